@@ -1,0 +1,34 @@
+"""What the demo world's tiny VLM can do: aspects of unseen pictures, and the emotion when the aspects are told.
+
+python benchmarks/demo_vlm.py [--vlm masp/data/demo/vlm] [--pictures 1500] [--captions 2000]
+"""
+
+import argparse
+from pathlib import Path
+
+
+def main() -> None:
+    from masp.data.demo import VLM_DIR
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vlm", type=Path, default=VLM_DIR)
+    parser.add_argument("--questions", default="configs/questions.yaml")
+    parser.add_argument("--pictures", type=int, default=1500)
+    parser.add_argument("--captions", type=int, default=2000)
+    args = parser.parse_args()
+
+    from masp.data.demo.measure import aspect_accuracy, load_demo_vlm, told_accuracy
+    from masp.data.demo.world import best_possible_accuracy
+    from masp.data.questions import load_questions
+
+    model, tokenizer = load_demo_vlm(args.vlm)
+    questions = load_questions(args.questions)
+    for aspect, accuracy in aspect_accuracy(model, tokenizer, questions, args.pictures).items():
+        print(f"{aspect:18} {accuracy:.3f}")
+    reached, best = told_accuracy(model, tokenizer, questions, args.captions)
+    print(f"emotion, aspects told as text: {reached:.3f} of {best:.3f}, {reached / best:.3f} of the best possible")
+    print(f"best possible accuracy, by enumeration: {best_possible_accuracy():.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""How fast `masp plan` reads image headers.
+
+    python benchmarks/headers.py [--num-images 100000] [--processes N …] [--dir DIR]
+
+Writes JPEG (half of them with EXIF orientation) and PNG files of photographs' sizes, then reads their headers with each
+number of processes. Wanted: 100,000 in under a minute. Prints a table; `--json FILE` writes the figures too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from PIL import Image
+
+from masp.plan.headers import default_processes, read_sizes
+
+SIZES = ((1024, 768), (768, 1024), (800, 600), (640, 427), (1280, 853), (500, 500))
+WANTED_S_PER_100K = 60.0
+
+
+def templates() -> list[tuple[str, bytes]]:
+    """Some picture files, as (suffix, content)."""
+    found = []
+    for number, size in enumerate(SIZES):
+        image = Image.new("RGB", size, (40 * number, 90, 160))
+        exif = Image.Exif()
+        exif[0x0112], exif[0x010F] = 6, "a camera"
+        for suffix, options in (("jpg", {"quality": 5}), ("jpg", {"quality": 5, "exif": exif}), ("png", {})):
+            buffer = io.BytesIO()
+            image.save(buffer, "JPEG" if suffix == "jpg" else "PNG", **options)
+            found.append((suffix, buffer.getvalue()))
+    return found
+
+
+def write_images(folder: Path, count: int) -> list[Path]:
+    """Write so many files, a thousand to a folder."""
+    kinds, paths = templates(), []
+    for number in range(count):
+        suffix, content = kinds[number % len(kinds)]
+        path = folder / f"{number // 1000:04d}" / f"{number:07d}.{suffix}"
+        if number % 1000 == 0:
+            path.parent.mkdir()
+        path.write_bytes(content)
+        paths.append(path)
+    return paths
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-images", type=int, default=100_000)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, default_processes()])
+    parser.add_argument("--dir", type=Path, default=None, help="where to write the files for the while")
+    parser.add_argument("--json", type=Path, default=None, metavar="FILE")
+    arguments = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory(dir=arguments.dir) as folder:
+        start = time.perf_counter()
+        paths = write_images(Path(folder), arguments.num_images)
+        print(f"{len(paths):,} files written in {time.perf_counter() - start:.1f} s; {os.cpu_count()} cores, load "
+              f"{os.getloadavg()[0]:.1f}")  # fmt: skip
+        print(f"{'processes':>9}{'seconds':>10}{'headers/s':>12}")
+        for processes in arguments.processes:
+            start = time.perf_counter()
+            _, broken = read_sizes(paths, 1024, processes)
+            seconds = time.perf_counter() - start
+            if broken:
+                raise RuntimeError(f"{broken[0]} cannot be read")
+            rows.append({"processes": processes, "seconds": seconds, "headers_per_s": len(paths) / seconds})
+            print(f"{processes:>9}{seconds:>10.2f}{len(paths) / seconds:>12,.0f}")
+    best = min(row["seconds"] for row in rows) * 100_000 / len(paths)
+    print(f"100,000 headers take {best:.1f} s; wanted: under {WANTED_S_PER_100K:.0f} s")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"num_images": len(paths), "rows": rows}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

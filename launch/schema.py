@@ -1,0 +1,134 @@
+"""Every setting of a cluster: its type, its default, its valid range and what it does.
+
+The string under a field is its documentation; `tools/config_reference.py` turns it into the table of `docs/cluster.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from masp.config import load_settings
+from masp.config.schema import rule
+from masp.errors import InputError
+
+
+@dataclass
+class PartConfig:
+    """What one part of a run asks for."""
+
+    gpus_per_task: int = field(default=0, metadata=rule(at_least=0, at_most=1))
+    """GPUs of each process: one, or none at all."""
+
+    cpus_per_task: int = field(default=4, metadata=rule(at_least=1, at_most=4096))
+    """CPU cores of each process, for itself and for its workers."""
+
+    memory_gb: float | None = field(default=None, metadata=rule(above=0.0))
+    """Memory per node; null leaves it to the cluster's default."""
+
+    timeout_min: int = field(default=240, metadata=rule(at_least=1))
+    """Time limit. Ahead of it the job stops cleanly and queues itself again (`max_requeues`)."""
+
+
+@dataclass
+class ExtractPartConfig(PartConfig):
+    """Extraction: an array of tasks, each of which does its share of the shards."""
+
+    num_tasks: int = field(default=4, metadata=rule(at_least=1, at_most=100_000))
+    """Tasks of the array. More than `cache.num_shards` leaves some without work."""
+
+    max_parallel: int = field(default=256, metadata=rule(at_least=1))
+    """How many of them run at once at most."""
+
+
+@dataclass
+class TrainPartConfig(PartConfig):
+    """Training: one job over all nodes; both stages ask for the same."""
+
+    nodes: int = field(default=1, metadata=rule(at_least=1, at_most=100_000))
+    """Nodes of the job."""
+
+    tasks_per_node: int = field(default=1, metadata=rule(at_least=1, at_most=1024))
+    """Processes on each node: as many as it has GPUs."""
+
+
+@dataclass
+class EvaluatePartConfig(TrainPartConfig):
+    """Evaluation: one job over all nodes, each process with a slice of its own."""
+
+
+@dataclass
+class ClusterConfig:
+    """Where jobs run, and what they ask for."""
+
+    executor: str = field(default="slurm", metadata=rule(choices=("slurm", "local")))
+    """`slurm`, or `local`: on this machine, in the background, without any scheduler."""
+
+    partition: str | None = field(default=None, metadata=rule())
+    """Slurm's partition; null takes the cluster's default."""
+
+    account: str | None = field(default=None, metadata=rule())
+    """The account to charge; null takes the user's default."""
+
+    qos: str | None = field(default=None, metadata=rule())
+    """The quality of service; null takes the default."""
+
+    constraint: str | None = field(default=None, metadata=rule())
+    """Features that nodes must have, as Slurm writes them; null wants none."""
+
+    mail_user: str | None = field(default=None, metadata=rule())
+    """Who gets mail about the jobs; null sends none."""
+
+    mail_type: str = field(default="END,FAIL", metadata=rule())
+    """About what, if `mail_user` is given."""
+
+    max_requeues: int = field(default=20, metadata=rule(at_least=0, at_most=10_000))
+    """How often a job may start again, for whatever reason, before it counts as failed."""
+
+    signal_delay_s: int = field(default=120, metadata=rule(at_least=1, at_most=3600))
+    """How long before its time limit a job is told to stop: time for a step and a checkpoint."""
+
+    setup: list[str] = field(default_factory=list, metadata=rule(example="[module load cuda]"))
+    """Shell lines at the start of every job: modules to load, variables to set. Slurm only."""
+
+    sbatch: list[str] = field(default_factory=list, metadata=rule(unique=True, example="[reservation=lab]"))
+    """Further options of sbatch, each `name=value` without dashes, such as `reservation=lab`."""
+
+    extract: ExtractPartConfig = field(default_factory=ExtractPartConfig)
+    train: TrainPartConfig = field(default_factory=TrainPartConfig)
+    evaluate: EvaluatePartConfig = field(default_factory=EvaluatePartConfig)
+
+
+def load_cluster(path: str | Path, overrides: Sequence[str] = ()) -> ClusterConfig:
+    """Read and check a cluster's settings, by the rules of `masp.config.load_settings`.
+
+    Args:
+        path: a YAML file such as `configs/cluster/slurm.yaml`.
+        overrides: `key=value`.
+
+    Raises:
+        InputError: one line that names file, key, value and what would be valid.
+    """
+    return load_settings(ClusterConfig, path, overrides, _check_together)
+
+
+def _check_together(cluster: ClusterConfig, where: str) -> None:
+    """The rules that concern more than one value."""
+    if cluster.executor == "local":
+        for name in ("train", "evaluate"):
+            nodes = getattr(cluster, name).nodes
+            if nodes > 1:
+                raise InputError(f"{where}: {name}.nodes = {nodes}: executor 'local' has one node, this machine")
+        if cluster.setup:
+            raise InputError(f"{where}: setup = {cluster.setup}: with executor 'local', run these lines beforehand")
+    for name in ("extract", "train", "evaluate"):
+        limit_s = getattr(cluster, name).timeout_min * 60
+        if cluster.signal_delay_s >= limit_s:
+            raise InputError(
+                f"{where}: signal_delay_s = {cluster.signal_delay_s}: must be below {name}.timeout_min, which is"
+                f" {limit_s} s"
+            )
+    for option in cluster.sbatch:
+        if not all(option.partition("=")) or option.startswith("-"):
+            raise InputError(f"{where}: sbatch: {option!r} must be name=value without dashes, such as reservation=lab")

@@ -1,0 +1,157 @@
+"""`index.h5`: one row per sample in columns of fixed shape, so that a million rows open in a moment."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from masp.cache.files import replacing
+from masp.cache.fingerprint import FORMAT_VERSION
+from masp.errors import DataError
+
+
+class Keys(Sequence):
+    """Sample keys as one run of bytes: a million Python strings would take longer to make than all the rest."""
+
+    def __init__(self, text: np.ndarray, offsets: np.ndarray):
+        self._text, self._offsets = text, offsets
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, row):
+        if isinstance(row, slice):
+            return [self[i] for i in range(*row.indices(len(self)))]
+        row = int(row)
+        if not -len(self) <= row < len(self):
+            raise IndexError(row)
+        row %= len(self)
+        return self._text[self._offsets[row] : self._offsets[row + 1]].tobytes().decode()
+
+    def __iter__(self) -> Iterator[str]:
+        text, offsets = self._text.tobytes(), self._offsets.tolist()
+        for start, stop in itertools.pairwise(offsets):
+            yield text[start:stop].decode()
+
+
+@dataclass(frozen=True)
+class Index:
+    """The columns, `[N]` unless said otherwise. Rows stand shard by shard, in the order of the tars."""
+
+    key_text: np.ndarray
+    """uint8 `[bytes of all keys]`."""
+    key_offsets: np.ndarray
+    """int64 `[N + 1]`: where each key starts in `key_text`."""
+    split: np.ndarray
+    """uint8, into the manifest's `splits`."""
+    shard: np.ndarray
+    """int32, into the manifest's `shards`."""
+    offset: np.ndarray
+    """int64: where the sample's JSON starts in its tar."""
+    length: np.ndarray
+    """int64: from there to the end of its features; one read gets both members."""
+    json_length: np.ndarray
+    """int32: bytes of the JSON."""
+    features_start: np.ndarray
+    """int32: where the features' file starts, from `offset`."""
+    json_crc32: np.ndarray
+    """uint32."""
+    features_crc32: np.ndarray
+    """uint32."""
+    num_tokens: np.ndarray
+    """int32: T."""
+    category: np.ndarray
+    """int16, into the manifest's `categories`."""
+    aspects: np.ndarray
+    """uint64: bit i says that there is an answer for the manifest's `aspects[i]`."""
+    grid: np.ndarray
+    """int32 `[N, 3]`: patches in time, height and width, before the merge."""
+    image_size: np.ndarray
+    """int32 `[N, 2]`: width and height of the image that was given to the image processor."""
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    @property
+    def keys(self) -> Keys:
+        """The sample keys as strings."""
+        return Keys(self.key_text, self.key_offsets)
+
+
+_TYPES = {
+    "key_text": "u1", "key_offsets": "i8", "split": "u1", "shard": "i4", "offset": "i8", "length": "i8",
+    "json_length": "i4", "features_start": "i4", "json_crc32": "u4", "features_crc32": "u4", "num_tokens": "i4",
+    "category": "i2", "aspects": "u8", "grid": "i4", "image_size": "i4",
+}  # fmt: skip
+_WIDTHS = {"grid": 3, "image_size": 2}
+
+
+def build_index(sidecars: Iterable[dict], splits: Sequence[str], categories: Sequence[str], aspects: Sequence[str]):
+    """Merge sidecars, in the order of their shards' numbers, into an index.
+
+    A sidecar's samples become arrays before the next one is read: a million Python records would need gigabytes.
+    """
+    bit = {aspect: 1 << i for i, aspect in enumerate(aspects)}
+    category_of = {category: i for i, category in enumerate(categories)}
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in _TYPES}
+    ends = np.zeros(1, dtype="i8")
+    for number, sidecar in enumerate(sidecars):
+        samples = sidecar["samples"]
+        keys = [s["key"].encode() for s in samples]
+        columns = {
+            "key_text": np.frombuffer(b"".join(keys), dtype="u1"),
+            "key_offsets": ends[-1] + np.cumsum([len(k) for k in keys], dtype="i8"),
+            "split": [splits.index(sidecar["split"])] * len(samples),
+            "shard": [number] * len(samples),
+            "offset": [s["json"]["offset"] for s in samples],
+            "length": [s["features"]["offset"] + s["features"]["bytes"] - s["json"]["offset"] for s in samples],
+            "json_length": [s["json"]["bytes"] for s in samples],
+            "features_start": [s["features"]["offset"] - s["json"]["offset"] for s in samples],
+            "json_crc32": [s["json"]["crc32"] for s in samples],
+            "features_crc32": [s["features"]["crc32"] for s in samples],
+            "num_tokens": [s["num_tokens"] for s in samples],
+            "category": [category_of[s["category"]] for s in samples],
+            "aspects": [sum(bit[a] for a in s["answers"]) for s in samples],
+            "grid": [s["grid"] for s in samples],
+            "image_size": [s["image_size"] for s in samples],
+        }
+        for name, values in columns.items():
+            shape = (-1, _WIDTHS[name]) if name in _WIDTHS else -1
+            parts[name].append(np.asarray(values, dtype=_TYPES[name]).reshape(shape))
+        if len(samples):
+            ends = columns["key_offsets"]
+    parts["key_offsets"].insert(0, np.zeros(1, dtype="i8"))
+    return Index(**{name: np.concatenate(part) for name, part in parts.items()})
+
+
+def save_index(path: Path, index: Index) -> None:
+    """Write the index to a temporary name, then rename it; equal indices are equal bytes."""
+    import h5py
+
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs["format_version"] = FORMAT_VERSION
+        for field in fields(Index):
+            file.create_dataset(field.name, data=getattr(index, field.name), track_times=False)
+
+
+def load_index(path: Path) -> Index:
+    """Read the whole index (about 130 bytes per sample); the file is closed on return.
+
+    Raises:
+        DataError: missing, damaged or of another format.
+    """
+    import h5py
+
+    try:
+        # the file never changes once it has its name, and some cluster file systems cannot lock
+        with h5py.File(path, "r", locking=False) as file:
+            version = file.attrs.get("format_version")
+            if version != FORMAT_VERSION:
+                raise DataError(f"{path}: format_version is {version!r}, this version of masp reads {FORMAT_VERSION}")
+            return Index(**{field.name: file[field.name][()] for field in fields(Index)})
+    except (OSError, KeyError, RuntimeError) as error:
+        raise DataError(f"{path} is damaged or missing: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,169 @@
+"""Which shards a cache has and which samples each holds: fixed by the dataset and `num_shards` alone."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from masp.cache.files import create_sealed, plain_write_errors, read_sealed
+from masp.cache.fingerprint import FORMAT_VERSION, Fields, compare
+from masp.errors import DataError, InputError
+
+LAYOUT = "layout.json"
+MANIFEST = "manifest.json"
+INDEX = "index.h5"
+QUARANTINE = "quarantine.jsonl"
+LOCK = ".lock"
+"""Locked in ranges: byte `k` by whoever writes shard `k`; `FINISHING` and all below it by whoever merges the
+sidecars."""
+FINISHING = 1 << 40
+SHARDS = "shards"
+
+NAME = re.compile(r"(?P<split>[A-Za-z0-9_-]+?)(?:-g(?P<generation>[1-9]\d*))?-(?P<number>\d{5,})")
+"""A shard's name: `train-00000`, or `train-g1-00000` of the images that were added first."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar of the cache."""
+
+    number: int
+    """Its place among all shards of all generations; the index names shards by it."""
+    name: str
+    split: str
+    generation: int
+    samples: tuple[Any, ...]
+    """Its `masp.data.datasets.Sample`s, in the order of the tar."""
+
+
+def assign(samples: Sequence[Any], num_shards: int, generation: int = 0, first_number: int = 0) -> list[Shard]:
+    """Divide samples over shards.
+
+    A split gets shards in proportion to its samples, at least one and never an empty one. Within a split, samples
+    stand in the order of a hash of their keys, which mixes the categories (file names sort by category), and are cut
+    into equal runs.
+
+    Args:
+        samples: with `.key` and `.split`; any order.
+        num_shards: over all splits; raised to the number of splits, lowered to the number of samples.
+        generation: 0, or which extension of the cache these samples form.
+        first_number: number of the first shard.
+    """
+    by_split: dict[str, list] = {}
+    for sample in samples:
+        by_split.setdefault(sample.split, []).append(sample)
+    counts = {split: len(by_split[split]) for split in sorted(by_split)}
+    shards: list[Shard] = []
+    for split, num in _shares(counts, num_shards).items():
+        ordered = sorted(by_split[split], key=lambda s: (hashlib.sha256(s.key.encode()).digest(), s.key))
+        for n in range(num):
+            run = ordered[len(ordered) * n // num : len(ordered) * (n + 1) // num]
+            name = f"{split}-g{generation}-{n:05d}" if generation else f"{split}-{n:05d}"
+            shards.append(Shard(first_number + len(shards), name, split, generation, tuple(run)))
+    return shards
+
+
+def _shares(counts: dict[str, int], num_shards: int) -> dict[str, int]:
+    """Largest remainders, with at least one and at most `counts[split]` shards per split."""
+    shares = dict.fromkeys(counts, 1)
+    total = sum(counts.values())
+    while sum(shares.values()) < min(num_shards, total):
+        open_splits = [s for s in counts if shares[s] < counts[s]]
+        # the split that is furthest below its due; ties go to the first name
+        best = max(open_splits, key=lambda s: counts[s] * num_shards / total - shares[s])
+        shares[best] += 1
+    return shares
+
+
+def tar_path(folder: Path, name: str) -> Path:
+    """Where a shard lies."""
+    return folder / SHARDS / f"{name}.tar"
+
+
+def sidecar_path(folder: Path, name: str) -> Path:
+    """Where a finished shard's sidecar lies."""
+    return folder / SHARDS / f"{name}.json"
+
+
+def make_layout(
+    dataset: str, categories: Sequence[str], num_shards: int, shards: Sequence[Shard], model: Fields, machine: Fields
+) -> dict:
+    """What a cache folder will hold, decided before the first shard is written and compared on every later call.
+
+    `generations` lists per generation its `num_shards` (as configured) and its shards' names with their number of
+    samples; those that are added later (`masp.cache.generations`) also list the keys of their samples. `machine` is
+    that of every feature in the folder.
+    """
+    return {
+        "format_version": FORMAT_VERSION,
+        "dataset": dataset,
+        "categories": list(categories),
+        "model": model,
+        "machine": machine,
+        "generations": [{"num_shards": num_shards, "shards": {s.name: len(s.samples) for s in shards}}],
+    }
+
+
+def shard_names(layout: dict) -> list[str]:
+    """Names of all shards of all generations, in the order of their numbers."""
+    # JSON objects are kept with sorted keys, so the order is said here: splits by name, then numbers
+    return [
+        name
+        for generation in layout["generations"]
+        for name in sorted(generation["shards"], key=lambda n: (split_of(n), len(n), n))
+    ]
+
+
+def split_of(name: str) -> str:
+    """The split that a shard's name names."""
+    match = NAME.fullmatch(name)
+    if not match:
+        raise DataError(f"{name!r} is no name of a shard")
+    return match["split"]
+
+
+def read_layout(folder: Path) -> dict | None:
+    """The folder's layout, or None if there is none.
+
+    Raises:
+        DataError: damaged. InputError: written by another version of the format.
+    """
+    layout = read_sealed(folder / LAYOUT)
+    if layout is not None and layout.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{folder / LAYOUT}: format_version is {layout.get('format_version')!r}, this version of masp reads "
+            f"{FORMAT_VERSION}; extract into a new cache.dir"
+        )
+    return layout
+
+
+def agree_on_layout(folder: Path, wanted: dict) -> dict:
+    """Write the layout, or check that the folder's own is the wanted one but for the machine; returns the folder's.
+
+    Raises:
+        InputError: the folder belongs to another configuration or dataset; names the field and both values.
+    """
+    found = read_layout(folder)
+    if found is None:
+        with plain_write_errors(folder):
+            if create_sealed(folder / LAYOUT, wanted):
+                return wanted
+        found = read_layout(folder)
+        if found is None:
+            raise DataError(f"{folder / LAYOUT} appeared and went; is another job deleting this folder?")
+    what, remedy = f"cache.dir: {folder}", "give the old value or a new cache.dir"
+    compare(_settings(found), _settings(wanted), what, remedy)
+    compare(found["model"], wanted["model"], what, remedy)
+    return found
+
+
+def _settings(layout: dict) -> Fields:
+    return {
+        "dataset.name": layout["dataset"],
+        "dataset.categories": layout["categories"],
+        "cache.num_shards": layout["generations"][0]["num_shards"],
+    }

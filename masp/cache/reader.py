@@ -1,0 +1,215 @@
+"""Reading a finished cache: one `pread` per sample, its checksums verified every time."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from masp.cache.codec import checksum, decode_features, decode_record
+from masp.cache.files import digest_file
+from masp.cache.fingerprint import Fields, compare
+from masp.cache.index import Index, load_index
+from masp.cache.layout import INDEX, tar_path
+from masp.cache.state import read_manifest, remedy
+from masp.errors import DataError, InputError
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_OPEN_SHARDS = 256
+"""File descriptors that a `Cache` keeps; many systems allow a process 1024."""
+
+
+@dataclass(frozen=True)
+class CachedSample:
+    """A sample as the cache holds it."""
+
+    key: str
+    split: str
+    category: str
+    answers: dict[str, str]
+    """Aspect -> answer text, only where annotated."""
+    features: torch.Tensor
+    """`[T, D]`, in the dtype of the cache unless another was asked for."""
+    grid: tuple[int, int, int]
+    """Patches in time, height and width, before the merge."""
+    image_size: tuple[int, int]
+    """Width and height of the image that was given to the image processor."""
+
+
+def open_cache(folder: str | Path) -> Cache:
+    """Open a finished cache.
+
+    Raises:
+        InputError: no such cache, or extraction has not finished. DataError: manifest or index damaged.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    path = folder / INDEX
+    try:
+        digest = digest_file(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); {remedy(folder)}") from None
+    if digest != manifest["index"]["sha256"]:
+        raise DataError(f"{path} is damaged: its digest is not the manifest's; {remedy(folder)}")
+    return Cache(folder, manifest, load_index(path))
+
+
+class Cache:
+    """A finished cache, read-only. Picklable; a process opens its own files on first use. One thread at a time."""
+
+    def __init__(self, folder: Path, manifest: dict, index: Index):
+        self.folder, self.manifest, self.index = folder, manifest, index
+        self._files: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_files": {}}
+
+    def __del__(self):
+        self.close()
+
+    def close(self) -> None:
+        """Close the tars that this process has opened; reading opens them again."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Names of the categories, in the order that the dataset gives them."""
+        return tuple(self.manifest["categories"])
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        return self.manifest["hidden_size"]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits."""
+        return tuple(self.manifest["splits"])
+
+    def rows(self, split: str) -> np.ndarray:
+        """Rows of a split, ascending, int64.
+
+        Raises:
+            InputError: the cache has no such split.
+        """
+        if split not in self.splits:
+            raise InputError(f"cache.dir: {self.folder} has no split {split!r}; it has {', '.join(self.splits)}")
+        return np.flatnonzero(self.index.split == self.splits.index(split))
+
+    def row_of(self, key: str) -> int:
+        """The row of a sample key.
+
+        Raises:
+            KeyError: the cache does not hold it.
+        """
+        return self._row_of[key]
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {key: row for row, key in enumerate(self.index.keys)}
+
+    def has_answer(self, rows: np.ndarray, aspect: str) -> np.ndarray:
+        """Which of these rows have an answer for an aspect, bool, without reading a shard."""
+        if aspect not in self.manifest["aspects"]:
+            return np.zeros(len(rows), dtype=bool)
+        bit = np.uint64(1 << self.manifest["aspects"].index(aspect))
+        return (self.index.aspects[rows] & bit) != 0
+
+    def check_model(self, fields: Fields) -> None:
+        """Refuse this cache unless its features are those of the given VLM and settings.
+
+        Args:
+            fields: `masp.cache.fingerprint.model_fields` of the configuration.
+
+        Raises:
+            InputError: names the field and both values.
+        """
+        found = self.manifest["fingerprint"]["model"]
+        compare(found, fields, f"cache.dir: {self.folder}", "extract into a new cache.dir or give the old value")
+
+    def read(self, row: int, dtype: torch.dtype | None = None) -> CachedSample:
+        """Read a sample.
+
+        Args:
+            row: of the index.
+            dtype: of the features; None for the cache's.
+
+        Raises:
+            DataError: a byte of it is damaged or missing; names shard, key and the command that rebuilds the shard.
+        """
+        index = self.index
+        data = self._span(row, int(index.length[row]))
+        start = int(index.features_start[row])
+        tensor = data[start:]
+        if checksum(tensor) != index.features_crc32[row]:
+            raise self._damaged(row, "the features do not match their checksum")
+        record = self._record(row, data)
+        try:
+            features = decode_features(tensor)
+        except ValueError as error:
+            raise self._damaged(row, str(error)) from None
+        return CachedSample(
+            key=record["key"],
+            split=record["split"],
+            category=record["category"],
+            answers=record["answers"],
+            features=features if dtype is None else features.to(dtype),
+            grid=tuple(record["grid"]),
+            image_size=tuple(record["image_size"]),
+        )
+
+    def read_record(self, row: int) -> dict:
+        """Only the JSON member: `key`, `split`, `category`, `answers`, `image_size`, `grid`, `source_sha256`.
+
+        Raises:
+            DataError: as `read`.
+        """
+        return self._record(row, self._span(row, int(self.index.json_length[row])))
+
+    def _record(self, row: int, data: memoryview) -> dict:
+        text = data[: int(self.index.json_length[row])]
+        if checksum(text) != self.index.json_crc32[row]:
+            raise self._damaged(row, "the JSON member does not match its checksum")
+        return decode_record(text)
+
+    def _span(self, row: int, length: int) -> memoryview:
+        """The first `length` bytes of a sample in its tar, writable."""
+        buffer = memoryview(np.empty(length, dtype=np.uint8))  # a bytearray would be filled with zeros first
+        offset, done = int(self.index.offset[row]), 0
+        try:
+            file = self._file(int(self.index.shard[row]))
+            while done < length:
+                count = os.preadv(file, [buffer[done:]], offset + done)
+                if not count:
+                    raise self._damaged(row, "the shard is cut short")
+                done += count
+        except FileNotFoundError:
+            raise self._damaged(row, "the shard is missing") from None
+        except OSError as error:
+            raise self._damaged(row, f"the shard cannot be read ({error.strerror})") from None
+        return buffer
+
+    def _file(self, shard: int) -> int:
+        if shard not in self._files:
+            if len(self._files) >= MAX_OPEN_SHARDS:
+                os.close(self._files.pop(next(iter(self._files))))  # the one opened first
+            self._files[shard] = os.open(tar_path(self.folder, self.shard_name(shard)), os.O_RDONLY | os.O_CLOEXEC)
+        return self._files[shard]
+
+    def shard_name(self, shard: int) -> str:
+        """The name of a shard that the index numbers."""
+        return self.manifest["shards"][shard]["name"]
+
+    def _damaged(self, row: int, what: str) -> DataError:
+        shard, key = self.shard_name(int(self.index.shard[row])), self.index.keys[row]
+        return DataError(f"{tar_path(self.folder, shard)}: sample {key}: {what}; {remedy(self.folder)}")

@@ -1,0 +1,110 @@
+"""Checkpoints of a training run: files, not engines. A checkpoint appears whole or not at all.
+
+checkpoints/step-00000050/state.safetensors   trained tensors and moments by name, fp32
+checkpoints/step-00000050/state.json          counters and what the run is, sealed with a digest
+checkpoints/latest                            the name of the newest; moved last
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from masp.cache.files import digest_file, fsync_folder, read_sealed, sealed, write_bytes
+from masp.errors import DataError, InputError
+
+LATEST = "latest"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run at a step boundary."""
+
+    step: int
+    """Optimizer steps taken."""
+    identity: dict
+    """What decides the course of the run; a checkpoint of another run is not resumed."""
+    tensors: dict[str, Tensor]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write a checkpoint, move `latest` to it, and remove all but the newest `keep`.
+
+    Args:
+        folder: the stage's `checkpoints` folder.
+
+    Raises:
+        InputError: the disk is full or not writable; what was there before stays.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    name = f"step-{checkpoint.step:08d}"
+    final, temporary = folder / name, folder / f".{name}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".step-*.tmp"):  # by a kill while it was written
+            shutil.rmtree(left)
+        temporary.mkdir()
+        tensors = temporary / "state.safetensors"
+        save_file({n: t.contiguous() for n, t in checkpoint.tensors.items()}, tensors)
+        with open(tensors, "rb") as file:
+            os.fsync(file.fileno())
+        meta = {"step": checkpoint.step, "identity": checkpoint.identity, "tensors": digest_file(tensors)}
+        write_bytes(temporary / "state.json", sealed(meta))
+        if final.exists():  # `latest` is older: somebody went back, or this one was damaged
+            shutil.rmtree(final)
+        os.replace(temporary, final)
+        fsync_folder(folder)
+        write_bytes(folder / LATEST, name.encode())
+        # those of later steps are of a course that was given up by going back
+        earlier = sorted(p for p in folder.glob("step-*") if p.name < name)
+        later = [p for p in folder.glob("step-*") if p.name > name]
+        for path in [*earlier[: max(0, len(earlier) - keep + 1)], *later]:
+            shutil.rmtree(path)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"output_dir: the checkpoint {final} cannot be written: {reason}; earlier ones are kept"
+        ) from None
+    return final
+
+
+def load_latest(folder: Path, identity: dict) -> Checkpoint | None:
+    """The newest checkpoint of this run; None if there is none.
+
+    Raises:
+        InputError: it belongs to a run with other settings; names the first that differs.
+        DataError: it is damaged; names an older one to go back to.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    pointer = folder / LATEST
+    if not pointer.is_file():
+        return None
+    path = folder / pointer.read_text().strip()
+    others = sorted(p.name for p in folder.glob("step-*") if p != path)
+    remedy = f"write {others[-1]!r} into {pointer} to go back to it" if others else f"delete {folder} to start afresh"
+    meta = read_sealed(path / "state.json")
+    if meta is None:
+        raise DataError(f"{pointer} names {path.name}, which is not there or not whole; {remedy}")
+    for name in {**identity, **meta["identity"]}:  # in the order of `identity`: settings before what follows from them
+        old, new = meta["identity"].get(name), identity.get(name)
+        if old != new:
+            raise InputError(
+                f"{path} is a checkpoint of a run with {name} = {old!r}, but here it is {new!r}; give the old value, "
+                "or another output_dir for a new run"
+            )
+    tensors = path / "state.safetensors"
+    try:
+        if digest_file(tensors) != meta["tensors"]:
+            raise DataError(f"{tensors} is damaged: its digest is not the one in state.json; {remedy}")
+        return Checkpoint(meta["step"], identity, load_file(tensors))
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{tensors} cannot be read: {error}; {remedy}") from None

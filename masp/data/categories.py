@@ -1,0 +1,34 @@
+"""The emotions that each known dataset distinguishes, and the aspects that the method asks about."""
+
+ASPECTS: tuple[str, ...] = ("facial_expression", "object", "scene", "human_action", "brightness", "colorfulness")
+
+_MIKELS = ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "sadness")
+# ArtPhoto and Abstract ship the same eight emotions, two of them under shorter names.
+_MIKELS_SHORT = ("amusement", "anger", "awe", "content", "disgust", "excitement", "fear", "sad")
+_POLARITY = ("positive", "negative")
+
+CATEGORY_SETS: dict[str, tuple[str, ...]] = {
+    "emoset": _MIKELS,
+    "emotion6": ("anger", "disgust", "fear", "joy", "sadness", "surprise"),
+    "artphoto": _MIKELS_SHORT,
+    "abstract": _MIKELS_SHORT,
+    "flickr": _POLARITY,
+    "instagram": _POLARITY,
+}
+
+# The name of a dataset that is none of the known ones: its categories are its own sub-folder names.
+OWN_CATEGORIES = "folder"
+DATASET_NAMES: tuple[str, ...] = (*CATEGORY_SETS, OWN_CATEGORIES)
+
+
+def normalise_category(name: str) -> str:
+    """The category that a folder name or an index entry means.
+
+    Args:
+        name: as written by the dataset's author, for example `"Anger "` or `"very_happy"`.
+
+    Returns:
+        Lower case, underscores as spaces, runs of white space as one space, none at the ends: the words that a VLM
+        is asked to say.
+    """
+    return " ".join(name.replace("_", " ").lower().split())

@@ -1,0 +1,162 @@
+"""Reading a dataset: which images there are, their split, category and aspect answers."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from masp.config.schema import DatasetConfig
+from masp.data.answers import read_annotation
+from masp.data.categories import CATEGORY_SETS, normalise_category
+from masp.data.emoset import read_index_files
+from masp.data.folders import read_folders
+from masp.data.keys import sample_key
+from masp.data.sample import SPLITS, Dataset, Entry, Listing, Sample
+from masp.errors import DataError, InputError
+
+__all__ = ["SPLITS", "Dataset", "Sample", "read_dataset"]
+
+# Annotations are small files, often on a network disk: threads wait for many at a time.
+_NUM_THREADS = 8
+_CHUNK = 256
+
+
+def read_dataset(config: DatasetConfig) -> Dataset:
+    """Read a dataset in either of its two layouts, told apart by what lies in the root.
+
+    - folders: `ROOT/{train,val,test}/<emotion>/*`, and where there are annotations
+      `ROOT/annotation/<emotion>/<stem>.json`. Keys hold the path relative to the split's folder.
+    - index files: `ROOT/{train,val,test}.json`, as EmoSet's authors ship it. Keys hold the path relative to the root.
+
+    A dataset need not have every split. Image files are listed, not opened: what cannot be read shows when features are
+    extracted. Categories are compared in lower case, with underscores as spaces.
+
+    Args:
+        config: the section `dataset` of the configuration.
+
+    Returns:
+        The dataset.
+
+    Raises:
+        InputError: the root is no dataset, or something in it is not as its layout wants it; the message names it.
+        DataError: an annotation is damaged or missing where others exist.
+    """
+    root = Path(config.root)
+    categories = _named_categories(config)
+    listing = _find_layout(root)(root, categories)
+    samples, notes = _read_samples(listing)
+    return Dataset(
+        name=config.name,
+        root=root,
+        categories=categories or listing.categories,
+        samples=samples,
+        ignored=tuple(sorted(listing.ignored)),
+        notes=notes,
+    )
+
+
+def _named_categories(config: DatasetConfig) -> tuple[str, ...] | None:
+    if config.categories is not None:
+        return tuple(normalise_category(category) for category in config.categories)
+    return CATEGORY_SETS.get(config.name)
+
+
+def _find_layout(root: Path) -> Callable[[Path, tuple[str, ...] | None], Listing]:
+    if not root.is_dir():
+        what = "is no folder" if root.exists() else "there is no such folder"
+        raise InputError(f"dataset.root = {str(root)!r}: {what}")
+    folders = [f"{split}/" for split in SPLITS if (root / split).is_dir()]
+    indices = [f"{split}.json" for split in SPLITS if (root / f"{split}.json").is_file()]
+    if folders and indices:
+        raise InputError(
+            f"dataset.root = {str(root)!r}: holds both {', '.join(folders)} and {', '.join(indices)}, which are two "
+            f"layouts of a dataset; keep one of them"
+        )
+    if not folders and not indices:
+        names = sorted(os.listdir(root))
+        holds = f"holds {', '.join(names[:5])}{', …' if len(names) > 5 else ''}" if names else "is empty"
+        raise InputError(
+            f"dataset.root = {str(root)!r}: {holds}; a dataset has folders train/<emotion>/ and test/<emotion>/, "
+            f"or index files train.json and test.json as EmoSet has them"
+        )
+    return read_folders if folders else read_index_files
+
+
+def _read_samples(listing: Listing) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
+    """The samples of all entries, sorted by key, and what to tell the user about them."""
+    answers, notes = _read_annotations(listing)
+    samples: dict[str, Sample] = {}
+    for entry, answer in zip(listing.entries, answers, strict=True):
+        try:
+            key = sample_key(entry.split, entry.relative_path)
+        except ValueError as error:
+            raise InputError(f"{entry.where}: {error}") from None
+        samples[key] = Sample(key, entry.split, entry.image_path, entry.category, answer)
+    notes += _shared_images(listing.entries)
+    return tuple(samples[key] for key in sorted(samples)), tuple(notes)
+
+
+def _read_annotations(listing: Listing) -> tuple[list[dict[str, str]], list[str]]:
+    """The answers of every entry, in the same order, and notes on those without."""
+    from tqdm import tqdm
+
+    entries = listing.entries
+    chunks = [entries[start : start + _CHUNK] for start in range(0, len(entries), _CHUNK)]
+    answers: list[dict[str, str] | None] = []
+    progress = tqdm(total=len(entries), desc="annotations", unit="image", delay=1.0, leave=False, disable=None)
+    with ThreadPoolExecutor(_NUM_THREADS) as pool, progress:
+        try:
+            for chunk in pool.map(_read_chunk, chunks):
+                answers += chunk
+                progress.update(len(chunk))
+        except BaseException:
+            # Without this, one broken file is reported only after all others have been read.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [answer or {} for answer in answers], _missing_annotations(listing, answers)
+
+
+def _read_chunk(entries: list[Entry]) -> list[dict[str, str] | None]:
+    return [_read_one(entry) for entry in entries]
+
+
+def _read_one(entry: Entry) -> dict[str, str] | None:
+    if entry.annotation_path is None:
+        return None
+    try:
+        return read_annotation(entry.annotation_path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise InputError(f"{entry.annotation_path}: cannot be read: {error.strerror}") from None
+
+
+def _missing_annotations(listing: Listing, answers: list[dict[str, str] | None]) -> list[str]:
+    """Notes on images without annotation; an error if an index file lists one that is not there."""
+    entries = listing.entries
+    without = [entry for entry, answer in zip(entries, answers, strict=True) if answer is None]
+    if len(without) == len(entries):
+        return ["no image has an annotation: stage 1 has nothing to learn from"]
+    listed = [entry for entry in without if entry.annotation_path is not None]
+    if listed and listing.lists_annotations:
+        raise DataError(
+            f"{listed[0].annotation_path}: this annotation, listed in {listed[0].where}, is missing"
+            f"{_and_others(listed)}; restore what is missing or take the rows out"
+        )
+    if without:
+        return [f"{len(without)} of {len(entries)} images have no annotation, the first is {without[0].image_path}"]
+    return []
+
+
+def _shared_images(entries: list[Entry]) -> list[str]:
+    """A note on images that stand in more than one split: they spoil an evaluation, yet such datasets exist."""
+    first: dict[Path, Entry] = {}
+    shared = [entry for entry in entries if first.setdefault(entry.image_path, entry) is not entry]
+    if not shared:
+        return []
+    where = f"{shared[0].where} lists what {first[shared[0].image_path].where} lists too{_and_others(shared)}"
+    return [f"{where}: an image in two splits is evaluated after it was trained on"]
+
+
+def _and_others(entries: list[Entry]) -> str:
+    return f" (and {len(entries) - 1} more)" if len(entries) > 1 else ""

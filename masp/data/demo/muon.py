@@ -1,0 +1,36 @@
+"""Muon: momentum whose update of a matrix is brought close to an orthogonal one. It needs far fewer steps than Adam."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Muon(torch.optim.Optimizer):
+    """For 2-D parameters; updates have the root mean square `0.2 * lr`, about that of Adam's."""
+
+    def __init__(self, parameters, lr: float, momentum: float = 0.95, weight_decay: float = 0.01):
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                average = self.state[parameter].setdefault("average", torch.zeros_like(parameter))
+                average.lerp_(parameter.grad, 1 - group["momentum"])
+                update = _orthogonal(parameter.grad.lerp(average, group["momentum"]))
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(update, alpha=-group["lr"] * 0.2 * max(parameter.shape) ** 0.5)
+
+
+def _orthogonal(matrix: Tensor, rounds: int = 5) -> Tensor:
+    """Singular values pushed towards one, by a Newton-Schulz iteration of fifth order tuned for speed."""
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / (x.norm() + 1e-7)
+    for _ in range(rounds):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.775 * square + 2.0315 * square @ square) @ x
+    return x.T if tall else x

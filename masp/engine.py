@@ -1,0 +1,192 @@
+"""DeepSpeed: one optimizer step over a global batch, and the trained tensors with their moments by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import deepspeed
+import torch
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+)
+from torch import Tensor, nn
+
+from masp.config.schema import EngineConfig, StageConfig
+from masp.devices import torch_dtype
+from masp.distributed import Ranks, sum_floats
+from masp.models.sequence import Batch
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What an optimizer step came to, the same on all ranks."""
+
+    loss: float
+    """The sum of weight x loss over the sum of weights, over all ranks and micro-batches."""
+    grad_norm: float
+    """Norm of the gradient before clipping."""
+
+
+def deepspeed_config(engine: EngineConfig, stage: StageConfig) -> dict:
+    """DeepSpeed's configuration, made from ours.
+
+    Stage 0 in half precision runs as stage 1, which computes the same: DeepSpeed's own stage 0 keeps the fp32 masters
+    where they cannot be saved by name.
+    """
+    zero_stage = max(engine.zero_stage, 1) if engine.precision != "fp32" else engine.zero_stage
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # ours vary; DeepSpeed only counts with it
+        "gradient_accumulation_steps": 1,  # boundaries are set by hand: micro-batches per step vary
+        "zero_optimization": {"stage": zero_stage},
+        "bf16": {"enabled": engine.precision == "bf16"},
+        "fp16": {"enabled": engine.precision == "fp16"},
+        # micro-batches and ranks must not change the result: gradients are added in fp32, whatever the model is in
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "gradient_clipping": stage.max_grad_norm or 0.0,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+
+
+def optimizer_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Trainable parameters in two groups: matrices with weight decay, vectors (biases) without, as is usual."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": group, "weight_decay": decay, "lr": 0.0}
+        for group, decay in (
+            ([p for p in trained if p.dim() > 1], weight_decay),
+            ([p for p in trained if p.dim() == 1], 0.0),
+        )
+        if group
+    ]
+
+
+class Engine:
+    """A model under DeepSpeed.
+
+    Args:
+        model: its forward maps a `Batch` to the losses of the rows `[B]`.
+        engine: precision and ZeRO stage.
+        stage: weight decay and clipping.
+        ranks: this process among its fellows; `masp.distributed.join` was called.
+        device: `cpu` or `cuda`.
+    """
+
+    def __init__(self, model: nn.Module, engine: EngineConfig, stage: StageConfig, ranks: Ranks, device: str):
+        self.ranks, self.device, self.dtype = ranks, device, torch_dtype(engine.precision)
+        self.inner = torch.optim.AdamW(optimizer_groups(model, stage.weight_decay))
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(
+            model=model, optimizer=self.inner, config=deepspeed_config(engine, stage)
+        )
+        self.names = {name: p for name, p in self.engine.module.named_parameters() if p.requires_grad}
+        self.sharded = self.optimizer is not self.inner  # masters and moments live in DeepSpeed's partitions
+        self.num_steps = 0
+
+    def step(self, batches: Sequence[Batch], total_weight: float, learning_rate: float) -> StepResult:
+        """One optimizer step.
+
+        Args:
+            batches: this rank's micro-batches, as many as on every other rank.
+            total_weight: the sum of the rows' weights over the whole global batch.
+            learning_rate: for this step.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)  # read once a step: each read waits
+        for number, batch in enumerate(batches, 1):
+            # DeepSpeed reduces when the boundary is set, in the backward pass of the last micro-batch
+            self.engine.set_gradient_accumulation_boundary(number == len(batches))
+            batch = batch.to(self.device, self.dtype)
+            losses = self.engine(batch)
+            loss = (losses * batch.weights).sum() / total_weight
+            self.engine.backward(loss * self.ranks.size, scale_wrt_gas=False)  # DeepSpeed averages over ranks
+            loss_sum += loss.detach()
+        norm = None if self.sharded else self._grad_norm()
+        self.engine.step()
+        self.num_steps += 1
+        (loss,) = sum_floats([loss_sum.item()], self.device)
+        return StepResult(loss, float(self.engine.get_global_grad_norm()) if norm is None else norm)
+
+    def state(self) -> dict[str, Tensor]:
+        """Trained tensors and their moments in fp32 on the CPU, whole, whatever the ZeRO stage.
+
+        A collective under ZeRO: every rank calls it.
+
+        Returns:
+            `parameter name`, and after the first step `parameter name#exp_avg` and `…#exp_avg_sq`.
+        """
+        self._link_moments()
+        state = {}
+        for name, parameter in self.names.items():
+            values = {"": safe_get_full_fp32_param(parameter) if self.sharded else parameter}
+            if self.num_steps:
+                for moment in MOMENTS:
+                    values[f"#{moment}"] = (
+                        safe_get_full_optimizer_state(parameter, moment)
+                        if self.sharded
+                        else self.inner.state[parameter][moment]
+                    )
+            for suffix, value in values.items():
+                shape = getattr(parameter, "ds_shape", parameter.shape)
+                state[name + suffix] = value.detach().float().cpu().reshape(shape).clone()
+        return state
+
+    def load_state(self, state: dict[str, Tensor], num_steps: int) -> None:
+        """Take over what `state` gave, on any number of ranks and any ZeRO stage.
+
+        The model must hold the trained tensors already (`load_trained`, before this engine was made): this sets their
+        fp32 masters and the moments, which DeepSpeed would otherwise start from rounded values and from zero.
+
+        Args:
+            state: as `state` returned it.
+            num_steps: optimizer steps taken so far, for Adam's bias correction.
+        """
+        self.num_steps = num_steps
+        if not num_steps:
+            return
+        masters = getattr(self.optimizer, "fp32_partitioned_groups_flat", None) or [
+            p for group in self.inner.param_groups for p in group["params"]
+        ]
+        for master in masters:
+            self.inner.state[master] = {
+                "step": torch.tensor(float(num_steps)),
+                **{moment: torch.zeros_like(master) for moment in MOMENTS},
+            }
+        self._link_moments()
+        for name, parameter in self.names.items():
+            if self.sharded:
+                safe_set_full_fp32_param(parameter, state[name].to(self.device))
+            for moment in MOMENTS:
+                value = state[f"{name}#{moment}"].to(self.device)
+                if self.sharded:
+                    safe_set_full_optimizer_state(parameter, value, moment)
+                else:
+                    self.inner.state[parameter][moment].copy_(value)
+
+    def _link_moments(self) -> None:
+        """Link every parameter to its moments: DeepSpeed does so once, after the first *group's* first step, and leaves
+        the parameters of later groups without."""
+        if hasattr(self.optimizer, "_hp_optimizer_states_linked") and self.num_steps:
+            self.optimizer._hp_optimizer_states_linked = False
+            self.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _grad_norm(self) -> float:
+        """Norm of the gradient of this step, before clipping; called after the last backward pass, before the step."""
+        squares = [p.grad.double().square().sum() for p in self.names.values() if p.grad is not None]
+        return float(torch.stack(squares).sum().sqrt())
+
+
+def load_trained(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put trained tensors into a model, by name; moments are left aside."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(state[name])

@@ -1,0 +1,201 @@
+"""What evaluation scores, from the cache or live from the images: keys, labels, and features in batches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from masp.assemble import machine_part, model_part, open_matching_cache
+from masp.cache.formats import as_read
+from masp.cache.reader import Cache
+from masp.config import Config
+from masp.devices import encoder_dtype, pick_device, torch_dtype
+from masp.errors import DataError, InputError
+from masp.pictures import Picture, Pictures, batches, picture_stream
+from masp.workers import ReadAhead
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sample to score."""
+
+    key: str
+    label: str
+    features: Tensor
+    """`[T, D]`."""
+    grid: tuple[int, int, int]
+
+
+@dataclass
+class Feed:
+    """The samples of a split, in the order of their keys, and a way to their features."""
+
+    keys: list[str]
+    categories: tuple[str, ...]
+    model: dict[str, Any]
+    """Model part of the fingerprint of the features."""
+    machine: dict[str, Any]
+    """Machine part."""
+    hidden_size: int
+    data_digest: str
+    """Digest of keys, labels and what the features are made of."""
+    source: Any
+
+    def batches(self, keys: Sequence[str], batch_size: int) -> Generator[list[Item]]:
+        """Features of some samples, similar lengths together. Close it: it may hold worker processes."""
+        return self.source.batches(keys, batch_size)
+
+
+def open_feed(config: Config) -> Feed:
+    """Open what `evaluate.source` names.
+
+    Raises:
+        InputError: no cache, a cache of another VLM, or no such split.
+    """
+    return _cached(config) if config.evaluate.source == "cache" else _live(config)
+
+
+def _digest(pairs) -> str:
+    from masp.cache.files import digest_of
+
+    return digest_of(sorted(map(list, pairs)))
+
+
+# ---- from the cache
+
+
+def _cached(config: Config) -> Feed:
+    cache, model = open_matching_cache(config)
+    rows = cache.rows(config.evaluate.split)
+    rows = rows[sorted(range(len(rows)), key=lambda i: cache.index.keys[rows[i]])]
+    keys = [cache.index.keys[row] for row in rows]
+    labels = [cache.categories[cache.index.category[row]] for row in rows]
+    return Feed(
+        keys=keys,
+        categories=cache.categories,
+        model=model,
+        machine=cache.manifest["fingerprint"]["machine"],
+        hidden_size=cache.hidden_size,
+        data_digest=_digest(zip(keys, labels, cache.index.features_crc32[rows].tolist(), strict=True)),
+        source=_CacheSource(cache, dict(zip(keys, rows.tolist(), strict=True)), config.evaluate.num_workers),
+    )
+
+
+class _CachedBatches(Dataset):
+    def __init__(self, cache: Cache, batches: list[list[int]]):
+        self.cache, self.rows = cache, batches
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> list[Item]:
+        samples = [self.cache.read(row) for row in self.rows[number]]
+        return [Item(s.key, s.category, s.features, s.grid) for s in samples]
+
+
+class _CacheSource:
+    def __init__(self, cache: Cache, row_of: dict[str, int], num_workers: int):
+        self.cache, self.row_of, self.num_workers = cache, row_of, num_workers
+
+    def batches(self, keys: Sequence[str], batch_size: int) -> Generator[list[Item]]:
+        rows = sorted((self.row_of[key] for key in keys), key=lambda row: (self.cache.index.num_tokens[row], row))
+        cut = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+        dataset = _CachedBatches(self.cache, cut)
+        with ReadAhead(dataset, range(len(cut)), self.num_workers, "evaluate.num_workers") as batches:
+            yield from batches
+
+
+# ---- live
+
+
+def _live(config: Config) -> Feed:
+    from masp.data.datasets import read_dataset
+    from masp.models.families import load_config, resolve_folder
+
+    dataset = read_dataset(config.dataset)
+    broken = quarantined_keys(config)
+    samples = {s.key: s for s in dataset.samples if s.split == config.evaluate.split and s.key not in broken}
+    if not samples:
+        raise InputError(f"evaluate.split = {config.evaluate.split!r}: {dataset.root} has no image in this split")
+    machine = machine_part(config)
+    stats = {key: sample.image_path.stat() for key, sample in samples.items() if sample.image_path.exists()}
+    made_of = [(k, s.category, stats[k].st_size, stats[k].st_mtime_ns) for k, s in samples.items() if k in stats]
+    return Feed(
+        keys=sorted(samples),
+        categories=dataset.categories,
+        model=model_part(config),
+        machine=machine,
+        hidden_size=load_config(resolve_folder(config.vlm.path)).text_config.hidden_size,
+        data_digest=_digest([*made_of, *machine.items()]),
+        source=_LiveSource(config, samples),
+    )
+
+
+def quarantined_keys(config: Config) -> set[str]:
+    """Keys that extraction put into quarantine, if there was one: what cannot be read is not evaluated either."""
+    path = Path(config.cache.dir) / "quarantine.jsonl"
+    if not path.is_file():
+        return set()
+    return {json.loads(line)["key"] for line in path.read_text().splitlines()}
+
+
+class _LiveSource:
+    def __init__(self, config: Config, samples: dict):
+        self.config, self.samples = config, samples
+
+    def batches(self, keys: Sequence[str], batch_size: int) -> Generator[list[Item]]:
+        samples = [self.samples[key] for key in sorted(keys)]
+        encoder = Encoder(self.config)
+        with encoder.stream(samples, self.config.evaluate.num_workers) as stream:
+            for start in range(0, len(samples), batch_size):
+                part = samples[start : start + batch_size]
+                pictures = [next(stream) for _ in part]
+                for sample, picture in zip(part, pictures, strict=True):
+                    if picture.reason or picture.failure:
+                        raise DataError(
+                            f"{sample.image_path} cannot be read: {picture.reason or picture.failure}; remove it, or "
+                            "run `masp extract`, which puts such images into quarantine"
+                        )
+                features = encoder.encode(pictures)
+                yield [Item(s.key, s.category, f, p.grid) for s, f, p in zip(part, features, pictures, strict=True)]
+
+
+class Encoder:
+    """The vision half with its preprocessing, as extraction runs it."""
+
+    def __init__(self, config: Config):
+        from masp.models.vision import load_preprocessor, load_vision_half
+
+        self.config = config
+        self.preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
+        device = pick_device(config.extract.device, "extract.device")
+        dtype = torch_dtype(encoder_dtype(config.cache.dtype, device))
+        self.vision = load_vision_half(config.vlm.path, dtype, device, config.vlm.attention)
+
+    def stream(self, samples: Sequence[Any], num_workers: int) -> ReadAhead:
+        """Preprocessed pictures of samples (anything with an `image_path`), in order."""
+        pictures = Pictures(samples, self.preprocessor, self.config.vlm.max_side)
+        return picture_stream(pictures, num_workers, "evaluate.num_workers")
+
+    def encode(self, pictures: Sequence[Picture]) -> list[Tensor]:
+        """Features of any number of pictures as the cache would give them back, each `[T, D]`.
+
+        On as many threads as extraction uses.
+        """
+        extract, threads = self.config.extract, torch.get_num_threads()
+        torch.set_num_threads(extract.num_threads)
+        try:
+            return [
+                as_read(tensor, self.config.cache.dtype)
+                for batch in batches(pictures, extract.batch_tokens)
+                for tensor in self.vision.encode([p.pixel_values for p in batch], [p.grid for p in batch])
+            ]
+        finally:
+            torch.set_num_threads(threads)

@@ -1,0 +1,189 @@
+"""How many floating-point operations the frozen VLM takes, from its configuration alone. Pure arithmetic.
+
+What is counted: a matrix product of a parameter with a token is 2 FLOP per parameter; layers that are frozen but stand
+under a gradient cost 4 (forward, and the gradient of their input; none for the weights). Attention is counted apart: 4
+FLOP per query, key and channel forward (scores, weighted sum), and twice that again backward. Only what the mathematics
+needs counts: causal attention over earlier positions, logits at supervised positions, no padding. Embedding look-ups,
+norms, activations, softmax, rotary positions and the optimizer are left out (below 1 % at real sizes).
+
+Sources: Kaplan et al. 2020 (arXiv 2001.08361, table 1) for 2 FLOP per parameter and token and 4 per attended pair and
+channel; Qwen2-VL (arXiv 2409.12191) and Qwen2.5-VL (arXiv 2502.13923) for the encoders. The tests compare these
+formulas with the operations that torch counts while the models run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Grid = tuple[int, int, int]
+"""Patches of an image in time, height and width, before the merge."""
+
+
+@dataclass(frozen=True)
+class VisionShape:
+    """The encoder with its merger."""
+
+    depth: int
+    width: int
+    mlp_parameters: int
+    """Weights of one block's MLP."""
+    patch_values: int
+    """Numbers in one patch: channels * frames * height * width."""
+    merge_size: int
+    """Patches per side that become one vision token."""
+    out_width: int
+    """D."""
+    num_full_blocks: int
+    """Blocks in which every patch attends to the whole image."""
+    window: int | None
+    """Vision tokens per side of the window that the other blocks attend in; None where there are none."""
+
+    @property
+    def block_parameters(self) -> int:
+        """Weights of one block: query, key, value, output and the MLP."""
+        return 4 * self.width**2 + self.mlp_parameters
+
+    @property
+    def merger_parameters(self) -> int:
+        """Weights of the merger; it runs once per vision token, all else once per patch."""
+        merged = self.width * self.merge_size**2
+        return merged**2 + merged * self.out_width
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the whole encoder, without biases and norms."""
+        return self.depth * self.block_parameters + self.patch_values * self.width + self.merger_parameters
+
+
+@dataclass(frozen=True)
+class LanguageShape:
+    """The decoder and its projection to the vocabulary."""
+
+    num_layers: int
+    width: int
+    """D."""
+    num_heads: int
+    num_kv_heads: int
+    head_width: int
+    mlp_width: int
+    vocabulary: int
+
+    @property
+    def layer_parameters(self) -> int:
+        """Weights of one layer: query and output, key and value, and the gated MLP's three matrices."""
+        attention = 2 * self.width * self.head_width * (self.num_heads + self.num_kv_heads)
+        return attention + 3 * self.width * self.mlp_width
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights that a token meets, the vocabulary's projection included."""
+        return self.num_layers * self.layer_parameters + self.width * self.vocabulary
+
+
+def shapes(config) -> tuple[VisionShape, LanguageShape]:
+    """Read the sizes out of a VLM's transformers configuration (Qwen2-VL or Qwen2.5-VL)."""
+    vision, text = config.vision_config, config.text_config
+    windowed = config.model_type == "qwen2_5_vl"
+    # the families name the same things differently: in Qwen2.5-VL `hidden_size` is the encoder's own width
+    width = vision.hidden_size if windowed else vision.embed_dim
+    mlp = 3 * width * vision.intermediate_size if windowed else 2 * width * int(width * vision.mlp_ratio)
+    full = len({b for b in vision.fullatt_block_indexes if 0 <= b < vision.depth}) if windowed else vision.depth
+    head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return (
+        VisionShape(
+            depth=vision.depth,
+            width=width,
+            mlp_parameters=mlp,
+            patch_values=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
+            merge_size=vision.spatial_merge_size,
+            out_width=vision.out_hidden_size if windowed else vision.hidden_size,
+            num_full_blocks=full,
+            window=vision.window_size // vision.patch_size // vision.spatial_merge_size if windowed else None,
+        ),
+        LanguageShape(
+            num_layers=text.num_hidden_layers,
+            width=text.hidden_size,
+            num_heads=text.num_attention_heads,
+            num_kv_heads=text.num_key_value_heads,
+            head_width=head_width,
+            mlp_width=text.intermediate_size,
+            vocabulary=text.vocab_size,
+        ),
+    )
+
+
+def encoder_flops(vision: VisionShape, grid: Grid) -> float:
+    """FLOP of the encoder, merger included, for one image (no gradient).
+
+    Args:
+        vision: the encoder's sizes.
+        grid: patches in time, height and width.
+    """
+    patches = grid[0] * grid[1] * grid[2]
+    tokens = patches // vision.merge_size**2
+    per_patch = vision.depth * vision.block_parameters + vision.patch_values * vision.width
+    linear = 2.0 * (per_patch * patches + vision.merger_parameters * tokens)
+    frame = grid[1] * grid[2]  # attention never leaves a frame
+    pairs = vision.num_full_blocks * grid[0] * frame**2
+    if vision.window is not None:
+        pairs += (vision.depth - vision.num_full_blocks) * grid[0] * _window_pairs(vision, grid)
+    return linear + 4.0 * pairs * vision.width
+
+
+def _window_pairs(vision: VisionShape, grid: Grid) -> int:
+    """Pairs of patches that share a window, in one frame; windows at the right and lower edge are cut off."""
+    sides = []
+    for patches in grid[1:]:
+        tokens = patches // vision.merge_size
+        whole, rest = divmod(tokens, vision.window)
+        sides.append(whole * (vision.window * vision.merge_size) ** 2 + (rest * vision.merge_size) ** 2)
+    # the windows are all products of a run of rows and a run of columns, so their squares sum to a product of sums
+    return sides[0] * sides[1]
+
+
+def language_flops(
+    language: LanguageShape, *, prefix: float = 0, suffix: float, num_logits: float = 0, gradient: bool
+) -> float:
+    """FLOP of one sequence in the language model.
+
+    Args:
+        language: the model's sizes.
+        prefix: tokens that run first, without gradient, and leave keys and values.
+        suffix: tokens after them.
+        num_logits: positions of the suffix that are projected to the vocabulary.
+        gradient: whether the suffix stands under a gradient (of its inputs, never of the weights).
+    """
+    linear = 2.0 * language.num_layers * language.layer_parameters
+    pair = 4.0 * language.num_layers * language.num_heads * language.head_width
+    before = linear * prefix + pair * prefix * (prefix + 1) / 2
+    pairs = suffix * prefix + suffix * (suffix + 1) / 2
+    logits = 2.0 * language.width * language.vocabulary * num_logits
+    if gradient:
+        return before + 2 * linear * suffix + 3 * pair * pairs + 2 * logits
+    return before + linear * suffix + pair * pairs + logits
+
+
+def aspect_module_flops(width: int, num_queries: int, num_tokens: float, gradient: bool) -> float:
+    """FLOP of one aspect module for one image, as `masp.models.aspect_modules` groups the arithmetic.
+
+    Each query meets four `[D, D]` weights (query, key, value, output) and every feature twice (score, weighted mean).
+    Training adds twice the former (gradients of input and weights) and once the latter (features need none).
+
+    Args:
+        width: D.
+        num_queries: N.
+        num_tokens: T.
+        gradient: whether it is being trained.
+    """
+    projections = 4 * 2.0 * num_queries * width**2
+    attention = 2 * 2.0 * num_queries * num_tokens * width
+    return 3 * projections + 2 * attention if gradient else projections + attention
+
+
+def rule_of_thumb(num_parameters: float, num_tokens: float, gradient: bool) -> float:
+    """FLOP by parameters alone: 2 per parameter and token, 4 for frozen layers under a gradient; no attention.
+
+    With the encoder's parameters and the number of *patches*, or with the decoder's parameters including the vocabulary
+    at every position, this gives the round figures that are often quoted (docs/planning.md).
+    """
+    return (4.0 if gradient else 2.0) * num_parameters * num_tokens

@@ -1,0 +1,89 @@
+"""Aspect modules: a few learned queries and one cross-attention per aspect, from features to aspect tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class AspectModule(nn.Module):
+    """`z = MHA(q, F, F)` of one aspect, with `torch.nn.MultiheadAttention(D, num_heads=1)`'s parameters.
+
+    The arithmetic is regrouped, exactly: the key projection is applied to the `N` queries instead of the `T` features
+    (`(q Wq)(F Wk)^T = (q Wq Wk^T) F^T`), and the value projection to the `N` weighted means (the weights of a query
+    sum to one, so the value bias passes through). That replaces `4 T D^2` operations by `4 N D^2 + 4 N T D`.
+    Parameters are held directly, not in a child module, so that ZeRO-3 gathers them when this module runs.
+    """
+
+    def __init__(self, hidden_size: int, num_queries: int, init_scale: float = 1.0):
+        super().__init__()
+        attention = nn.MultiheadAttention(hidden_size, num_heads=1, batch_first=True)
+        self.query = nn.Parameter(torch.randn(num_queries, hidden_size) * init_scale)
+        self.in_proj_weight = attention.in_proj_weight
+        self.in_proj_bias = attention.in_proj_bias
+        self.out_proj_weight = attention.out_proj.weight
+        self.out_proj_bias = attention.out_proj.bias
+
+    def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Attend to the features.
+
+        Args:
+            features: `[B, T, D]`, padded.
+            mask: `[B, T]`, true at real features; every row has at least one.
+
+        Returns:
+            Aspect tokens `[B, N, D]` and attention weights `[B, N, T]`.
+        """
+        hidden = features.shape[-1]
+        w_query, w_key, w_value = self.in_proj_weight.split(hidden)
+        b_query, b_key, b_value = self.in_proj_bias.split(hidden)
+        query = torch.addmm(b_query, self.query, w_query.T) * hidden**-0.5
+        # The key bias adds the same number to all of a query's scores, which softmax ignores. Its true gradient is
+        # zero; left in, rounding noise would be its gradient, and Adam would scale that noise up to full steps.
+        scores = (query @ w_key) @ features.transpose(1, 2) + (b_key * 0).sum()
+        scores = scores.float().masked_fill(~mask[:, None, :], float("-inf"))
+        weights = scores.softmax(-1).to(features.dtype)
+        mean = weights @ features
+        values = mean @ w_value.T + b_value
+        return values @ self.out_proj_weight.T + self.out_proj_bias, weights
+
+
+class AspectModules(nn.Module):
+    """The aspect modules of several aspects, in the order of the configuration."""
+
+    def __init__(self, aspects: Sequence[str], hidden_size: int, num_queries: int = 5, init_scale: float = 1.0):
+        super().__init__()
+        self.aspects = tuple(aspects)
+        self.hidden_size, self.num_queries = hidden_size, num_queries
+        self.by_aspect = nn.ModuleDict({a: AspectModule(hidden_size, num_queries, init_scale) for a in aspects})
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        """Features `[B, T, D]` with mask `[B, T]` -> aspect tokens `[B, A, N, D]`; every aspect takes part."""
+        return torch.stack([module(features, mask)[0] for module in self.by_aspect.values()], dim=1)
+
+    def attention(self, features: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Where each aspect looks: aspect -> weights `[B, N, T]`, each query's summing to one over real features."""
+        return {aspect: module(features, mask)[1] for aspect, module in self.by_aspect.items()}
+
+
+def to_released(modules: AspectModules) -> dict:
+    """The released checkpoint's structure: `{"q_view", "cross_attn", "fuser"}`, tensors cloned to the CPU in fp32."""
+
+    def plain(tensor: Tensor) -> Tensor:
+        return tensor.detach().float().cpu().clone()
+
+    return {
+        "q_view": {a: plain(m.query) for a, m in modules.by_aspect.items()},
+        "cross_attn": {
+            a: {
+                "in_proj_weight": plain(m.in_proj_weight),
+                "in_proj_bias": plain(m.in_proj_bias),
+                "out_proj.weight": plain(m.out_proj_weight),
+                "out_proj.bias": plain(m.out_proj_bias),
+            }
+            for a, m in modules.by_aspect.items()
+        },
+        "fuser": None,
+    }

@@ -1,0 +1,158 @@
+"""A batch through the frozen language model: embed, run the frozen prefix apart, project only supervised positions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from masp.models.aspect_modules import AspectModules
+from masp.models.language import LanguageHalf
+from masp.models.sequence import ASPECT, FEATURE, IGNORED, SOFT, Batch, Block
+from masp.models.soft_prompt import SoftPrompt
+
+
+def embed(language: LanguageHalf, block: Block, values: dict[int, Tensor | None]) -> Tensor:
+    """Fill a block's positions.
+
+    Args:
+        block: `[B, L]` columns.
+        values: what stands at ASPECT, FEATURE and SOFT positions, `[n, D]` each, row by row; the soft prompt `[P, D]`
+            is repeated as often as it occurs.
+
+    Returns:
+        `[B, L, D]` in the language model's dtype.
+    """
+    embeds = language.embed(block.ids)
+    for kind, places in block.places.items():
+        count = len(places[0])
+        if count:
+            vectors = values[kind].to(embeds.dtype)
+            embeds = embeds.index_put(places, vectors.repeat(count // len(vectors), 1))
+    return embeds
+
+
+def _inputs(
+    language: LanguageHalf, batch: Batch, block: Block, aspect_tokens: Tensor | None, soft_prompt: Tensor | None
+) -> Tensor:
+    """Pick each row's aspect tokens and features, and embed the block."""
+    images = batch.row_image
+    values: dict[int, Tensor | None] = {ASPECT: None, FEATURE: None, SOFT: soft_prompt}
+    if len(block.places[ASPECT][0]):
+        asked = (images,) if batch.row_aspect is None else (images, batch.row_aspect)
+        values[ASPECT] = aspect_tokens[asked].flatten(0, -2)
+    if len(block.places[FEATURE][0]):
+        values[FEATURE] = batch.features[images][batch.feature_mask[images]]
+    return embed(language, block, values)
+
+
+def run(
+    language: LanguageHalf, batch: Batch, aspect_tokens: Tensor | None, soft_prompt: Tensor | None, cache=None
+) -> Tensor:
+    """Run a batch; what stands in its prefix gets no gradient.
+
+    Args:
+        aspect_tokens: `[I, A, N, D]` of the batch's images, or None.
+        soft_prompt: `[P, D]`, or None.
+        cache: an empty key/value cache to keep (scoring goes on from it); None to use one only where needed.
+
+    Returns:
+        Hidden states of the suffix `[B, Ls, D]`.
+    """
+    mask = batch.suffix.mask
+    if batch.prefix is not None:
+        cache = language.new_cache() if cache is None else cache
+        with torch.no_grad():
+            block = batch.prefix
+            if batch.shared_prefix:
+                language(language.embed(block.ids), block.mask, block.positions, cache)
+                cache.batch_repeat_interleave(len(mask))
+            else:
+                embeds = _inputs(language, batch, block, aspect_tokens, soft_prompt)
+                language(embeds, block.mask, block.positions, cache)
+        mask = batch.known()
+    embeds = _inputs(language, batch, batch.suffix, aspect_tokens, soft_prompt)
+    return language(embeds, mask, batch.suffix.positions, cache)
+
+
+def row_losses(language: LanguageHalf, hidden: Tensor, labels: Tensor, num_logits: int | None = None) -> Tensor:
+    """Cross-entropy of each row, a mean over its supervised tokens.
+
+    Only supervised positions are projected to the vocabulary.
+
+    Args:
+        hidden: `[B, L, D]`.
+        labels: `[B, L]`, IGNORED where not supervised; every row has a supervised token.
+        num_logits: softmax over the first so many rows of the vocabulary; None for all.
+
+    Returns:
+        `[B]`, fp32.
+    """
+    rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
+    logits = language.logits(hidden[rows, columns])[:, :num_logits]
+    losses = functional.cross_entropy(logits, labels[rows, columns], reduction="none")
+    counts = torch.zeros(len(labels), device=losses.device).index_add(0, rows, torch.ones_like(losses))
+    sums = torch.zeros_like(counts).index_add(0, rows, losses)
+    return sums / counts
+
+
+class Stage1Model(nn.Module):
+    """Stage 1: aspect tokens stand for the image; the language model answers a question about that aspect."""
+
+    def __init__(self, language: LanguageHalf, aspect_modules: AspectModules, num_logits: int | None = None):
+        super().__init__()
+        self.language, self.aspect_modules, self.num_logits = language, aspect_modules, num_logits
+
+    def trained(self) -> nn.Module:
+        return self.aspect_modules
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Losses of the rows `[B]`, fp32."""
+        tokens = self.aspect_modules(batch.features, batch.feature_mask)
+        return row_losses(self.language, run(self.language, batch, tokens, None), batch.labels, self.num_logits)
+
+
+class Stage2Model(nn.Module):
+    """Stage 2: aspect tokens, features and soft prompt; the language model answers with the emotion.
+
+    Either of aspect modules and soft prompt may be absent (the baselines).
+    """
+
+    def __init__(
+        self,
+        language: LanguageHalf,
+        aspect_modules: AspectModules | None,
+        soft_prompt: SoftPrompt | None,
+        num_logits: int | None = None,
+    ):
+        super().__init__()
+        self.language, self.num_logits = language, num_logits
+        self.aspect_modules = None if aspect_modules is None else aspect_modules.requires_grad_(False)
+        self.soft_prompt = soft_prompt
+
+    def trained(self) -> nn.Module:
+        return self.soft_prompt
+
+    def hidden(self, batch: Batch, cache=None) -> Tensor:
+        """Hidden states of the suffix `[B, Ls, D]`."""
+        tokens = None
+        if self.aspect_modules is not None:
+            with torch.no_grad():
+                tokens = self.aspect_modules(batch.features, batch.feature_mask)
+        soft_prompt = None if self.soft_prompt is None else self.soft_prompt()
+        return run(self.language, batch, tokens, soft_prompt, cache)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Losses of the rows `[B]`, fp32."""
+        return row_losses(self.language, self.hidden(batch), batch.labels, self.num_logits)
+
+
+def num_logits(layout: str, prompt, vocab_size: int, num_soft_tokens: int) -> int | None:
+    """Rows of the vocabulary that the softmax runs over.
+
+    The released code resizes the vocabulary in stage 2 to the tokenizer's length with the soft prompt's tokens added,
+    which shrinks Qwen2-VL's (151,936 to 151,689); `after_image` keeps it whole.
+    """
+    if layout != "released":
+        return None
+    return min(vocab_size, len(prompt.tokenizer) + num_soft_tokens)

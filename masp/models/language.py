@@ -1,0 +1,85 @@
+"""The language half of a VLM: embeddings, decoder layers, vocabulary projection; frozen."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from masp.models.loading import load_part
+
+EXACT_ROWS = 16384
+"""Rows of the vocabulary that `exact_logits` holds in fp32 at a time."""
+
+
+class LanguageHalf(nn.Module):
+    """A frozen decoder that is fed embeddings, so that anything may stand where words stand."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        text = model.config.text_config
+        self.hidden_size, self.vocab_size = text.hidden_size, text.vocab_size
+
+    def train(self, mode: bool = True) -> LanguageHalf:
+        """Stay in eval mode whatever the trainer says: the VLM is never changed, nor its behaviour."""
+        return super().train(False)
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The decoder stack (transformers' text model)."""
+        return self.model.model.language_model
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.lm_head.weight.dtype
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Word embeddings: `[...]` token ids -> `[..., D]`."""
+        return self.decoder.embed_tokens(ids)
+
+    def new_cache(self):
+        """An empty key/value cache."""
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.model.config.text_config)
+
+    def forward(self, embeds: Tensor, mask: Tensor, positions: Tensor, cache=None) -> Tensor:
+        """Run the decoder.
+
+        Args:
+            embeds: `[B, L, D]`.
+            mask: `[B, Lc + L]`, true where a token is real, the cached ones included; or additive `[B, 1, L, Lc + L]`.
+            positions: `[3, B, L]` (time, height, width).
+            cache: keys and values of `Lc` earlier tokens; extended in place.
+
+        Returns:
+            Last hidden states `[B, L, D]`, normalised.
+        """
+        out = self.decoder(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return out.last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Vocabulary projection: `[..., D]` -> `[..., V]` in fp32."""
+        return self.model.lm_head(hidden).float()
+
+    def exact_logits(self, hidden: Tensor) -> Tensor:
+        """The same, multiplied and added in fp32 whatever the model's dtype.
+
+        Half precision would round a logit of 20 to the nearest 0.125, and categories would tie by rounding alone.
+        """
+        head = self.model.lm_head
+        parts = [hidden.float() @ rows.float().T for rows in head.weight.split(EXACT_ROWS)]
+        return torch.cat(parts, dim=-1)
+
+
+def load_language_half(
+    path: str, dtype: torch.dtype = torch.float32, device: str = "cpu", attention: str = "sdpa"
+) -> LanguageHalf:
+    """Load decoder, embeddings and vocabulary projection; the encoder's weights are not read from disk."""
+    return LanguageHalf(load_part(path, "language", dtype, device, attention))

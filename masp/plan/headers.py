@@ -1,0 +1,70 @@
+"""Sizes of many pictures from their files' headers, by several processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from masp.data.images import UnreadableImage, image_size
+
+_CHUNK = 256
+_ALONE = 1000
+"""So few are read faster than processes start."""
+
+Size = tuple[int, int]
+
+
+def default_processes() -> int:
+    """Processes that read headers: on a network disk they mostly wait, so never fewer than four."""
+    return max(4, min(16, os.cpu_count() or 1))
+
+
+def read_sizes(
+    paths: Sequence[Path], max_side: int | None, num_processes: int | None = None
+) -> tuple[list[Size | None], list[tuple[Path, str]]]:
+    """Read the headers of image files.
+
+    Args:
+        paths: the files.
+        max_side: `vlm.max_side`, see `masp.data.images.limited_size`.
+        num_processes: that read; None for `default_processes()`, 1 for this one alone.
+
+    Returns:
+        Per file its width and height as the image processor will get it, None if it cannot be read; and the files that
+        cannot, each with the reason.
+    """
+    from tqdm import tqdm
+
+    num_processes = default_processes() if num_processes is None else num_processes
+    chunks = [[str(path) for path in paths[start : start + _CHUNK]] for start in range(0, len(paths), _CHUNK)]
+    found: list[Size | str] = []
+    with tqdm(total=len(paths), desc="headers", unit="image", delay=1.0, leave=False, disable=None) as bar:
+        if num_processes == 1 or len(paths) <= _ALONE:
+            for chunk in chunks:
+                found += _measure(chunk, max_side)
+                bar.update(len(chunk))
+        else:
+            # Processes, because Pillow parses headers in Python and its warnings are silenced per process; spawned,
+            # because this one may hold threads by now.
+            with ProcessPoolExecutor(num_processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+                for sizes in pool.map(_measure, chunks, [max_side] * len(chunks)):
+                    found += sizes
+                    bar.update(len(sizes))
+    broken = [(path, entry) for path, entry in zip(paths, found, strict=True) if isinstance(entry, str)]
+    return [None if isinstance(entry, str) else entry for entry in found], broken
+
+
+def _measure(paths: Sequence[str], max_side: int | None) -> list[Size | str]:
+    """Size or reason of each."""
+    found: list[Size | str] = []
+    for path in paths:
+        try:
+            found.append(image_size(path, max_side))
+        except UnreadableImage as error:
+            found.append(error.reason)
+        except OSError as error:  # the disk, not the image; extraction would try again and then stop
+            found.append(f"the disk does not answer: {error.strerror or error}")
+    return found

@@ -1,0 +1,170 @@
+"""The rate of this machine: the real encoder and the real training steps on a few of the run's own images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from masp.cache.reader import CachedSample
+from masp.config import Config
+from masp.data.images import UnreadableImage, load_image
+from masp.devices import encoder_dtype, pick_device, torch_dtype
+from masp.errors import InputError
+from masp.flops import LanguageShape, VisionShape
+from masp.models.aspect_modules import AspectModules
+from masp.models.forward import Stage1Model, Stage2Model
+from masp.models.language import load_language_half
+from masp.models.prompt import load_prompt
+from masp.models.soft_prompt import SoftPrompt
+from masp.models.vision import load_preprocessor, load_vision_half
+from masp.plan.rates import Rate, Rates
+from masp.plan.volume import Planned
+from masp.plan.words import Words
+from masp.plan.work import extraction_flops, stage1_work, stage2_work
+
+_MIN_SECONDS = 1.0
+"""A measurement repeats until it has taken so long."""
+
+
+def measure_rates(
+    config: Config,
+    vision: VisionShape,
+    language: LanguageShape,
+    words: Words,
+    train: Sequence[Planned],
+    num_images: int,
+    fallback: Rates,
+) -> Rates:
+    """Time encoder and training on a few images; loads the weights.
+
+    Reading, decoding and the optimizer are left out: on a machine that is set up well they overlap or are small.
+
+    Args:
+        config: of the run.
+        vision: sizes of the encoder.
+        language: sizes of the language model.
+        words: text tokens.
+        train: the training images.
+        num_images: how many to take, from the smallest to the largest.
+        fallback: for a stage that has nothing to train on.
+
+    Raises:
+        InputError: weights or tokenizer are missing, or no image can be read.
+    """
+    encoder = _encoder_rate(config, vision, _spread(train, num_images))
+    language_half = load_language_half(
+        config.vlm.path, torch_dtype(config.engine.precision), pick_device(config.engine.device, "engine.device"),
+        config.vlm.attention,
+    )  # fmt: skip
+    rates = {"extract": encoder, "stage1": fallback.stage1, "stage2": fallback.stage2}
+    annotated = [p for p in train if any(aspect in p.sample.answers for aspect in config.aspects)]
+    for stage, images, work_of in (("stage1", annotated, stage1_work), ("stage2", train, stage2_work)):
+        chosen = _spread(images, num_images)
+        if chosen:
+            seconds = _stage_seconds(config, stage, language_half, chosen)
+            flops = work_of(config, language, words, chosen).flops_per_epoch
+            rates[stage] = Rate(flops / seconds, "FLOP", f"measured here on {len(chosen)} images")
+    return Rates(**rates)
+
+
+def _spread(images: Sequence[Planned], count: int) -> list[Planned]:
+    """Images of all sizes, evenly."""
+    ordered = sorted(images, key=lambda p: (p.num_tokens, p.sample.key))
+    places = sorted({round(i * (len(ordered) - 1) / max(1, count - 1)) for i in range(count)}) if ordered else []
+    return [ordered[place] for place in places]
+
+
+def _encoder_rate(config: Config, vision: VisionShape, images: Sequence[Planned]) -> Rate:
+    device = pick_device(config.extract.device, "extract.device")
+    preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
+    dtype = torch_dtype(encoder_dtype(config.cache.dtype, device))
+    half = load_vision_half(config.vlm.path, dtype, device, config.vlm.attention)
+    ready = []
+    for planned in images:
+        try:
+            ready.append((planned, *preprocessor(load_image(planned.sample.image_path, config.vlm.max_side))))
+        except (UnreadableImage, OSError):
+            continue  # its header was whole, the rest is not: extraction would put it in quarantine
+    if not ready:
+        raise InputError("--measure: none of the images that were tried can be read; give it more of them")
+
+    def encode() -> None:
+        for _, pixels, grid in ready:
+            half.encode([pixels], [grid])
+
+    flops = extraction_flops(vision, [planned for planned, _, _ in ready])
+    return Rate(flops / _seconds(encode, device), "FLOP", f"measured here on {len(ready)} images ({device})")
+
+
+def _stage_seconds(config: Config, stage: str, language, images: Sequence[Planned]) -> float:
+    """Seconds of forward and backward passes of one epoch over these images, as training cuts them into batches."""
+    from masp.data.questions import load_questions
+    from masp.steps import Steps, make_schedule
+
+    device, dtype = pick_device(config.engine.device, "engine.device"), language.dtype
+    cache = _StandIn(images, language.hidden_size)
+    steps = Steps(
+        cache, config, stage, make_schedule(cache, config, stage),
+        load_prompt(config.vlm.path), load_questions(config.questions),
+    )  # fmt: skip
+    batches = [batch for k in range(steps.schedule.steps_per_epoch) for batch in steps[k].batches]
+    aspects = AspectModules(config.aspects, language.hidden_size, config.aspect_module.num_queries)
+    if stage == "stage1":
+        model = Stage1Model(language, aspects)
+    else:
+        soft_prompt = SoftPrompt(torch.randn(config.stage2.num_soft_prompt_tokens, language.hidden_size) * 0.02)
+        model = Stage2Model(language, aspects if config.aspects else None, soft_prompt)
+    model = model.to(device)
+    model.trained().to(dtype)
+    if stage == "stage2" and config.aspects:
+        aspects.to(dtype)
+
+    def run() -> None:
+        for batch in batches:
+            model(batch.to(device, dtype)).sum().backward()
+
+    return _seconds(run, device)
+
+
+def _seconds(function: Callable[[], None], device: str) -> float:
+    """Mean seconds of a call, after a first one that warms up."""
+    function()
+    count, start = 0, _now(device)
+    while count == 0 or _now(device) - start < _MIN_SECONDS:
+        function()
+        count += 1
+    return (_now(device) - start) / count
+
+
+def _now(device: str) -> float:
+    if device != "cpu":
+        torch.cuda.synchronize()  # kernels run on after their call has returned
+    return time.perf_counter()
+
+
+class _StandIn:
+    """A cache of random features for these images, as far as training steps look at one."""
+
+    def __init__(self, images: Sequence[Planned], hidden_size: int):
+        self.images, self.hidden_size = images, hidden_size
+        self.categories = tuple(sorted({p.sample.category for p in images}))
+        tokens = np.array([p.num_tokens for p in images])
+        self.index = SimpleNamespace(num_tokens=tokens, shard=np.zeros(len(images), dtype=np.int32))
+
+    def rows(self, split: str) -> np.ndarray:
+        return np.arange(len(self.images))
+
+    def has_answer(self, rows: np.ndarray, aspect: str) -> np.ndarray:
+        return np.array([aspect in self.images[row].sample.answers for row in rows])
+
+    def read(self, row: int, dtype: torch.dtype | None = None) -> CachedSample:
+        planned = self.images[row]
+        sample = planned.sample
+        return CachedSample(
+            sample.key, sample.split, sample.category, dict(sample.answers),
+            torch.randn(planned.num_tokens, self.hidden_size, dtype=dtype), planned.grid, planned.size,
+        )  # fmt: skip

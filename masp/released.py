@@ -1,0 +1,101 @@
+"""The released formats, `aspect.pth` and `soft_prompt_….pt`: pickles that may come from anyone.
+
+They are read without unpickling objects, and nothing in them is believed before its type, shape and size are checked.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from masp.errors import InputError
+
+TOKEN = "<|reserved_special_token_{}|>"
+"""Names of a soft prompt's rows."""
+ATTENTION = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
+"""Names of an aspect's attention tensors."""
+MAX_QUERIES, MAX_SOFT_TOKENS = 1024, 4096
+"""What a file may claim: a few bytes can describe a tensor that fills all memory."""
+
+
+def require_file(path: str, key: str) -> None:
+    """Raises InputError unless `path` is a file."""
+    if not Path(path).is_file():
+        raise InputError(f"{key}: {path} is no file")
+
+
+def _unpickle(path: str, key: str) -> Any:
+    """Load a torch file of tensors and plain containers; anything else in it is refused, not run."""
+    require_file(path, key)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of pickle protocols
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))  # torch's own text goes on to advise loading it all the same
+        reason = f"it names {found[1]!r}, which is no tensor and is not run" if found else "it holds no tensors"
+        raise InputError(f"{key}: {path} is refused: {reason}") from None
+    except Exception as error:  # whatever bytes anyone gave it: torch has no list of what its reader raises
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{key}: {path} is no checkpoint of tensors: {reason}") from None
+
+
+def checked_tensor(value: Any, shape: tuple[int, ...], what: str) -> Tensor:
+    """A copy in fp32, if the value is a dense, finite float tensor of this shape; `what` names it in the InputError."""
+    dense = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+    if not dense or not value.is_floating_point() or tuple(value.shape) != shape:
+        found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(f"{what}: must be a float tensor {list(shape)}, is {found}")
+    if not torch.isfinite(value).all():
+        raise InputError(f"{what}: holds numbers that are not finite")
+    return value.detach().float().clone()
+
+
+def read_released_aspects(path: str) -> dict[str, Any]:
+    """Values of an aspect checkpoint as `<aspect>.<parameter>`, yet to be checked.
+
+    Raises:
+        InputError: no such file, refused, or of another structure.
+    """
+    key = "checkpoint.aspect"
+    content = _unpickle(path, key)
+    parts = [content.get(name) if isinstance(content, dict) else None for name in ("q_view", "cross_attn")]
+    if not all(isinstance(part, dict) and part for part in parts) or set(parts[0]) != set(parts[1]):
+        raise InputError(f"{key}: {path} is no aspect checkpoint: it needs q_view and cross_attn for the same aspects")
+    if content.get("fuser") is not None:
+        raise InputError(f"{key}: {path} has a fuser, which this method does not have; valid is null")
+    values = {}
+    for aspect, query in parts[0].items():
+        state = parts[1][aspect]
+        if not isinstance(aspect, str) or not isinstance(state, dict) or set(state) != set(ATTENTION):
+            raise InputError(f"{key}: {path}: cross_attn[{aspect!r}] must hold {', '.join(ATTENTION)}")
+        values[f"{aspect}.query"] = query
+        values |= {f"{aspect}.{name.replace('.', '_')}": value for name, value in state.items()}
+    return values
+
+
+def read_released_soft_prompt(path: str, hidden_size: int) -> Tensor:
+    """A soft prompt `[P, D]`.
+
+    Raises:
+        InputError: no such file, refused, of another structure, or vectors that do not fit the VLM.
+    """
+    key = "checkpoint.soft_prompt"
+    content = _unpickle(path, key)
+    names = list(content) if isinstance(content, dict) else []
+    if not names or any(name != TOKEN.format(i) for i, name in enumerate(names)):
+        valid = TOKEN.format(0)
+        raise InputError(f"{key}: {path} is no soft prompt: it needs rows named {valid}, … in order")
+    if len(names) > MAX_SOFT_TOKENS:
+        raise InputError(f"{key}: {path} has {len(names)} rows; at most {MAX_SOFT_TOKENS} are read")
+    first = content[names[0]]
+    width = first.shape[0] if isinstance(first, Tensor) and first.dim() == 1 else 1
+    if width != hidden_size:
+        raise InputError(f"{key}: {path} has vectors of {width} numbers, but the VLM's hidden size is {hidden_size}")
+    # a released row is a view into a whole embedding table: checked_tensor clones it
+    return torch.stack([checked_tensor(content[name], (width,), f"{key}: {path}: {name}") for name in names])

@@ -1,0 +1,194 @@
+"""The parts of the report that are read from files which may be missing: config, curves, mistakes, lineage.
+
+Whatever cannot be read leaves its part of the page out, with a reason where there is something to say: a report is for
+looking, and half of it is better than none.
+"""
+
+import base64
+import io
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from masp.errors import MaspError
+
+_STAGES = (("stage1", "Stage 1: aspect modules", "aspect"), ("stage2", "Stage 2: soft prompt", "soft_prompt"))
+_CURVES = (("loss", "loss", True), ("learning_rate", "learning rate", False))
+_MAX_POINTS = 2000
+_NUM_MISTAKES = 12
+_THUMBNAIL_SIDE = 360
+
+
+def find_config(*folders: Path) -> tuple[dict[str, Any], str | None]:
+    """The resolved configuration in the first folder that has one: parsed (empty if it cannot be), and as text."""
+    import yaml
+
+    for folder in folders:
+        path = folder / "config.yaml"
+        if path.is_file():
+            text = path.read_text(encoding="utf-8", errors="replace")
+            try:
+                config = yaml.safe_load(text)
+            except yaml.YAMLError:
+                config = None
+            return (config if isinstance(config, dict) else {}), text
+    return {}, None
+
+
+def lineage_rows(lineage: Any) -> list[dict[str, str]]:
+    """A nested `lineage` as rows: what it is `of` (`soft_prompt / aspect`), the field's `name` and its `value`."""
+    return [
+        {"of": " / ".join(path[:-1]), "name": path[-1], "value": value if isinstance(value, str) else json.dumps(value)}
+        for path, value in _leaves(lineage, ())
+    ]
+
+
+def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if isinstance(value, dict):
+        for name, entry in value.items():
+            yield from _leaves(entry, (*path, str(name)))
+    elif path:
+        yield path, value
+
+
+def training_stages(run_dir: Path, evaluate_dir: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Per stage with a readable `metrics.jsonl`: title, charts and a few figures of its end.
+
+    The file is looked for in the run directory, then beside the evaluation, then beside the checkpoint.
+    """
+    from masp.charts import training_curve
+
+    stages = []
+    for name, title, checkpoint in _STAGES:
+        folders = [run_dir / name, evaluate_dir.parent / name]
+        checkpoint_path = (config.get("checkpoint") or {}).get(checkpoint)
+        if isinstance(checkpoint_path, str):
+            folders.append(Path(checkpoint_path).parent)
+        path = next((folder / "metrics.jsonl" for folder in folders if (folder / "metrics.jsonl").is_file()), None)
+        lines, num_skipped = _read_training_log(path) if path else ([], 0)
+        if not lines:
+            continue
+        charts = []
+        for key, label, smooth in _CURVES:
+            points = [(line["step"], line[key]) for line in lines if _is_finite(line.get(key))]
+            points = points[:: math.ceil(len(points) / _MAX_POINTS)] if points else []
+            if points:
+                charts.append(training_curve(f"{name}-{key}", *zip(*points, strict=True), label, smooth=smooth))
+        last = lines[-1]
+        rates = sorted(line["samples_per_second"] for line in lines if _is_finite(line.get("samples_per_second")))
+        stages.append(
+            {
+                "title": title,
+                "charts": charts,
+                "num_steps": last["step"],
+                "epoch": last.get("epoch") if _is_finite(last.get("epoch")) else None,
+                "loss": last.get("loss") if _is_finite(last.get("loss")) else None,
+                "samples_per_second": rates[len(rates) // 2] if rates else None,
+                "num_skipped": num_skipped,
+            }
+        )
+    return stages
+
+
+def _read_training_log(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The last line of every step in order (a resumed run logs some steps again), and how many could not be read."""
+    steps: dict[int, dict[str, Any]] = {}
+    num_skipped = 0
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            line = None
+        if isinstance(line, dict) and type(line.get("step")) is int:
+            steps[line["step"]] = line
+        else:
+            num_skipped += 1
+    return [steps[step] for step in sorted(steps)], num_skipped
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def mistakes(evaluate_dir: Path, metrics: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """The wrong predictions that the model was surest of, with thumbnails; under `generate` the first ones.
+
+    Returns:
+        `entries` (name, label, prediction, text, probability, label_probability, picture), `num_mistakes`,
+        `by_confidence`, `has_pictures`, and `problem`: why there are no records or no pictures, or None.
+    """
+    from masp.ledger import FOLDER, read_records
+    from masp.metrics import softmax
+
+    try:
+        records, problem = read_records(evaluate_dir / FOLDER), None
+    except MaspError as error:
+        records, problem = [], f"The ledgers cannot be read: {error}"
+    categories = metrics.get("categories") or list(metrics.get("per_category") or {})
+    entries = []
+    for record in records:
+        if record["prediction"] == record["label"]:
+            continue
+        scores = record.get("scores")
+        if scores and len(scores) == len(categories) and {record["label"], record["prediction"]} <= set(categories):
+            probabilities = dict(zip(categories, softmax(scores).tolist(), strict=True))
+        else:
+            probabilities = {}
+        entries.append(
+            {
+                "key": record["sample_key"],
+                "label": record["label"],
+                "prediction": record["prediction"],
+                "text": record.get("text"),
+                "probability": probabilities.get(record["prediction"]),
+                "label_probability": probabilities.get(record["label"]),
+            }
+        )
+    by_confidence = any(entry["probability"] is not None for entry in entries)
+    shown = sorted(entries, key=lambda entry: -(entry["probability"] or 0))[:_NUM_MISTAKES]
+    root = (config.get("dataset") or {}).get("root")
+    for entry in shown:
+        entry["name"], path = _image_of(entry["key"], Path(root) if isinstance(root, str) else None)
+        entry["picture"] = _thumbnail(path) if path else None
+    has_pictures = any(entry["picture"] for entry in shown)
+    if shown and not has_pictures:
+        problem = f"The pictures are not here: no readable image under {root or 'the dataset root of the config'}."
+    return {
+        "entries": shown,
+        "num_mistakes": len(entries),
+        "by_confidence": by_confidence,
+        "has_pictures": has_pictures,
+        "problem": problem,
+    }
+
+
+def _image_of(key: str, root: Path | None) -> tuple[str, Path | None]:
+    """A sample's name to show, and its image if there is one below `root`."""
+    from masp.data.keys import split_key
+
+    try:
+        split, relative = split_key(key)
+    except ValueError:
+        return key, None
+    name = f"{split}/{relative}"
+    # Records are read from a file that anybody may have written: what they name must not lead out of the dataset.
+    if root is None or ".." in PurePosixPath(relative).parts or ".." in split or "/" in split:
+        return name, None
+    # Datasets listed by index files name images from the root, folders of pictures from the split's folder.
+    candidates = (root / split / relative, root / relative)
+    return name, next((path for path in candidates if path.is_file()), None)
+
+
+def _thumbnail(path: Path) -> str | None:
+    """The image, small, as a data address; None if it cannot be read."""
+    from masp.data.images import UnreadableImage, load_image
+
+    try:
+        image = load_image(path, _THUMBNAIL_SIDE)
+    except (UnreadableImage, OSError):
+        return None
+    with io.BytesIO() as file:
+        image.save(file, format="JPEG", quality=82)
+        return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")

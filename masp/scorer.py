@@ -1,0 +1,97 @@
+"""Scores samples with a VLM and what was trained around it; knows neither ledgers nor ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from masp.assemble import Trained
+from masp.config import Config
+from masp.data.questions import Questions
+from masp.devices import torch_dtype
+from masp.models.forward import Stage2Model, num_logits
+from masp.models.language import load_language_half
+from masp.models.prompt import Prompt, load_prompt
+from masp.models.scoring import generate, score_categories
+from masp.models.sequence import build_sequence, make_batch
+
+
+@dataclass(frozen=True)
+class Score:
+    """What came out for one sample."""
+
+    prediction: str | None
+    """A category; None if the generated line names none."""
+    scores: list[float] | None
+    """Log-likelihood of each category's words, in nats; None under `generate`."""
+    mean_scores: list[float] | None
+    """The same per token."""
+    text: str | None
+    """The generated line; None under `likelihood`."""
+
+
+class Scorer:
+    """A VLM's language half with aspect modules and soft prompt, ready to score features.
+
+    Args:
+        config: `vlm`, `engine`, `evaluate` and `aspects` matter.
+        trained: what was trained; its soft prompt decides the layout.
+        questions: evaluation asks the first emotion template.
+        categories: in the order of the scores.
+        device: `cpu` or `cuda`.
+    """
+
+    def __init__(self, config: Config, trained: Trained, questions: Questions, categories: Sequence[str], device: str):
+        self.config, self.categories, self.layout = config, tuple(categories), trained.layout
+        self.device, self.dtype = device, torch_dtype(config.engine.precision)
+        self.prompt: Prompt = load_prompt(config.vlm.path)
+        self.question = questions.emotion_first(self.categories)
+        language = load_language_half(config.vlm.path, self.dtype, device, config.vlm.attention)
+        modules = None if trained.aspects is None else trained.aspects.to(device, self.dtype)
+        soft_prompt = None if trained.soft_prompt is None else trained.soft_prompt.to(device, self.dtype)
+        self.num_soft_tokens = 0 if soft_prompt is None else len(soft_prompt.weight)
+        self.num_aspect_tokens = 0 if modules is None else len(modules.aspects) * modules.num_queries
+        rows = num_logits(self.layout, self.prompt, language.vocab_size, self.num_soft_tokens)
+        self.model = Stage2Model(language, modules, soft_prompt, rows).eval()
+        self.candidates = [self.prompt.ids(category) for category in self.categories]
+
+    def score(self, features: Sequence[Tensor], grids: Sequence[tuple[int, int, int]]) -> list[Score]:
+        """Score a batch of any size.
+
+        Args:
+            features: per image `[T, D]`.
+            grids: per image `(t, h, w)`.
+        """
+        sequences = [
+            build_sequence(
+                self.prompt,
+                self.question,
+                None,
+                num_aspect_tokens=self.num_aspect_tokens,
+                grid=grid,
+                num_soft_tokens=self.num_soft_tokens,
+                layout=self.layout,
+            )
+            for grid in grids
+        ]
+        # nothing is trained here, so there is no prefix to keep apart
+        batch = make_batch(sequences, features, row_image=range(len(grids)), frozen_prefix=False)
+        batch = batch.to(self.device, self.dtype)
+        if self.config.evaluate.scoring == "generate":
+            ids, _ = generate(self.model, batch, self.config.evaluate.max_new_tokens, self.prompt.stop)
+            return [self._read(row) for row in ids]
+        end = None if self.layout == "released" else self.prompt.end
+        sums, means = score_categories(self.model, batch, self.candidates, end)
+        # argmax takes the first of equals: ties go to the order of the categories
+        best = sums.argmax(dim=1).tolist()
+        return [
+            Score(self.categories[b], s.tolist(), m.tolist(), None) for b, s, m in zip(best, sums, means, strict=True)
+        ]
+
+    def _read(self, ids: list[int]) -> Score:
+        """A generated line as a category: the first line, matched exactly but for spaces around it."""
+        text = self.prompt.tokenizer.decode(ids, skip_special_tokens=True)
+        line = text.split("\n")[0].strip()
+        return Score(line if line in self.categories else None, None, None, text)

@@ -1,0 +1,71 @@
+"""`status.json`: what became of a run, for tools. Launchers replace exit codes (torchrun turns each failure into 1)."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from masp.errors import MaspError, OtherRankFailed, StoppedEarly
+
+FILE = "status.json"
+
+
+def write_status(folder: Path, state: str, exit_code: int | None = None, message: str = "", **more) -> None:
+    """Replace the status of the run in `folder`.
+
+    Args:
+        state: `running`, `finished`, `stopped` (resumable) or `failed`.
+        exit_code: of the process (0, 1, 2, 3 or 75); None while running.
+        message: one line for a person.
+        more: counters, such as `step`.
+    """
+    host, pid = socket.gethostname(), os.getpid()
+    status = {"state": state, "exit_code": exit_code, "message": message, "time": time.time(), "host": host, "pid": pid}
+    # several ranks may write at once, each to a name of its own
+    temporary = folder / f".{FILE}.{host}.{pid}.tmp"
+    temporary.write_text(json.dumps({**status, **more}, indent=1))
+    os.replace(temporary, folder / FILE)
+
+
+def read_status(folder: Path) -> dict | None:
+    """The status of the run in `folder`; None if none was written."""
+    path = folder / FILE
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+@contextmanager
+def noting_failure(folder: Path) -> Iterator[None]:
+    """Write to the status what ends the block other than normally; every rank enters it.
+
+    A rank that meets a cause writes it before it leaves; the others then fail because it left, which is only noted
+    where no cause stands already.
+    """
+    entered = time.time()
+    try:
+        yield
+    except OtherRankFailed:
+        raise
+    except MaspError as error:
+        _note(folder, "stopped" if isinstance(error, StoppedEarly) else "failed", error.exit_code, str(error))
+        raise
+    except KeyboardInterrupt:
+        _note(folder, "stopped", 130, "interrupted")
+        raise
+    except Exception as error:
+        earlier = read_status(folder)
+        if not earlier or earlier["state"] != "failed" or earlier["time"] < entered:
+            _note(folder, "failed", 1, f"{type(error).__name__}: {error}")
+        raise
+
+
+def _note(folder: Path, state: str, exit_code: int, message: str) -> None:
+    if folder.is_dir():
+        try:
+            write_status(folder, state, exit_code, message)
+        except OSError as error:  # a full disk, most likely what ended the run: its own message must get through
+            print(f"note: {folder / FILE} cannot be written: {error.strerror}")

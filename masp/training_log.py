@@ -1,0 +1,117 @@
+"""What training tells: `metrics.jsonl`, TensorBoard, and a progress bar with loss, rate and time left."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from masp.cache.files import write_bytes
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Drop lines of steps that a resumed run will take again, and a half-written last line."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # what a kill left of the line that was being written
+        if entry["step"] <= step:
+            kept.append(line)
+    write_bytes(path, "".join(line + "\n" for line in kept).encode())
+
+
+class TrainingLog:
+    """Logs of the lead rank. Use as a context manager.
+
+    Args:
+        folder: of the stage.
+        stage: `stage1` or `stage2`, for the bar.
+        num_steps: of the whole run.
+        first_step: steps already taken by an earlier run.
+        every: steps between two lines.
+    """
+
+    def __init__(self, folder: Path, stage: str, num_steps: int, first_step: int, every: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.every, self.num_steps = every, num_steps
+        path = folder / "metrics.jsonl"
+        cut_metrics(path, first_step)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
+        self._board = SummaryWriter(folder / "tensorboard", purge_step=first_step + 1)
+        pause_s = 0.1 if sys.stderr.isatty() else 30.0  # a log file is no screen
+        self._bar = tqdm(total=num_steps, initial=first_step, desc=stage, unit="step", mininterval=pause_s)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._start, self._steps, self._loss, self._images, self._tokens, self._wait_s = (
+            time.monotonic(),
+            0,
+            0.0,
+            0,
+            0,
+            0.0,
+        )
+
+    def step(
+        self,
+        step: int,
+        *,
+        epoch: float,
+        loss: float,
+        learning_rate: float,
+        grad_norm: float,
+        images: int,
+        tokens: int,
+        wait_s: float,
+    ) -> None:
+        """Note one step; every so many steps, write a line with means over them.
+
+        Args:
+            step: steps taken so far, this one included.
+            epoch: fraction of epochs done.
+            images: of the global batch.
+            tokens: run through the language model, all ranks estimated from this one.
+            wait_s: seconds that the step waited for data.
+        """
+        self._steps += 1
+        self._loss += loss
+        self._images += images
+        self._tokens += tokens
+        self._wait_s += wait_s
+        self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        self._bar.update()
+        if step % self.every and step != self.num_steps:
+            return
+        elapsed_s = time.monotonic() - self._start
+        entry = {
+            "step": step,
+            "epoch": round(epoch, 6),
+            "loss": self._loss / self._steps,
+            "learning_rate": learning_rate,
+            "grad_norm": grad_norm,
+            "samples_per_second": self._images / elapsed_s,
+            "tokens_per_second": self._tokens / elapsed_s,
+            "data_wait_fraction": self._wait_s / elapsed_s,
+            "time": time.time(),
+        }
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()
+        for name in ("loss", "learning_rate", "grad_norm", "samples_per_second", "tokens_per_second"):
+            self._board.add_scalar(name, entry[name], step)
+        self._reset()
+
+    def __enter__(self) -> TrainingLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        self._file.close()
+        self._board.close()

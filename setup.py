@@ -1,0 +1,59 @@
+"""Packaging: `masp` (the library and its command line) and `launch` (jobs on Slurm).
+
+Ranges here say what MASP works with; `constraints.txt` pins what it is tested with. The YAML files of `configs/` are
+not part of the package: they are the user's to edit, and commands name them by path.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+README = HERE / "README.md"
+
+setup(
+    name="masp",
+    version=re.search(r'__version__ = "(.+)"', (HERE / "masp" / "__init__.py").read_text(encoding="utf-8")).group(1),
+    description="Recognise the emotion that a picture evokes, around a frozen vision-language model",
+    long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.13",
+    packages=find_packages(include=["masp", "masp.*", "launch", "launch.*"]),
+    # The demo's VLM and the report's page are read at run time, beside the code that reads them.
+    package_data={"masp": ["*.j2", "data/demo/vlm/*"]},
+    install_requires=[
+        "deepspeed>=0.19.8,<0.20",
+        "h5py>=3.12",
+        "huggingface_hub>=1.31",
+        "isal>=1.7",
+        "jinja2>=3.1.4",
+        "matplotlib>=3.9",
+        "numpy>=2.0",
+        "omegaconf>=2.4,<3",
+        "packaging>=23",
+        "pillow>=11",
+        "pyyaml>=6.0",
+        "safetensors>=0.5",
+        "scikit-learn>=1.5",
+        "submitit>=1.5.4,<1.6",
+        "tensorboard>=2.18",
+        "tokenizers>=0.21",
+        "torch>=2.10,<2.14",
+        "tqdm>=4.66",
+        "transformers>=5.23,<6",
+        "webdataset>=1.0.2,<2",
+    ],
+    extras_require={
+        "test": [
+            "hypothesis>=6.100",
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
+            "ruff>=0.17",
+        ],
+    },
+    entry_points={"console_scripts": ["masp = masp.cli:main"]},
+)

@@ -1,0 +1,135 @@
+"""`masp …` as processes of their own that can be signalled and killed, without importing torch anew for each.
+
+A server imports what all commands need and forks a child per command; the child runs `masp.cli.main` and then ends as
+any Python process does, with its exit handlers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+SERVER = """
+import json, os, sys
+import deepspeed, h5py, sklearn.metrics, tensorboard, transformers.models.qwen2_vl.modeling_qwen2_vl, webdataset
+import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl, torch.utils.tensorboard
+from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl
+from deepspeed.runtime.zero.muon import muon_optimizer
+import masp.encoding, masp.engine, masp.evaluate, masp.predict, masp.stage, masp.train
+from masp.cli import main
+print("ready", flush=True)
+for line in sys.stdin:
+    order = json.loads(line)
+    if "wait" in order:
+        print(os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1]), flush=True)
+        continue
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+        continue
+    os.setsid()
+    for number, path in ((0, os.devnull), (1, order["stdout"]), (2, order["stderr"])):
+        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+    os.environ.update(order["env"])
+    sys.exit(main(order["argv"]))
+"""
+
+
+@dataclass
+class Result:
+    """What a command came to."""
+
+    code: int
+    """Exit code; negative: the signal that killed it."""
+    stdout: str
+    stderr: str
+
+    @property
+    def last_line(self) -> str:
+        return self.stdout.strip().splitlines()[-1] if self.stdout.strip() else ""
+
+
+class Running:
+    """A command that runs."""
+
+    def __init__(self, server: Commands, pid: int, folder: Path):
+        self.server, self.pid, self.folder = server, pid, folder
+
+    def kill(self, number: int = signal.SIGKILL, group: bool = False) -> None:
+        """Send a signal to the process, or to its group: workers too."""
+        try:
+            os.killpg(self.pid, number) if group else os.kill(self.pid, number)
+        except ProcessLookupError:
+            return  # it was faster
+
+    def when(self, condition: Callable[[], bool], timeout_s: float = 120) -> None:
+        """Wait until something is so."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, self.output()
+            time.sleep(0.02)
+
+    def output(self) -> tuple[str, str]:
+        # as written: a bar's carriage returns are no ends of lines
+        return tuple((self.folder / name).read_bytes().decode() for name in ("stdout", "stderr"))
+
+    def wait(self) -> Result:
+        return Result(int(self.server.order({"wait": self.pid})), *self.output())
+
+
+class Commands:
+    """Starts commands. Use as a context manager.
+
+    Args:
+        folder: for what the commands print.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.count = folder, 0
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        assert self.process.stdout.readline() == "ready\n"
+
+    def order(self, what: dict) -> str:
+        print(json.dumps(what), file=self.process.stdin, flush=True)
+        return self.process.stdout.readline()
+
+    def start(self, *argv: object, **env: object) -> Running:
+        """Start `masp ARGV` with more environment variables."""
+        self.count += 1
+        folder = self.folder / f"{self.count:03d}"
+        folder.mkdir()
+        order = {"argv": [str(a) for a in argv], "env": {k: str(v) for k, v in env.items()}}
+        order |= {name: str(folder / name) for name in ("stdout", "stderr")}
+        for name in ("stdout", "stderr"):
+            (folder / name).touch()
+        return Running(self, int(self.order(order)), folder)
+
+    def __call__(self, *argv: object, **env: object) -> Result:
+        """Run `masp ARGV` to its end."""
+        return self.start(*argv, **env).wait()
+
+    def ok(self, *argv: object, **env: object) -> Result:
+        """The same; it must succeed."""
+        result = self(*argv, **env)
+        assert result.code == 0, (argv, result)
+        return result
+
+    def __enter__(self) -> Commands:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.stdin.close()
+        try:
+            self.process.wait(timeout=30)
+        finally:
+            self.process.kill()
+            self.process.stdout.close()

@@ -1,0 +1,77 @@
+"""What every test can rely on: a quiet, offline, single-threaded environment, and fixtures for what may be absent.
+
+A test that needs something which is not here is skipped with its reason. `.ci/run` sets `MASP_REQUIRE_…=1`, which turns
+those skips into failures, so that a skipped check is never mistaken for a passed one.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+# Set before anything heavy is imported, and inherited by every process that a test starts.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    OMP_NUM_THREADS="1",
+    DS_ACCELERATOR="cpu",
+    TOKENIZERS_PARALLELISM="false",
+    MPLBACKEND="agg",
+)
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+_SLURM_COMMANDS = ("slurmctld", "slurmd", "slurmdbd", "srun", "sbatch", "munged", "mariadbd")
+_MARK_FIXTURES = {"slurm": "require_slurm", "shared": "shared_dir", "chromium": "chromium"}
+
+
+def pytest_collection_modifyitems(items):
+    """A mark brings its requirement, so that a test need not name both."""
+    for item in items:
+        for mark, fixture in _MARK_FIXTURES.items():
+            if item.get_closest_marker(mark) and fixture not in item.fixturenames:
+                item.fixturenames.append(fixture)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder of files that lie beside the repository: tokenizers of real VLMs and the parity case."""
+    folder = Path(os.environ.get("MASP_SHARED", REPOSITORY.parent / "shared"))
+    if not folder.is_dir():
+        _absent("SHARED", f"no folder {folder}; MASP_SHARED may name another one")
+    return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def require_slurm() -> None:
+    """Everything that starts a real Slurm on this machine."""
+    missing = [command for command in _SLURM_COMMANDS if not _find_command(command)]
+    if missing:
+        _absent("SLURM", f"not installed: {', '.join(missing)}; Debian: slurm-wlm munge slurmdbd mariadb-server")
+    if os.geteuid() != 0:
+        _absent("SLURM", "a Slurm of its own needs root")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of Chromium."""
+    command = _find_command("chromium") or _find_command("chromium-browser")
+    if not command:
+        _absent("CHROMIUM", "not installed: chromium")
+    return command
+
+
+def _find_command(name: str) -> str | None:
+    # Daemons lie in sbin, which is not on every user's path.
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]))
+
+
+def _absent(name: str, reason: str) -> None:
+    if os.environ.get(f"MASP_REQUIRE_{name}") == "1":
+        pytest.fail(f"MASP_REQUIRE_{name}=1, but {reason}", pytrace=False)
+    pytest.skip(reason)

@@ -1,0 +1,11 @@
+"""Run by torchrun on every rank: several `masp …` commands one after another, which share the start of the process."""
+
+import json
+import sys
+
+from masp.cli import main
+
+for argv in json.loads(sys.argv[1]):
+    code = main(argv)
+    if code:
+        sys.exit(f"{argv}: exit code {code}")

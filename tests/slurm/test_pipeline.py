@@ -1,0 +1,52 @@
+"""The whole pipeline on a real Slurm of two nodes, against the same run without Slurm."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.runs import assert_same, make_run, numbers
+
+pytestmark = pytest.mark.slurm
+
+
+def logs(folder: Path) -> str:
+    """All logs of a run, for the message of a failed test."""
+    return "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in sorted(folder.rglob("*_log.out")))
+
+
+def test_pipeline_over_two_nodes_gives_the_numbers_of_a_run_without_slurm(launch, slurm, tmp_path):
+    config_path = make_run(tmp_path)
+    done = launch("pipeline", "--config", config_path, "--wait")
+    run = tmp_path / "run"
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{logs(run)}"
+    metrics = run / "evaluate" / "metrics.json"
+    assert str(metrics) in done.stdout.splitlines()[-1]
+
+    (folder,) = (run / "launch").iterdir()
+    parts = {part["name"]: part for part in json.loads((folder / "submission.json").read_text())["parts"]}
+    assert list(parts) == ["extract", "stage1", "stage2", "evaluate"]
+    assert [part["num_jobs"] for part in parts.values()] == [2, 1, 1, 1]
+    assert [part["num_ranks"] for part in parts.values()] == [1, 2, 2, 2]
+    nodes = slurm("sacct", "-X", "-P", "-n", "-o", "JobID,State,NNodes").split()
+    # other tests run jobs on this cluster too
+    own = {line.split("|")[0]: line.split("|")[1:] for line in nodes}
+    first = parts["extract"]["job_id"]
+    assert own[f"{first}_0"] == own[f"{first}_1"] == ["COMPLETED", "1"]
+    for name in ("stage1", "stage2", "evaluate"):
+        assert own[parts[name]["job_id"]] == ["COMPLETED", "2"], name
+    ledgers = sorted(path.name for path in (run / "evaluate" / "ledger").glob("rank-*.jsonl"))
+    assert ledgers == ["rank-0.jsonl", "rank-1.jsonl"]
+
+    from masp.config import load_config
+    from masp.evaluate import evaluate
+    from masp.extract import extract
+    from masp.train import train
+
+    alone = load_config(config_path, [f"output_dir={tmp_path / 'alone'}", f"cache.dir={tmp_path / 'cache_alone'}"])
+    extract(alone)
+    train(alone, "stage1")
+    train(alone, "stage2")
+    assert_same(numbers(metrics), numbers(evaluate(alone)))
+    for shard in sorted((tmp_path / "cache_alone" / "shards").glob("*.tar")):
+        assert shard.read_bytes() == (tmp_path / "cache" / "shards" / shard.name).read_bytes(), shard.name

@@ -1,0 +1,83 @@
+"""Sample keys: reversible, without dots, different wherever paths differ."""
+
+import io
+import os
+import re
+import tarfile
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from masp.data.keys import MAX_KEY_LENGTH, sample_key, split_key
+
+# Any bytes that a file system on Linux takes as a relative path.
+PATHS = st.binary(min_size=1, max_size=80).filter(lambda b: b"\0" not in b and not b.startswith(b"/")).map(os.fsdecode)
+
+
+def test_the_form_of_a_key():
+    assert sample_key("train", "joy/a b.JPG") == "train/joy/a%20b%2EJPG"
+    assert sample_key("test", "image/très-joli_1.tar.gz") == "test/image/tr%C3%A8s-joli_1%2Etar%2Egz"
+    assert sample_key("val", "50%~.png") == "val/50%25%7E%2Epng"
+
+
+@given(st.sampled_from(["train", "val", "test", "a/b", "."]), PATHS)
+def test_reversible_for_any_bytes(split, path):
+    key = sample_key(split, path)
+    assert split_key(key) == (split, path)
+    assert re.fullmatch(r"[A-Za-z0-9_%/-]+", key)
+
+
+@given(PATHS, PATHS)
+def test_different_paths_have_different_keys(first, second):
+    assume(first != second)
+    assert sample_key("train", first) != sample_key("train", second)
+
+
+def test_names_that_look_alike_stay_apart():
+    names = [
+        "a.jpg",
+        "A.jpg",
+        "a.JPG",
+        "a%2Ejpg",
+        "a%2ejpg",
+        "a_jpg",
+        "a jpg",
+        "\u00e9.jpg",
+        "e\u0301.jpg",
+        "a.jpg ",
+        "a/.jpg",
+    ]
+    keys = {sample_key("train", name) for name in names}
+    assert len(keys) == len(names)
+    assert sample_key("train", "x.jpg") != sample_key("test", "x.jpg")
+
+
+@pytest.mark.parametrize("path", ["", "/etc/passwd", "a\0b", "\ud800.jpg", "x" * (MAX_KEY_LENGTH + 1), "é" * 400])
+def test_what_is_no_path(path):
+    with pytest.raises(ValueError, match="sample key|relative path|file name|too long"):
+        sample_key("train", path)
+
+
+@pytest.mark.parametrize(
+    "key", ["", "train", "train/", "/x", "train/a.jpg", "train/a%2ejpg", "train/%41", "train//x", "train/%"]
+)
+def test_what_is_no_key(key):
+    with pytest.raises(ValueError, match="key|path"):
+        split_key(key)
+
+
+def test_the_longest_names_survive_tar_and_webdataset():
+    import webdataset
+
+    key = sample_key("train", "é" * 127 + "/" + "ü." * 85)
+    assert 1000 < len(key) <= MAX_KEY_LENGTH
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        member = tarfile.TarInfo(f"{key}.safetensors")
+        member.size = 3
+        tar.addfile(member, io.BytesIO(b"abc"))
+    buffer.seek(0)
+    with tarfile.open(fileobj=buffer) as tar:
+        assert tar.getnames() == [f"{key}.safetensors"]
+    assert webdataset.tariterators.base_plus_ext(f"{key}.safetensors") == (key, "safetensors")

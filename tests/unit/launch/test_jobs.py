@@ -1,0 +1,148 @@
+"""The jobs themselves: small, picklable, and in no doubt about ranks, signals and restarts."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from launch.jobs import EvaluateJob, ExtractJob, TrainJob
+from tests.runs import REPOSITORY
+
+# Replaces what a stage would do by saying what it sees, and by stopping on request as a stage would.
+PROBE = """
+import os, sys, signal, time
+import launch.jobs
+launch.jobs._WAIT_FOR_END_S = 0
+from launch.jobs import TrainJob
+from masp.errors import InputError, StoppedEarly
+
+class Probe(TrainJob):
+    def work(self, config, stop):
+        from masp.distributed import read_ranks
+        print(read_ranks(), flush=True)
+        what = os.environ.get("PROBE", "")
+        if what == "bad":
+            raise InputError("a.b = 1: must be 2")
+        if what:
+            os.kill(os.getpid(), getattr(signal, what))
+            assert stop
+            raise StoppedEarly("stopped after step 3")
+
+# As submitit does before it calls the job.
+signal.signal(signal.SIGUSR2, lambda *_: sys.exit("submitit's handler"))
+signal.signal(signal.SIGTERM, lambda *_: print("bypassed"))
+Probe(sys.argv[1], 2, stage="stage1")()
+"""
+SRUN = {
+    "SUBMITIT_EXECUTOR": "slurm",
+    "SLURM_JOB_ID": "17",
+    "SLURM_PROCID": "0",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_LOCALID": "0",
+}
+
+
+@pytest.fixture
+def probe(tmp_path):
+    """Runs a job that says what it sees; `asked` is what it asked of scontrol."""
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    (tmp_path / "scontrol").chmod(0o755)
+
+    def run(**variables: str):
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SUBMITIT_"))}
+        path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+        config = str(REPOSITORY / "configs" / "demo.yaml")
+        done = subprocess.run(
+            [sys.executable, "-c", PROBE, config],
+            cwd=REPOSITORY,
+            env=clean | variables | {"PATH": path},
+            capture_output=True,
+            text=True,
+        )
+        asked = tmp_path / "asked"
+        done.asked = asked.read_text() if asked.exists() else ""
+        return done
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        ExtractJob("c.yaml", 3, num_tasks=8, task_index=5),
+        TrainJob("c.yaml", 3, stage="stage2"),
+        EvaluateJob("c.yaml", 3),
+    ],
+)
+def test_jobs_are_small(job):
+    data = pickle.dumps(job)
+    assert len(data) < 500
+    assert pickle.loads(data) == job
+
+
+def test_ranks_are_sruns_even_if_the_shell_had_others(probe):
+    done = probe(**SRUN | {"SLURM_PROCID": "3", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "Ranks(rank=3, size=4, local_rank=0, launcher='srun')\n"
+
+
+def test_ranks_of_the_local_executor(probe):
+    local = {"GLOBALID": "1", "LOCALID": "1", "NTASKS": "2", "JOB_ID": "4711"}
+    variables = {f"SUBMITIT_LOCAL_{name}": value for name, value in local.items()}
+    done = probe(SUBMITIT_EXECUTOR="local", **variables)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "Ranks(rank=1, size=2, local_rank=1, launcher='torchrun')\n"
+
+
+def test_an_error_is_one_line_and_masps_exit_code(probe):
+    done = probe(**SRUN, PROBE="bad")
+    assert (done.returncode, done.stderr) == (2, "error: a.b = 1: must be 2\n")
+    assert not done.asked
+
+
+def test_ahead_of_the_time_limit_the_job_is_queued_again(probe):
+    done = probe(**SRUN, PROBE="SIGUSR2", SLURM_RESTART_COUNT="1")
+    assert done.returncode == 75, done.stderr
+    assert "stopped after step 3" in done.stderr
+    assert done.asked == "requeue 17\n"
+
+
+@pytest.mark.parametrize(
+    ("why", "variables"),
+    [
+        ("only rank 0 asks", {"SLURM_PROCID": "1", "PROBE": "SIGUSR2"}),
+        ("cancelled by the user", {"PROBE": "SIGTERM"}),
+        ("too often already", {"PROBE": "SIGUSR2", "SLURM_RESTART_COUNT": "2"}),
+        (
+            "not on Slurm",
+            {
+                "PROBE": "SIGUSR2",
+                "SUBMITIT_EXECUTOR": "local",
+                "SUBMITIT_LOCAL_GLOBALID": "0",
+                "SUBMITIT_LOCAL_NTASKS": "1",
+                "SUBMITIT_LOCAL_LOCALID": "0",
+                "SUBMITIT_LOCAL_JOB_ID": "9",
+            },
+        ),
+    ],
+)
+def test_otherwise_it_is_not(why, variables, probe):
+    done = probe(**SRUN | variables)
+    assert done.returncode == 75, done.stderr
+    assert not done.asked, why
+
+
+def test_a_job_that_starts_again_and_again_ends(probe):
+    done = probe(**SRUN, SLURM_RESTART_COUNT="3")
+    assert done.returncode == 2
+    assert "max_requeues = 2: this job has started again 3 times" in done.stderr
+
+
+def test_the_probe_stands_where_submitit_does():
+    # What PROBE imitates: the handlers that submitit sets before it calls a job.
+    from submitit.core.job_environment import JobEnvironment
+
+    assert JobEnvironment._usr_sig() is signal.SIGUSR2

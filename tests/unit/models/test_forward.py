@@ -1,0 +1,177 @@
+"""The language half's passes: prefix against full pass, batch against single, scores against a plain computation."""
+
+import pytest
+import torch
+
+from masp.models.aspect_modules import AspectModules
+from masp.models.forward import Stage1Model, Stage2Model, num_logits
+from masp.models.language import load_language_half
+from masp.models.prompt import load_prompt
+from masp.models.scoring import generate, score_categories
+from masp.models.sequence import LAYOUTS, build_sequence, make_batch
+from masp.models.soft_prompt import SoftPrompt
+from tests.tiny import FAMILIES, make_vlm
+
+ASPECTS = ("scene", "object", "brightness")
+GRIDS = [(1, 4, 4), (1, 2, 6), (1, 6, 4), (1, 2, 2), (1, 4, 8), (1, 8, 2), (1, 6, 6)]
+CATEGORIES = ["sad", "sadness", "fear", "awe", "a", "sad fear anger"]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def parts(request, tmp_path_factory):
+    folder = make_vlm(tmp_path_factory.mktemp("vlm") / request.param, request.param)
+    language, prompt = load_language_half(str(folder)), load_prompt(str(folder))
+    torch.manual_seed(1)
+    modules = AspectModules(ASPECTS, language.hidden_size, num_queries=3)
+    soft_prompt = SoftPrompt(torch.randn(6, language.hidden_size))
+    features = [torch.randn(g[1] * g[2] // 4, language.hidden_size) for g in GRIDS]
+    return language, prompt, modules, soft_prompt, features
+
+
+def stage2(parts, layout="after_image", soft=True):
+    language, prompt, modules, soft_prompt, _ = parts
+    soft_prompt = soft_prompt if soft else None
+    count = 6 if soft else 0
+    return Stage2Model(language, modules, soft_prompt, num_logits(layout, prompt, language.vocab_size, count))
+
+
+def sequences(parts, layout, answers=True, rows=range(7)):
+    prompt = parts[1]
+    return [
+        build_sequence(
+            prompt, f"Which emotion? {'really ' * n}", CATEGORIES[n % 6] if answers else None,
+            num_aspect_tokens=9, grid=GRIDS[n], num_soft_tokens=6, layout=layout,
+        )
+        for n in rows
+    ]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_frozen_prefix_equals_full_pass(parts, layout):
+    model, features = stage2(parts, layout), parts[4]
+    results = []
+    for frozen_prefix in (True, False):
+        batch = make_batch(sequences(parts, layout), features, row_image=range(7), frozen_prefix=frozen_prefix)
+        model.zero_grad()
+        losses = model(batch)
+        losses.sum().backward()
+        results.append((losses.detach(), model.soft_prompt.weight.grad.clone()))
+    assert torch.allclose(results[0][0], results[1][0], atol=1e-5)
+    assert torch.allclose(results[0][1], results[1][1], atol=1e-5)
+    assert results[0][1].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_batch_of_seven_equals_seven_singles(parts, layout):
+    model, features = stage2(parts, layout), parts[4]
+    together = model(make_batch(sequences(parts, layout), features, row_image=range(7)))
+    alone = [
+        model(make_batch(sequences(parts, layout, rows=[n]), [features[n]], row_image=[0])) for n in range(7)
+    ]
+    assert torch.allclose(together, torch.cat(alone), atol=1e-5)
+
+
+def test_stage1_groups_aspects_of_an_image(parts):
+    language, prompt, modules, _, features = parts
+    model = Stage1Model(language, modules)
+    rows = [(image, aspect) for image in range(3) for aspect in range(3) if (image + aspect) % 4]
+    built = [
+        build_sequence(prompt, f"{ASPECTS[a]}? " * (i + 1), CATEGORIES[i], num_aspect_tokens=3, grid=None,
+                       num_soft_tokens=0, layout="after_image")
+        for i, a in rows
+    ]
+    images, asked = [i for i, _ in rows], [a for _, a in rows]
+    grouped = model(make_batch(built, features[:3], row_image=images, row_aspect=asked))
+    alone = [
+        model(make_batch([s], [features[i]], row_image=[0], row_aspect=[a], frozen_prefix=False))
+        for s, i, a in zip(built, images, asked, strict=True)
+    ]
+    assert torch.allclose(grouped, torch.cat(alone), atol=1e-5)
+
+
+def test_regrouped_attention_equals_multihead_attention(parts):
+    modules, features = parts[2], parts[4]
+    module = modules.by_aspect["object"].requires_grad_(True)
+    reference = torch.nn.MultiheadAttention(modules.hidden_size, 1, batch_first=True)
+    reference.load_state_dict({
+        "in_proj_weight": module.in_proj_weight, "in_proj_bias": module.in_proj_bias.data.normal_(),
+        "out_proj.weight": module.out_proj_weight, "out_proj.bias": module.out_proj_bias,
+    })
+    padded = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
+    mask = torch.arange(padded.shape[1])[None] < torch.tensor([len(f) for f in features])[:, None]
+    tokens, weights = module(padded, mask)
+    expected, expected_weights = reference(
+        module.query.expand(7, -1, -1), padded, padded, key_padding_mask=~mask
+    )
+    assert torch.allclose(tokens, expected, atol=1e-5)
+    assert torch.allclose(weights, expected_weights, atol=1e-5)
+    parameters = [module.query, module.in_proj_weight, module.out_proj_weight, module.out_proj_bias]
+    ours = torch.autograd.grad(tokens.square().sum(), parameters)
+    theirs = torch.autograd.grad(
+        expected.square().sum(),
+        [module.query, reference.in_proj_weight, reference.out_proj.weight, reference.out_proj.bias],
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.allclose(a, b, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("frozen_prefix", [True, False])
+def test_scores_equal_one_category_at_a_time(parts, layout, frozen_prefix):
+    model, features, prompt = stage2(parts, layout), parts[4], parts[1]
+    candidates = [prompt.ids(c) for c in CATEGORIES]
+    end = None if layout == "released" else prompt.end
+    batch = make_batch(
+        sequences(parts, layout, answers=False), features, row_image=range(7), frozen_prefix=frozen_prefix
+    )
+    sums, means = score_categories(model, batch, candidates, end)
+    for n in range(7):
+        for c, category in enumerate(CATEGORIES):
+            sequence = build_sequence(
+                prompt, f"Which emotion? {'really ' * n}", category,
+                num_aspect_tokens=9, grid=GRIDS[n], num_soft_tokens=6, layout=layout,
+            )
+            labels = sequence.labels.clone()
+            if layout == "released":  # its loss also covers the newline after `assistant`
+                labels[(labels != -100).nonzero()[0]] = -100
+            sequence = type(sequence)(sequence.ids, sequence.kind, sequence.positions, labels, sequence.split)
+            with torch.no_grad():
+                loss = model(make_batch([sequence], [features[n]], row_image=[0], frozen_prefix=False))
+            count = len(candidates[c]) + (end is not None)
+            assert abs(-loss.item() - means[n, c].item()) < 1e-5
+            assert abs(-loss.item() * count - sums[n, c].item()) < 1e-4
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_generation_does_not_depend_on_the_batch(parts, layout):
+    model, features, prompt = stage2(parts, layout), parts[4], parts[1]
+    built = sequences(parts, layout, answers=False)
+    together, first = generate(model, make_batch(built, features, row_image=range(7)), 4, prompt.stop)
+    for n in range(7):
+        alone, logits = generate(
+            model, make_batch([built[n]], [features[n]], row_image=[0], frozen_prefix=False), 4, prompt.stop
+        )
+        assert alone[0] == together[n]
+        assert torch.allclose(first[n], logits[0], atol=1e-4)
+
+
+def test_positions_follow_the_vlm(parts):
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    language, prompt = parts[0], parts[1]
+    config = AutoConfig.from_pretrained(language.model.config._name_or_path)
+    with torch.device("meta"):
+        whole = AutoModelForImageTextToText.from_config(config)
+    for grid in GRIDS:
+        sequence = build_sequence(
+            prompt, "Which emotion?", "awe", num_aspect_tokens=4, grid=grid, num_soft_tokens=3, layout="after_image"
+        )
+        is_feature = (sequence.kind == 2).int()[None]
+        expected, _ = whole.model.get_rope_index(
+            sequence.ids[None], mm_token_type_ids=is_feature, image_grid_thw=torch.tensor([grid])
+        )
+        assert torch.equal(expected[:, 0], sequence.positions)
+    flat = build_sequence(
+        prompt, "Which emotion?", "awe", num_aspect_tokens=4, grid=GRIDS[0], num_soft_tokens=3, layout="released"
+    )
+    assert torch.equal(flat.positions, torch.arange(len(flat)).expand(3, -1))

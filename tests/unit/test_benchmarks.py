@@ -1,0 +1,38 @@
+"""The benchmarks run, on sizes at which their figures mean nothing."""
+
+import json
+
+import pytest
+
+from benchmarks.cache import main as cache_main
+from benchmarks.headers import write_images
+from masp.plan.headers import read_sizes
+
+TINY = "--rounds 1 --samples 6 --tokens 10 --hidden 32 --shards 2 --images 3 --side 70 --width 64 --depth 1 --rows 1000"
+
+
+def test_cache(tmp_path, capsys, monkeypatch, repository):
+    monkeypatch.chdir(repository)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    assert cache_main([*TINY.split(), "--dir", str(tmp_path), "--json", str(tmp_path / "found.json")]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["reading"]["cold"]["ratio"] > 0 and found["reading"]["warm"]["ratio"] > 0
+    assert found["extraction"]["ratio"] > 0 and found["index"]["rows"] == 1000
+    text = capsys.readouterr().out
+    for words in ("reading, cold", "reading, warm", "extraction", "index, 1,000 rows", ">= 0.7", "< 200 MB"):
+        assert words in text
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] in ([], ["home"])  # it cleans up
+
+
+def test_an_unknown_part_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        cache_main(["writing"])
+    assert "invalid choice" in capsys.readouterr().err
+
+
+def test_headers(tmp_path):
+    paths = write_images(tmp_path, 40)
+    sizes, broken = read_sizes(paths, 1024, num_processes=1)
+    assert not broken and len(sizes) == 40
+    # turned upright, and never longer than 1024
+    assert sizes[0] == (1024, 768) and sizes[1] == (768, 1024) and max(max(size) for size in sizes) == 1024

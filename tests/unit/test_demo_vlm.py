@@ -1,0 +1,44 @@
+"""The committed tiny VLM sees what it should, and transformers loads it."""
+
+import torch
+
+from masp.data.demo import VLM_DIR
+from masp.data.demo.measure import aspect_accuracy, load_demo_vlm, told_accuracy
+from masp.data.questions import load_questions
+
+
+def test_the_committed_vlm_names_aspects_and_knows_emotions():
+    model, tokenizer = load_demo_vlm(VLM_DIR)
+    questions = load_questions("configs/questions.yaml")
+    accuracy = aspect_accuracy(model, tokenizer, questions, 120)
+    assert min(accuracy.values()) >= 0.85, accuracy
+    assert sum(accuracy.values()) / len(accuracy) >= 0.9, accuracy
+    reached, best = told_accuracy(model, tokenizer, questions, 300)
+    assert reached >= 0.93 * best
+
+
+def test_it_is_small_and_names_its_tokens():
+    from transformers import AutoConfig, AutoTokenizer
+
+    config, tokenizer = AutoConfig.from_pretrained(VLM_DIR), AutoTokenizer.from_pretrained(VLM_DIR)
+    assert config.model_type == "qwen2_vl" and (VLM_DIR / "model.safetensors").stat().st_size < 4e6
+    for name in ("image", "video"):
+        assert tokenizer.convert_ids_to_tokens(getattr(config, f"{name}_token_id")) == f"<|{name}_pad|>"
+    turns = [
+        {"role": "system", "content": "You are a helpful assistant."},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Why?"}]},
+    ]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert text == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Why?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert tokenizer.apply_chat_template(turns[1:], tokenize=False, add_generation_prompt=True) == text
+
+
+def test_it_generates_through_transformers():
+    model, tokenizer = load_demo_vlm(VLM_DIR)
+    ids = tokenizer("<|im_start|>user\nName the scene.<|im_end|>\n<|im_start|>assistant\n", return_tensors="pt")
+    with torch.no_grad():
+        out = model.generate(**ids, max_new_tokens=3, do_sample=False)
+    assert out.shape[1] > ids["input_ids"].shape[1]

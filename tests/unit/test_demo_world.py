@@ -1,0 +1,101 @@
+"""The demo world: determinism, an exact posterior, annotations that are true to the pictures."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from masp.data.categories import ASPECTS
+from masp.data.demo import world
+from masp.data.demo.emoset import best_possible, write_demo_data
+from masp.data.demo.pictures import draw_picture, measure, world_rng
+from masp.errors import InputError
+
+
+def _scenes(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [world.draw_scene(rng) for _ in range(count)]
+
+
+def test_posterior_sums_to_one_and_depends_on_every_aspect():
+    scenes = np.array([scene.labels for scene in _scenes(500)])
+    chances = world.posterior(scenes)
+    assert np.allclose(chances.sum(-1), 1) and (chances > 0).all()
+    for k in range(len(ASPECTS)):
+        other = scenes.copy()
+        other[:, k] = (other[:, k] + 1) % len(world.LABELS[ASPECTS[k]])
+        assert not np.allclose(world.posterior(other), chances, atol=0.1)
+
+
+def test_best_possible_by_enumeration_equals_monte_carlo():
+    exact = world.best_possible_accuracy()
+    assert 0.85 < exact < 0.90
+    scenes = np.array([scene.labels for scene in _scenes(20000)])
+    largest = world.posterior(scenes).max(-1)
+    error = largest.std() / len(largest) ** 0.5
+    assert abs(world.expected_accuracy(scenes) - exact) < 4 * error
+    rng = np.random.default_rng(1)
+    guesses = [world.EMOTIONS[int(world.posterior(s).argmax())] for s in scenes[:4000]]
+    drawn = [world.draw_emotion(rng, world.Scene(tuple(s))) for s in scenes[:4000]]
+    hits = np.mean([g == d for g, d in zip(guesses, drawn, strict=True)])
+    assert abs(hits - exact) < 4 * (exact * (1 - exact) / 4000) ** 0.5 + 4 * error
+
+
+def test_every_aspect_matters():
+    best = world.best_possible_accuracy()
+    for aspect in ASPECTS:
+        rest = [a for a in ASPECTS if a != aspect]
+        assert best - world.best_possible_accuracy(rest) > 0.05
+        assert world.best_possible_accuracy([aspect]) < 0.45
+
+
+def test_labels_are_emosets_and_annotations_round_trip():
+    for scene in _scenes(60):
+        picture = draw_picture(scene, world_rng("test", *scene.labels))
+        note = world.annotation(scene, picture.brightness, picture.colorfulness)
+        assert world.read_annotation(json.loads(json.dumps(note))) == scene
+        assert measure(picture.pixels) == (picture.brightness, picture.colorfulness)
+        assert world.level_word(note["brightness"]) == scene.label("brightness")
+        assert ("facial_expression" in note) == (scene.label("facial_expression") is not None)
+    assert [world.level_word(v / 10) for v in (0, 1, 2, 6, 9, 10)] == [
+        "very low", "very low", "low", "high", "very high", "very high",
+    ]  # fmt: skip
+
+
+def test_pictures_depend_on_their_names_alone():
+    scene = _scenes(1)[0]
+    first, again, other = (draw_picture(scene, world_rng("demo", 0, "test", i)).pixels for i in (3, 3, 4))
+    assert first.shape == again.shape and (first == again).all()
+    assert other.shape != first.shape or (other != first).any()
+
+
+def test_written_data_has_emosets_layout_and_is_deterministic(tmp_path):
+    seen = []
+    assert write_demo_data(tmp_path / "a", 12, 6, seed=1, num_val=3, progress=lambda *x: seen.append(x))
+    assert seen[-1] == (21, 21)
+    assert write_demo_data(tmp_path / "b", 12, 6, seed=1, num_val=3)
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
+    assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
+    rows = json.loads((tmp_path / "a" / "train.json").read_text())
+    assert len(rows) == 12
+    for emotion, image, note in rows:
+        content = json.loads((tmp_path / "a" / note).read_text())
+        assert content["emotion"] == emotion and image.startswith(f"image/{emotion}/")
+        pixels = np.asarray(Image.open(tmp_path / "a" / image))
+        assert measure(pixels) == (content["brightness"], content["colorfulness"])
+    assert 0.5 < best_possible(tmp_path / "a", "test") <= 1
+    assert not write_demo_data(tmp_path / "a", 12, 6, seed=1, num_val=3)  # there already
+
+
+def test_a_folder_with_anything_else_is_refused(tmp_path):
+    write_demo_data(tmp_path / "a", 4, 2, seed=1)
+    with pytest.raises(InputError, match="not empty"):
+        write_demo_data(tmp_path / "a", 4, 2, seed=2)
+    next((tmp_path / "a" / "image").rglob("*.png")).write_bytes(b"")
+    with pytest.raises(InputError, match="not empty"):
+        write_demo_data(tmp_path / "a", 4, 2, seed=1)
+    with pytest.raises(InputError, match="0 pictures"):
+        write_demo_data(tmp_path / "b", 0, 0, seed=1)
+    with pytest.raises(InputError, match="no demo data"):
+        best_possible(tmp_path, "test")

@@ -1,0 +1,42 @@
+"""Outputs of the published implementation are reproduced, through the cache; needs the shared folder."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def tiny_vlm(shared_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parity") / "vlm"
+    script, tokenizer = shared_dir / "parity" / "make_tiny_vlm.py", shared_dir / "vlm" / "Qwen2-VL"
+    subprocess.run([sys.executable, script, folder, "--tokenizer", tokenizer], check=True, capture_output=True)
+    return folder
+
+
+def check(case, vlm):
+    command = [sys.executable, "tools/check_parity.py", "--case", case, "--vlm", vlm]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_case0_is_reproduced(shared_dir, tiny_vlm):
+    run = check(shared_dir / "parity" / "case0", tiny_vlm)
+    assert run.returncode == 0, run.stderr
+    result = json.loads(run.stdout)
+    assert result["passed"] and result["generated_ids_equal"]
+    assert result["num_stage1"] == 30 and result["num_stage2"] == 5
+    assert result["stage1_loss"] < 2e-4 and result["soft_prompt_grad_norm"] < 1e-3
+
+
+def test_another_number_is_noticed(shared_dir, tiny_vlm, tmp_path):
+    case = shutil.copytree(shared_dir / "parity" / "case0", tmp_path / "case")
+    case.chmod(0o755)
+    (case / "golden.json").chmod(0o644)
+    golden = json.loads((case / "golden.json").read_text())
+    golden["stage2"][3]["loss"] += 1e-3
+    (case / "golden.json").write_text(json.dumps(golden))
+    run = check(case, tiny_vlm)
+    assert run.returncode == 1
+    assert not json.loads(run.stdout)["passed"]

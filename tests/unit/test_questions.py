@@ -1,0 +1,66 @@
+"""Questions: templates are drawn from a hash, and bad files give one line."""
+
+import collections
+
+import pytest
+
+from masp.data.questions import load_questions
+from masp.errors import InputError
+
+SHIPPED = "configs/questions.yaml"
+CATEGORIES = ("amusement", "anger", "awe", "fear")
+
+
+def test_shipped_file_has_several_templates_of_everything():
+    questions = load_questions(SHIPPED)
+    assert len(questions.aspects) == 6
+    assert all(len(templates) >= 3 for templates in (*questions.aspects.values(), questions.emotions))
+
+
+def test_draws_depend_on_every_argument_and_on_nothing_else():
+    questions = load_questions(SHIPPED)
+    drawn = [questions.emotion(CATEGORIES, 1, 0, f"train/{i}") for i in range(200)]
+    assert drawn == [questions.emotion(CATEGORIES, 1, 0, f"train/{i}") for i in range(200)]
+    for other in ((2, 0), (1, 1)):
+        assert drawn != [questions.emotion(CATEGORIES, *other, f"train/{i}") for i in range(200)]
+    by_template = collections.Counter(questions.aspect("scene", 1, 0, f"train/{i}") for i in range(400))
+    assert len(by_template) == len(questions.aspects["scene"]) and min(by_template.values()) > 60
+
+
+def test_the_order_of_categories_given_does_not_move_the_draw():
+    questions = load_questions(SHIPPED)
+    assert questions.emotion(CATEGORIES, 0, 0, "k") == questions.emotion(CATEGORIES[::-1], 0, 0, "k")
+
+
+def test_evaluation_takes_the_first_template_and_the_given_order():
+    questions = load_questions(SHIPPED)
+    assert questions.aspect_first("scene") == questions.aspects["scene"][0]
+    assert "amusement, anger, awe, fear" in questions.emotion_first(CATEGORIES)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("aspects: [", "no YAML"),
+        ("- a", "must have the keys"),
+        ("aspects: {}\nemotion: ['{categories}']\nother: 1", "must have the keys"),
+        ("aspects: [a]\nemotion: ['{categories}']", "aspects must map"),
+        ("aspects: {scene: 'where'}\nemotion: ['{categories}']", "aspects.scene"),
+        ("aspects: {scene: [where, 3]}\nemotion: ['{categories}']", "3"),
+        ("aspects: {scene: [where]}\nemotion: [which one]", "{categories}"),
+    ],
+)
+def test_a_bad_file_is_one_line_that_names_it(tmp_path, text, says):
+    path = tmp_path / "questions.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_questions(path)
+    message = str(caught.value)
+    assert "\n" not in message and str(path) in message and says in message
+
+
+def test_missing_file_and_missing_aspect():
+    with pytest.raises(InputError, match="cannot be read"):
+        load_questions("no/such.yaml")
+    with pytest.raises(InputError, match="no questions about aspect 'smell'"):
+        load_questions(SHIPPED).aspect_first("smell")

@@ -1,0 +1,227 @@
+"""The report: complete, self-contained, and never fooled by a name."""
+
+import json
+import re
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from masp.data.keys import sample_key
+from masp.errors import DataError, InputError
+from masp.ledger import Ledger
+from masp.metrics import compute_metrics
+from masp.report import write_report
+
+HOSTILE = ("<script>alert(1)</script>", 'say "no" & \'yes\'', "שמחה", "x" * 300)
+NAMES = (
+    "<img src=x onerror=alert(1)>.jpg", "\"'><svg onload=alert(1)>.png", "gpj.\u202e evil.png", "絵 €.jpg",
+    "n\udcffl.jpg",
+)  # fmt: skip
+MAGENTA = (255, 0, 200)
+
+
+def make_run(tmp_path, categories=HOSTILE, *, scored=True, with_training=True, with_images=True, lineage=None) -> Path:
+    """A run in which every prediction is wrong, with images of one colour."""
+    run, root = tmp_path / "run", tmp_path / "data"
+    records = []
+    with Ledger(run / "evaluate" / "ledger", "rank-0", {"split": "test"}) as ledger:
+        for index, name in enumerate(NAMES):
+            label, prediction = categories[index % len(categories)], categories[(index + 1) % len(categories)]
+            # A folder cannot hold the slash of "</script>", a label can.
+            relative = f"{label.replace('/', '_')[:50]}/{name}"
+            if with_images:
+                (root / "test" / relative).parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (120, 80), MAGENTA).save(root / "test" / relative)
+            scores = [3.0 if category == prediction else 0.0 for category in categories]
+            records.append({
+                "sample_key": sample_key("test", relative), "label": label, "scores": scores if scored else None,
+                "mean_scores": None, "prediction": prediction if scored or index else None,
+                "text": None if scored else "<b>bold</b>",
+            })  # fmt: skip
+            ledger.append(records[-1])
+    metrics = compute_metrics(records, categories) | {"split": "test", "lineage": lineage or {}}
+    (run / "evaluate" / "metrics.json").write_text(json.dumps(metrics))
+    (run / "config.yaml").write_text(f"dataset: {{name: folder, root: {json.dumps(str(root))}}}\n# <script>config()\n")
+    if with_training:
+        for stage in ("stage1", "stage2"):
+            (run / stage).mkdir()
+            lines = [{"step": step, "epoch": step / 40, "loss": 40 / step, "learning_rate": 1e-3,
+                      "samples_per_second": 5.5} for step in range(10, 400, 10)]  # fmt: skip
+            text = "".join(json.dumps(line) + "\n" for line in [*lines, lines[-1]])
+            (run / stage / "metrics.jsonl").write_text(text + '{"step": 4')
+        summary = {"zero_shot": {"accuracy": 0.2}, "masp": {"accuracy": 0.7, "accuracy_ci95": [0.6, 0.8]}}
+        (run / "summary.json").write_text(json.dumps(summary | {"<i>mine": {"accuracy": 0.5}, "seed": 1}))
+    return run
+
+
+class Page(HTMLParser):
+    """Collects the tags with their attributes and the text."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_the_page_needs_nothing_from_outside_and_runs_nothing(tmp_path, scored):
+    path = write_report(make_run(tmp_path, scored=scored))
+    page = Page(path)
+    allowed = {
+        "html", "head", "meta", "title", "link", "style", "body", "main", "header", "section", "footer", "h1", "h2",
+        "div", "p", "span", "small", "strong", "em", "b", "i", "bdi", "br", "dl", "dt", "dd", "ul", "li", "img",
+        "table", "thead", "tbody", "tr", "th", "td", "details", "summary", "pre",
+        "svg", "g", "defs", "path", "use", "text", "clippath", "rect",
+    }  # fmt: skip
+    assert {tag for tag, _ in page.tags} <= allowed
+    for tag, attributes in page.tags:
+        for name, value in attributes.items():
+            assert not name.startswith("on"), (tag, name)
+            if name in ("src", "href", "xlink:href", "srcset", "action", "data", "poster", "formaction", "background"):
+                assert value.startswith(("data:", "#")), (tag, name, value)
+            if name == "style":
+                assert "url(" not in value.replace("url(#", "")
+    html = path.read_text(encoding="utf-8")
+    assert "@import" not in html and "//" not in re.sub(r'src="data:[^"]*"', "", html)
+    policy = next(a["content"] for t, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in policy and "script" not in policy
+
+
+def test_ids_are_unique(tmp_path):
+    ids = [attributes["id"] for _, attributes in Page(write_report(make_run(tmp_path))).tags if "id" in attributes]
+    assert len(ids) == len(set(ids)) > 0
+
+
+def test_hostile_names_and_labels_are_shown_as_text(tmp_path):
+    page = Page(write_report(make_run(tmp_path)))
+    for label in HOSTILE:
+        assert label in page.text
+    for shown in (NAMES[0], NAMES[1], "gpj.\\u202e evil.png", NAMES[3], "n\\udcffl.jpg", "<script>config()", "<i>mine"):
+        assert shown in page.text
+
+
+def test_everything_there_is_is_shown(tmp_path):
+    page = Page(write_report(make_run(tmp_path)))
+    for title in ("What each part adds", "Confusion matrix", "Per category", "The surest mistakes", "Calibration",
+                  "Stage 1: aspect modules", "Stage 2: soft prompt", "Resolved configuration"):  # fmt: skip
+        assert title in page.text
+    assert "Zero-shot" in page.text and "70.0" in page.text
+    assert "390 steps" in page.text and "1 unreadable line" in page.text
+    assert sum(tag == "img" for tag, _ in page.tags) == len(NAMES)
+    assert sum(tag == "svg" for tag, _ in page.tags) == 5
+
+
+def test_parts_that_are_missing_are_left_out(tmp_path):
+    run = make_run(tmp_path, scored=False, with_training=False, with_images=False)
+    (run / "config.yaml").unlink()
+    page = Page(write_report(run))
+    for title in ("What each part adds", "Calibration", "Stage 1", "Resolved configuration"):
+        assert title not in page.text
+    assert "The pictures are not here" in page.text and "1 generated line names no category; it counts" in page.text
+    assert not any(tag == "img" for tag, _ in page.tags)
+
+
+def test_metrics_alone_are_enough(tmp_path):
+    (tmp_path / "metrics.json").write_text(json.dumps({"accuracy": 0.5, "num_samples": 2, "num_correct": 1}))
+    assert write_report(tmp_path, tmp_path / "new" / "out.html") == tmp_path / "new" / "out.html"
+    assert "1 of 2 samples right" in Page(tmp_path / "new" / "out.html").text
+
+
+def test_notes_and_setting_of_the_evaluation_are_shown(tmp_path):
+    run = make_run(tmp_path)
+    path = run / "evaluate" / "metrics.json"
+    more = {"notes": ["pillow <b>was</b> '1', is '2'"], "time": 0.0, "scoring": "likelihood"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    page = Page(write_report(run))
+    assert more["notes"][0] in page.text and "1970-01-01 00:00 UTC" in page.text and "likelihood" in page.text
+
+
+def test_what_is_imported_is_said(tmp_path):
+    lineage = {"soft_prompt": {"origin": "imported"}, "aspect": {"origin": "trained", "digest": "ab12"}}
+    page = Page(write_report(make_run(tmp_path, lineage=lineage)))
+    assert "Imported: soft_prompt." in page.text and "Imported: aspect" not in page.text and "ab12" in page.text
+
+
+def test_a_record_cannot_lead_out_of_the_dataset(tmp_path):
+    run = make_run(tmp_path, with_images=False)
+    Image.new("RGB", (50, 50)).save(tmp_path / "secret.png")
+    with Ledger(run / "evaluate" / "ledger", "rank-0", {"split": "test"}) as ledger:
+        for key in ("test/%2E%2E/%2E%2E/secret%2Epng", "%2E%2E/secret%2Epng", "no key"):
+            ledger.append({"sample_key": key, "label": HOSTILE[0], "scores": None, "prediction": None, "text": "x"})
+    page = Page(write_report(run))
+    assert "secret.png" in page.text and not any(tag == "img" for tag, _ in page.tags)
+
+
+def test_curves_of_a_run_elsewhere_are_found_beside_its_checkpoint(tmp_path):
+    run = make_run(tmp_path)
+    (run / "stage1").rename(tmp_path / "elsewhere")
+    with open(run / "config.yaml", "a") as file:
+        file.write(f"checkpoint: {{aspect: {json.dumps(str(tmp_path / 'elsewhere' / 'aspect.pth'))}}}\n")
+    assert "Stage 1: aspect modules" in Page(write_report(run)).text
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path):
+    run = make_run(tmp_path)
+    assert write_report(run).read_bytes() == write_report(run, tmp_path / "again.html").read_bytes()
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_nothing_to_report_says_what_to_run(tmp_path, exists):
+    folder = tmp_path if exists else tmp_path / "absent"
+    with pytest.raises(InputError, match="masp evaluate") as error:
+        write_report(folder)
+    assert "\n" not in str(error.value) and str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"accuracy": "x", "num_samples": 1, "num_correct": 1}'])
+def test_damaged_metrics_are_an_error(tmp_path, text):
+    (tmp_path / "metrics.json").write_text(text)
+    with pytest.raises(DataError, match="metrics.json"):
+        write_report(tmp_path)
+
+
+def test_an_output_that_is_a_folder_is_refused(tmp_path):
+    run = make_run(tmp_path)
+    with pytest.raises(InputError, match="is a folder"):
+        write_report(run, tmp_path)
+
+
+def browse(chromium, page, screenshot, profile, width):
+    """Open a page in headless Chromium; returns what it wrote to its console."""
+    command = [
+        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+        f"--user-data-dir={profile}", f"--window-size={width},4000", "--enable-logging=stderr",
+        f"--screenshot={screenshot}", page.as_uri(),
+    ]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=120)
+    return [line for line in result.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.mark.chromium
+@pytest.mark.parametrize("width", [1280, 500])
+def test_chromium_shows_every_picture_and_complains_of_nothing(tmp_path, chromium, width):
+    page = write_report(make_run(tmp_path))
+    assert browse(chromium, page, tmp_path / "shot.png", tmp_path / "profile", width) == []
+    with Image.open(tmp_path / "shot.png") as screenshot:
+        colours = screenshot.convert("RGB").getcolors(2**24)
+    # JPEG moves a colour by a few steps.
+    shown = sum(count for count, colour in colours if all(abs(a - b) < 8 for a, b in zip(colour, MAGENTA, strict=True)))
+    assert shown > len(NAMES) * 120 * 80
+
+
+@pytest.mark.chromium
+def test_the_console_check_would_see_a_complaint(tmp_path, chromium):
+    page = tmp_path / "bad.html"
+    page.write_text("<meta http-equiv=Content-Security-Policy content=\"default-src 'none'\"><script>1</script>")
+    assert browse(chromium, page, tmp_path / "shot.png", tmp_path / "profile", 500)

@@ -1,0 +1,36 @@
+"""Compare this implementation with outputs of the published one, through the cached path.
+
+    python tools/check_parity.py --case DIR --vlm DIR
+
+Prints one JSON line with the largest differences; exits 0 only if all lie within the tolerances.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from pathlib import Path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", type=Path, required=True, help="folder with golden.json, images and checkpoints")
+    parser.add_argument("--vlm", required=True, help="folder of the VLM that the case was made with")
+    arguments = parser.parse_args()
+    from masp.errors import MaspError
+    from masp.parity import compare
+
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # standard output holds the one line
+            result = compare(arguments.case, arguments.vlm)
+    except MaspError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(json.dumps(result))
+    return 0 if result["passed"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,11 @@
+#!/bin/bash
+# A private Slurm on this machine for trying things out: `up` starts it, `down` removes it. Needs root.
+#
+#   eval "$(tools/dev_cluster.sh up)"      # exports SLURM_CONF, which every Slurm command reads
+#   sinfo
+#   tools/dev_cluster.sh down
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+python=$here/../.venv/bin/python
+[ -x "$python" ] || python=python3
+exec "$python" "$here/dev_cluster.py" "$@"

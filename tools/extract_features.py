@@ -1,0 +1,11 @@
+"""The same job as `masp extract`: run the frozen encoder over a dataset, into the feature cache.
+
+    python tools/extract_features.py --config configs/train.yaml [key=value …]
+"""
+
+import sys
+
+from masp.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["extract", *sys.argv[1:]]))
