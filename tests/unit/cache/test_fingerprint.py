@@ -102,8 +102,10 @@ def test_digests_of_weights_are_remembered_until_a_file_changes(vlm, monkeypatch
     calls = []
     real = fingerprint.digest_file
     monkeypatch.setattr(fingerprint, "digest_file", lambda path: calls.append(path) or real(path))
+    written = (vlm / "model.safetensors").stat().st_mtime_ns
+    monkeypatch.setattr(fingerprint.time, "time_ns", lambda: written + 10**9)  # brand new: not to be remembered
     first = weights_digest(vlm)
-    monkeypatch.setattr(fingerprint.time, "time_ns", lambda: 4 * 10**18)  # the file is no longer brand new
+    monkeypatch.setattr(fingerprint.time, "time_ns", lambda: 4 * 10**18)
     assert weights_digest(vlm) == first and len(calls) == 2
     assert weights_digest(vlm) == first and len(calls) == 2
     data = (vlm / "model.safetensors").read_bytes()
