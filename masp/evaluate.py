@@ -1,23 +1,32 @@
-"""Evaluation: score a slice -> ledger -> metrics. Ranks share nothing but files, so none waits for another."""
+"""Evaluation: score a slice -> ledger -> records and metrics.
+
+Ranks share nothing but files, so none waits for another.
+"""
 
 from __future__ import annotations
 
-import json
+import os
 import sys
-import time
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from masp.assemble import load_trained
 from masp.config import Config, save_config
 from masp.devices import pick_device, plain_memory_errors
 from masp.errors import InputError, StoppedEarly
 from masp.stopping import StopFlag
 
+if TYPE_CHECKING:
+    from masp.aspect_evaluation import AspectEvaluation
+    from masp.distributed import Ranks
+    from masp.emotion_evaluation import EmotionEvaluation
+
 
 def evaluate_dir(config: Config) -> Path:
-    """Where ledgers and metrics go."""
-    return Path(config.evaluate.output_dir or Path(config.output_dir) / "evaluate")
+    """Where ledgers, records and metrics go."""
+    name = "evaluate" if config.evaluate.stage == "stage2" else "evaluate-stage1"
+    return Path(config.evaluate.output_dir or Path(config.output_dir) / name)
 
 
 def evaluate(config: Config, stop: StopFlag | None = None) -> Path | None:
@@ -33,10 +42,9 @@ def evaluate(config: Config, stop: StopFlag | None = None) -> Path | None:
     Raises:
         InputError, DataError: see `masp.errors`. StoppedEarly: a signal asked to stop; the ledger is kept.
     """
-    from masp.distributed import read_ranks
     from masp.status import noting_failure, write_status
 
-    ranks = read_ranks()
+    ranks = _read_share()
     folder = evaluate_dir(config)
     with noting_failure(folder):
         metrics = _evaluate(config, folder, ranks, stop)
@@ -45,124 +53,114 @@ def evaluate(config: Config, stop: StopFlag | None = None) -> Path | None:
     return metrics
 
 
-def _evaluate(config: Config, folder: Path, ranks, stop: StopFlag | None) -> Path | None:
-    from tqdm import tqdm
+def _read_share() -> Ranks:
+    """Which slice this process scores: the launcher's ranks, times the elements of a Slurm array.
 
-    from masp.data.questions import load_questions
-    from masp.distributed import claim_gpu
+    Nothing joins here, so ranks may be processes that never run at the same time.
+    """
+    from masp.distributed import read_ranks
+    from masp.tasks import array_share
+
+    ranks = read_ranks()
+    if ranks.launcher == "torchrun":
+        return ranks
+    count, index = array_share(os.environ)
+    return replace(ranks, rank=index * ranks.size + ranks.rank, size=count * ranks.size)
+
+
+def _evaluate(config: Config, folder: Path, ranks: Ranks, stop: StopFlag | None) -> Path | None:
     from masp.feed import open_feed
-    from masp.ledger import FOLDER, Ledger, merge_if_complete, missing_keys, slice_keys
-    from masp.scorer import Scorer
+    from masp.ledger import FOLDER, merge_if_complete, missing_keys, slice_keys
+    from masp.status import write_status
 
     feed = open_feed(config)
-    questions = load_questions(config.questions)
-    trained = load_trained(config, feed.hidden_size, feed.model)
-    notes = machine_notes(trained, feed.machine)
+    evaluation = _open(config, folder, feed)
     if ranks.is_lead:
-        for note in notes:
+        for note in evaluation.notes:
             print(f"note: {note}", file=sys.stderr)
-    identity = _identity(config, feed, trained, questions)
     ledgers = folder / FOLDER
-    missing = set(missing_keys(ledgers, feed.keys, identity))
+    missing = set(missing_keys(ledgers, evaluation.keys, evaluation.identity))
+    mine = {
+        image: left
+        for image in slice_keys(list(evaluation.keys_of), ranks.rank, ranks.size)
+        if (left := [key for key in evaluation.keys_of[image] if key in missing])
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if ranks.is_lead:
             save_config(config, folder / "config.yaml")
+        if mine:
+            write_status(folder, "running")
     except OSError as error:
         raise InputError(f"evaluate.output_dir: {folder} cannot be written: {error.strerror}") from None
-    mine = [key for key in slice_keys(feed.keys, ranks.rank, ranks.size) if key in missing]
-    if len(missing) < len(feed.keys) and ranks.is_lead:
-        print(f"evaluate: {len(feed.keys) - len(missing)} of {len(feed.keys)} samples are scored already")
+    if len(missing) < len(evaluation.keys) and ranks.is_lead:
+        done, total = len(evaluation.keys) - len(missing), len(evaluation.keys)
+        print(f"evaluate: {done} of {total} {evaluation.what} are scored already")
     if mine:
-        if config.engine.num_threads:
-            import torch
+        _score(config, evaluation, feed, mine, ledgers, ranks, stop)
+    path = merge_if_complete(ledgers, evaluation.keys, evaluation.identity, evaluation.finish)
+    if path is None:
+        print(f"evaluate: rank {ranks.rank} is done; other ranks still have samples to score")
+    return path
 
-            torch.set_num_threads(config.engine.num_threads)
-        device = pick_device(config.engine.device, "engine.device")
-        if device == "cuda":
-            claim_gpu(ranks)
-        scorer = Scorer(config, trained, questions, feed.categories, device)
-        pause_s = 0.1 if sys.stderr.isatty() else 30.0
-        bar = tqdm(total=len(mine), desc="evaluate", unit="img", mininterval=pause_s, disable=not ranks.is_lead)
-        flag = StopFlag() if stop is None else nullcontext(stop)
-        remedy = f"lower evaluate.batch_size, which is {config.evaluate.batch_size}; {ledgers} keeps what is scored"
-        batches = closing(feed.batches(mine, config.evaluate.batch_size))
-        ledger = Ledger(ledgers, f"rank-{ranks.rank}", identity)
-        with ledger, flag as stop, bar, batches as batches, plain_memory_errors(remedy):
+
+def _open(config: Config, folder: Path, feed) -> EmotionEvaluation | AspectEvaluation:
+    from masp.data.questions import load_questions
+
+    if config.evaluate.stage == "stage1":
+        from masp.aspect_evaluation import AspectEvaluation as Evaluation
+    else:
+        from masp.emotion_evaluation import EmotionEvaluation as Evaluation
+    return Evaluation(config, folder, feed, load_questions(config.questions))
+
+
+def _score(
+    config: Config,
+    evaluation: EmotionEvaluation | AspectEvaluation,
+    feed,
+    mine: dict[str, list[str]],
+    ledgers: Path,
+    ranks: Ranks,
+    stop: StopFlag | None,
+) -> None:
+    """Append the records of some images to this rank's ledger.
+
+    Args:
+        mine: image -> the records of it that are missing.
+    """
+    from tqdm import tqdm
+
+    from masp.attention import AttentionFile
+    from masp.distributed import claim_gpu
+    from masp.ledger import Ledger
+
+    if config.engine.num_threads:
+        import torch
+
+        torch.set_num_threads(config.engine.num_threads)
+    device = pick_device(config.engine.device, "engine.device")
+    if device == "cuda":
+        claim_gpu(ranks)
+    evaluation.load(device)
+    pause_s = 0.1 if sys.stderr.isatty() else 30.0
+    bar = tqdm(total=len(mine), desc="evaluate", unit="img", mininterval=pause_s, disable=not ranks.is_lead)
+    flag = StopFlag() if stop is None else nullcontext(stop)
+    remedy = f"lower evaluate.batch_size, which is {config.evaluate.batch_size}; {ledgers} keeps what is scored"
+    batches = closing(feed.batches(list(mine), config.evaluate.batch_size))
+    name = f"rank-{ranks.rank}"
+    with Ledger(ledgers, name, evaluation.identity) as ledger, flag as stop, bar, batches as batches:
+        with AttentionFile(ledgers, name) if evaluation.aspects_shown else nullcontext() as maps:
             for items in batches:
-                scores = scorer.score([i.features for i in items], [i.grid for i in items])
-                for item, score in zip(items, scores, strict=True):
-                    ledger.append({"sample_key": item.key, "label": item.label, **vars(score)})
+                with plain_memory_errors(remedy):
+                    records = evaluation.score(items, mine)
+                    looks = evaluation.looks(items) if maps else [None] * len(items)
+                where = {item.key: maps.append(look) for item, look in zip(items, looks, strict=True)} if maps else {}
+                for record in records:
+                    key = record["sample_key"]
+                    ledger.append(record | ({"attention": where[key]} if maps else {}))
                 bar.update(len(items))
                 if stop:
                     raise StoppedEarly(
                         f"evaluate: stopped on request; {ledgers} keeps what is scored, "
                         "the same command scores the rest"
                     )
-
-    def write(records) -> Path:
-        return _write_metrics(config, folder, feed, trained, records, notes)
-
-    path = merge_if_complete(ledgers, feed.keys, identity, write)
-    if path is None:
-        print(f"evaluate: rank {ranks.rank} is done; other ranks still have samples to score")
-    return path
-
-
-def _identity(config: Config, feed, trained, questions) -> dict:
-    """What is evaluated; ranks and batch size do not belong to it."""
-    from masp.cache.fingerprint import fingerprint_digest
-
-    return {
-        "model": fingerprint_digest(feed.model),
-        "samples": feed.data_digest,
-        "split": config.evaluate.split,
-        "categories": list(feed.categories),
-        "question": questions.emotion_first(feed.categories),
-        "scoring": config.evaluate.scoring,
-        "max_new_tokens": config.evaluate.max_new_tokens if config.evaluate.scoring == "generate" else None,
-        "precision": config.engine.precision,
-        "source": config.evaluate.source,
-        "layout": trained.layout,
-        "aspects": list(config.aspects) if trained.aspects is not None else [],
-        "aspect_digest": trained.aspect_lineage.digest if trained.aspect_lineage else None,
-        "soft_prompt_digest": trained.soft_prompt_lineage.digest if trained.soft_prompt_lineage else None,
-    }
-
-
-def machine_notes(trained, machine: dict) -> list[str]:
-    """How the machine that makes the features differs from the one that made those the soft prompt was trained on."""
-    from masp.cache.fingerprint import differences
-
-    lineage = trained.soft_prompt_lineage or trained.aspect_lineage
-    if lineage is None or lineage.machine is None:
-        return []
-    return [
-        f"features come from another machine than those of training: {name} was {old!r}, is {new!r}"
-        for name, old, new in differences(lineage.machine, machine)
-    ]
-
-
-def _write_metrics(config: Config, folder: Path, feed, trained, records, notes: list[str]) -> Path:
-    from masp.cache.files import write_bytes
-    from masp.metrics import compute_metrics
-
-    metrics = compute_metrics(records, feed.categories, len(feed.keys), config.seed)
-    metrics |= {
-        "dataset": config.dataset.name,
-        "split": config.evaluate.split,
-        "scoring": config.evaluate.scoring,
-        "source": config.evaluate.source,
-        "layout": trained.layout,
-        "notes": notes,
-        "time": time.time(),
-        "lineage": {**trained.lineage(), "features": {"model": feed.model, "machine": feed.machine}},
-    }
-    path = folder / "metrics.json"
-    write_bytes(path, json.dumps(metrics, indent=1).encode() + b"\n")
-    low, high = metrics["accuracy_ci95"]
-    print(
-        f"evaluate: accuracy {metrics['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}) "
-        f"on {metrics['num_samples']} images: {path}"
-    )
-    return path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ class Item:
     features: Tensor
     """`[T, D]`."""
     grid: tuple[int, int, int]
+    answers: dict[str, str]
+    """Aspect -> answer, where annotated."""
 
 
 @dataclass
@@ -38,6 +40,8 @@ class Feed:
     """The samples of a split, in the order of their keys, and a way to their features."""
 
     keys: list[str]
+    labels: list[str]
+    """Category of each, one of `categories`."""
     categories: tuple[str, ...]
     model: dict[str, Any]
     """Model part of the fingerprint of the features."""
@@ -51,6 +55,10 @@ class Feed:
     def batches(self, keys: Sequence[str], batch_size: int) -> Generator[list[Item]]:
         """Features of some samples, similar lengths together. Close it: it may hold worker processes."""
         return self.source.batches(keys, batch_size)
+
+    def answers(self) -> Iterator[tuple[str, str, dict[str, str]]]:
+        """Key, split and answers of every image of the dataset, all splits."""
+        return self.source.answers()
 
 
 def open_feed(config: Config) -> Feed:
@@ -79,6 +87,7 @@ def _cached(config: Config) -> Feed:
     labels = [cache.categories[cache.index.category[row]] for row in rows]
     return Feed(
         keys=keys,
+        labels=labels,
         categories=cache.categories,
         model=model,
         machine=cache.manifest["fingerprint"]["machine"],
@@ -97,7 +106,7 @@ class _CachedBatches(Dataset):
 
     def __getitem__(self, number: int) -> list[Item]:
         samples = [self.cache.read(row) for row in self.rows[number]]
-        return [Item(s.key, s.category, s.features, s.grid) for s in samples]
+        return [Item(s.key, s.category, s.features, s.grid, s.answers) for s in samples]
 
 
 class _CacheSource:
@@ -110,6 +119,11 @@ class _CacheSource:
         dataset = _CachedBatches(self.cache, cut)
         with ReadAhead(dataset, range(len(cut)), self.num_workers, "evaluate.num_workers") as batches:
             yield from batches
+
+    def answers(self) -> Iterator[tuple[str, str, dict[str, str]]]:
+        for row in range(len(self.cache)):
+            record = self.cache.read_record(row)
+            yield record["key"], record["split"], record["answers"]
 
 
 # ---- live
@@ -127,14 +141,16 @@ def _live(config: Config) -> Feed:
     machine = machine_part(config)
     stats = {key: sample.image_path.stat() for key, sample in samples.items() if sample.image_path.exists()}
     made_of = [(k, s.category, stats[k].st_size, stats[k].st_mtime_ns) for k, s in samples.items() if k in stats]
+    keys = sorted(samples)
     return Feed(
-        keys=sorted(samples),
+        keys=keys,
+        labels=[samples[key].category for key in keys],
         categories=dataset.categories,
         model=model_part(config),
         machine=machine,
         hidden_size=load_config(resolve_folder(config.vlm.path)).text_config.hidden_size,
         data_digest=_digest([*made_of, *machine.items()]),
-        source=_LiveSource(config, samples),
+        source=_LiveSource(config, samples, [s for s in dataset.samples if s.key not in broken]),
     )
 
 
@@ -147,8 +163,11 @@ def quarantined_keys(config: Config) -> set[str]:
 
 
 class _LiveSource:
-    def __init__(self, config: Config, samples: dict):
-        self.config, self.samples = config, samples
+    def __init__(self, config: Config, samples: dict, everything: Sequence[Any]):
+        self.config, self.samples, self.everything = config, samples, everything
+
+    def answers(self) -> Iterator[tuple[str, str, dict[str, str]]]:
+        return ((s.key, s.split, dict(s.answers)) for s in self.everything)
 
     def batches(self, keys: Sequence[str], batch_size: int) -> Generator[list[Item]]:
         samples = [self.samples[key] for key in sorted(keys)]
@@ -164,7 +183,10 @@ class _LiveSource:
                             "run `masp extract`, which puts such images into quarantine"
                         )
                 features = encoder.encode(pictures)
-                yield [Item(s.key, s.category, f, p.grid) for s, f, p in zip(part, features, pictures, strict=True)]
+                yield [
+                    Item(s.key, s.category, f, p.grid, dict(s.answers))
+                    for s, f, p in zip(part, features, pictures, strict=True)
+                ]
 
 
 class Encoder:

@@ -7,10 +7,13 @@ Conventions:
 - Macro averages go over the categories that occur as a label or as a prediction; balanced accuracy over those that
   occur as a label. A precision or recall of nothing is 0.
 - Probabilities are the softmax of a record's scores.
+- scikit-learn computes what it has. Not from there: the likelihood, which it clips (a category's probability may well
+  be 1e-40), top-2, where ties must go to the order of categories as in the prediction, and intervals and calibration
+  error, which it does not have.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,8 @@ from masp.errors import DataError
 _Z95 = 1.959963984540054
 _NUM_BINS = 15
 _NUM_RESAMPLES = 10_000
+_MAX_RESAMPLED_CELLS = 20_000_000
+"""Cells of all resampled confusion matrices together: with a hundred categories fewer of them are drawn."""
 
 
 def compute_metrics(
@@ -43,7 +48,8 @@ def compute_metrics(
         `macro_f1, macro_f1_ci95` (bootstrap), `weighted_f1`,
         `per_category` (category to `precision, recall, f1, support, num_predicted`),
         `categories`, `confusion` (a row per label, a column per prediction), `confusion_columns`,
-        `top2_accuracy, nll` (mean, in nats), `brier` (0 to 2), `ece`, `calibration` (a list of bins).
+        `top2_accuracy, nll` (mean, in nats), `brier` (0 to 2), `ece`, `calibration` (a list of bins), and
+        `accuracy_by_mean_score`: what the accuracy would be if the largest score per token won.
 
     Raises:
         DataError: there is no record, or a record names something that is not a category or has the wrong number of
@@ -55,9 +61,10 @@ def compute_metrics(
     num_samples, num_correct = len(records), int((labels == predictions).sum())
     num_expected = num_samples if num_expected is None else num_expected
     confusion = confusion_counts(labels, predictions, len(categories))
+    num_resamples = max(1000, min(_NUM_RESAMPLES, _MAX_RESAMPLED_CELLS // confusion.size))
     resampled = (
         np.random.default_rng(seed)
-        .multinomial(num_samples, confusion.ravel() / num_samples, size=_NUM_RESAMPLES)
+        .multinomial(num_samples, confusion.ravel() / num_samples, size=num_resamples)
         .reshape(-1, *confusion.shape)
     )
 
@@ -71,9 +78,9 @@ def compute_metrics(
         "num_unparsable": int((predictions == len(categories)).sum()),
         "accuracy": num_correct / num_samples,
         "accuracy_ci95": list(wilson_interval(num_correct, num_samples)),
-        "accuracy_ci95_bootstrap": _percentiles(_diagonal(resampled).sum(-1) / num_samples),
+        "accuracy_ci95_bootstrap": percentiles(_diagonal(resampled).sum(-1) / num_samples),
         **_category_metrics(labels, predictions, categories),
-        "macro_f1_ci95": _percentiles(_macro_f1(resampled)),
+        "macro_f1_ci95": percentiles(_macro_f1(resampled)),
         "categories": list(categories),
         "confusion": confusion[:, : len(columns)].tolist(),
         "confusion_columns": columns,
@@ -97,9 +104,9 @@ def softmax(scores: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
 
 def confusion_counts(labels: np.ndarray, predictions: np.ndarray, num_categories: int) -> np.ndarray:
     """Counts `[label, prediction]` of category indices; the last of `num_categories + 1` columns is 'no category'."""
-    cells = labels * (num_categories + 1) + predictions
-    counts = np.bincount(cells, minlength=num_categories * (num_categories + 1))
-    return counts.reshape(num_categories, num_categories + 1)
+    from sklearn.metrics import confusion_matrix
+
+    return confusion_matrix(labels, predictions, labels=np.arange(num_categories + 1))[:-1]
 
 
 def calibration_bins(confidence: np.ndarray, correct: np.ndarray, num_bins: int = _NUM_BINS) -> list[dict[str, Any]]:
@@ -143,17 +150,23 @@ def _indices(records: Sequence[dict[str, Any]], categories: Sequence[str]) -> tu
 
 
 def _category_metrics(labels: np.ndarray, predictions: np.ndarray, categories: Sequence[str]) -> dict[str, Any]:
-    from sklearn.metrics import precision_recall_fscore_support
+    from sklearn.metrics import f1_score, precision_recall_fscore_support, recall_score
 
     columns = precision_recall_fscore_support(
         labels, predictions, labels=np.arange(len(categories)), average=None, zero_division=0
     )
     precision, recall, f1, support = (np.asarray(column) for column in columns)
     num_predicted = np.bincount(predictions, minlength=len(categories) + 1)[:-1]
+    seen = np.flatnonzero((support > 0) | (num_predicted > 0))
+
+    def mean(score: Callable, average: str, over: np.ndarray) -> float:
+        return float(score(labels, predictions, labels=over, average=average, zero_division=0))
+
     return {
-        "balanced_accuracy": float(recall[support > 0].mean()),
-        "macro_f1": float(f1[(support > 0) | (num_predicted > 0)].mean()),
-        "weighted_f1": float((f1 * support).sum() / support.sum()),
+        # sklearn's balanced_accuracy_score is this too, but warns where a prediction is no label
+        "balanced_accuracy": mean(recall_score, "macro", np.flatnonzero(support > 0)),
+        "macro_f1": mean(f1_score, "macro", seen),
+        "weighted_f1": mean(f1_score, "weighted", seen),
         "per_category": {
             category: {
                 "precision": float(precision[index]),
@@ -167,25 +180,29 @@ def _category_metrics(labels: np.ndarray, predictions: np.ndarray, categories: S
     }
 
 
-_SCORE_METRICS = ("top2_accuracy", "nll", "brier", "ece", "calibration")
+_SCORE_METRICS = ("top2_accuracy", "nll", "brier", "ece", "calibration", "accuracy_by_mean_score")
 
 
 def _score_metrics(records: Sequence[dict[str, Any]], labels: np.ndarray) -> dict[str, Any]:
+    from sklearn.metrics import brier_score_loss
+
     log_probabilities = _log_softmax([record["scores"] for record in records])
     probabilities = np.exp(log_probabilities)
-    rows = np.arange(len(labels))
+    rows, columns = np.arange(len(labels)), np.arange(probabilities.shape[1])
     # A stable sort keeps the order of categories among equals, as the prediction does.
     ranked = np.argsort(-log_probabilities, axis=1, kind="stable")
-    truth = np.zeros_like(probabilities)
-    truth[rows, labels] = 1
     bins = calibration_bins(probabilities.max(axis=1), ranked[:, 0] == labels)
     ece = sum(b["num_samples"] * abs(b["accuracy"] - b["mean_confidence"]) for b in bins if b["num_samples"])
+    # of one category everything is certain, which sklearn has no word for
+    brier = brier_score_loss(labels, probabilities, labels=columns, scale_by_half=False) if len(columns) > 1 else 0.0
+    means = [record.get("mean_scores") for record in records]
     values = (
         float((ranked[:, :2] == labels[:, None]).any(axis=1).mean()),
         float(-log_probabilities[rows, labels].mean()),
-        float(((probabilities - truth) ** 2).sum(axis=1).mean()),
+        float(brier),
         float(ece / len(labels)),
         bins,
+        None if None in means else float((np.array(means).argmax(axis=1) == labels).mean()),
     )
     return dict(zip(_SCORE_METRICS, values, strict=True))
 
@@ -208,5 +225,6 @@ def _macro_f1(confusions: np.ndarray) -> np.ndarray:
     return f1.sum(axis=-1) / (total > 0).sum(axis=-1)
 
 
-def _percentiles(values: np.ndarray) -> list[float]:
+def percentiles(values: np.ndarray | Sequence[float]) -> list[float]:
+    """The 95 % interval of resampled values."""
     return [float(value) for value in np.percentile(values, (2.5, 97.5))]

@@ -35,7 +35,7 @@ def predict(config: Config, images: Sequence[str], as_json: bool = False) -> lis
         InputError: a picture cannot be read (the others are printed first), or nothing says what the categories are.
     """
     from masp.data.questions import load_questions
-    from masp.evaluate import machine_notes
+    from masp.emotion_evaluation import machine_notes
     from masp.feed import Encoder
     from masp.metrics import softmax
     from masp.scorer import Scorer

@@ -38,7 +38,7 @@ _TILES = (
 _PLACED = {key for key, *_ in _TILES} | {
     "num_samples", "num_expected", "num_correct", "num_unparsable", "coverage", "accuracy", "accuracy_ci95",
     "accuracy_ci95_bootstrap", "macro_f1_ci95", "per_category", "categories", "confusion", "confusion_columns",
-    "calibration", "lineage", "notes", "time",
+    "calibration", "accuracy_by_mean_score", "lineage", "notes", "time",
 }  # fmt: skip
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from masp.assemble import Trained
@@ -15,7 +17,7 @@ from masp.models.forward import Stage2Model, num_logits
 from masp.models.language import load_language_half
 from masp.models.prompt import Prompt, load_prompt
 from masp.models.scoring import generate, score_categories
-from masp.models.sequence import build_sequence, make_batch
+from masp.models.sequence import build_sequence, make_batch, pad_features
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,23 @@ class Scorer:
         best = sums.argmax(dim=1).tolist()
         return [
             Score(self.categories[b], s.tolist(), m.tolist(), None) for b, s, m in zip(best, sums, means, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def attention(self, features: Sequence[Tensor], grids: Sequence[tuple[int, int, int]]) -> list[np.ndarray]:
+        """Where the aspects look, each a mean over its queries.
+
+        Returns:
+            Per image `[A, height, width]` over its vision tokens, fp32; every map sums to one.
+        """
+        padded, mask = pad_features(features)
+        modules = self.model.aspect_modules
+        found = modules.attention(padded.to(self.device, self.dtype), mask.to(self.device))
+        weights = torch.stack([w.float().mean(1) for w in found.values()], dim=1).cpu().numpy()
+        side = self.prompt.merge_size
+        return [
+            maps[:, : t * h * w // side**2].reshape(len(modules.aspects), t * h // side, w // side)
+            for maps, (t, h, w) in zip(weights, grids, strict=True)
         ]
 
     def _read(self, ids: list[int]) -> Score:

@@ -43,7 +43,8 @@ def noting_failure(folder: Path) -> Iterator[None]:
     """Write to the status what ends the block other than normally; every rank enters it.
 
     A rank that meets a cause writes it before it leaves; the others then fail because it left, which is only noted
-    where no cause stands already.
+    where no cause stands already. What is finished stays finished: a rank that fails after another one has completed
+    the run changes nothing, and a later call that is refused changes only `exit_code` and `message`.
     """
     entered = time.time()
     try:
@@ -51,21 +52,26 @@ def noting_failure(folder: Path) -> Iterator[None]:
     except OtherRankFailed:
         raise
     except MaspError as error:
-        _note(folder, "stopped" if isinstance(error, StoppedEarly) else "failed", error.exit_code, str(error))
+        _note(folder, entered, "stopped" if isinstance(error, StoppedEarly) else "failed", error.exit_code, str(error))
         raise
     except KeyboardInterrupt:
-        _note(folder, "stopped", 130, "interrupted")
+        _note(folder, entered, "stopped", 130, "interrupted")
         raise
     except Exception as error:
         earlier = read_status(folder)
         if not earlier or earlier["state"] != "failed" or earlier["time"] < entered:
-            _note(folder, "failed", 1, f"{type(error).__name__}: {error}")
+            _note(folder, entered, "failed", 1, f"{type(error).__name__}: {error}")
         raise
 
 
-def _note(folder: Path, state: str, exit_code: int, message: str) -> None:
+def _note(folder: Path, entered: float, state: str, exit_code: int, message: str) -> None:
     if folder.is_dir():
         try:
+            earlier = read_status(folder)
+            if earlier and earlier["state"] == "finished":
+                if earlier["time"] >= entered:  # by another rank of this call
+                    return
+                state = "finished"
             write_status(folder, state, exit_code, message)
         except OSError as error:  # a full disk, most likely what ended the run: its own message must get through
             print(f"note: {folder / FILE} cannot be written: {error.strerror}")

@@ -38,14 +38,14 @@ def task_share(num_tasks: int | None, task_index: int | None, environ: Mapping[s
                 f"--task-index {task_index}: must be at least 0 and below --num-tasks, which is {num_tasks}"
             )
         return num_tasks, task_index, ""
-    array, element = _array(environ)
+    array, element = array_share(environ)
     step, task = _step(environ)
     parts = [name for name, count in (("SLURM_ARRAY_TASK_ID", array), ("SLURM_PROCID", step)) if count > 1]
     return array * step, element * step + task, " and ".join(parts)
 
 
-def _array(environ: Mapping[str, str]) -> tuple[int, int]:
-    """Number of elements of the array and which one this is; `(1, 0)` outside of arrays."""
+def array_share(environ: Mapping[str, str]) -> tuple[int, int]:
+    """Number of elements of a Slurm array and which one this is, from 0; `(1, 0)` outside of arrays."""
     if "SLURM_ARRAY_TASK_ID" not in environ:
         return 1, 0
     this, count = _number(environ, "SLURM_ARRAY_TASK_ID"), _number(environ, "SLURM_ARRAY_TASK_COUNT")

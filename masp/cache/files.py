@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -47,8 +48,12 @@ def fsync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; on success fsync it and rename it to `path`, otherwise remove it."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """Yield a temporary name beside `path`; on success fsync it and rename it to `path`, otherwise remove it.
+
+    The name is this process's own, so several may replace one file at once: each rename is a whole file, the last wins.
+    """
+    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+    _remove_leftovers(path)
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -57,6 +62,25 @@ def replacing(path: Path) -> Iterator[Path]:
         fsync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary files beside `path` that processes of this machine left when they were killed."""
+    start = f".{path.name}.{os.uname().nodename}."
+    for left in path.parent.glob(f"{glob.escape(start)}*.tmp"):
+        number = left.name.removeprefix(start).removesuffix(".tmp")
+        if number.isdigit() and not _is_running(int(number)):
+            left.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
 
 
 @contextlib.contextmanager

@@ -224,6 +224,10 @@ class EngineConfig:
 class EvaluateConfig:
     """The evaluation."""
 
+    stage: str = field(default="stage2", metadata=rule(choices=("stage1", "stage2")))
+    """What is scored: the emotion of every image, or (stage 1) the aspect modules, by the answers of every annotated
+    aspect."""
+
     split: str = field(default="test", metadata=rule(choices=("train", "val", "test")))
     """The split that is scored."""
 
@@ -242,8 +246,20 @@ class EvaluateConfig:
     num_workers: int = field(default=2, metadata=rule(at_least=0, at_most=512))
     """Processes per rank that read the cache or the images; 0 reads in the main process."""
 
+    attention: bool = field(default=False, metadata=rule())
+    """Also keep where each aspect looks: a map per image and aspect in `records.h5`, about 4 bytes per vision token and
+    aspect."""
+
+    category_map: list[str] | None = field(
+        default=None, metadata=rule(unique=True, example="[content=contentment, joy=joy, surprise=]")
+    )
+    """For a dataset whose categories are not those that the soft prompt was trained on: `THEIRS=OURS` counts a
+    category of the dataset as another one, `NAME=NAME` asks for a category that was not trained, `NAME=` leaves its
+    images out."""
+
     output_dir: str | None = field(default=None, metadata=rule(is_path=True))
-    """Where ledgers and metrics go; null is `evaluate` in the top-level `output_dir`."""
+    """Where ledgers, records and metrics go; null is `evaluate` in the top-level `output_dir` (`evaluate-stage1` for
+    stage 1)."""
 
 
 @dataclass

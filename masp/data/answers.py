@@ -10,8 +10,8 @@ from masp.errors import DataError
 
 LEVELS = ("very low", "low", "moderate", "high", "very high")
 
-_LEVEL_ASPECTS = ("brightness", "colorfulness")
-_LIST_ASPECTS = ("object",)
+LEVEL_ASPECTS = ("brightness", "colorfulness")
+LIST_ASPECTS = ("object",)
 
 
 def answer_text(aspect: str, value: Any) -> str | None:
@@ -30,9 +30,9 @@ def answer_text(aspect: str, value: Any) -> str | None:
     """
     if value is None:
         return None
-    if aspect in _LEVEL_ASPECTS:
+    if aspect in LEVEL_ASPECTS:
         return _level(value)
-    texts, valid = (value, "a list of texts") if aspect in _LIST_ASPECTS else ([value], "a text")
+    texts, valid = (value, "a list of texts") if aspect in LIST_ASPECTS else ([value], "a text")
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"must be {valid}")
     return ", ".join(filter(None, map(_clean, texts))) or None

@@ -4,9 +4,15 @@ import json
 import time
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
+from masp.cache.reader import open_cache
+from masp.data.answers import LEVELS
 from masp.ledger import read_records
+from masp.records import read_maps, read_records_file
+from tests.pictures import make_dataset
 from tests.runs import assert_same, numbers
 
 NUM_TEST = 13
@@ -32,9 +38,13 @@ def assert_same_records(found: list[dict], expected: list[dict]) -> None:
 def evaluate(commands, world, trained):
     """Evaluates what `trained` holds into a folder, by `num_ranks` processes one after another."""
 
-    def run(output: Path, *overrides: str, num_ranks: int = 1) -> list[str]:
+    def run(output: Path, *overrides: str, num_ranks: int = 1, as_array: bool = False) -> list[str]:
         settings = world.settings(trained, f"evaluate.output_dir={output}", *overrides)
         ranks = [{"RANK": r, "WORLD_SIZE": num_ranks, "LOCAL_RANK": r} for r in range(num_ranks)]
+        if as_array:  # numbered from 5, as Slurm lets them be
+            names = ("ID", "COUNT", "MIN", "MAX")
+            values = [(5 + r, num_ranks, 5, 4 + num_ranks) for r in range(num_ranks)]
+            ranks = [{f"SLURM_ARRAY_TASK_{n}": v for n, v in zip(names, each, strict=True)} for each in values]
         return [
             commands.ok("evaluate", *settings, **(ranks[r] if num_ranks > 1 else {})).last_line
             for r in range(num_ranks)
@@ -63,16 +73,97 @@ def test_cached_features_against_live_ones(evaluate, tmp_path, scoring):
     assert_same(found | {"source": None}, theirs | {"source": None})
 
 
-@pytest.mark.parametrize(("batch_size", "num_ranks"), [(1, 1), (7, 2), (32, 3)])
-def test_neither_batch_size_nor_ranks_change_a_score(evaluate, expected, tmp_path, batch_size, num_ranks):
-    lines = evaluate(tmp_path, f"evaluate.batch_size={batch_size}", num_ranks=num_ranks)
+MATRIX = [(ranks, size, source) for ranks in (1, 2, 3) for size in (1, 7, 32) for source in ("cache", "live")]
+QUICK = {(1, 1, "cache"), (2, 7, "live"), (3, 32, "cache")}
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "batch_size", "source"),
+    [pytest.param(*case, marks=[] if case in QUICK else [pytest.mark.full]) for case in MATRIX],
+)
+def test_neither_batch_size_nor_ranks_nor_source_change_a_score(
+    evaluate, expected, tmp_path, num_ranks, batch_size, source
+):
+    more = (f"evaluate.batch_size={batch_size}", f"evaluate.source={source}")
+    lines = evaluate(tmp_path, *more, num_ranks=num_ranks, as_array=num_ranks == 3)
     assert all(line.endswith("other ranks still have samples to score") for line in lines[:-1])
     assert lines[-1].endswith(str(tmp_path / "metrics.json"))
     assert sorted(p.name for p in (tmp_path / "ledger").glob("*.jsonl")) == [
         f"rank-{r}.jsonl" for r in range(num_ranks)
     ]
     assert_same_records(records(tmp_path), records(expected))
-    assert_same(numbers(tmp_path / "metrics.json"), numbers(expected / "metrics.json"))
+    found, theirs = (numbers(folder / "metrics.json") | {"source": None} for folder in (tmp_path, expected))
+    assert_same(found, theirs)
+    found, theirs = (read_records_file(folder / "records.h5") for folder in (tmp_path, expected))
+    assert found.keys == theirs.keys and len(found.keys) == NUM_TEST and found.aspects == ()
+    assert (found.labels, found.predictions) == (theirs.labels, theirs.predictions)
+    assert np.abs(found.scores - theirs.scores).max() < 1e-5
+    assert found.scores.tolist() == [r["scores"] for r in records(tmp_path)]
+
+
+def test_attention_maps_survive_a_kill_between_map_and_record(commands, world, trained, expected, tmp_path):
+    settings = world.settings(
+        trained, f"evaluate.output_dir={tmp_path}", "evaluate.attention=true", "evaluate.batch_size=5"
+    )
+    alone = tmp_path / "alone"
+    commands.ok("evaluate", *settings, f"evaluate.output_dir={alone}")
+    ledgers = tmp_path / "ledger"
+    commands.ok("evaluate", *settings, RANK=0, WORLD_SIZE=2, LOCAL_RANK=0)
+    ledger = ledgers / "rank-0.jsonl"
+    ledger.write_bytes(ledger.read_bytes().rpartition(b"\n")[0][:-20])  # its map is there
+    commands.ok("evaluate", *settings)
+    assert_same_records(records(tmp_path), records(expected))
+    keys = [r["sample_key"] for r in records(expected)]
+    found, theirs = (read_maps(folder / "records.h5", keys) for folder in (tmp_path, alone))
+    assert sorted(found) == keys
+    cache = open_cache(world.folder / "cache")
+    for key, maps in found.items():
+        grid = cache.index.grid[cache.row_of(key)]
+        assert list(maps) == ["scene", "object", "brightness"]
+        for aspect, values in maps.items():
+            assert values.shape == (grid[1] // 2, grid[2] // 2) and values.sum() == pytest.approx(1, abs=1e-5)
+            assert np.allclose(values, theirs[key][aspect], atol=1e-6)
+    refused = commands("evaluate", *settings, "evaluate.attention=false")
+    assert refused.code == 2 and "attention is true there and not set here" in refused.stderr
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "finished"
+
+
+def test_stage_1_is_evaluated_per_aspect(commands, world, trained, tmp_path):
+    settings = world.settings(trained, "evaluate.stage=stage1")
+    commands.ok("evaluate", *settings, f"evaluate.output_dir={tmp_path / 'one'}", "evaluate.batch_size=7")
+    for rank in range(2):
+        ranks = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank}
+        more = (f"evaluate.output_dir={tmp_path / 'two'}", "evaluate.batch_size=1", "evaluate.source=live")
+        done = commands.ok("evaluate", *settings, *more, **ranks)
+    assert "brightness: " in done.stdout and "token F1" in done.stdout
+    assert_same_records(records(tmp_path / "two"), records(tmp_path / "one"))
+    one, two = (numbers(tmp_path / name / "metrics.json") for name in ("one", "two"))
+    assert_same(one | {"source": None}, two | {"source": None})
+    # two thirds of 13 pictures are annotated, each with three aspects
+    assert one["num_samples"] == one["num_expected"] == 3 * 8 and one["coverage"] == 1
+    assert {aspect: values["kind"] for aspect, values in one["per_aspect"].items()} == {
+        "scene": "open", "object": "open", "brightness": "closed"
+    }  # fmt: skip
+    assert one["per_aspect"]["brightness"]["categories"] == list(LEVELS)
+    with h5py.File(tmp_path / "two" / "records.h5") as file:
+        assert len(file["sample_key"]) == 24 and file["answers/brightness/scores"].shape == (8, 5)
+
+
+def test_categories_that_were_not_trained_are_mapped_or_refused(commands, world, trained, tmp_path):
+    others = make_dataset(tmp_path / "others", 3, 6)
+    for split in ("train", "test"):
+        (others / split / "anger").rename(others / split / "rage")
+        (others / split / "joy").rename(others / split / "surprise")
+    settings = world.settings(
+        trained, f"dataset.root={others}", "evaluate.source=live", f"evaluate.output_dir={tmp_path / 'out'}"
+    )
+    refused = commands("evaluate", *settings)
+    assert refused.code == 2 and "not trained on: rage, surprise" in refused.stderr
+    commands.ok("evaluate", *settings, "evaluate.category_map=[rage=anger,surprise=]")
+    metrics = numbers(tmp_path / "out" / "metrics.json")
+    assert metrics["categories"] == ["anger", "awe"] and metrics["num_samples"] == 4 and metrics["coverage"] == 1
+    assert metrics["category_map"] == {"awe": "awe", "rage": "anger"}
+    assert {r["label"] for r in records(tmp_path / "out")} == {"anger", "awe"}
 
 
 def num_lines(path: Path) -> int:
@@ -105,7 +196,8 @@ def test_killed_and_resumed_on_other_numbers_of_ranks(commands, world, trained, 
     assert {path: path.read_bytes() for path in (tmp_path / "ledger").glob("*.jsonl")} == before
     other = commands("evaluate", *settings, "evaluate.scoring=generate")
     assert other.code == 2 and "scoring is" in other.stderr
-    assert json.loads((tmp_path / "status.json").read_text())["exit_code"] == 2
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("finished", 2)  # what stands there is whole
 
 
 def test_sigterm_stops_between_batches(commands, world, trained, expected, tmp_path):

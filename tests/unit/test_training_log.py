@@ -86,6 +86,17 @@ def test_a_rank_that_fails_because_another_left_does_not_hide_the_cause(tmp_path
     assert read_status(tmp_path)["message"] == "KeyError: 'bug'"
 
 
+def test_what_is_finished_stays_finished(tmp_path):
+    with pytest.raises(InputError), noting_failure(tmp_path):
+        write_status(tmp_path, "finished", 0, "by another rank of this call")
+        raise InputError("too late")
+    assert read_status(tmp_path)["message"] == "by another rank of this call"
+    with pytest.raises(InputError), noting_failure(tmp_path):
+        raise InputError("refused")
+    status = read_status(tmp_path)
+    assert (status["state"], status["exit_code"], status["message"]) == ("finished", 2, "refused")
+
+
 def test_a_folder_that_is_not_there_yet_gets_no_status(tmp_path):
     with pytest.raises(InputError), noting_failure(tmp_path / "run"):
         raise InputError("wrong")

@@ -1,5 +1,6 @@
 """Whole files or none, flips noticed, locks that go with their process."""
 
+import os
 import subprocess
 import sys
 
@@ -62,3 +63,32 @@ def test_another_process_sees_a_locked_range_until_its_holder_is_gone(tmp_path):
         holder.wait()
     with locked(path, [(0, 0)]) as free:
         assert free
+
+
+def test_several_processes_may_replace_one_file_at_once(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from masp.cache.files import write_bytes\n"
+        "for i in range(200): write_bytes(Path(sys.argv[1]), sys.argv[2].encode() * 50000)"
+    )
+    path = tmp_path / "digests.json"
+    running = [subprocess.Popen([sys.executable, "-c", code, path, letter]) for letter in "ab"]
+    while any(process.poll() is None for process in running):
+        if path.exists():
+            assert len(path.read_bytes()) == 50000 and len(set(path.read_bytes())) == 1
+    assert [process.returncode for process in running] == [0, 0]
+    assert [p.name for p in tmp_path.iterdir()] == ["digests.json"]
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    path, node = tmp_path / "metrics.json", os.uname().nodename
+    left, others = (
+        tmp_path / f".metrics.json.{node}.{dead.pid}.tmp",
+        tmp_path / f".metrics.json.{node}.{os.getppid()}.tmp",
+    )
+    foreign = tmp_path / ".metrics.json.elsewhere.1.tmp"
+    for name in (left, others, foreign):
+        name.write_text("half")
+    write_bytes(path, b"{}")
+    assert sorted(tmp_path.iterdir()) == sorted([path, others, foreign])

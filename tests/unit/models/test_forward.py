@@ -7,7 +7,7 @@ from masp.models.aspect_modules import AspectModules
 from masp.models.forward import Stage1Model, Stage2Model, num_logits
 from masp.models.language import load_language_half
 from masp.models.prompt import load_prompt
-from masp.models.scoring import generate, score_categories
+from masp.models.scoring import candidate_tree, generate, score_categories
 from masp.models.sequence import LAYOUTS, build_sequence, make_batch
 from masp.models.soft_prompt import SoftPrompt
 from tests.tiny import FAMILIES, make_vlm
@@ -140,6 +140,24 @@ def test_scores_equal_one_category_at_a_time(parts, layout, frozen_prefix):
             count = len(candidates[c]) + (end is not None)
             assert abs(-loss.item() - means[n, c].item()) < 1e-5
             assert abs(-loss.item() * count - sums[n, c].item()) < 1e-4
+
+
+def test_the_tree_merges_what_begins_alike():
+    tree = candidate_tree([(5, 6), (5,), (5, 6, 7), (8,), (5,), (9, 6)])
+    assert tree.paths == ((0, 1), (0,), (0, 1, 2), (3,), (0,), (4, 5))
+    assert tree.ids.tolist() == [5, 6, 7, 8, 9, 6] and tree.depth.tolist() == [0, 1, 2, 0, 0, 1]
+    seen = {node: {n for n in range(6) if tree.sees[node, n]} for node in range(6)}
+    assert seen == {0: {0}, 1: {0, 1}, 2: {0, 1, 2}, 3: {3}, 4: {4}, 5: {4, 5}}
+
+
+def test_equal_candidates_tie_exactly_and_few_positions_at_a_time_change_nothing(parts, monkeypatch):
+    model, features, prompt = stage2(parts), parts[4], parts[1]
+    batch = make_batch(sequences(parts, "after_image", answers=False), features, row_image=range(7))
+    candidates = [prompt.ids(c) for c in ("sadness", "sad", "sadness")]
+    sums, _ = score_categories(model, batch, candidates, prompt.end)
+    assert torch.equal(sums[:, 0], sums[:, 2]) and not torch.allclose(sums[:, 0], sums[:, 1])
+    monkeypatch.setattr("masp.models.scoring.MAX_POSITIONS", 3)
+    assert torch.allclose(score_categories(model, batch, candidates, prompt.end)[0], sums, atol=1e-5)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

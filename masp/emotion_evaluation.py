@@ -1,0 +1,150 @@
+"""What an evaluation of emotions consists of: which records it needs, how they are scored, what is made from them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from masp.assemble import load_trained
+from masp.category_map import map_categories, parse_map
+from masp.config import Config
+from masp.data.questions import Questions
+from masp.feed import Feed, Item
+
+
+class EmotionEvaluation:
+    """The emotion of every image of a split.
+
+    Args:
+        config: of the run.
+        folder: where its results go.
+        feed: the images.
+        questions: evaluation asks the first emotion template.
+
+    Raises:
+        InputError: aspect modules or soft prompt are missing or do not fit, or the categories were not trained and no
+            map says what to do.
+    """
+
+    what = "samples"
+    """What is counted."""
+
+    def __init__(self, config: Config, folder: Path, feed: Feed, questions: Questions):
+        self.config, self.folder, self.feed, self.questions = config, folder, feed, questions
+        self.trained = load_trained(config, feed.hidden_size, feed.model)
+        lineage = self.trained.soft_prompt_lineage
+        self.asked = map_categories(
+            feed.categories,
+            lineage.categories if lineage else (),
+            parse_map(config.evaluate.category_map),
+            f"{config.dataset.name} in {config.dataset.root}",
+        )
+        self.categories = self.asked.categories
+        self.keys_of = {
+            key: [key] for key, label in zip(feed.keys, feed.labels, strict=True) if label in self.asked.means
+        }
+        """Image -> the records it needs: one."""
+        self.keys = list(self.keys_of)
+        self.notes = machine_notes(self.trained, feed.machine)
+        self.aspects_shown = list(config.aspects) if config.evaluate.attention and self.trained.aspects else []
+        self.identity = self._identity()
+        self.scorer: Any = None
+
+    def load(self, device: str) -> None:
+        """Get ready to score: loads the VLM's language half."""
+        from masp.scorer import Scorer
+
+        self.scorer = Scorer(self.config, self.trained, self.questions, self.categories, device)
+
+    def score(self, items: Sequence[Item], missing: dict[str, list[str]]) -> list[dict[str, Any]]:
+        """Records of a batch of images; an image has one record, so every one is missing here."""
+        scores = self.scorer.score([i.features for i in items], [i.grid for i in items])
+        return [
+            {"sample_key": item.key, "label": self.asked.means[item.label], **vars(score)}
+            for item, score in zip(items, scores, strict=True)
+        ]
+
+    def looks(self, items: Sequence[Item]) -> list[np.ndarray]:
+        """Where the aspects look: per image `[A, height, width]`."""
+        return self.scorer.attention([i.features for i in items], [i.grid for i in items])
+
+    def finish(self, records: Sequence[dict[str, Any]]) -> Path:
+        """Write `records.h5`, then `metrics.json`; returns the latter."""
+        from masp.attention import read_attention
+        from masp.cache.files import write_bytes
+        from masp.ledger import FOLDER
+        from masp.metrics import compute_metrics
+        from masp.records import FILE, write_emotion_records
+
+        config, ledgers = self.config, self.folder / FOLDER
+        metrics = compute_metrics(records, self.categories, len(self.keys), config.seed)
+        maps = (read_attention(ledgers, record["attention"]) for record in records)
+        write_emotion_records(self.folder / FILE, records, self.categories, self.aspects_shown, maps)
+        metrics |= {
+            "stage": "stage2",
+            "dataset": config.dataset.name,
+            "split": config.evaluate.split,
+            "scoring": config.evaluate.scoring,
+            "source": config.evaluate.source,
+            "layout": self.trained.layout,
+            "category_map": self.asked.shown(),
+            "notes": self.notes,
+            "time": time.time(),
+            "lineage": {
+                **self.trained.lineage(),
+                "features": {"model": self.feed.model, "machine": self.feed.machine},
+            },
+        }
+        path = self.folder / "metrics.json"
+        write_bytes(path, json.dumps(metrics, indent=1).encode() + b"\n")
+        low, high = metrics["accuracy_ci95"]
+        print(
+            f"evaluate: accuracy {metrics['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}) "
+            f"on {metrics['num_samples']} images: {path}"
+        )
+        return path
+
+    def _identity(self) -> dict[str, Any]:
+        """What is evaluated; ranks and batch size do not belong to it."""
+        from masp.cache.fingerprint import fingerprint_digest
+
+        config, trained = self.config, self.trained
+        identity = {
+            "model": fingerprint_digest(self.feed.model),
+            "samples": self.feed.data_digest,
+            "split": config.evaluate.split,
+            "categories": list(self.categories),
+            "question": self.questions.emotion_first(self.categories),
+            "scoring": config.evaluate.scoring,
+            "max_new_tokens": config.evaluate.max_new_tokens if config.evaluate.scoring == "generate" else None,
+            "precision": config.engine.precision,
+            "source": config.evaluate.source,
+            "layout": trained.layout,
+            "aspects": list(config.aspects) if trained.aspects is not None else [],
+            "aspect_digest": trained.aspect_lineage.digest if trained.aspect_lineage else None,
+            "soft_prompt_digest": trained.soft_prompt_lineage.digest if trained.soft_prompt_lineage else None,
+        }
+        # said only where they are asked for, so that ledgers from before there was such a choice go on
+        if self.asked.is_mapped:
+            identity["category_map"] = self.asked.shown()
+        if self.aspects_shown:
+            identity["attention"] = True
+        return identity
+
+
+def machine_notes(trained, machine: dict) -> list[str]:
+    """How the machine that makes the features differs from the one that made those the soft prompt was trained on."""
+    from masp.cache.fingerprint import differences
+
+    lineage = trained.soft_prompt_lineage or trained.aspect_lineage
+    if lineage is None or lineage.machine is None:
+        return []
+    return [
+        f"features come from another machine than those of training: {name} was {old!r}, is {new!r}"
+        for name, old, new in differences(lineage.machine, machine)
+    ]

@@ -1,0 +1,194 @@
+"""`records.h5`: what an evaluation found for every sample, for whoever wants to look further than `metrics.json`.
+
+Datasets (`N` samples in the order of their keys, `C` categories):
+
+    sample_key, label, prediction, text   [N] texts; an empty prediction: the generated line named no category
+    categories                            [C] texts, the order of the columns below
+    scores, mean_scores                   [N, C] fp32, nats: summed over a category's tokens, and per token; NaN under
+                                          `generate`
+    attention/aspects                     [A] texts; the group is there only on request
+    attention/weights                     [sum of T, A] fp32: where each aspect looks, a mean over its queries
+    attention/offsets, attention/grid     [N + 1] where a sample's rows start; [N, 2] its height and width in tokens
+
+Evaluations of stage 1 have `aspect` [N] beside `sample_key`, and instead of `categories` and `scores` a group
+`answers/<aspect>` with `row` (into the datasets above), `categories`, `scores` and `mean_scores` for every aspect whose
+answers are compared by likelihood.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from masp.errors import DataError, InputError
+
+FILE = "records.h5"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Records:
+    """An evaluation of emotions, read from `records.h5`."""
+
+    keys: list[str]
+    labels: list[str]
+    predictions: list[str | None]
+    categories: tuple[str, ...]
+    scores: np.ndarray
+    """`[N, C]`; NaN under `generate`."""
+    aspects: tuple[str, ...]
+    """Aspects with attention maps; none if there are no maps."""
+
+
+def write_emotion_records(
+    path: Path, records: Sequence[dict[str, Any]], categories: Sequence[str], aspects: Sequence[str], maps: Any
+) -> None:
+    """Write the records of an evaluation of emotions to a temporary name, then rename it.
+
+    Args:
+        path: `records.h5`.
+        records: merged, see `masp.ledger`.
+        categories: in the order of the scores.
+        aspects: of the attention maps; empty writes none.
+        maps: one per record, `[A, height, width]` each; read one after another.
+    """
+    with _writing(path) as file:
+        _texts(file, "sample_key", [r["sample_key"] for r in records])
+        _outcomes(file, records)
+        _scores(file, records, categories)
+        if aspects:
+            _attention(file.create_group("attention"), len(records), aspects, maps)
+
+
+def write_aspect_records(path: Path, records: Sequence[dict[str, Any]], answers: dict[str, Sequence[str]]) -> None:
+    """Write the records of an evaluation of stage 1.
+
+    Args:
+        path: `records.h5`.
+        records: each with `key` and `aspect` beside what a record of the ledger has.
+        answers: aspect -> answers in the order of the scores, where they are compared by likelihood.
+    """
+    with _writing(path) as file:
+        _texts(file, "sample_key", [r["key"] for r in records])
+        _texts(file, "aspect", [r["aspect"] for r in records])
+        _outcomes(file, records)
+        for aspect, choices in answers.items():
+            rows = [i for i, r in enumerate(records) if r["aspect"] == aspect]
+            group = file.create_group(f"answers/{aspect}")
+            group.create_dataset("row", data=np.array(rows, dtype="i8"))
+            _scores(group, [records[i] for i in rows], choices)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[Any]:
+    import h5py
+
+    from masp.cache.files import replacing
+
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs["format_version"] = VERSION
+        yield file
+
+
+def _texts(group, name: str, texts: Sequence[str]) -> None:
+    import h5py
+
+    # generated lines may hold what HDF5's texts cannot: a NUL ends them, a lone surrogate is no UTF-8
+    plain = [t.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "backslashreplace") for t in texts]
+    group.create_dataset(name, data=plain, shape=(len(plain),), dtype=h5py.string_dtype())
+
+
+def _outcomes(file, records: Sequence[dict[str, Any]]) -> None:
+    _texts(file, "label", [r["label"] for r in records])
+    _texts(file, "prediction", [r["prediction"] or "" for r in records])
+    _texts(file, "text", [r.get("text") or "" for r in records])
+
+
+def _scores(group, records: Sequence[dict[str, Any]], categories: Sequence[str]) -> None:
+    _texts(group, "categories", categories)
+    none = [float("nan")] * len(categories)
+    for name in ("scores", "mean_scores"):
+        rows = [none if r.get(name) is None else r[name] for r in records]
+        group.create_dataset(name, data=np.array(rows, dtype="f4").reshape(len(records), len(categories)))
+
+
+def _attention(group, count: int, aspects: Sequence[str], maps) -> None:
+    _texts(group, "aspects", aspects)
+    weights = group.create_dataset("weights", (0, len(aspects)), maxshape=(None, len(aspects)), dtype="f4")
+    offsets, grid = np.zeros(count + 1, dtype="i8"), np.zeros((count, 2), dtype="i4")
+    for i, found in enumerate(maps):
+        offsets[i + 1], grid[i] = offsets[i] + found[0].size, found.shape[1:]
+        weights.resize(offsets[i + 1], axis=0)
+        weights[offsets[i] :] = found.reshape(len(aspects), -1).T
+    group.create_dataset("offsets", data=offsets)
+    group.create_dataset("grid", data=grid)
+
+
+def read_records_file(path: str | Path) -> Records:
+    """Read an evaluation of emotions.
+
+    Raises:
+        InputError: there is no such file, or it is of another format or another stage. DataError: it is damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; run `masp evaluate` first")
+    with _reading(path) as file:
+        if "scores" not in file:
+            raise InputError(f"{path}: holds no scores of categories: it is an evaluation of stage 1, not of emotions")
+        return Records(
+            keys=_strings(file["sample_key"]),
+            labels=_strings(file["label"]),
+            predictions=[text or None for text in _strings(file["prediction"])],
+            categories=tuple(_strings(file["categories"])),
+            scores=file["scores"][()],
+            aspects=tuple(_strings(file["attention/aspects"])) if "attention" in file else (),
+        )
+
+
+def read_maps(path: str | Path, keys: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
+    """Attention maps of some samples.
+
+    Returns:
+        key -> aspect -> `[height, width]`, each map summing to one; empty if the file has no maps.
+
+    Raises:
+        InputError, DataError: as `read_records_file`.
+    """
+    with _reading(Path(path)) as file:
+        if "attention" not in file:
+            return {}
+        group, wanted = file["attention"], set(keys)
+        aspects, offsets, grid = _strings(group["aspects"]), group["offsets"][()], group["grid"][()]
+        found = {}
+        for row, key in enumerate(_strings(file["sample_key"])):
+            if key in wanted:
+                weights = group["weights"][offsets[row] : offsets[row + 1]]
+                found[key] = {a: weights[:, i].reshape(grid[row]) for i, a in enumerate(aspects)}
+        return found
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    import h5py
+
+    try:
+        # the file never changes once it has its name, and some cluster file systems cannot lock
+        with h5py.File(path, "r", locking=False) as file:
+            version = file.attrs.get("format_version")
+            if version != VERSION:
+                raise InputError(f"{path}: format_version is {version!r}, this version of MASP reads {VERSION}")
+            yield file
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        raise DataError(
+            f"{path} is damaged: {str(error).splitlines()[0]}; delete it and run `masp evaluate` again"
+        ) from None
+
+
+def _strings(dataset) -> list[str]:
+    return [text.decode("utf-8") for text in dataset[()]]

@@ -1,0 +1,61 @@
+"""Stage 1 in numbers: closed answers as categories, open ones by exact match and words in common."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from masp.aspect_evaluation import MAX_CLOSED, closed_answers
+from masp.aspect_metrics import compute_aspect_metrics, token_f1
+from masp.data.answers import LEVELS
+
+
+@pytest.mark.parametrize(
+    ("written", "answer", "expected"),
+    [
+        ("dog, tree", "dog, tree", 1.0),
+        ("tree, dog", "dog, tree", 1.0),
+        ("dog", "dog, tree", 2 / 3),
+        ("Dog cat", "dog, tree", 0.5),
+        ("dog dog", "dog", 2 / 3),
+        ("", "dog", 0.0),
+        ("cat", "dog", 0.0),
+    ],
+)
+def test_token_f1_by_hand(written, answer, expected):
+    assert token_f1(written, answer) == pytest.approx(expected)
+
+
+@given(st.text(), st.text())
+def test_token_f1_is_symmetric_and_a_share(a, b):
+    assert 0 <= token_f1(a, b) == token_f1(b, a) <= 1
+
+
+def test_which_aspects_are_closed():
+    assert closed_answers("brightness", {"low"}) == LEVELS
+    assert closed_answers("object", {"dog", "tree"}) == ()
+    assert closed_answers("scene", {"sea", "city"}) == ("city", "sea")
+    assert closed_answers("scene", {"sea"}) == ()  # nothing to compare it with
+    assert closed_answers("scene", {str(i) for i in range(MAX_CLOSED + 1)}) == ()
+
+
+def test_per_aspect_and_over_all():
+    records = [
+        {"sample_key": f"{i}#scene", "aspect": "scene", "label": "sea", "prediction": "sea" if i else "city",
+         "scores": [0.0, float(bool(i)) - 0.5], "mean_scores": [0.0, 1.0], "text": None}
+        for i in range(4)
+    ]  # fmt: skip
+    records += [
+        {"sample_key": "0#object", "aspect": "object", "label": "dog, tree", "prediction": "dog", "scores": None}
+    ]
+    metrics = compute_aspect_metrics(records, ["object", "scene", "brightness"], {"scene": ("city", "sea")}, 5)
+    assert (metrics["num_samples"], metrics["num_correct"], metrics["coverage"]) == (5, 3, 1)
+    assert metrics["mean_accuracy"] == pytest.approx((0.75 + 0) / 2) and list(metrics["per_aspect"]) == [
+        "object",
+        "scene",
+    ]
+    scene, thing = metrics["per_aspect"]["scene"], metrics["per_aspect"]["object"]
+    assert scene["kind"] == "closed" and scene["accuracy"] == 0.75 and scene["confusion"] == [[0, 0], [1, 3]]
+    assert thing["kind"] == "open" and thing["accuracy"] == 0 and thing["token_f1"] == pytest.approx(2 / 3)
+    assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
