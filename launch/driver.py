@@ -14,13 +14,17 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from launch.parts import Part, make_parts
-from launch.record import CLUSTER, CONFIG, JOBS, Submitted, explain, read_record, write_record
+from launch.lock import holding, is_held
+from launch.parts import Part, make_parts, task_command
+from launch.record import CLUSTER, CONFIG, JOBS, explain, read_record
 from launch.schema import load_cluster
+from launch.state import DRIVER_LOCK
 from masp.config import load_config
-from masp.errors import MaspError, StoppedEarly
+from masp.errors import InputError, MaspError, StoppedEarly
 from masp.status import read_status, write_status
 from masp.stopping import StopFlag
 
@@ -32,10 +36,65 @@ class PartFailed(MaspError):
 
 
 def start(folder: Path) -> int:
-    """Start the driver of a submission; returns its process id."""
+    """Start the driver of a submission; returns its process id.
+
+    Raises:
+        InputError: it ended at once.
+    """
     with open(folder / "driver.log", "ab") as log:
         command = [sys.executable, "-m", "launch.driver", str(folder)]
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True).pid
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    # Once it has said so, everybody can see that it lives.
+    while read_status(folder) is None and process.poll() is None:
+        time.sleep(_POLL_S / 4)
+    if read_status(folder) is None:
+        raise InputError(f"the driver did not start: see {folder / 'driver.log'}")
+    return process.pid
+
+
+def cancel(folder: Path, timeout_s: float = 90) -> bool:
+    """Stop a driver and its parts, which keep what they have; returns whether they ended in time.
+
+    Raises:
+        InputError: it runs on another machine.
+    """
+    status = read_status(folder)
+    host = os.uname().nodename
+    if status is None or status["host"] != host:
+        where = "another machine" if status is None else status["host"]
+        raise InputError(f"{folder} is run by a process on {where}: cancel it there")
+    os.kill(status["pid"], signal.SIGTERM)
+    deadline = time.monotonic() + timeout_s
+    while is_held(folder / DRIVER_LOCK):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
+class _Board:
+    """`status.json` of a submission: how far each part is."""
+
+    def __init__(self, folder: Path, names: list[str]):
+        self.folder = folder
+        self.parts = {name: {"state": "waiting", "job_ids": [], "num_done": 0} for name in names}
+        self._began: dict[str, float] = {}
+
+    def begin(self, name: str) -> None:
+        """A part starts."""
+        self._began[name] = time.monotonic()
+        self.note(name, state="running")
+
+    def note(self, name: str, **more: object) -> None:
+        """Something about a part changed."""
+        self.parts[name] |= more
+        write_status(self.folder, "running", part=name, parts=self.parts)
+
+    def end(self, name: str, state: str, message: str = "") -> None:
+        """A part ended."""
+        seconds = round(time.monotonic() - self._began[name])
+        elapsed = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+        self.note(name, state=state, message=message, elapsed=elapsed)
 
 
 def drive(folder: Path) -> None:
@@ -44,24 +103,49 @@ def drive(folder: Path) -> None:
     Raises:
         PartFailed, StoppedEarly: the parts after it have not been started.
     """
+    write_status(folder, "running")
     record = read_record(folder)
     cluster, config = load_cluster(folder / CLUSTER), load_config(folder / CONFIG)
-    submitted: list[Submitted] = []
-    with StopFlag() as stop:
-        for part in make_parts(record["command"], record["stage"], config, cluster, folder / CONFIG):
-            write_status(folder, "running", part=part.name)
-            print(f"{part.name}: starting {len(part.jobs)} x {part.tasks_per_node} processes", flush=True)
-            job_ids = _run(part, folder, cluster.signal_delay_s, stop)
-            submitted += [Submitted(part.name, job_id, 1, part.tasks_per_node) for job_id in job_ids]
-            write_record(folder, record["command"], record["stage"], submitted, driver_pid=os.getpid())
-    write_status(folder, "finished", 0, f"all parts: {', '.join(part.name for part in submitted)}")
+    names = [part.name for part in record.parts]
+    parts = [p for p in make_parts(record.command, record.stage, config, cluster, folder / CONFIG) if p.name in names]
+    board = _Board(folder, names)
+    try:
+        with StopFlag() as stop:
+            for part in parts:
+                board.begin(part.name)
+                print(f"{part.name}: starting {len(part.jobs)} x {part.tasks_per_node} processes", flush=True)
+                try:
+                    _run(part, folder, cluster.signal_delay_s, stop, partial(board.note, part.name))
+                except MaspError as error:
+                    state = "stopped" if isinstance(error, StoppedEarly) else "failed"
+                    board.end(part.name, state, str(error).removeprefix(f"{part.name}: "))
+                    raise
+                board.end(part.name, "finished")
+    except Exception as error:
+        state = "stopped" if isinstance(error, StoppedEarly) else "failed"
+        known = isinstance(error, MaspError)
+        text = str(error) if known else f"{type(error).__name__}: {error}"
+        write_status(folder, state, error.exit_code if known else 1, text, parts=board.parts)
+        raise
+    write_status(folder, "finished", 0, f"all parts: {', '.join(names)}", parts=board.parts)
 
 
-def _run(part: Part, folder: Path, signal_delay_s: int, stop: StopFlag) -> list[str]:
-    """Run one part, its jobs in parallel up to its limit; returns their ids."""
+def _run(part: Part, folder: Path, signal_delay_s: int, stop: StopFlag, tell: Callable[..., None]) -> None:
+    """Run one part, its jobs in parallel up to its limit.
+
+    Args:
+        tell: called with `job_ids` and `num_done` when they change.
+    """
     import submitit
 
-    executor = submitit.LocalExecutor(folder / JOBS)
+    class Executor(submitit.LocalExecutor):
+        """Starts tasks by way of `launch.task`."""
+
+        @property
+        def _submitit_command_str(self) -> str:
+            return task_command(self.folder)
+
+    executor = Executor(folder / JOBS)
     executor.update_parameters(
         timeout_min=part.resources.timeout_min,
         signal_delay_s=signal_delay_s,
@@ -70,26 +154,34 @@ def _run(part: Part, folder: Path, signal_delay_s: int, stop: StopFlag) -> list[
         stderr_to_stdout=True,
     )
     limit = getattr(part.resources, "max_parallel", 1)
-    waiting, running, done = deque(part.jobs), [], []
+    waiting, running = deque(part.jobs), []
+    job_ids: list[str] = []
+    num_done = 0
     failure: str | None = None
     told = False  # the running ones, to stop
     while running or (waiting and not stop and failure is None):
         while waiting and len(running) < limit and not stop and failure is None:
             running.append(executor.submit(waiting.popleft()))
+            job_ids.append(running[-1].job_id)
+            tell(job_ids=job_ids)
         if (stop or failure is not None) and not told:
             told = True
             for job in running:  # its number is the process that passes signals on to the job's ranks
                 os.kill(int(job.job_id), signal.SIGTERM)
         for job in [job for job in running if job.done()]:
             running.remove(job)
-            done.append(job)
-            failure = failure or _failure(job, folder)
+            problem = _failure(job, folder)
+            failure = failure or problem
+            if problem is None:
+                num_done += 1
+                tell(num_done=num_done)
         time.sleep(_POLL_S)
     if stop:
-        raise StoppedEarly(f"{part.name}: stopped on request; submit again to go on")
+        if failure is None and not waiting:  # it was done before it heard
+            return
+        raise StoppedEarly(f"{part.name}: stopped on request; `launch resume` goes on")
     if failure is not None:
         raise PartFailed(f"{part.name}: {failure}")
-    return [job.job_id for job in done]
 
 
 def _failure(job, folder: Path) -> str | None:
@@ -102,41 +194,15 @@ def _failure(job, folder: Path) -> str | None:
     return None
 
 
-def wait(folder: Path, pid: int) -> dict:
-    """Wait until the driver has gone; returns its last status."""
-    while _is_running(pid):
-        time.sleep(_POLL_S)
-    status = read_status(folder)
-    if status is None or status["state"] == "running":
-        return {"state": "failed", "exit_code": 1, "message": f"the driver died: see {folder / 'driver.log'}"}
-    return status
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        if os.waitpid(pid, os.WNOHANG)[0]:
-            return False
-    except ChildProcessError:  # started by another process
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return False
-    return True
-
-
 def main() -> int:
     """Run the driver; returns the exit code."""
     folder = Path(sys.argv[1])
     try:
-        drive(folder)
+        with holding(folder / DRIVER_LOCK, f"{folder} has a driver already"):
+            drive(folder)
     except MaspError as error:
-        state = "stopped" if isinstance(error, StoppedEarly) else "failed"
-        write_status(folder, state, error.exit_code, str(error))
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except Exception as error:
-        write_status(folder, "failed", 1, f"{type(error).__name__}: {error}")
-        raise
     return 0
 
 

@@ -47,6 +47,8 @@ class Job(abc.ABC):
         from masp.stopping import StopFlag
 
         with StopFlag() as stop:
+            # launch.task held it back until somebody listens
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
             from masp.config import load_config
             from masp.errors import MaspError, StoppedEarly
 

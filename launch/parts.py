@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +40,15 @@ class Part:
         return getattr(self.resources, "tasks_per_node", 1)
 
 
+def task_command(folder: Path) -> str:
+    """The shell command of one process of a job; in place of submitit's own (see `launch.task`).
+
+    Args:
+        folder: submitit's.
+    """
+    return shlex.join([sys.executable, "-u", "-m", "launch.task", str(folder)])
+
+
 def make_parts(
     command: str, stage: str | None, config: Config, cluster: ClusterConfig, config_path: Path
 ) -> list[Part]:
@@ -50,18 +61,18 @@ def make_parts(
         cluster: what each part asks for.
         config_path: where the jobs will find the run's configuration.
     """
+    if command == "train" and stage is None:
+        raise InputError("command line: train needs --stage stage1 or --stage stage2")
     common = (str(config_path), cluster.max_requeues)
     output = Path(config.output_dir)
     names = {
         "extract": ["extract"],
-        "train": [stage],
+        "train": [str(stage)],
         "evaluate": ["evaluate"],
         "pipeline": ["extract", "stage1", "stage2", "evaluate"],
     }[command]
     if command == "pipeline" and not config.aspects:
         names.remove("stage1")  # the soft prompt alone is trained
-    if command == "train" and stage is None:
-        raise InputError("command line: train needs --stage stage1 or --stage stage2")
     parts = []
     for name in names:
         if name == "extract":

@@ -1,11 +1,12 @@
 """The folder of a submission: what was submitted, with which settings, as which jobs.
 
 <output_dir>/launch/<time>-<command>/
-    submission.json   command, working directory, version, parts with their job ids
+    submission.json   command, working directory, and the parts with their job ids
     config.yaml       the resolved configuration, which the jobs read
     cluster.yaml      the resolved cluster settings
+    environment.json  code version, packages, machine and variables at submission (launch.snapshot)
     jobs/             what submitit keeps: scripts, pickles, and a log per process (<job>_<rank>_log.out)
-    status.json       local executor only: how far its driver is
+    status.json       local executor only: how far its driver is; with driver.log and driver.lock
 """
 
 from __future__ import annotations
@@ -14,14 +15,13 @@ import json
 import os
 import socket
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from launch.schema import ClusterConfig
-from masp import __version__
 from masp.cache.files import write_bytes
 from masp.config import Config, save_config
-from masp.errors import InputError
+from masp.errors import DataError, InputError
 
 FILE, CONFIG, CLUSTER, JOBS = "submission.json", "config.yaml", "cluster.yaml", "jobs"
 # They write into the same logs, and only about what the job did.
@@ -30,17 +30,51 @@ _BYSTANDERS = ("srun: ", "slurmstepd", "submitit ")
 
 @dataclass(frozen=True)
 class Submitted:
-    """A part that was handed over."""
+    """A part as it was handed over."""
 
     name: str
-    job_id: str
-    """As the scheduler calls it; an array has one."""
-
     num_jobs: int
     """Tasks of the array, or 1."""
 
     num_ranks: int
     """Processes of each."""
+
+    result: str
+    """What it leaves behind."""
+
+    job_ids: tuple[str, ...] = ()
+    """As the scheduler calls them: one on Slurm, also of an array; none before it was handed over. Those of the local
+    executor stand in its driver's status."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What `submission.json` holds."""
+
+    command: str
+    stage: str | None
+    executor: str
+    parts: tuple[Submitted, ...]
+    working_directory: str
+    """Where relative paths of the configuration begin."""
+    host: str
+    time: float
+    """When it was submitted, in seconds since 1970."""
+
+    def with_jobs(self, name: str, *job_ids: str) -> Record:
+        """The same with the job ids of one part."""
+        parts = tuple(replace(part, job_ids=job_ids) if part.name == name else part for part in self.parts)
+        return replace(self, parts=parts)
+
+
+def new_record(command: str, stage: str | None, executor: str, parts: tuple[Submitted, ...]) -> Record:
+    """The record of a submission that this process makes now."""
+    return Record(command, stage, executor, parts, os.getcwd(), socket.gethostname(), time.time())
+
+
+def submissions_of(config: Config) -> Path:
+    """The folder that holds all submissions of a run."""
+    return Path(config.output_dir).absolute() / "launch"
 
 
 def make_folder(command: str, config: Config, cluster: ClusterConfig) -> Path:
@@ -49,7 +83,7 @@ def make_folder(command: str, config: Config, cluster: ClusterConfig) -> Path:
     Raises:
         InputError: it cannot be written.
     """
-    parent = Path(config.output_dir).absolute() / "launch"
+    parent = submissions_of(config)
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{command}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +97,7 @@ def make_folder(command: str, config: Config, cluster: ClusterConfig) -> Path:
 
 
 def _new_folder(parent: Path, name: str) -> Path:
-    """Two submissions in one second get folders of their own."""
+    """Two submissions within a second get folders of their own."""
     for number in range(1, 1000):
         folder = parent / (name if number == 1 else f"{name}-{number}")
         try:
@@ -74,29 +108,62 @@ def _new_folder(parent: Path, name: str) -> Path:
     raise InputError(f"output_dir: {parent} holds a thousand submissions of this second")
 
 
-def write_record(folder: Path, command: str, stage: str | None, parts: list[Submitted], **more: object) -> None:
+def write_record(folder: Path, record: Record) -> None:
     """Write `submission.json`: complete or not at all."""
-    record = {
-        "command": command,
-        "stage": stage,
-        "time": time.time(),
-        "host": socket.gethostname(),
-        "working_directory": os.getcwd(),
-        "version": __version__,
-        "parts": [asdict(part) for part in parts],
-        **more,
-    }
-    write_bytes(folder / FILE, json.dumps(record, indent=1).encode() + b"\n")
+    write_bytes(folder / FILE, json.dumps(asdict(record), indent=1).encode() + b"\n")
 
 
-def read_record(folder: Path) -> dict:
-    """What `write_record` wrote."""
-    return json.loads((folder / FILE).read_text(encoding="utf-8"))
+def read_record(folder: Path) -> Record:
+    """What `write_record` wrote.
+
+    Raises:
+        InputError: it is not there. DataError: it is damaged.
+    """
+    path = folder / FILE
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        parts = tuple(Submitted(**part | {"job_ids": tuple(part["job_ids"])}) for part in found["parts"])
+        return Record(**found | {"parts": parts})
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path} is damaged: {error}") from None
+
+
+def submissions(parent: Path) -> list[Path]:
+    """The submissions in a run's `launch` folder, oldest first."""
+    return sorted((path.parent for path in parent.glob(f"*/{FILE}")), key=lambda folder: read_record(folder).time)
+
+
+def find_folder(run: str) -> Path:
+    """The submission that a user means.
+
+    Args:
+        run: a submission's folder, or a run's `output_dir`, which stands for its newest submission.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = Path(run).absolute()
+    if (path / FILE).is_file():
+        return path
+    found = submissions(path / "launch")
+    if not found:
+        raise InputError(
+            f"RUN = {run!r}: neither a run's output_dir with a submission under launch/, nor a submission's folder"
+        )
+    return found[-1]
+
+
+def log_paths(folder: Path, job_id: str) -> list[Path]:
+    """The logs of a job, one per process, in the order of tasks and ranks."""
+    paths = (folder / JOBS).glob(f"{job_id}_*_log.out")
+    return sorted(paths, key=lambda path: [int(n) for n in path.name.split("_") if n.isdigit()])
 
 
 def explain(folder: Path, job_id: str) -> str | None:
     """Why a job failed: what its logs say, and in which of them; None if it wrote none."""
-    paths = sorted((folder / JOBS).glob(f"{job_id}_*_log.out"))
+    paths = log_paths(folder, job_id)
     others: list[str] = []
     for path in paths:
         lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]

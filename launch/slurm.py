@@ -1,11 +1,12 @@
-"""Slurm, through submitit: the script of a part, submitting a chain of parts, waiting for it."""
+"""Slurm, through submitit: the script of a part, submitting a chain of parts."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import shutil
-import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,14 +15,14 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from launch.parts import Part
-from launch.record import JOBS, Submitted
+from launch.parts import Part, task_command
+from launch.queue import ask, reason
+from launch.record import JOBS
 from launch.schema import ClusterConfig
 from masp.errors import InputError
 
-WAITING = "PENDING"
-GOOD = "COMPLETED"
 _POLL_S = 2.0
+_CANCEL_TRIES = 15
 
 
 def parameters(cluster: ClusterConfig, part: Part, run_name: str, after: str | None) -> dict[str, Any]:
@@ -65,12 +66,16 @@ def parameters(cluster: ClusterConfig, part: Part, run_name: str, after: str | N
     return {name: value for name, value in chosen.items() if value is not None}
 
 
-class _Script(submitit.SlurmExecutor):
-    """Writes scripts, also where Slurm is not installed."""
+class _Executor(submitit.SlurmExecutor):
+    """Starts tasks by way of `launch.task`, and writes scripts also where Slurm is not installed."""
 
     @classmethod
     def affinity(cls) -> int:
         return 1
+
+    @property
+    def _submitit_command_str(self) -> str:
+        return task_command(self.folder)
 
     def text(self, num_jobs: int) -> str:
         """The script that would be handed to sbatch."""
@@ -79,100 +84,84 @@ class _Script(submitit.SlurmExecutor):
         return self._make_submission_file_text(self._submitit_command_str, uid="")
 
 
+def script(part: Part, cluster: ClusterConfig, run_name: str, folder: Path, after: str | None = None) -> str:
+    """The sbatch script of a part.
+
+    Args:
+        folder: of the submission; nothing is written there.
+        after: see `parameters`.
+    """
+    with tempfile.TemporaryDirectory() as scratch:  # the executor makes its folder at once
+        executor = _Executor(scratch)
+    executor.folder = folder / JOBS
+    executor.update_parameters(**parameters(cluster, part, run_name, after))
+    return executor.text(len(part.jobs))
+
+
 def scripts(parts: Sequence[Part], cluster: ClusterConfig, run_name: str, folder: Path) -> dict[str, str]:
     """The sbatch script of every part, by its name; job ids that are not known yet stand as `<id of …>`."""
     found, after = {}, None
     for part in parts:
-        executor = _Script(folder / JOBS)
-        executor.update_parameters(**parameters(cluster, part, run_name, after))
-        found[part.name] = executor.text(len(part.jobs))
+        found[part.name] = script(part, cluster, run_name, folder, after)
         after = f"<id of {part.name}>"
     return found
 
 
-def submit(parts: Sequence[Part], cluster: ClusterConfig, run_name: str, folder: Path) -> list[Submitted]:
-    """Queue all parts, each after the one before.
-
-    Args:
-        folder: of the submission.
+def check_installed() -> None:
+    """Make sure that jobs can be submitted from here.
 
     Raises:
-        InputError: Slurm refused a part, in its own words; none of the others stays in the queue.
+        InputError: they cannot.
     """
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise InputError(
             "cluster: executor = 'slurm', but there is no sbatch on this machine: submit from a node of the cluster,"
             " or take --cluster configs/cluster/local.yaml"
         )
-    done: list[Submitted] = []
+
+
+def submit(
+    parts: Sequence[Part], cluster: ClusterConfig, run_name: str, folder: Path, tell: Callable[[str, str], None]
+) -> list[str]:
+    """Queue all parts, each after the one before.
+
+    Args:
+        folder: of the submission.
+        tell: called with name and job id of each part once Slurm has it.
+
+    Returns:
+        The job ids.
+
+    Raises:
+        InputError: Slurm refused a part, in its own words; none of the others stays in the queue.
+    """
+    done: list[str] = []
     try:
         for part in parts:
-            executor = submitit.SlurmExecutor(folder / JOBS)
-            after = done[-1].job_id if done else None
-            executor.update_parameters(**parameters(cluster, part, run_name, after))
+            executor = _Executor(folder / JOBS)
+            executor.update_parameters(**parameters(cluster, part, run_name, done[-1] if done else None))
             with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it also raises
                 jobs = executor.submit_array(part.jobs)
-            job_id = jobs[0].job_id.partition("_")[0]
-            done.append(Submitted(part.name, job_id, len(jobs), part.num_nodes * part.tasks_per_node))
+            done.append(jobs[0].job_id.partition("_")[0])
+            tell(part.name, done[-1])
     except BaseException as error:
-        if done:
-            subprocess.run(["scancel", *(part.job_id for part in done)], check=False)
+        left = _take_back(done)
         if isinstance(error, FailedJobError | FailedSubmissionError):
-            raise InputError(f"cluster: Slurm refused {part.name}: {_reason(str(error))}") from None
+            raise InputError(f"cluster: Slurm refused {part.name}: {reason(str(error))}{left}") from None
+        if left:
+            print(f"error: {left.removeprefix('; ')}", file=sys.stderr)
         raise
     return done
 
 
-def _reason(text: str) -> str:
-    """sbatch's own words, on one line."""
-    lines = [line.removeprefix("sbatch: ").removeprefix("error: ").strip() for line in text.splitlines()]
-    return "; ".join(line for line in lines if line) or "it gave no reason"
-
-
-def wait(parts: Sequence[Submitted], tell: Callable[[str, str], None]) -> dict[str, str]:
-    """Wait until no part is queued or running.
-
-    Args:
-        tell: called with name and state of a part when its state changed.
-
-    Returns:
-        The last state of each part, in Slurm's words; `COMPLETED` is the good one.
-    """
-    told: dict[str, str] = {}
-    while True:
-        queued = _queued()  # asked first: what leaves the queue after this is in the accounting already
-        states = _states(parts)
-        for name, state in states.items():
-            if told.get(name) != state:
-                tell(name, state)
-        told = states
-        if not any(part.job_id in queued for part in parts) and WAITING not in states.values():
-            return states
-        time.sleep(_POLL_S)
-
-
-def _queued() -> set[str]:
-    """Jobs that the controller still has before it, arrays as one."""
-    return set(_ask("squeue", "--me", "--noheader", "--format=%F").split())
-
-
-def _states(parts: Sequence[Submitted]) -> dict[str, str]:
-    """The state of each part; of an array, the one of its tasks that is furthest from being done."""
-    ids = ",".join(part.job_id for part in parts)
-    lines = _ask("sacct", "-X", "--parsable2", "--noheader", "--format=JobID,State", f"--jobs={ids}").splitlines()
-    states = {}
-    for part in parts:
-        # `12`, `12_3` and `12_[0-7]`; a cancelled job's state goes on with who did it
-        rows = [line.split("|") for line in lines]
-        found = {state.split()[0] for job, state in rows if job.partition("_")[0] == part.job_id and state}
-        open_ones = sorted(found & {"RUNNING", "PENDING", "REQUEUED", "SUSPENDED", "COMPLETING"}, reverse=True)
-        bad_ones = sorted(found - {GOOD})
-        states[part.name] = next(iter([*open_ones, *bad_ones]), GOOD if found else WAITING)
-    return states
-
-
-def _ask(*command: str) -> str:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    except subprocess.CalledProcessError as error:
-        raise InputError(f"cluster: {command[0]}: {_reason(error.stderr)}; the jobs go on without this") from None
+def _take_back(job_ids: Sequence[str]) -> str:
+    """Cancel what is queued already; returns what to tell the user if Slurm does not take that either."""
+    if not job_ids:
+        return ""
+    for _ in range(_CANCEL_TRIES):
+        try:
+            ask("scancel", *job_ids)
+            return ""
+        except InputError:
+            time.sleep(_POLL_S)
+    return f"; and it did not take back jobs {' '.join(job_ids)}: run `scancel {' '.join(job_ids)}` when it answers"

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,31 +18,85 @@ def config(tmp_path_factory) -> Path:
     return make_run(tmp_path_factory.mktemp("local"))
 
 
+def call(*arguments: object) -> subprocess.CompletedProcess:
+    line = [sys.executable, "-m", "launch", *map(str, arguments)]
+    return subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, timeout=500)
+
+
 def launch(command: str, config: Path, *arguments: str) -> subprocess.CompletedProcess:
-    line = [sys.executable, "-m", "launch", command, "--cluster", LOCAL, "--config", config, "--wait", *arguments]
-    return subprocess.run(list(map(str, line)), cwd=REPOSITORY, capture_output=True, text=True, timeout=500)
+    return call(command, "--cluster", LOCAL, "--config", config, *arguments)
 
 
 def test_pipeline_with_two_tasks_and_two_ranks(config):
     # Without aspects there is no stage 1, which would show nothing here that stage 2 does not.
-    done = launch("pipeline", config, "aspects=[]", "cluster.extract.num_tasks=2", "cluster.train.tasks_per_node=2")
+    settings = ["aspects=[]", "cluster.extract.num_tasks=2", "cluster.train.tasks_per_node=2"]
+    done = launch("pipeline", config, *settings, "--wait")
     run = config.parent / "run"
-    (folder,) = (run / "launch").iterdir()
+    (folder,) = (run / "launch").glob("*/")
     logs = "\n".join(path.read_text()[-2000:] for path in sorted(folder.glob("jobs/*.out")))
     assert done.returncode == 0, f"{done.stderr}\n{logs}"
     assert done.stdout.splitlines()[-1] == f"launch: logs in {folder / 'jobs'}; result: {run / 'evaluate/metrics.json'}"
     record = json.loads((folder / "submission.json").read_text())
-    ranks = [(part["name"], part["num_ranks"]) for part in record["parts"]]
-    assert ranks == [("extract", 1), ("extract", 1), ("stage2", 2), ("evaluate", 1)]
+    ranks = [(part["name"], part["num_jobs"], part["num_ranks"]) for part in record["parts"]]
+    assert ranks == [("extract", 2, 1), ("stage2", 1, 2), ("evaluate", 1, 1)]
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
     assert json.loads((run / "evaluate" / "metrics.json").read_text())["num_samples"] == 6
 
+    told = call("status", run)
+    assert (told.returncode, told.stderr) == (0, "")
+    assert [line.split()[:2] for line in told.stdout.splitlines()] == [
+        ["finished:", str(folder)],
+        ["part", "state"],
+        ["extract", "finished"],
+        ["stage2", "finished"],
+        ["evaluate", "finished"],
+    ]
+    assert "4 of 4 shards" in told.stdout and "6 of 6 samples" in told.stdout
+    assert "rank 1" not in call("logs", run, "--part", "stage2", "--rank", 0).stdout
+    assert call("logs", run, "--part", "stage2", "--rank", 2).returncode == 2
+    again = call("resume", run)
+    assert (again.returncode, again.stdout.partition(":")[0]) == (0, "nothing to resume"), again.stderr
+    assert call("cancel", run).returncode == 2
+
 
 def test_a_failed_part_stops_the_chain_and_is_told(config, tmp_path):
-    done = launch("pipeline", config, f"output_dir={tmp_path}", f"dataset.root={tmp_path / 'none'}")
+    done = launch("pipeline", config, f"output_dir={tmp_path}", f"dataset.root={tmp_path / 'none'}", "--wait")
     assert done.returncode == 1
-    (folder,) = (tmp_path / "launch").iterdir()
+    (folder,) = (tmp_path / "launch").glob("*/")
     message = json.loads((folder / "status.json").read_text())["message"]
     assert message.startswith("extract: dataset.root") and str(tmp_path / "none") in message
-    assert done.stderr == f"error: {message}\n"
+    assert done.stderr == f"error: extract: failed: {message.removeprefix('extract: ')}\n"
     assert not (tmp_path / "stage1").exists()
+
+
+def until(condition, timeout_s: float = 120):
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.1)
+    return found
+
+
+def test_cancelled_it_stays_so_until_it_is_resumed(config, tmp_path):
+    # One task after the other: the second has hardly begun when the first has left its shards.
+    run, cache = tmp_path / "run", tmp_path / "cache"
+    settings = ["cluster.extract.num_tasks=2", "cluster.extract.max_parallel=1"]
+    settings += [f"output_dir={run}", f"cache.dir={cache}"]
+    done = launch("extract", config, *settings)
+    assert done.returncode == 0, done.stderr
+    shards = cache / "shards"
+    until(lambda: list(shards.glob("*.json")))
+    twice = launch("extract", config, *settings)
+    assert twice.returncode == 2 and "extract is queued or running already" in twice.stderr
+    cancelled = call("cancel", run)
+    assert cancelled.returncode == 0, cancelled.stderr
+    told = call("status", run)
+    assert told.returncode == 1 and told.stdout.startswith("stopped: "), told.stdout
+    assert "extract: stopped: stopped on request" in told.stderr
+    assert not (cache / "manifest.json").exists()
+    before = {path: path.stat().st_mtime_ns for path in shards.glob("*.tar")}
+    resumed = call("resume", run, "--wait")
+    assert resumed.returncode == 0, resumed.stderr
+    assert (cache / "manifest.json").exists()
+    assert all(path.stat().st_mtime_ns == when for path, when in before.items())
+    assert len(list((run / "launch").glob("*/"))) == 2

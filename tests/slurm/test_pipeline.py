@@ -23,7 +23,7 @@ def test_pipeline_over_two_nodes_gives_the_numbers_of_a_run_without_slurm(launch
     metrics = run / "evaluate" / "metrics.json"
     assert str(metrics) in done.stdout.splitlines()[-1]
 
-    (folder,) = (run / "launch").iterdir()
+    (folder,) = (run / "launch").glob("*/")
     parts = {part["name"]: part for part in json.loads((folder / "submission.json").read_text())["parts"]}
     assert list(parts) == ["extract", "stage1", "stage2", "evaluate"]
     assert [part["num_jobs"] for part in parts.values()] == [2, 1, 1, 1]
@@ -31,10 +31,10 @@ def test_pipeline_over_two_nodes_gives_the_numbers_of_a_run_without_slurm(launch
     nodes = slurm("sacct", "-X", "-P", "-n", "-o", "JobID,State,NNodes").split()
     # other tests run jobs on this cluster too
     own = {line.split("|")[0]: line.split("|")[1:] for line in nodes}
-    first = parts["extract"]["job_id"]
+    first = parts["extract"]["job_ids"][0]
     assert own[f"{first}_0"] == own[f"{first}_1"] == ["COMPLETED", "1"]
     for name in ("stage1", "stage2", "evaluate"):
-        assert own[parts[name]["job_id"]] == ["COMPLETED", "2"], name
+        assert own[parts[name]["job_ids"][0]] == ["COMPLETED", "2"], name
     ledgers = sorted(path.name for path in (run / "evaluate" / "ledger").glob("rank-*.jsonl"))
     assert ledgers == ["rank-0.jsonl", "rank-1.jsonl"]
 

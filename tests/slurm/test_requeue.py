@@ -37,8 +37,8 @@ def test_training_told_to_stop_is_queued_again_and_finishes(launch, slurm, tmp_p
     done = launch("train", "--stage", "stage1", "--config", config, *settings)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "run"
-    (folder,) = (run / "launch").iterdir()
-    job = json.loads((folder / "submission.json").read_text())["parts"][0]["job_id"]
+    (folder,) = (run / "launch").glob("*/")
+    job = json.loads((folder / "submission.json").read_text())["parts"][0]["job_ids"][0]
 
     until(lambda: len(steps(run)) > 3)
     num_steps = json.loads((run / "stage1" / "status.json").read_text())["num_steps"]

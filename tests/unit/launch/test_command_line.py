@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from launch.cli import main
+from launch.parts import COMMANDS
 from tests.runs import REPOSITORY
 
 SLURM = REPOSITORY / "configs" / "cluster" / "slurm.yaml"
@@ -45,7 +46,7 @@ def test_pipeline_is_a_chain(launch, tmp_path):
         assert {"#!/bin/bash", "#SBATCH --partition=gpu", "#SBATCH --reservation=lab", "#SBATCH --requeue"} <= {*lines}
         assert "#SBATCH --signal=USR2@120" in lines
         (command,) = (line for line in lines if line.startswith("srun "))
-        assert "--cpus-per-task=8" in command and "-m submitit.core._submit" in command
+        assert "--cpus-per-task=8" in command and "-m launch.task" in command
     assert "#SBATCH --array=0-15%16" in found["extract"]
     assert not any("dependency" in line for line in found["extract"])
     for name, before in (("stage1", "extract"), ("stage2", "stage1"), ("evaluate", "stage2")):
@@ -83,8 +84,25 @@ def test_dry_run_without_slurm_tells_the_order(launch):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["train"], "error: command line: train needs --stage stage1 or --stage stage2"),
-        (["extract", "--stage", "stage1"], "error: command line: --stage is train's; extract has none"),
+        (["train"], "error: the following arguments are required: --stage; see `python -m launch train --help`"),
+        (["extract", "--stage", "stage1"], "error: unrecognized arguments: --stage"),
+        (["status"], "error: the following arguments are required: RUN"),
+        (["cancel", "here", "there"], "error: unrecognized arguments: there"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_one_line(arguments, expected, capsys):
+    if arguments[0] in COMMANDS:
+        arguments = [*arguments, "--cluster", str(SLURM), "--config", str(CONFIG)]
+    with pytest.raises(SystemExit) as error:
+        main(arguments)
+    printed = capsys.readouterr().err
+    assert error.value.code == 2
+    assert printed.startswith(expected) and printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
         (["extract", "stage1.num_epoch=1"], "did you mean stage1.num_epochs?"),
         (["extract", "cluster.extract.num_task=1"], "did you mean extract.num_tasks?"),
         (["extract", "output_dir=/proc/none"], "error: output_dir: /proc/none/launch cannot be written"),
@@ -94,7 +112,7 @@ def test_mistakes_are_one_line_and_leave_nothing(arguments, expected, launch, tm
     code, _, error = launch(*arguments)
     assert code == 2
     assert expected in error and error.count("\n") == 1
-    assert not list(tmp_path.rglob("launch/*"))
+    assert not list(tmp_path.rglob("launch/*/"))
 
 
 def test_a_machine_without_slurm_is_told_so(launch, tmp_path, monkeypatch):
@@ -102,7 +120,7 @@ def test_a_machine_without_slurm_is_told_so(launch, tmp_path, monkeypatch):
     code, _, error = launch("extract")
     assert code == 2
     assert "there is no sbatch on this machine" in error and "configs/cluster/local.yaml" in error
-    assert not list(tmp_path.rglob("launch/*"))
+    assert not list(tmp_path.rglob("launch/*/"))
 
 
 FAKE_SBATCH = """#!/bin/sh
@@ -127,7 +145,7 @@ def test_what_is_queued_already_leaves_when_slurm_refuses_a_part(launch, tmp_pat
     assert code == 2
     assert error == "error: cluster: Slurm refused stage1: Batch job submission failed: Invalid qos\n"
     assert (tmp_path / "cancelled").read_text() == "41\n"
-    assert not list(tmp_path.rglob("launch/*"))
+    assert not list(tmp_path.rglob("launch/*/"))
 
 
 def test_help_imports_nothing_heavy():

@@ -1,0 +1,152 @@
+"""What Slurm says about jobs: the queue first, and the accounting about those that left it."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from masp.errors import InputError
+
+_TIMEOUT_S = 60
+_FIELDS = ("ArrayJobID", "ArrayTaskID", "State", "Reason", "TimeUsed", "NodeList", "RestartCnt")
+_NO_TASK = ("N/A", "")
+
+
+@dataclass(frozen=True)
+class JobState:
+    """One job, or one task of an array."""
+
+    word: str
+    """The state in Slurm's words: PENDING, RUNNING, COMPLETED, FAILED …"""
+
+    reason: str = ""
+    """Why it is pending, in Slurm's words."""
+
+    elapsed: str = ""
+    """How long this run of it has taken, as Slurm writes durations."""
+
+    nodes: str = ""
+    num_restarts: int = 0
+    in_queue: bool = False
+    """Whether Slurm may still start it, or has not ended it yet."""
+
+
+_ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
+
+
+def look(job_ids: Sequence[str]) -> dict[str, dict[str, JobState]]:
+    """The state of jobs.
+
+    Returns:
+        By job id, by task of its array (`""` where it is none). A job that Slurm does not know has no tasks. Pending
+        tasks of an array appear one by one.
+
+    Raises:
+        InputError: Slurm does not answer.
+    """
+    found: dict[str, dict[str, JobState]] = {job_id: {} for job_id in job_ids}
+    if not job_ids:
+        return found
+    queued = _squeue(job_ids)
+    past = _sacct(job_ids)
+    for job_id in job_ids:
+        # The accounting lags behind for those that are still queued, and is all there is about the others.
+        found[job_id] = past.get(job_id, {}) | queued.get(job_id, {})
+    return found
+
+
+def _squeue(job_ids: Sequence[str]) -> dict[str, dict[str, JobState]]:
+    layout = ",".join(f"{name}:|" for name in _FIELDS)
+    command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(job_ids)}", f"--Format={layout}"]
+    try:
+        lines = ask(*command).splitlines()
+    except InputError as error:
+        if "Invalid job id" not in str(error):  # which is what it says if it has forgotten all of them
+            raise
+        return {}
+    found: dict[str, dict[str, JobState]] = {}
+    for line in lines:
+        job, task, word, reason, elapsed, nodes, restarts, *_ = line.split("|")
+        state = JobState(
+            word, "" if reason == "None" else reason, elapsed, nodes, int(restarts or 0), word not in _ENDED
+        )
+        found.setdefault(job, {})["" if task in _NO_TASK else task] = state
+    return found
+
+
+def _sacct(job_ids: Sequence[str]) -> dict[str, dict[str, JobState]]:
+    command = ["sacct", "--allocations", "--duplicates", "--parsable2", "--noheader", f"--jobs={','.join(job_ids)}"]
+    found: dict[str, dict[str, JobState]] = {}
+    for line in ask(*command, "--format=JobID,State,Elapsed,NodeList").splitlines():
+        name, word, elapsed, nodes = line.split("|")
+        job, _, task = name.partition("_")
+        if not word or "[" in task:  # several pending tasks in one line: the queue has them one by one
+            continue
+        before = found.get(job, {}).get(task)
+        # One line per run of the job, oldest first. A cancelled job's state goes on with who did it.
+        restarts = 0 if before is None else before.num_restarts + 1
+        nodes = "" if nodes == "None assigned" else nodes
+        found.setdefault(job, {})[task] = JobState(word.split()[0], "", elapsed, nodes, restarts)
+    return found
+
+
+def cancel(job_ids: Sequence[str], timeout_s: float = 90) -> list[str]:
+    """Cancel jobs and wait until Slurm has ended them; returns those that it is still ending.
+
+    Raises:
+        InputError: Slurm does not answer.
+    """
+    ask("scancel", *job_ids)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        states = look(job_ids)
+        left = [job_id for job_id in job_ids if any(state.in_queue for state in states[job_id].values())]
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(1)
+
+
+def check_answers() -> None:
+    """Make sure that there is a controller to submit to.
+
+    Raises:
+        InputError: there is none.
+    """
+    said = ask("scontrol", "ping")
+    if " is UP" not in said:
+        raise InputError(f"cluster: Slurm does not answer: {first_line(said)}; nothing was submitted")
+
+
+def ask(*command: str, text: str | None = None) -> str:
+    """What a command of Slurm's prints.
+
+    Args:
+        text: its standard input.
+
+    Raises:
+        InputError: it failed, in its own words, or gave no answer in time.
+    """
+    try:
+        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=_TIMEOUT_S)
+    except FileNotFoundError:
+        raise InputError(f"cluster: there is no {command[0]} on this machine: ask from a node of the cluster") from None
+    except subprocess.TimeoutExpired:
+        raise InputError(f"cluster: {command[0]}: Slurm did not answer within {_TIMEOUT_S} s") from None
+    if done.returncode:
+        raise InputError(f"cluster: {command[0]}: {reason(done.stderr or done.stdout)}")
+    return done.stdout
+
+
+def reason(text: str) -> str:
+    """Slurm's own words, on one line and each once."""
+    lines = (line.strip() for line in text.splitlines())
+    for prefix in ("sbatch: ", "squeue: ", "sacct: ", "scancel: ", "error: "):
+        lines = [line.removeprefix(prefix) for line in lines]
+    return "; ".join(dict.fromkeys(line for line in lines if line)) or "it gave no reason"
+
+
+def first_line(text: str) -> str:
+    """The first line of what a command printed."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "it said nothing")
