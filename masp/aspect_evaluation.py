@@ -35,7 +35,9 @@ class AspectEvaluation:
 
     what = "answers"
 
-    def __init__(self, config: Config, folder: Path, feed: Feed, questions: Questions):
+    def __init__(
+        self, config: Config, folder: Path, feed: Feed, questions: Questions, known_categories: Sequence[str] = ()
+    ):
         self.config, self.folder, self.feed, self.questions = config, folder, feed, questions
         self.modules, self.lineage = load_trained_aspects(config, feed.hidden_size, feed.model)
         if self.modules is None:

@@ -81,6 +81,8 @@ class Trained:
     soft_prompt: SoftPrompt | None
     soft_prompt_lineage: Lineage | None
     layout: str
+    vision_features: bool = True
+    """Whether features stand in the prompt."""
 
     def lineage(self) -> dict[str, Any]:
         """Digests and origins for the record of an evaluation."""
@@ -117,7 +119,8 @@ def load_trained(config: Config, hidden_size: int, model: dict) -> Trained:
     """
     modules, aspect_lineage = load_trained_aspects(config, hidden_size, model)
     if config.checkpoint.soft_prompt == NONE:
-        return Trained(modules, aspect_lineage, None, None, config.checkpoint.layout or config.stage2.layout)
+        layout = config.checkpoint.layout or config.stage2.layout
+        return Trained(modules, aspect_lineage, None, None, layout, config.stage2.vision_features)
     path = config.checkpoint.soft_prompt or str(default_soft_prompt_path(config))
     if config.checkpoint.soft_prompt is None and not Path(path).is_file():
         raise InputError(
@@ -140,4 +143,6 @@ def load_trained(config: Config, hidden_size: int, model: dict) -> Trained:
             f"checkpoint.layout = {config.checkpoint.layout!r}: {path} was trained with {lineage.layout!r}; "
             "leave it out"
         )
-    return Trained(modules, aspect_lineage, soft_prompt, lineage, lineage.layout or config.checkpoint.layout)
+    layout = lineage.layout or config.checkpoint.layout
+    vision_features = lineage.settings.get("stage2.vision_features", True) is not False
+    return Trained(modules, aspect_lineage, soft_prompt, lineage, layout, vision_features)

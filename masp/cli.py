@@ -89,7 +89,8 @@ def build_parser() -> argparse.ArgumentParser:
     _config_arguments(sub)
     sub.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # `deepspeed` appends it
 
-    sub = command("evaluate", "score a split and write metrics.json", EVALUATE_HELP)
+    sub = command("evaluate", "score a split and write records.h5 and metrics.json", EVALUATE_HELP)
+    sub.add_argument("--on", action="append", default=[], metavar="FILE", help="also on this dataset (repeatable)")
     _config_arguments(sub)
     sub.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
 
@@ -97,10 +98,21 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("images", nargs="+", metavar="IMAGE", help="picture files; `key=value` sets a setting")
     sub.add_argument("--config", required=True, metavar="FILE", help="the configuration of the run that trained")
     sub.add_argument("--json", action="store_true", help="one JSON line per picture")
+    sub.add_argument("--attention", metavar="FILE", help="also an HTML page that shows where each aspect looked")
 
     sub = command("report", "write one HTML page about a run")
     sub.add_argument("run_dir", metavar="RUN_DIR", help="the run's output_dir")
     sub.add_argument("--output", metavar="FILE", default=None, help="the page; RUN_DIR/report.html if not given")
+
+    sub = command("compare", "compare runs on the same samples: paired tests, a table and a picture", COMPARE_HELP)
+    sub.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or records.h5 files")
+    sub.add_argument("--output", metavar="DIR", default="outputs/compare", help="default outputs/compare")
+
+    sub = command("study", "the ablations of the method over several seeds: a table and a plot", STUDY_HELP)
+    _config_arguments(sub)
+    sub.add_argument("--seeds", metavar="N,N…", default="1,2,3", help="seeds of training (default 1,2,3)")
+    sub.add_argument("--only", metavar="NAME,NAME…", help="some variants; `masp` is always among them")
+    sub.add_argument("--list", action="store_true", help="only print the variants and the commands that make them")
 
     sub = command("doctor", "check this machine: versions, devices, Slurm, and a configuration if given")
     _config_arguments(sub)
@@ -126,7 +138,17 @@ Runs alone, or on several ranks: torchrun --nproc-per-node 8 -m masp.cli train �
 or srun masp train …. SIGTERM stops it at a step boundary with a checkpoint (exit code 75); the same command resumes."""
 EVALUATE_HELP = """\
 Scores checkpoint.aspect and checkpoint.soft_prompt (default: what this run trained; `none`: without). Runs alone or on
-several ranks, each of which writes its own ledger; stopped, it scores only what is missing when called again."""
+several ranks, each of which writes its own ledger; stopped, it scores only what is missing when called again.
+
+--on FILE evaluates the same on another dataset too, whose configuration names its dataset and cache; a table over all
+datasets is written to datasets.json. Categories that were not trained need evaluate.category_map. docs/evaluation.md"""
+COMPARE_HELP = """\
+McNemar's exact test and a bootstrap interval of the difference of accuracies for every pair, with p-values corrected
+for their number (Holm). Writes compare.json, compare.md and compare.png. Runs on other samples are refused."""
+STUDY_HELP = """\
+Trains and evaluates the method and its ablations: without each aspect, without all of them, without vision features,
+without soft prompt; other lengths of the soft prompt, other numbers of queries, the other layout. Call it again and it
+goes on where it stopped. Writes study.json, study.md and study.png to OUTPUT_DIR/study. docs/evaluation.md"""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -146,6 +168,12 @@ def run(arguments: argparse.Namespace) -> int:
 
         print(f"report: {write_report(arguments.run_dir, arguments.output)}")
         return 0
+    if name == "compare":
+        from masp.compare import compare, markdown
+
+        print(markdown(compare(arguments.runs, arguments.output)), end="")
+        print(f"compare: {arguments.output}")
+        return 0
     if name == "cache":
         return run_cache(arguments)
     if name == "extract":
@@ -155,7 +183,7 @@ def run(arguments: argparse.Namespace) -> int:
         config = load_config(arguments.config, [a for a in arguments.images if _is_setting(a)])
         from masp.predict import predict
 
-        predict(config, images, arguments.json)
+        predict(config, images, arguments.json, arguments.attention)
         return 0
     if name == "doctor":
         from masp.doctor import doctor
@@ -172,6 +200,14 @@ def run(arguments: argparse.Namespace) -> int:
         from masp.train import train
 
         train(config, arguments.stage)
+    elif name == "study":
+        from masp.study import run_study
+
+        run_study(config, arguments.seeds, arguments.only, arguments.list)
+    elif arguments.on:
+        from masp.transfer import evaluate_on
+
+        evaluate_on(config, arguments.on)
     else:
         from masp.evaluate import evaluate
 

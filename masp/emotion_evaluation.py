@@ -25,6 +25,7 @@ class EmotionEvaluation:
         folder: where its results go.
         feed: the images.
         questions: evaluation asks the first emotion template.
+        known_categories: those of other datasets that are evaluated with the same `evaluate.category_map`.
 
     Raises:
         InputError: aspect modules or soft prompt are missing or do not fit, or the categories were not trained and no
@@ -34,7 +35,9 @@ class EmotionEvaluation:
     what = "samples"
     """What is counted."""
 
-    def __init__(self, config: Config, folder: Path, feed: Feed, questions: Questions):
+    def __init__(
+        self, config: Config, folder: Path, feed: Feed, questions: Questions, known_categories: Sequence[str] = ()
+    ):
         self.config, self.folder, self.feed, self.questions = config, folder, feed, questions
         self.trained = load_trained(config, feed.hidden_size, feed.model)
         lineage = self.trained.soft_prompt_lineage
@@ -43,6 +46,7 @@ class EmotionEvaluation:
             lineage.categories if lineage else (),
             parse_map(config.evaluate.category_map),
             f"{config.dataset.name} in {config.dataset.root}",
+            known_categories,
         )
         self.categories = self.asked.categories
         self.keys_of = {
@@ -92,6 +96,7 @@ class EmotionEvaluation:
             "scoring": config.evaluate.scoring,
             "source": config.evaluate.source,
             "layout": self.trained.layout,
+            "vision_features": self.trained.vision_features,
             "category_map": self.asked.shown(),
             "notes": self.notes,
             "time": time.time(),
@@ -134,6 +139,8 @@ class EmotionEvaluation:
             identity["category_map"] = self.asked.shown()
         if self.aspects_shown:
             identity["attention"] = True
+        if not trained.vision_features:
+            identity["vision_features"] = False
         return identity
 
 

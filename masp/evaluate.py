@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from masp.aspect_evaluation import AspectEvaluation
     from masp.distributed import Ranks
     from masp.emotion_evaluation import EmotionEvaluation
+    from masp.feed import Feed
 
 
 def evaluate_dir(config: Config) -> Path:
@@ -29,12 +31,13 @@ def evaluate_dir(config: Config) -> Path:
     return Path(config.evaluate.output_dir or Path(config.output_dir) / name)
 
 
-def evaluate(config: Config, stop: StopFlag | None = None) -> Path | None:
+def evaluate(config: Config, stop: StopFlag | None = None, known_categories: Sequence[str] = ()) -> Path | None:
     """Score what this rank's slice still lacks; whichever rank finds all samples scored writes the metrics.
 
     Args:
         config: of the run; ranks come from the launcher's environment.
         stop: looked at between batches; None lets SIGTERM, SIGINT and SIGUSR2 stop the run.
+        known_categories: more that may stand in `evaluate.category_map`, those of other datasets.
 
     Returns:
         `metrics.json`; None if other ranks still have samples to score.
@@ -47,7 +50,7 @@ def evaluate(config: Config, stop: StopFlag | None = None) -> Path | None:
     ranks = _read_share()
     folder = evaluate_dir(config)
     with noting_failure(folder):
-        metrics = _evaluate(config, folder, ranks, stop)
+        metrics = _evaluate(config, folder, ranks, stop, known_categories)
     if metrics:
         write_status(folder, "finished", 0, str(metrics))
     return metrics
@@ -68,13 +71,15 @@ def _read_share() -> Ranks:
     return replace(ranks, rank=index * ranks.size + ranks.rank, size=count * ranks.size)
 
 
-def _evaluate(config: Config, folder: Path, ranks: Ranks, stop: StopFlag | None) -> Path | None:
+def _evaluate(
+    config: Config, folder: Path, ranks: Ranks, stop: StopFlag | None, known_categories: Sequence[str]
+) -> Path | None:
     from masp.feed import open_feed
     from masp.ledger import FOLDER, merge_if_complete, missing_keys, slice_keys
     from masp.status import write_status
 
     feed = open_feed(config)
-    evaluation = _open(config, folder, feed)
+    evaluation = open_evaluation(config, folder, feed, known_categories)
     if ranks.is_lead:
         for note in evaluation.notes:
             print(f"note: {note}", file=sys.stderr)
@@ -104,20 +109,23 @@ def _evaluate(config: Config, folder: Path, ranks: Ranks, stop: StopFlag | None)
     return path
 
 
-def _open(config: Config, folder: Path, feed) -> EmotionEvaluation | AspectEvaluation:
+def open_evaluation(
+    config: Config, folder: Path, feed: Feed, known_categories: Sequence[str] = ()
+) -> EmotionEvaluation | AspectEvaluation:
+    """What `evaluate.stage` asks for, checked; the VLM is not loaded yet."""
     from masp.data.questions import load_questions
 
     if config.evaluate.stage == "stage1":
         from masp.aspect_evaluation import AspectEvaluation as Evaluation
     else:
         from masp.emotion_evaluation import EmotionEvaluation as Evaluation
-    return Evaluation(config, folder, feed, load_questions(config.questions))
+    return Evaluation(config, folder, feed, load_questions(config.questions), known_categories)
 
 
 def _score(
     config: Config,
     evaluation: EmotionEvaluation | AspectEvaluation,
-    feed,
+    feed: Feed,
     mine: dict[str, list[str]],
     ledgers: Path,
     ranks: Ranks,

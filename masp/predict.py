@@ -20,19 +20,21 @@ class _Named:
     image_path: Path
 
 
-def predict(config: Config, images: Sequence[str], as_json: bool = False) -> list[dict]:
+def predict(config: Config, images: Sequence[str], as_json: bool = False, attention: str | None = None) -> list[dict]:
     """Predict the emotions of pictures and print them.
 
     Args:
         config: names the VLM, the checkpoints and the categories.
         images: paths.
         as_json: print one JSON line per picture instead of a table.
+        attention: write an HTML page to this file that shows where each aspect looked.
 
     Returns:
         Per readable picture `image`, `prediction` and `probabilities` (category -> share).
 
     Raises:
-        InputError: a picture cannot be read (the others are printed first), or nothing says what the categories are.
+        InputError: a picture cannot be read (the others are printed first), nothing says what the categories are, or
+            there are no aspect modules whose attention could be shown.
     """
     from masp.data.questions import load_questions
     from masp.emotion_evaluation import machine_notes
@@ -45,17 +47,20 @@ def predict(config: Config, images: Sequence[str], as_json: bool = False) -> lis
     trained = load_trained(config, encoder.vision.hidden_size, model)
     for note in machine_notes(trained, machine_part(config)):
         print(f"note: {note}", file=sys.stderr)
+    if attention and trained.aspects is None:
+        raise InputError(f"--attention {attention}: there are no aspect modules here to look with")
     categories = _categories(config, trained)
     config.evaluate.scoring = "likelihood"
     questions = load_questions(config.questions)
     scorer = Scorer(config, trained, questions, categories, pick_device(config.engine.device, "engine.device"))
-    results, broken = [], []
+    results, broken, entries = [], [], []
     stream = encoder.stream([_Named(Path(p)) for p in images], num_workers=0)
     for path, picture in zip(images, stream, strict=True):
         if picture.reason or picture.failure:
             broken.append(f"{path} ({picture.reason or picture.failure})")
             continue
-        (score,) = scorer.score(encoder.encode([picture]), [picture.grid])
+        features = encoder.encode([picture])
+        (score,) = scorer.score(features, [picture.grid])
         shares = softmax([score.scores])[0].tolist()
         results.append(
             {
@@ -64,10 +69,32 @@ def predict(config: Config, images: Sequence[str], as_json: bool = False) -> lis
                 "probabilities": dict(zip(categories, shares, strict=True)),
             }
         )
+        if attention:
+            maps = dict(zip(config.aspects, scorer.attention(features, [picture.grid])[0], strict=True))
+            entries.append(_shown(results[-1], maps, config))
         print(json.dumps(results[-1]) if as_json else _table(results[-1]))
+    if entries:
+        from masp.looking import write_page
+
+        print(f"attention: {write_page(attention, entries)}", file=sys.stderr)
     if broken:
         raise InputError(f"{len(broken)} of {len(images)} images cannot be read: {', '.join(broken)}")
     return results
+
+
+def _shown(result: dict, maps: dict, config: Config) -> dict:
+    """What the page shows of one picture."""
+    from masp.data.images import load_image
+    from masp.looking import aspect_pictures, data_address, small
+
+    image = load_image(result["image"], config.vlm.max_side)
+    return {
+        "name": result["image"],
+        "picture": data_address(small(image)),
+        "prediction": result["prediction"],
+        "probabilities": result["probabilities"],
+        "aspects": aspect_pictures(image, maps),
+    }
 
 
 def _categories(config: Config, trained) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """The report: one HTML file that shows an evaluation and opens anywhere, without a network.
 
 What it shows comes from a run directory: `evaluate/metrics.json` (required), and where they exist `summary.json`,
-`evaluate/ledger/`, `stage{1,2}/metrics.jsonl` and `config.yaml`. Names, labels and texts are data: the template escapes
+`evaluate/` (`ledger/`, `records.h5`, `datasets.json`), `evaluate-stage1/metrics.json`, `stage{1,2}/metrics.jsonl` and
+`config.yaml`. Names, labels and texts are data: the template escapes
 them, and the page's content security policy forbids scripts and addresses altogether.
 """
 
@@ -38,7 +39,8 @@ _TILES = (
 _PLACED = {key for key, *_ in _TILES} | {
     "num_samples", "num_expected", "num_correct", "num_unparsable", "coverage", "accuracy", "accuracy_ci95",
     "accuracy_ci95_bootstrap", "macro_f1_ci95", "per_category", "categories", "confusion", "confusion_columns",
-    "calibration", "accuracy_by_mean_score", "lineage", "notes", "time",
+    "calibration", "accuracy_by_mean_score", "per_aspect", "category_map", "vision_features", "lineage", "notes",
+    "time",
 }  # fmt: skip
 
 
@@ -81,6 +83,7 @@ def _find_evaluation(run_dir: Path) -> Path:
 
 def _gather(run_dir: Path, evaluate_dir: Path) -> dict[str, Any]:
     """Everything that the template needs, as plain values."""
+    from masp.report_evaluations import aspect_rows, dataset_rows, looks
     from masp.report_parts import find_config, lineage_rows, mistakes, training_stages
 
     metrics = _read_json(evaluate_dir / "metrics.json")
@@ -109,7 +112,10 @@ def _gather(run_dir: Path, evaluate_dir: Path) -> dict[str, Any]:
         "per_category": metrics.get("per_category") or {},
         "calibration": _calibration(metrics),
         "stages": training_stages(run_dir, evaluate_dir, config),
-        "mistakes": mistakes(evaluate_dir, metrics, config),
+        "mistakes": mistakes(evaluate_dir, metrics, config) if "per_aspect" not in metrics else None,
+        "aspects": aspect_rows(evaluate_dir, metrics),
+        "datasets": dataset_rows(evaluate_dir),
+        "looks": looks(evaluate_dir, config),
         "lineage": lineage,
         "config_text": config_text,
     }
@@ -202,6 +208,11 @@ def _calibration(metrics: dict[str, Any]) -> str | None:
 
 
 def _render(page: dict[str, Any]) -> str:
+    return environment().get_template("report.html.j2").render(page)
+
+
+def environment() -> Any:
+    """What renders our pages: every value is escaped."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -212,7 +223,7 @@ def _render(page: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": _percent, "number": _number, "shown": _shown}
-    return environment.get_template("report.html.j2").render(page)
+    return environment
 
 
 def _percent(share: float | None, digits: int = 1) -> str:

@@ -4,8 +4,6 @@ Whatever cannot be read leaves its part of the page out, with a reason where the
 looking, and half of it is better than none.
 """
 
-import base64
-import io
 import json
 import math
 from collections.abc import Iterator
@@ -18,7 +16,6 @@ _STAGES = (("stage1", "Stage 1: aspect modules", "aspect"), ("stage2", "Stage 2:
 _CURVES = (("loss", "loss", True), ("learning_rate", "learning rate", False))
 _MAX_POINTS = 2000
 _NUM_MISTAKES = 12
-_THUMBNAIL_SIDE = 360
 
 
 def find_config(*folders: Path) -> tuple[dict[str, Any], str | None]:
@@ -150,7 +147,7 @@ def mistakes(evaluate_dir: Path, metrics: dict[str, Any], config: dict[str, Any]
     shown = sorted(entries, key=lambda entry: -(entry["probability"] or 0))[:_NUM_MISTAKES]
     root = (config.get("dataset") or {}).get("root")
     for entry in shown:
-        entry["name"], path = _image_of(entry["key"], Path(root) if isinstance(root, str) else None)
+        entry["name"], path = image_of(entry["key"], Path(root) if isinstance(root, str) else None)
         entry["picture"] = _thumbnail(path) if path else None
     has_pictures = any(entry["picture"] for entry in shown)
     if shown and not has_pictures:
@@ -164,7 +161,7 @@ def mistakes(evaluate_dir: Path, metrics: dict[str, Any], config: dict[str, Any]
     }
 
 
-def _image_of(key: str, root: Path | None) -> tuple[str, Path | None]:
+def image_of(key: str, root: Path | None) -> tuple[str, Path | None]:
     """A sample's name to show, and its image if there is one below `root`."""
     from masp.data.keys import split_key
 
@@ -184,11 +181,9 @@ def _image_of(key: str, root: Path | None) -> tuple[str, Path | None]:
 def _thumbnail(path: Path) -> str | None:
     """The image, small, as a data address; None if it cannot be read."""
     from masp.data.images import UnreadableImage, load_image
+    from masp.looking import SIDE, data_address
 
     try:
-        image = load_image(path, _THUMBNAIL_SIDE)
+        return data_address(load_image(path, SIDE))
     except (UnreadableImage, OSError):
         return None
-    with io.BytesIO() as file:
-        image.save(file, format="JPEG", quality=82)
-        return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")

@@ -47,6 +47,7 @@ class Scorer:
 
     def __init__(self, config: Config, trained: Trained, questions: Questions, categories: Sequence[str], device: str):
         self.config, self.categories, self.layout = config, tuple(categories), trained.layout
+        self.vision_features = trained.vision_features
         self.device, self.dtype = device, torch_dtype(config.engine.precision)
         self.prompt: Prompt = load_prompt(config.vlm.path)
         self.question = questions.emotion_first(self.categories)
@@ -72,7 +73,7 @@ class Scorer:
                 self.question,
                 None,
                 num_aspect_tokens=self.num_aspect_tokens,
-                grid=grid,
+                grid=grid if self.vision_features else None,
                 num_soft_tokens=self.num_soft_tokens,
                 layout=self.layout,
             )

@@ -82,6 +82,8 @@ class Stage:
             identity["aspect_module.init_scale"] = config.aspect_module.init_scale
         else:
             identity["checkpoint.aspect"] = self.aspect_lineage.digest if self.aspect_lineage else None
+            if not settings.vision_features:  # said only then: what was trained before there was a choice goes on
+                identity["stage2.vision_features"] = False
         names = COURSE if self.name == "stage1" else [*COURSE, *COURSE_STAGE2]
         identity |= {f"{self.name}.{name}": getattr(settings, name) for name in names}
         return identity | {"num_steps": self.schedule.num_steps}

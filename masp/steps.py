@@ -70,7 +70,8 @@ def make_schedule(cache: Cache, config: Config, stage: str) -> Schedule:
         lengths = tokens + weights * (config.aspect_module.num_queries + WORDS)
     else:
         weights = np.ones(len(rows), dtype=np.int64)
-        lengths = tokens + num_aspect_tokens(config) + config.stage2.num_soft_prompt_tokens + WORDS
+        seen = tokens if config.stage2.vision_features else 0 * tokens
+        lengths = seen + num_aspect_tokens(config) + config.stage2.num_soft_prompt_tokens + WORDS
     if not len(rows):
         raise InputError(f"cache.dir: {config.cache.dir} has no training image")
     steps_per_epoch = -(-len(rows) // settings.global_batch_size)
@@ -181,7 +182,7 @@ class Steps(Dataset):
                 self.questions.emotion(self.cache.categories, config.seed, epoch, sample.key),
                 sample.category,
                 num_aspect_tokens=num_aspect_tokens(config),
-                grid=sample.grid,
+                grid=sample.grid if settings.vision_features else None,
                 num_soft_tokens=settings.num_soft_prompt_tokens,
                 layout=settings.layout,
             )

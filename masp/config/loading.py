@@ -211,6 +211,11 @@ def _check_together(config: Config, where: str) -> None:
     low, high = config.vlm.min_pixels, config.vlm.max_pixels
     if low is not None and high is not None and low > high:
         raise InputError(f"{where}: vlm.min_pixels = {low}: must be at most vlm.max_pixels, which is {high}")
+    if not config.stage2.vision_features and (not config.aspects or config.checkpoint.aspect == "none"):
+        key = "checkpoint.aspect = none" if config.aspects else "aspects = []"
+        raise InputError(
+            f"{where}: stage2.vision_features = false: with {key} nothing of the picture would be left in the prompt"
+        )
     categories = config.dataset.categories
     if categories is not None:
         words = [normalise_category(category) for category in categories]

@@ -195,6 +195,10 @@ class Stage2Config(StageConfig):
     """How the soft prompt starts: drawn at random, from random words of the vocabulary, or from the words of the
     aspects, the categories and the question."""
 
+    vision_features: bool = field(default=True, metadata=rule())
+    """Whether the vision features stand in the prompt beside the aspect tokens. Without them is an ablation: the
+    language model knows of the picture only what the aspects tell."""
+
     frozen_prefix: bool = field(default=True, metadata=rule())
     """Run what stands before the soft prompt once, without gradient. Same result, less time and memory; only layout
     `after_image` has such a prefix."""

@@ -106,7 +106,9 @@ def test_from_pictures_to_the_report(commands, tmp_path, family):
     check_metrics(generated / "metrics.json", 2 * len(GOOD))
 
     shown = [pictures / "test" / "joy" / "test_turned.jpg", pictures / "test" / "quiet_fear" / "test_one_wide.png"]
-    predicted = commands.ok("predict", *shown, "--config", config, "--json")
+    looked = tmp_path / "looked.html"
+    predicted = commands.ok("predict", *shown, "--config", config, "--json", "--attention", looked)
+    assert looked.read_text().count("<img") == len(shown) * (1 + len(ASPECTS))
     lines = [json.loads(line) for line in predicted.stdout.splitlines()]
     assert [line["image"] for line in lines] == list(map(str, shown))
     for line in lines:

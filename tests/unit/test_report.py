@@ -6,13 +6,16 @@ import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from masp.data.keys import sample_key
 from masp.errors import DataError, InputError
 from masp.ledger import Ledger
+from masp.looking import aspect_pictures, data_address, overlay, write_page
 from masp.metrics import compute_metrics
+from masp.records import write_emotion_records
 from masp.report import write_report
 
 HOSTILE = ("<script>alert(1)</script>", 'say "no" & \'yes\'', "שמחה", "x" * 300)
@@ -21,6 +24,8 @@ NAMES = (
     "n\udcffl.jpg",
 )  # fmt: skip
 MAGENTA = (255, 0, 200)
+COLOURS = (MAGENTA, (0, 255, 60), (0, 200, 255), (255, 255, 0), (120, 0, 255))
+"""Of the pictures, and of nothing else on the page."""
 
 
 def make_run(tmp_path, categories=HOSTILE, *, scored=True, with_training=True, with_images=True, lineage=None) -> Path:
@@ -34,7 +39,7 @@ def make_run(tmp_path, categories=HOSTILE, *, scored=True, with_training=True, w
             relative = f"{label.replace('/', '_')[:50]}/{name}"
             if with_images:
                 (root / "test" / relative).parent.mkdir(parents=True, exist_ok=True)
-                Image.new("RGB", (120, 80), MAGENTA).save(root / "test" / relative)
+                Image.new("RGB", (120, 80), COLOURS[index]).save(root / "test" / relative)
             scores = [3.0 if category == prediction else 0.0 for category in categories]
             records.append({
                 "sample_key": sample_key("test", relative), "label": label, "scores": scores if scored else None,
@@ -44,6 +49,9 @@ def make_run(tmp_path, categories=HOSTILE, *, scored=True, with_training=True, w
             ledger.append(records[-1])
     metrics = compute_metrics(records, categories) | {"split": "test", "lineage": lineage or {}}
     (run / "evaluate" / "metrics.json").write_text(json.dumps(metrics))
+    maps = [np.arange(1, 7, dtype="f4").reshape(1, 2, 3).repeat(2, 0) / 21 for _ in records]
+    aspects = ("scene", "object") if scored else ()
+    write_emotion_records(run / "evaluate" / "records.h5", records, categories, aspects, maps)
     (run / "config.yaml").write_text(f"dataset: {{name: folder, root: {json.dumps(str(root))}}}\n# <script>config()\n")
     if with_training:
         for stage in ("stage1", "stage2"):
@@ -53,6 +61,14 @@ def make_run(tmp_path, categories=HOSTILE, *, scored=True, with_training=True, w
             text = "".join(json.dumps(line) + "\n" for line in [*lines, lines[-1]])
             (run / stage / "metrics.jsonl").write_text(text + '{"step": 4')
         summary = {"zero_shot": {"accuracy": 0.2}, "masp": {"accuracy": 0.7, "accuracy_ci95": [0.6, 0.8]}}
+        others = {"num_samples": 9, "accuracy": 0.4, "accuracy_ci95": [0.1, 0.7], "macro_f1": 0.3}
+        datasets = {"<u>near": others, "far": others | {"category_map": {"<b>joy": "awe", "awe": "awe"}}}
+        (run / "evaluate" / "datasets.json").write_text(json.dumps(datasets))
+        answers = {"kind": "open", "accuracy": 0.25, "accuracy_ci95": [0.1, 0.5], "num_samples": 8, "token_f1": 0.5}
+        levels = answers | {"kind": "closed", "categories": ["low", "high"], "macro_f1": 0.125}
+        (run / "evaluate-stage1").mkdir()
+        per_aspect = {"per_aspect": {"human_action": answers, "brightness": levels}}
+        (run / "evaluate-stage1" / "metrics.json").write_text(json.dumps(per_aspect))
         (run / "summary.json").write_text(json.dumps(summary | {"<i>mine": {"accuracy": 0.5}, "seed": 1}))
     return run
 
@@ -113,11 +129,15 @@ def test_hostile_names_and_labels_are_shown_as_text(tmp_path):
 def test_everything_there_is_is_shown(tmp_path):
     page = Page(write_report(make_run(tmp_path)))
     for title in ("What each part adds", "Confusion matrix", "Per category", "The surest mistakes", "Calibration",
+                  "On several datasets", "Stage 1: answers per aspect", "Where the aspects look",
                   "Stage 1: aspect modules", "Stage 2: soft prompt", "Resolved configuration"):  # fmt: skip
         assert title in page.text
     assert "Zero-shot" in page.text and "70.0" in page.text
     assert "390 steps" in page.text and "1 unreadable line" in page.text
-    assert sum(tag == "img" for tag, _ in page.tags) == len(NAMES)
+    for text in ("human action", "likeliest of 2 answers", "written, exactly the same", "<u>near", "<b>joy → awe"):
+        assert text in page.text
+    # the mistakes, and three of them with both aspects
+    assert sum(tag == "img" for tag, _ in page.tags) == len(NAMES) + 3 * (1 + 2)
     assert sum(tag == "svg" for tag, _ in page.tags) == 5
 
 
@@ -125,7 +145,7 @@ def test_parts_that_are_missing_are_left_out(tmp_path):
     run = make_run(tmp_path, scored=False, with_training=False, with_images=False)
     (run / "config.yaml").unlink()
     page = Page(write_report(run))
-    for title in ("What each part adds", "Calibration", "Stage 1", "Resolved configuration"):
+    for title in ("What each part adds", "Calibration", "Stage 1", "Resolved configuration", "Where the aspects"):
         assert title not in page.text
     assert "The pictures are not here" in page.text and "1 generated line names no category; it counts" in page.text
     assert not any(tag == "img" for tag, _ in page.tags)
@@ -135,6 +155,44 @@ def test_metrics_alone_are_enough(tmp_path):
     (tmp_path / "metrics.json").write_text(json.dumps({"accuracy": 0.5, "num_samples": 2, "num_correct": 1}))
     assert write_report(tmp_path, tmp_path / "new" / "out.html") == tmp_path / "new" / "out.html"
     assert "1 of 2 samples right" in Page(tmp_path / "new" / "out.html").text
+
+
+def test_an_evaluation_of_stage_1_alone(tmp_path):
+    run = make_run(tmp_path)
+    folder = run / "evaluate-stage1"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    more = {"accuracy": 0.2, "num_samples": 16, "num_correct": 3, "mean_accuracy": 0.25, "stage": "stage1"}
+    (folder / "metrics.json").write_text(json.dumps(metrics | more))
+    page = Page(write_report(folder))
+    assert "3 of 16 samples right" in page.text and "Stage 1: answers per aspect" in page.text
+    assert "mistakes" not in page.text.lower()
+
+
+@pytest.mark.parametrize("path", ["evaluate/records.h5", "evaluate/datasets.json", "evaluate-stage1/metrics.json"])
+def test_what_is_damaged_beside_the_metrics_is_left_out(tmp_path, path):
+    run = make_run(tmp_path)
+    (run / path).write_bytes(b"[1, ")
+    assert "Confusion matrix" in Page(write_report(run)).text
+
+
+def test_the_page_of_predict_shows_every_aspect_and_escapes_names(tmp_path):
+    image = Image.new("RGB", (90, 60), MAGENTA)
+    weights = np.zeros((2, 3), "f4")
+    weights[0, 2] = 1
+    shown = np.asarray(overlay(image, weights)).astype(int)
+    assert shown.shape == (60, 90, 3) and shown[5, 85].sum() > shown[55, 5].sum() + 200
+    grey = shown[55, 5]
+    assert grey.max() - grey.min() < 12  # where nothing looks, the picture is grey
+    entry = {
+        "name": NAMES[0], "picture": data_address(image), "prediction": "joy",
+        "probabilities": {HOSTILE[0]: 0.25, "joy": 0.75}, "aspects": aspect_pictures(image, {"human_action": weights}),
+    }  # fmt: skip
+    page = Page(write_page(tmp_path / "new" / "page.html", [entry, entry]))
+    assert NAMES[0] in page.text and HOSTILE[0] in page.text and page.text.count("human action") == 2
+    assert page.text.index("joy") < page.text.index(HOSTILE[0])  # the likeliest first
+    assert sum(tag == "img" for tag, _ in page.tags) == 4 and "script" not in {tag for tag, _ in page.tags}
+    with pytest.raises(InputError, match="cannot be written"):
+        write_page(tmp_path, [entry])
 
 
 def test_notes_and_setting_of_the_evaluation_are_shown(tmp_path):
@@ -215,9 +273,9 @@ def test_chromium_shows_every_picture_and_complains_of_nothing(tmp_path, chromiu
     assert browse(chromium, page, tmp_path / "shot.png", tmp_path / "profile", width) == []
     with Image.open(tmp_path / "shot.png") as screenshot:
         colours = screenshot.convert("RGB").getcolors(2**24)
-    # JPEG moves a colour by a few steps.
-    shown = sum(count for count, colour in colours if all(abs(a - b) < 8 for a, b in zip(colour, MAGENTA, strict=True)))
-    assert shown > len(NAMES) * 120 * 80
+    for picture in COLOURS:  # JPEG moves a colour by a few steps
+        near = (count for count, colour in colours if all(abs(a - b) < 8 for a, b in zip(colour, picture, strict=True)))
+        assert sum(near) > 120 * 80, picture
 
 
 @pytest.mark.chromium

@@ -1,0 +1,111 @@
+"""The report's parts about other evaluations beside the one it shows, and about where the aspects look.
+
+As in `report_parts`, what cannot be read is left out.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from masp.errors import MaspError
+
+NUM_LOOKS = 6
+"""Pictures that are shown with the attention of every aspect."""
+
+
+def aspect_rows(evaluate_dir: Path, metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """Stage 1 per aspect: from this evaluation if it is one of stage 1, else from the one beside it."""
+    if "per_aspect" not in metrics:
+        metrics = _read(evaluate_dir.parent / "evaluate-stage1" / "metrics.json")
+    rows = []
+    for aspect, values in (metrics.get("per_aspect") or {}).items():
+        closed = values.get("kind") == "closed"
+        chosen = values.get("categories") or []
+        rows.append(
+            {
+                "aspect": aspect.replace("_", " "),
+                "accuracy": values.get("accuracy"),
+                "ci": values.get("accuracy_ci95"),
+                "num_samples": values.get("num_samples"),
+                "how": f"likeliest of {len(chosen)} answers" if closed else "written, exactly the same",
+                "other_name": "macro F1" if closed else "token F1",
+                "other": values.get("macro_f1" if closed else "token_f1"),
+            }
+        )
+    return [row for row in rows if isinstance(row["accuracy"], float | int)]
+
+
+def dataset_rows(evaluate_dir: Path) -> list[dict[str, Any]]:
+    """The datasets that were evaluated in one call."""
+    return [
+        {
+            "name": name,
+            **row,
+            "mapped": ", ".join(f"{a} → {b}" for a, b in (row.get("category_map") or {}).items() if a != b),
+        }
+        for name, row in _read(evaluate_dir / "datasets.json").items()
+        if isinstance(row, dict) and isinstance(row.get("accuracy"), float | int)
+    ]
+
+
+def looks(evaluate_dir: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Where the aspects look in some pictures: half of them mistakes, evenly over the split.
+
+    Returns:
+        Per picture `name`, `label`, `prediction`, `picture` and `aspects`; empty without maps or pictures.
+    """
+    from masp.data.images import UnreadableImage, load_image
+    from masp.looking import aspect_pictures, data_address, small
+    from masp.records import FILE, read_maps, read_records_file
+    from masp.report_parts import image_of
+
+    path, root = evaluate_dir / FILE, (config.get("dataset") or {}).get("root")
+    if not path.is_file() or not isinstance(root, str):
+        return []
+    try:
+        records = read_records_file(path)
+        if not records.aspects:
+            return []
+        triples = list(zip(records.keys, records.labels, records.predictions, strict=True))
+        wrong = _spread([t for t in triples if t[1] != t[2]], NUM_LOOKS // 2)
+        chosen = wrong + _spread([t for t in triples if t[1] == t[2]], NUM_LOOKS - len(wrong))
+        maps = read_maps(path, [key for key, *_ in chosen])
+    except MaspError:
+        return []
+    max_side = (config.get("vlm") or {}).get("max_side")
+    entries = []
+    for key, label, prediction in chosen:
+        name, file = image_of(key, Path(root))
+        if file is None:
+            continue
+        try:
+            image = load_image(file, max_side if isinstance(max_side, int) else None)
+        except (UnreadableImage, OSError):
+            continue
+        entries.append(
+            {
+                "name": name,
+                "label": label,
+                "prediction": prediction,
+                "picture": data_address(small(image)),
+                "aspects": aspect_pictures(image, maps[key]),
+            }
+        )
+    return entries
+
+
+def _spread(entries: list, count: int) -> list:
+    """Up to `count` entries, evenly from the first to the last."""
+    if len(entries) <= count:
+        return entries
+    return [entries[(2 * i + 1) * len(entries) // (2 * count)] for i in range(count)]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,128 @@
+"""The table and the plot of a study, from the records that its runs left."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from masp.compare import check_same_samples, correctness
+from masp.metrics import percentiles
+from masp.records import FILE, read_records_file
+from masp.variants import FULL, Variant
+
+_NUM_RESAMPLES = 5000
+
+
+def write_table(folder: Path, variants: Sequence[Variant], seeds: Sequence[int]) -> Path:
+    """Write `study.json`, `study.md` and `study.png` from the runs that are finished; prints the table.
+
+    Args:
+        folder: of the study.
+        variants: in the order of the table; the first is the method itself.
+        seeds: of training.
+
+    Returns:
+        `study.json`.
+
+    Raises:
+        InputError: runs are on different samples. DataError: records are damaged.
+    """
+    from masp.cache.files import write_bytes
+    from masp.figures import intervals_figure
+
+    result = study(folder, variants, seeds)
+    text = markdown(result)
+    path = folder / "study.json"
+    write_bytes(path, json.dumps(result, indent=1).encode() + b"\n")
+    write_bytes(folder / "study.md", text.encode())
+    rows = result["variants"].values()
+    accuracies = [(row["title"], row["accuracy"], row["accuracy_ci95"]) for row in rows]
+    changes = [(row["title"], row["difference"], row["difference_ci95"]) for row in rows if row["difference_ci95"]]
+    panels = [("accuracy, mean over seeds", accuracies, None)]
+    if changes:
+        panels.append(("difference from MASP", changes, 0.0))
+    write_bytes(folder / "study.png", intervals_figure(panels))
+    print(f"\n{text}\nstudy: {path}")
+    return path
+
+
+def study(folder: Path, variants: Sequence[Variant], seeds: Sequence[int]) -> dict[str, Any]:
+    """The numbers of the table.
+
+    Returns:
+        `seeds`, `num_samples`, and `variants`: name -> `title`, `group`, `removes`, `accuracies` (seed -> accuracy),
+        `accuracy` (mean over seeds), `spread` (standard deviation over seeds; None of fewer than two),
+        `accuracy_ci95` and `difference_ci95` (bootstrap over samples of the mean over seeds: the seeds are those that
+        were run), `difference` (from the method, over the seeds that both have), `behind`: whether the whole interval
+        of the difference is below zero.
+    """
+    right: dict[str, dict[int, np.ndarray]] = {}
+    first = None
+    for variant in variants:
+        for seed in seeds:
+            path = folder / f"seed-{seed}" / variant.name / "evaluate" / FILE
+            if path.is_file():
+                records = read_records_file(path)
+                first = first or (str(path), records)
+                check_same_samples(*first, str(path), records)
+                right.setdefault(variant.name, {})[seed] = correctness(records)
+    full = right.get(FULL, {})
+    rows = {}
+    for variant in variants:
+        mine = right.get(variant.name)
+        if not mine:
+            continue
+        values = {seed: float(hits.mean()) for seed, hits in mine.items()}
+        # what depends on no seed was run once, and stands beside each of the method's runs
+        once = None if variant.seeded else next(iter(mine.values()))
+        both = [(mine.get(s, once), full[s]) for s in full if once is not None or s in mine]
+        difference = np.mean([a.astype(float) - b for a, b in both], axis=0) if both else None
+        known = variant.name != FULL and difference is not None
+        interval = _interval(difference) if known else None
+        rows[variant.name] = {
+            "title": variant.title,
+            "group": variant.group,
+            "removes": variant.removes,
+            "accuracies": values,
+            "accuracy": statistics.mean(values.values()),
+            "spread": statistics.stdev(values.values()) if len(values) > 1 else None,
+            "accuracy_ci95": _interval(np.mean(list(mine.values()), axis=0)),
+            "difference": float(difference.mean()) if known else None,
+            "difference_ci95": interval,
+            "behind": interval is not None and interval[1] < 0,
+        }
+    return {"seeds": list(seeds), "num_samples": len(first[1].keys) if first else 0, "variants": rows}
+
+
+def _interval(values: np.ndarray) -> list[float]:
+    """Bootstrap over samples of the mean of `[N]` values; few different ones, so resamples are drawn as counts."""
+    levels, counts = np.unique(values, return_counts=True)
+    draws = np.random.default_rng(0).multinomial(len(values), counts / len(values), size=_NUM_RESAMPLES)
+    return percentiles(draws @ levels / len(values))
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The study as a Markdown table."""
+    seeds = result["seeds"]
+    head = " | ".join(f"seed {seed}" for seed in seeds)
+    lines = [
+        f"Accuracy on {result['num_samples']:,} images; mean and standard deviation over {len(seeds)} training seeds.",
+        "The difference from MASP is over the same images, with a 95 % interval (bootstrap over images).",
+        "",
+        f"| variant | {head} | mean | spread | difference from MASP | 95 % interval |",
+        f"|---|{'---|' * len(seeds)}---|---|---|---|",
+    ]
+    for row in result["variants"].values():
+        cells = " | ".join(f"{row['accuracies'][s]:.3f}" if s in row["accuracies"] else "" for s in seeds)
+        spread = "" if row["spread"] is None else f"{row['spread']:.3f}"
+        difference, interval = "", ""
+        if row["difference_ci95"]:
+            low, high = row["difference_ci95"]
+            difference, interval = f"{row['difference']:+.3f}", f"{low:+.3f} to {high:+.3f}"
+        lines.append(f"| {row['title']} | {cells} | {row['accuracy']:.3f} | {spread} | {difference} | {interval} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,106 @@
+"""Train on one dataset, evaluate on several, in one call: `masp evaluate --config C --on FILE --on FILE`."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from masp.assemble import default_aspect_path, default_soft_prompt_path
+from masp.category_map import parse_map
+from masp.config import Config, load_config
+from masp.errors import InputError
+from masp.evaluate import evaluate, evaluate_dir, open_evaluation
+from masp.stopping import StopFlag
+
+FILE = "datasets.json"
+_COLUMNS = ("num_samples", "num_correct", "accuracy", "accuracy_ci95", "macro_f1", "balanced_accuracy")
+
+
+def evaluate_on(config: Config, files: Sequence[str], stop: StopFlag | None = None) -> Path | None:
+    """Evaluate what a run trained on its own dataset and on others.
+
+    Every dataset is checked before the first is scored. Each has a folder, ledgers and metrics of its own, so the call
+    resumes anywhere and on any number of ranks; whichever rank finds all metrics there writes the table.
+
+    Args:
+        config: of the run.
+        files: a configuration per dataset, of which `dataset`, `cache.dir`, `evaluate.split` and
+            `evaluate.category_map` count; the run's own dataset among them is not evaluated twice.
+        stop: see `masp.evaluate.evaluate`.
+
+    Returns:
+        `datasets.json`; None if other ranks still have samples to score.
+
+    Raises:
+        InputError: a file is wrong, two datasets have one name, or categories are neither trained nor mapped.
+    """
+    from masp.feed import open_feed
+
+    configs = dataset_configs(config, files)
+    feeds = {name: open_feed(each) for name, each in configs.items()}
+    known = sorted({category for feed in feeds.values() for category in feed.categories})
+    for name, each in configs.items():
+        open_evaluation(each, evaluate_dir(each), feeds[name], known)
+    feeds.clear()
+    for name, each in configs.items():
+        print(f"evaluate: on {name}", flush=True)
+        evaluate(each, stop, known)
+    return _write_table(config, configs)
+
+
+def dataset_configs(config: Config, files: Sequence[str]) -> dict[str, Config]:
+    """The configuration of each evaluation, the run's own first, by the name of its dataset."""
+    configs = {config.dataset.name: config}
+    for file in files:
+        other, name = load_config(file), Path(file).stem
+        if (other.cache.dir, other.dataset.root) == (config.cache.dir, config.dataset.root):
+            continue
+        if name in configs:
+            raise InputError(
+                f"--on {file}: another dataset of this call is called {name!r}; give the file another name"
+            )
+        changed = copy.deepcopy(config)
+        changed.dataset, changed.cache.dir = other.dataset, other.cache.dir
+        changed.evaluate.split = other.evaluate.split
+        changed.evaluate.output_dir = str(evaluate_dir(config) / "on" / name)
+        mapping = parse_map(config.evaluate.category_map) | parse_map(other.evaluate.category_map)
+        changed.evaluate.category_map = [f"{theirs}={ours or ''}" for theirs, ours in mapping.items()] or None
+        changed.checkpoint.aspect = config.checkpoint.aspect or str(default_aspect_path(config))
+        changed.checkpoint.soft_prompt = config.checkpoint.soft_prompt or str(default_soft_prompt_path(config))
+        configs[name] = changed
+    return configs
+
+
+def _write_table(config: Config, configs: dict[str, Config]) -> Path | None:
+    from masp.cache.files import write_bytes
+
+    rows = {}
+    for name, each in configs.items():
+        path = evaluate_dir(each) / "metrics.json"
+        if not path.is_file():
+            return None
+        metrics = json.loads(path.read_text())
+        rows[name] = {key: metrics[key] for key in _COLUMNS if key in metrics}
+        rows[name] |= {"category_map": metrics.get("category_map") or {}, "split": metrics["split"]}
+        rows[name]["metrics"] = os.path.relpath(path, evaluate_dir(config))
+    path = evaluate_dir(config) / FILE
+    write_bytes(path, json.dumps(rows, indent=1).encode() + b"\n")
+    print(table(rows))
+    print(f"evaluate: {len(rows)} datasets: {path}")
+    return path
+
+
+def table(rows: dict[str, dict]) -> str:
+    """The datasets in lines of text."""
+    width = max(10, *map(len, rows))
+    lines = [f"{'dataset':<{width}} {'images':>8} {'accuracy':>9}  {'95 % interval':<16} {'macro F1':>9}"]
+    for name, row in rows.items():
+        low, high = row["accuracy_ci95"]
+        f1 = f"{row['macro_f1']:>9.4f}" if "macro_f1" in row else ""
+        lines.append(
+            f"{name:<{width}} {row['num_samples']:>8,} {row['accuracy']:>9.4f}  {f'{low:.4f} to {high:.4f}':<16} {f1}"
+        )
+    return "\n".join(lines)

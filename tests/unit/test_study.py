@@ -1,0 +1,92 @@
+"""The study: which runs there are, and what their records say together."""
+
+import numpy as np
+import pytest
+
+from masp.config import load_config
+from masp.errors import InputError
+from masp.study import commands, run_config, run_study
+from masp.study_table import markdown, study, write_table
+from masp.variants import FULL, variants_of
+from tests.unit.test_compare import make_run
+
+DEMO = "configs/demo.yaml"
+
+
+@pytest.fixture
+def demo(repository, tmp_path):
+    return load_config(repository / DEMO, [f"output_dir={tmp_path}"])
+
+
+def test_every_part_is_left_out_in_turn(demo):
+    variants = {v.name: v for v in variants_of(demo)}
+    removed = [name for name, v in variants.items() if v.removes]
+    assert removed == [
+        "zero_shot", "without_soft_prompt", "without_aspects", "without_vision_features",
+        *(f"without_{aspect}" for aspect in demo.aspects),
+    ]  # fmt: skip
+    assert [name for name, v in variants.items() if v.group == "length"] == [
+        "soft_prompt_4", "soft_prompt_16", "soft_prompt_64"
+    ]  # fmt: skip
+    assert [name for name, v in variants.items() if v.group == "queries"] == ["queries_1", "queries_10"]
+    assert "layout_released" in variants and len({v.title for v in variants.values()}) == len(variants)
+
+
+def test_runs_share_the_aspect_modules_of_their_seed(demo, tmp_path):
+    variants = {v.name: v for v in variants_of(demo)}
+    full = run_config(demo, variants[FULL], 7)
+    assert (full.seed, full.checkpoint.aspect) == (7, None)
+    shared = str(tmp_path / "study" / "seed-7" / "masp" / "stage1" / "aspect.safetensors")
+    fewer = run_config(demo, variants["without_scene"], 7)
+    assert fewer.checkpoint.aspect == shared and "scene" not in fewer.aspects and len(fewer.aspects) == 5
+    assert run_config(demo, variants["queries_1"], 7).checkpoint.aspect is None
+    assert run_config(demo, variants["without_aspects"], 7).checkpoint.aspect is None
+    assert run_config(demo, variants["zero_shot"], 7).checkpoint.soft_prompt == "none"
+    assert demo.aspects == list(load_config(DEMO).aspects)  # what is given stays as it was
+
+
+def test_the_commands_it_lists_make_the_same_runs(demo, repository):
+    for variant in variants_of(demo):
+        for command in commands(demo, variant, 7):
+            words = command.split(" --config … ")[1].split()
+            assert load_config(repository / DEMO, words) == run_config(demo, variant, 7), command
+
+
+@pytest.mark.parametrize(
+    ("seeds", "only", "problem"),
+    [("1,x", None, "--seeds 1,x"), ("1,1", None, "different"), ("1", "nothing", "--only nothing: .* there are masp, ")],
+)
+def test_wrong_choices_are_refused(demo, seeds, only, problem):
+    with pytest.raises(InputError, match=problem):
+        run_study(demo, seeds, only, list_only=True)
+
+
+def test_the_table_pairs_samples_and_shows_the_spread(demo, tmp_path, capsys):
+    variants = [v for v in variants_of(demo) if v.name in (FULL, "zero_shot", "without_scene", "soft_prompt_4")]
+    rng = np.random.default_rng(0)
+    shares = {FULL: 0.8, "zero_shot": 0.5, "without_scene": 0.78}  # the last variant has not run yet
+    for variant in variants[:-1]:
+        for seed in (1, 2) if variant.seeded else (1,):
+            make_run(tmp_path / f"seed-{seed}" / variant.name, rng.random(400) < shares[variant.name])
+    result = study(tmp_path, variants, [1, 2])
+    rows = result["variants"]
+    assert list(rows) == [FULL, "zero_shot", "without_scene"] and result["num_samples"] == 400
+    assert rows[FULL]["accuracy"] == pytest.approx(np.mean(list(rows[FULL]["accuracies"].values())))
+    assert rows[FULL]["spread"] == pytest.approx(np.std(list(rows[FULL]["accuracies"].values()), ddof=1))
+    assert rows[FULL]["difference"] is None and list(rows["zero_shot"]["accuracies"]) == [1]
+    assert rows["zero_shot"]["difference"] == pytest.approx(rows["zero_shot"]["accuracy"] - rows[FULL]["accuracy"])
+    low, high = rows["zero_shot"]["difference_ci95"]
+    assert -0.45 < low < rows["zero_shot"]["difference"] < high < -0.15
+    assert rows["zero_shot"]["behind"] and not rows["without_scene"]["behind"]
+    path = write_table(tmp_path, variants, [1, 2])
+    assert path.is_file() and (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "study.md").read_text() == markdown(result)
+    assert "| without scene | 0." in capsys.readouterr().out
+
+
+def test_runs_on_other_samples_make_no_table(demo, tmp_path):
+    variants = variants_of(demo)[:2]
+    make_run(tmp_path / "seed-1" / FULL, [True] * 4)
+    make_run(tmp_path / "seed-1" / "zero_shot", [True] * 3)
+    with pytest.raises(InputError, match="not on the same samples"):
+        study(tmp_path, variants, [1])
