@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -29,10 +29,25 @@ class Checkpoint:
     identity: dict
     """What decides the course of the run; a checkpoint of another run is not resumed."""
     tensors: dict[str, Tensor]
+    engine: dict = field(default_factory=dict)
+    """Counters of the engine, and the loss scale in fp16."""
+    validation: dict = field(default_factory=dict)
+    """What validation has found so far, and which checkpoint was the best: that one is kept too."""
+
+
+def step_name(step: int | None) -> str:
+    """Name of a checkpoint's folder; empty for None."""
+    return "" if step is None else f"step-{step:08d}"
+
+
+def _holds(path: Path, digest: str) -> bool:
+    """Whether a checkpoint is there with tensors of this digest."""
+    tensors = path / "state.safetensors"
+    return tensors.is_file() and digest_file(tensors) == digest
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write a checkpoint, move `latest` to it, and remove all but the newest `keep`.
+    """Write a checkpoint, move `latest` to it, and remove all but the newest `keep` and the best.
 
     Args:
         folder: the stage's `checkpoints` folder.
@@ -43,7 +58,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    name = f"step-{checkpoint.step:08d}"
+    name = step_name(checkpoint.step)
     final, temporary = folder / name, folder / f".{name}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,15 +69,26 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         save_file({n: t.contiguous() for n, t in checkpoint.tensors.items()}, tensors)
         with open(tensors, "rb") as file:
             os.fsync(file.fileno())
-        meta = {"step": checkpoint.step, "identity": checkpoint.identity, "tensors": digest_file(tensors)}
-        write_bytes(temporary / "state.json", sealed(meta))
-        if final.exists():  # `latest` is older: somebody went back, or this one was damaged
-            shutil.rmtree(final)
-        os.replace(temporary, final)
+        meta = {
+            "step": checkpoint.step,
+            "identity": checkpoint.identity,
+            "tensors": digest_file(tensors),
+            "engine": checkpoint.engine,
+            "validation": checkpoint.validation,
+        }
+        if _holds(final, meta["tensors"]):  # only what was measured is new; a folder cannot be replaced in one step
+            write_bytes(final / "state.json", sealed(meta))
+            shutil.rmtree(temporary)
+        else:
+            write_bytes(temporary / "state.json", sealed(meta))
+            if final.exists():  # `latest` is older: somebody went back, or this one was damaged
+                shutil.rmtree(final)
+            os.replace(temporary, final)
         fsync_folder(folder)
         write_bytes(folder / LATEST, name.encode())
         # those of later steps are of a course that was given up by going back
-        earlier = sorted(p for p in folder.glob("step-*") if p.name < name)
+        best = step_name(checkpoint.validation.get("best_step"))
+        earlier = sorted(p for p in folder.glob("step-*") if p.name < name and p.name != best)
         later = [p for p in folder.glob("step-*") if p.name > name]
         for path in [*earlier[: max(0, len(earlier) - keep + 1)], *later]:
             shutil.rmtree(path)
@@ -82,13 +108,26 @@ def load_latest(folder: Path, identity: dict) -> Checkpoint | None:
         InputError: it belongs to a run with other settings; names the first that differs.
         DataError: it is damaged; names an older one to go back to.
     """
+    pointer = folder / LATEST
+    if not pointer.is_file():
+        return None
+    return _load(folder, folder / pointer.read_text().strip(), identity)
+
+
+def load_step(folder: Path, step: int, identity: dict) -> Checkpoint:
+    """The checkpoint after a step.
+
+    Raises:
+        InputError, DataError: as `load_latest`.
+    """
+    return _load(folder, folder / step_name(step), identity)
+
+
+def _load(folder: Path, path: Path, identity: dict) -> Checkpoint:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     pointer = folder / LATEST
-    if not pointer.is_file():
-        return None
-    path = folder / pointer.read_text().strip()
     others = sorted(p.name for p in folder.glob("step-*") if p != path)
     remedy = f"write {others[-1]!r} into {pointer} to go back to it" if others else f"delete {folder} to start afresh"
     meta = read_sealed(path / "state.json")
@@ -105,6 +144,7 @@ def load_latest(folder: Path, identity: dict) -> Checkpoint | None:
     try:
         if digest_file(tensors) != meta["tensors"]:
             raise DataError(f"{tensors} is damaged: its digest is not the one in state.json; {remedy}")
-        return Checkpoint(meta["step"], identity, load_file(tensors))
+        more = meta.get("engine", {}), meta.get("validation", {})
+        return Checkpoint(meta["step"], identity, load_file(tensors), *more)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{tensors} cannot be read: {error}; {remedy}") from None

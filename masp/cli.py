@@ -86,6 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command("train", "train a stage on the cache, or go on from its newest checkpoint", TRAIN_HELP)
     sub.add_argument("--stage", required=True, choices=("stage1", "stage2"))
+    sub.add_argument("--profile", action="store_true", help="write a trace of a few steps into the stage's folder")
     _config_arguments(sub)
     sub.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # `deepspeed` appends it
 
@@ -199,7 +200,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif name == "train":
         from masp.train import train
 
-        train(config, arguments.stage)
+        train(config, arguments.stage, profile=arguments.profile)
     elif name == "study":
         from masp.study import run_study
 

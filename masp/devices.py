@@ -45,6 +45,19 @@ def torch_dtype(name: str):
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
 
 
+def peak_memory_bytes(device: str) -> int:
+    """The most memory in use so far: of the GPU by torch's tensors, or resident of this process on a CPU."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
 @contextmanager
 def plain_memory_errors(remedy: str) -> Iterator[None]:
     """Turn a lack of memory, on a GPU or in the process, into one line for the user.

@@ -14,8 +14,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 from masp.errors import InputError, OtherRankFailed
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -167,14 +171,40 @@ def sum_integers(values: Sequence[int], device: str = "cpu") -> list[int]:
     return total.tolist()
 
 
+def sum_tensor(values: Tensor) -> Tensor:
+    """A tensor summed over all ranks, in place; every rank gets the same bits."""
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(values)
+    return values
+
+
 def sum_floats(values: Sequence[float], device: str = "cpu") -> list[float]:
     """The sums of fp64 numbers over all ranks; every rank gets the same bits."""
     import torch
 
-    total = torch.tensor(values, dtype=torch.float64, device=device)
-    if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(total)
-    return total.tolist()
+    return sum_tensor(torch.tensor(values, dtype=torch.float64, device=device)).tolist()
+
+
+def share(value: Any) -> Any:
+    """The lead's value, on all ranks."""
+    import torch
+
+    values = [value]
+    torch.distributed.broadcast_object_list(values)
+    return values[0]
+
+
+def gather(value: Any) -> list[Any]:
+    """Every rank's value, by rank; for small things and rare moments."""
+    import torch
+
+    if not torch.distributed.is_initialized():
+        return [value]
+    values = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def any_rank(flag: bool, device: str = "cpu") -> bool:

@@ -12,25 +12,31 @@ from deepspeed.utils import (
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
 )
 from torch import Tensor, nn
 
 from masp.config.schema import EngineConfig, StageConfig
 from masp.devices import torch_dtype
-from masp.distributed import Ranks, sum_floats
+from masp.distributed import Ranks, sum_tensor
 from masp.models.sequence import Batch
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+"""State of DeepSpeed's dynamic loss scaler."""
 
 
 @dataclass(frozen=True)
-class StepResult:
-    """What an optimizer step came to, the same on all ranks."""
+class Accumulated:
+    """What a global batch came to before the optimizer step, the same on all ranks."""
 
     loss: float
     """The sum of weight x loss over the sum of weights, over all ranks and micro-batches."""
-    grad_norm: float
-    """Norm of the gradient before clipping."""
+    gradient_is_finite: bool
+    """Always true in fp16, where DeepSpeed skips such steps and lowers the loss scale."""
+    sums: list[float]
+    """What was given to be summed."""
 
 
 def deepspeed_config(engine: EngineConfig, stage: StageConfig) -> dict:
@@ -88,19 +94,30 @@ class Engine:
         )
         self.names = {name: p for name, p in self.engine.module.named_parameters() if p.requires_grad}
         self.sharded = self.optimizer is not self.inner  # masters and moments live in DeepSpeed's partitions
-        self.num_steps = 0
+        self.num_steps = self._skipped_before = 0
+        self.row_losses: list[Tensor] = []
+        """Of each micro-batch of the last `accumulate`, the losses of its rows."""
+        self._probe = torch.zeros((), dtype=torch.float32, device=device)
+        self.fp16 = engine.precision == "fp16"
+        if not self.fp16:
+            for parameter in self.names.values():
+                parameter.register_hook(self._look_at)
 
-    def step(self, batches: Sequence[Batch], total_weight: float, learning_rate: float) -> StepResult:
-        """One optimizer step.
+    def _look_at(self, gradient: Tensor) -> None:
+        """Of each gradient before ranks are added: one that is not finite shows in its sum, and is not yet in Adam."""
+        self._probe += gradient.detach().sum(dtype=torch.float32)
+
+    def accumulate(self, batches: Sequence[Batch], total_weight: float, sums: Sequence[float] = ()) -> Accumulated:
+        """Losses and gradients of a step, without taking it. The only reduction of a step beside DeepSpeed's own.
 
         Args:
             batches: this rank's micro-batches, as many as on every other rank.
             total_weight: the sum of the rows' weights over the whole global batch.
-            learning_rate: for this step.
+            sums: more numbers to be summed over the ranks in the same reduction.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)  # read once a step: each read waits
+        self._probe.zero_()
+        self.row_losses = []
         for number, batch in enumerate(batches, 1):
             # DeepSpeed reduces when the boundary is set, in the backward pass of the last micro-batch
             self.engine.set_gradient_accumulation_boundary(number == len(batches))
@@ -109,11 +126,46 @@ class Engine:
             loss = (losses * batch.weights).sum() / total_weight
             self.engine.backward(loss * self.ranks.size, scale_wrt_gas=False)  # DeepSpeed averages over ranks
             loss_sum += loss.detach()
+            self.row_losses.append(losses.detach())
+        bad = (~self._probe.isfinite()).double()
+        more = torch.tensor(sums, dtype=torch.float64, device=self.device)
+        loss, bad, *more = sum_tensor(torch.cat([torch.stack([loss_sum, bad]), more])).tolist()
+        return Accumulated(loss, bad == 0, more)
+
+    def update(self, learning_rate: float) -> float:
+        """Take the step that was accumulated.
+
+        Returns:
+            The norm of the gradient before clipping.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
         norm = None if self.sharded else self._grad_norm()
         self.engine.step()
         self.num_steps += 1
-        (loss,) = sum_floats([loss_sum.item()], self.device)
-        return StepResult(loss, float(self.engine.get_global_grad_norm()) if norm is None else norm)
+        return float(self.engine.get_global_grad_norm()) if norm is None else norm
+
+    def measure(self, batches: Sequence[Batch]) -> float:
+        """This rank's sum of weight x loss, without gradient; under ZeRO 3 a collective."""
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        with torch.no_grad():
+            for batch in batches:
+                batch = batch.to(self.device, self.dtype)
+                total += (self.engine(batch) * batch.weights).sum()
+        return float(total)
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that fp16 has lost to a loss scale that was too high; 0 in other precisions."""
+        return self._skipped_before + self.engine.skipped_steps
+
+    def counters(self) -> dict:
+        """What `load_state` needs beside tensors."""
+        counters = {"skipped_steps": self.skipped_steps}
+        scaler = getattr(self.optimizer, "loss_scaler", None)
+        if self.fp16 and scaler is not None:
+            counters["loss_scale"] = {name: getattr(scaler, name) for name in SCALER if hasattr(scaler, name)}
+        return counters
 
     def state(self) -> dict[str, Tensor]:
         """Trained tensors and their moments in fp32 on the CPU, whole, whatever the ZeRO stage.
@@ -127,7 +179,7 @@ class Engine:
         state = {}
         for name, parameter in self.names.items():
             values = {"": safe_get_full_fp32_param(parameter) if self.sharded else parameter}
-            if self.num_steps:
+            if self.num_steps > self.skipped_steps:  # before that there are none
                 for moment in MOMENTS:
                     values[f"#{moment}"] = (
                         safe_get_full_optimizer_state(parameter, moment)
@@ -139,7 +191,7 @@ class Engine:
                 state[name + suffix] = value.detach().float().cpu().reshape(shape).clone()
         return state
 
-    def load_state(self, state: dict[str, Tensor], num_steps: int) -> None:
+    def load_state(self, state: dict[str, Tensor], num_steps: int, counters: dict | None = None) -> None:
         """Take over what `state` gave, on any number of ranks and any ZeRO stage.
 
         The model must hold the trained tensors already (`load_trained`, before this engine was made): this sets their
@@ -147,34 +199,54 @@ class Engine:
 
         Args:
             state: as `state` returned it.
-            num_steps: optimizer steps taken so far, for Adam's bias correction.
+            num_steps: optimizer steps so far, skipped ones included; the others count for Adam's bias correction.
+            counters: as `counters` returned them.
         """
-        self.num_steps = num_steps
-        if not num_steps:
+        counters = counters or {}
+        self.num_steps, self._skipped_before = num_steps, counters.get("skipped_steps", 0)
+        for name, value in counters.get("loss_scale", {}).items():
+            setattr(self.optimizer.loss_scaler, name, value)
+        num_taken = num_steps - self._skipped_before
+        if not num_taken:
             return
         masters = getattr(self.optimizer, "fp32_partitioned_groups_flat", None) or [
             p for group in self.inner.param_groups for p in group["params"]
         ]
         for master in masters:
             self.inner.state[master] = {
-                "step": torch.tensor(float(num_steps)),
+                "step": torch.tensor(float(num_taken)),
                 **{moment: torch.zeros_like(master) for moment in MOMENTS},
             }
         self._link_moments()
         for name, parameter in self.names.items():
             if self.sharded:
-                safe_set_full_fp32_param(parameter, state[name].to(self.device))
+                self._set(parameter, state[name], None)
             for moment in MOMENTS:
-                value = state[f"{name}#{moment}"].to(self.device)
                 if self.sharded:
-                    safe_set_full_optimizer_state(parameter, value, moment)
+                    self._set(parameter, state[f"{name}#{moment}"], moment)
                 else:
-                    self.inner.state[parameter][moment].copy_(value)
+                    self.inner.state[parameter][moment].copy_(state[f"{name}#{moment}"])
+
+    def _set(self, parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:
+        """Set the fp32 master of a parameter, or one of its moments, in DeepSpeed's partitions."""
+        value = value.to(self.device)
+        if hasattr(parameter, "ds_id"):
+            # ZeRO 3. Setting the full tensor fails where it does not divide by the ranks: the last part is padded.
+            count = parameter.ds_tensor.numel()
+            value = nn.functional.pad(value.flatten(), (0, count * self.ranks.size - value.numel()))
+            value = value.narrow(0, count * self.ranks.rank, count)
+            set_master, set_moment = safe_set_local_fp32_param, safe_set_local_optimizer_state
+        else:
+            set_master, set_moment = safe_set_full_fp32_param, safe_set_full_optimizer_state
+        if moment is None:
+            set_master(parameter, value)
+        else:
+            set_moment(parameter, value, moment)
 
     def _link_moments(self) -> None:
         """Link every parameter to its moments: DeepSpeed does so once, after the first *group's* first step, and leaves
         the parameters of later groups without."""
-        if hasattr(self.optimizer, "_hp_optimizer_states_linked") and self.num_steps:
+        if hasattr(self.optimizer, "_hp_optimizer_states_linked") and self.num_steps > self.skipped_steps:
             self.optimizer._hp_optimizer_states_linked = False
             self.optimizer._lazy_init_hp_params_optimizer_state()
 

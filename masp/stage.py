@@ -20,10 +20,12 @@ from masp.models.forward import Stage1Model, Stage2Model, num_logits
 from masp.models.language import load_language_half
 from masp.models.prompt import load_prompt
 from masp.models.soft_prompt import SoftPrompt, initial_soft_prompt
-from masp.steps import Steps, make_schedule
+from masp.steps import HeldOutSteps, Steps, make_schedule
 
 COURSE = "num_epochs learning_rate warmup_ratio weight_decay max_grad_norm global_batch_size layout".split()
 """Settings of a stage that decide its course."""
+VALIDATION = ["validate_every", "validation_size", "patience"]
+"""The same where there is validation: it decides what is held out, when training ends, and which step is the result."""
 COURSE_STAGE2 = ["num_soft_prompt_tokens", "soft_prompt_init"]
 
 
@@ -86,10 +88,16 @@ class Stage:
                 identity["stage2.vision_features"] = False
         names = COURSE if self.name == "stage1" else [*COURSE, *COURSE_STAGE2]
         identity |= {f"{self.name}.{name}": getattr(settings, name) for name in names}
+        if settings.validate_every is not None:
+            identity |= {f"{self.name}.{name}": getattr(settings, name) for name in VALIDATION}
         return identity | {"num_steps": self.schedule.num_steps}
 
-    def build(self, rank: int, num_ranks: int) -> tuple[torch.nn.Module, Steps]:
-        """The model around the language half, with initial values drawn from the seed, and what a rank feeds it."""
+    def build(self, rank: int, num_ranks: int) -> tuple[torch.nn.Module, Steps, HeldOutSteps | None]:
+        """The model around the language half, with initial values drawn from the seed, and what a rank feeds it.
+
+        Returns:
+            The model, its training steps, and those of validation if there is any.
+        """
         config = self.config
         prompt = load_prompt(config.vlm.path)
         language = load_language_half(
@@ -106,7 +114,8 @@ class Stage:
             soft_prompt = SoftPrompt(self._initial(language, prompt)).to(self.device)
             aspects = None if self.aspects is None else self.aspects.to(self.device)
             model = Stage2Model(language, aspects, soft_prompt, count)
-        return model, Steps(self.cache, config, self.name, self.schedule, prompt, self.questions, rank, num_ranks)
+        given = (self.cache, config, self.name, self.schedule, prompt, self.questions, rank, num_ranks)
+        return model, Steps(*given), HeldOutSteps(*given) if self.schedule.held_out else None
 
     def _initial(self, language, prompt) -> torch.Tensor:
         """Values of the soft prompt before the first step."""

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from masp.errors import MaspError, OtherRankFailed, StoppedEarly
+from masp.run_lock import RunInUse
 
 FILE = "status.json"
 
@@ -49,7 +50,7 @@ def noting_failure(folder: Path) -> Iterator[None]:
     entered = time.time()
     try:
         yield
-    except OtherRankFailed:
+    except (OtherRankFailed, RunInUse):  # the cause is noted by whoever met it; a run in use is another's
         raise
     except MaspError as error:
         _note(folder, entered, "stopped" if isinstance(error, StoppedEarly) else "failed", error.exit_code, str(error))

@@ -14,14 +14,18 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from masp.assemble import used_aspects
+from masp.cache.files import digest_of
 from masp.cache.order import PADDING, epoch_order, plan_step
 from masp.cache.reader import Cache, CachedSample
 from masp.config import Config, Stage2Config
 from masp.config.schema import StageConfig
 from masp.data.questions import Questions
 from masp.errors import InputError
+from masp.flops import shapes
+from masp.models.families import load_config, resolve_folder
 from masp.models.prompt import Prompt
 from masp.models.sequence import Batch, build_sequence, make_batch
+from masp.step_cost import batch_flops
 
 WINDOW_SHARDS = 8
 """Shards whose samples are mixed; reading stays within so many files at a time."""
@@ -30,17 +34,29 @@ WORDS = 96
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """Which rows take part, and how many steps there are."""
+class Rows:
+    """Images of the cache that have something to learn from."""
 
     rows: np.ndarray
-    """Rows of the training split that have something to learn from, ascending."""
+    """Rows of the index, ascending."""
     weights: np.ndarray
     """Supervised sequences of each of `rows`: in stage 1 the annotated aspects, in stage 2 one."""
     lengths: np.ndarray
     """Tokens that each of `rows` costs, for the token budget."""
+
+    def only(self, kept: np.ndarray) -> Rows:
+        """Those where the mask `kept` is true."""
+        return Rows(self.rows[kept], self.weights[kept], self.lengths[kept])
+
+
+@dataclass(frozen=True)
+class Schedule(Rows):
+    """What takes part in training, and how many steps there are."""
+
     steps_per_epoch: int
     num_steps: int
+    held_out: Rows | None
+    """What validation looks at; None where there is no validation."""
 
 
 def num_aspect_tokens(config: Config) -> int:
@@ -52,30 +68,56 @@ def make_schedule(cache: Cache, config: Config, stage: str) -> Schedule:
     """Plan a stage from the index alone.
 
     Raises:
-        InputError: nothing to train on.
+        InputError: nothing to train on, or all of it is held out.
     """
     settings: StageConfig = getattr(config, stage)
-    rows = cache.rows("train")
-    tokens = cache.index.num_tokens[rows].astype(np.int64)
-    if stage == "stage1":
-        answered = sum((cache.has_answer(rows, aspect).astype(np.int64) for aspect in config.aspects), np.zeros(1))
-        if not np.any(answered):
+    if not len(cache.rows("train")):
+        raise InputError(f"cache.dir: {config.cache.dir} has no training image")
+    trained = _rows(cache, config, stage, "train")
+    if not len(trained.rows):
+        raise InputError(
+            f"cache.dir: {config.cache.dir}: no training image is annotated with any of "
+            f"{', '.join(config.aspects)}; stage 1 has nothing to learn from: train stage 2 with given aspect "
+            "modules, or with aspects=[]"
+        )
+    held_out = None
+    if settings.validate_every is not None:
+        own = _rows(cache, config, stage, "val")
+        source = own if len(own.rows) else trained
+        chosen = _draw(cache, source.rows, settings.validation_size, config.seed)
+        if source is trained and chosen.all():
             raise InputError(
-                f"cache.dir: {config.cache.dir}: no training image is annotated with any of "
-                f"{', '.join(config.aspects)}; stage 1 has nothing to learn from: train stage 2 with given aspect "
-                "modules, or with aspects=[]"
+                f"{stage}.validation_size = {settings.validation_size}: without a val split it is taken out of the "
+                f"{len(trained.rows)} training images, of which none would be left; must be below that"
             )
-        kept = answered > 0
-        rows, tokens, weights = rows[kept], tokens[kept], answered[kept].astype(np.int64)
-        lengths = tokens + weights * (config.aspect_module.num_queries + WORDS)
-    else:
-        weights = np.ones(len(rows), dtype=np.int64)
+        held_out = source.only(chosen)
+        trained = trained.only(~chosen) if source is trained else trained
+    steps_per_epoch = -(-len(trained.rows) // settings.global_batch_size)
+    num_steps = steps_per_epoch * settings.num_epochs
+    return Schedule(trained.rows, trained.weights, trained.lengths, steps_per_epoch, num_steps, held_out)
+
+
+def _rows(cache: Cache, config: Config, stage: str, split: str) -> Rows:
+    """The images of a split that the stage can use."""
+    rows = cache.rows(split) if split in cache.splits else np.zeros(0, dtype=np.int64)
+    tokens = cache.index.num_tokens[rows].astype(np.int64)
+    if stage == "stage2":
         seen = tokens if config.stage2.vision_features else 0 * tokens
         lengths = seen + num_aspect_tokens(config) + config.stage2.num_soft_prompt_tokens + WORDS
-    if not len(rows):
-        raise InputError(f"cache.dir: {config.cache.dir} has no training image")
-    steps_per_epoch = -(-len(rows) // settings.global_batch_size)
-    return Schedule(rows, weights, lengths, steps_per_epoch, steps_per_epoch * settings.num_epochs)
+        return Rows(rows, np.ones(len(rows), dtype=np.int64), lengths)
+    weights = np.zeros(len(rows), dtype=np.int64)
+    for aspect in config.aspects:
+        weights += cache.has_answer(rows, aspect)
+    lengths = tokens + weights * (config.aspect_module.num_queries + WORDS)
+    return Rows(rows, weights, lengths).only(weights > 0)
+
+
+def _draw(cache: Cache, rows: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """A mask of `count` of the rows, chosen by key and seed: images added later change little."""
+    ranked = sorted(range(len(rows)), key=lambda i: digest_of(["held out", seed, cache.index.keys[rows[i]]]))
+    mask = np.zeros(len(rows), dtype=bool)
+    mask[ranked[:count]] = True
+    return mask
 
 
 @dataclass(frozen=True)
@@ -88,7 +130,17 @@ class Step:
     num_images: int
     """Images of the global batch."""
     num_tokens: int
-    """Tokens that this rank runs through the language model."""
+    """Tokens that this rank runs through the language model, padding left out."""
+    flops: float
+    """What they cost, by `masp.step_cost`."""
+    epoch: int | None
+    """From 0; None in validation."""
+    keys: list[list[str | None]]
+    """Sample key of each image of each of `batches`; None where it only pads."""
+
+    def own_keys(self) -> list[str]:
+        """Sample keys of this rank's part of the step."""
+        return [key for keys in self.keys for key in keys if key is not None]
 
     def pin_memory(self) -> Step:
         """Page-locked copies of the batches, as `Batch.pin_memory`."""
@@ -109,6 +161,7 @@ class Steps(Dataset):
         rank: int = 0,
         num_ranks: int = 1,
     ):
+        self.shape = shapes(load_config(resolve_folder(config.vlm.path)))[1]
         self.cache, self.config, self.stage, self.schedule = cache, config, stage, schedule
         self.prompt, self.questions, self.rank, self.num_ranks = prompt, questions, rank, num_ranks
         self.settings: StageConfig = getattr(config, stage)
@@ -118,7 +171,7 @@ class Steps(Dataset):
     def __len__(self) -> int:
         return self.schedule.num_steps
 
-    def _epoch_order(self, epoch: int) -> np.ndarray:
+    def _epoch_order(self, epoch: int | None) -> np.ndarray:
         return epoch_order(self.cache.index, self.schedule.rows, self.config.seed, epoch, WINDOW_SHARDS)
 
     def rows_of(self, step: int) -> np.ndarray:
@@ -133,22 +186,40 @@ class Steps(Dataset):
         places = [self._place[int(row)] for row in rows]
         lengths = [int(self.schedule.lengths[p]) for p in places]
         plan = plan_step(lengths, self.num_ranks, self.settings.micro_batch_size, self.settings.micro_batch_tokens)
-        batches = [self._batch([int(r) for r in rows], micro, epoch) for micro in plan[self.rank]]
+        return self._step([int(r) for r in rows], plan[self.rank], float(self.schedule.weights[places].sum()), epoch)
+
+    def _step(self, rows: Sequence[int], plan: Sequence[Sequence[int]], total_weight: float, epoch: int | None) -> Step:
+        built = [self._batch(rows, micro, epoch) for micro in plan]
+        batches = [batch for batch, _ in built]
+        config, num_aspects = self.config, len(used_aspects(self.config, self.stage))
         return Step(
             batches=batches,
-            total_weight=float(self.schedule.weights[places].sum()),
+            total_weight=total_weight,
             num_images=len(rows),
             num_tokens=sum(int(b.suffix.mask.sum()) + (int(b.prefix.mask.sum()) if b.prefix else 0) for b in batches),
+            flops=sum(batch_flops(self.shape, b, config.aspect_module.num_queries, num_aspects) for b in batches),
+            epoch=epoch,
+            keys=[keys for _, keys in built],
         )
 
-    def _batch(self, rows: Sequence[int], micro: Sequence[int], epoch: int) -> Batch:
+    def _batch(self, rows: Sequence[int], micro: Sequence[int], epoch: int | None) -> tuple[Batch, list[str | None]]:
         # padding repeats some sample of the step with weight zero: every rank runs the same number of micro-batches
         samples = [self.cache.read(rows[max(position, 0)]) for position in micro]
         weight = [0.0 if position == PADDING else 1.0 for position in micro]
         build = self._stage1 if self.stage == "stage1" else self._stage2
-        return build(samples, weight, epoch)
+        keys = [None if position == PADDING else s.key for position, s in zip(micro, samples, strict=True)]
+        return build(samples, weight, epoch), keys
 
-    def _stage1(self, samples: Sequence[CachedSample], weight: Sequence[float], epoch: int) -> Batch:
+    def _ask(self, aspect: str | None, epoch: int | None, key: str) -> str:
+        """The question about an aspect or, for None, the emotion: drawn anew each epoch, fixed in validation."""
+        questions, categories, seed = self.questions, self.cache.categories, self.config.seed
+        if epoch is None:
+            return questions.aspect_first(aspect) if aspect else questions.emotion_first(categories)
+        if aspect:
+            return questions.aspect(aspect, seed, epoch, key)
+        return questions.emotion(categories, seed, epoch, key)
+
+    def _stage1(self, samples: Sequence[CachedSample], weight: Sequence[float], epoch: int | None) -> Batch:
         config = self.config
         asked = [
             (i, a) for i, s in enumerate(samples) for a, aspect in enumerate(config.aspects) if aspect in s.answers
@@ -156,7 +227,7 @@ class Steps(Dataset):
         sequences = [
             build_sequence(
                 self.prompt,
-                self.questions.aspect(config.aspects[a], config.seed, epoch, samples[i].key),
+                self._ask(config.aspects[a], epoch, samples[i].key),
                 samples[i].answers[config.aspects[a]],
                 num_aspect_tokens=config.aspect_module.num_queries,
                 grid=None,
@@ -173,13 +244,13 @@ class Steps(Dataset):
             weights=[weight[i] for i, _ in asked],
         )
 
-    def _stage2(self, samples: Sequence[CachedSample], weight: Sequence[float], epoch: int) -> Batch:
+    def _stage2(self, samples: Sequence[CachedSample], weight: Sequence[float], epoch: int | None) -> Batch:
         config = self.config
         settings: Stage2Config = config.stage2
         sequences = [
             build_sequence(
                 self.prompt,
-                self.questions.emotion(self.cache.categories, config.seed, epoch, sample.key),
+                self._ask(None, epoch, sample.key),
                 sample.category,
                 num_aspect_tokens=num_aspect_tokens(config),
                 grid=sample.grid if settings.vision_features else None,
@@ -195,3 +266,18 @@ class Steps(Dataset):
             weights=weight,
             frozen_prefix=settings.frozen_prefix,
         )
+
+
+class HeldOutSteps(Steps):
+    """The held-out images in parts of `global_batch_size`, with the questions of evaluation."""
+
+    def __len__(self) -> int:
+        return -(-len(self.schedule.held_out.rows) // self.settings.global_batch_size)
+
+    def __getitem__(self, number: int) -> Step:
+        held_out, size = self.schedule.held_out, self.settings.global_batch_size
+        part = slice(number * size, (number + 1) * size)
+        lengths = held_out.lengths[part].tolist()
+        plan = plan_step(lengths, self.num_ranks, self.settings.micro_batch_size, self.settings.micro_batch_tokens)
+        weight = float(held_out.weights[part].sum())
+        return self._step(held_out.rows[part].tolist(), plan[self.rank], weight, None)

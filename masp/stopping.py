@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
+from pathlib import Path
 from types import FrameType
 
 
@@ -48,6 +50,47 @@ class StopFlag:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, self._previous.pop(signal.SIGINT))
         print(f"\n{signal.Signals(number).name}: stopping as soon as that is clean", file=sys.stderr)
+
+
+class StopRequests:
+    """All that may ask a training run to stop: signals, the file `STOP`, and a time limit, in this order.
+
+    Args:
+        flag: the signals.
+        folder: the run directory, in which a person may put a file `STOP`.
+        time_limit_min: minutes from now; None for no limit.
+        is_lead: the lead rank alone looks at file and clock.
+    """
+
+    FILE = "STOP"
+    LOOK_EVERY_S = 1.0
+    """A look at a network disk takes a while: at most one in so many seconds."""
+
+    def __init__(self, flag: StopFlag, folder: Path, time_limit_min: float | None, is_lead: bool):
+        self.flag, self.path, self.time_limit_min, self.is_lead = flag, folder / self.FILE, time_limit_min, is_lead
+        self._started, self._looked, self._there = time.monotonic(), float("-inf"), False
+
+    def raised(self) -> list[bool]:
+        """Which requests this rank knows of, to be summed over the ranks at a step boundary."""
+        now = time.monotonic()
+        if self.is_lead and now - self._looked >= self.LOOK_EVERY_S:
+            self._there, self._looked = self.path.exists(), now
+        over = self.time_limit_min is not None and now - self._started >= 60 * self.time_limit_min
+        return [bool(self.flag), self._there, self.is_lead and over]
+
+    def why(self, raised: list[bool]) -> str:
+        """The first request that was raised on any rank, in words that follow "stopped"; empty if none was."""
+        words = (
+            "on request",
+            f"by the file {self.path}",
+            f"at its time limit, engine.time_limit_min = {self.time_limit_min},",
+        )
+        return next((text for text, there in zip(words, raised, strict=True) if there), "")
+
+    def done(self) -> None:
+        """The run has stopped: the file has had its effect, and the same command is to go on."""
+        if self.is_lead:
+            self.path.unlink(missing_ok=True)
 
 
 def ignore_stop_signals() -> None:

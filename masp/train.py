@@ -5,21 +5,25 @@ from __future__ import annotations
 import math
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from masp.checkpoint import Checkpoint, load_latest, save_checkpoint
+from masp.checkpoint import Checkpoint, load_latest, load_step, save_checkpoint
 from masp.config import Config, save_config
 from masp.config.schema import StageConfig
 from masp.devices import pick_device, plain_memory_errors
 from masp.errors import InputError, StoppedEarly
+from masp.run_lock import RunInUse, RunLock
 from masp.status import noting_failure, write_status
-from masp.stopping import StopFlag
+from masp.stopping import StopFlag, StopRequests
 
 if TYPE_CHECKING:
     from masp.distributed import Ranks
-    from masp.steps import Steps
+    from masp.engine import Accumulated
+    from masp.steps import Step, Steps
+    from masp.training_log import TrainingLog
+    from masp.validation import Validation
 
 STAGES = ("stage1", "stage2")
 
@@ -36,7 +40,7 @@ def learning_rate(step: int, num_steps: int, stage: StageConfig) -> float:
     return stage.learning_rate * (num_steps - step) / (num_steps - warmup)
 
 
-def train(config: Config, stage: str, stop: StopFlag | None = None) -> Path:
+def train(config: Config, stage: str, stop: StopFlag | None = None, profile: bool = False) -> Path:
     """Train a stage, or go on from its newest checkpoint.
 
     Under a launcher every rank calls this.
@@ -45,58 +49,96 @@ def train(config: Config, stage: str, stop: StopFlag | None = None) -> Path:
         config: of the run; the stage's folder is `<output_dir>/<stage>`.
         stage: `stage1` or `stage2`.
         stop: looked at after each step; None lets SIGTERM, SIGINT and SIGUSR2 stop the run.
+        profile: write a trace of a few steps of the lead rank into the stage's folder.
 
     Returns:
         The trained artefact, `aspect.safetensors` or `soft_prompt_<dataset>.safetensors`.
 
     Raises:
-        InputError, DataError: see `masp.errors`. StoppedEarly: a signal asked to stop; a checkpoint was written.
+        InputError, DataError: see `masp.errors`. StoppedEarly: something asked to stop; a checkpoint was written.
+        RankLost: another rank was killed.
     """
     from masp.distributed import read_ranks
 
     ranks = read_ranks()
-    with noting_failure(Path(config.output_dir) / stage):
-        return _Run(config, stage, ranks).run(stop)
+    folder = Path(config.output_dir) / stage
+    with ExitStack() as stack:
+        flag = stack.enter_context(nullcontext(stop) if stop is not None else StopFlag())
+        requests = StopRequests(flag, Path(config.output_dir), config.engine.time_limit_min, ranks.is_lead)
+        lock, in_use = RunLock(folder), False
+        if ranks.is_lead:
+            try:
+                stack.enter_context(lock)
+            except RunInUse:
+                if ranks.size == 1:
+                    raise
+                in_use = True  # said once the others listen; until then this run's failures are not that one's
+        stack.enter_context(nullcontext() if in_use else noting_failure(folder))
+        return _in_company(config, stage, ranks, lock, lambda run: run.run(requests, profile))
+
+
+def _in_company(config: Config, stage: str, ranks: Ranks, lock: RunLock, work) -> Path:
+    """Do the work of a run once its ranks have met; each of them is told if another is lost."""
+    if ranks.size == 1:
+        return work(_Run(config, stage, ranks, lock))
+    from masp.distributed import join, on_lead
+    from masp.peers import Peers
+
+    device = pick_device(config.engine.device, "engine.device")
+    join(ranks, device)
+    on_lead(ranks, device, lock.take)
+    folder = Path(config.output_dir) / stage
+
+    def note(message: str) -> None:
+        write_status(folder, "failed", 1, message)
+
+    kept = f"the others end too, and the same command goes on from the last checkpoint in {folder}"
+    with Peers(ranks, device, kept, note):
+        return work(_Run(config, stage, ranks, lock))
 
 
 class _Run:
     """One call of `train`: what is set up before the loop, and the loop."""
 
-    def __init__(self, config: Config, name: str, ranks: Ranks):
+    def __init__(self, config: Config, name: str, ranks: Ranks, lock: RunLock):
         from masp.stage import Stage
 
-        self.config, self.ranks = config, ranks
+        self.config, self.ranks, self.lock = config, ranks, lock
         self.device = pick_device(config.engine.device, "engine.device")
         self.stage = Stage(config, name, self.device)
         self.name, self.settings, self.folder = name, self.stage.settings, self.stage.folder
         self.num_steps = self.stage.schedule.num_steps
         self.identity = self.stage.identity()
+        self.checkpoints = self.folder / "checkpoints"
 
-    def run(self, stop: StopFlag | None) -> Path:
+    def run(self, stop: StopRequests, profile: bool) -> Path:
         from masp.distributed import check_agreed, join, on_lead
 
-        if self.ranks.size > 1:
-            join(self.ranks, self.device)
-        checkpoint = load_latest(self.folder / "checkpoints", self.identity)
+        checkpoint = load_latest(self.checkpoints, self.identity)
         done, artefact = checkpoint.step if checkpoint else 0, self.stage.artefact
-        finished = done == self.num_steps and artefact.is_file()
+        ended = done == self.num_steps or bool(checkpoint and checkpoint.validation.get("ended"))
+        finished = ended and artefact.is_file()
         if self.ranks.size > 1:
             check_agreed([done, int(finished)], f"what stands in {self.folder}", self.device)
         if finished:
-            self._finished(f"finished already, {done} steps: {artefact}")
+            self._finished(done, f"finished already, {done} steps: {artefact}")
             return artefact
         join(self.ranks, self.device)
         on_lead(self.ranks, self.device, lambda: self._make_folder(done))
-        with nullcontext(stop) if stop is not None else StopFlag() as flag, plain_memory_errors(self._less_memory()):
-            engine, steps = self._build(checkpoint, done)
-            self._loop(engine, steps, done, flag)
+        with plain_memory_errors(self._less_memory()):
+            engine, steps, validation = self._build(checkpoint, done)
+            last = done if ended else self._loop(engine, steps, validation, done, stop, profile)
             state = engine.state()
-        on_lead(self.ranks, self.device, lambda: self._export(state))
+        on_lead(self.ranks, self.device, lambda: self._export(last, state, validation))
         return artefact
 
-    def _export(self, state: dict) -> None:
+    def _export(self, last: int, state: dict, validation: Validation | None) -> None:
         from safetensors import SafetensorError
 
+        text = f"{last} steps"
+        if validation and validation.best_step not in (None, last):
+            state = load_step(self.checkpoints, validation.best_step, self.identity).tensors
+            text += f", the best after {validation.best_step}"
         try:
             self.stage.export(state, self.identity)
         except (OSError, SafetensorError, RuntimeError) as error:  # torch.save raises the last
@@ -105,19 +147,23 @@ class _Run:
                 f"output_dir: {self.stage.artefact} cannot be written: {reason}; the checkpoint is kept, the same "
                 "command writes it again"
             ) from None
-        self._finished(f"{self.num_steps} steps: {self.stage.artefact}")
+        self._finished(last, f"{text}: {self.stage.artefact}")
 
     def _make_folder(self, done: int) -> None:
+        from masp.key_log import cut_key_logs
+
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock.take()
             save_config(self.config, self.folder / "config.yaml")
             write_status(self.folder, "running", step=done, num_steps=self.num_steps)
+            cut_key_logs(self.folder, done)
         except OSError as error:
             raise InputError(f"output_dir: {self.folder} cannot be written: {error.strerror}") from None
 
-    def _finished(self, text: str) -> None:
+    def _finished(self, step: int, text: str) -> None:
         if self.ranks.is_lead:
-            write_status(self.folder, "finished", 0, text, step=self.num_steps, num_steps=self.num_steps)
+            write_status(self.folder, "finished", 0, text, step=step, num_steps=self.num_steps)
             print(f"{self.name}: {text}")
 
     def _less_memory(self) -> str:
@@ -128,75 +174,133 @@ class _Run:
         )
 
     def _build(self, checkpoint: Checkpoint | None, done: int):
-        """Engine and steps, as they were after `done` steps."""
+        """Engine, steps and validation, as they were after `done` steps."""
         import torch
 
         from masp.engine import Engine, load_trained
+        from masp.validation import Validation
 
         if self.config.engine.num_threads:
             torch.set_num_threads(self.config.engine.num_threads)
-        model, steps = self.stage.build(self.ranks.rank, self.ranks.size)
+        model, steps, held_out = self.stage.build(self.ranks.rank, self.ranks.size)
         if checkpoint:
             load_trained(model, checkpoint.tensors)
             if self.ranks.is_lead:
                 print(f"{self.name}: resuming after step {done} of {self.num_steps}", file=sys.stderr)
         engine = Engine(model, self.config.engine, self.settings, self.ranks, self.device)
         if checkpoint:
-            engine.load_state(checkpoint.tensors, done)
-        return engine, steps
+            engine.load_state(checkpoint.tensors, done, checkpoint.engine)
+        if held_out is None:
+            return engine, steps, None
+        state = checkpoint.validation if checkpoint else {}
+        return engine, steps, Validation(self.folder, self.settings, self.config.engine, held_out, state)
 
-    def _loop(self, engine, steps: Steps, done: int, stop: StopFlag) -> None:
-        from masp.distributed import any_rank
-        from masp.training_log import TrainingLog
+    def _loop(
+        self, engine, steps: Steps, validation: Validation | None, done: int, stop: StopRequests, profile: bool
+    ) -> int:
+        """Take the steps after `done`; returns how many were taken in all."""
+        from masp.key_log import KeyLog
+        from masp.profiling import Profile
         from masp.workers import ReadAhead
 
-        settings, num_steps = self.settings, self.num_steps
-        lead = self.ranks.is_lead
-        log = TrainingLog(self.folder, self.name, num_steps, done, settings.log_every) if lead else nullcontext()
-        reader = ReadAhead(
-            steps,
-            range(done, num_steps),
-            self.config.engine.num_workers,
-            "engine.num_workers",
-            pin_memory=self.device == "cuda",
-        )
-        with reader, log:
+        settings, num_steps, ranks, lead = self.settings, self.num_steps, self.ranks, self.ranks.is_lead
+        keys = KeyLog(self.folder, ranks.rank, ranks.size) if settings.log_keys else None
+        workers = self.config.engine.num_workers
+        pin = self.device == "cuda"
+        if validation and validation.due(done):  # a run that was stopped there left it to this one
+            validation.measure(engine, done)
+            self._save(engine, done, validation)
+            if validation.ended:
+                return done
+        with ExitStack() as stack:
+            reader = stack.enter_context(
+                ReadAhead(steps, range(done, num_steps), workers, "engine.num_workers", pin_memory=pin)
+            )
+            log = stack.enter_context(self._log(done)) if lead else None
+            keys = stack.enter_context(keys or nullcontext())
+            profiler = stack.enter_context(Profile(self.folder) if profile and lead else nullcontext())
             for taken in range(done + 1, num_steps + 1):
                 started = time.monotonic()
                 step = next(reader)
                 wait_s = time.monotonic() - started
                 rate = learning_rate(taken - 1, num_steps, settings)
-                result = engine.step(step.batches, step.total_weight, rate)
-                if not math.isfinite(result.loss):
-                    raise InputError(
-                        f"{self.name}: the loss of step {taken} is {result.loss}; lower {self.name}.learning_rate, "
-                        f"which is {settings.learning_rate}, or give another engine.precision"
-                    )
+                sums = [*stop.raised(), step.num_tokens, step.flops]
+                total = engine.accumulate(step.batches, step.total_weight, sums)
+                if not (math.isfinite(total.loss) and total.gradient_is_finite):
+                    self._refuse(engine, taken, step, total)
+                norm = engine.update(rate)
+                *raised, num_tokens, flops = total.sums
+                if keys:
+                    keys.step(taken, step.epoch, step.own_keys())
                 if lead:
                     log.step(
                         taken,
                         epoch=taken / self.stage.schedule.steps_per_epoch,
-                        loss=result.loss,
+                        loss=total.loss,
                         learning_rate=rate,
-                        grad_norm=result.grad_norm,
+                        grad_norm=norm,
                         images=step.num_images,
-                        tokens=step.num_tokens * self.ranks.size,
+                        tokens=round(num_tokens),
+                        flops=flops,
                         wait_s=wait_s,
+                        skipped_steps=engine.skipped_steps,
                     )
-                stopping = any_rank(bool(stop), self.device)  # all ranks agree, at a step boundary
-                if stopping or taken % settings.checkpoint_every == 0 or taken == num_steps:
-                    self._save(engine, taken)
-                if stopping and taken < num_steps:
+                if profiler:
+                    profiler.step()
+                why = stop.why([count > 0 for count in raised])  # all ranks agree, at a step boundary
+                last = taken == num_steps
+                better = False
+                if validation and validation.due(taken) and (last or not why):  # else the resumed run measures it
+                    better = validation.measure(engine, taken)
+                ended = last or bool(validation and validation.ended)
+                if why or better or ended or taken % settings.checkpoint_every == 0:
+                    if keys:
+                        keys.flush()
+                    self._save(engine, taken, validation)
+                if why and not ended:
+                    stop.done()
                     raise StoppedEarly(
-                        f"{self.name}: stopped on request after step {taken} of {num_steps}; the same command resumes"
+                        f"{self.name}: stopped {why} after step {taken} of {num_steps}; the same command resumes"
                     )
+                if ended:
+                    return taken
+        return done
 
-    def _save(self, engine, step: int) -> None:
+    def _log(self, done: int) -> TrainingLog:
+        from masp.step_cost import device_peak
+        from masp.training_log import TrainingLog
+
+        peak = (device_peak(self.device, self.config.engine.precision) or 0.0) * self.ranks.size
+        return TrainingLog(self.folder, self.name, self.num_steps, done, self.settings.log_every, self.device, peak)
+
+    def _refuse(self, engine, number: int, step: Step, total: Accumulated) -> None:
+        """End all ranks before a step whose loss or gradient is not finite; its samples are left in a file."""
+        from masp.distributed import gather, on_lead
+        from masp.not_finite import report_not_finite
+
+        own = [
+            (step.keys[micro][int(image)], bool(value.isfinite()))
+            for micro, (batch, losses) in enumerate(zip(step.batches, engine.row_losses, strict=True))
+            for image, value in zip(batch.row_image, losses, strict=True)
+        ]
+        ranks = gather([(key, good) for key, good in own if key is not None])
+        keys = [sorted({key for key, _ in part}) for part in ranks]
+        suspects = [sorted({key for key, good in part if not good}) for part in ranks]
+
+        def report() -> None:
+            raise report_not_finite(self.folder, self.name, number, total.loss, keys, suspects, self.settings)
+
+        on_lead(self.ranks, self.device, report)
+
+    def _save(self, engine, step: int, validation: Validation | None) -> None:
         from masp.distributed import on_lead
 
-        checkpoint = Checkpoint(step, self.identity, engine.state())  # a collective
+        tensors = engine.state()  # a collective
+        checkpoint = Checkpoint(
+            step, self.identity, tensors, engine.counters(), validation.state() if validation else {}
+        )
         on_lead(
             self.ranks,
             self.device,
-            lambda: save_checkpoint(self.folder / "checkpoints", checkpoint, self.settings.keep),
+            lambda: save_checkpoint(self.checkpoints, checkpoint, self.settings.keep),
         )

@@ -10,9 +10,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from masp.cache.files import write_bytes
+from masp.devices import peak_memory_bytes
+
+CURVES = "loss learning_rate grad_norm samples_per_second tokens_per_second model_flops_utilisation".split()
+"""What TensorBoard shows."""
 
 
-def cut_metrics(path: Path, step: int) -> None:
+def cut_lines(path: Path, step: int) -> None:
     """Drop lines of steps that a resumed run will take again, and a half-written last line."""
     if not path.is_file():
         return
@@ -36,14 +40,25 @@ class TrainingLog:
         num_steps: of the whole run.
         first_step: steps already taken by an earlier run.
         every: steps between two lines.
+        device: `cpu` or `cuda`, for the peak of memory.
+        peak_flops: of all ranks together, FLOP/s; 0 where it is not known, and no utilisation is logged.
     """
 
-    def __init__(self, folder: Path, stage: str, num_steps: int, first_step: int, every: int):
+    def __init__(
+        self,
+        folder: Path,
+        stage: str,
+        num_steps: int,
+        first_step: int,
+        every: int,
+        device: str = "cpu",
+        peak_flops: float = 0.0,
+    ):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.every, self.num_steps = every, num_steps
+        self.every, self.num_steps, self.device, self.peak_flops = every, num_steps, device, peak_flops
         path = folder / "metrics.jsonl"
-        cut_metrics(path, first_step)
+        cut_lines(path, first_step)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
         self._board = SummaryWriter(folder / "tensorboard", purge_step=first_step + 1)
         pause_s = 0.1 if sys.stderr.isatty() else 30.0  # a log file is no screen
@@ -51,14 +66,8 @@ class TrainingLog:
         self._reset()
 
     def _reset(self) -> None:
-        self._start, self._steps, self._loss, self._images, self._tokens, self._wait_s = (
-            time.monotonic(),
-            0,
-            0.0,
-            0,
-            0,
-            0.0,
-        )
+        self._start, self._steps, self._loss = time.monotonic(), 0, 0.0
+        self._images, self._tokens, self._flops, self._wait_s = 0, 0, 0.0, 0.0
 
     def step(
         self,
@@ -71,6 +80,8 @@ class TrainingLog:
         images: int,
         tokens: int,
         wait_s: float,
+        flops: float = 0.0,
+        skipped_steps: int = 0,
     ) -> None:
         """Note one step; every so many steps, write a line with means over them.
 
@@ -78,13 +89,16 @@ class TrainingLog:
             step: steps taken so far, this one included.
             epoch: fraction of epochs done.
             images: of the global batch.
-            tokens: run through the language model, all ranks estimated from this one.
+            tokens: run through the language model by all ranks.
             wait_s: seconds that the step waited for data.
+            flops: that the step cost all ranks together.
+            skipped_steps: lost to fp16's loss scale since the run began.
         """
         self._steps += 1
         self._loss += loss
         self._images += images
         self._tokens += tokens
+        self._flops += flops
         self._wait_s += wait_s
         self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         self._bar.update()
@@ -100,12 +114,18 @@ class TrainingLog:
             "samples_per_second": self._images / elapsed_s,
             "tokens_per_second": self._tokens / elapsed_s,
             "data_wait_fraction": self._wait_s / elapsed_s,
+            "tflops_per_second": self._flops / elapsed_s / 1e12,
+            "model_flops_utilisation": self._flops / elapsed_s / self.peak_flops if self.peak_flops else None,
+            "peak_memory_gb": peak_memory_bytes(self.device) / 1e9,
             "time": time.time(),
         }
+        if skipped_steps:
+            entry["skipped_steps"] = skipped_steps
         self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
-        for name in ("loss", "learning_rate", "grad_norm", "samples_per_second", "tokens_per_second"):
-            self._board.add_scalar(name, entry[name], step)
+        for name in CURVES:
+            if entry[name] is not None:
+                self._board.add_scalar(name, entry[name], step)
         self._reset()
 
     def __enter__(self) -> TrainingLog:

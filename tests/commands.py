@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -60,7 +61,7 @@ class Running:
     """A command that runs."""
 
     def __init__(self, server: Commands, pid: int, folder: Path):
-        self.server, self.pid, self.folder = server, pid, folder
+        self.server, self.pid, self.folder, self.ended = server, pid, folder, False
 
     def kill(self, number: int = signal.SIGKILL, group: bool = False) -> None:
         """Send a signal to the process, or to its group: workers too."""
@@ -81,6 +82,7 @@ class Running:
         return tuple((self.folder / name).read_bytes().decode() for name in ("stdout", "stderr"))
 
     def wait(self) -> Result:
+        self.ended = True
         return Result(int(self.server.order({"wait": self.pid})), *self.output())
 
 
@@ -92,7 +94,7 @@ class Commands:
     """
 
     def __init__(self, folder: Path):
-        self.folder, self.count = folder, 0
+        self.folder, self.count, self.started = folder, 0, []
         self.process = subprocess.Popen(
             [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
@@ -111,7 +113,8 @@ class Commands:
         order |= {name: str(folder / name) for name in ("stdout", "stderr")}
         for name in ("stdout", "stderr"):
             (folder / name).touch()
-        return Running(self, int(self.order(order)), folder)
+        self.started.append(Running(self, int(self.order(order)), folder))
+        return self.started[-1]
 
     def __call__(self, *argv: object, **env: object) -> Result:
         """Run `masp ARGV` to its end."""
@@ -127,9 +130,30 @@ class Commands:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for running in self.started:
+            if not running.ended:  # its test failed
+                running.kill(group=True)
         self.process.stdin.close()
         try:
             self.process.wait(timeout=30)
         finally:
             self.process.kill()
             self.process.stdout.close()
+
+
+class Ranks:
+    """One command on several ranks, without a launcher that would look after them."""
+
+    def __init__(self, commands: Commands, size: int, *argv: object):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        shared = {"WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        self.running = [commands.start(*argv, RANK=rank, LOCAL_RANK=rank, **shared) for rank in range(size)]
+
+    def wait(self) -> list[Result]:
+        return [running.wait() for running in self.running]
+
+    def ok(self) -> list[Result]:
+        results = self.wait()
+        assert all(result.code == 0 for result in results), results
+        return results

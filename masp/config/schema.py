@@ -172,6 +172,19 @@ class StageConfig:
     log_every: int = field(default=10, metadata=rule(at_least=1))
     """Optimizer steps between two lines of `metrics.jsonl`."""
 
+    log_keys: bool = field(default=False, metadata=rule())
+    """Note under `keys/` which samples each rank trained on in each step: the proof that every epoch saw each once."""
+
+    validate_every: int | None = field(default=None, metadata=rule(at_least=1))
+    """Optimizer steps between two measurements of the loss on held-out images. The stage's result is then the
+    checkpoint with the lowest, which is kept beside the newest. null: none; the result is that of the last step."""
+
+    validation_size: int = field(default=256, metadata=rule(at_least=1))
+    """The most images held out, drawn from the `val` split; where the cache has none, taken out of `train`."""
+
+    patience: int | None = field(default=None, metadata=rule(at_least=1))
+    """Measurements without a new lowest loss after which training ends early; null: never."""
+
 
 @dataclass
 class Stage1Config(StageConfig):
@@ -222,6 +235,10 @@ class EngineConfig:
 
     num_threads: int | None = field(default=None, metadata=rule(at_least=1, at_most=1024))
     """CPU threads per rank; null leaves it to torch."""
+
+    time_limit_min: float | None = field(default=None, metadata=rule(above=0.0))
+    """Minutes after which training stops at the next step with a checkpoint and exit code 75; null: no limit. Leave
+    room for a step and a checkpoint before the limit of whoever would kill it."""
 
 
 @dataclass

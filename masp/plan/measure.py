@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -107,6 +108,7 @@ def _stage_seconds(config: Config, stage: str, language, images: Sequence[Planne
 
     device, dtype = pick_device(config.engine.device, "engine.device"), language.dtype
     cache = _StandIn(images, language.hidden_size)
+    config = replace(config, **{stage: replace(getattr(config, stage), validate_every=None)})  # steps only
     steps = Steps(
         cache, config, stage, make_schedule(cache, config, stage),
         load_prompt(config.vlm.path), load_questions(config.questions),
@@ -150,7 +152,7 @@ class _StandIn:
     """A cache of random features for these images, as far as training steps look at one."""
 
     def __init__(self, images: Sequence[Planned], hidden_size: int):
-        self.images, self.hidden_size = images, hidden_size
+        self.images, self.hidden_size, self.splits = images, hidden_size, ("train",)
         self.categories = tuple(sorted({p.sample.category for p in images}))
         tokens = np.array([p.num_tokens for p in images])
         self.index = SimpleNamespace(num_tokens=tokens, shard=np.zeros(len(images), dtype=np.int32))

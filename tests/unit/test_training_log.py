@@ -8,7 +8,7 @@ import torch
 from masp.devices import plain_memory_errors
 from masp.errors import DataError, InputError, StoppedEarly, one_line
 from masp.status import noting_failure, read_status, write_status
-from masp.training_log import TrainingLog, cut_metrics
+from masp.training_log import TrainingLog, cut_lines
 
 
 def write_steps(log: TrainingLog, first: int, last: int) -> None:
@@ -44,12 +44,12 @@ def test_a_resumed_run_takes_up_the_file_where_the_checkpoint_is(tmp_path):
     assert [e["step"] for e in entries(tmp_path)] == list(range(1, 11))
 
 
-def test_cut_metrics(tmp_path):
+def test_cut_lines(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    cut_metrics(path, 3)
+    cut_lines(path, 3)
     assert not path.exists()
     path.write_text('{"step": 1}\n{"step": 4}\n{"step": 2}\n{"st')
-    cut_metrics(path, 3)
+    cut_lines(path, 3)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
