@@ -10,19 +10,24 @@ from __future__ import annotations
 import abc
 import os
 import signal
-import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+from launch.requeue import check_restarts, num_restarts, requeue, requeue_after_loss
 
 if TYPE_CHECKING:
     from masp.config import Config
     from masp.stopping import StopFlag
 
 _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-_WAIT_FOR_END_S = 120
+_PATIENCE_S = 600
+"""So long may what a dead node was writing stay locked: leases of network file systems run out."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,21 +59,28 @@ class Job(abc.ABC):
 
             _announce_ranks()
             try:
-                _check_restarts(self.max_requeues)
-                made = self.work(load_config(self.config_path), stop)
+                check_restarts(self.max_requeues)
+                config = load_config(self.config_path)
+                made = self.work(config, stop)
             except StoppedEarly as error:
                 print(f"stopped: {error}", file=sys.stderr, flush=True)
                 if signal.SIGUSR2 in stop.received:
-                    _requeue(self.max_requeues)
+                    requeue(self.max_requeues)
                 sys.exit(error.exit_code)
             except MaspError as error:
                 print(f"error: {error}", file=sys.stderr, flush=True)
                 sys.exit(error.exit_code)
+            except Exception as error:
+                self.failed(error, config)
+                raise
         return None if made is None else str(made)
 
     @abc.abstractmethod
     def work(self, config: Config, stop: StopFlag) -> Path | None:
         """The command itself."""
+
+    def failed(self, error: Exception, config: Config) -> None:  # noqa: B027 - most jobs do nothing then
+        """Something unexpected ended the work."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,9 @@ class ExtractJob(Job):
     def work(self, config: Config, stop: StopFlag) -> Path:
         from masp.extract import extract
 
-        return extract(config, num_tasks=self.num_tasks, task_index=self.task_index, stop=stop)
+        return _patiently(
+            lambda: extract(config, num_tasks=self.num_tasks, task_index=self.task_index, stop=stop), stop
+        )
 
 
 @dataclass(frozen=True)
@@ -95,15 +109,50 @@ class TrainJob(Job):
 
         return train(config, self.stage, stop=stop)
 
+    def failed(self, error: Exception, config: Config) -> None:
+        from masp.checkpoint import LATEST
+        from masp.status import read_status
+
+        folder = Path(config.output_dir) / self.stage
+        latest = folder / "checkpoints" / LATEST
+        step = latest.read_text().strip() if latest.is_file() else ""
+        marks = Path(self.config_path).parent / "jobs"
+        requeue_after_loss(error, read_status(folder), marks, step, self.max_requeues)
+
 
 @dataclass(frozen=True)
 class EvaluateJob(Job):
-    """One rank of the evaluation."""
+    """One rank of the evaluation; of an array of evaluations, one rank of one of its jobs."""
+
+    num_tasks: int = 1
+    task_index: int = 0
 
     def work(self, config: Config, stop: StopFlag) -> Path | None:
         from masp.evaluate import evaluate
 
-        return evaluate(config, stop=stop)
+        if os.environ.get("SUBMITIT_EXECUTOR") == "local":
+            # On Slurm `evaluate` reads the array's variables itself. Its ranks never meet, so they may be counted on.
+            size = int(os.environ["WORLD_SIZE"])
+            os.environ["RANK"] = str(self.task_index * size + int(os.environ["RANK"]))
+            os.environ["WORLD_SIZE"] = str(self.num_tasks * size)
+        return _patiently(lambda: evaluate(config, stop=stop), stop)
+
+
+def _patiently(work: Callable[[], T], stop: StopFlag) -> T:
+    """Do the work; of a job that started again, also wait for a predecessor on a lost node to let go of its files."""
+    from masp.errors import InputError
+
+    began = time.monotonic()
+    while True:
+        try:
+            return work()
+        except InputError as error:
+            # extraction and ledger say so of a lock that is taken
+            taken = "another extraction is writing" in str(error) or "another process is writing" in str(error)
+            if not (taken and num_restarts()) or stop or time.monotonic() - began > _PATIENCE_S:
+                raise
+            print(f"waiting: {error}", file=sys.stderr, flush=True)
+            time.sleep(5)
 
 
 def _announce_ranks() -> None:
@@ -121,36 +170,3 @@ def _announce_ranks() -> None:
         os.environ["MASTER_ADDR"] = "127.0.0.1"
         # As in masp.distributed: below the ports of outgoing connections. The job's number is a process id.
         os.environ["MASTER_PORT"] = str(20000 + int(os.environ["SUBMITIT_LOCAL_JOB_ID"]) * 17 % 12000)
-
-
-def _restarts() -> int:
-    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-
-
-def _check_restarts(max_requeues: int) -> None:
-    from masp.errors import InputError
-
-    if _restarts() > max_requeues:
-        raise InputError(
-            f"max_requeues = {max_requeues}: this job has started again {_restarts()} times; its log says why"
-        )
-
-
-def _requeue(max_requeues: int) -> None:
-    """Queue this job again and wait for Slurm to end it; returns where that is not possible.
-
-    Only rank 0 asks. The others wait, since a rank that ends with an error would end the job before it is queued.
-    """
-    job = os.environ.get("SLURM_JOB_ID")
-    if job is None or os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
-        return
-    if _restarts() >= max_requeues:
-        print(f"not queued again: max_requeues = {max_requeues} is reached", file=sys.stderr, flush=True)
-        return
-    if os.environ.get("SLURM_PROCID", "0") == "0":
-        asked = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
-        if asked.returncode:
-            print(f"not queued again: {asked.stderr.strip()}", file=sys.stderr, flush=True)
-            return
-        print(f"job {job} is queued again", file=sys.stderr, flush=True)
-    time.sleep(_WAIT_FOR_END_S)

@@ -80,8 +80,11 @@ def make_parts(
             tasks = tuple(ExtractJob(*common, num_tasks=count, task_index=i) for i in range(count))
             parts.append(Part(name, tasks, cluster.extract, Path(config.cache.dir)))
         elif name == "evaluate":
-            folder = Path(config.evaluate.output_dir or output / "evaluate")
-            parts.append(Part(name, (EvaluateJob(*common),), cluster.evaluate, folder / "metrics.json"))
+            from masp.evaluate import evaluate_dir
+
+            count = cluster.evaluate.num_tasks
+            tasks = tuple(EvaluateJob(*common, num_tasks=count, task_index=i) for i in range(count))
+            parts.append(Part(name, tasks, cluster.evaluate, evaluate_dir(config) / "metrics.json"))
         else:
             parts.append(Part(name, (TrainJob(*common, stage=name),), cluster.train, output / name))
     return parts

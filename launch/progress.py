@@ -25,7 +25,9 @@ def progress(name: str, config: Config) -> str:
         if name == "extract":
             return _shards(Path(config.cache.dir))
         if name == "evaluate":
-            return _scored(Path(config.evaluate.output_dir or Path(config.output_dir) / "evaluate"), config)
+            from masp.evaluate import evaluate_dir
+
+            return _scored(evaluate_dir(config), config)
         return _steps(Path(config.output_dir) / name)
     except (OSError, MaspError, ValueError, KeyError) as error:
         # A run's files are read while it writes them. Its own commands say what is damaged; a table says that.
@@ -64,7 +66,7 @@ def _scored(folder: Path, config: Config) -> str:
     if not ledgers:
         return ""
     scored = sum(max(0, path.read_bytes().count(b"\n") - 1) for path in ledgers)  # the first line is a header
-    if config.evaluate.source != "cache":
-        return f"{scored} samples"
+    if config.evaluate.source != "cache" or config.evaluate.stage != "stage2":
+        return f"{scored} records"
     splits = read_manifest(Path(config.cache.dir))["splits"]
     return f"{scored} of {splits[config.evaluate.split]['num_samples']} samples"

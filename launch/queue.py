@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from masp.errors import InputError
 
 _TIMEOUT_S = 60
 _FIELDS = ("ArrayJobID", "ArrayTaskID", "State", "Reason", "TimeUsed", "NodeList", "RestartCnt")
+_PREFIX = re.compile(r"^(s[a-z]+: )?((error|fatal): )?")
 _NO_TASK = ("N/A", "")
 
 
@@ -141,9 +143,7 @@ def ask(*command: str, text: str | None = None) -> str:
 
 def reason(text: str) -> str:
     """Slurm's own words, on one line and each once."""
-    lines = (line.strip() for line in text.splitlines())
-    for prefix in ("sbatch: ", "squeue: ", "sacct: ", "scancel: ", "error: "):
-        lines = [line.removeprefix(prefix) for line in lines]
+    lines = [_PREFIX.sub("", line).strip() for line in text.splitlines()]
     return "; ".join(dict.fromkeys(line for line in lines if line)) or "it gave no reason"
 
 

@@ -55,7 +55,13 @@ class TrainPartConfig(PartConfig):
 
 @dataclass
 class EvaluatePartConfig(TrainPartConfig):
-    """Evaluation: one job over all nodes, each process with a slice of its own."""
+    """Evaluation: one job over all nodes, or an array of such jobs; each process has a slice of its own."""
+
+    num_tasks: int = field(default=1, metadata=rule(at_least=1, at_most=100_000))
+    """Jobs of the array; 1 for no array. Of more than one, each finds its GPUs when it can."""
+
+    max_parallel: int = field(default=256, metadata=rule(at_least=1))
+    """How many of them run at once at most."""
 
 
 @dataclass

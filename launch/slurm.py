@@ -58,7 +58,7 @@ def parameters(cluster: ClusterConfig, part: Part, run_name: str, after: str | N
         "signal_delay_s": cluster.signal_delay_s,
         "setup": cluster.setup or None,
         "dependency": f"afterok:{after}" if after is not None else None,
-        "array_parallelism": getattr(resources, "max_parallel", None),
+        "array_parallelism": getattr(resources, "max_parallel", None) if len(part.jobs) > 1 else None,
         "stderr_to_stdout": True,  # one log per process
         "srun_args": srun,
         "additional_parameters": more,

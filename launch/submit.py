@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from launch.lock import holding
 from launch.parts import Part, make_parts
+from launch.preflight import check_executor, check_slurm, check_writable, preflight
 from launch.record import (
     CONFIG,
     FILE,
@@ -23,7 +25,10 @@ from launch.record import (
     write_record,
 )
 from launch.schema import ClusterConfig
+from launch.snapshot import DIFF, snapshot
+from launch.snapshot import FILE as ENVIRONMENT
 from launch.state import active
+from masp.cache.files import write_bytes
 from masp.config import Config
 from masp.errors import InputError
 
@@ -73,6 +78,8 @@ def submit(
         InputError: it would not run, is running already, or was refused; nothing stays in the queue.
     """
     parent = submissions_of(config)
+    check_writable("output_dir", str(parent))
+    check_executor(cluster)
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -80,8 +87,14 @@ def submit(
     taken = f"output_dir: {config.output_dir}: another `launch` is submitting it at this moment; wait for it"
     with holding(parent / _LOCK, taken):
         _refuse_twice(parent, _parts(command, stage, config, cluster, parent, without), config)
+        parts = _parts(command, stage, config, cluster, parent, without)
+        if cluster.executor == "slurm":  # quick to ask, and what is most often wrong
+            check_slurm(parts, config, cluster, parent)
+        for note in preflight(parts, config, cluster).notes:
+            print(f"note: {note}", file=sys.stderr, flush=True)
         folder = make_folder(command, config, cluster)
         try:
+            _keep_snapshot(folder)
             parts = _parts(command, stage, config, cluster, folder, without)
             record = new_record(command, stage, cluster.executor, _planned(parts))
             text = _hand_over(record, parts, config, cluster, folder)
@@ -111,6 +124,13 @@ def _planned(parts: list[Part]) -> tuple[Submitted, ...]:
     )
 
 
+def _keep_snapshot(folder: Path) -> None:
+    value, diff = snapshot()
+    write_bytes(folder / ENVIRONMENT, json.dumps(value, indent=1).encode() + b"\n")
+    if diff:
+        write_bytes(folder / DIFF, diff.encode(errors="replace"))
+
+
 def _refuse_twice(parent: Path, parts: list[Part], config: Config) -> None:
     """A part of a run is done by one submission at a time: two would write the same files."""
     wanted = {part.name for part in parts}
@@ -134,9 +154,7 @@ def _hand_over(record: Record, parts: list[Part], config: Config, cluster: Clust
             os.unlink(folder / FILE)
             raise
         return f"started: process {pid} runs {', '.join(part.name for part in parts)} in the background"
-    from launch.slurm import check_installed, submit
-
-    check_installed()
+    from launch.slurm import submit
 
     def tell(name: str, job_id: str) -> None:
         nonlocal record

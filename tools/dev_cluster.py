@@ -5,7 +5,8 @@
 
 The tests of `tests/slurm` start theirs with the same code. It needs root and Debian's packages slurm-wlm, munge,
 slurmdbd and mariadb-server, uses free ports of the loopback device, and touches nothing of the system but marked lines
-in /etc/hosts, which `down` removes. No service of the system is started, stopped or asked.
+in /etc/hosts and, with --separate-hosts, network namespaces, which `down` removes. No service of the system is started,
+stopped or asked.
 """
 
 from __future__ import annotations
@@ -22,8 +23,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+if __name__ == "__main__":  # as a script: this folder is on the path, and the repository is not
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tools.dev_network import DevNetwork
 
 HOSTS = Path("/etc/hosts")
 MARK = "# masp dev cluster"
@@ -33,7 +39,7 @@ OWNER = "MASP_DEV_CLUSTER"
 # The machine's real cores are shared by all nodes, so nodes claim more than there are: jobs need not queue for a core.
 SLURM_CONF = """\
 ClusterName=masp
-SlurmctldHost=localhost(127.0.0.1)
+SlurmctldHost=localhost({controller})
 SlurmctldPort={controller_port}
 SlurmUser=root
 SlurmdUser=root
@@ -66,7 +72,7 @@ AccountingStoragePass={folder}/munge.socket
 {nodes}
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
-NODE = "NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=16000 State=UNKNOWN"
+NODE = "NodeName={name} NodeHostname={host} NodeAddr={address} Port={port} CPUs=4 RealMemory=16000 State=UNKNOWN"
 SLURMDBD_CONF = """\
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket
@@ -94,12 +100,18 @@ class DevCluster:
 
     Args:
         folder: everything it writes; a short path, since sockets lie in it.
-        num_nodes: how many nodes, called `node1`, `node2` ….
+        num_nodes: how many nodes, called `node1`, `node2` … (with a prefix if they are separate hosts).
+        separate_hosts: give each node a network namespace with an address of its own, so that it can be cut off.
     """
 
-    def __init__(self, folder: Path, num_nodes: int = 2):
+    def __init__(self, folder: Path, num_nodes: int = 2, separate_hosts: bool = False):
         self.folder = folder.resolve()
-        self.nodes = [f"node{i + 1}" for i in range(num_nodes)]
+        # Addresses are a cluster's own, so names must be too: several clusters share /etc/hosts.
+        prefix = f"h{zlib.crc32(str(self.folder).encode()) & 0xFFFF:04x}-" if separate_hosts else ""
+        self.nodes = [f"{prefix}node{i + 1}" for i in range(num_nodes)]
+        # Always there, so that `down` finds what an `up` with separate hosts left.
+        self.network = DevNetwork(self.folder, self.nodes)
+        self.separate_hosts = separate_hosts
         self._running: dict[str, subprocess.Popen] = {}
 
     @property
@@ -133,7 +145,18 @@ class DevCluster:
         while _alive(pids) and time.monotonic() < deadline:
             time.sleep(0.1)
         _signal(_alive(pids | _with_descendants(_owned(self.folder))), signal.SIGKILL)
+        self.network.stop()
         _edit_hosts(lambda lines: [line for line in lines if not line.endswith(self._mark)])
+
+    def kill_slurmd(self, node: str) -> None:
+        """Kill a node's daemon at once, as if it had crashed; what it had started lives on."""
+        self._running[f"slurmd-{node}"].kill()
+        self._running[f"slurmd-{node}"].wait()
+
+    def start_slurmd(self, node: str) -> None:
+        """Start a node's daemon."""
+        command = ["slurmd", "-D", "-N", node]
+        self._daemon(f"slurmd-{node}", self.network.inside(node, *command) if self.separate_hosts else command)
 
     @property
     def _mark(self) -> str:
@@ -147,13 +170,18 @@ class DevCluster:
             "accounting_port": ports[1],
             "database_port": ports[2],
             "password": secrets.token_hex(16),
-            "nodes": "\n".join(NODE.format(name=n, port=p) for n, p in zip(self.nodes, ports[3:], strict=True)),
+            "controller": self.network.gateway if self.separate_hosts else "127.0.0.1",
+            "nodes": "\n".join(self._node_line(n, p) for n, p in zip(self.nodes, ports[3:], strict=True)),
         }
         _write_private(self.folder / "slurm.conf", SLURM_CONF.format(**values).encode())
         _write_private(self.folder / "slurmdbd.conf", SLURMDBD_CONF.format(**values).encode())
         _write_private(self.folder / "munge.key", secrets.token_bytes(128))
-        names = f"127.0.0.1 {' '.join(self.nodes)} {self._mark}"
-        _edit_hosts(lambda lines: [*lines, names])
+        if self.separate_hosts:
+            self.network.start()
+            names = [f"{self.network.address(node)} {node} {self._mark}" for node in self.nodes]
+        else:
+            names = [f"127.0.0.1 {' '.join(self.nodes)} {self._mark}"]
+        _edit_hosts(lambda lines: [*lines, *names])
         self._start_munge()
         self._start_database(values["database_port"], values["password"])
         self._daemon("slurmdbd", ["slurmdbd", "-D"])
@@ -161,8 +189,13 @@ class DevCluster:
         self._wait("slurmdbd", lambda: self._succeeds("sacctmgr", "--immediate", "add", "cluster", "masp"))
         self._daemon("slurmctld", ["slurmctld", "-D"])
         for node in self.nodes:
-            self._daemon(f"slurmd-{node}", ["slurmd", "-D", "-N", node])
-        self._wait("slurmctld", self._all_idle)
+            self.start_slurmd(node)
+        self._wait("slurmctld", self.all_idle)
+
+    def _node_line(self, name: str, port: int) -> str:
+        if self.separate_hosts:
+            return NODE.format(name=name, host=name, address=self.network.address(name), port=port)
+        return NODE.format(name=name, host="localhost", address="127.0.0.1", port=port)
 
     def _start_munge(self) -> None:
         files = {name: self.folder / f"munge.{name}" for name in ("socket", "pid", "seed")}
@@ -211,7 +244,8 @@ class DevCluster:
         environment = os.environ | self.environment
         return subprocess.run(command, env=environment, capture_output=True, timeout=30).returncode == 0
 
-    def _all_idle(self) -> bool:
+    def all_idle(self) -> bool:
+        """Whether every node is up and has nothing to do."""
         command = ["sinfo", "--noheader", "--Node", "--format=%N %T"]
         found = subprocess.run(command, env=os.environ | self.environment, capture_output=True, text=True)
         return sorted(found.stdout.split("\n"))[1:] == [f"{node} idle" for node in self.nodes]
@@ -234,7 +268,7 @@ class DevCluster:
 
 
 @contextlib.contextmanager
-def running(num_nodes: int = 2) -> Iterator[DevCluster]:
+def running(num_nodes: int = 2, separate_hosts: bool = False) -> Iterator[DevCluster]:
     """A cluster in a temporary folder, for as long as this context or this process lasts.
 
     A process that is killed cannot clean up, so another one does: it waits for the end of a pipe, which comes in any
@@ -244,7 +278,7 @@ def running(num_nodes: int = 2) -> Iterator[DevCluster]:
     folder = Path(tempfile.mkdtemp(prefix="masp-slurm-"))
     command = [sys.executable, __file__, "down", "--when-input-ends", "--dir", str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True):
-        cluster = DevCluster(folder, num_nodes)
+        cluster = DevCluster(folder, num_nodes, separate_hosts)
         cluster.start()
         yield cluster
     # Leaving Popen's context has closed the pipe and waited.
@@ -345,11 +379,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--nodes", type=int, default=2, help="how many nodes (up)")
     default = Path(tempfile.gettempdir()) / f"masp-dev-cluster-{os.getuid()}"
     parser.add_argument("--dir", type=Path, default=default, help=f"its folder; {default} if not given")
+    text = "give each node an address of its own (up), so that `ip link set DEVICE down` cuts it off"
+    parser.add_argument("--separate-hosts", action="store_true", help=text)
     parser.add_argument("--when-input-ends", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.when_input_ends:
         sys.stdin.read()
-    cluster = DevCluster(arguments.dir, arguments.nodes)
+    cluster = DevCluster(arguments.dir, arguments.nodes, arguments.separate_hosts)
     if arguments.action == "down":
         cluster.stop()
         known = (cluster.folder / "slurm.conf").exists() or arguments.when_input_ends

@@ -155,10 +155,19 @@ def agree_on_layout(folder: Path, wanted: dict) -> dict:
         found = read_layout(folder)
         if found is None:
             raise DataError(f"{folder / LAYOUT} appeared and went; is another job deleting this folder?")
+    check_layout(folder, found, wanted)
+    return found
+
+
+def check_layout(folder: Path, found: dict, wanted: dict) -> None:
+    """Compare a folder's layout with the one that a call would give it, but for machine and shards.
+
+    Raises:
+        InputError: the folder belongs to another configuration or dataset; names the field and both values.
+    """
     what, remedy = f"cache.dir: {folder}", "give the old value or a new cache.dir"
     compare(_settings(found), _settings(wanted), what, remedy)
     compare(found["model"], wanted["model"], what, remedy)
-    return found
 
 
 def _settings(layout: dict) -> Fields:

@@ -1,13 +1,14 @@
 """`python -m launch` without Slurm: the pipeline in the background, and what a failure says."""
 
 import json
-import subprocess
-import sys
+import shutil
 import time
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
+from tests.launching import call_launch
 from tests.runs import REPOSITORY, make_run
 
 LOCAL = REPOSITORY / "configs" / "cluster" / "local.yaml"
@@ -18,13 +19,8 @@ def config(tmp_path_factory) -> Path:
     return make_run(tmp_path_factory.mktemp("local"))
 
 
-def call(*arguments: object) -> subprocess.CompletedProcess:
-    line = [sys.executable, "-m", "launch", *map(str, arguments)]
-    return subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, timeout=500)
-
-
-def launch(command: str, config: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return call(command, "--cluster", LOCAL, "--config", config, *arguments)
+def launch(command: str, config: Path, *arguments: str) -> CompletedProcess:
+    return call_launch(command, "--cluster", LOCAL, "--config", config, *arguments)
 
 
 def test_pipeline_with_two_tasks_and_two_ranks(config):
@@ -42,7 +38,7 @@ def test_pipeline_with_two_tasks_and_two_ranks(config):
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
     assert json.loads((run / "evaluate" / "metrics.json").read_text())["num_samples"] == 6
 
-    told = call("status", run)
+    told = call_launch("status", run)
     assert (told.returncode, told.stderr) == (0, "")
     assert [line.split()[:2] for line in told.stdout.splitlines()] == [
         ["finished:", str(folder)],
@@ -52,20 +48,28 @@ def test_pipeline_with_two_tasks_and_two_ranks(config):
         ["evaluate", "finished"],
     ]
     assert "4 of 4 shards" in told.stdout and "6 of 6 samples" in told.stdout
-    assert "rank 1" not in call("logs", run, "--part", "stage2", "--rank", 0).stdout
-    assert call("logs", run, "--part", "stage2", "--rank", 2).returncode == 2
-    again = call("resume", run)
+    assert "rank 1" not in call_launch("logs", run, "--part", "stage2", "--rank", 0).stdout
+    assert call_launch("logs", run, "--part", "stage2", "--rank", 2).returncode == 2
+    again = call_launch("resume", run)
     assert (again.returncode, again.stdout.partition(":")[0]) == (0, "nothing to resume"), again.stderr
-    assert call("cancel", run).returncode == 2
+    assert call_launch("cancel", run).returncode == 2
 
 
 def test_a_failed_part_stops_the_chain_and_is_told(config, tmp_path):
-    done = launch("pipeline", config, f"output_dir={tmp_path}", f"dataset.root={tmp_path / 'none'}", "--wait")
+    # What headers do not show: the preflight lets it pass, the job finds it.
+    pictures = tmp_path / "pictures"
+    shutil.copytree(config.parent / "pictures", pictures)
+    broken = next(iter(sorted(pictures.glob("train/*/*.png"))))
+    broken.write_bytes(broken.read_bytes()[:900])
+    settings = [f"output_dir={tmp_path}", f"cache.dir={tmp_path / 'cache'}", f"dataset.root={pictures}"]
+    done = launch("pipeline", config, *settings, "extract.max_bad_fraction=0", "--wait")
     assert done.returncode == 1
     (folder,) = (tmp_path / "launch").glob("*/")
     message = json.loads((folder / "status.json").read_text())["message"]
-    assert message.startswith("extract: dataset.root") and str(tmp_path / "none") in message
+    assert message.startswith("extract: ") and "max_bad_fraction" in message
     assert done.stderr == f"error: extract: failed: {message.removeprefix('extract: ')}\n"
+    told = call_launch("status", tmp_path)
+    assert told.returncode == 1 and told.stderr == done.stderr
     assert not (tmp_path / "stage1").exists()
 
 
@@ -88,14 +92,14 @@ def test_cancelled_it_stays_so_until_it_is_resumed(config, tmp_path):
     until(lambda: list(shards.glob("*.json")))
     twice = launch("extract", config, *settings)
     assert twice.returncode == 2 and "extract is queued or running already" in twice.stderr
-    cancelled = call("cancel", run)
+    cancelled = call_launch("cancel", run)
     assert cancelled.returncode == 0, cancelled.stderr
-    told = call("status", run)
+    told = call_launch("status", run)
     assert told.returncode == 1 and told.stdout.startswith("stopped: "), told.stdout
     assert "extract: stopped: stopped on request" in told.stderr
     assert not (cache / "manifest.json").exists()
     before = {path: path.stat().st_mtime_ns for path in shards.glob("*.tar")}
-    resumed = call("resume", run, "--wait")
+    resumed = call_launch("resume", run, "--wait")
     assert resumed.returncode == 0, resumed.stderr
     assert (cache / "manifest.json").exists()
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())

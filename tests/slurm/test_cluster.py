@@ -22,9 +22,9 @@ with running(num_nodes=1) as cluster:
 """
 
 
-def test_ranks_are_those_of_srun(slurm):
+def test_ranks_are_those_of_srun(site):
     code = "from masp.distributed import read_ranks; print(read_ranks())"
-    printed = slurm("srun", "--nodes=2", "--ntasks=2", f"--chdir={REPOSITORY}", sys.executable, "-c", code)
+    printed = site.ask("srun", "--nodes=2", "--ntasks=2", f"--chdir={REPOSITORY}", sys.executable, "-c", code)
     assert sorted(printed.splitlines()) == [
         f"Ranks(rank={rank}, size=2, local_rank=0, launcher='srun')" for rank in (0, 1)
     ]

@@ -1,23 +1,18 @@
 """The whole pipeline on a real Slurm of two nodes, against the same run without Slurm."""
 
 import json
-from pathlib import Path
 
 import pytest
 
 from tests.runs import assert_same, make_run, numbers
+from tests.slurm.site import logs
 
 pytestmark = pytest.mark.slurm
 
 
-def logs(folder: Path) -> str:
-    """All logs of a run, for the message of a failed test."""
-    return "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in sorted(folder.rglob("*_log.out")))
-
-
-def test_pipeline_over_two_nodes_gives_the_numbers_of_a_run_without_slurm(launch, slurm, tmp_path):
+def test_pipeline_over_two_nodes_gives_the_numbers_of_a_run_without_slurm(site, tmp_path):
     config_path = make_run(tmp_path)
-    done = launch("pipeline", "--config", config_path, "--wait")
+    done = site.launch("pipeline", "--config", config_path, "--wait")
     run = tmp_path / "run"
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{logs(run)}"
     metrics = run / "evaluate" / "metrics.json"
@@ -26,17 +21,27 @@ def test_pipeline_over_two_nodes_gives_the_numbers_of_a_run_without_slurm(launch
     (folder,) = (run / "launch").glob("*/")
     parts = {part["name"]: part for part in json.loads((folder / "submission.json").read_text())["parts"]}
     assert list(parts) == ["extract", "stage1", "stage2", "evaluate"]
-    assert [part["num_jobs"] for part in parts.values()] == [2, 1, 1, 1]
+    assert [part["num_jobs"] for part in parts.values()] == [4, 1, 1, 1]
     assert [part["num_ranks"] for part in parts.values()] == [1, 2, 2, 2]
-    nodes = slurm("sacct", "-X", "-P", "-n", "-o", "JobID,State,NNodes").split()
+    nodes = site.ask("sacct", "-X", "-P", "-n", "-o", "JobID,State,NNodes").split()
     # other tests run jobs on this cluster too
     own = {line.split("|")[0]: line.split("|")[1:] for line in nodes}
     first = parts["extract"]["job_ids"][0]
-    assert own[f"{first}_0"] == own[f"{first}_1"] == ["COMPLETED", "1"]
+    assert own[f"{first}_0"] == own[f"{first}_3"] == ["COMPLETED", "1"]
     for name in ("stage1", "stage2", "evaluate"):
         assert own[parts[name]["job_ids"][0]] == ["COMPLETED", "2"], name
     ledgers = sorted(path.name for path in (run / "evaluate" / "ledger").glob("rank-*.jsonl"))
     assert ledgers == ["rank-0.jsonl", "rank-1.jsonl"]
+
+    told = site.call("status", run)
+    assert told.returncode == 0, told.stderr
+    rows = [line.split()[:2] for line in told.stdout.splitlines()]
+    assert rows[2:] == [[name, "finished"] for name in parts], told.stdout
+    assert " 4/4 " in told.stdout and "4 of 4 shards" in told.stdout and "6 of 6 samples" in told.stdout
+    said = site.call("logs", run, "--part", "extract", "--rank", "3", "--lines", "0")
+    assert "==>" not in said.stdout and "Job completed successfully" in said.stdout
+    kept = json.loads((folder / "environment.json").read_text())
+    assert kept["packages"]["submitit"] and kept["variables"]["SLURM_CONF"]
 
     from masp.config import load_config
     from masp.evaluate import evaluate

@@ -1,54 +1,44 @@
 """A job that is told to stop ahead of its end: checkpoint, back into the queue, on from there."""
 
 import json
-import time
 
 import pytest
 
 from tests.runs import make_run
+from tests.slurm.site import logs, steps, until
 
 pytestmark = pytest.mark.slurm
 
-
-def until(condition, timeout_s: float = 180):
-    """Wait for something to become true; returns it."""
-    deadline = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.2)
-    return found
+# Long enough to be interrupted, short enough to wait for.
+LONG = ["stage1.num_epochs=40", "stage1.checkpoint_every=10000", "stage1.log_every=1"]
 
 
-def steps(run) -> list[int]:
-    """The steps that stage 1 has logged."""
-    path = run / "stage1" / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line)["step"] for line in lines if line.endswith("}")]
-
-
-def test_training_told_to_stop_is_queued_again_and_finishes(launch, slurm, tmp_path):
+@pytest.fixture
+def config(tmp_path):
+    """A run whose cache is there."""
     from masp.config import load_config
     from masp.extract import extract
 
-    config = make_run(tmp_path)
-    extract(load_config(config))
-    # Long enough to be interrupted, short enough to wait for.
-    settings = ["stage1.num_epochs=40", "stage1.checkpoint_every=10000", "stage1.log_every=1"]
-    done = launch("train", "--stage", "stage1", "--config", config, *settings)
-    assert done.returncode == 0, done.stderr
-    run = tmp_path / "run"
-    (folder,) = (run / "launch").glob("*/")
-    job = json.loads((folder / "submission.json").read_text())["parts"][0]["job_ids"][0]
+    path = make_run(tmp_path)
+    extract(load_config(path))
+    return path
 
-    until(lambda: len(steps(run)) > 3)
+
+def test_training_told_to_stop_is_queued_again_and_finishes(site, config, tmp_path):
+    folder, jobs = site.submitted("train", "--stage", "stage1", "--config", config, *LONG)
+    run, job = tmp_path / "run", jobs["stage1"]
+    twice = site.launch("train", "--stage", "stage1", "--config", config, *LONG)
+    assert twice.returncode == 2 and f"submitted as {folder}" in twice.stderr, twice.stderr
+    assert twice.stderr.count("\n") == 1 and len(list(folder.parent.glob("*/"))) == 1
+
+    until(lambda: len(steps(run)) > 3, what=logs(run))
     num_steps = json.loads((run / "stage1" / "status.json").read_text())["num_steps"]
-    slurm("scancel", "--signal=USR2", job)
-    until(lambda: "Restarts=1" in slurm("scontrol", "show", "job", job))
-    before = max(steps(run))
-    assert before < num_steps, "it ran to its end before it could be stopped"
-    until(lambda: "JobState=PENDING" in slurm("scontrol", "show", "job", job))
-    slurm("scontrol", "update", f"jobid={job}", "StartTime=now")  # Slurm lets a job wait two minutes otherwise
-    until(lambda: "JobState=COMPLETED" in slurm("scontrol", "show", "job", job))
+    with site.impatient():
+        site.ask("scancel", "--signal=USR2", job)
+        until(lambda: site.state(job)[1] == 1)
+        before = max(steps(run))
+        assert before < num_steps, "it ran to its end before it could be stopped"
+        until(lambda: site.state(job)[0] == "COMPLETED", what=logs(run))
 
     log = (folder / "jobs" / f"{job}_0_log.out").read_text()
     assert f"job {job} is queued again" in log
@@ -56,3 +46,49 @@ def test_training_told_to_stop_is_queued_again_and_finishes(launch, slurm, tmp_p
     assert steps(run) == list(range(1, num_steps + 1))
     status = json.loads((run / "stage1" / "status.json").read_text())
     assert (status["state"], status["step"]) == ("finished", num_steps)
+
+
+@pytest.mark.full
+def test_cancelled_by_its_user_it_stays_so_until_it_is_resumed(site, config, tmp_path):
+    folder, jobs = site.submitted("train", "--stage", "stage1", "--config", config, *LONG)
+    run, job = tmp_path / "run", jobs["stage1"]
+    until(lambda: len(steps(run)) > 3, what=logs(run))
+    done = site.call("cancel", run)
+    assert done.returncode == 0, done.stderr
+    assert site.state(job) == ("CANCELLED", 0) and not site.queue()
+    before = max(steps(run))
+    assert f"stopped on request after step {before}" in (folder / "jobs" / f"{job}_0_log.out").read_text()
+    told = site.call("status", run)
+    assert told.returncode == 1 and told.stdout.startswith("cancelled: ")
+    assert told.stderr == "error: stage1: cancelled\n"
+    again = site.call("resume", run, "--wait")
+    assert again.returncode == 0, f"{again.stderr}\n{logs(run)}"
+    assert steps(run) == list(range(1, max(steps(run)) + 1)) and max(steps(run)) > before
+
+
+@pytest.mark.full
+def test_ahead_of_its_time_limit_it_is_queued_again_until_it_is_done(site, config, tmp_path):
+    settings = ["stage1.num_epochs=700", "stage1.checkpoint_every=10000", "stage1.log_every=1"]
+    limits = ["cluster.train.timeout_min=1", "cluster.signal_delay_s=15"]
+    with site.impatient():
+        done = site.launch("train", "--stage", "stage1", "--config", config, *settings, *limits, "--wait")
+    run = tmp_path / "run"
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}\n{logs(run)}"
+    assert "started again" in done.stdout, done.stdout
+    num_steps = json.loads((run / "stage1" / "status.json").read_text())["num_steps"]
+    assert steps(run) == list(range(1, num_steps + 1))
+
+
+@pytest.mark.full
+def test_damaged_data_end_the_job_for_good(site, config, tmp_path):
+    (shard,) = (tmp_path / "cache" / "shards").glob("train-00000.tar")
+    data = bytearray(shard.read_bytes())
+    data[1000:2000] = bytes(1000)
+    shard.write_bytes(data)
+    done = site.launch("train", "--stage", "stage1", "--config", config, "--wait")
+    assert done.returncode == 1 and "stage1: failed: Slurm says FAILED; " in done.stderr, done.stderr
+    assert "train-00000" in done.stderr
+    (folder,) = (tmp_path / "run" / "launch").glob("*/")
+    job = json.loads((folder / "submission.json").read_text())["parts"][0]["job_ids"][0]
+    assert site.state(job) == ("FAILED", 0)
+    assert site.ask("sacct", "-X", "-n", "-P", "-o", "ExitCode", "-j", job) == "3:0\n"

@@ -9,13 +9,14 @@ import sys
 import pytest
 
 from launch.jobs import EvaluateJob, ExtractJob, TrainJob
+from masp.config import load_config, save_config
 from tests.runs import REPOSITORY
 
 # Replaces what a stage would do by saying what it sees, and by stopping on request as a stage would.
 PROBE = """
 import os, sys, signal, time
-import launch.jobs
-launch.jobs._WAIT_FOR_END_S = 0
+import launch.requeue
+launch.requeue._WAIT_FOR_END_S = 0
 from launch.jobs import TrainJob
 from masp.errors import InputError, StoppedEarly
 
@@ -26,6 +27,13 @@ class Probe(TrainJob):
         what = os.environ.get("PROBE", "")
         if what == "bad":
             raise InputError("a.b = 1: must be 2")
+        if what.startswith("raise "):
+            from masp.status import write_status
+            from pathlib import Path
+            folder = Path(config.output_dir) / self.stage
+            folder.mkdir(parents=True, exist_ok=True)
+            write_status(folder, "failed", 1, os.environ["STATUS"])
+            raise RuntimeError(what.removeprefix("raise "))
         if what:
             os.kill(os.getpid(), getattr(signal, what))
             assert stop
@@ -48,15 +56,19 @@ SRUN = {
 @pytest.fixture
 def probe(tmp_path):
     """Runs a job that says what it sees; `asked` is what it asked of scontrol."""
-    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    show = f"cat {tmp_path}/shown 2>/dev/null || echo JobId=17 JobState=RUNNING"
+    script = f'#!/bin/sh\nif [ "$1" = --oneliner ]; then {show}; else echo "$@" >> {tmp_path}/asked; fi\n'
+    (tmp_path / "scontrol").write_text(script)
     (tmp_path / "scontrol").chmod(0o755)
 
     def run(**variables: str):
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SUBMITIT_"))}
         path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-        config = str(REPOSITORY / "configs" / "demo.yaml")
+        config = tmp_path / "submission" / "config.yaml"
+        (config.parent / "jobs").mkdir(parents=True, exist_ok=True)
+        save_config(load_config(REPOSITORY / "configs" / "demo.yaml", [f"output_dir={tmp_path / 'run'}"]), config)
         done = subprocess.run(
-            [sys.executable, "-c", PROBE, config],
+            [sys.executable, "-c", PROBE, str(config)],
             cwd=REPOSITORY,
             env=clean | variables | {"PATH": path},
             capture_output=True,
@@ -139,6 +151,50 @@ def test_a_job_that_starts_again_and_again_ends(probe):
     done = probe(**SRUN, SLURM_RESTART_COUNT="3")
     assert done.returncode == 2
     assert "max_requeues = 2: this job has started again 3 times" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        ("JobId=17 JobState=CANCELLED Restarts=1", "it was cancelled"),
+        ("JobId=17 JobState=PENDING Restarts=2", "Slurm has started it again already"),
+    ],
+)
+def test_it_is_not_queued_again_behind_somebodys_back(shown, expected, probe, tmp_path):
+    (tmp_path / "shown").write_text(shown)
+    done = probe(**SRUN, PROBE="SIGUSR2", SLURM_RESTART_COUNT="1")
+    assert done.returncode == 75, done.stderr
+    assert f"not queued again: {expected}" in done.stderr and not done.asked
+
+
+LOST = "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.2]:42139"
+
+
+def test_a_lost_rank_brings_the_job_back_whichever_rank_notices(probe, tmp_path):
+    lost = SRUN | {"SLURM_PROCID": "3", "PROBE": f"raise {LOST}", "STATUS": f"RuntimeError: {LOST}"}
+    done = probe(**lost)
+    assert done.returncode == 1
+    assert done.asked == "requeue 17\n" and "a rank was lost: [" in done.stderr
+    assert probe(**lost).asked == "requeue 17\n"  # one survivor asks for all
+    for count in ("1", "2"):
+        done = probe(**lost, SLURM_RESTART_COUNT=count)
+    assert done.asked == "requeue 17\n" * 2  # the limit counts all restarts
+    assert "max_requeues = 2 is reached" in done.stderr
+
+
+def test_without_progress_losing_ranks_is_no_accident(probe, tmp_path):
+    marks = tmp_path / "submission" / "jobs"
+    marks.mkdir(parents=True)
+    for count in range(5, 8):
+        (marks / f"17.lost-{count}").write_text("")
+    done = probe(**SRUN | {"PROBE": f"raise {LOST}", "STATUS": LOST})
+    assert "ranks were lost 3 times since the start; is memory too small?" in done.stderr and not done.asked
+
+
+@pytest.mark.parametrize(("error", "status"), [(LOST, "TypeError: a bug"), ("a bug", "RuntimeError: a bug")])
+def test_a_bug_is_not_tried_again(error, status, probe):
+    done = probe(**SRUN | {"PROBE": f"raise {error}", "STATUS": status})
+    assert done.returncode == 1 and not done.asked
 
 
 def test_the_probe_stands_where_submitit_does():

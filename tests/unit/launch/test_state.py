@@ -29,6 +29,11 @@ def slurm(tmp_path, monkeypatch):
     commands.mkdir()
     monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
 
+    (commands / "scontrol").write_text("#!/bin/sh\necho 'Slurmctld(primary) at here is UP'\n")
+    (commands / "scontrol").chmod(0o755)
+    for name in ("sbatch", "srun"):
+        (commands / name).symlink_to("/bin/false")
+
     def says(squeue: str = "", sacct: str = "", code: int = 0) -> None:
         for name, text in (("squeue", squeue), ("sacct", sacct)):
             (commands / f"{name}.txt").write_text(text)

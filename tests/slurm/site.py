@@ -1,0 +1,126 @@
+"""A cluster as its user has it: submitting, asking, waiting, and a little impatience."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from tests.launching import call_launch
+from tools.dev_cluster import DevCluster
+
+CLUSTER = """\
+executor: slurm
+signal_delay_s: 30
+extract: {num_tasks: 4, cpus_per_task: 1, timeout_min: 5}
+train: {nodes: 2, cpus_per_task: 1, timeout_min: 5}
+evaluate: {nodes: 2, cpus_per_task: 1, timeout_min: 5}
+"""
+T = TypeVar("T")
+
+
+def until(condition: Callable[[], T], timeout_s: float = 240, what: str = "timed out") -> T:
+    """Wait for something to become true; returns it."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+    return found
+
+
+class Site:
+    """A running cluster, and settings for it.
+
+    Args:
+        cluster: it.
+        folder: for the settings.
+    """
+
+    def __init__(self, cluster: DevCluster, folder: Path):
+        self.cluster = cluster
+        self.settings = folder / "cluster.yaml"
+        self.settings.write_text(CLUSTER)
+
+    def call(self, *arguments: object) -> subprocess.CompletedProcess:
+        """Run `python -m launch …`."""
+        return call_launch(*arguments, environment=self.cluster.environment)
+
+    def launch(self, command: str, *arguments: object) -> subprocess.CompletedProcess:
+        """Submit."""
+        return self.call(command, "--cluster", self.settings, *arguments)
+
+    def submitted(self, command: str, *arguments: object) -> tuple[Path, dict[str, str]]:
+        """Submit, which must succeed; returns the submission's folder and each part's job."""
+        done = self.launch(command, *arguments)
+        assert done.returncode == 0, done.stderr
+        folder = Path(done.stdout.splitlines()[-1].split()[3].rstrip(";")).parent
+        record = json.loads((folder / "submission.json").read_text())
+        return folder, {part["name"]: part["job_ids"][0] for part in record["parts"]}
+
+    def ask(self, *command: str) -> str:
+        """Run a command of Slurm's; returns what it printed."""
+        environment = os.environ | self.cluster.environment
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def state(self, job: str) -> tuple[str, int]:
+        """State and number of restarts of a job; of an array, the state of what is left and the sum."""
+        lines = self.ask("scontrol", "--oneliner", "show", "job", job).splitlines()
+        found = [dict(word.partition("=")[::2] for word in line.split()) for line in lines]
+        states = {entry["JobState"] for entry in found}
+        order = ("RUNNING", "COMPLETING", "PENDING", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "COMPLETED")
+        return next(state for state in order if state in states), sum(int(entry["Restarts"]) for entry in found)
+
+    def queue(self) -> str:
+        """What is queued or running."""
+        return self.ask("squeue", "--noheader")
+
+    @contextlib.contextmanager
+    def impatient(self) -> Iterator[None]:
+        """Start at once what Slurm would let wait two minutes after it was queued again."""
+        ended = threading.Event()
+
+        def push() -> None:
+            environment = os.environ | self.cluster.environment
+            while not ended.wait(0.5):
+                command = ["squeue", "--noheader", "--array", "--states=PENDING", "--format=%A|%r"]
+                lines = subprocess.run(command, env=environment, capture_output=True, text=True).stdout.splitlines()
+                for line in lines:
+                    job, _, reason = line.partition("|")
+                    if reason == "BeginTime":
+                        update = ["scontrol", "update", f"jobid={job}", "StartTime=now"]
+                        subprocess.run(update, env=environment, capture_output=True)
+
+        thread = threading.Thread(target=push)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+def logs(folder: Path) -> str:
+    """All logs of a run, for the message of a failed test."""
+    return "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in sorted(folder.rglob("*_log.out")))
+
+
+def steps(run: Path, stage: str = "stage1") -> list[int]:
+    """The steps that a stage has logged."""
+    path = run / stage / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line)["step"] for line in lines if line.endswith("}")]
+
+
+def tensors(path: Path) -> dict:
+    """What a file of tensors holds."""
+    from safetensors.torch import load_file
+
+    return load_file(path)
