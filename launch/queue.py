@@ -116,9 +116,13 @@ def check_answers() -> None:
     Raises:
         InputError: there is none.
     """
-    said = ask("scontrol", "ping")
+    try:
+        said = ask("scontrol", "ping")  # some versions fail where no controller is up, some only say so
+    except InputError as error:
+        said = str(error).removeprefix("cluster: scontrol: ")
     if " is UP" not in said:
-        raise InputError(f"cluster: Slurm does not answer: {first_line(said)}; nothing was submitted")
+        why = said.strip().splitlines()[0].partition(";")[0] if said.strip() else "it says nothing"
+        raise InputError(f"cluster: Slurm does not answer: {why}; nothing was submitted")
 
 
 def ask(*command: str, text: str | None = None) -> str:
@@ -145,8 +149,3 @@ def reason(text: str) -> str:
     """Slurm's own words, on one line and each once."""
     lines = [_PREFIX.sub("", line).strip() for line in text.splitlines()]
     return "; ".join(dict.fromkeys(line for line in lines if line)) or "it gave no reason"
-
-
-def first_line(text: str) -> str:
-    """The first line of what a command printed."""
-    return next((line.strip() for line in text.splitlines() if line.strip()), "it said nothing")

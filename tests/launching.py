@@ -1,4 +1,4 @@
-"""`python -m launch …` inside this process, which has imported everything heavy already; what it submits runs outside."""
+"""`python -m launch …` inside this process, which has imported everything heavy already."""
 
 from __future__ import annotations
 

@@ -158,6 +158,18 @@ class DevCluster:
         command = ["slurmd", "-D", "-N", node]
         self._daemon(f"slurmd-{node}", self.network.inside(node, *command) if self.separate_hosts else command)
 
+    def ranks(self, node: str) -> set[int]:
+        """Processes of jobs on a node."""
+        name = f"SLURMD_NODENAME={node}".encode()
+        here = (p for p in _with_descendants(_owned(self.folder)) if name in _read(p, "environ").split(b"\0"))
+        lines = {pid: _read(pid, "cmdline").split(b"\0") for pid in here}
+        # not srun, on whose command line it stands too
+        return {pid for pid, line in lines.items() if b"launch.task" in line and b"python" in line[0]}
+
+    def kill_ranks(self, node: str) -> None:
+        """Kill what jobs run on a node, as if its memory had run out."""
+        _signal(self.ranks(node), signal.SIGKILL)
+
     @property
     def _mark(self) -> str:
         return f"{MARK} {self.folder}\n"
