@@ -148,13 +148,10 @@ def _check_artefacts(names: Sequence[str], config: Config) -> None:
         return
     if config.evaluate.source != "cache":
         return  # that asks for the machine that makes the features, which is not this one
+    from masp.evaluate import evaluate_dir, open_evaluation
     from masp.feed import open_feed
 
-    if config.evaluate.stage == "stage1":
-        from masp.aspect_evaluation import AspectEvaluation as Evaluation
-    else:
-        from masp.emotion_evaluation import EmotionEvaluation as Evaluation
-    Evaluation(config, Path(config.output_dir), open_feed(config), load_questions(config.questions))
+    open_evaluation(config, evaluate_dir(config), open_feed(config))
 
 
 def _check_shares(parts: Sequence[Part], config: Config, findings: Findings) -> None:
