@@ -60,8 +60,7 @@ class Job(abc.ABC):
             _announce_ranks()
             try:
                 check_restarts(self.max_requeues)
-                config = load_config(self.config_path)
-                made = self.work(config, stop)
+                made = self.work(load_config(self.config_path), stop)
             except StoppedEarly as error:
                 print(f"stopped: {error}", file=sys.stderr, flush=True)
                 if signal.SIGUSR2 in stop.received:
@@ -70,18 +69,11 @@ class Job(abc.ABC):
             except MaspError as error:
                 print(f"error: {error}", file=sys.stderr, flush=True)
                 sys.exit(error.exit_code)
-            except Exception as error:
-                self.failed(error, config)
-                raise
         return None if made is None else str(made)
 
     @abc.abstractmethod
     def work(self, config: Config, stop: StopFlag) -> Path | None:
         """The command itself."""
-
-    def failed(self, error: Exception, config: Config) -> None:  # noqa: B027 - most jobs do nothing then
-        """Something unexpected ended the work."""
-
 
 @dataclass(frozen=True)
 class ExtractJob(Job):
@@ -105,19 +97,31 @@ class TrainJob(Job):
     stage: str = "stage1"
 
     def work(self, config: Config, stop: StopFlag) -> Path:
+        from masp.peers import RankLost
+        from masp.run_lock import RunInUse
         from masp.train import train
 
-        return train(config, self.stage, stop=stop)
+        def lost() -> None:
+            requeue_after_loss(Path(self.config_path).parent / "jobs", self._newest(config), self.max_requeues)
 
-    def failed(self, error: Exception, config: Config) -> None:
+        try:
+            return train(config, self.stage, stop=stop, on_loss=lost)
+        except RankLost as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            lost()
+            raise
+        except RunInUse as error:
+            if num_restarts():  # by a rank that this job left on a lost node; it notices within a minute
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                requeue(self.max_requeues)
+            raise
+
+    def _newest(self, config: Config) -> str:
+        """The newest checkpoint's name; empty without one."""
         from masp.checkpoint import LATEST
-        from masp.status import read_status
 
-        folder = Path(config.output_dir) / self.stage
-        latest = folder / "checkpoints" / LATEST
-        step = latest.read_text().strip() if latest.is_file() else ""
-        marks = Path(self.config_path).parent / "jobs"
-        requeue_after_loss(error, read_status(folder), marks, step, self.max_requeues)
+        latest = Path(config.output_dir) / self.stage / "checkpoints" / LATEST
+        return latest.read_text().strip() if latest.is_file() else ""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import time
@@ -14,9 +13,6 @@ from masp.errors import InputError
 _WAIT_FOR_END_S = 120
 _MAX_LOST = 3
 """So often may ranks be lost without a checkpoint in between, before it is taken for no accident."""
-
-# How gloo and NCCL say that a rank does not answer any more.
-_LOST = re.compile(r"gloo|NCCL|[Cc]onnection (closed|reset|refused|was closed)|[Tt]imed out")
 
 
 def on_slurm() -> bool:
@@ -80,22 +76,18 @@ def _refusal(job: str) -> str | None:
     return None
 
 
-def requeue_after_loss(error: Exception, status: dict | None, marks: Path, step: str, max_requeues: int) -> None:
-    """Queue the job again if an error means that another rank vanished: its node died, or it was killed.
+def requeue_after_loss(marks: Path, step: str, max_requeues: int) -> None:
+    """Queue the job again because another rank vanished: its node died, or it was killed.
 
     Slurm notices dead nodes too, but the ranks notice first, and would end the job as failed.
 
     Args:
-        error: that this rank met.
-        status: of the run; a rank that fails on its own account writes its cause there before it leaves.
         marks: a folder of the submission, for marks that all ranks see.
         step: where the newest checkpoint stands.
         max_requeues: see `requeue`.
     """
-    if not on_slurm() or not _LOST.search(f"{type(error).__name__}: {error}"):
+    if not on_slurm():
         return
-    if status and status["state"] == "failed" and not _LOST.search(status["message"]):
-        return  # a rank that left on its own account said so
     job, count = os.environ["SLURM_JOB_ID"], num_restarts()
     earlier = [mark.read_text() for mark in marks.glob(f"{job}.lost-*")]
     if earlier.count(step) >= _MAX_LOST:
@@ -107,7 +99,6 @@ def requeue_after_loss(error: Exception, status: dict | None, marks: Path, step:
     except FileExistsError:  # another survivor asks
         time.sleep(_WAIT_FOR_END_S)
         return
-    _say(f"a rank was lost: {str(error).strip().splitlines()[0]}")
     requeue(max_requeues, by_lead=False)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +41,13 @@ def learning_rate(step: int, num_steps: int, stage: StageConfig) -> float:
     return stage.learning_rate * (num_steps - step) / (num_steps - warmup)
 
 
-def train(config: Config, stage: str, stop: StopFlag | None = None, profile: bool = False) -> Path:
+def train(
+    config: Config,
+    stage: str,
+    stop: StopFlag | None = None,
+    profile: bool = False,
+    on_loss: Callable[[], None] | None = None,
+) -> Path:
     """Train a stage, or go on from its newest checkpoint.
 
     Under a launcher every rank calls this.
@@ -50,6 +57,7 @@ def train(config: Config, stage: str, stop: StopFlag | None = None, profile: boo
         stage: `stage1` or `stage2`.
         stop: looked at after each step; None lets SIGTERM, SIGINT and SIGUSR2 stop the run.
         profile: write a trace of a few steps of the lead rank into the stage's folder.
+        on_loss: called, on a thread of its own, before a rank ends by force because another one is lost.
 
     Returns:
         The trained artefact, `aspect.safetensors` or `soft_prompt_<dataset>.safetensors`.
@@ -74,10 +82,10 @@ def train(config: Config, stage: str, stop: StopFlag | None = None, profile: boo
                     raise
                 in_use = True  # said once the others listen; until then this run's failures are not that one's
         stack.enter_context(nullcontext() if in_use else noting_failure(folder))
-        return _in_company(config, stage, ranks, lock, lambda run: run.run(requests, profile))
+        return _in_company(config, stage, ranks, lock, lambda run: run.run(requests, profile), on_loss)
 
 
-def _in_company(config: Config, stage: str, ranks: Ranks, lock: RunLock, work) -> Path:
+def _in_company(config: Config, stage: str, ranks: Ranks, lock: RunLock, work, on_loss) -> Path:
     """Do the work of a run once its ranks have met; each of them is told if another is lost."""
     if ranks.size == 1:
         return work(_Run(config, stage, ranks, lock))
@@ -91,6 +99,8 @@ def _in_company(config: Config, stage: str, ranks: Ranks, lock: RunLock, work) -
 
     def note(message: str) -> None:
         write_status(folder, "failed", 1, message)
+        if on_loss:
+            on_loss()
 
     kept = f"the others end too, and the same command goes on from the last checkpoint in {folder}"
     with Peers(ranks, device, kept, note):

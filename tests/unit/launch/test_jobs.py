@@ -28,12 +28,12 @@ class Probe(TrainJob):
         if what == "bad":
             raise InputError("a.b = 1: must be 2")
         if what.startswith("raise "):
-            from masp.status import write_status
-            from pathlib import Path
-            folder = Path(config.output_dir) / self.stage
-            folder.mkdir(parents=True, exist_ok=True)
-            write_status(folder, "failed", 1, os.environ["STATUS"])
-            raise RuntimeError(what.removeprefix("raise "))
+            import masp.train, masp.peers, masp.run_lock
+            error = eval(what.removeprefix("raise "))
+            def train(*_, **__):
+                raise error
+            masp.train.train = train
+            return TrainJob.work(self, config, stop)
         if what:
             os.kill(os.getpid(), getattr(signal, what))
             assert stop
@@ -167,17 +167,16 @@ def test_it_is_not_queued_again_behind_somebodys_back(shown, expected, probe, tm
     assert f"not queued again: {expected}" in done.stderr and not done.asked
 
 
-LOST = "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.2]:42139"
+LOST = SRUN | {"SLURM_PROCID": "3", "PROBE": "raise masp.peers.RankLost('rank 1 ended without a word')"}
 
 
-def test_a_lost_rank_brings_the_job_back_whichever_rank_notices(probe, tmp_path):
-    lost = SRUN | {"SLURM_PROCID": "3", "PROBE": f"raise {LOST}", "STATUS": f"RuntimeError: {LOST}"}
-    done = probe(**lost)
+def test_a_lost_rank_brings_the_job_back_whichever_rank_notices(probe):
+    done = probe(**LOST)
     assert done.returncode == 1
-    assert done.asked == "requeue 17\n" and "a rank was lost: [" in done.stderr
-    assert probe(**lost).asked == "requeue 17\n"  # one survivor asks for all
+    assert done.asked == "requeue 17\n" and "error: rank 1 ended without a word" in done.stderr
+    assert probe(**LOST).asked == "requeue 17\n"  # one survivor asks for all
     for count in ("1", "2"):
-        done = probe(**lost, SLURM_RESTART_COUNT=count)
+        done = probe(**LOST, SLURM_RESTART_COUNT=count)
     assert done.asked == "requeue 17\n" * 2  # the limit counts all restarts
     assert "max_requeues = 2 is reached" in done.stderr
 
@@ -187,14 +186,21 @@ def test_without_progress_losing_ranks_is_no_accident(probe, tmp_path):
     marks.mkdir(parents=True)
     for count in range(5, 8):
         (marks / f"17.lost-{count}").write_text("")
-    done = probe(**SRUN | {"PROBE": f"raise {LOST}", "STATUS": LOST})
+    done = probe(**LOST)
     assert "ranks were lost 3 times since the start; is memory too small?" in done.stderr and not done.asked
 
 
-@pytest.mark.parametrize(("error", "status"), [(LOST, "TypeError: a bug"), ("a bug", "RuntimeError: a bug")])
-def test_a_bug_is_not_tried_again(error, status, probe):
-    done = probe(**SRUN | {"PROBE": f"raise {error}", "STATUS": status})
-    assert done.returncode == 1 and not done.asked
+@pytest.mark.parametrize("count", ["0", "1"])
+def test_a_run_that_a_lost_rank_still_holds_is_tried_again(count, probe):
+    used = SRUN | {"PROBE": "raise masp.run_lock.RunInUse('in use by another run')", "SLURM_RESTART_COUNT": count}
+    done = probe(**used)
+    assert done.returncode == 2 and "error: in use" in done.stderr
+    assert done.asked == ("requeue 17\n" if count == "1" else "")
+
+
+def test_a_bug_is_not_tried_again(probe):
+    done = probe(**SRUN | {"PROBE": "raise TypeError('a bug')"})
+    assert done.returncode == 1 and "TypeError: a bug" in done.stderr and not done.asked
 
 
 def test_the_probe_stands_where_submitit_does():
