@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from masp.ledger import read_records
 from tests.commands import Commands
 from tests.runs import REPOSITORY, assert_same, numbers
 
@@ -146,6 +147,19 @@ def test_one_rank_fails_and_all_end(world, tmp_path):
     assert "error: " in stderr and "checksum" in stderr
     status = json.loads((tmp_path / "run" / "stage2" / "status.json").read_text())
     assert (status["state"], status["exit_code"]) == ("failed", 3) and "train-" in status["message"]
+
+
+@pytest.mark.full
+def test_a_rank_of_an_evaluation_is_killed_and_what_was_scored_survives(commands, world, alone, tmp_path):
+    """torchrun then ends the others too; every record that was written is there, and a second call scores the rest."""
+    arguments = (*evaluation(world, alone["odd"]), f"evaluate.output_dir={tmp_path}", "evaluate.batch_size=1")
+    ledger = tmp_path / "ledger" / "rank-1.jsonl"
+    torchrun(str(REPOSITORY / "tests" / "dying_rank.py"), "1", str(ledger), *arguments, code=1)
+    scored = {record["sample_key"] for record in read_records(ledger.parent)}
+    assert 2 <= len(scored) < 13 and not (tmp_path / "metrics.json").exists()
+    done = commands.ok("evaluate", *arguments)
+    assert f"{len(scored)} of 13 samples are scored already" in done.stdout
+    assert_same(*(numbers(o / "metrics.json") for o in (tmp_path, alone["odd"] / "evaluate")))
 
 
 @pytest.mark.full

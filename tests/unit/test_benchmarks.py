@@ -5,8 +5,10 @@ import json
 import pytest
 
 from benchmarks.cache import main as cache_main
+from benchmarks.evaluation import main as evaluation_main
 from benchmarks.headers import write_images
 from masp.plan.headers import read_sizes
+from tests.tiny import make_tokenizer
 
 TINY = "--rounds 1 --samples 6 --tokens 10 --hidden 32 --shards 2 --images 3 --side 70 --width 64 --depth 1 --rows 1000"
 
@@ -22,6 +24,20 @@ def test_cache(tmp_path, capsys, monkeypatch, repository):
     for words in ("reading, cold", "reading, warm", "extraction", "index, 1,000 rows", ">= 0.7", "< 200 MB"):
         assert words in text
     assert [p.name for p in tmp_path.iterdir() if p.is_dir()] in ([], ["home"])  # it cleans up
+
+
+def test_evaluation(tmp_path, capsys, monkeypatch, repository):
+    monkeypatch.chdir(repository)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    (tmp_path / "tokenizer").mkdir()
+    make_tokenizer(tmp_path / "tokenizer")
+    sizes = "--rounds 1 --threads 1 --images 2 --slow-images 1 --hidden 64 --layers 1 --vocabulary 500"
+    sizes += " --width 64 --height 48"
+    arguments = ["--tokenizer", tmp_path / "tokenizer", "--dir", tmp_path, "--json", tmp_path / "found.json"]
+    assert evaluation_main([*sizes.split(), *map(str, arguments)]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert set(found["seconds_per_image"]) == {"masp", "live generate", "one at a time", "published"}
+    assert "wanted >= 10" in capsys.readouterr().out
 
 
 def test_an_unknown_part_is_refused(capsys):
