@@ -52,6 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="masp", description="Recognise the emotion that a picture evokes.", epilog=EPILOG, formatter_class=plain
     )
     parser.add_argument("--version", action="version", version=f"masp {__version__}")
+    # `deepspeed --module masp.cli train …` puts it in front of the command, other versions behind it
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, text: str, more: str = "") -> argparse.ArgumentParser:

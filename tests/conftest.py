@@ -21,7 +21,7 @@ os.environ.update(
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 _SLURM_COMMANDS = ("slurmctld", "slurmd", "slurmdbd", "srun", "sbatch", "munged", "mariadbd")
-_MARK_FIXTURES = {"slurm": "require_slurm", "shared": "shared_dir", "chromium": "chromium"}
+_MARK_FIXTURES = {"slurm": "require_slurm", "hosts": "require_hosts", "shared": "shared_dir", "chromium": "chromium"}
 
 
 def pytest_collection_modifyitems(items):
@@ -55,6 +55,16 @@ def require_slurm() -> None:
         _absent("SLURM", f"not installed: {', '.join(missing)}; Debian: slurm-wlm munge slurmdbd mariadb-server")
     if os.geteuid() != 0:
         _absent("SLURM", "a Slurm of its own needs root")
+
+
+@pytest.fixture(scope="session")
+def require_hosts() -> None:
+    """Everything that makes hosts of their own on this machine, and reaches them."""
+    missing = [command for command in ("ip", "nsenter", "ssh", "sshd", "pdsh") if not _find_command(command)]
+    if missing:
+        _absent("HOSTS", f"not installed: {', '.join(missing)}; Debian: iproute2 util-linux openssh-server pdsh")
+    if os.geteuid() != 0:
+        _absent("HOSTS", "network namespaces need root")
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,13 @@ folder; `stop` removes them all, also those of an owner that was killed.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
+import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 
@@ -56,10 +60,14 @@ class DevNetwork:
             _ip("-n", space, "link", "set", "eth0", "up")
 
     def stop(self) -> None:
-        """Remove all of it; whatever is not there is not missed."""
+        """Kill what runs on the hosts and remove all of it; whatever is not there is not missed."""
         found = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
         spaces = [line.split()[0] for line in found.splitlines() if line.startswith(f"masp-{self.id}-")]
         for space in spaces:
+            pids = subprocess.run(["ip", "netns", "pids", space], capture_output=True, text=True).stdout.split()
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
             subprocess.run(["ip", "netns", "del", space], capture_output=True)
         found = subprocess.run(["ip", "-o", "link", "show"], capture_output=True, text=True).stdout
         devices = [line.split(": ")[1].partition("@")[0] for line in found.splitlines()]
@@ -85,7 +93,26 @@ class DevNetwork:
         return f"masp-{self.id}-{name}"
 
 
+@contextlib.contextmanager
+def running(folder: Path, names: Sequence[str]) -> Iterator[DevNetwork]:
+    """A network for as long as this context or this process lasts.
+
+    A process that is killed cannot clean up, so another one does: it waits for the end of a pipe, which comes in any
+    case.
+    """
+    command = [sys.executable, __file__, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):
+        network = DevNetwork(folder, names)
+        network.start()
+        yield network
+
+
 def _ip(*words: str) -> None:
     done = subprocess.run(["ip", *words], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"ip {' '.join(words)}: {done.stderr.strip()}")
+
+
+if __name__ == "__main__":  # the other process of `running`
+    sys.stdin.read()
+    DevNetwork(Path(sys.argv[1]), []).stop()

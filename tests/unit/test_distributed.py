@@ -76,3 +76,13 @@ def test_ranks_that_do_not_come_are_missed_in_bounded_time(rank):
     assert done.returncode == 1 and time.monotonic() - started < 150
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: environment: 2 ranks were announced and did not all come: "), done.stderr
+
+
+@pytest.mark.parametrize("place", [0, 1, 4], ids=["before", "after", "at the end"])
+def test_the_command_line_takes_the_local_rank_wherever_deepspeed_puts_it(place):
+    from masp.cli import build_parser
+
+    line = ["train", "--stage", "stage1", "seed=1"]
+    line.insert(place, "--local_rank=3")
+    arguments = build_parser().parse_args(line)
+    assert (arguments.command, arguments.stage, arguments.overrides) == ("train", "stage1", ["seed=1"])
