@@ -85,7 +85,7 @@ def make_pictures(root: Path, count: int, size: tuple[int, int]) -> Path:
 
 
 def make_config(folder: Path, vlm: Path, pictures: Path, threads: int, overrides: Sequence[str]):
-    """The configuration of the evaluation, around random aspect modules and a random soft prompt in released formats."""
+    """The configuration of the evaluation, with random aspect modules and a random soft prompt in released formats."""
     import torch
 
     from masp.config import load_config
