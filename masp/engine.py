@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from masp.config.schema import EngineConfig, StageConfig
 from masp.devices import torch_dtype
 from masp.distributed import Ranks, sum_tensor
+from masp.errors import InputError
 from masp.models.sequence import Batch
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -46,10 +47,18 @@ def deepspeed_config(engine: EngineConfig, stage: StageConfig) -> dict:
     where they cannot be saved by name.
     """
     zero_stage = max(engine.zero_stage, 1) if engine.precision != "fp32" else engine.zero_stage
+    zero: dict = {"stage": zero_stage}
+    if engine.offload:
+        if not zero_stage:
+            raise InputError("engine.offload = true: DeepSpeed offloads from engine.zero_stage 1 on, and it is 0")
+        zero["offload_optimizer"] = {"device": "cpu"}
+        if zero_stage == 3:
+            zero["offload_param"] = {"device": "cpu"}
     return {
         "train_micro_batch_size_per_gpu": 1,  # ours vary; DeepSpeed only counts with it
         "gradient_accumulation_steps": 1,  # boundaries are set by hand: micro-batches per step vary
-        "zero_optimization": {"stage": zero_stage},
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,  # its own Adam is compiled on first use, and rounds in its own way
         "bf16": {"enabled": engine.precision == "bf16"},
         "fp16": {"enabled": engine.precision == "fp16"},
         # micro-batches and ranks must not change the result: gradients are added in fp32, whatever the model is in

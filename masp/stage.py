@@ -103,6 +103,8 @@ class Stage:
         language = load_language_half(
             config.vlm.path, torch_dtype(config.engine.precision), self.device, config.vlm.attention
         )
+        if config.engine.gradient_checkpointing:
+            language.recompute_layers()
         torch.manual_seed(config.seed)
         if self.name == "stage1":
             module = config.aspect_module

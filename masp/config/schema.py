@@ -236,6 +236,14 @@ class EngineConfig:
     num_threads: int | None = field(default=None, metadata=rule(at_least=1, at_most=1024))
     """CPU threads per rank; null leaves it to torch."""
 
+    offload: bool = field(default=False, metadata=rule())
+    """Keep optimizer state in CPU memory, and under `zero_stage` 3 the frozen language model too: fits on smaller GPUs,
+    and is slower. Needs a `zero_stage` of at least 1."""
+
+    gradient_checkpointing: bool = field(default=False, metadata=rule())
+    """Run each layer again in the backward pass instead of keeping what it computed. Same result, less memory, about a
+    third more time; the frozen prefix stays in use."""
+
     time_limit_min: float | None = field(default=None, metadata=rule(above=0.0))
     """Minutes after which training stops at the next step with a checkpoint and exit code 75; null: no limit. Leave
     room for a step and a checkpoint before the limit of whoever would kill it."""

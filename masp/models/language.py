@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +23,7 @@ class LanguageHalf(nn.Module):
         self.model = model.eval().requires_grad_(False)
         text = model.config.text_config
         self.hidden_size, self.vocab_size = text.hidden_size, text.vocab_size
+        self.recomputes = False
 
     def train(self, mode: bool = True) -> LanguageHalf:
         """Stay in eval mode whatever the trainer says: the VLM is never changed, nor its behaviour."""
@@ -32,6 +37,17 @@ class LanguageHalf(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.model.lm_head.weight.dtype
+
+    def recompute_layers(self) -> None:
+        """Keep only the layers' inputs for the backward pass and run each layer again there: less memory, more time.
+
+        transformers' own gradient checkpointing drops the key/value cache, and so the frozen prefix. Here the layers
+        read it and leave it as it is, so that running one twice changes nothing.
+        """
+        if not self.recomputes:
+            self.recomputes = True
+            for layer in self.decoder.layers:
+                layer.forward = functools.partial(_recomputed, layer.forward)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Word embeddings: `[...]` token ids -> `[..., D]`."""
@@ -50,11 +66,14 @@ class LanguageHalf(nn.Module):
             embeds: `[B, L, D]`.
             mask: `[B, Lc + L]`, true where a token is real, the cached ones included; or additive `[B, 1, L, Lc + L]`.
             positions: `[3, B, L]` (time, height, width).
-            cache: keys and values of `Lc` earlier tokens; extended in place.
+            cache: keys and values of `Lc` earlier tokens; extended in place, but under a gradient with
+                `recompute_layers` left as it is.
 
         Returns:
             Last hidden states `[B, L, D]`, normalised.
         """
+        if self.recomputes and cache is not None and torch.is_grad_enabled():
+            cache = _read_only(cache)
         out = self.decoder(
             inputs_embeds=embeds,
             attention_mask=mask,
@@ -76,6 +95,33 @@ class LanguageHalf(nn.Module):
         head = self.model.lm_head
         parts = [hidden.float() @ rows.float().T for rows in head.weight.split(EXACT_ROWS)]
         return torch.cat(parts, dim=-1)
+
+
+def _recomputed(forward: Callable, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if not torch.is_grad_enabled():
+        return forward(hidden, *args, **kwargs)
+    from torch.utils.checkpoint import checkpoint
+
+    # nothing random runs in a frozen decoder, so there is no state of a generator to keep
+    return checkpoint(forward, hidden, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+
+def _read_only(cache):
+    """A cache that gives earlier keys and values together with new ones, and keeps only the earlier."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    class ReadOnlyLayer(DynamicLayer):
+        def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+            return torch.cat([self.keys, keys], dim=-2), torch.cat([self.values, values], dim=-2)
+
+    found = DynamicCache()
+    for layer in cache.layers:
+        frozen = ReadOnlyLayer()
+        frozen.keys, frozen.values = layer.keys, layer.values
+        frozen.dtype, frozen.device, frozen.is_initialized = layer.keys.dtype, layer.keys.device, True
+        found.layers.append(frozen)
+    return found
 
 
 def load_language_half(

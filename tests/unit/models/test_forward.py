@@ -46,6 +46,27 @@ def sequences(parts, layout, answers=True, rows=range(7)):
     ]
 
 
+@pytest.mark.parametrize("frozen_prefix", [True, False])
+def test_layers_run_again_in_the_backward_pass_give_the_same(parts, frozen_prefix, tmp_path):
+    """And each of them is run again: with fewer tensors kept, but over the same frozen prefix."""
+    again = load_language_half(str(make_vlm(tmp_path / "vlm", parts[0].model.config.model_type)))
+    again.recompute_layers()
+    calls = []
+    for layer in again.decoder.layers:
+        layer.mlp.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    batch = make_batch(sequences(parts, "after_image"), parts[4], row_image=range(7), frozen_prefix=frozen_prefix)
+    results = []
+    for language in (parts[0], again):
+        model = Stage2Model(language, parts[2], parts[3])
+        model.zero_grad()
+        losses = model(batch)
+        losses.sum().backward()
+        results.append((losses.detach(), model.soft_prompt.weight.grad.clone()))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+    num_layers = len(again.decoder.layers)
+    assert calls.count(False) == (num_layers if frozen_prefix else 0) and calls.count(True) == 2 * num_layers
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_frozen_prefix_equals_full_pass(parts, layout):
     model, features = stage2(parts, layout), parts[4]
