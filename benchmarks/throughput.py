@@ -1,0 +1,329 @@
+"""Training throughput: this pipeline beside a plain loop that follows the published procedure, in one run.
+
+    python benchmarks/throughput.py [--json FILE]
+
+The model has Qwen2-VL's architecture and vocabulary at a width that a CPU trains (random weights, fp32, the same
+threads for both sides), the pictures a real size. The plain loop does what the published code does for every sample:
+decode the picture, run the encoder, one sample per step, gradient checkpointing, logits at every position, and in
+stage 2 a gradient and an optimizer step for the whole embedding table. Both sides take turns, so that whatever else runs on
+the machine hits both. Also: what the engine adds to a bare loop over the same tensors, and what the frozen prefix saves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+ANSWERS = {
+    "facial_expression": "smile", "object": ["dog", "tree"], "scene": "beach", "human_action": "running",
+    "brightness": 0.6, "colorfulness": 0.3,
+}  # fmt: skip
+EMOTIONS = ("awe", "fear", "sadness")
+
+
+def make_vlm(folder: Path, hidden: int, layers: int, vocabulary: int) -> Path:
+    """A VLM of Qwen2-VL's architecture with random weights and a small tokenizer, but all rows of the vocabulary."""
+    from transformers import AutoConfig, Qwen2VLForConditionalGeneration
+
+    from tests.tiny import make_vlm as make_tiny
+
+    config = AutoConfig.from_pretrained(make_tiny(folder))
+    text, vision = config.text_config, config.vision_config
+    text.hidden_size, text.num_hidden_layers, text.vocab_size = hidden, layers, vocabulary
+    text.layer_types = ["full_attention"] * layers
+    text.intermediate_size, text.num_attention_heads, text.num_key_value_heads = 4 * hidden, 4, 2
+    half = hidden // 4 // 2  # of a head: what rotates
+    text.rope_parameters = {
+        **text.rope_parameters,
+        "mrope_section": [half // 4, half - half // 4 - half // 2, half // 2],
+    }
+    vision.depth, vision.embed_dim, vision.hidden_size, vision.num_heads, vision.mlp_ratio = (
+        layers,
+        hidden,
+        hidden,
+        4,
+        4,
+    )
+    text.initializer_range = vision.initializer_range = 0.02
+    torch.manual_seed(0)
+    Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
+    processor = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor | {"max_pixels": 12845056}))
+    return folder
+
+
+def make_pictures(folder: Path, count: int, side: int) -> Path:
+    """Annotated pictures of `side` by 5/8 of it."""
+    random = np.random.default_rng(0)
+    for number in range(count):
+        for split in ("train", "test") if number == 0 else ("train",):
+            small = random.integers(0, 256, (10, 16, 3), dtype=np.uint8)
+            name = f"{split}{number}"
+            path = folder / split / EMOTIONS[number % 3] / f"{name}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(small).resize((side, side * 5 // 8)).save(path)
+            notes = folder / "annotation" / EMOTIONS[number % 3] / f"{name}.json"
+            notes.parent.mkdir(parents=True, exist_ok=True)
+            notes.write_text(json.dumps(ANSWERS))
+    return folder
+
+
+class Ours:
+    """Real steps of this pipeline, read from the cache."""
+
+    def __init__(self, config, name: str):
+        from masp.distributed import Ranks, join
+        from masp.engine import Engine
+        from masp.stage import Stage
+
+        join(Ranks(), "cpu")
+        self.stage = Stage(config, name, "cpu")
+        self.model, self.steps, _ = self.stage.build(0, 1)
+        self.engine = Engine(self.model, config.engine, self.stage.settings, Ranks(), "cpu")
+        self.number = 0
+
+    def __call__(self) -> int:
+        """One step; returns its samples."""
+        step = self.steps[self.number % len(self.steps)]
+        self.number += 1
+        self.engine.accumulate(step.batches, step.total_weight)
+        self.engine.update(1e-5)
+        return round(step.total_weight)
+
+
+class Published:
+    """The published procedure, a sample at a time."""
+
+    def __init__(self, config, name: str):
+        from transformers import Qwen2VLForConditionalGeneration
+
+        from masp.data.datasets import read_dataset
+        from masp.data.questions import load_questions
+        from masp.models.prompt import load_prompt
+        from masp.models.vision import load_preprocessor
+
+        self.config, self.name = config, name
+        self.samples = [s for s in read_dataset(config.dataset).samples if s.split == "train"]
+        self.prompt, self.questions = load_prompt(config.vlm.path), load_questions(config.questions)
+        self.preprocessor = load_preprocessor(config.vlm.path, None, None)
+        self.model = Qwen2VLForConditionalGeneration.from_pretrained(config.vlm.path, dtype=torch.float32)
+        self.model.requires_grad_(False)
+        self.model.train()
+        self.model.activation_checkpointing_enable({"use_reentrant": False})
+        width, count = self.model.config.text_config.hidden_size, config.aspect_module.num_queries
+        self.queries = {a: torch.nn.Parameter(torch.randn(1, count, width)) for a in config.aspects}
+        self.attention = {a: torch.nn.MultiheadAttention(width, 1, batch_first=True) for a in config.aspects}
+        self.table = self.model.get_input_embeddings().weight
+        if name == "stage1":
+            trained = [*self.queries.values(), *(p for m in self.attention.values() for p in m.parameters())]
+        else:
+            self.table.requires_grad_(True)
+            mask = torch.zeros(len(self.table), 1)
+            mask[-config.stage2.num_soft_prompt_tokens :] = 1
+            self.table.register_hook(lambda gradient: gradient * mask)
+            trained = [self.table]
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-5, weight_decay=0.01)
+        self.number = 0
+
+    def _tokens(self, aspect: str, features):
+        return self.attention[aspect](self.queries[aspect], features, features)[0][0]
+
+    def __call__(self) -> int:
+        """One sample: an image and, in stage 1, one of its aspects."""
+        from masp.data.images import load_image
+        from masp.models.sequence import ASPECT, FEATURE, IGNORED, SOFT, build_sequence
+
+        config, aspects = self.config, list(self.config.aspects)
+        sample = self.samples[self.number // len(aspects) % len(self.samples)]
+        aspect = aspects[self.number % len(aspects)]
+        self.number += 1
+        pixels, grid = self.preprocessor(load_image(sample.image_path, config.vlm.max_side))
+        with torch.no_grad():
+            found = self.model.get_image_features(pixels, torch.tensor([grid]))
+            features = torch.cat(list(found.pooler_output))[None]
+        first = self.name == "stage1"
+        question = self.questions.aspect_first(aspect) if first else self.questions.emotion_first(EMOTIONS)
+        answer = sample.answers[aspect] if first else sample.category
+        count, soft = config.aspect_module.num_queries, config.stage2.num_soft_prompt_tokens
+        sequence = build_sequence(
+            self.prompt, question, answer, layout="released",
+            num_aspect_tokens=count if first else count * len(aspects),
+            grid=None if first else grid, num_soft_tokens=0 if first else soft,
+        )  # fmt: skip
+        embeds = self.model.get_input_embeddings()(sequence.ids)
+        if first:
+            values = {ASPECT: self._tokens(aspect, features)}
+        else:
+            with torch.no_grad():
+                tokens = torch.cat([self._tokens(a, features) for a in aspects])
+            values = {ASPECT: tokens, FEATURE: features[0], SOFT: self.table[-soft:].repeat(2, 1)}
+        for kind, value in values.items():
+            embeds = embeds.index_put(((sequence.kind == kind).nonzero(as_tuple=True)[0],), value)
+        embeds = embeds[None].requires_grad_() if not embeds.requires_grad else embeds[None]
+        hidden = self.model.model.language_model(
+            inputs_embeds=embeds, position_ids=sequence.positions[:, None], use_cache=False
+        ).last_hidden_state
+        logits = self.model.lm_head(hidden).float()  # at every position
+        labels = sequence.labels[None]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return 1
+
+
+def rate(run, seconds: float) -> float:
+    """Samples per second over at least so many seconds."""
+    begun, count = time.perf_counter(), 0
+    while count == 0 or time.perf_counter() - begun < seconds:
+        count += run()
+    return count / (time.perf_counter() - begun)
+
+
+def side_by_side(config, stage: str, rounds: int, seconds: float) -> dict:
+    """Both sides in turns, after a step each to warm up."""
+    ours, published = Ours(config, stage), Published(config, stage)
+    ours(), published()
+    found = [(rate(ours, seconds), rate(published, seconds)) for _ in range(rounds)]
+    return {
+        "ours": statistics.median(a for a, _ in found),
+        "published": statistics.median(b for _, b in found),
+        "ratio": statistics.median(a / b for a, b in found),
+    }
+
+
+def engine_overhead(config, rounds: int) -> float:
+    """A step of the engine against the same mathematics in a bare loop; both have the step's tensors in memory."""
+    from masp.engine import optimizer_groups
+    from masp.stage import Stage
+
+    ours = Ours(config, "stage2")
+    step = ours.steps[0]
+    model, _, _ = Stage(config, "stage2", "cpu").build(0, 1)
+    optimizer = torch.optim.AdamW(optimizer_groups(model, config.stage2.weight_decay), lr=1e-5)
+    trained = [p for p in model.parameters() if p.requires_grad]
+
+    def bare() -> None:
+        for batch in step.batches:
+            ((model(batch) * batch.weights).sum() / step.total_weight).backward()
+        torch.nn.utils.clip_grad_norm_(trained, config.stage2.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def engine() -> None:
+        ours.engine.accumulate(step.batches, step.total_weight)
+        ours.engine.update(1e-5)
+
+    ratios = []
+    for _ in range(rounds + 1):
+        times = []
+        for run in (engine, bare):
+            begun = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - begun)
+        ratios.append(times[0] / times[1])
+    return statistics.median(ratios[1:])
+
+
+def peak_memory_mb(config_path: Path, frozen_prefix: bool) -> float:
+    """Peak resident size of a process that takes two steps of stage 2."""
+    command = [sys.executable, __file__, "--memory-of", str(config_path), "--frozen-prefix", str(int(frozen_prefix))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    return float(done.stdout.split()[-1])
+
+
+def build(folder: Path, args: argparse.Namespace) -> Path:
+    """Pictures, VLM, configuration and cache; returns the configuration."""
+    import yaml
+
+    from masp.config import load_config
+    from masp.extract import extract
+
+    stage = {"global_batch_size": args.batch, "micro_batch_size": args.batch, "num_epochs": 100_000}
+    settings = {
+        "output_dir": str(folder / "run"),
+        "vlm": {"path": str(make_vlm(folder / "vlm", args.hidden, args.layers, args.vocabulary))},
+        "dataset": {"name": "folder", "root": str(make_pictures(folder / "pictures", args.images, args.side))},
+        "cache": {"dir": str(folder / "cache"), "dtype": "fp32", "num_shards": 2},
+        "extract": {"num_workers": 0, "num_threads": args.threads, "device": "cpu"},
+        "stage1": stage,
+        "stage2": stage,
+        "engine": {"zero_stage": 0, "precision": "fp32", "device": "cpu", "num_workers": 0},
+    }  # fmt: skip
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    config = load_config(path)
+    extract(config)
+    save_untrained(config)
+    return path
+
+
+def save_untrained(config) -> None:
+    """Stage 2 builds on aspect modules; their values do not matter here."""
+    from masp.stage import Stage
+
+    stage = Stage(config, "stage1", "cpu")
+    model, _, _ = stage.build(0, 1)
+    stage.folder.mkdir(parents=True)
+    state = {f"aspect_modules.{name}": value.detach() for name, value in model.aspect_modules.state_dict().items()}
+    stage.export(state, stage.identity())
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, default in (("hidden", 256), ("layers", 4), ("vocabulary", 151_936), ("images", 24), ("side", 640)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--batch", type=int, default=24, help="images per step of ours; the plain loop has one sample")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=5.0, help="per side and round")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--frozen-prefix", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    from masp.config import load_config
+
+    if args.memory_of:
+        config = load_config(args.memory_of)
+        run = Ours(replace(config, stage2=replace(config.stage2, frozen_prefix=bool(args.frozen_prefix))), "stage2")
+        run(), run()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        path = build(Path(folder), args)
+        config = load_config(path)
+        found = {stage: side_by_side(config, stage, args.rounds, args.seconds) for stage in ("stage1", "stage2")}
+        found["engine_overhead"] = engine_overhead(config, args.rounds)
+        found["peak_memory_mb"] = {
+            "frozen_prefix": peak_memory_mb(path, True), "full_pass": peak_memory_mb(path, False),
+        }  # fmt: skip
+    for stage in ("stage1", "stage2"):
+        row = found[stage]
+        print(f"{stage}: {row['ours']:.2f} samples/s, published procedure {row['published']:.2f}: "
+              f"{row['ratio']:.1f} times (required: 20)")  # fmt: skip
+    print(f"engine: {found['engine_overhead']:.3f} times a bare loop (at most 1.10)")
+    memory = found["peak_memory_mb"]
+    print(
+        f"peak resident, stage 2: {memory['frozen_prefix']:.0f} MB; in one full pass {memory['full_pass']:.0f} MB"
+    )
+    if args.json:
+        args.json.write_text(json.dumps(found | {"arguments": {k: str(v) for k, v in vars(args).items()}}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    sys.exit(main())
