@@ -5,8 +5,9 @@
 The model has Qwen2-VL's architecture and vocabulary at a width that a CPU trains (random weights, fp32, the same
 threads for both sides), the pictures a real size. The plain loop does what the published code does for every sample:
 decode the picture, run the encoder, one sample per step, gradient checkpointing, logits at every position, and in
-stage 2 a gradient and an optimizer step for the whole embedding table. Both sides take turns, so that whatever else runs on
-the machine hits both. Also: what the engine adds to a bare loop over the same tensors, and what the frozen prefix saves.
+stage 2 a gradient and an optimizer step for the whole embedding table. Both sides take turns, so that whatever else
+runs on the machine hits both. Also: what the engine adds to a bare loop over the same tensors, and what the frozen
+prefix saves.
 """
 
 from __future__ import annotations
@@ -316,9 +317,7 @@ def main(argv: list[str] | None = None) -> int:
               f"{row['ratio']:.1f} times (required: 20)")  # fmt: skip
     print(f"engine: {found['engine_overhead']:.3f} times a bare loop (at most 1.10)")
     memory = found["peak_memory_mb"]
-    print(
-        f"peak resident, stage 2: {memory['frozen_prefix']:.0f} MB; in one full pass {memory['full_pass']:.0f} MB"
-    )
+    print(f"peak resident, stage 2: {memory['frozen_prefix']:.0f} MB; in one full pass {memory['full_pass']:.0f} MB")
     if args.json:
         args.json.write_text(json.dumps(found | {"arguments": {k: str(v) for k, v in vars(args).items()}}, indent=1))
     return 0

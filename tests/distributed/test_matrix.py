@@ -64,19 +64,22 @@ def assert_once_per_epoch(output: Path, stage: str, num_steps: int) -> dict:
 @pytest.mark.parametrize(("stage", "zero", "size"), list(itertools.product(STAGES, ZERO, (1, 2))))
 def test_stopped_at_random_steps_it_ends_with_the_same_bits(commands, argv, tmp_path, stage, zero, size):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    Ranks(commands, size, *argv(stage, whole, f"engine.zero_stage={zero}")).ok()
+    Ranks(commands, size, *argv(stage, whole, f"engine.zero_stage={zero}", num_epochs=8)).ok()
     num_steps = len(log(whole, stage))
-    command = argv(stage, stopped, f"engine.zero_stage={zero}")
-    stopped.mkdir()
-    assert num_steps > 10
-    where = sorted(random.Random(f"{stage} {zero} {size}").sample(range(1, num_steps), 5))
+    command = argv(stage, stopped, f"engine.zero_stage={zero}", num_epochs=8)
+    where = sorted(random.Random(f"{stage} {zero} {size}").sample(range(1, num_steps - 4), 5))
+    num_stops = 0
     for step in where:
-        wanted = max(step - 1, len(log(stopped, stage)) + 1)  # a signal before the ranks have met would just kill
+        wanted = max(step, len(log(stopped, stage)) + 1)  # a signal before the ranks have met would just kill
+        if wanted > num_steps - 3:
+            break
         ranks = Ranks(commands, size, *command)
         ranks.running[0].when(lambda n=wanted: len(log(stopped, stage)) >= n)
         ranks.running[-1].kill(signal.SIGTERM)  # one rank gets it, all stop
-        codes = {end.code for end in ranks.wait()}
-        assert codes in ({75}, {0})
+        if {end.code for end in ranks.wait()} != {75}:
+            break  # it was faster
+        num_stops += 1
+    assert num_stops >= 2
     Ranks(commands, size, *command).ok()
     expected, found = result(whole, stage), result(stopped, stage)
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())

@@ -10,8 +10,9 @@ from benchmarks.throughput import main
 @pytest.mark.full
 def test_throughput(tmp_path, capsys, repository, monkeypatch):
     monkeypatch.chdir(repository)
-    tiny = "--hidden 64 --layers 1 --vocabulary 1000 --images 3 --side 120 --batch 3 --rounds 1 --seconds 0.1 --threads 1"
-    assert main([*tiny.split(), "--json", str(tmp_path / "found.json")]) == 0
+    size = "--hidden 64 --layers 1 --vocabulary 1000 --images 3 --side 120 --batch 3"
+    short = "--rounds 1 --seconds 0.1 --threads 1"
+    assert main([*size.split(), *short.split(), "--json", str(tmp_path / "found.json")]) == 0
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["stage1"]["ratio"] > 0 and found["stage2"]["ratio"] > 0 and found["engine_overhead"] > 0
     assert min(found["peak_memory_mb"].values()) > 100
