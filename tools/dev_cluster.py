@@ -138,13 +138,14 @@ class DevCluster:
 
     def stop(self) -> None:
         """Stop all daemons and all jobs of this cluster, and take its lines out of /etc/hosts. Files stay."""
-        pids = _with_descendants(_owned(self.folder))
+        pids = _with_descendants(_owned(self.folder) | _of_jobs(self.folder))
         _signal(pids, signal.SIGTERM)
         # Some daemons would wait for others, which are going too; nothing of theirs is kept.
         deadline = time.monotonic() + 3
         while _alive(pids) and time.monotonic() < deadline:
             time.sleep(0.1)
-        _signal(_alive(pids | _with_descendants(_owned(self.folder))), signal.SIGKILL)
+        late = _with_descendants(_owned(self.folder) | _of_jobs(self.folder))
+        _signal(_alive(pids | late), signal.SIGKILL)
         self.network.stop()
         _edit_hosts(lambda lines: [line for line in lines if not line.endswith(self._mark)])
 
@@ -161,7 +162,7 @@ class DevCluster:
     def ranks(self, node: str) -> set[int]:
         """Processes of jobs on a node."""
         name = f"SLURMD_NODENAME={node}".encode()
-        here = (p for p in _with_descendants(_owned(self.folder)) if name in _read(p, "environ").split(b"\0"))
+        here = (pid for pid in _of_jobs(self.folder) if name in _read(pid, "environ").split(b"\0"))
         lines = {pid: _read(pid, "cmdline").split(b"\0") for pid in here}
         # not srun, on whose command line it stands too
         return {pid for pid, line in lines.items() if b"launch.task" in line and b"python" in line[0]}
@@ -339,6 +340,21 @@ def _owned(folder: Path) -> set[int]:
     """Processes whose environment carries the cluster's mark: its daemons, and the helpers that they start per job."""
     mark = f"{OWNER}={folder}".encode()
     return {pid for pid in _processes() if mark in _read(pid, "environ").split(b"\0")}
+
+
+def _of_jobs(folder: Path) -> set[int]:
+    """Processes of a cluster's jobs, and those that Slurm starts above them: they leave their daemon's family and
+    overwrite their environment with a title, so neither parent nor mark leads to them."""
+    conf = f"SLURM_CONF={folder / 'slurm.conf'}".encode()
+    found = set()
+    for pid in _processes():
+        variables = _read(pid, "environ").split(b"\0")
+        if conf in variables and any(variable.startswith(b"SLURM_JOB_ID=") for variable in variables):
+            found.add(pid)
+            fields = _read(pid, "stat").rpartition(b")")[2].split()
+            if len(fields) > 1 and _read(int(fields[1]), "cmdline").startswith(b"slurmstepd"):
+                found.add(int(fields[1]))
+    return found
 
 
 def _with_descendants(pids: set[int]) -> set[int]:

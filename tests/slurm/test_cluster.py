@@ -9,14 +9,20 @@ import pytest
 
 from tests.runs import REPOSITORY
 from tools.dev_cluster import OWNER
+from tools.dev_network import DevNetwork
 
 pytestmark = pytest.mark.slurm
 
 # Starts a cluster, says where, and waits to be killed.
 OWNING = """
-import time
+import os, subprocess, sys, time
 from tools.dev_cluster import running
-with running(num_nodes=1) as cluster:
+with running(num_nodes=1, separate_hosts=sys.argv[1] == "True") as cluster:
+    began = cluster.folder / "began"
+    command = ["sbatch", "--output=/dev/null", f"--wrap=srun sh -c 'touch {began}; sleep 500'"]
+    subprocess.run(command, env=os.environ | cluster.environment, check=True, stdout=subprocess.DEVNULL)
+    while not began.exists():
+        time.sleep(0.1)
     print(cluster.folder, flush=True)
     time.sleep(600)
 """
@@ -31,19 +37,26 @@ def test_ranks_are_those_of_srun(site):
 
 
 def remains(folder: str) -> list[str]:
-    """What is left of a cluster: its folder, its names, its processes."""
+    """What is left of a cluster: its folder, its names, its network, its daemons, its jobs."""
     found = [folder] if Path(folder).exists() else []
     found += [line for line in Path("/etc/hosts").read_text().splitlines() if line.endswith(folder)]
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
-            found += [str(path)] * (f"{OWNER}={folder}".encode() in path.read_bytes())
+            text = path.read_bytes()
+            found += [str(path)] * (f"{OWNER}={folder}".encode() in text or f"={folder}/slurm.conf".encode() in text)
         except OSError:  # it ended meanwhile
             continue
+    network = DevNetwork(Path(folder), []).id
+    for command in (["ip", "netns", "list"], ["ip", "-o", "link", "show"]):
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        found += [line for line in listed.splitlines() if network in line]
     return found
 
 
-def test_nothing_is_left_when_the_owner_is_killed(require_slurm):
-    with subprocess.Popen([sys.executable, "-c", OWNING], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as owner:
+@pytest.mark.parametrize("separate_hosts", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_nothing_is_left_when_the_owner_is_killed(require_slurm, separate_hosts):
+    command = [sys.executable, "-c", OWNING, str(separate_hosts)]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as owner:
         folder = owner.stdout.readline().strip()
         before = remains(folder)
         owner.kill()
