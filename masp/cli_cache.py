@@ -32,6 +32,9 @@ def add_cache_commands(parser: argparse.ArgumentParser, config_arguments: Callab
     sub = actions.add_parser("extend", help="encode the images that the dataset has gained")
     add_task_arguments(sub)
     config_arguments(sub)
+    config_arguments(
+        actions.add_parser("aspects", help="keep the aspect tokens of all images, for stage 2 and evaluation")
+    )
     sub = actions.add_parser("precision", help="measure what each number format costs", description=PRECISION_HELP)
     sub.add_argument("--dtype", action="append", metavar="NAME", help="a format, may be repeated (default: all)")
     sub.add_argument("--num-images", type=int, default=256, metavar="N", help="size of the sample (default 256)")
@@ -70,6 +73,10 @@ def run_cache(arguments: argparse.Namespace) -> int:
 
         num_tasks, task_index = _share(arguments)
         extend(load_config(arguments.config, arguments.overrides), num_tasks=num_tasks, task_index=task_index)
+    elif arguments.action == "aspects":
+        from masp.aspect_tokens import build_aspect_tokens
+
+        build_aspect_tokens(load_config(arguments.config, arguments.overrides))
     else:
         from masp.precision import report
 

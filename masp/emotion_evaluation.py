@@ -67,7 +67,8 @@ class EmotionEvaluation:
 
     def score(self, items: Sequence[Item], missing: dict[str, list[str]]) -> list[dict[str, Any]]:
         """Records of a batch of images; an image has one record, so every one is missing here."""
-        scores = self.scorer.score([i.features for i in items], [i.grid for i in items])
+        tokens = [i.aspect_tokens for i in items] if items[0].aspect_tokens is not None else None
+        scores = self.scorer.score([i.features for i in items], [i.grid for i in items], tokens)
         return [
             {"sample_key": item.key, "label": self.asked.means[item.label], **vars(score)}
             for item, score in zip(items, scores, strict=True)

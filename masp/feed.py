@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from masp.assemble import machine_part, model_part, open_matching_cache
+from masp.aspect_tokens import AspectTokens, open_aspect_tokens
+from masp.assemble import load_trained_aspects, machine_part, model_part, open_matching_cache
 from masp.cache.formats import as_read
 from masp.cache.reader import Cache
 from masp.config import Config
@@ -33,6 +34,8 @@ class Item:
     grid: tuple[int, int, int]
     answers: dict[str, str]
     """Aspect -> answer, where annotated."""
+    aspect_tokens: Tensor | None = None
+    """`[A, N, D]` where `cache.aspect_tokens` reads them."""
 
 
 @dataclass
@@ -85,6 +88,10 @@ def _cached(config: Config) -> Feed:
     rows = rows[sorted(range(len(rows)), key=lambda i: cache.index.keys[rows[i]])]
     keys = [cache.index.keys[row] for row in rows]
     labels = [cache.categories[cache.index.category[row]] for row in rows]
+    tokens = None
+    if config.cache.aspect_tokens and config.evaluate.stage == "stage2":
+        _, lineage = load_trained_aspects(config, cache.hidden_size, model)
+        tokens = open_aspect_tokens(config, cache, lineage.digest if lineage else None)
     return Feed(
         keys=keys,
         labels=labels,
@@ -93,30 +100,32 @@ def _cached(config: Config) -> Feed:
         machine=cache.manifest["fingerprint"]["machine"],
         hidden_size=cache.hidden_size,
         data_digest=_digest(zip(keys, labels, cache.index.features_crc32[rows].tolist(), strict=True)),
-        source=_CacheSource(cache, dict(zip(keys, rows.tolist(), strict=True)), config.evaluate.num_workers),
+        source=_CacheSource(cache, dict(zip(keys, rows.tolist(), strict=True)), config.evaluate.num_workers, tokens),
     )
 
 
 class _CachedBatches(Dataset):
-    def __init__(self, cache: Cache, batches: list[list[int]]):
-        self.cache, self.rows = cache, batches
+    def __init__(self, cache: Cache, batches: list[list[int]], tokens: AspectTokens | None):
+        self.cache, self.rows, self.tokens = cache, batches, tokens
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, number: int) -> list[Item]:
-        samples = [self.cache.read(row) for row in self.rows[number]]
-        return [Item(s.key, s.category, s.features, s.grid, s.answers) for s in samples]
+        rows = self.rows[number]
+        samples = [self.cache.read(row) for row in rows]
+        tokens = [self.tokens.read(row) if self.tokens else None for row in rows]
+        return [Item(s.key, s.category, s.features, s.grid, s.answers, t) for s, t in zip(samples, tokens, strict=True)]
 
 
 class _CacheSource:
-    def __init__(self, cache: Cache, row_of: dict[str, int], num_workers: int):
-        self.cache, self.row_of, self.num_workers = cache, row_of, num_workers
+    def __init__(self, cache: Cache, row_of: dict[str, int], num_workers: int, tokens: AspectTokens | None):
+        self.cache, self.row_of, self.num_workers, self.tokens = cache, row_of, num_workers, tokens
 
     def batches(self, keys: Sequence[str], batch_size: int) -> Generator[list[Item]]:
         rows = sorted((self.row_of[key] for key in keys), key=lambda row: (self.cache.index.num_tokens[row], row))
         cut = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-        dataset = _CachedBatches(self.cache, cut)
+        dataset = _CachedBatches(self.cache, cut, self.tokens)
         with ReadAhead(dataset, range(len(cut)), self.num_workers, "evaluate.num_workers") as batches:
             yield from batches
 

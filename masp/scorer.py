@@ -60,12 +60,18 @@ class Scorer:
         self.model = Stage2Model(language, modules, soft_prompt, rows).eval()
         self.candidates = [self.prompt.ids(category) for category in self.categories]
 
-    def score(self, features: Sequence[Tensor], grids: Sequence[tuple[int, int, int]]) -> list[Score]:
+    def score(
+        self,
+        features: Sequence[Tensor],
+        grids: Sequence[tuple[int, int, int]],
+        aspect_tokens: Sequence[Tensor] | None = None,
+    ) -> list[Score]:
         """Score a batch of any size.
 
         Args:
             features: per image `[T, D]`.
             grids: per image `(t, h, w)`.
+            aspect_tokens: per image `[A, N, D]` computed before; None runs the aspect modules.
         """
         sequences = [
             build_sequence(
@@ -80,7 +86,9 @@ class Scorer:
             for grid in grids
         ]
         # nothing is trained here, so there is no prefix to keep apart
-        batch = make_batch(sequences, features, row_image=range(len(grids)), frozen_prefix=False)
+        batch = make_batch(
+            sequences, features, row_image=range(len(grids)), frozen_prefix=False, aspect_tokens=aspect_tokens
+        )
         batch = batch.to(self.device, self.dtype)
         if self.config.evaluate.scoring == "generate":
             ids, _ = generate(self.model, batch, self.config.evaluate.max_new_tokens, self.prompt.stop)

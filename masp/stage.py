@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from masp.artefacts import Lineage, safe_name, save_aspects, save_soft_prompt
+from masp.aspect_tokens import open_aspect_tokens
 from masp.assemble import load_trained_aspects, open_matching_cache, used_aspects
 from masp.cache.files import digest_file
 from masp.cache.fingerprint import fingerprint_digest
@@ -116,7 +117,10 @@ class Stage:
             soft_prompt = SoftPrompt(self._initial(language, prompt)).to(self.device)
             aspects = None if self.aspects is None else self.aspects.to(self.device)
             model = Stage2Model(language, aspects, soft_prompt, count)
-        given = (self.cache, config, self.name, self.schedule, prompt, self.questions, rank, num_ranks)
+        tokens = None
+        if self.aspect_lineage:
+            tokens = open_aspect_tokens(config, self.cache, self.aspect_lineage.digest)
+        given = (self.cache, config, self.name, self.schedule, prompt, self.questions, rank, num_ranks, tokens)
         return model, Steps(*given), HeldOutSteps(*given) if self.schedule.held_out else None
 
     def _initial(self, language, prompt) -> torch.Tensor:

@@ -77,6 +77,6 @@ def batch_flops(language: LanguageShape, batch: Batch, num_queries: int, num_asp
         total -= (len(suffix) - 1) * language_flops(language, prefix=float(prefix[0]), suffix=0, gradient=False)
     tokens = batch.feature_mask.sum(1)[batch.row_image][real].double()
     trained = batch.row_aspect is not None
-    per_row = 1 if trained else num_aspects
+    per_row = 1 if trained else num_aspects * (batch.aspect_tokens is None)
     total += (per_row * aspect_module_flops(language.width, num_queries, tokens, gradient=trained)).sum()
     return float(total)

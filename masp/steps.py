@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from torch import Tensor
 from torch.utils.data import Dataset
 
+from masp.aspect_tokens import AspectTokens
 from masp.assemble import used_aspects
 from masp.cache.files import digest_of
 from masp.cache.order import PADDING, epoch_order, plan_step
@@ -160,7 +162,9 @@ class Steps(Dataset):
         questions: Questions,
         rank: int = 0,
         num_ranks: int = 1,
+        aspect_tokens: AspectTokens | None = None,
     ):
+        self.aspect_tokens = aspect_tokens
         self.shape = shapes(load_config(resolve_folder(config.vlm.path)))[1]
         self.cache, self.config, self.stage, self.schedule = cache, config, stage, schedule
         self.prompt, self.questions, self.rank, self.num_ranks = prompt, questions, rank, num_ranks
@@ -204,11 +208,14 @@ class Steps(Dataset):
 
     def _batch(self, rows: Sequence[int], micro: Sequence[int], epoch: int | None) -> tuple[Batch, list[str | None]]:
         # padding repeats some sample of the step with weight zero: every rank runs the same number of micro-batches
-        samples = [self.cache.read(rows[max(position, 0)]) for position in micro]
+        read = [rows[max(position, 0)] for position in micro]
+        samples = [self.cache.read(row) for row in read]
         weight = [0.0 if position == PADDING else 1.0 for position in micro]
-        build = self._stage1 if self.stage == "stage1" else self._stage2
         keys = [None if position == PADDING else s.key for position, s in zip(micro, samples, strict=True)]
-        return build(samples, weight, epoch), keys
+        if self.stage == "stage1":
+            return self._stage1(samples, weight, epoch), keys
+        tokens = [self.aspect_tokens.read(row) for row in read] if self.aspect_tokens else None
+        return self._stage2(samples, weight, epoch, tokens), keys
 
     def _ask(self, aspect: str | None, epoch: int | None, key: str) -> str:
         """The question about an aspect or, for None, the emotion: drawn anew each epoch, fixed in validation."""
@@ -244,7 +251,13 @@ class Steps(Dataset):
             weights=[weight[i] for i, _ in asked],
         )
 
-    def _stage2(self, samples: Sequence[CachedSample], weight: Sequence[float], epoch: int | None) -> Batch:
+    def _stage2(
+        self,
+        samples: Sequence[CachedSample],
+        weight: Sequence[float],
+        epoch: int | None,
+        tokens: Sequence[Tensor] | None,
+    ) -> Batch:
         config = self.config
         settings: Stage2Config = config.stage2
         sequences = [
@@ -265,6 +278,7 @@ class Steps(Dataset):
             row_image=range(len(samples)),
             weights=weight,
             frozen_prefix=settings.frozen_prefix,
+            aspect_tokens=tokens,
         )
 
 

@@ -94,6 +94,10 @@ class CacheConfig:
     encoder then runs in bf16 on a GPU and in fp32 on a CPU, else in this format. `masp cache precision` measures what
     each costs."""
 
+    aspect_tokens: bool = field(default=False, metadata=rule())
+    """Read the aspect tokens that `masp cache aspects` computed, in stage 2 and evaluation, instead of running the
+    aspect modules. They are found by the digests of cache and modules; without a file of both, it is an error."""
+
     num_shards: int = field(default=64, metadata=rule(at_least=1, at_most=100_000))
     """Into how many tar shards the images of all splits are cut, none of which holds two splits. Part of what the cache
     is: another number is another cache."""

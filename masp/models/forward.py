@@ -135,8 +135,8 @@ class Stage2Model(nn.Module):
 
     def hidden(self, batch: Batch, cache=None) -> Tensor:
         """Hidden states of the suffix `[B, Ls, D]`."""
-        tokens = None
-        if self.aspect_modules is not None:
+        tokens = batch.aspect_tokens
+        if tokens is None and self.aspect_modules is not None:
             with torch.no_grad():
                 tokens = self.aspect_modules(batch.features, batch.feature_mask)
         soft_prompt = None if self.soft_prompt is None else self.soft_prompt()

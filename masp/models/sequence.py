@@ -190,6 +190,8 @@ class Batch:
     """`[B]` image of each row."""
     row_aspect: Tensor | None
     """`[B]` asked aspect of each row (stage 1); None: all aspects (stage 2)."""
+    aspect_tokens: Tensor | None = None
+    """`[I, A, N, D]` computed before; None: the aspect modules run."""
 
     def known(self) -> Tensor:
         """Which tokens of prefix and suffix are real, `[B, Lp + Ls]`."""
@@ -208,7 +210,7 @@ class Batch:
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with each tensor put through `move`."""
-        names = ("labels", "weights", "features", "feature_mask", "row_image", "row_aspect")
+        names = ("labels", "weights", "features", "feature_mask", "row_image", "row_aspect", "aspect_tokens")
         tensors = {name: None if (value := getattr(self, name)) is None else move(value) for name in names}
         prefix = None if self.prefix is None else self.prefix.moved(move)
         return replace(self, prefix=prefix, suffix=self.suffix.moved(move), **tensors)
@@ -245,6 +247,7 @@ def make_batch(
     row_aspect: Items[int] | None = None,
     weights: Items[float] | None = None,
     frozen_prefix: bool = True,
+    aspect_tokens: Items[Tensor] | None = None,
 ) -> Batch:
     """Collate sequences into a batch.
 
@@ -255,6 +258,7 @@ def make_batch(
         row_aspect: asked aspect of each row (stage 1).
         weights: of each row; ones if None.
         frozen_prefix: run what comes before each sequence's `split` apart, without gradient.
+        aspect_tokens: one `[A, N, D]` per image, where they were computed before (stage 2).
     """
     count = len(sequences)
     starts = [s.split if frozen_prefix else 0 for s in sequences]
@@ -284,4 +288,5 @@ def make_batch(
         feature_mask=mask,
         row_image=torch.tensor(row_image),
         row_aspect=None if row_aspect is None else torch.tensor(row_aspect),
+        aspect_tokens=None if aspect_tokens is None else torch.stack(list(aspect_tokens)),
     )
