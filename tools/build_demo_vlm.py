@@ -37,6 +37,7 @@ def main() -> None:
 
     trainer = Trainer(load_questions(args.questions), args.seed, report)
     trainer.learn_words(plan)
+    trainer.learn_places(plan)
     drawn = draw_pool(plan.num_pictures, processes=args.processes, report=lambda *n: report("drawing", *n))
     pictures = Pictures(drawn)
     trainer.learn_sight(plan, pictures)

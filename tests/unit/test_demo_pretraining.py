@@ -54,9 +54,10 @@ def test_every_word_that_matters_is_one_token(parts):
 
 
 def test_supervised_positions_predict_the_answer_and_rows_do_not_mix(parts):
-    questions, tokenizer, model, _ = parts
+    _, tokenizer, model, _ = parts
     packer = Packer(tokenizer)
-    first = Example(slots=[Slot(packer.ids("happy"), [1.0])], turns=[Turn("brightness", "How?", "very low"), Turn(EMOTION, "Why?", "awe")])
+    turns = [Turn("brightness", "How?", "very low"), Turn(EMOTION, "Why?", "awe")]
+    first = Example(slots=[Slot(packer.ids("happy"), [1.0])], turns=turns)
     second = Example(slots=[Slot([5], [1.0])] * 9, gap=3, turns=[Turn("object", "What is it?", "none")])
     both, alone = packer.pack([first, second]), packer.pack([first])
     said = tokenizer.decode(both.targets.tolist())
@@ -89,6 +90,7 @@ def test_patches_and_features_are_those_of_transformers(parts):
     processor = Qwen2VLImageProcessorPil(min_pixels=3136, max_pixels=78400, patch_size=14, merge_size=2)
     theirs = processor([Image.fromarray(p.numpy()) for p in pixels], return_tensors="pt")
     ours, grid = patches(pixels)
-    assert torch.allclose(ours, theirs["pixel_values"], atol=1e-5) and theirs["image_grid_thw"].tolist() == [[*grid]] * 2
+    assert torch.allclose(ours, theirs["pixel_values"], atol=1e-5)
+    assert theirs["image_grid_thw"].tolist() == [[*grid]] * 2
     out = model.model.visual(ours, grid_thw=torch.tensor([grid] * 2)).pooler_output
     assert torch.allclose(encode(model, pixels)[0].flatten(0, 1), out, atol=1e-4)

@@ -67,7 +67,7 @@ class Packer:
     def length(self, example: Example) -> int:
         """About how many positions an example takes beside the opening."""
         asked = sum(len(self.ids(turn.question)) + 8 for turn in example.turns)
-        return len(example.slots) + len(example.grid_slots) + len(example.filler) + asked
+        return len(example.slots) + len(example.grid_slots) + asked
 
     def pack(self, examples: Sequence[Example]) -> Packed:
         rows = [self._row(example) for example in examples]
@@ -120,7 +120,7 @@ class Packer:
         )
 
     def _row(self, example: Example) -> dict:
-        slots: list[int | Slot | None] = [None] * example.num_vectors + example.slots
+        slots: list[int | Slot | None] = list(example.slots)
         start = len(self.opening) + len(slots)
         positions = [(p, p, p) for p in range(len(self.opening), start)]
         rows, columns = example.grid
@@ -128,7 +128,7 @@ class Packer:
             slots += [None] * (rows * columns) if example.picture is not None else example.grid_slots
             positions += [(start, start + i, start + j) for i in range(rows) for j in range(columns)]
         start += max(rows, columns)
-        for slot in (*self.image_end, *example.filler):
+        for slot in self.image_end:
             slots.append(slot)
             positions.append((start,) * 3)
             start += 1
@@ -151,15 +151,28 @@ class Packer:
 
 
 def embed(
-    model, packed: Packed, features: Tensor | None = None, generator: torch.Generator | None = None
+    model,
+    packed: Packed,
+    features: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    loudness: Tensor | None = None,
 ) -> Tensor:
-    """Input embeddings `[B, L, D]`; `features [B, T, D]` fill the vision tokens of each row, in order."""
+    """Input embeddings `[B, L, D]`.
+
+    Args:
+        model: the tiny VLM.
+        packed: the batch.
+        features: `[B, T, D]` fill the vision tokens of each row, in order.
+        generator: of the noise.
+        loudness: `[D, D]` shapes the noise; None leaves it white.
+    """
     table = model.model.language_model.embed_tokens.weight
     mixture = packed.shares.new_zeros(*packed.shares.shape[:2], len(table))
     x = mixture.scatter_add_(2, packed.words, packed.shares) @ table  # far cheaper backwards than indexing
     if packed.noise.any():
-        x = x + packed.noise[..., None] * torch.randn(x.shape, generator=generator)
-        x = x + packed.shared @ torch.randn(len(x), GROUPS, x.shape[-1], generator=generator)
+        noise = packed.noise[..., None] * torch.randn(x.shape, generator=generator)
+        noise = noise + packed.shared @ torch.randn(len(x), GROUPS, x.shape[-1], generator=generator)
+        x = x + (noise if loudness is None else noise @ loudness)
     if features is not None:
         x = x.masked_scatter(packed.vision[..., None], features)
     return x

@@ -49,8 +49,6 @@ class Turn:
 class Example:
     """One visual block and what is asked about it."""
 
-    num_vectors: int = 0
-    """Vectors from outside that open the visual block, placed as words are."""
     slots: list[Slot] = field(default_factory=list)
     """The words of the visual block, before any picture."""
     grid_slots: list[Slot] = field(default_factory=list)
@@ -59,8 +57,6 @@ class Example:
     """Rows and columns of the vision tokens or of `grid_slots`."""
     picture: int | None = None
     """Index of the picture whose features stand in the block."""
-    filler: list[Slot] = field(default_factory=list)
-    """Vectors between the visual block and the question, where a soft prompt would stand."""
     gap: int = 0
     """Positions skipped before the question."""
     turns: list[Turn] = field(default_factory=list)
@@ -86,6 +82,8 @@ def _join(parts: list[tuple[str | None, list[Slot]]]) -> list[Slot]:
 class Examples:
     """Draws examples from one generator."""
 
+    out_of_place = False
+    """Whether texts also hold words of one aspect, as loud as any, in the slots of another: places are then learnt."""
     richness = 1.0
     """How often texts get the long forms (five slots per aspect, noise beside them); less is cheaper, to begin with."""
 
@@ -94,6 +92,7 @@ class Examples:
         self.word_ids = {
             (aspect, i): self.ids(words(label)) for aspect in ASPECTS for i, label in enumerate(LABELS[aspect])
         }
+        self.mark = tokenizer.convert_tokens_to_ids("<|image_pad|>")
         self.all_words = sorted({i for ids in self.word_ids.values() for i in ids})
 
     def ids(self, text: str) -> list[int]:
@@ -147,10 +146,12 @@ class Examples:
         """Words in the visual block, the emotion and some aspects asked."""
         rng = self.rng
         if rng.random() < 0.3:  # only some aspects are told
-            share = rng.choice([0.0, 0.6, 0.6])
+            share = rng.choice([0.0, 0.6])
             scene = Scene(tuple(i if rng.random() < share else -1 for i in scene.labels))
         write = self.grouped if rng.random() < 0.7 else self.prose
         example = Example(slots=_join(write(scene)), gap=self._gap())
+        if self.out_of_place and max(scene.labels) < 0 and rng.random() < 0.5:
+            example.slots = []  # as before a picture alone
         self._disturb(example)
         example.turns = [self.emotion_turn(scene)]
         told = [a for a in ASPECTS if scene.label(a) is not None]
@@ -159,23 +160,18 @@ class Examples:
                 example.turns.append(self.aspect_turn(told[k], scene))
         return example.check()
 
-    def vectors_alone(self, aspect: str, scene: Scene, count: int) -> Example:
-        """Vectors from outside, one aspect asked."""
-        return Example(num_vectors=count, turns=[self.aspect_turn(aspect, scene)])
-
-    def vectors_for_all(self, scene: Scene, count: int) -> Example:
-        """Vectors from outside for all aspects, no picture behind them, the emotion asked."""
-        example = Example(num_vectors=count, gap=self._gap(), turns=[self.emotion_turn(scene)])
-        self._disturb(example)
-        return example.check()
-
     def single(self, scene: Scene) -> Example:
-        """The words of one aspect alone, that aspect asked."""
+        """The words of one aspect alone, that aspect asked; or words of another or noise, and the answer is none."""
         told = [a for a in ASPECTS if scene.label(a) is not None]
         aspect = told[self.rng.integers(len(told))]
         alone = Scene(tuple(i if a == aspect else -1 for a, i in zip(ASPECTS, scene.labels, strict=True)))
-        slots = _join(self.grouped(alone, omit=1.0))
-        return Example(slots=slots, turns=[self.aspect_turn(aspect, alone)], gap=self._gap()).check()
+        slots = next(slots for about, slots in self.grouped(alone) if about == aspect)
+        asked = aspect
+        if self.rng.random() < 0.4:
+            asked, alone = ASPECTS[self.rng.integers(len(ASPECTS))], Scene((-1,) * len(ASPECTS))
+            if asked == aspect or {asked, aspect} == set(LEVEL_ASPECTS):  # these two have the same words
+                slots = self.noise_slots(5)
+        return Example(slots=slots, turns=[self.aspect_turn(asked, alone)], gap=self._gap()).check()
 
     def object_list(self) -> Example:
         """Two objects told, both to be listed."""
@@ -197,55 +193,68 @@ class Examples:
         """`happy, cake, beach, yoga, low brightness, high colorfulness`: the slots of `prose`, joined."""
         return _join(self.prose(scene))
 
-    def grouped(self, scene: Scene, omit: float = 0.5) -> list[tuple[str | None, list[Slot]]]:
+    def grouped(self, scene: Scene, omit: float = 0.1) -> list[tuple[str | None, list[Slot]]]:
         """Each aspect's words in the same number of slots, in order: mixed, scaled and noised as aspect tokens are."""
         rng = self.rng
-        width = int(rng.integers(1, 4))
-        if rng.random() < self.richness:
-            width = 5 if rng.random() < 0.6 else int(rng.integers(2, 8))
-        strength, mixing = float(np.exp(rng.uniform(np.log(0.15), np.log(2.0)))), rng.random() < 0.5
-        noise, common = rng.uniform(0, min(1.2, 4 * strength), 2)
-        if rng.random() < 0.2:
-            strength, noise, common, mixing = 1.0, 0.0, 0.0, False
+        rich = rng.random() < self.richness
+        width = 5 if rng.random() < 0.9 else int(rng.integers(1, 8))
+        if not rich:
+            width = min(width, int(rng.integers(1, 4)))
         groups = []
         omit_absent = rng.random() < omit
         for number, (aspect, index) in enumerate(zip(ASPECTS, scene.labels, strict=True)):
-            if index < 0:
-                if not omit_absent:
-                    groups.append((None, self.noise_slots(width)))
-                continue
-            ids, slots = self.word_ids[aspect, index], []
-            for k in range(width):
-                if mixing:
-                    shares = rng.dirichlet([0.7] * len(ids)) * strength * rng.uniform(0.5, 1.3)
-                    slot = Slot(list(ids), list(shares), noise, (number, common))
-                    if rng.random() < 0.5:  # a foreign word, fainter
-                        slot.words.append(int(rng.choice(self.all_words)))
-                        slot.shares.append(strength * rng.uniform(0, 0.35))
-                else:
-                    slot = Slot([ids[k % len(ids)]], [strength], noise, (number, common))
-                slots.append(slot)
-            groups.append((aspect, slots))
+            if index >= 0:
+                label = int(index)
+                write = self.label_slots if rich else self.plain_slots
+                groups.append((aspect, write(number, label, width)))
+            elif not omit_absent:
+                groups.append((None, self.noise_slots(width, number)))
         return groups
 
-    def noise_slots(self, count: int) -> list[Slot]:
+    def plain_slots(self, number: int, label: int, width: int) -> list[Slot]:
+        """The words of a label, over and over."""
+        ids = self.word_ids[ASPECTS[number], label]
+        return [Slot([ids[k % len(ids)]], [1.0]) for k in range(width)]
+
+    def label_slots(self, number: int, label: int, width: int) -> list[Slot]:
+        """The words of a label, disturbed by fainter ones of another label, by words out of place, and by noise."""
+        rng = self.rng
+        strength = float(np.exp(rng.uniform(np.log(0.5), np.log(2.0))))
+        most = min(1.2, 1.5 * strength)
+        common, noise = rng.uniform(0, most), rng.uniform(0, most) * rng.uniform()
+        ids, labels = self.word_ids[ASPECTS[number], label], LABELS[ASPECTS[number]]
+        rival = self.word_ids[ASPECTS[number], int(rng.integers(len(labels)))]
+        foreign = [int(i) for i in rng.choice(self.all_words, 2)]
+        most = 1.5 if self.out_of_place else 0.8
+        loud = strength * rng.uniform(-0.5, 0.5), *(strength * rng.uniform(-most, most, 2))
+        mixed = rng.random() < 0.5
+        slots = []
+        for k in range(width):
+            slot = Slot([ids[k % len(ids)]], [strength], noise, (number, common))
+            if mixed:
+                slot.words, slot.shares = list(ids), list(rng.dirichlet([2.0] * len(ids)) * strength)
+            slot.words += [rival[k % len(rival)], *foreign]
+            slot.shares += [share * rng.uniform(0.3, 1.0) for share in loud]
+            slots.append(slot)
+        return slots
+
+    def noise_slots(self, count: int, number: int = 0) -> list[Slot]:
         """Vectors that say nothing: noise, faint mixtures of any words, or both."""
         rng = self.rng
-        noise, strength, mixed = rng.uniform(0.1, 1.5), rng.uniform(0.1, 0.6), int(rng.integers(0, 5))
-        return [
-            Slot([int(i) for i in rng.choice(self.all_words, mixed)], [strength] * mixed, noise) for _ in range(count)
-        ]
+        noise, common = rng.uniform(0.0, 1.2, 2)
+        mixed = [int(i) for i in rng.choice(self.all_words, int(rng.integers(0, 5)))]
+        shares = rng.uniform(-0.3, 0.3, len(mixed))
+        return [Slot(list(mixed), list(shares * rng.uniform(0.3, 1.0)), noise, (number, common)) for _ in range(count)]
 
-    def foreign_slots(self, count: int) -> list[Slot]:
-        """Loud mixtures of the words of some other scene, which must not be heeded."""
+    def vision_slots(self, count: int) -> list[Slot]:
+        """Marked as vision tokens are: noise, or loud mixtures of the words of some other scene."""
         rng = self.rng
+        noise, strength, most = rng.uniform(0.0, 1.0), rng.uniform(0.4, 1.6), int(rng.integers(0, 4))
         other = [ids for key in enumerate(self.scene().labels) if (ids := self._ids_of(*key))]
-        noise, strength, most = rng.uniform(0.0, 1.0), rng.uniform(0.4, 1.6), int(rng.integers(1, 4))
         slots = []
         for _ in range(count):
-            parts = [other[k] for k in rng.permutation(len(other))[:most]]
-            words = [int(rng.choice(part)) for part in parts]
-            slots.append(Slot(words, [strength * rng.uniform(0.4, 1.0) for _ in words], noise))
+            words = [int(rng.choice(other[k])) for k in rng.permutation(len(other))[:most]]
+            slots.append(Slot([self.mark, *words], [1.0, *(strength * rng.uniform(0.4, 1.0) for _ in words)], noise))
         return slots
 
     def _ids_of(self, aspect: int, label: int) -> list[int]:
@@ -255,14 +264,11 @@ class Examples:
         return draw_scene(self.rng)
 
     def _disturb(self, example: Example) -> None:
-        """At times something that must not be heeded stands where a picture or a soft prompt would."""
+        """At times vectors marked as vision tokens, which say nothing about the emotion, stand behind the words."""
         rng = self.rng
         if rng.random() < 0.5 * self.richness:
             example.grid = (int(rng.integers(4, 6)), int(rng.integers(4, 6)))
-            write = self.foreign_slots if rng.random() < 0.6 else self.noise_slots
-            example.grid_slots = write(example.grid[0] * example.grid[1])
-        if rng.random() < 0.25 * self.richness:
-            example.filler = self.noise_slots(int(rng.integers(1, 33)))
+            example.grid_slots = self.vision_slots(example.grid[0] * example.grid[1])
 
     def _gap(self) -> int:
         return int(self.rng.integers(0, 40)) if self.rng.random() < 0.5 else 0

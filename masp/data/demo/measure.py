@@ -52,7 +52,8 @@ def aspect_accuracy(model, tokenizer, questions: Questions, count: int, name: st
             for k, scene in enumerate(scenes):
                 for aspect in asked[k]:  # greedy decoding says the answer if every token of it is the likeliest
                     length = len(packer.ids(words(scene.label(aspect)))) + 1
-                    hits[aspect] += all([next(right) for _ in range(length)])
+                    said = [next(right) for _ in range(length)]  # all of them, also after a wrong one
+                    hits[aspect] += all(said)
                     totals[aspect] += 1
     return {aspect: hits[aspect] / totals[aspect] for aspect in ASPECTS}
 

@@ -1,9 +1,9 @@
-"""Pretrains the tiny VLM in three phases: words, sight, and both together.
+"""Pretrains the tiny VLM in four phases: words, places, sight, and all together.
 
-Words: texts only; the word embeddings are learnt here and then kept. Sight: the vision encoder alone, each aspect read
-off its features by attention and compared with the word embeddings of the labels, which puts features on the scale and
-into the space of words, as a projector does in larger VLMs. Together: pictures with aspect questions, texts beside.
-No phase ever shows a picture with an emotion.
+Words: texts only; word embeddings are fixed (`embeddings.py`). Places: texts in which a word counts only where its
+aspect stands. Sight: the vision encoder alone, each aspect read off its features by attention and compared with the
+word embeddings of the labels, which puts features on the scale and into the space of words, as a projector does in
+larger VLMs. Together: pictures with aspect questions, texts beside. No phase ever shows a picture with an emotion.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from masp.data.categories import ASPECTS
 from masp.data.demo.batch import Packer, embed, hidden_states, losses
+from masp.data.demo.embeddings import draw_geometry
 from masp.data.demo.examples import Example, Examples
 from masp.data.demo.model import VOCAB_SIZE, build_model, encode
 from masp.data.demo.muon import Muon
-from masp.data.demo.paraphrases import Paraphrases
 from masp.data.demo.tokenizer import NONE, build_tokenizer
 from masp.data.demo.world import LABELS, Scene, words
 from masp.data.questions import Questions
@@ -34,25 +34,19 @@ Report = Callable[[str, int, int, dict], None]
 class Plan:
     """How long each phase lasts, in steps, and its batches."""
 
-    running_steps: int = 1500
+    running_steps: int = 900
     """Texts without a question, the emotion told from word to word: short and dense, so first."""
-    words_steps: int = 1200
+    words_steps: int = 2400
     """Texts with questions."""
+    places_steps: int = 800
+    """Texts with words out of place."""
     sight_steps: int = 2500
-    together_steps: int = 2000
+    together_steps: int = 800
     sight_batch: int = 32
     together_pictures: int = 16
     together_texts: int = 16
     picture_turns: int = 3
     """Aspects asked about a picture at once."""
-    generation: int = 100
-    """Steps after which paraphrases start anew."""
-    bank: int = 40
-    """Most kept of earlier ones."""
-    retold: int = 24
-    """Scenes told by paraphrases, per step."""
-    understood: float = 0.3
-    """Loss about aspects below which paraphrases are good enough to be told from."""
     num_pictures: int = 26000
 
     def scaled(self, by: float) -> Plan:
@@ -106,17 +100,6 @@ def off_scale(features: Tensor) -> Tensor:
     return (features.pow(2).mean(-1).sqrt() - 1).pow(2).mean()
 
 
-def twin_embeddings(model, tokenizer) -> None:
-    """Start ` word` near `word`, as in language models that have read much."""
-    table = model.model.language_model.embed_tokens.weight
-    vocabulary = tokenizer.get_vocab()
-    with torch.no_grad():
-        for token, index in vocabulary.items():
-            twin = vocabulary.get(token.removeprefix("Ġ"))
-            if token.startswith("Ġ") and twin is not None:
-                table[index] = 0.95 * table[twin] + 0.3 * table[index]
-
-
 class Trainer:
     """The model, its data and the phases."""
 
@@ -125,14 +108,15 @@ class Trainer:
         self.questions, self.report = questions, report
         self.tokenizer = build_tokenizer(questions, VOCAB_SIZE)
         self.model = build_model(self.tokenizer)
-        twin_embeddings(self.model, self.tokenizer)
         self.packer = Packer(self.tokenizer)
         self.examples = Examples(self.tokenizer, questions, np.random.default_rng([seed, 1]))
-        self.rng = np.random.default_rng([seed, 2])
+        self.seed, self.rng = seed, np.random.default_rng([seed, 2])
         self.noise = torch.Generator().manual_seed(seed)
         self.sight: Sight | None = None
-        hidden = self.language.embed_tokens.weight.shape[1]
-        self.rotation = torch.linalg.qr(torch.randn(hidden, hidden)).Q
+        table = self.language.embed_tokens.weight
+        geometry = draw_geometry(self.tokenizer, self.examples.all_words, *table.shape, self.noise)
+        table.data.copy_(geometry.table)
+        self.loudness = geometry.noise
 
     @property
     def language(self) -> nn.Module:
@@ -145,7 +129,7 @@ class Trainer:
     def example_loss(self, examples: list[Example], features: Tensor | None = None) -> Tensor:
         """Mean loss per question."""
         packed = self.packer.pack(examples)
-        embeddings = embed(self.model, packed, features, self.noise)
+        embeddings = embed(self.model, packed, features, self.noise, self.loudness)
         hidden = hidden_states(self.model, packed, embeddings, self.packer.opening)
         each = losses(self.model, packed, hidden, self.packer.emotions)
         return (each * packed.weights).sum() / packed.weights.sum()
@@ -159,8 +143,8 @@ class Trainer:
                 kind, scene = draw.rng.random(), draw.scene()
                 if kind < running:
                     pool.append(draw.running(scene))
-                elif kind < running + 0.8 * (1 - running):
-                    pool.append(draw.text(scene, int(draw.rng.random() < 0.3)))
+                elif kind < running + 0.67 * (1 - running):
+                    pool.append(draw.text(scene, int(draw.out_of_place or draw.rng.random() < 0.3)))
                 elif kind < running + 0.97 * (1 - running):
                     pool.append(draw.single(scene))
                 else:
@@ -174,24 +158,38 @@ class Trainer:
 
     def learn_words(self, plan: Plan) -> None:
         """Texts alone: first without questions, then with."""
+        self._begin(1)
         total = plan.running_steps + plan.words_steps
-        self._freeze(vision=True, embeddings=False)
+        self._freeze(vision=True)
         optimizer = self._optimizer(language=3e-3)
         self.examples.richness = 0.15
         batches = self.text_batches(64, running=1.0)
         for step in range(total):
             if step == plan.running_steps:
                 batches = self.text_batches(32, running=0.15)
-            if step == plan.running_steps + plan.words_steps // 2:
+            if step == plan.running_steps + plan.words_steps // 4:
                 self.examples.richness = 1.0
             loss = self.example_loss(next(batches))
             optimizer.step(loss, step, total, decay=plan.words_steps / (2 * total))
             self.report("words", step + 1, total, {"loss": loss.item()})
 
+    def learn_places(self, plan: Plan) -> None:
+        """Texts alone, in which a word counts only where its aspect stands."""
+        self._begin(4)
+        self._freeze(vision=True)
+        self.examples.richness, self.examples.out_of_place = 1.0, True
+        optimizer = self._optimizer(language=2e-3)
+        batches = self.text_batches(32, running=0.1)
+        for step in range(plan.places_steps):
+            loss = self.example_loss(next(batches))
+            optimizer.step(loss, step, plan.places_steps, decay=0.6)
+            self.report("places", step + 1, plan.places_steps, {"loss": loss.item()})
+
     def learn_sight(self, plan: Plan, pictures: Pictures) -> None:
         """The vision encoder alone."""
+        self._begin(2)
         self.sight = Sight(self._label_words())
-        self._freeze(vision=False, embeddings=True, language=True)
+        self._freeze(vision=False, language=True)
         optimizer = self._optimizer(vision=3e-3)
         for step in range(plan.sight_steps):
             pixels, labels = pictures.draw(plan.sight_batch, self.rng)
@@ -203,11 +201,14 @@ class Trainer:
 
     def learn_together(self, plan: Plan, pictures: Pictures) -> None:
         """Pictures with aspect questions, and texts."""
-        self._freeze(vision=False, embeddings=True)
-        self.examples.richness = 1.0
+        self._begin(3)
+        self._freeze(vision=False)
+        self.examples.richness, self.examples.out_of_place = 1.0, True
+        mark = self.language.embed_tokens.weight[self.examples.mark].detach()
+        with torch.no_grad():
+            self.vision.merger.mlp[-1].bias += mark
         optimizer = self._optimizer(language=2e-3, vision=1e-3)
         texts = self.text_batches(plan.together_texts, running=0.15)
-        bank: list[Paraphrases] = []
         for step in range(plan.together_steps):
             pixels, labels = pictures.draw(plan.together_pictures, self.rng)
             features, (_, rows, columns) = encode(self.model, pixels)
@@ -218,50 +219,10 @@ class Trainer:
             ]
             asked = self.example_loss(examples, features)
             told = self.example_loss(next(texts))
-            loss = 0.3 * seen + 0.5 * off_scale(features) + plan.picture_turns * asked + told
-            if step % plan.generation == 0:
-                current, learnt = self.new_paraphrases(), 5.0
-            learnt = 0.8 * learnt + 0.2 * self.refine(current)
-            if step % plan.generation >= plan.generation // 2 and step % 20 == 0 and learnt < plan.understood:
-                bank = [*bank, current.copy()][-plan.bank :]
-            if bank:
-                retold = self.retell(bank, plan.retold)
-                loss = loss + retold
+            loss = 0.3 * seen + 0.5 * off_scale(features - mark) + plan.picture_turns * asked + told
             optimizer.step(loss, step, plan.together_steps, decay=0.6)
-            figures = {"asked": asked.item(), "told": told.item(), "seen": seen.item(), "learnt": learnt}
-            if bank:
-                figures["retold"] = retold.item()
+            figures = {"asked": asked.item(), "told": told.item(), "seen": seen.item()}
             self.report("together", step + 1, plan.together_steps, figures)
-
-    def new_paraphrases(self) -> Paraphrases:
-        hidden = self.language.embed_tokens.weight.shape[1]
-        rate = float(np.exp(self.rng.uniform(np.log(1e-3), np.log(5e-3))))
-        return Paraphrases(hidden, rate, self.noise)
-
-    def refine(self, paraphrases: Paraphrases, scenes: int = 16, asked: int = 3) -> float:
-        """One step of the paraphrases' modules on questions about aspects; returns the loss."""
-        drawn = [self.examples.scene() for _ in range(scenes)]
-        vectors = paraphrases.write(torch.tensor([scene.labels for scene in drawn]))
-        examples, rows = [], []
-        for k, scene in enumerate(drawn):
-            told = [a for a in range(len(ASPECTS)) if scene.labels[a] >= 0]
-            for a in self.examples.rng.permutation(told)[:asked]:
-                examples.append(self.examples.vectors_alone(ASPECTS[a], scene, vectors.shape[2]))
-                rows.append(vectors[k, a])
-        loss = self.example_loss(examples, torch.stack(rows))
-        paraphrases.learn(loss)
-        return loss.item()
-
-    def retell(self, bank: list[Paraphrases], num_scenes: int) -> Tensor:
-        """The language model's loss on emotions told by paraphrases, with no gradient to them."""
-        drawn, vectors = [self.examples.scene() for _ in range(num_scenes)], []
-        with torch.no_grad():
-            for start in range(0, num_scenes, 4):
-                writer = bank[self.rng.integers(len(bank))]
-                labels = torch.tensor([scene.labels for scene in drawn[start : start + 4]])
-                vectors.append(writer.write(labels).flatten(1, 2))
-        vectors = torch.cat(vectors)
-        return self.example_loss([self.examples.vectors_for_all(s, vectors.shape[1]) for s in drawn], vectors)
 
     def picture_example(self, index: int, scene: Scene, grid: tuple[int, int], plan: Plan) -> Example:
         """A picture and aspect questions; at times words of some aspects stand before its features."""
@@ -275,13 +236,20 @@ class Trainer:
         for aspect in ASPECTS:
             means = [table[self.packer.ids(words(label))].mean(0) for label in (*LABELS[aspect], NONE)]
             stacked = torch.stack(means)
-            found.append(stacked / stacked.pow(2).mean(-1, keepdim=True).sqrt() @ self.rotation)
+            found.append(stacked / stacked.pow(2).mean(-1, keepdim=True).sqrt())
         return found
 
-    def _freeze(self, vision: bool, embeddings: bool, language: bool = False) -> None:
+    def _begin(self, phase: int) -> None:
+        """Seed all generators: a phase depends on what it starts from, not on what was drawn before it."""
+        torch.manual_seed(self.seed + phase)
+        self.noise.manual_seed(self.seed + phase)
+        self.rng = np.random.default_rng([self.seed, 2, phase])
+        self.examples.rng = np.random.default_rng([self.seed, 1, phase])
+
+    def _freeze(self, vision: bool, language: bool = False) -> None:
         self.model.requires_grad_(not language)
         self.vision.requires_grad_(not vision)
-        self.language.embed_tokens.weight.requires_grad_(not embeddings)
+        self.language.embed_tokens.weight.requires_grad_(False)
 
     def _optimizer(self, language: float = 0.0, vision: float = 0.0) -> _Optimizer:
         return _Optimizer(self.model, self.sight, language, vision)

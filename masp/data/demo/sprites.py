@@ -81,7 +81,8 @@ def face(box: Box, label: str, rng: np.random.Generator) -> None:
         for u in (0.3, 0.7):
             box.ellipse(u - 0.16, 0.22, u + 0.16, 0.54, WHITE)
             box.ellipse(u - 0.05, 0.33, u + 0.05, 0.43, BLACK)
-        box.line((0.22, 0.8), (0.34, 0.68), (0.44, 0.8), (0.56, 0.68), (0.66, 0.8), (0.78, 0.68), fill=BLACK, width=0.08)
+        teeth = [(0.22, 0.8), (0.34, 0.68), (0.44, 0.8), (0.56, 0.68), (0.66, 0.8), (0.78, 0.68)]
+        box.line(*teeth, fill=BLACK, width=0.08)
     elif label == "happy":
         box.arc(0.2, 0.26, 0.44, 0.5, 180, 360, BLACK, 0.08)
         box.arc(0.56, 0.26, 0.8, 0.5, 180, 360, BLACK, 0.08)
