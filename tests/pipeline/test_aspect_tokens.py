@@ -43,7 +43,9 @@ def test_stage2_and_evaluation_from_kept_aspect_tokens(world, trained, tmp_path,
     assert all(torch.allclose(states[1][name], value, atol=1e-5) for name, value in states[0].items())
     assert_same(*(numbers(output / "evaluate" / "metrics.json") for output in (kept, plain)))
 
-    with h5py.File(path, "a") as file:
+    damaged = shutil.copy(path, tmp_path / "damaged.h5")  # this process may still hold the file open
+    with h5py.File(damaged, "a") as file:
         file["tokens"][:, 0, 0, 0] += 1
+    damaged.replace(path)
     assert main(["evaluate", *world.settings(kept, *tokens, f"evaluate.output_dir={tmp_path / 'again'}")]) == 3
     assert "does not match its checksum" in capsys.readouterr().err

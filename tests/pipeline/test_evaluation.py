@@ -101,6 +101,7 @@ def test_neither_batch_size_nor_ranks_nor_source_change_a_score(
     assert found.scores.tolist() == [r["scores"] for r in records(tmp_path)]
 
 
+@pytest.mark.full
 def test_attention_maps_survive_a_kill_between_map_and_record(commands, world, trained, expected, tmp_path):
     settings = world.settings(
         trained, f"evaluate.output_dir={tmp_path}", "evaluate.attention=true", "evaluate.batch_size=5"

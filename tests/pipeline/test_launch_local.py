@@ -81,6 +81,7 @@ def until(condition, timeout_s: float = 120):
     return found
 
 
+@pytest.mark.full
 def test_cancelled_it_stays_so_until_it_is_resumed(config, tmp_path):
     # One task after the other: the second has hardly begun when the first has left its shards.
     run, cache = tmp_path / "run", tmp_path / "cache"

@@ -44,6 +44,7 @@ def test_every_variant_runs_for_two_seeds(commands, world, tmp_path):
     assert all(row["spread"] is not None for name, row in result["variants"].items() if name != "zero_shot")
 
 
+@pytest.mark.full
 def test_one_call_evaluates_several_datasets_on_any_ranks(commands, world, trained, tmp_path):
     base = yaml.safe_load(world.config.read_text())
     files = []
