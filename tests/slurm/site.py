@@ -63,11 +63,11 @@ class Site:
         record = json.loads((folder / "submission.json").read_text())
         return folder, {part["name"]: part["job_ids"][0] for part in record["parts"]}
 
-    def ask(self, *command: str) -> str:
-        """Run a command of Slurm's; returns what it printed."""
+    def ask(self, *command: str, check: bool = True) -> str:
+        """Run a command of Slurm's, which must succeed unless `check` is false; returns what it printed."""
         environment = os.environ | self.cluster.environment
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0 or not check, done.stderr
         return done.stdout
 
     def state(self, job: str) -> tuple[str, int]:
