@@ -24,6 +24,7 @@ from masp.config import Config, save_config
 from masp.errors import DataError, InputError
 
 FILE, CONFIG, CLUSTER, JOBS = "submission.json", "config.yaml", "cluster.yaml", "jobs"
+_ANOTHER = "its own message says why"
 # They write into the same logs, and only about what the job did.
 _BYSTANDERS = ("srun: ", "slurmstepd", "submitit ")
 
@@ -164,14 +165,17 @@ def log_paths(folder: Path, job_id: str) -> list[Path]:
 def explain(folder: Path, job_id: str) -> str | None:
     """Why a job failed: what its logs say, and in which of them; None if it wrote none."""
     paths = log_paths(folder, job_id)
+    causes: list[str] = []
     others: list[str] = []
     for path in paths:
         lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
         errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
         if errors:
-            return f"{errors[-1]} ({path})"
+            causes.append(f"{errors[-1]} ({path})")
         own = [line for line in lines if not line.startswith(_BYSTANDERS)]
         others += [f"{line} ({path})" for line in own[-1:]]
+    if causes:  # a rank that only ended with another one says that the other knows why
+        return next((cause for cause in causes if _ANOTHER not in cause), causes[0])
     if others:
         return others[0]
     return f"it said nothing ({paths[0]})" if paths else None

@@ -83,7 +83,8 @@ def test_ahead_of_its_time_limit_it_is_queued_again_until_it_is_done(site, confi
 def test_damaged_data_end_the_job_for_good(site, config, tmp_path):
     (shard,) = (tmp_path / "cache" / "shards").glob("train-00000.tar")
     data = bytearray(shard.read_bytes())
-    data[1000:2000] = bytes(1000)
+    third = len(data) // 3  # in the middle of features, whatever lies at the edges
+    data[third : 2 * third] = bytes(byte ^ 1 for byte in data[third : 2 * third])
     shard.write_bytes(data)
     done = site.launch("train", "--stage", "stage1", "--config", config, "--wait")
     assert done.returncode == 1 and "stage1: failed: Slurm says FAILED; " in done.stderr, done.stderr

@@ -86,7 +86,10 @@ def test_every_run_of_a_job_counts_as_a_restart(slurm):
 def test_a_failure_is_told_with_the_words_of_its_log(folder, slurm):
     cancelled = "".join(f"{job}|CANCELLED by 0|00:00:00|None assigned\n" for job in (8, 9, 10))
     slurm(sacct="7_0|COMPLETED|00:00:09|n1\n7_1|FAILED|00:00:03|n1\n7_2|COMPLETED|00:00:09|n1\n" + cancelled)
-    log = folder / JOBS / "7_1_0_log.out"
+    other = folder / JOBS / "7_1_1_log.out"
+    other.write_text("error: rank 0 failed; its own message says why\n")
+    assert "rank 0 failed" in overview(folder).problems[0]
+    log = folder / JOBS / "7_1_2_log.out"
     log.write_text("submitit INFO: Starting\nerror: vlm.path: none\nsrun: error: task 0 failed\n")
     found = overview(folder)
     assert [part.state for part in found.parts] == ["failed", "cancelled", "cancelled", "cancelled"]
