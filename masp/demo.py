@@ -44,7 +44,9 @@ def run_demo(config: Config, num_train: int | None = None, num_test: int | None 
     started = time.monotonic()
     if config.dataset.name != "emoset":
         raise InputError(f"dataset.name = {config.dataset.name!r}: the demo's pictures are laid out as 'emoset'")
-    counts = num_train or NUM_TRAIN, num_test or NUM_TEST
+    counts = NUM_TRAIN if num_train is None else num_train, NUM_TEST if num_test is None else num_test
+    if min(counts) < 1:
+        raise InputError(f"--num-train {counts[0]} --num-test {counts[1]}: the demo needs at least one picture of each")
 
     _say(
         f"masp make-demo-data {config.dataset.root} --num-train {counts[0]} --num-test {counts[1]} --seed {config.seed}"

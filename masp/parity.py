@@ -53,6 +53,10 @@ def compare(case: Path, vlm: str) -> dict:
         golden = json.loads((case / "golden.json").read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"--case: {case}/golden.json cannot be read: {error}") from None
+    if not isinstance(golden, dict):
+        raise InputError(f"--case: {case}/golden.json must hold an object")
+    if not (case / "images").is_dir():
+        raise InputError(f"--case: {case} has no folder images")
     with tempfile.TemporaryDirectory() as folder:
         config = _config(case, vlm, Path(folder))
         extract(config)

@@ -86,7 +86,10 @@ class Rule:
             if self.limits.get("unique") and len(set(value)) < len(value):
                 return None
             return value if all(map(self._is_choice, value)) else None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return None
+        # A whole number of more digits than a float can hold would fail in the comparisons below.
+        if (isinstance(value, int) and value.bit_length() > 64) or not math.isfinite(value):
             return None
         # `1e5` is a float in YAML, and a perfectly good count.
         if self.kind is int and value != int(value):

@@ -77,6 +77,8 @@ def parse_yaml(text: str, source: str) -> tuple[Any, dict[str, int]]:
         raise InputError(f"{source}{_at(mark)}: this is not valid YAML: {what}") from None
     except yaml.YAMLError as error:
         raise InputError(f"{source}: this is not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise InputError(f"{source}: this is nested too deeply") from None
     lines: dict[str, int] = {}
     value = None if node is None else _construct(node, "", source, lines, depth=0)
     return value, lines

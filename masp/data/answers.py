@@ -81,6 +81,8 @@ def _level(value: Any) -> str:
 
 
 def _clean(text: str) -> str:
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # JSON lets halves of a pair pass; no tokenizer does
+        raise ValueError("must be text, without halves of a surrogate pair")
     return " ".join(text.replace("_", " ").lower().split())
 
 

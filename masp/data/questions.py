@@ -76,7 +76,7 @@ def load_questions(path: str | Path) -> Questions:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"questions: {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that does not exist; brackets without end
         reason = " ".join(str(error).split())
         raise InputError(f"questions: {path} is no YAML: {reason}") from None
     if not isinstance(content, dict) or set(content) != {"aspects", "emotion"}:

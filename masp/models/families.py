@@ -50,12 +50,13 @@ def load_config(folder: Path):
     Raises:
         InputError: unreadable configuration, or a family that is not supported, named.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(folder)
-    except (ValueError, OSError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (ValueError, OSError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
         raise InputError(f"vlm.path: {folder}/config.json cannot be read as a VLM: {reason}") from None
     family = config.model_type
     if family in DEEPSTACK:

@@ -45,6 +45,7 @@ def load_prompt(path: str) -> Prompt:
     Raises:
         InputError: no tokenizer or chat template, or a template that does not place image, question and answer.
     """
+    from jinja2 import TemplateError
     from transformers import AutoTokenizer
 
     folder = resolve_folder(path)
@@ -62,9 +63,12 @@ def load_prompt(path: str) -> Prompt:
         {"role": "system", "content": SYSTEM},
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]},
     ]
-    asked = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    messages.append({"role": "assistant", "content": answer})
-    answered = tokenizer.apply_chat_template(messages, tokenize=False)
+    try:
+        asked = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        messages.append({"role": "assistant", "content": answer})
+        answered = tokenizer.apply_chat_template(messages, tokenize=False)
+    except (TemplateError, ValueError) as error:  # the latter where there is none
+        raise InputError(f"vlm.path: the chat template in {folder} cannot be used: {error}") from None
 
     def token(name: str) -> str:
         number = getattr(config, name, None)
@@ -99,5 +103,9 @@ def stop_tokens(folder) -> list[int]:
 
     if not (folder / "generation_config.json").is_file():
         return []
-    eos = GenerationConfig.from_pretrained(folder).eos_token_id
+    try:
+        eos = GenerationConfig.from_pretrained(folder).eos_token_id
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"vlm.path: {folder}/generation_config.json cannot be read: {reason}") from None
     return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)

@@ -1,10 +1,14 @@
 """The committed tiny VLM sees what it should, and transformers loads it."""
 
+import shutil
+
+import pytest
 import torch
 
 from masp.data.demo import VLM_DIR
 from masp.data.demo.measure import aspect_accuracy, load_demo_vlm, told_accuracy
 from masp.data.questions import load_questions
+from masp.errors import InputError
 
 
 def test_the_committed_vlm_names_aspects_and_knows_emotions():
@@ -42,3 +46,21 @@ def test_it_generates_through_transformers():
     with torch.no_grad():
         out = model.generate(**ids, max_new_tokens=3, do_sample=False)
     assert out.shape[1] > ids["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("chat_template.jinja", "{% if %}{{"),
+        ("generation_config.json", "{"),
+        ("config.json", '{"model_type": "qwen2_vl", "vision_config": 3}'),
+    ],
+)
+def test_a_damaged_file_of_a_vlm_is_named(tmp_path, file, content):
+    from masp.models.prompt import load_prompt
+
+    folder = shutil.copytree(VLM_DIR, tmp_path / "vlm")
+    (folder / file).write_text(content)
+    with pytest.raises(InputError, match=r"vlm\.path: .*vlm") as error:
+        load_prompt(str(folder))
+    assert "\n" not in str(error.value)

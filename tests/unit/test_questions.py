@@ -42,6 +42,8 @@ def test_evaluation_takes_the_first_template_and_the_given_order():
     ("text", "says"),
     [
         ("aspects: [", "no YAML"),
+        ("aspects: {}\nemotion: [2024-13-45]", "month must be in"),
+        ("[" * 3000, "no YAML"),
         ("- a", "must have the keys"),
         ("aspects: {}\nemotion: ['{categories}']\nother: 1", "must have the keys"),
         ("aspects: [a]\nemotion: ['{categories}']", "aspects must map"),

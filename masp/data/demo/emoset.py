@@ -51,7 +51,10 @@ def write_demo_data(
     partial = root.with_name(f".{root.name}.partial")
     if partial.exists():
         shutil.rmtree(partial)  # left by a call that was interrupted
-    partial.mkdir(parents=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{root} cannot be made: {error.strerror}; give another folder") from None
     done, total = 0, sum(counts.values())
     for split, count in counts.items():
         if not count:

@@ -84,6 +84,7 @@ def test_read_annotation(tmp_path):
         ('{"brightness": 1.7}', "brightness = 1.7: must be a number from 0 to 1, or be left out"),
         ('{"brightness": NaN}', "brightness = nan: must be a number"),
         ('{"object": "dog"}', "object = 'dog': must be a list of texts, or be left out"),
+        ('{"scene": "\\ud800x"}', "must be text, without halves of a surrogate pair"),
         ("[]", "must hold one JSON object"),
         ("null", "must hold one JSON object"),
     ],
