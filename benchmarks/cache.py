@@ -293,6 +293,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dir", type=Path, default=None, help="where to write for the while: the disk to be measured")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE")
     arguments = parser.parse_args(argv)
+    if arguments.dir:
+        arguments.dir.mkdir(parents=True, exist_ok=True)
     found: dict = {"cores": os.cpu_count(), "load": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory(dir=arguments.dir) as base:
         for name in arguments.parts or parts:
