@@ -50,9 +50,9 @@ def encode_shards(
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
     pictures = Pictures(samples, preprocessor, config.vlm.max_side)
     try:
+        device = pick_device(config.extract.device, "extract.device")
         # workers are forked before there are threads
-        with picture_stream(pictures, config.extract.num_workers, "extract.num_workers") as stream:
-            device = pick_device(config.extract.device, "extract.device")
+        with picture_stream(pictures, config.extract.num_workers, "extract.num_workers", device) as stream:
             dtype = torch_dtype(encoder_dtype(config.cache.dtype, device))
             vision = load_vision_half(config.vlm.path, dtype, device, config.vlm.attention)
             progress = Progress(len(samples))

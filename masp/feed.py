@@ -206,14 +206,14 @@ class Encoder:
 
         self.config = config
         self.preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
-        device = pick_device(config.extract.device, "extract.device")
-        dtype = torch_dtype(encoder_dtype(config.cache.dtype, device))
-        self.vision = load_vision_half(config.vlm.path, dtype, device, config.vlm.attention)
+        self.device = pick_device(config.extract.device, "extract.device")
+        dtype = torch_dtype(encoder_dtype(config.cache.dtype, self.device))
+        self.vision = load_vision_half(config.vlm.path, dtype, self.device, config.vlm.attention)
 
     def stream(self, samples: Sequence[Any], num_workers: int) -> ReadAhead:
         """Preprocessed pictures of samples (anything with an `image_path`), in order."""
         pictures = Pictures(samples, self.preprocessor, self.config.vlm.max_side)
-        return picture_stream(pictures, num_workers, "evaluate.num_workers")
+        return picture_stream(pictures, num_workers, "evaluate.num_workers", self.device)
 
     def encode(self, pictures: Sequence[Picture]) -> list[Tensor]:
         """Features of any number of pictures as the cache would give them back, each `[T, D]`.

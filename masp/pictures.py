@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,10 @@ class Picture:
     """Why the image goes to quarantine."""
     failure: str | None = None
     """Why the job must stop: the file system did not answer, which says nothing about the image."""
+
+    def pin_memory(self) -> Picture:
+        """With pixel values in page-locked memory. A DataLoader calls this."""
+        return self if self.pixel_values is None else replace(self, pixel_values=self.pixel_values.pin_memory())
 
 
 class Pictures(Dataset):
@@ -73,9 +77,16 @@ class Pictures(Dataset):
         return grid[0] * grid[1] * grid[2] // self.preprocessor.merge_size**2
 
 
-def picture_stream(pictures: Pictures, num_workers: int, setting: str) -> ReadAhead:
-    """All pictures in order; any number of workers gives the same. `setting` is where their number comes from."""
-    return ReadAhead(pictures, range(len(pictures)), num_workers, setting, prefetch=4)
+def picture_stream(pictures: Pictures, num_workers: int, setting: str, device: str) -> ReadAhead:
+    """All pictures in order, any number of workers gives the same.
+
+    Args:
+        pictures: of some samples.
+        num_workers: processes that read them.
+        setting: where their number comes from.
+        device: `cpu` or `cuda`, where they go next.
+    """
+    return ReadAhead(pictures, range(len(pictures)), num_workers, setting, prefetch=4, pin_memory=device == "cuda")
 
 
 def batches(pictures: Iterable[Picture], batch_tokens: int) -> Iterator[list[Picture]]:

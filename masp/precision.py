@@ -171,7 +171,8 @@ def _chunks(config: Config, samples: Sequence):
     """Readable pictures and their labels, `evaluate.batch_size` at a time."""
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
     pictures = Pictures(samples, preprocessor, config.vlm.max_side)
-    with picture_stream(pictures, config.extract.num_workers, "extract.num_workers") as stream:
+    device = pick_device(config.extract.device, "extract.device")
+    with picture_stream(pictures, config.extract.num_workers, "extract.num_workers", device) as stream:
         for start in range(0, len(samples), config.evaluate.batch_size):
             part = samples[start : start + config.evaluate.batch_size]
             pairs = [(next(stream), sample.category) for sample in part]

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from masp.models.aspect_modules import AspectModules
 from masp.models.language import LanguageHalf
-from masp.models.sequence import ASPECT, FEATURE, IGNORED, SOFT, Batch, Block
+from masp.models.sequence import ASPECT, FEATURE, SOFT, Batch, Block
 from masp.models.soft_prompt import SoftPrompt
 
 
@@ -42,8 +42,18 @@ def _inputs(
         asked = (images,) if batch.row_aspect is None else (images, batch.row_aspect)
         values[ASPECT] = aspect_tokens[asked].flatten(0, -2)
     if len(block.places[FEATURE][0]):
-        values[FEATURE] = batch.features[images][batch.feature_mask[images]]
+        values[FEATURE] = _features(batch, block.places[FEATURE][0])
     return embed(language, block, values)
+
+
+def _features(batch: Batch, rows: Tensor) -> Tensor:
+    """Features at FEATURE positions that lie in `rows`, row by row: `[n, D]`.
+
+    By index: how much a mask picks must be counted first, and a GPU would be waited for.
+    """
+    counts = batch.feature_mask.sum(1)[batch.row_image]
+    first = counts.cumsum(0) - counts
+    return batch.features[batch.row_image[rows], torch.arange(len(rows), device=rows.device) - first[rows]]
 
 
 def run(
@@ -75,20 +85,20 @@ def run(
     return language(embeds, mask, batch.suffix.positions, cache)
 
 
-def row_losses(language: LanguageHalf, hidden: Tensor, labels: Tensor, num_logits: int | None = None) -> Tensor:
+def row_losses(language: LanguageHalf, hidden: Tensor, batch: Batch, num_logits: int | None = None) -> Tensor:
     """Cross-entropy of each row, a mean over its supervised tokens.
 
     Only supervised positions are projected to the vocabulary.
 
     Args:
-        hidden: `[B, L, D]`.
-        labels: `[B, L]`, IGNORED where not supervised; every row has a supervised token.
+        hidden: `[B, L, D]`, of the suffix.
+        batch: every row has a supervised token.
         num_logits: softmax over the first so many rows of the vocabulary; None for all.
 
     Returns:
         `[B]`, fp32.
     """
-    rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
+    labels, (rows, columns) = batch.labels, batch.supervised
     logits = language.logits(hidden[rows, columns])[:, :num_logits]
     losses = functional.cross_entropy(logits, labels[rows, columns], reduction="none")
     counts = torch.zeros(len(labels), device=losses.device).index_add(0, rows, torch.ones_like(losses))
@@ -109,7 +119,7 @@ class Stage1Model(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Losses of the rows `[B]`, fp32."""
         tokens = self.aspect_modules(batch.features, batch.feature_mask)
-        return row_losses(self.language, run(self.language, batch, tokens, None), batch.labels, self.num_logits)
+        return row_losses(self.language, run(self.language, batch, tokens, None), batch, self.num_logits)
 
 
 class Stage2Model(nn.Module):
@@ -144,7 +154,7 @@ class Stage2Model(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Losses of the rows `[B]`, fp32."""
-        return row_losses(self.language, self.hidden(batch), batch.labels, self.num_logits)
+        return row_losses(self.language, self.hidden(batch), batch, self.num_logits)
 
 
 def num_logits(layout: str, prompt, vocab_size: int, num_soft_tokens: int) -> int | None:

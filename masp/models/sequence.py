@@ -180,6 +180,8 @@ class Batch:
     suffix: Block
     labels: Tensor
     """`[B, Ls]`, for the suffix."""
+    supervised: tuple[Tensor, Tensor]
+    """Rows and columns of the labels that are not IGNORED, row by row; found on the CPU like `Block.places`."""
     weights: Tensor
     """`[B]` fp32; 0 marks padding."""
     features: Tensor
@@ -213,7 +215,9 @@ class Batch:
         names = ("labels", "weights", "features", "feature_mask", "row_image", "row_aspect", "aspect_tokens")
         tensors = {name: None if (value := getattr(self, name)) is None else move(value) for name in names}
         prefix = None if self.prefix is None else self.prefix.moved(move)
-        return replace(self, prefix=prefix, suffix=self.suffix.moved(move), **tensors)
+        rows, columns = self.supervised
+        places = move(rows), move(columns)
+        return replace(self, prefix=prefix, suffix=self.suffix.moved(move), supervised=places, **tensors)
 
 
 def pad_features(features: Items[Tensor]) -> tuple[Tensor, Tensor]:
@@ -283,6 +287,7 @@ def make_batch(
         shared_prefix=shared,
         suffix=suffix,
         labels=labels,
+        supervised=(labels != IGNORED).nonzero(as_tuple=True),
         weights=torch.ones(count) if weights is None else torch.tensor(weights, dtype=torch.float32),
         features=padded,
         feature_mask=mask,

@@ -85,15 +85,27 @@ class VisionHalf:
         """Encode a batch of images.
 
         Args:
-            pixel_values: per image `[t * h * w, channels * patch volume]`, fp32.
+            pixel_values: per image `[t * h * w, channels * patch volume]`, fp32; from page-locked memory they are
+                copied to a GPU beside its work.
             grids: per image `(t, h, w)`.
 
         Returns:
             Per image its features `[T, D]` in the encoder's dtype, on its device.
         """
-        pixels = torch.cat(pixel_values).to(self.device, self.dtype)
-        grid = torch.tensor(grids, dtype=torch.long, device=self.device)
-        out = self.model.model.get_image_features(pixel_values=pixels, image_grid_thw=grid, return_dict=True)
+        from transformers.vision_utils import get_vision_position_ids
+
+        pixels = torch.cat([values.to(self.device, non_blocking=True) for values in pixel_values]).to(self.dtype)
+        # The grids stay on the CPU: every layer asks for the lengths of the images, and a GPU would be waited for.
+        grid = torch.tensor(grids, dtype=torch.long)
+        places = get_vision_position_ids(grid, self.model.config.vision_config.spatial_merge_size)
+        if self.device.type == "cuda":
+            places = places.pin_memory()
+        out = self.model.model.get_image_features(
+            pixel_values=pixels,
+            image_grid_thw=grid,
+            image_position_ids=places.to(self.device, non_blocking=True),
+            return_dict=True,
+        )
         return list(out.pooler_output)
 
 
