@@ -21,6 +21,7 @@ import argparse
 import json
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +31,6 @@ import numpy as np
 
 WANTED = 10.0
 CATEGORIES = ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "sadness")
-MAX_NEW_TOKENS = 4
 
 
 def make_vlm(folder: Path, tokenizer: Path, hidden: int, layers: int, vocabulary: int) -> Path:
@@ -107,55 +107,6 @@ def make_config(folder: Path, vlm: Path, pictures: Path, threads: int, overrides
     return config
 
 
-def published_loop(config, question: str) -> Callable[[Sequence[Path]], list[str]]:
-    """Score pictures one at a time, as the published code does it; written with transformers alone."""
-    import torch
-    from PIL import Image
-    from transformers import AutoModelForImageTextToText, AutoTokenizer, DynamicCache
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
-    path = config.vlm.path
-    model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa").eval()
-    processor, tokenizer = Qwen2VLImageProcessorPil.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-    hidden = model.config.text_config.hidden_size
-    aspects = torch.load(config.checkpoint.aspect, weights_only=True)
-    attention = {}
-    for aspect, state in aspects["cross_attn"].items():
-        attention[aspect] = torch.nn.MultiheadAttention(hidden, num_heads=1, batch_first=True)
-        attention[aspect].load_state_dict(state)
-    soft_prompt = torch.stack(list(torch.load(config.checkpoint.soft_prompt, weights_only=True).values()))[None]
-    embed = model.get_input_embeddings()
-
-    def words(text: str) -> torch.Tensor:
-        return embed(tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"])
-
-    before = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
-    after = f"{question}<|im_end|>\n<|im_start|>assistant\n"
-
-    @torch.inference_mode()
-    def score(paths: Sequence[Path]) -> list[str]:
-        lines = []
-        for path in paths:
-            image = Image.open(path).convert("RGB")
-            image.thumbnail((1024, 1024))
-            inputs = processor(images=[image], return_tensors="pt")
-            seen = model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output[0][None]
-            tokens = [attention[a](query[None], seen, seen)[0] for a, query in aspects["q_view"].items()]
-            parts = [words(before), *tokens, seen, words("<|vision_end|>"), soft_prompt, words(after)]
-            embeds, cache, ids = torch.cat(parts, dim=1), DynamicCache(), []
-            while len(ids) < MAX_NEW_TOKENS:
-                states = model.model.language_model(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
-                logits = model.lm_head(states.last_hidden_state)  # of every position
-                ids.append(int(logits[0, -1].argmax()))
-                if ids[-1] == tokenizer.eos_token_id:
-                    break
-                embeds = embed(torch.tensor([[ids[-1]]]))
-            lines.append(tokenizer.decode(ids, skip_special_tokens=True).split("\n")[0].strip())
-        return lines
-
-    return score
-
-
 def our_sides(config) -> dict[str, Callable[[int, int], int]]:
     """Our own sides: each scores samples `start` to `stop` of the split and returns how many."""
     import copy
@@ -211,6 +162,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict:
     """Seconds per image of every side, and how many times as fast masp is."""
     import torch
 
+    from benchmarks.published import PublishedScoring, load_model
     from masp.data.questions import load_questions
     from masp.extract import extract
 
@@ -219,7 +171,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict:
     config = make_config(folder, vlm, pictures, arguments.threads, [f"evaluate.batch_size={arguments.batch_size}"])
     extract(config)
     torch.set_num_threads(arguments.threads)
-    loop = published_loop(config, load_questions(config.questions).emotion_first(CATEGORIES))
+    question = load_questions(config.questions).emotion_first(CATEGORIES)
+    loop = PublishedScoring(config, question, load_model(config.vlm.path))
     paths = sorted((pictures / "test").rglob("*.jpg"))
     sides = our_sides(config) | {"published": lambda start, stop: len(loop(paths[start:stop]))}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -268,4 +221,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.exit(main())

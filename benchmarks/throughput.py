@@ -81,107 +81,44 @@ def make_pictures(folder: Path, count: int, side: int) -> Path:
 
 
 class Ours:
-    """Real steps of this pipeline, read from the cache."""
+    """Real steps of this pipeline, read from the cache.
 
-    def __init__(self, config, name: str):
+    Args:
+        config: of the run.
+        name: `stage1` or `stage2`.
+        device: `cpu` or `cuda`.
+    """
+
+    def __init__(self, config, name: str, device: str = "cpu"):
         from masp.distributed import Ranks, join
         from masp.engine import Engine
         from masp.stage import Stage
+        from masp.workers import ReadAhead
 
-        join(Ranks(), "cpu")
-        self.stage = Stage(config, name, "cpu")
+        join(Ranks(), device)
+        self.stage = Stage(config, name, device)
         self.model, self.steps, _ = self.stage.build(0, 1)
-        self.engine = Engine(self.model, config.engine, self.stage.settings, Ranks(), "cpu")
-        self.number = 0
+        self.engine = Engine(self.model, config.engine, self.stage.settings, Ranks(), device)
+        self.reader = ReadAhead(
+            self.steps, range(len(self.steps)), config.engine.num_workers, "engine.num_workers",
+            pin_memory=device == "cuda",
+        )  # fmt: skip
+        self.num_tokens = 0
+        self.flops = 0.0
+        """With `num_tokens`, of all steps so far."""
 
     def __call__(self) -> int:
         """One step; returns its samples."""
-        step = self.steps[self.number % len(self.steps)]
-        self.number += 1
+        step = next(self.reader)
         self.engine.accumulate(step.batches, step.total_weight)
         self.engine.update(1e-5)
+        self.num_tokens += step.num_tokens
+        self.flops += step.flops
         return round(step.total_weight)
 
-
-class Published:
-    """The published procedure, a sample at a time."""
-
-    def __init__(self, config, name: str):
-        from transformers import Qwen2VLForConditionalGeneration
-
-        from masp.data.datasets import read_dataset
-        from masp.data.questions import load_questions
-        from masp.models.prompt import load_prompt
-        from masp.models.vision import load_preprocessor
-
-        self.config, self.name = config, name
-        self.samples = [s for s in read_dataset(config.dataset).samples if s.split == "train"]
-        self.prompt, self.questions = load_prompt(config.vlm.path), load_questions(config.questions)
-        self.preprocessor = load_preprocessor(config.vlm.path, None, None)
-        self.model = Qwen2VLForConditionalGeneration.from_pretrained(config.vlm.path, dtype=torch.float32)
-        self.model.requires_grad_(False)
-        self.model.train()
-        self.model.activation_checkpointing_enable({"use_reentrant": False})
-        width, count = self.model.config.text_config.hidden_size, config.aspect_module.num_queries
-        self.queries = {a: torch.nn.Parameter(torch.randn(1, count, width)) for a in config.aspects}
-        self.attention = {a: torch.nn.MultiheadAttention(width, 1, batch_first=True) for a in config.aspects}
-        self.table = self.model.get_input_embeddings().weight
-        if name == "stage1":
-            trained = [*self.queries.values(), *(p for m in self.attention.values() for p in m.parameters())]
-        else:
-            self.table.requires_grad_(True)
-            mask = torch.zeros(len(self.table), 1)
-            mask[-config.stage2.num_soft_prompt_tokens :] = 1
-            self.table.register_hook(lambda gradient: gradient * mask)
-            trained = [self.table]
-        self.optimizer = torch.optim.AdamW(trained, lr=1e-5, weight_decay=0.01)
-        self.number = 0
-
-    def _tokens(self, aspect: str, features):
-        return self.attention[aspect](self.queries[aspect], features, features)[0][0]
-
-    def __call__(self) -> int:
-        """One sample: an image and, in stage 1, one of its aspects."""
-        from masp.data.images import load_image
-        from masp.models.sequence import ASPECT, FEATURE, IGNORED, SOFT, build_sequence
-
-        config, aspects = self.config, list(self.config.aspects)
-        sample = self.samples[self.number // len(aspects) % len(self.samples)]
-        aspect = aspects[self.number % len(aspects)]
-        self.number += 1
-        pixels, grid = self.preprocessor(load_image(sample.image_path, config.vlm.max_side))
-        with torch.no_grad():
-            found = self.model.get_image_features(pixels, torch.tensor([grid]))
-            features = torch.cat(list(found.pooler_output))[None]
-        first = self.name == "stage1"
-        question = self.questions.aspect_first(aspect) if first else self.questions.emotion_first(EMOTIONS)
-        answer = sample.answers[aspect] if first else sample.category
-        count, soft = config.aspect_module.num_queries, config.stage2.num_soft_prompt_tokens
-        sequence = build_sequence(
-            self.prompt, question, answer, layout="released",
-            num_aspect_tokens=count if first else count * len(aspects),
-            grid=None if first else grid, num_soft_tokens=0 if first else soft,
-        )  # fmt: skip
-        embeds = self.model.get_input_embeddings()(sequence.ids)
-        if first:
-            values = {ASPECT: self._tokens(aspect, features)}
-        else:
-            with torch.no_grad():
-                tokens = torch.cat([self._tokens(a, features) for a in aspects])
-            values = {ASPECT: tokens, FEATURE: features[0], SOFT: self.table[-soft:].repeat(2, 1)}
-        for kind, value in values.items():
-            embeds = embeds.index_put(((sequence.kind == kind).nonzero(as_tuple=True)[0],), value)
-        embeds = embeds[None].requires_grad_() if not embeds.requires_grad else embeds[None]
-        hidden = self.model.model.language_model(
-            inputs_embeds=embeds, position_ids=sequence.positions[:, None], use_cache=False
-        ).last_hidden_state
-        logits = self.model.lm_head(hidden).float()  # at every position
-        labels = sequence.labels[None]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return 1
+    def close(self) -> None:
+        """End the workers."""
+        self.reader.close()
 
 
 def rate(run, seconds: float) -> float:
@@ -194,7 +131,9 @@ def rate(run, seconds: float) -> float:
 
 def side_by_side(config, stage: str, rounds: int, seconds: float) -> dict:
     """Both sides in turns, after a step each to warm up."""
-    ours, published = Ours(config, stage), Published(config, stage)
+    from benchmarks.published import PublishedTraining, load_model
+
+    ours, published = Ours(config, stage), PublishedTraining(config, stage, load_model(config.vlm.path))
     ours(), published()
     found = [(rate(ours, seconds), rate(published, seconds)) for _ in range(rounds)]
     return {
@@ -266,18 +205,18 @@ def build(folder: Path, args: argparse.Namespace) -> Path:
     path.write_text(yaml.safe_dump(settings))
     config = load_config(path)
     extract(config)
-    save_untrained(config)
+    save_untrained(config, "stage1")
     return path
 
 
-def save_untrained(config) -> None:
-    """Stage 2 builds on aspect modules; their values do not matter here."""
+def save_untrained(config, name: str, device: str = "cpu") -> None:
+    """What a stage leaves, for the next to build on; its values do not matter here."""
     from masp.stage import Stage
 
-    stage = Stage(config, "stage1", "cpu")
+    stage = Stage(config, name, device)
     model, _, _ = stage.build(0, 1)
     stage.folder.mkdir(parents=True)
-    state = {f"aspect_modules.{name}": value.detach() for name, value in model.aspect_modules.state_dict().items()}
+    state = {key: p.detach().float().cpu() for key, p in model.named_parameters() if p.requires_grad}
     stage.export(state, stage.identity())
 
 

@@ -38,10 +38,15 @@ def real_config(name: str):
     return Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids)
 
 
-def save_config_only(folder: Path, name: str) -> Path:
-    """A VLM's folder that holds config.json and preprocessor_config.json and nothing else."""
+def save_config_only(folder: Path, config) -> Path:
+    """A VLM's folder that holds config.json and preprocessor_config.json and nothing else.
+
+    Args:
+        folder: to be made.
+        config: of transformers, or a name that `real_config` knows.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    real_config(name).save_pretrained(folder)
+    (real_config(config) if isinstance(config, str) else config).save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps({
         "do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True, "resample": 3,
         "image_mean": [0.48, 0.45, 0.4], "image_std": [0.27, 0.26, 0.28], "rescale_factor": 1 / 255,
