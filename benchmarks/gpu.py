@@ -1,0 +1,406 @@
+"""Every part of the pipeline on one GPU, beside the published procedure and the limits measured in the same run.
+
+    python benchmarks/gpu.py [--models 2b 7b] [--tokenizer DIR] [--json FILE] [--profile DIR]
+    python benchmarks/gpu.py --device cpu --models tiny          the same, small: to see that it runs
+
+VLMs of Qwen2-VL's sizes with random weights that are drawn on the GPU, bf16, pictures of 640 x 480; no network, and
+about 10 GB in the temporary folder (`--dir`). What is measured is the real code of extraction, training and scoring:
+
+- extraction: `masp extract`, JPEG files to a finished cache. "encoder": its encoder alone, on pictures that are ready.
+- stage1, stage2: optimizer steps of `masp train`, fed from that cache by its DataLoader workers.
+- evaluation: the likelihood of all categories by features from the cache.
+- published: the same parts as the published code runs them (benchmarks/published.py): one picture at a time, the
+  encoder every time, logits at every position.
+
+A sample of stage 1 is one aspect of an image, of stage 2 an image. TFLOP/s count the operations that a side's own
+procedure needs (masp/flops.py), so a ratio of rates may be larger than that of TFLOP/s. Memory is the peak of what the
+side itself holds; on a CPU the peak resident size of the process, with whatever else is loaded. Sides take turns;
+figures are medians of the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, it would not find its neighbours
+
+from benchmarks.sides import Done, Side, limits, measure_sides, stepwise, synchronize
+
+CATEGORIES = ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "sadness")
+ANSWERS = {
+    "facial_expression": "smile", "object": ["dog", "tree"], "scene": "beach", "human_action": "running",
+    "brightness": 0.6, "colorfulness": 0.3,
+}  # fmt: skip
+PARTS = ("extraction", "stage1", "stage2", "evaluation")
+DIFFERENT = 32
+"""Pictures that differ; the others are copies under other names."""
+
+
+def make_pictures(folder: Path, num_train: int, num_test: int, size: tuple[int, int]) -> Path:
+    """Smooth random JPEG files, annotated, the categories in turn."""
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    data = []
+    for _ in range(min(DIFFERENT, num_train + num_test)):
+        small = random.integers(0, 256, (max(1, size[1] // 16), max(1, size[0] // 16), 3), dtype=np.uint8)
+        path = folder / "one.jpg"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
+        data.append(path.read_bytes())
+        path.unlink()
+    for split, count in (("train", num_train), ("test", num_test)):
+        for number in range(count):
+            category = CATEGORIES[number % len(CATEGORIES)]
+            path = folder / split / category / f"{split}{number:05d}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data[number % len(data)])
+            notes = folder / "annotation" / category / f"{path.stem}.json"
+            notes.parent.mkdir(parents=True, exist_ok=True)
+            notes.write_text(json.dumps(ANSWERS))
+    return folder
+
+
+def make_config(folder: Path, vlm: Path, pictures: Path, args: argparse.Namespace):
+    """The configuration of all parts: the defaults, but for sizes and places."""
+    from masp.config import load_config
+
+    readers = min(args.workers, 4)
+    stage = {"global_batch_size": args.batch, "micro_batch_size": args.micro_batch, "num_epochs": 100_000}
+    run = folder / "run"
+    return load_config(
+        None,
+        [
+            f"output_dir={run}", f"vlm.path={vlm}", f"dataset.root={pictures}",
+            f"dataset.categories=[{','.join(CATEGORIES)}]", f"cache.dir={folder / 'cache'}", "cache.num_shards=16",
+            f"extract.num_workers={args.workers}", f"extract.num_threads={args.threads}",
+            f"extract.device={args.device}", f"engine.device={args.device}", f"engine.num_workers={readers}",
+            f"evaluate.num_workers={readers}", f"evaluate.batch_size={args.evaluation_batch}",
+            *(f"{name}.{key}={value}" for name in ("stage1", "stage2") for key, value in stage.items()),
+        ],
+    )  # fmt: skip
+
+
+def extraction_sides(config, args: argparse.Namespace) -> dict[str, Callable[[], Side]]:
+    """Extraction: the whole job, its encoder alone, and a picture at a time."""
+    from dataclasses import replace
+
+    from benchmarks.published import PublishedEncoder
+    from benchmarks.random_vlm import draw_part
+    from masp.data.datasets import read_dataset
+    from masp.extract import extract
+    from masp.flops import encoder_flops, shapes
+    from masp.models.families import load_config as load_vlm_config
+    from masp.models.vision import load_preprocessor, load_vision_half
+    from masp.pictures import Pictures, batches
+    from masp.progress import TIMINGS
+
+    samples = read_dataset(config.dataset).samples
+    preprocessor = load_preprocessor(config.vlm.path)
+    grid = preprocessor.grid(*args.size)
+    tokens = preprocessor.num_tokens(*args.size)
+    flops = encoder_flops(shapes(load_vlm_config(Path(config.vlm.path)))[0], grid)
+    numbers = itertools.count()
+
+    def job() -> Side:
+        def run(_: float) -> Done:
+            """The whole dataset; the first time, the cache that training reads."""
+            number = next(numbers)
+            folder = Path(f"{config.cache.dir}-{number}" if number else config.cache.dir)
+            with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+                extract(replace(config, cache=replace(config.cache, dir=str(folder))))
+            # as the job itself counts: from the moment that the encoder is loaded
+            seconds = json.loads((folder / TIMINGS).read_text().splitlines()[-1])["seconds"]
+            if number:
+                shutil.rmtree(folder)
+            return Done(len(samples), tokens * len(samples), flops * len(samples), seconds)
+
+        return Side(run, warm_ups=1)
+
+    class Counted:
+        num_tokens, flops = 0, 0.0
+
+    def encoder() -> Side:
+        vision = load_vision_half(config.vlm.path, torch.bfloat16, args.device, config.vlm.attention)
+        pictures = Pictures(samples, preprocessor, config.vlm.max_side)
+        found = next(batches((pictures[n] for n in range(len(pictures))), config.extract.batch_tokens))
+        ready = [picture.pin_memory() if args.device == "cuda" else picture for picture in found]
+        counted = Counted()
+
+        def step() -> int:
+            vision.encode([p.pixel_values for p in ready], [p.grid for p in ready])
+            counted.num_tokens += tokens * len(ready)
+            counted.flops += flops * len(ready)
+            return len(ready)
+
+        return stepwise(bounded(step, args.device), counted, args.device)
+
+    def published() -> Side:
+        half = draw_part(config.vlm.path, "vision", torch.bfloat16, args.device, config.vlm.attention)
+        encode, counted = PublishedEncoder(config, half.model), Counted()
+        paths = itertools.cycle(sample.image_path for sample in samples)
+
+        def step() -> int:
+            encode(next(paths)).cpu()
+            counted.num_tokens += tokens
+            counted.flops += flops
+            return 1
+
+        return stepwise(step, counted, args.device)
+
+    return {"masp": job, "encoder": encoder, "published": published}
+
+
+def bounded(step: Callable[[], int], device: str) -> Callable[[], int]:
+    """The same step, at most one of them ahead of the GPU: else a window of time would launch far more than it runs."""
+    if device != "cuda":
+        return step
+    events: list[torch.cuda.Event] = []
+
+    def stepped() -> int:
+        count = step()
+        events.append(torch.cuda.Event())
+        events[-1].record()
+        if len(events) > 1:
+            events.pop(0).synchronize()
+        return count
+
+    return stepped
+
+
+def training_sides(config, stage: str, args: argparse.Namespace) -> dict[str, Callable[[], Side]]:
+    """A stage of training."""
+    from benchmarks.published import PublishedTraining
+    from benchmarks.random_vlm import draw_whole
+    from benchmarks.throughput import Ours
+
+    def ours() -> Side:
+        side = Ours(config, stage, args.device)
+        return stepwise(side, side, args.device, side.close)
+
+    def published() -> Side:
+        side = PublishedTraining(config, stage, draw_whole(config.vlm.path, torch.bfloat16, args.device))
+        return stepwise(side, side, args.device)
+
+    return {"masp": ours, "published": published}
+
+
+def evaluation_sides(config, args: argparse.Namespace) -> dict[str, Callable[[], Side]]:
+    """The emotion of pictures, from the cache and live."""
+    import copy
+
+    from benchmarks.published import PublishedScoring
+    from benchmarks.random_vlm import draw_whole
+    from masp.assemble import default_aspect_path, default_soft_prompt_path, load_trained
+    from masp.data.datasets import read_dataset
+    from masp.data.questions import load_questions
+    from masp.feed import open_feed
+    from masp.flops import aspect_module_flops, language_flops, shapes
+    from masp.models.families import load_config as load_vlm_config
+    from masp.models.scoring import candidate_tree
+    from masp.models.sequence import build_sequence
+    from masp.scorer import Scorer
+
+    questions = load_questions(config.questions)
+
+    def ours() -> Side:
+        feed = open_feed(config)
+        scorer = Scorer(config, load_trained(config, feed.hidden_size, feed.model), questions, CATEGORIES, args.device)
+        language = shapes(load_vlm_config(Path(config.vlm.path)))[1]
+        with closing(feed.batches(feed.keys[:1], 1)) as batches:
+            grid = next(batches)[0].grid
+        length = len(build_sequence(
+            scorer.prompt, scorer.question, None, num_aspect_tokens=scorer.num_aspect_tokens, grid=grid,
+            num_soft_tokens=scorer.num_soft_tokens, layout=scorer.layout,
+        ))  # fmt: skip
+        nodes = len(candidate_tree(scorer.candidates).ids)
+        num_features = grid[0] * grid[1] * grid[2] // scorer.prompt.merge_size**2
+        flops = language_flops(language, suffix=length + nodes, num_logits=nodes + 1, gradient=False)
+        modules = scorer.model.aspect_modules
+        flops += len(modules.aspects) * aspect_module_flops(
+            language.width, modules.num_queries, num_features, gradient=False
+        )
+        size = config.evaluate.batch_size
+        rate = 0.0
+
+        def run(seconds: float) -> Done:
+            """As many pictures as should take so long, by the last run's rate: reading them ahead has a beginning."""
+            nonlocal rate
+            count = max(size, -(-int(rate * seconds) // size) * size)
+            keys = list(itertools.islice(itertools.cycle(feed.keys), count))
+            synchronize(args.device)
+            begun = time.perf_counter()
+            with closing(feed.batches(keys, size)) as batches:
+                for items in batches:
+                    scorer.score([i.features for i in items], [i.grid for i in items])
+            synchronize(args.device)
+            spent = time.perf_counter() - begun
+            rate = count / spent
+            return Done(count, count * (length + nodes), count * flops, spent)
+
+        def once() -> None:
+            with closing(feed.batches(feed.keys[:size], size)) as batches:
+                items = next(batches)
+            scorer.score([i.features for i in items], [i.grid for i in items])
+
+        return Side(run, once)
+
+    def published() -> Side:
+        released = copy.deepcopy(config)
+        released.checkpoint.aspect = str(default_aspect_path(config).with_suffix(".pth"))
+        released.checkpoint.soft_prompt = str(default_soft_prompt_path(config).with_suffix(".pt"))
+        model = draw_whole(config.vlm.path, torch.bfloat16, args.device)
+        score = PublishedScoring(released, questions.emotion_first(CATEGORIES), model)
+        samples = [s for s in read_dataset(config.dataset).samples if s.split == config.evaluate.split]
+        paths = itertools.cycle(sample.image_path for sample in samples)
+        return stepwise(lambda: len(score([next(paths)])), score, args.device)
+
+    return {"masp": ours, "published": published}
+
+
+def measure_model(model: str, folder: Path, pictures: Path, args: argparse.Namespace, report: Callable) -> None:
+    """All parts with one VLM; `report` is called with each part's name and what was found."""
+    from benchmarks.random_vlm import drawn_weights, make_vlm
+    from benchmarks.throughput import save_untrained
+
+    config = make_config(folder, make_vlm(folder / "vlm", model, args.tokenizer), pictures, args)
+    with drawn_weights():
+        for part in PARTS:
+            if part in ("stage1", "stage2"):
+                sides = training_sides(config, part, args)
+            else:
+                sides = (extraction_sides if part == "extraction" else evaluation_sides)(config, args)
+            traces = args.profile and args.profile / f"{model}-{part}"
+            report(part, measure_sides(sides, args.device, args.rounds, args.seconds, traces))
+            if part in ("stage1", "stage2"):
+                save_untrained(config, part, args.device)
+            gc.collect()
+            if args.device == "cuda":
+                torch.cuda.empty_cache()
+
+
+def add_utilisation(row: dict, best: dict) -> None:
+    """Model FLOPs utilisation of a side: of the matrix product measured here, and of the peak in the data sheet."""
+    sheet = best["data_sheet_tflops"]
+    row["utilisation_of_product"] = row["tflops"] / best["matmul_tflops"]
+    row["utilisation_of_data_sheet"] = row["tflops"] / sheet if sheet else None
+
+
+def show(model: str, part: str, found: dict[str, dict]) -> Iterator[str]:
+    """Lines of the table."""
+    for side, row in found.items():
+        name = f"{model:<5}{part:<11}{side:<10}"
+        if "error" in row:
+            yield f"{name} not measured: {row['error']}"
+            continue
+        ratio = ""
+        if side == "published" and "samples_per_s" in found["masp"]:
+            ratio = f"  masp {found['masp']['samples_per_s'] / row['samples_per_s']:.1f} times as fast"
+        of_sheet = row["utilisation_of_data_sheet"]
+        yield (
+            f"{name}{row['samples_per_s']:>11.2f}{row['tokens_per_s']:>11.0f}{row['tflops']:>9.3g}"
+            f"{row['utilisation_of_product']:>8.1%}{'-' if of_sheet is None else f'{of_sheet:.1%}':>8}"
+            f"{row['peak_memory_gb']:>9.2f}{ratio}"
+        )
+
+
+HEADER = (
+    f"{'':<26}{'samples/s':>11}{'tokens/s':>11}{'TFLOP/s':>9}{'product':>8}{'sheet':>8}{'GB':>9}"
+    "    (product, sheet: share of the measured matrix product and of the data sheet)"
+)
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    from benchmarks.random_vlm import MODELS
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["2b", "7b"])
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="of the Qwen2-VL family; else a small one")
+    parser.add_argument("--seconds", type=float, default=3.0, help="per side and round; extraction: all its pictures")
+    parser.add_argument("--rounds", type=int, default=3)
+    for name, default, what in (
+        ("images", 640, "that are extracted"), ("width", 640, "of the pictures"), ("height", 480, "of the pictures"),
+        ("batch", 32, "images per optimizer step"), ("micro-batch", 16, "of them at once"),
+        ("evaluation-batch", 16, "images scored at once"), ("product", 8192, "size of the matrices of the limit"),
+        ("copied", 4000, "megabytes of the copy of the limit"), ("threads", 2, "CPU threads"),
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{what} ({default})")
+    parser.add_argument("--workers", type=int, help="processes that read; by default one per core on a GPU, else none")
+    parser.add_argument("--dir", type=Path, help="where to work for the while")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="written anew after every part")
+    parser.add_argument("--profile", type=Path, metavar="DIR", help="for a trace of one step of every side")
+    args = parser.parse_args(argv)
+    if args.workers is None:
+        args.workers = min(os.cpu_count() or 1, 16) if args.device == "cuda" else 0
+    args.size = (args.width, args.height)
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = arguments(argv)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        print("error: --device cuda: torch sees no GPU; to see it run: --device cpu --models tiny", file=sys.stderr)
+        return 2
+    from masp.errors import MaspError
+
+    for folder in (args.dir, args.json and args.json.parent):
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(args.threads)
+    begun = time.monotonic()
+    name = torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
+    best = limits(args.device, args.product, args.copied)
+    found = {
+        "device": name, "cores": os.cpu_count(), "torch": torch.__version__, "limits": best,
+        "arguments": {key: str(value) for key, value in vars(args).items()}, "models": {},
+    }  # fmt: skip
+    copies = f"copy {best['copy_gb_per_s']:.0f} GB/s"
+    if "to_device_gb_per_s" in best:
+        copies += f", to the device {best['to_device_gb_per_s']:.0f} GB/s"
+    print(f"{name}: bf16 matrix product {best['matmul_tflops']:.3g} TFLOP/s, {copies}\n{HEADER}", flush=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=args.dir, prefix="masp-gpu-") as base:
+            folder = Path(base)
+            num_test = max(1, args.images // 4)
+            pictures = make_pictures(folder / "pictures", max(1, args.images - num_test), num_test, args.size)
+            for model in args.models:
+                parts = found["models"][model] = {}
+
+                def report(part: str, sides: dict, model: str = model, parts: dict = parts) -> None:
+                    parts[part] = sides
+                    for row in sides.values():
+                        if "error" not in row:
+                            add_utilisation(row, best)
+                    found["seconds"] = round(time.monotonic() - begun, 1)
+                    print("\n".join(show(model, part, sides)), flush=True)
+                    if args.json:
+                        args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+                (folder / model).mkdir()
+                measure_model(model, folder / model, pictures, args, report)
+                shutil.rmtree(folder / model)
+    except MaspError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{time.monotonic() - begun:.0f} s")
+    rows = [row for parts in found["models"].values() for sides in parts.values() for row in sides.values()]
+    return int(any("error" in row for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

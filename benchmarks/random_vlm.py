@@ -1,0 +1,135 @@
+"""VLMs in real sizes whose weights are drawn on the device that uses them, and are in no file.
+
+A folder of such a VLM holds its configuration, image processor and tokenizer; in place of weights it has a file with
+the seed that they are drawn from, so that the digest of its "weights" names them. `drawn_weights` puts the drawing in
+the place of `masp.models.loading.load_part`, which reads a half from files; everything after it is the real code.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+from masp.errors import InputError
+from tests.vlm_sizes import real_config, save_config_only
+
+NAMES = {"2b": "Qwen2-VL-2B", "7b": "Qwen2-VL-7B"}
+MODELS = (*NAMES, "tiny")
+TIED = ("2b",)
+"""Whose embedding table is also the projection to the vocabulary."""
+SEED = 0
+
+
+def vlm_config(model: str):
+    """The transformers configuration of one of MODELS; `tiny` is for running on a CPU."""
+    from transformers import Qwen2VLConfig
+
+    if model != "tiny":
+        config = real_config(NAMES[model])
+        config.tie_word_embeddings = model in TIED
+        return config
+    text = {
+        "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "intermediate_size": 128, "vocab_size": 1000,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6},
+        "bos_token_id": None, "eos_token_id": None,
+    }  # fmt: skip
+    vision = {
+        "depth": 2, "embed_dim": 64, "num_heads": 4, "hidden_size": 64, "mlp_ratio": 4, "patch_size": 14,
+        "spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3,
+    }  # fmt: skip
+    return Qwen2VLConfig(text_config=text, vision_config=vision)
+
+
+def make_vlm(folder: Path, model: str, tokenizer: Path | None) -> Path:
+    """The folder of a VLM without weights.
+
+    Args:
+        folder: to be made.
+        model: one of MODELS.
+        tokenizer: a folder with the files of the family's tokenizer; None for a small one of bytes and a few words,
+            under which a text has about three times as many tokens.
+
+    Raises:
+        InputError: no tokenizer of the family.
+    """
+    from transformers import AutoTokenizer
+
+    from tests.tiny import make_tokenizer
+
+    if tokenizer is None:
+        folder.mkdir(parents=True)
+        words = make_tokenizer(folder)
+    else:
+        if not tokenizer.is_dir():
+            raise InputError(f"--tokenizer {tokenizer}: no such folder")
+        shutil.copytree(tokenizer, folder, copy_function=shutil.copyfile)
+        folder.chmod(0o755)  # files may come from where nothing can be written
+        try:
+            words = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise InputError(f"--tokenizer {tokenizer}: no tokenizer: {str(error).splitlines()[0]}") from None
+        template = folder / "chat_template.json"
+        if not words.chat_template and template.is_file():
+            (folder / "chat_template.jinja").write_text(json.loads(template.read_text())["chat_template"])
+    config = vlm_config(model)
+    for name, token in (
+        ("vision_start", "vision_start"), ("vision_end", "vision_end"), ("image", "image_pad"), ("video", "video_pad"),
+    ):  # fmt: skip
+        number = words.get_vocab().get(f"<|{token}|>")
+        if number is None:
+            raise InputError(f"--tokenizer {tokenizer}: has no token <|{token}|>; give one of the Qwen2-VL family")
+        setattr(config, f"{name}_token_id", number)
+    text = config.text_config
+    text.vocab_size = max(text.vocab_size, len(words))
+    text.bos_token_id, text.eos_token_id = words.pad_token_id, words.eos_token_id
+    from safetensors.torch import save_file
+
+    save_config_only(folder, config)
+    save_file({"seed": torch.tensor([SEED])}, folder / "model.safetensors")
+    return folder
+
+
+def _draw(cls: type, config, dtype: torch.dtype, device: str, attention: str) -> torch.nn.Module:
+    """A model with weights drawn from SEED where they will be used."""
+    torch.manual_seed(SEED)
+    with torch.device(device):
+        return cls._from_config(config, dtype=dtype, attn_implementation=attention)
+
+
+def draw_part(path: str, part: str, dtype: torch.dtype, device: str, attention: str) -> torch.nn.Module:
+    """What `masp.models.loading.load_part` gives, with weights that are drawn."""
+    from transformers import AutoModelForImageTextToText
+
+    from masp.models.families import load_config, resolve_folder
+    from masp.models.loading import part_class
+
+    config = load_config(resolve_folder(path))
+    cls = part_class(AutoModelForImageTextToText._model_mapping[type(config)], part)
+    if part == "vision":  # the other half is dropped, but drawn before: 15 GB at worst
+        config = copy.deepcopy(config)
+        config.text_config.num_hidden_layers, config.text_config.vocab_size = 1, 8
+        config.text_config.layer_types = config.text_config.layer_types[:1]
+    return _draw(cls, config, dtype, device, attention).eval().requires_grad_(False)
+
+
+def draw_whole(path: str, dtype: torch.dtype, device: str) -> torch.nn.Module:
+    """The whole VLM by transformers alone, as the published procedure loads it."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    config = AutoConfig.from_pretrained(path)
+    return _draw(AutoModelForImageTextToText._model_mapping[type(config)], config, dtype, device, "sdpa")
+
+
+@contextmanager
+def drawn_weights() -> Iterator[None]:
+    """Inside, both halves of a VLM come from `draw_part`."""
+    with mock.patch("masp.models.language.load_part", draw_part), mock.patch("masp.models.vision.load_part", draw_part):
+        yield

@@ -1,0 +1,65 @@
+"""The benchmark of the GPU runs on the CPU, on a size at which its figures mean nothing."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks.gpu import PARTS, main
+from benchmarks.random_vlm import draw_part, make_vlm
+from benchmarks.sides import Done, Side, measure_sides
+
+SIZES = (
+    "--device cpu --models tiny --images 4 --width 112 --height 84 --batch 2 --micro-batch 2 --evaluation-batch 2 "
+    "--product 128 --copied 8 --threads 1 --rounds 1 --seconds 0.05"
+)
+
+
+def test_every_part_is_measured_beside_the_published_procedure(tmp_path, capsys, monkeypatch, repository):
+    monkeypatch.chdir(repository)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    places = ["--dir", tmp_path / "work", "--json", tmp_path / "found.json", "--profile", tmp_path / "traces"]
+    assert main([*SIZES.split(), *map(str, places)]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["limits"]["matmul_tflops"] > 0 and found["limits"]["copy_gb_per_s"] > 0
+    parts = found["models"]["tiny"]
+    assert tuple(parts) == PARTS
+    for part, sides in parts.items():
+        assert set(sides) == {"masp", "published"} | ({"encoder"} if part == "extraction" else set())
+        for row in sides.values():
+            assert min(row["samples_per_s"], row["tokens_per_s"], row["utilisation_of_product"]) > 0
+            assert row["peak_memory_gb"] > 0.1 and row["utilisation_of_data_sheet"] is None
+        assert json.loads((tmp_path / "traces" / f"tiny-{part}-published.json").read_text())["traceEvents"]
+    text = capsys.readouterr().out
+    assert all(f"tiny {part}" in text for part in PARTS) and "times as fast" in text
+    assert not list((tmp_path / "work").iterdir())  # it cleans up
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so_in_one_line(capsys):
+    assert main([]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_wrong_tokenizer_is_one_line(tmp_path, capsys):
+    assert main([*SIZES.split(), "--tokenizer", str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err == f"error: --tokenizer {tmp_path / 'none'}: no such folder\n"
+
+
+@pytest.mark.parametrize(("model", "language", "vision"), [("2b", 1.544, 0.665), ("7b", 7.616, 0.676)])
+def test_halves_have_the_real_sizes(tmp_path, model, language, vision):
+    """In billions of weights, as published; the meta device holds none of them."""
+    folder = str(make_vlm(tmp_path / "vlm", model, None))
+    for part, wanted in (("language", language), ("vision", vision)):
+        half = draw_part(folder, part, torch.bfloat16, "meta", "sdpa")
+        assert sum(p.numel() for p in half.parameters()) / 1e9 == pytest.approx(wanted, abs=1e-3)
+
+
+def test_a_side_that_fails_leaves_the_others(tmp_path):
+    def broken():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    sides = {"works": lambda: Side(lambda _: Done(2, 4, 1e12, 0.5)), "fails": broken}
+    found = measure_sides(sides, "cpu", rounds=2, seconds=0.0, traces=None)
+    assert found["fails"] == {"error": "not enough GPU memory"}
+    assert found["works"]["samples_per_s"] == 4 and found["works"]["tflops"] == 2
