@@ -117,8 +117,9 @@ class Ours:
         return round(step.total_weight)
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers, and give the model's memory back."""
         self.reader.close()
+        self.engine.engine.destroy()
 
 
 def rate(run, seconds: float) -> float:
