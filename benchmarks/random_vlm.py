@@ -55,7 +55,7 @@ def make_vlm(folder: Path, model: str, tokenizer: Path | None) -> Path:
         folder: to be made.
         model: one of MODELS.
         tokenizer: a folder with the files of the family's tokenizer; None for a small one of bytes and a few words,
-            under which a text has about three times as many tokens.
+            under which a text has about twice as many tokens.
 
     Raises:
         InputError: no tokenizer of the family.

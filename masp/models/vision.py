@@ -92,21 +92,36 @@ class VisionHalf:
         Returns:
             Per image its features `[T, D]` in the encoder's dtype, on its device.
         """
-        from transformers.vision_utils import get_vision_position_ids
-
-        pixels = torch.cat([values.to(self.device, non_blocking=True) for values in pixel_values]).to(self.dtype)
+        pixels = torch.cat([self._moved(values) for values in pixel_values]).to(self.dtype)
         # The grids stay on the CPU: every layer asks for the lengths of the images, and a GPU would be waited for.
         grid = torch.tensor(grids, dtype=torch.long)
-        places = get_vision_position_ids(grid, self.model.config.vision_config.spatial_merge_size)
-        if self.device.type == "cuda":
-            places = places.pin_memory()
         out = self.model.model.get_image_features(
-            pixel_values=pixels,
-            image_grid_thw=grid,
-            image_position_ids=places.to(self.device, non_blocking=True),
-            return_dict=True,
+            pixel_values=pixels, image_grid_thw=grid, return_dict=True, **self._places(grid)
         )
         return list(out.pooler_output)
+
+    def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
+        """On the encoder's device; from page-locked memory without waiting."""
+        return tensor.to(self.device, non_blocking=True)
+
+    def _places(self, grid: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the encoder would compute from grids on its device: rotary positions, and where it has windows, those.
+
+        Args:
+            grid: `[I, 3]`, on the CPU.
+        """
+        from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
+
+        vision = self.model.config.vision_config
+        found = {"image_position_ids": get_vision_position_ids(grid, vision.spatial_merge_size)}
+        lengths = {}
+        if self.model.config.model_type == "qwen2_5_vl":
+            found["image_window_index"], lengths["image_cu_window_seqlens"] = get_vision_window_index(
+                grid, vision.spatial_merge_size, vision.window_size, vision.patch_size
+            )
+        if self.device.type == "cuda":
+            found = {name: tensor.pin_memory() for name, tensor in found.items()}
+        return {name: self._moved(tensor) for name, tensor in found.items()} | lengths
 
 
 def load_vision_half(
