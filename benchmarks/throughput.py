@@ -1,12 +1,13 @@
 """Training throughput: this pipeline beside a plain loop that follows the published procedure, in one run.
 
-    python benchmarks/throughput.py [--json FILE]
+    python benchmarks/throughput.py [--tokenizer DIR] [--json FILE]
 
 The model has Qwen2-VL's architecture and vocabulary at a width that a CPU trains (random weights, fp32, the same
 threads for both sides), the pictures a real size. The plain loop does what the published code does for every sample:
 decode the picture, run the encoder, one sample per step, gradient checkpointing, logits at every position, and in
 stage 2 a gradient and an optimizer step for the whole embedding table. Both sides take turns, so that whatever else
-runs on the machine hits both. Also: what the engine adds to a bare loop over the same tensors, and what the frozen
+runs on the machine hits both. Give the family's real tokenizer: with the small one of bytes that stands in for it,
+questions are several times as long as in truth. Also: what the engine adds to a bare loop over the same tensors, and what the frozen
 prefix saves.
 """
 
@@ -191,10 +192,17 @@ def build(folder: Path, args: argparse.Namespace) -> Path:
     from masp.config import load_config
     from masp.extract import extract
 
+    from benchmarks.evaluation import make_vlm as make_with_tokenizer
+
+    sizes = args.hidden, args.layers, args.vocabulary
+    if args.tokenizer:
+        vlm = make_with_tokenizer(folder / "vlm", args.tokenizer, *sizes)
+    else:
+        vlm = make_vlm(folder / "vlm", *sizes)
     stage = {"global_batch_size": args.batch, "micro_batch_size": args.batch, "num_epochs": 100_000}
     settings = {
         "output_dir": str(folder / "run"),
-        "vlm": {"path": str(make_vlm(folder / "vlm", args.hidden, args.layers, args.vocabulary))},
+        "vlm": {"path": str(vlm)},
         "dataset": {"name": "folder", "root": str(make_pictures(folder / "pictures", args.images, args.side))},
         "cache": {"dir": str(folder / "cache"), "dtype": "fp32", "num_shards": 2},
         "extract": {"num_workers": 0, "num_threads": args.threads, "device": "cpu"},
@@ -225,6 +233,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in (("hidden", 256), ("layers", 4), ("vocabulary", 151_936), ("images", 24), ("side", 640)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="of the Qwen2-VL family; else a small one of bytes")
     parser.add_argument("--batch", type=int, default=24, help="images per step of ours; the plain loop has one sample")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
