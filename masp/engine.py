@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import deepspeed
@@ -71,6 +72,39 @@ def deepspeed_config(engine: EngineConfig, stage: StageConfig) -> dict:
     }
 
 
+class Partition:
+    """ZeRO 3 before there is an engine: parameters divided over the ranks one by one, while a model is loaded.
+
+    `Engine` finds them divided and leaves them as they are. Every method is a collective.
+    """
+
+    def __init__(self, config: dict):
+        self.config = config
+        self._first: nn.Parameter | None = None
+
+    def cut(self, parameter: nn.Parameter) -> None:
+        """Keep only this rank's part of the lead's values, where the configuration says that parameters lie."""
+        if torch.distributed.get_rank():
+            # The lead's values come by broadcast. Received into the values that lie in a mapped file, they would be
+            # kept in memory until the file is closed.
+            parameter.data = torch.empty_like(parameter)
+        if self._first is None:
+            deepspeed.zero.Init(module=nn.ParameterList([parameter]), config_dict_or_path=self.config)
+            self._first = parameter
+        else:  # as DeepSpeed does it for parameters that it finds whole among divided ones
+            self._first.convert_to_zero_parameters([parameter])
+
+    def whole(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager:
+        """Parameters are whole on every rank while this is entered; they must not be changed then."""
+        return deepspeed.zero.GatheredParameters(list(parameters))
+
+
+def make_partition(engine: EngineConfig, stage: StageConfig) -> Partition | None:
+    """What divides the language model while it is loaded; None below ZeRO 3."""
+    config = deepspeed_config(engine, stage)
+    return Partition(config) if config["zero_optimization"]["stage"] == 3 else None
+
+
 def optimizer_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Trainable parameters in two groups: matrices with weight decay, vectors (biases) without, as is usual."""
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -97,6 +131,10 @@ class Engine:
 
     def __init__(self, model: nn.Module, engine: EngineConfig, stage: StageConfig, ranks: Ranks, device: str):
         self.ranks, self.device, self.dtype = ranks, device, torch_dtype(engine.precision)
+        plain = [parameter for parameter in model.parameters() if not hasattr(parameter, "ds_id")]
+        if len(plain) < len(list(model.parameters())):
+            for parameter in plain:  # DeepSpeed casts a model only where nothing was divided before
+                parameter.data = parameter.data.to(self.dtype)
         self.inner = torch.optim.AdamW(optimizer_groups(model, stage.weight_decay))
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=self.inner, config=deepspeed_config(engine, stage)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from masp.errors import InputError
 from masp.models.aspect_modules import AspectModules
 from masp.models.forward import Stage1Model, Stage2Model, num_logits
 from masp.models.language import load_language_half
+from masp.models.loading import Partition
 from masp.models.prompt import load_prompt
 from masp.models.soft_prompt import SoftPrompt, initial_soft_prompt
 from masp.steps import HeldOutSteps, Steps, make_schedule
@@ -93,8 +95,14 @@ class Stage:
             identity |= {f"{self.name}.{name}": getattr(settings, name) for name in VALIDATION}
         return identity | {"num_steps": self.schedule.num_steps}
 
-    def build(self, rank: int, num_ranks: int) -> tuple[torch.nn.Module, Steps, HeldOutSteps | None]:
+    def build(
+        self, rank: int, num_ranks: int, partition: Partition | None = None
+    ) -> tuple[torch.nn.Module, Steps, HeldOutSteps | None]:
         """The model around the language half, with initial values drawn from the seed, and what a rank feeds it.
+
+        Args:
+            rank, num_ranks: this process among its fellows.
+            partition: divides the language half over the ranks while it is loaded; all ranks call this then.
 
         Returns:
             The model, its training steps, and those of validation if there is any.
@@ -102,7 +110,7 @@ class Stage:
         config = self.config
         prompt = load_prompt(config.vlm.path)
         language = load_language_half(
-            config.vlm.path, torch_dtype(config.engine.precision), self.device, config.vlm.attention
+            config.vlm.path, torch_dtype(config.engine.precision), self.device, config.vlm.attention, partition
         )
         if config.engine.gradient_checkpointing:
             language.recompute_layers()
@@ -114,7 +122,9 @@ class Stage:
         else:
             settings = config.stage2
             count = num_logits(settings.layout, prompt, language.vocab_size, settings.num_soft_prompt_tokens)
-            soft_prompt = SoftPrompt(self._initial(language, prompt)).to(self.device)
+            table = language.decoder.embed_tokens.weight
+            with partition.whole([table]) if partition else nullcontext():
+                soft_prompt = SoftPrompt(self._initial(table, prompt)).to(self.device)
             aspects = None if self.aspects is None else self.aspects.to(self.device)
             model = Stage2Model(language, aspects, soft_prompt, count)
         tokens = None
@@ -123,15 +133,15 @@ class Stage:
         given = (self.cache, config, self.name, self.schedule, prompt, self.questions, rank, num_ranks, tokens)
         return model, Steps(*given), HeldOutSteps(*given) if self.schedule.held_out else None
 
-    def _initial(self, language, prompt) -> torch.Tensor:
-        """Values of the soft prompt before the first step."""
+    def _initial(self, embeddings: torch.Tensor, prompt) -> torch.Tensor:
+        """Values of the soft prompt before the first step, from the word embeddings `[V, D]`."""
         settings = self.config.stage2
         question = self.questions.emotion_first(self.cache.categories)
         words = " ".join([*self.config.aspects, question]).replace("_", " ")
         return initial_soft_prompt(
             settings.soft_prompt_init,
             settings.num_soft_prompt_tokens,
-            language.decoder.embed_tokens.weight,
+            embeddings,
             prompt.ids(words),
             torch.Generator().manual_seed(self.config.seed),
         )

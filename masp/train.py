@@ -187,12 +187,13 @@ class _Run:
         """Engine, steps and validation, as they were after `done` steps."""
         import torch
 
-        from masp.engine import Engine, load_trained
+        from masp.engine import Engine, load_trained, make_partition
         from masp.validation import Validation
 
         if self.config.engine.num_threads:
             torch.set_num_threads(self.config.engine.num_threads)
-        model, steps, held_out = self.stage.build(self.ranks.rank, self.ranks.size)
+        partition = make_partition(self.config.engine, self.settings)
+        model, steps, held_out = self.stage.build(self.ranks.rank, self.ranks.size, partition)
         if checkpoint:
             load_trained(model, checkpoint.tensors)
             if self.ranks.is_lead:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from masp.models.loading import load_part
+from masp.models.loading import Partition, load_part
 
 EXACT_ROWS = 16384
 """Rows of the vocabulary that `exact_logits` holds in fp32 at a time."""
@@ -125,7 +125,15 @@ def _read_only(cache):
 
 
 def load_language_half(
-    path: str, dtype: torch.dtype = torch.float32, device: str = "cpu", attention: str = "sdpa"
+    path: str,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    attention: str = "sdpa",
+    partition: Partition | None = None,
 ) -> LanguageHalf:
-    """Load decoder, embeddings and vocabulary projection; the encoder's weights are not read from disk."""
-    return LanguageHalf(load_part(path, "language", dtype, device, attention))
+    """Load decoder, embeddings and vocabulary projection; the encoder's weights are not read from disk.
+
+    Args:
+        partition: divides each parameter over the ranks as soon as it is read (see `load_part`).
+    """
+    return LanguageHalf(load_part(path, "language", dtype, device, attention, partition))

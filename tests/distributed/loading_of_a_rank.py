@@ -1,0 +1,108 @@
+"""Run by torchrun on every rank: loads language halves divided over the ranks, and writes what it saw as JSON.
+
+Arguments: `tensors` or `memory`, the folder for the ranks' files, and folders of VLMs.
+"""
+
+import gc
+import json
+import sys
+import threading
+from pathlib import Path
+
+import torch
+
+from masp.config.schema import EngineConfig, StageConfig
+from masp.distributed import join, read_ranks
+from masp.engine import Partition, deepspeed_config
+from masp.errors import InputError
+from masp.models.language import load_language_half
+
+
+def config(precision: str) -> dict:
+    return deepspeed_config(EngineConfig(zero_stage=3, precision=precision), StageConfig())
+
+
+def live_bytes() -> int:
+    """The size of all storages that tensors refer to, but those from before `gc.freeze`."""
+    kinds = (torch.Tensor, torch.nn.Parameter)  # asked for exactly: `isinstance` wakes modules that import lazily
+    tensors = [found for found in gc.get_objects() if type(found) in kinds and not found.is_meta]
+    tensors += [t.ds_tensor for t in tensors if getattr(t, "ds_tensor", None) is not None]
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+class Watched(Partition):
+    """Counts what this process holds before and after each parameter is divided."""
+
+    def __init__(self):
+        super().__init__(config("fp32"))
+        self.most = self.largest = 0
+        gc.collect()
+        gc.freeze()
+
+    def cut(self, parameter: torch.nn.Parameter) -> None:
+        self.largest = max(self.largest, parameter.nbytes)
+        self.most = max(self.most, live_bytes())
+        super().cut(parameter)
+        self.most = max(self.most, live_bytes())
+
+
+def tensors(vlm: str) -> dict:
+    partition = Watched()
+    try:
+        half = load_language_half(vlm, partition=partition)
+    except InputError as error:
+        try:
+            load_language_half(vlm)
+        except InputError as expected:
+            return {"errors": [str(error), str(expected)]}
+    parameters = dict(half.named_parameters())
+    seen = {
+        "most_bytes": partition.most,
+        "largest_bytes": partition.largest,
+        "whole_bytes": 4 * sum(p.ds_numel for p in parameters.values()),
+        "part_bytes": sum(p.ds_tensor.nbytes for p in parameters.values()),
+        "bytes_outside_parts": sum(p.nbytes for p in parameters.values()),
+        "frozen": not any(p.requires_grad for p in parameters.values()),
+    }
+    expected = load_language_half(vlm)
+    seen["tied"] = [h.model.lm_head.weight is h.decoder.embed_tokens.weight for h in (half, expected)]
+    seen["names"] = sorted(parameters) == sorted(name for name, _ in expected.named_parameters())
+    with partition.whole(parameters.values()):
+        seen["equal"] = all(torch.equal(parameters[name], p) for name, p in expected.named_parameters())
+    seen["buffers"] = [torch.equal(a, b) for a, b in zip(half.buffers(), expected.buffers(), strict=True)]
+    return seen
+
+
+def anonymous_bytes() -> int:
+    """Resident memory that is not the content of a file."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+def memory(vlm: str) -> dict:
+    import transformers.models.qwen2_vl.modeling_qwen2_vl  # noqa: F401, its own memory is not the model's
+
+    partition = Partition(config("bf16"))
+    ended, peak, before = threading.Event(), 0, anonymous_bytes()
+
+    def watch() -> None:
+        nonlocal peak
+        while not ended.wait(0.002):
+            peak = max(peak, anonymous_bytes() - before)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        half = load_language_half(vlm, torch.bfloat16, partition=partition)
+    finally:
+        ended.set()
+        thread.join()
+    return {"peak_bytes": peak, "whole_bytes": 2 * sum(p.ds_numel for p in half.parameters())}
+
+
+ranks = read_ranks()
+join(ranks, "cpu")
+work = {"tensors": tensors, "memory": memory}[sys.argv[1]]
+seen = {Path(vlm).name: work(vlm) for vlm in sys.argv[3:]}
+(Path(sys.argv[2]) / f"rank-{ranks.rank}.json").write_text(json.dumps(seen))
