@@ -18,6 +18,7 @@ from unittest import mock
 import torch
 
 from masp.errors import InputError
+from masp.models.loading import Partition
 from tests.vlm_sizes import real_config, save_config_only
 
 NAMES = {"2b": "Qwen2-VL-2B", "7b": "Qwen2-VL-7B"}
@@ -104,8 +105,16 @@ def _draw(cls: type, config, dtype: torch.dtype, device: str, attention: str) ->
         return cls._from_config(config, dtype=dtype, attn_implementation=attention)
 
 
-def draw_part(path: str, part: str, dtype: torch.dtype, device: str, attention: str) -> torch.nn.Module:
-    """What `masp.models.loading.load_part` gives, with weights that are drawn."""
+def draw_part(
+    path: str, part: str, dtype: torch.dtype, device: str, attention: str, partition: Partition | None = None
+) -> torch.nn.Module:
+    """What `masp.models.loading.load_part` gives, with weights that are drawn.
+
+    Raises:
+        InputError: asked to divide them over ranks (ZeRO 3), which one GPU has no use for.
+    """
+    if partition:
+        raise InputError("engine.zero_stage = 3: this benchmark is of one GPU; take a stage from 0 to 2")
     from transformers import AutoModelForImageTextToText
 
     from masp.models.families import load_config, resolve_folder
