@@ -189,10 +189,9 @@ def build(folder: Path, args: argparse.Namespace) -> Path:
     """Pictures, VLM, configuration and cache; returns the configuration."""
     import yaml
 
+    from benchmarks.evaluation import make_vlm as make_with_tokenizer
     from masp.config import load_config
     from masp.extract import extract
-
-    from benchmarks.evaluation import make_vlm as make_with_tokenizer
 
     sizes = args.hidden, args.layers, args.vocabulary
     if args.tokenizer:
@@ -233,7 +232,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in (("hidden", 256), ("layers", 4), ("vocabulary", 151_936), ("images", 24), ("side", 640)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="of the Qwen2-VL family; else a small one of bytes")
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="of the family; else a small one of bytes")
     parser.add_argument("--batch", type=int, default=24, help="images per step of ours; the plain loop has one sample")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
