@@ -7,8 +7,8 @@ threads for both sides), the pictures a real size. The plain loop does what the 
 decode the picture, run the encoder, one sample per step, gradient checkpointing, logits at every position, and in
 stage 2 a gradient and an optimizer step for the whole embedding table. Both sides take turns, so that whatever else
 runs on the machine hits both. Give the family's real tokenizer: with the small one of bytes that stands in for it,
-questions are several times as long as in truth. Also: what the engine adds to a bare loop over the same tensors, and what the frozen
-prefix saves.
+questions are several times as long as in truth. Also: what the engine adds to a bare loop over the same tensors, and
+what the frozen prefix saves.
 """
 
 from __future__ import annotations
