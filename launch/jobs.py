@@ -49,6 +49,15 @@ class Job(abc.ABC):
         Raises:
             SystemExit: with the exit code of `masp` for the same error.
         """
+        try:
+            return self._until_stopped()
+        except SystemExit:
+            # srun ends the other ranks of a failed one by SIGTERM, also those that are about to end by the same error:
+            # they would die of the signal, and the job's exit code would be the signal's, not the error's.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            raise
+
+    def _until_stopped(self) -> str | None:
         from masp.stopping import StopFlag
 
         with StopFlag() as stop:
@@ -74,6 +83,7 @@ class Job(abc.ABC):
     @abc.abstractmethod
     def work(self, config: Config, stop: StopFlag) -> Path | None:
         """The command itself."""
+
 
 @dataclass(frozen=True)
 class ExtractJob(Job):

@@ -111,7 +111,7 @@ def test_preempted_in_the_middle_of_every_part(site, config, undisturbed, tmp_pa
     assert status.returncode == 0 and "restarts" in status.stdout, status.stdout
 
 
-LONG = [*SETTINGS, "stage1.num_epochs=40"]
+LONG = [*SETTINGS, "stage1.num_epochs=100"]
 """Takes longer than Slurm needs to notice that a node is gone."""
 
 

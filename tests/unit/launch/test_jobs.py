@@ -43,6 +43,9 @@ class Probe(TrainJob):
 # As submitit does before it calls the job.
 signal.signal(signal.SIGUSR2, lambda *_: sys.exit("submitit's handler"))
 signal.signal(signal.SIGTERM, lambda *_: print("bypassed"))
+if "AT_EXIT" in os.environ:
+    import atexit
+    atexit.register(lambda: print(signal.getsignal(signal.SIGTERM).name))
 Probe(sys.argv[1], 2, stage="stage1")()
 """
 SRUN = {
@@ -114,6 +117,11 @@ def test_an_error_is_one_line_and_masps_exit_code(probe):
     done = probe(**SRUN, PROBE="bad")
     assert (done.returncode, done.stderr) == (2, "error: a.b = 1: must be 2\n")
     assert not done.asked
+
+
+def test_a_rank_that_failed_ends_with_its_own_code_whatever_srun_sends_then(probe):
+    done = probe(**SRUN, PROBE="bad", AT_EXIT="1")
+    assert done.returncode == 2 and done.stdout.endswith("\nSIG_IGN\n"), (done.stdout, done.stderr)
 
 
 def test_ahead_of_the_time_limit_the_job_is_queued_again(probe):
