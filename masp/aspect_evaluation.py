@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from masp.assemble import load_trained_aspects
 from masp.config import Config
 from masp.data.answers import LEVEL_ASPECTS, LEVELS, LIST_ASPECTS
@@ -30,7 +28,8 @@ class AspectEvaluation:
     """The answers of aspect modules for a split; the same interface as `EmotionEvaluation`.
 
     Raises:
-        InputError: there are no aspect modules, they do not fit, or no image of the split is annotated.
+        InputError: there are no aspect modules, they do not fit, maps are asked for, or no image of the split is
+            annotated.
     """
 
     what = "answers"
@@ -38,6 +37,11 @@ class AspectEvaluation:
     def __init__(
         self, config: Config, folder: Path, feed: Feed, questions: Questions, known_categories: Sequence[str] = ()
     ):
+        if config.evaluate.attention:
+            raise InputError(
+                "evaluate.attention = true: only evaluations of emotions keep where aspects look; take "
+                "evaluate.attention=false with evaluate.stage=stage1"
+            )
         self.config, self.folder, self.feed, self.questions = config, folder, feed, questions
         self.modules, self.lineage = load_trained_aspects(config, feed.hidden_size, feed.model)
         if self.modules is None:
@@ -95,9 +99,6 @@ class AspectEvaluation:
             {"sample_key": key, "label": items[i].answers[aspect], **vars(score)}
             for (i, aspect, key), score in zip(asked, scores, strict=True)
         ]
-
-    def looks(self, items: Sequence[Item]) -> list[np.ndarray]:
-        raise NotImplementedError("evaluations of emotions keep the maps")
 
     def finish(self, records: Sequence[dict[str, Any]]) -> Path:
         """Write `records.h5`, then `metrics.json`; returns the latter."""

@@ -280,8 +280,8 @@ class EvaluateConfig:
     """Processes per rank that read the cache or the images; 0 reads in the main process."""
 
     attention: bool = field(default=False, metadata=rule())
-    """Also keep where each aspect looks: a map per image and aspect in `records.h5`, about 4 bytes per vision token and
-    aspect."""
+    """Also keep where each aspect looks: a map per image and aspect in `records.h5` (not with `stage: stage1`), about 4
+    bytes per vision token and aspect."""
 
     category_map: list[str] | None = field(
         default=None, metadata=rule(unique=True, example="[content=contentment, joy=joy, surprise=]")

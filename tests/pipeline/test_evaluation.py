@@ -131,6 +131,9 @@ def test_attention_maps_survive_a_kill_between_map_and_record(commands, world, t
 
 def test_stage_1_is_evaluated_per_aspect(commands, world, trained, tmp_path):
     settings = world.settings(trained, "evaluate.stage=stage1")
+    refused = commands("evaluate", *settings, f"evaluate.output_dir={tmp_path / 'maps'}", "evaluate.attention=true")
+    assert refused.code == 2, refused
+    assert "error: evaluate.attention = true: " in refused.stderr, refused
     commands.ok("evaluate", *settings, f"evaluate.output_dir={tmp_path / 'one'}", "evaluate.batch_size=7")
     for rank in range(2):
         ranks = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank}
