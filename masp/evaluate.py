@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +20,11 @@ from masp.stopping import StopFlag
 
 if TYPE_CHECKING:
     from masp.aspect_evaluation import AspectEvaluation
+    from masp.attention import AttentionFile
     from masp.distributed import Ranks
     from masp.emotion_evaluation import EmotionEvaluation
-    from masp.feed import Feed
+    from masp.feed import Feed, Item
+    from masp.ledger import Ledger
 
 
 def evaluate_dir(config: Config) -> Path:
@@ -75,8 +77,7 @@ def _evaluate(
     config: Config, folder: Path, ranks: Ranks, stop: StopFlag | None, known_categories: Sequence[str]
 ) -> Path | None:
     from masp.feed import open_feed
-    from masp.ledger import FOLDER, merge_if_complete, missing_keys, slice_keys
-    from masp.status import write_status
+    from masp.ledger import FOLDER, merge_if_complete, missing_keys
 
     feed = open_feed(config)
     evaluation = open_evaluation(config, folder, feed, known_categories)
@@ -85,28 +86,34 @@ def _evaluate(
             print(f"note: {note}", file=sys.stderr)
     ledgers = folder / FOLDER
     missing = set(missing_keys(ledgers, evaluation.keys, evaluation.identity))
-    mine = {
-        image: left
-        for image in slice_keys(list(evaluation.keys_of), ranks.rank, ranks.size)
-        if (left := [key for key in evaluation.keys_of[image] if key in missing])
-    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if ranks.is_lead:
             save_config(config, folder / "config.yaml")
-        if mine:
-            write_status(folder, "running")
     except OSError as error:
         raise InputError(f"evaluate.output_dir: {folder} cannot be written: {error.strerror}") from None
     if len(missing) < len(evaluation.keys) and ranks.is_lead:
         done, total = len(evaluation.keys) - len(missing), len(evaluation.keys)
         print(f"evaluate: {done} of {total} {evaluation.what} are scored already")
-    if mine:
-        _score(config, evaluation, feed, mine, ledgers, ranks, stop)
+    if _left(evaluation, ranks, missing):
+        _score(config, evaluation, feed, ledgers, ranks, stop)
     path = merge_if_complete(ledgers, evaluation.keys, evaluation.identity, evaluation.finish)
     if path is None:
         print(f"evaluate: rank {ranks.rank} is done; other ranks still have samples to score")
     return path
+
+
+def _left(
+    evaluation: EmotionEvaluation | AspectEvaluation, ranks: Ranks, missing: Container[str]
+) -> dict[str, list[str]]:
+    """This rank's images of which records are missing -> those records."""
+    from masp.ledger import slice_keys
+
+    return {
+        image: left
+        for image in slice_keys(list(evaluation.keys_of), ranks.rank, ranks.size)
+        if (left := [key for key in evaluation.keys_of[image] if key in missing])
+    }
 
 
 def open_evaluation(
@@ -126,21 +133,47 @@ def _score(
     config: Config,
     evaluation: EmotionEvaluation | AspectEvaluation,
     feed: Feed,
-    mine: dict[str, list[str]],
     ledgers: Path,
     ranks: Ranks,
     stop: StopFlag | None,
 ) -> None:
-    """Append the records of some images to this rank's ledger.
+    """Append the records that this rank's slice lacks to its ledger.
 
-    Args:
-        mine: image -> the records of it that are missing.
+    What is missing is asked again once the ledger is locked, since the same command may have finished meanwhile, and
+    for every batch, since ranks of another call may have cut the samples differently.
     """
     from tqdm import tqdm
 
     from masp.attention import AttentionFile
+    from masp.ledger import Ledger, missing_keys
+    from masp.status import write_status
+
+    name = f"rank-{ranks.rank}"
+    with Ledger(ledgers, name, evaluation.identity) as ledger:
+        mine = _left(evaluation, ranks, set(missing_keys(ledgers, evaluation.keys, evaluation.identity)))
+        if not mine:
+            return
+        write_status(ledgers.parent, "running")
+        _load(config, evaluation, ranks)
+        pause_s = 0.1 if sys.stderr.isatty() else 30.0
+        bar = tqdm(total=len(mine), desc="evaluate", unit="img", mininterval=pause_s, disable=not ranks.is_lead)
+        flag = StopFlag() if stop is None else nullcontext(stop)
+        maps = AttentionFile(ledgers, name) if evaluation.aspects_shown else nullcontext()
+        with flag as stop, bar, maps as maps, closing(feed.batches(list(mine), config.evaluate.batch_size)) as batches:
+            for items in batches:
+                with plain_memory_errors(_remedy(config, ledgers)):
+                    _score_batch(evaluation, items, mine, ledger, maps)
+                bar.update(len(items))
+                if stop:
+                    raise StoppedEarly(
+                        f"evaluate: stopped on request; {ledgers} keeps what is scored, "
+                        "the same command scores the rest"
+                    )
+
+
+def _load(config: Config, evaluation: EmotionEvaluation | AspectEvaluation, ranks: Ranks) -> None:
+    """Get the device and the VLM."""
     from masp.distributed import claim_gpu
-    from masp.ledger import Ledger
 
     if config.engine.num_threads:
         import torch
@@ -150,25 +183,32 @@ def _score(
     if device == "cuda":
         claim_gpu(ranks)
     evaluation.load(device)
-    pause_s = 0.1 if sys.stderr.isatty() else 30.0
-    bar = tqdm(total=len(mine), desc="evaluate", unit="img", mininterval=pause_s, disable=not ranks.is_lead)
-    flag = StopFlag() if stop is None else nullcontext(stop)
-    remedy = f"lower evaluate.batch_size, which is {config.evaluate.batch_size}; {ledgers} keeps what is scored"
-    batches = closing(feed.batches(list(mine), config.evaluate.batch_size))
-    name = f"rank-{ranks.rank}"
-    with Ledger(ledgers, name, evaluation.identity) as ledger, flag as stop, bar, batches as batches:
-        with AttentionFile(ledgers, name) if evaluation.aspects_shown else nullcontext() as maps:
-            for items in batches:
-                with plain_memory_errors(remedy):
-                    records = evaluation.score(items, mine)
-                    looks = evaluation.looks(items) if maps else [None] * len(items)
-                where = {item.key: maps.append(look) for item, look in zip(items, looks, strict=True)} if maps else {}
-                for record in records:
-                    key = record["sample_key"]
-                    ledger.append(record | ({"attention": where[key]} if maps else {}))
-                bar.update(len(items))
-                if stop:
-                    raise StoppedEarly(
-                        f"evaluate: stopped on request; {ledgers} keeps what is scored, "
-                        "the same command scores the rest"
-                    )
+
+
+def _remedy(config: Config, ledgers: Path) -> str:
+    return f"lower evaluate.batch_size, which is {config.evaluate.batch_size}; {ledgers} keeps what is scored"
+
+
+def _score_batch(
+    evaluation: EmotionEvaluation | AspectEvaluation,
+    items: Sequence[Item],
+    mine: dict[str, list[str]],
+    ledger: Ledger,
+    maps: AttentionFile | None,
+) -> None:
+    """Score what no ledger has yet of a batch of images.
+
+    Args:
+        mine: image -> the records of it that were missing in the beginning.
+    """
+    taken = ledger.recorded()
+    left = {item.key: [key for key in mine[item.key] if key not in taken] for item in items}
+    items = [item for item in items if left[item.key]]
+    if not items:
+        return
+    records = evaluation.score(items, left)
+    if maps:
+        looks = evaluation.looks(items)
+        where = {item.key: maps.append(look) for item, look in zip(items, looks, strict=True)}
+        records = [record | {"attention": where[record["sample_key"]]} for record in records]
+    ledger.append_missing(records)

@@ -7,8 +7,8 @@ Nothing here waits for another process: whoever sees that every sample has its r
 What counts as what:
 - A last line that is not complete is what a kill leaves behind. It is dropped, and its sample is scored again.
 - A damaged line anywhere else was complete once, so something else went wrong: an error, never a guess.
-- A sample with two records is an error even if both agree: slices are disjoint, so two records mean that two
-  evaluations ran into one folder, and their numbers cannot be told apart.
+- A sample with two records is an error even if both agree: whoever appends looks first, under a lock, whether another
+  ledger has the sample, so two records mean that files were copied together, and their numbers cannot be told apart.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from masp.errors import DataError, InputError
+from masp.run_lock import RunInUse
 
 FOLDER = "ledger"
 """The sub-folder of an evaluation's directory that holds its ledgers."""
@@ -51,8 +52,8 @@ class Ledger:
             depends on, and nothing that it does not (ranks, batch size).
 
     Raises:
-        InputError: the folder holds a ledger of another evaluation (the field and both values are named), or another
-            process is writing this file.
+        InputError: the folder holds a ledger of another evaluation (the field and both values are named).
+        RunInUse: another process is writing this file.
         DataError: a ledger in the folder is damaged.
     """
 
@@ -67,7 +68,7 @@ class Ledger:
             # goes when the process closes any handle of the file, so it is held on a file that is opened nowhere else.
             self._lock = os.open(self.path.parent / f".{name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
             if not _lock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                raise InputError(f"{self.path}: another process is writing it; wait for it or stop it first")
+                raise RunInUse(f"{self.path}: another process is writing it; wait for it or stop it first")
             for path in _ledger_files(self.path.parent):
                 _check_identity(path, _read(path).header, identity)
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -75,6 +76,8 @@ class Ledger:
             os.ftruncate(self._file, contents.num_valid_bytes)
             if contents.header is None:
                 self._write_line({"ledger": _VERSION, "identity": identity})
+            self._own = {record["sample_key"] for record in contents.records}
+            self._others: dict[Path, _Tail] = {}
         except BaseException:
             self.close()
             raise
@@ -92,6 +95,33 @@ class Ledger:
         if problem:
             raise DataError(f"{self.path}: the record of sample {record.get('sample_key')!r} {problem}")
         self._write_line(record)
+        self._own.add(record["sample_key"])
+
+    def append_missing(self, records: Sequence[Record]) -> None:
+        """Append those records whose samples no ledger of the folder has, this one included.
+
+        Ranks of another call, which cut the samples differently, may have scored the same ones meanwhile. Looking and
+        writing are one step under the folder's lock, so that a sample never gets two records.
+
+        Args:
+            records: see `append`.
+
+        Raises:
+            DataError: see `append`.
+        """
+        with _folder_lock(self.path.parent):
+            taken = self.recorded()
+            for record in records:
+                if record["sample_key"] not in taken:
+                    self.append(record)
+            if self._others:  # on a network file system, other machines see what is on the disk
+                os.fdatasync(self._file)
+
+    def recorded(self) -> set[str]:
+        """Keys of the samples that any ledger of the folder has now; reads only what came since the last call."""
+        others = [path for path in _ledger_files(self.path.parent) if path != self.path]
+        self._others = {path: self._others.get(path) or _Tail(path) for path in others}
+        return self._own.union(*(tail.keys() for tail in self._others.values()))
 
     def close(self) -> None:
         """Write everything to the disk and let go of the file. Closing twice is fine."""
@@ -112,6 +142,43 @@ class Ledger:
         line = (json.dumps(value, ensure_ascii=True, allow_nan=False) + "\n").encode("ascii")
         while line:  # A nearly full disk takes part of a line; the rest raises ENOSPC at the next try.
             line = line[os.write(self._file, line) :]
+
+
+class _Tail:
+    """The keys in a ledger that another process may be writing."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._start_over(inode=0)
+
+    def _start_over(self, inode: int) -> None:
+        self._inode, self._offset, self._keys = inode, 0, set()
+
+    def keys(self) -> set[str]:
+        """As of now. Lines that are no records are left to whoever merges, who names them."""
+        try:
+            with open(self.path, "rb") as file:
+                status = os.fstat(file.fileno())
+                if status.st_ino != self._inode or status.st_size < self._offset:  # another file, or one that was cut
+                    self._start_over(status.st_ino)
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:  # deleted since the folder was listed: its samples are missing again
+            self._start_over(inode=0)
+            return self._keys
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        self._keys.update(key for line in whole.split(b"\n") if (key := _key_in(line)) is not None)
+        return self._keys
+
+
+def _key_in(line: bytes) -> str | None:
+    """The sample that a line is the record of; None if it is no record."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return None if _record_problem(value) else value["sample_key"]
 
 
 def slice_keys(expected_keys: Sequence[str], rank: int, num_ranks: int) -> list[str]:

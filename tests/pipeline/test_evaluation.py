@@ -204,6 +204,48 @@ def test_killed_and_resumed_on_other_numbers_of_ranks(commands, world, trained, 
     assert (status["state"], status["exit_code"]) == ("finished", 2)  # what stands there is whole
 
 
+def _becomes_rank(monkeypatch, rank: int, size: int) -> None:
+    for name, value in {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank}.items():
+        monkeypatch.setenv(name, str(value))
+
+
+@pytest.mark.parametrize("window", ["before the lock", "loading"])
+def test_what_others_score_while_this_one_starts_is_not_scored_again(
+    commands, world, trained, expected, tmp_path, monkeypatch, window
+):
+    """The same command in the first window; in the second, a rank of another call that cut the samples otherwise."""
+    import masp.evaluate
+    from masp.config import load_config
+    from masp.emotion_evaluation import EmotionEvaluation
+
+    settings = world.settings(trained, f"evaluate.output_dir={tmp_path}")
+    load, save_config = EmotionEvaluation.load, masp.evaluate.save_config
+    loaded = []
+
+    def meanwhile_the_same(*arguments):
+        monkeypatch.setattr(masp.evaluate, "save_config", save_config)
+        commands.ok("evaluate", *settings)
+        save_config(*arguments)
+
+    def meanwhile_another(evaluation, device):
+        loaded.append(device)
+        if window == "loading":
+            commands.ok("evaluate", *settings, RANK=1, WORLD_SIZE=2, LOCAL_RANK=1)
+            same = commands("evaluate", *settings)
+            assert same.code == 2 and "another process is writing it" in same.stderr, same
+            assert json.loads((tmp_path / "status.json").read_text())["state"] == "running"
+        load(evaluation, device)
+
+    monkeypatch.setattr(EmotionEvaluation, "load", meanwhile_another)
+    if window == "before the lock":
+        monkeypatch.setattr(masp.evaluate, "save_config", meanwhile_the_same)
+    _becomes_rank(monkeypatch, 0, 1)
+    assert masp.evaluate.evaluate(load_config(settings[1], settings[2:])) == tmp_path / "metrics.json"
+    assert len(loaded) == (window == "loading")
+    assert_same_records(records(tmp_path), records(expected))
+    assert numbers(tmp_path / "metrics.json")["coverage"] == 1
+
+
 def test_sigterm_stops_between_batches(commands, world, trained, expected, tmp_path):
     settings = world.settings(
         trained, f"evaluate.output_dir={tmp_path}", "evaluate.batch_size=1", "evaluate.num_workers=1"

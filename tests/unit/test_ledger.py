@@ -214,6 +214,42 @@ def test_two_processes_never_write_one_file(tmp_path):
     write(tmp_path, "rank-0", [])  # The lock went with the process.
 
 
+def test_what_another_ledger_has_meanwhile_is_not_appended(tmp_path):
+    with Ledger(tmp_path, "rank-0", IDENTITY) as ours:
+        assert ours.recorded() == set()
+        write(tmp_path, "rank-1", KEYS[:3])
+        ours.append_missing([record(key) for key in KEYS[2:5]])
+        assert ours.recorded() == set(KEYS[:5])
+        with open(tmp_path / "rank-1.jsonl", "ab") as file:  # what a kill leaves is no record
+            file.write(json.dumps(record(KEYS[6])).encode())
+        ours.append_missing([record(key) for key in KEYS[5:8]])
+        write(tmp_path, "rank-1", KEYS[8:9])  # cuts that line off and goes on
+        assert ours.recorded() == set(KEYS[:9])
+        (tmp_path / "rank-1.jsonl").unlink()
+        ours.append_missing([record(key) for key in KEYS])
+    assert merge(tmp_path, KEYS, IDENTITY) == [record(key) for key in KEYS]
+
+
+def _score_all(folder, name, keys, start):
+    start.wait()
+    with Ledger(folder, name, IDENTITY) as ledger:
+        for position in range(0, len(keys), 7):
+            ledger.append_missing([record(key) for key in keys[position : position + 7]])
+
+
+def test_processes_that_score_the_same_samples_at_once_leave_one_record_each(tmp_path):
+    context = multiprocessing.get_context("fork")
+    keys = [f"test/fear/{index:04d}" for index in range(700)]
+    start = context.Barrier(3)
+    processes = [context.Process(target=_score_all, args=(tmp_path, f"rank-{r}", keys, start)) for r in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert [entry["sample_key"] for entry in merge(tmp_path, keys, IDENTITY)] == keys
+
+
 def _merge_into(folder, results):
     results.put(merge_if_complete(folder, KEYS, IDENTITY, lambda records: len(records)))
 
