@@ -27,19 +27,30 @@ if TYPE_CHECKING:
     from masp.ledger import Ledger
 
 
+TABLE = "datasets.json"
+"""In the directory of a run's own evaluation: the table over it and those on other datasets."""
+
+
 def evaluate_dir(config: Config) -> Path:
     """Where ledgers, records and metrics go."""
     name = "evaluate" if config.evaluate.stage == "stage2" else "evaluate-stage1"
     return Path(config.evaluate.output_dir or Path(config.output_dir) / name)
 
 
-def evaluate(config: Config, stop: StopFlag | None = None, known_categories: Sequence[str] = ()) -> Path | None:
+def evaluate(
+    config: Config,
+    stop: StopFlag | None = None,
+    known_categories: Sequence[str] = (),
+    tables: Sequence[Path] = (),
+) -> Path | None:
     """Score what this rank's slice still lacks; whichever rank finds all samples scored writes the metrics.
 
     Args:
         config: of the run; ranks come from the launcher's environment.
         stop: looked at between batches; None lets SIGTERM, SIGINT and SIGUSR2 stop the run.
         known_categories: more that may stand in `evaluate.category_map`, those of other datasets.
+        tables: files that were made from this evaluation's results among others. Where results of an earlier call are
+            removed because they are not those of the ledgers, these go with them.
 
     Returns:
         `metrics.json`; None if other ranks still have samples to score.
@@ -52,7 +63,7 @@ def evaluate(config: Config, stop: StopFlag | None = None, known_categories: Seq
     ranks = _read_share()
     folder = evaluate_dir(config)
     with noting_failure(folder):
-        metrics = _evaluate(config, folder, ranks, stop, known_categories)
+        metrics = _evaluate(config, folder, ranks, stop, known_categories, tables)
     if metrics:
         write_status(folder, "finished", 0, str(metrics))
     return metrics
@@ -74,10 +85,15 @@ def _read_share() -> Ranks:
 
 
 def _evaluate(
-    config: Config, folder: Path, ranks: Ranks, stop: StopFlag | None, known_categories: Sequence[str]
+    config: Config,
+    folder: Path,
+    ranks: Ranks,
+    stop: StopFlag | None,
+    known_categories: Sequence[str],
+    tables: Sequence[Path],
 ) -> Path | None:
     from masp.feed import open_feed
-    from masp.ledger import FOLDER, merge_if_complete, missing_keys
+    from masp.ledger import FOLDER, begin, merge_if_complete
 
     feed = open_feed(config)
     evaluation = open_evaluation(config, folder, feed, known_categories)
@@ -85,9 +101,12 @@ def _evaluate(
         for note in evaluation.notes:
             print(f"note: {note}", file=sys.stderr)
     ledgers = folder / FOLDER
-    missing = set(missing_keys(ledgers, evaluation.keys, evaluation.identity))
+
+    def discard() -> None:
+        _discard_results(folder, tables)
+
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        missing = set(begin(ledgers, evaluation.keys, evaluation.identity, discard))
         if ranks.is_lead:
             save_config(config, folder / "config.yaml")
     except OSError as error:
@@ -97,10 +116,22 @@ def _evaluate(
         print(f"evaluate: {done} of {total} {evaluation.what} are scored already")
     if _left(evaluation, ranks, missing):
         _score(config, evaluation, feed, ledgers, ranks, stop)
-    path = merge_if_complete(ledgers, evaluation.keys, evaluation.identity, evaluation.finish)
+    path = merge_if_complete(ledgers, evaluation.keys, evaluation.identity, evaluation.finish, discard)
     if path is None:
         print(f"evaluate: rank {ranks.rank} is done; other ranks still have samples to score")
     return path
+
+
+def _discard_results(folder: Path, tables: Sequence[Path]) -> None:
+    """Remove what an earlier merge wrote, so that nobody takes it for the result of the ledgers that are there now."""
+    from masp.records import FILE as RECORDS
+    from masp.status import FILE as STATUS
+    from masp.status import read_status
+
+    status = read_status(folder)
+    names = ["metrics.json", RECORDS, TABLE, *([STATUS] if status and status["state"] == "finished" else [])]
+    for path in (*(folder / name for name in names), *tables):
+        path.unlink(missing_ok=True)
 
 
 def _left(

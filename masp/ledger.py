@@ -218,11 +218,34 @@ def merge(folder: str | Path, expected_keys: Sequence[str], identity: dict[str, 
     return records
 
 
+def begin(
+    folder: str | Path, expected_keys: Sequence[str], identity: dict[str, Any], discard: Callable[[], None]
+) -> list[str]:
+    """As `missing_keys`, before a process scores: results that are not of these ledgers go, before a record comes.
+
+    Args:
+        folder, expected_keys, identity: as for `merge`; the folder is made if it is missing.
+        discard: removes what an earlier merge wrote. Called under the lock of the folder, where records are missing or
+            the ledgers are refused as data; not where they belong to another evaluation, whose results those are.
+
+    Raises:
+        As `missing_keys`.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _results_lock(folder, discard):
+        missing = missing_keys(folder, expected_keys, identity)
+        if missing:
+            discard()
+    return missing
+
+
 def merge_if_complete(
     folder: str | Path,
     expected_keys: Sequence[str],
     identity: dict[str, Any],
     write: Callable[[list[Record]], T],
+    discard: Callable[[], None] = lambda: None,
 ) -> T | None:
     """Merge if nothing is missing; to be called by every process after it has closed its own ledger.
 
@@ -232,6 +255,7 @@ def merge_if_complete(
     Args:
         folder, expected_keys, identity: as for `merge`.
         write: takes the merged records and writes what is made from them.
+        discard: as for `begin`.
 
     Returns:
         What `write` returns, or None if records are still missing.
@@ -241,9 +265,12 @@ def merge_if_complete(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _folder_lock(folder):
+    with _results_lock(folder, discard):
         records, missing = _coverage(folder, expected_keys, identity)
-        return None if missing else write(records)
+        if not missing:
+            return write(records)
+        discard()
+        return None
 
 
 def read_records(folder: str | Path) -> list[Record]:
@@ -406,3 +433,14 @@ def _folder_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(file)
+
+
+@contextlib.contextmanager
+def _results_lock(folder: Path, discard: Callable[[], None]) -> Iterator[None]:
+    """The folder's lock; results do not outlive the proof that their ledgers are wrong."""
+    with _folder_lock(folder):
+        try:
+            yield
+        except DataError:
+            discard()
+            raise

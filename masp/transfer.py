@@ -12,10 +12,9 @@ from masp.assemble import default_aspect_path, default_soft_prompt_path
 from masp.category_map import parse_map
 from masp.config import Config, load_config
 from masp.errors import InputError
-from masp.evaluate import evaluate, evaluate_dir, open_evaluation
+from masp.evaluate import TABLE, evaluate, evaluate_dir, open_evaluation
 from masp.stopping import StopFlag
 
-FILE = "datasets.json"
 _COLUMNS = ("num_samples", "num_correct", "accuracy", "accuracy_ci95", "macro_f1", "balanced_accuracy")
 
 
@@ -45,10 +44,11 @@ def evaluate_on(config: Config, files: Sequence[str], stop: StopFlag | None = No
     for name, each in configs.items():
         open_evaluation(each, evaluate_dir(each), feeds[name], known)
     feeds.clear()
+    table = evaluate_dir(config) / TABLE
     for name, each in configs.items():
         print(f"evaluate: on {name}", flush=True)
-        evaluate(each, stop, known)
-    return _write_table(config, configs)
+        evaluate(each, stop, known, [table])
+    return _write_table(table, configs)
 
 
 def dataset_configs(config: Config, files: Sequence[str]) -> dict[str, Config]:
@@ -74,7 +74,7 @@ def dataset_configs(config: Config, files: Sequence[str]) -> dict[str, Config]:
     return configs
 
 
-def _write_table(config: Config, configs: dict[str, Config]) -> Path | None:
+def _write_table(table: Path, configs: dict[str, Config]) -> Path | None:
     from masp.cache.files import write_bytes
 
     rows = {}
@@ -85,15 +85,14 @@ def _write_table(config: Config, configs: dict[str, Config]) -> Path | None:
         metrics = json.loads(path.read_text())
         rows[name] = {key: metrics[key] for key in _COLUMNS if key in metrics}
         rows[name] |= {"category_map": metrics.get("category_map") or {}, "split": metrics["split"]}
-        rows[name]["metrics"] = os.path.relpath(path, evaluate_dir(config))
-    path = evaluate_dir(config) / FILE
-    write_bytes(path, json.dumps(rows, indent=1).encode() + b"\n")
-    print(table(rows))
-    print(f"evaluate: {len(rows)} datasets: {path}")
-    return path
+        rows[name]["metrics"] = os.path.relpath(path, table.parent)
+    write_bytes(table, json.dumps(rows, indent=1).encode() + b"\n")
+    print(_shown(rows))
+    print(f"evaluate: {len(rows)} datasets: {table}")
+    return table
 
 
-def table(rows: dict[str, dict]) -> str:
+def _shown(rows: dict[str, dict]) -> str:
     """The datasets in lines of text."""
     width = max(10, *map(len, rows))
     lines = [f"{'dataset':<{width}} {'images':>8} {'accuracy':>9}  {'95 % interval':<16} {'macro F1':>9}"]

@@ -1,6 +1,7 @@
 """Scores depend on nothing but sample and model: features cached or live, batch size, ranks, and kills in between."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -202,6 +203,42 @@ def test_killed_and_resumed_on_other_numbers_of_ranks(commands, world, trained, 
     assert other.code == 2 and "scoring is" in other.stderr
     status = json.loads((tmp_path / "status.json").read_text())
     assert (status["state"], status["exit_code"]) == ("finished", 2)  # what stands there is whole
+
+
+def test_results_of_an_earlier_evaluation_do_not_outlive_its_ledger(commands, world, trained, expected, tmp_path):
+    out = tmp_path / "evaluate"
+    settings = world.settings(trained, f"evaluate.output_dir={out}", "evaluate.batch_size=1")
+    names = ("metrics.json", "records.h5", "datasets.json")
+
+    def restore():
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(expected, out)
+        (out / "datasets.json").write_text("{}")
+
+    def there():
+        return [name for name in names if (out / name).exists()]
+
+    restore()
+    commands.ok("evaluate", *settings)
+    assert there() == list(names)
+    (out / "ledger" / "rank-0.jsonl").unlink()
+    other = (*settings, "evaluate.scoring=generate")
+    running = commands.start("evaluate", *other)
+    running.when(lambda: (out / "ledger" / "rank-0.jsonl").exists())
+    assert there() == []
+    running.kill()
+    running.wait()
+    refused = commands("report", out)
+    assert refused.code == 2 and "run `masp evaluate" in refused.stderr
+    commands.ok("evaluate", *other)
+    assert json.loads((out / "metrics.json").read_text())["scoring"] == "generate"
+
+    restore()
+    shutil.copy(out / "ledger" / "rank-0.jsonl", out / "ledger" / "rank-7.jsonl")
+    refused = commands("evaluate", *settings)
+    assert refused.code == 3 and "more than one record" in refused.stderr and there() == []
+    status = json.loads((out / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", 3)
 
 
 def _becomes_rank(monkeypatch, rank: int, size: int) -> None:

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from masp.errors import DataError, InputError
-from masp.ledger import Ledger, merge, merge_if_complete, missing_keys, read_records, slice_keys
+from masp.ledger import Ledger, begin, merge, merge_if_complete, missing_keys, read_records, slice_keys
 
 IDENTITY = {"cache": "ab12", "scoring": "likelihood", "categories": ["fear", "joy"], "aspects": ("object",)}
 KEYS = [f"test/fear/{index:03d}" for index in range(20)]
@@ -172,6 +172,42 @@ def test_merge_if_complete_waits_for_the_last_one(tmp_path):
     assert merge_if_complete(tmp_path, KEYS, IDENTITY, len) is None
     write(tmp_path, "rank-1", KEYS[10:])
     assert merge_if_complete(tmp_path, KEYS, IDENTITY, len) == len(KEYS)
+
+
+def test_results_go_where_the_ledgers_are_not_theirs_and_stay_where_they_are(tmp_path):
+    gone = []
+
+    def left(call):
+        gone.clear()
+        try:
+            call(lambda: gone.append(True))
+        except (DataError, InputError) as error:
+            return type(error).__name__, bool(gone)
+        return "", bool(gone)
+
+    def calls(identity=IDENTITY):
+        return (
+            left(lambda discard: begin(tmp_path, KEYS, identity, discard)),
+            left(lambda discard: merge_if_complete(tmp_path, KEYS, identity, len, discard)),
+        )
+
+    def unreadable(records):
+        raise DataError("a map is damaged")
+
+    assert calls() == (("", True),) * 2  # nothing is scored yet
+    write(tmp_path, "rank-0", KEYS[:-1])
+    assert calls() == (("", True),) * 2
+    write(tmp_path, "rank-0", KEYS[-1:])
+    assert calls() == (("", False),) * 2
+    assert calls(IDENTITY | {"split": "val"}) == (("InputError", False),) * 2  # those of another evaluation
+    assert left(lambda discard: merge_if_complete(tmp_path, KEYS, IDENTITY, unreadable, discard))[1]
+    path = write(tmp_path, "rank-1", KEYS[:1])
+    assert calls() == (("DataError", True),) * 2
+    path.unlink()
+    path = write(tmp_path, "rank-1", ["test/other/1"])
+    assert calls() == (("DataError", True),) * 2
+    path.write_text("no header\n" * 2)
+    assert calls() == (("DataError", True),) * 2
 
 
 def _score_slowly(folder, name, keys):
