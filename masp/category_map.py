@@ -93,6 +93,7 @@ def map_categories(
         raise InputError(f"{KEY}: leaves out every category of {dataset}")
     if tuple(means) == own and all(theirs == ours for theirs, ours in means.items()):
         return Asked(means, own, is_mapped=not set(own) <= set(trained) if trained else False)
-    order = [*trained, *own]
-    categories = tuple(sorted(set(means.values()), key=lambda c: order.index(c) if c in order else len(order)))
-    return Asked(means, categories, is_mapped=True)
+    # as trained, then the dataset's own, then what only the map names; each once, at its first place
+    order = dict.fromkeys([*trained, *own, *mapping.values()])
+    asked = set(means.values())
+    return Asked(means, tuple(category for category in order if category in asked), is_mapped=True)

@@ -32,6 +32,20 @@ def test_categories_are_renamed_asked_nevertheless_or_left_out():
     assert found.is_mapped and found.shown() == found.means
 
 
+def test_what_only_the_map_names_is_asked_in_the_order_of_the_map():
+    """Not in that of hashes, which differs between processes: all ranks and every later call must ask the same."""
+    targets = ("elated", "calm", "bored", "tense", "weary", "glad", "upset", "keen")
+    own = tuple(f"c{i}" for i in range(len(targets)))
+    entries = [f"{theirs}={ours}" for theirs, ours in zip(own[::-1], targets, strict=True)]
+    assert asked((*own, "plain"), *entries, trained=()).categories == ("plain", *targets)
+
+
+@pytest.mark.parametrize("trained", [TRAINED, ()])
+def test_an_entry_for_no_category_of_the_dataset_is_refused_whatever_was_trained(trained):
+    with pytest.raises(InputError, match="evaluate.category_map: 'jooy' is no category of pictures; it has awe, joy"):
+        asked(("awe", "joy"), "jooy=joy", trained=trained)
+
+
 def test_two_categories_may_become_one():
     assert asked(("happy", "joy"), "happy=joy").categories == ("joy",)
 
