@@ -100,6 +100,18 @@ class AspectEvaluation:
             for (i, aspect, key), score in zip(asked, scores, strict=True)
         ]
 
+    def problem(self, record: dict[str, Any]) -> str | None:
+        """Why a record of an expected answer cannot be one of this evaluation, as the end of a sentence."""
+        from masp.ledger_file import generated_problem, likelihood_problem
+
+        key, _, aspect = record["sample_key"].rpartition("#")
+        label = self.answers[key][aspect]
+        if record["label"] != label:
+            return f"has label {record['label']!r}; the dataset says {label!r}"
+        if aspect in self.closed:
+            return likelihood_problem(record, self.closed[aspect])
+        return generated_problem(record)
+
     def finish(self, records: Sequence[dict[str, Any]]) -> Path:
         """Write `records.h5`, then `metrics.json`; returns the latter."""
         from dataclasses import asdict

@@ -49,9 +49,12 @@ class EmotionEvaluation:
             known_categories,
         )
         self.categories = self.asked.categories
-        self.keys_of = {
-            key: [key] for key, label in zip(feed.keys, feed.labels, strict=True) if label in self.asked.means
+        self.label_of = {
+            key: self.asked.means[label]
+            for key, label in zip(feed.keys, feed.labels, strict=True)
+            if label in self.asked.means
         }
+        self.keys_of = {key: [key] for key in self.label_of}
         """Image -> the records it needs: one."""
         self.keys = list(self.keys_of)
         self.notes = machine_notes(self.trained, feed.machine)
@@ -70,9 +73,22 @@ class EmotionEvaluation:
         tokens = [i.aspect_tokens for i in items] if items[0].aspect_tokens is not None else None
         scores = self.scorer.score([i.features for i in items], [i.grid for i in items], tokens)
         return [
-            {"sample_key": item.key, "label": self.asked.means[item.label], **vars(score)}
+            {"sample_key": item.key, "label": self.label_of[item.key], **vars(score)}
             for item, score in zip(items, scores, strict=True)
         ]
+
+    def problem(self, record: dict[str, Any]) -> str | None:
+        """Why a record of an expected sample cannot be one of this evaluation, as the end of a sentence."""
+        from masp.ledger_file import generated_problem, likelihood_problem
+
+        label, prediction = self.label_of[record["sample_key"]], record["prediction"]
+        if record["label"] != label:
+            return f"has label {record['label']!r}; the dataset says {label!r}"
+        if self.config.evaluate.scoring == "likelihood":
+            return likelihood_problem(record, self.categories)
+        if prediction is not None and prediction not in self.categories:
+            return f"predicts {prediction!r}, which is none of {', '.join(self.categories)}"
+        return generated_problem(record)
 
     def looks(self, items: Sequence[Item]) -> list[np.ndarray]:
         """Where the aspects look: per image `[A, height, width]`."""

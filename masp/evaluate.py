@@ -106,7 +106,7 @@ def _evaluate(
         _discard_results(folder, tables)
 
     try:
-        missing = set(begin(ledgers, evaluation.keys, evaluation.identity, discard))
+        missing = set(begin(ledgers, evaluation.keys, evaluation.identity, discard, evaluation.problem))
         if ranks.is_lead:
             save_config(config, folder / "config.yaml")
     except OSError as error:
@@ -116,7 +116,9 @@ def _evaluate(
         print(f"evaluate: {done} of {total} {evaluation.what} are scored already")
     if _left(evaluation, ranks, missing):
         _score(config, evaluation, feed, ledgers, ranks, stop)
-    path = merge_if_complete(ledgers, evaluation.keys, evaluation.identity, evaluation.finish, discard)
+    path = merge_if_complete(
+        ledgers, evaluation.keys, evaluation.identity, evaluation.finish, discard, evaluation.problem
+    )
     if path is None:
         print(f"evaluate: rank {ranks.rank} is done; other ranks still have samples to score")
     return path
@@ -181,7 +183,8 @@ def _score(
 
     name = f"rank-{ranks.rank}"
     with Ledger(ledgers, name, evaluation.identity) as ledger:
-        mine = _left(evaluation, ranks, set(missing_keys(ledgers, evaluation.keys, evaluation.identity)))
+        missing = missing_keys(ledgers, evaluation.keys, evaluation.identity, evaluation.problem)
+        mine = _left(evaluation, ranks, set(missing))
         if not mine:
             return
         write_status(ledgers.parent, "running")

@@ -15,7 +15,6 @@ import contextlib
 import errno
 import fcntl
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,21 +22,24 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from masp.errors import DataError, InputError
+from masp.ledger_file import RESUMES, SUFFIX, VERSION, Record, Tail, damaged, ledger_files, read_ledger, record_problem
 from masp.run_lock import RunInUse
 
 FOLDER = "ledger"
 """The sub-folder of an evaluation's directory that holds its ledgers."""
 
-_VERSION = 1
-_SUFFIX = ".jsonl"
-_RESUMES = "it scores only what is missing"
 _NUM_SHOWN = 10
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 # File systems without locks say so with one of these.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 T = TypeVar("T")
-Record = dict[str, Any]
+Problem = Callable[[Record], str | None]
+"""What is wrong with a record of an expected sample, as the end of a sentence; None if it fits the evaluation."""
+
+
+def _fits(record: Record) -> str | None:
+    return None
 
 
 class Ledger:
@@ -60,7 +62,7 @@ class Ledger:
     def __init__(self, folder: str | Path, name: str, identity: dict[str, Any]):
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name!r} is no ledger name: letters, digits, '.', '_' and '-' only")
-        self.path = Path(folder) / (name + _SUFFIX)
+        self.path = Path(folder) / (name + SUFFIX)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._lock = None
         try:
@@ -69,15 +71,15 @@ class Ledger:
             self._lock = os.open(self.path.parent / f".{name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
             if not _lock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 raise RunInUse(f"{self.path}: another process is writing it; wait for it or stop it first")
-            for path in _ledger_files(self.path.parent):
-                _check_identity(path, _read(path).header, identity)
+            for path in ledger_files(self.path.parent):
+                _check_identity(path, read_ledger(path).header, identity)
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-            contents = _read(self.path)
+            contents = read_ledger(self.path)
             os.ftruncate(self._file, contents.num_valid_bytes)
             if contents.header is None:
-                self._write_line({"ledger": _VERSION, "identity": identity})
+                self._write_line({"ledger": VERSION, "identity": identity})
             self._own = {record["sample_key"] for record in contents.records}
-            self._others: dict[Path, _Tail] = {}
+            self._others: dict[Path, Tail] = {}
         except BaseException:
             self.close()
             raise
@@ -91,7 +93,7 @@ class Ledger:
         Raises:
             DataError: a field is missing or has the wrong type, or a score is not finite.
         """
-        problem = _record_problem(record)
+        problem = record_problem(record)
         if problem:
             raise DataError(f"{self.path}: the record of sample {record.get('sample_key')!r} {problem}")
         self._write_line(record)
@@ -119,8 +121,8 @@ class Ledger:
 
     def recorded(self) -> set[str]:
         """Keys of the samples that any ledger of the folder has now; reads only what came since the last call."""
-        others = [path for path in _ledger_files(self.path.parent) if path != self.path]
-        self._others = {path: self._others.get(path) or _Tail(path) for path in others}
+        others = [path for path in ledger_files(self.path.parent) if path != self.path]
+        self._others = {path: self._others.get(path) or Tail(path) for path in others}
         return self._own.union(*(tail.keys() for tail in self._others.values()))
 
     def close(self) -> None:
@@ -144,43 +146,6 @@ class Ledger:
             line = line[os.write(self._file, line) :]
 
 
-class _Tail:
-    """The keys in a ledger that another process may be writing."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self._start_over(inode=0)
-
-    def _start_over(self, inode: int) -> None:
-        self._inode, self._offset, self._keys = inode, 0, set()
-
-    def keys(self) -> set[str]:
-        """As of now. Lines that are no records are left to whoever merges, who names them."""
-        try:
-            with open(self.path, "rb") as file:
-                status = os.fstat(file.fileno())
-                if status.st_ino != self._inode or status.st_size < self._offset:  # another file, or one that was cut
-                    self._start_over(status.st_ino)
-                file.seek(self._offset)
-                data = file.read()
-        except FileNotFoundError:  # deleted since the folder was listed: its samples are missing again
-            self._start_over(inode=0)
-            return self._keys
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        self._keys.update(key for line in whole.split(b"\n") if (key := _key_in(line)) is not None)
-        return self._keys
-
-
-def _key_in(line: bytes) -> str | None:
-    """The sample that a line is the record of; None if it is no record."""
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return None
-    return None if _record_problem(value) else value["sample_key"]
-
-
 def slice_keys(expected_keys: Sequence[str], rank: int, num_ranks: int) -> list[str]:
     """The samples that one rank scores: every `num_ranks`-th, so that slices are disjoint and differ by at most one.
 
@@ -192,34 +157,52 @@ def slice_keys(expected_keys: Sequence[str], rank: int, num_ranks: int) -> list[
     return list(expected_keys[rank::num_ranks])
 
 
-def missing_keys(folder: str | Path, expected_keys: Sequence[str], identity: dict[str, Any]) -> list[str]:
+def missing_keys(
+    folder: str | Path, expected_keys: Sequence[str], identity: dict[str, Any], problem: Problem = _fits
+) -> list[str]:
     """The expected samples that no ledger in `folder` has a record of, in the order of `expected_keys`.
 
+    Args:
+        folder, expected_keys, identity, problem: as for `merge`.
+
     Raises:
         InputError: a ledger belongs to another evaluation.
-        DataError: a ledger is damaged, or holds foreign or doubled records.
+        DataError: a ledger is damaged, or holds foreign or doubled records or some that do not fit.
     """
-    return _coverage(Path(folder), expected_keys, identity)[1]
+    return _coverage(Path(folder), expected_keys, identity, problem)[1]
 
 
-def merge(folder: str | Path, expected_keys: Sequence[str], identity: dict[str, Any]) -> list[Record]:
+def merge(
+    folder: str | Path, expected_keys: Sequence[str], identity: dict[str, Any], problem: Problem = _fits
+) -> list[Record]:
     """All records, in the order of `expected_keys`, after proving that every expected sample has exactly one.
 
+    Args:
+        folder: of the ledgers.
+        expected_keys: the samples that are evaluated.
+        identity: what is evaluated, see `Ledger`.
+        problem: asked of every record.
+
     Raises:
         InputError: a ledger belongs to another evaluation.
-        DataError: samples are missing, doubled or foreign (up to ten are named), or a ledger is damaged.
+        DataError: samples are missing, doubled or foreign (up to ten are named), a ledger is damaged, or a record does
+            not fit.
     """
-    records, missing = _coverage(Path(folder), expected_keys, identity)
+    records, missing = _coverage(Path(folder), expected_keys, identity, problem)
     if missing:
         raise DataError(
             f"{folder}: {len(missing)} of {len(expected_keys)} samples have no record: {_some(missing)}; "
-            f"run `masp evaluate` again, {_RESUMES}"
+            f"run `masp evaluate` again, {RESUMES}"
         )
     return records
 
 
 def begin(
-    folder: str | Path, expected_keys: Sequence[str], identity: dict[str, Any], discard: Callable[[], None]
+    folder: str | Path,
+    expected_keys: Sequence[str],
+    identity: dict[str, Any],
+    discard: Callable[[], None],
+    problem: Problem = _fits,
 ) -> list[str]:
     """As `missing_keys`, before a process scores: results that are not of these ledgers go, before a record comes.
 
@@ -227,6 +210,7 @@ def begin(
         folder, expected_keys, identity: as for `merge`; the folder is made if it is missing.
         discard: removes what an earlier merge wrote. Called under the lock of the folder, where records are missing or
             the ledgers are refused as data; not where they belong to another evaluation, whose results those are.
+        problem: as for `merge`.
 
     Raises:
         As `missing_keys`.
@@ -234,7 +218,7 @@ def begin(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _results_lock(folder, discard):
-        missing = missing_keys(folder, expected_keys, identity)
+        missing = missing_keys(folder, expected_keys, identity, problem)
         if missing:
             discard()
     return missing
@@ -246,6 +230,7 @@ def merge_if_complete(
     identity: dict[str, Any],
     write: Callable[[list[Record]], T],
     discard: Callable[[], None] = lambda: None,
+    problem: Problem = _fits,
 ) -> T | None:
     """Merge if nothing is missing; to be called by every process after it has closed its own ledger.
 
@@ -256,6 +241,7 @@ def merge_if_complete(
         folder, expected_keys, identity: as for `merge`.
         write: takes the merged records and writes what is made from them.
         discard: as for `begin`.
+        problem: as for `merge`.
 
     Returns:
         What `write` returns, or None if records are still missing.
@@ -266,7 +252,7 @@ def merge_if_complete(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _results_lock(folder, discard):
-        records, missing = _coverage(folder, expected_keys, identity)
+        records, missing = _coverage(folder, expected_keys, identity, problem)
         if not missing:
             return write(records)
         discard()
@@ -279,75 +265,13 @@ def read_records(folder: str | Path) -> list[Record]:
     Raises:
         DataError: a ledger is damaged.
     """
-    records = [record for path in _ledger_files(Path(folder)) for record in _read(path).records]
+    records = [record for path in ledger_files(Path(folder)) for record in read_ledger(path).records]
     return sorted(records, key=lambda record: record["sample_key"])
 
 
-class _Contents:
-    """What one ledger file holds."""
-
-    def __init__(self, header: dict[str, Any] | None, records: list[Record], num_valid_bytes: int):
-        self.header = header  # None: the process was killed before its first line was complete.
-        self.records = records
-        self.num_valid_bytes = num_valid_bytes
-
-
-def _read(path: Path) -> _Contents:
-    data = path.read_bytes()
-    lines = data.split(b"\n")
-    num_lines = len(lines) - 1 if lines[-1] == b"" else len(lines)
-    header, records, num_valid_bytes = None, [], 0
-    for number, line in enumerate(lines[:num_lines], start=1):
-        is_last = number == num_lines
-        # Complete means ended: a number cut short (`0.12` of `0.125}`) would otherwise have to look damaged to be seen.
-        if is_last and num_lines == len(lines):
-            break
-        try:
-            value = json.loads(line)
-        except ValueError:  # Includes bytes that are no UTF-8.
-            if is_last:
-                break
-            raise _damaged(path, number, "is no JSON") from None
-        if number == 1:
-            header = _checked_header(path, value)
-        else:
-            problem = _record_problem(value)
-            if problem:
-                raise _damaged(path, number, problem)
-            records.append(value)
-        num_valid_bytes += len(line) + 1
-    return _Contents(header, records, num_valid_bytes)
-
-
-def _checked_header(path: Path, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict) or not isinstance(value.get("identity"), dict) or "ledger" not in value:
-        raise _damaged(path, 1, "is no ledger header")
-    if value["ledger"] != _VERSION:
-        raise InputError(f"{path}: ledger format {value['ledger']!r}, this version of MASP reads {_VERSION}")
-    return value["identity"]
-
-
-def _record_problem(record: Any) -> str | None:
-    """What is wrong with a record, as the end of a sentence; None if nothing is."""
-    if not isinstance(record, dict):
-        return "is no JSON object"
-    for name in ("sample_key", "label"):
-        if not isinstance(record.get(name), str):
-            return f"has no text as its {name!r}"
-    if "prediction" not in record or not isinstance(record["prediction"], str | None):
-        return "has no text or null as its 'prediction'"
-    for name in ("scores", "mean_scores"):
-        scores = record.get(name)
-        if scores is None:
-            continue
-        if not isinstance(scores, list) or not all(type(score) in (int, float) for score in scores):
-            return f"has no list of numbers or null as its {name!r}"
-        if not all(math.isfinite(score) for score in scores):
-            return f"has a number in {name!r} that is not finite"
-    return None
-
-
-def _coverage(folder: Path, expected_keys: Sequence[str], identity: dict[str, Any]) -> tuple[list[Record], list[str]]:
+def _coverage(
+    folder: Path, expected_keys: Sequence[str], identity: dict[str, Any], problem: Problem
+) -> tuple[list[Record], list[str]]:
     """The records in the order of `expected_keys`, and the keys without one."""
     expected = set(expected_keys)
     if len(expected) != len(expected_keys):
@@ -357,11 +281,13 @@ def _coverage(folder: Path, expected_keys: Sequence[str], identity: dict[str, An
     doubled: dict[str, None] = {}
     foreign: dict[str, None] = {}
     involved: dict[str, None] = {}
-    for path in _ledger_files(folder):
-        contents = _read(path)
+    for path in ledger_files(folder):
+        contents = read_ledger(path)
         _check_identity(path, contents.header, identity)
-        for record in contents.records:
+        for record, line in zip(contents.records, contents.lines, strict=True):
             key = record["sample_key"]
+            if key in expected and (what := problem(record)):
+                raise damaged(path, line, f"the record of sample {key} {what}")
             if key not in expected:
                 foreign[key] = involved[path.name] = None
             elif key in found:
@@ -371,12 +297,12 @@ def _coverage(folder: Path, expected_keys: Sequence[str], identity: dict[str, An
     if foreign:
         raise DataError(
             f"{folder}: {len(foreign)} records of samples that are not evaluated: {_some(foreign)} "
-            f"(in {_some(sorted(involved))}); delete that file and run `masp evaluate` again, {_RESUMES}"
+            f"(in {_some(sorted(involved))}); delete that file and run `masp evaluate` again, {RESUMES}"
         )
     if doubled:
         raise DataError(
             f"{folder}: {len(doubled)} samples have more than one record: {_some(doubled)} "
-            f"(in {_some(sorted(involved))}); delete one of these files and run `masp evaluate` again, {_RESUMES}"
+            f"(in {_some(sorted(involved))}); delete one of these files and run `masp evaluate` again, {RESUMES}"
         )
     return [found[key] for key in expected_keys if key in found], [key for key in expected_keys if key not in found]
 
@@ -392,14 +318,6 @@ def _check_identity(path: Path, theirs: dict[str, Any] | None, ours: dict[str, A
                 f"{path}: the ledger of another evaluation: {name} is {there} there and {here} here; "
                 f"choose another evaluate.output_dir, or delete {path.parent}"
             )
-
-
-def _ledger_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"*{_SUFFIX}"))
-
-
-def _damaged(path: Path, number: int, problem: str) -> DataError:
-    return DataError(f"{path}, line {number}: {problem}; delete the file and run `masp evaluate` again, {_RESUMES}")
 
 
 def _some(keys: Iterable[str]) -> str:

@@ -241,6 +241,32 @@ def test_results_of_an_earlier_evaluation_do_not_outlive_its_ledger(commands, wo
     assert (status["state"], status["exit_code"]) == ("failed", 3)
 
 
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_a_record_that_does_not_fit_the_data_is_refused_by_name(commands, world, trained, expected, tmp_path, stage):
+    settings = world.settings(trained, f"evaluate.stage={stage}", f"evaluate.output_dir={tmp_path / 'out'}")
+    if stage == "stage1":
+        commands.ok("evaluate", *settings)
+    else:
+        shutil.copytree(expected, tmp_path / "out")
+    ledger = tmp_path / "out" / "ledger" / "rank-0.jsonl"
+    whole = ledger.read_text().splitlines()
+    cases = [({"label": "sloth"}, "has label 'sloth'; the dataset says ")]
+    if stage == "stage2":
+        cases += [({"scores": None}, "has no scores for 3"), ({"mean_scores": [0.0]}, "has 1 mean_scores for 3")]
+        cases += [({"prediction": None}, "predicts None, but")]
+    for changes, problem in cases:
+        lines = list(whole)
+        changed = json.loads(lines[3]) | changes
+        lines[3] = json.dumps(changed)
+        ledger.write_text("\n".join(lines) + "\n")
+        refused = commands("evaluate", *settings)
+        assert refused.code == 3 and refused.stderr.count("\n") == 1, refused
+        assert f"{ledger}, line 4: the record of sample {changed['sample_key']} {problem}" in refused.stderr
+        assert not (tmp_path / "out" / "metrics.json").exists()
+    ledger.write_text("\n".join(whole) + "\n")
+    commands.ok("evaluate", *settings)
+
+
 def _becomes_rank(monkeypatch, rank: int, size: int) -> None:
     for name, value in {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank}.items():
         monkeypatch.setenv(name, str(value))

@@ -11,6 +11,7 @@ import pytest
 
 from masp.errors import DataError, InputError
 from masp.ledger import Ledger, begin, merge, merge_if_complete, missing_keys, read_records, slice_keys
+from masp.ledger_file import likelihood_problem
 
 IDENTITY = {"cache": "ab12", "scoring": "likelihood", "categories": ["fear", "joy"], "aspects": ("object",)}
 KEYS = [f"test/fear/{index:03d}" for index in range(20)]
@@ -158,6 +159,41 @@ def test_a_score_that_is_not_finite_is_refused_before_it_is_written(tmp_path):
         with pytest.raises(DataError, match="test/a.*not finite"):
             ledger.append(record("test/a", scores=[float("nan"), 0.0]))
     assert read_records(tmp_path) == []
+
+
+def _misfit(record):
+    return likelihood_problem(record, ["fear", "joy"]) or (record["label"] != "fear" and "has another label") or None
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"label": "joy"}, "has another label"),
+        ({"prediction": "joy"}, "predicts 'joy', but its largest score is that of 'fear'"),
+        ({"prediction": None}, "predicts None, but its largest score is that of 'fear'"),
+        ({"scores": [-1.0] * 2, "prediction": "joy"}, "predicts 'joy', but its largest score is that of 'fear'"),
+        ({"scores": None}, "has no scores for 2 categories"),
+        ({"scores": [-1.0]}, "has 1 scores for 2 categories"),
+        ({"mean_scores": None}, "has no mean_scores for 2 categories"),
+        ({"mean_scores": [-1.0] * 3}, "has 3 mean_scores for 2 categories"),
+    ],
+)
+def test_a_record_that_does_not_fit_is_named_by_file_line_and_key(tmp_path, changes, problem):
+    write(tmp_path, "rank-0", KEYS[:5])
+    with Ledger(tmp_path, "rank-1", IDENTITY) as ledger:
+        for key in KEYS[5:]:
+            ledger.append(record(key, **(changes if key == KEYS[8] else {})))
+    assert len(merge(tmp_path, KEYS, IDENTITY)) == len(KEYS)
+    for call in (
+        lambda: merge(tmp_path, KEYS, IDENTITY, _misfit),
+        lambda: missing_keys(tmp_path, KEYS, IDENTITY, _misfit),
+        lambda: begin(tmp_path, KEYS, IDENTITY, list, _misfit),
+        lambda: merge_if_complete(tmp_path, KEYS, IDENTITY, len, problem=_misfit),
+    ):
+        with pytest.raises(DataError) as error:
+            call()
+        assert f"rank-1.jsonl, line 5: the record of sample {KEYS[8]} {problem}; delete the file" in str(error.value)
+        assert "\n" not in str(error.value)
 
 
 def test_odd_texts_survive(tmp_path):
