@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def evaluate_on(config: Config, files: Sequence[str], stop: StopFlag | None = No
     Args:
         config: of the run.
         files: a configuration per dataset, of which `dataset`, `cache.dir`, `evaluate.split` and
-            `evaluate.category_map` count; the run's own dataset among them is not evaluated twice.
+            `evaluate.category_map` count; one that is the same as another, or as the run's own, is skipped.
         stop: see `masp.evaluate.evaluate`.
 
     Returns:
@@ -54,10 +55,16 @@ def evaluate_on(config: Config, files: Sequence[str], stop: StopFlag | None = No
 def dataset_configs(config: Config, files: Sequence[str]) -> dict[str, Config]:
     """The configuration of each evaluation, the run's own first, by the name of its dataset."""
     configs = {config.dataset.name: config}
+    sources = {_what_is_scored(config): "the run's own dataset"}
     for file in files:
         other, name = load_config(file), Path(file).stem
-        if (other.cache.dir, other.dataset.root) == (config.cache.dir, config.dataset.root):
+        mapping = parse_map(config.evaluate.category_map) | parse_map(other.evaluate.category_map)
+        other.evaluate.category_map = [f"{theirs}={ours or ''}" for theirs, ours in mapping.items()] or None
+        scored = _what_is_scored(other)
+        if scored in sources:
+            print(f"note: --on {file} is skipped: it is the same as {sources[scored]}", file=sys.stderr)
             continue
+        sources[scored] = f"--on {file}"
         if name in configs:
             raise InputError(
                 f"--on {file}: another dataset of this call is called {name!r}; give the file another name"
@@ -66,12 +73,23 @@ def dataset_configs(config: Config, files: Sequence[str]) -> dict[str, Config]:
         changed.dataset, changed.cache.dir = other.dataset, other.cache.dir
         changed.evaluate.split = other.evaluate.split
         changed.evaluate.output_dir = str(evaluate_dir(config) / "on" / name)
-        mapping = parse_map(config.evaluate.category_map) | parse_map(other.evaluate.category_map)
-        changed.evaluate.category_map = [f"{theirs}={ours or ''}" for theirs, ours in mapping.items()] or None
+        changed.evaluate.category_map = other.evaluate.category_map
         changed.checkpoint.aspect = config.checkpoint.aspect or str(default_aspect_path(config))
         changed.checkpoint.soft_prompt = config.checkpoint.soft_prompt or str(default_soft_prompt_path(config))
         configs[name] = changed
     return configs
+
+
+def _what_is_scored(config: Config) -> tuple:
+    """What must differ between two datasets of a call, however their paths are spelt."""
+    dataset, mapping = config.dataset, parse_map(config.evaluate.category_map)
+    return (
+        *(Path(path).resolve() for path in (dataset.root, config.cache.dir)),
+        dataset.name,
+        tuple(dataset.categories or ()),
+        config.evaluate.split,
+        frozenset(mapping.items()),
+    )
 
 
 def _write_table(table: Path, configs: dict[str, Config]) -> Path | None:

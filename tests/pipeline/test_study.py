@@ -75,3 +75,27 @@ def test_one_call_evaluates_several_datasets_on_any_ranks(commands, world, train
     metrics = json.loads((tmp_path / "out" / rows["far"]["metrics"]).read_text())
     assert metrics["accuracy"] == rows["far"]["accuracy"] and metrics["categories"] == ["anger", "awe", "joy"]
     assert metrics["lineage"]["soft_prompt"]["origin"] == "trained"
+
+
+def test_a_dataset_is_skipped_only_if_it_is_the_same_and_that_is_said(world, tmp_path, monkeypatch, capsys):
+    from masp.config import load_config
+    from masp.transfer import dataset_configs
+
+    config = load_config(world.config)
+    base = yaml.safe_load(world.config.read_text())
+    (tmp_path / "link").symlink_to(world.folder)
+    monkeypatch.chdir(world.folder)
+    cache = {"dir": str(tmp_path / "link" / "cache")}
+    own = {"dataset": base["dataset"] | {"root": "./pictures"}, "cache": base["cache"] | cache}
+    train = own | {"evaluate": base["evaluate"] | {"split": "train"}}
+    mapped = own | {"evaluate": base["evaluate"] | {"category_map": ["joy=awe"]}}
+    for name, changes in {"same": own, "train": train, "train_too": train, "mapped": mapped}.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(base | changes))
+    files = [str(tmp_path / f"{name}.yaml") for name in ("same", "train", "train_too", "mapped")]
+    found = dataset_configs(config, files)
+    assert list(found) == ["folder", "train", "mapped"]
+    assert found["train"].evaluate.split == "train" and found["mapped"].evaluate.category_map == ["joy=awe"]
+    assert capsys.readouterr().err.splitlines() == [
+        f"note: --on {files[0]} is skipped: it is the same as the run's own dataset",
+        f"note: --on {files[2]} is skipped: it is the same as --on {files[1]}",
+    ]
