@@ -127,6 +127,45 @@ def test_calibration_of_a_calibrated_model_is_small():
     assert bins[0]["accuracy"] is None
 
 
+def scored(label, probabilities, mean_scores=None):
+    """A record of two categories whose scores are the logarithms of these probabilities."""
+    prediction = ("fear", "joy")[int(np.argmax(probabilities))]
+    return {
+        "sample_key": "test/a", "label": label, "prediction": prediction, "text": None,
+        "scores": np.log(probabilities).tolist(), "mean_scores": mean_scores,
+    }  # fmt: skip
+
+
+def test_the_calibration_error_of_four_samples_counted_by_hand():
+    records = [
+        # the bin from 13/15 to 14/15: half are right, at a mean confidence of 0.91
+        scored("fear", [0.90, 0.10]),
+        scored("joy", [0.92, 0.08]),
+        scored("fear", [0.62, 0.38]),  # from 9/15 to 10/15
+        scored("joy", [0.30, 0.70]),  # from 10/15 to 11/15
+    ]
+    metrics = compute_metrics(records, ("fear", "joy"))
+    by_hand = 2 / 4 * abs(0.5 - 0.91) + 1 / 4 * abs(1 - 0.62) + 1 / 4 * abs(1 - 0.70)
+    assert by_hand == pytest.approx(0.375)
+    assert metrics["ece"] == pytest.approx(by_hand, abs=1e-12)
+    assert [(i, b["num_samples"]) for i, b in enumerate(metrics["calibration"]) if b["num_samples"]] == [
+        (9, 1), (10, 1), (13, 2)
+    ]  # fmt: skip
+
+
+def test_accuracy_by_mean_score_ranks_by_the_means_alone():
+    records = [
+        scored("joy", [0.8, 0.2], [-1.0, -0.5]),  # wrong by the sum, right by the mean
+        scored("joy", [0.3, 0.7], [-0.2, -0.9]),  # right by the sum, wrong by the mean
+        scored("joy", [0.6, 0.4], [-0.7, -0.1]),
+        scored("fear", [0.6, 0.4], [-0.5, -0.5]),  # a tie goes to the order of categories
+    ]
+    metrics = compute_metrics(records, ("fear", "joy"))
+    assert (metrics["accuracy"], metrics["accuracy_by_mean_score"]) == (0.5, 0.75)
+    del records[0]["mean_scores"]
+    assert compute_metrics(records, ("fear", "joy"))["accuracy_by_mean_score"] is None
+
+
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
