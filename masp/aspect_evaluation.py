@@ -18,7 +18,7 @@ from masp.config import Config
 from masp.data.answers import LEVEL_ASPECTS, LEVELS, LIST_ASPECTS
 from masp.data.questions import Questions
 from masp.errors import InputError
-from masp.feed import Feed, Item
+from masp.feed import Feed, Item, machines_of, mixed_notes, source_of
 
 MAX_CLOSED = 64
 """An aspect with more different answers than these is open."""
@@ -67,7 +67,7 @@ class AspectEvaluation:
         }
         """Aspect -> answers that are compared; the other aspects are open."""
         self.longest = {a: max(seen[a], key=lambda t: (len(t), t)) for a in config.aspects if seen[a]}
-        self.notes: list[str] = []
+        self.notes = feed.notes()
         self.aspects_shown: list[str] = []
         self.identity = self._identity()
         self.scorer: Any = None
@@ -96,7 +96,7 @@ class AspectEvaluation:
         asked = [(i, key.rpartition("#")[2], key) for i, item in enumerate(items) for key in missing[item.key]]
         scores = self.scorer.score([i.features for i in items], [(i, aspect) for i, aspect, _ in asked])
         return [
-            {"sample_key": key, "label": items[i].answers[aspect], **vars(score)}
+            {"sample_key": key, "label": items[i].answers[aspect], **vars(score), **source_of(items[i])}
             for (i, aspect, key), score in zip(asked, scores, strict=True)
         ]
 
@@ -108,6 +108,7 @@ class AspectEvaluation:
         label = self.answers[key][aspect]
         if record["label"] != label:
             return f"has label {record['label']!r}; the dataset says {label!r}"
+        self.feed.check_unchanged(key, record.get("source"))
         if aspect in self.closed:
             return likelihood_problem(record, self.closed[aspect])
         return generated_problem(record)
@@ -118,9 +119,11 @@ class AspectEvaluation:
 
         from masp.aspect_metrics import compute_aspect_metrics
         from masp.cache.files import write_bytes
+        from masp.ledger import FOLDER
         from masp.records import FILE, write_aspect_records
 
         config = self.config
+        machines = machines_of(self.feed, self.folder / FOLDER)
         records = [
             {**record, "key": key, "aspect": aspect}
             for record in records
@@ -134,10 +137,11 @@ class AspectEvaluation:
             "split": config.evaluate.split,
             "source": config.evaluate.source,
             "layout": self.layout,
+            "notes": [*mixed_notes(machines), *self.feed.notes()],
             "time": time.time(),
             "lineage": {
                 "aspect": asdict(self.lineage),
-                "features": {"model": self.feed.model, "machine": self.feed.machine},
+                "features": {"model": self.feed.model, "machine": machines[0], "other_machines": machines[1:]},
             },
         }
         path = self.folder / "metrics.json"

@@ -14,7 +14,7 @@ from masp.assemble import load_trained
 from masp.category_map import map_categories, parse_map
 from masp.config import Config
 from masp.data.questions import Questions
-from masp.feed import Feed, Item
+from masp.feed import Feed, Item, machines_of, mixed_notes, source_of
 
 
 class EmotionEvaluation:
@@ -57,7 +57,7 @@ class EmotionEvaluation:
         self.keys_of = {key: [key] for key in self.label_of}
         """Image -> the records it needs: one."""
         self.keys = list(self.keys_of)
-        self.notes = machine_notes(self.trained, feed.machine)
+        self.notes = [*machine_notes(self.trained, feed.machine), *feed.notes()]
         self.aspects_shown = list(config.aspects) if config.evaluate.attention and self.trained.aspects else []
         self.identity = self._identity()
         self.scorer: Any = None
@@ -73,7 +73,7 @@ class EmotionEvaluation:
         tokens = [i.aspect_tokens for i in items] if items[0].aspect_tokens is not None else None
         scores = self.scorer.score([i.features for i in items], [i.grid for i in items], tokens)
         return [
-            {"sample_key": item.key, "label": self.label_of[item.key], **vars(score)}
+            {"sample_key": item.key, "label": self.label_of[item.key], **vars(score), **source_of(item)}
             for item, score in zip(items, scores, strict=True)
         ]
 
@@ -84,6 +84,7 @@ class EmotionEvaluation:
         label, prediction = self.label_of[record["sample_key"]], record["prediction"]
         if record["label"] != label:
             return f"has label {record['label']!r}; the dataset says {label!r}"
+        self.feed.check_unchanged(record["sample_key"], record.get("source"))
         if self.config.evaluate.scoring == "likelihood":
             return likelihood_problem(record, self.categories)
         if prediction is not None and prediction not in self.categories:
@@ -103,6 +104,8 @@ class EmotionEvaluation:
         from masp.records import FILE, write_emotion_records
 
         config, ledgers = self.config, self.folder / FOLDER
+        machines = machines_of(self.feed, ledgers)
+        notes = dict.fromkeys(note for machine in machines for note in machine_notes(self.trained, machine))
         metrics = compute_metrics(records, self.categories, len(self.keys), config.seed)
         maps = (read_attention(ledgers, record["attention"]) for record in records)
         write_emotion_records(self.folder / FILE, records, self.categories, self.aspects_shown, maps)
@@ -115,11 +118,11 @@ class EmotionEvaluation:
             "layout": self.trained.layout,
             "vision_features": self.trained.vision_features,
             "category_map": self.asked.shown(),
-            "notes": self.notes,
+            "notes": [*notes, *mixed_notes(machines), *self.feed.notes()],
             "time": time.time(),
             "lineage": {
                 **self.trained.lineage(),
-                "features": {"model": self.feed.model, "machine": self.feed.machine},
+                "features": {"model": self.feed.model, "machine": machines[0], "other_machines": machines[1:]},
             },
         }
         path = self.folder / "metrics.json"

@@ -182,7 +182,7 @@ def _score(
     from masp.status import write_status
 
     name = f"rank-{ranks.rank}"
-    with Ledger(ledgers, name, evaluation.identity) as ledger:
+    with Ledger(ledgers, name, evaluation.identity, feed.live_machine) as ledger:
         missing = missing_keys(ledgers, evaluation.keys, evaluation.identity, evaluation.problem)
         mine = _left(evaluation, ranks, set(missing))
         if not mine:

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from masp.aspect_tokens import AspectTokens, open_aspect_tokens
 from masp.assemble import load_trained_aspects, machine_part, model_part, open_matching_cache
 from masp.cache.formats import as_read
+from masp.cache.layout import QUARANTINE
 from masp.cache.reader import Cache
 from masp.config import Config
 from masp.devices import encoder_dtype, pick_device, torch_dtype
@@ -36,6 +37,8 @@ class Item:
     """Aspect -> answer, where annotated."""
     aspect_tokens: Tensor | None = None
     """`[A, N, D]` where `cache.aspect_tokens` reads them."""
+    source: tuple[int, int] | None = None
+    """Bytes and modification time (ns) of the image file that was read live."""
 
 
 @dataclass
@@ -52,16 +55,42 @@ class Feed:
     """Machine part."""
     hidden_size: int
     data_digest: str
-    """Digest of keys, labels and what the features are made of."""
+    """Digest of keys, labels and, from the cache, of what the features are made of."""
+    num_quarantined: int
+    """Images of the split that extraction could not read, which are not evaluated."""
     source: Any
 
     def batches(self, keys: Sequence[str], batch_size: int) -> Generator[list[Item]]:
         """Features of some samples, similar lengths together. Close it: it may hold worker processes."""
         return self.source.batches(keys, batch_size)
 
+    @property
+    def live_machine(self) -> dict[str, Any] | None:
+        """The machine part where features are made here and now, for the ledger; the cache has its own."""
+        return self.machine if isinstance(self.source, _LiveSource) else None
+
     def answers(self) -> Iterator[tuple[str, str, dict[str, str]]]:
         """Key, split and answers of every image of the dataset, all splits."""
         return self.source.answers()
+
+    def check_unchanged(self, key: str, source: Sequence[int] | None) -> None:
+        """Refuse what was scored from another file than the one that is there now; from the cache, nothing to do.
+
+        Args:
+            key: of an image.
+            source: `Item.source` when it was scored.
+
+        Raises:
+            InputError: the image has changed.
+        """
+        self.source.check_unchanged(key, source)
+
+    def notes(self) -> list[str]:
+        """What whoever reads the results should know about the samples."""
+        if not self.num_quarantined:
+            return []
+        images = "image of the split is" if self.num_quarantined == 1 else "images of the split are"
+        return [f"{self.num_quarantined} {images} in quarantine, which extraction could not read: not evaluated"]
 
 
 def open_feed(config: Config) -> Feed:
@@ -77,6 +106,30 @@ def _digest(pairs) -> str:
     from masp.cache.files import digest_of
 
     return digest_of(sorted(map(list, pairs)))
+
+
+def source_of(item: Item) -> dict[str, Any]:
+    """What a record says about the image file that it was made from; nothing from the cache."""
+    return {} if item.source is None else {"source": list(item.source)}
+
+
+def machines_of(feed: Feed, ledgers: Path) -> list[dict[str, Any]]:
+    """The machine parts of the features that all ledgers were made from: one from the cache, any number live."""
+    from masp.ledger import read_machines
+
+    return read_machines(ledgers) or [feed.machine]
+
+
+def mixed_notes(machines: Sequence[dict[str, Any]]) -> list[str]:
+    """How machines that made features of one evaluation differ; rounding, so it is said and no error."""
+    from masp.cache.fingerprint import differences
+
+    found = {
+        name: list(dict.fromkeys(repr(machine.get(name)) for machine in machines))
+        for other in machines[1:]
+        for name, _, _ in differences(machines[0], other)
+    }
+    return [f"features come from different machines: {name} was {', '.join(v)}" for name, v in found.items()]
 
 
 # ---- from the cache
@@ -100,6 +153,7 @@ def _cached(config: Config) -> Feed:
         machine=cache.manifest["fingerprint"]["machine"],
         hidden_size=cache.hidden_size,
         data_digest=_digest(zip(keys, labels, cache.index.features_crc32[rows].tolist(), strict=True)),
+        num_quarantined=cache.manifest["splits"][config.evaluate.split]["num_quarantined"],
         source=_CacheSource(cache, dict(zip(keys, rows.tolist(), strict=True)), config.evaluate.num_workers, tokens),
     )
 
@@ -134,6 +188,9 @@ class _CacheSource:
             record = self.cache.read_record(row)
             yield record["key"], record["split"], record["answers"]
 
+    def check_unchanged(self, key: str, source: Sequence[int] | None) -> None:
+        """The digest of the features stands in the identity of the evaluation."""
+
 
 # ---- live
 
@@ -144,58 +201,112 @@ def _live(config: Config) -> Feed:
 
     dataset = read_dataset(config.dataset)
     broken = quarantined_keys(config)
-    samples = {s.key: s for s in dataset.samples if s.split == config.evaluate.split and s.key not in broken}
+    of_split = [s for s in dataset.samples if s.split == config.evaluate.split]
+    samples = {s.key: s for s in of_split if s.key not in broken}
     if not samples:
         raise InputError(f"evaluate.split = {config.evaluate.split!r}: {dataset.root} has no image in this split")
-    machine = machine_part(config)
-    stats = {key: sample.image_path.stat() for key, sample in samples.items() if sample.image_path.exists()}
-    made_of = [(k, s.category, stats[k].st_size, stats[k].st_mtime_ns) for k, s in samples.items() if k in stats]
     keys = sorted(samples)
+    labels = [samples[key].category for key in keys]
     return Feed(
         keys=keys,
-        labels=[samples[key].category for key in keys],
+        labels=labels,
         categories=dataset.categories,
         model=model_part(config),
-        machine=machine,
+        machine=machine_part(config),
         hidden_size=load_config(resolve_folder(config.vlm.path)).text_config.hidden_size,
-        data_digest=_digest([*made_of, *machine.items()]),
+        # not what the files hold: each record says that of its own, so that mending one leaves the others
+        data_digest=_digest(zip(keys, labels, strict=True)),
+        num_quarantined=len(of_split) - len(samples),
         source=_LiveSource(config, samples, [s for s in dataset.samples if s.key not in broken]),
     )
 
 
 def quarantined_keys(config: Config) -> set[str]:
-    """Keys that extraction put into quarantine, if there was one: what cannot be read is not evaluated either."""
-    path = Path(config.cache.dir) / "quarantine.jsonl"
-    if not path.is_file():
+    """Keys that extraction put into quarantine, if there was one: what cannot be read is not evaluated either.
+
+    Raises:
+        DataError: a line of the list is damaged. InputError: it cannot be read.
+    """
+    path = Path(config.cache.dir) / QUARANTINE
+    if not path.exists():
         return set()
-    return {json.loads(line)["key"] for line in path.read_text().splitlines()}
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise InputError(f"cache.dir: {path} cannot be read: {error.strerror}") from None
+    return {_quarantined_key(path, number, line) for number, line in enumerate(lines, start=1)}
+
+
+def _quarantined_key(path: Path, number: int, line: bytes) -> str:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        entry = None
+    if not isinstance(entry, dict) or not isinstance(entry.get("key"), str):
+        raise DataError(f"{path}, line {number}: names no image; `masp cache verify` says what else is damaged")
+    return entry["key"]
 
 
 class _LiveSource:
     def __init__(self, config: Config, samples: dict, everything: Sequence[Any]):
         self.config, self.samples, self.everything = config, samples, everything
+        self.now: dict[str, tuple[int, int] | None] = {}
+        """Bytes and modification time of image files, asked once each; None where there is none."""
 
     def answers(self) -> Iterator[tuple[str, str, dict[str, str]]]:
         return ((s.key, s.split, dict(s.answers)) for s in self.everything)
 
+    def check_unchanged(self, key: str, source: Sequence[int] | None) -> None:
+        path = self.samples[key].image_path
+        if key not in self.now:
+            self.now[key] = _source_now(path)
+        if source is None or self.now[key] != tuple(source):
+            raise InputError(
+                f"{path} has changed since it was scored; choose another evaluate.output_dir, or delete the ledgers"
+            )
+
     def batches(self, keys: Sequence[str], batch_size: int) -> Generator[list[Item]]:
+        """Features of the images that can be read.
+
+        Raises:
+            DataError: some cannot; in the end, when all others have been yielded.
+        """
         samples = [self.samples[key] for key in sorted(keys)]
+        bad: list[str] = []
         encoder = Encoder(self.config)
         with encoder.stream(samples, self.config.evaluate.num_workers) as stream:
             for start in range(0, len(samples), batch_size):
                 part = samples[start : start + batch_size]
                 pictures = [next(stream) for _ in part]
-                for sample, picture in zip(part, pictures, strict=True):
-                    if picture.reason or picture.failure:
-                        raise DataError(
-                            f"{sample.image_path} cannot be read: {picture.reason or picture.failure}; remove it, or "
-                            "run `masp extract`, which puts such images into quarantine"
-                        )
-                features = encoder.encode(pictures)
-                yield [
-                    Item(s.key, s.category, f, p.grid, dict(s.answers))
-                    for s, f, p in zip(part, features, pictures, strict=True)
+                good = [(s, p) for s, p in zip(part, pictures, strict=True) if not (p.reason or p.failure)]
+                bad += [
+                    f"{s.image_path} cannot be read: {p.reason or p.failure}"
+                    for s, p in zip(part, pictures, strict=True)
+                    if p.reason or p.failure
                 ]
+                if not good:
+                    continue
+                features = encoder.encode([picture for _, picture in good])
+                yield [
+                    Item(
+                        s.key, s.category, f, p.grid, dict(s.answers), source=(p.source["bytes"], p.source["mtime_ns"])
+                    )
+                    for (s, p), f in zip(good, features, strict=True)
+                ]
+        if bad:
+            more = f"; {len(bad)} of {len(samples)} images cannot be read" if bad[1:] else ""
+            raise DataError(
+                f"{bad[0]}{more}; the others are scored: mend it and run the same command again, or run "
+                "`masp extract`, which puts such images into quarantine, and evaluate into another folder"
+            )
+
+
+def _source_now(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 class Encoder:

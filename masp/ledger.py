@@ -52,6 +52,7 @@ class Ledger:
         identity: what is evaluated: field name to any JSON value. By convention the digests of the cache (or of VLM
             and dataset) and of the checkpoints, scoring, layout, split, categories and aspects: all that a score
             depends on, and nothing that it does not (ranks, batch size).
+        machine: what makes the features of the records that come, where they are made live: noted, never compared.
 
     Raises:
         InputError: the folder holds a ledger of another evaluation (the field and both values are named).
@@ -59,7 +60,7 @@ class Ledger:
         DataError: a ledger in the folder is damaged.
     """
 
-    def __init__(self, folder: str | Path, name: str, identity: dict[str, Any]):
+    def __init__(self, folder: str | Path, name: str, identity: dict[str, Any], machine: dict[str, Any] | None = None):
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name!r} is no ledger name: letters, digits, '.', '_' and '-' only")
         self.path = Path(folder) / (name + SUFFIX)
@@ -78,6 +79,8 @@ class Ledger:
             os.ftruncate(self._file, contents.num_valid_bytes)
             if contents.header is None:
                 self._write_line({"ledger": VERSION, "identity": identity})
+            if machine is not None and contents.machines[-1:] != [machine]:
+                self._write_line({"machine": machine})
             self._own = {record["sample_key"] for record in contents.records}
             self._others: dict[Path, Tail] = {}
         except BaseException:
@@ -267,6 +270,20 @@ def read_records(folder: str | Path) -> list[Record]:
     """
     records = [record for path in ledger_files(Path(folder)) for record in read_ledger(path).records]
     return sorted(records, key=lambda record: record["sample_key"])
+
+
+def read_machines(folder: str | Path) -> list[dict[str, Any]]:
+    """The different machines that the ledgers of `folder` name, in the order of the files.
+
+    Raises:
+        DataError: a ledger is damaged.
+    """
+    machines: list[dict[str, Any]] = []
+    for path in ledger_files(Path(folder)):
+        for machine in read_ledger(path).machines:
+            if machine not in machines:
+                machines.append(machine)
+    return machines
 
 
 def _coverage(

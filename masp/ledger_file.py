@@ -1,4 +1,7 @@
-"""One file of a ledger: a header that says what is evaluated, then a record per line. `ledger.py` says what for."""
+"""One file of a ledger: a header that says what is evaluated, then a record per line. `ledger.py` says what for.
+
+Between records, a line `{"machine": {...}}` says which machine made the features of those that follow.
+"""
 
 import json
 import math
@@ -23,10 +26,18 @@ def ledger_files(folder: Path) -> list[Path]:
 class Contents:
     """What one ledger file holds."""
 
-    def __init__(self, header: dict[str, Any] | None, records: list[Record], lines: list[int], num_valid_bytes: int):
+    def __init__(
+        self,
+        header: dict[str, Any] | None,
+        records: list[Record],
+        lines: list[int],
+        machines: list[dict[str, Any]],
+        num_valid_bytes: int,
+    ):
         self.header = header  # None: the process was killed before its first line was complete.
         self.records = records
         self.lines = lines  # Where each record stands.
+        self.machines = machines  # In the order in which they wrote.
         self.num_valid_bytes = num_valid_bytes
 
 
@@ -34,12 +45,15 @@ def read_ledger(path: Path) -> Contents:
     """Read a ledger as it is now.
 
     Raises:
-        InputError: another version of MASP wrote it. DataError: a line is damaged.
+        InputError: it cannot be read, or another version of MASP wrote it. DataError: a line is damaged.
     """
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read as a ledger: {error.strerror}") from None
     lines = data.split(b"\n")
     num_lines = len(lines) - 1 if lines[-1] == b"" else len(lines)
-    header, records, places, num_valid_bytes = None, [], [], 0
+    header, records, places, machines, num_valid_bytes = None, [], [], [], 0
     for number, line in enumerate(lines[:num_lines], start=1):
         is_last = number == num_lines
         # Complete means ended: a number cut short (`0.12` of `0.125}`) would otherwise have to look damaged to be seen.
@@ -53,6 +67,8 @@ def read_ledger(path: Path) -> Contents:
             raise damaged(path, number, "is no JSON") from None
         if number == 1:
             header = _checked_header(path, value)
+        elif isinstance(value, dict) and value.keys() == {"machine"} and isinstance(value["machine"], dict):
+            machines.append(value["machine"])
         else:
             problem = record_problem(value)
             if problem:
@@ -60,7 +76,7 @@ def read_ledger(path: Path) -> Contents:
             records.append(value)
             places.append(number)
         num_valid_bytes += len(line) + 1
-    return Contents(header, records, places, num_valid_bytes)
+    return Contents(header, records, places, machines, num_valid_bytes)
 
 
 def _checked_header(path: Path, value: Any) -> dict[str, Any]:

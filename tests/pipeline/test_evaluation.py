@@ -13,7 +13,7 @@ from masp.cache.reader import open_cache
 from masp.data.answers import LEVELS
 from masp.ledger import read_records
 from masp.records import read_maps, read_records_file
-from tests.pictures import make_dataset
+from tests.pictures import make_config, make_dataset
 from tests.runs import assert_same, numbers
 
 NUM_TEST = 13
@@ -265,6 +265,67 @@ def test_a_record_that_does_not_fit_the_data_is_refused_by_name(commands, world,
         assert not (tmp_path / "out" / "metrics.json").exists()
     ledger.write_text("\n".join(whole) + "\n")
     commands.ok("evaluate", *settings)
+
+
+def test_ranks_on_different_machines_evaluate_live_together_and_it_is_noted(
+    commands, world, trained, expected, tmp_path
+):
+    settings = world.settings(trained, f"evaluate.output_dir={tmp_path}", "evaluate.source=live")
+    for rank, num_threads in enumerate((2, 1)):  # which belongs to the machine part of a fingerprint
+        environment = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank}
+        done = commands.ok("evaluate", *settings, f"extract.num_threads={num_threads}", **environment)
+        assert ("num_threads was 1, is 2" in done.stderr) == (num_threads == 2)
+    assert_same_records(records(tmp_path), records(expected))
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert "features come from different machines: num_threads was 2, 1" in metrics["notes"]
+    features = metrics["lineage"]["features"]
+    assert [m["num_threads"] for m in (features["machine"], *features["other_machines"])] == [2, 1]
+
+
+def test_images_that_cannot_be_read_live_cost_only_themselves(commands, world, trained, expected, tmp_path):
+    pictures, out = tmp_path / "pictures", tmp_path / "out"
+    shutil.copytree(world.folder / "pictures", pictures)
+    paths = sorted((pictures / "test").rglob("test.*"))
+    broken = {path: path.read_bytes() for path in (paths[1], paths[4])}
+    for path, data in broken.items():
+        path.write_bytes(data[:300])
+    settings = world.settings(trained, f"evaluate.output_dir={out}", "evaluate.source=live", f"dataset.root={pictures}")
+    ended = commands("evaluate", *settings)
+    assert ended.code == 3 and ended.stderr.count("error: ") == 1 and "Traceback" not in ended.stderr, ended
+    assert f"error: {paths[1]} cannot be read: " in ended.stderr and f"; 2 of {NUM_TEST} images" in ended.stderr
+    assert len(records(out)) == NUM_TEST - 2 and not (out / "metrics.json").exists()
+    for path, data in broken.items():
+        path.write_bytes(data)
+    done = commands.ok("evaluate", *settings)
+    assert f"{NUM_TEST - 2} of {NUM_TEST} samples are scored already" in done.stdout
+    assert_same_records(records(out), records(expected))
+    paths[0].write_bytes(paths[3].read_bytes())
+    changed = commands("evaluate", *settings)
+    assert changed.code == 2 and f"error: {paths[0]} has changed since it was scored; " in changed.stderr
+
+
+def test_images_in_quarantine_are_counted_in_the_notes(commands, world, trained, tmp_path):
+    from masp.extract import extract
+    from masp.feed import open_feed
+
+    root = make_dataset(tmp_path / "pictures", 3, 6, broken=True)
+    config = make_config(root, world.folder / "vlm", tmp_path / "cache")
+    extract(config)
+    note = "1 image of the split is in quarantine, which extraction could not read: not evaluated"
+    for config.evaluate.source in ("cache", "live"):
+        assert open_feed(config).notes() == [note]
+    settings = world.settings(
+        trained, f"evaluate.output_dir={tmp_path / 'out'}", "evaluate.source=live", f"dataset.root={root}",
+        f"cache.dir={tmp_path / 'cache'}", "evaluate.batch_size=6",
+    )  # fmt: skip
+    commands.ok("evaluate", *settings)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert note in metrics["notes"] and metrics["num_samples"] == 6
+    with open(tmp_path / "cache" / "quarantine.jsonl", "ab") as file:
+        file.write(b"\xff garbage\n")
+    refused = commands("evaluate", *settings)
+    assert refused.code == 3 and refused.stderr.count("\n") == 1, refused
+    assert "quarantine.jsonl, line 4: names no image" in refused.stderr
 
 
 def _becomes_rank(monkeypatch, rank: int, size: int) -> None:
