@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Container, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Container, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,11 +62,26 @@ def evaluate(
 
     ranks = _read_share()
     folder = evaluate_dir(config)
-    with noting_failure(folder):
+    with noting_failure(folder), _plain_write_errors(folder):
         metrics = _evaluate(config, folder, ranks, stop, known_categories, tables)
-    if metrics:
-        write_status(folder, "finished", 0, str(metrics))
+        if metrics:
+            write_status(folder, "finished", 0, str(metrics))
     return metrics
+
+
+@contextmanager
+def _plain_write_errors(folder: Path) -> Iterator[None]:
+    """Turn what the file system refuses in an evaluation's folder into one line; other errors are left alone."""
+    try:
+        yield
+    except OSError as error:
+        path = error.filename2 or error.filename  # of a rename, the name that was wanted
+        if not isinstance(path, str | os.PathLike):
+            raise
+        if folder != Path(path) and folder not in Path(path).parents and Path(path) not in folder.parents:
+            raise
+        why = error.strerror or str(error)
+        raise InputError(f"evaluate.output_dir: {path} cannot be written: {why}; what is scored is kept") from None
 
 
 def _read_share() -> Ranks:
@@ -105,12 +120,9 @@ def _evaluate(
     def discard() -> None:
         _discard_results(folder, tables)
 
-    try:
-        missing = set(begin(ledgers, evaluation.keys, evaluation.identity, discard, evaluation.problem))
-        if ranks.is_lead:
-            save_config(config, folder / "config.yaml")
-    except OSError as error:
-        raise InputError(f"evaluate.output_dir: {folder} cannot be written: {error.strerror}") from None
+    missing = set(begin(ledgers, evaluation.keys, evaluation.identity, discard, evaluation.problem))
+    if ranks.is_lead:
+        save_config(config, folder / "config.yaml")
     if len(missing) < len(evaluation.keys) and ranks.is_lead:
         done, total = len(evaluation.keys) - len(missing), len(evaluation.keys)
         print(f"evaluate: {done} of {total} {evaluation.what} are scored already")

@@ -29,14 +29,24 @@ def write_status(folder: Path, state: str, exit_code: int | None = None, message
     status = {"state": state, "exit_code": exit_code, "message": message, "time": time.time(), "host": host, "pid": pid}
     # several ranks may write at once, each to a name of its own
     temporary = folder / f".{FILE}.{host}.{pid}.tmp"
-    temporary.write_text(json.dumps({**status, **more}, indent=1))
-    os.replace(temporary, folder / FILE)
+    try:
+        temporary.write_text(json.dumps({**status, **more}, indent=1))
+        os.replace(temporary, folder / FILE)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_status(folder: Path) -> dict | None:
-    """The status of the run in `folder`; None if none was written."""
+    """The status of the run in `folder`; None if none was written, or what stands there is no status."""
     path = folder / FILE
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        status = json.loads(path.read_bytes())
+    except ValueError:  # a disk that was full, or another program; the next status replaces it
+        return None
+    whole = isinstance(status, dict) and isinstance(status.get("state"), str)
+    return status if whole and isinstance(status.get("time"), int | float) else None
 
 
 @contextmanager
@@ -59,16 +69,17 @@ def noting_failure(folder: Path) -> Iterator[None]:
         _note(folder, entered, "stopped", 130, "interrupted")
         raise
     except Exception as error:
-        earlier = read_status(folder)
-        if not earlier or earlier["state"] != "failed" or earlier["time"] < entered:
-            _note(folder, entered, "failed", 1, f"{type(error).__name__}: {error}")
+        _note(folder, entered, "failed", 1, f"{type(error).__name__}: {error}", is_cause=False)
         raise
 
 
-def _note(folder: Path, entered: float, state: str, exit_code: int, message: str) -> None:
+def _note(folder: Path, entered: float, state: str, exit_code: int, message: str, is_cause: bool = True) -> None:
+    """Write a status; one that may only be a consequence does not replace a cause that was noted since `entered`."""
     if folder.is_dir():
         try:
             earlier = read_status(folder)
+            if not is_cause and earlier and earlier["state"] == "failed" and earlier["time"] >= entered:
+                return
             if earlier and earlier["state"] == "finished":
                 if earlier["time"] >= entered:  # by another rank of this call
                     return

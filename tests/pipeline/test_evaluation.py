@@ -11,8 +11,10 @@ import pytest
 
 from masp.cache.reader import open_cache
 from masp.data.answers import LEVELS
+from masp.errors import DataError
 from masp.ledger import read_records
 from masp.records import read_maps, read_records_file
+from masp.status import noting_failure, read_status
 from tests.pictures import make_config, make_dataset
 from tests.runs import assert_same, numbers
 
@@ -326,6 +328,29 @@ def test_images_in_quarantine_are_counted_in_the_notes(commands, world, trained,
     refused = commands("evaluate", *settings)
     assert refused.code == 3 and refused.stderr.count("\n") == 1, refused
     assert "quarantine.jsonl, line 4: names no image" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["ledger", "ledger/rank-0.jsonl", "ledger/.rank-0.lock", "metrics.json", "status.json"]
+)
+def test_what_stands_in_the_way_of_results_is_one_line(commands, world, trained, tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("words") if name == "ledger" else path.mkdir()
+    ended = commands("evaluate", *world.settings(trained, f"evaluate.output_dir={tmp_path}"))
+    assert ended.code == 2 and "Traceback" not in ended.stderr, ended
+    assert ended.stderr.splitlines()[-1].startswith("error: ") and str(path) in ended.stderr.splitlines()[-1], ended
+
+
+@pytest.mark.parametrize("garbage", [b"\xff{", b"[]", b'{"state": "failed"}', b""])
+def test_a_status_that_is_none_does_not_hide_what_went_wrong(tmp_path, garbage):
+    for error in (DataError("a shard is damaged"), ZeroDivisionError("a bug")):
+        (tmp_path / "status.json").write_bytes(garbage)
+        assert read_status(tmp_path) is None
+        with pytest.raises(type(error), match=str(error)), noting_failure(tmp_path):
+            raise error
+        status = read_status(tmp_path)
+        assert status["state"] == "failed" and str(error) in status["message"]
 
 
 def _becomes_rank(monkeypatch, rank: int, size: int) -> None:
