@@ -78,8 +78,10 @@ class Ledger:
             contents = read_ledger(self.path)
             os.ftruncate(self._file, contents.num_valid_bytes)
             if contents.header is None:
-                self._write_line({"ledger": VERSION, "identity": identity})
-            if machine is not None and contents.machines[-1:] != [machine]:
+                self._write_line(
+                    {"ledger": VERSION, "identity": identity} | ({} if machine is None else {"machine": machine})
+                )
+            elif machine is not None and contents.machines[-1:] != [machine]:
                 self._write_line({"machine": machine})
             self._own = {record["sample_key"] for record in contents.records}
             self._others: dict[Path, Tail] = {}

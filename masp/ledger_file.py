@@ -1,6 +1,7 @@
 """One file of a ledger: a header that says what is evaluated, then a record per line. `ledger.py` says what for.
 
-Between records, a line `{"machine": {...}}` says which machine made the features of those that follow.
+Where features are made live, the header's `machine` says where; a line `{"machine": {...}}` between records, that those
+which follow were made on another.
 """
 
 import json
@@ -67,6 +68,8 @@ def read_ledger(path: Path) -> Contents:
             raise damaged(path, number, "is no JSON") from None
         if number == 1:
             header = _checked_header(path, value)
+            if isinstance(value.get("machine"), dict):
+                machines.append(value["machine"])
         elif isinstance(value, dict) and value.keys() == {"machine"} and isinstance(value["machine"], dict):
             machines.append(value["machine"])
         else:

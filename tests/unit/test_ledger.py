@@ -10,7 +10,7 @@ import time
 import pytest
 
 from masp.errors import DataError, InputError
-from masp.ledger import Ledger, begin, merge, merge_if_complete, missing_keys, read_records, slice_keys
+from masp.ledger import Ledger, begin, merge, merge_if_complete, missing_keys, read_machines, read_records, slice_keys
 from masp.ledger_file import likelihood_problem
 
 IDENTITY = {"cache": "ab12", "scoring": "likelihood", "categories": ["fear", "joy"], "aspects": ("object",)}
@@ -336,6 +336,17 @@ def test_several_processes_may_merge_at_once(tmp_path):
     assert [results.get(timeout=30) for _ in processes] == [len(KEYS)] * 4
     for process in processes:
         process.join()
+
+
+def test_machines_are_noted_and_never_compared(tmp_path):
+    for name, machine, keys in (("a", {"torch": 1}, KEYS[:2]), ("a", {"torch": 1}, KEYS[2:4]), ("b", {"torch": 2}, ())):
+        with Ledger(tmp_path, name, IDENTITY, machine) as ledger:
+            ledger.append_missing([record(key) for key in keys])
+    assert (tmp_path / "a.jsonl").read_bytes().count(b"\n") == 1 + 4
+    with Ledger(tmp_path, "a", IDENTITY, {"torch": 3}) as ledger:
+        ledger.append_missing([record(key) for key in KEYS])
+    assert read_machines(tmp_path) == [{"torch": 1}, {"torch": 3}, {"torch": 2}]
+    assert merge(tmp_path, KEYS, IDENTITY) == [record(key) for key in KEYS]
 
 
 def test_the_header_says_what_is_evaluated(tmp_path):
