@@ -7,6 +7,7 @@ is finished is not done again, one that was stopped goes on from its checkpoint 
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,6 @@ def run_study(config: Config, seeds: str, only: str | None = None, list_only: bo
     Raises:
         InputError: a seed or name is wrong, or several ranks were announced.
     """
-    from masp.distributed import read_ranks
     from masp.evaluate import evaluate
     from masp.extract import extract
     from masp.study_table import write_table
@@ -46,11 +46,11 @@ def run_study(config: Config, seeds: str, only: str | None = None, list_only: bo
             for command in commands(config, variant, numbers[0]):
                 print(f"    {command}")
         return None
-    if read_ranks().size > 1:
-        raise InputError(
-            "study: trains one run after another, as one process; on a cluster submit the commands that `masp study "
-            "--list` prints, then call `masp study` alone: it takes up what is finished"
-        )
+    require_one_process(
+        "study: trains one run after another, as one process",
+        "on a cluster submit the commands that `masp study --list` prints, then call `masp study` alone: it takes up "
+        "what is finished",
+    )
     _draw_demo_data(config)
     extract(config)
     folder = study_dir(config)
@@ -68,6 +68,24 @@ def run_study(config: Config, seeds: str, only: str | None = None, list_only: bo
             evaluate(run)
         path = write_table(folder, chosen, numbers)
     return path
+
+
+def require_one_process(why: str, instead: str) -> None:
+    """Refuse ranks of a launcher and elements of a Slurm array: evaluation would share its images among them.
+
+    Args:
+        why, instead: the beginning and the end of the line that says so.
+
+    Raises:
+        InputError: the environment announces several processes.
+    """
+    from masp.distributed import read_ranks
+    from masp.tasks import array_share
+
+    ranks, (elements, _) = read_ranks().size, array_share(os.environ)
+    found = [f"{ranks} ranks"] * (ranks > 1) + [f"{elements} elements of a Slurm array"] * (elements > 1)
+    if found:
+        raise InputError(f"{why}, and the environment announces {' and '.join(found)}; {instead}")
 
 
 def study_dir(config: Config) -> Path:

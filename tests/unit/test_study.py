@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from masp.config import load_config
+from masp.demo import run_demo
 from masp.errors import InputError
 from masp.study import commands, run_config, run_study
 from masp.study_table import markdown, study, write_table
@@ -59,6 +60,26 @@ def test_the_commands_it_lists_make_the_same_runs(demo, repository):
 def test_wrong_choices_are_refused(demo, seeds, only, problem):
     with pytest.raises(InputError, match=problem):
         run_study(demo, seeds, only, list_only=True)
+
+
+ARRAY = {f"SLURM_ARRAY_TASK_{name}": value for name, value in
+         (("ID", "1"), ("COUNT", "3"), ("MIN", "0"), ("MAX", "2"))}  # fmt: skip
+RANKS = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+
+
+@pytest.mark.parametrize(("env", "found"), [(ARRAY, "3 elements of a Slurm array"), (RANKS, "2 ranks")])
+def test_several_processes_are_refused(demo, tmp_path, monkeypatch, capsys, env, found):
+    demo.dataset.root = str(tmp_path)  # nothing is drawn, and there is nothing to extract
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=f"^study: .*{found}; .*--list") as error:
+        run_study(demo, "1")
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match=f"^demo: .*{found}"):
+        run_demo(demo, 1, 1)
+    assert not list(tmp_path.iterdir())
+    run_study(demo, "1", list_only=True)  # a list can be printed anywhere
+    assert "masp evaluate" in capsys.readouterr().out
 
 
 def test_the_table_pairs_samples_and_shows_the_spread(demo, tmp_path, capsys):
