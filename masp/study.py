@@ -31,7 +31,8 @@ def run_study(config: Config, seeds: str, only: str | None = None, list_only: bo
         `study.json`; None if only a list was asked for.
 
     Raises:
-        InputError: a seed or name is wrong, or several ranks were announced.
+        InputError: a seed or name is wrong, the configuration names checkpoints or stage 1, or several processes were
+            announced.
     """
     from masp.evaluate import evaluate
     from masp.extract import extract
@@ -39,6 +40,7 @@ def run_study(config: Config, seeds: str, only: str | None = None, list_only: bo
     from masp.train import train
 
     numbers = _seeds(seeds)
+    _check_config(config)
     chosen = _choose(variants_of(config), only)
     if list_only:
         for variant in chosen:
@@ -127,6 +129,23 @@ def _spelt(value: object) -> str:
     if isinstance(value, list):
         return "[" + ",".join(map(str, value)) + "]"
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _check_config(config: Config) -> None:
+    """Refuse what would bring foreign checkpoints into some of the runs, or evaluate something else.
+
+    Raises:
+        InputError: names the key and its value.
+    """
+    for key, value in vars(config.checkpoint).items():
+        if value is not None:
+            raise InputError(
+                f"checkpoint.{key} = {value!r}: a study trains the checkpoints of all its runs itself; leave it out"
+            )
+    if config.evaluate.stage != "stage2":
+        raise InputError(
+            f"evaluate.stage = {config.evaluate.stage!r}: a study compares predictions of emotions; leave it out"
+        )
 
 
 def _seeds(text: str) -> list[int]:

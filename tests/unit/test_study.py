@@ -62,6 +62,20 @@ def test_wrong_choices_are_refused(demo, seeds, only, problem):
         run_study(demo, seeds, only, list_only=True)
 
 
+@pytest.mark.parametrize(
+    "setting",
+    ["checkpoint.aspect=a.pth", "checkpoint.aspect=none", "checkpoint.soft_prompt=p.pt", "checkpoint.layout=released",
+     "evaluate.stage=stage1"],
+)  # fmt: skip
+@pytest.mark.parametrize("list_only", [False, True])
+def test_foreign_checkpoints_and_stage_1_are_refused(repository, tmp_path, setting, list_only):
+    config = load_config(repository / DEMO, [f"output_dir={tmp_path}", f"dataset.root={tmp_path}", setting])
+    key, value = setting.split("=")
+    with pytest.raises(InputError, match=f"^{key} = '{value}': a study [^\n]*; leave it out$"):
+        run_study(config, "1", list_only=list_only)
+    assert not list(tmp_path.iterdir())
+
+
 ARRAY = {f"SLURM_ARRAY_TASK_{name}": value for name, value in
          (("ID", "1"), ("COUNT", "3"), ("MIN", "0"), ("MAX", "2"))}  # fmt: skip
 RANKS = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
