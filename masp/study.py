@@ -36,7 +36,7 @@ def run_study(config: Config, seeds: str, only: str | None = None, list_only: bo
     """
     from masp.evaluate import evaluate
     from masp.extract import extract
-    from masp.study_table import write_table
+    from masp.study_table import seeds_found, write_table
     from masp.train import train
 
     numbers = _seeds(seeds)
@@ -68,7 +68,7 @@ def run_study(config: Config, seeds: str, only: str | None = None, list_only: bo
             for stage in variant.stages:
                 train(run, stage)
             evaluate(run)
-        path = write_table(folder, chosen, numbers)
+        path = write_table(folder, variants_of(config), seeds_found(folder))
     return path
 
 
@@ -150,9 +150,12 @@ def _check_config(config: Config) -> None:
 
 def _seeds(text: str) -> list[int]:
     words = [word.strip() for word in text.split(",")]
-    if not all(word.isdigit() and int(word) < 2**32 for word in words) or len(set(words)) < len(words):
+    # "²" is a digit but no number
+    plain = all(word.isascii() and word.isdecimal() and len(word) <= 10 for word in words)
+    seeds = [int(word) for word in words] if plain else []
+    if not plain or max(seeds) >= 2**32 or len(set(seeds)) < len(seeds):
         raise InputError(f"--seeds {text}: must be different whole numbers with commas between them, such as 1,2,3")
-    return [int(word) for word in words]
+    return seeds
 
 
 def _seeds_of(variant: Variant, seeds: Sequence[int]) -> Sequence[int]:

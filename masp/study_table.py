@@ -47,16 +47,29 @@ def write_table(folder: Path, variants: Sequence[Variant], seeds: Sequence[int])
     if changes:
         panels.append(("difference from MASP", changes, 0.0))
     write_bytes(folder / "study.png", intervals_figure(panels))
-    print(f"\n{text}\nstudy: {path}")
+    missing = "; ".join(
+        f"{name} (seed {', '.join(map(str, lacks))})" if lacks else name for name, lacks in result["missing"].items()
+    )
+    print(f"\n{text}")
+    if missing:
+        print(f"study: not finished, so not in the table: {missing}")
+    print(f"study: {path}")
     return path
+
+
+def seeds_found(folder: Path) -> list[int]:
+    """The seeds that a study's folder has runs of, whichever call made them."""
+    names = [path.name.removeprefix("seed-") for path in folder.glob("seed-*") if path.is_dir()]
+    return sorted(int(name) for name in names if name.isascii() and name.isdecimal() and str(int(name)) == name)
 
 
 def study(folder: Path, variants: Sequence[Variant], seeds: Sequence[int]) -> dict[str, Any]:
     """The numbers of the table.
 
     Returns:
-        `seeds`, `num_samples`, and `variants`: name -> `title`, `group`, `removes`, `accuracies` (seed -> accuracy),
-        `accuracy` (mean over seeds), `spread` (standard deviation over seeds; None of fewer than two),
+        `seeds` (those with a finished run), `num_samples`, `missing` (variants without a finished run: name -> seeds,
+        empty if it needs none of its own), and `variants`: name -> `title`, `group`, `removes`, `accuracies` (seed ->
+        accuracy), `accuracy` (mean over seeds), `spread` (standard deviation over seeds; None of fewer than two),
         `accuracy_ci95` and `difference_ci95` (bootstrap over samples of the mean over seeds: the seeds are those that
         were run), `difference` (from the method, over the seeds that both have), `behind`: whether the whole interval
         of the difference is below zero.
@@ -71,6 +84,8 @@ def study(folder: Path, variants: Sequence[Variant], seeds: Sequence[int]) -> di
                 first = first or (str(path), records)
                 check_same_samples(*first, str(path), records)
                 right.setdefault(variant.name, {})[seed] = correctness(records)
+                if not variant.seeded:
+                    break
     full = right.get(FULL, {})
     rows = {}
     for variant in variants:
@@ -96,7 +111,13 @@ def study(folder: Path, variants: Sequence[Variant], seeds: Sequence[int]) -> di
             "difference_ci95": interval,
             "behind": interval is not None and interval[1] < 0,
         }
-    return {"seeds": list(seeds), "num_samples": len(first[1].keys) if first else 0, "variants": rows}
+    missing = {v.name: [s for s in seeds if v.seeded and s not in right.get(v.name, {})] for v in variants}
+    return {
+        "seeds": [seed for seed in seeds if any(seed in mine for mine in right.values())],
+        "num_samples": len(first[1].keys) if first else 0,
+        "missing": {name: lacks for name, lacks in missing.items() if lacks or name not in right},
+        "variants": rows,
+    }
 
 
 def _interval(values: np.ndarray) -> list[float]:

@@ -1,5 +1,8 @@
 """The study: which runs there are, and what their records say together."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -55,8 +58,11 @@ def test_the_commands_it_lists_make_the_same_runs(demo, repository):
 
 @pytest.mark.parametrize(
     ("seeds", "only", "problem"),
-    [("1,x", None, "--seeds 1,x"), ("1,1", None, "different"), ("1", "nothing", "--only nothing: .* there are masp, ")],
-)
+    [("1,x", None, "--seeds 1,x"), ("1,1", None, "different"), ("1,01", None, "different"),
+     ("²", None, "--seeds ²"),
+     ("٣", None, "--seeds"), ("9" * 5000, None, "--seeds 9"), ("4294967296", None, "--seeds"), ("", None, "--seeds"),
+     ("1", "nothing", "--only nothing: .* there are masp, ")],
+)  # fmt: skip
 def test_wrong_choices_are_refused(demo, seeds, only, problem):
     with pytest.raises(InputError, match=problem):
         run_study(demo, seeds, only, list_only=True)
@@ -117,6 +123,31 @@ def test_the_table_pairs_samples_and_shows_the_spread(demo, tmp_path, capsys):
     assert path.is_file() and (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "study.md").read_text() == markdown(result)
     assert "| without scene | 0." in capsys.readouterr().out
+
+
+def test_the_table_holds_what_earlier_calls_finished(demo, tmp_path, monkeypatch, capsys):
+    """Whatever this call was told to run: the table is over the folder."""
+    folder = tmp_path / "study"
+    for module, name in (("extract", "extract"), ("train", "train"), ("study", "_draw_demo_data")):
+        monkeypatch.setattr(f"masp.{module}.{name}", lambda *_: None)
+    monkeypatch.setattr("masp.evaluate.evaluate", lambda run: Path(run.output_dir).exists() or make_run(
+        Path(run.output_dir), [True, True, False, True]))  # fmt: skip
+    run_study(demo, "2", "zero_shot,layout_released")
+    (folder / "seed-3" / FULL).mkdir(parents=True)  # stopped in its training
+    for name in ("seed-x", "seed-02", "seed-²"):
+        (folder / name / FULL / "evaluate").mkdir(parents=True)
+    capsys.readouterr()
+    run_study(demo, "1", "without_scene")
+    result = json.loads((folder / "study.json").read_text())
+    assert list(result["variants"]) == [FULL, "zero_shot", "without_scene", "layout_released"]
+    assert result["seeds"] == [1, 2]
+    assert {n: list(row["accuracies"]) for n, row in result["variants"].items()} == {
+        FULL: ["1", "2"], "zero_shot": ["2"], "without_scene": ["1"], "layout_released": ["2"]
+    }  # fmt: skip
+    assert "zero_shot" not in result["missing"] and result["missing"]["layout_released"] == [1, 3]
+    assert result["missing"]["queries_1"] == [1, 2, 3] and result["missing"][FULL] == [3]
+    shown = capsys.readouterr().out
+    assert "not in the table: masp (seed 3); " in shown and "without_scene (seed 2, 3); " in shown
 
 
 def test_runs_on_other_samples_make_no_table(demo, tmp_path):
