@@ -84,12 +84,13 @@ class EmotionEvaluation:
         from masp.cache.files import write_bytes
         from masp.ledger import FOLDER
         from masp.metrics import compute_metrics
-        from masp.records import FILE, write_emotion_records
+        from masp.records import FILE, data_of, write_emotion_records
 
         config, ledgers = self.config, self.folder / FOLDER
         metrics = compute_metrics(records, self.categories, len(self.keys), config.seed)
         maps = (read_attention(ledgers, record["attention"]) for record in records)
-        write_emotion_records(self.folder / FILE, records, self.categories, self.aspects_shown, maps)
+        data = data_of(self.feed)
+        write_emotion_records(self.folder / FILE, records, self.categories, self.aspects_shown, maps, data)
         metrics |= {
             "stage": "stage2",
             "dataset": config.dataset.name,
@@ -104,6 +105,7 @@ class EmotionEvaluation:
             "lineage": {
                 **self.trained.lineage(),
                 "features": {"model": self.feed.model, "machine": self.feed.machine},
+                "data": data,
             },
         }
         path = self.folder / "metrics.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ def write_table(folder: Path, variants: Sequence[Variant], seeds: Sequence[int])
         f"{name} (seed {', '.join(map(str, lacks))})" if lacks else name for name, lacks in result["missing"].items()
     )
     print(f"\n{text}")
+    for note in result["notes"]:
+        print(f"note: {note}", file=sys.stderr)
     if missing:
         print(f"study: not finished, so not in the table: {missing}")
     print(f"study: {path}")
@@ -68,21 +71,23 @@ def study(folder: Path, variants: Sequence[Variant], seeds: Sequence[int]) -> di
 
     Returns:
         `seeds` (those with a finished run), `num_samples`, `missing` (variants without a finished run: name -> seeds,
-        empty if it needs none of its own), and `variants`: name -> `title`, `group`, `removes`, `accuracies` (seed ->
-        accuracy), `accuracy` (mean over seeds), `spread` (standard deviation over seeds; None of fewer than two),
+        empty if it needs none of its own), `notes` (what could not be checked), and `variants`: name -> `title`,
+        `group`, `removes`, `accuracies` (seed -> accuracy), `accuracy` (mean over seeds), `spread` (standard deviation
+        over seeds; None of fewer than two),
         `accuracy_ci95` and `difference_ci95` (bootstrap over samples of the mean over seeds: the seeds are those that
         were run), `difference` (from the method, over the seeds that both have), `behind`: whether the whole interval
         of the difference is below zero.
     """
     right: dict[str, dict[int, np.ndarray]] = {}
-    first = None
+    first, notes = None, []
     for variant in variants:
         for seed in seeds:
             path = folder / f"seed-{seed}" / variant.name / "evaluate" / FILE
             if path.is_file():
                 records = read_records_file(path)
                 first = first or (str(path), records)
-                check_same_samples(*first, str(path), records)
+                note = check_same_samples(*first, str(path), records)
+                notes += [note] if note and records is not first[1] else []
                 right.setdefault(variant.name, {})[seed] = correctness(records)
                 if not variant.seeded:
                     break
@@ -116,6 +121,7 @@ def study(folder: Path, variants: Sequence[Variant], seeds: Sequence[int]) -> di
         "seeds": [seed for seed in seeds if any(seed in mine for mine in right.values())],
         "num_samples": len(first[1].keys) if first else 0,
         "missing": {name: lacks for name, lacks in missing.items() if lacks or name not in right},
+        "notes": notes,
         "variants": rows,
     }
 
