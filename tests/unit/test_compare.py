@@ -1,12 +1,16 @@
 """Paired comparisons: right numbers, and nothing is compared that is not the same."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from masp.cli import _is_setting
 from masp.compare import compare, compare_pair, holm, markdown, names_of
 from masp.errors import InputError
 from masp.records import write_emotion_records
@@ -119,6 +123,17 @@ def test_runs_that_cannot_be_compared(tmp_path):
     for same in ("run/evaluate", "run/evaluate/records.h5", "link"):
         with pytest.raises(InputError, match="given twice"):
             compare([run, str(tmp_path / same)], tmp_path)
+
+
+def test_names_that_are_no_utf8_are_printed_to_a_strict_terminal(tmp_path):
+    runs = [make_run(tmp_path / name, [True] * 4) for name in ("a", "n\udcff")]
+    command = [sys.executable, "-m", "masp.cli", "compare", *runs, "--output", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"})
+    assert done.returncode == 0 and b"udcff" in done.stdout, done
+
+
+def test_a_missing_picture_with_an_equals_sign_is_no_setting():
+    assert not _is_setting("a=b.png") and _is_setting("vlm.path=x.png") and _is_setting("nothing=1")
 
 
 def test_names_are_as_long_as_they_must_be():
