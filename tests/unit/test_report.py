@@ -344,6 +344,36 @@ def test_chromium_shows_every_picture_and_complains_of_nothing(tmp_path, chromiu
         assert sum(near) > 120 * 80, picture
 
 
+MEASURE = """
+<script>
+addEventListener("load", () => {
+  const found = [...document.querySelectorAll("img, svg")].map(e => {
+    const box = e.getBoundingClientRect(), style = getComputedStyle(e);
+    const shown = e.checkVisibility() && style.visibility == "visible" && style.opacity > 0;
+    return [e.tagName.toLowerCase(), box.width, box.height, shown, e.naturalWidth || 0];
+  });
+  document.title = "measured " + JSON.stringify(found);
+});
+</script>
+"""
+
+
+@pytest.mark.chromium
+def test_chromium_gives_every_picture_and_chart_a_size(tmp_path, chromium):
+    """Thumbnails of mistakes, maps of attention, charts; the policy would forbid our script, so a copy goes without."""
+    html = write_report(make_run(tmp_path)).read_text(encoding="utf-8")
+    copy = tmp_path / "copy.html"
+    copy.write_text(re.sub(r"<meta http-equiv[^>]*>", "", html) + MEASURE, encoding="utf-8")
+    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--window-size=1280,4000",
+               f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", copy.as_uri()]  # fmt: skip
+    dom = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=120).stdout
+    found = json.loads(re.search(r"<title>measured (.*?)</title>", dom).group(1))
+    assert [tag for tag, *_ in found].count("img") == len(NAMES) + 3 * (1 + 2)
+    assert [tag for tag, *_ in found].count("svg") == 5
+    for tag, width, height, shown, natural in found:
+        assert width > 20 and height > 20 and shown and (tag == "svg" or natural > 0), (tag, width, height, natural)
+
+
 @pytest.mark.chromium
 def test_the_console_check_would_see_a_complaint(tmp_path, chromium):
     page = tmp_path / "bad.html"
