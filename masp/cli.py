@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -25,6 +26,7 @@ Settings: every command takes `--config FILE` and then `key=value` for single se
 Exit codes: 0 done; 2 something you gave is wrong; 3 data are damaged; 75 stopped early, resumable; 1 a bug.
 """
 
+_PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 INTERRUPTED = 128 + 2
 """Exit code after Ctrl-C where nothing could stop cleanly, as shells have it."""
 
@@ -227,10 +229,17 @@ def _plan(config, arguments: argparse.Namespace) -> None:
 
 
 def _is_setting(argument: str) -> bool:
-    """Whether an argument of `predict` is `key=value` rather than a picture."""
+    """Whether an argument of `predict` is `key=value` rather than a picture, which may be missing."""
     import os
+    from dataclasses import fields
 
-    return "=" in argument and not os.path.exists(argument)
+    from masp.config import Config
+
+    if "=" not in argument or os.path.exists(argument):
+        return False
+    # a picture has a suffix that a value seldom has; a key that begins like ours is a setting, whatever its value
+    known = argument.lstrip("+").partition("=")[0].partition(".")[0] in {field.name for field in fields(Config)}
+    return known or not argument.lower().endswith(_PICTURE_SUFFIXES)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -244,6 +253,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if rest:
         getattr(arguments, takes).extend(rest)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            # names of files may be no UTF-8, and a terminal may lack a character; neither is a reason to fail
+            stream.reconfigure(errors="backslashreplace")
     try:
         return run(arguments)
     except MaspError as error:

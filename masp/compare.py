@@ -28,7 +28,7 @@ def compare(runs: Sequence[str], output: str | Path) -> dict[str, Any]:
     Returns:
         `runs` (name -> `accuracy, accuracy_ci95, num_samples, num_correct, path`) and `pairs` (each with `first`,
         `second`, `difference` (second minus first), `difference_ci95`, `only_first`, `only_second`, `mcnemar_p`,
-        `mcnemar_p_holm`).
+        `mcnemar_p_holm`), and `notes`: what could not be checked.
 
     Raises:
         InputError: fewer than two runs, one has no records, or they are not on the same samples. DataError: damaged.
@@ -37,15 +37,22 @@ def compare(runs: Sequence[str], output: str | Path) -> dict[str, Any]:
         raise InputError(f"compare: {len(runs)} run given; name two or more")
     paths = [find_records(run) for run in runs]
     names = names_of(runs)
+    real = [path.resolve() for path in paths]
+    for run, path in zip(runs, real, strict=True):
+        if real.count(path) > 1:
+            raise InputError(f"compare: {run} is given twice; each run can be compared with others only")
     found = [read_records_file(path) for path in paths]
+    notes = []
     for name, path, records in zip(names[1:], paths[1:], found[1:], strict=True):
-        check_same_samples(names[0], found[0], f"{name} ({path})", records)
+        note = check_same_samples(names[0], found[0], f"{name} ({path})", records)
+        notes += [note] if note else []
     correct = {name: correctness(records) for name, records in zip(names, found, strict=True)}
     result = {
         "runs": {
             name: {**share(hits), "path": str(path)} for (name, hits), path in zip(correct.items(), paths, strict=True)
         },
         "pairs": _pairs(correct),
+        "notes": notes,
     }
     _write(result, Path(output))
     return result
@@ -77,11 +84,14 @@ def names_of(runs: Sequence[str]) -> list[str]:
     raise InputError(f"compare: {runs[0]} is given twice; each run can be compared with others only")
 
 
-def check_same_samples(name: str, ours: Records, other: str, theirs: Records) -> None:
+def check_same_samples(name: str, ours: Records, other: str, theirs: Records) -> str | None:
     """Refuse to compare evaluations of different samples.
 
+    Returns:
+        Why it is not known whether their pictures are the same; None if it is.
+
     Raises:
-        InputError: names a sample that only one has, or whose label differs.
+        InputError: names a sample that only one has, or whose label differs, or both digests of the pictures.
     """
     for one, has, two, lacks in ((name, ours, other, theirs), (other, theirs, name, ours)):
         only = sorted(set(has.keys) - set(lacks.keys))
@@ -98,6 +108,18 @@ def check_same_samples(name: str, ours: Records, other: str, theirs: Records) ->
             f"compare: not on the same labels: {key} is {label!r} in {name} and {labels[key]!r} in {other} "
             f"({len(differing)} samples differ)"
         )
+    a, b = ours.data, theirs.data
+    if not a or not b:
+        lacks = " and ".join(n for n, data in ((name, a), (other, b)) if not data)
+        return f"whether the pictures are the same is not known: {lacks} was evaluated before digests of them were kept"
+    if a["data_digest"] == b["data_digest"]:
+        return None
+    if a["made_by"] and a["made_by"] == b["made_by"]:
+        raise InputError(
+            f"compare: not on the same pictures: data_digest is {a['data_digest'][:12]} in {name} and "
+            f"{b['data_digest'][:12]} in {other}, whose features were made alike; evaluate both on the same dataset"
+        )
+    return f"whether the pictures are the same is not known: the features of {name} and {other} were made differently"
 
 
 def correctness(records: Records) -> np.ndarray:
@@ -165,16 +187,17 @@ def _write(result: dict[str, Any], folder: Path) -> None:
     from masp.cache.files import write_bytes
     from masp.figures import intervals_figure
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--output {folder}: cannot be written: {error.strerror}") from None
-    write_bytes(folder / "compare.json", json.dumps(result, indent=1).encode() + b"\n")
-    write_bytes(folder / "compare.md", markdown(result).encode("utf-8", "backslashreplace"))
     accuracies = [(name, run["accuracy"], run["accuracy_ci95"]) for name, run in result["runs"].items()]
     differences = [(f"{p['second']} − {p['first']}", p["difference"], p["difference_ci95"]) for p in result["pairs"]]
     panels = [("accuracy", accuracies, None), ("difference of accuracies", differences, 0.0)]
-    write_bytes(folder / "compare.png", intervals_figure(panels))
+    picture = intervals_figure(panels)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(folder / "compare.json", json.dumps(result, indent=1).encode() + b"\n")
+        write_bytes(folder / "compare.md", markdown(result).encode("utf-8", "backslashreplace"))
+        write_bytes(folder / "compare.png", picture)
+    except OSError as error:
+        raise InputError(f"--output {folder}: cannot be written: {error.strerror}") from None
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -195,6 +218,7 @@ def markdown(result: dict[str, Any]) -> str:
             f"| {pair['difference']:+.4f} | {low:+.4f} to {high:+.4f} "
             f"| {pair['only_second']} | {pair['only_first']} | {pair['mcnemar_p']:.2g} | {pair['mcnemar_p_holm']:.2g} |"
         )
+    lines += [line for note in result["notes"] for line in ("", f"Note: {_cell(note)}.")]
     return "\n".join(lines) + "\n"
 
 

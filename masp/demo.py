@@ -34,13 +34,15 @@ def run_demo(config: Config, num_train: int | None = None, num_test: int | None 
         `<output_dir>/summary.json`: per variant `accuracy`, `accuracy_ci95`, `num_samples`.
 
     Raises:
-        InputError: the data folder holds something else.
+        InputError: the data folder holds something else, or several processes were announced.
     """
     from masp.evaluate import evaluate
     from masp.extract import extract
     from masp.report import write_report
+    from masp.study import require_one_process
     from masp.train import train
 
+    require_one_process("demo: runs every step itself, as one process", "call it alone, outside of launchers")
     started = time.monotonic()
     if config.dataset.name != "emoset":
         raise InputError(f"dataset.name = {config.dataset.name!r}: the demo's pictures are laid out as 'emoset'")

@@ -101,14 +101,15 @@ class EmotionEvaluation:
         from masp.cache.files import write_bytes
         from masp.ledger import FOLDER
         from masp.metrics import compute_metrics
-        from masp.records import FILE, write_emotion_records
+        from masp.records import FILE, data_of, write_emotion_records
 
         config, ledgers = self.config, self.folder / FOLDER
         machines = machines_of(self.feed, ledgers)
         notes = dict.fromkeys(note for machine in machines for note in machine_notes(self.trained, machine))
         metrics = compute_metrics(records, self.categories, len(self.keys), config.seed)
         maps = (read_attention(ledgers, record["attention"]) for record in records)
-        write_emotion_records(self.folder / FILE, records, self.categories, self.aspects_shown, maps)
+        data = data_of(self.feed)
+        write_emotion_records(self.folder / FILE, records, self.categories, self.aspects_shown, maps, data)
         metrics |= {
             "stage": "stage2",
             "dataset": config.dataset.name,
@@ -123,6 +124,7 @@ class EmotionEvaluation:
             "lineage": {
                 **self.trained.lineage(),
                 "features": {"model": self.feed.model, "machine": machines[0], "other_machines": machines[1:]},
+                "data": data,
             },
         }
         path = self.folder / "metrics.json"

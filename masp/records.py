@@ -13,13 +13,15 @@ Datasets (`N` samples in the order of their keys, `C` categories):
 Evaluations of stage 1 have `aspect` [N] beside `sample_key`, and instead of `categories` and `scores` a group
 `answers/<aspect>` with `row` (into the datasets above), `categories`, `scores` and `mean_scores` for every aspect whose
 answers are compared by likelihood.
+
+Attributes of the file: `format_version`, and of evaluations of emotions `data_digest` and `made_by`, see `data_of`.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +45,34 @@ class Records:
     """`[N, C]`; NaN under `generate`."""
     aspects: tuple[str, ...]
     """Aspects with attention maps; none if there are no maps."""
+    data: dict[str, str] = field(default_factory=dict)
+    """What was scored, see `data_of`; empty in files from before it was kept."""
+
+
+def data_of(feed: Any) -> dict[str, str]:
+    """By which two evaluations know whether they scored the same pictures.
+
+    Returns:
+        `data_digest`: of keys, labels and features, or of the image files where they were read live; `made_by`: digest
+        of what made the features, empty where they were made live, since times of files say nothing about pictures.
+        Only digests of features that were made alike can be compared.
+    """
+    from masp.cache.files import digest_of
+
+    cached = hasattr(feed.source, "cache")
+    return {
+        "data_digest": feed.data_digest,
+        "made_by": digest_of({"model": feed.model, "machine": feed.machine}) if cached else "",
+    }
 
 
 def write_emotion_records(
-    path: Path, records: Sequence[dict[str, Any]], categories: Sequence[str], aspects: Sequence[str], maps: Any
+    path: Path,
+    records: Sequence[dict[str, Any]],
+    categories: Sequence[str],
+    aspects: Sequence[str],
+    maps: Any,
+    data: dict[str, str] | None = None,
 ) -> None:
     """Write the records of an evaluation of emotions to a temporary name, then rename it.
 
@@ -56,8 +82,11 @@ def write_emotion_records(
         categories: in the order of the scores.
         aspects: of the attention maps; empty writes none.
         maps: one per record, `[A, height, width]` each; read one after another.
+        data: what was scored, see `data_of`.
     """
     with _writing(path) as file:
+        for name, digest in (data or {}).items():
+            file.attrs[name] = digest
         _texts(file, "sample_key", [r["sample_key"] for r in records])
         _outcomes(file, records)
         _scores(file, records, categories)
@@ -141,13 +170,32 @@ def read_records_file(path: str | Path) -> Records:
     with _reading(path) as file:
         if "scores" not in file:
             raise InputError(f"{path}: holds no scores of categories: it is an evaluation of stage 1, not of emotions")
-        return Records(
-            keys=_strings(file["sample_key"]),
-            labels=_strings(file["label"]),
-            predictions=[text or None for text in _strings(file["prediction"])],
-            categories=tuple(_strings(file["categories"])),
-            scores=file["scores"][()],
-            aspects=tuple(_strings(file["attention/aspects"])) if "attention" in file else (),
+        records = Records(
+            keys=_strings(file, "sample_key"),
+            labels=_strings(file, "label"),
+            predictions=[text or None for text in _strings(file, "prediction")],
+            categories=tuple(_strings(file, "categories")),
+            scores=_dataset(file, "scores")[()],
+            aspects=tuple(_strings(file, "attention/aspects")) if "attention" in file else (),
+            data={n: str(file.attrs[n]) for n in ("data_digest", "made_by") if n in file.attrs},
+        )
+        _check(records)
+        return records
+
+
+def _check(records: Records) -> None:
+    """Raise ValueError unless the datasets belong together."""
+    counts = {"sample_key": len(records.keys), "label": len(records.labels), "prediction": len(records.predictions)}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"lengths differ: {', '.join(f'{name} {count}' for name, count in counts.items())}")
+    if not records.keys:
+        raise ValueError("it holds no sample")
+    if len(set(records.keys)) < len(records.keys):
+        raise ValueError("a sample_key occurs twice")
+    expected = (len(records.keys), len(records.categories))
+    if records.scores.dtype.kind != "f" or records.scores.shape != expected:
+        raise ValueError(
+            f"scores are {records.scores.dtype} {list(records.scores.shape)}, not numbers {list(expected)}"
         )
 
 
@@ -164,9 +212,9 @@ def read_maps(path: str | Path, keys: Sequence[str]) -> dict[str, dict[str, np.n
         if "attention" not in file:
             return {}
         group, wanted = file["attention"], set(keys)
-        aspects, offsets, grid = _strings(group["aspects"]), group["offsets"][()], group["grid"][()]
+        aspects, offsets, grid = _strings(group, "aspects"), group["offsets"][()], group["grid"][()]
         found = {}
-        for row, key in enumerate(_strings(file["sample_key"])):
+        for row, key in enumerate(_strings(file, "sample_key")):
             if key in wanted:
                 weights = group["weights"][offsets[row] : offsets[row + 1]]
                 found[key] = {a: weights[:, i].reshape(grid[row]) for i, a in enumerate(aspects)}
@@ -185,10 +233,26 @@ def _reading(path: Path) -> Iterator[Any]:
                 raise InputError(f"{path}: format_version is {version!r}, this version of MASP reads {VERSION}")
             yield file
     except (OSError, KeyError, RuntimeError, ValueError) as error:
-        raise DataError(
-            f"{path} is damaged: {str(error).splitlines()[0]}; delete it and run `masp evaluate` again"
-        ) from None
+        # what has another name may be somebody else's file, and none to delete
+        ours = path.name == FILE
+        remedy = "delete it and run `masp evaluate` again" if ours else f"name a {FILE} that `masp evaluate` wrote"
+        what = "is damaged" if ours else "is damaged or no file of MASP"
+        raise DataError(f"{path} {what}: {str(error).splitlines()[0]}; {remedy}") from None
 
 
-def _strings(dataset) -> list[str]:
-    return [text.decode("utf-8") for text in dataset[()]]
+def _dataset(group, name: str):
+    import h5py
+
+    found = group[name]
+    if not isinstance(found, h5py.Dataset):
+        raise ValueError(f"{name} is no dataset")
+    return found
+
+
+def _strings(group, name: str) -> list[str]:
+    import h5py
+
+    found = _dataset(group, name)
+    if h5py.check_string_dtype(found.dtype) is None or found.ndim != 1:
+        raise ValueError(f"{name} is no list of texts")
+    return [text.decode("utf-8") for text in found[()]]

@@ -64,11 +64,16 @@ def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
     output = run_dir / "report.html" if output is None else Path(output)
     if output.is_dir():
         raise InputError(f"{output}: is a folder; name the HTML file to write")
-    output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    # A file name that is no UTF-8 reaches us as lone surrogates, which no HTML file can hold.
-    temporary.write_bytes(html.encode("utf-8", errors="backslashreplace"))
-    os.replace(temporary, output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        # A file name that is no UTF-8 reaches us as lone surrogates, which no HTML file can hold.
+        temporary.write_bytes(html.encode("utf-8", errors="backslashreplace"))
+        os.replace(temporary, output)
+    except OSError as error:
+        if temporary.parent.is_dir():
+            temporary.unlink(missing_ok=True)
+        raise InputError(f"{output}: cannot be written: {error.strerror}; give --output another file") from None
     return output
 
 
@@ -84,37 +89,53 @@ def _find_evaluation(run_dir: Path) -> Path:
 def _gather(run_dir: Path, evaluate_dir: Path) -> dict[str, Any]:
     """Everything that the template needs, as plain values."""
     from masp.report_evaluations import aspect_rows, dataset_rows, looks
-    from masp.report_parts import find_config, lineage_rows, mistakes, training_stages
+    from masp.report_parts import (
+        confusion_table,
+        find_config,
+        is_finite,
+        lineage_rows,
+        mistakes,
+        sound,
+        training_stages,
+    )
 
     metrics = _read_json(evaluate_dir / "metrics.json")
     for key in ("accuracy", "num_samples", "num_correct"):
-        if not isinstance(metrics.get(key), int | float):
+        if not is_finite(metrics.get(key)):
             raise DataError(
                 f"{evaluate_dir / 'metrics.json'}: {key} is {metrics.get(key)!r}, not a number; "
                 "run `masp evaluate` again"
             )
+    problems: list[str] = []
+    metrics = sound(metrics, str(evaluate_dir / "metrics.json"), problems)
+    if "accuracy" not in metrics:
+        raise DataError(
+            f"{evaluate_dir / 'metrics.json'} is damaged: {problems[0].partition(': ')[2]}; run `masp evaluate` again"
+        )
     config, config_text = find_config(evaluate_dir, run_dir)
     lineage = lineage_rows(metrics.get("lineage"))
+    variants = _variants(run_dir / "summary.json", problems)
+    aspects, datasets = aspect_rows(evaluate_dir, metrics, problems), dataset_rows(evaluate_dir, problems)
     return {
         "version": __version__,
         "name": run_dir.resolve().name,
         "metrics": metrics,
         "interval": metrics.get("accuracy_ci95"),
         "setting": _setting(metrics, config),
-        "notes": _notes(metrics, lineage),
+        "notes": _notes(metrics, lineage) + [f"Damaged, so not on this page: {problem}" for problem in problems],
         "tiles": [
             {"title": title, "hint": hint, "value": metrics[key], "is_share": is_share}
             for key, title, hint, is_share in _TILES
             if metrics.get(key) is not None
         ],
-        "variants": _variants(run_dir / "summary.json"),
-        "confusion": _confusion(metrics),
+        "variants": variants,
+        "confusion": confusion_table(metrics),
         "per_category": metrics.get("per_category") or {},
         "calibration": _calibration(metrics),
         "stages": training_stages(run_dir, evaluate_dir, config),
         "mistakes": mistakes(evaluate_dir, metrics, config) if "per_aspect" not in metrics else None,
-        "aspects": aspect_rows(evaluate_dir, metrics),
-        "datasets": dataset_rows(evaluate_dir),
+        "aspects": aspects,
+        "datasets": datasets,
         "looks": looks(evaluate_dir, config),
         "lineage": lineage,
         "config_text": config_text,
@@ -166,39 +187,19 @@ def _notes(metrics: dict[str, Any], lineage: list[dict[str, str]]) -> list[str]:
     return notes + [str(note) for note in metrics.get("notes") or []]
 
 
-def _variants(path: Path) -> list[dict[str, Any]]:
+def _variants(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
+    from masp.report_parts import sound
+
     summary = _read_json(path)
     rows = []
     for key in [*(k for k in _VARIANT_TITLES if k in summary), *(k for k in summary if k not in _VARIANT_TITLES)]:
         entry = summary[key]
-        if isinstance(entry, dict) and isinstance(entry.get("accuracy"), int | float):
+        if isinstance(entry, dict) and "accuracy" in (entry := sound(entry, f"{path}: {key}", problems)):
             title = _VARIANT_TITLES.get(key, key.replace("_", " "))
             rows.append({"key": key, "title": title, "accuracy": entry["accuracy"], "ci": entry.get("accuracy_ci95")})
     return rows
-
-
-def _confusion(metrics: dict[str, Any]) -> dict[str, Any] | None:
-    counts = metrics.get("confusion")
-    categories = metrics.get("categories") or list(metrics.get("per_category") or {})
-    if not counts or len(counts) != len(categories):
-        return None
-    columns = metrics.get("confusion_columns") or categories
-    rows = []
-    for category, row in zip(categories, counts, strict=True):
-        total = sum(row)
-        cells = [
-            {
-                "count": count,
-                "share": count / total if total else 0.0,
-                "is_correct": column == category,
-                "column": "no category" if column is None else column,
-            }
-            for column, count in zip(columns, row, strict=False)
-        ]
-        rows.append({"category": category, "cells": cells, "total": total})
-    return {"columns": columns, "rows": rows}
 
 
 def _calibration(metrics: dict[str, Any]) -> str | None:

@@ -10,19 +10,36 @@ from pathlib import Path
 from typing import Any
 
 from masp.errors import MaspError
+from masp.report_parts import confusion_table, sound
 
+MAX_ANSWERS_SHOWN = 12
+"""A closed aspect with more answers has no table of them on the page."""
 NUM_LOOKS = 6
 """Pictures that are shown with the attention of every aspect."""
 
 
-def aspect_rows(evaluate_dir: Path, metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """Stage 1 per aspect: from this evaluation if it is one of stage 1, else from the one beside it."""
+def aspect_rows(evaluate_dir: Path, metrics: dict[str, Any], problems: list[str]) -> list[dict[str, Any]]:
+    """Stage 1 per aspect: from this evaluation if it is one of stage 1, else from the one beside it.
+
+    Args:
+        evaluate_dir: of the evaluation that the report is about.
+        metrics: its metrics.
+        problems: what is damaged is left out, and a line appended that says so.
+    """
+    from masp.charts import calibration_chart
+
+    path = evaluate_dir / "metrics.json"
     if "per_aspect" not in metrics:
-        metrics = _read(evaluate_dir.parent / "evaluate-stage1" / "metrics.json")
+        path = evaluate_dir.parent / "evaluate-stage1" / "metrics.json"
+        metrics = sound(_read(path, problems), str(path), problems)
     rows = []
-    for aspect, values in (metrics.get("per_aspect") or {}).items():
+    for index, (aspect, values) in enumerate((metrics.get("per_aspect") or {}).items()):
+        if not isinstance(values, dict):
+            problems.append(f"{path}: per_aspect: {aspect} is no JSON object")
+            continue
+        values = sound(values, f"{path}: {aspect}", problems)
         closed = values.get("kind") == "closed"
-        chosen = values.get("categories") or []
+        chosen, bins = values.get("categories") or [], values.get("calibration")
         rows.append(
             {
                 "aspect": aspect.replace("_", " "),
@@ -32,21 +49,30 @@ def aspect_rows(evaluate_dir: Path, metrics: dict[str, Any]) -> list[dict[str, A
                 "how": f"likeliest of {len(chosen)} answers" if closed else "written, exactly the same",
                 "other_name": "macro F1" if closed else "token F1",
                 "other": values.get("macro_f1" if closed else "token_f1"),
+                "confusion": confusion_table(values) if len(chosen) <= MAX_ANSWERS_SHOWN else None,
+                "calibration": calibration_chart(f"calibration-{index}", bins) if bins else None,
             }
         )
     return [row for row in rows if isinstance(row["accuracy"], float | int)]
 
 
-def dataset_rows(evaluate_dir: Path) -> list[dict[str, Any]]:
-    """The datasets that were evaluated in one call."""
+def dataset_rows(evaluate_dir: Path, problems: list[str]) -> list[dict[str, Any]]:
+    """The datasets that were evaluated in one call; what is damaged is left out, and a line of `problems` says so."""
+    path = evaluate_dir / "datasets.json"
+    rows = {
+        name: sound(row, f"{path}: {name}", problems)
+        for name, row in _read(path, problems).items()
+        if isinstance(row, dict)
+    }
     return [
         {
+            **dict.fromkeys(("accuracy_ci95", "macro_f1", "num_samples")),
             "name": name,
             **row,
             "mapped": ", ".join(f"{a} → {b}" for a, b in (row.get("category_map") or {}).items() if a != b),
         }
-        for name, row in _read(evaluate_dir / "datasets.json").items()
-        if isinstance(row, dict) and isinstance(row.get("accuracy"), float | int)
+        for name, row in rows.items()
+        if isinstance(row.get("accuracy"), float | int)
     ]
 
 
@@ -103,9 +129,14 @@ def _spread(entries: list, count: int) -> list:
     return [entries[(2 * i + 1) * len(entries) // (2 * count)] for i in range(count)]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, problems: list[str]) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        value = None
+    if not isinstance(value, dict):
+        problems.append(f"{path}: is no JSON object")
         return {}
-    return value if isinstance(value, dict) else {}
+    return value

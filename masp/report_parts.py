@@ -6,7 +6,7 @@ looking, and half of it is better than none.
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,6 +16,107 @@ _STAGES = (("stage1", "Stage 1: aspect modules", "aspect"), ("stage2", "Stage 2:
 _CURVES = (("loss", "loss", True), ("learning_rate", "learning rate", False))
 _MAX_POINTS = 2000
 _NUM_MISTAKES = 12
+
+
+def is_finite(value: Any) -> bool:
+    """Whether it is a number, and a plain one."""
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_share(value: Any) -> bool:
+    return is_finite(value) and 0 <= value <= 1
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_share, value))
+
+
+def _is_counts(value: Any) -> bool:
+    rows = isinstance(value, list) and all(isinstance(row, list) and all(map(_is_count, row)) for row in value)
+    return rows and len({len(row) for row in value}) <= 1
+
+
+def _are_categories(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(row, dict) and all(_is_share(row.get(key)) for key in ("f1", "precision", "recall"))
+        and _is_count(row.get("support"))
+        for row in value.values()
+    )  # fmt: skip
+
+
+def _are_bins(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(b, dict) and _is_share(b.get("from")) and _is_share(b.get("to")) and _is_count(b.get("num_samples"))
+        and (not b["num_samples"] or _is_share(b.get("accuracy")))
+        for b in value
+    )  # fmt: skip
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str | None) for name in value)
+
+
+_SOUND: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "top2_accuracy", "ece"), _is_share),
+    **dict.fromkeys(("token_f1", "coverage"), _is_share),
+    **dict.fromkeys(("nll", "brier"), is_finite),
+    **dict.fromkeys(("num_samples", "num_correct", "num_unparsable"), _is_count),
+    "accuracy_ci95": _is_interval,
+    "confusion": _is_counts,
+    "per_category": _are_categories,
+    "calibration": _are_bins,
+    "categories": _are_names,
+    "confusion_columns": _are_names,
+    "notes": lambda value: isinstance(value, list),
+    "per_aspect": lambda value: isinstance(value, dict),
+    "category_map": lambda value: isinstance(value, dict),
+    "time": lambda value: is_finite(value) and 0 <= value < 253_402_300_800,  # the end of the year 9999
+}
+
+
+def sound(values: dict[str, Any], where: str, problems: list[str]) -> dict[str, Any]:
+    """An evaluation without what is damaged in it.
+
+    Args:
+        values: as in `metrics.json`; anybody may have written it.
+        where: the file, for the line that says what is left out.
+        problems: such lines are appended.
+    """
+    kept = {}
+    for key, value in values.items():
+        if value is None or key not in _SOUND or _SOUND[key](value):
+            kept[key] = value
+        else:
+            shown = json.dumps(value)
+            problems.append(f"{where}: {key} is {shown if len(shown) <= 80 else shown[:79] + '…'}")
+    return kept
+
+
+def confusion_table(metrics: dict[str, Any]) -> dict[str, Any] | None:
+    """The confusion matrix of an evaluation as rows of cells; None without one."""
+    counts = metrics.get("confusion")
+    categories = metrics.get("categories") or list(metrics.get("per_category") or {})
+    if not counts or len(counts) != len(categories):
+        return None
+    columns = metrics.get("confusion_columns") or categories
+    rows = []
+    for category, row in zip(categories, counts, strict=True):
+        total = sum(row)
+        cells = [
+            {
+                "count": count,
+                "share": count / total if total else 0.0,
+                "is_correct": column == category,
+                "column": "no category" if column is None else column,
+            }
+            for column, count in zip(columns, row, strict=False)
+        ]
+        rows.append({"category": category, "cells": cells, "total": total})
+    return {"columns": columns, "rows": rows}
 
 
 def find_config(*folders: Path) -> tuple[dict[str, Any], str | None]:
@@ -69,19 +170,19 @@ def training_stages(run_dir: Path, evaluate_dir: Path, config: dict[str, Any]) -
             continue
         charts = []
         for key, label, smooth in _CURVES:
-            points = [(line["step"], line[key]) for line in lines if _is_finite(line.get(key))]
+            points = [(line["step"], line[key]) for line in lines if is_finite(line.get(key))]
             points = points[:: math.ceil(len(points) / _MAX_POINTS)] if points else []
             if points:
                 charts.append(training_curve(f"{name}-{key}", *zip(*points, strict=True), label, smooth=smooth))
         last = lines[-1]
-        rates = sorted(line["samples_per_second"] for line in lines if _is_finite(line.get("samples_per_second")))
+        rates = sorted(line["samples_per_second"] for line in lines if is_finite(line.get("samples_per_second")))
         stages.append(
             {
                 "title": title,
                 "charts": charts,
                 "num_steps": last["step"],
-                "epoch": last.get("epoch") if _is_finite(last.get("epoch")) else None,
-                "loss": last.get("loss") if _is_finite(last.get("loss")) else None,
+                "epoch": last.get("epoch") if is_finite(last.get("epoch")) else None,
+                "loss": last.get("loss") if is_finite(last.get("loss")) else None,
                 "samples_per_second": rates[len(rates) // 2] if rates else None,
                 "num_skipped": num_skipped,
             }
@@ -103,10 +204,6 @@ def _read_training_log(path: Path) -> tuple[list[dict[str, Any]], int]:
         else:
             num_skipped += 1
     return [steps[step] for step in sorted(steps)], num_skipped
-
-
-def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 def mistakes(evaluate_dir: Path, metrics: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ is finished is not done again, one that was stopped goes on from its checkpoint 
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,15 +31,16 @@ def run_study(config: Config, seeds: str, only: str | None = None, list_only: bo
         `study.json`; None if only a list was asked for.
 
     Raises:
-        InputError: a seed or name is wrong, or several ranks were announced.
+        InputError: a seed or name is wrong, the configuration names checkpoints or stage 1, or several processes were
+            announced.
     """
-    from masp.distributed import read_ranks
     from masp.evaluate import evaluate
     from masp.extract import extract
-    from masp.study_table import write_table
+    from masp.study_table import seeds_found, write_table
     from masp.train import train
 
     numbers = _seeds(seeds)
+    _check_config(config)
     chosen = _choose(variants_of(config), only)
     if list_only:
         for variant in chosen:
@@ -46,11 +48,11 @@ def run_study(config: Config, seeds: str, only: str | None = None, list_only: bo
             for command in commands(config, variant, numbers[0]):
                 print(f"    {command}")
         return None
-    if read_ranks().size > 1:
-        raise InputError(
-            "study: trains one run after another, as one process; on a cluster submit the commands that `masp study "
-            "--list` prints, then call `masp study` alone: it takes up what is finished"
-        )
+    require_one_process(
+        "study: trains one run after another, as one process",
+        "on a cluster submit the commands that `masp study --list` prints, then call `masp study` alone: it takes up "
+        "what is finished",
+    )
     _draw_demo_data(config)
     extract(config)
     folder = study_dir(config)
@@ -66,8 +68,26 @@ def run_study(config: Config, seeds: str, only: str | None = None, list_only: bo
             for stage in variant.stages:
                 train(run, stage)
             evaluate(run)
-        path = write_table(folder, chosen, numbers)
+        path = write_table(folder, variants_of(config), seeds_found(folder))
     return path
+
+
+def require_one_process(why: str, instead: str) -> None:
+    """Refuse ranks of a launcher and elements of a Slurm array: evaluation would share its images among them.
+
+    Args:
+        why, instead: the beginning and the end of the line that says so.
+
+    Raises:
+        InputError: the environment announces several processes.
+    """
+    from masp.distributed import read_ranks
+    from masp.tasks import array_share
+
+    ranks, (elements, _) = read_ranks().size, array_share(os.environ)
+    found = [f"{ranks} ranks"] * (ranks > 1) + [f"{elements} elements of a Slurm array"] * (elements > 1)
+    if found:
+        raise InputError(f"{why}, and the environment announces {' and '.join(found)}; {instead}")
 
 
 def study_dir(config: Config) -> Path:
@@ -111,11 +131,31 @@ def _spelt(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def _check_config(config: Config) -> None:
+    """Refuse what would bring foreign checkpoints into some of the runs, or evaluate something else.
+
+    Raises:
+        InputError: names the key and its value.
+    """
+    for key, value in vars(config.checkpoint).items():
+        if value is not None:
+            raise InputError(
+                f"checkpoint.{key} = {value!r}: a study trains the checkpoints of all its runs itself; leave it out"
+            )
+    if config.evaluate.stage != "stage2":
+        raise InputError(
+            f"evaluate.stage = {config.evaluate.stage!r}: a study compares predictions of emotions; leave it out"
+        )
+
+
 def _seeds(text: str) -> list[int]:
     words = [word.strip() for word in text.split(",")]
-    if not all(word.isdigit() and int(word) < 2**32 for word in words) or len(set(words)) < len(words):
+    # "²" is a digit but no number
+    plain = all(word.isascii() and word.isdecimal() and len(word) <= 10 for word in words)
+    seeds = [int(word) for word in words] if plain else []
+    if not plain or max(seeds) >= 2**32 or len(set(seeds)) < len(seeds):
         raise InputError(f"--seeds {text}: must be different whole numbers with commas between them, such as 1,2,3")
-    return [int(word) for word in words]
+    return seeds
 
 
 def _seeds_of(variant: Variant, seeds: Sequence[int]) -> Sequence[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,30 +48,49 @@ def write_table(folder: Path, variants: Sequence[Variant], seeds: Sequence[int])
     if changes:
         panels.append(("difference from MASP", changes, 0.0))
     write_bytes(folder / "study.png", intervals_figure(panels))
-    print(f"\n{text}\nstudy: {path}")
+    missing = "; ".join(
+        f"{name} (seed {', '.join(map(str, lacks))})" if lacks else name for name, lacks in result["missing"].items()
+    )
+    print(f"\n{text}")
+    for note in result["notes"]:
+        print(f"note: {note}", file=sys.stderr)
+    if missing:
+        print(f"study: not finished, so not in the table: {missing}")
+    print(f"study: {path}")
     return path
+
+
+def seeds_found(folder: Path) -> list[int]:
+    """The seeds that a study's folder has runs of, whichever call made them."""
+    names = [path.name.removeprefix("seed-") for path in folder.glob("seed-*") if path.is_dir()]
+    return sorted(int(name) for name in names if name.isascii() and name.isdecimal() and str(int(name)) == name)
 
 
 def study(folder: Path, variants: Sequence[Variant], seeds: Sequence[int]) -> dict[str, Any]:
     """The numbers of the table.
 
     Returns:
-        `seeds`, `num_samples`, and `variants`: name -> `title`, `group`, `removes`, `accuracies` (seed -> accuracy),
-        `accuracy` (mean over seeds), `spread` (standard deviation over seeds; None of fewer than two),
+        `seeds` (those with a finished run), `num_samples`, `missing` (variants without a finished run: name -> seeds,
+        empty if it needs none of its own), `notes` (what could not be checked), and `variants`: name -> `title`,
+        `group`, `removes`, `accuracies` (seed -> accuracy), `accuracy` (mean over seeds), `spread` (standard deviation
+        over seeds; None of fewer than two),
         `accuracy_ci95` and `difference_ci95` (bootstrap over samples of the mean over seeds: the seeds are those that
         were run), `difference` (from the method, over the seeds that both have), `behind`: whether the whole interval
         of the difference is below zero.
     """
     right: dict[str, dict[int, np.ndarray]] = {}
-    first = None
+    first, notes = None, []
     for variant in variants:
         for seed in seeds:
             path = folder / f"seed-{seed}" / variant.name / "evaluate" / FILE
             if path.is_file():
                 records = read_records_file(path)
                 first = first or (str(path), records)
-                check_same_samples(*first, str(path), records)
+                note = check_same_samples(*first, str(path), records)
+                notes += [note] if note and records is not first[1] else []
                 right.setdefault(variant.name, {})[seed] = correctness(records)
+                if not variant.seeded:
+                    break
     full = right.get(FULL, {})
     rows = {}
     for variant in variants:
@@ -96,7 +116,14 @@ def study(folder: Path, variants: Sequence[Variant], seeds: Sequence[int]) -> di
             "difference_ci95": interval,
             "behind": interval is not None and interval[1] < 0,
         }
-    return {"seeds": list(seeds), "num_samples": len(first[1].keys) if first else 0, "variants": rows}
+    missing = {v.name: [s for s in seeds if v.seeded and s not in right.get(v.name, {})] for v in variants}
+    return {
+        "seeds": [seed for seed in seeds if any(seed in mine for mine in right.values())],
+        "num_samples": len(first[1].keys) if first else 0,
+        "missing": {name: lacks for name, lacks in missing.items() if lacks or name not in right},
+        "notes": notes,
+        "variants": rows,
+    }
 
 
 def _interval(values: np.ndarray) -> list[float]:

@@ -1,11 +1,16 @@
 """Paired comparisons: right numbers, and nothing is compared that is not the same."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from masp.cli import _is_setting
 from masp.compare import compare, compare_pair, holm, markdown, names_of
 from masp.errors import InputError
 from masp.records import write_emotion_records
@@ -13,7 +18,7 @@ from masp.records import write_emotion_records
 CATEGORIES = ("fear", "joy")
 
 
-def make_run(folder, right, labels=None, prefix="test"):
+def make_run(folder, right, labels=None, prefix="test", data=None):
     """A run whose predictions are right where `right` says."""
     labels = labels or [CATEGORIES[i % 2] for i in range(len(right))]
     records = [
@@ -23,7 +28,7 @@ def make_run(folder, right, labels=None, prefix="test"):
     ]  # fmt: skip
     (folder / "evaluate").mkdir(parents=True)
     # the order of the samples is nobody's business
-    write_emotion_records(folder / "evaluate" / "records.h5", records[::-1], CATEGORIES, (), ())
+    write_emotion_records(folder / "evaluate" / "records.h5", records[::-1], CATEGORIES, (), (), data)
     return str(folder)
 
 
@@ -80,6 +85,32 @@ def test_other_samples_and_other_labels_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_other_pictures_of_the_same_names_are_refused(tmp_path):
+    def run(name, digest, made_by="vlm"):
+        return make_run(tmp_path / name, [True] * 4, data={"data_digest": digest * 64, "made_by": made_by})
+
+    first, same, other = run("first", "a"), run("same", "a"), run("other", "b")
+    assert compare([first, same], tmp_path / "out")["notes"] == []
+    with pytest.raises(InputError, match="not on the same pictures: data_digest is a{12} in first and b{12} in other"):
+        compare([first, other], tmp_path / "out")
+    for name, found, why in (
+        ("older", make_run(tmp_path / "older", [True] * 4), "older .* before digests"),
+        ("another VLM", run("vlm", "b", "other"), "made differently"),
+        ("live", run("live", "b", ""), "made differently"),
+    ):
+        result = compare([first, found], tmp_path / "out")
+        assert len(result["notes"]) == 1 and re.search(why, result["notes"][0]), name
+        assert "Note: whether the pictures are the same" in markdown(result)
+
+
+def test_an_output_that_cannot_be_written(tmp_path):
+    runs = [make_run(tmp_path / name, [True] * 4) for name in "ab"]
+    (tmp_path / "out" / "compare.json").mkdir(parents=True)
+    for folder in (tmp_path / "out", tmp_path / "a" / "evaluate" / "records.h5" / "x"):
+        with pytest.raises(InputError, match=f"--output {folder}: cannot be written"):
+            compare(runs, folder)
+
+
 def test_runs_that_cannot_be_compared(tmp_path):
     run = make_run(tmp_path / "run", [True] * 4)
     with pytest.raises(InputError, match="name two or more"):
@@ -88,6 +119,21 @@ def test_runs_that_cannot_be_compared(tmp_path):
         compare([run, str(tmp_path / "none")], tmp_path)
     with pytest.raises(InputError, match="given twice"):
         compare([run, run], tmp_path)
+    (tmp_path / "link").symlink_to(run)
+    for same in ("run/evaluate", "run/evaluate/records.h5", "link"):
+        with pytest.raises(InputError, match="given twice"):
+            compare([run, str(tmp_path / same)], tmp_path)
+
+
+def test_names_that_are_no_utf8_are_printed_to_a_strict_terminal(tmp_path):
+    runs = [make_run(tmp_path / name, [True] * 4) for name in ("a", "n\udcff")]
+    command = [sys.executable, "-m", "masp.cli", "compare", *runs, "--output", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"})
+    assert done.returncode == 0 and b"udcff" in done.stdout, done
+
+
+def test_a_missing_picture_with_an_equals_sign_is_no_setting():
+    assert not _is_setting("a=b.png") and _is_setting("vlm.path=x.png") and _is_setting("nothing=1")
 
 
 def test_names_are_as_long_as_they_must_be():

@@ -91,9 +91,41 @@ def test_stage_1_has_scores_where_answers_were_compared(tmp_path):
 def test_what_cannot_be_read_says_what_to_run(tmp_path):
     with pytest.raises(InputError, match="masp evaluate"):
         read_records_file(tmp_path / "none.h5")
-    (tmp_path / "bad.h5").write_bytes(b"no hdf5")
-    with pytest.raises(DataError, match="is damaged"):
-        read_records_file(tmp_path / "bad.h5")
+    (tmp_path / "records.h5").write_bytes(b"no hdf5")
+    with pytest.raises(DataError, match="records.h5 is damaged: .*; delete it"):
+        read_records_file(tmp_path / "records.h5")
+    with pytest.raises(DataError, match="/etc/passwd is damaged or no file of MASP: .*; name a records.h5") as error:
+        read_records_file("/etc/passwd")
+    assert "delete" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("label", ["fear"] * 3, "lengths differ: sample_key 4, label 3"),
+        ("sample_key", [1, 2, 3, 4], "sample_key is no list of texts"),
+        ("sample_key", ["a"] * 4, "sample_key occurs twice"),
+        ("scores", None, "scores is no dataset"),
+        ("scores", [[0.0] * 3] * 3, "scores are float64"),
+        ("scores", [["x"] * 3] * 4, "scores are object"),
+        ("label", "fear", "label is no list of texts"),
+        ("prediction", ["\udcff".encode("utf-8", "surrogateescape")] * 4, "utf-8"),
+    ],
+)
+def test_foreign_and_damaged_datasets_are_named(tmp_path, name, value, problem):
+    path = tmp_path / "records.h5"
+    write_emotion_records(path, make_records(), CATEGORIES, (), ())
+    with h5py.File(path, "a") as file:
+        del file[name]
+        file.create_group(name) if value is None else file.create_dataset(name, data=value)
+    with pytest.raises(DataError, match=f"{path} is damaged: .*{problem}"):
+        read_records_file(path)
+
+
+def test_no_samples_are_damage(tmp_path):
+    write_emotion_records(tmp_path / "records.h5", [], CATEGORIES, (), ())
+    with pytest.raises(DataError, match="holds no sample"):
+        read_records_file(tmp_path / "records.h5")
 
 
 def test_a_failure_leaves_the_old_file(tmp_path):

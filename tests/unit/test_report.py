@@ -248,6 +248,72 @@ def test_damaged_metrics_are_an_error(tmp_path, text):
         write_report(tmp_path)
 
 
+DAMAGE = [
+    ("calibration", [{}]), ("accuracy_ci95", "x"), ("confusion", 5), ("confusion", [[1, "x"]]),
+    ("per_category", {"a": 1}), ("time", 1e30), ("macro_f1", float("nan")), ("categories", 7), ("notes", 3),
+    ("per_aspect", [1]), ("nll", "x"), ("coverage", "x"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), DAMAGE)
+def test_damaged_metrics_are_left_out_and_named(tmp_path, key, value):
+    run = make_run(tmp_path)
+    for path in (run / "evaluate" / "metrics.json", run / "evaluate" / "datasets.json", run / "summary.json"):
+        metrics = json.loads(path.read_text())
+        (metrics["far"] if "far" in metrics else metrics.get("masp", metrics))[key] = value
+        path.write_text(json.dumps(metrics))
+    text = Page(write_report(run)).text
+    assert f"Damaged, so not on this page: {run}/evaluate/metrics.json: {key} is " in text
+    assert f"{run}/evaluate/datasets.json: far: {key} is" in text and f"{run}/summary.json: masp: {key} is" in text
+
+
+@pytest.mark.parametrize(("key", "value"), [*DAMAGE, ("accuracy", float("nan"))])
+def test_a_damaged_stage_1_beside_it_is_named(tmp_path, key, value):
+    run = make_run(tmp_path)
+    path = run / "evaluate-stage1" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["per_aspect"]["brightness"][key] = value
+    metrics["per_aspect"]["scene"] = 5
+    path.write_text(json.dumps(metrics))
+    text = Page(write_report(run)).text
+    assert f"{path}: brightness: {key} is " in text and "scene is no JSON object" in text and "human action" in text
+
+
+def test_an_accuracy_that_is_no_number_is_an_error(tmp_path):
+    for value in ("NaN", "1e999", "2", "true"):
+        (tmp_path / "metrics.json").write_text(f'{{"accuracy": {value}, "num_samples": 1, "num_correct": 1}}')
+        with pytest.raises(DataError, match="metrics.json.*accuracy is"):
+            write_report(tmp_path)
+
+
+def test_closed_aspects_show_their_answers_and_calibration(tmp_path):
+    run = make_run(tmp_path)
+    records = [{"sample_key": str(i), "label": ("low", "high")[i % 2], "prediction": ("low", "high")[i % 3 % 2],
+                "scores": [0.5, 0.1], "mean_scores": None} for i in range(9)]  # fmt: skip
+    path = run / "evaluate-stage1" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["per_aspect"]["brightness"] |= compute_metrics(records, ("low", "high"))
+    many = [f"answer {i}" for i in range(30)]
+    metrics["per_aspect"]["scene"] = {"kind": "closed", **compute_metrics(
+        [records[0] | {"label": many[0], "prediction": many[1], "scores": [0.0] * 30}], many)}  # fmt: skip
+    path.write_text(json.dumps(metrics))
+    page = Page(write_report(run))
+    assert "brightness: answers and calibration" in page.text and "answer 7" not in page.text
+    assert "human action: answers" not in page.text
+    assert sum(tag == "svg" for tag, _ in page.tags) == 5 + 2
+    assert sum(tag == "table" and a.get("class", "").startswith("confusion") for tag, a in page.tags) == 2
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path):
+    run = make_run(tmp_path)
+    (tmp_path / "file").write_text("")
+    for path in ("/proc/x.html", tmp_path / "file" / "x.html"):
+        with pytest.raises(InputError, match=f"{path}: cannot be written: "):
+            write_report(run, path)
+
+
 def test_an_output_that_is_a_folder_is_refused(tmp_path):
     run = make_run(tmp_path)
     with pytest.raises(InputError, match="is a folder"):
@@ -276,6 +342,36 @@ def test_chromium_shows_every_picture_and_complains_of_nothing(tmp_path, chromiu
     for picture in COLOURS:  # JPEG moves a colour by a few steps
         near = (count for count, colour in colours if all(abs(a - b) < 8 for a, b in zip(colour, picture, strict=True)))
         assert sum(near) > 120 * 80, picture
+
+
+MEASURE = """
+<script>
+addEventListener("load", () => {
+  const found = [...document.querySelectorAll("img, svg")].map(e => {
+    const box = e.getBoundingClientRect(), style = getComputedStyle(e);
+    const shown = e.checkVisibility() && style.visibility == "visible" && style.opacity > 0;
+    return [e.tagName.toLowerCase(), box.width, box.height, shown, e.naturalWidth || 0];
+  });
+  document.title = "measured " + JSON.stringify(found);
+});
+</script>
+"""
+
+
+@pytest.mark.chromium
+def test_chromium_gives_every_picture_and_chart_a_size(tmp_path, chromium):
+    """Thumbnails of mistakes, maps of attention, charts; the policy would forbid our script, so a copy goes without."""
+    html = write_report(make_run(tmp_path)).read_text(encoding="utf-8")
+    copy = tmp_path / "copy.html"
+    copy.write_text(re.sub(r"<meta http-equiv[^>]*>", "", html) + MEASURE, encoding="utf-8")
+    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--window-size=1280,4000",
+               f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", copy.as_uri()]  # fmt: skip
+    dom = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=120).stdout
+    found = json.loads(re.search(r"<title>measured (.*?)</title>", dom).group(1))
+    assert [tag for tag, *_ in found].count("img") == len(NAMES) + 3 * (1 + 2)
+    assert [tag for tag, *_ in found].count("svg") == 5
+    for tag, width, height, shown, natural in found:
+        assert width > 20 and height > 20 and shown and (tag == "svg" or natural > 0), (tag, width, height, natural)
 
 
 @pytest.mark.chromium

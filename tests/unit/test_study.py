@@ -1,9 +1,13 @@
 """The study: which runs there are, and what their records say together."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from masp.config import load_config
+from masp.demo import run_demo
 from masp.errors import InputError
 from masp.study import commands, run_config, run_study
 from masp.study_table import markdown, study, write_table
@@ -54,11 +58,48 @@ def test_the_commands_it_lists_make_the_same_runs(demo, repository):
 
 @pytest.mark.parametrize(
     ("seeds", "only", "problem"),
-    [("1,x", None, "--seeds 1,x"), ("1,1", None, "different"), ("1", "nothing", "--only nothing: .* there are masp, ")],
-)
+    [("1,x", None, "--seeds 1,x"), ("1,1", None, "different"), ("1,01", None, "different"),
+     ("²", None, "--seeds ²"),
+     ("٣", None, "--seeds"), ("9" * 5000, None, "--seeds 9"), ("4294967296", None, "--seeds"), ("", None, "--seeds"),
+     ("1", "nothing", "--only nothing: .* there are masp, ")],
+)  # fmt: skip
 def test_wrong_choices_are_refused(demo, seeds, only, problem):
     with pytest.raises(InputError, match=problem):
         run_study(demo, seeds, only, list_only=True)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["checkpoint.aspect=a.pth", "checkpoint.aspect=none", "checkpoint.soft_prompt=p.pt", "checkpoint.layout=released",
+     "evaluate.stage=stage1"],
+)  # fmt: skip
+@pytest.mark.parametrize("list_only", [False, True])
+def test_foreign_checkpoints_and_stage_1_are_refused(repository, tmp_path, setting, list_only):
+    config = load_config(repository / DEMO, [f"output_dir={tmp_path}", f"dataset.root={tmp_path}", setting])
+    key, value = setting.split("=")
+    with pytest.raises(InputError, match=f"^{key} = '{value}': a study [^\n]*; leave it out$"):
+        run_study(config, "1", list_only=list_only)
+    assert not list(tmp_path.iterdir())
+
+
+ARRAY = {f"SLURM_ARRAY_TASK_{name}": value for name, value in
+         (("ID", "1"), ("COUNT", "3"), ("MIN", "0"), ("MAX", "2"))}  # fmt: skip
+RANKS = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+
+
+@pytest.mark.parametrize(("env", "found"), [(ARRAY, "3 elements of a Slurm array"), (RANKS, "2 ranks")])
+def test_several_processes_are_refused(demo, tmp_path, monkeypatch, capsys, env, found):
+    demo.dataset.root = str(tmp_path)  # nothing is drawn, and there is nothing to extract
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=f"^study: .*{found}; .*--list") as error:
+        run_study(demo, "1")
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match=f"^demo: .*{found}"):
+        run_demo(demo, 1, 1)
+    assert not list(tmp_path.iterdir())
+    run_study(demo, "1", list_only=True)  # a list can be printed anywhere
+    assert "masp evaluate" in capsys.readouterr().out
 
 
 def test_the_table_pairs_samples_and_shows_the_spread(demo, tmp_path, capsys):
@@ -82,6 +123,31 @@ def test_the_table_pairs_samples_and_shows_the_spread(demo, tmp_path, capsys):
     assert path.is_file() and (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "study.md").read_text() == markdown(result)
     assert "| without scene | 0." in capsys.readouterr().out
+
+
+def test_the_table_holds_what_earlier_calls_finished(demo, tmp_path, monkeypatch, capsys):
+    """Whatever this call was told to run: the table is over the folder."""
+    folder = tmp_path / "study"
+    for module, name in (("extract", "extract"), ("train", "train"), ("study", "_draw_demo_data")):
+        monkeypatch.setattr(f"masp.{module}.{name}", lambda *_: None)
+    monkeypatch.setattr("masp.evaluate.evaluate", lambda run: Path(run.output_dir).exists() or make_run(
+        Path(run.output_dir), [True, True, False, True]))  # fmt: skip
+    run_study(demo, "2", "zero_shot,layout_released")
+    (folder / "seed-3" / FULL).mkdir(parents=True)  # stopped in its training
+    for name in ("seed-x", "seed-02", "seed-²"):
+        (folder / name / FULL / "evaluate").mkdir(parents=True)
+    capsys.readouterr()
+    run_study(demo, "1", "without_scene")
+    result = json.loads((folder / "study.json").read_text())
+    assert list(result["variants"]) == [FULL, "zero_shot", "without_scene", "layout_released"]
+    assert result["seeds"] == [1, 2]
+    assert {n: list(row["accuracies"]) for n, row in result["variants"].items()} == {
+        FULL: ["1", "2"], "zero_shot": ["2"], "without_scene": ["1"], "layout_released": ["2"]
+    }  # fmt: skip
+    assert "zero_shot" not in result["missing"] and result["missing"]["layout_released"] == [1, 3]
+    assert result["missing"]["queries_1"] == [1, 2, 3] and result["missing"][FULL] == [3]
+    shown = capsys.readouterr().out
+    assert "not in the table: masp (seed 3); " in shown and "without_scene (seed 2, 3); " in shown
 
 
 def test_runs_on_other_samples_make_no_table(demo, tmp_path):
