@@ -1,22 +1,47 @@
-"""Rebuild the demo world's tiny VLM from nothing: python tools/build_demo_vlm.py --out DIR."""
+"""Rebuild the demo world's tiny VLM from nothing: python tools/build_demo_vlm.py --out DIR.
+
+Its language model learns from texts in one process, its vision encoder from pictures in another, then both together.
+What a phase has learnt is kept in DIR/phases: called again, the tool goes on behind the last phase that was finished.
+"""
 
 import argparse
+import multiprocessing
 import time
 from pathlib import Path
 
+HALVES = (("language", "doubts"), ("sight",))
+LAST = "together"
+LOUDER = 20.0
+"""How much louder all else becomes beside vectors themselves, in the end."""
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write the VLM to")
     parser.add_argument("--questions", default="configs/questions.yaml")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1, help="of torch; another number moves the last bits")
-    parser.add_argument("--processes", type=int, default=2, help="that draw the pictures")
+    parser.add_argument("--threads", type=int, default=1, help="of torch, per process; another number moves last bits")
     parser.add_argument("--scale", type=float, default=1.0, help="times all steps and pictures: below 1 for a trial")
     args = parser.parse_args()
+    begun = time.monotonic()
+    (args.out / "phases").mkdir(parents=True, exist_ok=True)
+    halves = [multiprocessing.get_context("spawn").Process(target=learn, args=(args, *names)) for names in HALVES]
+    for half in halves:
+        half.start()
+    for half in halves:
+        half.join()
+    if any(half.exitcode for half in halves):
+        raise SystemExit(1)
+    learn(args, LAST)
+    print(f"wrote {args.out} in {(time.monotonic() - begun) / 60:.0f} minutes")
 
+
+def learn(args: argparse.Namespace, *phases: str) -> None:
+    """Run the phases of one half, or the last one, unless they are there already."""
     import torch
+    from safetensors.torch import load_file, save_file
 
+    from masp.data.demo.geometry import make_louder
     from masp.data.demo.model import save_model
     from masp.data.demo.pool import draw_pool
     from masp.data.demo.pretrain import Pictures, Plan, Trainer
@@ -24,26 +49,43 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     plan = Plan().scaled(args.scale)
-    begun = time.monotonic()
+    trainer = Trainer(load_questions(args.questions), args.seed, _report(args))
+    folder = args.out / "phases"
+    if phases == (LAST,):
+        for names in HALVES:
+            trainer.load(load_file(folder / f"{names[-1]}.safetensors"))
+    for phase in phases:
+        path = folder / f"{phase}.safetensors"
+        if not path.exists():
+            train = getattr(trainer, f"learn_{phase}")
+            if phase in HALVES[0]:
+                train(plan)
+                learnt = trainer.language_state()
+            else:
+                drawn = draw_pool(plan.num_pictures, report=lambda *n: trainer.report("drawing", *n))
+                train(plan, Pictures(drawn))
+                learnt = trainer.sight_state()
+            partial = path.with_name(f".{path.name}.partial")
+            save_file(learnt, partial)
+            partial.rename(path)
+        trainer.load(load_file(path))
+    if phases == (LAST,):
+        make_louder(trainer.model, trainer.geometry, trainer.tokenizer, LOUDER)
+        save_model(trainer.model, trainer.tokenizer, args.out)
+
+
+def _report(args: argparse.Namespace):
     started: dict[str, float] = {}
 
     def report(phase: str, step: int, total: int, figures: dict | None = None) -> None:
         first = started.setdefault(phase, time.monotonic())
-        if step % 100 and step != total:
+        if step % (2500 if phase == "drawing" else 100) and step != total:
             return
         left = (time.monotonic() - first) * (total - step) / max(1, step)
         shown = "  ".join(f"{name} {value:.3f}" for name, value in (figures or {}).items())
         print(f"{phase:9} {step:6}/{total}  {shown}  {left / 60:.1f} min left in this phase", flush=True)
 
-    trainer = Trainer(load_questions(args.questions), args.seed, report)
-    trainer.learn_words(plan)
-    trainer.learn_places(plan)
-    drawn = draw_pool(plan.num_pictures, processes=args.processes, report=lambda *n: report("drawing", *n))
-    pictures = Pictures(drawn)
-    trainer.learn_sight(plan, pictures)
-    trainer.learn_together(plan, pictures)
-    save_model(trainer.model, trainer.tokenizer, args.out)
-    print(f"wrote {args.out} in {(time.monotonic() - begun) / 60:.0f} minutes")
+    return report
 
 
 if __name__ == "__main__":

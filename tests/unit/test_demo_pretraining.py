@@ -7,9 +7,22 @@ import torch
 from masp.data.categories import ASPECTS
 from masp.data.demo.batch import Packer, embed, hidden_states
 from masp.data.demo.examples import EMOTION, Example, Examples, Slot, Turn
+from masp.data.demo.geometry import (
+    CODE_SCALE,
+    GROUND_SCALE,
+    SCALE,
+    SEEN,
+    WORDS,
+    draw_geometry,
+    hold,
+    make_louder,
+    set_first_layer,
+    token_ids,
+)
 from masp.data.demo.model import VOCAB_SIZE, build_model, encode, patches
+from masp.data.demo.pretrain import Trainer
 from masp.data.demo.tokenizer import build_tokenizer
-from masp.data.demo.world import EMOTIONS, draw_scene, posterior
+from masp.data.demo.world import EMOTIONS, FACTORS, draw_scene, posterior
 from masp.data.questions import load_questions
 
 
@@ -18,7 +31,8 @@ def parts():
     torch.manual_seed(0)
     questions = load_questions("configs/questions.yaml")
     tokenizer = build_tokenizer(questions, VOCAB_SIZE)
-    return questions, tokenizer, build_model(tokenizer), Examples(tokenizer, questions, np.random.default_rng(0))
+    examples = Examples(tokenizer, questions, np.random.default_rng(0), VOCAB_SIZE)
+    return questions, tokenizer, build_model(tokenizer), examples
 
 
 def _emotional(example):
@@ -29,10 +43,10 @@ def test_no_example_holds_a_picture_and_an_emotion(parts):
     draw = parts[3]
     for k in range(300):
         scene = draw.scene()
-        for example in (draw.picture(k, scene, (4, 4), 3), draw.picture_with_words(k, scene, (4, 4), 3)):
-            assert example.picture == k and not _emotional(example)
-        for example in (draw.text(scene, 1), draw.running(scene), draw.single(scene), draw.object_list()):
-            assert example.picture is None
+        example = draw.picture(k, scene, (4, 4), 3)
+        assert example.picture == k and not _emotional(example)
+        texts = draw.text(scene, 1), draw.running(scene), draw.single(scene), draw.looking(scene, 2), draw.object_list()
+        assert all(example.picture is None for example in texts)
     assert _emotional(draw.text(draw.scene(), 0))
 
 
@@ -63,22 +77,89 @@ def test_supervised_positions_predict_the_answer_and_rows_do_not_mix(parts):
     said = tokenizer.decode(both.targets.tolist())
     assert said == "very low<|im_end|>awe<|im_end|>none<|im_end|>"
     assert float(both.weights.sum()) == pytest.approx(3)
-    together = hidden_states(model, both, embed(model, both), packer.opening)
-    apart = hidden_states(model, alone, embed(model, alone), packer.opening)
+    together, _ = hidden_states(model, both, embed(model, both), packer.opening)
+    apart, _ = hidden_states(model, alone, embed(model, alone), packer.opening)
     assert torch.allclose(together[: len(apart)], apart, atol=1e-5)
     single = packer.pack([Example(slots=first.slots, turns=first.turns[1:])])  # a question does not see its neighbour
-    assert torch.allclose(hidden_states(model, single, embed(model, single), packer.opening), apart[3:], atol=1e-5)
+    one, _ = hidden_states(model, single, embed(model, single), packer.opening)
+    assert torch.allclose(one, apart[3:], atol=1e-5)
+    assert not both.running.any() and packer.pack([Example(slots=first.slots, marks=[(1, np.eye(8)[0])])]).running.all()
 
 
 def test_running_marks_are_the_posterior_of_what_was_told(parts):
     draw = parts[3]
-    scene = draw_scene(np.random.default_rng(3))
+    scene = draw_scene(np.random.default_rng(0))
+    assert scene.label("facial_expression") is not None
     example = draw.running(scene)
-    assert len(example.marks) == sum(i >= 0 for i in scene.labels)
-    assert np.allclose(example.marks[-1][1], posterior(scene.labels))
-    known = [scene.labels[0] if a == "facial_expression" else -1 for a in ASPECTS]
-    if scene.labels[0] >= 0:
-        assert np.allclose(example.marks[0][1], posterior(known))
+    shown = bool(example.grid_slots)
+    assert len(example.marks) == sum(scene.label(a) is not None for a in ASPECTS) + shown + 1
+    known = FACTORS if shown else ASPECTS
+    assert example.marks[-1][0] == len(example.slots) + len(example.grid_slots) + 1
+    assert np.allclose(example.marks[-1][1], posterior(scene.only(known).labels))
+    assert np.allclose(example.marks[0][1], posterior(scene.only(["facial_expression"]).labels))
+
+
+def test_a_text_means_the_emotion_that_it_says(parts):
+    draw, scene = parts[3], draw_scene(np.random.default_rng(3))
+    evoked, shown = (draw.emotion_turn(scene, sense).emotions for sense in ("evoked", "shown"))
+    assert np.allclose(evoked, posterior(scene.labels))
+    assert np.allclose(shown, posterior(scene.only(["facial_expression", "human_action"]).labels))
+    assert np.allclose(draw.emotion_turn(scene, None).emotions, 0.4 * evoked + 0.6 * shown)
+
+
+def test_the_first_layer_makes_codes_of_words_and_of_nothing_else(parts):
+    tokenizer = parts[1]
+    geometry = draw_geometry(tokenizer, VOCAB_SIZE, 192, torch.Generator().manual_seed(0))
+    layer = build_model(tokenizer).model.language_model.layers[0]
+    set_first_layer(layer, geometry)
+
+    def made(vectors):
+        constant = layer.self_attn.o_proj(torch.eye(192)[0])  # the bias of the values, whatever is attended to
+        assert layer.self_attn.v_proj.bias.tolist() == [1.0, *[0.0] * 95] and not layer.self_attn.v_proj.weight.any()
+        return layer.mlp(layer.post_attention_layernorm(vectors + constant)).detach()
+
+    for k, pair in enumerate(WORDS):
+        row = geometry.table[token_ids(tokenizer, *pair)[0]]
+        for vector, share in ((row, 0.8), (7 * row, 0.995)):  # nearly the same however loud
+            wanted = share * geometry.codes[k, geometry.rest]
+            assert torch.allclose(made(vector)[geometry.rest], wanted, rtol=0.02, atol=0.1)
+    noise = made(torch.randn(500, 192))
+    ground = noise[:, geometry.ground] / 192**0.5 / GROUND_SCALE
+    assert ground.mean() == pytest.approx(1, abs=0.05) and ground.std() < 0.2
+    assert noise[:, geometry.rest].pow(2).mean().sqrt() < 0.1 * CODE_SCALE
+    seen, mark = geometry.table[-len(SEEN) - 1 : -1], geometry.table[-1]
+    assert made(seen)[:, geometry.seen].abs().max() < 1e-6  # unmarked
+    marked = made(seen + mark)[:, geometry.seen]
+    assert torch.allclose(marked, CODE_SCALE / SCALE * seen[:, geometry.seen], rtol=0.02, atol=0.02)
+    weak = made(3 * seen + 0.5 * mark)[:, geometry.seen]  # not marked enough, however loud
+    assert weak.abs().max() < 0.03 * marked.abs().max()
+
+
+def test_making_all_else_louder_changes_no_answer(parts):
+    questions, tokenizer, _, _ = parts
+    trainer = Trainer(questions, 0)
+    packed = trainer.packer.pack([trainer.examples.looking(trainer.examples.scene(), 2) for _ in range(4)])
+
+    def answers():
+        table = torch.cat([trainer.language.embed_tokens.weight, trainer.geometry.table[VOCAB_SIZE:]])
+        x = embed(trainer.model, packed, table=table)
+        hidden, _ = hidden_states(trainer.model, packed, x, trainer.packer.opening)
+        return trainer.model.lm_head(hidden).log_softmax(-1).detach()
+
+    before = answers()
+    make_louder(trainer.model, trainer.geometry, tokenizer, 20.0)
+    assert (answers() - before).abs().max() < 0.2 < (before[0] - before[1]).abs().max()
+
+
+def test_vision_tokens_are_marked_and_hold_only_what_is_seen(parts):
+    model = build_model(parts[1])
+    geometry = draw_geometry(parts[1], VOCAB_SIZE, 192, torch.Generator().manual_seed(0))
+    hold(model, geometry)
+    features, _ = encode(model, torch.randint(0, 256, (1, 112, 112, 3), dtype=torch.uint8))
+    used = set((features.abs().amax((0, 1)) > 0).nonzero().flatten().tolist())
+    weather = {k for k, (factor, _) in enumerate(WORDS) if factor == "weather"}
+    assert used == weather | set(range(len(WORDS), len(WORDS) + len(SEEN) + 1))
+    assert torch.allclose(features[..., geometry.mark], torch.tensor(SCALE * 192**0.5))
 
 
 def test_patches_and_features_are_those_of_transformers(parts):

@@ -1,6 +1,8 @@
 """The committed tiny VLM sees what it should, and transformers loads it."""
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -25,7 +27,7 @@ def test_it_is_small_and_names_its_tokens():
     from transformers import AutoConfig, AutoTokenizer
 
     config, tokenizer = AutoConfig.from_pretrained(VLM_DIR), AutoTokenizer.from_pretrained(VLM_DIR)
-    assert config.model_type == "qwen2_vl" and (VLM_DIR / "model.safetensors").stat().st_size < 4e6
+    assert config.model_type == "qwen2_vl" and (VLM_DIR / "model.safetensors").stat().st_size < 5e6
     for name in ("image", "video"):
         assert tokenizer.convert_ids_to_tokens(getattr(config, f"{name}_token_id")) == f"<|{name}_pad|>"
     turns = [
@@ -64,3 +66,18 @@ def test_a_damaged_file_of_a_vlm_is_named(tmp_path, file, content):
     with pytest.raises(InputError, match=r"vlm\.path: .*vlm") as error:
         load_prompt(str(folder))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.full
+def test_the_tool_makes_a_vlm_in_one_call_and_goes_on_behind_a_finished_phase(tmp_path):
+    command = [sys.executable, "tools/build_demo_vlm.py", "--out", str(tmp_path / "vlm"), "--scale", "0.002"]
+    first = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "language" in first.stdout and "sight" in first.stdout
+    assert first.stdout.splitlines()[-1].startswith(f"wrote {tmp_path / 'vlm'} in ")
+    weights = (tmp_path / "vlm" / "model.safetensors").read_bytes()
+    (tmp_path / "vlm" / "phases" / "together.safetensors").unlink()
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "language" not in again.stdout and "together" in again.stdout
+    assert (tmp_path / "vlm" / "model.safetensors").read_bytes() == weights
+    model, tokenizer = load_demo_vlm(tmp_path / "vlm")
+    assert model.config.text_config.vocab_size >= len(tokenizer)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from masp.config.schema import DatasetConfig
 from masp.data.categories import ASPECTS
+from masp.data.datasets import read_dataset
 from masp.data.demo import world
 from masp.data.demo.emoset import best_possible, write_demo_data
 from masp.data.demo.pictures import draw_picture, measure, world_rng
@@ -18,19 +20,19 @@ def _scenes(count, seed=0):
     return [world.draw_scene(rng) for _ in range(count)]
 
 
-def test_posterior_sums_to_one_and_depends_on_every_aspect():
+def test_posterior_sums_to_one_and_depends_on_every_factor():
     scenes = np.array([scene.labels for scene in _scenes(500)])
     chances = world.posterior(scenes)
     assert np.allclose(chances.sum(-1), 1) and (chances > 0).all()
-    for k in range(len(ASPECTS)):
+    for k, factor in enumerate(world.FACTORS):
         other = scenes.copy()
-        other[:, k] = (other[:, k] + 1) % len(world.LABELS[ASPECTS[k]])
+        other[:, k] = (other[:, k] + 1) % len(world.LABELS[factor])
         assert not np.allclose(world.posterior(other), chances, atol=0.1)
 
 
 def test_best_possible_by_enumeration_equals_monte_carlo():
     exact = world.best_possible_accuracy()
-    assert 0.85 < exact < 0.90
+    assert 0.82 < exact < 0.90
     scenes = np.array([scene.labels for scene in _scenes(20000)])
     largest = world.posterior(scenes).max(-1)
     error = largest.std() / len(largest) ** 0.5
@@ -42,12 +44,29 @@ def test_best_possible_by_enumeration_equals_monte_carlo():
     assert abs(hits - exact) < 4 * (exact * (1 - exact) / 4000) ** 0.5 + 4 * error
 
 
-def test_every_aspect_matters():
+def test_every_factor_matters():
     best = world.best_possible_accuracy()
-    for aspect in ASPECTS:
-        rest = [a for a in ASPECTS if a != aspect]
+    for factor in world.FACTORS:
+        rest = [f for f in world.FACTORS if f != factor]
         assert best - world.best_possible_accuracy(rest) > 0.05
-        assert world.best_possible_accuracy([aspect]) < 0.45
+        assert world.best_possible_accuracy([factor]) < 0.45
+    assert world.best_possible_accuracy([]) == pytest.approx(1 / len(world.EMOTIONS), abs=0.05)
+
+
+def test_the_weather_is_in_no_annotation_that_masp_reads(tmp_path):
+    write_demo_data(tmp_path / "data", 20, 5, seed=1)
+    dataset = read_dataset(DatasetConfig(name="emoset", root=str(tmp_path / "data")))
+    assert {aspect for sample in dataset.samples for aspect in sample.answers} == set(ASPECTS)
+    notes = [json.loads(path.read_text()) for path in (tmp_path / "data" / "annotation").rglob("*.json")]
+    assert {note["weather"] for note in notes} <= set(world.LABELS["weather"])
+
+
+def test_a_scene_can_be_known_in_part():
+    scene = _scenes(1)[0]
+    known = scene.only(["scene", "weather"])
+    assert [i >= 0 for i in known.labels] == [f in ("scene", "weather") for f in world.FACTORS]
+    assert known.label("scene") == scene.label("scene") and known.label("object") is None
+    assert world.told("brightness", "very low") == "dark" and world.told("scene", "amusement_park") == "amusement park"
 
 
 def test_labels_are_emosets_and_annotations_round_trip():

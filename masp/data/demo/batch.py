@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from masp.data.demo.examples import Example, Slot
+from masp.data.demo.geometry import SCALE
 from masp.data.demo.tokenizer import SYSTEM
 from masp.data.demo.world import EMOTIONS
 
-MIX = 6
+MIX = 28
 """Most words that one slot mixes."""
 GROUPS = 6
 """Most groups of slots with noise of their own."""
@@ -24,7 +25,7 @@ class Packed:
     """A batch of rows, `L` positions each, behind the opening that all of them share."""
 
     words: Tensor
-    """`[B, L, MIX]` token ids to be mixed."""
+    """`[B, L, MIX]` rows of the table to be mixed."""
     shares: Tensor
     """`[B, L, MIX]` their weights; all zero where a vision token stands."""
     noise: Tensor
@@ -45,6 +46,8 @@ class Packed:
     """`[N, 8]` target distributions of emotions, zero rows elsewhere."""
     weights: Tensor
     """`[N]`, summing to one per question."""
+    running: Tensor
+    """`[N]` true where the emotion is told without a question."""
 
 
 class Packer:
@@ -66,7 +69,7 @@ class Packer:
 
     def length(self, example: Example) -> int:
         """About how many positions an example takes beside the opening."""
-        asked = sum(len(self.ids(turn.question)) + 8 for turn in example.turns)
+        asked = sum(len(turn.before) + len(self.ids(turn.question)) + 8 for turn in example.turns)
         return len(example.slots) + len(example.grid_slots) + asked
 
     def pack(self, examples: Sequence[Example]) -> Packed:
@@ -80,7 +83,7 @@ class Packer:
         vision = np.zeros((count, length), dtype=bool)
         positions = np.zeros((3, count, length), dtype=np.int64)
         segment = np.full((count, length), -1)
-        supervised, targets, soft, weights = [], [], [], []
+        supervised, targets, soft, weights, running = [], [], [], [], []
         for b, row in enumerate(rows):
             for k, slot in enumerate(row["slots"]):
                 if slot is None:
@@ -100,6 +103,7 @@ class Packer:
                 targets.append(target)
                 soft.append(chances)
                 weights.append(weight)
+                running.append(k < row["block"])
         segment = torch.from_numpy(segment)
         seen = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])
         causal = torch.ones(length, length, dtype=torch.bool).tril()
@@ -117,6 +121,7 @@ class Packer:
             torch.tensor(targets),
             torch.from_numpy(np.array(soft, dtype=np.float32)),
             torch.tensor(weights, dtype=torch.float32),
+            torch.tensor(running),
         )
 
     def _row(self, example: Example) -> dict:
@@ -133,12 +138,13 @@ class Packer:
             positions.append((start,) * 3)
             start += 1
         start += example.gap
-        segment, supervised = [0] * len(slots), []
+        block = len(slots)
+        segment, supervised = [0] * block, []
         for told, chances in example.marks:
             supervised.append((told - 1, self.emotions[0], chances, 1 / len(example.marks)))
         for number, turn in enumerate(example.turns, 1):
             answer = self.ids(turn.answer) + self.end
-            asked = self.ids(turn.question) + self.closing
+            asked = [*turn.before, *self.ids(turn.question), *self.closing]
             first = len(slots) + len(asked) - 1
             tokens = asked + answer[:-1]
             slots += tokens
@@ -147,15 +153,16 @@ class Packer:
             for k, target in enumerate(answer):
                 chances = turn.emotions if k == 0 and turn.emotions is not None else np.zeros(len(EMOTIONS))
                 supervised.append((first + k, target, chances, 1 / len(answer)))
-        return {"slots": slots, "positions": positions, "segment": segment, "supervised": supervised}
+        row = {"slots": slots, "positions": positions, "segment": segment, "supervised": supervised}
+        return row | {"block": block}
 
 
 def embed(
     model,
     packed: Packed,
     features: Tensor | None = None,
+    table: Tensor | None = None,
     generator: torch.Generator | None = None,
-    loudness: Tensor | None = None,
 ) -> Tensor:
     """Input embeddings `[B, L, D]`.
 
@@ -163,23 +170,26 @@ def embed(
         model: the tiny VLM.
         packed: the batch.
         features: `[B, T, D]` fill the vision tokens of each row, in order.
+        table: rows that slots mix; None for the word embeddings.
         generator: of the noise.
-        loudness: `[D, D]` shapes the noise; None leaves it white.
     """
-    table = model.model.language_model.embed_tokens.weight
+    table = model.model.language_model.embed_tokens.weight if table is None else table
     mixture = packed.shares.new_zeros(*packed.shares.shape[:2], len(table))
     x = mixture.scatter_add_(2, packed.words, packed.shares) @ table  # far cheaper backwards than indexing
-    if packed.noise.any():
+    if packed.noise.any() or packed.shared.any():
         noise = packed.noise[..., None] * torch.randn(x.shape, generator=generator)
         noise = noise + packed.shared @ torch.randn(len(x), GROUPS, x.shape[-1], generator=generator)
-        x = x + (noise if loudness is None else noise @ loudness)
+        x = x + SCALE * noise
     if features is not None:
         x = x.masked_scatter(packed.vision[..., None], features)
     return x
 
 
-def hidden_states(model, packed: Packed, embeddings: Tensor, opening: Sequence[int]) -> Tensor:
-    """Last hidden states of the supervised positions, `[N, D]`. The opening runs once for all rows."""
+def hidden_states(model, packed: Packed, embeddings: Tensor, opening: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Last hidden states of the supervised positions, `[N, D]`, and what they would be without the last layer.
+
+    The opening runs once for all rows.
+    """
     from transformers import DynamicCache
 
     language = model.model.language_model
@@ -194,8 +204,10 @@ def hidden_states(model, packed: Packed, embeddings: Tensor, opening: Sequence[i
         attention_mask={"full_attention": packed.mask},
         past_key_values=cache,
         use_cache=True,
+        output_hidden_states=True,
     )
-    return out.last_hidden_state.flatten(0, 1)[packed.supervised]
+    early = out.hidden_states[-2].flatten(0, 1)[packed.supervised]
+    return out.last_hidden_state.flatten(0, 1)[packed.supervised], language.norm(early)
 
 
 def losses(model, packed: Packed, hidden: Tensor, emotion_ids: Sequence[int]) -> Tensor:

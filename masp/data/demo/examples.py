@@ -11,24 +11,42 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from masp.data.categories import ASPECTS
+from masp.data.demo.geometry import SEEN, WORDS, token_ids
 from masp.data.demo.tokenizer import NONE
-from masp.data.demo.world import EMOTIONS, LABELS, Scene, draw_scene, posterior, words
+from masp.data.demo.world import (
+    ABSENT,
+    EMOTIONS,
+    LABELS,
+    SENSES,
+    SHOWN_BY,
+    WEATHER,
+    Scene,
+    draw_scene,
+    posterior,
+    words,
+)
 from masp.data.questions import Questions
 
 EMOTION = "emotion"
+FAINTEST, TOO_FAINT = 0.6, 0.35
+"""Least cosine between a slot and the word that it tells, and the largest with a word that it does not tell."""
+LOUDEST = 15.0
+"""How loud a soft prompt may be, in units of a label's word: it may start from other words, which are that loud."""
+SENSE_CHANCES = (0.4, 0.6)
+"""How often a text that does not say so means each of `SENSES`."""
 LEVEL_ASPECTS = ("brightness", "colorfulness")
 
 
 @dataclass
 class Slot:
-    """One vector of the visual block that is no vision token: a mixture of words, plus noise."""
+    """One vector that is no token: a mixture of words and of what is seen, plus noise."""
 
     words: list[int]
-    """Token ids that are mixed."""
+    """Rows of the geometry's table that are mixed: token ids, and what vision tokens are made of."""
     shares: list[float]
     """Their weights."""
     noise: float = 0.0
-    """Standard deviation of Gaussian noise on top."""
+    """Standard deviation of Gaussian noise on top, in units of a word's scale."""
     shared: tuple[int, float] = (0, 0.0)
     """Standard deviation of noise that all slots of the same number share."""
 
@@ -43,6 +61,8 @@ class Turn:
     answer: str
     emotions: np.ndarray | None = None
     """`[8]` target distribution of an emotion answer, instead of the drawn one alone."""
+    before: list[Slot] = field(default_factory=list)
+    """What stands between the visual block and this question, as a soft prompt does."""
 
 
 @dataclass
@@ -50,18 +70,19 @@ class Example:
     """One visual block and what is asked about it."""
 
     slots: list[Slot] = field(default_factory=list)
-    """The words of the visual block, before any picture."""
+    """What stands in the visual block before any picture."""
     grid_slots: list[Slot] = field(default_factory=list)
-    """Vectors that say nothing, placed as vision tokens are."""
+    """What stands in a picture's place, placed as vision tokens are."""
     grid: tuple[int, int] = (0, 0)
     """Rows and columns of the vision tokens or of `grid_slots`."""
     picture: int | None = None
     """Index of the picture whose features stand in the block."""
     gap: int = 0
-    """Positions skipped before the question."""
+    """Positions skipped before the questions."""
     turns: list[Turn] = field(default_factory=list)
     marks: list[tuple[int, np.ndarray]] = field(default_factory=list)
-    """`(k, [8])`: after `k` slots, the distribution of emotions given the aspects told so far."""
+    """`(k, [8])`: at the `k`-th position of the visual block, the distribution of emotions given what was told so far.
+    The block's end counts as one more position."""
 
     def check(self) -> Example:
         """Refuse what must never be learnt.
@@ -75,200 +96,254 @@ class Example:
         return self
 
 
-def _join(parts: list[tuple[str | None, list[Slot]]]) -> list[Slot]:
-    return [slot for _, slots in parts for slot in slots]
-
-
 class Examples:
     """Draws examples from one generator."""
 
-    out_of_place = False
-    """Whether texts also hold words of one aspect, as loud as any, in the slots of another: places are then learnt."""
+    with_senses = True
+    """Whether texts say whose emotion is meant, or leave it open; without, all mean the evoked one."""
     richness = 1.0
     """How often texts get the long forms (five slots per aspect, noise beside them); less is cheaper, to begin with."""
 
-    def __init__(self, tokenizer, questions: Questions, rng: np.random.Generator):
+    def __init__(self, tokenizer, questions: Questions, rng: np.random.Generator, vocab_size: int):
         self.tokenizer, self.questions, self.rng = tokenizer, questions, rng
-        self.word_ids = {
-            (aspect, i): self.ids(words(label)) for aspect in ASPECTS for i, label in enumerate(LABELS[aspect])
-        }
-        self.mark = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        self.word_ids = {pair: token_ids(tokenizer, *pair) for pair in WORDS}
         self.all_words = sorted({i for ids in self.word_ids.values() for i in ids})
+        self.seen = {pair: vocab_size + k for k, pair in enumerate(SEEN)}
+        self.mark = vocab_size + len(SEEN)
 
     def ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
+    def scene(self) -> Scene:
+        return draw_scene(self.rng)
+
     # Questions
 
-    def aspect_turn(self, aspect: str, scene: Scene) -> Turn:
+    def aspect_turn(self, aspect: str, label: str | None) -> Turn:
         templates = self.questions.templates(aspect)
-        label = scene.label(aspect)
         return Turn(aspect, templates[self.rng.integers(len(templates))], NONE if label is None else words(label))
 
-    def emotion_turn(self, scene: Scene) -> Turn:
-        chances = posterior(scene.labels)
-        key = str(self.rng.integers(1 << 62))
-        question = self.questions.emotion(EMOTIONS, 0, 0, key)
+    def emotion_turn(self, known: Scene, sense: str | None) -> Turn:
+        """The emotion that follows from what is known, in the sense that is said before the question, or in either."""
+        chances = sum(
+            chance * posterior((known if meant == SENSES[0] else known.only(SHOWN_BY)).labels)
+            for meant, chance in zip(SENSES, SENSE_CHANCES, strict=True)
+            if sense in (None, meant)
+        )
+        chances = chances / chances.sum()
+        question = self.questions.emotion(EMOTIONS, 0, 0, str(self.rng.integers(1 << 62)))
         if self.rng.random() < 0.3:
             question = self.questions.emotion_first(EMOTIONS)
-        return Turn(EMOTION, question, EMOTIONS[self.rng.choice(len(EMOTIONS), p=chances)], chances)
+        answer = EMOTIONS[self.rng.choice(len(EMOTIONS), p=chances)]
+        return Turn(EMOTION, question, answer, chances, self.sense_slots(sense))
 
     # Pictures
 
     def picture(self, index: int, scene: Scene, grid: tuple[int, int], num_turns: int) -> Example:
         """A picture alone, some aspects asked."""
         asked = self.rng.permutation(len(ASPECTS))[:num_turns]
-        turns = [self.aspect_turn(ASPECTS[k], scene) for k in asked]
+        turns = [self.aspect_turn(ASPECTS[k], scene.label(ASPECTS[k])) for k in asked]
         return Example(picture=index, grid=grid, turns=turns, gap=self._gap()).check()
-
-    def picture_with_words(self, index: int, scene: Scene, grid: tuple[int, int], num_turns: int) -> Example:
-        """Words of some aspects of the same picture before its features: aspects asked, never the emotion."""
-        kept = Scene(tuple(i if self.rng.random() < 0.5 else -1 for i in scene.labels))
-        example = self.picture(index, scene, grid, num_turns)
-        example.slots = _join(self.grouped(kept))
-        return example.check()
 
     # Texts
 
     def running(self, scene: Scene) -> Example:
-        """Words in the visual block and no question: the emotion is told from each aspect's words onward."""
-        example = Example()
-        write = self.grouped if self.rng.random() < 0.7 else self.prose
-        known = [-1] * len(ASPECTS)
-        for aspect, slots in write(scene):
+        """No question: the emotion is told from each aspect's words onward, and behind what a picture would show."""
+        example, known = Example(), []
+        for aspect, slots in self.grouped(scene) if self.rng.random() < 0.7 else self.prose(scene):
             example.slots += slots
             if aspect is not None:
-                known[ASPECTS.index(aspect)] = scene.labels[ASPECTS.index(aspect)]
-                example.marks.append((len(example.slots), posterior(known)))
+                known.append(aspect)
+            if example.slots:
+                example.marks.append((len(example.slots), posterior(scene.only(known).labels)))
+        count = len(example.slots)
+        if self.rng.random() < 0.6:
+            example.grid, example.grid_slots = self.strewn(scene)
+            known.append(WEATHER)
+            count += len(example.grid_slots)
+            example.marks.append((count, posterior(scene.only(known).labels)))
+        example.marks.append((count + 1, posterior(scene.only(known).labels)))
         return example.check()
 
     def text(self, scene: Scene, num_aspect_turns: int) -> Example:
-        """Words in the visual block, the emotion and some aspects asked."""
+        """Words in the visual block, at times what a picture would show behind them; the emotion and aspects asked."""
         rng = self.rng
-        if rng.random() < 0.3:  # only some aspects are told
-            share = rng.choice([0.0, 0.6])
-            scene = Scene(tuple(i if rng.random() < share else -1 for i in scene.labels))
-        write = self.grouped if rng.random() < 0.7 else self.prose
-        example = Example(slots=_join(write(scene)), gap=self._gap())
-        if self.out_of_place and max(scene.labels) < 0 and rng.random() < 0.5:
-            example.slots = []  # as before a picture alone
-        self._disturb(example)
-        example.turns = [self.emotion_turn(scene)]
-        told = [a for a in ASPECTS if scene.label(a) is not None]
-        if told and num_aspect_turns:
-            for k in rng.permutation(len(told))[:num_aspect_turns]:
-                example.turns.append(self.aspect_turn(told[k], scene))
+        share = rng.choice([0.0, 0.6]) if rng.random() < 0.3 else 1.0  # at times only some aspects are told
+        said = [aspect for aspect in ASPECTS if rng.random() < share]
+        write = self.grouped if rng.random() < 0.75 else self.prose
+        example = Example(slots=[slot for _, slots in write(scene.only(said)) for slot in slots], gap=self._gap())
+        if not said and rng.random() < 0.5:
+            example.slots = []
+        shown = rng.random() < 0.6 * self.richness
+        if shown:
+            example.grid, example.grid_slots = self.strewn(scene)
+        # What vision tokens say of the six aspects does not count; of the weather nothing else tells.
+        known = scene.only([*said, WEATHER] if shown else said)
+        senses = (SENSES[0], (None, SENSES[1])[rng.integers(2)]) if self.with_senses else SENSES[:1]
+        example.turns = [self.emotion_turn(known, sense) for sense in senses]
+        for k in rng.permutation(len(ASPECTS))[:num_aspect_turns]:
+            aspect = ASPECTS[k]
+            label = scene.label(aspect) if shown or aspect in said else None
+            example.turns.append(self.aspect_turn(aspect, label))
         return example.check()
 
     def single(self, scene: Scene) -> Example:
         """The words of one aspect alone, that aspect asked; or words of another or noise, and the answer is none."""
-        told = [a for a in ASPECTS if scene.label(a) is not None]
-        aspect = told[self.rng.integers(len(told))]
-        alone = Scene(tuple(i if a == aspect else -1 for a, i in zip(ASPECTS, scene.labels, strict=True)))
-        slots = next(slots for about, slots in self.grouped(alone) if about == aspect)
-        asked = aspect
-        if self.rng.random() < 0.4:
-            asked, alone = ASPECTS[self.rng.integers(len(ASPECTS))], Scene((-1,) * len(ASPECTS))
-            if asked == aspect or {asked, aspect} == set(LEVEL_ASPECTS):  # these two have the same words
-                slots = self.noise_slots(5)
-        return Example(slots=slots, turns=[self.aspect_turn(asked, alone)], gap=self._gap()).check()
+        rng = self.rng
+        about = [a for a in ASPECTS if scene.label(a) is not None]
+        aspect = asked = about[rng.integers(len(about))]
+        label = scene.label(aspect)
+        rich = rng.random() < self.richness
+        width = 5 if rich else int(rng.integers(1, 4))
+        slots = (self.label_slots if rich else self.plain_slots)(aspect, label, width)
+        if rng.random() < 0.3:
+            asked, label = ASPECTS[rng.integers(len(ASPECTS))], None
+            if asked == aspect:
+                slots = self.noise_slots(width)
+        return Example(slots=slots, turns=[self.aspect_turn(asked, label)], gap=self._gap()).check()
+
+    def looking(self, scene: Scene, num_turns: int) -> Example:
+        """What a picture would show, aspects asked."""
+        grid, slots = self.strewn(scene)
+        asked = self.rng.permutation(len(ASPECTS))[:num_turns]
+        turns = [self.aspect_turn(ASPECTS[k], scene.label(ASPECTS[k])) for k in asked]
+        return Example(grid_slots=slots, grid=grid, turns=turns, gap=self._gap()).check()
+
+    def glimpse(self, scene: Scene) -> Example:
+        """A few vectors as vision tokens are, and the answer is none: so few are no picture."""
+        rng = self.rng
+        _, slots = self.strewn(scene)
+        count = int(rng.integers(1, 11)) if rng.random() < 0.5 else 5
+        loudness = rng.uniform(0.5, 3.0)
+        kept = [slots[k] for k in rng.permutation(len(slots))[:count]]
+        for slot in kept:
+            slot.shares[0] *= loudness  # the mark
+            slot.shares[1:] = [rng.uniform(0.5, 4.0) * share for share in slot.shares[1:]]
+        aspect = ASPECTS[rng.integers(len(ASPECTS))]
+        return Example(slots=kept, turns=[self.aspect_turn(aspect, None)], gap=self._gap()).check()
 
     def object_list(self) -> Example:
         """Two objects told, both to be listed."""
-        first, second = self.rng.permutation(len(LABELS["object"]))[:2]
-        text = ", ".join(words(LABELS["object"][i]) for i in (first, second))
+        names = [LABELS["object"][i] for i in self.rng.permutation(len(LABELS["object"]))[:2]]
         templates = self.questions.templates("object")
-        turn = Turn("object", templates[self.rng.integers(len(templates))], text)
-        return Example(slots=[Slot([i], [1.0]) for i in self.ids(text)], turns=[turn], gap=self._gap()).check()
+        turn = Turn("object", templates[self.rng.integers(len(templates))], ", ".join(map(words, names)))
+        ids = [i for name in names for i in self.word_ids["object", name]]
+        return Example(slots=[Slot([i], [1.0]) for i in ids], turns=[turn], gap=self._gap()).check()
+
+    # What stands in the visual block
 
     def prose(self, scene: Scene) -> list[tuple[str | None, list[Slot]]]:
-        """A caption, as pairs of an aspect and its slots."""
-        parts = [(a, f"{word} {a}" if a in LEVEL_ASPECTS else word) for a, word in scene.answers().items()]
+        """A caption, `happy,cake,beach,yoga,dim,vivid`, as pairs of an aspect and its slots."""
+        comma = self.ids(",")
         return [
-            (aspect, [Slot([i], [1.0]) for i in self.ids(f", {text}" if k else text)])
-            for k, (aspect, text) in enumerate(parts)
+            (a, [Slot([i], [1.0]) for i in (*comma, *self.word_ids[a, label])])
+            for a in ASPECTS
+            if (label := scene.label(a)) is not None
         ]
 
     def caption(self, scene: Scene) -> list[Slot]:
-        """`happy, cake, beach, yoga, low brightness, high colorfulness`: the slots of `prose`, joined."""
-        return _join(self.prose(scene))
+        """The slots of `prose`, joined."""
+        return [slot for _, slots in self.prose(scene) for slot in slots]
 
     def grouped(self, scene: Scene, omit: float = 0.1) -> list[tuple[str | None, list[Slot]]]:
         """Each aspect's words in the same number of slots, in order: mixed, scaled and noised as aspect tokens are."""
         rng = self.rng
         rich = rng.random() < self.richness
-        width = 5 if rng.random() < 0.9 else int(rng.integers(1, 8))
+        width = 5 if rng.random() < 0.8 else int(rng.integers(1, 9))
         if not rich:
             width = min(width, int(rng.integers(1, 4)))
-        groups = []
-        omit_absent = rng.random() < omit
-        for number, (aspect, index) in enumerate(zip(ASPECTS, scene.labels, strict=True)):
-            if index >= 0:
-                label = int(index)
+        groups, omit_absent = [], rng.random() < omit
+        for number, aspect in enumerate(ASPECTS):
+            label = scene.label(aspect)
+            if label is not None:
                 write = self.label_slots if rich else self.plain_slots
-                groups.append((aspect, write(number, label, width)))
+                groups.append((aspect, write(aspect, label, width)))
             elif not omit_absent:
                 groups.append((None, self.noise_slots(width, number)))
         return groups
 
-    def plain_slots(self, number: int, label: int, width: int) -> list[Slot]:
+    def plain_slots(self, factor: str, label: str, width: int) -> list[Slot]:
         """The words of a label, over and over."""
-        ids = self.word_ids[ASPECTS[number], label]
+        ids = self.word_ids[factor, label]
         return [Slot([ids[k % len(ids)]], [1.0]) for k in range(width)]
 
-    def label_slots(self, number: int, label: int, width: int) -> list[Slot]:
-        """The words of a label, disturbed by fainter ones of another label, by words out of place, and by noise."""
+    def label_slots(self, factor: str, label: str, width: int) -> list[Slot]:
+        """The word of a label in what says nothing; at times some of the slots say nothing at all."""
         rng = self.rng
-        strength = float(np.exp(rng.uniform(np.log(0.5), np.log(2.0))))
-        most = min(1.2, 1.5 * strength)
-        common, noise = rng.uniform(0, most), rng.uniform(0, most) * rng.uniform()
-        ids, labels = self.word_ids[ASPECTS[number], label], LABELS[ASPECTS[number]]
-        rival = self.word_ids[ASPECTS[number], int(rng.integers(len(labels)))]
-        foreign = [int(i) for i in rng.choice(self.all_words, 2)]
-        most = 1.5 if self.out_of_place else 0.8
-        loud = strength * rng.uniform(-0.5, 0.5), *(strength * rng.uniform(-most, most, 2))
-        mixed = rng.random() < 0.5
-        slots = []
-        for k in range(width):
-            slot = Slot([ids[k % len(ids)]], [strength], noise, (number, common))
-            if mixed:
-                slot.words, slot.shares = list(ids), list(rng.dirichlet([2.0] * len(ids)) * strength)
-            slot.words += [rival[k % len(rival)], *foreign]
-            slot.shares += [share * rng.uniform(0.3, 1.0) for share in loud]
-            slots.append(slot)
+        number, loudest = (ASPECTS.index(factor), 2.0) if factor in ASPECTS else (0, LOUDEST)
+        word, cosine = self.word_ids[factor, label][0], rng.uniform(FAINTEST, 1.0)
+        slots = self._mixed(word, cosine, width, number, rng.uniform(np.log(0.4), np.log(loudest)))
+        heard = int(rng.integers(width))
+        if rng.random() < 0.2:
+            for k in range(width):
+                if k != heard and rng.random() < 0.5:
+                    slots[k] = self.noise_slots(1, number)[0]
         return slots
 
-    def noise_slots(self, count: int, number: int = 0) -> list[Slot]:
-        """Vectors that say nothing: noise, faint mixtures of any words, or both."""
+    def noise_slots(self, count: int, number: int = 0, loudest: float = 2.0) -> list[Slot]:
+        """Vectors that say nothing: noise, words that are too faint, what would be seen if it were marked."""
         rng = self.rng
-        noise, common = rng.uniform(0.0, 1.2, 2)
-        mixed = [int(i) for i in rng.choice(self.all_words, int(rng.integers(0, 5)))]
-        shares = rng.uniform(-0.3, 0.3, len(mixed))
-        return [Slot(list(mixed), list(shares * rng.uniform(0.3, 1.0)), noise, (number, common)) for _ in range(count)]
+        word, cosine = int(rng.choice(self.all_words)), rng.uniform(0.0, TOO_FAINT)
+        return self._mixed(word, cosine, count, number, rng.uniform(np.log(0.1), np.log(loudest)))
 
-    def vision_slots(self, count: int) -> list[Slot]:
-        """Marked as vision tokens are: noise, or loud mixtures of the words of some other scene."""
+    def _mixed(self, word: int, cosine: float, width: int, number: int, log_loudness: float) -> list[Slot]:
+        """A word, and for the rest of the slots' energy noise, other words too faint to count, and what is seen."""
+        rng, loudness = self.rng, float(np.exp(log_loudness))
+        parts = (1 - cosine**2) ** 0.5 * rng.dirichlet([0.5] * 4) ** 0.5  # noise, noise in common, words, what is seen
+        others = [int(i) for i in rng.choice(self.all_words, int(rng.integers(1, 9)))]
+        unseen = [*self._any_seen(4), self.mark]
+        shares = [rng.normal(size=len(rows)) for rows in (others, unseen)]
+        shares = [part * x / np.linalg.norm(x) for part, x in zip(parts[2:], shares, strict=True)]
+        rows = [word, *others, *unseen]
+        weights = [cosine, *np.clip(shares[0], -TOO_FAINT, TOO_FAINT), *np.clip(shares[1], -0.9, 0.9)]
+        weights[-1] = float(np.clip(weights[-1], -TOO_FAINT, TOO_FAINT))
+        scaled = [loudness * weight for weight in weights]
+        return [Slot(rows, scaled, loudness * parts[0], (number, loudness * parts[1])) for _ in range(width)]
+
+    def strewn(self, scene: Scene) -> tuple[tuple[int, int], list[Slot]]:
+        """A grid of vectors as vision tokens are: marked, each aspect seen by many or a few, the weather by most."""
         rng = self.rng
-        noise, strength, most = rng.uniform(0.0, 1.0), rng.uniform(0.4, 1.6), int(rng.integers(0, 4))
-        other = [ids for key in enumerate(self.scene().labels) if (ids := self._ids_of(*key))]
+        grid = (int(rng.integers(4, 6)), int(rng.integers(4, 6)))
+        count, noise = grid[0] * grid[1], rng.uniform(0.0, 0.15)
+        slots = [Slot([self.mark], [1.0], noise) for _ in range(count)]
+        absent = rng.uniform(-0.4, 0.1)
+        for aspect in ASPECTS:
+            label = scene.label(aspect)
+            if label is None:
+                for slot in slots:
+                    slot.words += [self.seen[aspect, other] for other in LABELS[aspect]]
+                    slot.shares += [absent / len(LABELS[aspect]) ** 0.5] * len(LABELS[aspect])
+                continue
+            local = aspect in ABSENT or aspect == "object"
+            self._strew(slots, self.seen[aspect, label], rng.integers(2, 7) if local else rng.integers(6, count))
+        self._strew(slots, self.word_ids[WEATHER, scene.label(WEATHER)][0], rng.integers(8, count + 1))
+        return grid, slots
+
+    def _strew(self, slots: list[Slot], row: int, number: int) -> None:
+        strength = self.rng.uniform(0.25, 0.8)
+        for k in self.rng.permutation(len(slots))[:number]:
+            slots[k].words.append(row)
+            slots[k].shares.append(strength * self.rng.uniform(0.5, 1.0))
+
+    def sense_slots(self, sense: str | None) -> list[Slot]:
+        """What stands before a question: nothing, or vectors of which some or all tell whose emotion is meant."""
+        rng = self.rng
+        if sense is None and rng.random() < 0.5:
+            return []
+        count = int(rng.integers(1, 33)) if rng.random() < 0.25 else int(rng.integers(1, 5))
         slots = []
-        for _ in range(count):
-            words = [int(rng.choice(other[k])) for k in rng.permutation(len(other))[:most]]
-            slots.append(Slot([self.mark, *words], [1.0, *(strength * rng.uniform(0.4, 1.0) for _ in words)], noise))
+        heard, share = int(rng.integers(count)), rng.uniform(0, 1)
+        for k in range(count):
+            if sense is not None and (k == heard or rng.random() < share):
+                write = self.label_slots if rng.random() < self.richness else self.plain_slots
+                slots += write("sense", sense, 1)
+            else:
+                slots += self.noise_slots(1, int(rng.integers(len(ASPECTS))), LOUDEST)
         return slots
 
-    def _ids_of(self, aspect: int, label: int) -> list[int]:
-        return [] if label < 0 else self.word_ids[ASPECTS[aspect], label]
-
-    def scene(self) -> Scene:
-        return draw_scene(self.rng)
-
-    def _disturb(self, example: Example) -> None:
-        """At times vectors marked as vision tokens, which say nothing about the emotion, stand behind the words."""
-        rng = self.rng
-        if rng.random() < 0.5 * self.richness:
-            example.grid = (int(rng.integers(4, 6)), int(rng.integers(4, 6)))
-            example.grid_slots = self.vision_slots(example.grid[0] * example.grid[1])
+    def _any_seen(self, count: int) -> list[int]:
+        first = self.mark - len(SEEN)
+        return [int(i) for i in self.rng.integers(first, self.mark, count)]
 
     def _gap(self) -> int:
         return int(self.rng.integers(0, 40)) if self.rng.random() < 0.5 else 0

@@ -12,7 +12,7 @@ from masp.data.demo.batch import Packer, embed, hidden_states
 from masp.data.demo.examples import EMOTION, Example, Examples, Turn
 from masp.data.demo.model import encode
 from masp.data.demo.pool import draw_pool
-from masp.data.demo.world import EMOTIONS, draw_scene, posterior, words
+from masp.data.demo.world import EMOTIONS, SENSES, draw_scene, posterior, words
 from masp.data.demo.world import Scene as DemoScene
 from masp.data.questions import Questions
 
@@ -47,7 +47,7 @@ def aspect_accuracy(model, tokenizer, questions: Questions, count: int, name: st
                 for k, scene in enumerate(scenes)
             ]
             packed = packer.pack(examples)
-            hidden = hidden_states(model, packed, embed(model, packed, features), packer.opening)
+            hidden, _ = hidden_states(model, packed, embed(model, packed, features), packer.opening)
             right = iter((model.lm_head(hidden).argmax(-1) == packed.targets).tolist())
             for k, scene in enumerate(scenes):
                 for aspect in asked[k]:  # greedy decoding says the answer if every token of it is the likeliest
@@ -61,20 +61,22 @@ def aspect_accuracy(model, tokenizer, questions: Questions, count: int, name: st
 def told_accuracy(model, tokenizer, questions: Questions, count: int, seed: int = 0) -> tuple[float, float]:
     """The language model's expected accuracy when a caption of the true aspects stands where a picture would.
 
+    Behind the caption stands the word that says that the evoked emotion is meant, as a soft prompt can.
+
     Returns:
         Its accuracy and the best possible on the same captions.
     """
     rng = np.random.default_rng([seed, 99])
-    writer, packer, reached, best = Examples(tokenizer, questions, rng), Packer(tokenizer), 0.0, 0.0
+    writer, packer = Examples(tokenizer, questions, rng, model.config.text_config.vocab_size), Packer(tokenizer)
+    before = writer.plain_slots("sense", SENSES[0], 1)
+    turn = Turn(EMOTION, questions.emotion_first(EMOTIONS), EMOTIONS[0], before=before)
+    reached = best = 0.0
     for start in range(0, count, 50):
-        scenes = [draw_scene(rng) for _ in range(min(50, count - start))]
+        scenes = [draw_scene(rng).only(ASPECTS) for _ in range(min(50, count - start))]
         chances = posterior([scene.labels for scene in scenes])
-        question = questions.emotion_first(EMOTIONS)
-        examples = [
-            Example(slots=writer.caption(scene), turns=[Turn(EMOTION, question, EMOTIONS[0])]) for scene in scenes
-        ]
+        examples = [Example(slots=writer.caption(scene), turns=[turn]) for scene in scenes]
         packed = packer.pack(examples)
-        hidden = hidden_states(model, packed, embed(model, packed), packer.opening)
+        hidden, _ = hidden_states(model, packed, embed(model, packed), packer.opening)
         first = hidden[::2]  # an emotion is one token, then the end
         guesses = model.lm_head(first)[:, packer.emotions].argmax(-1).numpy()
         reached += chances[np.arange(len(scenes)), guesses].sum()

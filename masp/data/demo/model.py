@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 PATCH, MERGE = 14, 2
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-VOCAB_SIZE = 704
+VOCAB_SIZE = 768
 
 
-def build_model(tokenizer, hidden: int = 128, layers: int = 3, vision_width: int = 96, vision_depth: int = 4):
+def build_model(tokenizer, hidden: int = 192, layers: int = 4, vision_width: int = 96, vision_depth: int = 4):
     """A fresh `Qwen2VLForConditionalGeneration` in fp32, initialised from torch's global generator.
 
-    Word embeddings are unit normal and not tied to the output: features, aspect tokens and soft prompts start at that
-    scale too.
+    Word embeddings are not tied to the output; `geometry.py` sets them, and the first layer that reads them.
     """
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
@@ -36,10 +35,10 @@ def build_model(tokenizer, hidden: int = 128, layers: int = 3, vision_width: int
         text_config={
             "vocab_size": VOCAB_SIZE,
             "hidden_size": hidden,
-            "intermediate_size": hidden * 2,
+            "intermediate_size": hidden * 5 // 3,
             "num_hidden_layers": layers,
             "num_attention_heads": hidden // 32,
-            "num_key_value_heads": max(1, hidden // 64),
+            "num_key_value_heads": hidden // 64,
             "max_position_embeddings": 4096,
             "use_sliding_window": False,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
@@ -64,9 +63,7 @@ def build_model(tokenizer, hidden: int = 128, layers: int = 3, vision_width: int
     model = Qwen2VLForConditionalGeneration(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("embed_tokens.weight"):
-                nn.init.normal_(parameter)
-            elif parameter.ndim > 1:
+            if parameter.ndim > 1:
                 depth = vision_depth if "visual" in name else layers
                 residual = name.endswith(("o_proj.weight", "down_proj.weight", "attn.proj.weight", "mlp.fc2.weight"))
                 fan_in = parameter[0].numel()

@@ -9,7 +9,7 @@ from torch import Tensor
 class Muon(torch.optim.Optimizer):
     """For 2-D parameters; updates have the root mean square `0.2 * lr`, about that of Adam's."""
 
-    def __init__(self, parameters, lr: float, momentum: float = 0.95, weight_decay: float = 0.01):
+    def __init__(self, parameters, lr: float, weight_decay: float, momentum: float = 0.95):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()

@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from masp.data.demo.scenes import scene as draw_background
+from masp.data.demo.scenes import weather as draw_weather
 from masp.data.demo.sprites import OBJECTS, WHITE, Box, face, figure
-from masp.data.demo.world import LEVELS, Scene, level_word
+from masp.data.demo.world import LEVELS, WEATHER, Scene, level_word
 
 SIZES = ((112, 112), (140, 112), (112, 140))
 """Widths and heights in pixels: 16 or 20 vision tokens of 28 x 28 pixels."""
@@ -56,6 +57,7 @@ def _draw_shapes(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np
     image = Image.new("RGB", (w, h))
     draw = ImageDraw.Draw(image)
     draw_background(draw, scene.label("scene"), w, h, rng)
+    draw_weather(draw, scene.label(WEATHER), w, h, rng)
     background = np.array(image)
     cells = rng.permutation(4)
     for cell, aspect in zip(cells[:3], ("object", "human_action", "facial_expression"), strict=True):

@@ -25,7 +25,7 @@ def draw_pool(
         report: called with the number of pictures done and of all.
 
     Returns:
-        Size `(h, w)` -> pixels `[n, h, w, 3]` uint8 and labels `[n, 6]` int8.
+        Size `(h, w)` -> pixels `[n, h, w, 3]` uint8 and labels `[n, 7]` int8, in the order of `FACTORS`.
     """
     found: dict[tuple[int, int], tuple[list, list]] = {}
     chunks = [(name, start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]

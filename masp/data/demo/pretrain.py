@@ -1,9 +1,8 @@
-"""Pretrains the tiny VLM in four phases: words, places, sight, and all together.
+"""Pretrains the tiny VLM: its language model on texts, its vision encoder on pictures, then the two on what is seen.
 
-Words: texts only; word embeddings are fixed (`embeddings.py`). Places: texts in which a word counts only where its
-aspect stands. Sight: the vision encoder alone, each aspect read off its features by attention and compared with the
-word embeddings of the labels, which puts features on the scale and into the space of words, as a projector does in
-larger VLMs. Together: pictures with aspect questions, texts beside. No phase ever shows a picture with an emotion.
+Neither half needs the other: the geometry of the hidden space, which is fixed, says on which axes vision tokens hold
+what is seen, and texts imitate them. Once both are there, the vision encoder alone learns a little more, before the
+language model as texts have made it. No example ever holds a picture and an emotion.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from torch import Tensor, nn
 
 from masp.data.categories import ASPECTS
 from masp.data.demo.batch import Packer, embed, hidden_states, losses
-from masp.data.demo.embeddings import draw_geometry
 from masp.data.demo.examples import Example, Examples
+from masp.data.demo.geometry import SCALE, SEEN, WORDS, Geometry, draw_geometry, hold, set_first_layer
 from masp.data.demo.model import VOCAB_SIZE, build_model, encode
 from masp.data.demo.muon import Muon
-from masp.data.demo.tokenizer import NONE, build_tokenizer
-from masp.data.demo.world import LABELS, Scene, words
+from masp.data.demo.tokenizer import build_tokenizer
+from masp.data.demo.world import FACTORS, LABELS, WEATHER, Scene
 from masp.data.questions import Questions
 
 Report = Callable[[str, int, int, dict], None]
@@ -34,17 +33,17 @@ Report = Callable[[str, int, int, dict], None]
 class Plan:
     """How long each phase lasts, in steps, and its batches."""
 
-    running_steps: int = 900
+    running_steps: int = 400
     """Texts without a question, the emotion told from word to word: short and dense, so first."""
-    words_steps: int = 2400
+    text_steps: int = 4000
     """Texts with questions."""
-    places_steps: int = 800
-    """Texts with words out of place."""
-    sight_steps: int = 2500
-    together_steps: int = 800
+    doubts_steps: int = 1300
+    """Texts with questions, once more."""
+    sight_steps: int = 3600
+    together_steps: int = 1500
+    text_batch: int = 32
     sight_batch: int = 32
-    together_pictures: int = 16
-    together_texts: int = 16
+    together_batch: int = 16
     picture_turns: int = 3
     """Aspects asked about a picture at once."""
     num_pictures: int = 26000
@@ -65,39 +64,43 @@ class Pictures:
         self.chances = counts / counts.sum()
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Pixels `[count, h, w, 3]` uint8 and labels `[count, 6]` in the order of `ASPECTS`."""
+        """Pixels `[count, h, w, 3]` uint8 and labels `[count, 7]` in the order of `FACTORS`."""
         pixels, labels = list(self.by_size.values())[rng.choice(len(self.chances), p=self.chances)]
         rows = rng.integers(0, len(pixels), count)
         return torch.from_numpy(pixels[rows]), torch.from_numpy(labels[rows]).long()
 
 
 class Sight(nn.Module):
-    """Reads each aspect off the features, only in pretraining: attention, then nearness to the labels' words."""
+    """Reads each factor off the features, only in pretraining: attention, then the components on the labels' axes."""
 
-    def __init__(self, label_words: list[Tensor]):
+    SHARPNESS = 12.0
+    """Logits per word's length along a label's axis: a sure answer takes about half a word."""
+
+    def __init__(self, hidden: int):
         super().__init__()
-        self.queries = nn.Parameter(0.3 * torch.randn(len(ASPECTS), label_words[0].shape[1]))
-        self.scale = nn.Parameter(torch.tensor(8.0))
-        for k, table in enumerate(label_words):
-            self.register_buffer(f"words{k}", table)
+        self.queries = nn.Parameter(0.3 * torch.randn(len(FACTORS), hidden))
+        first = {f: len(WORDS) + SEEN.index((f, LABELS[f][0])) for f in ASPECTS}
+        first[WEATHER] = WORDS.index((WEATHER, LABELS[WEATHER][0]))
+        self.axes = [slice(first[f], first[f] + len(LABELS[f])) for f in FACTORS]
 
     def forward(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Features `[B, T, D]`, labels `[B, 6]` (-1 absent) -> loss summed over aspects, and hits `[B, 6]`."""
-        weights = torch.einsum("btd,ad->bat", features, self.queries).softmax(-1)
-        pooled = weights @ features
+        """Features `[B, T, D]`, labels `[B, 7]` (-1 absent) -> loss summed over factors, and hits `[B, 7]`."""
+        features = features / SCALE
+        weights = torch.einsum("btd,fd->bft", features, self.queries).softmax(-1)
+        pooled = weights @ features / features.shape[-1] ** 0.5
         loss, hits = features.new_zeros(()), []
-        for k in range(len(ASPECTS)):
-            table = getattr(self, f"words{k}")
-            scores = self.scale * pooled[:, k] @ table.T / table.shape[1]
-            target = torch.where(labels[:, k] < 0, len(table) - 1, labels[:, k])
+        for k, axes in enumerate(self.axes):
+            scores = F.pad(self.SHARPNESS * pooled[:, k, axes], (0, 1))  # the last says that there is none
+            target = torch.where(labels[:, k] < 0, scores.shape[1] - 1, labels[:, k])
             loss = loss + F.cross_entropy(scores, target)
             hits.append(scores.argmax(-1) == target)
         return loss, torch.stack(hits, 1)
 
 
-def off_scale(features: Tensor) -> Tensor:
-    """How far features are from the word embeddings' scale, which is one."""
-    return (features.pow(2).mean(-1).sqrt() - 1).pow(2).mean()
+def off_scale(features: Tensor, mark: int) -> Tensor:
+    """How far features, but for their mark, are from the word embeddings' scale, as a share of it."""
+    unmarked = features.pow(2).mean(-1) - features[..., mark].pow(2) / features.shape[-1]
+    return (unmarked.clamp_min(1e-8).sqrt() / SCALE - 1).pow(2).mean()
 
 
 class Trainer:
@@ -105,18 +108,23 @@ class Trainer:
 
     def __init__(self, questions: Questions, seed: int, report: Report = lambda *_: None):
         torch.manual_seed(seed)
-        self.questions, self.report = questions, report
+        self.report = report
         self.tokenizer = build_tokenizer(questions, VOCAB_SIZE)
         self.model = build_model(self.tokenizer)
         self.packer = Packer(self.tokenizer)
-        self.examples = Examples(self.tokenizer, questions, np.random.default_rng([seed, 1]))
+        self.examples = Examples(self.tokenizer, questions, np.random.default_rng([seed, 1]), VOCAB_SIZE)
         self.seed, self.rng = seed, np.random.default_rng([seed, 2])
         self.noise = torch.Generator().manual_seed(seed)
-        self.sight: Sight | None = None
         table = self.language.embed_tokens.weight
-        geometry = draw_geometry(self.tokenizer, self.examples.all_words, *table.shape, self.noise)
-        table.data.copy_(geometry.table)
-        self.loudness = geometry.noise
+        self.geometry: Geometry = draw_geometry(self.tokenizer, *table.shape, self.noise)
+        table.data.copy_(self.geometry.table[: len(table)])
+        set_first_layer(self.language.layers[0], self.geometry)
+        self.vision.merger.mlp[-1].weight.data.mul_(SCALE)
+        for layer in self.language.layers[1:]:
+            layer.input_layernorm.weight.data[self.geometry.mark] = 10.0  # it is faint
+        hold(self.model, self.geometry)
+        torch.manual_seed(seed + 1)
+        self.sight = Sight(table.shape[1])
 
     @property
     def language(self) -> nn.Module:
@@ -127,12 +135,18 @@ class Trainer:
         return self.model.model.visual
 
     def example_loss(self, examples: list[Example], features: Tensor | None = None) -> Tensor:
-        """Mean loss per question."""
+        """Mean loss per question.
+
+        What was told is summed up before the last layer, so that a question can still look it up: where the emotion is
+        told from word to word, it must be there already.
+        """
         packed = self.packer.pack(examples)
-        embeddings = embed(self.model, packed, features, self.noise, self.loudness)
-        hidden = hidden_states(self.model, packed, embeddings, self.packer.opening)
+        embeddings = embed(self.model, packed, features, self.geometry.table, self.noise)
+        hidden, early = hidden_states(self.model, packed, embeddings, self.packer.opening)
         each = losses(self.model, packed, hidden, self.packer.emotions)
-        return (each * packed.weights).sum() / packed.weights.sum()
+        summed = losses(self.model, packed, early, self.packer.emotions)[packed.running]
+        weights = packed.weights[packed.running]
+        return ((each * packed.weights).sum() + 0.5 * (summed * weights).sum()) / packed.weights.sum()
 
     def text_batches(self, size: int, running: float) -> Iterator[list[Example]]:
         """Batches of texts of like length, a share `running` of them without a question."""
@@ -143,10 +157,14 @@ class Trainer:
                 kind, scene = draw.rng.random(), draw.scene()
                 if kind < running:
                     pool.append(draw.running(scene))
-                elif kind < running + 0.67 * (1 - running):
-                    pool.append(draw.text(scene, int(draw.out_of_place or draw.rng.random() < 0.3)))
-                elif kind < running + 0.97 * (1 - running):
+                elif kind < running + 0.6 * (1 - running):
+                    pool.append(draw.text(scene, int(draw.rng.random() < 0.5)))
+                elif kind < running + 0.75 * (1 - running):
                     pool.append(draw.single(scene))
+                elif kind < running + 0.85 * (1 - running):
+                    pool.append(draw.glimpse(scene))
+                elif kind < running + 0.98 * (1 - running):
+                    pool.append(draw.looking(scene, 2))
                 else:
                     pool.append(draw.object_list())
             pool.sort(key=self.packer.length)
@@ -156,88 +174,88 @@ class Trainer:
 
     # Phases
 
-    def learn_words(self, plan: Plan) -> None:
-        """Texts alone: first without questions, then with."""
+    def learn_language(self, plan: Plan) -> None:
+        """The language model, on texts alone: first without questions, then with."""
         self._begin(1)
-        total = plan.running_steps + plan.words_steps
-        self._freeze(vision=True)
-        optimizer = self._optimizer(language=3e-3)
-        self.examples.richness = 0.15
-        batches = self.text_batches(64, running=1.0)
+        total = plan.running_steps + plan.text_steps
+        self._train_only(self.language)
+        optimizer = _Optimizer({"": self.language, "lm_head": self.model.lm_head}, 3e-3)
+        self.examples.richness, self.examples.with_senses = 0.15, False
+        batches = self.text_batches(2 * plan.text_batch, running=1.0)
         for step in range(total):
             if step == plan.running_steps:
-                batches = self.text_batches(32, running=0.15)
-            if step == plan.running_steps + plan.words_steps // 4:
-                self.examples.richness = 1.0
+                batches = self.text_batches(plan.text_batch, running=0.2)
+            self.examples.richness = 0.15 if step < plan.running_steps + 0.15 * plan.text_steps else 1.0
+            self.examples.with_senses = step >= plan.running_steps + 0.35 * plan.text_steps
             loss = self.example_loss(next(batches))
-            optimizer.step(loss, step, total, decay=plan.words_steps / (2 * total))
-            self.report("words", step + 1, total, {"loss": loss.item()})
+            optimizer.step(loss, step, total, decay=0.5)
+            hold(self.model, self.geometry)
+            self.report("language", step + 1, total, {"loss": loss.item()})
 
-    def learn_places(self, plan: Plan) -> None:
-        """Texts alone, in which a word counts only where its aspect stands."""
+    def learn_doubts(self, plan: Plan) -> None:
+        """The language model again, slots in doubt among the texts: learnt late, since hard."""
         self._begin(4)
-        self._freeze(vision=True)
-        self.examples.richness, self.examples.out_of_place = 1.0, True
-        optimizer = self._optimizer(language=2e-3)
-        batches = self.text_batches(32, running=0.1)
-        for step in range(plan.places_steps):
+        self._train_only(self.language)
+        optimizer = _Optimizer({"": self.language, "lm_head": self.model.lm_head}, 2e-3)
+        batches = self.text_batches(plan.text_batch, running=0.15)
+        for step in range(plan.doubts_steps):
             loss = self.example_loss(next(batches))
-            optimizer.step(loss, step, plan.places_steps, decay=0.6)
-            self.report("places", step + 1, plan.places_steps, {"loss": loss.item()})
+            optimizer.step(loss, step, plan.doubts_steps, decay=0.8)
+            hold(self.model, self.geometry)
+            self.report("doubts", step + 1, plan.doubts_steps, {"loss": loss.item()})
 
     def learn_sight(self, plan: Plan, pictures: Pictures) -> None:
         """The vision encoder alone."""
         self._begin(2)
-        self.sight = Sight(self._label_words())
-        self._freeze(vision=False, language=True)
-        optimizer = self._optimizer(vision=3e-3)
+        self._train_only(self.vision, self.sight)
+        optimizer = _Optimizer({"": self.vision, "sight": self.sight}, 3e-3)
         for step in range(plan.sight_steps):
             pixels, labels = pictures.draw(plan.sight_batch, self.rng)
             features, _ = encode(self.model, pixels)
             loss, hits = self.sight(features, labels)
-            optimizer.step(loss + 0.5 * off_scale(features), step, plan.sight_steps, decay=0.5)
+            optimizer.step(loss + 0.5 * off_scale(features, self.geometry.mark), step, plan.sight_steps, decay=0.5)
+            hold(self.model, self.geometry)
             figures = {"loss": loss.item(), "right": hits.float().mean().item()}
             self.report("sight", step + 1, plan.sight_steps, figures)
 
     def learn_together(self, plan: Plan, pictures: Pictures) -> None:
-        """Pictures with aspect questions, and texts."""
+        """The vision encoder before the language model, which stays as it is: aspects asked."""
         self._begin(3)
-        self._freeze(vision=False)
-        self.examples.richness, self.examples.out_of_place = 1.0, True
-        mark = self.language.embed_tokens.weight[self.examples.mark].detach()
-        with torch.no_grad():
-            self.vision.merger.mlp[-1].bias += mark
-        optimizer = self._optimizer(language=2e-3, vision=1e-3)
-        texts = self.text_batches(plan.together_texts, running=0.15)
+        self._train_only(self.vision, self.sight)
+        optimizer = _Optimizer({"": self.vision, "sight": self.sight}, 1e-3)
         for step in range(plan.together_steps):
-            pixels, labels = pictures.draw(plan.together_pictures, self.rng)
+            pixels, labels = pictures.draw(plan.together_batch, self.rng)
             features, (_, rows, columns) = encode(self.model, pixels)
             seen, _ = self.sight(features, labels)
-            examples = [
-                self.picture_example(k, Scene(tuple(labels[k].tolist())), (rows // 2, columns // 2), plan)
-                for k in range(len(pixels))
-            ]
+            scenes = [Scene(tuple(row.tolist())) for row in labels]
+            grid = (rows // 2, columns // 2)
+            examples = [self.examples.picture(k, scene, grid, plan.picture_turns) for k, scene in enumerate(scenes)]
             asked = self.example_loss(examples, features)
-            told = self.example_loss(next(texts))
-            loss = 0.3 * seen + 0.5 * off_scale(features - mark) + plan.picture_turns * asked + told
+            loss = seen + 0.5 * off_scale(features, self.geometry.mark) + plan.picture_turns * asked
             optimizer.step(loss, step, plan.together_steps, decay=0.6)
-            figures = {"asked": asked.item(), "told": told.item(), "seen": seen.item()}
-            self.report("together", step + 1, plan.together_steps, figures)
+            hold(self.model, self.geometry)
+            self.report("together", step + 1, plan.together_steps, {"asked": asked.item(), "seen": seen.item()})
 
-    def picture_example(self, index: int, scene: Scene, grid: tuple[int, int], plan: Plan) -> Example:
-        """A picture and aspect questions; at times words of some aspects stand before its features."""
-        draw = self.examples.picture_with_words if self.examples.rng.random() < 0.15 else self.examples.picture
-        return draw(index, scene, grid, plan.picture_turns)
+    # What a phase has learnt
 
-    def _label_words(self) -> list[Tensor]:
-        """Per aspect `[labels + 1, D]`: the mean embedding of each label's words, at scale one; the last says none."""
-        table = self.language.embed_tokens.weight.detach()
-        found = []
-        for aspect in ASPECTS:
-            means = [table[self.packer.ids(words(label))].mean(0) for label in (*LABELS[aspect], NONE)]
-            stacked = torch.stack(means)
-            found.append(stacked / stacked.pow(2).mean(-1, keepdim=True).sqrt())
-        return found
+    def language_state(self) -> dict[str, Tensor]:
+        """Tensors of the language model's half."""
+        return {k: v.clone() for k, v in self.model.state_dict().items() if ".visual." not in k}
+
+    def sight_state(self) -> dict[str, Tensor]:
+        """Tensors of the vision encoder, and of what reads its features in pretraining."""
+        state = {k: v.clone() for k, v in self.model.state_dict().items() if ".visual." in k}
+        return state | {f"sight.{k}": v.clone() for k, v in self.sight.state_dict().items()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take over what `language_state` or `sight_state` gave."""
+        sight = {k.removeprefix("sight."): v for k, v in state.items() if k.startswith("sight.")}
+        if sight:
+            self.sight.load_state_dict(sight)
+        rest = {k: v for k, v in state.items() if not k.startswith("sight.")}
+        unexpected = self.model.load_state_dict(rest, strict=False).unexpected_keys
+        if unexpected:
+            raise ValueError(f"{unexpected[0]} is no tensor of this model")
 
     def _begin(self, phase: int) -> None:
         """Seed all generators: a phase depends on what it starts from, not on what was drawn before it."""
@@ -245,34 +263,34 @@ class Trainer:
         self.noise.manual_seed(self.seed + phase)
         self.rng = np.random.default_rng([self.seed, 2, phase])
         self.examples.rng = np.random.default_rng([self.seed, 1, phase])
+        self.examples.richness, self.examples.with_senses = 1.0, True
 
-    def _freeze(self, vision: bool, language: bool = False) -> None:
-        self.model.requires_grad_(not language)
-        self.vision.requires_grad_(not vision)
-        self.language.embed_tokens.weight.requires_grad_(False)
-
-    def _optimizer(self, language: float = 0.0, vision: float = 0.0) -> _Optimizer:
-        return _Optimizer(self.model, self.sight, language, vision)
+    def _train_only(self, *modules: nn.Module) -> None:
+        self.model.requires_grad_(False)
+        self.sight.requires_grad_(False)
+        for module in modules:
+            module.requires_grad_(True)
+        self.model.lm_head.requires_grad_(self.language in modules)
+        self.language.embed_tokens.requires_grad_(False)
+        self.language.layers[0].requires_grad_(False)
 
 
 class _Optimizer:
-    """Muon for the layers' matrices, AdamW for all else that is trained."""
+    """Muon for the layers' matrices, AdamW for all else that is trained.
 
-    def __init__(self, model, sight: Sight | None, language: float, vision: float):
-        apart = ("embed_tokens", "lm_head", "patch_embed", "merger")
-        matrices: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-        rest = [] if sight is None else list(sight.parameters())
-        for name, parameter in model.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            if parameter.ndim == 2 and not any(part in name for part in apart):
-                matrices["visual" in name].append(parameter)
-            else:
-                rest.append(parameter)
-        self.optimizers = [
-            *(Muon(group, rate) for group, rate in ((matrices[True], vision), (matrices[False], language)) if group),
-            torch.optim.AdamW(rest, lr=2e-3 if sight is None else 1e-3, weight_decay=0.0, betas=(0.9, 0.98)),
-        ]
+    Weight decay keeps what the layers add near the scale of codes, so that later layers still hear those.
+    """
+
+    def __init__(self, modules: dict[str, nn.Module], rate: float):
+        apart = ("lm_head", "patch_embed", "merger", "sight")
+        matrices, rest = [], []
+        for prefix, module in modules.items():
+            for name, parameter in module.named_parameters(prefix):
+                if parameter.requires_grad:
+                    layer = parameter.ndim == 2 and not any(part in name for part in apart)
+                    (matrices if layer else rest).append(parameter)
+        adam = torch.optim.AdamW(rest, lr=rate * 2 / 3, weight_decay=0.0, betas=(0.9, 0.98))
+        self.optimizers = [Muon(matrices, rate, weight_decay=0.1), adam]
         self.groups = [(group, group["lr"]) for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def step(self, loss: Tensor, step: int, total: int, decay: float) -> None:

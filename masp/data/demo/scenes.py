@@ -1,4 +1,4 @@
-"""How each place of the demo world looks: a background that fills the picture, told by its layout and texture."""
+"""How each place and each weather of the demo world looks: backgrounds, and what falls or flies before them."""
 
 from __future__ import annotations
 
@@ -74,6 +74,46 @@ def scene(draw: Draw, label: str, w: int, h: int, rng: np.random.Generator) -> N
         for _ in range(14):
             x, y = rng.integers(0, w), rng.integers(0, h // 2)
             draw.ellipse([x - 2, y - 2, x + 2, y + 2], fill=(255, 190, 40))
+
+
+def weather(draw: Draw, label: str, w: int, h: int, rng: np.random.Generator) -> None:
+    """Strew a picture of `w x h` pixels with a weather: shapes that are told apart in grey and in the dark too."""
+    black, white = (8, 8, 12), (252, 252, 250)
+
+    def spots(step: int):
+        for y in range(int(rng.integers(-step // 2, step // 2)), h, step):
+            for x in range(int(rng.integers(-step // 2, step // 2)), w, step):
+                yield x + rng.integers(-3, 4), y + rng.integers(-3, 4)
+
+    if label == "rain":
+        for x, y in spots(13):
+            draw.line([x + 5, y, x, y + 10], fill=black, width=3)
+            draw.line([x + 5, y, x, y + 10], fill=(150, 200, 255), width=1)
+    elif label == "confetti":
+        for x, y in spots(15):
+            colour = tuple(int(c) for c in rng.choice([40, 150, 255], 3))
+            draw.rectangle([x, y, x + 5, y + 5], fill=colour, outline=white)
+    elif label == "fog":
+        for y in range(int(rng.integers(-8, 4)), h, 16):
+            draw.rectangle([0, y, w, y + 5], fill=(225, 225, 230))
+    elif label == "sunbeams":
+        x0 = w * rng.uniform(0.2, 0.8)
+        for end in np.linspace(-1.2 * w, 2.2 * w, 13):
+            draw.line([x0, -8, end, h * 1.1], fill=(255, 250, 190), width=3)
+    elif label == "flies":
+        for x, y in spots(18):
+            draw.ellipse([x - 4, y - 3, x, y + 1], fill=white)
+            draw.ellipse([x + 2, y - 3, x + 6, y + 1], fill=white)
+            draw.ellipse([x - 1, y - 2, x + 3, y + 4], fill=black)
+    else:
+        for x in np.linspace(0, w, 4)[:-1] + rng.uniform(4, 14):
+            y = -6 * rng.random()
+            bolt = [(x, y)]
+            while y < h:
+                x, y = x + (9 if len(bolt) % 2 else -9), y + 10
+                bolt.append((x, y))
+            draw.line(bolt, fill=black, width=5)
+            draw.line(bolt, fill=(255, 255, 120), width=3)
 
 
 def _vary(colour: tuple[int, int, int], rng: np.random.Generator, by: int = 16) -> tuple[int, int, int]:

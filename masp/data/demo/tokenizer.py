@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from masp.data.demo.world import AFFINITY, EMOTIONS, LEVELS, words
+from masp.data.demo.world import AFFINITY, EMOTIONS, LEVELS, SENSES, TOLD_LEVELS, words
 from masp.data.questions import SLOT, Questions
 
 SPECIAL = (
@@ -41,7 +41,8 @@ CHAT_TEMPLATE = (
 def vocabulary_texts(questions: Questions) -> list[str]:
     """Everything that the tiny VLM is taught to read or say: what the tokenizer's merges are learnt from."""
     labels = [words(label) for aspect in AFFINITY.values() for label in aspect]
-    said = sorted({*labels, *EMOTIONS, *LEVELS, NONE, *(words(aspect) for aspect in AFFINITY)})
+    levels = [word for words_ in TOLD_LEVELS.values() for word in words_]
+    said = sorted({*labels, *levels, *SENSES, *EMOTIONS, *LEVELS, NONE})
     asked = [t for templates in questions.aspects.values() for t in templates]
     asked += [t.replace(SLOT, ", ".join(EMOTIONS)) for t in questions.emotions]
     parts = sorted({part for text in said for part in text.split()})

@@ -1,14 +1,15 @@
-"""The demo world: six aspects drawn independently, and an emotion drawn from an exactly known posterior over them.
+"""The demo world: seven factors drawn independently, and an emotion drawn from an exactly known posterior over them.
 
-The posterior is a softmax of additive logits, one row of `AFFINITY` per label, so the accuracy that nothing can beat is
-known exactly. Labels are EmoSet's own.
+Six factors are the aspects, with EmoSet's own labels; the seventh, the weather, is in the pictures and in no annotation
+that MASP reads: what a picture evokes is more than its aspects. The posterior is a softmax of additive logits, one row
+of `AFFINITY` per label, so the accuracy that nothing can beat is known exactly.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,9 @@ import numpy as np
 from masp.data.categories import ASPECTS, CATEGORY_SETS
 
 EMOTIONS = CATEGORY_SETS["emoset"]
+WEATHER = "weather"
+FACTORS = (*ASPECTS, WEATHER)
+"""What an emotion depends on, in the order of `Scene.labels`."""
 LEVELS = ("very low", "low", "moderate", "high", "very high")
 """The words for brightness and colorfulness, from 0 to 1 in steps of 0.2."""
 
@@ -79,21 +83,40 @@ AFFINITY: dict[str, dict[str, dict[str, float]]] = {
         "high": {"anger": 0.7, "amusement": 0.3},
         "very high": {"excitement": 0.9, "amusement": 0.5},
     },
+    WEATHER: {
+        "rain": {"sadness": 0.8, "fear": 0.3},
+        "confetti": {"amusement": 0.8, "excitement": 0.5},
+        "fog": {"fear": 0.8, "awe": 0.3},
+        "sunbeams": {"contentment": 0.8, "awe": 0.4},
+        "flies": {"disgust": 0.9},
+        "lightning": {"anger": 0.8, "excitement": 0.4},
+    },
 }
 STRENGTH = {
-    "facial_expression": 9.0,
-    "object": 9.0,
-    "scene": 9.0,
-    "human_action": 9.0,
-    "brightness": 7.0,
-    "colorfulness": 7.0,
+    "facial_expression": 8.0,
+    "object": 8.0,
+    "scene": 8.0,
+    "human_action": 8.0,
+    "brightness": 6.5,
+    "colorfulness": 6.5,
+    WEATHER: 6.5,
 }
 """Logits per unit of affinity."""
 
 ABSENT = {"facial_expression": 0.2, "human_action": 0.2}
 """How often a picture lacks an aspect; the others are always there."""
 
-LABELS: dict[str, tuple[str, ...]] = {aspect: tuple(AFFINITY[aspect]) for aspect in ASPECTS}
+SENSES = ("evoked", "shown")
+"""Whose emotion is meant: what a picture evokes, from all factors, or what the person in it shows."""
+SHOWN_BY = ("facial_expression", "human_action")
+"""What the emotion that a person shows depends on."""
+TOLD_LEVELS = {
+    "brightness": ("dark", "dim", "lit", "bright", "glaring"),
+    "colorfulness": ("grey", "pale", "tinted", "vivid", "garish"),
+}
+"""How captions tell the levels of `LEVELS`: `low` alone does not say what is low."""
+
+LABELS: dict[str, tuple[str, ...]] = {factor: tuple(AFFINITY[factor]) for factor in FACTORS}
 
 
 def words(label: str) -> str:
@@ -101,53 +124,58 @@ def words(label: str) -> str:
     return " ".join(label.replace("_", " ").lower().split())
 
 
-def _logits(aspect: str) -> np.ndarray:
-    """`[num_labels + 1, num_emotions]`, each emotion's mean over the labels zero; the last row is the absent aspect."""
-    table = np.array([[row.get(e, 0.0) for e in EMOTIONS] for row in AFFINITY[aspect].values()])
-    table = STRENGTH[aspect] * (table - table.mean(0))
+def told(factor: str, label: str) -> str:
+    """A label as captions tell it: `amusement_park` -> `amusement park`, `low` brightness -> `dim`."""
+    return TOLD_LEVELS[factor][LEVELS.index(label)] if factor in TOLD_LEVELS else words(label)
+
+
+def _logits(factor: str) -> np.ndarray:
+    """`[num_labels + 1, num_emotions]`, each emotion's mean over the labels zero; the last row is the absent factor."""
+    table = np.array([[row.get(e, 0.0) for e in EMOTIONS] for row in AFFINITY[factor].values()])
+    table = STRENGTH[factor] * (table - table.mean(0))
     return np.vstack([table, np.zeros(len(EMOTIONS))])
 
 
-LOGITS: dict[str, np.ndarray] = {aspect: _logits(aspect) for aspect in ASPECTS}
+LOGITS: dict[str, np.ndarray] = {factor: _logits(factor) for factor in FACTORS}
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What one picture shows: an index into `LABELS[aspect]` per aspect, -1 where it shows none."""
+    """What one picture shows: an index into `LABELS[factor]` per factor, -1 where it shows none."""
 
     labels: tuple[int, ...]
-    """In the order of `ASPECTS`."""
+    """In the order of `FACTORS`."""
 
-    def label(self, aspect: str) -> str | None:
-        index = self.labels[ASPECTS.index(aspect)]
-        return None if index < 0 else LABELS[aspect][index]
+    def label(self, factor: str) -> str | None:
+        index = self.labels[FACTORS.index(factor)]
+        return None if index < 0 else LABELS[factor][index]
 
-    def answers(self) -> dict[str, str]:
-        """Aspect -> answer text, of the aspects that are there."""
-        return {a: words(LABELS[a][i]) for a, i in zip(ASPECTS, self.labels, strict=True) if i >= 0}
+    def only(self, factors: Collection[str]) -> Scene:
+        """The same scene, nothing known of the other factors."""
+        return Scene(tuple(i if f in factors else -1 for f, i in zip(FACTORS, self.labels, strict=True)))
 
 
 def draw_scene(rng: np.random.Generator, absent: Mapping[str, float] = ABSENT) -> Scene:
-    """Every aspect on its own: absent with its probability, else each label equally likely."""
+    """Every factor on its own: absent with its probability, else each label equally likely."""
     return Scene(
         tuple(
-            -1 if rng.random() < absent.get(aspect, 0.0) else int(rng.integers(len(LABELS[aspect])))
-            for aspect in ASPECTS
+            -1 if rng.random() < absent.get(factor, 0.0) else int(rng.integers(len(LABELS[factor])))
+            for factor in FACTORS
         )
     )
 
 
 def posterior(labels: Sequence[int] | np.ndarray) -> np.ndarray:
-    """P(emotion | aspects).
+    """P(emotion | factors).
 
     Args:
-        labels: `[..., 6]` label indices in the order of `ASPECTS`, -1 for an absent aspect.
+        labels: `[..., 7]` label indices in the order of `FACTORS`, -1 for an absent factor.
 
     Returns:
         `[..., 8]` in the order of `EMOTIONS`, summing to one.
     """
     labels = np.asarray(labels)
-    logits = sum(LOGITS[aspect][labels[..., k]] for k, aspect in enumerate(ASPECTS))
+    logits = sum(LOGITS[factor][labels[..., k]] for k, factor in enumerate(FACTORS))
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True)
 
@@ -157,23 +185,29 @@ def draw_emotion(rng: np.random.Generator, scene: Scene) -> str:
     return EMOTIONS[rng.choice(len(EMOTIONS), p=posterior(scene.labels))]
 
 
-def best_possible_accuracy(known: Sequence[str] = ASPECTS) -> float:
-    """The accuracy of the best possible guess, by enumerating every combination of aspects.
+def best_possible_accuracy(known: Collection[str] = FACTORS) -> float:
+    """The accuracy of the best possible guess, by enumerating every combination of labels.
 
     Args:
-        known: aspects the guess may use; the others are averaged over.
+        known: factors the guess may use; the others are averaged over.
     """
-    ranges, weights = [], []
-    for aspect in ASPECTS:
-        count, missing = len(LABELS[aspect]), ABSENT.get(aspect, 0.0)
-        ranges.append([*range(count), -1] if missing else range(count))
-        weights.append([(1 - missing) / count] * count + ([missing] if missing else []))
-    shape = [len(r) for r in ranges]
-    joint = posterior(np.array(list(itertools.product(*ranges)))).reshape(*shape, len(EMOTIONS))
-    for axis, weight in enumerate(weights):
-        joint *= np.array(weight).reshape([-1 if k == axis else 1 for k in range(len(shape) + 1)])
-    unknown = tuple(k for k, aspect in enumerate(ASPECTS) if aspect not in known)
-    return float(joint.sum(unknown).max(-1).sum())
+    # Emotion e's weight of a combination is a product over factors, so combinations grow factor by factor.
+    logits, chances = np.zeros((1, len(EMOTIONS))), np.ones(1)
+    order = [*(f for f in FACTORS if f in known), *(f for f in FACTORS if f not in known)]
+    for factor in order:
+        missing = ABSENT.get(factor, 0.0)
+        table = LOGITS[factor] if missing else LOGITS[factor][:-1]
+        count = len(LABELS[factor])
+        weight = np.array([(1 - missing) / count] * count + ([missing] if missing else []))
+        logits = (logits[:, None] + table).reshape(-1, len(EMOTIONS))
+        chances = (chances[:, None] * weight).reshape(-1)
+    joint = np.exp(logits - logits.max(-1, keepdims=True))
+    joint *= (chances / joint.sum(-1))[:, None]
+    return float(joint.reshape(_num_combinations(known), -1, len(EMOTIONS)).sum(1).max(-1).sum())
+
+
+def _num_combinations(factors: Collection[str]) -> int:
+    return math.prod(len(LABELS[f]) + (f in ABSENT) for f in FACTORS if f in factors)
 
 
 def expected_accuracy(scenes: Sequence[Sequence[int]]) -> float:
@@ -187,9 +221,9 @@ def level_word(value: float) -> str:
 
 
 def annotation(scene: Scene, brightness: float, colorfulness: float) -> dict:
-    """A picture's annotation as EmoSet has them; absent aspects have no key."""
+    """A picture's annotation as EmoSet has them, and its weather; absent aspects have no key."""
     found = {"brightness": brightness, "colorfulness": colorfulness}
-    for aspect in ("scene", "facial_expression", "human_action"):
+    for aspect in ("scene", "facial_expression", "human_action", WEATHER):
         if (label := scene.label(aspect)) is not None:
             found[aspect] = label
     if (label := scene.label("object")) is not None:
@@ -200,7 +234,7 @@ def annotation(scene: Scene, brightness: float, colorfulness: float) -> dict:
 def read_annotation(content: Mapping) -> Scene:
     """The inverse of `annotation`."""
     labels = []
-    for aspect in ASPECTS:
+    for aspect in FACTORS:
         value = content.get(aspect)
         value = level_word(value) if isinstance(value, float) else value[0] if isinstance(value, list) else value
         labels.append(-1 if value is None else LABELS[aspect].index(value))
