@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import errno
 import io
+import os
+import select
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -230,7 +233,6 @@ def _plan(config, arguments: argparse.Namespace) -> None:
 
 def _is_setting(argument: str) -> bool:
     """Whether an argument of `predict` is `key=value` rather than a picture, which may be missing."""
-    import os
     from dataclasses import fields
 
     from masp.config import Config
@@ -240,6 +242,17 @@ def _is_setting(argument: str) -> bool:
     # a picture has a suffix that a value seldom has; a key that begins like ours is a setting, whatever its value
     known = argument.lstrip("+").partition("=")[0].partition(".")[0] in {field.name for field in fields(Config)}
     return known or not argument.lower().endswith(_PICTURE_SUFFIXES)
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output goes to a reader that has left; if so, what is still to be written is let go."""
+    out = sys.stdout.fileno()
+    states = select.poll()
+    states.register(out, 0)
+    if not any(state & select.POLLERR for _, state in states.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), out)
+    return True
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -258,10 +271,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             # names of files may be no UTF-8, and a terminal may lack a character; neither is a reason to fail
             stream.reconfigure(errors="backslashreplace")
     try:
-        return run(arguments)
+        code = run(arguments)
+        sys.stdout.flush()
+        return code
     except MaspError as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        return 128 + signal.SIGPIPE  # as `masp study --list | head` would end if Python left the signal alone
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -1,6 +1,9 @@
 """The study: which runs there are, and what their records say together."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -156,3 +159,13 @@ def test_runs_on_other_samples_make_no_table(demo, tmp_path):
     make_run(tmp_path / "seed-1" / "zero_shot", [True] * 3)
     with pytest.raises(InputError, match="not on the same samples"):
         study(tmp_path, variants, [1])
+
+
+def test_a_reader_that_leaves_ends_a_command_without_a_traceback():
+    """As `masp study --list | head -1` does."""
+    command = [sys.executable, "-m", "masp.cli", "study", "--config", "configs/demo.yaml", "--list"]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}  # each line is written at once, so the first after it fails
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout.readline().startswith("masp")
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 128 + 13
