@@ -38,7 +38,7 @@ class Plan:
     text_steps: int = 4000
     """Texts with questions."""
     doubts_steps: int = 1300
-    """Texts with questions, once more."""
+    """Texts with questions, once more at a lower rate."""
     sight_steps: int = 3600
     together_steps: int = 1500
     text_batch: int = 32
@@ -193,7 +193,7 @@ class Trainer:
             self.report("language", step + 1, total, {"loss": loss.item()})
 
     def learn_doubts(self, plan: Plan) -> None:
-        """The language model again, slots in doubt among the texts: learnt late, since hard."""
+        """The language model once more on the same texts, at a lower rate: which slots count is learnt late."""
         self._begin(4)
         self._train_only(self.language)
         optimizer = _Optimizer({"": self.language, "lm_head": self.model.lm_head}, 2e-3)
