@@ -11,8 +11,6 @@ from pathlib import Path
 
 HALVES = (("language", "doubts"), ("sight",))
 LAST = "together"
-LOUDER = 20.0
-"""How much louder all else becomes beside vectors themselves, in the end."""
 
 
 def main() -> None:
@@ -70,7 +68,7 @@ def learn(args: argparse.Namespace, *phases: str) -> None:
             partial.rename(path)
         trainer.load(load_file(path))
     if phases == (LAST,):
-        make_louder(trainer.model, trainer.geometry, trainer.tokenizer, LOUDER)
+        make_louder(trainer.model, trainer.geometry, trainer.tokenizer)
         save_model(trainer.model, trainer.tokenizer, args.out)
 
 

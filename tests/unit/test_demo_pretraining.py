@@ -127,12 +127,18 @@ def test_the_first_layer_makes_codes_of_words_and_of_nothing_else(parts):
     ground = noise[:, geometry.ground] / 192**0.5 / GROUND_SCALE
     assert ground.mean() == pytest.approx(1, abs=0.05) and ground.std() < 0.2
     assert noise[:, geometry.rest].pow(2).mean().sqrt() < 0.1 * CODE_SCALE
-    seen, mark = geometry.table[-len(SEEN) - 1 : -1], geometry.table[-1]
-    assert made(seen)[:, geometry.seen].abs().max() < 1e-6  # unmarked
-    marked = made(seen + mark)[:, geometry.seen]
-    assert torch.allclose(marked, CODE_SCALE / SCALE * seen[:, geometry.seen], rtol=0.02, atol=0.02)
-    weak = made(3 * seen + 0.5 * mark)[:, geometry.seen]  # not marked enough, however loud
-    assert weak.abs().max() < 0.03 * marked.abs().max()
+    pairs = [WORDS.index(pair) for pair in SEEN]
+    shown = torch.stack([geometry.table[token_ids(tokenizer, *pair)[0]] for pair in SEEN])
+    mark = geometry.table[-1]
+    assert made(shown)[:, geometry.seen].abs().max() < 1e-6  # unmarked: told
+    marked = made(shown + mark)  # marked: seen
+    assert torch.allclose(marked[:, geometry.seen], CODE_SCALE * 192**0.5 * torch.eye(len(SEEN)), rtol=0.02, atol=0.02)
+    told = (made(shown) * geometry.codes[pairs]).sum(-1)
+    for strength in (0.2, 0.5, 1.0):
+        left = (made(strength * shown + mark) * geometry.codes[pairs]).sum(-1)
+        assert left.abs().max() < 0.01 * told.min()
+    weak = made(3 * shown + 0.5 * mark)[:, geometry.seen]  # not marked enough, however loud
+    assert weak.abs().max() < 0.03 * marked[:, geometry.seen].abs().max()
 
 
 def test_making_all_else_louder_changes_no_answer(parts):
@@ -147,18 +153,18 @@ def test_making_all_else_louder_changes_no_answer(parts):
         return trainer.model.lm_head(hidden).log_softmax(-1).detach()
 
     before = answers()
-    make_louder(trainer.model, trainer.geometry, tokenizer, 20.0)
+    make_louder(trainer.model, trainer.geometry, tokenizer)
     assert (answers() - before).abs().max() < 0.2 < (before[0] - before[1]).abs().max()
 
 
-def test_vision_tokens_are_marked_and_hold_only_what_is_seen(parts):
+def test_vision_tokens_are_marked_and_hold_only_labels(parts):
     model = build_model(parts[1])
     geometry = draw_geometry(parts[1], VOCAB_SIZE, 192, torch.Generator().manual_seed(0))
     hold(model, geometry)
     features, _ = encode(model, torch.randint(0, 256, (1, 112, 112, 3), dtype=torch.uint8))
     used = set((features.abs().amax((0, 1)) > 0).nonzero().flatten().tolist())
-    weather = {k for k, (factor, _) in enumerate(WORDS) if factor == "weather"}
-    assert used == weather | set(range(len(WORDS), len(WORDS) + len(SEEN) + 1))
+    labels = {k for k, (factor, _) in enumerate(WORDS) if factor in FACTORS}
+    assert used == labels | {geometry.mark}
     assert torch.allclose(features[..., geometry.mark], torch.tensor(SCALE * 192**0.5))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from masp.data.categories import ASPECTS
-from masp.data.demo.geometry import SEEN, WORDS, token_ids
+from masp.data.demo.geometry import WORDS, token_ids
 from masp.data.demo.tokenizer import NONE
 from masp.data.demo.world import (
     ABSENT,
@@ -28,7 +28,7 @@ from masp.data.demo.world import (
 from masp.data.questions import Questions
 
 EMOTION = "emotion"
-FAINTEST, TOO_FAINT = 0.6, 0.35
+FAINTEST, TOO_FAINT = 0.62, 0.48
 """Least cosine between a slot and the word that it tells, and the largest with a word that it does not tell."""
 LOUDEST = 15.0
 """How loud a soft prompt may be, in units of a label's word: it may start from other words, which are that loud."""
@@ -108,8 +108,7 @@ class Examples:
         self.tokenizer, self.questions, self.rng = tokenizer, questions, rng
         self.word_ids = {pair: token_ids(tokenizer, *pair) for pair in WORDS}
         self.all_words = sorted({i for ids in self.word_ids.values() for i in ids})
-        self.seen = {pair: vocab_size + k for k, pair in enumerate(SEEN)}
-        self.mark = vocab_size + len(SEEN)
+        self.mark = vocab_size
 
     def ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -143,7 +142,7 @@ class Examples:
         """A picture alone, some aspects asked."""
         asked = self.rng.permutation(len(ASPECTS))[:num_turns]
         turns = [self.aspect_turn(ASPECTS[k], scene.label(ASPECTS[k])) for k in asked]
-        return Example(picture=index, grid=grid, turns=turns, gap=self._gap()).check()
+        return Example(picture=index, grid=grid, turns=turns, gap=self.gap()).check()
 
     # Texts
 
@@ -171,7 +170,7 @@ class Examples:
         share = rng.choice([0.0, 0.6]) if rng.random() < 0.3 else 1.0  # at times only some aspects are told
         said = [aspect for aspect in ASPECTS if rng.random() < share]
         write = self.grouped if rng.random() < 0.75 else self.prose
-        example = Example(slots=[slot for _, slots in write(scene.only(said)) for slot in slots], gap=self._gap())
+        example = Example(slots=[slot for _, slots in write(scene.only(said)) for slot in slots], gap=self.gap())
         if not said and rng.random() < 0.5:
             example.slots = []
         shown = rng.random() < 0.6 * self.richness
@@ -200,27 +199,27 @@ class Examples:
             asked, label = ASPECTS[rng.integers(len(ASPECTS))], None
             if asked == aspect:
                 slots = self.noise_slots(width)
-        return Example(slots=slots, turns=[self.aspect_turn(asked, label)], gap=self._gap()).check()
+        return Example(slots=slots, turns=[self.aspect_turn(asked, label)], gap=self.gap()).check()
 
     def looking(self, scene: Scene, num_turns: int) -> Example:
         """What a picture would show, aspects asked."""
         grid, slots = self.strewn(scene)
         asked = self.rng.permutation(len(ASPECTS))[:num_turns]
         turns = [self.aspect_turn(ASPECTS[k], scene.label(ASPECTS[k])) for k in asked]
-        return Example(grid_slots=slots, grid=grid, turns=turns, gap=self._gap()).check()
+        return Example(grid_slots=slots, grid=grid, turns=turns, gap=self.gap()).check()
 
     def glimpse(self, scene: Scene) -> Example:
         """A few vectors as vision tokens are, and the answer is none: so few are no picture."""
         rng = self.rng
         _, slots = self.strewn(scene)
         count = int(rng.integers(1, 11)) if rng.random() < 0.5 else 5
-        loudness = rng.uniform(0.5, 3.0)
+        loudness = rng.uniform(0.85, 3.0)
         kept = [slots[k] for k in rng.permutation(len(slots))[:count]]
         for slot in kept:
             slot.shares[0] *= loudness  # the mark
-            slot.shares[1:] = [rng.uniform(0.5, 4.0) * share for share in slot.shares[1:]]
+            slot.shares[1:] = [rng.uniform(0.5, 1.5) * loudness * share for share in slot.shares[1:]]
         aspect = ASPECTS[rng.integers(len(ASPECTS))]
-        return Example(slots=kept, turns=[self.aspect_turn(aspect, None)], gap=self._gap()).check()
+        return Example(slots=kept, turns=[self.aspect_turn(aspect, None)], gap=self.gap()).check()
 
     def object_list(self) -> Example:
         """Two objects told, both to be listed."""
@@ -228,7 +227,7 @@ class Examples:
         templates = self.questions.templates("object")
         turn = Turn("object", templates[self.rng.integers(len(templates))], ", ".join(map(words, names)))
         ids = [i for name in names for i in self.word_ids["object", name]]
-        return Example(slots=[Slot([i], [1.0]) for i in ids], turns=[turn], gap=self._gap()).check()
+        return Example(slots=[Slot([i], [1.0]) for i in ids], turns=[turn], gap=self.gap()).check()
 
     # What stands in the visual block
 
@@ -272,7 +271,8 @@ class Examples:
         rng = self.rng
         number, loudest = (ASPECTS.index(factor), 2.0) if factor in ASPECTS else (0, LOUDEST)
         word, cosine = self.word_ids[factor, label][0], rng.uniform(FAINTEST, 1.0)
-        slots = self._mixed(word, cosine, width, number, rng.uniform(np.log(0.4), np.log(loudest)))
+        mark = rng.uniform(-0.7, 0.05) if rng.random() < 0.5 else 0.0
+        slots = self._mixed(word, cosine, width, number, rng.uniform(np.log(0.4), np.log(loudest)), mark)
         heard = int(rng.integers(width))
         if rng.random() < 0.2:
             for k in range(width):
@@ -281,23 +281,23 @@ class Examples:
         return slots
 
     def noise_slots(self, count: int, number: int = 0, loudest: float = 2.0) -> list[Slot]:
-        """Vectors that say nothing: noise, words that are too faint, what would be seen if it were marked."""
+        """Vectors that say nothing: noise, words that are too faint, words that are marked."""
         rng = self.rng
-        word, cosine = int(rng.choice(self.all_words)), rng.uniform(0.0, TOO_FAINT)
-        return self._mixed(word, cosine, count, number, rng.uniform(np.log(0.1), np.log(loudest)))
+        word, log_loudness = int(rng.choice(self.all_words)), rng.uniform(np.log(0.1), np.log(loudest))
+        if rng.random() < 0.3:
+            return self._mixed(word, rng.uniform(0.0, 0.7), count, number, log_loudness, 0.7)
+        return self._mixed(word, rng.uniform(0.0, TOO_FAINT), count, number, log_loudness, rng.uniform(-0.3, 0.3))
 
-    def _mixed(self, word: int, cosine: float, width: int, number: int, log_loudness: float) -> list[Slot]:
-        """A word, and for the rest of the slots' energy noise, other words too faint to count, and what is seen."""
+    def _mixed(self, word: int, cosine: float, width: int, number: int, log_loudness: float, mark: float) -> list[Slot]:
+        """A word and the mark, and for the rest of the slots' energy noise and other words too faint to count."""
         rng, loudness = self.rng, float(np.exp(log_loudness))
-        parts = (1 - cosine**2) ** 0.5 * rng.dirichlet([0.5] * 4) ** 0.5  # noise, noise in common, words, what is seen
+        rest = max(0.0, 1 - cosine**2 - mark**2) ** 0.5
+        parts = rest * rng.dirichlet([0.5] * 3) ** 0.5  # noise, noise in common, words
         others = [int(i) for i in rng.choice(self.all_words, int(rng.integers(1, 9)))]
-        unseen = [*self._any_seen(4), self.mark]
-        shares = [rng.normal(size=len(rows)) for rows in (others, unseen)]
-        shares = [part * x / np.linalg.norm(x) for part, x in zip(parts[2:], shares, strict=True)]
-        rows = [word, *others, *unseen]
-        weights = [cosine, *np.clip(shares[0], -TOO_FAINT, TOO_FAINT), *np.clip(shares[1], -0.9, 0.9)]
-        weights[-1] = float(np.clip(weights[-1], -TOO_FAINT, TOO_FAINT))
-        scaled = [loudness * weight for weight in weights]
+        shares = rng.normal(size=len(others))
+        shares = np.clip(parts[2] * shares / np.linalg.norm(shares), -TOO_FAINT, TOO_FAINT)
+        scaled = [loudness * weight for weight in (cosine, *shares, mark)]
+        rows = [word, *others, self.mark]
         return [Slot(rows, scaled, loudness * parts[0], (number, loudness * parts[1])) for _ in range(width)]
 
     def strewn(self, scene: Scene) -> tuple[tuple[int, int], list[Slot]]:
@@ -311,11 +311,11 @@ class Examples:
             label = scene.label(aspect)
             if label is None:
                 for slot in slots:
-                    slot.words += [self.seen[aspect, other] for other in LABELS[aspect]]
+                    slot.words += [self.word_ids[aspect, other][0] for other in LABELS[aspect]]
                     slot.shares += [absent / len(LABELS[aspect]) ** 0.5] * len(LABELS[aspect])
                 continue
             local = aspect in ABSENT or aspect == "object"
-            self._strew(slots, self.seen[aspect, label], rng.integers(2, 7) if local else rng.integers(6, count))
+            self._strew(slots, self.word_ids[aspect, label][0], rng.integers(2, 7) if local else rng.integers(6, count))
         self._strew(slots, self.word_ids[WEATHER, scene.label(WEATHER)][0], rng.integers(8, count + 1))
         return grid, slots
 
@@ -341,9 +341,6 @@ class Examples:
                 slots += self.noise_slots(1, int(rng.integers(len(ASPECTS))), LOUDEST)
         return slots
 
-    def _any_seen(self, count: int) -> list[int]:
-        first = self.mark - len(SEEN)
-        return [int(i) for i in self.rng.integers(first, self.mark, count)]
-
-    def _gap(self) -> int:
+    def gap(self) -> int:
+        """How many positions a row skips."""
         return int(self.rng.integers(0, 40)) if self.rng.random() < 0.5 else 0

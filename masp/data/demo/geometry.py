@@ -1,14 +1,14 @@
 """Where meaning lies in the tiny VLM's hidden space: its word embeddings, and a first layer that reads them. Fixed.
 
-Every axis has one use. A label that texts tell has an axis for its words; a label that is seen has another, on which
-vision tokens hold it; one marks vision tokens; one is the ground; the language model computes in the rest. The first
-layer turns the words' axes into codes in the rest, each position by itself, and later layers can neither hear the
-words' axes nor write on any but the rest. So a vector stands for a word if, and only if, much of it points along the
-word's axis: what answers a question about an aspect is then also what its emotion follows from. Without that, gradient
-descent finds aspect tokens that answer and resemble no word at all, and no emotion follows from those.
+Every axis has one use. Each label has an axis: its word points along it, and so does a vision token that shows it;
+another axis marks vision tokens. The first layer, each position by itself, turns what is on labels' axes into codes in
+the rest, where the language model computes, unless the mark is there too: then into codes of what is seen, which the
+last layer alone hears. So what a picture shows can be named, but nothing is left that could conclude an emotion from
+it; and a vector stands for a word if, and only if, much of it points along the word's axis and it is not marked. What
+answers a question about an aspect is then also what its emotion follows from. Without that, gradient descent finds
+aspect tokens that answer and resemble no word at all, and no emotion follows from those.
 
-The axes of what is seen are heard by the last layer alone: what a picture shows can be named, but nothing is left that
-could conclude an emotion from it. Weather is told on the words' axes, by vision tokens too.
+Weather is told by vision tokens as by words.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from masp.data.categories import ASPECTS
-from masp.data.demo.world import FACTORS, LABELS, SENSES, WEATHER, told
+from masp.data.demo.world import FACTORS, LABELS, SENSES, told
 
 SCALE = 0.1
 """Root mean square of the embedding of a label's word, and of vision tokens. Small beside the first layer's codes and
@@ -33,7 +33,11 @@ CONSTANT = 0.5
 """What the first layer's attention adds to every vector, on the axis of the ground, in lengths of a label's word. The
 mark is measured by it."""
 MARK_FROM = 0.85
-"""Least length of the mark, in lengths of a label's word, from which on the axes of sight are heard."""
+"""Least length of the mark, in lengths of a label's word, from which on a label is seen."""
+HUSH = 1.5
+"""How much of a label the mark outweighs: a vision token holds no label that is longer than its mark."""
+LOUDER = 20.0
+"""How much louder `make_louder` makes all else than vectors that are no words."""
 TEXT_DIMENSIONS = 48
 """In which the words lie that are in no label."""
 FAINT = 0.15
@@ -43,7 +47,7 @@ able to become any of them, and exactly at zero the first layer has no slope."""
 WORDS = [*((f, label) for f in FACTORS for label in LABELS[f]), *(("sense", sense) for sense in SENSES)]
 """What has an axis of words, in order."""
 SEEN = [(aspect, label) for aspect in ASPECTS for label in LABELS[aspect]]
-"""What has an axis of sight, in order."""
+"""What the first layer makes codes of sight of, in order."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Geometry:
     """The axes' uses and what lies on them."""
 
     table: Tensor
-    """`[V + len(SEEN) + 1, D]`: the word embeddings, then what vision tokens are made of: `SEEN`, and the mark."""
+    """`[V + 1, D]`: the word embeddings, then the mark."""
     codes: Tensor
     """`[len(WORDS), D]`: what the first layer makes of each word."""
     directions: Tensor
@@ -104,7 +108,7 @@ def draw_geometry(tokenizer, vocab_size: int, hidden: int, generator: torch.Gene
     codes[:, rest] = basis[: len(WORDS)]
     loud = hidden**0.5
     return Geometry(
-        table=torch.cat([table, axes[len(WORDS) : mark + 1]]) * loud,
+        table=torch.cat([table, axes[mark : mark + 1]]) * loud,
         codes=codes * CODE_SCALE * loud,
         directions=torch.linalg.qr(torch.randn(hidden, hidden, generator=generator)).Q,
         words=slice(0, len(WORDS)),
@@ -117,7 +121,7 @@ def draw_geometry(tokenizer, vocab_size: int, hidden: int, generator: torch.Gene
 
 @torch.no_grad()
 def set_first_layer(layer, geometry: Geometry) -> None:
-    """Let a decoder layer make codes of words, and make what is seen as loud as they are, each position by itself.
+    """Let a decoder layer make codes, each position by itself.
 
     A word's code is on by the share of the vector's energy along the word's axis.
     """
@@ -133,14 +137,16 @@ def set_first_layer(layer, geometry: Geometry) -> None:
     for k, code in enumerate(geometry.codes):  # silu(x) * x is about x^2, and x^2 is `hidden` if x is all there is
         mlp.gate_proj.weight[k, k] = mlp.up_proj.weight[k, k] = 1.0
         mlp.down_proj.weight[:, k] = code / hidden
-    # What is seen becomes as loud as codes, if the mark is there: below the threshold there is no slope either.
-    part = (hidden / (2 + CONSTANT**2)) ** 0.5  # of one length, beside the mark, something seen and the constant
+    # A marked label becomes as loud as codes; below the threshold there is no slope either.
+    part = (hidden / (2 + CONSTANT**2)) ** 0.5  # of one length, beside the mark, a label and the constant
     steepness = 30.0
     gate = steepness * (1 - MARK_FROM) * part
-    for k in range(geometry.seen.start, geometry.seen.stop):
+    for k, pair in enumerate(SEEN, geometry.seen.start):
+        word = WORDS.index(pair)
+        mlp.gate_proj.weight[word, geometry.mark] = -HUSH
         mlp.gate_proj.weight[k, geometry.mark] = steepness
         mlp.gate_proj.weight[k, geometry.ground] = -steepness * MARK_FROM / CONSTANT
-        mlp.up_proj.weight[k, k] = 1.0
+        mlp.up_proj.weight[k, word] = 1.0
         mlp.down_proj.weight[k, k] = CODE_SCALE * hidden**0.5 / (gate * part)
     # The energy of any vector is `hidden` behind the norm, and about half of it lies in directions' positive halves.
     units = slice(geometry.mark, geometry.mark + hidden)
@@ -161,39 +167,38 @@ def hold(model, geometry: Geometry) -> None:
         norm.weight[geometry.words] = norm.weight[geometry.ground] = 0.0
         if norm is not last:
             norm.weight[geometry.seen] = 0.0
-    # Vision tokens hold what is seen and the weather; they are marked, all alike.
+    # Vision tokens hold labels; they are marked, all alike.
     merger.weight[~_of_vision(geometry)] = 0.0
     merger.bias[~_of_vision(geometry)] = 0.0
     merger.bias[geometry.mark] = SCALE * merger.out_features**0.5
 
 
 @torch.no_grad()
-def make_louder(model, geometry: Geometry, tokenizer, factor: float) -> None:
-    """Make all that the layers add, and the words of no label, `factor` times louder.
+def make_louder(model, geometry: Geometry, tokenizer) -> None:
+    """Make all that the layers add, and the words of no label, `LOUDER` times louder.
 
-    Norms hear no difference, but for what labels' words and vision tokens hold beside their codes: that is `factor`
+    Norms hear no difference, but for what labels' words and vision tokens hold beside their codes: that is `LOUDER`
     times fainter beside the rest. So nothing but codes is left to answer from. Called once, behind pretraining.
     """
     language = model.model.language_model
     others = torch.ones(len(language.embed_tokens.weight), dtype=torch.bool)
     for pair in WORDS:
         others[token_ids(tokenizer, *pair)] = False
-    language.embed_tokens.weight[others] *= factor
-    language.layers[0].mlp.down_proj.weight *= factor
+    language.embed_tokens.weight[others] *= LOUDER
+    language.layers[0].mlp.down_proj.weight *= LOUDER
     for layer in language.layers[1:]:
-        layer.self_attn.o_proj.weight *= factor
-        layer.mlp.down_proj.weight *= factor
+        layer.self_attn.o_proj.weight *= LOUDER
+        layer.mlp.down_proj.weight *= LOUDER
         for norm in (layer.input_layernorm, layer.post_attention_layernorm):
-            norm.weight[geometry.mark] *= factor
-    language.norm.weight[geometry.mark] *= factor
+            norm.weight[geometry.mark] *= LOUDER
+    language.norm.weight[geometry.mark] *= LOUDER
 
 
 def _of_vision(geometry: Geometry) -> Tensor:
     """`[D]`, true on the axes that the vision encoder may use."""
     allowed = torch.zeros(geometry.codes.shape[1], dtype=torch.bool)
-    allowed[geometry.seen] = True
     for k, (factor, _) in enumerate(WORDS):
-        allowed[k] = factor == WEATHER
+        allowed[k] = factor in FACTORS
     return allowed
 
 

@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masp.data.categories import ASPECTS
+from masp.data.demo.adversary import Adversaries
 from masp.data.demo.batch import Packer, embed, hidden_states, losses
 from masp.data.demo.examples import Example, Examples
-from masp.data.demo.geometry import SCALE, SEEN, WORDS, Geometry, draw_geometry, hold, set_first_layer
+from masp.data.demo.geometry import SCALE, WORDS, Geometry, draw_geometry, hold, set_first_layer
 from masp.data.demo.model import VOCAB_SIZE, build_model, encode
 from masp.data.demo.muon import Muon
 from masp.data.demo.tokenizer import build_tokenizer
-from masp.data.demo.world import FACTORS, LABELS, WEATHER, Scene
+from masp.data.demo.world import FACTORS, LABELS, Scene
 from masp.data.questions import Questions
 
 Report = Callable[[str, int, int, dict], None]
@@ -37,8 +37,8 @@ class Plan:
     """Texts without a question, the emotion told from word to word: short and dense, so first."""
     text_steps: int = 4000
     """Texts with questions."""
-    doubts_steps: int = 1300
-    """Texts with questions, once more at a lower rate."""
+    doubts_steps: int = 1500
+    """Texts with questions, once more at a lower rate, with adversaries."""
     sight_steps: int = 3600
     together_steps: int = 1500
     text_batch: int = 32
@@ -79,8 +79,7 @@ class Sight(nn.Module):
     def __init__(self, hidden: int):
         super().__init__()
         self.queries = nn.Parameter(0.3 * torch.randn(len(FACTORS), hidden))
-        first = {f: len(WORDS) + SEEN.index((f, LABELS[f][0])) for f in ASPECTS}
-        first[WEATHER] = WORDS.index((WEATHER, LABELS[WEATHER][0]))
+        first = {f: WORDS.index((f, LABELS[f][0])) for f in FACTORS}
         self.axes = [slice(first[f], first[f] + len(LABELS[f])) for f in FACTORS]
 
     def forward(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,16 +192,18 @@ class Trainer:
             self.report("language", step + 1, total, {"loss": loss.item()})
 
     def learn_doubts(self, plan: Plan) -> None:
-        """The language model once more on the same texts, at a lower rate: which slots count is learnt late."""
+        """The language model once more on the same texts, at a lower rate, while adversaries look for its mistakes."""
         self._begin(4)
         self._train_only(self.language)
         optimizer = _Optimizer({"": self.language, "lm_head": self.model.lm_head}, 2e-3)
         batches = self.text_batches(plan.text_batch, running=0.15)
+        adversaries = Adversaries(self.model, self.packer, self.examples, self.geometry, self.noise)
         for step in range(plan.doubts_steps):
             loss = self.example_loss(next(batches))
-            optimizer.step(loss, step, plan.doubts_steps, decay=0.8)
+            answers, emotions, figures = adversaries.losses()
+            optimizer.step(loss + answers + emotions, step, plan.doubts_steps, decay=0.8)
             hold(self.model, self.geometry)
-            self.report("doubts", step + 1, plan.doubts_steps, {"loss": loss.item()})
+            self.report("doubts", step + 1, plan.doubts_steps, {"loss": loss.item(), **figures})
 
     def learn_sight(self, plan: Plan, pictures: Pictures) -> None:
         """The vision encoder alone."""

@@ -1,0 +1,197 @@
+"""What stage 1 would find against the language model as it is, and what should be answered to that.
+
+Stage 1 looks for aspect tokens by gradient descent and takes whatever the language model answers to, whether or not it
+means anything to it elsewhere. So aspect modules learn against it all through the last part of its pretraining, on
+vectors that imitate vision tokens. To what they find and is no word, the answer is `none`; what tells a word, tells it
+in a text as well. Pictures have no part in this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from masp.data.categories import ASPECTS
+from masp.data.demo.batch import Packed, Packer, embed, hidden_states, losses
+from masp.data.demo.examples import FAINTEST, TOO_FAINT, Example, Examples, Slot, Turn
+from masp.data.demo.geometry import LOUDER, WORDS, Geometry
+from masp.data.demo.tokenizer import NONE
+from masp.data.demo.world import LABELS, SENSES, Scene, words
+from masp.models.aspect_modules import AspectModules
+
+WIDTH = 5
+"""Aspect tokens per aspect."""
+CHANCE_TAKEN = 0.8
+"""How often the tokens that were found for an aspect stand in a text."""
+AXES = {aspect: [k for k, (factor, _) in enumerate(WORDS) if factor == aspect] for aspect in ASPECTS}
+
+
+class Adversary:
+    """Aspect modules that learn as stage 1 does, from anew every so often."""
+
+    def __init__(self, hidden: int, longest: int, rng: np.random.Generator):
+        self.hidden, self.longest, self.rng = hidden, longest, rng
+        self._begin()
+
+    def _begin(self) -> None:
+        self.steps_left = int(self.rng.integers(self.longest // 4, self.longest))
+        self.modules = AspectModules(ASPECTS, self.hidden, WIDTH)
+        rate = float(np.exp(self.rng.uniform(np.log(1e-3), np.log(6e-3))))
+        self.optimizer = torch.optim.AdamW(self.modules.parameters(), lr=rate)
+
+    def step(self) -> None:
+        """Follow the gradients that have been gathered."""
+        torch.nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.steps_left -= 1
+        if self.steps_left == 0:
+            self._begin()
+
+
+@dataclass
+class Found:
+    """The aspect tokens of one scene."""
+
+    scene: Scene
+    grid: tuple[int, int]
+    grid_slots: list[Slot]
+    tokens: Tensor
+    """`[A, WIDTH, D]`."""
+
+
+class Adversaries:
+    """Several adversaries of one language model."""
+
+    def __init__(
+        self, model, packer: Packer, examples: Examples, geometry: Geometry, noise: torch.Generator,
+        count: int = 3, num_scenes: int = 4, longest: int = 300,
+    ):  # fmt: skip
+        """Begin with fresh ones.
+
+        Args:
+            model: the tiny VLM.
+            count: adversaries.
+            num_scenes: scenes per adversary and step.
+            longest: most steps after which one begins from anew.
+        """
+        self.model, self.packer, self.examples, self.geometry, self.noise = model, packer, examples, geometry, noise
+        hidden = geometry.codes.shape[1]
+        self.adversaries = [Adversary(hidden, longest, examples.rng) for _ in range(count)]
+        self.num_scenes = num_scenes
+        self.fainter = torch.full((hidden,), 1 / LOUDER)
+        self.fainter[geometry.mark] = 1.0
+
+    def losses(self) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Let the adversaries take a step, and ask about what they have found.
+
+        Returns:
+            The language model's loss in answering about aspects, its loss in telling emotions, and figures: `hits`,
+            the share of tokens that made it answer as they should, and `fooled`, the share of those that tell no word
+            and are answered otherwise.
+        """
+        found = [self._look(adversary) for adversary in self.adversaries for _ in range(self.num_scenes)]
+        asked = [
+            (f.tokens[k], self.examples.aspect_turn(aspect, f.scene.label(aspect)), self.examples.gap())
+            for f in found
+            for k, aspect in enumerate(ASPECTS)
+            if f.scene.label(aspect) is not None
+        ]
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        wanted, missed = self._answers(*zip(*asked, strict=True))
+        (wanted * len(self.adversaries)).backward()
+        for adversary in self.adversaries:
+            adversary.step()
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        right = []
+        for tokens, turn, gap in asked:
+            label = self.verdict(tokens, turn.about)
+            if label is not False:
+                answer = NONE if label is None else words(label)
+                right.append((tokens.detach(), Turn(turn.about, turn.question, answer), gap))
+        answers, wrong = self._answers(*zip(*right, strict=True))
+        silent = torch.tensor([turn.answer == NONE for _, turn, _ in right])
+        fooled = (wrong & silent).sum().item() / max(1, int(silent.sum()))
+        return answers, self._emotions(found), {"hits": 1 - missed.float().mean().item(), "fooled": fooled}
+
+    def verdict(self, tokens: Tensor, aspect: str) -> str | bool | None:
+        """What aspect tokens `[WIDTH, D]` tell: a label of the aspect, None if none, False if that is doubtful."""
+        layer, codes = self.model.model.language_model.layers[0], self.geometry.codes
+        with torch.no_grad():
+            constant = layer.self_attn.o_proj.weight[:, 0]
+            made = layer.mlp(layer.post_attention_layernorm(tokens + constant))
+            told = (made @ (codes / codes.pow(2).sum(-1, keepdim=True)).T).amax(0)[AXES[aspect]]
+        first, second = told.topk(2).values.tolist()
+        if first >= FAINTEST**2 and second <= TOO_FAINT**2:  # a word's code is on by its share of the energy
+            return LABELS[aspect][int(told.argmax())]
+        return None if first <= TOO_FAINT**2 else False
+
+    def _look(self, adversary: Adversary) -> Found:
+        scene = self.examples.scene()
+        grid, slots = self.examples.strewn(scene)
+        packed = self.packer.pack([Example(slots=slots)])
+        seen = embed(self.model, packed, None, self.geometry.table, self.noise)[:, : len(slots)]
+        return Found(scene, grid, slots, adversary.modules(seen, torch.ones(seen.shape[:2], dtype=torch.bool))[0])
+
+    def _answers(self, tokens: list[Tensor], turns: list[Turn], gaps: list[int]) -> tuple[Tensor, Tensor]:
+        """Mean loss of each aspect's question behind its tokens alone, and which were answered wrongly, `[N]`."""
+        empty = [Slot([0], [0.0])] * WIDTH
+        examples = [Example(slots=empty, turns=[turn], gap=gap) for turn, gap in zip(turns, gaps, strict=True)]
+        packed = self.packer.pack(examples)
+        each, wrong = self._each(packed, torch.stack(tokens), torch.ones(len(examples), WIDTH, 1))
+        failures = torch.zeros(len(examples)).index_add_(0, packed.supervised // packed.words.shape[1], wrong)
+        return (each * packed.weights).sum() / packed.weights.sum(), failures > 0
+
+    def _emotions(self, found: list[Found]) -> Tensor:
+        """Mean loss of the emotion in texts that hold what was found, as far as it is clear what that tells."""
+        draw, examples, taken = self.examples, [], torch.zeros(len(found), len(ASPECTS), WIDTH, 1)
+        for number, f in enumerate(found):
+            labels, slots = list(f.scene.labels), []
+            for k, aspect in enumerate(ASPECTS):
+                label = f.scene.label(aspect)
+                slots += draw.noise_slots(WIDTH, k) if label is None else draw.label_slots(aspect, label, WIDTH)
+                told = self.verdict(f.tokens[k], aspect)
+                if told is not False and draw.rng.random() < CHANCE_TAKEN:
+                    taken[number, k] = 1.0
+                    labels[k] = -1 if told is None else LABELS[aspect].index(told)
+            senses = (SENSES[0], (None, SENSES[1])[draw.rng.integers(2)])
+            turns = [draw.emotion_turn(Scene(tuple(labels)), sense) for sense in senses]
+            examples.append(Example(slots=slots, grid_slots=f.grid_slots, grid=f.grid, turns=turns, gap=draw.gap()))
+        packed = self.packer.pack(examples)
+        tokens = torch.stack([f.tokens.detach().flatten(0, 1) for f in found])
+        each, _ = self._each(packed, tokens, taken.flatten(1, 2))
+        return (each * packed.weights).sum() / packed.weights.sum()
+
+    def _each(self, packed: Packed, tokens: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of every supervised position, and 1.0 where the likeliest token is another, both `[N]`.
+
+        Args:
+            packed: the batch.
+            tokens: `[B, S, D]` for the first `S` positions.
+            taken: `[B, S, 1]`, 1.0 where they stand, 0.0 where the batch's own slots do.
+        """
+        base = embed(self.model, packed, None, self.geometry.table, self.noise)
+        count = tokens.shape[1]
+        first = torch.where(taken > 0, tokens, base[:, :count])
+
+        def hush(_, args):
+            x = args[0]
+            if x.shape[:2] != packed.words.shape[:2]:  # the opening, which all rows share
+                return None
+            return torch.cat([x[:, :count] - taken * tokens * (1 - self.fainter), x[:, count:]], 1), *args[1:]
+
+        # Behind the first layer tokens are as faint beside its codes as `make_louder` will make them.
+        handle = self.model.model.language_model.layers[1].register_forward_pre_hook(hush)
+        try:
+            x = torch.cat([first, base[:, count:]], 1)
+            hidden, _ = hidden_states(self.model, packed, x, self.packer.opening)
+        finally:
+            handle.remove()
+        wrong = (self.model.lm_head(hidden).argmax(-1) != packed.targets).float()
+        return losses(self.model, packed, hidden, self.packer.emotions), wrong
