@@ -2,11 +2,13 @@
 
 Its language model learns from texts in one process, its vision encoder from pictures in another, then both together.
 What a phase has learnt is kept in DIR/phases: called again, the tool goes on behind the last phase that was finished.
+With other arguments or other code it refuses what is there.
 """
 
 import argparse
 import multiprocessing
 import time
+from hashlib import blake2b
 from pathlib import Path
 
 HALVES = (("language", "doubts"), ("sight",))
@@ -48,7 +50,7 @@ def learn(args: argparse.Namespace, *phases: str) -> None:
     torch.set_num_threads(args.threads)
     plan = Plan().scaled(args.scale)
     trainer = Trainer(load_questions(args.questions), args.seed, _report(args))
-    folder = args.out / "phases"
+    folder, origin = args.out / "phases", _origin(args)
     if phases == (LAST,):
         for names in HALVES:
             trainer.load(load_file(folder / f"{names[-1]}.safetensors"))
@@ -64,12 +66,33 @@ def learn(args: argparse.Namespace, *phases: str) -> None:
                 train(plan, Pictures(drawn))
                 learnt = trainer.sight_state()
             partial = path.with_name(f".{path.name}.partial")
-            save_file(learnt, partial)
+            save_file(learnt, partial, origin)
             partial.rename(path)
+        _require(path, origin)
         trainer.load(load_file(path))
     if phases == (LAST,):
         make_louder(trainer.model, trainer.geometry, trainer.tokenizer)
         save_model(trainer.model, trainer.tokenizer, args.out)
+
+
+def _origin(args: argparse.Namespace) -> dict[str, str]:
+    """What a phase's tensors depend on: the arguments, and the code that makes them."""
+    import masp.data.demo
+
+    sources = [*sorted(Path(masp.data.demo.__file__).parent.glob("*.py")), Path(args.questions)]
+    code = blake2b(b"".join(path.read_bytes() for path in sources), digest_size=8).hexdigest()
+    return {"seed": str(args.seed), "scale": str(args.scale), "code": code}
+
+
+def _require(path: Path, origin: dict[str, str]) -> None:
+    """Refuse what another call has learnt."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        found = file.metadata() or {}
+    for key, value in origin.items():
+        if found.get(key) != value:
+            raise SystemExit(f"error: {path}: {key} is {found.get(key)}, not {value}; take another --out or delete it")
 
 
 def _report(args: argparse.Namespace):

@@ -45,7 +45,7 @@ def test_no_example_holds_a_picture_and_an_emotion(parts):
         scene = draw.scene()
         example = draw.picture(k, scene, (4, 4), 3)
         assert example.picture == k and not _emotional(example)
-        texts = draw.text(scene, 1), draw.running(scene), draw.single(scene), draw.looking(scene, 2), draw.object_list()
+        texts = draw.text(scene, 1), draw.running(scene), draw.single(scene), draw.glimpse(scene)
         assert all(example.picture is None for example in texts)
     assert _emotional(draw.text(draw.scene(), 0))
 
@@ -58,6 +58,8 @@ def test_the_builder_refuses_a_picture_with_an_emotion():
     ):
         with pytest.raises(ValueError, match="a picture and an emotion"):
             bad.check()
+        with pytest.raises(ValueError, match="a picture and an emotion"):
+            Packer(build_tokenizer(load_questions("configs/questions.yaml"), VOCAB_SIZE)).pack([bad])
 
 
 def test_every_word_that_matters_is_one_token(parts):

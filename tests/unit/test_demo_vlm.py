@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from masp.data.demo import VLM_DIR
+from masp.data.demo.geometry import LOUDER, WORDS, draw_geometry
 from masp.data.demo.measure import aspect_accuracy, load_demo_vlm, told_accuracy
+from masp.data.demo.model import VOCAB_SIZE, encode
+from masp.data.demo.pool import draw_pool
 from masp.data.questions import load_questions
 from masp.errors import InputError
 
@@ -21,6 +24,22 @@ def test_the_committed_vlm_names_aspects_and_knows_emotions():
     assert sum(accuracy.values()) / len(accuracy) >= 0.9, accuracy
     reached, best = told_accuracy(model, tokenizer, questions, 300)
     assert reached >= 0.93 * best
+
+
+def test_what_a_picture_shows_is_not_told():
+    """Labels of vision tokens make no codes of words, but for the weather's."""
+    model, tokenizer = load_demo_vlm(VLM_DIR)
+    geometry = draw_geometry(tokenizer, VOCAB_SIZE, 192, torch.Generator().manual_seed(0))
+    layer = model.model.language_model.layers[0]
+    codes = geometry.codes / geometry.codes.pow(2).sum(-1, keepdim=True) / LOUDER
+    weather = torch.tensor([factor == "weather" for factor, _ in WORDS])
+    most = []
+    for pixels, _ in draw_pool(120, "unseen").values():
+        features, _ = encode(model, torch.from_numpy(pixels))
+        made = layer.mlp(layer.post_attention_layernorm(features + layer.self_attn.o_proj.weight[:, 0]))
+        most.append((made @ codes.T).amax((0, 1)))
+    most = torch.stack(most).amax(0)
+    assert most[~weather].max() < 0.1 < most[weather].min(), most
 
 
 def test_it_is_small_and_names_its_tokens():
@@ -75,9 +94,13 @@ def test_the_tool_makes_a_vlm_in_one_call_and_goes_on_behind_a_finished_phase(tm
     assert "language" in first.stdout and "sight" in first.stdout
     assert first.stdout.splitlines()[-1].startswith(f"wrote {tmp_path / 'vlm'} in ")
     weights = (tmp_path / "vlm" / "model.safetensors").read_bytes()
-    (tmp_path / "vlm" / "phases" / "together.safetensors").unlink()
+    for phase in ("doubts", "together"):
+        (tmp_path / "vlm" / "phases" / f"{phase}.safetensors").unlink()
     again = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "language" not in again.stdout and "together" in again.stdout
+    assert "language" not in again.stdout and "doubts" in again.stdout and "together" in again.stdout
     assert (tmp_path / "vlm" / "model.safetensors").read_bytes() == weights
     model, tokenizer = load_demo_vlm(tmp_path / "vlm")
     assert model.config.text_config.vocab_size >= len(tokenizer)
+    other = subprocess.run([*command, "--seed", "1"], capture_output=True, text=True)
+    assert other.returncode == 1 and "language.safetensors: seed is 0, not 1" in other.stderr
+    assert "Traceback" not in other.stderr

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from masp.data.categories import ASPECTS
-from masp.data.demo.batch import Packed, Packer, embed, hidden_states, losses
+from masp.data.demo.batch import Packed, Packer, embed, hidden_states
+from masp.data.demo.batch import losses as losses_of
 from masp.data.demo.examples import FAINTEST, TOO_FAINT, Example, Examples, Slot, Turn
 from masp.data.demo.geometry import LOUDER, WORDS, Geometry
 from masp.data.demo.tokenizer import NONE
@@ -30,7 +31,7 @@ AXES = {aspect: [k for k, (factor, _) in enumerate(WORDS) if factor == aspect] f
 
 
 class Adversary:
-    """Aspect modules that learn as stage 1 does, from anew every so often."""
+    """Aspect modules that learn as stage 1 does, but at a constant rate and from anew every so often."""
 
     def __init__(self, hidden: int, longest: int, rng: np.random.Generator):
         self.hidden, self.longest, self.rng = hidden, longest, rng
@@ -82,8 +83,8 @@ class Adversaries:
         hidden = geometry.codes.shape[1]
         self.adversaries = [Adversary(hidden, longest, examples.rng) for _ in range(count)]
         self.num_scenes = num_scenes
-        self.fainter = torch.full((hidden,), 1 / LOUDER)
-        self.fainter[geometry.mark] = 1.0
+        self.left = torch.full((hidden,), 1 / LOUDER)
+        self.left[geometry.mark] = 1.0
 
     def losses(self) -> tuple[Tensor, Tensor, dict[str, float]]:
         """Let the adversaries take a step, and ask about what they have found.
@@ -100,37 +101,51 @@ class Adversaries:
             for k, aspect in enumerate(ASPECTS)
             if f.scene.label(aspect) is not None
         ]
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        for parameter in trained:
-            parameter.requires_grad_(False)
         wanted, missed = self._answers(*zip(*asked, strict=True))
-        (wanted * len(self.adversaries)).backward()
+        parameters = [p for adversary in self.adversaries for p in adversary.modules.parameters()]
+        gradients = torch.autograd.grad(wanted * len(self.adversaries), parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
         for adversary in self.adversaries:
             adversary.step()
-        for parameter in trained:
-            parameter.requires_grad_(True)
-        right = []
+        clear = []
         for tokens, turn, gap in asked:
-            label = self.verdict(tokens, turn.about)
-            if label is not False:
-                answer = NONE if label is None else words(label)
-                right.append((tokens.detach(), Turn(turn.about, turn.question, answer), gap))
-        answers, wrong = self._answers(*zip(*right, strict=True))
-        silent = torch.tensor([turn.answer == NONE for _, turn, _ in right])
-        fooled = (wrong & silent).sum().item() / max(1, int(silent.sum()))
-        return answers, self._emotions(found), {"hits": 1 - missed.float().mean().item(), "fooled": fooled}
+            told = self.verdict(tokens, turn.about)
+            if told is not None:
+                clear.append((tokens.detach(), Turn(turn.about, turn.question, words(told)), gap))
+        figures = {"hits": 1 - missed.float().mean().item(), "fooled": 0.0}
+        answers = wanted.new_zeros(())
+        if clear:
+            answers, wrong = self._answers(*zip(*clear, strict=True))
+            silent = torch.tensor([turn.answer == NONE for _, turn, _ in clear])
+            figures["fooled"] = (wrong & silent).sum().item() / max(1, int(silent.sum()))
+        return answers, self._emotions(found), figures
 
-    def verdict(self, tokens: Tensor, aspect: str) -> str | bool | None:
-        """What aspect tokens `[WIDTH, D]` tell: a label of the aspect, None if none, False if that is doubtful."""
+    def told(self, tokens: Tensor) -> Tensor:
+        """How much of each of `WORDS` the loudest of the tokens `[..., WIDTH, D]` tells; 1 is about the word itself."""
         layer, codes = self.model.model.language_model.layers[0], self.geometry.codes
         with torch.no_grad():
             constant = layer.self_attn.o_proj.weight[:, 0]
             made = layer.mlp(layer.post_attention_layernorm(tokens + constant))
-            told = (made @ (codes / codes.pow(2).sum(-1, keepdim=True)).T).amax(0)[AXES[aspect]]
-        first, second = told.topk(2).values.tolist()
-        if first >= FAINTEST**2 and second <= TOO_FAINT**2:  # a word's code is on by its share of the energy
-            return LABELS[aspect][int(told.argmax())]
-        return None if first <= TOO_FAINT**2 else False
+            return (made @ (codes / codes.pow(2).sum(-1, keepdim=True)).T).amax(-2)
+
+    def verdict(self, tokens: Tensor, aspect: str, alone: bool = False) -> str | None:
+        """What aspect tokens `[WIDTH, D]` tell: a label of the aspect or `NONE`; None if that is doubtful.
+
+        Args:
+            tokens: of the aspect.
+            aspect: that is asked about.
+            alone: words of other factors make it doubtful as well.
+        """
+        told = self.told(tokens)
+        own, foreign = told[AXES[aspect]], told.clone()
+        foreign[AXES[aspect]] = 0.0
+        if alone and foreign.max() > TOO_FAINT**2:  # a word's code is on by its share of the energy
+            return None
+        first, second = own.topk(2).values.tolist()
+        if first >= FAINTEST**2 and second <= TOO_FAINT**2:
+            return LABELS[aspect][int(own.argmax())]
+        return NONE if first <= TOO_FAINT**2 else None
 
     def _look(self, adversary: Adversary) -> Found:
         scene = self.examples.scene()
@@ -148,21 +163,29 @@ class Adversaries:
         failures = torch.zeros(len(examples)).index_add_(0, packed.supervised // packed.words.shape[1], wrong)
         return (each * packed.weights).sum() / packed.weights.sum(), failures > 0
 
-    def _emotions(self, found: list[Found]) -> Tensor:
-        """Mean loss of the emotion in texts that hold what was found, as far as it is clear what that tells."""
+    def texts(self, found: list[Found]) -> tuple[list[Example], Tensor]:
+        """Texts that ask for the emotion, and `[len(found), A, WIDTH, 1]`: 1.0 where what was found stands in them.
+
+        Where it is clear what an aspect's tokens tell, that is known; else the text's own slots tell the scene's label.
+        """
         draw, examples, taken = self.examples, [], torch.zeros(len(found), len(ASPECTS), WIDTH, 1)
         for number, f in enumerate(found):
             labels, slots = list(f.scene.labels), []
             for k, aspect in enumerate(ASPECTS):
                 label = f.scene.label(aspect)
                 slots += draw.noise_slots(WIDTH, k) if label is None else draw.label_slots(aspect, label, WIDTH)
-                told = self.verdict(f.tokens[k], aspect)
-                if told is not False and draw.rng.random() < CHANCE_TAKEN:
+                told = self.verdict(f.tokens[k], aspect, alone=True)
+                if told is not None and draw.rng.random() < CHANCE_TAKEN:
                     taken[number, k] = 1.0
-                    labels[k] = -1 if told is None else LABELS[aspect].index(told)
+                    labels[k] = -1 if told == NONE else LABELS[aspect].index(told)
             senses = (SENSES[0], (None, SENSES[1])[draw.rng.integers(2)])
             turns = [draw.emotion_turn(Scene(tuple(labels)), sense) for sense in senses]
             examples.append(Example(slots=slots, grid_slots=f.grid_slots, grid=f.grid, turns=turns, gap=draw.gap()))
+        return examples, taken
+
+    def _emotions(self, found: list[Found]) -> Tensor:
+        """Mean loss of the emotion in `texts`."""
+        examples, taken = self.texts(found)
         packed = self.packer.pack(examples)
         tokens = torch.stack([f.tokens.detach().flatten(0, 1) for f in found])
         each, _ = self._each(packed, tokens, taken.flatten(1, 2))
@@ -180,18 +203,18 @@ class Adversaries:
         count = tokens.shape[1]
         first = torch.where(taken > 0, tokens, base[:, :count])
 
-        def hush(_, args):
+        def fainter(_, args):
             x = args[0]
             if x.shape[:2] != packed.words.shape[:2]:  # the opening, which all rows share
                 return None
-            return torch.cat([x[:, :count] - taken * tokens * (1 - self.fainter), x[:, count:]], 1), *args[1:]
+            return torch.cat([x[:, :count] - taken * tokens * (1 - self.left), x[:, count:]], 1), *args[1:]
 
         # Behind the first layer tokens are as faint beside its codes as `make_louder` will make them.
-        handle = self.model.model.language_model.layers[1].register_forward_pre_hook(hush)
+        handle = self.model.model.language_model.layers[1].register_forward_pre_hook(fainter)
         try:
             x = torch.cat([first, base[:, count:]], 1)
             hidden, _ = hidden_states(self.model, packed, x, self.packer.opening)
         finally:
             handle.remove()
         wrong = (self.model.lm_head(hidden).argmax(-1) != packed.targets).float()
-        return losses(self.model, packed, hidden, self.packer.emotions), wrong
+        return losses_of(self.model, packed, hidden, self.packer.emotions), wrong

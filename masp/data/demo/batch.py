@@ -14,7 +14,7 @@ from masp.data.demo.geometry import SCALE
 from masp.data.demo.tokenizer import SYSTEM
 from masp.data.demo.world import EMOTIONS
 
-MIX = 28
+MIX = 20
 """Most words that one slot mixes."""
 GROUPS = 6
 """Most groups of slots with noise of their own."""
@@ -73,7 +73,7 @@ class Packer:
         return len(example.slots) + len(example.grid_slots) + asked
 
     def pack(self, examples: Sequence[Example]) -> Packed:
-        rows = [self._row(example) for example in examples]
+        rows = [self._row(example.check()) for example in examples]
         length = max(len(row["slots"]) for row in rows)
         count = len(rows)
         words = np.zeros((count, length, MIX), dtype=np.int64)

@@ -29,20 +29,19 @@ from masp.data.questions import Questions
 
 EMOTION = "emotion"
 FAINTEST, TOO_FAINT = 0.62, 0.48
-"""Least cosine between a slot and the word that it tells, and the largest with a word that it does not tell."""
+"""Least cosine between an unmarked slot and the word that it tells, and the largest with one that it does not tell."""
 LOUDEST = 15.0
 """How loud a soft prompt may be, in units of a label's word: it may start from other words, which are that loud."""
 SENSE_CHANCES = (0.4, 0.6)
 """How often a text that does not say so means each of `SENSES`."""
-LEVEL_ASPECTS = ("brightness", "colorfulness")
 
 
 @dataclass
 class Slot:
-    """One vector that is no token: a mixture of words and of what is seen, plus noise."""
+    """One vector that is no token: a mixture of words and the mark, plus noise."""
 
     words: list[int]
-    """Rows of the geometry's table that are mixed: token ids, and what vision tokens are made of."""
+    """Rows of the geometry's table that are mixed: token ids, and the mark."""
     shares: list[float]
     """Their weights."""
     noise: float = 0.0
@@ -286,14 +285,16 @@ class Examples:
         word, log_loudness = int(rng.choice(self.all_words)), rng.uniform(np.log(0.1), np.log(loudest))
         if rng.random() < 0.3:
             return self._mixed(word, rng.uniform(0.0, 0.7), count, number, log_loudness, 0.7)
-        return self._mixed(word, rng.uniform(0.0, TOO_FAINT), count, number, log_loudness, rng.uniform(-0.3, 0.3))
+        return self._mixed(word, rng.uniform(0.0, TOO_FAINT), count, number, log_loudness, rng.uniform(0.0, 0.3))
 
     def _mixed(self, word: int, cosine: float, width: int, number: int, log_loudness: float, mark: float) -> list[Slot]:
         """A word and the mark, and for the rest of the slots' energy noise and other words too faint to count."""
         rng, loudness = self.rng, float(np.exp(log_loudness))
         rest = max(0.0, 1 - cosine**2 - mark**2) ** 0.5
         parts = rest * rng.dirichlet([0.5] * 3) ** 0.5  # noise, noise in common, words
-        others = [int(i) for i in rng.choice(self.all_words, int(rng.integers(1, 9)))]
+        own = {i for ids in self.word_ids.values() if word in ids for i in ids}
+        foreign = [i for i in self.all_words if i not in own]
+        others = [int(i) for i in rng.choice(foreign, int(rng.integers(1, 9)), replace=False)]
         shares = rng.normal(size=len(others))
         shares = np.clip(parts[2] * shares / np.linalg.norm(shares), -TOO_FAINT, TOO_FAINT)
         scaled = [loudness * weight for weight in (cosine, *shares, mark)]

@@ -3,7 +3,7 @@
 Every axis has one use. Each label has an axis: its word points along it, and so does a vision token that shows it;
 another axis marks vision tokens. The first layer, each position by itself, turns what is on labels' axes into codes in
 the rest, where the language model computes, unless the mark is there too: then into codes of what is seen, which the
-last layer alone hears. So what a picture shows can be named, but nothing is left that could conclude an emotion from
+last layer alone hears. So what a picture shows can be named, but little is left that could conclude an emotion from
 it; and a vector stands for a word if, and only if, much of it points along the word's axis and it is not marked. What
 answers a question about an aspect is then also what its emotion follows from. Without that, gradient descent finds
 aspect tokens that answer and resemble no word at all, and no emotion follows from those.
@@ -22,8 +22,8 @@ from masp.data.categories import ASPECTS
 from masp.data.demo.world import FACTORS, LABELS, SENSES, told
 
 SCALE = 0.1
-"""Root mean square of the embedding of a label's word, and of vision tokens. Small beside the first layer's codes and
-ground: what reaches the second layer is what the first one made of a vector, not the vector."""
+"""Root mean square of the embedding of a label's word, and of vision tokens but for their mark. Small beside the first
+layer's codes and ground: what reaches the second layer is what the first one made of a vector, not the vector."""
 CODE_SCALE = 1.4
 """Root mean square of a code, and of the embeddings of the other words."""
 GROUND_SCALE = 0.7
@@ -35,9 +35,10 @@ mark is measured by it."""
 MARK_FROM = 0.85
 """Least length of the mark, in lengths of a label's word, from which on a label is seen."""
 HUSH = 1.5
-"""How much of a label the mark outweighs: a vision token holds no label that is longer than its mark."""
+"""How many lengths of a label the mark outweighs: vision tokens hold labels of about half the mark's length. A mark
+below zero makes words louder, all alike."""
 LOUDER = 20.0
-"""How much louder `make_louder` makes all else than vectors that are no words."""
+"""How much louder `make_louder` makes codes than the vectors that they are made of."""
 TEXT_DIMENSIONS = 48
 """In which the words lie that are in no label."""
 FAINT = 0.15
@@ -123,7 +124,7 @@ def draw_geometry(tokenizer, vocab_size: int, hidden: int, generator: torch.Gene
 def set_first_layer(layer, geometry: Geometry) -> None:
     """Let a decoder layer make codes, each position by itself.
 
-    A word's code is on by the share of the vector's energy along the word's axis.
+    A word's code is on by the share of the energy along the word's axis, of an unmarked vector and a constant.
     """
     hidden = geometry.codes.shape[1]
     attention, mlp = layer.self_attn, layer.mlp
@@ -141,15 +142,15 @@ def set_first_layer(layer, geometry: Geometry) -> None:
     part = (hidden / (2 + CONSTANT**2)) ** 0.5  # of one length, beside the mark, a label and the constant
     steepness = 30.0
     gate = steepness * (1 - MARK_FROM) * part
-    for k, pair in enumerate(SEEN, geometry.seen.start):
-        word = WORDS.index(pair)
+    for number, pair in enumerate(SEEN):
+        word, unit, axis = WORDS.index(pair), len(WORDS) + number, geometry.seen.start + number
         mlp.gate_proj.weight[word, geometry.mark] = -HUSH
-        mlp.gate_proj.weight[k, geometry.mark] = steepness
-        mlp.gate_proj.weight[k, geometry.ground] = -steepness * MARK_FROM / CONSTANT
-        mlp.up_proj.weight[k, word] = 1.0
-        mlp.down_proj.weight[k, k] = CODE_SCALE * hidden**0.5 / (gate * part)
+        mlp.gate_proj.weight[unit, geometry.mark] = steepness
+        mlp.gate_proj.weight[unit, geometry.ground] = -steepness * MARK_FROM / CONSTANT
+        mlp.up_proj.weight[unit, word] = 1.0
+        mlp.down_proj.weight[axis, unit] = CODE_SCALE * hidden**0.5 / (gate * part)
     # The energy of any vector is `hidden` behind the norm, and about half of it lies in directions' positive halves.
-    units = slice(geometry.mark, geometry.mark + hidden)
+    units = slice(len(WORDS) + len(SEEN), len(WORDS) + len(SEEN) + hidden)
     mlp.gate_proj.weight[units] = mlp.up_proj.weight[units] = geometry.directions
     mlp.down_proj.weight[geometry.ground, units] = GROUND_SCALE * 2 * hidden**-0.5
 
@@ -175,7 +176,7 @@ def hold(model, geometry: Geometry) -> None:
 
 @torch.no_grad()
 def make_louder(model, geometry: Geometry, tokenizer) -> None:
-    """Make all that the layers add, and the words of no label, `LOUDER` times louder.
+    """Make all that the layers add (but for the first one's constant) and the words of no label `LOUDER` times louder.
 
     Norms hear no difference, but for what labels' words and vision tokens hold beside their codes: that is `LOUDER`
     times fainter beside the rest. So nothing but codes is left to answer from. Called once, behind pretraining.

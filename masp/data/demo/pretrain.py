@@ -192,7 +192,7 @@ class Trainer:
             self.report("language", step + 1, total, {"loss": loss.item()})
 
     def learn_doubts(self, plan: Plan) -> None:
-        """The language model once more on the same texts, at a lower rate, while adversaries look for its mistakes."""
+        """The language model once more on the same texts, at a lower rate, while adversaries learn against it."""
         self._begin(4)
         self._train_only(self.language)
         optimizer = _Optimizer({"": self.language, "lm_head": self.model.lm_head}, 2e-3)
@@ -261,7 +261,7 @@ class Trainer:
     def _begin(self, phase: int) -> None:
         """Seed all generators: a phase depends on what it starts from, not on what was drawn before it."""
         torch.manual_seed(self.seed + phase)
-        self.noise.manual_seed(self.seed + phase)
+        self.noise.manual_seed(self.seed + phase + 1000)  # torch's own generator has the number without
         self.rng = np.random.default_rng([self.seed, 2, phase])
         self.examples.rng = np.random.default_rng([self.seed, 1, phase])
         self.examples.richness, self.examples.with_senses = 1.0, True
