@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from masp.assemble import load_trained_aspects
 from masp.config import Config
 from masp.data.answers import LEVEL_ASPECTS, LEVELS, LIST_ASPECTS
 from masp.data.questions import Questions
+from masp.emotion_evaluation import length_notes
 from masp.errors import InputError
 from masp.feed import Feed, Item, machines_of, mixed_notes, source_of
+from masp.models.prompt import Prompt, load_prompt
 
 MAX_CLOSED = 64
 """An aspect with more different answers than these is open."""
@@ -66,8 +68,14 @@ class AspectEvaluation:
             aspect: choices for aspect in config.aspects if (choices := closed_answers(aspect, seen[aspect]))
         }
         """Aspect -> answers that are compared; the other aspects are open."""
-        self.longest = {a: max(seen[a], key=lambda t: (len(t), t)) for a in config.aspects if seen[a]}
-        self.notes = feed.notes()
+        asked = {aspect: seen[aspect] for aspect in config.aspects if seen[aspect]}
+        self.longest = num_tokens_of_longest(load_prompt(config.vlm.path), asked)
+        self.length_notes = [
+            f"{aspect}: {note}"
+            for aspect, choices in self.closed.items()
+            for note in length_notes(config, self.layout, choices)
+        ]
+        self.notes = [*feed.notes(), *self.length_notes]
         self.aspects_shown: list[str] = []
         self.identity = self._identity()
         self.scorer: Any = None
@@ -137,7 +145,7 @@ class AspectEvaluation:
             "split": config.evaluate.split,
             "source": config.evaluate.source,
             "layout": self.layout,
-            "notes": [*mixed_notes(machines), *self.feed.notes()],
+            "notes": [*mixed_notes(machines), *self.feed.notes(), *self.length_notes],
             "time": time.time(),
             "lineage": {
                 "aspect": asdict(self.lineage),
@@ -173,6 +181,11 @@ class AspectEvaluation:
             "aspects": list(config.aspects),
             "aspect_digest": self.lineage.digest,
         }
+
+
+def num_tokens_of_longest(prompt: Prompt, answers: Mapping[str, Iterable[str]]) -> dict[str, int]:
+    """Aspect -> how many tokens its longest answer has; which has the most letters is another question."""
+    return {aspect: max(len(prompt.ids(text)) for text in texts) for aspect, texts in answers.items()}
 
 
 def closed_answers(aspect: str, seen: set[str]) -> tuple[str, ...]:

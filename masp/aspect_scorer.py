@@ -42,7 +42,7 @@ class AspectScorer:
         layout: that they were trained in; decides whether the end token counts.
         questions: the first template of each aspect is asked.
         closed: aspect -> answers whose likelihoods are compared.
-        longest: aspect -> its longest answer; the others may be written no longer.
+        longest: aspect -> tokens of its longest answer; the others may be written no longer.
         device: `cpu` or `cuda`.
     """
 
@@ -53,7 +53,7 @@ class AspectScorer:
         layout: str,
         questions: Questions,
         closed: Mapping[str, Sequence[str]],
-        longest: Mapping[str, str],
+        longest: Mapping[str, int],
         device: str,
     ):
         self.aspects, self.layout, self.closed = list(config.aspects), layout, closed
@@ -63,7 +63,7 @@ class AspectScorer:
         self.modules = modules.to(device, self.dtype).eval()
         self.questions = {aspect: questions.aspect_first(aspect) for aspect in self.aspects}
         # and the end token
-        self.max_new_tokens = {aspect: len(self.prompt.ids(text)) + 1 for aspect, text in longest.items()}
+        self.max_new_tokens = {aspect: count + 1 for aspect, count in longest.items()}
 
     @torch.inference_mode()
     def score(self, features: Sequence[Tensor], asked: Sequence[tuple[int, str]]) -> list[Score]:

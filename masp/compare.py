@@ -112,9 +112,12 @@ def check_same_samples(name: str, ours: Records, other: str, theirs: Records) ->
     if not a or not b:
         lacks = " and ".join(n for n, data in ((name, a), (other, b)) if not data)
         return f"whether the pictures are the same is not known: {lacks} was evaluated before digests of them were kept"
+    live = " and ".join(n for n, data in ((name, a), (other, b)) if not data["made_by"])
+    if live:
+        return f"whether the pictures are the same is not known: {live} was evaluated live"
     if a["data_digest"] == b["data_digest"]:
         return None
-    if a["made_by"] and a["made_by"] == b["made_by"]:
+    if a["made_by"] == b["made_by"]:
         raise InputError(
             f"compare: not on the same pictures: data_digest is {a['data_digest'][:12]} in {name} and "
             f"{b['data_digest'][:12]} in {other}, whose features were made alike; evaluate both on the same dataset"

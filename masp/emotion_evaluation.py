@@ -57,7 +57,8 @@ class EmotionEvaluation:
         self.keys_of = {key: [key] for key in self.label_of}
         """Image -> the records it needs: one."""
         self.keys = list(self.keys_of)
-        self.notes = [*machine_notes(self.trained, feed.machine), *feed.notes()]
+        self.length_notes = length_notes(config, self.trained.layout, self.categories)
+        self.notes = [*machine_notes(self.trained, feed.machine), *feed.notes(), *self.length_notes]
         self.aspects_shown = list(config.aspects) if config.evaluate.attention and self.trained.aspects else []
         self.identity = self._identity()
         self.scorer: Any = None
@@ -119,7 +120,7 @@ class EmotionEvaluation:
             "layout": self.trained.layout,
             "vision_features": self.trained.vision_features,
             "category_map": self.asked.shown(),
-            "notes": [*notes, *mixed_notes(machines), *self.feed.notes()],
+            "notes": [*notes, *mixed_notes(machines), *self.feed.notes(), *self.length_notes],
             "time": time.time(),
             "lineage": {
                 **self.trained.lineage(),
@@ -164,6 +165,20 @@ class EmotionEvaluation:
         if not trained.vision_features:
             identity["vision_features"] = False
         return identity
+
+
+def length_notes(config: Config, layout: str, answers: Sequence[str]) -> list[str]:
+    """Which answers can never win, since another begins them and the layout counts no end token."""
+    from masp.models.prompt import load_prompt
+    from masp.models.scoring import cut_short
+
+    if layout != "released" or config.evaluate.scoring != "likelihood":
+        return []
+    prompt = load_prompt(config.vlm.path)
+    return [
+        f"layout 'released' counts no end token: {answers[long]!r} never scores above its beginning, {answers[short]!r}"
+        for short, long in cut_short([prompt.ids(answer) for answer in answers])
+    ]
 
 
 def machine_notes(trained, machine: dict) -> list[str]:

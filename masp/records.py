@@ -53,9 +53,8 @@ def data_of(feed: Any) -> dict[str, str]:
     """By which two evaluations know whether they scored the same pictures.
 
     Returns:
-        `data_digest`: of keys, labels and features, or of the image files where they were read live; `made_by`: digest
-        of what made the features, empty where they were made live, since times of files say nothing about pictures.
-        Only digests of features that were made alike can be compared.
+        `data_digest`: of keys, labels and features, live of keys and labels alone; `made_by`: digest of what made the
+        features, empty where they were made live. Only digests of features that were made alike can be compared.
     """
     from masp.cache.files import digest_of
 

@@ -45,8 +45,9 @@ def run_study(config: Config, seeds: str, only: str | None = None, list_only: bo
     if list_only:
         for variant in chosen:
             print(f"{variant.name:<24} {variant.title}")
-            for command in commands(config, variant, numbers[0]):
-                print(f"    {command}")
+            for seed in _seeds_of(variant, numbers):
+                for command in commands(config, variant, seed):
+                    print(f"    {command}")
         return None
     require_one_process(
         "study: trains one run after another, as one process",

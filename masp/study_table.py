@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from masp.compare import check_same_samples, correctness
 from masp.metrics import percentiles
@@ -71,15 +72,15 @@ def study(folder: Path, variants: Sequence[Variant], seeds: Sequence[int]) -> di
 
     Returns:
         `seeds` (those with a finished run), `num_samples`, `missing` (variants without a finished run: name -> seeds,
-        empty if it needs none of its own), `notes` (what could not be checked), and `variants`: name -> `title`,
-        `group`, `removes`, `accuracies` (seed -> accuracy), `accuracy` (mean over seeds), `spread` (standard deviation
-        over seeds; None of fewer than two),
+        empty if it needs none of its own), `notes` (what could not be checked, settings that differ), and `variants`:
+        name -> `title`, `group`, `removes`, `accuracies` (seed -> accuracy), `accuracy` (mean over seeds), `spread`
+        (standard deviation over seeds; None of fewer than two),
         `accuracy_ci95` and `difference_ci95` (bootstrap over samples of the mean over seeds: the seeds are those that
         were run), `difference` (from the method, over the seeds that both have), `behind`: whether the whole interval
         of the difference is below zero.
     """
     right: dict[str, dict[int, np.ndarray]] = {}
-    first, notes = None, []
+    first, notes, settings = None, [], _Settings()
     for variant in variants:
         for seed in seeds:
             path = folder / f"seed-{seed}" / variant.name / "evaluate" / FILE
@@ -88,6 +89,7 @@ def study(folder: Path, variants: Sequence[Variant], seeds: Sequence[int]) -> di
                 first = first or (str(path), records)
                 note = check_same_samples(*first, str(path), records)
                 notes += [note] if note and records is not first[1] else []
+                notes += settings.notes(path.parents[1], variant)
                 right.setdefault(variant.name, {})[seed] = correctness(records)
                 if not variant.seeded:
                     break
@@ -126,6 +128,39 @@ def study(folder: Path, variants: Sequence[Variant], seeds: Sequence[int]) -> di
     }
 
 
+class _Settings:
+    """What training and evaluation of runs were told, compared with the first run's."""
+
+    def __init__(self) -> None:
+        self.first: dict[str, tuple[str, dict[str, Any], set[str]]] = {}
+
+    def notes(self, run: Path, variant: Variant) -> list[str]:
+        """Settings that differ from the first run's, but for those that make the variant."""
+        found = []
+        for part in (*variant.stages, "evaluate"):
+            path = run / part / "config.yaml"
+            if not path.is_file():
+                continue
+            mine = dict(_flat(yaml.safe_load(path.read_text())))
+            name, theirs, changed = self.first.setdefault(part, (str(path), mine, set(variant.changes)))
+            free = {"seed", "output_dir", *changed, *variant.changes}
+            found += [
+                f"{path}: {key} is {mine.get(key)!r}, and {theirs.get(key)!r} in {name}"
+                for key in sorted({*mine, *theirs} - free)
+                if mine.get(key) != theirs.get(key) and not key.startswith("checkpoint.")
+            ]
+        return found
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as dotted names."""
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
 def _interval(values: np.ndarray) -> list[float]:
     """Bootstrap over samples of the mean of `[N]` values; few different ones, so resamples are drawn as counts."""
     levels, counts = np.unique(values, return_counts=True)
@@ -138,7 +173,7 @@ def markdown(result: dict[str, Any]) -> str:
     seeds = result["seeds"]
     head = " | ".join(f"seed {seed}" for seed in seeds)
     lines = [
-        f"Accuracy on {result['num_samples']:,} images; mean and standard deviation over {len(seeds)} training seeds.",
+        f"Accuracy on {result['num_samples']:,} images; mean and standard deviation over the training seeds.",
         "The difference from MASP is over the same images, with a 95 % interval (bootstrap over images).",
         "",
         f"| variant | {head} | mean | spread | difference from MASP | 95 % interval |",

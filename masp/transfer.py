@@ -12,7 +12,7 @@ from pathlib import Path
 from masp.assemble import default_aspect_path, default_soft_prompt_path
 from masp.category_map import parse_map
 from masp.config import Config, load_config
-from masp.errors import InputError
+from masp.errors import DataError, InputError
 from masp.evaluate import TABLE, evaluate, evaluate_dir, open_evaluation
 from masp.stopping import StopFlag
 
@@ -36,6 +36,7 @@ def evaluate_on(config: Config, files: Sequence[str], stop: StopFlag | None = No
 
     Raises:
         InputError: a file is wrong, two datasets have one name, or categories are neither trained nor mapped.
+        DataError: data of some datasets are damaged; the others are scored.
     """
     from masp.feed import open_feed
 
@@ -46,9 +47,15 @@ def evaluate_on(config: Config, files: Sequence[str], stop: StopFlag | None = No
         open_evaluation(each, evaluate_dir(each), feeds[name], known)
     feeds.clear()
     table = evaluate_dir(config) / TABLE
+    damaged: list[str] = []
     for name, each in configs.items():
         print(f"evaluate: on {name}", flush=True)
-        evaluate(each, stop, known, [table])
+        try:
+            evaluate(each, stop, known, [table])
+        except DataError as error:  # of this dataset; the others are scored all the same
+            damaged.append(f"{name}: {error}")
+    if damaged:
+        raise DataError("; ".join(damaged))
     return _write_table(table, configs)
 
 

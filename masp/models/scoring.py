@@ -62,6 +62,16 @@ def candidate_tree(candidates: Items[Items[int]]) -> CandidateTree:
     return CandidateTree(ids, depth, sees, tuple(paths))
 
 
+def cut_short(candidates: Items[Items[int]]) -> list[tuple[int, int]]:
+    """Pairs of candidates of which the first begins the second: without an end token the second never scores higher.
+
+    Args:
+        candidates: the tokens of each.
+    """
+    pairs = [(a, b) for a in range(len(candidates)) for b in range(len(candidates)) if a != b]
+    return [(a, b) for a, b in pairs if list(candidates[b][: len(candidates[a])]) == list(candidates[a])]
+
+
 def _last(block_mask: Tensor) -> Tensor:
     return block_mask.sum(1) - 1
 

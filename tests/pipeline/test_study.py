@@ -46,6 +46,27 @@ def test_every_variant_runs_for_two_seeds(commands, world, tmp_path):
     assert all(row["spread"] is not None for name, row in result["variants"].items() if name != "zero_shot")
 
 
+def test_damaged_data_of_one_dataset_do_not_keep_others_from_being_scored(commands, world, trained, tmp_path):
+    base = yaml.safe_load(world.config.read_text())
+    files = []
+    for name, seed in (("near", 1), ("far", 2)):
+        pictures = make_dataset(tmp_path / name, 3, 6, seed=seed)
+        changed = base | {"dataset": {"name": "folder", "root": str(pictures)}}
+        files += ["--on", tmp_path / f"{name}.yaml"]
+        files[-1].write_text(yaml.safe_dump(changed | {"cache": base["cache"] | {"dir": str(tmp_path / f"c{seed}")}}))
+    broken = next((tmp_path / "near" / "test").rglob("*.png"))
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:200])
+    settings = world.settings(trained, f"evaluate.output_dir={tmp_path / 'out'}", "evaluate.source=live")
+    ended = commands("evaluate", *settings, *files)
+    assert ended.code == 3 and ended.stderr.count("error: ") == 1, ended
+    assert f"error: near: {broken} cannot be read: " in ended.stderr
+    assert (tmp_path / "out" / "on" / "far" / "metrics.json").exists()
+    assert not (tmp_path / "out" / "datasets.json").exists()
+    broken.write_bytes(whole)
+    assert commands.ok("evaluate", *settings, *files).last_line.startswith("evaluate: 3 datasets: ")
+
+
 @pytest.mark.full
 def test_one_call_evaluates_several_datasets_on_any_ranks(commands, world, trained, tmp_path):
     base = yaml.safe_load(world.config.read_text())

@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from masp.aspect_evaluation import MAX_CLOSED, closed_answers
+from masp.aspect_evaluation import MAX_CLOSED, closed_answers, num_tokens_of_longest
 from masp.aspect_metrics import compute_aspect_metrics, token_f1
 from masp.data.answers import LEVELS
+from masp.data.demo import VLM_DIR
+from masp.models.prompt import load_prompt
 
 
 @pytest.mark.parametrize(
@@ -38,6 +40,14 @@ def test_which_aspects_are_closed():
     assert closed_answers("scene", {"sea", "city"}) == ("city", "sea")
     assert closed_answers("scene", {"sea"}) == ()  # nothing to compare it with
     assert closed_answers("scene", {str(i) for i in range(MAX_CLOSED + 1)}) == ()
+
+
+def test_the_longest_answer_is_the_one_with_most_tokens():
+    prompt = load_prompt(str(VLM_DIR))
+    answers = {"object": ["amusement park", "candles"], "scene": ["alley"]}
+    counts = {text: len(prompt.ids(text)) for text in answers["object"]}
+    assert counts["candles"] > counts["amusement park"]
+    assert num_tokens_of_longest(prompt, answers) == {"object": counts["candles"], "scene": len(prompt.ids("alley"))}
 
 
 def test_per_aspect_and_over_all():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from masp.config import load_config
+from masp.config.loading import save_config
 from masp.demo import run_demo
 from masp.errors import InputError
 from masp.study import commands, run_config, run_study
@@ -50,6 +51,13 @@ def test_runs_share_the_aspect_modules_of_their_seed(demo, tmp_path):
     assert run_config(demo, variants["without_aspects"], 7).checkpoint.aspect is None
     assert run_config(demo, variants["zero_shot"], 7).checkpoint.soft_prompt == "none"
     assert demo.aspects == list(load_config(DEMO).aspects)  # what is given stays as it was
+
+
+def test_it_lists_the_commands_of_every_seed(demo, capsys):
+    run_study(demo, "4,5", "zero_shot,without_scene", list_only=True)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if "masp " in line and "--config" in line]
+    counts = {seed: sum(f" seed={seed} " in line for line in lines) for seed in (4, 5)}
+    assert counts == {4: 3 + 1 + 2, 5: 3 + 2}  # nothing trained is the same for both
 
 
 def test_the_commands_it_lists_make_the_same_runs(demo, repository):
@@ -151,6 +159,23 @@ def test_the_table_holds_what_earlier_calls_finished(demo, tmp_path, monkeypatch
     assert result["missing"]["queries_1"] == [1, 2, 3] and result["missing"][FULL] == [3]
     shown = capsys.readouterr().out
     assert "not in the table: masp (seed 3); " in shown and "without_scene (seed 2, 3); " in shown
+
+
+def test_settings_that_differ_are_noted(demo, tmp_path):
+    """One mean over runs that were trained differently would be nobody's number."""
+    variants = [v for v in variants_of(demo) if v.name in (FULL, "without_scene")]
+    for seed, num_epochs in ((1, 3), (2, 3), (3, 1)):
+        for variant in variants:
+            folder = tmp_path / f"seed-{seed}" / variant.name
+            make_run(folder, [True, False, True, True], data={"data_digest": "a" * 64, "made_by": "vlm"})
+            run = run_config(demo, variant, seed)
+            run.stage2.num_epochs = num_epochs
+            for part in (*variant.stages, "evaluate"):
+                (folder / part).mkdir(exist_ok=True)
+                save_config(run, folder / part / "config.yaml")
+    assert study(tmp_path, variants, [1, 2])["notes"] == []
+    notes = study(tmp_path, variants, [1, 2, 3])["notes"]
+    assert len(notes) == 5 and all("seed-3" in note and "stage2.num_epochs is 1, and 3 in" in note for note in notes)
 
 
 def test_runs_on_other_samples_make_no_table(demo, tmp_path):

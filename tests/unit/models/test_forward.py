@@ -7,7 +7,7 @@ from masp.models.aspect_modules import AspectModules
 from masp.models.forward import Stage1Model, Stage2Model, num_logits
 from masp.models.language import load_language_half
 from masp.models.prompt import load_prompt
-from masp.models.scoring import candidate_tree, generate, score_categories
+from masp.models.scoring import candidate_tree, cut_short, generate, score_categories
 from masp.models.sequence import LAYOUTS, build_sequence, make_batch
 from masp.models.soft_prompt import SoftPrompt
 from tests.tiny import FAMILIES, make_vlm
@@ -170,6 +170,11 @@ def test_the_tree_merges_what_begins_alike():
     assert tree.ids.tolist() == [5, 6, 7, 8, 9, 6] and tree.depth.tolist() == [0, 1, 2, 0, 0, 1]
     seen = {node: {n for n in range(6) if tree.sees[node, n]} for node in range(6)}
     assert seen == {0: {0}, 1: {0, 1}, 2: {0, 1, 2}, 3: {3}, 4: {4}, 5: {4, 5}}
+
+
+def test_which_candidates_are_cut_short_without_an_end():
+    assert cut_short([(5, 6), (5,), (7,), (5, 6, 8), (6,)]) == [(0, 3), (1, 0), (1, 3)]
+    assert cut_short([(1, 2), (1, 3)]) == []
 
 
 def test_equal_candidates_tie_exactly_and_few_positions_at_a_time_change_nothing(parts, monkeypatch):
