@@ -62,7 +62,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     final, temporary = folder / name, folder / f".{name}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(".step-*.tmp"):  # by a kill while it was written
+        for left in folder.glob(".step-*.tmp"):  # by a kill while it was written or removed
             shutil.rmtree(left)
         temporary.mkdir()
         tensors = temporary / "state.safetensors"
@@ -82,7 +82,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         else:
             write_bytes(temporary / "state.json", sealed(meta))
             if final.exists():  # `latest` is older: somebody went back, or this one was damaged
-                shutil.rmtree(final)
+                _remove(final)
             os.replace(temporary, final)
         fsync_folder(folder)
         write_bytes(folder / LATEST, name.encode())
@@ -91,7 +91,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         earlier = sorted(p for p in folder.glob("step-*") if p.name < name and p.name != best)
         later = [p for p in folder.glob("step-*") if p.name > name]
         for path in [*earlier[: max(0, len(earlier) - keep + 1)], *later]:
-            shutil.rmtree(path)
+            _remove(path)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
@@ -99,6 +99,13 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             f"output_dir: the checkpoint {final} cannot be written: {reason}; earlier ones are kept"
         ) from None
     return final
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint; a kill meanwhile leaves nothing that looks like one, and the next save sweeps it away."""
+    hidden = path.with_name(f".{path.name}.old.tmp")
+    os.replace(path, hidden)
+    shutil.rmtree(hidden)
 
 
 def load_latest(folder: Path, identity: dict) -> Checkpoint | None:

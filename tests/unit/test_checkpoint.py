@@ -48,6 +48,22 @@ def test_what_a_kill_left_is_swept_away(tmp_path):
     assert load_latest(tmp_path, IDENTITY).step == 4
 
 
+def test_a_kill_while_one_is_removed_leaves_nothing_that_looks_like_one(tmp_path, monkeypatch):
+    for step in (1, 2):
+        save_checkpoint(tmp_path, checkpoint(step), keep=2)
+
+    def killed(path):
+        (path / "state.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("masp.checkpoint.shutil.rmtree", killed)
+        save_checkpoint(tmp_path, checkpoint(3), keep=2)
+    assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-00000002", "step-00000003"]
+    save_checkpoint(tmp_path, checkpoint(4), keep=2)
+    assert not list(tmp_path.glob(".step-*"))
+
+
 def test_going_back_to_an_older_one(tmp_path):
     for step in (5, 10):
         save_checkpoint(tmp_path, checkpoint(step), keep=3)
