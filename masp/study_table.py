@@ -80,7 +80,7 @@ def study(folder: Path, variants: Sequence[Variant], seeds: Sequence[int]) -> di
         of the difference is below zero.
     """
     right: dict[str, dict[int, np.ndarray]] = {}
-    first, notes, settings = None, [], _Settings()
+    first, unsure, settings = None, [], _Settings()
     for variant in variants:
         for seed in seeds:
             path = folder / f"seed-{seed}" / variant.name / "evaluate" / FILE
@@ -88,8 +88,8 @@ def study(folder: Path, variants: Sequence[Variant], seeds: Sequence[int]) -> di
                 records = read_records_file(path)
                 first = first or (str(path), records)
                 note = check_same_samples(*first, str(path), records)
-                notes += [note] if note and records is not first[1] else []
-                notes += settings.notes(path.parents[1], variant)
+                unsure += [note] if note and records is not first[1] else []
+                settings.read(path.parents[1], variant)
                 right.setdefault(variant.name, {})[seed] = correctness(records)
                 if not variant.seeded:
                     break
@@ -123,7 +123,7 @@ def study(folder: Path, variants: Sequence[Variant], seeds: Sequence[int]) -> di
         "seeds": [seed for seed in seeds if any(seed in mine for mine in right.values())],
         "num_samples": len(first[1].keys) if first else 0,
         "missing": {name: lacks for name, lacks in missing.items() if lacks or name not in right},
-        "notes": notes,
+        "notes": [*([f"{unsure[0]} ({len(unsure)} runs in all)"] if unsure else []), *settings.notes()],
         "variants": rows,
     }
 
@@ -133,23 +133,30 @@ class _Settings:
 
     def __init__(self) -> None:
         self.first: dict[str, tuple[str, dict[str, Any], set[str]]] = {}
+        self.differing: dict[str, list[str]] = {}
+        """What differs -> the files that say so."""
 
-    def notes(self, run: Path, variant: Variant) -> list[str]:
-        """Settings that differ from the first run's, but for those that make the variant."""
-        found = []
+    def read(self, run: Path, variant: Variant) -> None:
+        """Take in a run's settings, but for those that make the variant."""
         for part in (*variant.stages, "evaluate"):
             path = run / part / "config.yaml"
             if not path.is_file():
                 continue
             mine = dict(_flat(yaml.safe_load(path.read_text())))
             name, theirs, changed = self.first.setdefault(part, (str(path), mine, set(variant.changes)))
-            free = {"seed", "output_dir", *changed, *variant.changes}
-            found += [
-                f"{path}: {key} is {mine.get(key)!r}, and {theirs.get(key)!r} in {name}"
-                for key in sorted({*mine, *theirs} - free)
-                if mine.get(key) != theirs.get(key) and not key.startswith("checkpoint.")
-            ]
-        return found
+            for key in sorted({*mine, *theirs} - {"seed", "output_dir", *changed, *variant.changes}):
+                if mine.get(key) != theirs.get(key) and not key.startswith("checkpoint."):
+                    what = f"{key} is {mine.get(key)!r}, and {theirs.get(key)!r} in {name}"
+                    self.differing.setdefault(what, []).append(str(path))
+
+    def notes(self) -> list[str]:
+        """A line per difference."""
+        return [f"{_some(paths)}: {what}" for what, paths in self.differing.items()]
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of some names, and how many there are."""
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

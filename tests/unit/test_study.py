@@ -175,7 +175,9 @@ def test_settings_that_differ_are_noted(demo, tmp_path):
                 save_config(run, folder / part / "config.yaml")
     assert study(tmp_path, variants, [1, 2])["notes"] == []
     notes = study(tmp_path, variants, [1, 2, 3])["notes"]
-    assert len(notes) == 5 and all("seed-3" in note and "stage2.num_epochs is 1, and 3 in" in note for note in notes)
+    assert len(notes) == 3  # a line for each of stage 1, stage 2 and evaluation, however many runs
+    assert all("seed-3" in note and "stage2.num_epochs is 1, and 3 in" in note for note in notes)
+    assert sum("config.yaml and 1 more: " in note for note in notes) == 2
 
 
 def test_runs_on_other_samples_make_no_table(demo, tmp_path):
