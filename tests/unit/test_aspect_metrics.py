@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from masp.aspect_evaluation import MAX_CLOSED, closed_answers, num_tokens_of_longest
 from masp.aspect_metrics import compute_aspect_metrics, token_f1
+from masp.config import load_config
 from masp.data.answers import LEVELS
 from masp.data.demo import VLM_DIR
+from masp.emotion_evaluation import length_notes
 from masp.models.prompt import load_prompt
 
 
@@ -48,6 +50,16 @@ def test_the_longest_answer_is_the_one_with_most_tokens():
     counts = {text: len(prompt.ids(text)) for text in answers["object"]}
     assert counts["candles"] > counts["amusement park"]
     assert num_tokens_of_longest(prompt, answers) == {"object": counts["candles"], "scene": len(prompt.ids("alley"))}
+
+
+def test_answers_that_cannot_win_without_an_end_token_are_noted(repository):
+    config = load_config(repository / "configs/demo.yaml", [f"vlm.path={VLM_DIR}"])
+    answers = ("beach", "beach amusement", "alley")
+    (note,) = length_notes(config, "released", answers)
+    assert "'beach amusement' never scores above its beginning, 'beach'" in note
+    assert length_notes(config, "after_image", answers) == length_notes(config, "released", answers[::2]) == []
+    config.evaluate.scoring = "generate"
+    assert length_notes(config, "released", answers) == []
 
 
 def test_per_aspect_and_over_all():
