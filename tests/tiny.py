@@ -40,8 +40,11 @@ def make_tokenizer(folder: Path):
     words = "You are a helpful assistant. Which emotion does this picture evoke? system user sadness anger awe fear"
     tokenizer.train_from_iterator([words] * 4, trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>",
-        additional_special_tokens=list(SPECIAL), chat_template=CHAT_TEMPLATE,
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=list(SPECIAL),
+        chat_template=CHAT_TEMPLATE,
     )
     fast.save_pretrained(folder)
     return fast
@@ -58,25 +61,43 @@ def make_vlm(folder: Path, family: str = "qwen2_vl", seed: int = 0, hidden: int 
 
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer(folder)
-    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in
-           ("vision_start", "vision_end", "image_pad", "video_pad", "im_end", "endoftext")}
+    ids = {
+        name: tokenizer.convert_tokens_to_ids(f"<|{name}|>")
+        for name in ("vision_start", "vision_end", "image_pad", "video_pad", "im_end", "endoftext")
+    }
     text = {
-        "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "intermediate_size": 2 * hidden, "vocab_size": len(tokenizer) + 40, "max_position_embeddings": 4096,
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 2 * hidden,
+        "vocab_size": len(tokenizer) + 40,
+        "max_position_embeddings": 4096,
         "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0},
-        "initializer_range": 0.3, "bos_token_id": ids["endoftext"], "eos_token_id": ids["im_end"],
+        "initializer_range": 0.3,
+        "bos_token_id": ids["endoftext"],
+        "eos_token_id": ids["im_end"],
     }
     vision = {"depth": 2, "num_heads": 2, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
     shared = {
-        "image_token_id": ids["image_pad"], "video_token_id": ids["video_pad"], "text_config": text,
-        "vision_start_token_id": ids["vision_start"], "vision_end_token_id": ids["vision_end"],
+        "image_token_id": ids["image_pad"],
+        "video_token_id": ids["video_pad"],
+        "text_config": text,
+        "vision_start_token_id": ids["vision_start"],
+        "vision_end_token_id": ids["vision_end"],
     }
     if family == "qwen2_vl":
         vision |= {"embed_dim": 24, "hidden_size": hidden, "mlp_ratio": 2, "in_channels": 3}
         config, cls = Qwen2VLConfig(vision_config=vision, **shared), Qwen2VLForConditionalGeneration
     else:
-        vision |= {"hidden_size": 24, "out_hidden_size": hidden, "intermediate_size": 48, "in_channels": 3,
-                   "window_size": 56, "fullatt_block_indexes": [1]}
+        vision |= {
+            "hidden_size": 24,
+            "out_hidden_size": hidden,
+            "intermediate_size": 48,
+            "in_channels": 3,
+            "window_size": 56,
+            "fullatt_block_indexes": [1],
+        }
         config, cls = Qwen2_5_VLConfig(vision_config=vision, **shared), Qwen2_5_VLForConditionalGeneration
     torch.manual_seed(seed)
     model = cls(config)
@@ -85,10 +106,24 @@ def make_vlm(folder: Path, family: str = "qwen2_vl", seed: int = 0, hidden: int 
             if parameter.dim() == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps({
-        "do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True, "resample": 3,
-        "image_mean": [0.48, 0.45, 0.4], "image_std": [0.27, 0.26, 0.28], "rescale_factor": 1 / 255,
-        "image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 3136, "max_pixels": 100352,
-        "patch_size": 14, "merge_size": 2, "temporal_patch_size": 2,
-    }))
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps(
+            {
+                "do_convert_rgb": True,
+                "do_normalize": True,
+                "do_rescale": True,
+                "do_resize": True,
+                "resample": 3,
+                "image_mean": [0.48, 0.45, 0.4],
+                "image_std": [0.27, 0.26, 0.28],
+                "rescale_factor": 1 / 255,
+                "image_processor_type": "Qwen2VLImageProcessor",
+                "min_pixels": 3136,
+                "max_pixels": 100352,
+                "patch_size": 14,
+                "merge_size": 2,
+                "temporal_patch_size": 2,
+            }
+        )
+    )
     return folder

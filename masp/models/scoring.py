@@ -28,7 +28,6 @@ class Scored(Protocol):
         """Hidden states of the batch's suffix `[B, Ls, D]`; keys and values go to the empty `cache`."""
 
 
-
 @dataclass(frozen=True)
 class CandidateTree:
     """Candidates merged where they begin alike, one block behind the prefix: `L` nodes, one per different beginning."""
@@ -154,9 +153,7 @@ def _steps(path: Items[int], ids: Items[int], end: int | None) -> list[tuple[int
 
 
 @torch.inference_mode()
-def generate(
-    model: Scored, batch: Batch, max_new_tokens: int, stop: frozenset[int]
-) -> tuple[list[list[int]], Tensor]:
+def generate(model: Scored, batch: Batch, max_new_tokens: int, stop: frozenset[int]) -> tuple[list[list[int]], Tensor]:
     """Greedy decoding.
 
     Args:

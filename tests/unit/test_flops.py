@@ -100,8 +100,9 @@ def test_windows_make_the_encoder_cheaper_and_are_cut_off_at_the_edges():
     assert encoder_flops(windowed, grid) < 0.8 * encoder_flops(whole, grid)
     # 27 x 37 vision tokens: rows 6 windows of 4 and one of 3, columns 9 of 4 and one of 1
     pairs = (6 * 8**2 + 6**2) * (9 * 8**2 + 2**2)
-    full, linear = 4 * 3996**2, 2 * (
-        3996 * (32 * windowed.block_parameters + 1176 * 1280) + 999 * windowed.merger_parameters
+    full, linear = (
+        4 * 3996**2,
+        2 * (3996 * (32 * windowed.block_parameters + 1176 * 1280) + 999 * windowed.merger_parameters),
     )
     assert encoder_flops(windowed, grid) == pytest.approx(linear + 4 * 1280 * (full + 28 * pairs))
 

@@ -18,7 +18,7 @@ from masp.metrics import compute_metrics
 from masp.records import write_emotion_records
 from masp.report import write_report
 
-HOSTILE = ("<script>alert(1)</script>", 'say "no" & \'yes\'', "שמחה", "x" * 300)
+HOSTILE = ("<script>alert(1)</script>", "say \"no\" & 'yes'", "שמחה", "x" * 300)
 NAMES = (
     "<img src=x onerror=alert(1)>.jpg", "\"'><svg onload=alert(1)>.png", "gpj.\u202e evil.png", "絵 €.jpg",
     "n\udcffl.jpg",

@@ -39,8 +39,13 @@ def sequences(parts, layout, answers=True, rows=range(7)):
     prompt = parts[1]
     return [
         build_sequence(
-            prompt, f"Which emotion? {'really ' * n}", CATEGORIES[n % 6] if answers else None,
-            num_aspect_tokens=9, grid=GRIDS[n], num_soft_tokens=6, layout=layout,
+            prompt,
+            f"Which emotion? {'really ' * n}",
+            CATEGORIES[n % 6] if answers else None,
+            num_aspect_tokens=9,
+            grid=GRIDS[n],
+            num_soft_tokens=6,
+            layout=layout,
         )
         for n in rows
     ]
@@ -86,9 +91,7 @@ def test_frozen_prefix_equals_full_pass(parts, layout):
 def test_batch_of_seven_equals_seven_singles(parts, layout):
     model, features = stage2(parts, layout), parts[4]
     together = model(make_batch(sequences(parts, layout), features, row_image=range(7)))
-    alone = [
-        model(make_batch(sequences(parts, layout, rows=[n]), [features[n]], row_image=[0])) for n in range(7)
-    ]
+    alone = [model(make_batch(sequences(parts, layout, rows=[n]), [features[n]], row_image=[0])) for n in range(7)]
     assert torch.allclose(together, torch.cat(alone), atol=1e-5)
 
 
@@ -97,8 +100,15 @@ def test_stage1_groups_aspects_of_an_image(parts):
     model = Stage1Model(language, modules)
     rows = [(image, aspect) for image in range(3) for aspect in range(3) if (image + aspect) % 4]
     built = [
-        build_sequence(prompt, f"{ASPECTS[a]}? " * (i + 1), CATEGORIES[i], num_aspect_tokens=3, grid=None,
-                       num_soft_tokens=0, layout="after_image")
+        build_sequence(
+            prompt,
+            f"{ASPECTS[a]}? " * (i + 1),
+            CATEGORIES[i],
+            num_aspect_tokens=3,
+            grid=None,
+            num_soft_tokens=0,
+            layout="after_image",
+        )
         for i, a in rows
     ]
     images, asked = [i for i, _ in rows], [a for _, a in rows]
@@ -114,16 +124,18 @@ def test_regrouped_attention_equals_multihead_attention(parts):
     modules, features = parts[2], parts[4]
     module = modules.by_aspect["object"].requires_grad_(True)
     reference = torch.nn.MultiheadAttention(modules.hidden_size, 1, batch_first=True)
-    reference.load_state_dict({
-        "in_proj_weight": module.in_proj_weight, "in_proj_bias": module.in_proj_bias.data.normal_(),
-        "out_proj.weight": module.out_proj_weight, "out_proj.bias": module.out_proj_bias,
-    })
+    reference.load_state_dict(
+        {
+            "in_proj_weight": module.in_proj_weight,
+            "in_proj_bias": module.in_proj_bias.data.normal_(),
+            "out_proj.weight": module.out_proj_weight,
+            "out_proj.bias": module.out_proj_bias,
+        }
+    )
     padded = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
     mask = torch.arange(padded.shape[1])[None] < torch.tensor([len(f) for f in features])[:, None]
     tokens, weights = module(padded, mask)
-    expected, expected_weights = reference(
-        module.query.expand(7, -1, -1), padded, padded, key_padding_mask=~mask
-    )
+    expected, expected_weights = reference(module.query.expand(7, -1, -1), padded, padded, key_padding_mask=~mask)
     assert torch.allclose(tokens, expected, atol=1e-5)
     assert torch.allclose(weights, expected_weights, atol=1e-5)
     parameters = [module.query, module.in_proj_weight, module.out_proj_weight, module.out_proj_bias]
@@ -149,8 +161,13 @@ def test_scores_equal_one_category_at_a_time(parts, layout, frozen_prefix):
     for n in range(7):
         for c, category in enumerate(CATEGORIES):
             sequence = build_sequence(
-                prompt, f"Which emotion? {'really ' * n}", category,
-                num_aspect_tokens=9, grid=GRIDS[n], num_soft_tokens=6, layout=layout,
+                prompt,
+                f"Which emotion? {'really ' * n}",
+                category,
+                num_aspect_tokens=9,
+                grid=GRIDS[n],
+                num_soft_tokens=6,
+                layout=layout,
             )
             labels = sequence.labels.clone()
             if layout == "released":  # its loss also covers the newline after `assistant`
