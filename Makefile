@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --durations 15
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-full lint clean distclean
+.PHONY: help install demo test test-full lint types clean distclean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf 'make %-10s %s\n' "$$name" "$$text"; done
@@ -25,11 +25,15 @@ test: $(STAMP) ## the tests, without the long ones
 test-full: $(STAMP) ## all tests
 	$(PYTEST) $(ARGS)
 
-lint: $(STAMP) ## check the style
+lint: $(STAMP) ## check style and formatting
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## check the types of masp and launch
+	$(BIN)/mypy
 
 clean: ## remove what tests and the demo left behind
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis outputs/demo
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis outputs/demo
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean ## remove .venv too

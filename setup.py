@@ -23,7 +23,7 @@ setup(
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["masp", "masp.*", "launch", "launch.*"]),
     # The demo's VLM and the report's page are read at run time, beside the code that reads them.
-    package_data={"masp": ["*.j2", "data/demo/vlm/*"]},
+    package_data={"masp": ["py.typed", "*.j2", "data/demo/vlm/*"], "launch": ["py.typed"]},
     install_requires=[
         "deepspeed>=0.19.8,<0.20",
         "h5py>=3.12",
@@ -50,10 +50,12 @@ setup(
     extras_require={
         "test": [
             "hypothesis>=6.100",
+            "mypy>=2.4",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "ruff>=0.17",
+            "types-PyYAML",
         ],
     },
     entry_points={"console_scripts": ["masp = masp.cli:main"]},
