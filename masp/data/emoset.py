@@ -62,7 +62,7 @@ def read_info(root: Path) -> tuple[str, ...] | None:
         vocabulary = vocabulary.get("label2idx", vocabulary)
     if not isinstance(vocabulary, dict) or not vocabulary or not all(map(_is_index, vocabulary.values())):
         raise InputError(f'{path}: must number the emotions, as in {{"label2idx": {{"amusement": 0, "awe": 1}}}}')
-    names = [normalise_category(name) for name in sorted(vocabulary, key=vocabulary.get)]
+    names = [normalise_category(name) for name in sorted(vocabulary, key=vocabulary.__getitem__)]
     if "" in names or len(set(names)) < len(names):
         raise InputError(f"{path}: must name every emotion once, not {', '.join(names)}")
     return tuple(names)

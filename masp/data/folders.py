@@ -145,7 +145,8 @@ def _check_annotations_are_unique(entries: list[Entry]) -> None:
 
 def _contents(path: Path) -> tuple[list[str], list[str]]:
     """The names of the folders and of the other things in a folder, each sorted."""
-    folders, files = [], []
+    folders: list[str] = []
+    files: list[str] = []
     try:
         with os.scandir(path) as listing:
             for item in listing:

@@ -10,6 +10,7 @@ import struct
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
@@ -250,7 +251,7 @@ def _open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def _opened(file: io.IOBase) -> Image.Image:
+def _opened(file: IO[bytes]) -> Image.Image:
     try:
         return Image.open(file, formats=_known_formats())
     except Image.DecompressionBombError:

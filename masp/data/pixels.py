@@ -31,7 +31,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return _from_deep(image)
     if image.mode == "LAB":
-        return ImageCms.applyTransform(image, _lab_to_rgb())
+        converted = ImageCms.applyTransform(image, _lab_to_rgb())
+        assert converted is not None  # only a conversion in place returns none
+        return converted
     if image.has_transparency_data:
         # Both premultiplied modes lead to RGBA only by way of their plain form.
         straight = {"La": "LA"}.get(image.mode)

@@ -74,16 +74,17 @@ def to_released(modules: AspectModules) -> dict:
     def plain(tensor: Tensor) -> Tensor:
         return tensor.detach().float().cpu().clone()
 
+    parameters = {a: dict(m.named_parameters()) for a, m in modules.by_aspect.items()}
     return {
-        "q_view": {a: plain(m.query) for a, m in modules.by_aspect.items()},
+        "q_view": {a: plain(p["query"]) for a, p in parameters.items()},
         "cross_attn": {
             a: {
-                "in_proj_weight": plain(m.in_proj_weight),
-                "in_proj_bias": plain(m.in_proj_bias),
-                "out_proj.weight": plain(m.out_proj_weight),
-                "out_proj.bias": plain(m.out_proj_bias),
+                "in_proj_weight": plain(p["in_proj_weight"]),
+                "in_proj_bias": plain(p["in_proj_bias"]),
+                "out_proj.weight": plain(p["out_proj_weight"]),
+                "out_proj.bias": plain(p["out_proj_bias"]),
             }
-            for a, m in modules.by_aspect.items()
+            for a, p in parameters.items()
         },
         "fuser": None,
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -12,7 +14,7 @@ from masp.models.sequence import ASPECT, FEATURE, SOFT, Batch, Block
 from masp.models.soft_prompt import SoftPrompt
 
 
-def embed(language: LanguageHalf, block: Block, values: dict[int, Tensor | None]) -> Tensor:
+def embed(language: LanguageHalf, block: Block, values: Mapping[int, Tensor]) -> Tensor:
     """Fill a block's positions.
 
     Args:
@@ -37,8 +39,9 @@ def _inputs(
 ) -> Tensor:
     """Pick each row's aspect tokens and features, and embed the block."""
     images = batch.row_image
-    values: dict[int, Tensor | None] = {ASPECT: None, FEATURE: None, SOFT: soft_prompt}
+    values = {} if soft_prompt is None else {SOFT: soft_prompt}
     if len(block.places[ASPECT][0]):
+        assert aspect_tokens is not None, "a block with aspect tokens needs them"
         asked = (images,) if batch.row_aspect is None else (images, batch.row_aspect)
         values[ASPECT] = aspect_tokens[asked].flatten(0, -2)
     if len(block.places[FEATURE][0]):
@@ -141,6 +144,7 @@ class Stage2Model(nn.Module):
         self.soft_prompt = soft_prompt
 
     def trained(self) -> nn.Module:
+        assert self.soft_prompt is not None, "without a soft prompt nothing is trained"
         return self.soft_prompt
 
     def hidden(self, batch: Batch, cache=None) -> Tensor:

@@ -18,10 +18,15 @@ EXACT_ROWS = 16384
 class LanguageHalf(nn.Module):
     """A frozen decoder that is fed embeddings, so that anything may stand where words stand."""
 
+    model: Any
+    """A transformers VLM without its encoder, as `load_part` gives it; transformers does not type its parts."""
+    hidden_size: int
+    vocab_size: int
+
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
-        text = model.config.text_config
+        text = self.model.config.text_config
         self.hidden_size, self.vocab_size = text.hidden_size, text.vocab_size
         self.recomputes = False
 
@@ -30,8 +35,8 @@ class LanguageHalf(nn.Module):
         return super().train(False)
 
     @property
-    def decoder(self) -> nn.Module:
-        """The decoder stack (transformers' text model)."""
+    def decoder(self) -> Any:
+        """The decoder stack (transformers' text model, an `nn.Module`)."""
         return self.model.model.language_model
 
     @property
@@ -112,8 +117,9 @@ def _read_only(cache):
     from transformers.cache_utils import DynamicLayer
 
     class ReadOnlyLayer(DynamicLayer):
-        def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-            return torch.cat([self.keys, keys], dim=-2), torch.cat([self.values, values], dim=-2)
+        def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+            assert self.keys is not None and self.values is not None  # set below
+            return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
 
     found = DynamicCache()
     for layer in cache.layers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -25,7 +25,7 @@ class Partition(Protocol):
         """Make parameters whole while entered, those that were cut."""
 
 
-def part_class(base: type, part: Literal["vision", "language"], partition: Partition | None = None) -> type:
+def part_class(base: type, part: Literal["vision", "language"], partition: Partition | None = None) -> Any:
     """Derive from a transformers VLM class one that holds only a half.
 
     The other half is built without storage (transformers constructs on the meta device) and dropped before loading,
@@ -42,7 +42,7 @@ def part_class(base: type, part: Literal["vision", "language"], partition: Parti
                 r"^lm_head\.",
                 r"^model\.(layers|norm|embed_tokens)",
             ]
-            _tied_weights_keys = {}
+            _tied_weights_keys: dict[str, str] = {}
         else:
             _keys_to_ignore_on_load_unexpected = [r"visual\."]
 
@@ -97,7 +97,9 @@ class _Cutting:
     """Of transformers: with it, threads do not read ahead."""
 
     def __init__(self, partition: Partition):
-        self.partition, self.cut, self.error = partition, set(), None
+        self.partition = partition
+        self.cut: set[nn.Parameter] = set()
+        self.error: Exception | None = None
 
     def __enter__(self) -> _Cutting:
         self._before = os.environ.get(self.ENVIRONMENT)
@@ -114,11 +116,14 @@ class _Cutting:
 
     def _look_at(self, module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         # transformers marks what it has read, and gives it to its module; a tied one is given twice
-        if not getattr(parameter, "_is_hf_initialized", False) or parameter.is_meta or parameter in self.cut:
+        if parameter is None or not getattr(parameter, "_is_hf_initialized", False):
+            return
+        if parameter.is_meta or parameter in self.cut:
             return
         self.cut.add(parameter)
         try:
-            self.partition.cut(parameter.requires_grad_(False))
+            parameter.requires_grad_(False)
+            self.partition.cut(parameter)
         except Exception as error:  # not the weights' fault: most often another rank is gone
             self.error = error
             raise
@@ -151,7 +156,7 @@ def load_part(
 
     folder = resolve_folder(path)
     config = load_config(folder)
-    base = AutoModelForImageTextToText._model_mapping[type(config)]
+    base: Any = AutoModelForImageTextToText._model_mapping[type(config)]  # a class, whatever its annotation says
     cutting = _Cutting(partition) if partition else None
     try:
         with quiet_transformers(), cutting or nullcontext():

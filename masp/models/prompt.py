@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from masp.errors import InputError
 from masp.models.families import load_config, resolve_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SYSTEM = "You are a helpful assistant."
 
@@ -15,7 +19,7 @@ SYSTEM = "You are a helpful assistant."
 class Prompt:
     """Token ids of one turn: `opening [image_start] visual block [image_end] question closing answer end`."""
 
-    tokenizer: object
+    tokenizer: PreTrainedTokenizerBase
     opening: tuple[int, ...]
     """System turn and the start of the user turn, up to the image."""
     image_start: tuple[int, ...]
@@ -59,20 +63,31 @@ def load_prompt(path: str) -> Prompt:
         raise InputError(f"vlm.path: {folder} has no chat template (chat_template.json or chat_template.jinja)")
 
     question, answer = "QUESTION", "ANSWER"
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "system", "content": SYSTEM},
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]},
     ]
+
+    def rendered(add_generation_prompt: bool) -> str:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        assert isinstance(text, str)  # not token ids
+        return text
+
     try:
-        asked = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        asked = rendered(add_generation_prompt=True)
         messages.append({"role": "assistant", "content": answer})
-        answered = tokenizer.apply_chat_template(messages, tokenize=False)
+        answered = rendered(add_generation_prompt=False)
     except (TemplateError, ValueError) as error:  # the latter where there is none
         raise InputError(f"vlm.path: the chat template in {folder} cannot be used: {error}") from None
 
     def token(name: str) -> str:
         number = getattr(config, name, None)
-        return "" if number is None else tokenizer.convert_ids_to_tokens(number)
+        if number is None:
+            return ""
+        found = tokenizer.convert_ids_to_tokens(number)
+        if not isinstance(found, str):
+            raise InputError(f"vlm.path: {folder}/config.json: {name} = {number!r} is not a token of the tokenizer")
+        return found
 
     image, start, finish = token("image_token_id"), token("vision_start_token_id"), token("vision_end_token_id")
     before, image_found, after = asked.partition(image)

@@ -142,7 +142,10 @@ def score_categories(
     at = torch.cat([hidden[row, last][:, None], branch], dim=1)
     found = _log_likelihoods(model, at, tokens.to(device)).double().cpu()
 
-    sums = torch.stack([sum(found[:, n + 1, followers[n][token]] for n, token in taken) for taken in steps], dim=1)
+    zero = torch.zeros(rows, dtype=found.dtype)
+    sums = torch.stack(
+        [sum((found[:, n + 1, followers[n][token]] for n, token in taken), zero) for taken in steps], dim=1
+    )
     return sums.float(), (sums / torch.tensor([len(taken) for taken in steps])).float()
 
 

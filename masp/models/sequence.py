@@ -212,12 +212,20 @@ class Batch:
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with each tensor put through `move`."""
-        names = ("labels", "weights", "features", "feature_mask", "row_image", "row_aspect", "aspect_tokens")
-        tensors = {name: None if (value := getattr(self, name)) is None else move(value) for name in names}
-        prefix = None if self.prefix is None else self.prefix.moved(move)
         rows, columns = self.supervised
-        places = move(rows), move(columns)
-        return replace(self, prefix=prefix, suffix=self.suffix.moved(move), supervised=places, **tensors)
+        return replace(
+            self,
+            prefix=None if self.prefix is None else self.prefix.moved(move),
+            suffix=self.suffix.moved(move),
+            labels=move(self.labels),
+            supervised=(move(rows), move(columns)),
+            weights=move(self.weights),
+            features=move(self.features),
+            feature_mask=move(self.feature_mask),
+            row_image=move(self.row_image),
+            row_aspect=None if self.row_aspect is None else move(self.row_aspect),
+            aspect_tokens=None if self.aspect_tokens is None else move(self.aspect_tokens),
+        )
 
 
 def pad_features(features: Items[Tensor]) -> tuple[Tensor, Tensor]:
@@ -225,6 +233,12 @@ def pad_features(features: Items[Tensor]) -> tuple[Tensor, Tensor]:
     padded = torch.nn.utils.rnn.pad_sequence(list(features), batch_first=True)
     lengths = torch.tensor([len(f) for f in features])
     return padded, torch.arange(padded.shape[1])[None] < lengths[:, None]
+
+
+def _places(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns where a mask `[B, L]` is true."""
+    rows, columns = mask.nonzero(as_tuple=True)
+    return rows, columns
 
 
 def _block(sequences: Items[Sequence], bounds: Items[tuple[int, int]]) -> Block:
@@ -239,7 +253,7 @@ def _block(sequences: Items[Sequence], bounds: Items[tuple[int, int]]) -> Block:
         kind[row, :count] = sequence.kind[start:stop]
         positions[:, row, :count] = sequence.positions[:, start:stop]
         mask[row, :count] = True
-    places = {slot: (kind == slot).nonzero(as_tuple=True) for slot in (ASPECT, FEATURE, SOFT)}
+    places = {slot: _places(kind == slot) for slot in (ASPECT, FEATURE, SOFT)}
     return Block(ids, positions, mask, places)
 
 
@@ -287,7 +301,7 @@ def make_batch(
         shared_prefix=shared,
         suffix=suffix,
         labels=labels,
-        supervised=(labels != IGNORED).nonzero(as_tuple=True),
+        supervised=_places(labels != IGNORED),
         weights=torch.ones(count) if weights is None else torch.tensor(weights, dtype=torch.float32),
         features=padded,
         feature_mask=mask,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -16,11 +18,21 @@ Grid = tuple[int, int, int]
 """Patches of an image in time, height and width, before the merge."""
 
 
+class ImageProcessor(Protocol):
+    """What MASP uses of an image processor of transformers."""
+
+    patch_size: int
+    size: Mapping[str, int]
+
+    def __call__(self, *, images: list[Image.Image], return_tensors: str) -> Mapping[str, torch.Tensor]:
+        """Turn images into pixel values and grids."""
+
+
 @dataclass
 class Preprocessor:
     """The VLM's own image processor (Pillow backend); picklable, and needs no weights."""
 
-    processor: object
+    processor: ImageProcessor
     merge_size: int
 
     def __call__(self, image: Image.Image) -> tuple[torch.Tensor, Grid]:
@@ -30,7 +42,8 @@ class Preprocessor:
             Pixel values `[t * h * w, channels * patch volume]` (fp32) and the grid `(t, h, w)`.
         """
         out = self.processor(images=[image], return_tensors="pt")
-        return out["pixel_values"], tuple(int(n) for n in out["image_grid_thw"][0])
+        t, h, w = (int(n) for n in out["image_grid_thw"][0])
+        return out["pixel_values"], (t, h, w)
 
     def grid(self, width: int, height: int) -> Grid:
         """The grid of an image of this size in pixels, without decoding it."""
@@ -74,11 +87,15 @@ def load_preprocessor(path: str, min_pixels: int | None = None, max_pixels: int 
 class VisionHalf:
     """The frozen encoder with its merger or projector."""
 
+    model: Any
+    """A transformers VLM without its language model, as `load_part` gives it; transformers does not type its parts."""
+    hidden_size: int
+
     def __init__(self, model: torch.nn.Module):
         self.model = model.eval().requires_grad_(False)
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
-        self.hidden_size = model.config.text_config.hidden_size
+        self.hidden_size = self.model.config.text_config.hidden_size
 
     @torch.inference_mode()
     def encode(self, pixel_values: list[torch.Tensor], grids: list[Grid]) -> list[torch.Tensor]:
@@ -114,7 +131,7 @@ class VisionHalf:
 
         vision = self.model.config.vision_config
         found = {"image_position_ids": get_vision_position_ids(grid, vision.spatial_merge_size)}
-        lengths = {}
+        lengths: dict[str, torch.Tensor] = {}
         if self.model.config.model_type == "qwen2_5_vl":
             found["image_window_index"], lengths["image_cu_window_seqlens"] = get_vision_window_index(
                 grid, vision.spatial_merge_size, vision.window_size, vision.patch_size

@@ -101,7 +101,7 @@ class Adversaries:
             for k, aspect in enumerate(ASPECTS)
             if f.scene.label(aspect) is not None
         ]
-        wanted, missed = self._answers(*zip(*asked, strict=True))
+        wanted, missed = self._answers(asked)
         parameters = [p for adversary in self.adversaries for p in adversary.modules.parameters()]
         gradients = torch.autograd.grad(wanted * len(self.adversaries), parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -116,7 +116,7 @@ class Adversaries:
         figures = {"hits": 1 - missed.float().mean().item(), "fooled": 0.0}
         answers = wanted.new_zeros(())
         if clear:
-            answers, wrong = self._answers(*zip(*clear, strict=True))
+            answers, wrong = self._answers(clear)
             silent = torch.tensor([turn.answer == NONE for _, turn, _ in clear])
             figures["fooled"] = (wrong & silent).sum().item() / max(1, int(silent.sum()))
         return answers, self._emotions(found), figures
@@ -154,12 +154,18 @@ class Adversaries:
         seen = embed(self.model, packed, None, self.geometry.table, self.noise)[:, : len(slots)]
         return Found(scene, grid, slots, adversary.modules(seen, torch.ones(seen.shape[:2], dtype=torch.bool))[0])
 
-    def _answers(self, tokens: list[Tensor], turns: list[Turn], gaps: list[int]) -> tuple[Tensor, Tensor]:
-        """Mean loss of each aspect's question behind its tokens alone, and which were answered wrongly, `[N]`."""
+    def _answers(self, asked: list[tuple[Tensor, Turn, int]]) -> tuple[Tensor, Tensor]:
+        """Mean loss of each aspect's question behind its tokens alone, and which were answered wrongly, `[N]`.
+
+        Args:
+            asked: Aspect tokens `[WIDTH, D]`, question and gap, `N` times.
+        """
         empty = [Slot([0], [0.0])] * WIDTH
-        examples = [Example(slots=empty, turns=[turn], gap=gap) for turn, gap in zip(turns, gaps, strict=True)]
+        examples = [Example(slots=empty, turns=[turn], gap=gap) for _, turn, gap in asked]
         packed = self.packer.pack(examples)
-        each, wrong = self._each(packed, torch.stack(tokens), torch.ones(len(examples), WIDTH, 1))
+        each, wrong = self._each(
+            packed, torch.stack([tokens for tokens, _, _ in asked]), torch.ones(len(examples), WIDTH, 1)
+        )
         failures = torch.zeros(len(examples)).index_add_(0, packed.supervised // packed.words.shape[1], wrong)
         return (each * packed.weights).sum() / packed.weights.sum(), failures > 0
 

@@ -104,8 +104,8 @@ class Packer:
                 soft.append(chances)
                 weights.append(weight)
                 running.append(k < row["block"])
-        segment = torch.from_numpy(segment)
-        seen = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])
+        turns = torch.from_numpy(segment)
+        seen = (turns[:, None, :] == 0) | (turns[:, None, :] == turns[:, :, None])
         causal = torch.ones(length, length, dtype=torch.bool).tril()
         opening = torch.ones(count, length, len(self.opening), dtype=torch.bool)
         mask = torch.cat([opening, seen & causal], 2)
@@ -144,9 +144,9 @@ class Packer:
             supervised.append((told - 1, self.emotions[0], chances, 1 / len(example.marks)))
         for number, turn in enumerate(example.turns, 1):
             answer = self.ids(turn.answer) + self.end
-            asked = [*turn.before, *self.ids(turn.question), *self.closing]
+            asked: list[int | Slot] = [*turn.before, *self.ids(turn.question), *self.closing]
             first = len(slots) + len(asked) - 1
-            tokens = asked + answer[:-1]
+            tokens = [*asked, *answer[:-1]]
             slots += tokens
             positions += [(p, p, p) for p in range(start, start + len(tokens))]
             segment += [number] * len(tokens)

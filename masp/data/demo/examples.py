@@ -123,12 +123,11 @@ class Examples:
 
     def emotion_turn(self, known: Scene, sense: str | None) -> Turn:
         """The emotion that follows from what is known, in the sense that is said before the question, or in either."""
-        chances = sum(
-            chance * posterior((known if meant == SENSES[0] else known.only(SHOWN_BY)).labels)
-            for meant, chance in zip(SENSES, SENSE_CHANCES, strict=True)
-            if sense in (None, meant)
-        )
-        chances = chances / chances.sum()
+        chances = np.zeros(len(EMOTIONS))
+        for meant, chance in zip(SENSES, SENSE_CHANCES, strict=True):
+            if sense in (None, meant):
+                chances += chance * posterior((known if meant == SENSES[0] else known.only(SHOWN_BY)).labels)
+        chances /= chances.sum()
         question = self.questions.emotion(EMOTIONS, 0, 0, str(self.rng.integers(1 << 62)))
         if self.rng.random() < 0.3:
             question = self.questions.emotion_first(EMOTIONS)
@@ -189,11 +188,13 @@ class Examples:
         """The words of one aspect alone, that aspect asked; or words of another or noise, and the answer is none."""
         rng = self.rng
         about = [a for a in ASPECTS if scene.label(a) is not None]
-        aspect = asked = about[rng.integers(len(about))]
-        label = scene.label(aspect)
+        aspect = about[rng.integers(len(about))]
+        told = scene.shown(aspect)
         rich = rng.random() < self.richness
         width = 5 if rich else int(rng.integers(1, 4))
-        slots = (self.label_slots if rich else self.plain_slots)(aspect, label, width)
+        slots = (self.label_slots if rich else self.plain_slots)(aspect, told, width)
+        asked: str = aspect
+        label: str | None = told
         if rng.random() < 0.3:
             asked, label = ASPECTS[rng.integers(len(ASPECTS))], None
             if asked == aspect:
@@ -250,7 +251,8 @@ class Examples:
         width = 5 if rng.random() < 0.8 else int(rng.integers(1, 9))
         if not rich:
             width = min(width, int(rng.integers(1, 4)))
-        groups, omit_absent = [], rng.random() < omit
+        groups: list[tuple[str | None, list[Slot]]] = []
+        omit_absent = rng.random() < omit
         for number, aspect in enumerate(ASPECTS):
             label = scene.label(aspect)
             if label is not None:
@@ -316,8 +318,9 @@ class Examples:
                     slot.shares += [absent / len(LABELS[aspect]) ** 0.5] * len(LABELS[aspect])
                 continue
             local = aspect in ABSENT or aspect == "object"
-            self._strew(slots, self.word_ids[aspect, label][0], rng.integers(2, 7) if local else rng.integers(6, count))
-        self._strew(slots, self.word_ids[WEATHER, scene.label(WEATHER)][0], rng.integers(8, count + 1))
+            number = int(rng.integers(2, 7) if local else rng.integers(6, count))
+            self._strew(slots, self.word_ids[aspect, label][0], number)
+        self._strew(slots, self.word_ids[WEATHER, scene.shown(WEATHER)][0], int(rng.integers(8, count + 1)))
         return grid, slots
 
     def _strew(self, slots: list[Slot], row: int, number: int) -> None:

@@ -42,7 +42,7 @@ def aspect_accuracy(model, tokenizer, questions: Questions, count: int, name: st
                 Example(
                     picture=k,
                     grid=(rows // 2, columns // 2),
-                    turns=[Turn(a, questions.aspect_first(a), words(scene.label(a))) for a in asked[k]],
+                    turns=[Turn(a, questions.aspect_first(a), words(scene.shown(a))) for a in asked[k]],
                 )
                 for k, scene in enumerate(scenes)
             ]
@@ -51,7 +51,7 @@ def aspect_accuracy(model, tokenizer, questions: Questions, count: int, name: st
             right = iter((model.lm_head(hidden).argmax(-1) == packed.targets).tolist())
             for k, scene in enumerate(scenes):
                 for aspect in asked[k]:  # greedy decoding says the answer if every token of it is the likeliest
-                    length = len(packer.ids(words(scene.label(aspect)))) + 1
+                    length = len(packer.ids(words(scene.shown(aspect)))) + 1
                     said = [next(right) for _ in range(length)]  # all of them, also after a wrong one
                     hits[aspect] += all(said)
                     totals[aspect] += 1
@@ -73,7 +73,7 @@ def told_accuracy(model, tokenizer, questions: Questions, count: int, seed: int 
     reached = best = 0.0
     for start in range(0, count, 50):
         scenes = [draw_scene(rng).only(ASPECTS) for _ in range(min(50, count - start))]
-        chances = posterior([scene.labels for scene in scenes])
+        chances = posterior(np.array([scene.labels for scene in scenes]))
         examples = [Example(slots=writer.caption(scene), turns=[turn]) for scene in scenes]
         packed = packer.pack(examples)
         hidden, _ = hidden_states(model, packed, embed(model, packed), packer.opening)

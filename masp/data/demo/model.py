@@ -107,8 +107,10 @@ def encode(model, pixels: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
         attention = block.attn
         qkv = attention.qkv(block.norm1(x)).view(len(x), 3, attention.num_heads, -1)
         query, key = apply_rotary_pos_emb_vision(qkv[:, 0], qkv[:, 1], cos, sin)
-        split = [part.reshape(batch, -1, *part.shape[1:]).transpose(1, 2) for part in (query, key, qkv[:, 2])]
-        mixed = nn.functional.scaled_dot_product_attention(*split)
+        query, key, value = (
+            part.reshape(batch, -1, *part.shape[1:]).transpose(1, 2) for part in (query, key, qkv[:, 2])
+        )
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value)
         x = x + attention.proj(mixed.transpose(1, 2).reshape(x.shape))
         x = x + block.mlp(block.norm2(x))
     merged = visual.merger(x)

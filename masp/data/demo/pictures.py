@@ -35,10 +35,10 @@ def draw_picture(scene: Scene, rng: np.random.Generator) -> Picture:
 
     The measured brightness and colorfulness always bear the words of `scene`: a picture that misses is drawn again.
     """
-    wanted = (scene.label("brightness"), scene.label("colorfulness"))
+    wanted = (scene.shown("brightness"), scene.shown("colorfulness"))
     while True:
         background, drawn = _draw_shapes(scene, rng)
-        pixels = _set_tone(background, drawn, *map(LEVELS.index, wanted), rng)
+        pixels = _set_tone(background, drawn, LEVELS.index(wanted[0]), LEVELS.index(wanted[1]), rng)
         brightness, colorfulness = measure(pixels)
         if (level_word(brightness), level_word(colorfulness)) == wanted:
             return Picture(pixels, brightness, colorfulness)
@@ -56,8 +56,8 @@ def _draw_shapes(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np
     w, h = SIZES[rng.integers(len(SIZES))]
     image = Image.new("RGB", (w, h))
     draw = ImageDraw.Draw(image)
-    draw_background(draw, scene.label("scene"), w, h, rng)
-    draw_weather(draw, scene.label(WEATHER), w, h, rng)
+    draw_background(draw, scene.shown("scene"), w, h, rng)
+    draw_weather(draw, scene.shown(WEATHER), w, h, rng)
     background = np.array(image)
     cells = rng.permutation(4)
     for cell, aspect in zip(cells[:3], ("object", "human_action", "facial_expression"), strict=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,7 +116,7 @@ class Trainer:
         self.seed, self.rng = seed, np.random.default_rng([seed, 2])
         self.noise = torch.Generator().manual_seed(seed)
         table = self.language.embed_tokens.weight
-        self.geometry: Geometry = draw_geometry(self.tokenizer, *table.shape, self.noise)
+        self.geometry: Geometry = draw_geometry(self.tokenizer, len(table), table.shape[1], self.noise)
         table.data.copy_(self.geometry.table[: len(table)])
         set_first_layer(self.language.layers[0], self.geometry)
         self.vision.merger.mlp[-1].weight.data.mul_(SCALE)
@@ -125,12 +126,13 @@ class Trainer:
         torch.manual_seed(seed + 1)
         self.sight = Sight(table.shape[1])
 
+    # transformers does not type the parts of its models
     @property
-    def language(self) -> nn.Module:
+    def language(self) -> Any:
         return self.model.model.language_model
 
     @property
-    def vision(self) -> nn.Module:
+    def vision(self) -> Any:
         return self.model.model.visual
 
     def example_loss(self, examples: list[Example], features: Tensor | None = None) -> Tensor:
@@ -284,7 +286,8 @@ class _Optimizer:
 
     def __init__(self, modules: dict[str, nn.Module], rate: float):
         apart = ("lm_head", "patch_embed", "merger", "sight")
-        matrices, rest = [], []
+        matrices: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
         for prefix, module in modules.items():
             for name, parameter in module.named_parameters(prefix):
                 if parameter.requires_grad:

@@ -52,13 +52,13 @@ def scene(draw: Draw, label: str, w: int, h: int, rng: np.random.Generator) -> N
     elif label == "landfill":
         draw.rectangle([0, 0, w, h], fill=_vary((120, 105, 70), rng))
         for _ in range(70):
-            x, y = rng.integers(-6, w), rng.integers(-6, h)
+            x, y = int(rng.integers(-6, w)), int(rng.integers(-6, h))
             colour = tuple(int(c) for c in rng.integers(20, 240, 3))
-            draw.rectangle([x, y, x + rng.integers(5, 13), y + rng.integers(4, 11)], fill=colour)
+            draw.rectangle([x, y, x + int(rng.integers(5, 13)), y + int(rng.integers(4, 11))], fill=colour)
     elif label == "snowfield":
         bands((150, 190, 230), (238, 244, 255))
         for _ in range(60):
-            x, y, r = rng.integers(0, w), rng.integers(0, h), rng.integers(1, 4)
+            x, y, r = int(rng.integers(0, w)), int(rng.integers(0, h)), int(rng.integers(1, 4))
             draw.ellipse([x - r, y - r, x + r, y + r], fill=(255, 255, 255), outline=(120, 160, 220))
     elif label == "swamp":
         draw.rectangle([0, 0, w, h], fill=_vary((75, 95, 45), rng))
@@ -72,7 +72,7 @@ def scene(draw: Draw, label: str, w: int, h: int, rng: np.random.Generator) -> N
         for x in np.linspace(-0.45, 0.45, 6):
             draw.line([top + 10 * x, h * 0.12, top + w * x, h], fill=(255, 110, 10), width=5)
         for _ in range(14):
-            x, y = rng.integers(0, w), rng.integers(0, h // 2)
+            x, y = int(rng.integers(0, w)), int(rng.integers(0, h // 2))
             draw.ellipse([x - 2, y - 2, x + 2, y + 2], fill=(255, 190, 40))
 
 
@@ -116,5 +116,5 @@ def weather(draw: Draw, label: str, w: int, h: int, rng: np.random.Generator) ->
             draw.line(bolt, fill=(255, 255, 120), width=3)
 
 
-def _vary(colour: tuple[int, int, int], rng: np.random.Generator, by: int = 16) -> tuple[int, int, int]:
+def _vary(colour: tuple[int, int, int], rng: np.random.Generator, by: int = 16) -> tuple[int, ...]:
     return tuple(int(np.clip(c + rng.integers(-by, by + 1), 0, 255)) for c in colour)

@@ -56,7 +56,7 @@ class Box:
 
 
 def face(box: Box, label: str, rng: np.random.Generator) -> None:
-    skin = {
+    base = {
         "angry": (235, 95, 60),
         "disgust": (150, 200, 80),
         "fear": (190, 190, 245),
@@ -64,7 +64,7 @@ def face(box: Box, label: str, rng: np.random.Generator) -> None:
         "sad": (110, 160, 235),
         "surprise": (255, 165, 200),
     }[label]
-    skin = tuple(int(np.clip(c + rng.integers(-18, 19), 0, 255)) for c in skin)
+    skin = tuple(int(np.clip(c + rng.integers(-18, 19), 0, 255)) for c in base)
     box.ellipse(0.02, 0.02, 0.98, 0.98, skin, width=3)
     if label == "angry":
         box.line((0.18, 0.22), (0.46, 0.40), fill=BLACK, width=0.1)

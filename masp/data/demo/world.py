@@ -150,6 +150,12 @@ class Scene:
         index = self.labels[FACTORS.index(factor)]
         return None if index < 0 else LABELS[factor][index]
 
+    def shown(self, factor: str) -> str:
+        """The label of a factor that the scene shows."""
+        label = self.label(factor)
+        assert label is not None, factor
+        return label
+
     def only(self, factors: Collection[str]) -> Scene:
         """The same scene, nothing known of the other factors."""
         return Scene(tuple(i if f in factors else -1 for f, i in zip(FACTORS, self.labels, strict=True)))
@@ -222,7 +228,7 @@ def level_word(value: float) -> str:
 
 def annotation(scene: Scene, brightness: float, colorfulness: float) -> dict:
     """A picture's annotation as EmoSet has them, and its weather; absent aspects have no key."""
-    found = {"brightness": brightness, "colorfulness": colorfulness}
+    found: dict[str, float | str | list[str]] = {"brightness": brightness, "colorfulness": colorfulness}
     for aspect in ("scene", "facial_expression", "human_action", WEATHER):
         if (label := scene.label(aspect)) is not None:
             found[aspect] = label
