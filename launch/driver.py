@@ -123,9 +123,11 @@ def drive(folder: Path) -> None:
                 board.end(part.name, "finished")
     except Exception as error:
         state = "stopped" if isinstance(error, StoppedEarly) else "failed"
-        known = isinstance(error, MaspError)
-        text = str(error) if known else f"{type(error).__name__}: {error}"
-        write_status(folder, state, error.exit_code if known else 1, text, parts=board.parts)
+        if isinstance(error, MaspError):
+            code, text = error.exit_code, str(error)
+        else:
+            code, text = 1, f"{type(error).__name__}: {error}"
+        write_status(folder, state, code, text, parts=board.parts)
         raise
     write_status(folder, "finished", 0, f"all parts: {', '.join(names)}", parts=board.parts)
 
@@ -154,7 +156,8 @@ def _run(part: Part, folder: Path, signal_delay_s: int, stop: StopFlag, tell: Ca
         stderr_to_stdout=True,
     )
     limit = getattr(part.resources, "max_parallel", 1)
-    waiting, running = deque(part.jobs), []
+    waiting = deque(part.jobs)
+    running: list[submitit.Job] = []
     job_ids: list[str] = []
     num_done = 0
     failure: str | None = None

@@ -77,7 +77,7 @@ def make_parts(
     for name in names:
         if name == "extract":
             count = cluster.extract.num_tasks
-            tasks = tuple(ExtractJob(*common, num_tasks=count, task_index=i) for i in range(count))
+            tasks: tuple[Job, ...] = tuple(ExtractJob(*common, num_tasks=count, task_index=i) for i in range(count))
             parts.append(Part(name, tasks, cluster.extract, Path(config.cache.dir)))
         elif name == "evaluate":
             from masp.evaluate import evaluate_dir

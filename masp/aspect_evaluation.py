@@ -45,12 +45,13 @@ class AspectEvaluation:
                 "evaluate.attention=false with evaluate.stage=stage1"
             )
         self.config, self.folder, self.feed, self.questions = config, folder, feed, questions
-        self.modules, self.lineage = load_trained_aspects(config, feed.hidden_size, feed.model)
-        if self.modules is None:
+        modules, lineage = load_trained_aspects(config, feed.hidden_size, feed.model)
+        if modules is None or lineage is None:
             raise InputError(
                 "evaluate.stage = 'stage1': scores aspect modules, but aspects or checkpoint.aspect say none"
             )
-        self.layout = self.lineage.layout or config.stage1.layout
+        self.modules, self.lineage = modules, lineage
+        self.layout = lineage.layout or config.stage1.layout
         self.answers, seen = self._read_answers()
         self.keys_of = {
             key: [f"{key}#{aspect}" for aspect in config.aspects if aspect in self.answers[key]]

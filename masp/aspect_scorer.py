@@ -104,5 +104,5 @@ class AspectScorer:
         return [Score(answers[b], s.tolist(), m.tolist(), None) for b, s, m in zip(best, sums, means, strict=True)]
 
     def _read(self, ids: list[int]) -> Score:
-        text = self.prompt.tokenizer.decode(ids, skip_special_tokens=True)
+        text = self.prompt.decode(ids)
         return Score(text.split("\n")[0].strip(), None, None, text)

@@ -53,7 +53,7 @@ def build_aspect_tokens(config: Config) -> Path:
 
     cache, model = open_matching_cache(config)
     modules, lineage = load_trained_aspects(config, cache.hidden_size, model)
-    if modules is None:
+    if modules is None or lineage is None:
         raise InputError("cache aspects: the configuration does without aspect modules, so there are no tokens to keep")
     made_of = _made_of(cache, list(config.aspects), lineage.digest)
     path = _path(cache, made_of)
@@ -106,7 +106,7 @@ class AspectTokens:
             )
         if self._open().attrs["made_of"] != json.dumps(made_of):
             raise DataError(f"{self.path} is damaged: it is not what its name says; remove it, and {REMEDY} anew")
-        self._file.close()
+        self._open().close()
         self._file = None  # opened again after a fork
 
     def _open(self):

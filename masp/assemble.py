@@ -92,7 +92,9 @@ class Trained:
         return {name: None if part is None else asdict(part) for name, part in parts.items()}
 
 
-def load_trained_aspects(config: Config, hidden_size: int, model: dict) -> tuple[AspectModules | None, Lineage | None]:
+def load_trained_aspects(
+    config: Config, hidden_size: int, model: dict
+) -> tuple[AspectModules, Lineage] | tuple[None, None]:
     """The aspect modules that the configuration names; None if it does without.
 
     Raises:
@@ -119,8 +121,8 @@ def load_trained(config: Config, hidden_size: int, model: dict) -> Trained:
     """
     modules, aspect_lineage = load_trained_aspects(config, hidden_size, model)
     if config.checkpoint.soft_prompt == NONE:
-        layout = config.checkpoint.layout or config.stage2.layout
-        return Trained(modules, aspect_lineage, None, None, layout, config.stage2.vision_features)
+        asked_layout = config.checkpoint.layout or config.stage2.layout
+        return Trained(modules, aspect_lineage, None, None, asked_layout, config.stage2.vision_features)
     path = config.checkpoint.soft_prompt or str(default_soft_prompt_path(config))
     if config.checkpoint.soft_prompt is None and not Path(path).is_file():
         raise InputError(
@@ -133,7 +135,8 @@ def load_trained(config: Config, hidden_size: int, model: dict) -> Trained:
         raise InputError(
             f"aspects = {config.aspects}: {path} was trained with {list(lineage.aspects)}, in this order; give the same"
         )
-    if lineage.layout is None and config.checkpoint.layout is None:
+    layout = lineage.layout or config.checkpoint.layout
+    if layout is None:
         raise InputError(
             f"checkpoint.layout: {path} does not say its layout; give checkpoint.layout=released for a published file, "
             "or after_image"
@@ -143,6 +146,5 @@ def load_trained(config: Config, hidden_size: int, model: dict) -> Trained:
             f"checkpoint.layout = {config.checkpoint.layout!r}: {path} was trained with {lineage.layout!r}; "
             "leave it out"
         )
-    layout = lineage.layout or config.checkpoint.layout
     vision_features = lineage.settings.get("stage2.vision_features", True) is not False
     return Trained(modules, aspect_lineage, soft_prompt, lineage, layout, vision_features)

@@ -4,16 +4,21 @@ A chart is an SVG element to be placed inside an HTML page. Its text stays text 
 page, so it follows the page's font and its light or dark scheme.
 """
 
+from __future__ import annotations
+
 import io
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
 
 # Drawn with colours that nothing else uses, then replaced by what the page defines.
 _INK, _MUTED, _GRID, _ACCENT = "#010101", "#020202", "#030303", "#040404"
 _PAGE_COLOURS = {_INK: "currentColor", _MUTED: "var(--muted)", _GRID: "var(--line)", _ACCENT: "var(--accent)"}
 
-_STYLE = {
+_STYLE: dict[RcKeyType, Any] = {
     "svg.fonttype": "none",
     "font.size": 10,
     "text.color": _INK,

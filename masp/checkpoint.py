@@ -69,14 +69,15 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         save_file({n: t.contiguous() for n, t in checkpoint.tensors.items()}, tensors)
         with open(tensors, "rb") as file:
             os.fsync(file.fileno())
+        digest = digest_file(tensors)
         meta = {
             "step": checkpoint.step,
             "identity": checkpoint.identity,
-            "tensors": digest_file(tensors),
+            "tensors": digest,
             "engine": checkpoint.engine,
             "validation": checkpoint.validation,
         }
-        if _holds(final, meta["tensors"]):  # only what was measured is new; a folder cannot be replaced in one step
+        if _holds(final, digest):  # only what was measured is new; a folder cannot be replaced in one step
             write_bytes(final / "state.json", sealed(meta))
             shutil.rmtree(temporary)
         else:

@@ -264,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     unknown = [a for a in rest if a.startswith("-") or takes is None]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    if rest:
+    if rest and takes is not None:
         getattr(arguments, takes).extend(rest)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":

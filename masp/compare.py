@@ -110,8 +110,10 @@ def check_same_samples(name: str, ours: Records, other: str, theirs: Records) ->
         )
     a, b = ours.data, theirs.data
     if not a or not b:
-        lacks = " and ".join(n for n, data in ((name, a), (other, b)) if not data)
-        return f"whether the pictures are the same is not known: {lacks} was evaluated before digests of them were kept"
+        without = " and ".join(n for n, data in ((name, a), (other, b)) if not data)
+        return (
+            f"whether the pictures are the same is not known: {without} was evaluated before digests of them were kept"
+        )
     live = " and ".join(n for n, data in ((name, a), (other, b)) if not data["made_by"])
     if live:
         return f"whether the pictures are the same is not known: {live} was evaluated live"

@@ -61,13 +61,13 @@ def run_demo(config: Config, num_train: int | None = None, num_test: int | None 
     _say("masp train --stage stage2")
     train(config, "stage2")
     _say("masp evaluate")
-    metrics = {"masp": evaluate(config)}
+    metrics = {"masp": _written(evaluate(config))}
     for variant, changed in _baselines(config).items():
         if changed.checkpoint.soft_prompt is None:
             _say(f"masp train --stage stage2 aspects=[] output_dir={changed.output_dir}")
             train(changed, "stage2")
         _say(f"masp evaluate {_settings(changed)}")
-        metrics[variant] = evaluate(changed)
+        metrics[variant] = _written(evaluate(changed))
     summary = _summarise(config, metrics)
     path = Path(config.output_dir) / "summary.json"
     path.write_text(json.dumps(summary, indent=1) + "\n")
@@ -110,6 +110,11 @@ def _settings(config: Config) -> str:
     aspects = "" if config.aspects else "aspects=[] "
     given = [("aspect", config.checkpoint.aspect), ("soft_prompt", config.checkpoint.soft_prompt)]
     return aspects + " ".join(f"checkpoint.{n}={v}" for n, v in given if v) + f" output_dir={config.output_dir}"
+
+
+def _written(metrics: Path | None) -> Path:
+    assert metrics is not None, "one process scores all samples"
+    return metrics
 
 
 def _summarise(config: Config, metrics: dict[str, Path]) -> dict[str, dict]:

@@ -142,7 +142,7 @@ class EmotionEvaluation:
         from masp.cache.fingerprint import fingerprint_digest
 
         config, trained = self.config, self.trained
-        identity = {
+        identity: dict[str, Any] = {
             "model": fingerprint_digest(self.feed.model),
             "samples": self.feed.data_digest,
             "split": config.evaluate.split,

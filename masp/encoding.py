@@ -93,7 +93,7 @@ def _run(
                         f"{failed}; finished shards are kept: run the same command again when it can be read"
                     )
                 with progress.stage("encoding"):
-                    features = vision.encode([p.pixel_values for p in batch], [p.grid for p in batch])
+                    features = vision.encode([p.pixels for p in batch], [p.grid for p in batch])
                     ready = _mark(vision.device, ready)
                 with progress.stage("writing"):
                     background.put(Encoded(shard, batch, features, ready))

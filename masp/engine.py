@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import deepspeed
 import torch
@@ -92,7 +93,7 @@ class Partition:
             deepspeed.zero.Init(module=nn.ParameterList([parameter]), config_dict_or_path=self.config)
             self._first = parameter
         else:  # as DeepSpeed does it for parameters that it finds whole among divided ones
-            self._first.convert_to_zero_parameters([parameter])
+            self._first.convert_to_zero_parameters([parameter])  # type: ignore[attr-defined]  # DeepSpeed adds it
 
     def whole(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager:
         """Parameters are whole on every rank while this is entered; they must not be changed then."""
@@ -176,8 +177,8 @@ class Engine:
             self.row_losses.append(losses.detach())
         bad = (~self._probe.isfinite()).double()
         more = torch.tensor(sums, dtype=torch.float64, device=self.device)
-        loss, bad, *more = sum_tensor(torch.cat([torch.stack([loss_sum, bad]), more])).tolist()
-        return Accumulated(loss, bad == 0, more)
+        total, num_bad, *summed = sum_tensor(torch.cat([torch.stack([loss_sum, bad]), more])).tolist()
+        return Accumulated(total, num_bad == 0, summed)
 
     def update(self, learning_rate: float) -> float:
         """Take the step that was accumulated.
@@ -208,7 +209,7 @@ class Engine:
 
     def counters(self) -> dict:
         """What `load_state` needs beside tensors."""
-        counters = {"skipped_steps": self.skipped_steps}
+        counters: dict[str, Any] = {"skipped_steps": self.skipped_steps}
         scaler = getattr(self.optimizer, "loss_scaler", None)
         if self.fp16 and scaler is not None:
             counters["loss_scale"] = {name: getattr(scaler, name) for name in SCALER if hasattr(scaler, name)}
@@ -279,7 +280,7 @@ class Engine:
         value = value.to(self.device)
         if hasattr(parameter, "ds_id"):
             # ZeRO 3. Setting the full tensor fails where it does not divide by the ranks: the last part is padded.
-            count = parameter.ds_tensor.numel()
+            count = parameter.ds_tensor.numel()  # type: ignore[attr-defined]  # DeepSpeed adds it
             value = nn.functional.pad(value.flatten(), (0, count * self.ranks.size - value.numel()))
             value = value.narrow(0, count * self.ranks.rank, count)
             set_master, set_moment = safe_set_local_fp32_param, safe_set_local_optimizer_state

@@ -167,11 +167,14 @@ def open_evaluation(
     """What `evaluate.stage` asks for, checked; the VLM is not loaded yet."""
     from masp.data.questions import load_questions
 
+    questions = load_questions(config.questions)
     if config.evaluate.stage == "stage1":
-        from masp.aspect_evaluation import AspectEvaluation as Evaluation
-    else:
-        from masp.emotion_evaluation import EmotionEvaluation as Evaluation
-    return Evaluation(config, folder, feed, load_questions(config.questions), known_categories)
+        from masp.aspect_evaluation import AspectEvaluation
+
+        return AspectEvaluation(config, folder, feed, questions, known_categories)
+    from masp.emotion_evaluation import EmotionEvaluation
+
+    return EmotionEvaluation(config, folder, feed, questions, known_categories)
 
 
 def _score(
@@ -204,9 +207,10 @@ def _score(
         pause_s = 0.1 if sys.stderr.isatty() else 30.0
         bar = tqdm(total=len(mine), desc="evaluate", unit="img", mininterval=pause_s, disable=not ranks.is_lead)
         flag = StopFlag() if stop is None else nullcontext(stop)
-        maps = AttentionFile(ledgers, name) if evaluation.aspects_shown else nullcontext()
-        with flag as stop, bar, maps as maps, closing(feed.batches(list(mine), config.evaluate.batch_size)) as batches:
-            for items in batches:
+        keeping = AttentionFile(ledgers, name) if evaluation.aspects_shown else nullcontext()
+        batches = closing(feed.batches(list(mine), config.evaluate.batch_size))
+        with flag as stop, bar, keeping as maps, batches as parts:
+            for items in parts:
                 with plain_memory_errors(_remedy(config, ledgers)):
                     _score_batch(evaluation, items, mine, ledger, maps)
                 bar.update(len(items))
@@ -254,6 +258,9 @@ def _score_batch(
         return
     records = evaluation.score(items, left)
     if maps:
+        from masp.emotion_evaluation import EmotionEvaluation
+
+        assert isinstance(evaluation, EmotionEvaluation)  # the other refuses to keep maps
         looks = evaluation.looks(items)
         where = {item.key: maps.append(look) for item, look in zip(items, looks, strict=True)}
         records = [record | {"attention": where[record["sample_key"]]} for record in records]

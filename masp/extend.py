@@ -48,7 +48,9 @@ def extend(config: Config, *, num_tasks: int = 1, task_index: int = 0) -> Path:
 def _add_generation(job: Job) -> None:
     """Write the new samples into the layout, unless they are there already."""
     folder, samples = job.folder, job.dataset.samples
-    layout = _without_unused(folder, read_layout(folder))
+    layout = read_layout(folder)
+    assert layout is not None, f"{folder} had a layout a moment ago"
+    layout = _without_unused(folder, layout)
     names = shard_names(layout)
     missing = {name for name in names if finished_sidecar(folder, name, layout) is None}
     if missing & layout["generations"][0]["shards"].keys():  # only sidecars tell which samples were there at first

@@ -337,7 +337,7 @@ class Encoder:
             return [
                 as_read(tensor, self.config.cache.dtype)
                 for batch in batches(pictures, extract.batch_tokens)
-                for tensor in self.vision.encode([p.pixel_values for p in batch], [p.grid for p in batch])
+                for tensor in self.vision.encode([p.pixels for p in batch], [p.grid for p in batch])
             ]
         finally:
             torch.set_num_threads(threads)

@@ -14,6 +14,10 @@ formulas with the operations that torch counts while the models run.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, overload
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Grid = tuple[int, int, int]
 """Patches of an image in time, height and width, before the merge."""
@@ -126,25 +130,39 @@ def encoder_flops(vision: VisionShape, grid: Grid) -> float:
     frame = grid[1] * grid[2]  # attention never leaves a frame
     pairs = vision.num_full_blocks * grid[0] * frame**2
     if vision.window is not None:
-        pairs += (vision.depth - vision.num_full_blocks) * grid[0] * _window_pairs(vision, grid)
+        pairs += (
+            (vision.depth - vision.num_full_blocks) * grid[0] * _window_pairs(vision.window, vision.merge_size, grid)
+        )
     return linear + 4.0 * pairs * vision.width
 
 
-def _window_pairs(vision: VisionShape, grid: Grid) -> int:
+def _window_pairs(window: int, merge_size: int, grid: Grid) -> int:
     """Pairs of patches that share a window, in one frame; windows at the right and lower edge are cut off."""
     sides = []
     for patches in grid[1:]:
-        tokens = patches // vision.merge_size
-        whole, rest = divmod(tokens, vision.window)
-        sides.append(whole * (vision.window * vision.merge_size) ** 2 + (rest * vision.merge_size) ** 2)
+        whole, rest = divmod(patches // merge_size, window)
+        sides.append(whole * (window * merge_size) ** 2 + (rest * merge_size) ** 2)
     # the windows are all products of a run of rows and a run of columns, so their squares sum to a product of sums
     return sides[0] * sides[1]
 
 
+@overload
 def language_flops(
     language: LanguageShape, *, prefix: float = 0, suffix: float, num_logits: float = 0, gradient: bool
-) -> float:
-    """FLOP of one sequence in the language model.
+) -> float: ...
+@overload
+def language_flops(
+    language: LanguageShape, *, prefix: Tensor, suffix: Tensor, num_logits: Tensor, gradient: bool
+) -> Tensor: ...
+def language_flops(
+    language: LanguageShape,
+    *,
+    prefix: float | Tensor = 0,
+    suffix: float | Tensor,
+    num_logits: float | Tensor = 0,
+    gradient: bool,
+) -> float | Tensor:
+    """FLOP of one sequence in the language model; of several, given tensors `[N]`, those of each.
 
     Args:
         language: the model's sizes.
@@ -163,8 +181,13 @@ def language_flops(
     return before + linear * suffix + pair * pairs + logits
 
 
-def aspect_module_flops(width: int, num_queries: int, num_tokens: float, gradient: bool) -> float:
-    """FLOP of one aspect module for one image, as `masp.models.aspect_modules` groups the arithmetic.
+@overload
+def aspect_module_flops(width: int, num_queries: int, num_tokens: float, gradient: bool) -> float: ...
+@overload
+def aspect_module_flops(width: int, num_queries: int, num_tokens: Tensor, gradient: bool) -> Tensor: ...
+def aspect_module_flops(width: int, num_queries: int, num_tokens: float | Tensor, gradient: bool) -> float | Tensor:
+    """FLOP of one aspect module for one image, as `masp.models.aspect_modules` groups the arithmetic; for each
+    of several images where `num_tokens` is a tensor `[N]`.
 
     Each query meets four `[D, D]` weights (query, key, value, output) and every feature twice (score, weighted mean).
     Training adds twice the former (gradients of input and weights) and once the latter (features need none).

@@ -122,6 +122,7 @@ class Ledger:
                 if record["sample_key"] not in taken:
                     self.append(record)
             if self._others:  # on a network file system, other machines see what is on the disk
+                assert self._file is not None, "the ledger is closed"
                 os.fdatasync(self._file)
 
     def recorded(self) -> set[str]:
@@ -147,6 +148,7 @@ class Ledger:
 
     def _write_line(self, value: Any) -> None:
         line = (json.dumps(value, ensure_ascii=True, allow_nan=False) + "\n").encode("ascii")
+        assert self._file is not None, "the ledger is closed"
         while line:  # A nearly full disk takes part of a line; the rest raises ENOSPC at the next try.
             line = line[os.write(self._file, line) :]
 

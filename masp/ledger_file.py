@@ -139,7 +139,8 @@ class Tail:
         self._start_over(inode=0)
 
     def _start_over(self, inode: int) -> None:
-        self._inode, self._offset, self._keys = inode, 0, set()
+        self._inode, self._offset = inode, 0
+        self._keys: set[str] = set()
 
     def keys(self) -> set[str]:
         """As of now. Lines that are no records are left to whoever merges, who names them."""

@@ -149,6 +149,7 @@ class _Comparison:
         self.soft_prompt.zero_grad()
         (loss,) = model(self._batch(entry, entry["answer"], None))
         loss.backward()
+        assert self.soft_prompt.weight.grad is not None  # backward has set it
         gradient = self.soft_prompt.weight.grad.double()
         self._note("stage2_loss", abs(loss.item() - entry["loss"]))
         self._note("soft_prompt_grad_norm", _relative(gradient.norm().item(), entry["soft_prompt_grad_norm"]))

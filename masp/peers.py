@@ -114,7 +114,7 @@ class Peers:
             while selector.get_map() and self._cause is None:
                 for key, _ in selector.select():
                     try:
-                        word = _read_line(key.fileobj)
+                        word = _read_line(self._connections[key.data])
                     except OSError:
                         word = {}
                     if not word or "bye" in word:  # nothing more will come
@@ -162,11 +162,11 @@ class Peers:
         # a collective fails on the ranks that are left, a moment before or after the news of why
         broken = kind is not None and issubclass(kind, Exception) and not issubclass(kind, MaspError)
         cause = self.cause(5.0) if broken else None
-        self._leave(kind is not None)
+        self._leave(self._thread, kind is not None)
         if cause is not None:
             raise cause from None
 
-    def _leave(self, failed: bool) -> None:
+    def _leave(self, watcher: threading.Thread, failed: bool) -> None:
         if self._cause is None:
             self._send({"bye": "failed" if failed else "done"})
         self._left.set()
@@ -176,7 +176,7 @@ class Peers:
             except OSError:
                 continue  # gone already
         if self._cause is not None:
-            self._thread.join(5.0)  # the lead's last words
+            watcher.join(5.0)  # the lead's last words
 
 
 def _listen() -> socket.socket:

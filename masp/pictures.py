@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from masp.data.images import UnreadableImage, decode_image, read_image_file
+from masp.models.vision import Preprocessor
 from masp.workers import ReadAhead
 
 BLANK = (224, 224)
@@ -36,6 +37,12 @@ class Picture:
     failure: str | None = None
     """Why the job must stop: the file system did not answer, which says nothing about the image."""
 
+    @property
+    def pixels(self) -> torch.Tensor:
+        """`pixel_values` of an image without `failure`."""
+        assert self.pixel_values is not None, self.failure
+        return self.pixel_values
+
     def pin_memory(self) -> Picture:
         """With pixel values in page-locked memory. A DataLoader calls this."""
         return self if self.pixel_values is None else replace(self, pixel_values=self.pixel_values.pin_memory())
@@ -44,7 +51,7 @@ class Picture:
 class Pictures(Dataset):
     """The images of samples, in their order."""
 
-    def __init__(self, samples: Sequence[Any], preprocessor: Callable, max_side: int | None):
+    def __init__(self, samples: Sequence[Any], preprocessor: Preprocessor, max_side: int | None):
         self.samples, self.preprocessor, self.max_side = samples, preprocessor, max_side
 
     def __len__(self) -> int:
@@ -52,7 +59,7 @@ class Pictures(Dataset):
 
     def __getitem__(self, position: int) -> Picture:
         path = self.samples[position].image_path
-        source = {"bytes": None, "mtime_ns": None, "sha256": None}
+        source: dict[str, int | str | None] = {"bytes": None, "mtime_ns": None, "sha256": None}
         try:
             # the time first: if the file is replaced meanwhile, the difference will show
             mtime_ns = os.stat(path).st_mtime_ns if os.path.exists(path) else None

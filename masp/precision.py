@@ -97,10 +97,10 @@ def measure(config: Config, dtypes: Sequence[str], num_images: int) -> dict:
         size += sum(len(encode_features(store(f, "bf16"))) for f in exact)
         for dtype, tally in tallies.items():
             kept = [_kept(f, dtype, tally) for f in made[encoder_dtype(dtype, device)]]
-            good = [i for i, f in enumerate(kept) if f is not None]
-            scores = scorer.score([kept[i] for i in good], [grids[i] for i in good]) if good else []
-            for i, score in zip(good, scores, strict=True):
-                _compare(tally, exact[i], kept[i], wanted[i], score, labels[i])
+            good = [(i, f) for i, f in enumerate(kept) if f is not None]
+            scores = scorer.score([f for _, f in good], [grids[i] for i, _ in good]) if good else []
+            for (i, features), score in zip(good, scores, strict=True):
+                _compare(tally, exact[i], features, wanted[i], score, labels[i])
     if not count:
         raise InputError(f"evaluate.split = {config.evaluate.split!r}: none of its images can be read")
     return {
@@ -186,7 +186,7 @@ def _encode(config: Config, encoder: VisionHalf, pictures: Sequence[Picture]) ->
     return [
         features
         for batch in batches(pictures, config.extract.batch_tokens)
-        for features in encoder.encode([p.pixel_values for p in batch], [p.grid for p in batch])
+        for features in encoder.encode([p.pixels for p in batch], [p.grid for p in batch])
     ]
 
 
@@ -205,6 +205,7 @@ def _compare(tally: _Tally, exact: Tensor, kept: Tensor, wanted: Score, score: S
     tally.cosine_sum += float(cosine.double().sum())
     tally.cosine_min = min(tally.cosine_min, float(cosine.min()))
     tally.error += float((exact.double() - kept.double()).square().sum())
+    assert wanted.scores is not None and score.scores is not None  # scoring is by likelihood
     tally.changes.append(max(abs(a - b) for a, b in zip(wanted.scores, score.scores, strict=True)))
     tally.num_changed += score.prediction != wanted.prediction
     tally.num_correct += score.prediction == label

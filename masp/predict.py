@@ -61,6 +61,7 @@ def predict(config: Config, images: Sequence[str], as_json: bool = False, attent
             continue
         features = encoder.encode([picture])
         (score,) = scorer.score(features, [picture.grid])
+        assert score.scores is not None  # scoring is by likelihood
         shares = softmax([score.scores])[0].tolist()
         results.append(
             {
@@ -73,7 +74,7 @@ def predict(config: Config, images: Sequence[str], as_json: bool = False, attent
             maps = dict(zip(config.aspects, scorer.attention(features, [picture.grid])[0], strict=True))
             entries.append(_shown(results[-1], maps, config))
         print(json.dumps(results[-1]) if as_json else _table(results[-1]))
-    if entries:
+    if attention and entries:
         from masp.looking import write_page
 
         print(f"attention: {write_page(attention, entries)}", file=sys.stderr)

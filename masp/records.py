@@ -20,7 +20,7 @@ Attributes of the file: `format_version`, and of evaluations of emotions `data_d
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def write_emotion_records(
             _attention(file.create_group("attention"), len(records), aspects, maps)
 
 
-def write_aspect_records(path: Path, records: Sequence[dict[str, Any]], answers: dict[str, Sequence[str]]) -> None:
+def write_aspect_records(path: Path, records: Sequence[dict[str, Any]], answers: Mapping[str, Sequence[str]]) -> None:
     """Write the records of an evaluation of stage 1.
 
     Args:

@@ -64,14 +64,19 @@ def read_released_aspects(path: str) -> dict[str, Any]:
     """
     key = "checkpoint.aspect"
     content = _unpickle(path, key)
-    parts = [content.get(name) if isinstance(content, dict) else None for name in ("q_view", "cross_attn")]
-    if not all(isinstance(part, dict) and part for part in parts) or set(parts[0]) != set(parts[1]):
+    queries, attention = (content.get(n) if isinstance(content, dict) else None for n in ("q_view", "cross_attn"))
+    if (
+        not isinstance(queries, dict)
+        or not isinstance(attention, dict)
+        or not queries
+        or set(queries) != set(attention)
+    ):
         raise InputError(f"{key}: {path} is no aspect checkpoint: it needs q_view and cross_attn for the same aspects")
     if content.get("fuser") is not None:
         raise InputError(f"{key}: {path} has a fuser, which this method does not have; valid is null")
     values = {}
-    for aspect, query in parts[0].items():
-        state = parts[1][aspect]
+    for aspect, query in queries.items():
+        state = attention[aspect]
         if not isinstance(aspect, str) or not isinstance(state, dict) or set(state) != set(ATTENTION):
             raise InputError(f"{key}: {path}: cross_attn[{aspect!r}] must hold {', '.join(ATTENTION)}")
         values[f"{aspect}.query"] = query

@@ -173,7 +173,8 @@ def training_stages(run_dir: Path, evaluate_dir: Path, config: dict[str, Any]) -
             points = [(line["step"], line[key]) for line in lines if is_finite(line.get(key))]
             points = points[:: math.ceil(len(points) / _MAX_POINTS)] if points else []
             if points:
-                charts.append(training_curve(f"{name}-{key}", *zip(*points, strict=True), label, smooth=smooth))
+                steps, values = zip(*points, strict=True)
+                charts.append(training_curve(f"{name}-{key}", steps, values, label, smooth=smooth))
         last = lines[-1]
         rates = sorted(line["samples_per_second"] for line in lines if is_finite(line.get("samples_per_second")))
         stages.append(

@@ -110,6 +110,7 @@ class Scorer:
         """
         padded, mask = pad_features(features)
         modules = self.model.aspect_modules
+        assert modules is not None, "without aspect modules nothing looks"
         found = modules.attention(padded.to(self.device, self.dtype), mask.to(self.device))
         weights = torch.stack([w.float().mean(1) for w in found.values()], dim=1).cpu().numpy()
         side = self.prompt.merge_size
@@ -120,6 +121,6 @@ class Scorer:
 
     def _read(self, ids: list[int]) -> Score:
         """A generated line as a category: the first line, matched exactly but for spaces around it."""
-        text = self.prompt.tokenizer.decode(ids, skip_special_tokens=True)
+        text = self.prompt.decode(ids)
         line = text.split("\n")[0].strip()
         return Score(line if line in self.categories else None, None, None, text)

@@ -87,7 +87,7 @@ class Stage:
             identity["aspect_module.init_scale"] = config.aspect_module.init_scale
         else:
             identity["checkpoint.aspect"] = self.aspect_lineage.digest if self.aspect_lineage else None
-            if not settings.vision_features:  # said only then: what was trained before there was a choice goes on
+            if not config.stage2.vision_features:  # said only then: what was trained before there was a choice goes on
                 identity["stage2.vision_features"] = False
         names = COURSE if self.name == "stage1" else [*COURSE, *COURSE_STAGE2]
         identity |= {f"{self.name}.{name}": getattr(settings, name) for name in names}
@@ -117,8 +117,8 @@ class Stage:
         torch.manual_seed(config.seed)
         if self.name == "stage1":
             module = config.aspect_module
-            aspects = AspectModules(config.aspects, language.hidden_size, module.num_queries, module.init_scale)
-            model = Stage1Model(language, aspects.to(self.device))
+            trained = AspectModules(config.aspects, language.hidden_size, module.num_queries, module.init_scale)
+            model: Stage1Model | Stage2Model = Stage1Model(language, trained.to(self.device))
         else:
             settings = config.stage2
             count = num_logits(settings.layout, prompt, language.vocab_size, settings.num_soft_prompt_tokens)

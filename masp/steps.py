@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor
@@ -18,7 +19,7 @@ from masp.aspect_tokens import AspectTokens
 from masp.assemble import used_aspects
 from masp.cache.files import digest_of
 from masp.cache.order import PADDING, epoch_order, plan_step
-from masp.cache.reader import Cache, CachedSample
+from masp.cache.reader import CachedSample
 from masp.config import Config, Stage2Config
 from masp.config.schema import StageConfig
 from masp.data.questions import Questions
@@ -33,6 +34,47 @@ WINDOW_SHARDS = 8
 """Shards whose samples are mixed; reading stays within so many files at a time."""
 WORDS = 96
 """Generous number of text tokens of a sequence, for the token budget."""
+
+
+class TrainingIndex(Protocol):
+    """The columns of a cache's index that training looks at."""
+
+    @property
+    def num_tokens(self) -> np.ndarray:
+        """`[N]` integers."""
+
+    @property
+    def shard(self) -> np.ndarray:
+        """`[N]` integers."""
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """Sample keys."""
+
+
+class TrainingCache(Protocol):
+    """What training needs of a `Cache`."""
+
+    @property
+    def index(self) -> TrainingIndex:
+        """One row per sample."""
+
+    @property
+    def categories(self) -> Sequence[str]:
+        """Names of the categories."""
+
+    @property
+    def splits(self) -> Sequence[str]:
+        """Names of the splits."""
+
+    def rows(self, split: str) -> np.ndarray:
+        """Rows of the index that belong to a split."""
+
+    def has_answer(self, rows: np.ndarray, aspect: str) -> np.ndarray:
+        """Which of the rows are annotated with an aspect."""
+
+    def read(self, row: int) -> CachedSample:
+        """One sample."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +108,7 @@ def num_aspect_tokens(config: Config) -> int:
     return len(used_aspects(config)) * config.aspect_module.num_queries
 
 
-def make_schedule(cache: Cache, config: Config, stage: str) -> Schedule:
+def make_schedule(cache: TrainingCache, config: Config, stage: str) -> Schedule:
     """Plan a stage from the index alone.
 
     Raises:
@@ -99,7 +141,7 @@ def make_schedule(cache: Cache, config: Config, stage: str) -> Schedule:
     return Schedule(trained.rows, trained.weights, trained.lengths, steps_per_epoch, num_steps, held_out)
 
 
-def _rows(cache: Cache, config: Config, stage: str, split: str) -> Rows:
+def _rows(cache: TrainingCache, config: Config, stage: str, split: str) -> Rows:
     """The images of a split that the stage can use."""
     rows = cache.rows(split) if split in cache.splits else np.zeros(0, dtype=np.int64)
     tokens = cache.index.num_tokens[rows].astype(np.int64)
@@ -114,9 +156,9 @@ def _rows(cache: Cache, config: Config, stage: str, split: str) -> Rows:
     return Rows(rows, weights, lengths).only(weights > 0)
 
 
-def _draw(cache: Cache, rows: np.ndarray, count: int, seed: int) -> np.ndarray:
+def _draw(cache: TrainingCache, rows: np.ndarray, count: int, seed: int) -> np.ndarray:
     """A mask of `count` of the rows, chosen by key and seed: images added later change little."""
-    ranked = sorted(range(len(rows)), key=lambda i: digest_of(["held out", seed, cache.index.keys[rows[i]]]))
+    ranked = sorted(range(len(rows)), key=lambda i: digest_of(["held out", seed, cache.index.keys[int(rows[i])]]))
     mask = np.zeros(len(rows), dtype=bool)
     mask[ranked[:count]] = True
     return mask
@@ -154,7 +196,7 @@ class Steps(Dataset):
 
     def __init__(
         self,
-        cache: Cache,
+        cache: TrainingCache,
         config: Config,
         stage: str,
         schedule: Schedule,
@@ -175,7 +217,7 @@ class Steps(Dataset):
     def __len__(self) -> int:
         return self.schedule.num_steps
 
-    def _epoch_order(self, epoch: int | None) -> np.ndarray:
+    def _epoch_order(self, epoch: int) -> np.ndarray:
         return epoch_order(self.cache.index, self.schedule.rows, self.config.seed, epoch, WINDOW_SHARDS)
 
     def rows_of(self, step: int) -> np.ndarray:
@@ -285,11 +327,17 @@ class Steps(Dataset):
 class HeldOutSteps(Steps):
     """The held-out images in parts of `global_batch_size`, with the questions of evaluation."""
 
+    @property
+    def held_out(self) -> Rows:
+        """What validation looks at."""
+        assert self.schedule.held_out is not None, "these steps are made for validation alone"
+        return self.schedule.held_out
+
     def __len__(self) -> int:
-        return -(-len(self.schedule.held_out.rows) // self.settings.global_batch_size)
+        return -(-len(self.held_out.rows) // self.settings.global_batch_size)
 
     def __getitem__(self, number: int) -> Step:
-        held_out, size = self.schedule.held_out, self.settings.global_batch_size
+        held_out, size = self.held_out, self.settings.global_batch_size
         part = slice(number * size, (number + 1) * size)
         lengths = held_out.lengths[part].tolist()
         plan = plan_step(lengths, self.num_ranks, self.settings.micro_batch_size, self.settings.micro_batch_tokens)

@@ -6,8 +6,10 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 
 class StopFlag:
@@ -25,7 +27,7 @@ class StopFlag:
         self._set = False
         self.received: set[int] = set()
         """The numbers of the signals that came."""
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Callable[[int, FrameType | None], Any] | int | signal.Handlers | None] = {}
 
     def __bool__(self) -> bool:
         return self._set

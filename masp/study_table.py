@@ -45,7 +45,9 @@ def write_table(folder: Path, variants: Sequence[Variant], seeds: Sequence[int])
     rows = result["variants"].values()
     accuracies = [(row["title"], row["accuracy"], row["accuracy_ci95"]) for row in rows]
     changes = [(row["title"], row["difference"], row["difference_ci95"]) for row in rows if row["difference_ci95"]]
-    panels = [("accuracy, mean over seeds", accuracies, None)]
+    panels: list[tuple[str, list[tuple[Any, Any, Any]], float | None]] = [
+        ("accuracy, mean over seeds", accuracies, None)
+    ]
     if changes:
         panels.append(("difference from MASP", changes, 0.0))
     write_bytes(folder / "study.png", intervals_figure(panels))
@@ -102,10 +104,10 @@ def study(folder: Path, variants: Sequence[Variant], seeds: Sequence[int]) -> di
         values = {seed: float(hits.mean()) for seed, hits in mine.items()}
         # what depends on no seed was run once, and stands beside each of the method's runs
         once = None if variant.seeded else next(iter(mine.values()))
-        both = [(mine.get(s, once), full[s]) for s in full if once is not None or s in mine]
+        both = [(hits, full[s]) for s in full if (hits := mine.get(s, once)) is not None]
         difference = np.mean([a.astype(float) - b for a, b in both], axis=0) if both else None
-        known = variant.name != FULL and difference is not None
-        interval = _interval(difference) if known else None
+        change = None if variant.name == FULL else difference
+        interval = None if change is None else _interval(change)
         rows[variant.name] = {
             "title": variant.title,
             "group": variant.group,
@@ -114,7 +116,7 @@ def study(folder: Path, variants: Sequence[Variant], seeds: Sequence[int]) -> di
             "accuracy": statistics.mean(values.values()),
             "spread": statistics.stdev(values.values()) if len(values) > 1 else None,
             "accuracy_ci95": _interval(np.mean(list(mine.values()), axis=0)),
-            "difference": float(difference.mean()) if known else None,
+            "difference": None if change is None else float(change.mean()),
             "difference_ci95": interval,
             "behind": interval is not None and interval[1] < 0,
         }

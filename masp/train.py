@@ -243,7 +243,7 @@ class _Run:
                 *raised, num_tokens, flops = total.sums
                 if keys:
                     keys.step(taken, step.epoch, step.own_keys())
-                if lead:
+                if log is not None:
                     log.step(
                         taken,
                         epoch=taken / self.stage.schedule.steps_per_epoch,

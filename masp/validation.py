@@ -48,7 +48,9 @@ class Validation:
         """Whether to measure after so many steps: every so often, and after the last."""
         if step == 0 or self.measured == step:
             return False
-        return step % self.settings.validate_every == 0 or step == self.steps.schedule.num_steps
+        every = self.settings.validate_every
+        assert every is not None, "a stage without it has no validation"
+        return step % every == 0 or step == self.steps.schedule.num_steps
 
     def measure(self, engine, step: int) -> bool:
         """Measure; all ranks call it and come to the same.
@@ -68,7 +70,7 @@ class Validation:
             for part in parts:
                 total += engine.measure(part.batches)
         (loss,) = sum_floats([total], engine.device)
-        loss /= float(self.steps.schedule.held_out.weights.sum())
+        loss /= float(self.steps.held_out.weights.sum())
         better = loss < (float("inf") if self.best_loss is None else self.best_loss)
         self.measured = step
         if better:

@@ -61,6 +61,6 @@ def variants_of(config: Config) -> list[Variant]:
         change = {"aspect_module.num_queries": other}
         title = f"{other} {'query' if other == 1 else 'queries'} per aspect"
         found.append(Variant(f"queries_{other}", title, "queries", change, ("stage1", "stage2")))
-    other = "released" if layout == "after_image" else "after_image"
-    found.append(Variant(f"layout_{other}", f"layout {other}", "layout", {"stage2.layout": other}, ("stage2",)))
+    swapped = "released" if layout == "after_image" else "after_image"
+    found.append(Variant(f"layout_{swapped}", f"layout {swapped}", "layout", {"stage2.layout": swapped}, ("stage2",)))
     return found

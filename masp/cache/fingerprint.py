@@ -153,7 +153,9 @@ def _memoised_digests(files: list[Path]) -> list[str]:
         memo = memo if isinstance(memo, dict) else {}
     except (OSError, ValueError):  # a missing or damaged memo costs a digest, nothing else
         memo = {}
-    digests, fresh, size_left = [], {}, sum(f.stat().st_size for f in files)
+    digests: list[str] = []
+    fresh: dict[str, dict[str, Any]] = {}
+    size_left = sum(f.stat().st_size for f in files)
     for file in files:
         real = file.resolve()  # a hub snapshot links to its blobs
         status = real.stat()
@@ -205,7 +207,8 @@ def _processor_settings(folder: Path) -> dict:
 
 def _pixel_limits(processor: dict) -> tuple[int | None, int | None]:
     """Smallest and largest number of pixels as the processor's file says them, in either of its two spellings."""
-    size = processor.get("size") if isinstance(processor.get("size"), dict) else {}
+    size = processor.get("size")
+    size = size if isinstance(size, dict) else {}
     shortest, longest = processor.get("min_pixels"), processor.get("max_pixels")
     return (
         size.get("shortest_edge") if shortest is None else shortest,

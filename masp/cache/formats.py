@@ -61,4 +61,5 @@ def _widened(features: torch.Tensor) -> torch.Tensor:
 
 def as_read(features: torch.Tensor, dtype: str) -> torch.Tensor:
     """What a cache of this format would give back for these features: what is encoded live must not be better."""
-    return restore(*(store(features, dtype).get(name) for name in ("features", "scales")))
+    stored = store(features, dtype)
+    return restore(stored["features"], stored.get("scales"))

@@ -104,8 +104,8 @@ def summarise(folder: Path, layout: dict) -> dict:
             }
         )
     digest = hashlib.sha256()
-    for key, content in sorted(contents):
-        digest.update(key.encode() + b"\0" + content)
+    for key, content_digest in sorted(contents):
+        digest.update(key.encode() + b"\0" + content_digest)
     return {
         "splits": {name: splits[name] for name in sorted(splits)},
         "aspects": sorted(aspects),

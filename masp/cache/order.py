@@ -7,16 +7,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
-
-from masp.cache.index import Index
 
 PADDING = -1
 """Stands in a micro-batch for a sample of weight zero."""
 
 
-def epoch_order(index: Index, rows: np.ndarray, seed: int, epoch: int, window_shards: int) -> np.ndarray:
+class ShardColumn(Protocol):
+    """What the order of training needs of a cache's index."""
+
+    @property
+    def shard(self) -> np.ndarray:
+        """`[N]` integers: the shard of each row."""
+
+
+def epoch_order(index: ShardColumn, rows: np.ndarray, seed: int, epoch: int, window_shards: int) -> np.ndarray:
     """Rows in the order of one epoch: entry `i` is what position `i` sees.
 
     Shards are permuted; then samples are permuted within each window of shards, so that reading stays within a few
@@ -101,8 +108,8 @@ def _groups(lengths: Sequence[int], size: int, tokens: int | None) -> list[list[
     """Positions by falling length, cut where a micro-batch would grow beyond its size or tokens."""
     groups: list[list[int]] = []
     for position in sorted(range(len(lengths)), key=lambda p: (-lengths[p], p)):
-        group = groups[-1] if groups else None
-        fits = group is not None and len(group) < size
+        group = groups[-1] if groups else []
+        fits = 0 < len(group) < size
         if fits and tokens is not None:
             fits = lengths[group[0]] * (len(group) + 1) <= tokens
         if fits:

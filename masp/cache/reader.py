@@ -184,7 +184,7 @@ class Cache:
 
     def _span(self, row: int, length: int) -> memoryview:
         """The first `length` bytes of a sample in its tar, writable."""
-        buffer = memoryview(np.empty(length, dtype=np.uint8))  # a bytearray would be filled with zeros first
+        buffer = np.empty(length, dtype=np.uint8).data  # a bytearray would be filled with zeros first
         offset, done = int(self.index.offset[row]), 0
         try:
             file = self._file(int(self.index.shard[row]))

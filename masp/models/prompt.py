@@ -39,6 +39,12 @@ class Prompt:
         """Token ids of a plain text (a question or an answer), without special tokens."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def decode(self, ids: list[int]) -> str:
+        """Text of generated token ids, without special tokens."""
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        assert isinstance(text, str)  # of one sequence, not of several
+        return text
+
     def __hash__(self) -> int:
         return id(self)
 

@@ -41,8 +41,14 @@ def plan(
     Raises:
         InputError: settings, dataset or VLM are unusable, or no image can be read.
     """
-    given = {"tflops": tflops, "utilisation": utilisation, "rate_from": rate_from, "measure": measure}
-    result = make_plan(config, **given, num_processes=num_processes)
+    result = make_plan(
+        config,
+        tflops=tflops,
+        utilisation=utilisation,
+        rate_from=rate_from,
+        measure=measure,
+        num_processes=num_processes,
+    )
     if as_json:
         print(json.dumps(result, indent=1))
     else:
@@ -113,8 +119,11 @@ def _result(config: Config, dataset: Dataset, images: list, broken: list, shape:
     for name in dict.fromkeys(sample.split for sample in dataset.samples):
         chosen = [p for p in images if p.sample.split == name]
         total = sum(sample.split == name for sample in dataset.samples)
-        splits[name] = {"num_images": total, "num_broken": total - len(chosen)}
-        splits[name] |= {"tokens": token_statistics(chosen) if chosen else None}
+        splits[name] = {
+            "num_images": total,
+            "num_broken": total - len(chosen),
+            "tokens": token_statistics(chosen) if chosen else None,
+        }
     stages = {}
     for stage, work in (
         ("stage1", stage1_work(config, language, words, train)),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from types import SimpleNamespace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -116,7 +115,7 @@ def _stage_seconds(config: Config, stage: str, language, images: Sequence[Planne
     batches = [batch for k in range(steps.schedule.steps_per_epoch) for batch in steps[k].batches]
     aspects = AspectModules(config.aspects, language.hidden_size, config.aspect_module.num_queries)
     if stage == "stage1":
-        model = Stage1Model(language, aspects)
+        model: Stage1Model | Stage2Model = Stage1Model(language, aspects)
     else:
         soft_prompt = SoftPrompt(torch.randn(config.stage2.num_soft_prompt_tokens, language.hidden_size) * 0.02)
         model = Stage2Model(language, aspects if config.aspects else None, soft_prompt)
@@ -148,6 +147,13 @@ def _now(device: str) -> float:
     return time.perf_counter()
 
 
+@dataclass
+class _StandInIndex:
+    num_tokens: np.ndarray
+    shard: np.ndarray
+    keys: list[str]
+
+
 class _StandIn:
     """A cache of random features for these images, as far as training steps look at one."""
 
@@ -155,7 +161,7 @@ class _StandIn:
         self.images, self.hidden_size, self.splits = images, hidden_size, ("train",)
         self.categories = tuple(sorted({p.sample.category for p in images}))
         tokens = np.array([p.num_tokens for p in images])
-        self.index = SimpleNamespace(num_tokens=tokens, shard=np.zeros(len(images), dtype=np.int32))
+        self.index = _StandInIndex(tokens, np.zeros(len(images), dtype=np.int32), [p.sample.key for p in images])
 
     def rows(self, split: str) -> np.ndarray:
         return np.arange(len(self.images))

@@ -82,5 +82,5 @@ def _tokenizer(path: str) -> tuple[tuple[int, int, int, int], Callable[[str], in
         prompt = load_prompt(path)
     except InputError:  # a folder without tokenizer is enough to plan with
         return _QWEN_TEMPLATE, lambda text: len(_PIECE.findall(text)), False
-    parts = (prompt.opening, prompt.image_start, prompt.image_end, prompt.closing)
-    return tuple(len(part) for part in parts), lambda text: len(prompt.ids(text)), True
+    template = len(prompt.opening), len(prompt.image_start), len(prompt.image_end), len(prompt.closing)
+    return template, lambda text: len(prompt.ids(text)), True

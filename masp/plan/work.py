@@ -165,7 +165,7 @@ def without_cache(
     def asked(p: Planned) -> int:
         return sum(aspect in p.sample.answers for aspect in config.aspects)
 
-    runs = Counter()
+    runs: Counter[tuple[int, int, int]] = Counter()
     for p in train:
         runs[p.grid] += asked(p) if per_aspect else min(1, asked(p))
     stage1 = sum(encoder_flops(vision, grid) * count for grid, count in runs.items())
