@@ -22,14 +22,12 @@ class _Digesting:
 
     def __init__(self, file: IO[bytes]):
         self.file, self.sha256, self.size = file, hashlib.sha256(), 0
-        self.abandoned = False
 
     def abandon(self) -> None:
-        self.abandoned = True
+        # a tar that is collected as garbage still writes its last block
+        self.write = len  # type: ignore[method-assign,assignment]
 
     def write(self, data: bytes) -> int:
-        if self.abandoned:
-            return len(data)  # a tar that is collected as garbage still writes its last block
         self.sha256.update(data)
         self.size += len(data)
         return self.file.write(data)
