@@ -55,7 +55,7 @@ setup(
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "ruff>=0.17",
-            "types-PyYAML",
+            "types-PyYAML>=6.0",
         ],
     },
     entry_points={"console_scripts": ["masp = masp.cli:main"]},
