@@ -13,6 +13,7 @@ import functools
 import io
 import re
 import shlex
+import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,8 +33,21 @@ DOCUMENTS = [
 ]
 
 # To be removed once the packages have moved and README.md is rewritten -----------------------------------------------
-PATHS_TO_COME: set[str] = set()
+PATHS_TO_COME = set(
+    """
+    launch/job/config.py launch/job/jobs.py launch/job/parts.py masp/artifacts/ masp/artifacts/aspect_tokens.py
+    masp/artifacts/store.py masp/cli/ masp/cli/main.py masp/cli/pipeline.py masp/data/folder_layout.py masp/demo/
+    masp/demo/world/factors.py masp/distributed/ masp/distributed/liveness.py masp/evaluation/ masp/experiments/
+    masp/extraction/ masp/files/ masp/files/typed.py masp/report/ masp/report/checks.py masp/report/page.py
+    masp/results/ masp/results/aspect_metrics.py masp/results/ledger_file.py masp/results/metrics.py
+    masp/results/records.py masp/runtime/ masp/taxonomy.py masp/training/ masp/training/engine.py
+    masp/training/stage.py masp/vlm/ masp/vlm/families.py masp/vlm/flops.py masp/vlm/language.py masp/vlm/loading.py
+    masp/vlm/prompt.py masp/vlm/vision.py
+    """.split()
+)
 """What documents name already although it does not exist yet."""
+TARGETS_TO_COME = {"types"}
+"""The same of the Makefile."""
 SPLITS_WORDS = {"README.md"}
 """Documents whose commands depend on splitting an unquoted variable, which zsh does not do."""
 # ---------------------------------------------------------------------------------------------------------------------
@@ -131,12 +145,11 @@ def _command(line: str, variables: dict[str, str], is_partial: bool) -> Iterator
 def keys_of(root: type, prefix: str = "") -> frozenset[str]:
     """The dotted keys of a tree of settings."""
     found: set[str] = set()
-    for field in dataclasses.fields(root):
-        kind = field.default_factory if isinstance(field.default_factory, type) else None
-        if kind is not None and dataclasses.is_dataclass(kind):
-            found |= keys_of(kind, f"{prefix}{field.name}.")
+    for name, kind in typing.get_type_hints(root).items():
+        if dataclasses.is_dataclass(kind):
+            found |= keys_of(kind, f"{prefix}{name}.")
         else:
-            found.add(prefix + field.name)
+            found.add(prefix + name)
     return frozenset(found)
 
 
@@ -153,7 +166,8 @@ def parsed(
         with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
             arguments, rest = build().parse_known_args(words)
     except SystemExit as stopped:
-        if not stopped.code or (is_partial and "arguments are required" in errors.getvalue()):
+        lacks_something = re.search("arguments are required|expected one argument", errors.getvalue())
+        if not stopped.code or (is_partial and lacks_something):
             return None
         raise ValueError(errors.getvalue().strip()) from None
     takes = next((name for name in ("overrides", "images") if hasattr(arguments, name)), None)
@@ -222,8 +236,7 @@ def check_command(command: Command) -> None:
         if at is not None:
             check_masp(words[at + 1 :], command.is_partial)
     elif program == "make":
-        targets = re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-        if unknown := [word for word in words if "=" not in word and word not in targets]:
+        if unknown := [word for word in words if "=" not in word and word not in make_targets() | TARGETS_TO_COME]:
             raise ValueError(f"the Makefile has no target {unknown[0]}")
     elif program == "masp":
         for first in (words[0] if words else "").split("|"):
@@ -236,6 +249,10 @@ def check_command(command: Command) -> None:
         check_masp(words[2:], command.is_partial)
     elif words and words[0].endswith(".py"):
         check_script(words[0], words[1:], command.is_partial)
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
 
 def alternatives(path: str) -> list[str]:
@@ -306,9 +323,9 @@ def test_paths_exist(document):
     assert not missing
 
 
-def test_paths_to_come_are_still_to_come():
-    """Otherwise the list is to be shortened."""
-    assert not [path for path in sorted(PATHS_TO_COME) if not is_missing(path)]
+def test_something_is_still_to_come():
+    """Otherwise the lists above, and this test, are to be removed."""
+    assert any(map(is_missing, PATHS_TO_COME)) or TARGETS_TO_COME - make_targets()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -354,6 +371,25 @@ def test_commands_mean_the_same_in_bash_and_zsh(document):
         if any(line.split(maxsplit=1)[:1] and line.split()[0] in PROGRAMS for line in lines):
             risky += [line for line in lines if re.search(r"\$[\w{(]|=\[|\*", unquoted(line))]
     assert bool(risky) == (document in SPLITS_WORDS), risky
+
+
+def test_the_changelog_has_the_versions_of_the_code():
+    from masp.artefacts import VERSION as artifact
+    from masp.aspect_tokens import FORMAT as aspect_tokens
+    from masp.cache.fingerprint import FORMAT_VERSION as cache
+    from masp.ledger_file import VERSION as ledger
+    from masp.records import VERSION as records
+
+    rows = [line for line in text_of("CHANGELOG.md").splitlines() if line.startswith("| `")]
+    for name, version in (
+        *((file, f"`format_version` {cache}") for file in ("layout.json", "manifest.json", "index.h5", "(sidecar)")),
+        ("aspect-tokens/", f"`format` {aspect_tokens}"),
+        ("aspect.safetensors", f"`version` {artifact}"),
+        ("ledger/rank-<n>.jsonl", f"`ledger` {ledger}"),
+        ("records.h5", f"`format_version` {records}"),
+    ):
+        (row,) = (row for row in rows if name in row.split("|")[1])
+        assert version in row.split("|")[2], row
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
