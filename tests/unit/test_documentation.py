@@ -13,6 +13,7 @@ import functools
 import io
 import re
 import shlex
+import tomllib
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -371,6 +372,15 @@ def test_commands_mean_the_same_in_bash_and_zsh(document):
         if any(line.split(maxsplit=1)[:1] and line.split()[0] in PROGRAMS for line in lines):
             risky += [line for line in lines if re.search(r"\$[\w{(]|=\[|\*", unquoted(line))]
     assert bool(risky) == (document in SPLITS_WORDS), risky
+
+
+def test_the_guide_to_the_tests_is_complete():
+    guide = text_of("tests/README.md")
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    markers = [marker.partition(":")[0] for marker in settings["tool"]["pytest"]["ini_options"]["markers"]]
+    modules = [f"tests/{path.name}" for path in (REPOSITORY / "tests").glob("[a-z]*.py")]
+    assert len(markers) > 3 and len(modules) > 8
+    assert not [name for name in (*markers, *modules) if f"| `{name}`" not in guide]
 
 
 def test_the_changelog_has_the_versions_of_the_code():
