@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from masp.config.describe import describe_settings, sections
+from masp.config.packaged import find_packaged
 from masp.config.schema import Config
 from masp.config.yaml_text import dump_yaml, parse_yaml, read_yaml, shown
 from masp.data.categories import normalise_category
@@ -39,8 +40,10 @@ class _Layer:
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Read and check the configuration of a run; see `load_settings`."""
-    return load_settings(Config, path, overrides, _check_together)
+    """Read and check the configuration of a run; see `load_settings`. Files that came with MASP are found."""
+    config = load_settings(Config, path, overrides, _check_together)
+    config.vlm.path, config.questions = find_packaged(config.vlm.path), find_packaged(config.questions)
+    return config
 
 
 def load_settings(
@@ -54,8 +57,8 @@ def load_settings(
     Args:
         root: the dataclass of the settings, whose annotations pydantic understands; a field may be a dataclass of
             settings itself.
-        path: a YAML file, or None for the defaults alone. Its key `base` names a file, relative to its own folder,
-            whose settings it starts from.
+        path: a YAML file (see `find_packaged`), or None for the defaults alone. Its key `base` names a file, relative
+            to its own directory, whose settings it starts from.
         overrides: `key=value`, the key dotted and the value as in YAML; the last one of a key wins.
         check_together: checks what concerns more than one value; gets the settings and what to call their source.
 
@@ -66,9 +69,10 @@ def load_settings(
         InputError: a file is missing or not valid YAML, a key is unknown, a value is not valid, or a required setting
             is missing. One line that names file, key, value and what would be valid.
     """
-    where = _COMMAND_LINE if path is None else str(path)
+    file = None if path is None else find_packaged(str(path))
+    where = file or _COMMAND_LINE
     tree: Tree = {}
-    for layer in [*([] if path is None else _read_files(Path(path), root)), *_read_overrides(overrides, root)]:
+    for layer in [*([] if file is None else _read_files(Path(file), root)), *_read_overrides(overrides, root)]:
         _check_layer(layer, root)
         _merge(tree, layer.tree)
     try:
@@ -119,7 +123,7 @@ def _read_files(path: Path, root: type) -> list[_Layer]:
         if base is not None and not isinstance(base, str):
             raise InputError(f"{layer.place(_BASE)}: {_BASE} = {shown(base)}: must be the path of a file")
         layers.insert(0, layer)
-        following = None if base is None else path.parent / base
+        following = None if base is None else Path(find_packaged(base, path.parent))
     return layers
 
 
