@@ -1,16 +1,30 @@
 """Packaging: `masp` (the library and its command line) and `launch` (jobs on Slurm).
 
 Ranges here say what MASP works with; `constraints.txt` pins what it is tested with. The YAML files of `configs/` are
-not part of the package: they are the user's to edit, and commands name them by path.
+the user's to edit; an installation has a copy of them as `masp/configs/`, which `masp.config.packaged` finds.
 """
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 README = HERE / "README.md"
+
+
+class BuildWithConfigs(build_py):
+    """Copies `configs/` into the package, unless the package stays where it is, beside them."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib, "masp", "configs")
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(HERE / "configs", target, ignore=lambda _, names: [n for n in names if n.startswith(".")])
+
 
 setup(
     name="masp",
@@ -22,8 +36,12 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["masp", "masp.*", "launch", "launch.*"]),
-    # The demo's VLM and the report's page are read at run time, beside the code that reads them.
-    package_data={"masp": ["py.typed", "*.j2", "data/demo/vlm/*"], "launch": ["py.typed"]},
+    # Said although it is the default: an editable installation is then a path in a .pth file. A finder would come after
+    # the working directory, where a clone called `masp` looks like a package without code.
+    package_dir={"": "."},
+    # The demo's VLM and the pages of reports are read at run time, beside the code that reads them.
+    package_data={"masp": ["py.typed", "**/*.j2", "data/demo/vlm/*"], "launch": ["py.typed"]},
+    cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
         "deepspeed>=0.19.8,<0.20",
         "h5py>=3.12",
@@ -32,9 +50,9 @@ setup(
         "jinja2>=3.1.4",
         "matplotlib>=3.9",
         "numpy>=2.0",
-        "omegaconf>=2.4,<3",
         "packaging>=23",
         "pillow>=11",
+        "pydantic>=2.12,<3",
         "pyyaml>=6.0",
         "safetensors>=0.5",
         "scikit-learn>=1.7",

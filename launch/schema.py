@@ -8,26 +8,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from masp.config import load_settings
-from masp.config.schema import rule
+from masp.config.fields import Count, Item, Number, Positive, Settings, Text, UniqueList
 from masp.errors import InputError
 
 
 @dataclass
-class PartConfig:
+class PartConfig(Settings):
     """What one part of a run asks for."""
 
-    gpus_per_task: int = field(default=0, metadata=rule(at_least=0, at_most=1))
+    gpus_per_task: Annotated[int, Field(ge=0, le=1), Number] = 0
     """GPUs of each process: one, or none at all."""
 
-    cpus_per_task: int = field(default=4, metadata=rule(at_least=1, at_most=4096))
+    cpus_per_task: Annotated[int, Field(ge=1, le=4096), Number] = 4
     """CPU cores of each process, for itself and for its workers."""
 
-    memory_gb: float | None = field(default=None, metadata=rule(above=0.0))
+    memory_gb: Positive | None = None
     """Memory per node; null leaves it to the cluster's default."""
 
-    timeout_min: int = field(default=240, metadata=rule(at_least=1))
+    timeout_min: Count = 240
     """Time limit. Ahead of it the job stops cleanly and queues itself again (`max_requeues`)."""
 
 
@@ -35,10 +38,10 @@ class PartConfig:
 class ExtractPartConfig(PartConfig):
     """Extraction: an array of tasks, each of which does its share of the shards."""
 
-    num_tasks: int = field(default=4, metadata=rule(at_least=1, at_most=100_000))
+    num_tasks: Annotated[int, Field(ge=1, le=100_000), Number] = 4
     """Tasks of the array. More than `cache.num_shards` leaves some without work."""
 
-    max_parallel: int = field(default=256, metadata=rule(at_least=1))
+    max_parallel: Count = 256
     """How many of them run at once at most."""
 
 
@@ -46,10 +49,10 @@ class ExtractPartConfig(PartConfig):
 class TrainPartConfig(PartConfig):
     """Training: one job over all nodes; both stages ask for the same."""
 
-    nodes: int = field(default=1, metadata=rule(at_least=1, at_most=100_000))
+    nodes: Annotated[int, Field(ge=1, le=100_000), Number] = 1
     """Nodes of the job."""
 
-    tasks_per_node: int = field(default=1, metadata=rule(at_least=1, at_most=1024))
+    tasks_per_node: Annotated[int, Field(ge=1, le=1024), Number] = 1
     """Processes on each node: as many as it has GPUs."""
 
 
@@ -57,48 +60,48 @@ class TrainPartConfig(PartConfig):
 class EvaluatePartConfig(TrainPartConfig):
     """Evaluation: one job over all nodes, or an array of such jobs; each process has a slice of its own."""
 
-    num_tasks: int = field(default=1, metadata=rule(at_least=1, at_most=100_000))
+    num_tasks: Annotated[int, Field(ge=1, le=100_000), Number] = 1
     """Jobs of the array; 1 for no array. Of more than one, each finds its GPUs when it can."""
 
-    max_parallel: int = field(default=256, metadata=rule(at_least=1))
+    max_parallel: Count = 256
     """How many of them run at once at most."""
 
 
 @dataclass
-class ClusterConfig:
+class ClusterConfig(Settings):
     """Where jobs run, and what they ask for."""
 
-    executor: str = field(default="slurm", metadata=rule(choices=("slurm", "local")))
+    executor: Literal["slurm", "local"] = "slurm"
     """`slurm`, or `local`: on this machine, in the background, without any scheduler."""
 
-    partition: str | None = field(default=None, metadata=rule())
+    partition: Text | None = None
     """Slurm's partition; null takes the cluster's default."""
 
-    account: str | None = field(default=None, metadata=rule())
+    account: Text | None = None
     """The account to charge; null takes the user's default."""
 
-    qos: str | None = field(default=None, metadata=rule())
+    qos: Text | None = None
     """The quality of service; null takes the default."""
 
-    constraint: str | None = field(default=None, metadata=rule())
+    constraint: Text | None = None
     """Features that nodes must have, as Slurm writes them; null wants none."""
 
-    mail_user: str | None = field(default=None, metadata=rule())
+    mail_user: Text | None = None
     """Who gets mail about the jobs; null sends none."""
 
-    mail_type: str = field(default="END,FAIL", metadata=rule())
+    mail_type: Text = "END,FAIL"
     """About what, if `mail_user` is given."""
 
-    max_requeues: int = field(default=20, metadata=rule(at_least=0, at_most=10_000))
+    max_requeues: Annotated[int, Field(ge=0, le=10_000), Number] = 20
     """How often a job may start again, for whatever reason, before it counts as failed."""
 
-    signal_delay_s: int = field(default=120, metadata=rule(at_least=1, at_most=3600))
+    signal_delay_s: Annotated[int, Field(ge=1, le=3600), Number] = 120
     """How long before its time limit a job is told to stop: time for a step and a checkpoint."""
 
-    setup: list[str] = field(default_factory=list, metadata=rule(example="[module load cuda]"))
+    setup: Annotated[list[Item], Field(examples=[["module load cuda"]])] = field(default_factory=list)
     """Shell lines at the start of every job: modules to load, variables to set. Slurm only."""
 
-    sbatch: list[str] = field(default_factory=list, metadata=rule(unique=True, example="[reservation=lab]"))
+    sbatch: Annotated[UniqueList[Item], Field(examples=[["reservation=lab"]])] = field(default_factory=list)
     """Further options of sbatch, each `name=value` without dashes, such as `reservation=lab`."""
 
     extract: ExtractPartConfig = field(default_factory=ExtractPartConfig)

@@ -19,7 +19,7 @@ PACKAGES = (
     "webdataset",
     "h5py",
     "submitit",
-    "omegaconf",
+    "pydantic",
     "pillow",
     "scikit-learn",
     "matplotlib",

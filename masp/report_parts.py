@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from masp.errors import MaspError
+from masp.config.yaml_text import parse_yaml
+from masp.errors import InputError, MaspError
 
 _STAGES = (("stage1", "Stage 1: aspect modules", "aspect"), ("stage2", "Stage 2: soft prompt", "soft_prompt"))
 _CURVES = (("loss", "loss", True), ("learning_rate", "learning rate", False))
@@ -121,15 +122,13 @@ def confusion_table(metrics: dict[str, Any]) -> dict[str, Any] | None:
 
 def find_config(*folders: Path) -> tuple[dict[str, Any], str | None]:
     """The resolved configuration in the first folder that has one: parsed (empty if it cannot be), and as text."""
-    import yaml
-
     for folder in folders:
         path = folder / "config.yaml"
         if path.is_file():
             text = path.read_text(encoding="utf-8", errors="replace")
             try:
-                config = yaml.safe_load(text)
-            except yaml.YAMLError:
+                config, _ = parse_yaml(text, str(path))
+            except InputError:
                 config = None
             return (config if isinstance(config, dict) else {}), text
     return {}, None

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from masp.compare import check_same_samples, correctness
+from masp.config.yaml_text import read_yaml
 from masp.metrics import percentiles
 from masp.records import FILE, read_records_file
 from masp.variants import FULL, Variant
@@ -144,7 +144,7 @@ class _Settings:
             path = run / part / "config.yaml"
             if not path.is_file():
                 continue
-            mine = dict(_flat(yaml.safe_load(path.read_text())))
+            mine = dict(_flat(read_yaml(path)[0]))
             name, theirs, changed = self.first.setdefault(part, (str(path), mine, set(variant.changes)))
             for key in sorted({*mine, *theirs} - {"seed", "output_dir", *changed, *variant.changes}):
                 if mine.get(key) != theirs.get(key) and not key.startswith("checkpoint."):

@@ -61,7 +61,7 @@ def evaluate_on(config: Config, files: Sequence[str], stop: StopFlag | None = No
 
 def dataset_configs(config: Config, files: Sequence[str]) -> dict[str, Config]:
     """The configuration of each evaluation, the run's own first, by the name of its dataset."""
-    configs = {config.dataset.name: config}
+    configs: dict[str, Config] = {config.dataset.name: config}
     sources = {_what_is_scored(config): "the run's own dataset"}
     for file in files:
         other, name = load_config(file), Path(file).stem

@@ -6,6 +6,7 @@ python tools/config_reference.py --check    # exit code 1 if they are not curren
 
 import argparse
 import ast
+import dataclasses
 import inspect
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import launch.schema
 import masp.config.schema
-from masp.config.rules import Rule, config_rules, config_sections
+from masp.config.describe import Setting, describe_settings, sections
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 DOCUMENTS = {
@@ -40,17 +41,16 @@ def field_docs(root: type) -> dict[str, dict[str, str]]:
 
 def reference(root: type) -> str:
     """The tables of all settings of a configuration, in Markdown."""
-    docs, rules = field_docs(root), config_rules(root)
+    docs = field_docs(root)
     parts = []
-    for section, kind in config_sections(root).items():
-        prefix = f"{section}." if section else ""
+    for section, kind in {"": root, **sections(root)}.items():
         parts.append(f"### {f'`{section}`' if section else 'Top level'}\n\n{inspect.getdoc(kind)}\n")
         parts.append("| key | default | valid | what it does |\n|---|---|---|---|")
-        for name, rule in rules.items():
-            leaf = name.removeprefix(prefix)
-            if name.startswith(prefix) and "." not in leaf:
+        for name, setting in describe_settings(root).items():
+            of, _, leaf = name.rpartition(".")
+            if of == section:
                 text = next(docs[base.__name__][leaf] for base in kind.__mro__ if leaf in docs.get(base.__name__, {}))
-                parts.append(f"| `{name}` | {_default(rule)} | {rule.valid()} | {text} |")
+                parts.append(f"| `{name}` | {_default(setting)} | {setting.valid} | {text} |")
         parts.append("")
     return "\n".join(parts)
 
@@ -77,8 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _default(rule: Rule) -> str:
-    return "required" if rule.default == masp.config.schema.REQUIRED else f"`{_yaml(rule.default)}`"
+def _default(setting: Setting) -> str:
+    return "required" if setting.default is dataclasses.MISSING else f"`{_yaml(setting.default)}`"
 
 
 def _yaml(value: Any) -> str:

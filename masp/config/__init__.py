@@ -1,4 +1,4 @@
-"""The configuration: every setting in `schema.py`, reading and checking it in `loading.py`."""
+"""The configuration: every setting in `schema.py`, the types of settings in `fields.py`, reading in `loading.py`."""
 
 from masp.config.loading import load_config, load_settings, save_config
 from masp.config.schema import (

@@ -2,14 +2,18 @@
 
 import dataclasses
 import difflib
+import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from masp.config.rules import Rule, config_rules, config_sections
-from masp.config.schema import REQUIRED, Config
-from masp.config.yaml_text import dump_yaml, parse_yaml
+from pydantic import TypeAdapter, ValidationError
+
+from masp.config.describe import describe_settings, sections
+from masp.config.packaged import find_packaged
+from masp.config.schema import Config
+from masp.config.yaml_text import dump_yaml, parse_yaml, read_yaml, shown
 from masp.data.categories import normalise_category
 from masp.errors import InputError
 
@@ -18,11 +22,28 @@ _BASE = "base"
 _COMMAND_LINE = "command line"
 
 T = TypeVar("T")
+Tree = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    """The settings that one source gives, nested."""
+
+    tree: Tree
+    source: str
+    """What to call it in messages."""
+    lines: dict[str, int]
+    """The line of each key, by its dotted name."""
+
+    def place(self, name: str) -> str:
+        return f"{self.source} line {self.lines[name]}" if name in self.lines else self.source
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Read and check the configuration of a run; see `load_settings`."""
-    return load_settings(Config, path, overrides, _check_together)
+    """Read and check the configuration of a run; see `load_settings`. Files that came with MASP are found."""
+    config = load_settings(Config, path, overrides, _check_together)
+    config.vlm.path, config.questions = find_packaged(config.vlm.path), find_packaged(config.questions)
+    return config
 
 
 def load_settings(
@@ -34,10 +55,10 @@ def load_settings(
     """Read and check settings of any kind.
 
     Args:
-        root: the dataclass of the settings, its fields with the metadata of `masp.config.schema.rule`; a field may be
-            a dataclass of settings itself.
-        path: a YAML file, or None for the defaults alone. Its key `base` names a file, relative to its own folder,
-            whose settings it starts from.
+        root: the dataclass of the settings, whose annotations pydantic understands; a field may be a dataclass of
+            settings itself.
+        path: a YAML file (see `find_packaged`), or None for the defaults alone. Its key `base` names a file, relative
+            to its own directory, whose settings it starts from.
         overrides: `key=value`, the key dotted and the value as in YAML; the last one of a key wins.
         check_together: checks what concerns more than one value; gets the settings and what to call their source.
 
@@ -45,23 +66,25 @@ def load_settings(
         The settings; every value has the type of its field and lies in its range.
 
     Raises:
-        InputError: a file is missing or no YAML, a key is unknown, a value is not valid, or a required setting is
-            missing. One line that names file, key, value and what would be valid.
+        InputError: a file is missing or not valid YAML, a key is unknown, a value is not valid, or a required setting
+            is missing. One line that names file, key, value and what would be valid.
     """
-    from omegaconf import OmegaConf
-
-    layers = [] if path is None else _read_files(Path(path), root)
-    layers.append(_read_overrides(overrides, root))
-    merged = OmegaConf.merge(OmegaConf.structured(root), *layers)
-    missing = sorted(OmegaConf.missing_keys(merged))
-    if missing:
-        where = _COMMAND_LINE if path is None else str(path)
+    file = None if path is None else find_packaged(str(path))
+    where = file or _COMMAND_LINE
+    tree: Tree = {}
+    for layer in [*([] if file is None else _read_files(Path(file), root)), *_read_overrides(overrides, root)]:
+        _check_layer(layer, root)
+        _merge(tree, layer.tree)
+    try:
+        settings = _validate(tree, root)
+    except ValidationError as error:
+        # Each layer is valid, so what is wrong with all of them is what none of them gives.
+        missing = sorted(".".join(map(str, each["loc"])) for each in error.errors())
         raise InputError(
             f"{where}: {' and '.join(missing)} must be given, in the file or as {missing[0]}=… on the command line"
-        )
-    settings = OmegaConf.to_object(merged)
+        ) from None
     if check_together is not None:
-        check_together(settings, _COMMAND_LINE if path is None else str(path))
+        check_together(settings, where)
     return settings
 
 
@@ -81,63 +104,54 @@ def save_config(config: Any, path: str | Path) -> None:
     os.replace(temporary, path)
 
 
-def _read_files(path: Path, root: type) -> list[dict[str, Any]]:
-    """The checked settings of a file and of those it builds on, the deepest base first."""
-    layers: list[dict[str, Any]] = []
+def _read_files(path: Path, root: type) -> list[_Layer]:
+    """The settings of a file and of those it builds on, the deepest base first."""
+    layers: list[_Layer] = []
     seen: list[Path] = []
-    while path is not None:
+    following: Path | None = path
+    while following is not None:
+        path = following
+        tree, lines = read_yaml(path)
         if path.resolve() in seen:
             raise InputError(f"{path}: {_BASE} leads back to this file")
         seen.append(path.resolve())
-        tree, lines = parse_yaml(_read_text(path), str(path))
-        if tree is None:
-            tree = {}
-        if not isinstance(tree, dict):
-            raise InputError(f"{path}: must hold 'key: value' lines, not {_shown(tree)}")
         base = tree.pop(_BASE, None)
+        for section in sections(root).keys() & tree.keys():
+            if tree[section] is None:  # `stage1:` with nothing under it changes nothing
+                tree[section] = {}
+        layer = _Layer(tree, str(path), lines)
         if base is not None and not isinstance(base, str):
-            raise InputError(f"{_place(str(path), lines, _BASE)}: {_BASE} = {_shown(base)}: must be the path of a file")
-        layers.insert(0, _check_tree(tree, str(path), lines, root))
-        path = None if base is None else path.parent / base
+            raise InputError(f"{layer.place(_BASE)}: {_BASE} = {shown(base)}: must be the path of a file")
+        layers.insert(0, layer)
+        following = None if base is None else Path(find_packaged(base, path.parent))
     return layers
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: is no UTF-8 text") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot read this configuration file: {error.strerror}") from None
-
-
-def _read_overrides(overrides: Sequence[str], root: type) -> dict[str, Any]:
-    """The checked tree of all `key=value` arguments."""
-    rules = config_rules(root)
-    tree: dict[str, Any] = {}
+def _read_overrides(overrides: Sequence[str], root: type) -> list[_Layer]:
+    """A layer for each `key=value` argument."""
+    layers = []
     for override in overrides:
         name, equals, text = override.partition("=")
         name = name.strip()
         if not equals or not name:
             raise InputError(f"{_COMMAND_LINE}: {override!r} must be key=value, for example seed=1")
-        rule = rules.get(name)
-        value = _override_value(text.strip(), rule, name)
-        single: Any = value
+        tree = _override_value(text.strip(), name, root)
         for part in reversed(name.split(".")):
-            single = {part: single}
-        _merge(tree, _check_tree(single, _COMMAND_LINE, {}, root))
-    return tree
+            tree = {part: tree}
+        layers.append(_Layer(tree, _COMMAND_LINE, {}))
+    return layers
 
 
-def _override_value(text: str, rule: Rule | None, name: str) -> Any:
+def _override_value(text: str, name: str, root: type) -> Any:
     """The value that an override means: YAML, but a setting that is text takes the characters as they stand."""
-    as_it_stands = rule is not None and rule.kind is str and text[:1] not in ("'", '"', "[", "{", "")
+    setting = describe_settings(root).get(name)
+    as_it_stands = setting is not None and setting.is_text and text[:1] not in ("'", '"', "[", "{", "")
     if as_it_stands and text not in ("null", "~"):
         return text
     return parse_yaml(text, f"{_COMMAND_LINE}: {name}")[0]
 
 
-def _merge(tree: dict[str, Any], other: dict[str, Any]) -> None:
+def _merge(tree: Tree, other: Tree) -> None:
     for key, value in other.items():
         if isinstance(value, dict):
             _merge(tree.setdefault(key, {}), value)
@@ -145,56 +159,64 @@ def _merge(tree: dict[str, Any], other: dict[str, Any]) -> None:
             tree[key] = value
 
 
-def _check_tree(tree: dict[str, Any], source: str, lines: dict[str, int], root: type) -> dict[str, Any]:
-    """Check every key and value that a source gives.
+@functools.cache
+def _adapter(root: type) -> TypeAdapter[Any]:
+    return TypeAdapter(root)
 
-    Args:
-        tree: nested settings.
-        source: what to call the source in errors.
-        lines: the line of each key there.
-        root: the dataclass of the settings.
 
-    Returns:
-        The tree with each value in the type of its field.
+def _validate(tree: Tree, root: type) -> Any:
+    return _adapter(root).validate_python({section: {} for section in sections(root)} | tree)
+
+
+def _check_layer(layer: _Layer, root: type) -> None:
+    """Check every key and value that one source gives; it need not give all.
+
+    Raises:
+        InputError: something is not valid, the first in the order of lines.
     """
-    rules, sections = config_rules(root), config_sections(root)
-
-    def walk(node: dict[str, Any], prefix: str) -> dict[str, Any]:
-        checked = {}
-        for key, value in node.items():
-            name = f"{prefix}{key}"
-            where = _place(source, lines, name)
-            if "." in key:
-                raise InputError(f"{where}: {name!r} must be nested: '{key.partition('.')[0]}:', and the rest below it")
-            if name in sections:
-                # A file's `stage1:` with nothing under it changes nothing.
-                if not isinstance(value, dict) and not (value is None and source != _COMMAND_LINE):
-                    example = next(known for known in rules if known.startswith(f"{name}."))
-                    raise InputError(f"{where}: {name} = {_shown(value)}: must hold settings such as {example}")
-                checked[key] = walk(value or {}, f"{name}.")
-            elif name in rules:
-                checked[key] = value if value == REQUIRED else _check_value(rules[name], value, where)
-            else:
-                raise InputError(
-                    f"{where}: unknown key {name!r}: {_suggestion(name, prefix, list(rules), list(sections))}"
-                )
-        return checked
-
-    return walk(tree, "")
-
-
-def _check_value(rule: Rule, value: Any, where: str) -> Any:
     try:
-        return rule.check(value)
-    except ValueError as error:
-        raise InputError(f"{where}: {rule.name} = {_shown(value)}: {error}") from None
+        _validate(layer.tree, root)
+    except ValidationError as error:
+        refused = [_refusal(each, layer, root) for each in error.errors() if each["type"] != "missing"]
+        if refused:
+            raise InputError(min(refused, key=lambda each: each[0])[1]) from None
 
 
-def _suggestion(name: str, prefix: str, known: list[str], sections: list[str]) -> str:
+def _refusal(error: Any, layer: _Layer, root: type) -> tuple[int, str]:
+    """The line of what pydantic refuses, and the message about it."""
+    settings = describe_settings(root)
+    is_unknown, loc = error["type"] == "unexpected_keyword_argument", error["loc"]
+    if error["type"] == "string_unicode" and (not loc or loc[-1] in sections(root)):
+        # A key with half of a surrogate pair, which pydantic reports at its section.
+        is_unknown, loc = True, (*loc, error["input"])
+    name, value = "", layer.tree
+    for key in loc:
+        name, value = f"{name}.{key}" if name else key, value[key]
+        if name in settings:  # what follows is the place in a list
+            break
+    prefix = name[: len(name) - len(key)]
+    given = f"{layer.place(name)}: {name} = {shown(value)}"
+    if is_unknown:
+        if "." in key:
+            message = f"{name!r} must be nested: '{key.partition('.')[0]}:', and the rest below it"
+        else:
+            message = f"unknown key {name!r}: {_suggestion(name, prefix, list(settings), list(sections(root)))}"
+        message = f"{layer.place(name)}: {message}"
+    elif name in sections(root):
+        example = next(known for known in settings if known.startswith(f"{name}."))
+        message = f"{given}: must hold settings such as {example}"
+    elif error["type"] == "value_error":
+        message = f"{given}: {error['ctx']['error']}"
+    else:
+        message = f"{given}: must be {settings[name].valid}"
+    return layer.lines.get(name, 0), message
+
+
+def _suggestion(name: str, prefix: str, known: list[str], known_sections: list[str]) -> str:
     """What the user may have meant by an unknown key."""
     here = [other for other in known if other.startswith(prefix) and "." not in other[len(prefix) :]]
     if not prefix:
-        here += [section for section in sections if section]
+        here += known_sections
     same_leaf = [other for other in known if other.rpartition(".")[2] == name.rpartition(".")[2]]
     close = (
         difflib.get_close_matches(name, here, n=1, cutoff=0.75)
@@ -221,15 +243,6 @@ def _check_together(config: Config, where: str) -> None:
         words = [normalise_category(category) for category in categories]
         if not words or "" in words or len(set(words)) < len(words):
             raise InputError(
-                f"{where}: dataset.categories = {_shown(categories)}: must name one or more different categories "
+                f"{where}: dataset.categories = {shown(categories)}: must name one or more different categories "
                 f"(case and underscores make no difference), or be null"
             )
-
-
-def _place(source: str, lines: dict[str, int], name: str) -> str:
-    return f"{source} line {lines[name]}" if name in lines else source
-
-
-def _shown(value: Any) -> str:
-    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"

@@ -1,13 +1,19 @@
 """The emotions that each known dataset distinguishes, and the aspects that the method asks about."""
 
+from typing import Literal, get_args
+
 ASPECTS: tuple[str, ...] = ("facial_expression", "object", "scene", "human_action", "brightness", "colorfulness")
+
+# `folder` is a dataset that is none of the known ones: its categories are its own sub-folder names.
+DatasetName = Literal["emoset", "emotion6", "artphoto", "abstract", "flickr", "instagram", "folder"]
+DATASET_NAMES: tuple[DatasetName, ...] = get_args(DatasetName)
 
 _MIKELS = ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "sadness")
 # ArtPhoto and Abstract ship the same eight emotions, two of them under shorter names.
 _MIKELS_SHORT = ("amusement", "anger", "awe", "content", "disgust", "excitement", "fear", "sad")
 _POLARITY = ("positive", "negative")
 
-CATEGORY_SETS: dict[str, tuple[str, ...]] = {
+CATEGORY_SETS: dict[DatasetName, tuple[str, ...]] = {
     "emoset": _MIKELS,
     "emotion6": ("anger", "disgust", "fear", "joy", "sadness", "surprise"),
     "artphoto": _MIKELS_SHORT,
@@ -15,10 +21,6 @@ CATEGORY_SETS: dict[str, tuple[str, ...]] = {
     "flickr": _POLARITY,
     "instagram": _POLARITY,
 }
-
-# The name of a dataset that is none of the known ones: its categories are its own sub-folder names.
-OWN_CATEGORIES = "folder"
-DATASET_NAMES: tuple[str, ...] = (*CATEGORY_SETS, OWN_CATEGORIES)
 
 
 def normalise_category(name: str) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
+from masp.config.yaml_text import read_yaml
 from masp.errors import InputError
 
 SLOT = "{categories}"
@@ -68,23 +69,16 @@ def load_questions(path: str | Path) -> Questions:
     """Read and check a questions file.
 
     Raises:
-        InputError: unreadable, no YAML, or something else than templates where templates belong.
+        InputError: unreadable, not valid YAML, or something else than templates where templates belong.
     """
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"questions: {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that does not exist; brackets without end
-        reason = " ".join(str(error).split())
-        raise InputError(f"questions: {path} is no YAML: {reason}") from None
-    if not isinstance(content, dict) or set(content) != {"aspects", "emotion"}:
-        keys = ", ".join(map(str, content)) if isinstance(content, dict) else repr(content)
-        raise InputError(f"{path}: must have the keys aspects and emotion and no others, has {keys or 'none'}")
+    content, _ = read_yaml(path, f"questions: {path}")
+    if set(content) != {"aspects", "emotion"}:
+        raise InputError(
+            f"{path}: must have the keys aspects and emotion and no others, has {', '.join(content) or 'none'}"
+        )
     if not isinstance(content["aspects"], dict):
         raise InputError(f"{path}: aspects must map each aspect to a list of questions, is {content['aspects']!r}")
-    aspects = {str(name): _templates(path, f"aspects.{name}", value) for name, value in content["aspects"].items()}
+    aspects = {name: _templates(path, f"aspects.{name}", value) for name, value in content["aspects"].items()}
     emotions = _templates(path, "emotion", content["emotion"])
     for template in emotions:
         if template.count(SLOT) != 1:

@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 OWN = ("masp", "launch", "tools")
 HEAVY = set("torch transformers deepspeed sklearn scipy matplotlib tensorboard webdataset h5py submitit".split())
 # Import name to distribution, where they differ.
-DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+DISTRIBUTIONS = {"PIL": "pillow", "pydantic_core": "pydantic", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 
 
 def module_name(path: Path) -> str:

@@ -41,10 +41,10 @@ def test_evaluation_takes_the_first_template_and_the_given_order():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("aspects: [", "no YAML"),
-        ("aspects: {}\nemotion: [2024-13-45]", "month must be in"),
-        ("[" * 3000, "no YAML"),
-        ("- a", "must have the keys"),
+        ("aspects: [", "not valid YAML"),
+        ("aspects: {}\nemotion: [2024-13-45]", "must hold {categories}"),
+        ("[" * 3000, "nested too deeply"),
+        ("- a", "must hold 'key: value' lines"),
         ("aspects: {}\nemotion: ['{categories}']\nother: 1", "must have the keys"),
         ("aspects: [a]\nemotion: ['{categories}']", "aspects must map"),
         ("aspects: {scene: 'where'}\nemotion: ['{categories}']", "aspects.scene"),
@@ -62,7 +62,7 @@ def test_a_bad_file_is_one_line_that_names_it(tmp_path, text, says):
 
 
 def test_missing_file_and_missing_aspect():
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot read"):
         load_questions("no/such.yaml")
     with pytest.raises(InputError, match="no questions about aspect 'smell'"):
         load_questions(SHIPPED).aspect_first("smell")

@@ -22,7 +22,7 @@ def write(path: Path, content: object = "image") -> Path:
 
 
 def read(root: Path, name: str = "emoset", categories: list[str] | None = None):
-    return read_dataset(DatasetConfig(name, str(root), categories))
+    return read_dataset(DatasetConfig(name=name, root=str(root), categories=categories))
 
 
 def refused(root: Path, name: str = "emoset", kind: type[MaspError] = InputError, **options) -> str:
