@@ -35,6 +35,7 @@ setup(
         "omegaconf>=2.4,<3",
         "packaging>=23",
         "pillow>=11",
+        "pydantic>=2.12,<3",
         "pyyaml>=6.0",
         "safetensors>=0.5",
         "scikit-learn>=1.7",
