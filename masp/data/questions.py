@@ -12,7 +12,6 @@ from hashlib import blake2b
 from pathlib import Path
 
 from masp.errors import InputError
-from masp.files.text import all_lines, reason
 
 SLOT = "{categories}"
 """Where an emotion template lists the categories."""
@@ -76,9 +75,10 @@ def load_questions(path: str | Path) -> Questions:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"questions: {path} cannot be read: {reason(error)}") from None
+        raise InputError(f"questions: {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that does not exist; brackets without end
-        raise InputError(f"questions: {path} is no YAML: {all_lines(error)}") from None
+        reason = " ".join(str(error).split())
+        raise InputError(f"questions: {path} is no YAML: {reason}") from None
     if not isinstance(content, dict) or set(content) != {"aspects", "emotion"}:
         keys = ", ".join(map(str, content)) if isinstance(content, dict) else repr(content)
         raise InputError(f"{path}: must have the keys aspects and emotion and no others, has {keys or 'none'}")
