@@ -51,12 +51,13 @@ def make_cache(folder: Path, num_samples: int, num_tokens: int, hidden: int, num
     """A cache of random bf16 features, finished like any other."""
     import torch
 
-    from masp.cache.files import sealed, write_bytes
     from masp.cache.formats import store
     from masp.cache.layout import LAYOUT, SHARDS, assign, make_layout
     from masp.cache.manifest import finalize
     from masp.cache.writer import ShardWriter
     from masp.data.datasets import Sample
+    from masp.files.atomic import write_bytes
+    from masp.files.sealed import sealed
 
     (folder / SHARDS).mkdir(parents=True)
     samples = [Sample(f"train%2Fjoy%2F{n:06d}", "train", Path("none"), "joy", {}) for n in range(num_samples)]
@@ -224,10 +225,11 @@ print(json.dumps({"seconds": seconds, "mb": peak() - before, "process_mb": peak(
 
 def index(arguments: argparse.Namespace, base: Path) -> dict:
     """Time and memory to open the index of many samples, each in a fresh process; memory is the peak's growth."""
-    from masp.cache.files import digest_file, sealed, write_bytes
     from masp.cache.fingerprint import FORMAT_VERSION
     from masp.cache.index import _TYPES, _WIDTHS, Index, save_index
     from masp.cache.layout import INDEX, MANIFEST
+    from masp.files.atomic import write_bytes
+    from masp.files.sealed import digest_file, sealed
 
     count, folder = arguments.rows, base / "index"
     folder.mkdir()

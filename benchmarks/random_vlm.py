@@ -18,6 +18,7 @@ from unittest import mock
 import torch
 
 from masp.errors import InputError
+from masp.files.text import first_line
 from masp.models.loading import Partition
 from tests.vlm_sizes import real_config, save_config_only
 
@@ -76,7 +77,7 @@ def make_vlm(folder: Path, model: str, tokenizer: Path | None) -> Path:
         try:
             words = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError) as error:
-            raise InputError(f"--tokenizer {tokenizer}: no tokenizer: {str(error).splitlines()[0]}") from None
+            raise InputError(f"--tokenizer {tokenizer}: no tokenizer: {first_line(error)}") from None
         template = folder / "chat_template.json"
         if not words.chat_template and template.is_file():
             (folder / "chat_template.jinja").write_text(json.loads(template.read_text())["chat_template"])

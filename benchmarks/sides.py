@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from masp.files.text import first_line
+
 
 def synchronize(device: str) -> None:
     """Wait for the GPU, if that is what it is."""
@@ -173,7 +175,7 @@ def measure_sides(
             work()
         except (torch.OutOfMemoryError, ImportError, MaspError) as error:
             no_memory = isinstance(error, torch.OutOfMemoryError)
-            found[name] = {"error": "not enough GPU memory" if no_memory else str(error).splitlines()[0]}
+            found[name] = {"error": "not enough GPU memory" if no_memory else first_line(error)}
             if name in sides:
                 sides.pop(name).close()
 

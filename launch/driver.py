@@ -18,13 +18,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from launch.lock import holding, is_held
 from launch.parts import Part, make_parts, task_command
 from launch.record import CLUSTER, CONFIG, JOBS, explain, read_record
 from launch.schema import load_cluster
 from launch.state import DRIVER_LOCK
 from masp.config import load_config
 from masp.errors import InputError, MaspError, StoppedEarly
+from masp.files.locks import holding, is_held
 from masp.status import read_status, write_status
 from masp.stopping import StopFlag
 
@@ -201,7 +201,7 @@ def main() -> int:
     """Run the driver; returns the exit code."""
     folder = Path(sys.argv[1])
     try:
-        with holding(folder / DRIVER_LOCK, f"{folder} has a driver already"):
+        with holding(folder / DRIVER_LOCK, f"{folder} has a driver already", key="output_dir"):
             drive(folder)
     except MaspError as error:
         print(f"error: {error}", file=sys.stderr)

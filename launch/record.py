@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from launch.schema import ClusterConfig
-from masp.cache.files import write_bytes
 from masp.config import Config, save_config
 from masp.errors import DataError, InputError
+from masp.files.atomic import write_bytes
 
 FILE, CONFIG, CLUSTER, JOBS = "submission.json", "config.yaml", "cluster.yaml", "jobs"
 _ANOTHER = "its own message says why"

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch import queue
-from launch.lock import is_held
 from launch.progress import progress
 from launch.record import CONFIG, Record, Submitted, explain, read_record
 from masp.config import Config, load_config
+from masp.files.locks import is_held
 from masp.status import read_status
 
 DRIVER_LOCK = "driver.lock"

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
-from launch.lock import holding
 from launch.parts import Part, make_parts
 from launch.preflight import check_executor, check_slurm, check_writable, preflight
 from launch.record import (
@@ -28,9 +27,10 @@ from launch.schema import ClusterConfig
 from launch.snapshot import DIFF, snapshot
 from launch.snapshot import FILE as ENVIRONMENT
 from launch.state import active
-from masp.cache.files import write_bytes
 from masp.config import Config
 from masp.errors import InputError
+from masp.files.atomic import write_bytes
+from masp.files.locks import holding
 
 _LOCK = ".lock"
 
@@ -85,7 +85,7 @@ def submit(
     except OSError as error:
         raise InputError(f"output_dir: {parent} cannot be written: {error.strerror}") from None
     taken = f"output_dir: {config.output_dir}: another `launch` is submitting it at this moment; wait for it"
-    with holding(parent / _LOCK, taken):
+    with holding(parent / _LOCK, taken, key="output_dir"):
         _refuse_twice(parent, _parts(command, stage, config, cluster, parent, without), config)
         parts = _parts(command, stage, config, cluster, parent, without)
         if cluster.executor == "slurm":  # quick to ask, and what is most often wrong

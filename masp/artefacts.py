@@ -20,9 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from masp.cache.files import replacing
 from masp.cache.fingerprint import differences
 from masp.errors import DataError, InputError
+from masp.files.atomic import replacing
+from masp.files.text import first_line
 from masp.models.aspect_modules import AspectModules, to_released
 from masp.models.soft_prompt import SoftPrompt
 from masp.released import (
@@ -228,7 +229,7 @@ def _load(path: str, key: str, kind: str) -> tuple[dict[str, Tensor], Lineage]:
             header = (file.metadata() or {}).get(HEADER)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError) as error:
-        raise DataError(f"{key}: {path} is damaged: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{key}: {path} is damaged: {first_line(error)}") from None
     if header is None:
         raise InputError(f"{key}: {path} was not written by MASP: its header holds no lineage")
     lineage = _lineage(header, f"{key}: {path}")

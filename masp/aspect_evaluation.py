@@ -127,7 +127,7 @@ class AspectEvaluation:
         from dataclasses import asdict
 
         from masp.aspect_metrics import compute_aspect_metrics
-        from masp.cache.files import write_bytes
+        from masp.files.atomic import write_bytes
         from masp.ledger import FOLDER
         from masp.records import FILE, write_aspect_records
 
@@ -163,8 +163,8 @@ class AspectEvaluation:
         return path
 
     def _identity(self) -> dict[str, Any]:
-        from masp.cache.files import digest_of
         from masp.cache.fingerprint import fingerprint_digest
+        from masp.files.sealed import digest_of
 
         config = self.config
         return {

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from masp.cache.codec import checksum
-from masp.cache.files import digest_of, replacing
 from masp.cache.reader import Cache
 from masp.config import Config
 from masp.devices import pick_device
 from masp.errors import DataError, InputError
+from masp.files.atomic import replacing
+from masp.files.sealed import digest_of
+from masp.files.text import reason
 from masp.models.sequence import pad_features
 
 FOLDER, FORMAT = "aspect-tokens", 1
@@ -79,7 +81,7 @@ def build_aspect_tokens(config: Config) -> Path:
                 bar.update(len(rows))
             bar.close()
     except OSError as error:
-        raise InputError(f"cache.dir: {path} cannot be written: {error.strerror or error}") from None
+        raise InputError(f"cache.dir: {path} cannot be written: {reason(error)}") from None
     print(f"cache: {path}: aspect tokens of {len(cache)} images, {path.stat().st_size / 1e9:.2f} GB")
     return path
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from masp.errors import DataError
+from masp.files.jsonl import write_all
 
 _SUFFIX = ".attention"
 
@@ -41,9 +42,7 @@ class AttentionFile:
         """
         data = np.ascontiguousarray(weights, dtype="<f4").tobytes()
         offset = os.fstat(self._file).st_size
-        left = memoryview(data)
-        while left:  # a nearly full disk takes part of it; the rest raises ENOSPC at the next try
-            left = left[os.write(self._file, left) :]
+        write_all(self._file, data)
         return {"file": self.name, "offset": offset, "shape": list(weights.shape), "crc32": zlib.crc32(data)}
 
     def __enter__(self) -> AttentionFile:

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from masp.cache.files import digest_file, fsync_folder, read_sealed, sealed, write_bytes
 from masp.errors import DataError, InputError
+from masp.files.atomic import fsync_directory, replacing, write_bytes
+from masp.files.sealed import digest_file, read_sealed_object, sealed
+from masp.files.text import reason
 
 LATEST = "latest"
 
@@ -66,9 +68,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             shutil.rmtree(left)
         temporary.mkdir()
         tensors = temporary / "state.safetensors"
-        save_file({n: t.contiguous() for n, t in checkpoint.tensors.items()}, tensors)
-        with open(tensors, "rb") as file:
-            os.fsync(file.fileno())
+        with replacing(tensors) as file:
+            save_file({n: t.contiguous() for n, t in checkpoint.tensors.items()}, file)
         digest = digest_file(tensors)
         meta = {
             "step": checkpoint.step,
@@ -85,7 +86,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             if final.exists():  # `latest` is older: somebody went back, or this one was damaged
                 _remove(final)
             os.replace(temporary, final)
-        fsync_folder(folder)
+        fsync_directory(folder)
         write_bytes(folder / LATEST, name.encode())
         # those of later steps are of a course that was given up by going back
         best = step_name(checkpoint.validation.get("best_step"))
@@ -95,9 +96,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             _remove(path)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"output_dir: the checkpoint {final} cannot be written: {reason}; earlier ones are kept"
+            f"output_dir: the checkpoint {final} cannot be written: {reason(error)}; earlier ones are kept"
         ) from None
     return final
 
@@ -138,7 +138,7 @@ def _load(folder: Path, path: Path, identity: dict) -> Checkpoint:
     pointer = folder / LATEST
     others = sorted(p.name for p in folder.glob("step-*") if p != path)
     remedy = f"write {others[-1]!r} into {pointer} to go back to it" if others else f"delete {folder} to start afresh"
-    meta = read_sealed(path / "state.json")
+    meta = read_sealed_object(path / "state.json")
     if meta is None:
         raise DataError(f"{pointer} names {path.name}, which is not there or not whole; {remedy}")
     for name in {**identity, **meta["identity"]}:  # in the order of `identity`: settings before what follows from them

@@ -189,8 +189,8 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def _write(result: dict[str, Any], folder: Path) -> None:
-    from masp.cache.files import write_bytes
     from masp.figures import intervals_figure
+    from masp.files.atomic import write_bytes
 
     accuracies = [(name, run["accuracy"], run["accuracy_ci95"]) for name, run in result["runs"].items()]
     differences = [(f"{p['second']} − {p['first']}", p["difference"], p["difference_ci95"]) for p in result["pairs"]]

@@ -17,6 +17,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from masp.errors import InputError, OtherRankFailed
+from masp.files.text import first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,9 +92,8 @@ def join(ranks: Ranks, device: str, timeout_min: float = 30.0) -> None:
             try:
                 torch.distributed.init_process_group(backend, rank=ranks.rank, world_size=ranks.size, timeout=timeout)
             except (RuntimeError, ValueError) as error:
-                reason = str(error).strip().splitlines()[0]
                 raise InputError(
-                    f"environment: {ranks.size} ranks were announced and did not all come: {reason}"
+                    f"environment: {ranks.size} ranks were announced and did not all come: {first_line(error)}"
                 ) from None
         atexit.register(leave)  # not earlier: DeepSpeed keeps its groups for the life of the process
     import deepspeed

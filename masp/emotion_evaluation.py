@@ -99,7 +99,7 @@ class EmotionEvaluation:
     def finish(self, records: Sequence[dict[str, Any]]) -> Path:
         """Write `records.h5`, then `metrics.json`; returns the latter."""
         from masp.attention import read_attention
-        from masp.cache.files import write_bytes
+        from masp.files.atomic import write_bytes
         from masp.ledger import FOLDER
         from masp.metrics import compute_metrics
         from masp.records import FILE, data_of, write_emotion_records

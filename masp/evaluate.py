@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from masp.config import Config, save_config
 from masp.devices import pick_device, plain_memory_errors
 from masp.errors import InputError, StoppedEarly
+from masp.files.text import reason
 from masp.stopping import StopFlag
 
 if TYPE_CHECKING:
@@ -80,8 +81,9 @@ def _plain_write_errors(folder: Path) -> Iterator[None]:
             raise
         if folder != Path(path) and folder not in Path(path).parents and Path(path) not in folder.parents:
             raise
-        why = error.strerror or str(error)
-        raise InputError(f"evaluate.output_dir: {path} cannot be written: {why}; what is scored is kept") from None
+        raise InputError(
+            f"evaluate.output_dir: {path} cannot be written: {reason(error)}; what is scored is kept"
+        ) from None
 
 
 def _read_share() -> Ranks:

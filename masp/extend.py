@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from masp.cache.files import locked, plain_write_errors, sealed, write_bytes
 from masp.cache.generations import make_generation, shards_of
-from masp.cache.layout import FINISHING, LAYOUT, MANIFEST, read_layout, shard_names
+from masp.cache.layout import FINISHING, LAYOUT, MANIFEST, plain_write_errors, read_layout, shard_names
 from masp.cache.state import cached_keys, finished_sidecar, unfinished
 from masp.config import Config
 from masp.errors import InputError
 from masp.extract import Job, agree, check_machine, extract, holding, prepare, to_do
+from masp.files.atomic import write_bytes
+from masp.files.locks import locked
+from masp.files.sealed import sealed
 
 EXTENDING = ".extending"
 """Locked by whoever decides about a new generation."""
@@ -40,7 +42,7 @@ def extend(config: Config, *, num_tasks: int = 1, task_index: int = 0) -> Path:
     if read_layout(folder) is None:
         raise InputError(f"cache.dir: {folder} is no feature cache; make one with `masp extract`")
     job = prepare(config)
-    with locked(folder / EXTENDING, [(0, 1)], wait=True):
+    with locked(folder / EXTENDING, [(0, 1)], key="cache.dir", wait=True):
         _add_generation(job)
     return extract(config, num_tasks=num_tasks, task_index=task_index)
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from masp.assemble import machine_part
-from masp.cache.files import locked, plain_write_errors
 from masp.cache.fingerprint import Fields, compare, model_fields
 from masp.cache.generations import shards_of
 from masp.cache.layout import (
@@ -21,6 +20,7 @@ from masp.cache.layout import (
     Shard,
     agree_on_layout,
     make_layout,
+    plain_write_errors,
     read_layout,
     shard_names,
     sidecar_path,
@@ -39,6 +39,7 @@ from masp.cache.state import (
 from masp.config import Config
 from masp.data.datasets import Dataset, read_dataset
 from masp.errors import InputError
+from masp.files.locks import locked
 from masp.models.families import resolve_folder
 from masp.stopping import StopFlag
 
@@ -172,18 +173,18 @@ def holding(folder: Path, ranges: Sequence[tuple[int, int]], who: str = "") -> I
         InputError: another process is writing them.
     """
     while True:
-        with locked(folder / LOCK, ranges) as free:
+        with locked(folder / LOCK, ranges, key="cache.dir") as free:
             if free:
                 yield
                 return
-        with locked(folder / LOCK, [(FINISHING, 1)]) as nobody_merges:
+        with locked(folder / LOCK, [(FINISHING, 1)], key="cache.dir") as nobody_merges:
             if nobody_merges:
                 what = f"the shards of this task{who}" if who else "there"
                 raise InputError(
                     f"cache.dir: {folder}: another extraction is writing {what}; wait for it or stop it"
                     + (", and give every task an index of its own" if who else "")
                 )
-        with locked(folder / LOCK, [(FINISHING, 1)], wait=True):
+        with locked(folder / LOCK, [(FINISHING, 1)], wait=True, key="cache.dir"):
             pass
 
 
@@ -263,7 +264,7 @@ def _encode(job: Job, todo: Sequence[Shard], layout: dict, stop: StopFlag | None
 def _merge(job: Job, layout: dict, checked: Sequence[Shard]) -> None:
     """Write index and manifest unless another task was first; `checked` shards were compared with the dataset."""
     folder, names = job.folder, {shard.name for shard in checked}
-    with locked(folder / LOCK, [(FINISHING, 1), (0, FINISHING)], wait=True):
+    with locked(folder / LOCK, [(FINISHING, 1), (0, FINISHING)], wait=True, key="cache.dir"):
         if (folder / MANIFEST).exists():
             return
         # other tasks may have seen other data

@@ -103,7 +103,7 @@ def open_feed(config: Config) -> Feed:
 
 
 def _digest(pairs) -> str:
-    from masp.cache.files import digest_of
+    from masp.files.sealed import digest_of
 
     return digest_of(sorted(map(list, pairs)))
 

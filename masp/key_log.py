@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from masp.training_log import cut_lines
+from masp.files.jsonl import cut_lines
 
 FOLDER = "keys"
 

@@ -13,7 +13,6 @@ What counts as what:
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import re
@@ -22,6 +21,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from masp.errors import DataError, InputError
+from masp.files.jsonl import write_all
+from masp.files.locks import try_lock
 from masp.ledger_file import RESUMES, SUFFIX, VERSION, Record, Tail, damaged, ledger_files, read_ledger, record_problem
 from masp.run_lock import RunInUse
 
@@ -70,7 +71,7 @@ class Ledger:
             # A POSIX lock goes when this process goes, unlike flock, which its orphaned workers would keep. It also
             # goes when the process closes any handle of the file, so it is held on a file that is opened nowhere else.
             self._lock = os.open(self.path.parent / f".{name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
-            if not _lock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            if not _lock(self._lock):
                 raise RunInUse(f"{self.path}: another process is writing it; wait for it or stop it first")
             for path in ledger_files(self.path.parent):
                 _check_identity(path, read_ledger(path).header, identity)
@@ -147,10 +148,8 @@ class Ledger:
         self.close()
 
     def _write_line(self, value: Any) -> None:
-        line = (json.dumps(value, ensure_ascii=True, allow_nan=False) + "\n").encode("ascii")
         assert self._file is not None, "the ledger is closed"
-        while line:  # A nearly full disk takes part of a line; the rest raises ENOSPC at the next try.
-            line = line[os.write(self._file, line) :]
+        write_all(self._file, (json.dumps(value, ensure_ascii=True, allow_nan=False) + "\n").encode("ascii"))
 
 
 def slice_keys(expected_keys: Sequence[str], rank: int, num_ranks: int) -> list[str]:
@@ -351,13 +350,11 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 200 else text[:199] + "…"
 
 
-def _lock(file: int, operation: int) -> bool:
-    """Take a lock that also reaches other machines on NFS; False if another process has it."""
+def _lock(file: int, wait: bool = False) -> bool:
+    """Take a lock; False if another process has it."""
     try:
-        fcntl.lockf(file, operation)
+        return try_lock(file, wait=wait)
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            return False
         # Without locks at all the evaluation is still right: files have one writer, and a merge ends in a rename.
         if error.errno not in _NO_LOCKS:
             raise
@@ -368,7 +365,7 @@ def _lock(file: int, operation: int) -> bool:
 def _folder_lock(folder: Path) -> Iterator[None]:
     file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        _lock(file, fcntl.LOCK_EX)
+        _lock(file, wait=True)
         yield
     finally:
         os.close(file)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from masp.files.atomic import write_bytes
+from masp.files.text import reason
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,12 +80,9 @@ def write_page(path: str | Path, entries: Sequence[Mapping[str, Any]]) -> Path:
 
     path = Path(path)
     html = environment().get_template("looking.html.j2").render({"entries": list(entries)})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(html.encode("utf-8", errors="backslashreplace"))
-        os.replace(temporary, path)
+        write_bytes(path, html.encode("utf-8", errors="backslashreplace"))
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"--attention {path}: cannot be written: {error.strerror}") from None
+        raise InputError(f"--attention {path}: cannot be written: {reason(error)}") from None
     return path

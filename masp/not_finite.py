@@ -6,8 +6,8 @@ import json
 import math
 from pathlib import Path
 
-from masp.cache.files import write_bytes
 from masp.errors import InputError
+from masp.files.atomic import write_bytes
 
 
 def report_not_finite(

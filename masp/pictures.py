@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from masp.data.images import UnreadableImage, decode_image, read_image_file
+from masp.files.text import first_line, reason
 from masp.models.vision import Preprocessor
 from masp.workers import ReadAhead
 
@@ -71,9 +72,9 @@ class Pictures(Dataset):
         except UnreadableImage as error:
             return self._blank(source, error.reason)
         except OSError as error:
-            return Picture(None, (0, 0, 0), 0, (0, 0), source, failure=f"{path}: {error.strerror or error}")
+            return Picture(None, (0, 0, 0), 0, (0, 0), source, failure=f"{path}: {reason(error)}")
         except ValueError as error:
-            return self._blank(source, f"refused by the image processor: {str(error).splitlines()[0]}")
+            return self._blank(source, f"refused by the image processor: {first_line(error)}")
         return Picture(pixel_values, grid, self._num_tokens(grid), image.size, source)
 
     def _blank(self, source: dict, reason: str) -> Picture:

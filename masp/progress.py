@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -11,6 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
+
+from masp.files.jsonl import append_line
+from masp.files.text import reason
 
 TIMINGS = "timings.jsonl"
 """One line per call that encoded something. A note for people and for `masp plan`: no part of the cache."""
@@ -78,11 +79,6 @@ class Progress:
             **{f"share_{name}": round(share, 4) for name, share in self.shares().items()},
         }
         try:
-            # one write of one line: those of several tasks do not mix
-            descriptor = os.open(folder / TIMINGS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                os.write(descriptor, json.dumps(line, sort_keys=True).encode() + b"\n")
-            finally:
-                os.close(descriptor)
+            append_line(folder / TIMINGS, line, sort_keys=True)
         except OSError as error:
-            print(f"note: {folder / TIMINGS} cannot be written: {error.strerror}", file=sys.stderr)
+            print(f"note: {folder / TIMINGS} cannot be written: {reason(error)}", file=sys.stderr)

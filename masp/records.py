@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from masp.errors import DataError, InputError
+from masp.files.text import first_line
 
 FILE = "records.h5"
 VERSION = 1
@@ -56,7 +57,7 @@ def data_of(feed: Any) -> dict[str, str]:
         `data_digest`: of keys, labels and features, live of keys and labels alone; `made_by`: digest of what made the
         features, empty where they were made live. Only digests of features that were made alike can be compared.
     """
-    from masp.cache.files import digest_of
+    from masp.files.sealed import digest_of
 
     cached = hasattr(feed.source, "cache")
     return {
@@ -116,7 +117,7 @@ def write_aspect_records(path: Path, records: Sequence[dict[str, Any]], answers:
 def _writing(path: Path) -> Iterator[Any]:
     import h5py
 
-    from masp.cache.files import replacing
+    from masp.files.atomic import replacing
 
     with replacing(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs["format_version"] = VERSION
@@ -236,7 +237,7 @@ def _reading(path: Path) -> Iterator[Any]:
         ours = path.name == FILE
         remedy = "delete it and run `masp evaluate` again" if ours else f"name a {FILE} that `masp evaluate` wrote"
         what = "is damaged" if ours else "is damaged or no file of MASP"
-        raise DataError(f"{path} {what}: {str(error).splitlines()[0]}; {remedy}") from None
+        raise DataError(f"{path} {what}: {first_line(error)}; {remedy}") from None
 
 
 def _dataset(group, name: str):

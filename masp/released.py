@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from masp.errors import InputError
+from masp.files.text import first_line
 
 TOKEN = "<|reserved_special_token_{}|>"
 """Names of a soft prompt's rows."""
@@ -41,8 +42,7 @@ def _unpickle(path: str, key: str) -> Any:
         reason = f"it names {found[1]!r}, which is no tensor and is not run" if found else "it holds no tensors"
         raise InputError(f"{key}: {path} is refused: {reason}") from None
     except Exception as error:  # whatever bytes anyone gave it: torch has no list of what its reader raises
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{key}: {path} is no checkpoint of tensors: {reason}") from None
+        raise InputError(f"{key}: {path} is no checkpoint of tensors: {first_line(error)}") from None
 
 
 def checked_tensor(value: Any, shape: tuple[int, ...], what: str) -> Tensor:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from masp.cache.files import plain_write_errors, sealed, write_bytes
-from masp.cache.layout import LAYOUT
+from masp.cache.layout import LAYOUT, plain_write_errors
 from masp.cache.manifest import layout_of
 from masp.cache.state import read_manifest
 from masp.cache.verify import Problem, verify_cache
 from masp.config import Config
 from masp.errors import DataError, InputError
 from masp.extract import extract
+from masp.files.atomic import write_bytes
+from masp.files.sealed import sealed
 
 
 def repair(config: Config) -> list[Problem]:

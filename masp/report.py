@@ -8,7 +8,6 @@ them, and the page's content security policy forbids scripts and addresses altog
 
 import json
 import math
-import os
 import unicodedata
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import Any
 
 from masp import __version__
 from masp.errors import DataError, InputError
+from masp.files.atomic import write_bytes
+from masp.files.text import reason
 
 _VARIANT_TITLES = {
     "zero_shot": "Zero-shot",
@@ -64,16 +65,12 @@ def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
     output = run_dir / "report.html" if output is None else Path(output)
     if output.is_dir():
         raise InputError(f"{output}: is a folder; name the HTML file to write")
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         # A file name that is no UTF-8 reaches us as lone surrogates, which no HTML file can hold.
-        temporary.write_bytes(html.encode("utf-8", errors="backslashreplace"))
-        os.replace(temporary, output)
+        write_bytes(output, html.encode("utf-8", errors="backslashreplace"))
     except OSError as error:
-        if temporary.parent.is_dir():
-            temporary.unlink(missing_ok=True)
-        raise InputError(f"{output}: cannot be written: {error.strerror}; give --output another file") from None
+        raise InputError(f"{output}: cannot be written: {reason(error)}; give --output another file") from None
     return output
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import socket
 from pathlib import Path
 
 from masp.errors import InputError
+from masp.files.locks import try_lock
+from masp.files.text import reason
 
 FILE = ".lock"
 
@@ -21,9 +21,7 @@ class RunInUse(InputError):
 class RunLock:
     """The right to write into a run's folder, held by the lead rank for all of them. Use as a context manager.
 
-    A POSIX record lock: the kernel gives it back when the process dies, so what a killed run leaves blocks nobody, and
-    forked DataLoader workers, which outlive a killed run for a few seconds, do not hold it (`flock` would). Network
-    file systems with locks carry it between machines. The file says who holds it, for the message.
+    A lock of `masp.files.locks`: what a killed run leaves blocks nobody. The file says who holds it, for the message.
 
     Args:
         folder: of the run; one that does not exist is nobody's.
@@ -42,23 +40,24 @@ class RunLock:
         if self._descriptor is not None or not self.path.parent.is_dir():
             return
         try:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise InputError(f"output_dir: {self.path.parent} cannot be written: {error.strerror}") from None
+            raise InputError(f"output_dir: {self.path.parent} cannot be written: {reason(error)}") from None
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = try_lock(descriptor)
         except OSError as error:
-            holder = os.read(descriptor, 4096)
             os.close(descriptor)
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise RunInUse(
-                    f"output_dir: {self.path.parent} is in use by {_name(holder)}; wait until it ends or stop it, or "
-                    "give another output_dir"
-                ) from None
             raise InputError(
-                f"output_dir: {self.path} cannot be locked ({error.strerror}), so two runs could write here at once; "
+                f"output_dir: {self.path} cannot be locked ({reason(error)}), so two runs could write here at once; "
                 "give an output_dir on a file system with locks"
             ) from None
+        if not free:
+            holder = os.read(descriptor, 4096)
+            os.close(descriptor)
+            raise RunInUse(
+                f"output_dir: {self.path.parent} is in use by {_name(holder)}; wait until it ends or stop it, or "
+                "give another output_dir"
+            )
         os.ftruncate(descriptor, 0)
         os.write(descriptor, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
         self._descriptor = descriptor  # any close of this file by this process would give the lock back

@@ -10,13 +10,13 @@ import torch
 from masp.artefacts import Lineage, safe_name, save_aspects, save_soft_prompt
 from masp.aspect_tokens import open_aspect_tokens
 from masp.assemble import load_trained_aspects, open_matching_cache, used_aspects
-from masp.cache.files import digest_file
 from masp.cache.fingerprint import fingerprint_digest
 from masp.config import Config
 from masp.config.schema import StageConfig
 from masp.data.questions import load_questions
 from masp.devices import torch_dtype
 from masp.errors import InputError
+from masp.files.sealed import digest_file
 from masp.models.aspect_modules import AspectModules
 from masp.models.forward import Stage1Model, Stage2Model, num_logits
 from masp.models.language import load_language_half

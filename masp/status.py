@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from masp.errors import MaspError, OtherRankFailed, StoppedEarly
+from masp.files.atomic import write_bytes
+from masp.files.text import reason
 from masp.run_lock import RunInUse
 
 FILE = "status.json"
@@ -27,13 +29,7 @@ def write_status(folder: Path, state: str, exit_code: int | None = None, message
     """
     host, pid = socket.gethostname(), os.getpid()
     status = {"state": state, "exit_code": exit_code, "message": message, "time": time.time(), "host": host, "pid": pid}
-    # several ranks may write at once, each to a name of its own
-    temporary = folder / f".{FILE}.{host}.{pid}.tmp"
-    try:
-        temporary.write_text(json.dumps({**status, **more}, indent=1))
-        os.replace(temporary, folder / FILE)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_bytes(folder / FILE, json.dumps({**status, **more}, indent=1).encode())
 
 
 def read_status(folder: Path) -> dict | None:
@@ -86,4 +82,4 @@ def _note(folder: Path, entered: float, state: str, exit_code: int, message: str
                 state = "finished"
             write_status(folder, state, exit_code, message)
         except OSError as error:  # a full disk, most likely what ended the run: its own message must get through
-            print(f"note: {folder / FILE} cannot be written: {error.strerror}")
+            print(f"note: {folder / FILE} cannot be written: {reason(error)}")

@@ -17,13 +17,13 @@ from torch.utils.data import Dataset
 
 from masp.aspect_tokens import AspectTokens
 from masp.assemble import used_aspects
-from masp.cache.files import digest_of
 from masp.cache.order import PADDING, epoch_order, plan_step
 from masp.cache.reader import CachedSample
 from masp.config import Config, Stage2Config
 from masp.config.schema import StageConfig
 from masp.data.questions import Questions
 from masp.errors import InputError
+from masp.files.sealed import digest_of
 from masp.flops import shapes
 from masp.models.families import load_config, resolve_folder
 from masp.models.prompt import Prompt

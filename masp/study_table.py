@@ -34,8 +34,8 @@ def write_table(folder: Path, variants: Sequence[Variant], seeds: Sequence[int])
     Raises:
         InputError: runs are on different samples. DataError: records are damaged.
     """
-    from masp.cache.files import write_bytes
     from masp.figures import intervals_figure
+    from masp.files.atomic import write_bytes
 
     result = study(folder, variants, seeds)
     text = markdown(result)

@@ -15,6 +15,7 @@ from masp.config import Config, save_config
 from masp.config.schema import StageConfig
 from masp.devices import pick_device, plain_memory_errors
 from masp.errors import InputError, StoppedEarly
+from masp.files.text import reason
 from masp.run_lock import RunInUse, RunLock
 from masp.status import noting_failure, write_status
 from masp.stopping import StopFlag, StopRequests
@@ -152,10 +153,9 @@ class _Run:
         try:
             self.stage.export(state, self.identity)
         except (OSError, SafetensorError, RuntimeError) as error:  # torch.save raises the last
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             raise InputError(
-                f"output_dir: {self.stage.artefact} cannot be written: {reason}; the checkpoint is kept, the same "
-                "command writes it again"
+                f"output_dir: {self.stage.artefact} cannot be written: {reason(error)}; the checkpoint is kept, the "
+                "same command writes it again"
             ) from None
         self._finished(last, f"{text}: {self.stage.artefact}")
 

@@ -9,26 +9,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from masp.cache.files import write_bytes
 from masp.devices import peak_memory_bytes
+from masp.files.jsonl import cut_lines
 
 CURVES = "loss learning_rate grad_norm samples_per_second tokens_per_second model_flops_utilisation".split()
 """What TensorBoard shows."""
-
-
-def cut_lines(path: Path, step: int) -> None:
-    """Drop lines of steps that a resumed run will take again, and a half-written last line."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue  # what a kill left of the line that was being written
-        if entry["step"] <= step:
-            kept.append(line)
-    write_bytes(path, "".join(line + "\n" for line in kept).encode())
 
 
 class TrainingLog:

@@ -100,7 +100,7 @@ def _what_is_scored(config: Config) -> tuple:
 
 
 def _write_table(table: Path, configs: dict[str, Config]) -> Path | None:
-    from masp.cache.files import write_bytes
+    from masp.files.atomic import write_bytes
 
     rows = {}
     for name, each in configs.items():

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 from masp.config.schema import EngineConfig, StageConfig
+from masp.files.jsonl import append_line, cut_lines
 from masp.steps import HeldOutSteps
-from masp.training_log import cut_lines
 from masp.workers import ReadAhead
 
 FILE = "validation.jsonl"
@@ -79,8 +78,7 @@ class Validation:
             self.num_worse += 1
         if self.steps.rank == 0:
             line = {"step": step, "loss": loss, "best_step": self.best_step, "num_worse": self.num_worse}
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            append_line(self.path, line)
             note = "the lowest so far" if better else f"{self.best_loss} after step {self.best_step} was lower"
             print(f"\nvalidation after step {step}: loss {loss:.5f}, {note}", file=sys.stderr)
         return better

@@ -6,8 +6,8 @@ import json
 import struct
 from typing import TYPE_CHECKING
 
-from masp.cache.files import canonical_json
 from masp.cache.formats import restore
+from masp.files.sealed import canonical_json
 
 try:
     from isal.isal_zlib import crc32

@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from masp.cache.files import digest_file, digest_of, write_bytes
 from masp.errors import InputError
+from masp.files.atomic import write_bytes
+from masp.files.sealed import digest_file, digest_of
 
 FORMAT_VERSION = 1
 """Of the cache's files; features of another version are never read."""

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from masp.cache.files import replacing
 from masp.cache.fingerprint import FORMAT_VERSION
 from masp.errors import DataError
+from masp.files.atomic import replacing
+from masp.files.text import first_line
 
 
 class Keys(Sequence):
@@ -154,4 +155,4 @@ def load_index(path: Path) -> Index:
                 raise DataError(f"{path}: format_version is {version!r}, this version of masp reads {FORMAT_VERSION}")
             return Index(**{field.name: file[field.name][()] for field in fields(Index)})
     except (OSError, KeyError, RuntimeError) as error:
-        raise DataError(f"{path} is damaged or missing: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{path} is damaged or missing: {first_line(error)}") from None

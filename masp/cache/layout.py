@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from masp.cache.files import create_sealed, plain_write_errors, read_sealed
 from masp.cache.fingerprint import FORMAT_VERSION, Fields, compare
 from masp.errors import DataError, InputError
+from masp.files.sealed import create_sealed, read_sealed_object
+from masp.files.text import reason
 
 LAYOUT = "layout.json"
 MANIFEST = "manifest.json"
@@ -79,6 +82,24 @@ def _shares(counts: dict[str, int], num_shards: int) -> dict[str, int]:
     return shares
 
 
+@contextlib.contextmanager
+def plain_write_errors(folder: Path) -> Iterator[None]:
+    """Turn what a file system refuses while the cache `folder` is written into one line for the user.
+
+    Raises:
+        InputError: for every OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        why = "no space is left" if full else f"writing failed ({reason(error)})"
+        then = "free some space" if full else "make it writable"
+        raise InputError(
+            f"cache.dir: {folder}: {why}; finished shards are kept: {then} and run the same command again"
+        ) from None
+
+
 def tar_path(folder: Path, name: str) -> Path:
     """Where a shard lies."""
     return folder / SHARDS / f"{name}.tar"
@@ -132,7 +153,7 @@ def read_layout(folder: Path) -> dict | None:
     Raises:
         DataError: damaged. InputError: written by another version of the format.
     """
-    layout = read_sealed(folder / LAYOUT)
+    layout = read_sealed_object(folder / LAYOUT)
     if layout is not None and layout.get("format_version") != FORMAT_VERSION:
         raise InputError(
             f"{folder / LAYOUT}: format_version is {layout.get('format_version')!r}, this version of masp reads "

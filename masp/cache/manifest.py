@@ -6,12 +6,13 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from masp.cache.files import canonical_json, digest_file, sealed, write_bytes
 from masp.cache.fingerprint import FORMAT_VERSION, fingerprint_digest
 from masp.cache.index import build_index, save_index
 from masp.cache.layout import INDEX, MANIFEST, QUARANTINE, sidecar_path, split_of
 from masp.cache.state import sidecars
 from masp.errors import DataError
+from masp.files.atomic import write_bytes
+from masp.files.sealed import canonical_json, digest_file, sealed
 
 
 def finalize(folder: Path, layout: dict) -> dict:

@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from masp.cache.files import digest_file, read_sealed
 from masp.cache.fingerprint import FORMAT_VERSION, fingerprint_digest
 from masp.cache.generations import added_keys
 from masp.cache.layout import MANIFEST, QUARANTINE, Shard, read_layout, shard_names, sidecar_path, tar_path
 from masp.data.images import UnreadableImage, read_image_file
 from masp.errors import DataError, InputError
+from masp.files.sealed import digest_file, read_sealed_object
 
 
 def remedy(folder: Path) -> str:
@@ -26,7 +26,7 @@ def finished_sidecar(folder: Path, name: str, layout: dict) -> dict | None:
     says. Bytes are `verify`'s to read.
     """
     try:
-        sidecar = read_sealed(sidecar_path(folder, name))
+        sidecar = read_sealed_object(sidecar_path(folder, name))
         if sidecar is None or os.stat(tar_path(folder, name)).st_size != sidecar["tar"]["bytes"]:
             return None
     except (DataError, FileNotFoundError):
@@ -70,7 +70,7 @@ def read_manifest(folder: Path) -> dict:
     if not folder.is_dir():
         raise InputError(f"cache.dir: {folder} does not exist; make it with `masp extract`")
     try:
-        manifest = read_sealed(folder / MANIFEST)
+        manifest = read_sealed_object(folder / MANIFEST)
     except DataError as error:
         raise DataError(f"{error}; {remedy(folder)}") from None
     if manifest is not None:

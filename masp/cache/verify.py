@@ -11,7 +11,6 @@ from typing import BinaryIO
 import numpy as np
 
 from masp.cache.codec import checksum, decode_features, decode_record
-from masp.cache.files import CHUNK, digest_file, read_sealed
 from masp.cache.fingerprint import fingerprint_digest
 from masp.cache.index import Index, build_index, load_index
 from masp.cache.layout import (
@@ -28,6 +27,7 @@ from masp.cache.layout import (
 from masp.cache.manifest import layout_of
 from masp.cache.state import read_manifest
 from masp.errors import DataError
+from masp.files.sealed import CHUNK, digest_file, read_sealed_object
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _check_shard(folder: Path, name: str, entry: dict | None, layout: dict) -> t
     """Check one shard against its sidecar and the manifest's entry; returns the sidecar unless it is unusable."""
     side, tar = f"{SHARDS}/{name}.json", f"{SHARDS}/{name}.tar"
     try:
-        sidecar = read_sealed(sidecar_path(folder, name))
+        sidecar = read_sealed_object(sidecar_path(folder, name))
     except DataError:
         return None, [Problem(side, "damaged", name)]
     if sidecar is None:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from masp.cache.codec import checksum, encode_features, encode_record
-from masp.cache.files import fsync_folder, plain_write_errors, sealed, write_bytes
 from masp.cache.fingerprint import FORMAT_VERSION, Fields, fingerprint_digest
-from masp.cache.layout import Shard, sidecar_path, tar_path
+from masp.cache.layout import Shard, plain_write_errors, sidecar_path, tar_path
+from masp.files.atomic import fsync_directory, write_bytes
+from masp.files.sealed import sealed
 
 if TYPE_CHECKING:
     import torch
@@ -115,7 +116,7 @@ class ShardWriter:
             self._file.close()
             # fsync reports late write errors on network file systems, so only now is the name final
             os.replace(self._temporary, self._path)
-            fsync_folder(self._path.parent)
+            fsync_directory(self._path.parent)
             sidecar = {
                 "format_version": FORMAT_VERSION,
                 "name": self._shard.name,

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from masp.data.categories import ASPECTS
-from masp.data.retry import retry_io
 from masp.errors import DataError
+from masp.files.retry import retry_io
+from masp.files.text import all_lines
 
 LEVELS = ("very low", "low", "moderate", "high", "very high")
 
@@ -56,7 +57,7 @@ def read_annotation(path: Path) -> dict[str, str]:
     try:
         annotation = json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: is no JSON: {_one_line(error)}") from None
+        raise DataError(f"{path}: is no JSON: {all_lines(error)}") from None
     if not isinstance(annotation, dict):
         raise DataError(f'{path}: must hold one JSON object such as {{"brightness": 0.5}}')
     answers = {}
@@ -84,7 +85,3 @@ def _clean(text: str) -> str:
     if any("\ud800" <= letter <= "\udfff" for letter in text):  # JSON lets halves of a pair pass; no tokenizer does
         raise ValueError("must be text, without halves of a surrogate pair")
     return " ".join(text.replace("_", " ").lower().split())
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

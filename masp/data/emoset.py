@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from masp.data.categories import normalise_category
-from masp.data.retry import retry_io
 from masp.data.sample import SPLITS, Entry, Listing
 from masp.errors import InputError
+from masp.files.retry import retry_io
 
 INFO_FILE = "info.json"
 _ROW = '["emotion", "image path", "annotation path"], with an id after the emotion or without'

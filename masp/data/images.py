@@ -15,8 +15,8 @@ from typing import IO
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from masp.data.pixels import to_rgb
-from masp.data.retry import PERMANENT_ERRORS, retry_io
 from masp.errors import DataError
+from masp.files.retry import PERMANENT_ERRORS, retry_io
 
 # Named, because Pillow would otherwise try everything it knows, and for some formats starts other programs.
 _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")

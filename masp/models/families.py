@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from masp.errors import InputError
+from masp.files.text import all_lines, first_line
 
 SUPPORTED = ("qwen2_vl", "qwen2_5_vl")
 """`model_type` values whose merged vision features enter the language model only as input embeddings."""
@@ -37,8 +38,9 @@ def resolve_folder(path: str, weights: bool = True) -> Path:
         patterns = ["*.json", "*.txt", "*.jinja", *(["*.safetensors"] if weights else [])]
         return Path(snapshot_download(path, allow_patterns=patterns))
     except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"vlm.path: {path!r} is no folder here and could not be had from the hub: {reason}") from None
+        raise InputError(
+            f"vlm.path: {path!r} is no folder here and could not be had from the hub: {first_line(error)}"
+        ) from None
 
 
 def load_config(folder: Path):
@@ -56,8 +58,7 @@ def load_config(folder: Path):
     try:
         config = AutoConfig.from_pretrained(folder)
     except (ValueError, OSError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"vlm.path: {folder}/config.json cannot be read as a VLM: {reason}") from None
+        raise InputError(f"vlm.path: {folder}/config.json cannot be read as a VLM: {all_lines(error)}") from None
     family = config.model_type
     if family in DEEPSTACK:
         raise InputError(

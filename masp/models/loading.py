@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from masp.errors import InputError
+from masp.files.text import first_line
 from masp.models.families import load_config, resolve_folder
 
 
@@ -166,8 +167,7 @@ def load_part(
     except (OSError, SafetensorError, RuntimeError, ValueError, ImportError) as error:
         if cutting and error is cutting.error:
             raise
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"vlm.path: the weights in {folder} cannot be loaded: {reason}") from None
+        raise InputError(f"vlm.path: the weights in {folder} cannot be loaded: {first_line(error)}") from None
     if info["missing_keys"] or info["mismatched_keys"]:
         names = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
         raise InputError(

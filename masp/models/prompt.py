@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from masp.errors import InputError
+from masp.files.text import all_lines, first_line
 from masp.models.families import load_config, resolve_folder
 
 if TYPE_CHECKING:
@@ -63,8 +64,7 @@ def load_prompt(path: str) -> Prompt:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"vlm.path: {folder} has no usable tokenizer: {reason}") from None
+        raise InputError(f"vlm.path: {folder} has no usable tokenizer: {first_line(error)}") from None
     if not tokenizer.chat_template:
         raise InputError(f"vlm.path: {folder} has no chat template (chat_template.json or chat_template.jinja)")
 
@@ -127,6 +127,5 @@ def stop_tokens(folder) -> list[int]:
     try:
         eos = GenerationConfig.from_pretrained(folder).eos_token_id
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"vlm.path: {folder}/generation_config.json cannot be read: {reason}") from None
+        raise InputError(f"vlm.path: {folder}/generation_config.json cannot be read: {all_lines(error)}") from None
     return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from masp.errors import InputError
+from masp.files.text import first_line
 from masp.models.families import load_config, resolve_folder
 from masp.models.loading import load_part
 
@@ -74,8 +75,7 @@ def load_preprocessor(path: str, min_pixels: int | None = None, max_pixels: int 
     try:
         processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"vlm.path: {folder} has no usable image processor: {reason}") from None
+        raise InputError(f"vlm.path: {folder} has no usable image processor: {first_line(error)}") from None
     shortest = min_pixels if min_pixels is not None else processor.size["shortest_edge"]
     longest = max_pixels if max_pixels is not None else processor.size["longest_edge"]
     if shortest > longest:

@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from masp.data.images import UnreadableImage, image_size
+from masp.files.text import reason
 
 _CHUNK = 256
 _ALONE = 1000
@@ -66,5 +67,5 @@ def _measure(paths: Sequence[str], max_side: int | None) -> list[Size | str]:
         except UnreadableImage as error:
             found.append(error.reason)
         except OSError as error:  # the disk, not the image; extraction would try again and then stop
-            found.append(f"the disk does not answer: {error.strerror or error}")
+            found.append(f"the disk does not answer: {reason(error)}")
     return found

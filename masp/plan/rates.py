@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from masp.errors import InputError
+from masp.files.jsonl import read_objects
 
 STAGES = ("stage1", "stage2")
 
@@ -89,16 +89,8 @@ def read_metrics(folder: Path) -> list[dict]:
 
 def read_lines(path: Path, names: Sequence[str]) -> list[dict]:
     """The lines of a log that have a number above zero under each of these names; none without a log."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return []
-    lines = []
-    for line in text.splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue  # a run that was killed may leave half a line
-        if isinstance(entry, dict) and all(isinstance(entry.get(n), int | float) and entry[n] > 0 for n in names):
-            lines.append(entry)
-    return lines
+    return [
+        entry
+        for entry in read_objects(path)
+        if all(isinstance(entry.get(n), int | float) and entry[n] > 0 for n in names)
+    ]

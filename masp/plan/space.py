@@ -9,6 +9,7 @@ from pathlib import Path
 
 from masp.cache.layout import SHARDS
 from masp.errors import InputError
+from masp.files.text import reason
 
 
 @dataclass(frozen=True)
@@ -59,5 +60,5 @@ def check_space(folder: str | Path, num_bytes: int) -> Space:
             with os.scandir(folder / SHARDS) as entries:
                 present = sum(entry.stat().st_size for entry in entries if entry.name.endswith(".tar"))
     except OSError as error:
-        raise InputError(f"cache.dir: {folder} cannot be looked at: {error.strerror or error}") from None
+        raise InputError(f"cache.dir: {folder} cannot be looked at: {reason(error)}") from None
     return Space(str(existing), free, max(0, num_bytes - present), present)

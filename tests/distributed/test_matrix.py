@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from masp.cache.files import digest_file, read_sealed
+from masp.files.sealed import digest_file, read_sealed_object
 from masp.key_log import read_key_logs
 from tests.commands import Ranks
 
@@ -174,7 +174,7 @@ def test_chaos(commands, argv, tmp_path, stage):
         deaf = {-signal.SIGTERM} if any(end.code == 0 for end in ends) else set()
         assert finished or {end.code for end in ends} <= {75, 1, -9, 0} | deaf, ends
         for path in (chaos / stage / "checkpoints").glob("step-*"):
-            assert read_sealed(path / "state.json")["tensors"] == digest_file(path / "state.safetensors")
+            assert read_sealed_object(path / "state.json")["tensors"] == digest_file(path / "state.safetensors")
     Ranks(commands, 2, *command).ok()
     Ranks(commands, 2, *argv(stage, whole, f"engine.zero_stage={zero}", **epochs)).ok()
     expected, found = result(whole, stage), result(chaos, stage)

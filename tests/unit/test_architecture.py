@@ -75,6 +75,7 @@ def test_there_is_something_to_check():
         (("masp", "tools"), ("submitit",), ()),
         (("masp",), ("launch", "tools"), ()),
         (("launch",), ("tools",), ()),
+        (("masp.files",), ("masp.cache", "masp.config", "masp.data", "masp.runtime", "launch", "numpy", "torch"), ()),
         (("masp.models",), ("masp.distributed", "masp.engine", "masp.cache", "torch.distributed", "launch"), ()),
         (("masp.cache",), ("masp.models", "masp.distributed", "masp.engine", "torch.distributed"), ()),
         (("masp.data",), ("masp.cache", "masp.distributed", "masp.engine", "torch.distributed"), ()),

@@ -7,13 +7,13 @@ import shutil
 
 import pytest
 
-from masp.cache.files import locked
 from masp.cache.layout import FINISHING, LOCK
 from masp.cache.reader import open_cache
 from masp.cli import main
 from masp.config import save_config
 from masp.errors import InputError, MaspError
 from masp.extract import extract, finish, holding
+from masp.files.locks import locked
 from tests.pictures import make_config, make_dataset
 from tests.tiny import make_vlm
 
@@ -104,7 +104,7 @@ def test_tasks_that_finalize_at_the_same_moment(made, tmp_path):
 
 
 def hold(path, ranges, ready, go):
-    with locked(path, ranges) as free:
+    with locked(path, ranges, key="cache.dir") as free:
         assert free
         ready.set()
         go.wait(60)

@@ -8,7 +8,7 @@ import torch
 from masp.devices import plain_memory_errors
 from masp.errors import DataError, InputError, StoppedEarly, one_line
 from masp.status import noting_failure, read_status, write_status
-from masp.training_log import TrainingLog, cut_lines
+from masp.training_log import TrainingLog
 
 
 def write_steps(log: TrainingLog, first: int, last: int) -> None:
@@ -42,15 +42,6 @@ def test_a_resumed_run_takes_up_the_file_where_the_checkpoint_is(tmp_path):
     with TrainingLog(tmp_path, "stage1", 10, 5, every=1) as log:
         write_steps(log, 6, 10)
     assert [e["step"] for e in entries(tmp_path)] == list(range(1, 11))
-
-
-def test_cut_lines(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    cut_lines(path, 3)
-    assert not path.exists()
-    path.write_text('{"step": 1}\n{"step": 4}\n{"step": 2}\n{"st')
-    cut_lines(path, 3)
-    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
 def test_status_is_whole_and_says_what_ended_a_run(tmp_path):

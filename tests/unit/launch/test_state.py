@@ -10,12 +10,12 @@ import pytest
 
 from launch import queue
 from launch.cli import main
-from launch.lock import holding, is_held
 from launch.record import JOBS, Submitted, find_folder, make_folder, new_record, write_record
 from launch.schema import load_cluster
 from launch.state import overview, table
 from masp.config import load_config
 from masp.errors import DataError, InputError
+from masp.files.locks import holding, is_held
 from tests.runs import REPOSITORY
 
 SLURM = REPOSITORY / "configs" / "cluster" / "slurm.yaml"
@@ -171,15 +171,16 @@ def test_logs_of_all_processes_or_of_one(folder, slurm, capsys):
 def test_a_lock_goes_with_its_process(tmp_path):
     path = tmp_path / "lock"
     assert not is_held(path)
-    code = f"from launch.lock import *; import pathlib, time\nwith holding(pathlib.Path({str(path)!r}), ''):\n"
+    code = "from masp.files.locks import *; import pathlib, time\n"
+    code += f"with holding(pathlib.Path({str(path)!r}), '', key='output_dir'):\n"
     code += " print(flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
         assert is_held(path)
         with pytest.raises(InputError, match="wait for it"):
-            with holding(path, "wait for it"):
+            with holding(path, "wait for it", key="output_dir"):
                 pass
         other.kill()
     assert not is_held(path)
-    with holding(path, ""):
+    with holding(path, "", key="output_dir"):
         pass

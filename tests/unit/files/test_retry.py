@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from masp.data.retry import retry_io
+from masp.files.retry import retry_io
 
 
 class Flaky:

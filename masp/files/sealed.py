@@ -1,0 +1,177 @@
+"""JSON objects that carry their own digest, so that any changed byte is noticed; digests of values and files.
+
+A sealed file is the object with one more key, `digest`: SHA-256 of the canonical spelling of the others. It is written
+with sorted keys and a line per value, for people.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+from masp.errors import DataError
+from masp.files.atomic import create_bytes
+from masp.files.regular import MAX_BYTES, read_bytes
+from masp.files.typed import canonical_json, decode, plain
+
+__all__ = [
+    "CHUNK",
+    "canonical_json",
+    "create_sealed",
+    "digest_file",
+    "digest_of",
+    "read_sealed",
+    "read_sealed_object",
+    "sealed",
+    "unseal",
+    "unseal_object",
+]
+
+CHUNK = 1 << 20
+"""Bytes read at a time while digesting a file."""
+
+T = TypeVar("T")
+
+_LINE = re.compile(rb'\n "digest": "([0-9a-f]{64})"(,?)')
+_INDENTATION = re.compile(rb"\n *")
+_MAYBE_IN_A_STRING = (b'\\": ', b' ": ')  # what ends a key elsewhere
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of a JSON value's canonical spelling, in hexadecimal."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sealed(value: Any, *, omit_none: bool = False) -> bytes:
+    """Spell a JSON object or a dataclass together with its own digest, so that any later change of a byte shows.
+
+    Args:
+        value: the object; it has no key `digest`.
+        omit_none: leave out the keys of a dataclass whose value is None.
+    """
+    fields = value if isinstance(value, dict) else plain(value, omit_none=omit_none)
+    return _spelled({**fields, "digest": digest_of(fields)})
+
+
+def unseal(kind: type[T], data: bytes, name: str) -> T:
+    """Undo `sealed` for a dataclass.
+
+    Args:
+        kind: the (frozen) dataclass.
+        data: the text.
+        name: what it is, for errors: usually the path.
+
+    Raises:
+        DataError: the text does not match its digest, or is not a `kind`.
+    """
+    return decode(kind, _checked(data, name), name, unique_keys=False, surrogates=True)
+
+
+def unseal_object(data: bytes, name: str) -> dict[str, Any]:
+    """Undo `sealed` for an object of any shape.
+
+    Raises:
+        DataError: the text is not a JSON object or does not match its digest.
+    """
+    return _object(_checked(data, name), name)
+
+
+def read_sealed(kind: type[T], path: Path, *, max_bytes: int = MAX_BYTES) -> T | None:
+    """Read a sealed file into a dataclass; None if there is none.
+
+    Raises:
+        DataError: the file is damaged, or not a `kind`. InputError: it may not be read or is too large.
+    """
+    data = read_bytes(path, max_bytes=max_bytes)
+    return None if data is None else unseal(kind, data, str(path))
+
+
+def read_sealed_object(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Any] | None:
+    """Read a sealed file of any shape; None if there is none.
+
+    Raises:
+        DataError: the file is damaged. InputError: it may not be read or is too large.
+    """
+    data = read_bytes(path, max_bytes=max_bytes)
+    return None if data is None else unseal_object(data, str(path))
+
+
+def create_sealed(path: Path, value: Any, *, omit_none: bool = False) -> bool:
+    """Write a sealed file unless another process was first; true if this call wrote it."""
+    return create_bytes(path, sealed(value, omit_none=omit_none))
+
+
+def _spelled(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, sort_keys=True, indent=1, allow_nan=False).encode() + b"\n"
+
+
+def _checked(data: bytes, name: str) -> bytes:
+    """The text of a sealed object without its digest.
+
+    Raises:
+        DataError: it does not match.
+    """
+    body = _matching_body(data)
+    if body is not None:
+        return body
+    # Rare: damaged, or a string looks like the end of a key. Spelling the value again decides, at ten times the cost.
+    value = _object(data, name)
+    found = value.pop("digest", None)
+    if found != digest_of(value) or _spelled({**value, "digest": found}) != data:
+        raise DataError(f"{name} is damaged: its content does not match its digest")
+    return canonical_json(value)
+
+
+def _matching_body(data: bytes) -> bytes | None:
+    """The text without its digest, if it is certain to match; None if that takes more than a look at the bytes.
+
+    Nothing is parsed. Strings hold no line ends, so a line end and the spaces after it are layout, and without them and
+    the spaces after keys the text is the canonical spelling, which is what was digested. Of the layout itself, no line
+    is empty or ends in a space or colon; a changed byte of it makes such a line, or is not layout any more.
+    """
+    if not data.startswith(b"{\n ") or not data.endswith(b"\n}\n"):
+        return None
+    if any(end in data for end in (b"\n\n", b" \n", b":\n")) or any(key in data for key in _MAYBE_IN_A_STRING):
+        return None
+    found = list(_LINE.finditer(data))  # one space deep: a key of the object itself
+    if len(found) != 1:
+        return None
+    line = found[0]
+    before, after = data[: line.start()], data[line.end() :]
+    body = (before if line[2] else before.removesuffix(b",")) + after
+    compact = _INDENTATION.sub(b"", body).replace(b'": ', b'":')
+    return body if hashlib.sha256(compact).hexdigest().encode() == line[1] else None
+
+
+def _object(data: bytes, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(data, parse_constant=_not_finite, parse_float=_finite)
+    except (ValueError, RecursionError):
+        raise DataError(f"{name} is damaged: it is not JSON") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{name} is damaged: it holds no JSON object")
+    return value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        _not_finite(text)
+    return value
+
+
+def _not_finite(text: str) -> None:
+    raise ValueError(f"{text} is not a finite number")

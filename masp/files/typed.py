@@ -1,0 +1,212 @@
+"""The typed reader: what is read from a file becomes a frozen dataclass here, or one error line.
+
+Past this border no code asks whether a key is there. Types are strict (`1.0` and `"1"` are not integers; a float may be
+written `1`), keys that the dataclass does not have are refused, and numbers must be finite. Checks of values belong in
+the dataclass's `__post_init__`, which raises `ValueError("must be …")`. Fields have frozen types: tuples rather than
+lists, `Literal` or an enumeration where there are few values, `Json` where any JSON value will do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Optional, TypeVar
+
+from pydantic import AfterValidator, ConfigDict, JsonValue, TypeAdapter, ValidationError
+
+from masp.errors import DataError, MaspError, one_line
+from masp.files.regular import MAX_BYTES, read_bytes
+from masp.files.text import MAX_REASON, shortened, shown
+
+T = TypeVar("T")
+
+_CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("must hold finite numbers only")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _finite(item)
+    return value
+
+
+Json = Annotated[JsonValue, AfterValidator(_finite)]
+"""A field that may hold any JSON value, as Python's json module gives it."""
+
+
+def decode(
+    kind: type[T],
+    data: bytes,
+    name: str,
+    *,
+    error: type[MaspError] = DataError,
+    unique_keys: bool = True,
+    surrogates: bool = False,
+) -> T:
+    """Decode JSON text into a dataclass.
+
+    Args:
+        kind: the (frozen) dataclass.
+        data: the text, UTF-8.
+        name: what the text is, for errors: usually the path.
+        error: what to raise.
+        unique_keys: refuse an object with one key twice, which costs a second pass over the text.
+        surrogates: accept halves of surrogate pairs, as names of files that are not UTF-8 hold them.
+
+    Raises:
+        MaspError: `error`, in one line: not JSON, nested too deep, or not a `kind`; names the key and the value found,
+            and says what would be valid.
+    """
+    try:
+        value = _adapter(kind).validate_json(data)
+    except ValidationError as problem:
+        if surrogates and "surrogate" in problem.errors(include_url=False, include_input=False)[0]["msg"]:
+            return _decode_with_surrogates(kind, data, name, error)
+        raise error(_line(kind, name, problem)) from None
+    if value is None:
+        raise error(f"{name}: must be an object, not null")
+    if unique_keys:
+        try:
+            json.loads(data, object_pairs_hook=_unique)
+        except (ValueError, RecursionError) as problem:
+            raise error(f"{name}: not valid JSON: {problem}") from None
+    return value
+
+
+def read(
+    kind: type[T],
+    path: Path,
+    *,
+    max_bytes: int = MAX_BYTES,
+    key: str = "",
+    error: type[MaspError] = DataError,
+    surrogates: bool = False,
+) -> T | None:
+    """Read a JSON file into a dataclass; None if there is no such file.
+
+    Args:
+        kind: the (frozen) dataclass.
+        path: must name a regular file.
+        max_bytes: largest size.
+        key: the setting or option that the path comes from, for errors.
+        error: what to raise if the content is not valid.
+        surrogates: see `decode`.
+
+    Raises:
+        InputError: it may not be read, is not a regular file or is too large. MaspError: `error`, see `decode`.
+    """
+    data = read_bytes(path, max_bytes=max_bytes, key=key)
+    name = f"{key}: {path}" if key else str(path)
+    return None if data is None else decode(kind, data, name, error=error, surrogates=surrogates)
+
+
+def encode(value: Any, *, omit_none: bool = False) -> bytes:
+    """Canonical JSON of a dataclass: sorted keys, no spaces, ASCII; `decode` gives an equal value.
+
+    Args:
+        value: the dataclass.
+        omit_none: leave out keys whose value is None.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    return canonical_json(plain(value, omit_none=omit_none))
+
+
+def plain(value: Any, *, omit_none: bool = False) -> Any:
+    """A dataclass as the dicts, lists, strings and numbers that JSON knows."""
+    return _adapter(type(value)).dump_python(value, mode="json", exclude_none=omit_none)
+
+
+def canonical_json(value: Any) -> bytes:
+    """One spelling per value: sorted keys, no spaces, ASCII (paths may hold bytes that are not UTF-8).
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    if kind not in _ADAPTERS:  # building one takes milliseconds
+        # Optional, because pydantic takes no settings for a dataclass itself; those of what holds it reach all inside
+        _ADAPTERS[kind] = TypeAdapter(Optional[kind], config=_CONFIG)  # noqa: UP045 - not all types know `|`
+    return _ADAPTERS[kind]
+
+
+def _decode_with_surrogates(kind: type[T], data: bytes, name: str, error: type[MaspError]) -> T:
+    """As `decode`, of text that holds halves of surrogate pairs, which pydantic's parser refuses.
+
+    Types are checked on a copy that has question marks instead; what passes is converted without further ado.
+    """
+    try:
+        found = json.loads(data)
+        copy = json.dumps(found, ensure_ascii=False).encode("utf-8", "replace")
+    except (ValueError, RecursionError) as problem:
+        raise error(f"{name}: not valid JSON: {problem}") from None
+    decode(kind, copy, name, error=error, unique_keys=False)
+    try:
+        return _adapter(kind).validate_python(found, strict=False)
+    except ValidationError as problem:  # a check of the dataclass's own that the copy passed
+        raise error(_line(kind, name, problem)) from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> None:
+    if len(dict(pairs)) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"{shown(twice)} is given twice")
+
+
+def _line(kind: type, name: str, problem: ValidationError) -> str:
+    """The first problem that pydantic found, as one line: file, key, value, what would be valid."""
+    first = problem.errors(include_url=False, include_context=False)[0]
+    what = first["msg"]
+    if first["type"] == "json_invalid":
+        return f"{name}: not valid JSON: {what.removeprefix('Invalid JSON: ')}"
+    location = first["loc"]
+    where = f"{name}: {_dotted(location)}" if location else name
+    if first["type"] == "missing":
+        return f"{where} is missing"
+    if first["type"] == "unexpected_keyword_argument":
+        return f"{where}: unknown key{_valid_keys(kind, location[:-1])}"
+    what = what.removeprefix("Value error, ").replace("Input should be", "must be")
+    sign = " = " if location else ": "
+    return f"{where}{sign}{shown(first['input'])}: {shortened(one_line(what), MAX_REASON)}"
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{one_line(shortened(part))}" for part in location)
+    return text.removeprefix(".")
+
+
+def _valid_keys(kind: Any, location: tuple[int | str, ...]) -> str:
+    """The keys that the object at a location may have; empty where unions make that depend on the value."""
+    for part in location:
+        kind = _without_none(kind)
+        arguments = typing.get_args(kind)
+        if dataclasses.is_dataclass(kind) and isinstance(part, str):
+            kind = typing.get_type_hints(kind).get(part)
+        elif typing.get_origin(kind) is tuple and isinstance(part, int):
+            kind = arguments[0] if arguments[-1] is Ellipsis else arguments[part]
+        elif arguments and typing.get_origin(kind) in (list, dict):
+            kind = arguments[-1]
+        else:
+            return ""
+    kind = _without_none(kind)
+    if not dataclasses.is_dataclass(kind):
+        return ""
+    return f"; valid keys: {', '.join(field.name for field in dataclasses.fields(kind))}"
+
+
+def _without_none(kind: Any) -> Any:
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        others = [other for other in typing.get_args(kind) if other is not type(None)]
+        return others[0] if len(others) == 1 else None
+    return kind

@@ -1,0 +1,1 @@
+"""What one process knows of itself: its device, when to stop, its run's directory, and where its messages go."""

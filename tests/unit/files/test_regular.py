@@ -1,0 +1,57 @@
+"""Only regular files of bounded size are read; what the file system refuses is one line."""
+
+import errno
+import os
+
+import pytest
+
+from masp.errors import InputError
+from masp.files.regular import exists, is_directory, is_file, read_bytes
+
+
+def test_a_file_is_read_whole_and_a_missing_one_is_none(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    assert read_bytes(tmp_path / "file") == b"abc" == read_bytes(tmp_path / "file", max_bytes=3)
+    assert read_bytes(tmp_path / "missing") is None
+    with pytest.raises(InputError, match="^--x: .*file cannot be read: 3 bytes; must be at most 2$"):
+        read_bytes(tmp_path / "file", max_bytes=2, key="--x")
+
+
+def test_what_is_not_a_regular_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", "/dev/zero", tmp_path):
+        with pytest.raises(InputError, match="cannot be read: (not a regular file|Is a directory)"):
+            read_bytes(path)
+    with pytest.raises(InputError, match="File name too long"):
+        read_bytes(tmp_path / ("x" * 300))
+    with pytest.raises(InputError, match="null"):
+        read_bytes(tmp_path / "a\0b")
+
+
+def test_what_a_path_is(tmp_path):
+    (tmp_path / "file").touch()
+    os.symlink("nowhere", tmp_path / "dangling")
+    found = {
+        name: (exists(tmp_path / name), is_file(tmp_path / name), is_directory(tmp_path / name))
+        for name in (".", "file", "missing", "file/below", "dangling")
+    }
+    assert found == {
+        ".": (True, False, True),
+        "file": (True, True, False),
+        "missing": (False, False, False),
+        "file/below": (False, False, False),
+        "dangling": (False, False, False),
+    }
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE, errno.ENAMETOOLONG, errno.ELOOP])
+def test_a_file_system_without_an_answer_is_one_line(tmp_path, monkeypatch, number):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "stat", refuse)
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(InputError, match=f"^cache.dir: .*cannot be examined: {os.strerror(number)}$"):
+        exists(tmp_path, key="cache.dir")
+    with pytest.raises(InputError, match=f"cannot be read: {os.strerror(number)}$"):
+        read_bytes(tmp_path)
