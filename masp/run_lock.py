@@ -9,12 +9,12 @@ import os
 import socket
 from pathlib import Path
 
-from masp.errors import InputError
+from masp.errors import FilesInUse, InputError
 
 FILE = ".lock"
 
 
-class RunInUse(InputError):
+class RunInUse(FilesInUse):
     """Another live run works in this folder; its files, the status included, are left alone."""
 
 
