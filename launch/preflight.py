@@ -195,7 +195,7 @@ def check_slurm(parts: Sequence[Part], config: Config, cluster: ClusterConfig, f
     Raises:
         InputError: it would not, in its own words, or it does not answer.
     """
-    from launch.queue import ask
+    from launch.queue import SlurmError, ask
     from launch.slurm import script
     from launch.submit import run_name
 
@@ -208,9 +208,9 @@ def check_slurm(parts: Sequence[Part], config: Config, cluster: ClusterConfig, f
         asked.add(key)
         try:
             ask("sbatch", "--test-only", text=text)
-        except InputError as error:
-            words = str(error).removeprefix("cluster: sbatch: ")
-            raise InputError(f"cluster: Slurm would refuse {part.name}: {words}; nothing was submitted") from None
+        except SlurmError as error:
+            why = f"{error.words}; nothing was submitted"
+            raise InputError(f"cluster: Slurm would refuse {part.name}: {why}") from None
         _check_time_limit(part, cluster)
 
 
