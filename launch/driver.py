@@ -18,21 +18,38 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from launch.parts import Part, make_parts, task_command
+from launch.parts import Part, State, make_parts, task_command
 from launch.record import CLUSTER, CONFIG, JOBS, explain, read_record
 from launch.schema import load_cluster
 from launch.state import DRIVER_LOCK
 from masp.config import load_config
 from masp.errors import InputError, MaspError, StoppedEarly
 from masp.files.locks import holding, is_held
-from masp.status import read_status, write_status
+from masp.status import RunState, read_status, write_status
 from masp.stopping import StopFlag
 
 _POLL_S = 0.2
 
 
 class PartFailed(MaspError):
-    """A part did not do its work; the message names it and says what its log says last."""
+    """A part did not do its work.
+
+    Args:
+        part: its name.
+        why: what its processes or their logs say.
+    """
+
+    def __init__(self, part: str, why: str):
+        super().__init__(f"{part}: {why}")
+        self.why = why
+
+
+class PartStopped(StoppedEarly):
+    """A part was stopped on request, and can be resumed; arguments as for `PartFailed`."""
+
+    def __init__(self, part: str, why: str):
+        super().__init__(f"{part}: {why}")
+        self.why = why
 
 
 def start(folder: Path) -> int:
@@ -77,20 +94,20 @@ class _Board:
 
     def __init__(self, folder: Path, names: list[str]):
         self.folder = folder
-        self.parts = {name: {"state": "waiting", "job_ids": [], "num_done": 0} for name in names}
+        self.parts = {name: {"state": State.WAITING, "job_ids": [], "num_done": 0} for name in names}
         self._began: dict[str, float] = {}
 
     def begin(self, name: str) -> None:
         """A part starts."""
         self._began[name] = time.monotonic()
-        self.note(name, state="running")
+        self.note(name, state=State.RUNNING)
 
     def note(self, name: str, **more: object) -> None:
         """Something about a part changed."""
         self.parts[name] |= more
-        write_status(self.folder, "running", part=name, parts=self.parts)
+        write_status(self.folder, RunState.RUNNING, part=name, parts=self.parts)
 
-    def end(self, name: str, state: str, message: str = "") -> None:
+    def end(self, name: str, state: State, message: str = "") -> None:
         """A part ended."""
         seconds = round(time.monotonic() - self._began[name])
         elapsed = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
@@ -101,9 +118,9 @@ def drive(folder: Path) -> None:
     """Run all parts; `status.json` in the folder always says how far this is.
 
     Raises:
-        PartFailed, StoppedEarly: the parts after it have not been started.
+        PartFailed, PartStopped: the parts after it have not been started.
     """
-    write_status(folder, "running")
+    write_status(folder, RunState.RUNNING)
     record = read_record(folder)
     cluster, config = load_cluster(folder / CLUSTER), load_config(folder / CONFIG)
     names = [part.name for part in record.parts]
@@ -117,19 +134,20 @@ def drive(folder: Path) -> None:
                 try:
                     _run(part, folder, cluster.signal_delay_s, stop, partial(board.note, part.name))
                 except MaspError as error:
-                    state = "stopped" if isinstance(error, StoppedEarly) else "failed"
-                    board.end(part.name, state, str(error).removeprefix(f"{part.name}: "))
+                    state = State.STOPPED if isinstance(error, StoppedEarly) else State.FAILED
+                    why = error.why if isinstance(error, PartFailed | PartStopped) else str(error)
+                    board.end(part.name, state, why)
                     raise
-                board.end(part.name, "finished")
+                board.end(part.name, State.FINISHED)
     except Exception as error:
-        state = "stopped" if isinstance(error, StoppedEarly) else "failed"
+        outcome = RunState.STOPPED if isinstance(error, StoppedEarly) else RunState.FAILED
         if isinstance(error, MaspError):
             code, text = error.exit_code, str(error)
         else:
             code, text = 1, f"{type(error).__name__}: {error}"
-        write_status(folder, state, code, text, parts=board.parts)
+        write_status(folder, outcome, code, text, parts=board.parts)
         raise
-    write_status(folder, "finished", 0, f"all parts: {', '.join(names)}", parts=board.parts)
+    write_status(folder, RunState.FINISHED, 0, f"all parts: {', '.join(names)}", parts=board.parts)
 
 
 def _run(part: Part, folder: Path, signal_delay_s: int, stop: StopFlag, tell: Callable[..., None]) -> None:
@@ -182,9 +200,9 @@ def _run(part: Part, folder: Path, signal_delay_s: int, stop: StopFlag, tell: Ca
     if stop:
         if failure is None and not waiting:  # it was done before it heard
             return
-        raise StoppedEarly(f"{part.name}: stopped on request; `launch resume` goes on")
+        raise PartStopped(part.name, "stopped on request; `launch resume` goes on")
     if failure is not None:
-        raise PartFailed(f"{part.name}: {failure}")
+        raise PartFailed(part.name, failure)
 
 
 def _failure(job, folder: Path) -> str | None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch import queue
-from launch.parts import make_parts
+from launch.parts import State, make_parts
 from launch.record import CLUSTER, CONFIG, find_folder, log_paths, read_record
 from launch.schema import load_cluster
 from launch.state import OPEN, Overview, PartState, overview, table
@@ -49,7 +49,7 @@ def status(run: str, wait: bool = False) -> int:
         print("\n".join(table(found.parts)))
     for problem in found.problems:
         print(f"error: {problem}", file=sys.stderr)
-    return 0 if found.is_open or found.state == "finished" else 1
+    return 0 if found.is_open or found.state == State.FINISHED else 1
 
 
 def watch(folder: Path) -> Overview:
@@ -165,7 +165,7 @@ def resume(run: str, overrides: Sequence[str], cluster_overrides: Sequence[str],
     record = found.record
     done: list[str] = []
     for part, made in zip(found.parts, record.parts, strict=True):
-        if part.state != "finished" or not Path(made.result).exists():
+        if part.state != State.FINISHED or not Path(made.result).exists():
             break
         done.append(part.name)
     if len(done) == len(found.parts):

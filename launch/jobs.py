@@ -8,12 +8,14 @@ checkpoint written, and only then is the job put back into the queue.
 from __future__ import annotations
 
 import abc
+import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,6 +23,7 @@ from launch.requeue import check_restarts, num_restarts, requeue, requeue_after_
 
 if TYPE_CHECKING:
     from masp.config import Config
+    from masp.peers import RankLost
     from masp.stopping import StopFlag
 
 _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -28,6 +31,75 @@ _PATIENCE_S = 600
 """So long may what a dead node was writing stay locked: leases of network file systems run out."""
 
 T = TypeVar("T")
+
+
+class FailureKind(StrEnum):
+    """What the failure of a process says about its job."""
+
+    CAUSE = "cause"
+    """Why the job failed."""
+    BUG = "bug"
+    """An error that nobody expected: the cause, or what another process's end led to."""
+    CONSEQUENCE = "consequence"
+    """It ended because another one failed, which knows why."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a process of a job failed. It lies beside the process's log, which says the same to people."""
+
+    kind: FailureKind
+    exit_code: int
+    message: str
+    """On one line."""
+
+
+def write_failure(log: Path, error: Exception) -> None:
+    """Keep why the process that writes this log failed; a full disk, for one, may not take it: then a note says so."""
+    from masp.cache.files import write_bytes
+    from masp.errors import MaspError, OtherRankFailed, one_line
+
+    if isinstance(error, MaspError):
+        kind = FailureKind.CONSEQUENCE if isinstance(error, OtherRankFailed) else FailureKind.CAUSE
+        failure = Failure(kind, error.exit_code, one_line(str(error)))
+    else:
+        text = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        failure = Failure(FailureKind.BUG, MaspError.exit_code, one_line(text))
+    path = failure_path(log)
+    try:
+        write_bytes(path, json.dumps(asdict(failure), indent=1).encode() + b"\n")
+    except OSError as problem:
+        print(f"note: {path} cannot be written: {problem.strerror}", file=sys.stderr, flush=True)
+
+
+def read_failure(log: Path) -> Failure | None:
+    """What `write_failure` wrote beside a log; None if the process has not failed, or ended before it could say so.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    from masp.errors import DataError
+
+    path = failure_path(log)
+    try:
+        found = json.loads(path.read_bytes())
+        return Failure(FailureKind(found["kind"]), int(found["exit_code"]), str(found["message"]))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path} is damaged: {error}") from None
+
+
+def failure_path(log: Path) -> Path:
+    """`<job>_<rank>_log.out` -> `<job>_<rank>_failure.json`."""
+    return log.with_name(f"{log.name.removesuffix('_log.out')}_failure.json")
+
+
+def own_log() -> Path:
+    """The log of this process of a job."""
+    from submitit import JobEnvironment
+
+    return JobEnvironment().paths.stdout
 
 
 @dataclass(frozen=True)
@@ -66,6 +138,7 @@ class Job(abc.ABC):
             from masp.config import load_config
             from masp.errors import MaspError, StoppedEarly
 
+            failure_path(own_log()).unlink(missing_ok=True)  # of this job before it was queued again
             _announce_ranks()
             try:
                 check_restarts(self.max_requeues)
@@ -77,7 +150,11 @@ class Job(abc.ABC):
                 sys.exit(error.exit_code)
             except MaspError as error:
                 print(f"error: {error}", file=sys.stderr, flush=True)
+                write_failure(own_log(), error)
                 sys.exit(error.exit_code)
+            except Exception as error:
+                write_failure(own_log(), error)
+                raise
         return None if made is None else str(made)
 
     @abc.abstractmethod
@@ -111,14 +188,15 @@ class TrainJob(Job):
         from masp.run_lock import RunInUse
         from masp.train import train
 
-        def lost() -> None:
+        def lost(error: RankLost) -> None:
+            write_failure(own_log(), error)  # now: this process may be ended before it comes to that
             requeue_after_loss(Path(self.config_path).parent / "jobs", self._newest(config), self.max_requeues)
 
         try:
             return train(config, self.stage, stop=stop, on_loss=lost)
         except RankLost as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
-            lost()
+            lost(error)
             raise
         except RunInUse as error:
             if num_restarts():  # by a rank that this job left on a lost node; it notices within a minute
@@ -154,16 +232,14 @@ class EvaluateJob(Job):
 
 def _patiently(work: Callable[[], T], stop: StopFlag) -> T:
     """Do the work; of a job that started again, also wait for a predecessor on a lost node to let go of its files."""
-    from masp.errors import InputError
+    from masp.errors import FilesInUse
 
     began = time.monotonic()
     while True:
         try:
             return work()
-        except InputError as error:
-            # extraction and ledger say so of a lock that is taken
-            taken = "another extraction is writing" in str(error) or "another process is writing" in str(error)
-            if not (taken and num_restarts()) or stop or time.monotonic() - began > _PATIENCE_S:
+        except FilesInUse as error:
+            if not num_restarts() or stop or time.monotonic() - began > _PATIENCE_S:
                 raise
             print(f"waiting: {error}", file=sys.stderr, flush=True)
             time.sleep(5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from launch.jobs import EvaluateJob, ExtractJob, Job, TrainJob
@@ -13,6 +14,19 @@ from masp.config import Config
 from masp.errors import InputError
 
 COMMANDS = ("extract", "train", "evaluate", "pipeline")
+
+
+class State(StrEnum):
+    """What became of a part, or of a task of it."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    STOPPED = "stopped"
+    """It can be resumed."""
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)

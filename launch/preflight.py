@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from launch.parts import Part
 from launch.schema import ClusterConfig
@@ -195,22 +196,21 @@ def check_slurm(parts: Sequence[Part], config: Config, cluster: ClusterConfig, f
     Raises:
         InputError: it would not, in its own words, or it does not answer.
     """
-    from launch.queue import ask
-    from launch.slurm import script
+    from launch.queue import SlurmError, ask
+    from launch.slurm import parameters, script
     from launch.submit import run_name
 
-    asked: set[str] = set()
+    asked: list[dict[str, Any]] = []
     for part in parts:
-        text = script(part, cluster, run_name(config), folder)
-        key = "\n".join(line for line in text.splitlines() if "job-name" not in line)
-        if key in asked:  # both stages ask for the same
+        wanted = {**parameters(cluster, part, run_name(config), None), "job_name": "", "num_jobs": len(part.jobs)}
+        if wanted in asked:  # both stages ask for the same
             continue
-        asked.add(key)
+        asked.append(wanted)
         try:
-            ask("sbatch", "--test-only", text=text)
-        except InputError as error:
-            words = str(error).removeprefix("cluster: sbatch: ")
-            raise InputError(f"cluster: Slurm would refuse {part.name}: {words}; nothing was submitted") from None
+            ask("sbatch", "--test-only", text=script(part, cluster, run_name(config), folder))
+        except SlurmError as error:
+            why = f"{error.words}; nothing was submitted"
+            raise InputError(f"cluster: Slurm would refuse {part.name}: {why}") from None
         _check_time_limit(part, cluster)
 
 

@@ -5,7 +5,8 @@
     config.yaml       the resolved configuration, which the jobs read
     cluster.yaml      the resolved cluster settings
     environment.json  code version, packages, machine and variables at submission (launch.snapshot)
-    jobs/             what submitit keeps: scripts, pickles, and a log per process (<job>_<rank>_log.out)
+    jobs/             what submitit keeps: scripts, pickles, and a log per process (<job>_<rank>_log.out); of one that
+                      failed also why (<job>_<rank>_failure.json)
     status.json       local executor only: how far its driver is; with driver.log and driver.lock
 """
 
@@ -18,15 +19,16 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from launch.jobs import FailureKind, read_failure
 from launch.schema import ClusterConfig
 from masp.config import Config, save_config
 from masp.errors import DataError, InputError
 from masp.files.atomic import write_bytes
 
 FILE, CONFIG, CLUSTER, JOBS = "submission.json", "config.yaml", "cluster.yaml", "jobs"
-_ANOTHER = "its own message says why"
-# They write into the same logs, and only about what the job did.
 _BYSTANDERS = ("srun: ", "slurmstepd", "submitit ")
+"""How the lines of others begin in a job's log: those of Slurm (22.05) and of submitit (1.5), which write into the same
+file about what the job did."""
 
 
 @dataclass(frozen=True)
@@ -163,19 +165,19 @@ def log_paths(folder: Path, job_id: str) -> list[Path]:
 
 
 def explain(folder: Path, job_id: str) -> str | None:
-    """Why a job failed: what its logs say, and in which of them; None if it wrote none."""
+    """Why a job failed: what its processes noted, or else the last line of a log, and in which; None if it wrote none.
+
+    Raises:
+        DataError: such a note is damaged.
+    """
     paths = log_paths(folder, job_id)
-    causes: list[str] = []
-    others: list[str] = []
-    for path in paths:
+    found = [(failure, path) for path in paths if (failure := read_failure(path)) is not None]
+    for kind in FailureKind:  # causes first
+        for failure, path in found:
+            if failure.kind == kind:
+                return f"{failure.message} ({path})"
+    for path in paths:  # it was killed, or never began
         lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
-        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        if errors:
-            causes.append(f"{errors[-1]} ({path})")
-        own = [line for line in lines if not line.startswith(_BYSTANDERS)]
-        others += [f"{line} ({path})" for line in own[-1:]]
-    if causes:  # a rank that only ended with another one says that the other knows why
-        return next((cause for cause in causes if _ANOTHER not in cause), causes[0])
-    if others:
-        return others[0]
+        if own := [line for line in lines if not line.startswith(_BYSTANDERS)]:
+            return f"{own[-1].removeprefix('error: ')} ({path})"
     return f"it said nothing ({paths[0]})" if paths else None

@@ -16,13 +16,17 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from launch.parts import Part, task_command
-from launch.queue import ask, reason
+from launch.queue import SlurmError, ask, reason
 from launch.record import JOBS
 from launch.schema import ClusterConfig
 from masp.errors import InputError
 
 _POLL_S = 2.0
 _CANCEL_TRIES = 15
+
+
+class PartsLeft(InputError):
+    """Slurm refused a part, and then did not take back those before it: they are still queued."""
 
 
 def parameters(cluster: ClusterConfig, part: Part, run_name: str, after: str | None) -> dict[str, Any]:
@@ -133,7 +137,7 @@ def submit(
         The job ids.
 
     Raises:
-        InputError: Slurm refused a part, in its own words; none of the others stays in the queue.
+        InputError: Slurm refused a part, in its own words; none of the others stays in the queue, but for PartsLeft.
     """
     done: list[str] = []
     try:
@@ -147,7 +151,8 @@ def submit(
     except BaseException as error:
         left = _take_back(done)
         if isinstance(error, FailedJobError | FailedSubmissionError):
-            raise InputError(f"cluster: Slurm refused {part.name}: {reason(str(error))}{left}") from None
+            kind = PartsLeft if left else InputError
+            raise kind(f"cluster: Slurm refused {part.name}: {reason(str(error))}{left}") from None
         if left:
             print(f"error: {left.removeprefix('; ')}", file=sys.stderr)
         raise
@@ -162,6 +167,6 @@ def _take_back(job_ids: Sequence[str]) -> str:
         try:
             ask("scancel", *job_ids)
             return ""
-        except InputError:
+        except SlurmError:
             time.sleep(_POLL_S)
     return f"; and it did not take back jobs {' '.join(job_ids)}: run `scancel {' '.join(job_ids)}` when it answers"

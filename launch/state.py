@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch import queue
+from launch.parts import State
 from launch.progress import progress
 from launch.record import CONFIG, Record, Submitted, explain, read_record
 from masp.config import Config, load_config
@@ -16,14 +17,19 @@ from masp.status import read_status
 DRIVER_LOCK = "driver.lock"
 """Held by the driver of a local submission for as long as it lives."""
 
-OPEN = ("waiting", "running")
+OPEN = (State.WAITING, State.RUNNING)
 """States that a part leaves by itself."""
 
-_WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
-_ENDED = {"COMPLETED": "finished", "CANCELLED": "cancelled"}
-_FAILED = {"BOOT_FAIL", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"}
 # Of several tasks, the first of these that one of them is in is the part's.
-_ORDER = ("running", "waiting", "failed", "cancelled", "stopped", "unknown", "finished")
+_ORDER = (
+    State.RUNNING,
+    State.WAITING,
+    State.FAILED,
+    State.CANCELLED,
+    State.STOPPED,
+    State.UNKNOWN,
+    State.FINISHED,
+)
 
 
 @dataclass(frozen=True)
@@ -31,9 +37,7 @@ class PartState:
     """One part of a submission."""
 
     name: str
-    state: str
-    """`waiting`, `running`, `finished`, `failed`, `cancelled`, `stopped` (resumable) or `unknown`."""
-
+    state: State
     job_ids: tuple[str, ...] = ()
     tasks: str = ""
     """Of an array, how many tasks have finished."""
@@ -42,6 +46,9 @@ class PartState:
     """Of the task that started again most often."""
 
     elapsed: str = ""
+    has_run: bool = False
+    """Whether it has taken any time on Slurm."""
+
     nodes: str = ""
     progress: str = ""
     message: str = ""
@@ -63,15 +70,15 @@ class Overview:
         return any(part.state in OPEN for part in self.parts)
 
     @property
-    def state(self) -> str:
+    def state(self) -> State:
         """Of the whole."""
         return next(state for state in _ORDER if any(part.state == state for part in self.parts))
 
     @property
     def problems(self) -> list[str]:
         """Why it did not finish, a line per part; of parts that never started only if there is nothing else."""
-        bad = [part for part in self.parts if part.state not in (*OPEN, "finished")]
-        told = [part for part in bad if part.state != "cancelled" or part.elapsed.strip("0:")] or bad
+        bad = [part for part in self.parts if part.state not in (*OPEN, State.FINISHED)]
+        told = [part for part in bad if part.state != State.CANCELLED or part.has_run] or bad
         return [f"{part.name}: {part.state}{f': {part.message}' if part.message else ''}" for part in told]
 
 
@@ -110,40 +117,30 @@ def _slurm_part(
     tasks = [(i, task, state) for i in part.job_ids for task, state in found[i].items()]
     if not tasks:
         why = "Slurm does not know its job" if part.job_ids else "it was never submitted"
-        return PartState(part.name, "unknown", part.job_ids, progress=progress(part.name, config), message=why)
-    words = [_word(state) for _, _, state in tasks]
-    word = next(state for state in _ORDER if state in words)
+        return PartState(part.name, State.UNKNOWN, part.job_ids, progress=progress(part.name, config), message=why)
+    states = [found.state for _, _, found in tasks]
+    state = next(state for state in _ORDER if state in states)
     message = ""
     # Those in the part's own state speak for it.
-    job, task, chosen = next(entry for entry, own in zip(tasks, words, strict=True) if own == word)
-    if word == "failed":
+    job, task, chosen = next(entry for entry, own in zip(tasks, states, strict=True) if own == state)
+    if state == State.FAILED:
         cause = explain(folder, f"{job}_{task}" if task else job)
         message = f"Slurm says {chosen.word}" + (f"; {cause}" if cause else "; it wrote no log")
-    elif word == "waiting":
+    elif state == State.WAITING:
         message = chosen.reason
-    running = sorted({state.nodes for _, _, state in tasks if state.nodes and state.word == "RUNNING"})
+    running = sorted({found.nodes for _, _, found in tasks if found.nodes and found.on_nodes})
     return PartState(
         part.name,
-        word,
+        state,
         part.job_ids,
-        tasks=f"{words.count('finished')}/{part.num_jobs}" if part.num_jobs > 1 else "",
-        num_restarts=max(state.num_restarts for _, _, state in tasks),
-        elapsed=chosen.elapsed if word != "waiting" else "",
+        tasks=f"{states.count(State.FINISHED)}/{part.num_jobs}" if part.num_jobs > 1 else "",
+        num_restarts=max(found.num_restarts for _, _, found in tasks),
+        elapsed=chosen.elapsed if state != State.WAITING else "",
+        has_run=chosen.has_run,
         nodes=",".join(running),
         progress=progress(part.name, config),
         message=message,
     )
-
-
-def _word(state: queue.JobState) -> str:
-    """A state in our words."""
-    if state.word in _WAITING:
-        return "waiting"
-    if state.word in _ENDED:
-        return _ENDED[state.word]
-    if state.word in _FAILED:
-        return "failed"
-    return "running"  # RUNNING, COMPLETING, CONFIGURING, SUSPENDED …
 
 
 def _local(folder: Path, record: Record, config: Config) -> list[PartState]:
@@ -152,12 +149,12 @@ def _local(folder: Path, record: Record, config: Config) -> list[PartState]:
     known = status.get("parts", {})
     parts = []
     for part in record.parts:
-        own = known.get(part.name, {"state": "waiting", "job_ids": [], "num_done": 0})
-        state, message = own["state"], own.get("message", "")
-        if not alive and state == "running":
-            state, message = "failed", f"its driver died: see {folder / 'driver.log'}"
-        elif not alive and state == "waiting":
-            state = "cancelled"  # what stood before it did not finish
+        own = known.get(part.name, {"state": State.WAITING, "job_ids": [], "num_done": 0})
+        state, message = State(own["state"]), own.get("message", "")
+        if not alive and state == State.RUNNING:
+            state, message = State.FAILED, f"its driver died: see {folder / 'driver.log'}"
+        elif not alive and state == State.WAITING:
+            state = State.CANCELLED  # what stood before it did not finish
         parts.append(
             PartState(
                 part.name,
@@ -165,7 +162,7 @@ def _local(folder: Path, record: Record, config: Config) -> list[PartState]:
                 tuple(own["job_ids"]),
                 tasks=f"{own['num_done']}/{part.num_jobs}" if part.num_jobs > 1 else "",
                 elapsed=own.get("elapsed", ""),
-                nodes=status.get("host", "") if state == "running" else "",
+                nodes=status.get("host", "") if state == State.RUNNING else "",
                 progress=progress(part.name, config),
                 message=message,
             )

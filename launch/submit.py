@@ -154,7 +154,7 @@ def _hand_over(record: Record, parts: list[Part], config: Config, cluster: Clust
             os.unlink(folder / FILE)
             raise
         return f"started: process {pid} runs {', '.join(part.name for part in parts)} in the background"
-    from launch.slurm import submit
+    from launch.slurm import PartsLeft, submit
 
     def tell(name: str, job_id: str) -> None:
         nonlocal record
@@ -163,9 +163,10 @@ def _hand_over(record: Record, parts: list[Part], config: Config, cluster: Clust
 
     try:
         submit(parts, cluster, run_name(config), folder, tell)
-    except InputError as error:
-        if "run `scancel" not in str(error):
-            (folder / FILE).unlink(missing_ok=True)
+    except PartsLeft:
+        raise  # the record is how the user finds them
+    except InputError:
+        (folder / FILE).unlink(missing_ok=True)
         raise
     jobs = ", ".join(
         f"{part.job_ids[0]} ({part.name}{f', {part.num_jobs} tasks' if part.num_jobs > 1 else ''})"

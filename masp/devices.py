@@ -77,6 +77,16 @@ def plain_memory_errors(remedy: str) -> Iterator[None]:
     except MemoryError:
         raise InputError(f"not enough memory: {remedy}") from None
     except RuntimeError as error:
-        if "DefaultCPUAllocator" not in str(error):  # torch has no class of its own for this
+        if not _is_cpu_out_of_memory(error):
             raise
         raise InputError(f"not enough memory: {remedy}") from None
+
+
+_CPU_ALLOCATOR = "DefaultCPUAllocator: "
+"""Begins the reason in torch 2.13's message: "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't
+allocate memory: you tried to allocate 4000000000000000 bytes. Error code 12 (Cannot allocate memory)"."""
+
+
+def _is_cpu_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch found no memory on a CPU: it raises a plain RuntimeError then, `OutOfMemoryError` only on GPUs."""
+    return _CPU_ALLOCATOR in str(error)

@@ -25,6 +25,10 @@ class StoppedEarly(MaspError):
     exit_code = 75
 
 
+class FilesInUse(InputError):
+    """Another live process is writing what this one would write; the same command works once that one has ended."""
+
+
 def one_line(text: str) -> str:
     """A message on one line that a terminal takes as text: file names may hold line ends and control characters."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -59,14 +59,14 @@ def evaluate(
     Raises:
         InputError, DataError: see `masp.errors`. StoppedEarly: a signal asked to stop; the ledger is kept.
     """
-    from masp.status import noting_failure, write_status
+    from masp.status import RunState, noting_failure, write_status
 
     ranks = _read_share()
     folder = evaluate_dir(config)
     with noting_failure(folder), _plain_write_errors(folder):
         metrics = _evaluate(config, folder, ranks, stop, known_categories, tables)
         if metrics:
-            write_status(folder, "finished", 0, str(metrics))
+            write_status(folder, RunState.FINISHED, 0, str(metrics))
     return metrics
 
 
@@ -142,10 +142,10 @@ def _discard_results(folder: Path, tables: Sequence[Path]) -> None:
     """Remove what an earlier merge wrote, so that nobody takes it for the result of the ledgers that are there now."""
     from masp.records import FILE as RECORDS
     from masp.status import FILE as STATUS
-    from masp.status import read_status
+    from masp.status import RunState, read_status
 
     status = read_status(folder)
-    names = ["metrics.json", RECORDS, TABLE, *([STATUS] if status and status["state"] == "finished" else [])]
+    names = ["metrics.json", RECORDS, TABLE, *([STATUS] if status and status["state"] == RunState.FINISHED else [])]
     for path in (*(folder / name for name in names), *tables):
         path.unlink(missing_ok=True)
 
@@ -196,7 +196,7 @@ def _score(
 
     from masp.attention import AttentionFile
     from masp.ledger import Ledger, missing_keys
-    from masp.status import write_status
+    from masp.status import RunState, write_status
 
     name = f"rank-{ranks.rank}"
     with Ledger(ledgers, name, evaluation.identity, feed.live_machine) as ledger:
@@ -204,7 +204,7 @@ def _score(
         mine = _left(evaluation, ranks, set(missing))
         if not mine:
             return
-        write_status(ledgers.parent, "running")
+        write_status(ledgers.parent, RunState.RUNNING)
         _load(config, evaluation, ranks)
         pause_s = 0.1 if sys.stderr.isatty() else 30.0
         bar = tqdm(total=len(mine), desc="evaluate", unit="img", mininterval=pause_s, disable=not ranks.is_lead)

@@ -38,7 +38,7 @@ from masp.cache.state import (
 )
 from masp.config import Config
 from masp.data.datasets import Dataset, read_dataset
-from masp.errors import InputError
+from masp.errors import FilesInUse, InputError
 from masp.files.locks import locked
 from masp.models.families import resolve_folder
 from masp.stopping import StopFlag
@@ -170,7 +170,7 @@ def holding(folder: Path, ranges: Sequence[tuple[int, int]], who: str = "") -> I
         who: what this process is, for the error.
 
     Raises:
-        InputError: another process is writing them.
+        FilesInUse: another process is writing them.
     """
     while True:
         with locked(folder / LOCK, ranges, key="cache.dir") as free:
@@ -180,7 +180,7 @@ def holding(folder: Path, ranges: Sequence[tuple[int, int]], who: str = "") -> I
         with locked(folder / LOCK, [(FINISHING, 1)], key="cache.dir") as nobody_merges:
             if nobody_merges:
                 what = f"the shards of this task{who}" if who else "there"
-                raise InputError(
+                raise FilesInUse(
                     f"cache.dir: {folder}: another extraction is writing {what}; wait for it or stop it"
                     + (", and give every task an index of its own" if who else "")
                 )

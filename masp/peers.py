@@ -39,14 +39,17 @@ class Peers:
         ranks: this process among its fellows; `masp.distributed.join` was called.
         device: `cpu` or `cuda`.
         kept: what a person can do then, for the message.
-        on_loss: called with the message before the process is ended by force.
+        on_loss: called with the loss before the process is ended by force.
         grace_s: seconds that the main thread has to end by itself after a loss. It cannot while it waits in a
             collective for a rank that is gone; then the process is ended with exit code 1.
     """
 
-    def __init__(self, ranks: Ranks, device: str, kept: str, on_loss: Callable[[str], None], grace_s: float = 20.0):
+    def __init__(
+        self, ranks: Ranks, device: str, kept: str, on_loss: Callable[[RankLost], None], grace_s: float = 20.0
+    ):
         self.ranks, self.device, self.kept, self.on_loss, self.grace_s = ranks, device, kept, on_loss, grace_s
         self._cause: MaspError | None = None
+        self._news: dict[str, str] = {}
         self._known = threading.Event()
         self._left = threading.Event()
         self._connections: dict[int, socket.socket] = {}
@@ -123,31 +126,26 @@ class Peers:
         if self._cause is None:
             return
         self._known.set()
-        self._tell(self._cause)
+        if self.ranks.is_lead:  # the others are connected to it alone
+            self._send(self._news)
         if not self._left.wait(self.grace_s):
-            text = one_line(str(self._cause))
-            print(f"error: {text}", file=sys.stderr, flush=True)
+            print(f"error: {one_line(str(self._cause))}", file=sys.stderr, flush=True)
             if isinstance(self._cause, RankLost):
-                self.on_loss(text)
+                self.on_loss(self._cause)
             os._exit(MaspError.exit_code)
 
     def _hear(self, rank: int, word: dict) -> None:
         if self._left.is_set():
             return  # closed by this process itself
+        name = self._names[rank]
         if not word:
-            name = self._names[rank]
-            self._cause = RankLost(f"{name} ended without a word: it was killed, or its machine is gone; {self.kept}")
+            lost = f"{name} ended without a word: it was killed, or its machine is gone; {self.kept}"
+            self._cause, self._news = RankLost(lost), {"lost": lost}
         elif word.get("lost"):
-            self._cause = RankLost(word["lost"])
+            self._cause, self._news = RankLost(word["lost"]), word
         elif word.get("failed") or word.get("bye") == "failed":
-            self._cause = OtherRankFailed(f"{word.get('failed') or self._names[rank]} failed; its own message says why")
-
-    def _tell(self, cause: MaspError) -> None:
-        """The lead passes on what it learned: the others are connected to it alone."""
-        if not self.ranks.is_lead:
-            return
-        word = {"lost": str(cause)} if isinstance(cause, RankLost) else {"failed": str(cause).split(" failed;")[0]}
-        self._send(word)
+            name = word.get("failed") or name
+            self._cause, self._news = OtherRankFailed(f"{name} failed; its own message says why"), {"failed": name}
 
     def _send(self, word: dict) -> None:
         for connection in self._connections.values():

@@ -38,11 +38,23 @@ def _unpickle(path: str, key: str) -> Any:
         with warnings.catch_warnings(action="ignore"):  # of pickle protocols
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))  # torch's own text goes on to advise loading it all the same
-        reason = f"it names {found[1]!r}, which is no tensor and is not run" if found else "it holds no tensors"
+        name = _refused_global(error)
+        reason = f"it names {name!r}, which is no tensor and is not run" if name else "it holds no tensors"
         raise InputError(f"{key}: {path} is refused: {reason}") from None
     except Exception as error:  # whatever bytes anyone gave it: torch has no list of what its reader raises
         raise InputError(f"{key}: {path} is no checkpoint of tensors: {first_line(error)}") from None
+
+
+_REFUSED = re.compile(r"GLOBAL (\S+)")
+"""In torch 2.13's messages, "Trying to load unsupported GLOBAL posix.system whose module posix is blocked" and
+"Unsupported global: GLOBAL x.y was not an allowed global by default". There is a function for it,
+`torch.serialization.get_unsafe_globals_in_checkpoint`, but not for files in torch's older format."""
+
+
+def _refused_global(error: pickle.UnpicklingError) -> str | None:
+    """What torch refused to import for a file, for the user; the rest of its text advises loading it anyway."""
+    found = _REFUSED.search(str(error))
+    return found[1] if found else None
 
 
 def checked_tensor(value: Any, shape: tuple[int, ...], what: str) -> Tensor:

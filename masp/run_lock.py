@@ -7,14 +7,14 @@ import os
 import socket
 from pathlib import Path
 
-from masp.errors import InputError
+from masp.errors import FilesInUse, InputError
 from masp.files.locks import try_lock
 from masp.files.text import reason
 
 FILE = ".lock"
 
 
-class RunInUse(InputError):
+class RunInUse(FilesInUse):
     """Another live run works in this folder; its files, the status included, are left alone."""
 
 

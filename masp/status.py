@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 
 from masp.errors import MaspError, OtherRankFailed, StoppedEarly
@@ -18,11 +19,21 @@ from masp.run_lock import RunInUse
 FILE = "status.json"
 
 
-def write_status(folder: Path, state: str, exit_code: int | None = None, message: str = "", **more) -> None:
+class RunState(StrEnum):
+    """What became of a run."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    """It can be resumed."""
+    FAILED = "failed"
+
+
+def write_status(folder: Path, state: RunState, exit_code: int | None = None, message: str = "", **more) -> None:
     """Replace the status of the run in `folder`.
 
     Args:
-        state: `running`, `finished`, `stopped` (resumable) or `failed`.
+        state: what became of the run so far.
         exit_code: of the process (0, 1, 2, 3 or 75); None while running.
         message: one line for a person.
         more: counters, such as `step`.
@@ -59,27 +70,28 @@ def noting_failure(folder: Path) -> Iterator[None]:
     except (OtherRankFailed, RunInUse):  # the cause is noted by whoever met it; a run in use is another's
         raise
     except MaspError as error:
-        _note(folder, entered, "stopped" if isinstance(error, StoppedEarly) else "failed", error.exit_code, str(error))
+        state = RunState.STOPPED if isinstance(error, StoppedEarly) else RunState.FAILED
+        _note(folder, entered, state, error.exit_code, str(error))
         raise
     except KeyboardInterrupt:
-        _note(folder, entered, "stopped", 130, "interrupted")
+        _note(folder, entered, RunState.STOPPED, 130, "interrupted")
         raise
     except Exception as error:
-        _note(folder, entered, "failed", 1, f"{type(error).__name__}: {error}", is_cause=False)
+        _note(folder, entered, RunState.FAILED, 1, f"{type(error).__name__}: {error}", is_cause=False)
         raise
 
 
-def _note(folder: Path, entered: float, state: str, exit_code: int, message: str, is_cause: bool = True) -> None:
+def _note(folder: Path, entered: float, state: RunState, exit_code: int, message: str, is_cause: bool = True) -> None:
     """Write a status; one that may only be a consequence does not replace a cause that was noted since `entered`."""
     if folder.is_dir():
         try:
             earlier = read_status(folder)
-            if not is_cause and earlier and earlier["state"] == "failed" and earlier["time"] >= entered:
+            if not is_cause and earlier and earlier["state"] == RunState.FAILED and earlier["time"] >= entered:
                 return
-            if earlier and earlier["state"] == "finished":
+            if earlier and earlier["state"] == RunState.FINISHED:
                 if earlier["time"] >= entered:  # by another rank of this call
                     return
-                state = "finished"
+                state = RunState.FINISHED
             write_status(folder, state, exit_code, message)
         except OSError as error:  # a full disk, most likely what ended the run: its own message must get through
             print(f"note: {folder / FILE} cannot be written: {reason(error)}")

@@ -14,15 +14,16 @@ from masp.checkpoint import Checkpoint, load_latest, load_step, save_checkpoint
 from masp.config import Config, save_config
 from masp.config.schema import StageConfig
 from masp.devices import pick_device, plain_memory_errors
-from masp.errors import InputError, StoppedEarly
+from masp.errors import InputError, StoppedEarly, one_line
 from masp.files.text import reason
 from masp.run_lock import RunInUse, RunLock
-from masp.status import noting_failure, write_status
+from masp.status import RunState, noting_failure, write_status
 from masp.stopping import StopFlag, StopRequests
 
 if TYPE_CHECKING:
     from masp.distributed import Ranks
     from masp.engine import Accumulated
+    from masp.peers import RankLost
     from masp.steps import Step, Steps
     from masp.training_log import TrainingLog
     from masp.validation import Validation
@@ -47,7 +48,7 @@ def train(
     stage: str,
     stop: StopFlag | None = None,
     profile: bool = False,
-    on_loss: Callable[[], None] | None = None,
+    on_loss: Callable[[RankLost], None] | None = None,
 ) -> Path:
     """Train a stage, or go on from its newest checkpoint.
 
@@ -98,10 +99,10 @@ def _in_company(config: Config, stage: str, ranks: Ranks, lock: RunLock, work, o
     on_lead(ranks, device, lock.take)
     folder = Path(config.output_dir) / stage
 
-    def note(message: str) -> None:
-        write_status(folder, "failed", 1, message)
+    def note(error: RankLost) -> None:
+        write_status(folder, RunState.FAILED, error.exit_code, one_line(str(error)))
         if on_loss:
-            on_loss()
+            on_loss(error)
 
     kept = f"the others end too, and the same command goes on from the last checkpoint in {folder}"
     with Peers(ranks, device, kept, note):
@@ -166,14 +167,14 @@ class _Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock.take()
             save_config(self.config, self.folder / "config.yaml")
-            write_status(self.folder, "running", step=done, num_steps=self.num_steps)
+            write_status(self.folder, RunState.RUNNING, step=done, num_steps=self.num_steps)
             cut_key_logs(self.folder, done)
         except OSError as error:
             raise InputError(f"output_dir: {self.folder} cannot be written: {error.strerror}") from None
 
     def _finished(self, step: int, text: str) -> None:
         if self.ranks.is_lead:
-            write_status(self.folder, "finished", 0, text, step=step, num_steps=self.num_steps)
+            write_status(self.folder, RunState.FINISHED, 0, text, step=step, num_steps=self.num_steps)
             print(f"{self.name}: {text}")
 
     def _less_memory(self) -> str:

@@ -75,8 +75,8 @@ class ReadAhead:
         """
         try:
             item = next(self._items)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except RuntimeError:
+            if not self._a_worker_died():  # a bug in the dataset arrives as the error that it raised in the worker
                 raise
             raise InputError(
                 f"{self.setting} = {self.num_workers}: a worker was killed, most often because memory ran out; what is "
@@ -85,6 +85,10 @@ class ReadAhead:
         if isinstance(item, MaspError):
             raise item
         return item
+
+    def _a_worker_died(self) -> bool:
+        """Whether a worker has ended with an exit code other than 0; torch has no exception of its own for that."""
+        return any(worker.exitcode for worker in getattr(self._items, "_workers", ()))
 
     def close(self) -> None:
         """End the workers; nothing can be read any more."""

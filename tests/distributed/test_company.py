@@ -32,7 +32,9 @@ def steps(output: Path, stage: str = "stage2") -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
-@pytest.mark.parametrize(("size", "lost", "zero_stage"), [(2, 1, 2), pytest.param(3, 0, 3, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    ("size", "lost", "zero_stage"), [(2, 1, 2), *(pytest.param(3, lost, 3, marks=pytest.mark.full) for lost in (0, 1))]
+)
 def test_a_killed_rank_ends_the_others_soon_and_is_named(commands, argv, tmp_path, size, lost, zero_stage):
     settings = argv("stage2", f"engine.zero_stage={zero_stage}")
     ranks = Ranks(commands, size, *settings, "stage2.num_epochs=500")

@@ -11,7 +11,7 @@ from masp.cache.layout import FINISHING, LOCK
 from masp.cache.reader import open_cache
 from masp.cli import main
 from masp.config import save_config
-from masp.errors import InputError, MaspError
+from masp.errors import FilesInUse, MaspError
 from masp.extract import extract, finish, holding
 from masp.files.locks import locked
 from tests.pictures import make_config, make_dataset
@@ -136,11 +136,11 @@ def test_two_tasks_with_the_same_index(made, tmp_path):
     config = make_config(made[0], made[1], tmp_path / "c")
     extract(config, num_tasks=3, task_index=1)
     process, go = held(tmp_path / "c" / LOCK, [(0, 1), (3, 1)])  # what task 0 of 3 holds while it works
-    with pytest.raises(InputError) as error:
+    with pytest.raises(FilesInUse) as error:
         extract(config, num_tasks=3, task_index=0)
     assert "another extraction is writing the shards of this task (task 0 of 3)" in str(error.value)
     assert "give every task an index of its own" in str(error.value)
-    with pytest.raises(InputError, match="another extraction is writing there"):
+    with pytest.raises(FilesInUse, match="another extraction is writing there"):
         extract(config)
     extract(config, num_tasks=3, task_index=2)  # not in its way
     go.set()

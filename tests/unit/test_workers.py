@@ -21,6 +21,8 @@ class Numbers(Dataset):
             os.kill(os.getpid(), signal.SIGKILL)
         if index == 9:
             raise ZeroDivisionError("a bug")
+        if index == 10:
+            raise RuntimeError("a bug")
         return [index, f"text {index}"]
 
 
@@ -41,10 +43,11 @@ def test_an_error_of_ours_arrives_as_it_is(num_workers):
     assert str(error.value) == "shard 7 is damaged"
 
 
-def test_a_bug_keeps_its_traceback():
+@pytest.mark.parametrize(("index", "kind"), [(9, ZeroDivisionError), (10, RuntimeError)])
+def test_a_bug_keeps_its_kind_and_its_traceback(index, kind):
     with (
-        ReadAhead(Numbers(), [9], 1, "engine.num_workers") as reader,
-        pytest.raises(ZeroDivisionError, match="Traceback"),
+        ReadAhead(Numbers(), [index], 1, "engine.num_workers") as reader,
+        pytest.raises(kind, match="Traceback"),
     ):
         next(reader)
 

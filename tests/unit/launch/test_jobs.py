@@ -8,8 +8,10 @@ import sys
 
 import pytest
 
-from launch.jobs import EvaluateJob, ExtractJob, TrainJob
+import masp.errors
+from launch.jobs import EvaluateJob, ExtractJob, Failure, FailureKind, TrainJob, _patiently, read_failure
 from masp.config import load_config, save_config
+from masp.stopping import StopFlag
 from tests.runs import REPOSITORY
 
 # Replaces what a stage would do by saying what it sees, and by stopping on request as a stage would.
@@ -74,12 +76,14 @@ def probe(tmp_path):
         done = subprocess.run(
             [sys.executable, "-c", PROBE, str(config)],
             cwd=REPOSITORY,
-            env=clean | variables | {"PATH": path},
+            env=clean | variables | {"PATH": path, "SUBMITIT_FOLDER": str(config.parent / "jobs")},
             capture_output=True,
             text=True,
         )
         asked = tmp_path / "asked"
         done.asked = asked.read_text() if asked.exists() else ""
+        task = f"17_{variables.get('SLURM_PROCID')}_log.out"
+        done.failure = read_failure(config.parent / "jobs" / task)
         return done
 
     return run
@@ -117,6 +121,8 @@ def test_an_error_is_one_line_and_masps_exit_code(probe):
     done = probe(**SRUN, PROBE="bad")
     assert (done.returncode, done.stderr) == (2, "error: a.b = 1: must be 2\n")
     assert not done.asked
+    assert done.failure == Failure(FailureKind.CAUSE, 2, "a.b = 1: must be 2")
+    assert probe(**SRUN).failure is None  # it has run again, and ended well
 
 
 def test_a_rank_that_failed_ends_with_its_own_code_whatever_srun_sends_then(probe):
@@ -183,6 +189,7 @@ def test_a_lost_rank_brings_the_job_back_whichever_rank_notices(probe):
     done = probe(**LOST)
     assert done.returncode == 1
     assert done.asked == "requeue 17\n" and "error: rank 1 ended without a word" in done.stderr
+    assert done.failure == Failure(FailureKind.CAUSE, 1, "rank 1 ended without a word")
     assert probe(**LOST).asked == "requeue 17\n"  # one survivor asks for all
     for count in ("1", "2"):
         done = probe(**LOST, SLURM_RESTART_COUNT=count)
@@ -210,6 +217,30 @@ def test_a_run_that_a_lost_rank_still_holds_is_tried_again(count, probe):
 def test_a_bug_is_not_tried_again(probe):
     done = probe(**SRUN | {"PROBE": "raise TypeError('a bug')"})
     assert done.returncode == 1 and "TypeError: a bug" in done.stderr and not done.asked
+    assert done.failure == Failure(FailureKind.BUG, 1, "TypeError: a bug")
+
+
+@pytest.mark.parametrize(
+    ("error", "restarts", "waits"),
+    [("FilesInUse", "1", True), ("FilesInUse", "0", False), ("InputError", "1", False)],
+)
+def test_only_a_job_that_started_again_waits_for_what_its_predecessor_holds(error, restarts, waits, monkeypatch):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+    monkeypatch.setattr("launch.jobs.time.sleep", lambda _: None)
+    tries = []
+
+    def work() -> str:
+        tries.append(1)
+        if len(tries) < 3:
+            raise getattr(masp.errors, error)("another extraction is writing there")
+        return "done"
+
+    if waits:
+        assert _patiently(work, StopFlag()) == "done"
+    else:
+        with pytest.raises(masp.errors.InputError):
+            _patiently(work, StopFlag())
+    assert len(tries) == (3 if waits else 1)
 
 
 def test_the_probe_stands_where_submitit_does():

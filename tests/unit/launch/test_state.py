@@ -10,11 +10,12 @@ import pytest
 
 from launch import queue
 from launch.cli import main
+from launch.jobs import failure_path, write_failure
 from launch.record import JOBS, Submitted, find_folder, make_folder, new_record, write_record
 from launch.schema import load_cluster
 from launch.state import overview, table
 from masp.config import load_config
-from masp.errors import DataError, InputError
+from masp.errors import DataError, InputError, OtherRankFailed
 from masp.files.locks import holding, is_held
 from tests.runs import REPOSITORY
 
@@ -83,17 +84,24 @@ def test_every_run_of_a_job_counts_as_a_restart(slurm):
     assert queue.look(["4"])["4"][""] == queue.JobState("COMPLETED", "", "00:00:30", "node1", 2)
 
 
-def test_a_failure_is_told_with_the_words_of_its_log(folder, slurm):
+def test_a_failure_is_told_with_what_its_processes_noted_or_with_the_words_of_a_log(folder, slurm):
     cancelled = "".join(f"{job}|CANCELLED by 0|00:00:00|None assigned\n" for job in (8, 9, 10))
     slurm(sacct="7_0|COMPLETED|00:00:09|n1\n7_1|FAILED|00:00:03|n1\n7_2|COMPLETED|00:00:09|n1\n" + cancelled)
-    other = folder / JOBS / "7_1_1_log.out"
-    other.write_text("error: rank 0 failed; its own message says why\n")
-    assert "rank 0 failed" in overview(folder).problems[0]
-    log = folder / JOBS / "7_1_2_log.out"
-    log.write_text("submitit INFO: Starting\nerror: vlm.path: none\nsrun: error: task 0 failed\n")
-    found = overview(folder)
+    logs = [folder / JOBS / f"7_1_{rank}_log.out" for rank in range(4)]
+    logs[0].write_text("submitit INFO: Starting\nat work\nsrun: error: task 0 failed\n")
+    assert overview(folder).problems == [f"extract: failed: Slurm says FAILED; at work ({logs[0]})"]
+    errors = (OtherRankFailed("rank 3 failed"), TypeError("a bug\nin two lines"), InputError("vlm.path: none"))
+    said = ("rank 3 failed", "TypeError: a bug", "vlm.path: none")
+    for log, error, text in zip(logs[1:], errors, said, strict=True):  # each says more than those before it
+        log.write_text("what people read\n")
+        write_failure(log, error)
+        found = overview(folder)
+        assert found.problems == [f"extract: failed: Slurm says FAILED; {text} ({log})"]
+    failure_path(logs[3]).write_text('{"kind": "cau')
+    with pytest.raises(DataError, match="7_1_3_failure.json is damaged"):
+        overview(folder)
+    failure_path(logs[3]).unlink()
     assert [part.state for part in found.parts] == ["failed", "cancelled", "cancelled", "cancelled"]
-    assert found.problems == [f"extract: failed: Slurm says FAILED; vlm.path: none ({log})"]
     assert not found.is_open
 
 
@@ -115,12 +123,41 @@ def test_a_slurm_that_fails_is_told_in_its_own_words(folder, slurm, capsys):
     assert main(["status", str(folder)]) == 2
     error = capsys.readouterr().err
     assert error == "error: cluster: squeue: Unable to contact slurm controller (connect failure)\n"
+    with pytest.raises(queue.SlurmError) as caught:
+        queue.look(["4"])
+    assert not isinstance(caught.value, queue.UnknownJob)
+    assert caught.value.words == "Unable to contact slurm controller (connect failure)"
 
 
 def test_job_ids_that_slurm_has_forgotten_are_no_error(slurm, tmp_path):
     slurm("slurm_load_jobs error: Invalid job id specified\n", code=1)
     (tmp_path / "bin" / "sacct").write_text("#!/bin/sh\n")
     assert queue.look(["4"]) == {"4": {}}
+
+
+# As `scontrol ping` of slurm-wlm 22.05.8 printed it; the last with an exit code of 1.
+UP = "Slurmctld(primary) at vm is UP\n"
+DOWN = "Slurmctld(primary) at vm is DOWN\n"
+STARS = "*****************************************\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "answers"),
+    [
+        (UP, 0, True),
+        (DOWN + "Slurmctld(backup) at other is UP\n", 1, True),
+        (DOWN, 0, False),
+        (f"{DOWN}{STARS}** RESTORE SLURMCTLD DAEMON TO SERVICE **\n{STARS}", 1, False),
+    ],
+)
+def test_whether_a_controller_answers(said, code, answers, slurm, tmp_path):
+    (tmp_path / "said").write_text(said)
+    (tmp_path / "bin" / "scontrol").write_text(f"#!/bin/sh\ncat {tmp_path}/said\nexit {code}\n")
+    if answers:
+        queue.check_answers()
+    else:
+        with pytest.raises(InputError, match=r"does not answer: Slurmctld\(primary\) at vm is DOWN; nothing was"):
+            queue.check_answers()
 
 
 def test_submitting_a_part_that_runs_already_is_refused(folder, slurm, tmp_path, capsys):
