@@ -73,6 +73,7 @@ def test_there_is_something_to_check():
     [
         (("masp", "launch", "tools"), ("deepspeed",), ("masp.engine", "masp.distributed")),
         (("masp", "tools"), ("submitit",), ()),
+        (("masp", "launch", "tools"), ("yaml", "omegaconf"), ("masp.config.yaml_text",)),
         (("masp",), ("launch", "tools"), ()),
         (("launch",), ("tools",), ()),
         (("masp.models",), ("masp.distributed", "masp.engine", "masp.cache", "torch.distributed", "launch"), ()),
