@@ -194,21 +194,19 @@ def _refusal(error: Any, layer: _Layer, root: type) -> tuple[int, str]:
         name, value = f"{name}.{key}" if name else key, value[key]
         if name in settings:  # what follows is the place in a list
             break
-    prefix = name[: len(name) - len(key)]
-    given = f"{layer.place(name)}: {name} = {shown(value)}"
-    if is_unknown:
-        if "." in key:
-            message = f"{name!r} must be nested: '{key.partition('.')[0]}:', and the rest below it"
-        else:
-            message = f"unknown key {name!r}: {_suggestion(name, prefix, list(settings), list(sections(root)))}"
-        message = f"{layer.place(name)}: {message}"
-    elif name in sections(root):
-        example = next(known for known in settings if known.startswith(f"{name}."))
-        message = f"{given}: must hold settings such as {example}"
+    place = layer.place(name)
+    if is_unknown and "." in key:
+        message = f"{place}: {name!r} must be nested: '{key.partition('.')[0]}:', and the rest below it"
+    elif is_unknown:
+        prefix = name.removesuffix(key)
+        message = f"{place}: unknown key {name!r}: {_suggestion(name, prefix, list(settings), list(sections(root)))}"
     elif error["type"] == "value_error":
-        message = f"{given}: {error['ctx']['error']}"
+        message = f"{place}: {name} = {shown(value)}: {error['ctx']['error']}"
+    elif name in settings:
+        message = f"{place}: {name} = {shown(value)}: must be {settings[name].valid}"
     else:
-        message = f"{given}: must be {settings[name].valid}"
+        example = next(known for known in settings if known.startswith(f"{name}."))
+        message = f"{place}: {name} = {shown(value)}: must hold settings such as {example}"
     return layer.lines.get(name, 0), message
 
 

@@ -73,6 +73,7 @@ def test_there_is_something_to_check():
     [
         (("masp", "launch", "tools"), ("deepspeed",), ("masp.engine", "masp.distributed")),
         (("masp", "tools"), ("submitit",), ()),
+        (("masp", "launch", "tools"), ("yaml", "omegaconf"), ("masp.config.yaml_text",)),
         (("masp",), ("launch", "tools"), ()),
         (("launch",), ("tools",), ()),
         (("masp.files",), ("masp.cache", "masp.config", "masp.data", "masp.runtime", "launch", "numpy", "torch"), ()),
