@@ -56,7 +56,7 @@ class Failure:
 
 def write_failure(log: Path, error: Exception) -> None:
     """Keep why the process that writes this log failed; a full disk, for one, may not take it: then a note says so."""
-    from masp.cache.files import write_bytes
+    from masp.files.atomic import write_bytes
     from masp.errors import MaspError, OtherRankFailed, one_line
 
     if isinstance(error, MaspError):
