@@ -40,7 +40,7 @@ setup(
     # the working directory, where a clone called `masp` looks like a package without code.
     package_dir={"": "."},
     # The demo's VLM and the pages of reports are read at run time, beside the code that reads them.
-    package_data={"masp": ["py.typed", "**/*.j2", "data/demo/vlm/*"], "launch": ["py.typed"]},
+    package_data={"masp": ["py.typed", "**/*.j2", "demo/tiny_vlm/weights/*"], "launch": ["py.typed"]},
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
         "deepspeed>=0.19.8,<0.20",
@@ -76,5 +76,5 @@ setup(
             "types-PyYAML>=6.0",
         ],
     },
-    entry_points={"console_scripts": ["masp = masp.cli:main"]},
+    entry_points={"console_scripts": ["masp = masp.cli.main:main"]},
 )

@@ -51,7 +51,7 @@ def make_cache(folder: Path, num_samples: int, num_tokens: int, hidden: int, num
     """A cache of random bf16 features, finished like any other."""
     import torch
 
-    from masp.cache.formats import store
+    from masp.cache.codec import store
     from masp.cache.layout import LAYOUT, SHARDS, assign, make_layout
     from masp.cache.manifest import finalize
     from masp.cache.writer import ShardWriter
@@ -110,9 +110,9 @@ def drop_pages(folder: Path) -> None:
 
 def reading(arguments: argparse.Namespace, base: Path) -> dict:
     """Speed of `Cache.read` in training order against `os.pread`, cold and warm."""
-    from masp.cache.order import epoch_order
     from masp.cache.reader import open_cache
-    from masp.steps import WINDOW_SHARDS
+    from masp.training.order import epoch_order
+    from masp.training.steps import WINDOW_SHARDS
 
     folder = make_cache(base / "reading", arguments.samples, arguments.tokens, arguments.hidden, arguments.shards)
     cache = open_cache(folder)
@@ -162,10 +162,10 @@ def extraction(arguments: argparse.Namespace, base: Path) -> dict:
     from benchmarks.extraction_case import make_images, make_model
     from masp.config import load_config
     from masp.data.images import load_image
-    from masp.extract import extract
-    from masp.models.vision import load_preprocessor, load_vision_half
-    from masp.pictures import Picture, batches
-    from masp.progress import TIMINGS
+    from masp.extraction.image_stream import Picture, batches
+    from masp.extraction.job import extract
+    from masp.extraction.progress import TIMINGS
+    from masp.vlm.vision import load_preprocessor, load_vision_half
 
     root = make_images(base / "pictures", arguments.images, arguments.side)
     vlm = make_model(base / "vlm", arguments.width, arguments.depth)

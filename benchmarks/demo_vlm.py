@@ -1,6 +1,6 @@
 """What the demo world's tiny VLM can do: aspects of unseen pictures, and the emotion when the aspects are told.
 
-python benchmarks/demo_vlm.py [--vlm masp/data/demo/vlm] [--pictures 1500] [--captions 2000]
+python benchmarks/demo_vlm.py [--vlm masp/demo/tiny_vlm/weights] [--pictures 1500] [--captions 2000]
 """
 
 import argparse
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    from masp.data.demo import VLM_DIR
+    from masp.demo.tiny_vlm import VLM_DIR
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vlm", type=Path, default=VLM_DIR)
@@ -17,9 +17,9 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=2000)
     args = parser.parse_args()
 
-    from masp.data.demo.measure import aspect_accuracy, load_demo_vlm, told_accuracy
-    from masp.data.demo.world import best_possible_accuracy
     from masp.data.questions import load_questions
+    from masp.demo.tiny_vlm.evaluate import aspect_accuracy, load_demo_vlm, told_accuracy
+    from masp.demo.world.factors import best_possible_accuracy
 
     model, tokenizer = load_demo_vlm(args.vlm)
     questions = load_questions(args.questions)

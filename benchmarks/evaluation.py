@@ -90,7 +90,7 @@ def make_config(folder: Path, vlm: Path, pictures: Path, threads: int, overrides
 
     from masp.config import load_config
     from masp.models.aspect_modules import AspectModules, to_released
-    from masp.models.families import load_config as load_vlm_config
+    from masp.vlm.families import load_config as load_vlm_config
 
     hidden = load_vlm_config(vlm).text_config.hidden_size
     settings = [
@@ -111,12 +111,12 @@ def our_sides(config) -> dict[str, Callable[[int, int], int]]:
     """Our own sides: each scores samples `start` to `stop` of the split and returns how many."""
     import copy
 
-    from masp.assemble import load_trained
+    from masp.artifacts.trained import load_trained
     from masp.data.questions import load_questions
-    from masp.feed import open_feed
-    from masp.models.scoring import score_categories
+    from masp.evaluation.emotion_scorer import Scorer
+    from masp.evaluation.sources import open_feed
+    from masp.models.likelihood import score_categories
     from masp.models.sequence import build_sequence, make_batch
-    from masp.scorer import Scorer
 
     live = copy.deepcopy(config)
     live.evaluate.source, live.evaluate.scoring, live.evaluate.batch_size = "live", "generate", 1
@@ -164,7 +164,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict:
 
     from benchmarks.published import PublishedScoring, load_model
     from masp.data.questions import load_questions
-    from masp.extract import extract
+    from masp.extraction.job import extract
 
     vlm = make_vlm(folder / "vlm", arguments.tokenizer, arguments.hidden, arguments.layers, arguments.vocabulary)
     pictures = make_pictures(folder / "pictures", arguments.images, (arguments.width, arguments.height))

@@ -13,7 +13,8 @@ about 10 GB in the temporary folder (`--dir`). What is measured is the real code
   encoder every time, logits at every position.
 
 A sample of stage 1 is one aspect of an image, of stage 2 an image. TFLOP/s count the operations that a side's own
-procedure needs (masp/flops.py), so a ratio of rates may be larger than that of TFLOP/s. Memory is the peak of what the
+procedure needs (masp/vlm/flops.py), so a ratio of rates may be larger than that of
+TFLOP/s. Memory is the peak of what the
 side itself holds; on a CPU the peak resident size of the process, with whatever else is loaded. Sides take turns;
 figures are medians of the rounds.
 """
@@ -102,12 +103,12 @@ def extraction_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
     from benchmarks.published import PublishedEncoder
     from benchmarks.random_vlm import draw_part
     from masp.data.datasets import read_dataset
-    from masp.extract import extract
-    from masp.flops import encoder_flops, shapes
-    from masp.models.families import load_config as load_vlm_config
-    from masp.models.vision import load_preprocessor, load_vision_half
-    from masp.pictures import Pictures, batches
-    from masp.progress import TIMINGS
+    from masp.extraction.image_stream import Pictures, batches
+    from masp.extraction.job import extract
+    from masp.extraction.progress import TIMINGS
+    from masp.vlm.families import load_config as load_vlm_config
+    from masp.vlm.flops import encoder_flops, shapes
+    from masp.vlm.vision import load_preprocessor, load_vision_half
 
     samples = read_dataset(config.dataset).samples
     preprocessor = load_preprocessor(config.vlm.path)
@@ -205,15 +206,15 @@ def evaluation_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
 
     from benchmarks.published import PublishedScoring
     from benchmarks.random_vlm import draw_whole
-    from masp.assemble import default_aspect_path, default_soft_prompt_path, load_trained
+    from masp.artifacts.trained import default_aspect_path, default_soft_prompt_path, load_trained
     from masp.data.datasets import read_dataset
     from masp.data.questions import load_questions
-    from masp.feed import open_feed
-    from masp.flops import aspect_module_flops, language_flops, shapes
-    from masp.models.families import load_config as load_vlm_config
-    from masp.models.scoring import candidate_tree
+    from masp.evaluation.emotion_scorer import Scorer
+    from masp.evaluation.sources import open_feed
+    from masp.models.likelihood import candidate_tree
     from masp.models.sequence import build_sequence
-    from masp.scorer import Scorer
+    from masp.vlm.families import load_config as load_vlm_config
+    from masp.vlm.flops import aspect_module_flops, language_flops, shapes
 
     questions = load_questions(config.questions)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from masp.flops import LanguageShape, encoder_flops, language_flops, shapes
+from masp.vlm.flops import LanguageShape, encoder_flops, language_flops, shapes
 
 MAX_NEW_TOKENS = 4
 
@@ -56,7 +56,7 @@ class PublishedEncoder:
     """
 
     def __init__(self, config, model: nn.Module):
-        from masp.models.vision import load_preprocessor
+        from masp.vlm.vision import load_preprocessor
 
         self.model, self.max_side = model, config.vlm.max_side
         self.preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
@@ -88,7 +88,7 @@ class PublishedTraining:
     def __init__(self, config, name: str, model: nn.Module):
         from masp.data.datasets import read_dataset
         from masp.data.questions import load_questions
-        from masp.models.prompt import load_prompt
+        from masp.vlm.prompt import load_prompt
 
         self.config, self.name = config, name
         dataset = read_dataset(config.dataset)

@@ -2,7 +2,7 @@
 
 A folder of such a VLM holds its configuration, image processor and tokenizer; in place of weights it has a file with
 the seed that they are drawn from, so that the digest of its "weights" names them. `drawn_weights` puts the drawing in
-the place of `masp.models.loading.load_part`, which reads a half from files; everything after it is the real code.
+the place of `masp.vlm.loading.load_part`, which reads a half from files; everything after it is the real code.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 
 from masp.errors import InputError
 from masp.files.text import first_line
-from masp.models.loading import Partition
+from masp.vlm.loading import Partition
 from tests.vlm_sizes import real_config, save_config_only
 
 NAMES = {"2b": "Qwen2-VL-2B", "7b": "Qwen2-VL-7B"}
@@ -109,7 +109,7 @@ def _draw(cls: type, config, dtype: torch.dtype, device: str, attention: str) ->
 def draw_part(
     path: str, part: str, dtype: torch.dtype, device: str, attention: str, partition: Partition | None = None
 ) -> torch.nn.Module:
-    """What `masp.models.loading.load_part` gives, with weights that are drawn.
+    """What `masp.vlm.loading.load_part` gives, with weights that are drawn.
 
     Raises:
         InputError: asked to divide them over ranks (ZeRO 3), which one GPU has no use for.
@@ -118,8 +118,8 @@ def draw_part(
         raise InputError("engine.zero_stage = 3: this benchmark is of one GPU; take a stage from 0 to 2")
     from transformers import AutoModelForImageTextToText
 
-    from masp.models.families import load_config, resolve_folder
-    from masp.models.loading import part_class
+    from masp.vlm.families import load_config, resolve_folder
+    from masp.vlm.loading import part_class
 
     config = load_config(resolve_folder(path))
     cls = part_class(AutoModelForImageTextToText._model_mapping[type(config)], part)
@@ -141,5 +141,5 @@ def draw_whole(path: str, dtype: torch.dtype, device: str) -> torch.nn.Module:
 @contextmanager
 def drawn_weights() -> Iterator[None]:
     """Inside, both halves of a VLM come from `draw_part`."""
-    with mock.patch("masp.models.language.load_part", draw_part), mock.patch("masp.models.vision.load_part", draw_part):
+    with mock.patch("masp.vlm.language.load_part", draw_part), mock.patch("masp.vlm.vision.load_part", draw_part):
         yield

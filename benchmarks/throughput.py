@@ -91,10 +91,10 @@ class Ours:
     """
 
     def __init__(self, config, name: str, device: str = "cpu"):
-        from masp.distributed import Ranks, join
-        from masp.engine import Engine
-        from masp.stage import Stage
-        from masp.workers import ReadAhead
+        from masp.distributed.ranks import Ranks, join
+        from masp.runtime.prefetch import ReadAhead
+        from masp.training.engine import Engine
+        from masp.training.stage import Stage
 
         join(Ranks(), device)
         self.stage = Stage(config, name, device)
@@ -147,8 +147,8 @@ def side_by_side(config, stage: str, rounds: int, seconds: float) -> dict:
 
 def engine_overhead(config, rounds: int) -> float:
     """A step of the engine against the same mathematics in a bare loop; both have the step's tensors in memory."""
-    from masp.engine import optimizer_groups
-    from masp.stage import Stage
+    from masp.training.engine import optimizer_groups
+    from masp.training.stage import Stage
 
     ours = Ours(config, "stage2")
     step = ours.steps[0]
@@ -191,7 +191,7 @@ def build(folder: Path, args: argparse.Namespace) -> Path:
 
     from benchmarks.evaluation import make_vlm as make_with_tokenizer
     from masp.config import load_config
-    from masp.extract import extract
+    from masp.extraction.job import extract
 
     sizes = args.hidden, args.layers, args.vocabulary
     if args.tokenizer:
@@ -219,7 +219,7 @@ def build(folder: Path, args: argparse.Namespace) -> Path:
 
 def save_untrained(config, name: str, device: str = "cpu") -> None:
     """What a stage leaves, for the next to build on; its values do not matter here."""
-    from masp.stage import Stage
+    from masp.training.stage import Stage
 
     stage = Stage(config, name, device)
     model, _, _ = stage.build(0, 1)

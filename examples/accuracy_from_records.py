@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from masp.errors import DataError, InputError, MaspError, one_line
-from masp.records import FILE, Records, read_records_file
+from masp.results.records import FILE, Records, read_records_file
 
 
 def counts_by_category(records: Records) -> dict[str, tuple[int, int]]:

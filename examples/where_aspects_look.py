@@ -16,11 +16,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from masp.artefacts import check_lineage, load_aspects
+from masp.artifacts.lineage import check_lineage
+from masp.artifacts.store import load_aspects
 from masp.cache.reader import CachedSample, open_cache
-from masp.data.categories import ASPECTS
 from masp.errors import MaspError, one_line
 from masp.models.sequence import pad_features
+from masp.taxonomy import ASPECTS
 
 
 def weight_map(weights: Tensor, sample: CachedSample) -> Tensor:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from launch.parts import COMMANDS
+from launch.job.parts import COMMANDS
 from masp.errors import MaspError, one_line
 
 DESCRIPTION = """\
@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
         from launch.follow import resume
 
         return resume(arguments.run, plain, prefixed, arguments.wait)
-    from launch.schema import load_cluster
+    from launch.job.config import load_cluster
     from launch.submit import dry_run, submit
     from masp.config import load_config
 

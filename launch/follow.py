@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch import queue
-from launch.parts import State, make_parts
-from launch.record import CLUSTER, CONFIG, find_folder, log_paths, read_record
-from launch.schema import load_cluster
-from launch.state import OPEN, Overview, PartState, overview, table
+from launch.job.config import load_cluster
+from launch.job.parts import State, make_parts
+from launch.submission import slurm_client
+from launch.submission.record import CLUSTER, CONFIG, find_folder, log_paths, read_record
+from launch.submission.state import OPEN, Overview, overview, table
+from launch.watch import watch
 from masp.config import load_config
 from masp.errors import InputError
-
-_POLL_S = 2.0
 
 
 def enter(run: str) -> Path:
@@ -50,44 +48,6 @@ def status(run: str, wait: bool = False) -> int:
     for problem in found.problems:
         print(f"error: {problem}", file=sys.stderr)
     return 0 if found.is_open or found.state == State.FINISHED else 1
-
-
-def watch(folder: Path) -> Overview:
-    """Show a submission until it has ended: a live table on a terminal, elsewhere a line per change of state."""
-    live = sys.stdout.isatty()
-    shown: list[str] = []
-    told: dict[str, str] = {}
-    silent_since: float | None = None
-    while True:
-        try:
-            found, silent_since = overview(folder), None
-        except InputError as error:
-            # The jobs do not depend on this process, and controllers are restarted now and then.
-            silent_since = silent_since or time.monotonic()
-            if time.monotonic() - silent_since > 600:
-                raise InputError(f"{error}, for ten minutes now; what was submitted goes on") from None
-            time.sleep(_POLL_S)
-            continue
-        if live:
-            if shown:
-                print(f"\x1b[{len(shown)}A\x1b[J", end="")
-            width = os.get_terminal_size().columns
-            shown = [line[: width - 1] for line in table(found.parts)]
-            print("\n".join(shown), flush=True)
-        for part in found.parts:
-            line = _line(part)
-            if not live and told.get(part.name) != line:
-                print(f"{part.name}: {line}", flush=True)
-            told[part.name] = line
-        if not found.is_open:
-            return found
-        time.sleep(_POLL_S if found.record.executor == "slurm" else _POLL_S / 4)
-
-
-def _line(part: PartState) -> str:
-    """A part's state, for a log: it changes only when something happened."""
-    restarts = f", started again {part.num_restarts} times" if part.num_restarts else ""
-    return f"{part.state}{restarts}"
 
 
 def logs(run: str, part: str | None, rank: int | None, num_lines: int) -> int:
@@ -134,11 +94,11 @@ def cancel(run: str) -> int:
     if not found.is_open:
         raise InputError(f"{folder}: nothing to cancel: it is {found.state}")
     if found.record.executor == "local":
-        from launch import driver
+        from launch.submission import local_driver
 
-        left = [] if driver.cancel(folder) else ["its driver"]
+        left = [] if local_driver.cancel(folder) else ["its driver"]
     else:
-        left = queue.cancel([i for part in found.parts if part.state in OPEN for i in part.job_ids])
+        left = slurm_client.cancel([i for part in found.parts if part.state in OPEN for i in part.job_ids])
     if left:
         print(f"asked to stop, but still ending: {', '.join(left)}; `launch status` tells when it is done")
         return 1

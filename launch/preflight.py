@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launch.parts import Part
-from launch.schema import ClusterConfig
+from launch.job.config import ClusterConfig
+from launch.job.parts import Part
 from masp.config import Config
 from masp.errors import InputError
 
@@ -49,7 +49,7 @@ def preflight(parts: Sequence[Part], config: Config, cluster: ClusterConfig) -> 
     _check_artefacts(names, config)
     _check_shares(parts, config, findings)
     if findings.plan is not None:
-        from launch.schedule import check_time
+        from launch.time_limits import check_time
 
         findings.notes += check_time(parts, config, cluster, findings.plan)
     return findings
@@ -118,10 +118,10 @@ def check_writable(key: str, path: str) -> None:
 
 def _check_extraction(config: Config) -> dict:
     """Dataset, VLM, room for the cache, and a cache that was begun already; returns the plan."""
-    from masp.assemble import model_part
     from masp.cache.layout import check_layout, make_layout, read_layout
     from masp.data.datasets import read_dataset
-    from masp.plan.command import make_plan
+    from masp.extraction.provenance import model_part
+    from masp.plan.plan import make_plan
 
     plan = make_plan(config)
     if not plan["space"]["fits"]:
@@ -143,14 +143,14 @@ def _check_artefacts(names: Sequence[str], config: Config) -> None:
         return
     first = names[0]
     if first in ("stage1", "stage2"):
-        from masp.stage import Stage
+        from masp.training.stage import Stage
 
         Stage(config, first, "cpu" if config.engine.device == "cpu" else "cuda").identity()
         return
     if config.evaluate.source != "cache":
         return  # that asks for the machine that makes the features, which is not this one
-    from masp.evaluate import evaluate_dir, open_evaluation
-    from masp.feed import open_feed
+    from masp.evaluation.run import evaluate_dir, open_evaluation
+    from masp.evaluation.sources import open_feed
 
     open_evaluation(config, evaluate_dir(config), open_feed(config))
 
@@ -180,8 +180,8 @@ def check_executor(cluster: ClusterConfig) -> None:
         InputError: Slurm is not installed here, or does not answer.
     """
     if cluster.executor == "slurm":
-        from launch.queue import check_answers
-        from launch.slurm import check_installed
+        from launch.submission.slurm_client import check_answers
+        from launch.submission.slurm_scripts import check_installed
 
         check_installed()
         check_answers()
@@ -196,9 +196,9 @@ def check_slurm(parts: Sequence[Part], config: Config, cluster: ClusterConfig, f
     Raises:
         InputError: it would not, in its own words, or it does not answer.
     """
-    from launch.queue import SlurmError, ask
-    from launch.slurm import parameters, script
-    from launch.submit import run_name
+    from launch.submission.record import run_name
+    from launch.submission.slurm_client import SlurmError, ask
+    from launch.submission.slurm_scripts import parameters, script
 
     asked: list[dict[str, Any]] = []
     for part in parts:
@@ -216,7 +216,7 @@ def check_slurm(parts: Sequence[Part], config: Config, cluster: ClusterConfig, f
 
 def _check_time_limit(part: Part, cluster: ClusterConfig) -> None:
     """A job that asks for more than its partition allows would wait for ever instead of being refused."""
-    from launch.queue import ask
+    from launch.submission.slurm_client import ask
 
     for line in ask("sinfo", "--noheader", "--format=%P|%l").splitlines():
         name, _, limit = line.partition("|")

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
-from launch.parts import Part, make_parts
+from launch.job.config import ClusterConfig
+from launch.job.parts import Part, make_parts
 from launch.preflight import check_executor, check_slurm, check_writable, preflight
-from launch.record import (
+from launch.submission.record import (
     CONFIG,
     FILE,
     JOBS,
@@ -19,25 +20,20 @@ from launch.record import (
     Submitted,
     make_folder,
     new_record,
+    run_name,
     submissions,
     submissions_of,
     write_record,
 )
-from launch.schema import ClusterConfig
-from launch.snapshot import DIFF, snapshot
-from launch.snapshot import FILE as ENVIRONMENT
-from launch.state import active
+from launch.submission.snapshot import DIFF, snapshot
+from launch.submission.snapshot import FILE as ENVIRONMENT
+from launch.submission.state import active
 from masp.config import Config
 from masp.errors import InputError
 from masp.files.atomic import write_bytes
 from masp.files.locks import holding
 
 _LOCK = ".lock"
-
-
-def run_name(config: Config) -> str:
-    """What jobs are called after."""
-    return Path(config.output_dir).absolute().name
 
 
 def dry_run(command: str, stage: str | None, config: Config, cluster: ClusterConfig) -> None:
@@ -48,7 +44,7 @@ def dry_run(command: str, stage: str | None, config: Config, cluster: ClusterCon
         for part in parts:
             print(f"{part.name}: {len(part.jobs)} x {part.tasks_per_node} processes on this machine: {part.result}")
         return
-    from launch.slurm import scripts
+    from launch.submission.slurm_scripts import scripts
 
     for name, text in scripts(parts, cluster, run_name(config), folder).items():
         print(f"# {'-' * 8} {name} {'-' * 8}\n{text}")
@@ -65,7 +61,7 @@ def submit(
     """Submit a command.
 
     Args:
-        command, stage: see `launch.parts.make_parts`.
+        command, stage: see `launch.job.parts.make_parts`.
         config: of the run.
         cluster: where, and what each part asks for.
         without: parts that have finished already.
@@ -105,7 +101,7 @@ def submit(
     print(text, flush=True)
     problems: list[str] = []
     if wait:
-        from launch.follow import watch
+        from launch.watch import watch
 
         problems = watch(folder).problems
     for problem in problems:
@@ -145,16 +141,16 @@ def _refuse_twice(parent: Path, parts: list[Part], config: Config) -> None:
 def _hand_over(record: Record, parts: list[Part], config: Config, cluster: ClusterConfig, folder: Path) -> str:
     """Give the parts to Slurm, or to a driver in the background; returns what to tell the user."""
     if cluster.executor == "local":
-        from launch import driver
+        from launch.submission import local_driver
 
         write_record(folder, record)
         try:
-            pid = driver.start(folder)
+            pid = local_driver.start(folder)
         except InputError:
             os.unlink(folder / FILE)
             raise
         return f"started: process {pid} runs {', '.join(part.name for part in parts)} in the background"
-    from launch.slurm import PartsLeft, submit
+    from launch.submission.slurm_scripts import PartsLeft, submit
 
     def tell(name: str, job_id: str) -> None:
         nonlocal record

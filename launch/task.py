@@ -1,13 +1,6 @@
-"""What starts on a node: `python -m launch.task FOLDER`, submitit's entry point behind a shut door.
+"""`python -m launch.task`, which queued jobs call; new ones call `launch.job.task`. Goes with the next release."""
 
-The signal ahead of a time limit may come while Python still imports, and would then kill the process for good. So it is
-held back until the job, with its own handlers in place, lets it through (`launch.jobs`).
-"""
-
-import signal
+from launch.job.task import main
 
 if __name__ == "__main__":
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
-    from submitit.core.submission import submitit_main
-
-    submitit_main()
+    main()

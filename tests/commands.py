@@ -1,7 +1,7 @@
 """`masp …` as processes of their own that can be signalled and killed, without importing torch anew for each.
 
-A server imports what all commands need and forks a child per command; the child runs `masp.cli.main` and then ends as
-any Python process does, with its exit handlers.
+A server imports what all commands need and forks a child per command; the child runs `masp.cli.main.main` and then ends
+as any Python process does, with its exit handlers.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ import deepspeed, h5py, sklearn.metrics, tensorboard, transformers.models.qwen2_
 import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl, torch.utils.tensorboard
 from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl
 from deepspeed.runtime.zero.muon import muon_optimizer
-import masp.encoding, masp.engine, masp.evaluate, masp.predict, masp.stage, masp.train
-from masp.cli import main
+import masp.extraction.encode_shards, masp.evaluation.run, masp.evaluation.predict
+import masp.training.engine, masp.training.stage, masp.training.loop
+from masp.cli.main import main
 print("ready", flush=True)
 for line in sys.stdin:
     order = json.loads(line)

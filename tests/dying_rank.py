@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from masp.cli import main
+from masp.cli.main import main
 
 
 def die(ledger: Path) -> None:

@@ -41,11 +41,11 @@ def learn(args: argparse.Namespace, *phases: str) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from masp.data.demo.geometry import make_louder
-    from masp.data.demo.model import save_model
-    from masp.data.demo.pool import draw_pool
-    from masp.data.demo.pretrain import Pictures, Plan, Trainer
     from masp.data.questions import load_questions
+    from masp.demo.run.tiny_vlm.geometry import make_louder
+    from masp.demo.run.tiny_vlm.model import save_model
+    from masp.demo.run.tiny_vlm.picture_pool import draw_pool
+    from masp.demo.run.tiny_vlm.pretrain import Pictures, Plan, Trainer
 
     torch.set_num_threads(args.threads)
     plan = Plan().scaled(args.scale)
@@ -77,9 +77,9 @@ def learn(args: argparse.Namespace, *phases: str) -> None:
 
 def _origin(args: argparse.Namespace) -> dict[str, str]:
     """What a phase's tensors depend on: the arguments, and the code that makes them."""
-    import masp.data.demo
+    import masp.demo.tiny_vlm
 
-    sources = [*sorted(Path(masp.data.demo.__file__).parent.glob("*.py")), Path(args.questions)]
+    sources = [*sorted(Path(masp.demo.tiny_vlm.__file__).parent.glob("*.py")), Path(args.questions)]
     code = blake2b(b"".join(path.read_bytes() for path in sources), digest_size=8).hexdigest()
     return {"seed": str(args.seed), "scale": str(args.scale), "code": code}
 

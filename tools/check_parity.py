@@ -20,7 +20,7 @@ def main() -> int:
     parser.add_argument("--vlm", required=True, help="folder of the VLM that the case was made with")
     arguments = parser.parse_args()
     from masp.errors import MaspError
-    from masp.parity import compare
+    from masp.experiments.parity import compare
 
     try:
         with contextlib.redirect_stdout(sys.stderr):  # standard output holds the one line

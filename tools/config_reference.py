@@ -12,14 +12,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import launch.schema
+import launch.job.config
 import masp.config.schema
 from masp.config.describe import Setting, describe_settings, sections
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 DOCUMENTS = {
     DOCS / "configuration.md": masp.config.schema.Config,
-    DOCS / "cluster.md": launch.schema.ClusterConfig,
+    DOCS / "cluster.md": launch.job.config.ClusterConfig,
 }
 BEGIN = "<!-- begin: written by tools/config_reference.py -->"
 END = "<!-- end -->"

@@ -5,7 +5,7 @@ python tools/extract_features.py --config configs/train.yaml [key=value …]
 
 import sys
 
-from masp.cli import main
+from masp.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["extract", *sys.argv[1:]]))

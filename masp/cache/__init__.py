@@ -1,1 +1,1 @@
-"""The feature cache: what the frozen encoder made of every image, computed once. See docs/cache.md."""
+"""The feature cache: how do features lie on disk, and are they whole?"""

@@ -1,4 +1,7 @@
-"""Which shards a cache has and which samples each holds: fixed by the dataset and `num_shards` alone."""
+"""Which shards a cache has and which samples each holds: fixed by the dataset and `num_shards` alone.
+
+A cache begins with one generation of shards; images that are added later form generations of their own.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,27 @@ from masp.files.sealed import create_sealed, read_sealed_object
 from masp.files.text import reason
 
 LAYOUT = "layout.json"
+
+
 MANIFEST = "manifest.json"
+
+
 INDEX = "index.h5"
+
+
 QUARANTINE = "quarantine.jsonl"
+
+
 LOCK = ".lock"
 """Locked in ranges: byte `k` by whoever writes shard `k`; `FINISHING` and all below it by whoever merges the
 sidecars."""
+
+
 FINISHING = 1 << 40
+
+
 SHARDS = "shards"
+
 
 NAME = re.compile(r"(?P<split>[A-Za-z0-9_-]+?)(?:-g(?P<generation>[1-9]\d*))?-(?P<number>\d{5,})")
 """A shard's name: `train-00000`, or `train-g1-00000` of the images that were added first."""
@@ -116,7 +132,7 @@ def make_layout(
     """What a cache folder will hold, decided before the first shard is written and compared on every later call.
 
     `generations` lists per generation its `num_shards` (as configured) and its shards' names with their number of
-    samples; those that are added later (`masp.cache.generations`) also list the keys of their samples. `machine` is
+    samples; those that are added later (`masp.cache.layout`) also list the keys of their samples. `machine` is
     that of every feature in the folder.
     """
     return {
@@ -196,4 +212,49 @@ def _settings(layout: dict) -> Fields:
         "dataset.name": layout["dataset"],
         "dataset.categories": layout["categories"],
         "cache.num_shards": layout["generations"][0]["num_shards"],
+    }
+
+
+def shards_of(layout: dict | None, samples: Sequence[Any], num_shards: int) -> list[Shard]:
+    """All shards of a cache, in the order of their numbers.
+
+    Later generations hold the samples whose keys the layout lists for them; all others are of the first. Whether the
+    samples are still the ones that the layout counted is for the caller to compare.
+
+    Args:
+        layout: of the folder; None if there is none yet.
+        samples: the dataset's, with `.key` and `.split`.
+        num_shards: `cache.num_shards`, for the first generation.
+    """
+    added = added_keys(layout)
+    shards = assign([sample for sample in samples if sample.key not in added], num_shards)
+    for number, generation in enumerate(layout["generations"][1:] if layout else (), 1):
+        members = [sample for sample in samples if added.get(sample.key) == number]
+        shards += assign(members, generation["num_shards"], number, len(shards))
+    return shards
+
+
+def added_keys(layout: dict | None) -> dict[str, int]:
+    """Key -> generation, of all samples that were added after the first."""
+    if layout is None:
+        return {}
+    return {key: number for number, g in enumerate(layout["generations"][1:], 1) for key in g["keys"]}
+
+
+def make_generation(layout: dict, samples: Sequence[Any]) -> dict:
+    """The layout's entry for a generation that is added: as many samples to a shard as the first one has.
+
+    Its keys are listed, since a later dataset does not tell what was there when.
+
+    Args:
+        layout: of the cache.
+        samples: the new ones, at least one.
+    """
+    number, first = len(layout["generations"]), layout["generations"][0]
+    num_shards = max(1, round(len(samples) * len(first["shards"]) / sum(first["shards"].values())))
+    shards = assign(samples, num_shards, number)
+    return {
+        "num_shards": num_shards,
+        "shards": {shard.name: len(shard.samples) for shard in shards},
+        "keys": sorted(sample.key for sample in samples),
     }

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from masp.cache.fingerprint import FORMAT_VERSION, fingerprint_digest
 from masp.cache.index import build_index, save_index
 from masp.cache.layout import INDEX, MANIFEST, QUARANTINE, sidecar_path, split_of
-from masp.cache.state import sidecars
-from masp.errors import DataError
+from masp.cache.shard_state import sidecars
+from masp.config import Config
+from masp.errors import DataError, InputError
 from masp.files.atomic import write_bytes
 from masp.files.sealed import canonical_json, digest_file, sealed
 
@@ -126,3 +128,29 @@ def write_quarantine(folder: Path, sidecars: Iterator[dict]) -> dict:
     text = b"".join(lines)
     write_bytes(folder / QUARANTINE, text)
     return {"num_samples": len(lines), "sha256": hashlib.sha256(text).hexdigest()}
+
+
+def quarantined_keys(config: Config) -> set[str]:
+    """Keys that extraction put into quarantine, if there was one: what cannot be read is not evaluated either.
+
+    Raises:
+        DataError: a line of the list is damaged. InputError: it cannot be read.
+    """
+    path = Path(config.cache.dir) / QUARANTINE
+    if not path.exists():
+        return set()
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise InputError(f"cache.dir: {path} cannot be read: {error.strerror}") from None
+    return {_quarantined_key(path, number, line) for number, line in enumerate(lines, start=1)}
+
+
+def _quarantined_key(path: Path, number: int, line: bytes) -> str:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        entry = None
+    if not isinstance(entry, dict) or not isinstance(entry.get("key"), str):
+        raise DataError(f"{path}, line {number}: names no image; `masp cache verify` says what else is damaged")
+    return entry["key"]

@@ -14,7 +14,7 @@ from masp.cache.codec import checksum, decode_features, decode_record
 from masp.cache.fingerprint import Fields, compare
 from masp.cache.index import Index, load_index
 from masp.cache.layout import INDEX, tar_path
-from masp.cache.state import read_manifest, remedy
+from masp.cache.shard_state import read_manifest, remedy
 from masp.errors import DataError, InputError
 from masp.files.sealed import digest_file
 

@@ -25,7 +25,7 @@ from masp.cache.layout import (
     tar_path,
 )
 from masp.cache.manifest import layout_of
-from masp.cache.state import read_manifest
+from masp.cache.shard_state import read_manifest
 from masp.errors import DataError
 from masp.files.sealed import CHUNK, digest_file, read_sealed_object
 

@@ -70,7 +70,7 @@ class ShardWriter:
 
         Args:
             sample: the dataset's `Sample`.
-            stored: of its features, by `masp.cache.formats.store`, on the CPU.
+            stored: of its features, by `masp.cache.codec.store`, on the CPU.
             record: what the JSON member holds besides key, split, category and answers: `image_size` (width, height),
                 `grid` (t, h, w) and `source_sha256`.
             source: of the image file: `bytes`, `mtime_ns`, `sha256`.

@@ -14,8 +14,8 @@ from masp.config.describe import describe_settings, sections
 from masp.config.packaged import find_packaged
 from masp.config.schema import Config
 from masp.config.yaml_text import dump_yaml, parse_yaml, read_yaml, shown
-from masp.data.categories import normalise_category
 from masp.errors import InputError
+from masp.taxonomy import normalise_category
 
 # The key by which a file builds on another one.
 _BASE = "base"

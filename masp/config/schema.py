@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, GetPydanticSchema
 
 from masp.config.fields import Boolean, Count, Fraction, Item, Number, PathText, Positive, Settings, UniqueList
-from masp.data.categories import ASPECTS, DatasetName
+from masp.taxonomy import ASPECTS, DatasetName
 
 # One of the aspects, which is any string to the code that gets it.
 Aspect = Annotated[str, GetPydanticSchema(lambda _source, handler: handler(Literal[*ASPECTS]))]

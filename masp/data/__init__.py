@@ -1,1 +1,1 @@
-"""Datasets: what is in a folder of labelled pictures, and how it becomes questions, answers and RGB images."""
+"""Datasets: what is in a directory of labeled images?"""

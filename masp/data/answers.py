@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from masp.data.categories import ASPECTS
 from masp.errors import DataError
 from masp.files.retry import retry_io
 from masp.files.text import all_lines
+from masp.taxonomy import ASPECTS
 
 LEVELS = ("very low", "low", "moderate", "high", "very high")
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from masp.config.schema import DatasetConfig
 from masp.data.answers import read_annotation
-from masp.data.categories import CATEGORY_SETS, normalise_category
-from masp.data.emoset import read_index_files
-from masp.data.folders import read_folders
+from masp.data.folder_layout import read_folders
+from masp.data.index_layout import read_index_files
 from masp.data.keys import sample_key
 from masp.data.sample import SPLITS, Dataset, Entry, Listing, Sample
 from masp.errors import DataError, InputError
+from masp.taxonomy import CATEGORY_SETS, normalise_category
 
 __all__ = ["SPLITS", "Dataset", "Sample", "read_dataset"]
 

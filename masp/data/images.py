@@ -14,7 +14,7 @@ from typing import IO
 
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
-from masp.data.pixels import to_rgb
+from masp.data.rgb import to_rgb
 from masp.errors import DataError
 from masp.files.retry import PERMANENT_ERRORS, retry_io
 

@@ -1,1 +1,1 @@
-"""The frozen VLM in two halves and the two small things trained around it. Knows neither ranks nor the cache."""
+"""What is trained around the VLM, and how does a batch run through both?"""

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from masp.models.aspect_modules import AspectModules
-from masp.models.language import LanguageHalf
 from masp.models.sequence import ASPECT, FEATURE, SOFT, Batch, Block
 from masp.models.soft_prompt import SoftPrompt
+from masp.vlm.language import LanguageHalf
 
 
 def embed(language: LanguageHalf, block: Block, values: Mapping[int, Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from masp.models.prompt import Prompt
+from masp.vlm.prompt import Prompt
 
 TEXT, ASPECT, FEATURE, SOFT = range(4)
 """What fills a position: a word embedding, an aspect token, a feature, a vector of the soft prompt."""

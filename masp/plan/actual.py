@@ -7,9 +7,9 @@ import statistics
 from pathlib import Path
 
 from masp.cache.layout import MANIFEST, shard_names, tar_path
-from masp.cache.state import finished_sidecar, read_manifest
+from masp.cache.shard_state import finished_sidecar, read_manifest
+from masp.extraction.progress import TIMINGS
 from masp.plan.rates import STAGES, read_lines, read_metrics
-from masp.progress import TIMINGS
 
 
 def actual_cache(

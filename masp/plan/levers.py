@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from masp.config import Config
 from masp.errors import InputError
-from masp.flops import VisionShape
-from masp.plan.volume import Planned, tar_sizes
+from masp.plan.disk import Planned, tar_sizes
 from masp.plan.work import extraction_flops
+from masp.vlm.flops import VisionShape
 
 TOKEN_LIMITS = (1024, 512, 256, 128)
 """Vision tokens that `vlm.max_pixels` may be set to allow."""
@@ -21,7 +21,7 @@ def plan_images(samples: Sequence, sizes: Sequence[tuple[int, int] | None], prep
     Args:
         samples: of the dataset.
         sizes: width and height of each, None where the header is broken.
-        preprocessor: `masp.models.vision.Preprocessor`.
+        preprocessor: `masp.vlm.vision.Preprocessor`.
     """
     merge = preprocessor.merge_size**2
     grids = {size: preprocessor.grid(*size) for size in {size for size in sizes if size is not None}}
@@ -41,7 +41,7 @@ def pixel_levers(config: Config, vision: VisionShape, shards: dict[str, list[Pla
         shards: the images by shard.
         hidden_size: D.
     """
-    from masp.models.vision import load_preprocessor
+    from masp.vlm.vision import load_preprocessor
 
     largest = max(p.num_tokens for members in shards.values() for p in members)
     side = _token_side(load_preprocessor(config.vlm.path))

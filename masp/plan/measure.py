@@ -12,19 +12,19 @@ import torch
 from masp.cache.reader import CachedSample
 from masp.config import Config
 from masp.data.images import UnreadableImage, load_image
-from masp.devices import encoder_dtype, pick_device, torch_dtype
 from masp.errors import InputError
-from masp.flops import LanguageShape, VisionShape
 from masp.models.aspect_modules import AspectModules
 from masp.models.forward import Stage1Model, Stage2Model
-from masp.models.language import load_language_half
-from masp.models.prompt import load_prompt
 from masp.models.soft_prompt import SoftPrompt
-from masp.models.vision import load_preprocessor, load_vision_half
+from masp.plan.disk import Planned
 from masp.plan.rates import Rate, Rates
-from masp.plan.volume import Planned
-from masp.plan.words import Words
+from masp.plan.text_tokens import Words
 from masp.plan.work import extraction_flops, stage1_work, stage2_work
+from masp.runtime.devices import encoder_dtype, pick_device, torch_dtype
+from masp.vlm.flops import LanguageShape, VisionShape
+from masp.vlm.language import load_language_half
+from masp.vlm.prompt import load_prompt
+from masp.vlm.vision import load_preprocessor, load_vision_half
 
 _MIN_SECONDS = 1.0
 """A measurement repeats until it has taken so long."""
@@ -103,7 +103,7 @@ def _encoder_rate(config: Config, vision: VisionShape, images: Sequence[Planned]
 def _stage_seconds(config: Config, stage: str, language, images: Sequence[Planned]) -> float:
     """Seconds of forward and backward passes of one epoch over these images, as training cuts them into batches."""
     from masp.data.questions import load_questions
-    from masp.steps import Steps, make_schedule
+    from masp.training.steps import Steps, make_schedule
 
     device, dtype = pick_device(config.engine.device, "engine.device"), language.dtype
     cache = _StandIn(images, language.hidden_size)

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from masp.config import Config
-from masp.flops import LanguageShape, VisionShape, aspect_module_flops, encoder_flops, language_flops
-from masp.plan.volume import Planned
-from masp.plan.words import Words
+from masp.plan.disk import Planned
+from masp.plan.text_tokens import Words
+from masp.vlm.flops import LanguageShape, VisionShape, aspect_module_flops, encoder_flops, language_flops
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""What one process knows of itself: its device, when to stop, its run's directory, and where its messages go."""
+"""One process: what does it know of its device, its run directory, and when to stop?"""

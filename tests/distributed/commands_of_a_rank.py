@@ -3,7 +3,7 @@
 import json
 import sys
 
-from masp.cli import main
+from masp.cli.main import main
 
 for argv in json.loads(sys.argv[1]):
     code = main(argv)

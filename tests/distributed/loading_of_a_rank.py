@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from masp.config.schema import EngineConfig, StageConfig
-from masp.distributed import join, read_ranks
-from masp.engine import Partition, deepspeed_config
+from masp.distributed.ranks import join, read_ranks
 from masp.errors import InputError
-from masp.models.language import load_language_half
+from masp.training.engine import Partition, deepspeed_config
+from masp.vlm.language import load_language_half
 
 
 def config(precision: str) -> dict:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from masp.cli import main
-from masp.key_log import read_key_logs
+from masp.cli.main import main
+from masp.training.logs import read_key_logs
 from tests.commands import Ranks
 
 

@@ -89,9 +89,9 @@ def hosts() -> Iterator[Hosts]:
 
 def test_both_stages_and_the_evaluation_give_the_numbers_of_one_process(hosts, tmp_path):
     from masp.config import load_config
-    from masp.evaluate import evaluate
-    from masp.extract import extract
-    from masp.train import train
+    from masp.evaluation.run import evaluate
+    from masp.extraction.job import extract
+    from masp.training.loop import train
 
     path = make_run(tmp_path)
     alone = load_config(path, [f"output_dir={tmp_path / 'alone'}"])

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from masp.files.sealed import digest_file, read_sealed_object
-from masp.key_log import read_key_logs
+from masp.training.logs import read_key_logs
 from tests.commands import Ranks
 
 pytestmark = pytest.mark.full

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from masp.ledger import read_records
+from masp.results.ledger import read_records
 from tests.commands import Commands
 from tests.runs import REPOSITORY, assert_same, numbers
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from masp.cli import main
+from masp.cli.main import main
 from tests.runs import assert_same, numbers
 
 

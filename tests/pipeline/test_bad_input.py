@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from masp.cli import main
+from masp.cli.main import main
 from tests.mixed import make_mixed
 from tests.runs import REPOSITORY
 from tests.tiny import make_vlm

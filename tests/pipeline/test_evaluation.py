@@ -12,9 +12,9 @@ import pytest
 from masp.cache.reader import open_cache
 from masp.data.answers import LEVELS
 from masp.errors import DataError
-from masp.ledger import read_records
-from masp.records import read_maps, read_records_file
-from masp.status import noting_failure, read_status
+from masp.results.ledger import read_records
+from masp.results.records import read_maps, read_records_file
+from masp.runtime.status import noting_failure, read_status
 from tests.pictures import make_config, make_dataset
 from tests.runs import assert_same, numbers
 
@@ -307,8 +307,8 @@ def test_images_that_cannot_be_read_live_cost_only_themselves(commands, world, t
 
 
 def test_images_in_quarantine_are_counted_in_the_notes(commands, world, trained, tmp_path):
-    from masp.extract import extract
-    from masp.feed import open_feed
+    from masp.evaluation.sources import open_feed
+    from masp.extraction.job import extract
 
     root = make_dataset(tmp_path / "pictures", 3, 6, broken=True)
     config = make_config(root, world.folder / "vlm", tmp_path / "cache")
@@ -363,16 +363,16 @@ def test_what_others_score_while_this_one_starts_is_not_scored_again(
     commands, world, trained, expected, tmp_path, monkeypatch, window
 ):
     """The same command in the first window; in the second, a rank of another call that cut the samples otherwise."""
-    import masp.evaluate
+    import masp.evaluation.run
     from masp.config import load_config
-    from masp.emotion_evaluation import EmotionEvaluation
+    from masp.evaluation.emotions import EmotionEvaluation
 
     settings = world.settings(trained, f"evaluate.output_dir={tmp_path}")
-    load, save_config = EmotionEvaluation.load, masp.evaluate.save_config
+    load, save_config = EmotionEvaluation.load, masp.evaluation.run.save_config
     loaded = []
 
     def meanwhile_the_same(*arguments):
-        monkeypatch.setattr(masp.evaluate, "save_config", save_config)
+        monkeypatch.setattr(masp.evaluation.run, "save_config", save_config)
         commands.ok("evaluate", *settings)
         save_config(*arguments)
 
@@ -387,9 +387,9 @@ def test_what_others_score_while_this_one_starts_is_not_scored_again(
 
     monkeypatch.setattr(EmotionEvaluation, "load", meanwhile_another)
     if window == "before the lock":
-        monkeypatch.setattr(masp.evaluate, "save_config", meanwhile_the_same)
+        monkeypatch.setattr(masp.evaluation.run, "save_config", meanwhile_the_same)
     _becomes_rank(monkeypatch, 0, 1)
-    assert masp.evaluate.evaluate(load_config(settings[1], settings[2:])) == tmp_path / "metrics.json"
+    assert masp.evaluation.run.evaluate(load_config(settings[1], settings[2:])) == tmp_path / "metrics.json"
     assert len(loaded) == (window == "loading")
     assert_same_records(records(tmp_path), records(expected))
     assert numbers(tmp_path / "metrics.json")["coverage"] == 1

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from masp.artefacts import Lineage, aspect_digest, save_aspects
-from masp.assemble import model_part
+from masp.artifacts.lineage import Lineage, aspect_digest
+from masp.artifacts.store import save_aspects
 from masp.cache.reader import open_cache
 from masp.config import load_config
-from masp.evaluate import evaluate
-from masp.extract import extract
+from masp.evaluation.run import evaluate
+from masp.extraction.job import extract
+from masp.extraction.provenance import model_part
 from masp.models.aspect_modules import AspectModules
 from tests.runs import REPOSITORY, make_run
 

@@ -21,8 +21,8 @@ SERVER = """
 import os, sys
 from masp.config import load_config
 from masp.errors import MaspError
-from masp.extract import extract
-import masp.encoding, h5py, webdataset, transformers.models.qwen2_vl.modeling_qwen2_vl
+from masp.extraction.job import extract
+import masp.extraction.encode_shards, h5py, webdataset, transformers.models.qwen2_vl.modeling_qwen2_vl
 print("ready", flush=True)
 for line in sys.stdin:
     child = os.fork()

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from masp.cli import main
-from masp.key_log import read_key_logs
-from masp.run_lock import RunInUse, RunLock
+from masp.cli.main import main
+from masp.runtime.run_lock import RunInUse, RunLock
+from masp.training.logs import read_key_logs
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def log(output: Path, name: str = "metrics") -> list[dict]:
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_a_number_that_is_not_finite_stops_before_the_step(argv, tmp_path, monkeypatch, capsys, what):
     from masp.models.soft_prompt import SoftPrompt
-    from masp.steps import Steps
+    from masp.training.steps import Steps
 
     read, seen = Steps.__getitem__, []
 
@@ -124,7 +124,7 @@ def test_the_lock_is_given_back_and_names_its_holder(tmp_path):
 
 @pytest.mark.parametrize("kind", ["torch.OutOfMemoryError", "MemoryError", "allocator"])
 def test_too_little_memory_names_the_setting(argv, tmp_path, monkeypatch, capsys, kind):
-    from masp.engine import Engine
+    from masp.training.engine import Engine
 
     def full(*_):
         if kind == "allocator":
@@ -163,7 +163,7 @@ def test_a_file_stop_a_time_limit_and_a_second_signal(commands, argv, tmp_path, 
 
 
 def test_the_logged_keys_prove_each_image_once_per_epoch(argv, tmp_path, monkeypatch):
-    from masp.engine import Engine
+    from masp.training.engine import Engine
 
     logged, update = argv("stage2.log_keys=true", "stage2.global_batch_size=5"), Engine.update
 

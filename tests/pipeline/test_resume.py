@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from masp.cli import main
+from masp.cli.main import main
 
 STAGES = ("stage1", "stage2")
 LONG = ("stage1.num_epochs=8", "stage2.num_epochs=6", "stage1.checkpoint_every=5", "stage2.checkpoint_every=5")

@@ -29,7 +29,7 @@ with running(num_nodes=1, separate_hosts=sys.argv[1] == "True") as cluster:
 
 
 def test_ranks_are_those_of_srun(site):
-    code = "from masp.distributed import read_ranks; print(read_ranks())"
+    code = "from masp.distributed.ranks import read_ranks; print(read_ranks())"
     printed = site.ask("srun", "--nodes=2", "--ntasks=2", f"--chdir={REPOSITORY}", sys.executable, "-c", code)
     assert sorted(printed.splitlines()) == [
         f"Ranks(rank={rank}, size=2, local_rank=0, launcher='srun')" for rank in (0, 1)

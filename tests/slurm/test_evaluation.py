@@ -9,9 +9,9 @@ import sys
 import pytest
 
 from masp.config import load_config
-from masp.evaluate import evaluate
-from masp.extract import extract
-from masp.ledger import read_records
+from masp.evaluation.run import evaluate
+from masp.extraction.job import extract
+from masp.results.ledger import read_records
 from tests.runs import REPOSITORY, assert_same, make_run, numbers
 
 pytestmark = [pytest.mark.slurm, pytest.mark.full]

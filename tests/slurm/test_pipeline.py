@@ -44,9 +44,9 @@ def test_pipeline_over_two_nodes_gives_the_numbers_of_a_run_without_slurm(site, 
     assert kept["packages"]["submitit"] and kept["variables"]["SLURM_CONF"]
 
     from masp.config import load_config
-    from masp.evaluate import evaluate
-    from masp.extract import extract
-    from masp.train import train
+    from masp.evaluation.run import evaluate
+    from masp.extraction.job import extract
+    from masp.training.loop import train
 
     alone = load_config(config_path, [f"output_dir={tmp_path / 'alone'}", f"cache.dir={tmp_path / 'cache_alone'}"])
     extract(alone)

@@ -17,7 +17,7 @@ LONG = ["stage1.num_epochs=40", "stage1.checkpoint_every=10000", "stage1.log_eve
 def config(tmp_path):
     """A run whose cache is there."""
     from masp.config import load_config
-    from masp.extract import extract
+    from masp.extraction.job import extract
 
     path = make_run(tmp_path)
     extract(load_config(path))

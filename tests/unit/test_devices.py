@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from masp.devices import plain_memory_errors
 from masp.errors import InputError
+from masp.runtime.devices import plain_memory_errors
 
 
 def test_a_cpu_without_enough_memory_is_one_line():

@@ -21,8 +21,8 @@ from pathlib import Path
 import pytest
 
 from launch.cli import build_parser as launch_parser
-from launch.schema import ClusterConfig, load_cluster
-from masp.cli import build_parser as masp_parser
+from launch.job.config import ClusterConfig, load_cluster
+from masp.cli.main import build_parser as masp_parser
 from masp.config import Config, load_config
 from masp.errors import InputError
 
@@ -384,11 +384,11 @@ def test_the_guide_to_the_tests_is_complete():
 
 
 def test_the_changelog_has_the_versions_of_the_code():
-    from masp.artefacts import VERSION as artifact
-    from masp.aspect_tokens import FORMAT as aspect_tokens
+    from masp.artifacts.aspect_tokens import FORMAT as aspect_tokens
+    from masp.artifacts.store import VERSION as artifact
     from masp.cache.fingerprint import FORMAT_VERSION as cache
-    from masp.ledger_file import VERSION as ledger
-    from masp.records import VERSION as records
+    from masp.results.ledger_file import VERSION as ledger
+    from masp.results.records import VERSION as records
 
     rows = [line for line in text_of("CHANGELOG.md").splitlines() if line.startswith("| `")]
     for name, version in (

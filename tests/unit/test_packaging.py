@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.schema import load_cluster
+from launch.job.config import load_cluster
 from tests.runs import REPOSITORY
 
 SOURCES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "masp", "launch", "configs")
@@ -104,7 +104,7 @@ def test_every_configuration_that_the_documentation_names_works_outside_the_clon
     assert len(clusters) == 2 and len(configs) > 4
     code = f"""if True:
         import masp, pathlib
-        from masp.cli import main
+        from masp.cli.main import main
         from masp.config import load_config
         from masp.data.questions import load_questions
         from launch.cli import main as launch

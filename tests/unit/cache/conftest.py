@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from masp.cache.reader import open_cache
-from masp.extract import extract
+from masp.extraction.job import extract
 from tests.pictures import make_config, make_dataset
 from tests.tiny import make_vlm
 

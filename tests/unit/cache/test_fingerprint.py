@@ -86,7 +86,7 @@ def test_each_ingredient_of_the_machine_has_a_field(monkeypatch):
     for package in ("pillow", "transformers", "torch"):
         real = __import__("importlib.metadata").metadata.version
         with monkeypatch.context() as patch:
-            patch.setattr("importlib.metadata.version", lambda n, p=package, r=real: "0.1" if n == p else r(n))
+            patch.setattr("masp.cache.fingerprint.version", lambda n, p=package, r=real: "0.1" if n == p else r(n))
             assert names_of_change(before, machine_fields("cpu (AVX2)", "fp32", 64, 2)) == [package]
 
 

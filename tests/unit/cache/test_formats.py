@@ -4,11 +4,10 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from masp.cache.codec import decode_features, encode_features
-from masp.cache.formats import EIGHT_BIT, TORCH_NAMES, as_read, store
+from masp.cache.codec import EIGHT_BIT, TORCH_NAMES, as_read, decode_features, encode_features, store
 from masp.cache.reader import open_cache
 from masp.cache.verify import verify_cache
-from masp.extract import extract
+from masp.extraction.job import extract
 from tests.pictures import make_config
 
 
@@ -83,7 +82,7 @@ def test_a_cache_of_8_bits(made, cache, tmp_path, dtype):
 
 
 def test_live_features_are_those_of_the_cache(made, tmp_path):
-    from masp.feed import open_feed
+    from masp.evaluation.sources import open_feed
 
     root, vlm, _ = made
     settings = ["cache.dtype=int8", "evaluate.num_workers=0"]

@@ -20,7 +20,7 @@ from masp.cache.reader import open_cache
 from masp.data.datasets import read_dataset
 from masp.data.images import load_image
 from masp.errors import DataError, InputError
-from masp.models.vision import load_preprocessor, load_vision_half
+from masp.vlm.vision import load_preprocessor, load_vision_half
 from tests.pictures import make_config
 
 
@@ -67,7 +67,7 @@ def test_dtype_on_read(cache):
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_caches_of_half_precision_come_back_bit_for_bit(made, tmp_path, dtype):
-    from masp.extract import extract
+    from masp.extraction.job import extract
 
     root, vlm, _ = made
     cache = open_cache(extract(make_config(root, vlm, tmp_path / "c", f"cache.dtype={dtype}", "cache.num_shards=1")))

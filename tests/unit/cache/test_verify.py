@@ -7,12 +7,12 @@ import tarfile
 
 import pytest
 
-from masp.cache.info import describe
+from masp.cache.describe import describe
 from masp.cache.reader import open_cache
 from masp.cache.verify import verify_cache
 from masp.errors import DataError, InputError
-from masp.extract import extract
-from masp.repair import repair
+from masp.extraction.job import extract
+from masp.extraction.repair import repair
 
 
 def digests(folder):

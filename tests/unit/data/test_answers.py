@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from masp.data.answers import LEVELS, answer_text, read_annotation
-from masp.data.categories import ASPECTS
 from masp.errors import DataError
+from masp.taxonomy import ASPECTS
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from masp.config import DatasetConfig
-from masp.data.categories import CATEGORY_SETS
 from masp.data.datasets import SPLITS, read_dataset
 from masp.errors import DataError, InputError, MaspError
+from masp.taxonomy import CATEGORY_SETS
 
 ANNOTATION = {"brightness": 0.6, "colorfulness": 0.0, "scene": "beach", "object": ["Dog"], "emotion": "anger"}
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch.schema import ClusterConfig, load_cluster
+from launch.job.config import ClusterConfig, load_cluster
 from masp.config import save_config
 from masp.errors import InputError
 from tests.runs import REPOSITORY

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from launch.cli import main
-from launch.parts import COMMANDS
+from launch.job.parts import COMMANDS
 from tests.runs import REPOSITORY
 
 SLURM = REPOSITORY / "configs" / "cluster" / "slurm.yaml"
@@ -46,7 +46,7 @@ def test_pipeline_is_a_chain(launch, tmp_path):
         assert {"#!/bin/bash", "#SBATCH --partition=gpu", "#SBATCH --reservation=lab", "#SBATCH --requeue"} <= {*lines}
         assert "#SBATCH --signal=USR2@120" in lines
         (command,) = (line for line in lines if line.startswith("srun "))
-        assert "--cpus-per-task=8" in command and "-m launch.task" in command
+        assert "--cpus-per-task=8" in command and "-m launch.job.task" in command
     assert "#SBATCH --array=0-15%16" in found["extract"]
     assert not any("dependency" in line for line in found["extract"])
     for name, before in (("stage1", "extract"), ("stage2", "stage1"), ("evaluate", "stage2")):

@@ -9,33 +9,33 @@ import sys
 import pytest
 
 import masp.errors
-from launch.jobs import EvaluateJob, ExtractJob, Failure, FailureKind, TrainJob, _patiently, read_failure
+from launch.job.jobs import EvaluateJob, ExtractJob, Failure, FailureKind, TrainJob, _patiently, read_failure
 from masp.config import load_config, save_config
-from masp.stopping import StopFlag
+from masp.runtime.stop import StopFlag
 from tests.runs import REPOSITORY
 
 # Replaces what a stage would do by saying what it sees, and by stopping on request as a stage would.
 PROBE = """
 import os, sys, signal, time
-import launch.requeue
-launch.requeue._WAIT_FOR_END_S = 0
-from launch.jobs import TrainJob
+import launch.job.requeue
+launch.job.requeue._WAIT_FOR_END_S = 0
+from launch.job.jobs import TrainJob
 from masp.errors import InputError, StoppedEarly
 
 class Probe(TrainJob):
     def work(self, config, stop):
-        from masp.distributed import read_ranks
+        from masp.distributed.ranks import read_ranks
         print(read_ranks(), flush=True)
         what = os.environ.get("PROBE", "")
         if what == "bad":
             raise InputError("a.b = 1: must be 2")
         if what.startswith("raise "):
-            import types, masp.peers, masp.run_lock
+            import types, masp.distributed.liveness, masp.runtime.run_lock
             error = eval(what.removeprefix("raise "))
             def train(*_, **__):
                 raise error
-            sys.modules["masp.train"] = types.SimpleNamespace(train=train)  # the real ones import torch
-            sys.modules["masp.checkpoint"] = types.SimpleNamespace(LATEST="latest")
+            sys.modules["masp.training.loop"] = types.SimpleNamespace(train=train)  # the real ones import torch
+            sys.modules["masp.training.checkpoint"] = types.SimpleNamespace(LATEST="latest")
             return TrainJob.work(self, config, stop)
         if what:
             os.kill(os.getpid(), getattr(signal, what))
@@ -182,7 +182,7 @@ def test_it_is_not_queued_again_behind_somebodys_back(shown, expected, probe, tm
     assert f"not queued again: {expected}" in done.stderr and not done.asked
 
 
-LOST = SRUN | {"SLURM_PROCID": "3", "PROBE": "raise masp.peers.RankLost('rank 1 ended without a word')"}
+LOST = SRUN | {"SLURM_PROCID": "3", "PROBE": "raise masp.distributed.liveness.RankLost('rank 1 ended without a word')"}
 
 
 def test_a_lost_rank_brings_the_job_back_whichever_rank_notices(probe):
@@ -208,7 +208,10 @@ def test_without_progress_losing_ranks_is_no_accident(probe, tmp_path):
 
 @pytest.mark.parametrize("count", ["0", "1"])
 def test_a_run_that_a_lost_rank_still_holds_is_tried_again(count, probe):
-    used = SRUN | {"PROBE": "raise masp.run_lock.RunInUse('in use by another run')", "SLURM_RESTART_COUNT": count}
+    used = SRUN | {
+        "PROBE": "raise masp.runtime.run_lock.RunInUse('in use by another run')",
+        "SLURM_RESTART_COUNT": count,
+    }
     done = probe(**used)
     assert done.returncode == 2 and "error: in use" in done.stderr
     assert done.asked == ("requeue 17\n" if count == "1" else "")
@@ -226,7 +229,7 @@ def test_a_bug_is_not_tried_again(probe):
 )
 def test_only_a_job_that_started_again_waits_for_what_its_predecessor_holds(error, restarts, waits, monkeypatch):
     monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
-    monkeypatch.setattr("launch.jobs.time.sleep", lambda _: None)
+    monkeypatch.setattr("launch.job.jobs.time.sleep", lambda _: None)
     tries = []
 
     def work() -> str:

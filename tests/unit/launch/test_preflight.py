@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
-from launch.parts import make_parts
+from launch.job.config import load_cluster
+from launch.job.parts import make_parts
 from launch.preflight import check_writable, limit_minutes, preflight
-from launch.schedule import check_time, expected_hours
-from launch.schema import load_cluster
-from launch.snapshot import snapshot
+from launch.submission.snapshot import snapshot
+from launch.time_limits import check_time, expected_hours
 from masp.config import load_config
 from masp.errors import InputError
 from tests.runs import REPOSITORY, make_run
@@ -87,7 +87,7 @@ def test_what_is_queued_already_leaves_when_slurm_refuses_a_part(launch, command
 
 
 def test_a_job_that_slurm_does_not_take_back_is_named_and_known(launch, commands, tmp_path, monkeypatch):
-    monkeypatch.setattr("launch.slurm._POLL_S", 0)
+    monkeypatch.setattr("launch.submission.slurm_scripts._POLL_S", 0)
     (commands / "scancel").write_text("#!/bin/sh\nexit 1\n")
     code, _, error = launch("pipeline")
     assert code == 2
@@ -178,7 +178,7 @@ def test_a_cache_without_room_is_refused(config_path, tmp_path, monkeypatch):
 
 
 def test_a_cache_of_other_settings_is_refused(config_path, tmp_path):
-    from masp.extract import agree, prepare
+    from masp.extraction.job import agree, prepare
 
     config = load_config(config_path, [f"cache.dir={tmp_path / 'cache'}"])
     agree(prepare(config))

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from launch import queue
 from launch.cli import main
-from launch.jobs import failure_path, write_failure
-from launch.record import JOBS, Submitted, find_folder, make_folder, new_record, write_record
-from launch.schema import load_cluster
-from launch.state import overview, table
+from launch.job.config import load_cluster
+from launch.job.jobs import failure_path, write_failure
+from launch.submission import slurm_client
+from launch.submission.record import JOBS, Submitted, find_folder, make_folder, new_record, write_record
+from launch.submission.state import overview, table
 from masp.config import load_config
 from masp.errors import DataError, InputError, OtherRankFailed
 from masp.files.locks import holding, is_held
@@ -81,7 +81,7 @@ def test_the_queue_wins_over_the_accounting_which_lags_behind(folder, slurm):
 
 def test_every_run_of_a_job_counts_as_a_restart(slurm):
     slurm(sacct="4|NODE_FAIL|00:01:00|node2\n4|REQUEUED|00:00:09|node1\n4|COMPLETED|00:00:30|node1\n")
-    assert queue.look(["4"])["4"][""] == queue.JobState("COMPLETED", "", "00:00:30", "node1", 2)
+    assert slurm_client.look(["4"])["4"][""] == slurm_client.JobState("COMPLETED", "", "00:00:30", "node1", 2)
 
 
 def test_a_failure_is_told_with_what_its_processes_noted_or_with_the_words_of_a_log(folder, slurm):
@@ -123,16 +123,16 @@ def test_a_slurm_that_fails_is_told_in_its_own_words(folder, slurm, capsys):
     assert main(["status", str(folder)]) == 2
     error = capsys.readouterr().err
     assert error == "error: cluster: squeue: Unable to contact slurm controller (connect failure)\n"
-    with pytest.raises(queue.SlurmError) as caught:
-        queue.look(["4"])
-    assert not isinstance(caught.value, queue.UnknownJob)
+    with pytest.raises(slurm_client.SlurmError) as caught:
+        slurm_client.look(["4"])
+    assert not isinstance(caught.value, slurm_client.UnknownJob)
     assert caught.value.words == "Unable to contact slurm controller (connect failure)"
 
 
 def test_job_ids_that_slurm_has_forgotten_are_no_error(slurm, tmp_path):
     slurm("slurm_load_jobs error: Invalid job id specified\n", code=1)
     (tmp_path / "bin" / "sacct").write_text("#!/bin/sh\n")
-    assert queue.look(["4"]) == {"4": {}}
+    assert slurm_client.look(["4"]) == {"4": {}}
 
 
 # As `scontrol ping` of slurm-wlm 22.05.8 printed it; the last with an exit code of 1.
@@ -154,10 +154,10 @@ def test_whether_a_controller_answers(said, code, answers, slurm, tmp_path):
     (tmp_path / "said").write_text(said)
     (tmp_path / "bin" / "scontrol").write_text(f"#!/bin/sh\ncat {tmp_path}/said\nexit {code}\n")
     if answers:
-        queue.check_answers()
+        slurm_client.check_answers()
     else:
         with pytest.raises(InputError, match=r"does not answer: Slurmctld\(primary\) at vm is DOWN; nothing was"):
-            queue.check_answers()
+            slurm_client.check_answers()
 
 
 def test_submitting_a_part_that_runs_already_is_refused(folder, slurm, tmp_path, capsys):

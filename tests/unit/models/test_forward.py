@@ -5,11 +5,12 @@ import torch
 
 from masp.models.aspect_modules import AspectModules
 from masp.models.forward import Stage1Model, Stage2Model, num_logits
-from masp.models.language import load_language_half
-from masp.models.prompt import load_prompt
-from masp.models.scoring import candidate_tree, cut_short, generate, score_categories
+from masp.models.generation import generate
+from masp.models.likelihood import candidate_tree, cut_short, score_categories
 from masp.models.sequence import LAYOUTS, build_sequence, make_batch
 from masp.models.soft_prompt import SoftPrompt
+from masp.vlm.language import load_language_half
+from masp.vlm.prompt import load_prompt
 from tests.tiny import FAMILIES, make_vlm
 
 ASPECTS = ("scene", "object", "brightness")
@@ -200,7 +201,7 @@ def test_equal_candidates_tie_exactly_and_few_positions_at_a_time_change_nothing
     candidates = [prompt.ids(c) for c in ("sadness", "sad", "sadness")]
     sums, _ = score_categories(model, batch, candidates, prompt.end)
     assert torch.equal(sums[:, 0], sums[:, 2]) and not torch.allclose(sums[:, 0], sums[:, 1])
-    monkeypatch.setattr("masp.models.scoring.MAX_POSITIONS", 3)
+    monkeypatch.setattr("masp.models.likelihood.MAX_POSITIONS", 3)
     assert torch.allclose(score_categories(model, batch, candidates, prompt.end)[0], sums, atol=1e-5)
 
 

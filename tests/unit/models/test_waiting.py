@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from masp.models import forward
-from masp.models.language import load_language_half
-from masp.models.prompt import load_prompt
 from masp.models.sequence import build_sequence, make_batch
-from masp.models.vision import load_vision_half
+from masp.vlm.language import load_language_half
+from masp.vlm.prompt import load_prompt
+from masp.vlm.vision import load_vision_half
 from tests.tiny import FAMILIES, make_vlm
 
 GRIDS = [(1, 4, 6), (1, 8, 10)]

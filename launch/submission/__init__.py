@@ -1,0 +1,1 @@
+"""Submissions: what was handed to whom, and what became of it?"""

@@ -1,0 +1,194 @@
+"""What Slurm says about jobs: the queue first, and the accounting about those that left it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from launch.job.parts import State
+from masp.errors import InputError
+
+_TIMEOUT_S = 60
+_FIELDS = ("ArrayJobID", "ArrayTaskID", "State", "Reason", "TimeUsed", "NodeList", "RestartCnt")
+_PREFIX = re.compile(r"^(s[a-z]+: )?((error|fatal): )?")
+
+# Words of slurm-wlm 22.05.8: in place of an empty column, and where the exit code is 1 like that of any other failure.
+_NO_TASK = ("N/A", "")
+_NO_REASON = "None"
+_NO_NODES = "None assigned"
+_UP = re.compile(r"Slurmctld\(\w+\) at \S+ is UP")
+_UNKNOWN_JOB = re.compile(r"^(slurm_load_jobs error: )?Invalid job id", re.MULTILINE)
+
+_WAITING = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
+_FAILED = ("BOOT_FAIL", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT")
+_STATES = dict.fromkeys(_WAITING, State.WAITING) | dict.fromkeys(_FAILED, State.FAILED)
+_STATES |= {"COMPLETED": State.FINISHED, "CANCELLED": State.CANCELLED}
+_ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
+
+
+class SlurmError(InputError):
+    """A program of Slurm's refused, or did not answer.
+
+    Args:
+        message: for the user.
+        words: Slurm's own part of the message; None: all of it.
+    """
+
+    def __init__(self, message: str, words: str | None = None):
+        super().__init__(message)
+        self.words = message if words is None else words
+
+
+class UnknownJob(SlurmError):
+    """Slurm does not know the job, or not any more."""
+
+
+@dataclass(frozen=True)
+class JobState:
+    """One job, or one task of an array."""
+
+    word: str
+    """The state in Slurm's words: PENDING, RUNNING, COMPLETED, FAILED …"""
+
+    reason: str = ""
+    """Why it is pending, in Slurm's words."""
+
+    elapsed: str = ""
+    """How long this run of it has taken, as Slurm writes durations."""
+
+    nodes: str = ""
+    num_restarts: int = 0
+    in_queue: bool = False
+    """Whether Slurm may still start it, or has not ended it yet."""
+
+    @property
+    def state(self) -> State:
+        """The state in our words; running takes in CONFIGURING, COMPLETING, SUSPENDED …"""
+        return _STATES.get(self.word, State.RUNNING)
+
+    @property
+    def on_nodes(self) -> bool:
+        """Whether its processes run at this moment."""
+        return self.word == "RUNNING"
+
+    @property
+    def has_run(self) -> bool:
+        """Whether it has taken any time."""
+        return bool(self.elapsed.strip("0:"))
+
+
+def look(job_ids: Sequence[str]) -> dict[str, dict[str, JobState]]:
+    """The state of jobs.
+
+    Returns:
+        By job id, by task of its array (`""` where it is none). A job that Slurm does not know has no tasks. Pending
+        tasks of an array appear one by one.
+
+    Raises:
+        SlurmError: Slurm does not answer.
+    """
+    found: dict[str, dict[str, JobState]] = {job_id: {} for job_id in job_ids}
+    if not job_ids:
+        return found
+    queued = _squeue(job_ids)
+    past = _sacct(job_ids)
+    for job_id in job_ids:
+        # The accounting lags behind for those that are still queued, and is all there is about the others.
+        found[job_id] = past.get(job_id, {}) | queued.get(job_id, {})
+    return found
+
+
+def _squeue(job_ids: Sequence[str]) -> dict[str, dict[str, JobState]]:
+    layout = ",".join(f"{name}:|" for name in _FIELDS)
+    command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(job_ids)}", f"--Format={layout}"]
+    try:
+        lines = ask(*command).splitlines()
+    except UnknownJob:  # it has forgotten all of them
+        return {}
+    found: dict[str, dict[str, JobState]] = {}
+    for line in lines:
+        job, task, word, reason, elapsed, nodes, restarts, *_ = line.split("|")
+        state = JobState(
+            word, "" if reason == _NO_REASON else reason, elapsed, nodes, int(restarts or 0), word not in _ENDED
+        )
+        found.setdefault(job, {})["" if task in _NO_TASK else task] = state
+    return found
+
+
+def _sacct(job_ids: Sequence[str]) -> dict[str, dict[str, JobState]]:
+    command = ["sacct", "--allocations", "--duplicates", "--parsable2", "--noheader", f"--jobs={','.join(job_ids)}"]
+    found: dict[str, dict[str, JobState]] = {}
+    for line in ask(*command, "--format=JobID,State,Elapsed,NodeList").splitlines():
+        name, word, elapsed, nodes = line.split("|")
+        job, _, task = name.partition("_")
+        if not word or "[" in task:  # several pending tasks in one line: the queue has them one by one
+            continue
+        before = found.get(job, {}).get(task)
+        # One line per run of the job, oldest first. A cancelled job's state goes on with who did it.
+        restarts = 0 if before is None else before.num_restarts + 1
+        nodes = "" if nodes == _NO_NODES else nodes
+        found.setdefault(job, {})[task] = JobState(word.split()[0], "", elapsed, nodes, restarts)
+    return found
+
+
+def cancel(job_ids: Sequence[str], timeout_s: float = 90) -> list[str]:
+    """Cancel jobs and wait until Slurm has ended them; returns those that it is still ending.
+
+    Raises:
+        SlurmError: Slurm does not answer.
+    """
+    ask("scancel", *job_ids)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        states = look(job_ids)
+        left = [job_id for job_id in job_ids if any(state.in_queue for state in states[job_id].values())]
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(1)
+
+
+def check_answers() -> None:
+    """Make sure that there is a controller to submit to.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        said = ask("scontrol", "ping")  # some versions fail where no controller is up, some only say so
+    except SlurmError as error:
+        said = error.words
+    if not _UP.search(said):
+        why = said.strip().splitlines()[0].partition(";")[0] if said.strip() else "it says nothing"
+        raise InputError(f"cluster: Slurm does not answer: {why}; nothing was submitted")
+
+
+def ask(*command: str, text: str | None = None) -> str:
+    """What a command of Slurm's prints.
+
+    Args:
+        text: its standard input.
+
+    Raises:
+        SlurmError: it failed, in its own words, or gave no answer in time; UnknownJob where that is the reason.
+    """
+    try:
+        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=_TIMEOUT_S)
+    except FileNotFoundError:
+        raise SlurmError(f"cluster: there is no {command[0]} on this machine: ask from a node of the cluster") from None
+    except subprocess.TimeoutExpired:
+        words = f"Slurm did not answer within {_TIMEOUT_S} s"
+        raise SlurmError(f"cluster: {command[0]}: {words}", words) from None
+    if done.returncode:
+        said = done.stderr or done.stdout
+        kind = UnknownJob if _UNKNOWN_JOB.search(said) else SlurmError
+        raise kind(f"cluster: {command[0]}: {reason(said)}", reason(said))
+    return done.stdout
+
+
+def reason(text: str) -> str:
+    """Slurm's own words, on one line and each once."""
+    lines = [_PREFIX.sub("", line).strip() for line in text.splitlines()]
+    return "; ".join(dict.fromkeys(line for line in lines if line)) or "it gave no reason"

@@ -1,0 +1,68 @@
+"""Whether the time that parts ask for suits the work that `masp plan` expects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.job.config import ClusterConfig
+from launch.job.parts import Part
+from masp.config import Config
+from masp.errors import InputError
+
+
+def check_time(parts: Sequence[Part], config: Config, cluster: ClusterConfig, plan: dict) -> list[str]:
+    """Compare expected time with time limits and requeues.
+
+    The plan's rate is that of a large GPU, or of an earlier run of this configuration whose logs are there; for a CPU
+    without such logs nothing is expected, so nothing is compared.
+
+    Args:
+        plan: what `masp.plan.plan.make_plan` returned.
+
+    Returns:
+        Notes for the user.
+
+    Raises:
+        InputError: a part could not finish even if it started again as often as it may.
+    """
+    notes = []
+    for part in parts:
+        hours = expected_hours(part, config, plan)
+        if hours is None:
+            continue
+        limit = part.resources.timeout_min / 60
+        runs = hours / limit
+        section = part.name if part.name in ("extract", "evaluate") else "train"
+        if runs > cluster.max_requeues + 1:
+            raise InputError(
+                f"cluster: {section}.timeout_min = {part.resources.timeout_min} with max_requeues ="
+                f" {cluster.max_requeues}: {part.name} is expected to take {hours:.1f} h, which is more than"
+                f" {cluster.max_requeues + 1} runs of {limit:.1f} h; raise one of them, or ask for more processes"
+            )
+        if runs > 1:
+            notes.append(
+                f"{part.name} is expected to take {hours:.1f} h and will start again about {int(runs)} times, since"
+                f" cluster.{section}.timeout_min is {limit:.1f} h"
+            )
+    return notes
+
+
+def expected_hours(part: Part, config: Config, plan: dict) -> float | None:
+    """How long a part takes with all its processes at once; None where no rate is known."""
+    ranks = part.num_nodes * part.tasks_per_node
+    if part.name == "extract":
+        if not part.resources.gpus_per_task:
+            return None
+        parallel = min(len(part.jobs), getattr(part.resources, "max_parallel", len(part.jobs)), config.cache.num_shards)
+        return plan["extract"]["hours"] / parallel
+    if part.name == "evaluate":
+        return None  # one forward pass over one split: short beside everything else
+    stage = plan["stages"][part.name]
+    if (Path(config.output_dir) / part.name / "metrics.jsonl").is_file():
+        from masp.plan.rates import rates_of_run, stated_rates
+
+        rate = getattr(rates_of_run(config.output_dir, stated_rates(1.0, 1.0)), part.name)
+        if rate.unit == "tokens":  # of all its ranks
+            return rate.hours(0.0, stage["tokens_per_image"] * stage["num_images"] * stage["num_epochs"])
+    return stage["hours"] / ranks if part.resources.gpus_per_task else None

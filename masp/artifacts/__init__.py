@@ -1,0 +1,1 @@
+"""Artifacts: what does training leave, and who may use it?"""

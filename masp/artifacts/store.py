@@ -1,0 +1,177 @@
+"""What a stage leaves behind: aspect modules and soft prompts as files, with the digests of what they were made from.
+
+Our own format is safetensors with the lineage in its header. The released formats (`aspect.pth`, `soft_prompt_….pt`)
+are read and written too; they carry no digests and may come from anyone, so they are loaded without unpickling objects,
+checked for shape, and marked `origin: imported`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from masp.artifacts.lineage import Lineage, aspect_tensors, digest_tensors
+from masp.artifacts.released_format import (
+    MAX_QUERIES,
+    MAX_SOFT_TOKENS,
+    TOKEN,
+    checked_tensor,
+    read_released_aspects,
+    read_released_soft_prompt,
+    require_file,
+)
+from masp.errors import DataError, InputError
+from masp.files.atomic import replacing
+from masp.files.text import first_line
+from masp.models.aspect_modules import AspectModules, to_released
+from masp.models.soft_prompt import SoftPrompt
+
+HEADER = "masp"
+
+
+VERSION = 1
+
+
+ATTENTION = {
+    "in_proj_weight": (3, 1),
+    "in_proj_bias": (3,),
+    "out_proj_weight": (1, 1),
+    "out_proj_bias": (1,),
+}
+"""Shapes of an aspect module's attention tensors, in multiples of the hidden size."""
+
+
+def save_aspects(modules: AspectModules, folder: Path, lineage: Lineage) -> Path:
+    """Write `aspect.safetensors`, and `aspect.pth` in the released format; returns the first."""
+    path = folder / "aspect.safetensors"
+    _save(path, aspect_tensors(modules), lineage)
+    with replacing(folder / "aspect.pth") as temporary:
+        torch.save(to_released(modules), temporary)
+    return path
+
+
+def save_soft_prompt(soft_prompt: SoftPrompt, folder: Path, lineage: Lineage) -> Path:
+    """Write `soft_prompt_<dataset>.safetensors`, and `.pt` in the released format; returns the first."""
+    path = folder / f"soft_prompt_{lineage.dataset}.safetensors"
+    weight = soft_prompt.weight.detach().float().cpu().contiguous()
+    _save(path, {"weight": weight}, lineage)
+    with replacing(path.with_suffix(".pt")) as temporary:
+        torch.save({TOKEN.format(i): row.clone() for i, row in enumerate(weight)}, temporary)
+    return path
+
+
+def _save(path: Path, tensors: dict[str, Tensor], lineage: Lineage) -> None:
+    header = {**asdict(lineage), "digest": digest_tensors(tensors), "version": VERSION}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={HEADER: json.dumps(header, sort_keys=True)})
+
+
+def load_aspects(path: str, aspects: Sequence[str], hidden_size: int) -> tuple[AspectModules, Lineage]:
+    """Load aspect modules from either format.
+
+    Args:
+        path: `aspect.safetensors` or a released `aspect.pth`.
+        aspects: which to take, in this order; the file may hold more.
+        hidden_size: D of the VLM.
+
+    Raises:
+        InputError: no such file, not aspect modules, an aspect is missing, or shapes that do not fit the VLM.
+        DataError: the file is damaged.
+    """
+    key = "checkpoint.aspect"
+    if path.endswith(".safetensors"):
+        tensors, lineage = _load(path, key, "aspect")
+    else:
+        tensors, lineage = read_released_aspects(path), None
+    names = sorted({name.rpartition(".")[0] for name in tensors})
+    missing = [a for a in aspects if a not in names]
+    if missing:
+        raise InputError(f"{key}: {path} holds no aspect {missing[0]!r}; it has {', '.join(names)}")
+    what = f"{key}: {path}"
+    tensors = {name: value for aspect in names for name, value in _checked(tensors, aspect, hidden_size, what).items()}
+    if lineage is None:
+        lineage = Lineage("aspect", "imported", digest_tensors(tensors), tuple(names))
+    num_queries = len(tensors[f"{aspects[0]}.query"])
+    modules = AspectModules(aspects, hidden_size, num_queries)
+    for aspect in aspects:
+        if len(tensors[f"{aspect}.query"]) != num_queries:
+            raise InputError(f"{what}: {aspect!r} has another number of queries than {aspects[0]!r}")
+    modules.by_aspect.load_state_dict({n: t for n, t in tensors.items() if n.rpartition(".")[0] in set(aspects)})
+    return modules, lineage
+
+
+def _checked(tensors: dict[str, Any], aspect: str, hidden_size: int, what: str) -> dict[str, Tensor]:
+    """The tensors of one aspect module, each with the shape that the VLM asks for."""
+    query = tensors.get(f"{aspect}.query")
+    if not isinstance(query, Tensor) or query.dim() != 2 or not 1 <= len(query) <= MAX_QUERIES:
+        raise InputError(f"{what}: {aspect!r} has no queries [N, {hidden_size}] with N from 1 to {MAX_QUERIES}")
+    if query.shape[1] != hidden_size:
+        raise InputError(f"{what} has vectors of {query.shape[1]} numbers, but the VLM's hidden size is {hidden_size}")
+    found = {f"{aspect}.query": checked_tensor(query, tuple(query.shape), f"{what}: {aspect}.query")}
+    for name, multiples in ATTENTION.items():
+        name = f"{aspect}.{name}"
+        found[name] = checked_tensor(tensors.get(name), tuple(m * hidden_size for m in multiples), f"{what}: {name}")
+    return found
+
+
+def load_soft_prompt(path: str, hidden_size: int) -> tuple[SoftPrompt, Lineage]:
+    """Load a soft prompt from either format.
+
+    Raises:
+        InputError: no such file, no soft prompt, or vectors that do not fit the VLM. DataError: the file is damaged.
+    """
+    key = "checkpoint.soft_prompt"
+    if path.endswith(".safetensors"):
+        tensors, lineage = _load(path, key, "soft_prompt")
+        weight = tensors.get("weight")
+        if weight is None or weight.dim() != 2 or not 1 <= len(weight) <= MAX_SOFT_TOKENS:
+            raise InputError(f"{key}: {path} holds no soft prompt")
+        if weight.shape[1] != hidden_size:
+            raise InputError(
+                f"{key}: {path} has vectors of {weight.shape[1]} numbers, but the VLM's hidden size is {hidden_size}"
+            )
+        return SoftPrompt(checked_tensor(weight, tuple(weight.shape), f"{key}: {path}: weight")), lineage
+    weight = read_released_soft_prompt(path, hidden_size)
+    return SoftPrompt(weight), Lineage("soft_prompt", "imported", digest_tensors({"weight": weight}))
+
+
+def _load(path: str, key: str, kind: str) -> tuple[dict[str, Tensor], Lineage]:
+    require_file(path, key)
+    try:
+        with safe_open(path, "pt") as file:
+            header = (file.metadata() or {}).get(HEADER)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{key}: {path} is damaged: {first_line(error)}") from None
+    if header is None:
+        raise InputError(f"{key}: {path} was not written by MASP: its header holds no lineage")
+    lineage = _lineage(header, f"{key}: {path}")
+    if lineage.kind != kind:
+        raise InputError(f"{key}: {path} holds {lineage.kind!r}, not {kind!r}")
+    if lineage.digest != digest_tensors(tensors):
+        raise DataError(f"{key}: {path} is damaged: its tensors do not match its digest")
+    return tensors, lineage
+
+
+def _lineage(header: str, what: str) -> Lineage:
+    """The lineage in a file's header; anyone may have written it."""
+    try:
+        fields = json.loads(header)
+        version = fields.pop("version")
+        lineage = Lineage(**{**fields, "aspects": tuple(fields["aspects"]), "categories": tuple(fields["categories"])})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{what} was not written by MASP: its header holds no lineage") from None
+    if version != VERSION:
+        raise InputError(f"{what}: has format version {version!r}; this version of MASP reads {VERSION}")
+    texts = (lineage.kind, lineage.origin, lineage.digest, *lineage.aspects, *lineage.categories)
+    if not all(isinstance(text, str) for text in texts) or not isinstance(lineage.model, dict | None):
+        raise InputError(f"{what} was not written by MASP: its header holds no lineage")
+    return lineage

@@ -1,0 +1,113 @@
+"""Put a run's parts together from its configuration: the VLM's halves, the cache, aspect modules, soft prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from masp.artifacts.lineage import Lineage, check_lineage, safe_name
+from masp.artifacts.store import load_aspects, load_soft_prompt
+from masp.config import Config
+from masp.errors import InputError
+
+if TYPE_CHECKING:
+    from masp.models.aspect_modules import AspectModules
+    from masp.models.soft_prompt import SoftPrompt
+
+
+NONE = "none"
+"""Value of `checkpoint.aspect` and `checkpoint.soft_prompt` that does without."""
+
+
+def used_aspects(config: Config, stage: str = "stage2") -> list[str]:
+    """The aspects whose tokens stand in a stage's prompt, in order."""
+    return [] if stage == "stage2" and config.checkpoint.aspect == NONE else list(config.aspects)
+
+
+def default_aspect_path(config: Config) -> Path:
+    """Where stage 1 of this run leaves its aspect modules."""
+    return Path(config.output_dir) / "stage1" / "aspect.safetensors"
+
+
+def default_soft_prompt_path(config: Config) -> Path:
+    """Where stage 2 of this run leaves its soft prompt."""
+    return Path(config.output_dir) / "stage2" / f"soft_prompt_{safe_name(config.dataset.name)}.safetensors"
+
+
+@dataclass
+class Trained:
+    """What was trained around the VLM, either of which may be absent."""
+
+    aspects: AspectModules | None
+    aspect_lineage: Lineage | None
+    soft_prompt: SoftPrompt | None
+    soft_prompt_lineage: Lineage | None
+    layout: str
+    vision_features: bool = True
+    """Whether features stand in the prompt."""
+
+    def lineage(self) -> dict[str, Any]:
+        """Digests and origins for the record of an evaluation."""
+        from dataclasses import asdict
+
+        parts = {"aspect": self.aspect_lineage, "soft_prompt": self.soft_prompt_lineage}
+        return {name: None if part is None else asdict(part) for name, part in parts.items()}
+
+
+def load_trained_aspects(
+    config: Config, hidden_size: int, model: dict
+) -> tuple[AspectModules, Lineage] | tuple[None, None]:
+    """The aspect modules that the configuration names; None if it does without.
+
+    Raises:
+        InputError: they are missing, or belong to another VLM.
+    """
+    if not used_aspects(config):
+        return None, None
+    path = config.checkpoint.aspect or str(default_aspect_path(config))
+    if config.checkpoint.aspect is None and not Path(path).is_file():
+        raise InputError(
+            f"checkpoint.aspect: {path} does not exist; run `masp train --stage stage1`, name a file, or give "
+            "checkpoint.aspect=none to do without aspect modules"
+        )
+    modules, lineage = load_aspects(path, config.aspects, hidden_size)
+    check_lineage(lineage, "checkpoint.aspect", path, model)
+    return modules.requires_grad_(False), lineage
+
+
+def load_trained(config: Config, hidden_size: int, model: dict) -> Trained:
+    """Everything that evaluation and prediction load.
+
+    Raises:
+        InputError: a file is missing, does not fit the VLM, or belongs to other aspect modules.
+    """
+    modules, aspect_lineage = load_trained_aspects(config, hidden_size, model)
+    if config.checkpoint.soft_prompt == NONE:
+        asked_layout = config.checkpoint.layout or config.stage2.layout
+        return Trained(modules, aspect_lineage, None, None, asked_layout, config.stage2.vision_features)
+    path = config.checkpoint.soft_prompt or str(default_soft_prompt_path(config))
+    if config.checkpoint.soft_prompt is None and not Path(path).is_file():
+        raise InputError(
+            f"checkpoint.soft_prompt: {path} does not exist; run `masp train --stage stage2`, name a file, or give "
+            "checkpoint.soft_prompt=none to do without soft prompt"
+        )
+    soft_prompt, lineage = load_soft_prompt(path, hidden_size)
+    check_lineage(lineage, "checkpoint.soft_prompt", path, model, aspect_lineage)
+    if lineage.aspects and tuple(config.aspects) != lineage.aspects:
+        raise InputError(
+            f"aspects = {config.aspects}: {path} was trained with {list(lineage.aspects)}, in this order; give the same"
+        )
+    layout = lineage.layout or config.checkpoint.layout
+    if layout is None:
+        raise InputError(
+            f"checkpoint.layout: {path} does not say its layout; give checkpoint.layout=released for a published file, "
+            "or after_image"
+        )
+    if config.checkpoint.layout and lineage.layout and config.checkpoint.layout != lineage.layout:
+        raise InputError(
+            f"checkpoint.layout = {config.checkpoint.layout!r}: {path} was trained with {lineage.layout!r}; "
+            "leave it out"
+        )
+    vision_features = lineage.settings.get("stage2.vision_features", True) is not False
+    return Trained(modules, aspect_lineage, soft_prompt, lineage, layout, vision_features)

@@ -1,0 +1,109 @@
+"""`masp doctor`: what this machine has, and whether a configuration would run on it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from masp.errors import InputError, MaspError
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "deepspeed",
+    "webdataset",
+    "h5py",
+    "submitit",
+    "pydantic",
+    "pillow",
+    "scikit-learn",
+    "matplotlib",
+)
+
+
+def doctor(config_path: str | None, overrides: Sequence[str]) -> int:
+    """Print versions, devices, Slurm and disk; with a configuration, check what it names.
+
+    Returns:
+        0; problems are raised.
+
+    Raises:
+        InputError: something is missing that every run needs, or the configuration would not run here.
+    """
+    problems: list[str] = []
+    _row("python", f"{platform.python_version()} ({sys.executable})")
+    for package in PACKAGES:
+        try:
+            _row(package, importlib.metadata.version(package))
+        except importlib.metadata.PackageNotFoundError:
+            _row(package, "MISSING")
+            problems.append(f"{package} is not installed")
+    _devices()
+    _row("slurm", shutil.which("sbatch") or "no sbatch on the PATH: jobs run on this machine only")
+    _row("hub", "offline" if os.environ.get("HF_HUB_OFFLINE") == "1" else "allowed (HF_HUB_OFFLINE is not 1)")
+    if config_path or overrides:
+        problems += _configuration(config_path, overrides)
+    if problems:
+        raise InputError(f"{len(problems)} problems: {'; '.join(problems)}")
+    print("doctor: no problem found")
+    return 0
+
+
+def _row(name: str, value: object) -> None:
+    print(f"{name:<14} {value}")
+
+
+def _devices() -> None:
+    import torch
+
+    _row("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads")
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    _row("gpu", ", ".join(names) or "none: everything runs on the CPU")
+
+
+def _configuration(path: str | None, overrides: Sequence[str]) -> list[str]:
+    """Check what a configuration names, part by part, so that all problems are seen at once."""
+    from masp.config import load_config
+    from masp.data.datasets import read_dataset
+    from masp.data.questions import load_questions
+    from masp.extraction.provenance import model_part, open_matching_cache
+    from masp.vlm.prompt import load_prompt
+
+    config = load_config(path, overrides)
+    checks = {
+        "questions": lambda: f"{len(load_questions(config.questions).emotions)} emotion templates",
+        "vlm": lambda: (
+            f"{model_part(config)['config.model_type']}, {len(load_prompt(config.vlm.path).tokenizer)} tokens"
+        ),
+        "dataset": lambda: _describe(read_dataset(config.dataset)),
+        "cache": lambda: (
+            f"{len(open_matching_cache(config)[0])} images" if Path(config.cache.dir).exists() else "none yet"
+        ),
+        "output_dir": lambda: _space(Path(config.output_dir)),
+    }
+    problems = []
+    for name, check in checks.items():
+        try:
+            _row(name, check())
+        except MaspError as error:
+            _row(name, f"PROBLEM: {error}")
+            problems.append(str(error))
+    return problems
+
+
+def _describe(dataset) -> str:
+    splits = {split: sum(s.split == split for s in dataset.samples) for split in ("train", "val", "test")}
+    return f"{dataset.name}: " + ", ".join(f"{count} {split}" for split, count in splits.items() if count)
+
+
+def _space(folder: Path) -> str:
+    """Free space at a folder that need not exist yet."""
+    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not os.access(existing, os.W_OK):
+        raise InputError(f"output_dir: {existing} cannot be written")
+    return f"{folder}, {shutil.disk_usage(existing).free / 1e9:.0f} GB free"

@@ -1,0 +1,137 @@
+"""`masp demo`: the whole pipeline on the demo world, MASP beside its baselines and the best possible accuracy."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from pathlib import Path
+
+from masp.artifacts.trained import NONE, default_aspect_path
+from masp.config import Config
+from masp.demo.data import NUM_TEST, NUM_TRAIN, make_demo_data
+from masp.errors import InputError
+
+VARIANTS = {
+    "zero_shot": "the VLM as it is",
+    "linear_probe": "logistic regression on mean features",
+    "soft_prompt_only": "soft prompt, no aspect tokens",
+    "aspects_only": "aspect tokens, no soft prompt",
+    "masp": "aspect tokens and soft prompt",
+    "best_possible": "known from how the world is drawn",
+}
+
+
+def run_demo(config: Config, num_train: int | None = None, num_test: int | None = None) -> Path:
+    """Run everything; what an earlier call finished is not done again.
+
+    Args:
+        config: `configs/demo.yaml`; its seed draws the pictures and trains.
+        num_train: training pictures; None for the demo's own number.
+        num_test: test pictures.
+
+    Returns:
+        `<output_dir>/summary.json`: per variant `accuracy`, `accuracy_ci95`, `num_samples`.
+
+    Raises:
+        InputError: the data folder holds something else, or several processes were announced.
+    """
+    from masp.distributed.task_share import require_one_process
+    from masp.evaluation.run import evaluate
+    from masp.extraction.job import extract
+    from masp.report.page import write_report
+    from masp.training.loop import train
+
+    require_one_process("demo: runs every step itself, as one process", "call it alone, outside of launchers")
+    started = time.monotonic()
+    if config.dataset.name != "emoset":
+        raise InputError(f"dataset.name = {config.dataset.name!r}: the demo's pictures are laid out as 'emoset'")
+    counts = NUM_TRAIN if num_train is None else num_train, NUM_TEST if num_test is None else num_test
+    if min(counts) < 1:
+        raise InputError(f"--num-train {counts[0]} --num-test {counts[1]}: the demo needs at least one picture of each")
+
+    _say(
+        f"masp make-demo-data {config.dataset.root} --num-train {counts[0]} --num-test {counts[1]} --seed {config.seed}"
+    )
+    make_demo_data(config.dataset.root, *counts, config.seed)
+    _say("masp extract")
+    extract(config)
+    _say("masp train --stage stage1")
+    train(config, "stage1")
+    _say("masp train --stage stage2")
+    train(config, "stage2")
+    _say("masp evaluate")
+    metrics = {"masp": _written(evaluate(config))}
+    for variant, changed in _baselines(config).items():
+        if changed.checkpoint.soft_prompt is None:
+            _say(f"masp train --stage stage2 aspects=[] output_dir={changed.output_dir}")
+            train(changed, "stage2")
+        _say(f"masp evaluate {_settings(changed)}")
+        metrics[variant] = _written(evaluate(changed))
+    summary = _summarise(config, metrics)
+    path = Path(config.output_dir) / "summary.json"
+    path.write_text(json.dumps(summary, indent=1) + "\n")
+    _say("masp report")
+    report = write_report(config.output_dir)
+    print(_table(summary))
+    minutes = (time.monotonic() - started) / 60
+    print(f"demo: {minutes:.1f} min; accuracies: {path}; report: {report}")
+    return path
+
+
+def _baselines(config: Config) -> dict[str, Config]:
+    """The configurations of the variants that the pipeline itself can run."""
+    folder = Path(config.output_dir) / "baselines"
+    variants = {name: copy.deepcopy(config) for name in ("zero_shot", "soft_prompt_only", "aspects_only")}
+    for name, changed in variants.items():
+        changed.output_dir = str(folder / name)
+        changed.evaluate.output_dir = None
+    variants["zero_shot"].checkpoint.aspect = variants["zero_shot"].checkpoint.soft_prompt = NONE
+    variants["soft_prompt_only"].aspects = []
+    variants["soft_prompt_only"].checkpoint.soft_prompt = None
+    variants["aspects_only"].checkpoint.aspect = str(default_aspect_path(config))
+    variants["aspects_only"].checkpoint.soft_prompt = NONE
+    return variants
+
+
+def _settings(config: Config) -> str:
+    aspects = "" if config.aspects else "aspects=[] "
+    given = [("aspect", config.checkpoint.aspect), ("soft_prompt", config.checkpoint.soft_prompt)]
+    return aspects + " ".join(f"checkpoint.{n}={v}" for n, v in given if v) + f" output_dir={config.output_dir}"
+
+
+def _written(metrics: Path | None) -> Path:
+    assert metrics is not None, "one process scores all samples"
+    return metrics
+
+
+def _summarise(config: Config, metrics: dict[str, Path]) -> dict[str, dict]:
+    """Accuracies of all variants, in the order of `VARIANTS`."""
+    from masp.cache.reader import open_cache
+    from masp.demo.world.write_dataset import best_possible
+    from masp.experiments.linear_probe import linear_probe
+    from masp.results.intervals import wilson_interval
+
+    found = {}
+    for name, path in metrics.items():
+        read = json.loads(Path(path).read_text())
+        found[name] = {key: read[key] for key in ("accuracy", "accuracy_ci95", "num_samples")}
+    right, number = linear_probe(open_cache(config.cache.dir), config.seed)
+    interval = list(wilson_interval(right, number))
+    found["linear_probe"] = {"accuracy": right / number, "accuracy_ci95": interval, "num_samples": number}
+    best = best_possible(config.dataset.root, config.evaluate.split)
+    found["best_possible"] = {"accuracy": best, "num_samples": number}
+    return {name: found[name] for name in VARIANTS}
+
+
+def _table(summary: dict[str, dict]) -> str:
+    lines = [f"\n{'':<18} {'accuracy':>8}  {'95 % interval':<16}"]
+    for name, entry in summary.items():
+        low, high = entry.get("accuracy_ci95", (None, None))
+        interval = "" if low is None else f"{low:.3f} to {high:.3f}"
+        lines.append(f"{name.replace('_', ' '):<18} {entry['accuracy']:>8.3f}  {interval:<16}  {VARIANTS[name]}")
+    return "\n".join(lines) + "\n"
+
+
+def _say(command: str) -> None:
+    print(f"\n$ {command}", flush=True)

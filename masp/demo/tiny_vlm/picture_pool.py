@@ -1,0 +1,52 @@
+"""The pictures that the tiny VLM is pretrained on, drawn by several processes and held in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+
+import numpy as np
+
+from masp.demo.world.draw import draw_picture, world_rng
+from masp.demo.world.factors import draw_scene
+
+CHUNK = 250
+
+
+def draw_pool(
+    count: int, name: str = "pretraining", processes: int = 1, report=lambda *_: None
+) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]:
+    """Draw pictures; the result does not depend on the number of processes.
+
+    Args:
+        count: how many.
+        name: first part of the name of every picture's generator; the demo data are named `demo`.
+        processes: how many draw at once.
+        report: called with the number of pictures done and of all.
+
+    Returns:
+        Size `(h, w)` -> pixels `[n, h, w, 3]` uint8 and labels `[n, 7]` int8, in the order of `FACTORS`.
+    """
+    found: dict[tuple[int, int], tuple[list, list]] = {}
+    chunks = [(name, start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+    with contextlib.ExitStack() as stack:
+        draw = map if processes == 1 else stack.enter_context(multiprocessing.get_context("spawn").Pool(processes)).imap
+        for number, chunk in enumerate(draw(_draw_chunk, chunks), 1):
+            for pixels, labels in chunk:
+                group = found.setdefault(pixels.shape[:2], ([], []))
+                group[0].append(pixels)
+                group[1].append(labels)
+            report(min(number * CHUNK, count), count)
+    return {
+        size: (np.stack(pixels), np.array(labels, dtype=np.int8)) for size, (pixels, labels) in sorted(found.items())
+    }
+
+
+def _draw_chunk(chunk: tuple[str, int, int]) -> list[tuple[np.ndarray, tuple[int, ...]]]:
+    name, start, stop = chunk
+    found = []
+    for index in range(start, stop):
+        rng = world_rng(name, index)
+        scene = draw_scene(rng)
+        found.append((draw_picture(scene, rng).pixels, scene.labels))
+    return found

@@ -1,0 +1,89 @@
+"""The tiny VLM's tokenizer: a small byte-level BPE with Qwen's special tokens, and Qwen2-VL's turn format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from masp.data.questions import SLOT, Questions
+from masp.demo.world.factors import AFFINITY, EMOTIONS, LEVELS, SENSES, TOLD_LEVELS, words
+
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+SYSTEM = "You are a helpful assistant."
+NONE = "none"
+"""The answer about an aspect that a picture lacks."""
+
+# Our own wording of the format: every turn between <|im_start|> and <|im_end|>, a default system turn, and each image
+# as one placeholder between the two vision tokens.
+CHAT_TEMPLATE = (
+    "{%- if messages[0].role != 'system' -%}<|im_start|>system\n" + SYSTEM + "<|im_end|>\n{% endif -%}"
+    "{%- for turn in messages -%}"
+    "<|im_start|>{{ turn.role }}\n"
+    "{%- if turn.content is string -%}{{ '\n' + turn.content }}"
+    "{%- else -%}{{ '\n' }}{%- for part in turn.content -%}"
+    "{%- if part.type == 'text' -%}{{ part.text }}"
+    "{%- elif part.type == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>"
+    "{%- elif part.type == 'video' -%}<|vision_start|><|video_pad|><|vision_end|>"
+    "{%- endif -%}{%- endfor -%}{%- endif -%}"
+    "{{ '<|im_end|>\n' }}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
+)
+
+
+def vocabulary_texts(questions: Questions) -> list[str]:
+    """Everything that the tiny VLM is taught to read or say: what the tokenizer's merges are learnt from."""
+    labels = [words(label) for aspect in AFFINITY.values() for label in aspect]
+    levels = [word for words_ in TOLD_LEVELS.values() for word in words_]
+    said = sorted({*labels, *levels, *SENSES, *EMOTIONS, *LEVELS, NONE})
+    asked = [t for templates in questions.aspects.values() for t in templates]
+    asked += [t.replace(SLOT, ", ".join(EMOTIONS)) for t in questions.emotions]
+    parts = sorted({part for text in said for part in text.split()})
+    return [SYSTEM, "system", "user", "assistant", *asked, *said, *parts, *(f"a, {part}" for part in parts)]
+
+
+def build_tokenizer(questions: Questions, vocab_size: int):
+    """Train the tokenizer.
+
+    Args:
+        questions: the questions it must read.
+        vocab_size: entries, special tokens included.
+
+    Returns:
+        A fast tokenizer of transformers with the chat template set.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(SPECIAL),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+        special_tokens=[],
+    )
+    bpe.train_from_iterator(vocabulary_texts(questions), trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=list(SPECIAL[1:]),
+        clean_up_tokenization_spaces=False,
+        model_max_length=4096,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def save_tokenizer(tokenizer, folder: Path) -> None:
+    """Write the tokenizer's files and its chat template."""
+    tokenizer.save_pretrained(str(folder))

@@ -1,0 +1,1 @@
+"""Evaluation: what is asked of a split, and how is it scored?"""

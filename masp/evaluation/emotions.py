@@ -1,0 +1,195 @@
+"""What an evaluation of emotions consists of: which records it needs, how they are scored, what is made from them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from masp.artifacts.trained import load_trained
+from masp.config import Config
+from masp.data.questions import Questions
+from masp.evaluation.category_map import map_categories, parse_map
+from masp.evaluation.feed import Feed, Item, machines_of, mixed_notes, source_of
+
+
+class EmotionEvaluation:
+    """The emotion of every image of a split.
+
+    Args:
+        config: of the run.
+        folder: where its results go.
+        feed: the images.
+        questions: evaluation asks the first emotion template.
+        known_categories: those of other datasets that are evaluated with the same `evaluate.category_map`.
+
+    Raises:
+        InputError: aspect modules or soft prompt are missing or do not fit, or the categories were not trained and no
+            map says what to do.
+    """
+
+    what = "samples"
+    """What is counted."""
+
+    def __init__(
+        self, config: Config, folder: Path, feed: Feed, questions: Questions, known_categories: Sequence[str] = ()
+    ):
+        self.config, self.folder, self.feed, self.questions = config, folder, feed, questions
+        self.trained = load_trained(config, feed.hidden_size, feed.model)
+        lineage = self.trained.soft_prompt_lineage
+        self.asked = map_categories(
+            feed.categories,
+            lineage.categories if lineage else (),
+            parse_map(config.evaluate.category_map),
+            f"{config.dataset.name} in {config.dataset.root}",
+            known_categories,
+        )
+        self.categories = self.asked.categories
+        self.label_of = {
+            key: self.asked.means[label]
+            for key, label in zip(feed.keys, feed.labels, strict=True)
+            if label in self.asked.means
+        }
+        self.keys_of = {key: [key] for key in self.label_of}
+        """Image -> the records it needs: one."""
+        self.keys = list(self.keys_of)
+        self.length_notes = length_notes(config, self.trained.layout, self.categories)
+        self.notes = [*machine_notes(self.trained, feed.machine), *feed.notes(), *self.length_notes]
+        self.aspects_shown = list(config.aspects) if config.evaluate.attention and self.trained.aspects else []
+        self.identity = self._identity()
+        self.scorer: Any = None
+
+    def load(self, device: str) -> None:
+        """Get ready to score: loads the VLM's language half."""
+        from masp.evaluation.emotion_scorer import Scorer
+
+        self.scorer = Scorer(self.config, self.trained, self.questions, self.categories, device)
+
+    def score(self, items: Sequence[Item], missing: dict[str, list[str]]) -> list[dict[str, Any]]:
+        """Records of a batch of images; an image has one record, so every one is missing here."""
+        tokens = [i.aspect_tokens for i in items] if items[0].aspect_tokens is not None else None
+        scores = self.scorer.score([i.features for i in items], [i.grid for i in items], tokens)
+        return [
+            {"sample_key": item.key, "label": self.label_of[item.key], **vars(score), **source_of(item)}
+            for item, score in zip(items, scores, strict=True)
+        ]
+
+    def problem(self, record: dict[str, Any]) -> str | None:
+        """Why a record of an expected sample cannot be one of this evaluation, as the end of a sentence."""
+        from masp.results.ledger_file import generated_problem, likelihood_problem
+
+        label, prediction = self.label_of[record["sample_key"]], record["prediction"]
+        if record["label"] != label:
+            return f"has label {record['label']!r}; the dataset says {label!r}"
+        self.feed.check_unchanged(record["sample_key"], record.get("source"))
+        if self.config.evaluate.scoring == "likelihood":
+            return likelihood_problem(record, self.categories)
+        if prediction is not None and prediction not in self.categories:
+            return f"predicts {prediction!r}, which is none of {', '.join(self.categories)}"
+        return generated_problem(record)
+
+    def looks(self, items: Sequence[Item]) -> list[np.ndarray]:
+        """Where the aspects look: per image `[A, height, width]`."""
+        return self.scorer.attention([i.features for i in items], [i.grid for i in items])
+
+    def finish(self, records: Sequence[dict[str, Any]]) -> Path:
+        """Write `records.h5`, then `metrics.json`; returns the latter."""
+        from masp.evaluation.feed import data_of
+        from masp.files.atomic import write_bytes
+        from masp.results.attention_maps import read_attention
+        from masp.results.ledger import FOLDER
+        from masp.results.metrics import compute_metrics
+        from masp.results.records import FILE, write_emotion_records
+
+        config, ledgers = self.config, self.folder / FOLDER
+        machines = machines_of(self.feed, ledgers)
+        notes = dict.fromkeys(note for machine in machines for note in machine_notes(self.trained, machine))
+        metrics = compute_metrics(records, self.categories, len(self.keys), config.seed)
+        maps = (read_attention(ledgers, record["attention"]) for record in records)
+        data = data_of(self.feed)
+        write_emotion_records(self.folder / FILE, records, self.categories, self.aspects_shown, maps, data)
+        metrics |= {
+            "stage": "stage2",
+            "dataset": config.dataset.name,
+            "split": config.evaluate.split,
+            "scoring": config.evaluate.scoring,
+            "source": config.evaluate.source,
+            "layout": self.trained.layout,
+            "vision_features": self.trained.vision_features,
+            "category_map": self.asked.shown(),
+            "notes": [*notes, *mixed_notes(machines), *self.feed.notes(), *self.length_notes],
+            "time": time.time(),
+            "lineage": {
+                **self.trained.lineage(),
+                "features": {"model": self.feed.model, "machine": machines[0], "other_machines": machines[1:]},
+                "data": data,
+            },
+        }
+        path = self.folder / "metrics.json"
+        write_bytes(path, json.dumps(metrics, indent=1).encode() + b"\n")
+        low, high = metrics["accuracy_ci95"]
+        print(
+            f"evaluate: accuracy {metrics['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}) "
+            f"on {metrics['num_samples']} images: {path}"
+        )
+        return path
+
+    def _identity(self) -> dict[str, Any]:
+        """What is evaluated; ranks and batch size do not belong to it."""
+        from masp.cache.fingerprint import fingerprint_digest
+
+        config, trained = self.config, self.trained
+        identity: dict[str, Any] = {
+            "model": fingerprint_digest(self.feed.model),
+            "samples": self.feed.data_digest,
+            "split": config.evaluate.split,
+            "categories": list(self.categories),
+            "question": self.questions.emotion_first(self.categories),
+            "scoring": config.evaluate.scoring,
+            "max_new_tokens": config.evaluate.max_new_tokens if config.evaluate.scoring == "generate" else None,
+            "precision": config.engine.precision,
+            "source": config.evaluate.source,
+            "layout": trained.layout,
+            "aspects": list(config.aspects) if trained.aspects is not None else [],
+            "aspect_digest": trained.aspect_lineage.digest if trained.aspect_lineage else None,
+            "soft_prompt_digest": trained.soft_prompt_lineage.digest if trained.soft_prompt_lineage else None,
+        }
+        # said only where they are asked for, so that ledgers from before there was such a choice go on
+        if self.asked.is_mapped:
+            identity["category_map"] = self.asked.shown()
+        if self.aspects_shown:
+            identity["attention"] = True
+        if not trained.vision_features:
+            identity["vision_features"] = False
+        return identity
+
+
+def length_notes(config: Config, layout: str, answers: Sequence[str]) -> list[str]:
+    """Which answers can never win, since another begins them and the layout counts no end token."""
+    from masp.models.likelihood import cut_short
+    from masp.vlm.prompt import load_prompt
+
+    if layout != "released" or config.evaluate.scoring != "likelihood":
+        return []
+    prompt = load_prompt(config.vlm.path)
+    return [
+        f"layout 'released' counts no end token: {answers[long]!r} never scores above its beginning, {answers[short]!r}"
+        for short, long in cut_short([prompt.ids(answer) for answer in answers])
+    ]
+
+
+def machine_notes(trained, machine: dict) -> list[str]:
+    """How the machine that makes the features differs from the one that made those the soft prompt was trained on."""
+    from masp.cache.fingerprint import differences
+
+    lineage = trained.soft_prompt_lineage or trained.aspect_lineage
+    if lineage is None or lineage.machine is None:
+        return []
+    return [
+        f"features come from another machine than those of training: {name} was {old!r}, is {new!r}"
+        for name, old, new in differences(lineage.machine, machine)
+    ]

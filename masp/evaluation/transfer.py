@@ -1,0 +1,130 @@
+"""Train on one dataset, evaluate on several, in one call: `masp evaluate --config C --on FILE --on FILE`."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from masp.artifacts.trained import default_aspect_path, default_soft_prompt_path
+from masp.config import Config, load_config
+from masp.errors import DataError, InputError
+from masp.evaluation.category_map import parse_map
+from masp.evaluation.run import TABLE, evaluate, evaluate_dir, open_evaluation
+from masp.runtime.stop import StopFlag
+
+_COLUMNS = ("num_samples", "num_correct", "accuracy", "accuracy_ci95", "macro_f1", "balanced_accuracy")
+
+
+def evaluate_on(config: Config, files: Sequence[str], stop: StopFlag | None = None) -> Path | None:
+    """Evaluate what a run trained on its own dataset and on others.
+
+    Every dataset is checked before the first is scored. Each has a folder, ledgers and metrics of its own, so the call
+    resumes anywhere and on any number of ranks; whichever rank finds all metrics there writes the table.
+
+    Args:
+        config: of the run.
+        files: a configuration per dataset, of which `dataset`, `cache.dir`, `evaluate.split` and
+            `evaluate.category_map` count; one that is the same as another, or as the run's own, is skipped.
+        stop: see `masp.evaluation.run.evaluate`.
+
+    Returns:
+        `datasets.json`; None if other ranks still have samples to score.
+
+    Raises:
+        InputError: a file is wrong, two datasets have one name, or categories are neither trained nor mapped.
+        DataError: data of some datasets are damaged; the others are scored.
+    """
+    from masp.evaluation.sources import open_feed
+
+    configs = dataset_configs(config, files)
+    feeds = {name: open_feed(each) for name, each in configs.items()}
+    known = sorted({category for feed in feeds.values() for category in feed.categories})
+    for name, each in configs.items():
+        open_evaluation(each, evaluate_dir(each), feeds[name], known)
+    feeds.clear()
+    table = evaluate_dir(config) / TABLE
+    damaged: list[str] = []
+    for name, each in configs.items():
+        print(f"evaluate: on {name}", flush=True)
+        try:
+            evaluate(each, stop, known, [table])
+        except DataError as error:  # of this dataset; the others are scored all the same
+            damaged.append(f"{name}: {error}")
+    if damaged:
+        raise DataError("; ".join(damaged))
+    return _write_table(table, configs)
+
+
+def dataset_configs(config: Config, files: Sequence[str]) -> dict[str, Config]:
+    """The configuration of each evaluation, the run's own first, by the name of its dataset."""
+    configs: dict[str, Config] = {config.dataset.name: config}
+    sources = {_what_is_scored(config): "the run's own dataset"}
+    for file in files:
+        other, name = load_config(file), Path(file).stem
+        mapping = parse_map(config.evaluate.category_map) | parse_map(other.evaluate.category_map)
+        other.evaluate.category_map = [f"{theirs}={ours or ''}" for theirs, ours in mapping.items()] or None
+        scored = _what_is_scored(other)
+        if scored in sources:
+            print(f"note: --on {file} is skipped: it is the same as {sources[scored]}", file=sys.stderr)
+            continue
+        sources[scored] = f"--on {file}"
+        if name in configs:
+            raise InputError(
+                f"--on {file}: another dataset of this call is called {name!r}; give the file another name"
+            )
+        changed = copy.deepcopy(config)
+        changed.dataset, changed.cache.dir = other.dataset, other.cache.dir
+        changed.evaluate.split = other.evaluate.split
+        changed.evaluate.output_dir = str(evaluate_dir(config) / "on" / name)
+        changed.evaluate.category_map = other.evaluate.category_map
+        changed.checkpoint.aspect = config.checkpoint.aspect or str(default_aspect_path(config))
+        changed.checkpoint.soft_prompt = config.checkpoint.soft_prompt or str(default_soft_prompt_path(config))
+        configs[name] = changed
+    return configs
+
+
+def _what_is_scored(config: Config) -> tuple:
+    """What must differ between two datasets of a call, however their paths are spelt."""
+    dataset, mapping = config.dataset, parse_map(config.evaluate.category_map)
+    return (
+        *(Path(path).resolve() for path in (dataset.root, config.cache.dir)),
+        dataset.name,
+        tuple(dataset.categories or ()),
+        config.evaluate.split,
+        frozenset(mapping.items()),
+    )
+
+
+def _write_table(table: Path, configs: dict[str, Config]) -> Path | None:
+    from masp.files.atomic import write_bytes
+
+    rows = {}
+    for name, each in configs.items():
+        path = evaluate_dir(each) / "metrics.json"
+        if not path.is_file():
+            return None
+        metrics = json.loads(path.read_text())
+        rows[name] = {key: metrics[key] for key in _COLUMNS if key in metrics}
+        rows[name] |= {"category_map": metrics.get("category_map") or {}, "split": metrics["split"]}
+        rows[name]["metrics"] = os.path.relpath(path, table.parent)
+    write_bytes(table, json.dumps(rows, indent=1).encode() + b"\n")
+    print(_shown(rows))
+    print(f"evaluate: {len(rows)} datasets: {table}")
+    return table
+
+
+def _shown(rows: dict[str, dict]) -> str:
+    """The datasets in lines of text."""
+    width = max(10, *map(len, rows))
+    lines = [f"{'dataset':<{width}} {'images':>8} {'accuracy':>9}  {'95 % interval':<16} {'macro F1':>9}"]
+    for name, row in rows.items():
+        low, high = row["accuracy_ci95"]
+        f1 = f"{row['macro_f1']:>9.4f}" if "macro_f1" in row else ""
+        lines.append(
+            f"{name:<{width}} {row['num_samples']:>8,} {row['accuracy']:>9.4f}  {f'{low:.4f} to {high:.4f}':<16} {f1}"
+        )
+    return "\n".join(lines)

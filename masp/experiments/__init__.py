@@ -1,0 +1,1 @@
+"""Experiments: how do several runs, formats or implementations compare?"""

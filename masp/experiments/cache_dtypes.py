@@ -1,0 +1,222 @@
+"""What each number format of the cache costs, measured on a sample: features, scores, predictions, bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from masp.artifacts.trained import NONE, Trained, default_aspect_path, default_soft_prompt_path, load_trained
+from masp.cache.codec import TORCH_NAMES, encode_features, restore, store
+from masp.cache.manifest import quarantined_keys
+from masp.config import Config
+from masp.data.datasets import read_dataset
+from masp.data.questions import load_questions
+from masp.errors import DataError, InputError
+from masp.evaluation.emotion_scorer import Score, Scorer
+from masp.extraction.image_stream import Picture, Pictures, batches, picture_stream
+from masp.extraction.provenance import model_part
+from masp.runtime.devices import encoder_dtype, pick_device, torch_dtype
+from masp.vlm.vision import VisionHalf, load_preprocessor, load_vision_half
+
+REFERENCE = "fp32"
+
+
+@dataclass
+class _Tally:
+    """Sums over the sample, for one format."""
+
+    num_bytes: int = 0
+    cosine_sum: float = 0.0
+    cosine_min: float = 1.0
+    error: float = 0.0
+    """Of all values, the squared differences."""
+    num_not_finite: int = 0
+    changes: list[float] = field(default_factory=list)
+    """Per image the largest change of a category's score, in nats."""
+    num_changed: int = 0
+    num_correct: int = 0
+
+
+def measure(config: Config, dtypes: Sequence[str], num_images: int) -> dict:
+    """Encode a sample in every format and score it.
+
+    The sample is drawn from `evaluate.split` by a hash of the keys. Scores are those of `masp evaluate`, with the
+    aspect modules and the soft prompt of the run where there are any.
+
+    Args:
+        config: of the run.
+        dtypes: values of `cache.dtype`.
+        num_images: at most.
+
+    Returns:
+        `num_images`, `num_tokens`, `split`, `scored_with`, `accuracy` (of the reference) and `formats`: per format
+        `encoder_dtype, bytes_per_image, size_of_bf16, cosine_mean, cosine_min` (over tokens), `relative_error`,
+        `score_change_mean, score_change_max` (nats), `num_changed, changed_fraction` (predictions), `accuracy` and
+        `num_not_finite` (images that the format cannot hold; they count as changed).
+
+    Raises:
+        InputError: unknown formats, no images, or what was trained does not fit. DataError: the disk does not answer.
+    """
+    if unknown := [d for d in dtypes if d not in TORCH_NAMES]:
+        raise InputError(f"--dtype {unknown[0]}: must be one of {', '.join(TORCH_NAMES)}")
+    if num_images < 1:
+        raise InputError(f"--num-images {num_images}: must be at least 1")
+    categories, samples = _sample(config, num_images)
+    device = pick_device(config.extract.device, "extract.device")
+    torch.set_num_threads(config.extract.num_threads)
+    encoders = {
+        name: load_vision_half(config.vlm.path, torch_dtype(name), device, config.vlm.attention)
+        for name in {REFERENCE, *(encoder_dtype(d, device) for d in dtypes)}
+    }
+    trained, scored_with = _trained(config, encoders[REFERENCE].hidden_size)
+    config = replace(config, evaluate=replace(config.evaluate, scoring="likelihood"))
+    scorer_device = pick_device(config.engine.device, "engine.device")
+    scorer = Scorer(config, trained, load_questions(config.questions), categories, scorer_device)
+    tallies = {dtype: _Tally() for dtype in dtypes}
+    count, tokens, norm, correct, size = 0, 0, 0.0, 0, 0
+    for pictures, labels in _chunks(config, samples):
+        grids = [p.grid for p in pictures]
+        made = {name: _encode(config, encoder, pictures) for name, encoder in encoders.items()}
+        exact = [f.float().cpu() for f in made[REFERENCE]]
+        wanted = scorer.score(exact, grids)
+        count, tokens = count + len(exact), tokens + sum(len(f) for f in exact)
+        norm += sum(float(f.double().square().sum()) for f in exact)
+        correct += sum(w.prediction == label for w, label in zip(wanted, labels, strict=True))
+        size += sum(len(encode_features(store(f, "bf16"))) for f in exact)
+        for dtype, tally in tallies.items():
+            kept = [_kept(f, dtype, tally) for f in made[encoder_dtype(dtype, device)]]
+            good = [(i, f) for i, f in enumerate(kept) if f is not None]
+            scores = scorer.score([f for _, f in good], [grids[i] for i, _ in good]) if good else []
+            for (i, features), score in zip(good, scores, strict=True):
+                _compare(tally, exact[i], features, wanted[i], score, labels[i])
+    if not count:
+        raise InputError(f"evaluate.split = {config.evaluate.split!r}: none of its images can be read")
+    return {
+        "num_images": count,
+        "num_tokens": tokens,
+        "hidden_size": encoders[REFERENCE].hidden_size,
+        "split": config.evaluate.split,
+        "scored_with": scored_with,
+        "accuracy": correct / count,
+        "formats": {
+            dtype: {"encoder_dtype": encoder_dtype(dtype, device), **_summary(tally, count, tokens, norm, size)}
+            for dtype, tally in tallies.items()
+        },
+    }
+
+
+def report(config: Config, dtypes: Sequence[str] | None, num_images: int, as_json: bool = False) -> dict:
+    """Measure and print; `dtypes` None for all formats."""
+    result = measure(config, list(dtypes or TORCH_NAMES), num_images)
+    print(json.dumps(result) if as_json else table(result))
+    return result
+
+
+def table(result: dict) -> str:
+    """The result of `measure` as text."""
+    lines = [
+        f"{result['num_images']:,} images of {result['split']}, {result['num_tokens']:,} tokens of "
+        f"{result['hidden_size']}, scored with {result['scored_with']}.",
+        f"Compared with the encoder in {REFERENCE}, nothing rounded: accuracy {result['accuracy']:.2%}.",
+        "",
+        f"{'format':<7}{'encoder':<9}{'kB/image':>9}{'of bf16':>9}{'cosine':>10}{'lowest':>10}{'error':>9}"
+        f"{'score change':>14}{'largest':>9}{'predictions changed':>21}{'accuracy':>10}",
+    ]
+    for name, row in result["formats"].items():
+        changed = f"{row['num_changed']} ({row['changed_fraction']:.2%})"
+        lines.append(
+            f"{name:<7}{row['encoder_dtype']:<9}{row['bytes_per_image'] / 1e3:>9.1f}{row['size_of_bf16']:>9.3f}"
+            f"{row['cosine_mean']:>10.6f}{row['cosine_min']:>10.6f}{row['relative_error']:>9.2%}"
+            f"{row['score_change_mean']:>14.4f}{row['score_change_max']:>9.4f}{changed:>21}{row['accuracy']:>10.2%}"
+        )
+        if row["num_not_finite"]:
+            lines.append(f"       {row['num_not_finite']} images have values that {name} cannot hold")
+    return "\n".join(lines)
+
+
+def _sample(config: Config, num_images: int) -> tuple[tuple[str, ...], list]:
+    dataset, broken = read_dataset(config.dataset), quarantined_keys(config)
+    samples = [s for s in dataset.samples if s.split == config.evaluate.split and s.key not in broken]
+    if not samples:
+        raise InputError(f"evaluate.split = {config.evaluate.split!r}: {dataset.root} has no image in this split")
+    samples.sort(key=lambda s: hashlib.sha256(s.key.encode()).digest())
+    return dataset.categories, samples[:num_images]
+
+
+def _trained(config: Config, hidden_size: int) -> tuple[Trained, str]:
+    """What the configuration names or this run has trained; a part that is not there is done without."""
+    checkpoint = config.checkpoint
+    if checkpoint.aspect is None and not default_aspect_path(config).is_file():
+        checkpoint = replace(checkpoint, aspect=NONE)
+    if checkpoint.soft_prompt is None and not default_soft_prompt_path(config).is_file():
+        checkpoint = replace(checkpoint, soft_prompt=NONE)
+    trained = load_trained(replace(config, checkpoint=checkpoint), hidden_size, model_part(config))
+    parts = [n for n, p in (("aspect modules", trained.aspects), ("soft prompt", trained.soft_prompt)) if p is not None]
+    return trained, " and ".join(parts) or "nothing trained (zero-shot)"
+
+
+def _chunks(config: Config, samples: Sequence):
+    """Readable pictures and their labels, `evaluate.batch_size` at a time."""
+    preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
+    pictures = Pictures(samples, preprocessor, config.vlm.max_side)
+    device = pick_device(config.extract.device, "extract.device")
+    with picture_stream(pictures, config.extract.num_workers, "extract.num_workers", device) as stream:
+        for start in range(0, len(samples), config.evaluate.batch_size):
+            part = samples[start : start + config.evaluate.batch_size]
+            pairs = [(next(stream), sample.category) for sample in part]
+            if failed := next((p.failure for p, _ in pairs if p.failure), None):
+                raise DataError(f"{failed}; run the same command again when it can be read")
+            if good := [(p, label) for p, label in pairs if not p.reason]:
+                yield [p for p, _ in good], [label for _, label in good]
+
+
+def _encode(config: Config, encoder: VisionHalf, pictures: Sequence[Picture]) -> list[Tensor]:
+    return [
+        features
+        for batch in batches(pictures, config.extract.batch_tokens)
+        for features in encoder.encode([p.pixels for p in batch], [p.grid for p in batch])
+    ]
+
+
+def _kept(features: Tensor, dtype: str, tally: _Tally) -> Tensor | None:
+    """Features as the cache would give them back, on the CPU; None if the format cannot hold them."""
+    if not torch.isfinite(features).all():
+        tally.num_not_finite += 1
+        return None
+    stored = {name: tensor.cpu() for name, tensor in store(features, dtype).items()}
+    tally.num_bytes += len(encode_features(stored))
+    return restore(stored["features"], stored.get("scales")).float()
+
+
+def _compare(tally: _Tally, exact: Tensor, kept: Tensor, wanted: Score, score: Score, label: str) -> None:
+    cosine = torch.cosine_similarity(exact, kept, dim=1)
+    tally.cosine_sum += float(cosine.double().sum())
+    tally.cosine_min = min(tally.cosine_min, float(cosine.min()))
+    tally.error += float((exact.double() - kept.double()).square().sum())
+    assert wanted.scores is not None and score.scores is not None  # scoring is by likelihood
+    tally.changes.append(max(abs(a - b) for a, b in zip(wanted.scores, score.scores, strict=True)))
+    tally.num_changed += score.prediction != wanted.prediction
+    tally.num_correct += score.prediction == label
+
+
+def _summary(tally: _Tally, count: int, tokens: int, norm: float, size: int) -> dict:
+    good = count - tally.num_not_finite
+    changed = tally.num_changed + tally.num_not_finite
+    return {
+        "bytes_per_image": tally.num_bytes / max(good, 1),
+        "size_of_bf16": tally.num_bytes / size,
+        "cosine_mean": tally.cosine_sum / tokens,
+        "cosine_min": tally.cosine_min,
+        "relative_error": (tally.error / norm) ** 0.5,
+        "score_change_mean": sum(tally.changes) / max(good, 1),
+        "score_change_max": max(tally.changes, default=0.0),
+        "num_changed": changed,
+        "changed_fraction": changed / count,
+        "accuracy": tally.num_correct / count,
+        "num_not_finite": tally.num_not_finite,
+    }

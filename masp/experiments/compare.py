@@ -1,0 +1,233 @@
+"""`masp compare RUN RUN …`: which of several runs is better on the same samples, and is that more than chance?"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from masp.errors import InputError
+from masp.results.intervals import percentiles, wilson_interval
+from masp.results.records import FILE, Records, read_records_file
+
+_NUM_RESAMPLES = 10_000
+
+
+def compare(runs: Sequence[str], output: str | Path) -> dict[str, Any]:
+    """Compare evaluations pair by pair, and write `compare.json`, `compare.md` and `compare.png`.
+
+    Args:
+        runs: run directories, evaluation directories or `records.h5` files.
+        output: the folder for the results.
+
+    Returns:
+        `runs` (name -> `accuracy, accuracy_ci95, num_samples, num_correct, path`) and `pairs` (each with `first`,
+        `second`, `difference` (second minus first), `difference_ci95`, `only_first`, `only_second`, `mcnemar_p`,
+        `mcnemar_p_holm`), and `notes`: what could not be checked.
+
+    Raises:
+        InputError: fewer than two runs, one has no records, or they are not on the same samples. DataError: damaged.
+    """
+    if len(runs) < 2:
+        raise InputError(f"compare: {len(runs)} run given; name two or more")
+    paths = [find_records(run) for run in runs]
+    names = names_of(runs)
+    real = [path.resolve() for path in paths]
+    for run, path in zip(runs, real, strict=True):
+        if real.count(path) > 1:
+            raise InputError(f"compare: {run} is given twice; each run can be compared with others only")
+    found = [read_records_file(path) for path in paths]
+    notes = []
+    for name, path, records in zip(names[1:], paths[1:], found[1:], strict=True):
+        note = check_same_samples(names[0], found[0], f"{name} ({path})", records)
+        notes += [note] if note else []
+    correct = {name: correctness(records) for name, records in zip(names, found, strict=True)}
+    result = {
+        "runs": {
+            name: {**share(hits), "path": str(path)} for (name, hits), path in zip(correct.items(), paths, strict=True)
+        },
+        "pairs": _pairs(correct),
+        "notes": notes,
+    }
+    _write(result, Path(output))
+    return result
+
+
+def find_records(run: str | Path) -> Path:
+    """The `records.h5` that a path means.
+
+    Raises:
+        InputError: there is none.
+    """
+    run = Path(run)
+    candidates = [run] if run.is_file() else [run / "evaluate" / FILE, run / FILE]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise InputError(
+        f"{run}: no {candidates[0].relative_to(run)}; run `masp evaluate --config … output_dir={run}` first"
+    )
+
+
+def names_of(runs: Sequence[str]) -> list[str]:
+    """Short names that tell runs apart: as many last parts of their paths as that takes."""
+    parts = [Path(os.path.abspath(run)).parts for run in runs]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(p[-count:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise InputError(f"compare: {runs[0]} is given twice; each run can be compared with others only")
+
+
+def check_same_samples(name: str, ours: Records, other: str, theirs: Records) -> str | None:
+    """Refuse to compare evaluations of different samples.
+
+    Returns:
+        Why it is not known whether their pictures are the same; None if it is.
+
+    Raises:
+        InputError: names a sample that only one has, or whose label differs, or both digests of the pictures.
+    """
+    for one, has, two, lacks in ((name, ours, other, theirs), (other, theirs, name, ours)):
+        only = sorted(set(has.keys) - set(lacks.keys))
+        if only:
+            raise InputError(
+                f"compare: not on the same samples: {len(only)} of {one} are not in {two}, such as {only[0]}; evaluate "
+                "both on the same dataset and split"
+            )
+    labels = dict(zip(theirs.keys, theirs.labels, strict=True))
+    differing = [(k, label) for k, label in zip(ours.keys, ours.labels, strict=True) if labels[k] != label]
+    if differing:
+        key, label = min(differing)
+        raise InputError(
+            f"compare: not on the same labels: {key} is {label!r} in {name} and {labels[key]!r} in {other} "
+            f"({len(differing)} samples differ)"
+        )
+    a, b = ours.data, theirs.data
+    if not a or not b:
+        without = " and ".join(n for n, data in ((name, a), (other, b)) if not data)
+        return (
+            f"whether the pictures are the same is not known: {without} was evaluated before digests of them were kept"
+        )
+    live = " and ".join(n for n, data in ((name, a), (other, b)) if not data["made_by"])
+    if live:
+        return f"whether the pictures are the same is not known: {live} was evaluated live"
+    if a["data_digest"] == b["data_digest"]:
+        return None
+    if a["made_by"] == b["made_by"]:
+        raise InputError(
+            f"compare: not on the same pictures: data_digest is {a['data_digest'][:12]} in {name} and "
+            f"{b['data_digest'][:12]} in {other}, whose features were made alike; evaluate both on the same dataset"
+        )
+    return f"whether the pictures are the same is not known: the features of {name} and {other} were made differently"
+
+
+def correctness(records: Records) -> np.ndarray:
+    """Which predictions are right, bool, in the order of the keys."""
+    triples = sorted(zip(records.keys, records.labels, records.predictions, strict=True))
+    return np.array([label == prediction for _, label, prediction in triples])
+
+
+def share(hits: np.ndarray) -> dict[str, Any]:
+    """Accuracy with its interval."""
+    right, count = int(hits.sum()), len(hits)
+    return {
+        "accuracy": right / count,
+        "accuracy_ci95": list(wilson_interval(right, count)),
+        "num_samples": count,
+        "num_correct": right,
+    }
+
+
+def compare_pair(first: np.ndarray, second: np.ndarray, seed: int = 0) -> dict[str, Any]:
+    """Paired comparison of two runs.
+
+    Args:
+        first, second: which predictions are right, `[N]` bool, of the same samples.
+        seed: of the bootstrap over samples.
+    """
+    from scipy.stats import binomtest
+
+    count = len(first)
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    # The difference of a resample depends on these three counts alone, so drawing them is drawing samples.
+    shares = np.array([only_first, only_second, count - only_first - only_second]) / count
+    draws = np.random.default_rng(seed).multinomial(count, shares, size=_NUM_RESAMPLES)
+    discordant = only_first + only_second
+    return {
+        "difference": (only_second - only_first) / count,
+        "difference_ci95": percentiles((draws[:, 1] - draws[:, 0]) / count),
+        "only_first": only_first,
+        "only_second": only_second,
+        # exact: under the null each sample that only one run gets right is a fair coin
+        "mcnemar_p": float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0,
+    }
+
+
+def _pairs(correct: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    pairs = [
+        {"first": a, "second": b, **compare_pair(correct[a], correct[b])} for a, b in itertools.combinations(correct, 2)
+    ]
+    for pair, adjusted in zip(pairs, holm([pair["mcnemar_p"] for pair in pairs]), strict=True):
+        pair["mcnemar_p_holm"] = adjusted
+    return pairs
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p-values made larger for how many there are, so that 5 % stays the chance of *any* false alarm (Holm)."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    adjusted, largest = [0.0] * len(values), 0.0
+    for place, index in enumerate(order):
+        largest = max(largest, min(1.0, values[index] * (len(values) - place)))
+        adjusted[index] = largest
+    return adjusted
+
+
+def _write(result: dict[str, Any], folder: Path) -> None:
+    from masp.experiments.plots import intervals_figure
+    from masp.files.atomic import write_bytes
+
+    accuracies = [(name, run["accuracy"], run["accuracy_ci95"]) for name, run in result["runs"].items()]
+    differences = [(f"{p['second']} − {p['first']}", p["difference"], p["difference_ci95"]) for p in result["pairs"]]
+    panels = [("accuracy", accuracies, None), ("difference of accuracies", differences, 0.0)]
+    picture = intervals_figure(panels)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(folder / "compare.json", json.dumps(result, indent=1).encode() + b"\n")
+        write_bytes(folder / "compare.md", markdown(result).encode("utf-8", "backslashreplace"))
+        write_bytes(folder / "compare.png", picture)
+    except OSError as error:
+        raise InputError(f"--output {folder}: cannot be written: {error.strerror}") from None
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The comparison as two Markdown tables."""
+    lines = ["| run | images | accuracy | 95 % interval |", "|---|---|---|---|"]
+    for name, run in result["runs"].items():
+        low, high = run["accuracy_ci95"]
+        lines.append(f"| {_cell(name)} | {run['num_samples']:,} | {run['accuracy']:.4f} | {low:.4f} to {high:.4f} |")
+    lines += [
+        "",
+        "| second − first | difference | 95 % interval | only second right | only first right | McNemar p | Holm p |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for pair in result["pairs"]:
+        low, high = pair["difference_ci95"]
+        lines.append(
+            f"| {_cell(pair['second'])} − {_cell(pair['first'])} "
+            f"| {pair['difference']:+.4f} | {low:+.4f} to {high:+.4f} "
+            f"| {pair['only_second']} | {pair['only_first']} | {pair['mcnemar_p']:.2g} | {pair['mcnemar_p_holm']:.2g} |"
+        )
+    lines += [line for note in result["notes"] for line in ("", f"Note: {_cell(note)}.")]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    """A name as text of a Markdown table, whatever is in it."""
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|" else c for c in plain)

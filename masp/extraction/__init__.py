@@ -1,0 +1,1 @@
+"""Extraction: how do images become features in a cache?"""

@@ -1,0 +1,48 @@
+"""The two parts of a cache's fingerprint for a configuration: what the model is, and what the machine is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from masp.config import Config
+
+if TYPE_CHECKING:
+    from masp.cache.reader import Cache
+
+
+def model_part(config: Config) -> dict[str, Any]:
+    """Model part of the fingerprint of this configuration."""
+    from masp.cache.fingerprint import model_fields
+    from masp.vlm.families import load_config, resolve_folder
+
+    folder = resolve_folder(config.vlm.path)
+    load_config(folder)  # an unsupported family is refused before its weights are digested
+    return model_fields(folder, config.vlm, config.cache.dtype)
+
+
+def machine_part(config: Config) -> dict[str, Any]:
+    """Machine part of the fingerprint of this configuration on this machine.
+
+    Raises:
+        InputError: `extract.device` is a GPU and there is none.
+    """
+    from masp.cache.fingerprint import describe_device, machine_fields
+    from masp.runtime.devices import encoder_dtype, pick_device
+
+    device, extract = pick_device(config.extract.device, "extract.device"), config.extract
+    runs_in = encoder_dtype(config.cache.dtype, device)
+    return machine_fields(describe_device(device), runs_in, extract.batch_tokens, extract.num_threads)
+
+
+def open_matching_cache(config: Config) -> tuple[Cache, dict[str, Any]]:
+    """Open the cache and refuse one of another VLM or other settings.
+
+    Returns:
+        The cache, and the model part of its fingerprint.
+    """
+    from masp.cache.reader import open_cache
+
+    cache = open_cache(config.cache.dir)
+    model = model_part(config)
+    cache.check_model(model)
+    return cache, model

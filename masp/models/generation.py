@@ -1,0 +1,46 @@
+"""Greedy generation of answers behind a prefix that is shared."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from masp.models.likelihood import Scored, _last
+from masp.models.sequence import Batch
+
+
+@torch.inference_mode()
+def generate(model: Scored, batch: Batch, max_new_tokens: int, stop: frozenset[int]) -> tuple[list[list[int]], Tensor]:
+    """Greedy decoding.
+
+    Args:
+        batch: sequences that stop before the answer.
+        max_new_tokens: at most so many tokens a row.
+        stop: token ids that end a row (kept as its last).
+
+    Returns:
+        Generated ids of each row, and the logits `[B, V]` of the first generated position (fp32, on the CPU).
+    """
+    language = model.language
+    cache = language.new_cache()
+    hidden = model.hidden(batch, cache)
+    device, rows = hidden.device, len(hidden)
+    row, last = torch.arange(rows, device=device), _last(batch.suffix.mask)
+    mask = batch.known()
+    positions = batch.suffix.positions[:, row, last]
+    logits = first = language.exact_logits(hidden[row, last])[:, : model.num_logits]
+    generated: list[list[int]] = [[] for _ in range(rows)]
+    going = [True] * rows
+    for step in range(max_new_tokens):
+        tokens = logits.argmax(-1)
+        for n, token in enumerate(tokens.tolist()):
+            if going[n]:
+                generated[n].append(token)
+                going[n] = token not in stop
+        if step + 1 == max_new_tokens or not any(going):
+            break
+        mask = torch.cat([mask, mask.new_ones(rows, 1)], dim=1)
+        positions = positions + 1
+        hidden = language(language.embed(tokens)[:, None], mask, positions[..., None], cache)
+        logits = language.exact_logits(hidden[:, -1])[:, : model.num_logits]
+    return generated, first.cpu()

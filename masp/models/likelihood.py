@@ -1,0 +1,155 @@
+"""Scores of the categories: log-likelihood of all of them in one pass, or greedy generation."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from masp.models.sequence import Batch
+from masp.vlm.language import LanguageHalf
+
+MAX_POSITIONS = 512
+"""Positions whose logits over the whole vocabulary are held at once: 311 MB of fp32 for 152k words."""
+
+
+class Scored(Protocol):
+    """What can be scored."""
+
+    language: LanguageHalf
+    num_logits: int | None
+    """Rows of the vocabulary that the softmax runs over; None for all."""
+
+    def hidden(self, batch: Batch, cache=None) -> Tensor:
+        """Hidden states of the batch's suffix `[B, Ls, D]`; keys and values go to the empty `cache`."""
+
+
+@dataclass(frozen=True)
+class CandidateTree:
+    """Candidates merged where they begin alike, one block behind the prefix: `L` nodes, one per different beginning."""
+
+    ids: Tensor
+    """`[L]` the token of each node."""
+    depth: Tensor
+    """`[L]` tokens before it in its candidate."""
+    sees: Tensor
+    """`[L, L]` which nodes a node sees: itself and those before it in its candidate."""
+    paths: tuple[tuple[int, ...], ...]
+    """Per candidate its nodes in order."""
+
+
+def candidate_tree(candidates: Items[Items[int]]) -> CandidateTree:
+    """Merge candidates into a tree.
+
+    Args:
+        candidates: token ids of each, not empty. One may begin another (`sad`, `sad` `ness`), or equal it.
+    """
+    nodes: dict[tuple[int, ...], int] = {}
+    paths = [
+        tuple(nodes.setdefault(tuple(c[: k + 1]), len(nodes)) for k in range(len(c))) for c in map(tuple, candidates)
+    ]
+    sees = torch.zeros(len(nodes), len(nodes), dtype=torch.bool)
+    for path in paths:
+        for k, node in enumerate(path):
+            sees[node, list(path[: k + 1])] = True
+    ids = torch.tensor([beginning[-1] for beginning in nodes])
+    depth = torch.tensor([len(beginning) - 1 for beginning in nodes])
+    return CandidateTree(ids, depth, sees, tuple(paths))
+
+
+def cut_short(candidates: Items[Items[int]]) -> list[tuple[int, int]]:
+    """Pairs of candidates of which the first begins the second: without an end token the second never scores higher.
+
+    Args:
+        candidates: the tokens of each.
+    """
+    pairs = [(a, b) for a in range(len(candidates)) for b in range(len(candidates)) if a != b]
+    return [(a, b) for a, b in pairs if list(candidates[b][: len(candidates[a])]) == list(candidates[a])]
+
+
+def _last(block_mask: Tensor) -> Tensor:
+    return block_mask.sum(1) - 1
+
+
+def _log_likelihoods(model: Scored, hidden: Tensor, tokens: Tensor) -> Tensor:
+    """Log-likelihood of tokens at positions.
+
+    Args:
+        hidden: `[B, P, D]`.
+        tokens: `[P, K]` ids of interest at each position.
+
+    Returns:
+        `[B, P, K]` fp32. The vocabulary is projected for a few positions at a time: all at once would be gigabytes.
+    """
+    rows, positions = hidden.shape[:2]
+    flat = hidden.flatten(0, 1)
+    wanted = tokens.repeat(rows, 1)
+    parts = []
+    for start in range(0, len(flat), MAX_POSITIONS):
+        logits = model.language.exact_logits(flat[start : start + MAX_POSITIONS])[:, : model.num_logits]
+        normaliser = logits.logsumexp(-1, keepdim=True)
+        parts.append(logits.gather(1, wanted[start : start + MAX_POSITIONS]) - normaliser)
+    return torch.cat(parts).unflatten(0, (rows, positions))
+
+
+@torch.inference_mode()
+def score_categories(
+    model: Scored, batch: Batch, candidates: Items[Items[int]], end: int | None
+) -> tuple[Tensor, Tensor]:
+    """Log-likelihood of every candidate given the image and the question, in one pass over one shared prefix.
+
+    The prefix runs once and leaves its keys and values; then all candidates run as one block behind it, merged into a
+    tree whose mask lets each token see the prefix and its own beginning.
+
+    Args:
+        batch: sequences that stop before the answer.
+        candidates: token ids of each category's words, not empty.
+        end: the token that ends an answer, counted in the sum; None to leave it out (layout `released`).
+
+    Returns:
+        Sums `[B, C]` and per-token means `[B, C]`, fp32, on the CPU.
+    """
+    language = model.language
+    cache = language.new_cache()
+    hidden = model.hidden(batch, cache)
+    device, rows = hidden.device, len(hidden)
+    last = _last(batch.suffix.mask)
+    row = torch.arange(rows, device=device)
+
+    tree = candidate_tree(candidates)
+    ids, depth, sees = (t.to(device) for t in (tree.ids, tree.depth, tree.sees))
+    known = batch.known()
+    visible = torch.cat([known[:, None].expand(-1, len(ids), -1), sees[None].expand(rows, -1, -1)], dim=-1)
+    additive = torch.zeros(visible.shape, dtype=hidden.dtype, device=device)
+    additive.masked_fill_(~visible, torch.finfo(hidden.dtype).min)
+    positions = batch.suffix.positions[:, row, last][..., None] + 1 + depth
+    branch = language(language.embed(ids).expand(rows, -1, -1), additive[:, None], positions, cache)
+
+    # what each position must predict: the prefix's end any first token, a node any of its children or the end
+    followers: dict[int, dict[int, int]] = {node: {} for node in range(-1, len(ids))}
+    steps = [_steps(path, tree.ids.tolist(), end) for path in tree.paths]
+    for node, token in itertools.chain.from_iterable(steps):
+        followers[node].setdefault(token, len(followers[node]))
+    width = max(map(len, followers.values()))
+    tokens = torch.zeros(len(ids) + 1, width, dtype=torch.long)
+    for node, wanted in followers.items():
+        for token, column in wanted.items():
+            tokens[node + 1, column] = token
+    at = torch.cat([hidden[row, last][:, None], branch], dim=1)
+    found = _log_likelihoods(model, at, tokens.to(device)).double().cpu()
+
+    zero = torch.zeros(rows, dtype=found.dtype)
+    sums = torch.stack(
+        [sum((found[:, n + 1, followers[n][token]] for n, token in taken), zero) for taken in steps], dim=1
+    )
+    return sums.float(), (sums / torch.tensor([len(taken) for taken in steps])).float()
+
+
+def _steps(path: Items[int], ids: Items[int], end: int | None) -> list[tuple[int, int]]:
+    """A candidate as pairs of the node that predicts (-1: the prefix's end) and the token that it must predict."""
+    steps = list(zip((-1, *path), (ids[node] for node in path), strict=False))
+    return steps if end is None else [*steps, (path[-1], end)]

@@ -1,0 +1,1 @@
+"""Reports: how is one run shown? Does not import torch."""

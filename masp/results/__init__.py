@@ -1,0 +1,1 @@
+"""Results: what has been scored, and which numbers follow? Does not import torch."""

@@ -1,0 +1,1 @@
+"""Training: how is a stage trained, stopped and resumed?"""

@@ -1,0 +1,1 @@
+"""The frozen VLM: how is it loaded in halves, and what does it cost?"""

@@ -1,0 +1,179 @@
+"""Load one half of a VLM with transformers, leaving the other half's weights on disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from masp.errors import InputError
+from masp.files.text import first_line
+from masp.vlm.families import load_config, resolve_folder
+
+
+class Partition(Protocol):
+    """Divides parameters over ranks; all ranks call it for the same parameters in the same order."""
+
+    def cut(self, parameter: nn.Parameter) -> None:
+        """Keep only this rank's part of a parameter that is whole."""
+
+    def whole(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager:
+        """Make parameters whole while entered, those that were cut."""
+
+
+def part_class(base: type, part: Literal["vision", "language"], partition: Partition | None = None) -> Any:
+    """Derive from a transformers VLM class one that holds only a half.
+
+    The other half is built without storage (transformers constructs on the meta device) and dropped before loading,
+    so its keys in the checkpoint are merely unexpected: safetensors never reads them.
+
+    Args:
+        partition: what divides the half's parameters while they are loaded.
+    """
+
+    class Part(base):
+        if part == "vision":
+            _keys_to_ignore_on_load_unexpected = [
+                r"language_model\.",
+                r"^lm_head\.",
+                r"^model\.(layers|norm|embed_tokens)",
+            ]
+            _tied_weights_keys: dict[str, str] = {}
+        else:
+            _keys_to_ignore_on_load_unexpected = [r"visual\."]
+
+        def __init__(self, config):
+            super().__init__(config)
+            if part == "vision":
+                del self.model.language_model, self.lm_head
+            else:
+                del self.model.visual
+
+        def get_input_embeddings(self):
+            return None if part == "vision" else self.model.language_model.embed_tokens
+
+        def get_output_embeddings(self):
+            return None if part == "vision" else self.lm_head
+
+        def tie_weights(self, *args, **kwargs):
+            with ExitStack() as stack:
+                if partition and self.all_tied_weights_keys:
+                    # transformers ties two tables of a checkpoint only where they are equal: it has to see both
+                    tables = [self.get_input_embeddings().weight, self.get_output_embeddings().weight]
+                    if not any(table.is_meta for table in tables):
+                        stack.enter_context(partition.whole(tables))
+                return super().tie_weights(*args, **kwargs)
+
+    # transformers looks weight-name conversions up by class name, and only for classes of its own modules
+    Part.__name__ = Part.__qualname__ = base.__name__
+    Part.__module__ = base.__module__
+    return Part
+
+
+@contextmanager
+def quiet_transformers():
+    """Silence transformers' own loading report: half of the checkpoint is unexpected on purpose, and we check it."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+class _Cutting:
+    """While entered, every parameter that transformers has read is cut before the next one is read."""
+
+    ENVIRONMENT = "HF_DEACTIVATE_ASYNC_LOAD"
+    """Of transformers: with it, threads do not read ahead."""
+
+    def __init__(self, partition: Partition):
+        self.partition = partition
+        self.cut: set[nn.Parameter] = set()
+        self.error: Exception | None = None
+
+    def __enter__(self) -> _Cutting:
+        self._before = os.environ.get(self.ENVIRONMENT)
+        os.environ[self.ENVIRONMENT] = "1"
+        self._handle = register_module_parameter_registration_hook(self._look_at)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+        if self._before is None:
+            del os.environ[self.ENVIRONMENT]
+        else:
+            os.environ[self.ENVIRONMENT] = self._before
+
+    def _look_at(self, module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        # transformers marks what it has read, and gives it to its module; a tied one is given twice
+        if parameter is None or not getattr(parameter, "_is_hf_initialized", False):
+            return
+        if parameter.is_meta or parameter in self.cut:
+            return
+        self.cut.add(parameter)
+        try:
+            parameter.requires_grad_(False)
+            self.partition.cut(parameter)
+        except Exception as error:  # not the weights' fault: most often another rank is gone
+            self.error = error
+            raise
+
+    def check(self, model: nn.Module) -> None:
+        whole = [name for name, parameter in model.named_parameters() if parameter not in self.cut]
+        if whole:
+            raise RuntimeError(f"{len(whole)} parameters were loaded and not divided, first {whole[0]}")
+
+
+def load_part(
+    path: str,
+    part: Literal["vision", "language"],
+    dtype: torch.dtype,
+    device: str,
+    attention: str,
+    partition: Partition | None = None,
+) -> torch.nn.Module:
+    """Load a half of the VLM at `path` (folder or hub name), frozen, in eval mode.
+
+    Args:
+        partition: divides the parameters over ranks, each as soon as it is read: a rank never holds the half. All
+            ranks call this then.
+
+    Raises:
+        InputError: no such VLM, an unsupported family, or weights that do not fit the configuration.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForImageTextToText
+
+    folder = resolve_folder(path)
+    config = load_config(folder)
+    base: Any = AutoModelForImageTextToText._model_mapping[type(config)]  # a class, whatever its annotation says
+    cutting = _Cutting(partition) if partition else None
+    try:
+        with quiet_transformers(), cutting or nullcontext():
+            model, info = part_class(base, part, partition).from_pretrained(
+                folder, config=config, dtype=dtype, attn_implementation=attention, output_loading_info=True
+            )
+    except (OSError, SafetensorError, RuntimeError, ValueError, ImportError) as error:
+        if cutting and error is cutting.error:
+            raise
+        raise InputError(f"vlm.path: the weights in {folder} cannot be loaded: {first_line(error)}") from None
+    if info["missing_keys"] or info["mismatched_keys"]:
+        names = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+        raise InputError(
+            f"vlm.path: the weights in {folder} do not fit its config.json: {len(names)} tensors are missing or have "
+            f"another shape, first {names[0]}"
+        )
+    if cutting:
+        cutting.check(model)
+    return model.to(device).eval().requires_grad_(False)

@@ -1,0 +1,131 @@
+"""The VLM's chat template as token ids, cut where the visual block, the soft prompt and the answer go."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from masp.errors import InputError
+from masp.files.text import all_lines, first_line
+from masp.vlm.families import load_config, resolve_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SYSTEM = "You are a helpful assistant."
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids of one turn: `opening [image_start] visual block [image_end] question closing answer end`."""
+
+    tokenizer: PreTrainedTokenizerBase
+    opening: tuple[int, ...]
+    """System turn and the start of the user turn, up to the image."""
+    image_start: tuple[int, ...]
+    """The VLM's image-start token; empty where it has none."""
+    image_end: tuple[int, ...]
+    closing: tuple[int, ...]
+    """From the end of the user turn to the start of the answer; its last token is the newline after `assistant`."""
+    end: int
+    """The token that ends an answer."""
+    stop: frozenset[int]
+    """Token ids at which generation stops."""
+    merge_size: int
+    """Patches per side that the VLM merges into one vision token."""
+
+    @functools.lru_cache(maxsize=65536)  # noqa: B019 - a Prompt lives as long as its process
+    def ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of a plain text (a question or an answer), without special tokens."""
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of generated token ids, without special tokens."""
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        assert isinstance(text, str)  # of one sequence, not of several
+        return text
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+def load_prompt(path: str) -> Prompt:
+    """Read tokenizer and chat template of the VLM at `path` (folder or hub name).
+
+    Raises:
+        InputError: no tokenizer or chat template, or a template that does not place image, question and answer.
+    """
+    from jinja2 import TemplateError
+    from transformers import AutoTokenizer
+
+    folder = resolve_folder(path)
+    config = load_config(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise InputError(f"vlm.path: {folder} has no usable tokenizer: {first_line(error)}") from None
+    if not tokenizer.chat_template:
+        raise InputError(f"vlm.path: {folder} has no chat template (chat_template.json or chat_template.jinja)")
+
+    question, answer = "QUESTION", "ANSWER"
+    messages: list[dict[str, Any]] = [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]},
+    ]
+
+    def rendered(add_generation_prompt: bool) -> str:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        assert isinstance(text, str)  # not token ids
+        return text
+
+    try:
+        asked = rendered(add_generation_prompt=True)
+        messages.append({"role": "assistant", "content": answer})
+        answered = rendered(add_generation_prompt=False)
+    except (TemplateError, ValueError) as error:  # the latter where there is none
+        raise InputError(f"vlm.path: the chat template in {folder} cannot be used: {error}") from None
+
+    def token(name: str) -> str:
+        number = getattr(config, name, None)
+        if number is None:
+            return ""
+        found = tokenizer.convert_ids_to_tokens(number)
+        if not isinstance(found, str):
+            raise InputError(f"vlm.path: {folder}/config.json: {name} = {number!r} is not a token of the tokenizer")
+        return found
+
+    image, start, finish = token("image_token_id"), token("vision_start_token_id"), token("vision_end_token_id")
+    before, image_found, after = asked.partition(image)
+    between, question_found, closing = after.partition(question)
+    tail = answered.rpartition(answer)[2]
+    if not (image and image_found and question_found and closing and tail) or between not in (finish, ""):
+        raise InputError(f"vlm.path: the chat template in {folder} does not place one image, then the question")
+
+    def ids(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
+
+    end = ids(tail)[0]
+    return Prompt(
+        tokenizer=tokenizer,
+        opening=ids(before.removesuffix(start)),
+        image_start=ids(start) if start and before.endswith(start) else (),
+        image_end=ids(between),
+        closing=ids(closing),
+        end=end,
+        stop=frozenset({end, *stop_tokens(folder)}),
+        merge_size=config.vision_config.spatial_merge_size,
+    )
+
+
+def stop_tokens(folder) -> list[int]:
+    """End-of-sequence ids of the VLM's generation settings; empty where it has none."""
+    from transformers import GenerationConfig
+
+    if not (folder / "generation_config.json").is_file():
+        return []
+    try:
+        eos = GenerationConfig.from_pretrained(folder).eos_token_id
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"vlm.path: {folder}/generation_config.json cannot be read: {all_lines(error)}") from None
+    return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)

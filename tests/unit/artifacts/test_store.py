@@ -1,0 +1,251 @@
+"""Artefacts: what is written is what is read, in both formats; files of strangers and misfits are refused by name."""
+
+import json
+import os
+import pickle
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from masp.artifacts.lineage import Lineage, aspect_digest, check_lineage, safe_name
+from masp.artifacts.released_format import TOKEN
+from masp.artifacts.store import load_aspects, load_soft_prompt, save_aspects, save_soft_prompt
+from masp.errors import DataError, InputError, MaspError
+from masp.models.aspect_modules import AspectModules
+from masp.models.soft_prompt import SoftPrompt
+
+ASPECTS, HIDDEN = ("scene", "object"), 8
+MODEL = {"format_version": 1, "weights": "abc", "config.hidden_size": HIDDEN}
+
+
+@pytest.fixture
+def modules():
+    torch.manual_seed(0)
+    return AspectModules(ASPECTS, HIDDEN, num_queries=3)
+
+
+@pytest.fixture
+def aspect_path(modules, tmp_path):
+    lineage = Lineage(
+        "aspect", "trained", aspects=ASPECTS, model=MODEL, categories=("awe", "fear"), layout="after_image"
+    )
+    return save_aspects(modules, tmp_path, lineage)
+
+
+@pytest.fixture
+def soft_path(modules, tmp_path):
+    torch.manual_seed(1)
+    lineage = Lineage(
+        "soft_prompt",
+        "trained",
+        aspects=ASPECTS,
+        aspect_digest=aspect_digest(modules),
+        model=MODEL,
+        dataset=safe_name("my set/2"),
+        layout="after_image",
+        settings={"seed": 3},
+    )
+    return save_soft_prompt(SoftPrompt(torch.randn(4, HIDDEN)), tmp_path, lineage)
+
+
+def same(one, other) -> bool:
+    theirs = dict(other.named_parameters())
+    return all(torch.equal(p, theirs[name]) for name, p in one.named_parameters())
+
+
+def test_aspect_modules_in_both_formats(modules, aspect_path):
+    own, lineage = load_aspects(str(aspect_path), ASPECTS, HIDDEN)
+    assert same(own, modules)
+    assert (lineage.origin, lineage.model, lineage.categories) == ("trained", MODEL, ("awe", "fear"))
+    imported, released = load_aspects(str(aspect_path.with_suffix(".pth")), ASPECTS, HIDDEN)
+    assert same(imported, modules)
+    assert (released.origin, released.model) == ("imported", None)
+    assert released.digest == lineage.digest == aspect_digest(modules)
+
+
+def test_soft_prompt_in_both_formats(soft_path):
+    assert soft_path.name == "soft_prompt_my-set-2.safetensors"
+    own, lineage = load_soft_prompt(str(soft_path), HIDDEN)
+    assert (lineage.origin, lineage.layout, lineage.settings) == ("trained", "after_image", {"seed": 3})
+    imported, released = load_soft_prompt(str(soft_path.with_suffix(".pt")), HIDDEN)
+    assert torch.equal(own.weight, imported.weight) and imported.weight.shape == (4, HIDDEN)
+    assert (released.origin, released.layout, released.digest) == ("imported", None, lineage.digest)
+
+
+def test_a_choice_of_aspects_in_another_order(modules, aspect_path):
+    for path in (aspect_path, aspect_path.with_suffix(".pth")):
+        chosen, _ = load_aspects(str(path), ["object"], HIDDEN)
+        assert chosen.aspects == ("object",)
+        turned, lineage = load_aspects(str(path), ["object", "scene"], HIDDEN)
+        assert turned.aspects == ("object", "scene") and lineage.digest == aspect_digest(modules)
+        assert torch.equal(turned.by_aspect["scene"].query, modules.by_aspect["scene"].query)
+        with pytest.raises(InputError, match="holds no aspect 'brightness'; it has object, scene"):
+            load_aspects(str(path), ["scene", "brightness"], HIDDEN)
+
+
+def test_rows_that_are_views_into_a_whole_embedding_table_are_cloned(tmp_path):
+    table = torch.randn(5000, HIDDEN)
+    torch.save({TOKEN.format(i): table[100 + i] for i in range(32)}, tmp_path / "released.pt")
+    assert (tmp_path / "released.pt").stat().st_size > table.nbytes  # as released: the table is in the file
+    soft_prompt, _ = load_soft_prompt(str(tmp_path / "released.pt"), HIDDEN)
+    assert torch.equal(soft_prompt.weight, table[100:132])
+    assert soft_prompt.weight.untyped_storage().nbytes() == 32 * HIDDEN * 4
+
+
+class Payload:
+    """Unpickled, it would leave a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("load", [lambda p: load_aspects(p, ASPECTS, HIDDEN), lambda p: load_soft_prompt(p, HIDDEN)])
+def test_code_in_a_file_is_refused_and_not_run(tmp_path, load, zipped):
+    path, mark = tmp_path / "evil.pth", tmp_path / "it ran"
+    content = {"q_view": Payload(mark), "cross_attn": {}, "fuser": None}
+    if zipped:
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content))
+    with pytest.raises(InputError, match="evil.pth is (refused|no checkpoint)") as error:
+        load(str(path))
+    assert not mark.exists() and "\n" not in str(error.value)
+    assert "weights_only" not in str(error.value)  # torch's own text explains how to run it all the same
+
+
+def released(modules) -> dict:
+    from masp.models.aspect_modules import to_released
+
+    return to_released(modules)
+
+
+def put(content: dict, *keys: str, value: object) -> None:
+    for key in keys[:-1]:
+        content = content[key]
+    content[keys[-1]] = value
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("q_view",), {}, "needs q_view and cross_attn"),
+        (("cross_attn", "scene"), None, r"cross_attn\['scene'\] must hold"),
+        (("fuser",), torch.zeros(2), "has a fuser"),
+        (("q_view", "scene"), torch.zeros(3, HIDDEN - 1), "vectors of 7 numbers, but the VLM's hidden size is 8"),
+        (("q_view", "scene"), torch.zeros(3), "'scene' has no queries"),
+        (("q_view", "scene"), "three", "'scene' has no queries"),
+        (("q_view", "scene"), torch.zeros(1).expand(10**9, HIDDEN), "'scene' has no queries"),
+        (("q_view", "object"), torch.zeros(4, HIDDEN), "has another number of queries"),
+        (("q_view", "scene"), torch.full((3, HIDDEN), float("nan")), "scene.query: holds numbers that are not finite"),
+        (("q_view", "scene"), torch.zeros(3, HIDDEN, dtype=torch.long), "scene.query: must be a float tensor"),
+        (("q_view", "scene"), torch.zeros(3, HIDDEN).to_sparse(), "scene.query: must be a float tensor"),
+        (("cross_attn", "object", "in_proj_weight"), torch.zeros(3, 3), r"in_proj_weight: must be .*\[24, 8\], is \[3"),
+        (("cross_attn", "object", "extra"), torch.zeros(1), r"cross_attn\['object'\] must hold"),
+    ],
+)
+def test_what_is_wrong_with_released_aspect_modules_is_named(modules, tmp_path, keys, value, message):
+    content = released(modules)
+    put(content, *keys, value=value)
+    torch.save(content, tmp_path / "aspect.pth")
+    with pytest.raises(InputError, match=message) as error:
+        load_aspects(str(tmp_path / "aspect.pth"), ASPECTS, HIDDEN)
+    assert str(error.value).startswith("checkpoint.aspect: ") and "aspect.pth" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "is no soft prompt"),
+        ([torch.zeros(HIDDEN)], "is no soft prompt"),
+        ({"weight": torch.zeros(4, HIDDEN)}, "is no soft prompt"),
+        ({TOKEN.format(1): torch.zeros(HIDDEN)}, "is no soft prompt"),
+        ({TOKEN.format(0): torch.zeros(HIDDEN + 1)}, "vectors of 9 numbers, but the VLM's hidden size is 8"),
+        ({TOKEN.format(0): torch.zeros(HIDDEN), TOKEN.format(1): torch.zeros(3)}, r"must be .*\[8\], is \[3\]"),
+        ({TOKEN.format(0): torch.full((HIDDEN,), float("inf"))}, "not finite"),
+    ],
+)
+def test_what_is_wrong_with_a_released_soft_prompt_is_named(tmp_path, content, message):
+    torch.save(content, tmp_path / "s.pt")
+    with pytest.raises(InputError, match=message):
+        load_soft_prompt(str(tmp_path / "s.pt"), HIDDEN)
+
+
+def test_files_that_are_something_else(aspect_path, soft_path, tmp_path):
+    words = tmp_path / "words.pth"
+    words.write_text("no checkpoint")
+    with pytest.raises(InputError, match="words.pth is (refused|no checkpoint)"):
+        load_aspects(str(words), ASPECTS, HIDDEN)
+    with pytest.raises(InputError, match="checkpoint.aspect: .*/none is no file"):
+        load_aspects(str(tmp_path / "none"), ASPECTS, HIDDEN)
+    with pytest.raises(InputError, match="holds 'soft_prompt', not 'aspect'"):
+        load_aspects(str(soft_path), ASPECTS, HIDDEN)
+    plain = tmp_path / "plain.safetensors"
+    save_file({"weight": torch.zeros(4, HIDDEN)}, plain)
+    with pytest.raises(InputError, match="its header holds no lineage"):
+        load_soft_prompt(str(plain), HIDDEN)
+    for header in ("[]", "{}", '{"version": 1}', '{"version": 1, "kind": "soft_prompt", "aspects": 3}', "{"):
+        save_file({"weight": torch.zeros(4, HIDDEN)}, plain, metadata={"masp": header})
+        with pytest.raises(InputError, match="its header holds no lineage"):
+            load_soft_prompt(str(plain), HIDDEN)
+
+
+def test_a_damaged_file_of_our_own(aspect_path, soft_path):
+    whole = soft_path.read_bytes()
+    for cut in (0, 5, len(whole) // 2, len(whole) - 1):
+        soft_path.write_bytes(whole[:cut])
+        with pytest.raises(DataError, match="checkpoint.soft_prompt: .* is damaged"):
+            load_soft_prompt(str(soft_path), HIDDEN)
+    soft_path.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+    with pytest.raises(DataError, match="its tensors do not match its digest"):
+        load_soft_prompt(str(soft_path), HIDDEN)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_no_byte_that_is_changed_brings_a_traceback(aspect_path, tmp_path, suffix):
+    whole, draw = aspect_path.with_suffix(suffix).read_bytes(), random.Random(0)
+    path = tmp_path / f"changed{suffix}"
+    for _ in range(150):
+        data = bytearray(whole)
+        for _ in range(draw.randint(1, 4)):
+            data[draw.randrange(min(len(data), 2000))] = draw.randrange(256)
+        path.write_bytes(data[: draw.choice([len(data), draw.randrange(len(data))])])
+        try:
+            load_aspects(str(path), ASPECTS, HIDDEN)
+        except MaspError as error:
+            assert str(error).startswith("checkpoint.aspect: ")
+
+
+def test_misfits_are_refused_by_name(modules, aspect_path, soft_path):
+    _, aspect = load_aspects(str(aspect_path), ASPECTS, HIDDEN)
+    _, soft = load_soft_prompt(str(soft_path), HIDDEN)
+    check_lineage(aspect, "checkpoint.aspect", "a", MODEL)
+    check_lineage(soft, "checkpoint.soft_prompt", "s", MODEL, aspect)
+    with pytest.raises(
+        InputError, match="^checkpoint.aspect: a was trained with weights = 'abc', but here it is 'def'"
+    ):
+        check_lineage(aspect, "checkpoint.aspect", "a", MODEL | {"weights": "def"})
+    other = replace(aspect, digest="0123456789abcdef")
+    with pytest.raises(
+        InputError, match=r"trained with aspect modules [0-9a-f]{12} \(scene, object\), but .* 0123456789"
+    ):
+        check_lineage(soft, "checkpoint.soft_prompt", "s", MODEL, other)
+    with pytest.raises(InputError, match="but here they are none"):
+        check_lineage(soft, "checkpoint.soft_prompt", "s", MODEL, None)
+    imported = replace(soft, origin="imported", model=None, aspect_digest=None)
+    check_lineage(imported, "checkpoint.soft_prompt", "s", MODEL, other)
+
+
+def test_the_header_is_readable_without_us(soft_path):
+    from safetensors import safe_open
+
+    with safe_open(soft_path, "pt") as file:
+        header = json.loads(file.metadata()["masp"])
+    assert header["kind"] == "soft_prompt" and header["layout"] == "after_image" and len(header["digest"]) == 64
+    assert load_file(soft_path)["weight"].dtype == torch.float32

@@ -1,0 +1,353 @@
+"""The configuration: what is read, what is refused and in which words, and what is written back."""
+
+import contextlib
+import dataclasses
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from launch.job.config import ClusterConfig
+from masp.config import Config, load_config, load_settings, save_config
+from masp.config.describe import describe_settings
+from masp.config.yaml_text import dump_yaml, parse_yaml
+from masp.errors import InputError
+from masp.taxonomy import ASPECTS
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+NEEDED = ["vlm.path=model", "dataset.root=pictures", "cache.dir=cache"]
+SHIPPED = sorted(
+    path
+    for path in (REPOSITORY / "configs").rglob("*.yaml")
+    if path.name != "questions.yaml" and path.parent.name != "cluster"
+)
+
+
+def refused(*overrides: str, path: Path | None = None) -> str:
+    with pytest.raises(InputError) as error:
+        load_config(path, [*(NEEDED if path is None else []), *overrides])
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def file_refused(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    message = refused(path=path)
+    assert str(path) in message
+    return message.replace(str(path), "FILE")
+
+
+def test_defaults_are_those_of_the_method():
+    config = load_config(None, NEEDED)
+    assert type(config) is Config
+    assert config.aspects == list(ASPECTS)
+    assert (config.stage1.num_epochs, config.stage1.learning_rate) == (3, 1e-5)
+    assert (config.stage2.num_epochs, config.stage2.learning_rate) == (1, 5e-6)
+    assert (config.stage1.warmup_ratio, config.stage2.weight_decay, config.seed) == (0.03, 0.01, 3407)
+    assert (config.vlm.max_side, config.aspect_module.num_queries, config.stage2.num_soft_prompt_tokens) == (
+        1024,
+        5,
+        32,
+    )
+
+
+def test_every_shipped_file_is_found():
+    assert {"train.yaml", "eval.yaml", "demo.yaml", "emoset.yaml", "folder.yaml"} <= {path.name for path in SHIPPED}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(REPOSITORY / "configs")))
+def test_shipped_file_loads_and_round_trips(path, tmp_path):
+    config = load_config(path, [])
+    save_config(config, tmp_path / "resolved.yaml")
+    assert load_config(tmp_path / "resolved.yaml", []) == config
+    assert [p.name for p in tmp_path.iterdir()] == ["resolved.yaml"]
+
+
+def test_shipped_questions_load():
+    from masp.data.questions import load_questions
+
+    load_questions(REPOSITORY / "configs" / "questions.yaml")
+
+
+def test_later_sources_win(tmp_path):
+    (tmp_path / "base.yaml").write_text("seed: 1\nstage1: {num_epochs: 4, learning_rate: 0.5}\noutput_dir: a\n")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "mine.yaml").write_text("base: ../base.yaml\nseed: 2\nstage1:\n  num_epochs: 5\nstage2:\n")
+    config = load_config(tmp_path / "sub" / "mine.yaml", [*NEEDED, "seed=3", "output_dir=b", "seed=4"])
+    assert (config.seed, config.output_dir) == (4, "b")
+    assert (config.stage1.num_epochs, config.stage1.learning_rate) == (5, 0.5)
+
+
+@pytest.mark.parametrize("text", ["1e-5", "1E-5", "1.0e-5", "0.00001", ".1e-4", "1e-05"])
+def test_every_spelling_of_a_float(text, tmp_path):
+    (tmp_path / "mine.yaml").write_text(f"stage2:\n  learning_rate: {text}\n")
+    config = load_config(tmp_path / "mine.yaml", [*NEEDED, f"stage1.learning_rate={text}"])
+    assert config.stage1.learning_rate == config.stage2.learning_rate == 1e-5
+    assert type(config.stage1.learning_rate) is float
+
+
+def test_values_take_the_type_of_their_field():
+    config = load_config(
+        None, [*NEEDED, "stage1.weight_decay=1", "vlm.max_pixels=1e6", "vlm.max_side=null", "aspects=[]"]
+    )
+    assert type(config.stage1.weight_decay) is float
+    assert config.vlm.max_pixels == 1_000_000
+    assert type(config.vlm.max_pixels) is int
+    assert config.vlm.max_side is None
+    assert config.aspects == []
+
+
+@pytest.mark.parametrize("text", ["2024", "true", "2024-01-01", "a: b", "a #b", "*x", "%x", "on", "1e-5", "a=b", "'q'"])
+def test_text_on_the_command_line_is_taken_as_it_stands(text):
+    assert load_config(None, [*NEEDED, f"output_dir={text}"]).output_dir == text.strip("'")
+
+
+def test_names_of_files_may_be_no_utf_8(tmp_path):
+    config = load_config(None, [*NEEDED, "output_dir=a\udcff"])
+    assert config.output_dir == "a\udcff"
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_home_directory_is_replaced_in_paths(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    config = load_config(None, [*NEEDED, "dataset.root=~/pictures", "evaluate.output_dir=~"])
+    assert config.dataset.root == "/home/someone/pictures"
+    assert config.evaluate.output_dir is None
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("stage1.lerning_rate=1", "unknown key 'stage1.lerning_rate': did you mean stage1.learning_rate?"),
+        ("learning_rate=1", "did you mean stage1.learning_rate or stage2.learning_rate?"),
+        ("stag1.num_epochs=1", "unknown key 'stag1': did you mean stage1?"),
+        ("zzz=1", "unknown key 'zzz': valid here are seed, output_dir"),
+        ("vlm.zzz=1", "unknown key 'vlm.zzz': valid here are vlm.path, vlm.attention"),
+        (f"seed={'9' * 400}", "must be a whole number from 0 to"),
+        (f"stage1.learning_rate={'9' * 400}", "stage1.learning_rate = 999"),
+        ("stage1.num_epochs=abc", "stage1.num_epochs = 'abc': must be a whole number from 1 to 100000"),
+        ("stage1.num_epochs=2.5", "stage1.num_epochs = 2.5: must be a whole number"),
+        ("stage1.num_epochs=true", "stage1.num_epochs = true: must be a whole number"),
+        ("stage1.num_epochs=0", "stage1.num_epochs = 0: must be a whole number from 1"),
+        ("stage1.num_epochs=", "stage1.num_epochs = null: must be a whole number"),
+        ("seed=99999999999999999999", "must be a whole number from 0 to 4294967295"),
+        ("stage1.learning_rate=.nan", "stage1.learning_rate = nan: must be a number from 0 to 10"),
+        ("stage1.learning_rate=-1", "must be a number from 0 to 10"),
+        ("aspect_module.init_scale=0", "aspect_module.init_scale = 0: must be a number above 0"),
+        ("extract.max_bad_fraction=1.01", "must be a number from 0 to 1"),
+        ("stage2.frozen_prefix=1", "must be true or false"),
+        ("vlm.attention=flash", "vlm.attention = 'flash': must be one of sdpa, eager"),
+        ("vlm.path=[1]", "vlm.path = [1]: must be text"),
+        ("vlm.path=", "vlm.path = null: must be text"),
+        ("vlm.path=null", "vlm.path = null: must be text"),
+        ("vlm.path=${seed}", "references such as ${…} are not replaced"),
+        ("aspects=[scene, scne]", "must be a list of any of facial_expression, object"),
+        ("aspects=[scene, scene]", "none of them twice"),
+        ("aspects=scene", "aspects = 'scene': must be a list"),
+        ("aspects.0=scene", "must be a list"),
+        ("dataset.categories=[joy, Joy]", "must name one or more different categories"),
+        ("dataset.categories=[]", "must name one or more different categories"),
+        ("dataset.name=emosett", "must be one of emoset, emotion6"),
+        ("vlm.path=  ", "vlm.path = null: must be text"),
+        ("vlm.path=' '", "vlm.path = ' ': must be text"),
+        ("vlm.path=a\0b", "must not hold a zero byte"),
+        ("aspects=[scene, 3]", "must be a list of any of"),
+        ("dataset.categories=['${x}']", "references such as ${…} are not replaced"),
+        ("global_batch_size=1", "did you mean stage1.global_batch_size or stage2.global_batch_size?"),
+        (f"stage1.global_batch_size={10**30}", "must be a whole number of at least 1"),
+        ("vlm.path.x=3", "vlm.path = {'x': 3}: must be text"),
+        ("stage1=3", "stage1 = 3: must hold settings such as stage1."),
+        ("stage1=null", "stage1 = null: must hold settings"),
+        ("seed", "'seed' must be key=value"),
+        ("=3", "'=3' must be key=value"),
+        ("seed=[", "is not valid YAML"),
+        ("base=other.yaml", "unknown key 'base'"),
+        ("\udcff=1", "unknown key '\\udcff'"),
+        ("vlm.\udcff=1", "unknown key 'vlm.\\udcff'"),
+        ("vlm.attention=\udcff", "vlm.attention = '\\udcff': must be one of"),
+        ('aspects=[scene, "\\uD800"]', "must be a list of any of"),
+        ("vlm..path=1", "unknown key 'vlm.'"),
+    ],
+)
+def test_refused_on_the_command_line(override, expected):
+    message = refused(override)
+    assert message.startswith("command line: ")
+    assert expected in message
+
+
+def test_values_that_contradict_each_other():
+    message = refused("vlm.min_pixels=100", "vlm.max_pixels=50")
+    assert message == "command line: vlm.min_pixels = 100: must be at most vlm.max_pixels, which is 50"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seed: 1\nstage1:\n  num_epochs: 3\n  lerning_rate: 1\n", "FILE line 4: unknown key 'stage1.lerning_rate'"),
+        ("seed: 1\nseed: 2\n", "FILE line 2: 'seed' stands twice, first in line 1"),
+        ("stage1:\n  keep: 1\nstage1:\n  keep: 2\n", "FILE line 3: 'stage1' stands twice, first in line 1"),
+        ("seed: 1\nvlm: [\n", "FILE line 3: this is not valid YAML"),
+        ("\tseed: 1\n", "FILE line 1: this is not valid YAML"),
+        ("- seed\n", "FILE: must hold 'key: value' lines, not ['seed']"),
+        ("seed\n", "FILE: must hold 'key: value' lines, not 'seed'"),
+        ("seed: 1\n---\nseed: 2\n", "FILE line 2: this is not valid YAML"),
+        ("seed: !!python/object/apply:os.getcwd []\n", "is not a valid"),
+        ("seed: !!python/name:os.getcwd x\n", "tags are not used here"),
+        ("seed: &a [*a]\n", "nested too deeply"),
+        ("stage1.num_epochs: 3\n", "FILE line 1: 'stage1.num_epochs' must be nested: 'stage1:', and the rest below it"),
+        ("<<: {seed: 1}\n", "unknown key '<<'"),
+        ("[seed]: 1\n", "a key must be a name"),
+        ("vlm:\n  path: 5\n", "FILE line 2: vlm.path = 5: must be text"),
+        ("output_dir: 1e-5\n", "output_dir = 1e-05: must be text"),
+        (f"seed: {'9' * 5000}\n", "does not fit its tag"),
+        ("seed: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("base: mine.yaml\n", "base leads back to this file"),
+        ("base: 3\n", "FILE line 1: base = 3: must be the path of a file"),
+        ("seed: 1\n", "FILE: cache.dir and dataset.root and vlm.path must be given, in the file or as cache.dir=…"),
+        ("", "must be given"),
+    ],
+)
+def test_refused_in_a_file(tmp_path, text, expected):
+    message = file_refused(tmp_path, text)
+    assert expected in message or "python/object/apply" in text, message
+
+
+def test_unreadable_files(tmp_path):
+    assert "missing.yaml: cannot read this configuration file: No such file" in refused(path=tmp_path / "missing.yaml")
+    assert "cannot read this configuration file: Is a directory" in refused(path=tmp_path)
+    (tmp_path / "image.yaml").write_bytes(b"\x89PNG\xff\xfe")
+    assert "image.yaml: is not UTF-8 text" in refused(path=tmp_path / "image.yaml")
+    (tmp_path / "zero.yaml").write_bytes(b"seed: 1\0")
+    assert "zero.yaml: this is not valid YAML" in refused(path=tmp_path / "zero.yaml")
+    (tmp_path / "mine.yaml").write_text("base: gone.yaml\n")
+    assert "gone.yaml: cannot read" in refused(path=tmp_path / "mine.yaml")
+
+
+def test_only_regular_files_of_some_size_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    assert "pipe.yaml: must be a regular file" in refused(path=tmp_path / "pipe.yaml")
+    assert refused(path=Path("/dev/zero")) == "/dev/zero: must be a regular file, not a device or a pipe"
+    (tmp_path / "large.yaml").write_text("# " + "x" * (1 << 20))
+    assert "large.yaml: must be a configuration file of at most 1 MiB" in refused(path=tmp_path / "large.yaml")
+    (tmp_path / "mine.yaml").write_text('base: "a\\0b"\n')
+    assert "its name holds a zero byte" in refused(path=tmp_path / "mine.yaml")
+
+
+def test_an_alias_bomb_ends_at_once(tmp_path):
+    levels = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+    started = time.monotonic()
+    assert "more than 100000 values" in file_refused(tmp_path, "\n".join(["a0: &a0 [x]", *levels]))
+    assert time.monotonic() - started < 10
+
+
+def test_a_few_aliases_are_fine():
+    assert parse_yaml("a: &x [1, 2]\nb: *x\n", "text")[0] == {"a": [1, 2], "b": [1, 2]}
+
+
+YAML_SIGNS = st.text(st.sampled_from("abc01 \n\t:-[]{}&*!|>'\"%@`#?,.\\\0~<=eE_+xuU/\ufeff\x85\u2028\udcff"))
+
+
+@given(YAML_SIGNS | st.text())
+@example('"\\UFFFFFFFF"')
+@example("%YAML 1\n---")
+@example("%TAG")
+@example("!!int '' ")
+@example("!!bool maybe")
+@example("!!float [1]")
+@example("!<")
+@example("&a")
+@example("? : ")
+@example("--- |9\n")
+def test_whatever_the_text_only_input_errors_come_out(text):
+    with contextlib.suppress(InputError):
+        parse_yaml(text, "text")
+
+
+@pytest.mark.parametrize("root", [Config, ClusterConfig], ids=lambda root: root.__name__)
+def test_no_setting_takes_a_value_of_another_type(root):
+    """pydantic's own conversions, such as of the text 5 to a number, are for none of them."""
+    for name, setting in describe_settings(root).items():
+        wrong = ["[{}]", "{a: 1}"]
+        if "number" in setting.valid:
+            wrong += ["true", "'1'", ".inf", ".nan"]
+        if setting.valid == "true or false":
+            wrong += ["1", "'true'", "yes"]
+        for value in wrong:
+            with pytest.raises(InputError) as error:
+                load_settings(root, None, [f"{name}={value}"])
+            assert f"{name} = " in str(error.value) and f"must be {setting.valid}" in str(error.value)
+
+
+def test_the_first_of_several_errors_is_the_one_named(tmp_path):
+    assert "FILE line 2: stage2.keep = 0" in file_refused(tmp_path, "stage2:\n  keep: 0\nzzz: 1\nseed: -1\n")
+
+
+def test_an_error_in_a_base_names_the_base(tmp_path):
+    (tmp_path / "base.yaml").write_text("seed: -1\n")
+    (tmp_path / "mine.yaml").write_text("base: base.yaml\nseed: 1\n")
+    assert refused(path=tmp_path / "mine.yaml").startswith(f"{tmp_path / 'base.yaml'} line 1: seed = -1")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    config = load_config(None, NEEDED)
+    save_config(config, tmp_path / "config.yaml")
+    before = (tmp_path / "config.yaml").read_text()
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        save_config(dataclasses.replace(config, seed=1), tmp_path / "config.yaml")
+    assert (tmp_path / "config.yaml").read_text() == before
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+
+
+@given(st.dictionaries(st.text(min_size=1), SCALARS | st.lists(SCALARS), max_size=4))
+def test_what_is_written_is_read_back_equal(tree):
+    assert parse_yaml(dump_yaml(tree), "text")[0] == (tree or {})
+
+
+@given(
+    st.sampled_from(
+        ["on", "yes", "1:30", "0o7", "0x1F", "1_0", "1e5", "2024-01-01", "~", "null", "Null", ".5", "=", "<<"]
+    )
+)
+def test_text_that_looks_like_something_else_stays_text_for_every_reader(text):
+    written = dump_yaml({"a": text})
+    assert parse_yaml(written, "text")[0] == {"a": text}
+    assert yaml.safe_load(written) == {"a": text}
+
+
+def test_plain_yaml_readers_understand_the_resolved_file(tmp_path):
+    config = load_config(None, [*NEEDED, "dataset.categories=[joy, fear]"])
+    save_config(config, tmp_path / "config.yaml")
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == dataclasses.asdict(config)
+
+
+def test_the_reference_is_current_and_complete():
+    sys.path.insert(0, str(REPOSITORY / "tools"))
+    try:
+        import config_reference
+    finally:
+        sys.path.pop(0)
+    assert config_reference.main(["--check"]) == 0
+    document = (REPOSITORY / "docs" / "configuration.md").read_text()
+    names = describe_settings(Config)
+    assert len(names) > 50
+    assert all(re.search(rf"^\| `{re.escape(name)}` \|.*\| .+ \|$", document, re.M) for name in names)
+
+
+def test_reading_the_schema_imports_nothing_heavy():
+    import subprocess
+
+    code = "import sys, masp.config; print([m for m in ('torch', 'PIL', 'numpy') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,141 @@
+"""Paired comparisons: right numbers, and nothing is compared that is not the same."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from masp.cli.main import _is_setting
+from masp.errors import InputError
+from masp.experiments.compare import compare, compare_pair, holm, markdown, names_of
+from masp.results.records import write_emotion_records
+
+CATEGORIES = ("fear", "joy")
+
+
+def make_run(folder, right, labels=None, prefix="test", data=None):
+    """A run whose predictions are right where `right` says."""
+    labels = labels or [CATEGORIES[i % 2] for i in range(len(right))]
+    records = [
+        {"sample_key": f"{prefix}/{i}", "label": label, "scores": [0.0, 0.0], "mean_scores": [0.0, 0.0],
+         "prediction": label if hit else CATEGORIES[1 - CATEGORIES.index(label)]}
+        for i, (label, hit) in enumerate(zip(labels, right, strict=True))
+    ]  # fmt: skip
+    (folder / "evaluate").mkdir(parents=True)
+    # the order of the samples is nobody's business
+    write_emotion_records(folder / "evaluate" / "records.h5", records[::-1], CATEGORIES, (), (), data)
+    return str(folder)
+
+
+def test_mcnemar_and_differences_by_hand():
+    first = np.array([True] * 10 + [False] * 9 + [True] * 1)
+    second = np.array([True] * 10 + [True] * 9 + [False] * 1)
+    found = compare_pair(first, second)
+    assert (found["only_first"], found["only_second"], found["difference"]) == (1, 9, pytest.approx(0.4))
+    assert found["mcnemar_p"] == pytest.approx(2 * (1 + 10) / 2**10)  # two sides of a fair coin
+    low, high = found["difference_ci95"]
+    assert 0.1 < low < 0.4 < high < 0.7
+    assert compare_pair(first, first) | {"difference_ci95": None} == {
+        "difference": 0.0, "difference_ci95": None, "only_first": 0, "only_second": 0, "mcnemar_p": 1.0
+    }  # fmt: skip
+
+
+def test_the_bootstrap_of_the_counts_is_that_of_the_samples():
+    rng = np.random.default_rng(3)
+    first, second = rng.random(200) < 0.6, rng.random(200) < 0.7
+    draws = rng.integers(200, size=(4000, 200))
+    plain = np.percentile((second[draws].mean(1) - first[draws].mean(1)), (2.5, 97.5))
+    assert compare_pair(first, second)["difference_ci95"] == pytest.approx(plain, abs=0.01)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_three_runs_make_three_pairs_a_table_and_a_picture(tmp_path):
+    right = np.random.default_rng(0).random((3, 60)) < [[0.5], [0.7], [0.9]]
+    runs = [make_run(tmp_path / name, hits) for name, hits in zip(("a|b", "<b>", "c$_$"), right, strict=True)]
+    result = compare(runs, tmp_path / "out")
+    assert [(p["first"], p["second"]) for p in result["pairs"]] == [("a|b", "<b>"), ("a|b", "c$_$"), ("<b>", "c$_$")]
+    assert [run["accuracy"] for run in result["runs"].values()] == pytest.approx(right.mean(1))
+    assert result["pairs"][1]["difference"] == pytest.approx(right[2].mean() - right[0].mean())
+    assert json.loads((tmp_path / "out" / "compare.json").read_text()) == json.loads(json.dumps(result))
+    text = (tmp_path / "out" / "compare.md").read_text()
+    assert text == markdown(result) and "a\\|b" in text and "<b>" not in text
+    with Image.open(tmp_path / "out" / "compare.png") as picture:
+        assert picture.format == "PNG" and min(picture.size) > 300 and len(picture.getcolors(2**24)) > 10
+
+
+def test_other_samples_and_other_labels_are_refused(tmp_path):
+    run = make_run(tmp_path / "run", [True] * 4)
+    for name, other, problem in (
+        ("fewer", make_run(tmp_path / "fewer", [True] * 3), "1 of run are not in .*, such as test/3"),
+        ("split", make_run(tmp_path / "split", [True] * 4, prefix="val"), "4 of run are not in"),
+        ("labels", make_run(tmp_path / "labels", [True] * 4, labels=["joy"] * 4), "test/0 is 'fear' in run and 'joy'"),
+    ):
+        with pytest.raises(InputError, match=problem) as error:
+            compare([run, other], tmp_path / "out")
+        assert name in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_pictures_of_the_same_names_are_refused(tmp_path):
+    def run(name, digest, made_by="vlm"):
+        return make_run(tmp_path / name, [True] * 4, data={"data_digest": digest * 64, "made_by": made_by})
+
+    first, same, other = run("first", "a"), run("same", "a"), run("other", "b")
+    assert compare([first, same], tmp_path / "out")["notes"] == []
+    with pytest.raises(InputError, match="not on the same pictures: data_digest is a{12} in first and b{12} in other"):
+        compare([first, other], tmp_path / "out")
+    for name, found, why in (
+        ("older", make_run(tmp_path / "older", [True] * 4), "older .* before digests"),
+        ("another VLM", run("vlm", "b", "other"), "made differently"),
+        ("live", run("live", "a", ""), "live .* was evaluated live"),
+    ):
+        result = compare([first, found], tmp_path / "out")
+        assert len(result["notes"]) == 1 and re.search(why, result["notes"][0]), name
+        assert "Note: whether the pictures are the same" in markdown(result)
+
+
+def test_an_output_that_cannot_be_written(tmp_path):
+    runs = [make_run(tmp_path / name, [True] * 4) for name in "ab"]
+    (tmp_path / "out" / "compare.json").mkdir(parents=True)
+    for folder in (tmp_path / "out", tmp_path / "a" / "evaluate" / "records.h5" / "x"):
+        with pytest.raises(InputError, match=f"--output {folder}: cannot be written"):
+            compare(runs, folder)
+
+
+def test_runs_that_cannot_be_compared(tmp_path):
+    run = make_run(tmp_path / "run", [True] * 4)
+    with pytest.raises(InputError, match="name two or more"):
+        compare([run], tmp_path)
+    with pytest.raises(InputError, match="masp evaluate"):
+        compare([run, str(tmp_path / "none")], tmp_path)
+    with pytest.raises(InputError, match="given twice"):
+        compare([run, run], tmp_path)
+    (tmp_path / "link").symlink_to(run)
+    for same in ("run/evaluate", "run/evaluate/records.h5", "link"):
+        with pytest.raises(InputError, match="given twice"):
+            compare([run, str(tmp_path / same)], tmp_path)
+
+
+def test_names_that_are_no_utf8_are_printed_to_a_strict_terminal(tmp_path):
+    runs = [make_run(tmp_path / name, [True] * 4) for name in ("a", "n\udcff")]
+    command = [sys.executable, "-m", "masp.cli", "compare", *runs, "--output", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"})
+    assert done.returncode == 0 and b"udcff" in done.stdout, done
+
+
+def test_a_missing_picture_with_an_equals_sign_is_no_setting():
+    assert not _is_setting("a=b.png") and _is_setting("vlm.path=x.png") and _is_setting("nothing=1")
+
+
+def test_names_are_as_long_as_they_must_be():
+    assert names_of(["/x/a/run", "/x/b/run"]) == ["a/run", "b/run"]
+    assert names_of(["/x/a", "/x/b"]) == ["a", "b"]

@@ -1,0 +1,198 @@
+"""The study: which runs there are, and what their records say together."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from masp.config import load_config
+from masp.config.loading import save_config
+from masp.demo.run import run_demo
+from masp.errors import InputError
+from masp.experiments.study import commands, run_config, run_study
+from masp.experiments.study_table import markdown, study, write_table
+from masp.experiments.variants import FULL, variants_of
+from tests.unit.experiments.test_compare import make_run
+
+DEMO = "configs/demo.yaml"
+
+
+@pytest.fixture
+def demo(repository, tmp_path):
+    return load_config(repository / DEMO, [f"output_dir={tmp_path}"])
+
+
+def test_every_part_is_left_out_in_turn(demo):
+    variants = {v.name: v for v in variants_of(demo)}
+    removed = [name for name, v in variants.items() if v.removes]
+    assert removed == [
+        "zero_shot", "without_soft_prompt", "without_aspects", "without_vision_features",
+        *(f"without_{aspect}" for aspect in demo.aspects),
+    ]  # fmt: skip
+    assert [name for name, v in variants.items() if v.group == "length"] == [
+        "soft_prompt_4", "soft_prompt_16", "soft_prompt_64"
+    ]  # fmt: skip
+    assert [name for name, v in variants.items() if v.group == "queries"] == ["queries_1", "queries_10"]
+    assert "layout_released" in variants and len({v.title for v in variants.values()}) == len(variants)
+
+
+def test_runs_share_the_aspect_modules_of_their_seed(demo, tmp_path):
+    variants = {v.name: v for v in variants_of(demo)}
+    full = run_config(demo, variants[FULL], 7)
+    assert (full.seed, full.checkpoint.aspect) == (7, None)
+    shared = str(tmp_path / "study" / "seed-7" / "masp" / "stage1" / "aspect.safetensors")
+    fewer = run_config(demo, variants["without_scene"], 7)
+    assert fewer.checkpoint.aspect == shared and "scene" not in fewer.aspects and len(fewer.aspects) == 5
+    assert run_config(demo, variants["queries_1"], 7).checkpoint.aspect is None
+    assert run_config(demo, variants["without_aspects"], 7).checkpoint.aspect is None
+    assert run_config(demo, variants["zero_shot"], 7).checkpoint.soft_prompt == "none"
+    assert demo.aspects == list(load_config(DEMO).aspects)  # what is given stays as it was
+
+
+def test_it_lists_the_commands_of_every_seed(demo, capsys):
+    run_study(demo, "4,5", "zero_shot,without_scene", list_only=True)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if "masp " in line and "--config" in line]
+    counts = {seed: sum(f" seed={seed} " in line for line in lines) for seed in (4, 5)}
+    assert counts == {4: 3 + 1 + 2, 5: 3 + 2}  # nothing trained is the same for both
+
+
+def test_the_commands_it_lists_make_the_same_runs(demo, repository):
+    for variant in variants_of(demo):
+        for command in commands(demo, variant, 7):
+            words = command.split(" --config … ")[1].split()
+            assert load_config(repository / DEMO, words) == run_config(demo, variant, 7), command
+
+
+@pytest.mark.parametrize(
+    ("seeds", "only", "problem"),
+    [("1,x", None, "--seeds 1,x"), ("1,1", None, "different"), ("1,01", None, "different"),
+     ("²", None, "--seeds ²"),
+     ("٣", None, "--seeds"), ("9" * 5000, None, "--seeds 9"), ("4294967296", None, "--seeds"), ("", None, "--seeds"),
+     ("1", "nothing", "--only nothing: .* there are masp, ")],
+)  # fmt: skip
+def test_wrong_choices_are_refused(demo, seeds, only, problem):
+    with pytest.raises(InputError, match=problem):
+        run_study(demo, seeds, only, list_only=True)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["checkpoint.aspect=a.pth", "checkpoint.aspect=none", "checkpoint.soft_prompt=p.pt", "checkpoint.layout=released",
+     "evaluate.stage=stage1"],
+)  # fmt: skip
+@pytest.mark.parametrize("list_only", [False, True])
+def test_foreign_checkpoints_and_stage_1_are_refused(repository, tmp_path, setting, list_only):
+    config = load_config(repository / DEMO, [f"output_dir={tmp_path}", f"dataset.root={tmp_path}", setting])
+    key, value = setting.split("=")
+    with pytest.raises(InputError, match=f"^{key} = '{value}': a study [^\n]*; leave it out$"):
+        run_study(config, "1", list_only=list_only)
+    assert not list(tmp_path.iterdir())
+
+
+ARRAY = {f"SLURM_ARRAY_TASK_{name}": value for name, value in
+         (("ID", "1"), ("COUNT", "3"), ("MIN", "0"), ("MAX", "2"))}  # fmt: skip
+RANKS = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+
+
+@pytest.mark.parametrize(("env", "found"), [(ARRAY, "3 elements of a Slurm array"), (RANKS, "2 ranks")])
+def test_several_processes_are_refused(demo, tmp_path, monkeypatch, capsys, env, found):
+    demo.dataset.root = str(tmp_path)  # nothing is drawn, and there is nothing to extract
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=f"^study: .*{found}; .*--list") as error:
+        run_study(demo, "1")
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match=f"^demo: .*{found}"):
+        run_demo(demo, 1, 1)
+    assert not list(tmp_path.iterdir())
+    run_study(demo, "1", list_only=True)  # a list can be printed anywhere
+    assert "masp evaluate" in capsys.readouterr().out
+
+
+def test_the_table_pairs_samples_and_shows_the_spread(demo, tmp_path, capsys):
+    variants = [v for v in variants_of(demo) if v.name in (FULL, "zero_shot", "without_scene", "soft_prompt_4")]
+    rng = np.random.default_rng(0)
+    shares = {FULL: 0.8, "zero_shot": 0.5, "without_scene": 0.78}  # the last variant has not run yet
+    for variant in variants[:-1]:
+        for seed in (1, 2) if variant.seeded else (1,):
+            make_run(tmp_path / f"seed-{seed}" / variant.name, rng.random(400) < shares[variant.name])
+    result = study(tmp_path, variants, [1, 2])
+    rows = result["variants"]
+    assert list(rows) == [FULL, "zero_shot", "without_scene"] and result["num_samples"] == 400
+    assert rows[FULL]["accuracy"] == pytest.approx(np.mean(list(rows[FULL]["accuracies"].values())))
+    assert rows[FULL]["spread"] == pytest.approx(np.std(list(rows[FULL]["accuracies"].values()), ddof=1))
+    assert rows[FULL]["difference"] is None and list(rows["zero_shot"]["accuracies"]) == [1]
+    assert rows["zero_shot"]["difference"] == pytest.approx(rows["zero_shot"]["accuracy"] - rows[FULL]["accuracy"])
+    low, high = rows["zero_shot"]["difference_ci95"]
+    assert -0.45 < low < rows["zero_shot"]["difference"] < high < -0.15
+    assert rows["zero_shot"]["behind"] and not rows["without_scene"]["behind"]
+    path = write_table(tmp_path, variants, [1, 2])
+    assert path.is_file() and (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "study.md").read_text() == markdown(result)
+    assert "| without scene | 0." in capsys.readouterr().out
+
+
+def test_the_table_holds_what_earlier_calls_finished(demo, tmp_path, monkeypatch, capsys):
+    """Whatever this call was told to run: the table is over the folder."""
+    folder = tmp_path / "study"
+    for name in ("extract", "train"):
+        monkeypatch.setattr(f"masp.experiments.study.{name}", lambda *_: None)
+    monkeypatch.setattr("masp.experiments.study.evaluate", lambda run: Path(run.output_dir).exists() or make_run(
+        Path(run.output_dir), [True, True, False, True]))  # fmt: skip
+    run_study(demo, "2", "zero_shot,layout_released")
+    (folder / "seed-3" / FULL).mkdir(parents=True)  # stopped in its training
+    for name in ("seed-x", "seed-02", "seed-²"):
+        (folder / name / FULL / "evaluate").mkdir(parents=True)
+    capsys.readouterr()
+    run_study(demo, "1", "without_scene")
+    result = json.loads((folder / "study.json").read_text())
+    assert list(result["variants"]) == [FULL, "zero_shot", "without_scene", "layout_released"]
+    assert result["seeds"] == [1, 2]
+    assert {n: list(row["accuracies"]) for n, row in result["variants"].items()} == {
+        FULL: ["1", "2"], "zero_shot": ["2"], "without_scene": ["1"], "layout_released": ["2"]
+    }  # fmt: skip
+    assert "zero_shot" not in result["missing"] and result["missing"]["layout_released"] == [1, 3]
+    assert result["missing"]["queries_1"] == [1, 2, 3] and result["missing"][FULL] == [3]
+    shown = capsys.readouterr().out
+    assert "not in the table: masp (seed 3); " in shown and "without_scene (seed 2, 3); " in shown
+
+
+def test_settings_that_differ_are_noted(demo, tmp_path):
+    """One mean over runs that were trained differently would be nobody's number."""
+    variants = [v for v in variants_of(demo) if v.name in (FULL, "without_scene")]
+    for seed, num_epochs in ((1, 3), (2, 3), (3, 1)):
+        for variant in variants:
+            folder = tmp_path / f"seed-{seed}" / variant.name
+            make_run(folder, [True, False, True, True], data={"data_digest": "a" * 64, "made_by": "vlm"})
+            run = run_config(demo, variant, seed)
+            run.stage2.num_epochs = num_epochs
+            for part in (*variant.stages, "evaluate"):
+                (folder / part).mkdir(exist_ok=True)
+                save_config(run, folder / part / "config.yaml")
+    assert study(tmp_path, variants, [1, 2])["notes"] == []
+    notes = study(tmp_path, variants, [1, 2, 3])["notes"]
+    assert len(notes) == 3  # a line for each of stage 1, stage 2 and evaluation, however many runs
+    assert all("seed-3" in note and "stage2.num_epochs is 1, and 3 in" in note for note in notes)
+    assert sum("config.yaml and 1 more: " in note for note in notes) == 2
+
+
+def test_runs_on_other_samples_make_no_table(demo, tmp_path):
+    variants = variants_of(demo)[:2]
+    make_run(tmp_path / "seed-1" / FULL, [True] * 4)
+    make_run(tmp_path / "seed-1" / "zero_shot", [True] * 3)
+    with pytest.raises(InputError, match="not on the same samples"):
+        study(tmp_path, variants, [1])
+
+
+def test_a_reader_that_leaves_ends_a_command_without_a_traceback():
+    """As `masp study --list | true` does."""
+    reading, writing = os.pipe()
+    os.close(reading)  # before the command writes: a reader that leaves later may have been sent everything already
+    command = [sys.executable, "-m", "masp.cli", "study", "--config", "configs/demo.yaml", "--list"]
+    process = subprocess.Popen(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert process.communicate()[1] == "" and process.returncode == 128 + 13

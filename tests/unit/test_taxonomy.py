@@ -1,0 +1,27 @@
+"""The category sets, and how names are compared."""
+
+import pytest
+
+from masp.taxonomy import CATEGORY_SETS, normalise_category
+
+
+def test_sets_are_normalised_and_distinct():
+    for categories in CATEGORY_SETS.values():
+        assert [normalise_category(name) for name in categories] == list(categories)
+        assert len(set(categories)) == len(categories)
+    assert {name: len(categories) for name, categories in CATEGORY_SETS.items()} == {
+        "emoset": 8,
+        "emotion6": 6,
+        "artphoto": 8,
+        "abstract": 8,
+        "flickr": 2,
+        "instagram": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("Anger ", "anger"), ("very__Happy", "very happy"), ("\tJOY", "joy"), ("__", ""), ("Ärger", "ärger")],
+)
+def test_normalise_category(name, expected):
+    assert normalise_category(name) == expected

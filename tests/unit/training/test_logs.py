@@ -1,0 +1,109 @@
+"""What training leaves for people and tools: metrics.jsonl, TensorBoard, status.json, and settings to change."""
+
+import json
+
+import pytest
+import torch
+
+from masp.errors import DataError, InputError, StoppedEarly, one_line
+from masp.runtime.devices import plain_memory_errors
+from masp.runtime.status import noting_failure, read_status, write_status
+from masp.training.logs import TrainingLog
+
+
+def write_steps(log: TrainingLog, first: int, last: int) -> None:
+    for step in range(first, last + 1):
+        log.step(
+            step, epoch=step / 5, loss=float(step), learning_rate=0.1, grad_norm=1.0, images=4, tokens=100, wait_s=0
+        )
+
+
+def entries(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_lines_hold_means_over_their_steps_and_the_last_step_has_one(tmp_path, capsys):
+    with TrainingLog(tmp_path, "stage1", 10, 0, every=4) as log:
+        write_steps(log, 1, 10)
+    found = entries(tmp_path)
+    assert [(e["step"], e["loss"]) for e in found] == [(4, 2.5), (8, 6.5), (10, 9.5)]
+    assert found[0]["epoch"] == 0.8 and 0 <= found[0]["data_wait_fraction"] <= 1
+    assert all(e["samples_per_second"] > 0 and e["tokens_per_second"] > e["samples_per_second"] for e in found)
+    # no terminal: a bar that is drawn every half minute, and an end of line after the last
+    shown = capsys.readouterr().err
+    assert shown.endswith("\n") and "10/10" in shown and shown.count("\r") <= 3 and "loss=10.0000" in shown
+
+
+def test_a_resumed_run_takes_up_the_file_where_the_checkpoint_is(tmp_path):
+    with TrainingLog(tmp_path, "stage1", 10, 0, every=1) as log:
+        write_steps(log, 1, 7)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 8, "lo')
+    with TrainingLog(tmp_path, "stage1", 10, 5, every=1) as log:
+        write_steps(log, 6, 10)
+    assert [e["step"] for e in entries(tmp_path)] == list(range(1, 11))
+
+
+def test_status_is_whole_and_says_what_ended_a_run(tmp_path):
+    assert read_status(tmp_path) is None
+    write_status(tmp_path, "running", step=3)
+    status = read_status(tmp_path)
+    assert (status["state"], status["exit_code"], status["step"]) == ("running", None, 3)
+    for error, state, code in (
+        (StoppedEarly("so"), "stopped", 75),
+        (DataError("d"), "failed", 3),
+        (KeyError("k"), "failed", 1),
+    ):
+        write_status(tmp_path, "running")
+        with pytest.raises(type(error)), noting_failure(tmp_path):
+            raise error
+        assert (read_status(tmp_path)["state"], read_status(tmp_path)["exit_code"]) == (state, code)
+    assert read_status(tmp_path)["message"] == "KeyError: 'k'"
+    assert [p.name for p in tmp_path.iterdir()] == ["status.json"]
+
+
+def test_a_rank_that_fails_because_another_left_does_not_hide_the_cause(tmp_path):
+    def other_rank_leaves():
+        with noting_failure(tmp_path):
+            with pytest.raises(DataError), noting_failure(tmp_path):
+                raise DataError("shard 3 is damaged")
+            raise RuntimeError("Connection closed by peer")
+
+    with pytest.raises(RuntimeError):
+        other_rank_leaves()
+    assert read_status(tmp_path)["message"] == "shard 3 is damaged"
+    with pytest.raises(KeyError), noting_failure(tmp_path):  # a later run has a cause of its own
+        raise KeyError("bug")
+    assert read_status(tmp_path)["message"] == "KeyError: 'bug'"
+
+
+def test_what_is_finished_stays_finished(tmp_path):
+    with pytest.raises(InputError), noting_failure(tmp_path):
+        write_status(tmp_path, "finished", 0, "by another rank of this call")
+        raise InputError("too late")
+    assert read_status(tmp_path)["message"] == "by another rank of this call"
+    with pytest.raises(InputError), noting_failure(tmp_path):
+        raise InputError("refused")
+    status = read_status(tmp_path)
+    assert (status["state"], status["exit_code"], status["message"]) == ("finished", 2, "refused")
+
+
+def test_a_folder_that_is_not_there_yet_gets_no_status(tmp_path):
+    with pytest.raises(InputError), noting_failure(tmp_path / "run"):
+        raise InputError("wrong")
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_little_memory_is_one_line_with_the_setting_to_change():
+    for bad in (lambda: torch.empty(2**50), lambda: bytearray(2**50)):
+        with pytest.raises(InputError, match="^not enough memory: lower it$"), plain_memory_errors("lower it"):
+            bad()
+    with pytest.raises(InputError, match="^not enough GPU memory: lower it$"), plain_memory_errors("lower it"):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(RuntimeError, match="shape"), plain_memory_errors("lower it"):
+        raise RuntimeError("shape")
+
+
+def test_messages_stay_on_one_line_whatever_a_file_is_called():
+    assert one_line("a\nb\x1b[31mé – ok") == "a\\nb\\x1b[31mé – ok"
+    assert one_line("lone \udce9") == "lone \\udce9"

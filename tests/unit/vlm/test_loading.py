@@ -1,0 +1,56 @@
+"""What loading leaves behind, and whose failure it is."""
+
+import os
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+
+from masp.vlm.language import load_language_half
+from masp.vlm.loading import _Cutting
+from tests.tiny import make_vlm
+
+
+class Counting:
+    """Divides nothing; fails at the parameter of that number."""
+
+    def __init__(self, fails_at: int = 0):
+        self.fails_at, self.seen, self.environment = fails_at, [], set()
+
+    def cut(self, parameter):
+        self.seen.append(parameter)
+        self.environment.add(os.environ.get(_Cutting.ENVIRONMENT))
+        if len(self.seen) == self.fails_at:
+            raise RuntimeError("connection closed by peer")
+
+    def whole(self, parameters):
+        return nullcontext()
+
+
+@pytest.mark.parametrize("before", [None, "0"])
+def test_each_parameter_is_handed_over_once_and_nothing_stays_behind(tmp_path, monkeypatch, before):
+    monkeypatch.delenv(_Cutting.ENVIRONMENT, raising=False)
+    if before:
+        monkeypatch.setenv(_Cutting.ENVIRONMENT, before)
+    vlm, partition = str(make_vlm(tmp_path / "vlm")), Counting()
+    half = load_language_half(vlm, partition=partition)
+    assert sorted(map(id, partition.seen)) == sorted(map(id, half.parameters()))
+    assert not any(parameter.requires_grad for parameter in partition.seen)
+    assert partition.environment == {"1"} and os.environ.get(_Cutting.ENVIRONMENT) == before
+    count = len(partition.seen)
+    plain = load_language_half(vlm)
+    nn.Linear(2, 2)
+    assert len(partition.seen) == count
+    expected = dict(plain.named_parameters())
+    assert all(torch.equal(parameter, expected[name]) for name, parameter in half.named_parameters())
+
+
+def test_a_rank_that_is_gone_is_not_called_damaged_weights(tmp_path):
+    """The watch over the ranks says which one it was, where an error is not the user's."""
+    partition = Counting(fails_at=3)
+    with pytest.raises(RuntimeError, match="connection closed by peer"):
+        load_language_half(str(make_vlm(tmp_path / "vlm")), partition=partition)
+    assert len(partition.seen) == 3 and _Cutting.ENVIRONMENT not in os.environ
+    nn.Linear(2, 2)
+    assert len(partition.seen) == 3
