@@ -10,9 +10,10 @@ from pathlib import Path
 
 from launch.job.config import load_cluster
 from launch.job.parts import State, make_parts
-from launch.submission import slurm_client
+from launch.submission import local_driver, slurm_client
 from launch.submission.record import CLUSTER, CONFIG, find_folder, log_paths, read_record
 from launch.submission.state import OPEN, Overview, overview, table
+from launch.submit import submit
 from launch.watch import watch
 from masp.config import load_config
 from masp.errors import InputError
@@ -94,8 +95,6 @@ def cancel(run: str) -> int:
     if not found.is_open:
         raise InputError(f"{folder}: nothing to cancel: it is {found.state}")
     if found.record.executor == "local":
-        from launch.submission import local_driver
-
         left = [] if local_driver.cancel(folder) else ["its driver"]
     else:
         left = slurm_client.cancel([i for part in found.parts if part.state in OPEN for i in part.job_ids])
@@ -115,8 +114,6 @@ def resume(run: str, overrides: Sequence[str], cluster_overrides: Sequence[str],
     Raises:
         InputError: it is still queued or running, or would not run.
     """
-    from launch.submit import submit
-
     folder = enter(run)
     found = overview(folder)
     if found.is_open:

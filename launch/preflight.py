@@ -8,10 +8,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from launch.job.config import ClusterConfig
 from launch.job.parts import Part
+from launch.submission.record import run_name
+from launch.submission.slurm_client import SlurmError, ask, check_answers
+from launch.submission.slurm_scripts import check_installed, parameters, script
+from launch.time_limits import check_time
+from masp.cache.layout import check_layout, make_layout, read_layout
 from masp.config import Config
+from masp.data.datasets import read_dataset
+from masp.data.questions import load_questions
 from masp.errors import InputError
+from masp.evaluation.run import evaluate_dir, open_evaluation
+from masp.evaluation.sources import open_feed
+from masp.extraction.provenance import model_part
+from masp.plan.plan import make_plan
+from masp.training.stage import Stage
 
 # Folders that each node has for itself, by long custom.
 _OF_ONE_NODE = ("/tmp", "/var/tmp", "/dev/shm", "/run")
@@ -49,8 +63,6 @@ def preflight(parts: Sequence[Part], config: Config, cluster: ClusterConfig) -> 
     _check_artefacts(names, config)
     _check_shares(parts, config, findings)
     if findings.plan is not None:
-        from launch.time_limits import check_time
-
         findings.notes += check_time(parts, config, cluster, findings.plan)
     return findings
 
@@ -66,8 +78,6 @@ def _check_devices(part: Part, config: Config, cluster: ClusterConfig) -> None:
     if section.device == "cpu" and gpus:
         raise InputError(f"{setting} = 'cpu', but cluster.{key}.gpus_per_task = {gpus}: ask for none, or set 'auto'")
     if cluster.executor == "local" and gpus:
-        import torch
-
         wanted, found = gpus * part.tasks_per_node, torch.cuda.device_count()
         if wanted > found:
             raise InputError(
@@ -118,11 +128,6 @@ def check_writable(key: str, path: str) -> None:
 
 def _check_extraction(config: Config) -> dict:
     """Dataset, VLM, room for the cache, and a cache that was begun already; returns the plan."""
-    from masp.cache.layout import check_layout, make_layout, read_layout
-    from masp.data.datasets import read_dataset
-    from masp.extraction.provenance import model_part
-    from masp.plan.plan import make_plan
-
     plan = make_plan(config)
     if not plan["space"]["fits"]:
         raise InputError(f"cache.dir: {config.cache.dir}: {plan['space']['verdict']}")
@@ -136,22 +141,15 @@ def _check_extraction(config: Config) -> dict:
 
 def _check_artefacts(names: Sequence[str], config: Config) -> None:
     """What the first part builds on is there and fits: cache, aspect modules, soft prompt."""
-    from masp.data.questions import load_questions
-
     if "extract" in names:
         load_questions(config.questions)
         return
     first = names[0]
     if first in ("stage1", "stage2"):
-        from masp.training.stage import Stage
-
         Stage(config, first, "cpu" if config.engine.device == "cpu" else "cuda").identity()
         return
     if config.evaluate.source != "cache":
         return  # that asks for the machine that makes the features, which is not this one
-    from masp.evaluation.run import evaluate_dir, open_evaluation
-    from masp.evaluation.sources import open_feed
-
     open_evaluation(config, evaluate_dir(config), open_feed(config))
 
 
@@ -180,9 +178,6 @@ def check_executor(cluster: ClusterConfig) -> None:
         InputError: Slurm is not installed here, or does not answer.
     """
     if cluster.executor == "slurm":
-        from launch.submission.slurm_client import check_answers
-        from launch.submission.slurm_scripts import check_installed
-
         check_installed()
         check_answers()
 
@@ -196,10 +191,6 @@ def check_slurm(parts: Sequence[Part], config: Config, cluster: ClusterConfig, f
     Raises:
         InputError: it would not, in its own words, or it does not answer.
     """
-    from launch.submission.record import run_name
-    from launch.submission.slurm_client import SlurmError, ask
-    from launch.submission.slurm_scripts import parameters, script
-
     asked: list[dict[str, Any]] = []
     for part in parts:
         wanted = {**parameters(cluster, part, run_name(config), None), "job_name": "", "num_jobs": len(part.jobs)}
@@ -216,8 +207,6 @@ def check_slurm(parts: Sequence[Part], config: Config, cluster: ClusterConfig, f
 
 def _check_time_limit(part: Part, cluster: ClusterConfig) -> None:
     """A job that asks for more than its partition allows would wait for ever instead of being refused."""
-    from launch.submission.slurm_client import ask
-
     for line in ask("sinfo", "--noheader", "--format=%P|%l").splitlines():
         name, _, limit = line.partition("|")
         if name == cluster.partition or (cluster.partition is None and name.endswith("*")):

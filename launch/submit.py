@@ -12,6 +12,7 @@ from pathlib import Path
 from launch.job.config import ClusterConfig
 from launch.job.parts import Part, make_parts
 from launch.preflight import check_executor, check_slurm, check_writable, preflight
+from launch.submission import local_driver
 from launch.submission.record import (
     CONFIG,
     FILE,
@@ -25,9 +26,11 @@ from launch.submission.record import (
     submissions_of,
     write_record,
 )
+from launch.submission.slurm_scripts import scripts
 from launch.submission.snapshot import DIFF, snapshot
 from launch.submission.snapshot import FILE as ENVIRONMENT
 from launch.submission.state import active
+from launch.watch import watch
 from masp.config import Config
 from masp.errors import InputError
 from masp.files.atomic import write_bytes
@@ -44,8 +47,6 @@ def dry_run(command: str, stage: str | None, config: Config, cluster: ClusterCon
         for part in parts:
             print(f"{part.name}: {len(part.jobs)} x {part.tasks_per_node} processes on this machine: {part.result}")
         return
-    from launch.submission.slurm_scripts import scripts
-
     for name, text in scripts(parts, cluster, run_name(config), folder).items():
         print(f"# {'-' * 8} {name} {'-' * 8}\n{text}")
 
@@ -101,8 +102,6 @@ def submit(
     print(text, flush=True)
     problems: list[str] = []
     if wait:
-        from launch.watch import watch
-
         problems = watch(folder).problems
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
@@ -141,8 +140,6 @@ def _refuse_twice(parent: Path, parts: list[Part], config: Config) -> None:
 def _hand_over(record: Record, parts: list[Part], config: Config, cluster: ClusterConfig, folder: Path) -> str:
     """Give the parts to Slurm, or to a driver in the background; returns what to tell the user."""
     if cluster.executor == "local":
-        from launch.submission import local_driver
-
         write_record(folder, record)
         try:
             pid = local_driver.start(folder)

@@ -9,6 +9,7 @@ from launch.job.config import ClusterConfig
 from launch.job.parts import Part
 from masp.config import Config
 from masp.errors import InputError
+from masp.plan.rates import rates_of_run, stated_rates
 
 
 def check_time(parts: Sequence[Part], config: Config, cluster: ClusterConfig, plan: dict) -> list[str]:
@@ -60,8 +61,6 @@ def expected_hours(part: Part, config: Config, plan: dict) -> float | None:
         return None  # one forward pass over one split: short beside everything else
     stage = plan["stages"][part.name]
     if (Path(config.output_dir) / part.name / "metrics.jsonl").is_file():
-        from masp.plan.rates import rates_of_run, stated_rates
-
         rate = getattr(rates_of_run(config.output_dir, stated_rates(1.0, 1.0)), part.name)
         if rate.unit == "tokens":  # of all its ranks
             return rate.hours(0.0, stage["tokens_per_image"] * stage["num_images"] * stage["num_epochs"])

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import submitit
+
 from launch.job.config import load_cluster
 from launch.job.parts import Part, State, make_parts, task_command
 from launch.submission.record import CLUSTER, CONFIG, JOBS, explain, read_record
@@ -156,7 +158,6 @@ def _run(part: Part, folder: Path, signal_delay_s: int, stop: StopFlag, tell: Ca
     Args:
         tell: called with `job_ids` and `num_done` when they change.
     """
-    import submitit
 
     class Executor(submitit.LocalExecutor):
         """Starts tasks by way of `launch.job.task`."""

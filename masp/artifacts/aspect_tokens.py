@@ -10,14 +10,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from masp.artifacts.trained import load_trained_aspects
 from masp.cache.codec import checksum
 from masp.cache.reader import Cache
 from masp.config import Config
 from masp.errors import DataError, InputError
+from masp.extraction.provenance import open_matching_cache
 from masp.files.atomic import replacing
 from masp.files.sealed import digest_of
 from masp.files.text import reason
@@ -48,12 +52,6 @@ def build_aspect_tokens(config: Config) -> Path:
     Raises:
         InputError: the configuration does without aspect modules, or they are missing or do not fit.
     """
-    import h5py
-    from tqdm import tqdm
-
-    from masp.artifacts.trained import load_trained_aspects
-    from masp.extraction.provenance import open_matching_cache
-
     cache, model = open_matching_cache(config)
     modules, lineage = load_trained_aspects(config, cache.hidden_size, model)
     if modules is None or lineage is None:
@@ -114,8 +112,6 @@ class AspectTokens:
 
     def _open(self):
         if self._file is None:
-            import h5py
-
             try:
                 self._file = h5py.File(self.path, "r")
             except OSError as error:

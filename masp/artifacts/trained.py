@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +49,6 @@ class Trained:
 
     def lineage(self) -> dict[str, Any]:
         """Digests and origins for the record of an evaluation."""
-        from dataclasses import asdict
-
         parts = {"aspect": self.aspect_lineage, "soft_prompt": self.soft_prompt_lineage}
         return {name: None if part is None else asdict(part) for name, part in parts.items()}
 

@@ -13,6 +13,9 @@ import json
 import struct
 from typing import TYPE_CHECKING
 
+import torch
+from safetensors.torch import save
+
 from masp.files.sealed import canonical_json
 
 if TYPE_CHECKING:
@@ -36,8 +39,6 @@ def checksum(data) -> int:
 
 def encode_features(stored: dict[str, torch.Tensor]) -> bytes:
     """What `masp.cache.codec.store` made, on the CPU -> a safetensors file of these tensors."""
-    from safetensors.torch import save
-
     return save({name: tensor.contiguous() for name, tensor in stored.items()})
 
 
@@ -74,8 +75,6 @@ def decode_features(data: memoryview) -> torch.Tensor:
 
 
 def _tensor(body: memoryview, entry: dict) -> torch.Tensor:
-    import torch
-
     start, stop = entry["data_offsets"]
     part = body[start:stop]
     if len(part) != stop - start:
@@ -101,8 +100,6 @@ def store(features: torch.Tensor, dtype: str) -> dict[str, torch.Tensor]:
     Returns:
         `features [T, D]`, and for 8-bit formats `scales [T]` (fp32); on the same device.
     """
-    import torch
-
     kind = getattr(torch, TORCH_NAMES[dtype])
     if dtype not in EIGHT_BIT:
         return {"features": features.to(kind)}
@@ -121,8 +118,6 @@ def restore(features: torch.Tensor, scales: torch.Tensor | None) -> torch.Tensor
 
 def _widened(features: torch.Tensor) -> torch.Tensor:
     """8-bit numbers as fp32, a tensor of its own."""
-    import torch
-
     if features.dtype != torch.float8_e4m3fn or features.device.type != "cpu":
         return features.float()
     # looked up in a table: four times as fast as torch's conversion, and readers do nothing else as slow

@@ -6,8 +6,12 @@ import json
 import os
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import torch
+from PIL import features
 
 from masp.errors import InputError
 from masp.files.atomic import write_bytes
@@ -75,10 +79,6 @@ def machine_fields(
         num_threads: threads of the encoder on the CPU.
         processor_backend: library that resizes and normalises.
     """
-    from importlib.metadata import version
-
-    from PIL import features
-
     turbo = features.version("libjpeg_turbo")
     return {
         "pillow": version("pillow"),
@@ -96,8 +96,6 @@ def machine_fields(
 
 def describe_device(device: str) -> str:
     """`cpu (AVX2)` or `cuda (NVIDIA H200)`: other instructions or another chip round differently."""
-    import torch
-
     if device == "cpu":
         return f"cpu ({torch.backends.cpu.get_cpu_capability()})"
     return f"cuda ({torch.cuda.get_device_name(device)})"

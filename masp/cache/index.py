@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from masp.cache.fingerprint import FORMAT_VERSION
@@ -131,8 +132,6 @@ def build_index(sidecars: Iterable[dict], splits: Sequence[str], categories: Seq
 
 def save_index(path: Path, index: Index) -> None:
     """Write the index to a temporary name, then rename it; equal indices are equal bytes."""
-    import h5py
-
     with replacing(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs["format_version"] = FORMAT_VERSION
         for field in fields(Index):
@@ -145,8 +144,6 @@ def load_index(path: Path) -> Index:
     Raises:
         DataError: missing, damaged or of another format.
     """
-    import h5py
-
     try:
         # the file never changes once it has its name, and some cluster file systems cannot lock
         with h5py.File(path, "r", locking=False) as file:

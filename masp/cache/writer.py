@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from webdataset import TarWriter
+
 from masp.cache.codec import checksum, encode_features, encode_record
 from masp.cache.fingerprint import FORMAT_VERSION, Fields, fingerprint_digest
 from masp.cache.layout import Shard, plain_write_errors, sidecar_path, tar_path
@@ -49,8 +51,6 @@ class ShardWriter:
         Raises:
             InputError: the folder cannot be written or the disk is full (every method).
         """
-        from webdataset import TarWriter
-
         self._folder, self._shard = folder, shard
         self._fingerprint = {"model": fingerprint_digest(model), "machine": machine}
         self._hidden_size: int | None = None

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tqdm import tqdm
+
 from masp.config.schema import DatasetConfig
 from masp.data.answers import read_annotation
 from masp.data.folder_layout import read_folders
@@ -98,8 +100,6 @@ def _read_samples(listing: Listing) -> tuple[tuple[Sample, ...], tuple[str, ...]
 
 def _read_annotations(listing: Listing) -> tuple[list[dict[str, str]], list[str]]:
     """The answers of every entry, in the same order, and notes on those without."""
-    from tqdm import tqdm
-
     entries = listing.entries
     chunks = [entries[start : start + _CHUNK] for start in range(0, len(entries), _CHUNK)]
     answers: list[dict[str, str] | None] = []

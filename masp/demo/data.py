@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tqdm import tqdm
+
 from masp.config import Config
 from masp.demo.tiny_vlm import VLM_DIR
+from masp.demo.world.write_dataset import write_demo_data
 
 
 def draw_demo_data(config: Config) -> None:
@@ -20,10 +23,6 @@ NUM_TRAIN, NUM_TEST = 4000, 1000
 
 def make_demo_data(root: str, num_train: int, num_test: int, seed: int, num_val: int = 0) -> None:
     """Draw pictures of the demo world with a progress bar, and say where they are; see `write_demo_data`."""
-    from tqdm import tqdm
-
-    from masp.demo.world.write_dataset import write_demo_data
-
     with tqdm(total=num_train + num_val + num_test, desc="draw", unit="img") as bar:
         written = write_demo_data(root, num_train, num_test, seed, num_val, lambda done, _: bar.update(done - bar.n))
         bar.update(bar.total - bar.n)

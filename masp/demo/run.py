@@ -8,9 +8,18 @@ import time
 from pathlib import Path
 
 from masp.artifacts.trained import NONE, default_aspect_path
+from masp.cache.reader import open_cache
 from masp.config import Config
 from masp.demo.data import NUM_TEST, NUM_TRAIN, make_demo_data
+from masp.demo.world.write_dataset import best_possible
+from masp.distributed.task_share import require_one_process
 from masp.errors import InputError
+from masp.evaluation.run import evaluate
+from masp.experiments.linear_probe import linear_probe
+from masp.extraction.job import extract
+from masp.report.page import write_report
+from masp.results.intervals import wilson_interval
+from masp.training.loop import train
 
 VARIANTS = {
     "zero_shot": "the VLM as it is",
@@ -36,12 +45,6 @@ def run_demo(config: Config, num_train: int | None = None, num_test: int | None 
     Raises:
         InputError: the data folder holds something else, or several processes were announced.
     """
-    from masp.distributed.task_share import require_one_process
-    from masp.evaluation.run import evaluate
-    from masp.extraction.job import extract
-    from masp.report.page import write_report
-    from masp.training.loop import train
-
     require_one_process("demo: runs every step itself, as one process", "call it alone, outside of launchers")
     started = time.monotonic()
     if config.dataset.name != "emoset":
@@ -107,11 +110,6 @@ def _written(metrics: Path | None) -> Path:
 
 def _summarise(config: Config, metrics: dict[str, Path]) -> dict[str, dict]:
     """Accuracies of all variants, in the order of `VARIANTS`."""
-    from masp.cache.reader import open_cache
-    from masp.demo.world.write_dataset import best_possible
-    from masp.experiments.linear_probe import linear_probe
-    from masp.results.intervals import wilson_interval
-
     found = {}
     for name, path in metrics.items():
         read = json.loads(Path(path).read_text())

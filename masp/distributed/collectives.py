@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+import torch.distributed
+
 from masp.distributed.ranks import Ranks
 from masp.errors import InputError, OtherRankFailed
 
@@ -14,16 +17,12 @@ if TYPE_CHECKING:
 
 def barrier() -> None:
     """Wait for all ranks."""
-    import torch.distributed
-
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
 
 
 def sum_integers(values: Sequence[int], device: str = "cpu") -> list[int]:
     """The sums of integers over all ranks, exactly."""
-    import torch
-
     total = torch.tensor(values, dtype=torch.int64, device=device)
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(total)
@@ -32,8 +31,6 @@ def sum_integers(values: Sequence[int], device: str = "cpu") -> list[int]:
 
 def sum_tensor(values: Tensor) -> Tensor:
     """A tensor summed over all ranks, in place; every rank gets the same bits."""
-    import torch
-
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(values)
     return values
@@ -41,15 +38,11 @@ def sum_tensor(values: Tensor) -> Tensor:
 
 def sum_floats(values: Sequence[float], device: str = "cpu") -> list[float]:
     """The sums of fp64 numbers over all ranks; every rank gets the same bits."""
-    import torch
-
     return sum_tensor(torch.tensor(values, dtype=torch.float64, device=device)).tolist()
 
 
 def share(value: Any) -> Any:
     """The lead's value, on all ranks."""
-    import torch
-
     values = [value]
     torch.distributed.broadcast_object_list(values)
     return values[0]
@@ -57,8 +50,6 @@ def share(value: Any) -> Any:
 
 def gather(value: Any) -> list[Any]:
     """Every rank's value, by rank; for small things and rare moments."""
-    import torch
-
     if not torch.distributed.is_initialized():
         return [value]
     values = [None] * torch.distributed.get_world_size()

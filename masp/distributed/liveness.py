@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from masp.distributed.collectives import any_rank, share
 from masp.errors import InputError, MaspError, OtherRankFailed, one_line
 
 if TYPE_CHECKING:
@@ -64,8 +65,6 @@ class Peers:
     def __enter__(self) -> Peers:
         if self.ranks.size == 1:
             return self
-        from masp.distributed.collectives import any_rank, share
-
         me = {"rank": self.ranks.rank, "host": socket.gethostname(), "pid": os.getpid()}
         server = _listen() if self.ranks.is_lead else None
         port, token, lead = share((server.getsockname()[1], secrets.token_hex(16), me) if server else None)

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import torch
+import torch.distributed
+
 from masp.errors import InputError
 from masp.files.text import first_line
 
@@ -73,8 +76,6 @@ def join(ranks: Ranks, device: str, timeout_min: float = 30.0) -> None:
     Raises:
         InputError: fewer ranks came than were announced, within `timeout_min`.
     """
-    import torch.distributed
-
     os.environ.setdefault("DS_ACCELERATOR", device)
     os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))  # DeepSpeed insists, also on one process
     backend = "nccl" if device == "cuda" else "gloo"
@@ -111,8 +112,6 @@ def claim_gpu(ranks: Ranks) -> int:
     Raises:
         InputError: more ranks on this machine than GPUs.
     """
-    import torch
-
     count = torch.cuda.device_count()
     index = 0 if count == 1 else ranks.local_rank
     if index >= count:
@@ -137,8 +136,6 @@ def _announce_slurm(ranks: Ranks) -> None:
 
 def leave() -> None:
     """Take the process group down."""
-    import torch.distributed
-
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

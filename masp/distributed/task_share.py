@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from masp.distributed.ranks import read_ranks
 from masp.errors import InputError
 
 BOTH = "give --num-tasks and --task-index together"
@@ -92,8 +93,6 @@ def require_one_process(why: str, instead: str) -> None:
     Raises:
         InputError: the environment announces several processes.
     """
-    from masp.distributed.ranks import read_ranks
-
     ranks, (elements, _) = read_ranks().size, array_share(os.environ)
     found = [f"{ranks} ranks"] * (ranks > 1) + [f"{elements} elements of a Slurm array"] * (elements > 1)
     if found:

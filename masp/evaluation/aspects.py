@@ -10,16 +10,25 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from masp.artifacts.trained import load_trained_aspects
+from masp.cache.fingerprint import fingerprint_digest
 from masp.config import Config
 from masp.data.answers import LEVEL_ASPECTS, LEVELS, LIST_ASPECTS
 from masp.data.questions import Questions
 from masp.errors import InputError
+from masp.evaluation.aspect_scorer import AspectScorer
 from masp.evaluation.emotions import length_notes
 from masp.evaluation.feed import Feed, Item, machines_of, mixed_notes, source_of
+from masp.files.atomic import write_bytes
+from masp.files.sealed import digest_of
+from masp.results.aspect_metrics import compute_aspect_metrics
+from masp.results.ledger import FOLDER
+from masp.results.ledger_file import generated_problem, likelihood_problem
+from masp.results.records import FILE, write_aspect_records
 from masp.vlm.prompt import Prompt, load_prompt
 
 MAX_CLOSED = 64
@@ -94,8 +103,6 @@ class AspectEvaluation:
 
     def load(self, device: str) -> None:
         """Get ready to score: loads the VLM's language half."""
-        from masp.evaluation.aspect_scorer import AspectScorer
-
         self.scorer = AspectScorer(
             self.config, self.modules, self.layout, self.questions, self.closed, self.longest, device
         )
@@ -111,8 +118,6 @@ class AspectEvaluation:
 
     def problem(self, record: dict[str, Any]) -> str | None:
         """Why a record of an expected answer cannot be one of this evaluation, as the end of a sentence."""
-        from masp.results.ledger_file import generated_problem, likelihood_problem
-
         key, _, aspect = record["sample_key"].rpartition("#")
         label = self.answers[key][aspect]
         if record["label"] != label:
@@ -124,13 +129,6 @@ class AspectEvaluation:
 
     def finish(self, records: Sequence[dict[str, Any]]) -> Path:
         """Write `records.h5`, then `metrics.json`; returns the latter."""
-        from dataclasses import asdict
-
-        from masp.files.atomic import write_bytes
-        from masp.results.aspect_metrics import compute_aspect_metrics
-        from masp.results.ledger import FOLDER
-        from masp.results.records import FILE, write_aspect_records
-
         config = self.config
         machines = machines_of(self.feed, self.folder / FOLDER)
         records = [
@@ -163,9 +161,6 @@ class AspectEvaluation:
         return path
 
     def _identity(self) -> dict[str, Any]:
-        from masp.cache.fingerprint import fingerprint_digest
-        from masp.files.sealed import digest_of
-
         config = self.config
         return {
             "stage": "stage1",

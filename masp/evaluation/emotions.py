@@ -11,10 +11,20 @@ from typing import Any
 import numpy as np
 
 from masp.artifacts.trained import load_trained
+from masp.cache.fingerprint import differences, fingerprint_digest
 from masp.config import Config
 from masp.data.questions import Questions
 from masp.evaluation.category_map import map_categories, parse_map
-from masp.evaluation.feed import Feed, Item, machines_of, mixed_notes, source_of
+from masp.evaluation.emotion_scorer import Scorer
+from masp.evaluation.feed import Feed, Item, data_of, machines_of, mixed_notes, source_of
+from masp.files.atomic import write_bytes
+from masp.models.likelihood import cut_short
+from masp.results.attention_maps import read_attention
+from masp.results.ledger import FOLDER
+from masp.results.ledger_file import generated_problem, likelihood_problem
+from masp.results.metrics import compute_metrics
+from masp.results.records import FILE, write_emotion_records
+from masp.vlm.prompt import load_prompt
 
 
 class EmotionEvaluation:
@@ -65,8 +75,6 @@ class EmotionEvaluation:
 
     def load(self, device: str) -> None:
         """Get ready to score: loads the VLM's language half."""
-        from masp.evaluation.emotion_scorer import Scorer
-
         self.scorer = Scorer(self.config, self.trained, self.questions, self.categories, device)
 
     def score(self, items: Sequence[Item], missing: dict[str, list[str]]) -> list[dict[str, Any]]:
@@ -80,8 +88,6 @@ class EmotionEvaluation:
 
     def problem(self, record: dict[str, Any]) -> str | None:
         """Why a record of an expected sample cannot be one of this evaluation, as the end of a sentence."""
-        from masp.results.ledger_file import generated_problem, likelihood_problem
-
         label, prediction = self.label_of[record["sample_key"]], record["prediction"]
         if record["label"] != label:
             return f"has label {record['label']!r}; the dataset says {label!r}"
@@ -98,13 +104,6 @@ class EmotionEvaluation:
 
     def finish(self, records: Sequence[dict[str, Any]]) -> Path:
         """Write `records.h5`, then `metrics.json`; returns the latter."""
-        from masp.evaluation.feed import data_of
-        from masp.files.atomic import write_bytes
-        from masp.results.attention_maps import read_attention
-        from masp.results.ledger import FOLDER
-        from masp.results.metrics import compute_metrics
-        from masp.results.records import FILE, write_emotion_records
-
         config, ledgers = self.config, self.folder / FOLDER
         machines = machines_of(self.feed, ledgers)
         notes = dict.fromkeys(note for machine in machines for note in machine_notes(self.trained, machine))
@@ -140,8 +139,6 @@ class EmotionEvaluation:
 
     def _identity(self) -> dict[str, Any]:
         """What is evaluated; ranks and batch size do not belong to it."""
-        from masp.cache.fingerprint import fingerprint_digest
-
         config, trained = self.config, self.trained
         identity: dict[str, Any] = {
             "model": fingerprint_digest(self.feed.model),
@@ -170,9 +167,6 @@ class EmotionEvaluation:
 
 def length_notes(config: Config, layout: str, answers: Sequence[str]) -> list[str]:
     """Which answers can never win, since another begins them and the layout counts no end token."""
-    from masp.models.likelihood import cut_short
-    from masp.vlm.prompt import load_prompt
-
     if layout != "released" or config.evaluate.scoring != "likelihood":
         return []
     prompt = load_prompt(config.vlm.path)
@@ -184,8 +178,6 @@ def length_notes(config: Config, layout: str, answers: Sequence[str]) -> list[st
 
 def machine_notes(trained, machine: dict) -> list[str]:
     """How the machine that makes the features differs from the one that made those the soft prompt was trained on."""
-    from masp.cache.fingerprint import differences
-
     lineage = trained.soft_prompt_lineage or trained.aspect_lineage
     if lineage is None or lineage.machine is None:
         return []

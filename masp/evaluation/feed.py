@@ -9,6 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
+from masp.cache.fingerprint import differences
+from masp.files.sealed import digest_of
+from masp.results.ledger import read_machines
+
 
 @dataclass(frozen=True)
 class Item:
@@ -88,15 +92,11 @@ def source_of(item: Item) -> dict[str, Any]:
 
 def machines_of(feed: Feed, ledgers: Path) -> list[dict[str, Any]]:
     """The machine parts of the features that all ledgers were made from: one from the cache, any number live."""
-    from masp.results.ledger import read_machines
-
     return read_machines(ledgers) or [feed.machine]
 
 
 def mixed_notes(machines: Sequence[dict[str, Any]]) -> list[str]:
     """How machines that made features of one evaluation differ; rounding, so it is said and no error."""
-    from masp.cache.fingerprint import differences
-
     found = {
         name: list(dict.fromkeys(repr(machine.get(name)) for machine in machines))
         for other in machines[1:]
@@ -112,8 +112,6 @@ def data_of(feed: Any) -> dict[str, str]:
         `data_digest`: of keys, labels and features, live of keys and labels alone; `made_by`: digest of what made the
         features, empty where they were made live. Only digests of features that were made alike can be compared.
     """
-    from masp.files.sealed import digest_of
-
     cached = hasattr(feed.source, "cache")
     return {
         "data_digest": feed.data_digest,

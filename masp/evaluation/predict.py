@@ -10,8 +10,16 @@ from pathlib import Path
 
 from masp.artifacts.trained import load_trained
 from masp.config import Config
+from masp.data.images import load_image
+from masp.data.questions import load_questions
 from masp.errors import InputError
+from masp.evaluation.emotion_scorer import Scorer
+from masp.evaluation.emotions import machine_notes
+from masp.extraction.encoder import Encoder
 from masp.extraction.provenance import machine_part, model_part
+from masp.report.attention import aspect_pictures, write_page
+from masp.report.html import data_address, small
+from masp.results.metrics import softmax
 from masp.runtime.devices import pick_device
 from masp.taxonomy import CATEGORY_SETS, normalise_category
 
@@ -37,12 +45,6 @@ def predict(config: Config, images: Sequence[str], as_json: bool = False, attent
         InputError: a picture cannot be read (the others are printed first), nothing says what the categories are, or
             there are no aspect modules whose attention could be shown.
     """
-    from masp.data.questions import load_questions
-    from masp.evaluation.emotion_scorer import Scorer
-    from masp.evaluation.emotions import machine_notes
-    from masp.extraction.encoder import Encoder
-    from masp.results.metrics import softmax
-
     model = model_part(config)
     encoder = Encoder(config)
     trained = load_trained(config, encoder.vision.hidden_size, model)
@@ -76,8 +78,6 @@ def predict(config: Config, images: Sequence[str], as_json: bool = False, attent
             entries.append(_shown(results[-1], maps, config))
         print(json.dumps(results[-1]) if as_json else _table(results[-1]))
     if attention and entries:
-        from masp.report.attention import write_page
-
         print(f"attention: {write_page(attention, entries)}", file=sys.stderr)
     if broken:
         raise InputError(f"{len(broken)} of {len(images)} images cannot be read: {', '.join(broken)}")
@@ -86,10 +86,6 @@ def predict(config: Config, images: Sequence[str], as_json: bool = False, attent
 
 def _shown(result: dict, maps: dict, config: Config) -> dict:
     """What the page shows of one picture."""
-    from masp.data.images import load_image
-    from masp.report.attention import aspect_pictures
-    from masp.report.html import data_address, small
-
     image = load_image(result["image"], config.vlm.max_side)
     return {
         "name": result["image"],

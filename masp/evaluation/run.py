@@ -13,10 +13,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+from tqdm import tqdm
+
 from masp.config import Config, save_config
+from masp.data.questions import load_questions
+from masp.distributed.ranks import claim_gpu, read_ranks
+from masp.distributed.task_share import array_share
 from masp.errors import InputError, StoppedEarly
+from masp.evaluation.aspects import AspectEvaluation
+from masp.evaluation.emotions import EmotionEvaluation
+from masp.evaluation.sources import open_feed
 from masp.files.text import reason
+from masp.results.attention_maps import AttentionFile
+from masp.results.ledger import FOLDER, Ledger, begin, merge_if_complete, missing_keys, slice_keys
 from masp.runtime.devices import pick_device, plain_memory_errors
+from masp.runtime.status import RunState, noting_failure, read_status, write_status
 from masp.runtime.stop import StopFlag
 
 if TYPE_CHECKING:
@@ -59,8 +71,6 @@ def evaluate(
     Raises:
         InputError, DataError: see `masp.errors`. StoppedEarly: a signal asked to stop; the ledger is kept.
     """
-    from masp.runtime.status import RunState, noting_failure, write_status
-
     ranks = _read_share()
     folder = evaluate_dir(config)
     with noting_failure(folder), _plain_write_errors(folder):
@@ -91,9 +101,6 @@ def _read_share() -> Ranks:
 
     Nothing joins here, so ranks may be processes that never run at the same time.
     """
-    from masp.distributed.ranks import read_ranks
-    from masp.distributed.task_share import array_share
-
     ranks = read_ranks()
     if ranks.launcher == "torchrun":
         return ranks
@@ -109,9 +116,6 @@ def _evaluate(
     known_categories: Sequence[str],
     tables: Sequence[Path],
 ) -> Path | None:
-    from masp.evaluation.sources import open_feed
-    from masp.results.ledger import FOLDER, begin, merge_if_complete
-
     feed = open_feed(config)
     evaluation = open_evaluation(config, folder, feed, known_categories)
     if ranks.is_lead:
@@ -142,7 +146,6 @@ def _discard_results(folder: Path, tables: Sequence[Path]) -> None:
     """Remove what an earlier merge wrote, so that nobody takes it for the result of the ledgers that are there now."""
     from masp.results.records import FILE as RECORDS
     from masp.runtime.status import FILE as STATUS
-    from masp.runtime.status import RunState, read_status
 
     status = read_status(folder)
     names = ["metrics.json", RECORDS, TABLE, *([STATUS] if status and status["state"] == RunState.FINISHED else [])]
@@ -154,8 +157,6 @@ def _left(
     evaluation: EmotionEvaluation | AspectEvaluation, ranks: Ranks, missing: Container[str]
 ) -> dict[str, list[str]]:
     """This rank's images of which records are missing -> those records."""
-    from masp.results.ledger import slice_keys
-
     return {
         image: left
         for image in slice_keys(list(evaluation.keys_of), ranks.rank, ranks.size)
@@ -167,15 +168,9 @@ def open_evaluation(
     config: Config, folder: Path, feed: Feed, known_categories: Sequence[str] = ()
 ) -> EmotionEvaluation | AspectEvaluation:
     """What `evaluate.stage` asks for, checked; the VLM is not loaded yet."""
-    from masp.data.questions import load_questions
-
     questions = load_questions(config.questions)
     if config.evaluate.stage == "stage1":
-        from masp.evaluation.aspects import AspectEvaluation
-
         return AspectEvaluation(config, folder, feed, questions, known_categories)
-    from masp.evaluation.emotions import EmotionEvaluation
-
     return EmotionEvaluation(config, folder, feed, questions, known_categories)
 
 
@@ -192,12 +187,6 @@ def _score(
     What is missing is asked again once the ledger is locked, since the same command may have finished meanwhile, and
     for every batch, since ranks of another call may have cut the samples differently.
     """
-    from tqdm import tqdm
-
-    from masp.results.attention_maps import AttentionFile
-    from masp.results.ledger import Ledger, missing_keys
-    from masp.runtime.status import RunState, write_status
-
     name = f"rank-{ranks.rank}"
     with Ledger(ledgers, name, evaluation.identity, feed.live_machine) as ledger:
         missing = missing_keys(ledgers, evaluation.keys, evaluation.identity, evaluation.problem)
@@ -225,11 +214,7 @@ def _score(
 
 def _load(config: Config, evaluation: EmotionEvaluation | AspectEvaluation, ranks: Ranks) -> None:
     """Get the device and the VLM."""
-    from masp.distributed.ranks import claim_gpu
-
     if config.engine.num_threads:
-        import torch
-
         torch.set_num_threads(config.engine.num_threads)
     device = pick_device(config.engine.device, "engine.device")
     if device == "cuda":
@@ -260,8 +245,6 @@ def _score_batch(
         return
     records = evaluation.score(items, left)
     if maps:
-        from masp.evaluation.emotions import EmotionEvaluation
-
         assert isinstance(evaluation, EmotionEvaluation)  # the other refuses to keep maps
         looks = evaluation.looks(items)
         where = {item.key: maps.append(look) for item, look in zip(items, looks, strict=True)}

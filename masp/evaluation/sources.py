@@ -13,11 +13,14 @@ from masp.artifacts.trained import load_trained_aspects
 from masp.cache.manifest import quarantined_keys
 from masp.cache.reader import Cache
 from masp.config import Config
+from masp.data.datasets import read_dataset
 from masp.errors import DataError, InputError
 from masp.evaluation.feed import Feed, Item
 from masp.extraction.encoder import Encoder
 from masp.extraction.provenance import machine_part, model_part, open_matching_cache
+from masp.files.sealed import digest_of
 from masp.runtime.prefetch import ReadAhead
+from masp.vlm.families import load_config, resolve_folder
 
 
 def open_feed(config: Config) -> Feed:
@@ -30,8 +33,6 @@ def open_feed(config: Config) -> Feed:
 
 
 def _digest(pairs) -> str:
-    from masp.files.sealed import digest_of
-
     return digest_of(sorted(map(list, pairs)))
 
 
@@ -93,9 +94,6 @@ class _CacheSource:
 
 
 def _live(config: Config) -> Feed:
-    from masp.data.datasets import read_dataset
-    from masp.vlm.families import load_config, resolve_folder
-
     dataset = read_dataset(config.dataset)
     broken = quarantined_keys(config)
     of_split = [s for s in dataset.samples if s.split == config.evaluate.split]

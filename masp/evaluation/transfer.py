@@ -14,6 +14,8 @@ from masp.config import Config, load_config
 from masp.errors import DataError, InputError
 from masp.evaluation.category_map import parse_map
 from masp.evaluation.run import TABLE, evaluate, evaluate_dir, open_evaluation
+from masp.evaluation.sources import open_feed
+from masp.files.atomic import write_bytes
 from masp.runtime.stop import StopFlag
 
 _COLUMNS = ("num_samples", "num_correct", "accuracy", "accuracy_ci95", "macro_f1", "balanced_accuracy")
@@ -38,8 +40,6 @@ def evaluate_on(config: Config, files: Sequence[str], stop: StopFlag | None = No
         InputError: a file is wrong, two datasets have one name, or categories are neither trained nor mapped.
         DataError: data of some datasets are damaged; the others are scored.
     """
-    from masp.evaluation.sources import open_feed
-
     configs = dataset_configs(config, files)
     feeds = {name: open_feed(each) for name, each in configs.items()}
     known = sorted({category for feed in feeds.values() for category in feed.categories})
@@ -100,8 +100,6 @@ def _what_is_scored(config: Config) -> tuple:
 
 
 def _write_table(table: Path, configs: dict[str, Config]) -> Path | None:
-    from masp.files.atomic import write_bytes
-
     rows = {}
     for name, each in configs.items():
         path = evaluate_dir(each) / "metrics.json"

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest
 
 from masp.errors import InputError
+from masp.experiments.plots import intervals_figure
+from masp.files.atomic import write_bytes
 from masp.results.intervals import percentiles, wilson_interval
 from masp.results.records import FILE, Records, read_records_file
 
@@ -151,8 +154,6 @@ def compare_pair(first: np.ndarray, second: np.ndarray, seed: int = 0) -> dict[s
         first, second: which predictions are right, `[N]` bool, of the same samples.
         seed: of the bootstrap over samples.
     """
-    from scipy.stats import binomtest
-
     count = len(first)
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     # The difference of a resample depends on these three counts alone, so drawing them is drawing samples.
@@ -189,9 +190,6 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def _write(result: dict[str, Any], folder: Path) -> None:
-    from masp.experiments.plots import intervals_figure
-    from masp.files.atomic import write_bytes
-
     accuracies = [(name, run["accuracy"], run["accuracy_ci95"]) for name, run in result["runs"].items()]
     differences = [(f"{p['second']} − {p['first']}", p["difference"], p["difference_ci95"]) for p in result["pairs"]]
     panels = [("accuracy", accuracies, None), ("difference of accuracies", differences, 0.0)]

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from masp.cache.reader import Cache
 
@@ -24,11 +28,6 @@ def linear_probe(cache: Cache, seed: int) -> tuple[int, int]:
     Returns:
         How many test images it got right, and how many there are.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     features, labels = mean_features(cache, "train")
     folds = int(min(5, np.bincount(labels)[np.unique(labels)].min()))
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, random_state=seed))

@@ -15,6 +15,7 @@ import torch
 from masp.artifacts.store import load_aspects, load_soft_prompt
 from masp.cache.reader import Cache, open_cache
 from masp.config import Config, load_config
+from masp.data.keys import sample_key
 from masp.errors import InputError
 from masp.extraction.job import extract
 from masp.models.forward import Stage1Model, Stage2Model, num_logits
@@ -118,8 +119,6 @@ class _Comparison:
         self.differences[name] = difference if not difference <= self.differences[name] else self.differences[name]
 
     def _sample(self, entry: dict):
-        from masp.data.keys import sample_key
-
         key = sample_key("test", f"none/{entry['image']}")
         if key not in self.samples:
             raise InputError(f"--case: golden.json names image {entry['image']!r}, which the case does not hold")

@@ -5,6 +5,10 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
 Row = tuple[str, float, Sequence[float] | None]
 """A name, a value, and the ends of its interval."""
 
@@ -20,10 +24,6 @@ def intervals_figure(panels: Sequence[tuple[str, Sequence[Row], float | None]]) 
     Returns:
         A PNG file.
     """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     heights = [0.9 + 0.28 * len(rows) for _, rows, _ in panels]
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(7.5, sum(heights)), layout="constrained")

@@ -15,7 +15,11 @@ from masp.artifacts.trained import NONE, default_aspect_path
 from masp.config import Config
 from masp.distributed.task_share import require_one_process
 from masp.errors import InputError
+from masp.evaluation.run import evaluate
+from masp.experiments.study_table import seeds_found, write_table
 from masp.experiments.variants import FULL, Variant, variants_of
+from masp.extraction.job import extract
+from masp.training.loop import train
 
 
 def run_study(config: Config, seeds: str, only: str | None = None, list_only: bool = False) -> Path | None:
@@ -34,11 +38,6 @@ def run_study(config: Config, seeds: str, only: str | None = None, list_only: bo
         InputError: a seed or name is wrong, the configuration names checkpoints or stage 1, or several processes were
             announced.
     """
-    from masp.evaluation.run import evaluate
-    from masp.experiments.study_table import seeds_found, write_table
-    from masp.extraction.job import extract
-    from masp.training.loop import train
-
     numbers = _seeds(seeds)
     _check_config(config)
     chosen = _choose(variants_of(config), only)

@@ -13,7 +13,9 @@ import numpy as np
 
 from masp.config.yaml_text import read_yaml
 from masp.experiments.compare import check_same_samples, correctness
+from masp.experiments.plots import intervals_figure
 from masp.experiments.variants import FULL, Variant
+from masp.files.atomic import write_bytes
 from masp.results.intervals import percentiles
 from masp.results.records import FILE, read_records_file
 
@@ -34,9 +36,6 @@ def write_table(folder: Path, variants: Sequence[Variant], seeds: Sequence[int])
     Raises:
         InputError: runs are on different samples. DataError: records are damaged.
     """
-    from masp.experiments.plots import intervals_figure
-    from masp.files.atomic import write_bytes
-
     result = study(folder, variants, seeds)
     text = markdown(result)
     path = folder / "study.json"

@@ -13,14 +13,13 @@ from masp.config import Config
 from masp.extraction.image_stream import Picture, Pictures, batches, picture_stream
 from masp.runtime.devices import encoder_dtype, pick_device, torch_dtype
 from masp.runtime.prefetch import ReadAhead
+from masp.vlm.vision import load_preprocessor, load_vision_half
 
 
 class Encoder:
     """The vision half with its preprocessing, as extraction runs it."""
 
     def __init__(self, config: Config):
-        from masp.vlm.vision import load_preprocessor, load_vision_half
-
         self.config = config
         self.preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
         self.device = pick_device(config.extract.device, "extract.device")

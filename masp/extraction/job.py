@@ -38,10 +38,12 @@ from masp.cache.shard_state import (
 from masp.config import Config
 from masp.data.datasets import Dataset, read_dataset
 from masp.errors import FilesInUse, InputError
+from masp.extraction.encode_shards import encode_shards
 from masp.extraction.provenance import machine_part
 from masp.files.locks import locked
 from masp.runtime.stop import StopFlag
 from masp.vlm.families import resolve_folder
+from masp.vlm.vision import load_preprocessor
 
 
 @dataclass(frozen=True)
@@ -225,8 +227,6 @@ def agree(job: Job) -> dict:
     """
     config, begun = job.config, read_layout(job.folder)
     if begun is None:
-        from masp.vlm.vision import load_preprocessor
-
         # what cannot work is refused before anything is written
         load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
     machine = begun["machine"] if begun else machine_part(config)
@@ -256,8 +256,6 @@ def _forget_unused_layout(folder: Path) -> None:
 def _encode(job: Job, todo: Sequence[Shard], layout: dict, stop: StopFlag | None) -> None:
     bad = _bad_images(job, todo, layout)
     with nullcontext(stop) if stop is not None else StopFlag() as flag:
-        from masp.extraction.encode_shards import encode_shards
-
         encode_shards(job.config, job.folder, todo, layout, flag, bad)
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from masp.cache.fingerprint import describe_device, machine_fields, model_fields
+from masp.cache.reader import open_cache
 from masp.config import Config
+from masp.runtime.devices import encoder_dtype, pick_device
+from masp.vlm.families import load_config, resolve_folder
 
 if TYPE_CHECKING:
     from masp.cache.reader import Cache
@@ -12,9 +16,6 @@ if TYPE_CHECKING:
 
 def model_part(config: Config) -> dict[str, Any]:
     """Model part of the fingerprint of this configuration."""
-    from masp.cache.fingerprint import model_fields
-    from masp.vlm.families import load_config, resolve_folder
-
     folder = resolve_folder(config.vlm.path)
     load_config(folder)  # an unsupported family is refused before its weights are digested
     return model_fields(folder, config.vlm, config.cache.dtype)
@@ -26,9 +27,6 @@ def machine_part(config: Config) -> dict[str, Any]:
     Raises:
         InputError: `extract.device` is a GPU and there is none.
     """
-    from masp.cache.fingerprint import describe_device, machine_fields
-    from masp.runtime.devices import encoder_dtype, pick_device
-
     device, extract = pick_device(config.extract.device, "extract.device"), config.extract
     runs_in = encoder_dtype(config.cache.dtype, device)
     return machine_fields(describe_device(device), runs_in, extract.batch_tokens, extract.num_threads)
@@ -40,8 +38,6 @@ def open_matching_cache(config: Config) -> tuple[Cache, dict[str, Any]]:
     Returns:
         The cache, and the model part of its fingerprint.
     """
-    from masp.cache.reader import open_cache
-
     cache = open_cache(config.cache.dir)
     model = model_part(config)
     cache.check_model(model)

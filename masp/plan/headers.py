@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from tqdm import tqdm
+
 from masp.data.images import UnreadableImage, image_size
 from masp.files.text import reason
 
@@ -37,8 +39,6 @@ def read_sizes(
         Per file its width and height as the image processor will get it, None if it cannot be read; and the files that
         cannot, each with the reason.
     """
-    from tqdm import tqdm
-
     num_processes = default_processes() if num_processes is None else num_processes
     chunks = [[str(path) for path in paths[start : start + _CHUNK]] for start in range(0, len(paths), _CHUNK)]
     found: list[Size | str] = []

@@ -10,6 +10,7 @@ from masp.errors import InputError
 from masp.plan.disk import Planned, tar_sizes
 from masp.plan.work import extraction_flops
 from masp.vlm.flops import VisionShape
+from masp.vlm.vision import load_preprocessor
 
 TOKEN_LIMITS = (1024, 512, 256, 128)
 """Vision tokens that `vlm.max_pixels` may be set to allow."""
@@ -41,8 +42,6 @@ def pixel_levers(config: Config, vision: VisionShape, shards: dict[str, list[Pla
         shards: the images by shard.
         hidden_size: D.
     """
-    from masp.vlm.vision import load_preprocessor
-
     largest = max(p.num_tokens for members in shards.values() for p in members)
     side = _token_side(load_preprocessor(config.vlm.path))
     levers = []

@@ -12,6 +12,7 @@ import torch
 from masp.cache.reader import CachedSample
 from masp.config import Config
 from masp.data.images import UnreadableImage, load_image
+from masp.data.questions import load_questions
 from masp.errors import InputError
 from masp.models.aspect_modules import AspectModules
 from masp.models.forward import Stage1Model, Stage2Model
@@ -21,6 +22,7 @@ from masp.plan.rates import Rate, Rates
 from masp.plan.text_tokens import Words
 from masp.plan.work import extraction_flops, stage1_work, stage2_work
 from masp.runtime.devices import encoder_dtype, pick_device, torch_dtype
+from masp.training.steps import Steps, make_schedule
 from masp.vlm.flops import LanguageShape, VisionShape
 from masp.vlm.language import load_language_half
 from masp.vlm.prompt import load_prompt
@@ -102,9 +104,6 @@ def _encoder_rate(config: Config, vision: VisionShape, images: Sequence[Planned]
 
 def _stage_seconds(config: Config, stage: str, language, images: Sequence[Planned]) -> float:
     """Seconds of forward and backward passes of one epoch over these images, as training cuts them into batches."""
-    from masp.data.questions import load_questions
-    from masp.training.steps import Steps, make_schedule
-
     device, dtype = pick_device(config.engine.device, "engine.device"), language.dtype
     cache = _StandIn(images, language.hidden_size)
     config = replace(config, **{stage: replace(getattr(config, stage), validate_every=None)})  # steps only

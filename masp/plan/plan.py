@@ -6,11 +6,22 @@ import dataclasses
 import json
 from pathlib import Path
 
+from masp.cache.layout import read_layout
 from masp.config import Config
 from masp.data.datasets import Dataset, read_dataset
 from masp.errors import InputError
+from masp.plan.actual import actual_cache, actual_extraction, actual_stages
+from masp.plan.disk import PRECISIONS, check_space, index_bytes, shard_contents, tar_sizes
 from masp.plan.headers import read_sizes
+from masp.plan.levers import pixel_levers, plan_images, token_statistics
+from masp.plan.measure import measure_rates
 from masp.plan.rates import DEFAULT_TFLOPS, DEFAULT_UTILISATION, Rates, rates_of_run, stated_rates
+from masp.plan.render import render
+from masp.plan.text_tokens import count_words
+from masp.plan.work import extraction_flops, stage1_work, stage2_work, without_cache
+from masp.vlm.families import load_config, resolve_folder
+from masp.vlm.flops import shapes
+from masp.vlm.vision import load_preprocessor
 
 NUM_BROKEN_SHOWN = 10
 
@@ -52,8 +63,6 @@ def plan(
     if as_json:
         print(json.dumps(result, indent=1))
     else:
-        from masp.plan.render import render
-
         print(render(result))
     return result
 
@@ -73,12 +82,6 @@ def make_plan(
     if measure is not None and measure < 1:
         raise InputError(f"--measure {measure}: must be at least 1")
 
-    from masp.plan.levers import plan_images
-    from masp.plan.text_tokens import count_words
-    from masp.vlm.families import load_config, resolve_folder
-    from masp.vlm.flops import shapes
-    from masp.vlm.vision import load_preprocessor
-
     folder = resolve_folder(config.vlm.path, weights=measure is not None)
     config = dataclasses.replace(config, vlm=dataclasses.replace(config.vlm, path=str(folder)))
     # what cannot work is refused before headers are read
@@ -93,19 +96,11 @@ def make_plan(
     train = [p for p in images if p.sample.split == "train"]
     words = count_words(config, [p.sample for p in train], dataset.categories)
     if measure is not None:
-        from masp.plan.measure import measure_rates
-
         rates = measure_rates(config, vision, language, words, train or images, measure, rates)
     return _result(config, dataset, images, broken, (vision, language), words, rates)
 
 
 def _result(config: Config, dataset: Dataset, images: list, broken: list, shape: tuple, words, rates: Rates) -> dict:
-    from masp.cache.layout import read_layout
-    from masp.plan.actual import actual_cache, actual_extraction, actual_stages
-    from masp.plan.disk import PRECISIONS, check_space, index_bytes, shard_contents, tar_sizes
-    from masp.plan.levers import pixel_levers, token_statistics
-    from masp.plan.work import extraction_flops, stage1_work, stage2_work, without_cache
-
     vision, language = shape
     hidden, dtype = language.width, config.cache.dtype
     train = [p for p in images if p.sample.split == "train"]

@@ -11,6 +11,7 @@ from typing import Any
 from masp.config import Config
 from masp.data.questions import SLOT, load_questions
 from masp.errors import InputError
+from masp.vlm.prompt import load_prompt
 
 _QWEN_TEMPLATE = (14, 1, 1, 5)
 """Tokens of the Qwen family's template: opening with the system turn, image start, image end, closing."""
@@ -76,8 +77,6 @@ def _mean(texts: dict[str, int], tokens: Callable[[str], int]) -> float:
 
 def _tokenizer(path: str) -> tuple[tuple[int, int, int, int], Callable[[str], int], bool]:
     """Tokens of the template's parts, a function that counts those of a text, and whether they are the VLM's own."""
-    from masp.vlm.prompt import load_prompt
-
     try:
         prompt = load_prompt(path)
     except InputError:  # a folder without tokenizer is enough to plan with

@@ -6,10 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from masp.errors import MaspError
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from masp.data.images import UnreadableImage, load_image
+from masp.errors import InputError, MaspError
 from masp.files.atomic import write_bytes
 from masp.files.text import reason
-from masp.report.html import data_address, small
+from masp.report.html import data_address, environment, small
+from masp.report.mistakes import image_of
+from masp.results.records import FILE, read_maps, read_records_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,10 +40,6 @@ def overlay(image: Image.Image, weights: np.ndarray) -> Image.Image:
     Returns:
         The picture in grey, with bright places where the aspect looks; of the same size.
     """
-    import matplotlib
-    import numpy as np
-    from PIL import Image
-
     heat = Image.fromarray((weights / weights.max()).astype("f4"), mode="F")
     heat = np.clip(np.asarray(heat.resize(image.size, Image.Resampling.BICUBIC)), 0, 1)
     colours = matplotlib.colormaps[_COLOURS](heat)[..., :3] * 255
@@ -62,9 +65,6 @@ def write_page(path: str | Path, entries: Sequence[Mapping[str, Any]]) -> Path:
     Raises:
         InputError: it cannot be written.
     """
-    from masp.errors import InputError
-    from masp.report.html import environment
-
     path = Path(path)
     html = environment().get_template("attention.html.j2").render({"entries": list(entries)})
     try:
@@ -85,11 +85,6 @@ def looks(evaluate_dir: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
     Returns:
         Per picture `name`, `label`, `prediction`, `picture` and `aspects`; empty without maps or pictures.
     """
-    from masp.data.images import UnreadableImage, load_image
-    from masp.report.html import data_address, small
-    from masp.report.mistakes import image_of
-    from masp.results.records import FILE, read_maps, read_records_file
-
     path, root = evaluate_dir / FILE, (config.get("dataset") or {}).get("root")
     if not path.is_file() or not isinstance(root, str):
         return []

@@ -11,6 +11,10 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import matplotlib
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
@@ -101,10 +105,6 @@ def calibration_chart(name: str, bins: Sequence[dict[str, Any]]) -> str:
 
 
 def _axes(width: float, height: float) -> tuple[Any, Any]:
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
     # A canvas of its own, and no pyplot: no window system is asked for and no global figure is left behind.
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -113,8 +113,6 @@ def _axes(width: float, height: float) -> tuple[Any, Any]:
 
 
 def _svg(figure: Any, name: str, description: str) -> str:
-    import matplotlib
-
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": name}), io.StringIO() as file:
         figure.savefig(file, format="svg", transparent=True, metadata=no_metadata)

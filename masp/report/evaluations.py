@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from masp.report.charts import calibration_chart
 from masp.report.checks import sound
 from masp.report.tables import confusion_table
 
@@ -24,8 +25,6 @@ def aspect_rows(evaluate_dir: Path, metrics: dict[str, Any], problems: list[str]
         metrics: its metrics.
         problems: what is damaged is left out, and a line appended that says so.
     """
-    from masp.report.charts import calibration_chart
-
     path = evaluate_dir / "metrics.json"
     if "per_aspect" not in metrics:
         path = evaluate_dir.parent / "evaluate-stage1" / "metrics.json"

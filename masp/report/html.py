@@ -8,14 +8,14 @@ import math
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
+import jinja2
+
 if TYPE_CHECKING:
     from PIL import Image
 
 
 def environment() -> Any:
     """What renders our pages: every value is escaped."""
-    import jinja2
-
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("masp.report", "templates"),
         autoescape=True,

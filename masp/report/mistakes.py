@@ -3,7 +3,12 @@
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from masp.data.images import UnreadableImage, load_image
+from masp.data.keys import split_key
 from masp.errors import MaspError
+from masp.report.html import SIDE, data_address
+from masp.results.ledger import FOLDER, read_records
+from masp.results.metrics import softmax
 
 _NUM_MISTAKES = 12
 
@@ -15,9 +20,6 @@ def mistakes(evaluate_dir: Path, metrics: dict[str, Any], config: dict[str, Any]
         `entries` (name, label, prediction, text, probability, label_probability, picture), `num_mistakes`,
         `by_confidence`, `has_pictures`, and `problem`: why there are no records or no pictures, or None.
     """
-    from masp.results.ledger import FOLDER, read_records
-    from masp.results.metrics import softmax
-
     try:
         records, problem = read_records(evaluate_dir / FOLDER), None
     except MaspError as error:
@@ -62,8 +64,6 @@ def mistakes(evaluate_dir: Path, metrics: dict[str, Any], config: dict[str, Any]
 
 def image_of(key: str, root: Path | None) -> tuple[str, Path | None]:
     """A sample's name to show, and its image if there is one below `root`."""
-    from masp.data.keys import split_key
-
     try:
         split, relative = split_key(key)
     except ValueError:
@@ -79,9 +79,6 @@ def image_of(key: str, root: Path | None) -> tuple[str, Path | None]:
 
 def _thumbnail(path: Path) -> str | None:
     """The image, small, as a data address; None if it cannot be read."""
-    from masp.data.images import UnreadableImage, load_image
-    from masp.report.html import SIDE, data_address
-
     try:
         return data_address(load_image(path, SIDE))
     except (UnreadableImage, OSError):

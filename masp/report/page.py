@@ -15,7 +15,14 @@ from masp import __version__
 from masp.errors import DataError, InputError
 from masp.files.atomic import write_bytes
 from masp.files.text import reason
+from masp.report.attention import looks
+from masp.report.charts import calibration_chart
+from masp.report.checks import is_finite, sound
+from masp.report.evaluations import aspect_rows, dataset_rows
 from masp.report.html import environment
+from masp.report.mistakes import mistakes
+from masp.report.tables import confusion_table, find_config, lineage_rows
+from masp.report.training_curves import training_stages
 
 _VARIANT_TITLES = {
     "zero_shot": "Zero-shot",
@@ -88,13 +95,6 @@ def _find_evaluation(run_dir: Path) -> Path:
 
 def _gather(run_dir: Path, evaluate_dir: Path) -> dict[str, Any]:
     """Everything that the template needs, as plain values."""
-    from masp.report.attention import looks
-    from masp.report.checks import is_finite, sound
-    from masp.report.evaluations import aspect_rows, dataset_rows
-    from masp.report.mistakes import mistakes
-    from masp.report.tables import confusion_table, find_config, lineage_rows
-    from masp.report.training_curves import training_stages
-
     metrics = _read_json(evaluate_dir / "metrics.json")
     for key in ("accuracy", "num_samples", "num_correct"):
         if not is_finite(metrics.get(key)):
@@ -186,8 +186,6 @@ def _notes(metrics: dict[str, Any], lineage: list[dict[str, str]]) -> list[str]:
 def _variants(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    from masp.report.checks import sound
-
     summary = _read_json(path)
     rows = []
     for key in [*(k for k in _VARIANT_TITLES if k in summary), *(k for k in summary if k not in _VARIANT_TITLES)]:
@@ -199,8 +197,6 @@ def _variants(path: Path, problems: list[str]) -> list[dict[str, Any]]:
 
 
 def _calibration(metrics: dict[str, Any]) -> str | None:
-    from masp.report.charts import calibration_chart
-
     return calibration_chart("calibration", metrics["calibration"]) if metrics.get("calibration") else None
 
 

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from masp.report.charts import training_curve
 from masp.report.checks import is_finite
 
 _STAGES = (("stage1", "Stage 1: aspect modules", "aspect"), ("stage2", "Stage 2: soft prompt", "soft_prompt"))
@@ -21,8 +22,6 @@ def training_stages(run_dir: Path, evaluate_dir: Path, config: dict[str, Any]) -
 
     The file is looked for in the run directory, then beside the evaluation, then beside the checkpoint.
     """
-    from masp.report.charts import training_curve
-
     stages = []
     for name, title, checkpoint in _STAGES:
         folders = [run_dir / name, evaluate_dir.parent / name]

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import brier_score_loss, confusion_matrix, f1_score, precision_recall_fscore_support, recall_score
 
 from masp.errors import DataError
 from masp.results.intervals import percentiles, wilson_interval
@@ -98,8 +99,6 @@ def softmax(scores: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
 
 def confusion_counts(labels: np.ndarray, predictions: np.ndarray, num_categories: int) -> np.ndarray:
     """Counts `[label, prediction]` of category indices; the last of `num_categories + 1` columns is 'no category'."""
-    from sklearn.metrics import confusion_matrix
-
     return confusion_matrix(labels, predictions, labels=np.arange(num_categories + 1))[:-1]
 
 
@@ -144,8 +143,6 @@ def _indices(records: Sequence[dict[str, Any]], categories: Sequence[str]) -> tu
 
 
 def _category_metrics(labels: np.ndarray, predictions: np.ndarray, categories: Sequence[str]) -> dict[str, Any]:
-    from sklearn.metrics import f1_score, precision_recall_fscore_support, recall_score
-
     columns = precision_recall_fscore_support(
         labels, predictions, labels=np.arange(len(categories)), average=None, zero_division=0
     )
@@ -178,8 +175,6 @@ _SCORE_METRICS = ("top2_accuracy", "nll", "brier", "ece", "calibration", "accura
 
 
 def _score_metrics(records: Sequence[dict[str, Any]], labels: np.ndarray) -> dict[str, Any]:
-    from sklearn.metrics import brier_score_loss
-
     log_probabilities = _log_softmax([record["scores"] for record in records])
     probabilities = np.exp(log_probabilities)
     rows, columns = np.arange(len(labels)), np.arange(probabilities.shape[1])

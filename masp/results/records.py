@@ -25,9 +25,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 from masp.errors import DataError, InputError
+from masp.files.atomic import replacing
 from masp.files.text import first_line
 
 FILE = "records.h5"
@@ -101,18 +103,12 @@ def write_aspect_records(path: Path, records: Sequence[dict[str, Any]], answers:
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[Any]:
-    import h5py
-
-    from masp.files.atomic import replacing
-
     with replacing(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs["format_version"] = VERSION
         yield file
 
 
 def _texts(group, name: str, texts: Sequence[str]) -> None:
-    import h5py
-
     # generated lines may hold what HDF5's texts cannot: a NUL ends them, a lone surrogate is no UTF-8
     plain = [t.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "backslashreplace") for t in texts]
     group.create_dataset(name, data=plain, shape=(len(plain),), dtype=h5py.string_dtype())
@@ -209,8 +205,6 @@ def read_maps(path: str | Path, keys: Sequence[str]) -> dict[str, dict[str, np.n
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[Any]:
-    import h5py
-
     try:
         # the file never changes once it has its name, and some cluster file systems cannot lock
         with h5py.File(path, "r", locking=False) as file:
@@ -227,8 +221,6 @@ def _reading(path: Path) -> Iterator[Any]:
 
 
 def _dataset(group, name: str):
-    import h5py
-
     found = group[name]
     if not isinstance(found, h5py.Dataset):
         raise ValueError(f"{name} is no dataset")
@@ -236,8 +228,6 @@ def _dataset(group, name: str):
 
 
 def _strings(group, name: str) -> list[str]:
-    import h5py
-
     found = _dataset(group, name)
     if h5py.check_string_dtype(found.dtype) is None or found.ndim != 1:
         raise ValueError(f"{name} is no list of texts")

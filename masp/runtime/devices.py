@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import torch
 
 from masp.errors import InputError
 
@@ -18,8 +22,6 @@ def pick_device(name: str, key: str) -> str:
     Raises:
         InputError: a GPU is asked for and there is none.
     """
-    import torch
-
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -40,20 +42,13 @@ def encoder_dtype(cache_dtype: str, device: str) -> str:
 
 def torch_dtype(name: str):
     """The torch dtype of `bf16`, `fp16` or `fp32`."""
-    import torch
-
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
 
 
 def peak_memory_bytes(device: str) -> int:
     """The most memory in use so far: of the GPU by torch's tensors, or resident of this process on a CPU."""
     if device == "cuda":
-        import torch
-
         return torch.cuda.max_memory_allocated()
-    import resource
-    import sys
-
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
@@ -68,8 +63,6 @@ def plain_memory_errors(remedy: str) -> Iterator[None]:
     Raises:
         InputError: instead of what torch raises.
     """
-    import torch
-
     try:
         yield
     except torch.OutOfMemoryError:

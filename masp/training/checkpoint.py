@@ -12,6 +12,8 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from masp.errors import DataError, InputError
@@ -57,9 +59,6 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     Raises:
         InputError: the disk is full or not writable; what was there before stays.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     name = step_name(checkpoint.step)
     final, temporary = folder / name, folder / f".{name}.tmp"
     try:
@@ -132,9 +131,6 @@ def load_step(folder: Path, step: int, identity: dict) -> Checkpoint:
 
 
 def _load(folder: Path, path: Path, identity: dict) -> Checkpoint:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     pointer = folder / LATEST
     others = sorted(p.name for p in folder.glob("step-*") if p != path)
     remedy = f"write {others[-1]!r} into {pointer} to go back to it" if others else f"delete {folder} to start afresh"

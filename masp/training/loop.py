@@ -10,15 +10,28 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+from safetensors import SafetensorError
+
 from masp.config import Config, save_config
 from masp.config.schema import StageConfig
+from masp.distributed.collectives import check_agreed, gather, on_lead
+from masp.distributed.liveness import Peers
+from masp.distributed.ranks import join, read_ranks
 from masp.errors import InputError, StoppedEarly, one_line
 from masp.files.text import reason
 from masp.runtime.devices import pick_device, plain_memory_errors
+from masp.runtime.prefetch import ReadAhead
 from masp.runtime.run_lock import RunInUse, RunLock
 from masp.runtime.status import RunState, noting_failure, write_status
 from masp.runtime.stop import StopFlag, StopRequests
 from masp.training.checkpoint import Checkpoint, load_latest, load_step, save_checkpoint
+from masp.training.engine import Engine, load_trained, make_partition
+from masp.training.logs import KeyLog, TrainingLog, cut_key_logs
+from masp.training.not_finite import report_not_finite
+from masp.training.profiling import Profile, device_peak
+from masp.training.stage import Stage
+from masp.training.validation import Validation
 
 if TYPE_CHECKING:
     from masp.distributed.liveness import RankLost
@@ -68,8 +81,6 @@ def train(
         InputError, DataError: see `masp.errors`. StoppedEarly: something asked to stop; a checkpoint was written.
         RankLost: another rank was killed.
     """
-    from masp.distributed.ranks import read_ranks
-
     ranks = read_ranks()
     folder = Path(config.output_dir) / stage
     with ExitStack() as stack:
@@ -91,10 +102,6 @@ def _in_company(config: Config, stage: str, ranks: Ranks, lock: RunLock, work, o
     """Do the work of a run once its ranks have met; each of them is told if another is lost."""
     if ranks.size == 1:
         return work(_Run(config, stage, ranks, lock))
-    from masp.distributed.collectives import on_lead
-    from masp.distributed.liveness import Peers
-    from masp.distributed.ranks import join
-
     device = pick_device(config.engine.device, "engine.device")
     join(ranks, device)
     on_lead(ranks, device, lock.take)
@@ -114,8 +121,6 @@ class _Run:
     """One call of `train`: what is set up before the loop, and the loop."""
 
     def __init__(self, config: Config, name: str, ranks: Ranks, lock: RunLock):
-        from masp.training.stage import Stage
-
         self.config, self.ranks, self.lock = config, ranks, lock
         self.device = pick_device(config.engine.device, "engine.device")
         self.stage = Stage(config, name, self.device)
@@ -125,9 +130,6 @@ class _Run:
         self.checkpoints = self.folder / "checkpoints"
 
     def run(self, stop: StopRequests, profile: bool) -> Path:
-        from masp.distributed.collectives import check_agreed, on_lead
-        from masp.distributed.ranks import join
-
         checkpoint = load_latest(self.checkpoints, self.identity)
         done, artefact = checkpoint.step if checkpoint else 0, self.stage.artefact
         ended = done == self.num_steps or bool(checkpoint and checkpoint.validation.get("ended"))
@@ -147,8 +149,6 @@ class _Run:
         return artefact
 
     def _export(self, last: int, state: dict, validation: Validation | None) -> None:
-        from safetensors import SafetensorError
-
         text = f"{last} steps"
         if validation and validation.best_step not in (None, last):
             state = load_step(self.checkpoints, validation.best_step, self.identity).tensors
@@ -163,8 +163,6 @@ class _Run:
         self._finished(last, f"{text}: {self.stage.artefact}")
 
     def _make_folder(self, done: int) -> None:
-        from masp.training.logs import cut_key_logs
-
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock.take()
@@ -188,11 +186,6 @@ class _Run:
 
     def _build(self, checkpoint: Checkpoint | None, done: int):
         """Engine, steps and validation, as they were after `done` steps."""
-        import torch
-
-        from masp.training.engine import Engine, load_trained, make_partition
-        from masp.training.validation import Validation
-
         if self.config.engine.num_threads:
             torch.set_num_threads(self.config.engine.num_threads)
         partition = make_partition(self.config.engine, self.settings)
@@ -213,10 +206,6 @@ class _Run:
         self, engine, steps: Steps, validation: Validation | None, done: int, stop: StopRequests, profile: bool
     ) -> int:
         """Take the steps after `done`; returns how many were taken in all."""
-        from masp.runtime.prefetch import ReadAhead
-        from masp.training.logs import KeyLog
-        from masp.training.profiling import Profile
-
         settings, num_steps, ranks, lead = self.settings, self.num_steps, self.ranks, self.ranks.is_lead
         keys = KeyLog(self.folder, ranks.rank, ranks.size) if settings.log_keys else None
         workers = self.config.engine.num_workers
@@ -281,17 +270,11 @@ class _Run:
         return done
 
     def _log(self, done: int) -> TrainingLog:
-        from masp.training.logs import TrainingLog
-        from masp.training.profiling import device_peak
-
         peak = (device_peak(self.device, self.config.engine.precision) or 0.0) * self.ranks.size
         return TrainingLog(self.folder, self.name, self.num_steps, done, self.settings.log_every, self.device, peak)
 
     def _refuse(self, engine, number: int, step: Step, total: Accumulated) -> None:
         """End all ranks before a step whose loss or gradient is not finite; its samples are left in a file."""
-        from masp.distributed.collectives import gather, on_lead
-        from masp.training.not_finite import report_not_finite
-
         own = [
             (step.keys[micro][int(image)], bool(value.isfinite()))
             for micro, (batch, losses) in enumerate(zip(step.batches, engine.row_losses, strict=True))
@@ -307,8 +290,6 @@ class _Run:
         on_lead(self.ranks, self.device, report)
 
     def _save(self, engine, step: int, validation: Validation | None) -> None:
-        from masp.distributed.collectives import on_lead
-
         tensors = engine.state()  # a collective
         checkpoint = Checkpoint(
             step, self.identity, tensors, engine.counters(), validation.state() if validation else {}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+from torch.profiler import ProfilerActivity, profile, schedule
+
 from masp.models.sequence import IGNORED, Batch
 from masp.vlm.flops import LanguageShape, aspect_module_flops, language_flops
 
@@ -22,9 +25,6 @@ class Profile:
     """
 
     def __init__(self, folder: Path):
-        import torch
-        from torch.profiler import ProfilerActivity, profile, schedule
-
         self.folder = folder / "profile"
         self.folder.mkdir(exist_ok=True)
         activities = [ProfilerActivity.CPU]
@@ -97,8 +97,6 @@ def device_peak(device: str, precision: str) -> float | None:
     """The same for this process's device."""
     if device != "cuda":
         return None
-    import torch
-
     return peak_flops(torch.cuda.get_device_name(), precision)
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from masp.config.schema import EngineConfig, StageConfig
+from masp.distributed.collectives import sum_floats
 from masp.files.jsonl import append_line, cut_lines
 from masp.runtime.prefetch import ReadAhead
 from masp.training.steps import HeldOutSteps
@@ -61,8 +62,6 @@ class Validation:
         Returns:
             Whether the loss is the lowest so far. One that is not finite never is.
         """
-        from masp.distributed.collectives import sum_floats
-
         total = 0.0
         order = range(len(self.steps))
         with ReadAhead(self.steps, order, self.engine.num_workers, "engine.num_workers") as parts:

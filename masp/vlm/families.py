@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
+from transformers import AutoConfig
+
 from masp.errors import InputError
 from masp.files.text import all_lines, first_line
 
@@ -31,9 +35,6 @@ def resolve_folder(path: str, weights: bool = True) -> Path:
         return folder
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise InputError(f"vlm.path: {path!r} is no folder; give the folder of a VLM or a hub name (owner/name)")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     try:
         patterns = ["*.json", "*.txt", "*.jinja", *(["*.safetensors"] if weights else [])]
         return Path(snapshot_download(path, allow_patterns=patterns))
@@ -52,9 +53,6 @@ def load_config(folder: Path):
     Raises:
         InputError: unreadable configuration, or a family that is not supported, named.
     """
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
-
     try:
         config = AutoConfig.from_pretrained(folder)
     except (ValueError, OSError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:

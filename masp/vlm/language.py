@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from masp.vlm.loading import Partition, load_part
 
@@ -60,8 +63,6 @@ class LanguageHalf(nn.Module):
 
     def new_cache(self):
         """An empty key/value cache."""
-        from transformers import DynamicCache
-
         return DynamicCache(config=self.model.config.text_config)
 
     def forward(self, embeds: Tensor, mask: Tensor, positions: Tensor, cache=None) -> Tensor:
@@ -105,16 +106,12 @@ class LanguageHalf(nn.Module):
 def _recomputed(forward: Callable, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if not torch.is_grad_enabled():
         return forward(hidden, *args, **kwargs)
-    from torch.utils.checkpoint import checkpoint
-
     # nothing random runs in a frozen decoder, so there is no state of a generator to keep
     return checkpoint(forward, hidden, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
 def _read_only(cache):
     """A cache that gives earlier keys and values together with new ones, and keeps only the earlier."""
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
 
     class ReadOnlyLayer(DynamicLayer):
         def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:

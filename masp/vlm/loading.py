@@ -8,8 +8,11 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import Any, Literal, Protocol
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from transformers import AutoModelForImageTextToText
+from transformers.utils import logging
 
 from masp.errors import InputError
 from masp.files.text import first_line
@@ -78,8 +81,6 @@ def part_class(base: type, part: Literal["vision", "language"], partition: Parti
 @contextmanager
 def quiet_transformers():
     """Silence transformers' own loading report: half of the checkpoint is unexpected on purpose, and we check it."""
-    from transformers.utils import logging
-
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -152,9 +153,6 @@ def load_part(
     Raises:
         InputError: no such VLM, an unsupported family, or weights that do not fit the configuration.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForImageTextToText
-
     folder = resolve_folder(path)
     config = load_config(folder)
     base: Any = AutoModelForImageTextToText._model_mapping[type(config)]  # a class, whatever its annotation says

@@ -6,6 +6,9 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import TemplateError
+from transformers import AutoTokenizer, GenerationConfig
+
 from masp.errors import InputError
 from masp.files.text import all_lines, first_line
 from masp.vlm.families import load_config, resolve_folder
@@ -56,9 +59,6 @@ def load_prompt(path: str) -> Prompt:
     Raises:
         InputError: no tokenizer or chat template, or a template that does not place image, question and answer.
     """
-    from jinja2 import TemplateError
-    from transformers import AutoTokenizer
-
     folder = resolve_folder(path)
     config = load_config(folder)
     try:
@@ -120,8 +120,6 @@ def load_prompt(path: str) -> Prompt:
 
 def stop_tokens(folder) -> list[int]:
     """End-of-sequence ids of the VLM's generation settings; empty where it has none."""
-    from transformers import GenerationConfig
-
     if not (folder / "generation_config.json").is_file():
         return []
     try:

@@ -9,6 +9,9 @@ from typing import Any, Protocol
 
 import torch
 from PIL import Image
+from transformers import AutoImageProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from masp.errors import InputError
 from masp.files.text import first_line
@@ -48,8 +51,6 @@ class Preprocessor:
 
     def grid(self, width: int, height: int) -> Grid:
         """The grid of an image of this size in pixels, without decoding it."""
-        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-
         size, patch = self.processor.size, self.processor.patch_size
         rows, columns = smart_resize(
             height, width, patch * self.merge_size, size["shortest_edge"], size["longest_edge"]
@@ -68,8 +69,6 @@ def load_preprocessor(path: str, min_pixels: int | None = None, max_pixels: int 
     Raises:
         InputError: the folder has no usable processor, or the limits contradict each other.
     """
-    from transformers import AutoImageProcessor
-
     folder = resolve_folder(path)
     config = load_config(folder)
     try:
@@ -127,8 +126,6 @@ class VisionHalf:
         Args:
             grid: `[I, 3]`, on the CPU.
         """
-        from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
-
         vision = self.model.config.vision_config
         found = {"image_position_ids": get_vision_position_ids(grid, vision.spatial_merge_size)}
         lengths: dict[str, torch.Tensor] = {}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from masp.demo.tiny_vlm.examples import Example, Slot
 from masp.demo.tiny_vlm.geometry import SCALE
@@ -190,8 +191,6 @@ def hidden_states(model, packed: Packed, embeddings: Tensor, opening: Sequence[i
 
     The opening runs once for all rows.
     """
-    from transformers import DynamicCache
-
     language = model.model.language_model
     first = language(input_ids=torch.tensor([list(opening)]), use_cache=True).past_key_values
     cache = DynamicCache(config=model.config.text_config)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
 
 from masp.data.questions import Questions
 from masp.demo.tiny_vlm.batch import Packer, embed, hidden_states
@@ -19,8 +20,6 @@ from masp.taxonomy import ASPECTS
 
 def load_demo_vlm(folder: Path):
     """Model in fp32 and tokenizer of a demo VLM's folder."""
-    from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
-
     model = Qwen2VLForConditionalGeneration.from_pretrained(str(folder), dtype=torch.float32).eval()
     return model.requires_grad_(False), AutoTokenizer.from_pretrained(str(folder))
 

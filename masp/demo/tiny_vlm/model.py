@@ -8,6 +8,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
+from transformers.vision_utils import get_vision_position_ids
+
+from masp.demo.tiny_vlm.tokenizer import save_tokenizer
 
 PATCH, MERGE = 14, 2
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -19,8 +24,6 @@ def build_model(tokenizer, hidden: int = 192, layers: int = 4, vision_width: int
 
     Word embeddings are not tied to the output; `geometry.py` sets them, and the first layer that reads them.
     """
-    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
-
     ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("im_start", "im_end", "endoftext")}
     special = {
         f"{name}_token_id": tokenizer.convert_tokens_to_ids(token)
@@ -96,9 +99,6 @@ def encode(model, pixels: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
 
     The same arithmetic as the model's own vision forward, which attends to one picture at a time and so is slower.
     """
-    from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
-    from transformers.vision_utils import get_vision_position_ids
-
     visual, batch = model.model.visual, len(pixels)
     flat, grid = patches(pixels)
     x = flat @ visual.patch_embed.proj.weight.flatten(1).T
@@ -119,8 +119,6 @@ def encode(model, pixels: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
 
 def save_model(model, tokenizer, folder: Path) -> None:
     """Write a folder that transformers loads: weights in bf16, tokenizer, template, image processor settings."""
-    from masp.demo.tiny_vlm.tokenizer import save_tokenizer
-
     folder.mkdir(parents=True, exist_ok=True)
     model.to(torch.bfloat16).save_pretrained(str(folder))
     save_tokenizer(tokenizer, folder)

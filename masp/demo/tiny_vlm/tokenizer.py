@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
 from masp.data.questions import SLOT, Questions
 from masp.demo.world.factors import AFFINITY, EMOTIONS, LEVELS, SENSES, TOLD_LEVELS, words
 
@@ -59,9 +62,6 @@ def build_tokenizer(questions: Questions, vocab_size: int):
     Returns:
         A fast tokenizer of transformers with the chat template set.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -140,7 +141,5 @@ def world_rng(*names: str | int) -> np.random.Generator:
 
     The demo data and the pictures that the VLM was pretrained on start with different names, so no seed joins them.
     """
-    from hashlib import blake2b
-
     digest = blake2b("\0".join(map(str, names)).encode(), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "big"))

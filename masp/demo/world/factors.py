@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import numpy as np
 
@@ -249,7 +250,5 @@ def read_annotation(content: Mapping) -> Scene:
 
 def digest() -> str:
     """Names this version of the world: data made by another has another posterior."""
-    from hashlib import blake2b
-
     content = json.dumps([AFFINITY, STRENGTH, ABSENT], sort_keys=True)
     return blake2b(content.encode(), digest_size=8).hexdigest()

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from pathlib import Path
 
+from PIL import Image
+
 from masp.demo.world import factors
 from masp.demo.world.draw import draw_picture, world_rng
 from masp.errors import DataError, InputError
@@ -105,8 +107,6 @@ def best_possible(root: str | Path, split: str) -> float:
 
 
 def _write_split(root: Path, split: str, count: int, seed: int) -> Iterator[list[str]]:
-    from PIL import Image
-
     for index in range(count):
         rng = world_rng("demo", seed, split, index)
         scene = factors.draw_scene(rng)
