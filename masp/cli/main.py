@@ -189,9 +189,9 @@ def run(arguments: argparse.Namespace) -> int:
     if name == "predict":
         images = [a for a in arguments.images if not _is_setting(a)]
         config = load_config(arguments.config, [a for a in arguments.images if _is_setting(a)])
-        from masp.evaluation.predict import predict
+        from masp.cli.predict import print_predictions
 
-        predict(config, images, arguments.json, arguments.attention)
+        print_predictions(config, images, arguments.json, arguments.attention)
         return 0
     if name == "doctor":
         from masp.cli.doctor import doctor

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,18 +14,11 @@ from PIL import Image
 from masp.data.images import UnreadableImage, load_image
 from masp.errors import InputError, MaspError
 from masp.files.atomic import write_bytes
-from masp.files.text import reason
 from masp.report.html import data_address, environment, small
 from masp.report.mistakes import image_of
 from masp.results.records import FILE, read_maps, read_records_file
 
-if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
-
-
 _COLOURS = "inferno"
-
 
 _STRENGTH = 0.85
 """How much of the picture the brightest place hides."""
@@ -54,13 +48,33 @@ def aspect_pictures(image: Image.Image, maps: Mapping[str, np.ndarray]) -> list[
     return [{"aspect": a.replace("_", " "), "picture": data_address(overlay(shown, m))} for a, m in maps.items()]
 
 
-def write_page(path: str | Path, entries: Sequence[Mapping[str, Any]]) -> Path:
-    """Write a page that shows, per picture and aspect, where it looked; it opens anywhere, without a network.
+@dataclass(frozen=True)
+class PageEntry:
+    """What the page of `masp predict` shows of one image."""
+
+    name: str
+    picture: str
+    """The image, as a data address."""
+    prediction: str
+    probabilities: dict[str, float]
+    """Category -> probability."""
+    aspects: list[dict[str, str]]
+    """See `aspect_pictures`."""
+
+
+def page_entry(
+    name: str, image: Image.Image, prediction: str, probabilities: dict[str, float], maps: Mapping[str, np.ndarray]
+) -> PageEntry:
+    """What the page shows of one image; `maps` holds the attention of each aspect, see `overlay`."""
+    return PageEntry(name, data_address(small(image)), prediction, probabilities, aspect_pictures(image, maps))
+
+
+def write_page(path: str | Path, entries: Sequence[PageEntry]) -> Path:
+    """Write a page that shows, per image and aspect, where it looked; it opens anywhere, without a network.
 
     Args:
-        path: the HTML file; its folder is made if it is missing.
-        entries: of each picture `name`, `picture` (an address), `prediction`, `probabilities` (category -> share) and
-            `aspects`, see `aspect_pictures`.
+        path: HTML file; its directory is made if it is missing.
+        entries: One per image.
 
     Raises:
         InputError: it cannot be written.
@@ -71,7 +85,7 @@ def write_page(path: str | Path, entries: Sequence[Mapping[str, Any]]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, html.encode("utf-8", errors="backslashreplace"))
     except OSError as error:
-        raise InputError(f"--attention {path}: cannot be written: {reason(error)}") from None
+        raise InputError(f"--attention {path}: cannot be written: {error.strerror}") from None
     return path
 
 

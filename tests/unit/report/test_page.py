@@ -12,8 +12,7 @@ from PIL import Image
 
 from masp.data.keys import sample_key
 from masp.errors import DataError, InputError
-from masp.report.attention import aspect_pictures, overlay, write_page
-from masp.report.html import data_address
+from masp.report.attention import overlay, page_entry, write_page
 from masp.report.page import write_report
 from masp.results.ledger import Ledger
 from masp.results.metrics import compute_metrics
@@ -184,10 +183,7 @@ def test_the_page_of_predict_shows_every_aspect_and_escapes_names(tmp_path):
     assert shown.shape == (60, 90, 3) and shown[5, 85].sum() > shown[55, 5].sum() + 200
     grey = shown[55, 5]
     assert grey.max() - grey.min() < 12  # where nothing looks, the picture is grey
-    entry = {
-        "name": NAMES[0], "picture": data_address(image), "prediction": "joy",
-        "probabilities": {HOSTILE[0]: 0.25, "joy": 0.75}, "aspects": aspect_pictures(image, {"human_action": weights}),
-    }  # fmt: skip
+    entry = page_entry(NAMES[0], image, "joy", {HOSTILE[0]: 0.25, "joy": 0.75}, {"human_action": weights})
     page = Page(write_page(tmp_path / "new" / "page.html", [entry, entry]))
     assert NAMES[0] in page.text and HOSTILE[0] in page.text and page.text.count("human action") == 2
     assert page.text.index("joy") < page.text.index(HOSTILE[0])  # the likeliest first
