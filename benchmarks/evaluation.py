@@ -113,8 +113,8 @@ def our_sides(config) -> dict[str, Callable[[int, int], int]]:
 
     from masp.artifacts.trained import load_trained
     from masp.data.questions import load_questions
-    from masp.evaluation.emotion_scorer import Scorer
-    from masp.evaluation.sources import open_feed
+    from masp.evaluation.feed import open_feed
+    from masp.evaluation.scorers import EmotionScorer, ScoreRequest
     from masp.models.likelihood import score_categories
     from masp.models.sequence import build_sequence, make_batch
 
@@ -125,7 +125,7 @@ def our_sides(config) -> dict[str, Callable[[int, int], int]]:
     def open_side(config):
         feed = open_feed(config)
         trained = load_trained(config, feed.hidden_size, feed.model)
-        return feed, Scorer(config, trained, questions, feed.categories, "cpu")
+        return feed, EmotionScorer(config, trained, questions, feed.categories, "cpu")
 
     sides = {"masp": open_side(config), "live generate": open_side(live)}
 
@@ -134,7 +134,7 @@ def our_sides(config) -> dict[str, Callable[[int, int], int]]:
 
         def score(start: int, stop: int) -> int:
             batches = feed.batches(feed.keys[start:stop], scorer.config.evaluate.batch_size)
-            return sum(len(scorer.score([i.features for i in b], [i.grid for i in b])) for b in batches)
+            return sum(len(scorer.score([ScoreRequest(i.features, i.grid) for i in b])) for b in batches)
 
         return score
 

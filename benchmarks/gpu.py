@@ -209,8 +209,8 @@ def evaluation_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
     from masp.artifacts.trained import default_aspect_path, default_soft_prompt_path, load_trained
     from masp.data.datasets import read_dataset
     from masp.data.questions import load_questions
-    from masp.evaluation.emotion_scorer import Scorer
-    from masp.evaluation.sources import open_feed
+    from masp.evaluation.feed import open_feed
+    from masp.evaluation.scorers import EmotionScorer, ScoreRequest
     from masp.models.likelihood import candidate_tree
     from masp.models.sequence import build_sequence
     from masp.vlm.families import load_config as load_vlm_config
@@ -220,7 +220,8 @@ def evaluation_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
 
     def ours() -> Side:
         feed = open_feed(config)
-        scorer = Scorer(config, load_trained(config, feed.hidden_size, feed.model), questions, CATEGORIES, args.device)
+        trained = load_trained(config, feed.hidden_size, feed.model)
+        scorer = EmotionScorer(config, trained, questions, CATEGORIES, args.device)
         language = shapes(load_vlm_config(Path(config.vlm.path)))[1]
         with closing(feed.batches(feed.keys[:1], 1)) as batches:
             grid = next(batches)[0].grid
@@ -247,7 +248,7 @@ def evaluation_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
             begun = time.perf_counter()
             with closing(feed.batches(keys, size)) as batches:
                 for items in batches:
-                    scorer.score([i.features for i in items], [i.grid for i in items])
+                    scorer.score([ScoreRequest(i.features, i.grid) for i in items])
             synchronize(args.device)
             spent = time.perf_counter() - begun
             rate = count / spent
@@ -256,7 +257,7 @@ def evaluation_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
         def once() -> None:
             with closing(feed.batches(feed.keys[:size], size)) as batches:
                 items = next(batches)
-            scorer.score([i.features for i in items], [i.grid for i in items])
+            scorer.score([ScoreRequest(i.features, i.grid) for i in items])
 
         return Side(run, once)
 

@@ -21,8 +21,8 @@ from masp.config import Config
 from masp.data.datasets import read_dataset
 from masp.data.questions import load_questions
 from masp.errors import InputError
+from masp.evaluation.feed import open_feed
 from masp.evaluation.run import evaluate_dir, open_evaluation
-from masp.evaluation.sources import open_feed
 from masp.extraction.provenance import model_part
 from masp.plan.plan import make_plan
 from masp.training.stage import Stage

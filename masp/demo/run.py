@@ -18,7 +18,7 @@ from masp.evaluation.run import evaluate
 from masp.experiments.linear_probe import linear_probe
 from masp.extraction.job import extract
 from masp.report.page import write_report
-from masp.results.intervals import wilson_interval
+from masp.results.metrics import wilson_interval
 from masp.training.loop import train
 
 VARIANTS = {

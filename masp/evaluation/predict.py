@@ -12,8 +12,8 @@ from masp.artifacts.trained import Trained, load_trained
 from masp.config import Config
 from masp.data.questions import load_questions
 from masp.errors import InputError
-from masp.evaluation.emotion_scorer import Scorer
 from masp.evaluation.emotions import machine_notes
+from masp.evaluation.scorers import EmotionScorer, ScoreRequest
 from masp.extraction.encoder import Encoder
 from masp.extraction.provenance import machine_part, model_part
 from masp.results.metrics import softmax
@@ -80,18 +80,19 @@ class Predictor:
         categories = _categories(config, self.trained)
         config.evaluate.scoring = "likelihood"
         device = pick_device(config.engine.device, "engine.device")
-        scorer = Scorer(config, self.trained, load_questions(config.questions), categories, device)
+        scorer = EmotionScorer(config, self.trained, load_questions(config.questions), categories, device)
         stream = self.encoder.stream([_Named(Path(image)) for image in images], num_workers=0)
         for path, image in zip(images, stream, strict=True):
             if reason := image.reason or image.failure:
                 yield Unreadable(path, reason)
                 continue
-            features = self.encoder.encode([image])
-            (score,) = scorer.score(features, [image.grid])
+            (features,) = self.encoder.encode([image])
+            request = ScoreRequest(features, image.grid)
+            (score,) = scorer.score([request])
+            assert score.scores is not None and score.prediction is not None  # likelihoods were compared
             probabilities = dict(zip(categories, softmax([score.scores])[0].tolist(), strict=True))
-            (maps,) = scorer.attention(features, [image.grid]) if attention else ((),)
-            attended = dict(zip(config.aspects, maps, strict=True)) if attention else {}
-            yield Prediction(path, score.prediction, probabilities, attended)
+            maps = dict(zip(config.aspects, scorer.attention([request])[0], strict=True)) if attention else {}
+            yield Prediction(path, score.prediction, probabilities, maps)
 
 
 def _categories(config: Config, trained: Trained) -> tuple[str, ...]:

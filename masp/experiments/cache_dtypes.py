@@ -17,7 +17,7 @@ from masp.config import Config
 from masp.data.datasets import read_dataset
 from masp.data.questions import load_questions
 from masp.errors import DataError, InputError
-from masp.evaluation.emotion_scorer import Score, Scorer
+from masp.evaluation.scorers import EmotionScorer, Score, ScoreRequest
 from masp.extraction.image_stream import Picture, Pictures, batches, picture_stream
 from masp.extraction.provenance import model_part
 from masp.runtime.devices import encoder_dtype, pick_device, torch_dtype
@@ -76,23 +76,23 @@ def measure(config: Config, dtypes: Sequence[str], num_images: int) -> dict:
     trained, scored_with = _trained(config, encoders[REFERENCE].hidden_size)
     config = replace(config, evaluate=replace(config.evaluate, scoring="likelihood"))
     scorer_device = pick_device(config.engine.device, "engine.device")
-    scorer = Scorer(config, trained, load_questions(config.questions), categories, scorer_device)
+    scorer = EmotionScorer(config, trained, load_questions(config.questions), categories, scorer_device)
     tallies = {dtype: _Tally() for dtype in dtypes}
     count, tokens, norm, correct, size = 0, 0, 0.0, 0, 0
     for pictures, labels in _chunks(config, samples):
         grids = [p.grid for p in pictures]
         made = {name: _encode(config, encoder, pictures) for name, encoder in encoders.items()}
         exact = [f.float().cpu() for f in made[REFERENCE]]
-        wanted = scorer.score(exact, grids)
+        wanted = scorer.score([ScoreRequest(f, grid) for f, grid in zip(exact, grids, strict=True)])
         count, tokens = count + len(exact), tokens + sum(len(f) for f in exact)
         norm += sum(float(f.double().square().sum()) for f in exact)
         correct += sum(w.prediction == label for w, label in zip(wanted, labels, strict=True))
         size += sum(len(encode_features(store(f, "bf16"))) for f in exact)
         for dtype, tally in tallies.items():
             kept = [_kept(f, dtype, tally) for f in made[encoder_dtype(dtype, device)]]
-            good = [(i, f) for i, f in enumerate(kept) if f is not None]
-            scores = scorer.score([f for _, f in good], [grids[i] for i, _ in good]) if good else []
-            for (i, features), score in zip(good, scores, strict=True):
+            good = {i: f for i, f in enumerate(kept) if f is not None}
+            scores = scorer.score([ScoreRequest(f, grids[i]) for i, f in good.items()]) if good else []
+            for (i, features), score in zip(good.items(), scores, strict=True):
                 _compare(tally, exact[i], features, wanted[i], score, labels[i])
     if not count:
         raise InputError(f"evaluate.split = {config.evaluate.split!r}: none of its images can be read")

@@ -307,7 +307,7 @@ def test_images_that_cannot_be_read_live_cost_only_themselves(commands, world, t
 
 
 def test_images_in_quarantine_are_counted_in_the_notes(commands, world, trained, tmp_path):
-    from masp.evaluation.sources import open_feed
+    from masp.evaluation.feed import open_feed
     from masp.extraction.job import extract
 
     root = make_dataset(tmp_path / "pictures", 3, 6, broken=True)

@@ -82,7 +82,7 @@ def test_a_cache_of_8_bits(made, cache, tmp_path, dtype):
 
 
 def test_live_features_are_those_of_the_cache(made, tmp_path):
-    from masp.evaluation.sources import open_feed
+    from masp.evaluation.feed import open_feed
 
     root, vlm, _ = made
     settings = ["cache.dtype=int8", "evaluate.num_workers=0"]
