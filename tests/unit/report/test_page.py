@@ -15,6 +15,7 @@ from masp.errors import DataError, InputError
 from masp.report.attention import overlay, page_entry, write_page
 from masp.report.page import write_report
 from masp.results.ledger import Ledger
+from masp.results.ledger_file import Record
 from masp.results.metrics import compute_metrics
 from masp.results.records import write_emotion_records
 
@@ -40,14 +41,18 @@ def make_run(tmp_path, categories=HOSTILE, *, scored=True, with_training=True, w
             if with_images:
                 (root / "test" / relative).parent.mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (120, 80), COLOURS[index]).save(root / "test" / relative)
-            scores = [3.0 if category == prediction else 0.0 for category in categories]
-            records.append({
-                "sample_key": sample_key("test", relative), "label": label, "scores": scores if scored else None,
-                "mean_scores": None, "prediction": prediction if scored or index else None,
-                "text": None if scored else "<b>bold</b>",
-            })  # fmt: skip
+            scores = tuple(3.0 if category == prediction else 0.0 for category in categories)
+            records.append(
+                Record(
+                    sample_key=sample_key("test", relative),
+                    label=label,
+                    prediction=prediction if scored or index else None,
+                    scores=scores if scored else None,
+                    text=None if scored else "<b>bold</b>",
+                )
+            )
             ledger.append(records[-1])
-    metrics = compute_metrics(records, categories) | {"split": "test", "lineage": lineage or {}}
+    metrics = compute_metrics(records, categories).to_json() | {"split": "test", "lineage": lineage or {}}
     (run / "evaluate" / "metrics.json").write_text(json.dumps(metrics))
     maps = [np.arange(1, 7, dtype="f4").reshape(1, 2, 3).repeat(2, 0) / 21 for _ in records]
     aspects = ("scene", "object") if scored else ()
@@ -212,7 +217,7 @@ def test_a_record_cannot_lead_out_of_the_dataset(tmp_path):
     Image.new("RGB", (50, 50)).save(tmp_path / "secret.png")
     with Ledger(run / "evaluate" / "ledger", "rank-0", {"split": "test"}) as ledger:
         for key in ("test/%2E%2E/%2E%2E/secret%2Epng", "%2E%2E/secret%2Epng", "no key"):
-            ledger.append({"sample_key": key, "label": HOSTILE[0], "scores": None, "prediction": None, "text": "x"})
+            ledger.append(Record(key, HOSTILE[0], None, text="x"))
     page = Page(write_report(run))
     assert "secret.png" in page.text and not any(tag == "img" for tag, _ in page.tags)
 
@@ -245,54 +250,65 @@ def test_damaged_metrics_are_an_error(tmp_path, text):
         write_report(tmp_path)
 
 
-DAMAGE = [
-    ("calibration", [{}]), ("accuracy_ci95", "x"), ("confusion", 5), ("confusion", [[1, "x"]]),
-    ("per_category", {"a": 1}), ("time", 1e30), ("macro_f1", float("nan")), ("categories", 7), ("notes", 3),
-    ("per_aspect", [1]), ("nll", "x"), ("coverage", "x"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("key", "value"), DAMAGE)
-def test_damaged_metrics_are_left_out_and_named(tmp_path, key, value):
+def test_what_is_damaged_is_left_out_and_named(tmp_path):
+    """Which values those are is tested with the readers (`tests/unit/results/test_metrics_file.py`)."""
     run = make_run(tmp_path)
-    for path in (run / "evaluate" / "metrics.json", run / "evaluate" / "datasets.json", run / "summary.json"):
-        metrics = json.loads(path.read_text())
-        (metrics["far"] if "far" in metrics else metrics.get("masp", metrics))[key] = value
-        path.write_text(json.dumps(metrics))
+    damage = {"macro_f1": float("nan"), "confusion": [[1], [1, 2]], "nll": 10**400, "time": 1e30, "notes": 3}
+    files = {
+        "evaluate/metrics.json": (), "evaluate/datasets.json": ("far",), "summary.json": ("masp",),
+        "evaluate-stage1/metrics.json": ("per_aspect", "brightness"),
+    }  # fmt: skip
+    for name, keys in files.items():
+        content = json.loads((run / name).read_text())
+        part = content
+        for key in keys:
+            part = part[key]
+        part |= {"accuracy_ci95": [0.1, 2], **damage}
+        (run / name).write_text(json.dumps(content))
     text = Page(write_report(run)).text
-    assert f"Damaged, so not on this page: {run}/evaluate/metrics.json: {key} is " in text
-    assert f"{run}/evaluate/datasets.json: far: {key} is" in text and f"{run}/summary.json: masp: {key} is" in text
+    for name, row in zip(files, ("", "far: ", "masp: ", "brightness: "), strict=True):
+        assert f"Damaged, so not on this page: {run / name}: {row}accuracy_ci95: " in text
+    for key in damage:
+        assert f"{run}/evaluate/metrics.json: {key}: " in text
+    assert "Confusion matrix" not in text and "What each part adds" in text and "On several datasets" in text
 
 
-@pytest.mark.parametrize(("key", "value"), [*DAMAGE, ("accuracy", float("nan"))])
-def test_a_damaged_stage_1_beside_it_is_named(tmp_path, key, value):
+@pytest.mark.parametrize("name", ["evaluate/datasets.json", "evaluate-stage1/metrics.json", "stage1/metrics.jsonl"])
+@pytest.mark.parametrize("text", [b"[" * 100_000, b"{", b"\xff", b'{"step": 1' + b"0" * 5000 + b"}", b'{"step": NaN}'])
+def test_what_no_json_parser_can_take_is_left_out(tmp_path, name, text):
     run = make_run(tmp_path)
-    path = run / "evaluate-stage1" / "metrics.json"
-    metrics = json.loads(path.read_text())
-    metrics["per_aspect"]["brightness"][key] = value
-    metrics["per_aspect"]["scene"] = 5
-    path.write_text(json.dumps(metrics))
-    text = Page(write_report(run)).text
-    assert f"{path}: brightness: {key} is " in text and "scene is no JSON object" in text and "human action" in text
+    (run / name).write_bytes(text)
+    assert "Confusion matrix" in Page(write_report(run)).text
+
+
+@pytest.mark.parametrize(
+    "text", ["a: &a [*a, *a]", "a: [" * 5000, "? [a]\n: 1", "!!python/object:os.system {}", "\t", "a:\nb"]
+)
+def test_a_damaged_configuration_is_shown_and_not_used(tmp_path, text):
+    run = make_run(tmp_path)
+    (run / "config.yaml").write_text(text)
+    page = Page(write_report(run))
+    assert "Resolved configuration" in page.text and "The pictures are not here" in page.text
 
 
 def test_an_accuracy_that_is_no_number_is_an_error(tmp_path):
-    for value in ("NaN", "1e999", "2", "true"):
+    for value in ("NaN", "1e999", "2", "true", "null", "1" + "0" * 400, "[" * 500 + "]" * 500):
         (tmp_path / "metrics.json").write_text(f'{{"accuracy": {value}, "num_samples": 1, "num_correct": 1}}')
-        with pytest.raises(DataError, match="metrics.json.*accuracy is"):
+        with pytest.raises(DataError, match="metrics.json: accuracy") as error:
             write_report(tmp_path)
+        assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
 def test_closed_aspects_show_their_answers_and_calibration(tmp_path):
     run = make_run(tmp_path)
-    records = [{"sample_key": str(i), "label": ("low", "high")[i % 2], "prediction": ("low", "high")[i % 3 % 2],
-                "scores": [0.5, 0.1], "mean_scores": None} for i in range(9)]  # fmt: skip
+    words = ("low", "high")
+    records = [Record(str(i), words[i % 2], words[i % 3 % 2], scores=(0.5, 0.1)) for i in range(9)]
     path = run / "evaluate-stage1" / "metrics.json"
     metrics = json.loads(path.read_text())
-    metrics["per_aspect"]["brightness"] |= compute_metrics(records, ("low", "high"))
+    metrics["per_aspect"]["brightness"] |= compute_metrics(records, words).to_json()
     many = [f"answer {i}" for i in range(30)]
-    metrics["per_aspect"]["scene"] = {"kind": "closed", **compute_metrics(
-        [records[0] | {"label": many[0], "prediction": many[1], "scores": [0.0] * 30}], many)}  # fmt: skip
+    record = Record("0", many[0], many[1], scores=(0.0,) * 30)
+    metrics["per_aspect"]["scene"] = {"kind": "closed", **compute_metrics([record], many).to_json()}
     path.write_text(json.dumps(metrics))
     page = Page(write_report(run))
     assert "brightness: answers and calibration" in page.text and "answer 7" not in page.text
@@ -311,9 +327,9 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path):
             write_report(run, path)
 
 
-def test_an_output_that_is_a_folder_is_refused(tmp_path):
+def test_an_output_that_is_a_directory_is_refused(tmp_path):
     run = make_run(tmp_path)
-    with pytest.raises(InputError, match="is a folder"):
+    with pytest.raises(InputError, match="is a directory"):
         write_report(run, tmp_path)
 
 

@@ -11,7 +11,9 @@ from masp.data.answers import LEVELS
 from masp.demo.tiny_vlm import VLM_DIR
 from masp.evaluation.aspects import MAX_CLOSED, closed_answers, num_tokens_of_longest
 from masp.evaluation.emotions import length_notes
-from masp.results.aspect_metrics import compute_aspect_metrics, token_f1
+from masp.results.aspect_metrics import OpenMetrics, compute_aspect_metrics, token_f1
+from masp.results.ledger_file import Record
+from masp.results.metrics import Metrics
 from masp.vlm.prompt import load_prompt
 
 
@@ -64,20 +66,20 @@ def test_answers_that_cannot_win_without_an_end_token_are_noted(repository):
 
 def test_per_aspect_and_over_all():
     records = [
-        {"sample_key": f"{i}#scene", "aspect": "scene", "label": "sea", "prediction": "sea" if i else "city",
-         "scores": [0.0, float(bool(i)) - 0.5], "mean_scores": [0.0, 1.0], "text": None}
-        for i in range(4)
-    ]  # fmt: skip
-    records += [
-        {"sample_key": "0#object", "aspect": "object", "label": "dog, tree", "prediction": "dog", "scores": None}
+        Record(f"{i}#scene", "sea", "sea" if i else "city", (0.0, float(bool(i)) - 0.5), (0.0, 1.0)) for i in range(4)
     ]
+    records += [Record("0#object", "dog, tree", "dog")]
     metrics = compute_aspect_metrics(records, ["object", "scene", "brightness"], {"scene": ("city", "sea")}, 5)
-    assert (metrics["num_samples"], metrics["num_correct"], metrics["coverage"]) == (5, 3, 1)
-    assert metrics["mean_accuracy"] == pytest.approx((0.75 + 0) / 2) and list(metrics["per_aspect"]) == [
+    assert (metrics.num_samples, metrics.num_correct, metrics.coverage) == (5, 3, 1)
+    assert metrics.mean_accuracy == pytest.approx((0.75 + 0) / 2) and list(metrics.per_aspect) == [
         "object",
         "scene",
     ]
-    scene, thing = metrics["per_aspect"]["scene"], metrics["per_aspect"]["object"]
-    assert scene["kind"] == "closed" and scene["accuracy"] == 0.75 and scene["confusion"] == [[0, 0], [1, 3]]
-    assert thing["kind"] == "open" and thing["accuracy"] == 0 and thing["token_f1"] == pytest.approx(2 / 3)
-    assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
+    scene, thing = metrics.per_aspect["scene"], metrics.per_aspect["object"]
+    assert isinstance(scene, Metrics) and scene.accuracy == 0.75 and scene.confusion == ((0, 0), (1, 3))
+    assert isinstance(thing, OpenMetrics) and thing.accuracy == 0 and thing.token_f1 == pytest.approx(2 / 3)
+    text = json.dumps(metrics.to_json(), allow_nan=False)
+    assert json.dumps(json.loads(text)) == text
+    assert {aspect: v["kind"] for aspect, v in json.loads(text)["per_aspect"].items()} == {
+        "object": "open", "scene": "closed"
+    }  # fmt: skip
