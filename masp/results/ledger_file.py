@@ -233,8 +233,7 @@ class Tail:
         self._keys: set[str] = set()
 
     def _start_over(self, inode: int) -> None:
-        self._inode, self._offset = inode, 0
-        self._keys: set[str] = set()
+        self._inode, self._offset, self._keys = inode, 0, set()
 
     def keys(self) -> set[str]:
         """As of now. Lines that are not valid records are left to whoever merges, who names them."""

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from masp.errors import DataError, InputError
+from masp.errors import DataError, FilesInUse, InputError
 from masp.results.ledger import Ledger, Ledgers, read_machines, read_records, slice_keys
 from masp.results.ledger_file import Record, likelihood_problem
 
@@ -304,7 +304,7 @@ def test_two_processes_never_write_one_file(tmp_path):
     try:
         while not (tmp_path / "rank-0.jsonl").exists():
             time.sleep(0.01)
-        with pytest.raises(InputError, match="another process is writing"):
+        with pytest.raises(FilesInUse, match="another process is writing"):
             Ledger(tmp_path, "rank-0", IDENTITY)
     finally:
         process.kill()
