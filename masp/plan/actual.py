@@ -4,32 +4,84 @@ from __future__ import annotations
 
 import os
 import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from masp.cache.layout import MANIFEST, shard_names, tar_path
 from masp.cache.shard_state import finished_sidecar, read_manifest
 from masp.extraction.progress import TIMINGS
 from masp.plan.rates import STAGES, read_lines, read_metrics
+from masp.plan.work import StageEstimate
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A number, predicted and actual."""
+
+    predicted: float | None
+    """None where what is actual is not finished, so that the two would not be of the same images."""
+    actual: float
+
+
+@dataclass(frozen=True)
+class ActualCache:
+    """A cache that exists, of its finished shards where extraction has not finished."""
+
+    complete: bool
+    """Whether extraction has finished."""
+    dtype: str
+    num_shards: Comparison
+    bytes: Comparison
+    """Bytes of the shards that are there."""
+    num_images: Comparison
+    num_tokens: Comparison
+
+
+@dataclass(frozen=True)
+class ActualExtraction:
+    """The speed of extraction, all tasks one after another."""
+
+    images_per_s: Comparison
+
+
+@dataclass(frozen=True)
+class ActualStage:
+    """A stage as its log tells."""
+
+    images_per_s: Comparison
+    tokens_per_image: Comparison
+
+
+@dataclass(frozen=True)
+class Actual:
+    """What is there already, beside the prediction."""
+
+    cache: ActualCache | None
+    """None where nothing has been extracted."""
+    extract: ActualExtraction | None
+    """None where no call left its timings."""
+    stages: dict[str, ActualStage]
+    """Stage -> its speed; stages without a log are left out."""
 
 
 def actual_cache(
-    folder: Path, layout: dict | None, predicted_tars: dict[str, int], num_tokens: int, num_images: int
-) -> dict | None:
-    """A cache as it lies there.
+    folder: Path, layout: dict | None, predicted_tars: Mapping[str, int], num_tokens: int, num_images: int
+) -> ActualCache | None:
+    """Compare a cache with its prediction.
 
     Args:
         folder: `cache.dir`.
-        layout: of the folder, None if it has none.
-        predicted_tars: name of each shard -> predicted bytes.
-        num_tokens: predicted, all splits.
-        num_images: with readable headers.
+        layout: Layout of the cache, None if it has not been begun.
+        predicted_tars: Name of each shard -> predicted bytes.
+        num_tokens: Predicted vision tokens of all splits.
+        num_images: Images with readable headers.
 
     Returns:
-        Predicted and actual side by side, of the finished shards where extraction has not finished; None where nothing
-        has been made yet.
+        Predicted and actual numbers; None where nothing has been extracted.
 
     Raises:
-        DataError: damaged. InputError: of another format version.
+        DataError: The cache is damaged. InputError: It has another format version.
     """
     if layout is None:
         return None
@@ -45,39 +97,39 @@ def actual_cache(
         sizes = {sidecar["name"]: os.stat(tar_path(folder, sidecar["name"])).st_size for sidecar in sidecars}
         samples = [sample for sidecar in sidecars for sample in sidecar["samples"]]
         tokens, images = sum(sample["num_tokens"] for sample in samples), len(samples)
-    return {
-        "complete": complete,
-        "dtype": layout["model"]["dtype"],
-        "num_shards": {"predicted": len(predicted_tars), "actual": len(sizes)},
-        "bytes": {"predicted": sum(predicted_tars.get(n, 0) for n in sizes), "actual": sum(sizes.values())},
-        "num_images": {"predicted": num_images if complete else None, "actual": images},
-        "num_tokens": {"predicted": num_tokens if complete else None, "actual": tokens},
-    }
+    return ActualCache(
+        complete=complete,
+        dtype=layout["model"]["dtype"],
+        num_shards=Comparison(len(predicted_tars), len(sizes)),
+        bytes=Comparison(sum(predicted_tars.get(name, 0) for name in sizes), sum(sizes.values())),
+        num_images=Comparison(num_images if complete else None, images),
+        num_tokens=Comparison(num_tokens if complete else None, tokens),
+    )
 
 
-def actual_extraction(folder: Path, images_per_s: float) -> dict | None:
-    """How fast the images were encoded, all tasks in a row; None where no call left a note.
+def actual_extraction(folder: Path, images_per_s: float) -> ActualExtraction | None:
+    """Compare the speed of extraction with its prediction; None where no call left its timings.
 
     Args:
         folder: `cache.dir`.
-        images_per_s: predicted, of one GPU.
+        images_per_s: Predicted images per second of one GPU.
     """
     lines = read_lines(folder / TIMINGS, ("num_images", "seconds"))
     if not lines:
         return None
     actual = sum(line["num_images"] for line in lines) / sum(line["seconds"] for line in lines)
-    return {"images_per_s": {"predicted": images_per_s, "actual": actual}}
+    return ActualExtraction(Comparison(images_per_s, actual))
 
 
-def actual_stages(output_dir: str | Path, predicted: dict[str, dict]) -> dict:
-    """Both stages as their logs tell.
+def actual_stages(output_dir: str | Path, predicted: Mapping[str, StageEstimate]) -> dict[str, ActualStage]:
+    """Compare the stages' logs with their predictions.
 
     Args:
-        output_dir: the run directory.
-        predicted: per stage `images_per_s` and `tokens_per_image`.
+        output_dir: Run directory.
+        predicted: Stage -> its estimate.
 
     Returns:
-        Stage -> predicted and actual side by side; stages without a log are left out.
+        Stage -> predicted and actual numbers; stages without a log are left out.
     """
     found = {}
     for stage in STAGES:
@@ -86,6 +138,8 @@ def actual_stages(output_dir: str | Path, predicted: dict[str, dict]) -> dict:
             continue
         images_per_s = statistics.median(line["samples_per_second"] for line in lines)
         tokens = statistics.mean(line["tokens_per_second"] / line["samples_per_second"] for line in lines)
-        actual = {"images_per_s": images_per_s, "tokens_per_image": tokens}
-        found[stage] = {n: {"predicted": predicted[stage][n], "actual": actual[n]} for n in actual}
+        found[stage] = ActualStage(
+            images_per_s=Comparison(predicted[stage].images_per_s, images_per_s),
+            tokens_per_image=Comparison(predicted[stage].tokens_per_image, tokens),
+        )
     return found

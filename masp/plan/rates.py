@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,8 @@ STAGES = ("stage1", "stage2")
 
 DEFAULT_TFLOPS = 989.0
 """Peak of an H100 SXM in bf16 without sparsity, in TFLOP/s, as its data sheet says."""
-DEFAULT_UTILISATION = 0.4
+
+DEFAULT_UTILIZATION = 0.4
 """Share of the peak that large frozen models reach in practice."""
 
 
@@ -26,49 +28,49 @@ class Rate:
     unit: str
     """`FLOP` or `tokens` (of the language model)."""
     source: str
-    """Where it comes from, for the user."""
+    """Where the rate comes from, for the user."""
 
     def hours(self, flops: float, tokens: float) -> float:
-        """How long so much work takes, given in both units."""
+        """Hours that an amount of work takes, which is given in both units."""
         return (flops if self.unit == "FLOP" else tokens) / self.per_second / 3600
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Of the encoder and of both stages."""
+    """Rates of the encoder and of both stages."""
 
     extract: Rate
     stage1: Rate
     stage2: Rate
 
 
-def stated_rates(tflops: float, utilisation: float) -> Rates:
-    """One rate for all.
+def stated_rates(tflops: float, utilization: float) -> Rates:
+    """Assume one rate for encoder and stages.
 
     Args:
-        tflops: peak of one GPU, TFLOP/s.
-        utilisation: share of it that is reached, above 0 and at most 1.
+        tflops: Peak of one GPU in TFLOP/s.
+        utilization: Share of the peak that is reached, above 0 and at most 1.
 
     Raises:
-        InputError: out of range.
+        InputError: A value is out of range.
     """
-    if not tflops > 0 or tflops == float("inf"):
-        raise InputError(f"--tflops {tflops:g}: must be above 0")
-    if not 0 < utilisation <= 1:
-        raise InputError(f"--utilisation {utilisation:g}: must be above 0 and at most 1")
-    rate = Rate(tflops * 1e12 * utilisation, "FLOP", f"stated: {tflops:g} TFLOP/s at {utilisation:.0%} utilisation")
+    if not 0 < tflops < math.inf:
+        raise InputError(f"--tflops {tflops:g}: must be above 0 and finite")
+    if not 0 < utilization <= 1:
+        raise InputError(f"--utilization {utilization:g}: must be above 0 and at most 1")
+    rate = Rate(tflops * 1e12 * utilization, "FLOP", f"stated: {tflops:g} TFLOP/s at {utilization:.0%} utilization")
     return Rates(rate, rate, rate)
 
 
 def rates_of_run(run_dir: str | Path, fallback: Rates) -> Rates:
-    """Rates of the stages of an earlier run: the median of the tokens per second in its logs.
+    """Take the stages' rates from an earlier run: the median of the tokens per second in its logs.
 
     Args:
-        run_dir: its `output_dir`.
-        fallback: for the encoder, and for a stage that has no log there.
+        run_dir: `output_dir` of that run.
+        fallback: Rates of the encoder, and of a stage that has no log there.
 
     Raises:
-        InputError: there is no log of either stage.
+        InputError: There is no log of either stage.
     """
     found = {}
     for stage in STAGES:
@@ -82,7 +84,7 @@ def rates_of_run(run_dir: str | Path, fallback: Rates) -> Rates:
 
 
 def read_metrics(folder: Path) -> list[dict]:
-    """The lines of a stage's `metrics.jsonl` but the first, in which everything warms up; none without a log."""
+    """Read the lines of a stage's `metrics.jsonl` but the first, in which everything warms up; none without a log."""
     lines = read_lines(folder / "metrics.jsonl", ("samples_per_second", "tokens_per_second"))
     return lines[1:] or lines
 
