@@ -45,11 +45,11 @@ def build_parser() -> Parser:
     for name in COMMANDS:
         sub = commands.add_parser(name, help=_HELP[name], epilog=EPILOG, formatter_class=plain)
         sub.add_argument("--cluster", required=True, metavar="FILE", help="such as configs/cluster/slurm.yaml")
+        add_settings(sub, required=True)
         if name == "train":
             sub.add_argument("--stage", choices=("stage1", "stage2"), required=True)
         sub.add_argument("--dry-run", action="store_true", help="print the sbatch scripts; submit and write nothing")
         sub.add_argument("--wait", action="store_true", help="wait for the end, showing a table")
-        add_settings(sub, required=True)
     sub = commands.add_parser("status", help="what became of a run")
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("--wait", action="store_true", help="wait for the end, showing a table")
