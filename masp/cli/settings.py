@@ -71,7 +71,7 @@ def parse_arguments(
         if taker and (suggestion := _suggestion(unknown[0], argv, names(), getattr(arguments, "stage", None))):
             message += f"; a setting is given as key=value, without dashes: {suggestion}"
         parser.error(message)
-    if rest:
+    if taker:
         getattr(arguments, taker).extend(rest)
     return arguments
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from masp.plan.actual import Comparison
 from masp.plan.plan import Plan, SplitFacts
+from masp.plan.work import ExtractionEstimate, StageEstimate
 
 
 def size(num_bytes: float) -> str:
@@ -80,7 +81,9 @@ def _work(plan: Plan) -> list[str]:
     heads = f"{'FLOP/image':>15}{'FLOP':>15}{'GPU time':>12}{'images/s':>11}{'reads':>13}"
     lines = [f"{'':<9}{'images':>10}{'epochs':>8}{heads}"]
     readable = plan.images.num_images - plan.images.num_broken
-    rows = [("extract", readable, 1, plan.extract, "")]
+    rows: list[tuple[str, int, int, ExtractionEstimate | StageEstimate, str]] = [
+        ("extract", readable, 1, plan.extract, "")
+    ]
     for name, stage in plan.stages.items():
         rows.append((name, stage.num_images, stage.num_epochs, stage, f"{size(stage.reads_bytes_per_s)}/s"))
     for name, num_images, epochs, work, reads in rows:
@@ -92,7 +95,7 @@ def _work(plan: Plan) -> list[str]:
             f"{duration(work.hours):>12}{work.images_per_s:>11,.1f}{reads:>13}"
         )
     by_source: dict[str, list[str]] = {}
-    for name, work in {"extract": plan.extract, **plan.stages}.items():
+    for name, _, _, work, _ in rows:
         rate = work.rate
         speed = f"{flop(rate.per_second)}/s" if rate.unit == "FLOP" else f"{rate.per_second:,.0f} tokens/s"
         by_source.setdefault(f"{speed} ({rate.source})", []).append(name)
