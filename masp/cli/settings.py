@@ -38,10 +38,10 @@ def setting_names(root: type | None = None) -> list[str]:
     Args:
         root: Dataclass of the settings; None for those of a run.
     """
-    from masp.config.rules import config_rules
+    from masp.config.describe import describe_settings
     from masp.config.schema import Config
 
-    return list(config_rules(root or Config))
+    return list(describe_settings(root or Config))
 
 
 def parse_arguments(

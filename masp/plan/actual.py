@@ -7,12 +7,26 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, with_config
 
 from masp.cache.layout import MANIFEST, shard_names, tar_path
 from masp.cache.shard_state import finished_sidecar, read_manifest
 from masp.extraction.progress import TIMINGS
-from masp.plan.rates import STAGES, read_lines, read_metrics
+from masp.files.jsonl import read_lines
+from masp.files.regular import exists
+from masp.plan.rates import STAGES, read_speeds
 from masp.plan.work import StageEstimate
+
+
+@with_config(ConfigDict(strict=True, extra="ignore", allow_inf_nan=False))
+@dataclass(frozen=True)
+class _Timing:
+    """A line of `timings.jsonl`, with what a plan needs of it."""
+
+    num_images: Annotated[int, Field(ge=0, le=10**12)]
+    seconds: Annotated[float, Field(ge=0, le=1e12)]
 
 
 @dataclass(frozen=True)
@@ -86,7 +100,7 @@ def actual_cache(
     if layout is None:
         return None
     names = shard_names(layout)
-    complete = (folder / MANIFEST).exists()
+    complete = exists(folder / MANIFEST)
     if complete:
         manifest = read_manifest(folder)
         sizes = {shard["name"]: shard["bytes"] for shard in manifest["shards"]}
@@ -114,10 +128,12 @@ def actual_extraction(folder: Path, images_per_s: float) -> ActualExtraction | N
         folder: `cache.dir`.
         images_per_s: Predicted images per second of one GPU.
     """
-    lines = read_lines(folder / TIMINGS, ("num_images", "seconds"))
+    # A note for people: a line that a kill has cut short is no reason to refuse a plan.
+    lines = read_lines(_Timing, folder / TIMINGS, skip_damaged=True) or []
+    lines = [line for line in lines if line.num_images and line.seconds]
     if not lines:
         return None
-    actual = sum(line["num_images"] for line in lines) / sum(line["seconds"] for line in lines)
+    actual = sum(line.num_images for line in lines) / sum(line.seconds for line in lines)
     return ActualExtraction(Comparison(images_per_s, actual))
 
 
@@ -130,14 +146,17 @@ def actual_stages(output_dir: str | Path, predicted: Mapping[str, StageEstimate]
 
     Returns:
         Stage -> predicted and actual numbers; stages without a log are left out.
+
+    Raises:
+        DataError: A log is damaged. InputError: It cannot be read.
     """
     found = {}
     for stage in STAGES:
-        lines = read_metrics(Path(output_dir) / stage)
-        if not lines:
+        speeds = read_speeds(Path(output_dir) / stage)
+        if not speeds:
             continue
-        images_per_s = statistics.median(line["samples_per_second"] for line in lines)
-        tokens = statistics.mean(line["tokens_per_second"] / line["samples_per_second"] for line in lines)
+        images_per_s = statistics.median(speed.samples_per_second for speed in speeds)
+        tokens = statistics.mean(speed.tokens_per_second / speed.samples_per_second for speed in speeds)
         found[stage] = ActualStage(
             images_per_s=Comparison(predicted[stage].images_per_s, images_per_s),
             tokens_per_image=Comparison(predicted[stage].tokens_per_image, tokens),

@@ -76,6 +76,7 @@ def measure_rates(
 def _spread(images: Sequence[PlannedImage], count: int) -> list[PlannedImage]:
     """Choose images that are evenly spread over all sizes."""
     ordered = sorted(images, key=lambda p: (p.num_tokens, p.sample.key))
+    count = min(count, len(ordered))
     places = sorted({round(i * (len(ordered) - 1) / max(1, count - 1)) for i in range(count)}) if ordered else []
     return [ordered[place] for place in places]
 

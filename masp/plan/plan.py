@@ -36,6 +36,7 @@ from masp.vlm.flops import LanguageShape, VisionShape, shapes
 from masp.vlm.vision import load_preprocessor
 
 NUM_BROKEN_SHOWN = 10
+MAX_PROCESSES = 1024
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,8 @@ def make_plan(
     rates = rates_of_run(rate_from, rates) if rate_from else rates
     if measure is not None and measure < 1:
         raise InputError(f"--measure {measure}: must be at least 1")
+    if num_processes is not None and not 1 <= num_processes <= MAX_PROCESSES:
+        raise InputError(f"--processes {num_processes}: must be from 1 to {MAX_PROCESSES}")
 
     folder = resolve_folder(config.vlm.path, weights=measure is not None)
     config = dataclasses.replace(config, vlm=dataclasses.replace(config.vlm, path=str(folder)))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, with_config
 
 from masp.errors import InputError
-from masp.files.jsonl import read_objects
+from masp.files.jsonl import read_lines
 
 STAGES = ("stage1", "stage2")
 
@@ -18,6 +20,25 @@ DEFAULT_TFLOPS = 989.0
 
 DEFAULT_UTILIZATION = 0.4
 """Share of the peak that large frozen models reach in practice."""
+
+
+_MIN_FLOPS_PER_S, _MAX_FLOPS_PER_S = 1.0, 1e24
+"""Range of stated rates, in which hours stay finite."""
+_NOTHING = 1e-9
+"""Images or tokens per second: a line with fewer is of a time in which nothing was trained."""
+
+PerSecond = Annotated[float, Field(ge=0, le=1e15)]
+
+
+@with_config(ConfigDict(strict=True, extra="ignore", allow_inf_nan=False))
+@dataclass(frozen=True)
+class Speed:
+    """A line of `metrics.jsonl`, with what a plan needs of it."""
+
+    samples_per_second: PerSecond
+    """Images per second of all ranks."""
+    tokens_per_second: PerSecond
+    """Tokens that the language model read per second, of all ranks."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +79,13 @@ def stated_rates(tflops: float, utilization: float) -> Rates:
         raise InputError(f"--tflops {tflops:g}: must be above 0 and finite")
     if not 0 < utilization <= 1:
         raise InputError(f"--utilization {utilization:g}: must be above 0 and at most 1")
-    rate = Rate(tflops * 1e12 * utilization, "FLOP", f"stated: {tflops:g} TFLOP/s at {utilization:.0%} utilization")
+    per_second = tflops * 1e12 * utilization
+    if not _MIN_FLOPS_PER_S <= per_second <= _MAX_FLOPS_PER_S:
+        raise InputError(
+            f"--tflops {tflops:g} at --utilization {utilization:g}: is {per_second:g} FLOP/s, must be from "
+            f"{_MIN_FLOPS_PER_S:g} to {_MAX_FLOPS_PER_S:g}"
+        )
+    rate = Rate(per_second, "FLOP", f"stated: {tflops:g} TFLOP/s at {utilization:.0%} utilization")
     return Rates(rate, rate, rate)
 
 
@@ -70,29 +97,31 @@ def rates_of_run(run_dir: str | Path, fallback: Rates) -> Rates:
         fallback: Rates of the encoder, and of a stage that has no log there.
 
     Raises:
-        InputError: There is no log of either stage.
+        InputError: There is no log of either stage, or it cannot be read. DataError: A log is damaged.
     """
     found = {}
     for stage in STAGES:
-        lines = read_metrics(Path(run_dir) / stage)
-        if lines:
-            rate = statistics.median(line["tokens_per_second"] for line in lines)
-            found[stage] = Rate(rate, "tokens", f"{run_dir}/{stage}: median of {len(lines)} lines, all its ranks")
+        speeds = read_speeds(Path(run_dir) / stage)
+        if speeds:
+            rate = statistics.median(speed.tokens_per_second for speed in speeds)
+            found[stage] = Rate(rate, "tokens", f"{run_dir}/{stage}: median of {len(speeds)} lines, all its ranks")
     if not found:
         raise InputError(f"--rate-from {run_dir}: holds no stage1/metrics.jsonl or stage2/metrics.jsonl with lines")
     return replace(fallback, **found)
 
 
-def read_metrics(folder: Path) -> list[dict]:
-    """Read the lines of a stage's `metrics.jsonl` but the first, in which everything warms up; none without a log."""
-    lines = read_lines(folder / "metrics.jsonl", ("samples_per_second", "tokens_per_second"))
-    return lines[1:] or lines
+def read_speeds(directory: Path) -> list[Speed]:
+    """Read a stage's `metrics.jsonl` but its first line, in which everything warms up.
 
+    Args:
+        directory: Directory of the stage.
 
-def read_lines(path: Path, names: Sequence[str]) -> list[dict]:
-    """The lines of a log that have a number above zero under each of these names; none without a log."""
-    return [
-        entry
-        for entry in read_objects(path)
-        if all(isinstance(entry.get(n), int | float) and entry[n] > 0 for n in names)
-    ]
+    Returns:
+        The lines in which something was trained; none without a log.
+
+    Raises:
+        DataError: A line is damaged. InputError: The log cannot be read.
+    """
+    lines = read_lines(Speed, directory / "metrics.jsonl") or []
+    speeds = [line for line in lines if min(line.samples_per_second, line.tokens_per_second) > _NOTHING]
+    return speeds[1:] or speeds
