@@ -14,6 +14,8 @@ from pathlib import Path
 from masp.cli.parser import Commands, add_command
 from masp.cli.settings import add_settings
 from masp.errors import InputError, MaspError
+from masp.files.regular import exists
+from masp.files.text import reason
 
 _DETAILS = """\
   masp doctor
@@ -93,7 +95,9 @@ def _configuration(path: str | None, overrides: Sequence[str]) -> list[str]:
         ),
         "dataset": lambda: _describe(read_dataset(config.dataset)),
         "cache": lambda: (
-            f"{len(open_matching_cache(config)[0])} images" if Path(config.cache.dir).exists() else "none yet"
+            f"{len(open_matching_cache(config)[0])} images"
+            if exists(Path(config.cache.dir), key="cache.dir")
+            else "none yet"
         ),
         "output_dir": lambda: _space(Path(config.output_dir)),
     }
@@ -113,8 +117,13 @@ def _describe(dataset) -> str:
 
 
 def _space(directory: Path) -> str:
-    """Free space at a directory that need not exist yet."""
-    existing = next(p for p in (directory.absolute(), *directory.absolute().parents) if p.exists())
+    """Describe the free space at a directory that need not exist yet."""
+    absolute = directory.absolute()
+    existing = next(p for p in (absolute, *absolute.parents) if exists(p, key="output_dir"))
     if not os.access(existing, os.W_OK):
         raise InputError(f"output_dir: {existing} cannot be written")
-    return f"{directory}, {shutil.disk_usage(existing).free / 1e9:.0f} GB free"
+    try:
+        free = shutil.disk_usage(existing).free
+    except OSError as error:
+        raise InputError(f"output_dir: {existing} cannot be examined: {reason(error)}") from None
+    return f"{directory}, {free / 1e9:.0f} GB free"

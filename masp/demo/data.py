@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from tqdm import tqdm
@@ -9,6 +10,7 @@ from tqdm import tqdm
 from masp.config import Config
 from masp.demo.tiny_vlm import VLM_DIR
 from masp.demo.world.write_dataset import write_demo_data
+from masp.files.regular import exists
 
 NUM_TRAIN, NUM_TEST = 4000, 1000
 
@@ -22,7 +24,8 @@ def draw_demo_data(config: Config) -> None:
     Raises:
         InputError: See `write_demo_data`.
     """
-    if Path(config.vlm.path).resolve() == VLM_DIR.resolve() and not Path(config.dataset.root).exists():
+    is_demo = os.path.realpath(config.vlm.path) == os.path.realpath(VLM_DIR)
+    if is_demo and not exists(Path(config.dataset.root), key="dataset.root"):
         make_demo_data(config.dataset.root, NUM_TRAIN, NUM_TEST, config.seed)
 
 

@@ -62,9 +62,8 @@ def test_all_problems_are_shown_at_once(doctor):
 
 
 @pytest.mark.parametrize("name", ["cache.dir", "output_dir"])
-@pytest.mark.parametrize("path", ["x" * 300, "a\0b"], ids=["too long", "null character"])
-def test_a_path_that_no_file_system_accepts_is_a_problem(doctor, tmp_path, name, path):
-    code, rows, err = doctor(f"{name}={tmp_path}/{path}")
+def test_a_path_that_no_file_system_accepts_is_a_problem(doctor, tmp_path, name):
+    code, rows, err = doctor(f"{name}={tmp_path}/{'x' * 300}")
     assert code == 2 and err.startswith(f"error: 1 problems: {name}: {tmp_path}/") and err.count("\n") == 1
     assert rows[name.removesuffix(".dir")].startswith(f"PROBLEM: {name}: ")
 
@@ -83,5 +82,3 @@ def test_a_directory_that_may_not_be_searched_is_a_problem(doctor, tmp_path, mon
     code, rows, _ = doctor(f"cache.dir={tmp_path}/secret/cache")
     assert code == 2
     assert rows["cache"] == f"PROBLEM: cache.dir: {tmp_path}/secret/cache cannot be examined: Permission denied"
-
-
