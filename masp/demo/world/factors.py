@@ -11,9 +11,12 @@ import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
+from typing import Annotated
 
 import numpy as np
+from pydantic import AfterValidator, Field
 
 from masp.taxonomy import ASPECTS, CATEGORY_SETS
 
@@ -238,14 +241,41 @@ def annotation(scene: Scene, brightness: float, colorfulness: float) -> dict:
     return found
 
 
-def read_annotation(content: Mapping) -> Scene:
-    """The inverse of `annotation`."""
-    labels = []
-    for aspect in FACTORS:
-        value = content.get(aspect)
-        value = level_word(value) if isinstance(value, float) else value[0] if isinstance(value, list) else value
-        labels.append(-1 if value is None else LABELS[aspect].index(value))
-    return Scene(tuple(labels))
+def _check_label(factor: str, label: str) -> str:
+    if label not in LABELS[factor]:
+        raise ValueError(f"must be one of {', '.join(LABELS[factor])}")
+    return label
+
+
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """An annotation as it is read back; an aspect that the image lacks is None."""
+
+    image_id: str
+    emotion: str
+    brightness: _Share
+    colorfulness: _Share
+    scene: Annotated[str, AfterValidator(partial(_check_label, "scene"))]
+    object: tuple[Annotated[str, AfterValidator(partial(_check_label, "object"))]]
+    weather: Annotated[str, AfterValidator(partial(_check_label, WEATHER))]
+    facial_expression: Annotated[str, AfterValidator(partial(_check_label, "facial_expression"))] | None = None
+    human_action: Annotated[str, AfterValidator(partial(_check_label, "human_action"))] | None = None
+
+    def to_scene(self) -> Scene:
+        """Return the scene that the image shows, the inverse of `annotation`."""
+        shown = {
+            "brightness": level_word(self.brightness),
+            "colorfulness": level_word(self.colorfulness),
+            "scene": self.scene,
+            "object": self.object[0],
+            "facial_expression": self.facial_expression,
+            "human_action": self.human_action,
+            WEATHER: self.weather,
+        }
+        return Scene(tuple(-1 if (label := shown[f]) is None else LABELS[f].index(label) for f in FACTORS))
 
 
 def digest() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 
@@ -12,13 +13,31 @@ from PIL import Image
 
 from masp.demo.world import factors
 from masp.demo.world.draw import draw_picture, world_rng
-from masp.errors import DataError, InputError
+from masp.errors import DataError, InputError, MaspError
+from masp.files.regular import exists, is_directory
+from masp.files.text import reason
+from masp.files.typed import read
 
 NOTE = "world.json"
 """Written last: what the folder was made of, and a digest of every file in it."""
 SPLITS = ("train", "val", "test")
 
 Progress = Callable[[int, int], None]
+Row = tuple[str, str, str]
+"""Emotion, image and annotation of an image, the last two relative to the root."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a dataset was made of; `world.json`."""
+
+    world: str
+    """Version of the world."""
+    seed: int
+    num_pictures: dict[str, int]
+    """Split -> number of its images."""
+    digest: str = ""
+    """Digest of all files but this one."""
 
 
 def write_demo_data(
@@ -39,24 +58,26 @@ def write_demo_data(
         InputError: a count below zero, no picture at all, or a folder that holds anything else.
     """
     root = Path(root)
+    if not root.name:
+        raise InputError(f"{root}: must be the name of a directory to make")
     counts = dict(zip(SPLITS, (num_train, num_val, num_test), strict=True))
     for name, count in counts.items():
         if count < 0:
             raise InputError(f"--num-{name} is {count}; it must be 0 or more")
     if not sum(counts.values()):
         raise InputError("a dataset of 0 pictures: give --num-train or --num-test")
-    wanted = {"world": factors.digest(), "seed": seed, "num_pictures": counts}
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+    wanted = Note(factors.digest(), seed, counts)
+    if exists(root) and not _is_empty_directory(root):
         if _is_complete(root, wanted):
             return False
-        raise InputError(f"{root} is not empty and holds something else than this dataset; give another folder")
+        raise InputError(f"{root} is not empty and holds something else than this dataset; give another directory")
     partial = root.with_name(f".{root.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)  # left by a call that was interrupted
     try:
+        if exists(partial):
+            shutil.rmtree(partial)  # left by a call that was interrupted
         partial.mkdir(parents=True)
     except OSError as error:
-        raise InputError(f"{root} cannot be made: {error.strerror}; give another folder") from None
+        raise InputError(f"{root} cannot be made: {reason(error)}; give another directory") from None
     done, total = 0, sum(counts.values())
     for split, count in counts.items():
         if not count:
@@ -69,9 +90,9 @@ def write_demo_data(
                 progress(done, total)
         _write_json(partial / f"{split}.json", rows)
     _write_json(partial / "info.json", _info())
-    _write_json(partial / NOTE, {**wanted, "digest": _digest(partial)})
+    _write_json(partial / NOTE, {**asdict(wanted), "digest": _digest(partial)})
     root.parent.mkdir(parents=True, exist_ok=True)
-    if root.exists():
+    if exists(root):
         root.rmdir()
     partial.rename(root)
     return True
@@ -83,26 +104,23 @@ def best_possible(root: str | Path, split: str) -> float:
     It follows from their annotations alone: the mean of the largest posterior.
 
     Raises:
-        InputError: no data of this version of the demo world, or no such picture.
-        DataError: an annotation that cannot be read.
+        InputError: There is no data of this version of the demo world, or no image in the split.
+        DataError: An annotation is missing or damaged.
     """
     root = Path(root)
-    try:
-        note = json.loads((root / NOTE).read_text())
-        rows = json.loads((root / f"{split}.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{root} is no demo data: {getattr(error, 'filename', None) or error}") from None
-    if note.get("world") != factors.digest():
+    note, rows = read(Note, root / NOTE), read(tuple[Row, ...], root / f"{split}.json")
+    if note is None or rows is None:
+        raise InputError(f"{root / (NOTE if note is None else f'{split}.json')} is missing: not data of the demo world")
+    if note.world != factors.digest():
         raise InputError(f"{root} was made by another version of the demo world: make it again")
     if not rows:
-        raise InputError(f"{root}: no pictures in split {split!r}")
+        raise InputError(f"{root}: no images in split {split!r}")
     scenes = []
-    for row in rows:
-        path = root / row[-1]
-        try:
-            scenes.append(factors.read_annotation(json.loads(path.read_text())).labels)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path} is no annotation of the demo world: {error}") from None
+    for _, _, path in rows:
+        annotation = read(factors.Annotation, root / path)
+        if annotation is None:
+            raise DataError(f"{root / path} is missing")
+        scenes.append(annotation.to_scene().labels)
     return factors.expected_accuracy(scenes)
 
 
@@ -150,9 +168,16 @@ def _digest(root: Path) -> str:
     return digest.hexdigest()
 
 
-def _is_complete(root: Path, wanted: dict) -> bool:
+def _is_empty_directory(root: Path) -> bool:
     try:
-        note = json.loads((root / NOTE).read_text())
-    except (OSError, ValueError):
+        return is_directory(root) and not any(root.iterdir())
+    except OSError as error:
+        raise InputError(f"{root} cannot be read: {reason(error)}") from None
+
+
+def _is_complete(root: Path, wanted: Note) -> bool:
+    try:
+        note = read(Note, root / NOTE)
+    except MaspError:
         return False
-    return note == wanted | {"digest": note.get("digest")} and note["digest"] == _digest(root)
+    return note is not None and replace(note, digest="") == wanted and note.digest == _digest(root)

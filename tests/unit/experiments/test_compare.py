@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from masp.cli.main import _is_setting
+from masp.cli.settings import is_setting
 from masp.errors import InputError
 from masp.experiments.compare import PairTest, compare, compare_pair, holm, markdown, names_of
 from masp.results.ledger_file import Record
@@ -133,7 +133,7 @@ def test_names_that_are_no_utf8_are_printed_to_a_strict_terminal(tmp_path):
 
 
 def test_a_missing_picture_with_an_equals_sign_is_no_setting():
-    assert not _is_setting("a=b.png") and _is_setting("vlm.path=x.png") and _is_setting("nothing=1")
+    assert not is_setting("a=b.png") and is_setting("vlm.path=x.png") and is_setting("nothing=1")
 
 
 def test_names_are_as_long_as_they_must_be():

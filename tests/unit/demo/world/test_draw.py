@@ -11,7 +11,8 @@ from masp.data.datasets import read_dataset
 from masp.demo.world import factors
 from masp.demo.world.draw import draw_picture, measure, world_rng
 from masp.demo.world.write_dataset import best_possible, write_demo_data
-from masp.errors import InputError
+from masp.errors import DataError, InputError
+from masp.files.typed import decode
 from masp.taxonomy import ASPECTS
 
 
@@ -75,7 +76,8 @@ def test_labels_are_emosets_and_annotations_round_trip():
     for scene in _scenes(60):
         picture = draw_picture(scene, world_rng("test", *scene.labels))
         note = factors.annotation(scene, picture.brightness, picture.colorfulness)
-        assert factors.read_annotation(json.loads(json.dumps(note))) == scene
+        text = json.dumps({"image_id": "a", "emotion": "awe", **note}).encode()
+        assert decode(factors.Annotation, text, "note").to_scene() == scene
         assert measure(picture.pixels) == (picture.brightness, picture.colorfulness)
         assert factors.level_word(note["brightness"]) == scene.label("brightness")
         assert ("facial_expression" in note) == (scene.label("facial_expression") is not None)
@@ -118,5 +120,60 @@ def test_a_folder_with_anything_else_is_refused(tmp_path):
         write_demo_data(tmp_path / "a", 4, 2, seed=1)
     with pytest.raises(InputError, match="0 pictures"):
         write_demo_data(tmp_path / "b", 0, 0, seed=1)
-    with pytest.raises(InputError, match="no demo data"):
+    with pytest.raises(InputError, match="world.json is missing: not data of the demo world"):
         best_possible(tmp_path, "test")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("world.json", "[1]", "world.json: "),
+        ("world.json", "[" * 100_000, "world.json: not valid JSON"),
+        ("test.json", '[["joy", "a.png"]]', "test.json: [0][2] is missing"),
+    ],
+    ids=range(3),
+)
+def test_a_damaged_index_is_one_line(tmp_path, name, content, words):
+    write_demo_data(tmp_path / "a", 1, 1, seed=1)
+    (tmp_path / "a" / name).write_text(content)
+    with pytest.raises(DataError) as error:
+        best_possible(tmp_path / "a", "test")
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("brightness", float("nan"), "brightness = nan: must be a finite number"),
+        ("colorfulness", 1.5, "colorfulness = 1.5"),
+        ("scene", "moon", "scene = 'moon': must be one of "),
+        ("scene", None, "scene = null: must be a"),
+        ("object", [], "object[0] is missing"),
+        ("objects", ["dog"], "objects: unknown key"),
+    ],
+)
+def test_a_damaged_annotation_is_one_line(tmp_path, key, value, words):
+    write_demo_data(tmp_path / "a", 1, 1, seed=1)
+    path = next((tmp_path / "a" / "annotation").rglob("*_test_*.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(DataError) as error:
+        best_possible(tmp_path / "a", "test")
+    assert words in str(error.value) and str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+
+
+def test_a_missing_annotation(tmp_path):
+    write_demo_data(tmp_path / "a", 1, 1, seed=1)
+    path = next((tmp_path / "a" / "annotation").rglob("*_test_*.json"))
+    path.unlink()
+    with pytest.raises(DataError, match=f"{path} is missing"):
+        best_possible(tmp_path / "a", "test")
+
+
+@pytest.mark.parametrize(
+    ("root", "words"), [("x" * 300, "cannot be examined: File name too long"), (".", "must be the name of a directory")]
+)
+def test_a_path_that_cannot_be_made(tmp_path, monkeypatch, root, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=words):
+        write_demo_data(root, 1, 1, seed=1)
+    assert not list(tmp_path.iterdir())
