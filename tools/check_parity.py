@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -28,8 +29,8 @@ def main() -> int:
     except MaspError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print(json.dumps(result))
-    return 0 if result["passed"] else 1
+    print(json.dumps(dataclasses.asdict(result)))
+    return 0 if result.passed else 1
 
 
 if __name__ == "__main__":

@@ -76,7 +76,8 @@ class AspectEvaluation(Evaluation):
             if any(aspect in self.answers[key] for aspect in config.aspects)
         }
         """Image -> a record for each of its annotated aspects. A sample key holds no `#`."""
-        if not self.keys_of:
+        self.keys = [key for keys in self.keys_of.values() for key in keys]
+        if not self.keys:
             raise InputError(
                 f"evaluate.split = {config.evaluate.split!r}: no image of it is annotated with any of "
                 f"{', '.join(config.aspects)}; stage 1 cannot be evaluated there"

@@ -66,7 +66,8 @@ class EmotionEvaluation(Evaluation):
             for key, label in zip(feed.keys, feed.labels, strict=True)
             if label in self.asked.means
         }
-        self.keys_of = {key: [key] for key in self.label_of}
+        self.keys = list(self.label_of)
+        self.keys_of = {key: [key] for key in self.keys}
         self.length_notes = length_notes(config, self.trained.layout, self.categories)
         self.notes = [*machine_notes(self.trained, feed.machine), *feed.notes(), *self.length_notes]
         self.aspects_shown = list(config.aspects) if config.evaluate.attention and self.trained.aspects else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,13 +22,10 @@ class Evaluation(Protocol):
     """What a score depends on, see `masp.results.ledger.Ledgers`."""
     keys_of: dict[str, list[str]]
     """Image -> keys of the records that it needs."""
+    keys: list[str]
+    """Keys of all records that it needs."""
     notes: list[str]
     """What the user should know before anything is scored."""
-
-    @cached_property
-    def keys(self) -> list[str]:
-        """Keys of all records that it needs."""
-        return [key for keys in self.keys_of.values() for key in keys]
 
     def load(self, device: str) -> None:
         """Get ready to score: loads the VLM's language half."""
