@@ -28,6 +28,7 @@ from masp.evaluation.protocol import Evaluation
 from masp.evaluation.scorers import AspectScorer, ScoreRequest
 from masp.files.atomic import write_bytes
 from masp.files.sealed import digest_of
+from masp.files.text import shown
 from masp.results.aspect_metrics import OpenMetrics, compute_aspect_metrics
 from masp.results.ledger import DIRECTORY
 from masp.results.ledger_file import Record, generated_problem, likelihood_problem
@@ -79,7 +80,7 @@ class AspectEvaluation(Evaluation):
         self.keys = [key for keys in self.keys_of.values() for key in keys]
         if not self.keys:
             raise InputError(
-                f"evaluate.split = {config.evaluate.split!r}: no image of it is annotated with any of "
+                f"evaluate.split = {shown(config.evaluate.split)}: no image of it is annotated with any of "
                 f"{', '.join(config.aspects)}; stage 1 cannot be evaluated there"
             )
         self.closed = {
@@ -129,7 +130,7 @@ class AspectEvaluation(Evaluation):
     def problem(self, record: Record) -> str | None:
         label = self.answers[record.image_key][record.aspect]
         if record.label != label:
-            return f"has label {record.label!r}; the dataset says {label!r}"
+            return f"has label {shown(record.label)}; the dataset says {shown(label)}"
         self.feed.check_unchanged(record.image_key, record.source)
         if record.aspect in self.closed:
             return likelihood_problem(record, self.closed[record.aspect])

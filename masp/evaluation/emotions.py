@@ -19,7 +19,7 @@ from masp.evaluation.feed import Feed, Item, machines_of, mixed_notes
 from masp.evaluation.protocol import Evaluation
 from masp.evaluation.scorers import EmotionScorer, ScoreRequest
 from masp.files.atomic import write_bytes
-from masp.files.text import shown
+from masp.files.text import MAX_REASON, shortened, shown
 from masp.models.likelihood import cut_short
 from masp.results.attention_maps import read_attention
 from masp.results.ledger import DIRECTORY
@@ -91,14 +91,15 @@ class EmotionEvaluation(Evaluation):
     def problem(self, record: Record) -> str | None:
         label = self.label_of[record.sample_key]
         if record.label != label:
-            return f"has label {record.label!r}; the dataset says {label!r}"
+            return f"has label {shown(record.label)}; the dataset says {shown(label)}"
         self.feed.check_unchanged(record.sample_key, record.source)
         if self.aspects_shown and (record.attention is None or record.attention.shape[0] != len(self.aspects_shown)):
             return f"has no attention maps of {len(self.aspects_shown)} aspects"
         if self.config.evaluate.scoring == "likelihood":
             return likelihood_problem(record, self.categories)
         if record.prediction is not None and record.prediction not in self.categories:
-            return f"predicts {shown(record.prediction)}, which is none of {', '.join(self.categories)}"
+            valid = shortened(", ".join(self.categories), MAX_REASON)
+            return f"predicts {shown(record.prediction)}, which is none of {valid}"
         return generated_problem(record)
 
     def finish(self, records: Sequence[Record]) -> Path:

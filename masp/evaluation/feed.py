@@ -23,6 +23,7 @@ from masp.errors import DataError, InputError
 from masp.extraction.encoder import Encoder
 from masp.extraction.provenance import machine_part, model_part, open_matching_cache
 from masp.files.sealed import digest_of
+from masp.files.text import shown
 from masp.results.ledger import read_machines
 from masp.results.records import DataDigests
 from masp.runtime.prefetch import ReadAhead
@@ -258,7 +259,7 @@ class LiveFeed(Feed):
             more = f"; {len(bad)} of {len(samples)} images cannot be read" if bad[1:] else ""
             raise DataError(
                 f"{bad[0]}{more}; the others are scored: mend it and run the same command again, or run "
-                "`masp extract`, which puts such images into quarantine, and evaluate into another folder"
+                "`masp extract`, which puts such images into quarantine, and evaluate into another directory"
             )
 
 
@@ -268,7 +269,7 @@ def _open_live(config: Config) -> LiveFeed:
     of_split = [s for s in dataset.samples if s.split == config.evaluate.split]
     samples = {s.key: s for s in of_split if s.key not in broken}
     if not samples:
-        raise InputError(f"evaluate.split = {config.evaluate.split!r}: {dataset.root} has no image in this split")
+        raise InputError(f"evaluate.split = {shown(config.evaluate.split)}: {dataset.root} has no image in this split")
     keys = sorted(samples)
     labels = [samples[key].category for key in keys]
     return LiveFeed(

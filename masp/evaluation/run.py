@@ -80,7 +80,7 @@ def evaluate(
         InputError, DataError: see `masp.errors`. StoppedEarly: a signal asked to stop; the ledger is kept.
     """
     ranks, directory = _read_share(), evaluate_dir(config)
-    with noting_failure(directory), _plain_write_errors(directory):
+    with noting_failure(directory), plain_write_errors(directory):
         evaluation = open_evaluation(config, directory, open_feed(config), known_categories)
         ledgers = Ledgers(
             directory / DIRECTORY,
@@ -190,7 +190,7 @@ def _remedy(config: Config, ledgers: Path) -> str:
 
 
 @contextmanager
-def _plain_write_errors(directory: Path) -> Iterator[None]:
+def plain_write_errors(directory: Path) -> Iterator[None]:
     """Turn what the file system refuses in an evaluation's directory into one line; other errors are left alone."""
     try:
         yield

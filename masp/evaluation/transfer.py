@@ -14,7 +14,7 @@ from masp.config import Config, load_config
 from masp.errors import DataError, InputError
 from masp.evaluation.category_map import parse_map
 from masp.evaluation.feed import open_feed
-from masp.evaluation.run import evaluate, evaluate_dir, open_evaluation
+from masp.evaluation.run import evaluate, evaluate_dir, open_evaluation, plain_write_errors
 from masp.files.atomic import write_bytes
 from masp.results.metrics_file import DATASETS, METRICS, DatasetRow, read_metrics
 from masp.runtime.stop import StopFlag
@@ -23,14 +23,14 @@ from masp.runtime.stop import StopFlag
 def evaluate_on(config: Config, files: Sequence[str], stop: StopFlag | None = None) -> Path | None:
     """Evaluate what a run trained on its own dataset and on others.
 
-    Every dataset is checked before the first is scored. Each has a folder, ledgers and metrics of its own, so the call
-    resumes anywhere and on any number of ranks; whichever rank finds all metrics there writes the table.
+    Every dataset is checked before the first is scored. Each has a directory, ledgers and metrics of its own, so the
+    call resumes anywhere and on any number of ranks; whichever rank finds all metrics there writes the table.
 
     Args:
-        config: of the run.
-        files: a configuration per dataset, of which `dataset`, `cache.dir`, `evaluate.split` and
+        config: Run configuration.
+        files: A configuration per dataset, of which `dataset`, `cache.dir`, `evaluate.split` and
             `evaluate.category_map` count; one that is the same as another, or as the run's own, is skipped.
-        stop: see `masp.evaluation.run.evaluate`.
+        stop: See `masp.evaluation.run.evaluate`.
 
     Returns:
         `datasets.json`; None if other ranks still have samples to score.
@@ -119,7 +119,9 @@ def _write_table(table: Path, configs: dict[str, Config]) -> Path | None:
             split=metrics.split,
             metrics=os.path.relpath(path, table.parent),
         )
-    write_bytes(table, json.dumps({n: row.to_json() for n, row in rows.items()}, indent=1).encode() + b"\n")
+    text = json.dumps({name: row.to_json() for name, row in rows.items()}, indent=1) + "\n"
+    with plain_write_errors(table.parent):
+        write_bytes(table, text.encode())
     print(_as_text(rows))
     print(f"evaluate: {len(rows)} datasets: {table}")
     return table

@@ -21,6 +21,7 @@ from masp.errors import DataError, InputError
 from masp.evaluation.scorers import EmotionScorer, Score, ScoreRequest
 from masp.extraction.image_stream import Picture, Pictures, batches, picture_stream
 from masp.extraction.provenance import model_part
+from masp.files.text import shortened, shown
 from masp.runtime.devices import encoder_dtype, pick_device, torch_dtype
 from masp.vlm.vision import VisionHalf, load_preprocessor, load_vision_half
 
@@ -97,7 +98,7 @@ def measure(config: Config, dtypes: Sequence[str], num_images: int) -> Measureme
         InputError: unknown formats, no images, or what was trained does not fit. DataError: the disk does not answer.
     """
     if unknown := [d for d in dtypes if d not in TORCH_NAMES]:
-        raise InputError(f"--dtype {unknown[0]}: must be one of {', '.join(TORCH_NAMES)}")
+        raise InputError(f"--dtype {shortened(unknown[0])}: must be one of {', '.join(TORCH_NAMES)}")
     if num_images < 1:
         raise InputError(f"--num-images {num_images}: must be at least 1")
     categories, samples = _sample(config, num_images)
@@ -129,7 +130,7 @@ def measure(config: Config, dtypes: Sequence[str], num_images: int) -> Measureme
             for (i, features), score in zip(good.items(), scores, strict=True):
                 _compare(tally, exact[i], features, wanted[i], score, labels[i])
     if not count:
-        raise InputError(f"evaluate.split = {config.evaluate.split!r}: none of its images can be read")
+        raise InputError(f"evaluate.split = {shown(config.evaluate.split)}: none of its images can be read")
     return Measurement(
         num_images=count,
         num_tokens=tokens,
@@ -177,7 +178,7 @@ def _sample(config: Config, num_images: int) -> tuple[tuple[str, ...], list[Samp
     dataset, broken = read_dataset(config.dataset), quarantined_keys(config)
     samples = [s for s in dataset.samples if s.split == config.evaluate.split and s.key not in broken]
     if not samples:
-        raise InputError(f"evaluate.split = {config.evaluate.split!r}: {dataset.root} has no image in this split")
+        raise InputError(f"evaluate.split = {shown(config.evaluate.split)}: {dataset.root} has no image in this split")
     samples.sort(key=lambda s: hashlib.sha256(s.key.encode()).digest())
     return dataset.categories, samples[:num_images]
 

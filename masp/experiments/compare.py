@@ -17,7 +17,7 @@ from masp.errors import InputError
 from masp.experiments.plots import intervals_figure
 from masp.files.atomic import write_bytes
 from masp.files.regular import is_file
-from masp.files.text import reason
+from masp.files.text import reason, shown
 from masp.results.metrics import percentiles, wilson_interval
 from masp.results.records import FILE, Records, read_records_file
 
@@ -166,7 +166,7 @@ def check_same_samples(name: str, ours: Records, other: str, theirs: Records) ->
     if differing:
         key, label = min(differing)
         raise InputError(
-            f"compare: not on the same labels: {key} is {label!r} in {name} and {labels[key]!r} in {other} "
+            f"compare: not on the same labels: {key} is {shown(label)} in {name} and {shown(labels[key])} in {other} "
             f"({len(differing)} samples differ)"
         )
     a, b = ours.data, theirs.data

@@ -21,6 +21,7 @@ from masp.data.keys import sample_key
 from masp.errors import InputError
 from masp.extraction.job import extract
 from masp.files.regular import is_directory
+from masp.files.text import shown
 from masp.files.typed import Json, read
 from masp.models.forward import Stage1Model, Stage2Model, num_logits
 from masp.models.generation import generate
@@ -96,7 +97,7 @@ class Golden:
         if not isinstance(aspects, list) or not all(isinstance(aspect, str) for aspect in aspects):
             raise ValueError("must have a list of aspects as note.aspects")
         if unknown := sorted({entry.aspect for entry in self.stage1} - set(self.aspects)):
-            raise ValueError(f"must ask for aspects of note.aspects in stage1, not for {unknown[0]!r}")
+            raise ValueError(f"must ask for aspects of note.aspects in stage1, not for {shown(unknown[0])}")
 
     @property
     def aspects(self) -> list[str]:
@@ -205,7 +206,7 @@ class _Comparison:
     def _sample(self, image: str) -> CachedSample:
         key = sample_key("test", f"none/{image}")
         if key not in self.samples:
-            raise InputError(f"--case: golden.json names image {image!r}, which the case does not hold")
+            raise InputError(f"--case: golden.json names image {shown(image)}, which the case does not hold")
         return self.samples[key]
 
     def _batch(self, image: str, question: str, answer: str | None, aspect: str | None = None) -> Batch:
@@ -232,7 +233,7 @@ class _Comparison:
         if len(entry.soft_prompt_grad_row_norms) != self.num_soft:
             raise InputError(
                 f"--case: golden.json has {len(entry.soft_prompt_grad_row_norms)} soft_prompt_grad_row_norms for "
-                f"{entry.image!r}; soft_prompt.pt has {self.num_soft} rows"
+                f"{shown(entry.image)}; soft_prompt.pt has {self.num_soft} rows"
             )
         self.soft_prompt.zero_grad()
         (loss,) = model(self._batch(entry.image, entry.question, entry.answer))

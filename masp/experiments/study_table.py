@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from masp.config.yaml_text import read_yaml
+from masp.errors import InputError
 from masp.experiments.compare import check_same_samples, correctness
 from masp.experiments.plots import Panel, intervals_figure
 from masp.experiments.variants import FULL, Variant
 from masp.files.atomic import write_bytes
+from masp.files.text import reason, shortened
 from masp.results.metrics import percentiles
 from masp.results.records import FILE, Records, read_records_file
 
@@ -81,8 +83,6 @@ def write_table(directory: Path, variants: Sequence[Variant], seeds: Sequence[in
     result = study(directory, variants, seeds)
     text = markdown(result)
     path = directory / "study.json"
-    write_bytes(path, json.dumps(result.to_json(), indent=1).encode() + b"\n")
-    write_bytes(directory / "study.md", text.encode())
     rows = result.variants.values()
     accuracies = [(row.title, row.accuracy, row.accuracy_ci95) for row in rows]
     changes = [
@@ -93,7 +93,13 @@ def write_table(directory: Path, variants: Sequence[Variant], seeds: Sequence[in
     panels: list[Panel] = [("accuracy, mean over seeds", accuracies, None)]
     if changes:
         panels.append(("difference from MASP", changes, 0.0))
-    write_bytes(directory / "study.png", intervals_figure(panels))
+    figure = intervals_figure(panels)
+    try:
+        write_bytes(path, json.dumps(result.to_json(), indent=1).encode() + b"\n")
+        write_bytes(directory / "study.md", text.encode())
+        write_bytes(directory / "study.png", figure)
+    except OSError as error:
+        raise InputError(f"output_dir: {directory} cannot be written: {reason(error)}") from None
     missing = "; ".join(
         f"{name} (seed {', '.join(map(str, lacking))})" if lacking else name for name, lacking in result.missing.items()
     )
@@ -146,7 +152,7 @@ def study(directory: Path, variants: Sequence[Variant], seeds: Sequence[int]) ->
         if not mine:
             continue
         values = {seed: float(hits.mean()) for seed, hits in mine.items()}
-        # what depends on no seed was run once, and stands beside each of the method's runs
+        # what depends on no seed was run once, and is set beside each of the method's runs
         once = {} if variant.seeded else dict.fromkeys(full, next(iter(mine.values())))
         theirs = once | mine
         both = [(theirs[seed], full[seed]) for seed in full if seed in theirs]
@@ -194,12 +200,16 @@ class _Settings:
             name, theirs, changed = self.first.setdefault(part, (str(path), mine, set(variant.changes)))
             for key in sorted({*mine, *theirs} - {"seed", "output_dir", *changed, *variant.changes}):
                 if mine.get(key) != theirs.get(key) and not key.startswith("checkpoint."):
-                    what = f"{key} is {mine.get(key)!r}, and {theirs.get(key)!r} in {name}"
+                    what = f"{key} is {_spelled(mine.get(key))}, and {_spelled(theirs.get(key))} in {name}"
                     self.differing.setdefault(what, []).append(str(path))
 
     def notes(self) -> list[str]:
         """A line per difference."""
         return [f"{_some(paths)}: {what}" for what, paths in self.differing.items()]
+
+
+def _spelled(value: object) -> str:
+    return shortened(repr(value), 200)
 
 
 def _some(names: Sequence[str]) -> str:

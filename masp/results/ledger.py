@@ -28,6 +28,7 @@ import numpy as np
 from masp.errors import DataError, InputError
 from masp.files.jsonl import write_all
 from masp.files.locks import try_lock
+from masp.files.text import shortened
 from masp.results.attention_maps import AttentionFile
 from masp.results.ledger_file import (
     RESUMES,
@@ -364,13 +365,12 @@ def _check_identity(path: Path, header: Header | None, ours: dict[str, Any]) -> 
 
 
 def _some(keys: Iterable[str]) -> str:
-    keys = list(keys)
+    keys = [shortened(key, 200) for key in keys]
     return ", ".join(keys[:_NUM_SHOWN]) + (f", … ({len(keys) - _NUM_SHOWN} more)" if len(keys) > _NUM_SHOWN else "")
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 200 else text[:199] + "…"
+    return shortened(json.dumps(value, ensure_ascii=False), 200)
 
 
 def _lock(file: int, wait: bool = False) -> bool:

@@ -94,7 +94,9 @@ class Record:
         """
         for name in ("scores", "mean_scores"):
             if not all(map(math.isfinite, getattr(self, name) or ())):
-                raise DataError(f"the record of sample {self.sample_key!r} has a number in {name!r} that is not finite")
+                raise DataError(
+                    f"the record of sample {shown(self.sample_key)} has a number in {name!r} that is not finite"
+                )
 
 
 _ALWAYS = ("sample_key", "label", "prediction", "scores", "mean_scores", "text")

@@ -24,6 +24,7 @@ from pydantic import AfterValidator, Field
 from sklearn.metrics import brier_score_loss, confusion_matrix, f1_score, precision_recall_fscore_support, recall_score
 
 from masp.errors import DataError
+from masp.files.text import MAX_REASON, shortened, shown
 from masp.results.ledger_file import Record
 
 Z95 = 1.959963984540054
@@ -227,8 +228,8 @@ def _indices(records: Sequence[Record], categories: Sequence[str]) -> tuple[np.n
         for name, value in (("label", record.label), ("prediction", record.prediction)):
             if value not in position and not (name == "prediction" and value is None):
                 raise DataError(
-                    f"record of sample {record.sample_key}: {name} {value!r} is not a category; "
-                    f"categories: {', '.join(categories)}"
+                    f"record of sample {record.sample_key}: {name} {shown(value)} is not a category; "
+                    f"categories: {shortened(', '.join(categories), MAX_REASON)}"
                 )
         if record.scores is not None and len(record.scores) != len(categories):
             raise DataError(
