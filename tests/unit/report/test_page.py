@@ -12,7 +12,6 @@ from PIL import Image
 
 from masp.data.keys import sample_key
 from masp.errors import DataError, InputError
-from masp.report.attention import overlay, page_entry, write_page
 from masp.report.page import write_report
 from masp.results.ledger import Ledger
 from masp.results.ledger_file import Record
@@ -180,23 +179,6 @@ def test_what_is_damaged_beside_the_metrics_is_left_out(tmp_path, path):
     assert "Confusion matrix" in Page(write_report(run)).text
 
 
-def test_the_page_of_predict_shows_every_aspect_and_escapes_names(tmp_path):
-    image = Image.new("RGB", (90, 60), MAGENTA)
-    weights = np.zeros((2, 3), "f4")
-    weights[0, 2] = 1
-    shown = np.asarray(overlay(image, weights)).astype(int)
-    assert shown.shape == (60, 90, 3) and shown[5, 85].sum() > shown[55, 5].sum() + 200
-    grey = shown[55, 5]
-    assert grey.max() - grey.min() < 12  # where nothing looks, the picture is grey
-    entry = page_entry(NAMES[0], image, "joy", {HOSTILE[0]: 0.25, "joy": 0.75}, {"human_action": weights})
-    page = Page(write_page(tmp_path / "new" / "page.html", [entry, entry]))
-    assert NAMES[0] in page.text and HOSTILE[0] in page.text and page.text.count("human action") == 2
-    assert page.text.index("joy") < page.text.index(HOSTILE[0])  # the likeliest first
-    assert sum(tag == "img" for tag, _ in page.tags) == 4 and "script" not in {tag for tag, _ in page.tags}
-    with pytest.raises(InputError, match="cannot be written"):
-        write_page(tmp_path, [entry])
-
-
 def test_notes_and_setting_of_the_evaluation_are_shown(tmp_path):
     run = make_run(tmp_path)
     path = run / "evaluate" / "metrics.json"
@@ -210,24 +192,6 @@ def test_what_is_imported_is_said(tmp_path):
     lineage = {"soft_prompt": {"origin": "imported"}, "aspect": {"origin": "trained", "digest": "ab12"}}
     page = Page(write_report(make_run(tmp_path, lineage=lineage)))
     assert "Imported: soft_prompt." in page.text and "Imported: aspect" not in page.text and "ab12" in page.text
-
-
-def test_a_record_cannot_lead_out_of_the_dataset(tmp_path):
-    run = make_run(tmp_path, with_images=False)
-    Image.new("RGB", (50, 50)).save(tmp_path / "secret.png")
-    with Ledger(run / "evaluate" / "ledger", "rank-0", {"split": "test"}) as ledger:
-        for key in ("test/%2E%2E/%2E%2E/secret%2Epng", "%2E%2E/secret%2Epng", "no key"):
-            ledger.append(Record(key, HOSTILE[0], None, text="x"))
-    page = Page(write_report(run))
-    assert "secret.png" in page.text and not any(tag == "img" for tag, _ in page.tags)
-
-
-def test_curves_of_a_run_elsewhere_are_found_beside_its_checkpoint(tmp_path):
-    run = make_run(tmp_path)
-    (run / "stage1").rename(tmp_path / "elsewhere")
-    with open(run / "config.yaml", "a") as file:
-        file.write(f"checkpoint: {{aspect: {json.dumps(str(tmp_path / 'elsewhere' / 'aspect.pth'))}}}\n")
-    assert "Stage 1: aspect modules" in Page(write_report(run)).text
 
 
 def test_the_same_run_gives_the_same_bytes(tmp_path):
@@ -279,16 +243,6 @@ def test_what_no_json_parser_can_take_is_left_out(tmp_path, name, text):
     run = make_run(tmp_path)
     (run / name).write_bytes(text)
     assert "Confusion matrix" in Page(write_report(run)).text
-
-
-@pytest.mark.parametrize(
-    "text", ["a: &a [*a, *a]", "a: [" * 5000, "? [a]\n: 1", "!!python/object:os.system {}", "\t", "a:\nb"]
-)
-def test_a_damaged_configuration_is_shown_and_not_used(tmp_path, text):
-    run = make_run(tmp_path)
-    (run / "config.yaml").write_text(text)
-    page = Page(write_report(run))
-    assert "Resolved configuration" in page.text and "The pictures are not here" in page.text
 
 
 def test_an_accuracy_that_is_no_number_is_an_error(tmp_path):

@@ -110,57 +110,6 @@ def test_a_half_written_header_is_written_again(tmp_path, size):
     assert len(ledgers(tmp_path).merge()) == len(KEYS)
 
 
-RECORD = b'{"sample_key": "a", "label": "fear", "prediction": null, "scores": %s}'
-ATTENTION = b'{"sample_key": "a", "label": "fear", "prediction": null, "attention": {%s}}'
-
-
-@pytest.mark.parametrize(
-    ("line", "problem"),
-    [
-        (b'{"sample_key": "test/', "not valid JSON"),
-        (b"\xff\xfe", "not valid JSON"),
-        (b"[]", "line 8: []: must be"),
-        (b"null", "must be an object, not null"),
-        (b"[" * 100_000 + b"]" * 100_000, "recursion limit"),
-        (b'{"sample_key": ' * 5000 + b"1" + b"}" * 5000, "recursion limit"),
-        (b'{"label": "fear", "prediction": null}', "line 8: sample_key is missing"),
-        (b'{"sample_key": "a", "label": "fear"}', "line 8: prediction is missing"),
-        (b'{"sample_key": "a", "label": "fear", "prediction": null, "more": 1}', "line 8: more: unknown key"),
-        (RECORD % b'["x"]', "scores[0] = 'x': must be a valid number"),
-        (RECORD % b"[NaN]", "scores[0] = nan: must be a finite number"),
-        (RECORD % b"[1e999]", "scores[0] = inf: must be a finite number"),
-        (RECORD % (b"[1" + b"0" * 400 + b"]"), "must be a finite number"),
-        (RECORD % b"[true]", "scores[0] = true"),
-        (RECORD % (b'"' + b"x" * 5000 + b'"'), "scores = 'xxx"),
-        (
-            ATTENTION % b'"file": "../../x", "offset": 0, "shape": [1, 1, 1], "crc32": 0',
-            "must name a file in the directory",
-        ),
-        (ATTENTION % b'"file": "a", "offset": -1, "shape": [1, 1, 1], "crc32": 0', "must have an offset of 0 or more"),
-        (ATTENTION % b'"file": "a", "offset": 0, "shape": [1, 1], "crc32": 0', "attention.shape"),
-        (b'{"machine": 3}', "line 8: machine = 3"),
-    ],
-)
-def test_a_damaged_line_is_named_by_file_and_line(tmp_path, line, problem):
-    path = write(tmp_path, "rank-0", KEYS)
-    lines = path.read_bytes().splitlines()
-    lines[7] = line
-    path.write_bytes(b"\n".join(lines) + b"\n")
-    for call in (Ledgers.merge, Ledgers.missing):
-        with pytest.raises(DataError, match="line 8") as error:
-            call(ledgers(tmp_path))
-        text = str(error.value)
-        assert str(path) in text and problem in text and "\n" not in text and len(text) < 1000
-        assert text.endswith("; delete the file and run `masp evaluate` again, it scores only what is missing")
-
-
-def test_a_file_without_header_is_damaged(tmp_path):
-    path = write(tmp_path, "rank-0", KEYS)
-    path.write_bytes(b"\n".join(path.read_bytes().splitlines()[1:]) + b"\n")
-    with pytest.raises(DataError, match="line 1: not a valid ledger header: ledger is missing"):
-        ledgers(tmp_path).merge()
-
-
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -373,8 +322,3 @@ def test_machines_are_noted_and_never_compared(tmp_path):
         ledger.append_missing([record(key) for key in KEYS])
     assert read_machines(tmp_path) == [{"torch": 1}, {"torch": 3}, {"torch": 2}]
     assert ledgers(tmp_path).merge() == [record(key) for key in KEYS]
-
-
-def test_the_header_says_what_is_evaluated(tmp_path):
-    header = json.loads(write(tmp_path, "rank-0", []).read_text())
-    assert header == {"ledger": 1, "identity": json.loads(json.dumps(IDENTITY))}

@@ -8,7 +8,7 @@ import pytest
 
 from masp.errors import DataError, InputError
 from masp.results.attention_maps import AttentionFile, read_attention
-from masp.results.ledger_file import MapPlace, Record
+from masp.results.ledger_file import Record
 from masp.results.records import DataDigests, read_maps, read_records_file, write_aspect_records, write_emotion_records
 
 CATEGORIES = ("fear", "joy", "quiet €")
@@ -63,22 +63,6 @@ def test_maps_of_any_size_go_through_the_ledgers_file_into_the_records(tmp_path)
     maps = read_maps(tmp_path / "r.h5", ["test/2", "test/0", "test/9"])
     assert sorted(maps) == ["test/0", "test/2"] and list(maps["test/2"]) == ["scene", "object"]
     assert np.array_equal(maps["test/2"]["object"], attended[2][1]) and maps["test/0"]["scene"].shape == (2, 3)
-
-
-def test_a_damaged_map_is_named(tmp_path):
-    with contextlib.closing(AttentionFile(tmp_path, "rank-0")) as file:
-        where = file.append(np.ones((1, 2, 2), "f4"))
-    for lost in (MapPlace("rank-0", 0, (10**9, 10**9, 10**9), 0), MapPlace("rank-0", 10**400, (1, 1, 1), 0)):
-        with pytest.raises(DataError, match="rank-0.attention is damaged"):
-            read_attention(tmp_path, lost)
-    path = tmp_path / "rank-0.attention"
-    for data in (path.read_bytes()[:-1], b"\1" + path.read_bytes()[1:]):
-        path.write_bytes(data)
-        with pytest.raises(DataError, match="rank-0.attention is damaged .* rank-0.jsonl"):
-            read_attention(tmp_path, where)
-    path.unlink()
-    with pytest.raises(DataError, match="cannot be read"):
-        read_attention(tmp_path, where)
 
 
 def test_stage_1_has_scores_where_answers_were_compared(tmp_path):
