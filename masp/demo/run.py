@@ -7,6 +7,9 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, with_config
 
 from masp.artifacts.trained import NONE, default_aspect_path
 from masp.cache.reader import open_cache
@@ -14,11 +17,12 @@ from masp.config import Config
 from masp.demo.data import NUM_TEST, NUM_TRAIN, make_demo_data
 from masp.demo.world.write_dataset import best_possible
 from masp.distributed.task_share import require_one_process
-from masp.errors import InputError
+from masp.errors import DataError, InputError
 from masp.evaluation.run import evaluate
 from masp.experiments.linear_probe import linear_probe
 from masp.extraction.job import extract
 from masp.files.atomic import write_bytes
+from masp.files.typed import read
 from masp.report.page import write_report
 from masp.results.metrics import wilson_interval
 from masp.training.loop import train
@@ -33,14 +37,18 @@ VARIANTS = {
 }
 
 
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@with_config(ConfigDict(strict=True, extra="ignore", allow_inf_nan=False))
 @dataclass(frozen=True)
 class VariantResult:
-    """The accuracy of one variant on the demo's test images."""
+    """The accuracy of one variant on the demo's test images: three of the keys of `metrics.json`."""
 
-    accuracy: float
-    accuracy_ci95: tuple[float, float] | None
+    accuracy: _Share
+    accuracy_ci95: tuple[_Share, _Share] | None
     """Wilson's interval; None of what is known rather than measured."""
-    num_samples: int
+    num_samples: Annotated[int, Field(ge=1)]
 
     def to_dict(self) -> dict[str, object]:
         """Return what `summary.json` holds of it; there is no key for an interval that does not exist."""
@@ -138,8 +146,10 @@ def _summarise(config: Config, metrics: dict[str, Path]) -> Summary:
     """
     found: Summary = {}
     for name, path in metrics.items():
-        read = json.loads(Path(path).read_text())
-        found[name] = VariantResult(read["accuracy"], tuple(read["accuracy_ci95"]), read["num_samples"])
+        result = read(VariantResult, path)
+        if result is None:
+            raise DataError(f"{path} is missing; run the same command again")
+        found[name] = result
     num_correct, num_samples = linear_probe(open_cache(config.cache.dir), config.seed)
     interval = wilson_interval(num_correct, num_samples)
     found["linear_probe"] = VariantResult(num_correct / num_samples, interval, num_samples)

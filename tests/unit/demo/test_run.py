@@ -1,11 +1,14 @@
 """The demo's run: what it refuses, its baselines, its table and its summary. `make demo` runs all of it."""
 
+import json
+
 import pytest
 
 from masp.config import load_config
 from masp.demo import run
 from masp.demo.run import VARIANTS, VariantResult, run_demo
-from masp.errors import InputError
+from masp.errors import DataError, InputError
+from masp.files.typed import read
 
 
 @pytest.fixture
@@ -46,3 +49,14 @@ def test_the_summary_and_its_table():
     assert len(lines) == 1 + len(VARIANTS) and lines[0].split() == ["accuracy", "95", "%", "interval"]
     assert lines[1].split()[:6] == ["zero", "shot", "0.000", "0.100", "to", "0.900"]
     assert lines[-1].split()[:4] == ["best", "possible", "0.900", "known"]
+
+
+def test_of_metrics_the_summary_takes_three_keys(tmp_path):
+    path = tmp_path / "metrics.json"
+    metrics = {"accuracy": 0.5, "accuracy_ci95": [0.4, 0.6], "num_samples": 8, "num_correct": 4}
+    path.write_text(json.dumps(metrics))
+    assert read(VariantResult, path) == VariantResult(0.5, (0.4, 0.6), 8)
+    for change in ({"accuracy": float("nan")}, {"accuracy": 1.5}, {"num_samples": "8"}, {"accuracy_ci95": [0.4]}):
+        path.write_text(json.dumps(metrics | change))
+        with pytest.raises(DataError, match=f"^{path}: {next(iter(change))}"):
+            read(VariantResult, path)
