@@ -1,6 +1,6 @@
-"""The same job as `masp extract`: run the frozen encoder over a dataset, into the feature cache.
+"""The same job as `masp extract`: run the frozen encoder over a dataset and fill the feature cache.
 
-python tools/extract_features.py --config configs/train.yaml [key=value …]
+    python tools/extract_features.py --config configs/train.yaml [key=value …]
 """
 
 import sys

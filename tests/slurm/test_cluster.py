@@ -18,12 +18,12 @@ OWNING = """
 import os, subprocess, sys, time
 from tools.dev_cluster import running
 with running(num_nodes=1, separate_hosts=sys.argv[1] == "True") as cluster:
-    began = cluster.folder / "began"
+    began = cluster.directory / "began"
     command = ["sbatch", "--output=/dev/null", f"--wrap=srun sh -c 'touch {began}; sleep 500'"]
     subprocess.run(command, env=os.environ | cluster.environment, check=True, stdout=subprocess.DEVNULL)
     while not began.exists():
         time.sleep(0.1)
-    print(cluster.folder, flush=True)
+    print(cluster.directory, flush=True)
     time.sleep(600)
 """
 

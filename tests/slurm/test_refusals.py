@@ -29,7 +29,7 @@ def test_what_slurm_would_refuse(setting, expected, site, config, tmp_path):
 
 
 def test_a_slurm_that_does_not_answer(site, config, tmp_path, monkeypatch):
-    text = (site.cluster.folder / "slurm.conf").read_text()
+    text = (site.cluster.directory / "slurm.conf").read_text()
     lines = ["SlurmctldPort=1" if line.startswith("SlurmctldPort=") else line for line in text.splitlines()]
     (tmp_path / "slurm.conf").write_text("\n".join(lines))
     monkeypatch.setattr(type(site.cluster), "environment", {"SLURM_CONF": str(tmp_path / "slurm.conf")})
