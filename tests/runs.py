@@ -1,4 +1,4 @@
-"""A whole run in small: pictures, a tiny VLM of the real architecture, and a configuration file for every command."""
+"""A complete small run: images, a tiny VLM of the real architecture, and a configuration file for every command."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def make_run(folder: Path, num_train: int = 12, num_test: int = 6) -> Path:
-    """Write pictures, VLM and configuration; returns the configuration, whose outputs go to `<folder>/run`."""
+    """Write images, VLM and configuration; returns the configuration, whose outputs go to `<folder>/run`."""
     stage = {
         "num_epochs": 2,
         "learning_rate": 0.01,
@@ -43,13 +43,13 @@ def make_run(folder: Path, num_train: int = 12, num_test: int = 6) -> Path:
 
 
 def numbers(metrics: Path) -> dict[str, Any]:
-    """What `metrics.json` says about the predictions, without when and from what they were made."""
+    """The entries of `metrics.json` that describe the predictions, without time, lineage and notes."""
     found = json.loads(metrics.read_text())
     return {key: value for key, value in found.items() if key not in ("time", "lineage", "notes")}
 
 
 def assert_same(found: Any, expected: Any, where: str = "") -> None:
-    """Equal, but for the rounding of fp32: numbers with a fraction may differ by 1e-5 of their size."""
+    """Assert that two values are equal up to fp32 rounding: floats may differ by 1e-5 relative."""
     if isinstance(expected, dict):
         assert found.keys() == expected.keys(), where
         for key, value in expected.items():

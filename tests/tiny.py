@@ -1,4 +1,4 @@
-"""Small VLMs of the real architectures, with random weights and a small tokenizer, made on the spot."""
+"""Small VLMs of the real architectures, with random weights and a small tokenizer, created on the fly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configurations of VLMs in their real sizes, without weights."""
+"""Configurations of VLMs of real sizes, without weights."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def real_config(name: str):
 
 
 def save_config_only(folder: Path, config) -> Path:
-    """A VLM's folder that holds config.json and preprocessor_config.json and nothing else.
+    """Write a VLM directory that contains only config.json and preprocessor_config.json.
 
     Args:
-        folder: to be made.
-        config: of transformers, or a name that `real_config` knows.
+        folder: Directory to create.
+        config: Configuration of transformers, or a name that `real_config` knows.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (real_config(config) if isinstance(config, str) else config).save_pretrained(folder)

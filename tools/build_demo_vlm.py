@@ -94,7 +94,7 @@ def _require(path: Path, origin: dict[str, str]) -> None:
         found = file.metadata() or {}
     for key, value in origin.items():
         if found.get(key) != value:
-            raise SystemExit(f"error: {path}: {key} is {found.get(key)}, not {value}; use another --out or delete the file")
+            raise SystemExit(f"error: {path}: {key} is {found.get(key)}, not {value}; use another --out or delete it")
 
 
 def _report(args: argparse.Namespace):

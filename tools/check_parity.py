@@ -2,8 +2,8 @@
 
     python tools/check_parity.py --case DIR --vlm DIR
 
-Prints one JSON line with the largest differences. Exits with 0 if all are within the tolerances, 1 if they are not, 2 if
-the input is wrong and 3 if data are damaged.
+Prints one JSON line with the largest differences. Exits with 0 if all are within the tolerances, 1 if they are not, 2
+if the input is wrong and 3 if data are damaged.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One small cache, extracted once; tests that damage it take a copy."""
+"""A small cache, extracted once; tests that damage it use a copy."""
 
 import shutil
 
@@ -12,7 +12,7 @@ from tests.tiny import make_vlm
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
-    """A dataset with broken pictures, a VLM, and the cache of both: `(root, vlm, folder)`. Read-only."""
+    """A dataset with broken images, a VLM, and the cache made from them: `(root, vlm, folder)`. Read-only."""
     base = tmp_path_factory.mktemp("cache")
     root, vlm = make_dataset(base / "data", broken=True), make_vlm(base / "vlm")
     return root, vlm, extract(make_config(root, vlm, base / "cache"))
