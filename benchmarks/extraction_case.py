@@ -1,4 +1,4 @@
-"""Pictures and a VLM for measuring extraction: an encoder of some size, a language model of hardly any."""
+"""Images and a VLM to measure extraction: an encoder of a given size, and a minimal language model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def make_images(root: Path, count: int, side: int) -> Path:
-    """A labelled folder of noisy JPEG files of about `side` x `side` pixels."""
+    """Write a dataset of noisy JPEG files of about `side` x `side` pixels."""
     random = np.random.default_rng(0)
     folder = root / "train" / "joy"
     folder.mkdir(parents=True)
@@ -22,7 +22,7 @@ def make_images(root: Path, count: int, side: int) -> Path:
 
 
 def make_model(folder: Path, width: int, depth: int) -> Path:
-    """A Qwen2-VL with random weights whose encoder has this width and depth."""
+    """Write a Qwen2-VL with random weights whose encoder has this width and depth."""
     import torch
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
