@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.pictures import make_dataset
+from tests.images import make_dataset
 from tests.tiny import make_vlm
 
 REPOSITORY = Path(__file__).resolve().parents[1]

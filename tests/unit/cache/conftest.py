@@ -6,7 +6,7 @@ import pytest
 
 from masp.cache.reader import open_cache
 from masp.extraction.job import extract
-from tests.pictures import make_config, make_dataset
+from tests.images import make_config, make_dataset
 from tests.tiny import make_vlm
 
 
