@@ -44,10 +44,10 @@ def learn(args: argparse.Namespace, *phases: str) -> None:
     from safetensors.torch import load_file, save_file
 
     from masp.data.questions import load_questions
-    from masp.demo.run.tiny_vlm.geometry import make_louder
-    from masp.demo.run.tiny_vlm.model import save_model
-    from masp.demo.run.tiny_vlm.picture_pool import draw_pool
-    from masp.demo.run.tiny_vlm.pretrain import Pictures, Plan, Trainer
+    from masp.demo.tiny_vlm.geometry import make_louder
+    from masp.demo.tiny_vlm.image_pool import draw_pool
+    from masp.demo.tiny_vlm.model import save_model
+    from masp.demo.tiny_vlm.pretrain import ImagesBySize, Plan, Trainer
 
     torch.set_num_threads(args.threads)
     plan = Plan().scaled(args.scale)
@@ -64,8 +64,8 @@ def learn(args: argparse.Namespace, *phases: str) -> None:
                 train(plan)
                 trained = trainer.language_state()
             else:
-                drawn = draw_pool(plan.num_pictures, report=lambda *n: trainer.report("drawing", *n))
-                train(plan, Pictures(drawn))
+                drawn = draw_pool(plan.num_images, report=lambda *n: trainer.report("drawing", *n))
+                train(plan, ImagesBySize(drawn))
                 trained = trainer.sight_state()
             partial = path.with_name(f".{path.name}.partial")
             save_file(trained, partial, origin)
