@@ -13,6 +13,7 @@ import functools
 import io
 import re
 import shlex
+import signal
 import tomllib
 import typing
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from launch.cli import build_parser as launch_parser
 from launch.job.config import ClusterConfig, load_cluster
 from masp.cli.main import build_parser as masp_parser
 from masp.config import Config, load_config
-from masp.errors import InputError
+from masp.errors import DataError, InputError, MaspError, StoppedEarly
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCUMENTS = [
@@ -378,6 +379,26 @@ def test_commands_can_be_pasted_into_bash_and_zsh(document):
 def test_what_cannot_be_pasted_is_recognized(line, reason):
     why = unsafe_to_paste(line)
     assert why is None if reason is None else reason in why
+
+
+def test_the_shown_messages_are_the_real_ones(tmp_path, monkeypatch):
+    """The two refused settings in docs/configuration.md, and the one that CONTRIBUTING.md repeats."""
+    shown = re.findall(r"^    (error: .*)$", text_of("docs/configuration.md"), re.MULTILINE)
+    assert len(shown) == 2 and shown[0] in text_of("CONTRIBUTING.md")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "train.yaml").write_text("\n" * 10 + "stage1:\n  lerning_rate: 1e-4\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as unknown:
+        load_config("configs/train.yaml")
+    with pytest.raises(InputError) as invalid:
+        load_config(None, [*NEEDED, "stage1.num_epochs=0"])
+    assert shown == [f"error: {unknown.value}", f"error: {invalid.value}"]
+
+
+def test_the_exit_codes_in_the_readme_are_those_of_the_code():
+    codes = [int(code) for code in re.findall(r"^\| (\d+) \|", text_of("README.md"), re.MULTILINE)]
+    classes = (MaspError, InputError, DataError, StoppedEarly)
+    assert codes == [0, *(kind.exit_code for kind in classes), 128 + signal.SIGINT, 128 + signal.SIGPIPE]
 
 
 def test_the_guide_to_the_tests_is_complete():
