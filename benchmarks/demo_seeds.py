@@ -21,9 +21,9 @@ MIN_OVER_ZERO_SHOT = 0.25
 MIN_SHARE_OF_BEST = 0.80
 
 
-def run_seed(seed: int, folder: Path) -> dict:
+def run_seed(seed: int, directory: Path) -> dict:
     """Run the demo with one seed in its own directory, and read its summary."""
-    out = folder / f"seed-{seed}"
+    out = directory / f"seed-{seed}"
     command = [
         *(sys.executable, "-m", "masp.cli", "demo", f"seed={seed}", f"output_dir={out}"),
         *(f"dataset.root={out}/data", f"cache.dir={out}/cache"),

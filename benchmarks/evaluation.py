@@ -34,16 +34,16 @@ TARGET = 10.0
 CATEGORIES = ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "sadness")
 
 
-def make_vlm(folder: Path, tokenizer: Path, hidden: int, layers: int, vocabulary: int) -> Path:
+def make_vlm(directory: Path, tokenizer: Path, hidden: int, layers: int, vocabulary: int) -> Path:
     """A VLM of Qwen2-VL's architecture with random weights and a given tokenizer."""
     import torch
     from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-    shutil.copytree(tokenizer, folder)
-    words = AutoTokenizer.from_pretrained(folder)
+    shutil.copytree(tokenizer, directory)
+    words = AutoTokenizer.from_pretrained(directory)
     template = tokenizer / "chat_template.json"
     if not words.chat_template and template.is_file():
-        (folder / "chat_template.jinja").write_text(json.loads(template.read_text())["chat_template"])
+        (directory / "chat_template.jinja").write_text(json.loads(template.read_text())["chat_template"])
     names = ("vision_start", "vision_end", "image_pad", "video_pad", "im_end")
     ids = {name: words.convert_tokens_to_ids(f"<|{name}|>") for name in names}
     sections = [hidden // 32, hidden // 21, hidden // 8 - hidden // 32 - hidden // 21]
@@ -61,14 +61,14 @@ def make_vlm(folder: Path, tokenizer: Path, hidden: int, layers: int, vocabulary
         vision_start_token_id=ids["vision_start"], vision_end_token_id=ids["vision_end"],
     )  # fmt: skip
     torch.manual_seed(0)
-    Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps({
+    Qwen2VLForConditionalGeneration(config).save_pretrained(directory)
+    (directory / "preprocessor_config.json").write_text(json.dumps({
         "do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True, "resample": 3,
         "image_mean": [0.48, 0.45, 0.4], "image_std": [0.27, 0.26, 0.28], "rescale_factor": 1 / 255,
         "image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 3136, "max_pixels": 12845056,
         "patch_size": 14, "merge_size": 2, "temporal_patch_size": 2,
     }))  # fmt: skip
-    return folder
+    return directory
 
 
 def make_images(root: Path, count: int, size: tuple[int, int]) -> Path:
@@ -78,14 +78,14 @@ def make_images(root: Path, count: int, size: tuple[int, int]) -> Path:
     random = np.random.default_rng(0)
     for number in range(count + 1):
         split = "test" if number < count else "train"
-        folder = root / split / CATEGORIES[number % len(CATEGORIES)]
-        folder.mkdir(parents=True, exist_ok=True)
+        directory = root / split / CATEGORIES[number % len(CATEGORIES)]
+        directory.mkdir(parents=True, exist_ok=True)
         small = random.integers(0, 256, (size[1] // 16, size[0] // 16, 3), dtype=np.uint8)
-        Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(folder / f"{number:04d}.jpg", quality=90)
+        Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(directory / f"{number:04d}.jpg", quality=90)
     return root
 
 
-def make_config(folder: Path, vlm: Path, images: Path, threads: int, overrides: Sequence[str]):
+def make_config(directory: Path, vlm: Path, images: Path, threads: int, overrides: Sequence[str]):
     """Write random aspect modules and a random soft prompt as released files; returns a configuration with them."""
     import torch
 
@@ -96,15 +96,15 @@ def make_config(folder: Path, vlm: Path, images: Path, threads: int, overrides: 
     hidden = load_vlm_config(vlm).text_config.hidden_size
     settings = [
         f"vlm.path={vlm}", f"dataset.root={images}", f"dataset.categories=[{','.join(CATEGORIES)}]",
-        f"cache.dir={folder / 'cache'}", "cache.dtype=fp32", "cache.num_shards=2", "extract.num_workers=0",
+        f"cache.dir={directory / 'cache'}", "cache.dtype=fp32", "cache.num_shards=2", "extract.num_workers=0",
         f"extract.num_threads={threads}", "extract.device=cpu", "engine.device=cpu", "engine.precision=fp32",
-        "evaluate.num_workers=0", "checkpoint.layout=after_image", f"checkpoint.aspect={folder / 'aspect.pth'}",
-        f"checkpoint.soft_prompt={folder / 'soft_prompt.pt'}", *overrides,
+        "evaluate.num_workers=0", "checkpoint.layout=after_image", f"checkpoint.aspect={directory / 'aspect.pth'}",
+        f"checkpoint.soft_prompt={directory / 'soft_prompt.pt'}", *overrides,
     ]  # fmt: skip
     config = load_config(None, settings)
-    torch.save(to_released(AspectModules(config.aspects, hidden)), folder / "aspect.pth")
+    torch.save(to_released(AspectModules(config.aspects, hidden)), directory / "aspect.pth")
     rows = {f"<|reserved_special_token_{i}|>": torch.randn(hidden) for i in range(32)}
-    torch.save(rows, folder / "soft_prompt.pt")
+    torch.save(rows, directory / "soft_prompt.pt")
     return config
 
 
@@ -159,7 +159,7 @@ def our_sides(config) -> dict[str, Callable[[int, int], int]]:
     return {"masp": whole("masp"), "live generate": whole("live generate"), "one at a time": one_at_a_time}
 
 
-def measure(arguments: argparse.Namespace, folder: Path) -> dict:
+def measure(arguments: argparse.Namespace, directory: Path) -> dict:
     """Measure seconds per image of every side, and how many times faster masp is."""
     import torch
 
@@ -167,9 +167,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict:
     from masp.data.questions import load_questions
     from masp.extraction.job import extract
 
-    vlm = make_vlm(folder / "vlm", arguments.tokenizer, arguments.hidden, arguments.layers, arguments.vocabulary)
-    images = make_images(folder / "images", arguments.images, (arguments.width, arguments.height))
-    config = make_config(folder, vlm, images, arguments.threads, [f"evaluate.batch_size={arguments.batch_size}"])
+    vlm = make_vlm(directory / "vlm", arguments.tokenizer, arguments.hidden, arguments.layers, arguments.vocabulary)
+    images = make_images(directory / "images", arguments.images, (arguments.width, arguments.height))
+    config = make_config(directory, vlm, images, arguments.threads, [f"evaluate.batch_size={arguments.batch_size}"])
     extract(config)
     torch.set_num_threads(arguments.threads)
     question = load_questions(config.questions).emotion_first(CATEGORIES)
@@ -211,8 +211,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, default in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     arguments = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory(dir=arguments.dir) as folder:
-        found = measure(arguments, Path(folder))
+    with tempfile.TemporaryDirectory(dir=arguments.dir) as directory:
+        found = measure(arguments, Path(directory))
     print(f"{'':<16}{'images/s':>10}{'masp is':>10}")
     for name, rate in found["images_per_second"].items():
         times = found["times_as_fast"].get(name)

@@ -54,7 +54,7 @@ NUM_DISTINCT = 32
 """Number of distinct images; the others are copies under other names."""
 
 
-def make_images(folder: Path, num_train: int, num_test: int, size: tuple[int, int]) -> Path:
+def make_images(directory: Path, num_train: int, num_test: int, size: tuple[int, int]) -> Path:
     """Write smooth random JPEG files with annotations, the categories in turn."""
     from PIL import Image
 
@@ -62,35 +62,35 @@ def make_images(folder: Path, num_train: int, num_test: int, size: tuple[int, in
     data = []
     for _ in range(min(NUM_DISTINCT, num_train + num_test)):
         small = random.integers(0, 256, (max(1, size[1] // 16), max(1, size[0] // 16), 3), dtype=np.uint8)
-        path = folder / "one.jpg"
-        folder.mkdir(parents=True, exist_ok=True)
+        path = directory / "one.jpg"
+        directory.mkdir(parents=True, exist_ok=True)
         Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
         data.append(path.read_bytes())
         path.unlink()
     for split, count in (("train", num_train), ("test", num_test)):
         for number in range(count):
             category = CATEGORIES[number % len(CATEGORIES)]
-            path = folder / split / category / f"{split}{number:05d}.jpg"
+            path = directory / split / category / f"{split}{number:05d}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data[number % len(data)])
-            notes = folder / "annotation" / category / f"{path.stem}.json"
+            notes = directory / "annotation" / category / f"{path.stem}.json"
             notes.parent.mkdir(parents=True, exist_ok=True)
             notes.write_text(json.dumps(ANSWERS))
-    return folder
+    return directory
 
 
-def make_config(folder: Path, vlm: Path, images: Path, args: argparse.Namespace):
+def make_config(directory: Path, vlm: Path, images: Path, args: argparse.Namespace):
     """The configuration of all parts: the defaults, except for sizes and paths."""
     from masp.config import load_config
 
     readers = min(args.workers, 4)
     stage = {"global_batch_size": args.batch, "micro_batch_size": args.micro_batch, "num_epochs": 100_000}
-    run = folder / "run"
+    run = directory / "run"
     return load_config(
         None,
         [
             f"output_dir={run}", f"vlm.path={vlm}", f"dataset.root={images}",
-            f"dataset.categories=[{','.join(CATEGORIES)}]", f"cache.dir={folder / 'cache'}", "cache.num_shards=16",
+            f"dataset.categories=[{','.join(CATEGORIES)}]", f"cache.dir={directory / 'cache'}", "cache.num_shards=16",
             f"extract.num_workers={args.workers}", f"extract.num_threads={args.threads}",
             f"extract.device={args.device}", f"engine.device={args.device}", f"engine.num_workers={readers}",
             f"evaluate.num_workers={readers}", f"evaluate.batch_size={args.evaluation_batch}",
@@ -124,13 +124,13 @@ def extraction_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
         def run(_: float) -> Done:
             """Extract the whole dataset; the first run writes the cache that training reads."""
             number = next(numbers)
-            folder = Path(f"{config.cache.dir}-{number}" if number else config.cache.dir)
+            directory = Path(f"{config.cache.dir}-{number}" if number else config.cache.dir)
             with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-                extract(replace(config, cache=replace(config.cache, dir=str(folder))))
+                extract(replace(config, cache=replace(config.cache, dir=str(directory))))
             # measured by the job itself, starting when the encoder is loaded
-            seconds = json.loads((folder / TIMINGS).read_text().splitlines()[-1])["seconds"]
+            seconds = json.loads((directory / TIMINGS).read_text().splitlines()[-1])["seconds"]
             if number:
-                shutil.rmtree(folder)
+                shutil.rmtree(directory)
             return Done(len(samples), tokens * len(samples), flops * len(samples), seconds)
 
         return Side(run, warm_ups=1)
@@ -277,12 +277,12 @@ def evaluation_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
     return {"masp": ours, "published": published}
 
 
-def measure_model(model: str, folder: Path, images: Path, args: argparse.Namespace, report: Callable) -> None:
+def measure_model(model: str, directory: Path, images: Path, args: argparse.Namespace, report: Callable) -> None:
     """Measure all parts with one VLM; `report` is called with the name and the results of each part."""
     from benchmarks.random_vlm import drawn_weights, make_vlm
     from benchmarks.throughput import save_untrained
 
-    config = make_config(folder, make_vlm(folder / "vlm", model, args.tokenizer), images, args)
+    config = make_config(directory, make_vlm(directory / "vlm", model, args.tokenizer), images, args)
     with drawn_weights():
         for part in PARTS:
             if part in ("stage1", "stage2"):
@@ -370,9 +370,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     from masp.errors import MaspError
 
-    for folder in (args.dir, args.json and args.json.parent):
-        if folder:
-            folder.mkdir(parents=True, exist_ok=True)
+    for directory in (args.dir, args.json and args.json.parent):
+        if directory:
+            directory.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
     started = time.monotonic()
     name = torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
@@ -387,9 +387,9 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{name}: bf16 matrix product {best['matmul_tflops']:.3g} TFLOP/s, {copies}\n{HEADER}", flush=True)
     try:
         with tempfile.TemporaryDirectory(dir=args.dir, prefix="masp-gpu-") as base:
-            folder = Path(base)
+            directory = Path(base)
             num_test = max(1, args.images // 4)
-            images = make_images(folder / "images", max(1, args.images - num_test), num_test, args.size)
+            images = make_images(directory / "images", max(1, args.images - num_test), num_test, args.size)
             for model in args.models:
                 parts = found["models"][model] = {}
 
@@ -403,9 +403,9 @@ def main(argv: list[str] | None = None) -> int:
                     if args.json:
                         args.json.write_text(json.dumps(found, indent=1) + "\n")
 
-                (folder / model).mkdir()
-                measure_model(model, folder / model, images, args, report)
-                shutil.rmtree(folder / model)
+                (directory / model).mkdir()
+                measure_model(model, directory / model, images, args, report)
+                shutil.rmtree(directory / model)
     except MaspError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

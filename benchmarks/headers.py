@@ -40,12 +40,12 @@ def templates() -> list[tuple[str, bytes]]:
     return found
 
 
-def write_images(folder: Path, count: int) -> list[Path]:
+def write_images(directory: Path, count: int) -> list[Path]:
     """Write `count` files, a thousand per directory."""
     kinds, paths = templates(), []
     for number in range(count):
         suffix, content = kinds[number % len(kinds)]
-        path = folder / f"{number // 1000:04d}" / f"{number:07d}.{suffix}"
+        path = directory / f"{number // 1000:04d}" / f"{number:07d}.{suffix}"
         if number % 1000 == 0:
             path.parent.mkdir()
         path.write_bytes(content)
@@ -61,9 +61,9 @@ def main() -> int:
     parser.add_argument("--json", type=Path, default=None, metavar="FILE")
     arguments = parser.parse_args()
     rows = []
-    with tempfile.TemporaryDirectory(dir=arguments.dir) as folder:
+    with tempfile.TemporaryDirectory(dir=arguments.dir) as directory:
         start = time.perf_counter()
-        paths = write_images(Path(folder), arguments.num_images)
+        paths = write_images(Path(directory), arguments.num_images)
         print(f"{len(paths):,} files written in {time.perf_counter() - start:.1f} s; {os.cpu_count()} cores, load "
               f"{os.getloadavg()[0]:.1f}")  # fmt: skip
         print(f"{'processes':>9}{'seconds':>10}{'headers/s':>12}")

@@ -50,11 +50,11 @@ def vlm_config(model: str):
     return Qwen2VLConfig(text_config=text, vision_config=vision)
 
 
-def make_vlm(folder: Path, model: str, tokenizer: Path | None) -> Path:
+def make_vlm(directory: Path, model: str, tokenizer: Path | None) -> Path:
     """Write the directory of a VLM without weights.
 
     Args:
-        folder: Directory to create.
+        directory: Directory to create.
         model: One of MODELS.
         tokenizer: Directory with the files of the family's tokenizer; None for a small one of bytes and a few words,
             with which texts have about twice as many tokens.
@@ -67,20 +67,20 @@ def make_vlm(folder: Path, model: str, tokenizer: Path | None) -> Path:
     from tests.tiny import make_tokenizer
 
     if tokenizer is None:
-        folder.mkdir(parents=True)
-        words = make_tokenizer(folder)
+        directory.mkdir(parents=True)
+        words = make_tokenizer(directory)
     else:
         if not tokenizer.is_dir():
             raise InputError(f"--tokenizer {tokenizer}: no such directory")
-        shutil.copytree(tokenizer, folder, copy_function=shutil.copyfile)
-        folder.chmod(0o755)  # the source may be read-only
+        shutil.copytree(tokenizer, directory, copy_function=shutil.copyfile)
+        directory.chmod(0o755)  # the source may be read-only
         try:
-            words = AutoTokenizer.from_pretrained(folder)
+            words = AutoTokenizer.from_pretrained(directory)
         except (OSError, ValueError) as error:
             raise InputError(f"--tokenizer {tokenizer}: no tokenizer: {first_line(error)}") from None
-        template = folder / "chat_template.json"
+        template = directory / "chat_template.json"
         if not words.chat_template and template.is_file():
-            (folder / "chat_template.jinja").write_text(json.loads(template.read_text())["chat_template"])
+            (directory / "chat_template.jinja").write_text(json.loads(template.read_text())["chat_template"])
     config = vlm_config(model)
     for name, token in (
         ("vision_start", "vision_start"), ("vision_end", "vision_end"), ("image", "image_pad"), ("video", "video_pad"),
@@ -94,9 +94,9 @@ def make_vlm(folder: Path, model: str, tokenizer: Path | None) -> Path:
     text.bos_token_id, text.eos_token_id = words.pad_token_id, words.eos_token_id
     from safetensors.torch import save_file
 
-    save_config_only(folder, config)
-    save_file({"seed": torch.tensor([SEED])}, folder / "model.safetensors")
-    return folder
+    save_config_only(directory, config)
+    save_file({"seed": torch.tensor([SEED])}, directory / "model.safetensors")
+    return directory
 
 
 def _draw(cls: type, config, dtype: torch.dtype, device: str, attention: str) -> torch.nn.Module:

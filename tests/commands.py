@@ -61,8 +61,8 @@ class Result:
 class Running:
     """A running command."""
 
-    def __init__(self, server: Commands, pid: int, folder: Path):
-        self.server, self.pid, self.folder, self.ended = server, pid, folder, False
+    def __init__(self, server: Commands, pid: int, directory: Path):
+        self.server, self.pid, self.directory, self.ended = server, pid, directory, False
 
     def kill(self, number: int = signal.SIGKILL, group: bool = False) -> None:
         """Send a signal to the process, or to its process group, which includes workers."""
@@ -80,7 +80,7 @@ class Running:
 
     def output(self) -> tuple[str, str]:
         # as bytes: the carriage returns of a progress bar must not become line ends
-        return tuple((self.folder / name).read_bytes().decode() for name in ("stdout", "stderr"))
+        return tuple((self.directory / name).read_bytes().decode() for name in ("stdout", "stderr"))
 
     def wait(self) -> Result:
         self.ended = True
@@ -91,11 +91,11 @@ class Commands:
     """Starts commands. Use as a context manager.
 
     Args:
-        folder: Directory for the output of the commands.
+        directory: Directory for the output of the commands.
     """
 
-    def __init__(self, folder: Path):
-        self.folder, self.count, self.started = folder, 0, []
+    def __init__(self, directory: Path):
+        self.directory, self.count, self.started = directory, 0, []
         self.process = subprocess.Popen(
             [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
@@ -108,13 +108,13 @@ class Commands:
     def start(self, *argv: object, **env: object) -> Running:
         """Start `masp ARGV` with additional environment variables."""
         self.count += 1
-        folder = self.folder / f"{self.count:03d}"
-        folder.mkdir()
+        directory = self.directory / f"{self.count:03d}"
+        directory.mkdir()
         order = {"argv": [str(a) for a in argv], "env": {k: str(v) for k, v in env.items()}}
-        order |= {name: str(folder / name) for name in ("stdout", "stderr")}
+        order |= {name: str(directory / name) for name in ("stdout", "stderr")}
         for name in ("stdout", "stderr"):
-            (folder / name).touch()
-        self.started.append(Running(self, int(self.order(order)), folder))
+            (directory / name).touch()
+        self.started.append(Running(self, int(self.order(order)), directory))
         return self.started[-1]
 
     def __call__(self, *argv: object, **env: object) -> Result:

@@ -41,10 +41,10 @@ def repository() -> Path:
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """Directory with tokenizers of real VLMs and the parity case, next to the repository."""
-    folder = Path(os.environ.get("MASP_SHARED", REPOSITORY.parent / "shared"))
-    if not folder.is_dir():
-        _absent("SHARED", f"no directory {folder}; MASP_SHARED can name another one")
-    return folder.resolve()
+    directory = Path(os.environ.get("MASP_SHARED", REPOSITORY.parent / "shared"))
+    if not directory.is_dir():
+        _absent("SHARED", f"no directory {directory}; MASP_SHARED can name another one")
+    return directory.resolve()
 
 
 @pytest.fixture(scope="session")

@@ -24,9 +24,9 @@ def make_dataset(root: Path, num_train: int = 18, num_test: int = 6, broken: boo
             category = CATEGORIES[i % len(CATEGORIES)]
             width, height = (int(n) for n in random.integers(40, 200, 2))
             image = Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
-            folder = root / split / category
-            folder.mkdir(parents=True, exist_ok=True)
-            image.save(folder / f"{split}.{i:03d}.{'png' if i % 2 else 'jpg'}")
+            directory = root / split / category
+            directory.mkdir(parents=True, exist_ok=True)
+            image.save(directory / f"{split}.{i:03d}.{'png' if i % 2 else 'jpg'}")
             if i % 3:
                 notes = root / "annotation" / category
                 notes.mkdir(parents=True, exist_ok=True)

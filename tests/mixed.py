@@ -22,8 +22,8 @@ def _pixels(seed: int, width: int = 70, height: int = 50) -> Image.Image:
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _write(folder: Path, split: str, seed: int) -> None:
-    folder.mkdir(parents=True)
+def _write(directory: Path, split: str, seed: int) -> None:
+    directory.mkdir(parents=True)
     image = _pixels(seed)
     with_alpha = image.copy()
     with_alpha.putalpha(Image.linear_gradient("L").resize(image.size))
@@ -46,7 +46,7 @@ def _write(folder: Path, split: str, seed: int) -> None:
     assert set(images) == set(GOOD)
     for name, converted in images.items():
         more = {"turned.jpg": {"exif": exif}, "many_pages.tiff": {"save_all": True, "append_images": [image]}}
-        converted.save(folder / f"{split}_{name}", **more.get(name, {}))
+        converted.save(directory / f"{split}_{name}", **more.get(name, {}))
 
 
 def make_mixed(root: Path, broken: bool = True, annotated: bool = True) -> Path:
@@ -60,11 +60,11 @@ def make_mixed(root: Path, broken: bool = True, annotated: bool = True) -> Path:
             answers = {"brightness": 0.0 if i else 1.0, "scene": "bakery/shop", "object": ["dog", "Tree "]}
             (notes / f"train_{Path(name).stem}.json").write_text(json.dumps(answers))
     if broken:
-        folder = root / "train" / CATEGORIES[0]
-        whole = folder / "whole.jpg"
+        directory = root / "train" / CATEGORIES[0]
+        whole = directory / "whole.jpg"
         _pixels(9, 90, 90).save(whole)
-        (folder / "cut_short.jpg").write_bytes(whole.read_bytes()[:900])
+        (directory / "cut_short.jpg").write_bytes(whole.read_bytes()[:900])
         whole.unlink()
-        (folder / "words.png").write_text("no picture")
-        (folder / "empty.jpg").write_bytes(b"")
+        (directory / "words.png").write_text("no picture")
+        (directory / "empty.jpg").write_bytes(b"")
     return root

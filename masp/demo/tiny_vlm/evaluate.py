@@ -18,10 +18,10 @@ from masp.demo.world.factors import Scene as DemoScene
 from masp.taxonomy import ASPECTS
 
 
-def load_demo_vlm(folder: Path):
+def load_demo_vlm(directory: Path):
     """Load the model, in fp32, and the tokenizer of a demo VLM."""
-    model = Qwen2VLForConditionalGeneration.from_pretrained(str(folder), dtype=torch.float32).eval()
-    return model.requires_grad_(False), AutoTokenizer.from_pretrained(str(folder))
+    model = Qwen2VLForConditionalGeneration.from_pretrained(str(directory), dtype=torch.float32).eval()
+    return model.requires_grad_(False), AutoTokenizer.from_pretrained(str(directory))
 
 
 def aspect_accuracy(model, tokenizer, questions: Questions, count: int, name: str = "unseen") -> dict[str, float]:

@@ -117,11 +117,11 @@ def encode(model, pixels: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
     return merged.view(batch, -1, merged.shape[-1]), grid
 
 
-def save_model(model, tokenizer, folder: Path) -> None:
+def save_model(model, tokenizer, directory: Path) -> None:
     """Write a directory that transformers can load: bf16 weights, tokenizer, template, image processor settings."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model.to(torch.bfloat16).save_pretrained(str(folder))
-    save_tokenizer(tokenizer, folder)
+    directory.mkdir(parents=True, exist_ok=True)
+    model.to(torch.bfloat16).save_pretrained(str(directory))
+    save_tokenizer(tokenizer, directory)
     settings = {
         "image_processor_type": "Qwen2VLImageProcessor",
         "do_convert_rgb": True,
@@ -138,4 +138,4 @@ def save_model(model, tokenizer, folder: Path) -> None:
         "temporal_patch_size": 2,
         "merge_size": MERGE,
     }
-    (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (directory / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n")

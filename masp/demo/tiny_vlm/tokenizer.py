@@ -84,6 +84,6 @@ def build_tokenizer(questions: Questions, vocab_size: int):
     return tokenizer
 
 
-def save_tokenizer(tokenizer, folder: Path) -> None:
+def save_tokenizer(tokenizer, directory: Path) -> None:
     """Write the files of the tokenizer, including its chat template."""
-    tokenizer.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(directory))

@@ -12,7 +12,7 @@ from tests.tiny import make_vlm
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
-    """A dataset with broken images, a VLM, and the cache made from them: `(root, vlm, folder)`. Read-only."""
+    """A dataset with broken images, a VLM, and the cache made from them: `(root, vlm, directory)`. Read-only."""
     base = tmp_path_factory.mktemp("cache")
     root, vlm = make_dataset(base / "data", broken=True), make_vlm(base / "vlm")
     return root, vlm, extract(make_config(root, vlm, base / "cache"))
@@ -26,7 +26,7 @@ def cache(made):
 
 @pytest.fixture
 def copied(made, tmp_path):
-    """A copy of the cache to damage, and the configuration that made it: `(folder, config)`."""
-    root, vlm, folder = made
-    shutil.copytree(folder, tmp_path / "copy")
+    """A copy of the cache to damage, and the configuration that made it: `(directory, config)`."""
+    root, vlm, directory = made
+    shutil.copytree(directory, tmp_path / "copy")
     return tmp_path / "copy", make_config(root, vlm, tmp_path / "copy")
