@@ -401,6 +401,17 @@ def test_the_exit_codes_in_the_readme_are_those_of_the_code():
     assert codes == [0, *(kind.exit_code for kind in classes), 128 + signal.SIGINT, 128 + signal.SIGPIPE]
 
 
+def test_the_names_in_the_architecture_exist():
+    """Functions, classes, fields and keys that docs/architecture.md names are defined in the source."""
+    files = [path for top in ("masp", "launch") for path in sorted((REPOSITORY / top).rglob("*.py"))]
+    source = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    names = {span for span in spans("docs/architecture.md") if re.fullmatch(r"[A-Za-z]\w+", span)}
+    packages = {path.name for path in (REPOSITORY / "masp").iterdir()} | set(TOP)
+    defined = {n for n in names if re.search(rf"^\s*(def|class) {n}\b|^\s+{n}: |[\"']{n}[\"']", source, re.MULTILINE)}
+    assert len(names) > 30
+    assert not names - defined - packages
+
+
 def test_the_guide_to_the_tests_is_complete():
     guide = text_of("tests/README.md")
     settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
