@@ -110,7 +110,8 @@ def best_possible(root: str | Path, split: str) -> float:
     root = Path(root)
     note, rows = read(Note, root / NOTE), read(tuple[Row, ...], root / f"{split}.json")
     if note is None or rows is None:
-        raise InputError(f"{root / (NOTE if note is None else f'{split}.json')} is missing: not a dataset of the demo world")
+        name = NOTE if note is None else f"{split}.json"
+        raise InputError(f"{root / name} is missing: not a dataset of the demo world")
     if note.world != factors.digest():
         raise InputError(f"{root} was made by another version of the demo world; delete it and draw it again")
     if not rows:
