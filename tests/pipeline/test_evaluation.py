@@ -16,7 +16,7 @@ from masp.results.ledger import read_records
 from masp.results.ledger_file import Record
 from masp.results.records import read_maps, read_records_file
 from masp.runtime.status import noting_failure, read_status
-from tests.pictures import make_config, make_dataset
+from tests.images import make_config, make_dataset
 from tests.runs import assert_same, numbers
 
 NUM_TEST = 13

@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from tests.pictures import make_dataset
+from tests.images import make_dataset
 
 EPOCH = ("stage1.num_epochs=1", "stage2.num_epochs=1")
 

@@ -1,4 +1,4 @@
-"""An evaluation on Slurm that loses one of its processes: the others finish, and a second call scores the rest."""
+"""An evaluation on Slurm loses one of its processes: the others finish, and a second call scores the rest."""
 
 import json
 import os

@@ -8,7 +8,7 @@ from masp.cache.codec import EIGHT_BIT, TORCH_NAMES, as_read, decode_features, e
 from masp.cache.reader import open_cache
 from masp.cache.verify import verify_cache
 from masp.extraction.job import extract
-from tests.pictures import make_config
+from tests.images import make_config
 
 
 def features(num_tokens=300, width=1536, seed=0):

@@ -3,7 +3,7 @@
 import pytest
 
 from masp.cli.main import main
-from tests.pictures import make_dataset
+from tests.images import make_dataset
 from tests.tiny import make_vlm
 
 

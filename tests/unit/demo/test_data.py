@@ -27,7 +27,7 @@ def test_images_are_drawn_once(tmp_path, capsys):
     make_demo_data(str(root), 2, 1, seed=5, num_val=1)
     assert capsys.readouterr().out == f"demo data: {root}: 4 images, there already\n"
     assert images == {path: path.read_bytes() for path in root.rglob("*.png")}
-    with pytest.raises(InputError, match="holds something else"):
+    with pytest.raises(InputError, match="does not contain this dataset"):
         make_demo_data(str(root), 2, 1, seed=6)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.pictures import make_config, make_dataset
+from tests.images import make_config, make_dataset
 from tests.tiny import make_vlm
 
 
