@@ -29,6 +29,7 @@ from launch.submission.state import DRIVER_LOCK, DriverStatus, PartStatus
 from masp.config import load_config
 from masp.errors import InputError, MaspError, StoppedEarly
 from masp.files.locks import holding, is_held
+from masp.runtime.log import setup as set_up_logging
 from masp.runtime.status import RunState, read_status, write_status
 from masp.runtime.stop import StopFlag
 
@@ -221,6 +222,7 @@ def _failure(job, folder: Path) -> str | None:
 def main() -> int:
     """Run the driver; returns the exit code."""
     folder = Path(sys.argv[1])
+    set_up_logging()
     try:
         with holding(folder / DRIVER_LOCK, f"{folder} has a driver already", key="output_dir"):
             drive(folder)

@@ -1,8 +1,10 @@
 """MASP's own files, which commands name as in a clone: `configs/train.yaml` is found from any directory."""
 
+import logging
 import os
-import sys
 from pathlib import Path, PurePath
+
+LOG = logging.getLogger(__name__)
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # An installation keeps `configs/` inside the package; in a clone it stays beside it.
@@ -30,6 +32,6 @@ def find_packaged(path: str, directory: str | Path = "") -> str:
         if os.path.exists(own):
             if given not in _said:
                 _said.add(given)
-                print(f"note: {given} does not exist; using MASP's own {own}", file=sys.stderr)
+                LOG.info("%s does not exist; using MASP's own %s", given, own)
             return own
     return given

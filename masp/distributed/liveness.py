@@ -12,14 +12,14 @@ import os
 import secrets
 import selectors
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from masp.distributed.collectives import any_rank, share
-from masp.errors import InputError, MaspError, OtherRankFailed, one_line
+from masp.errors import InputError, MaspError, OtherRankFailed
+from masp.runtime.log import say_error
 
 if TYPE_CHECKING:
     from masp.distributed.ranks import Ranks
@@ -128,7 +128,7 @@ class Peers:
         if self.ranks.is_lead:  # the others are connected to it alone
             self._send(self._news)
         if not self._left.wait(self.grace_s):
-            print(f"error: {one_line(str(self._cause))}", file=sys.stderr, flush=True)
+            say_error(self._cause)
             if isinstance(self._cause, RankLost):
                 self.on_loss(self._cause)
             os._exit(MaspError.exit_code)

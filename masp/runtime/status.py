@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import time
@@ -19,6 +20,8 @@ from masp.files.atomic import write_bytes
 from masp.files.text import reason
 from masp.files.typed import plain
 from masp.runtime.run_lock import RunInUse
+
+LOG = logging.getLogger(__name__)
 
 FILE = "status.json"
 _MAX_BYTES = 16 << 20
@@ -146,4 +149,4 @@ def _note(folder: Path, entered: float, state: RunState, exit_code: int, message
             OSError,
             InputError,
         ) as error:  # a full disk, most likely what ended the run: its own message must get through
-            print(f"note: {folder / FILE} cannot be written: {reason(error)}")
+            LOG.info("%s cannot be written: %s", folder / FILE, reason(error))

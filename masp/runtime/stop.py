@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+LOG = logging.getLogger(__name__)
 
 
 class StopFlag:
@@ -51,7 +53,7 @@ class StopFlag:
         self.received.add(number)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, self._previous.pop(signal.SIGINT))
-        print(f"\n{signal.Signals(number).name}: stopping as soon as that is clean", file=sys.stderr)
+        LOG.info("%s: stopping as soon as that is clean", signal.Signals(number).name)
 
 
 class StopRequests:

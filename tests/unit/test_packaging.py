@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from launch.job.config import load_cluster
+from masp.config.packaged import find_packaged
+from masp.runtime.log import setup
 from tests.runs import REPOSITORY
 
 SOURCES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "masp", "launch", "configs")
@@ -149,8 +151,7 @@ def test_an_editable_clone_called_masp_works_from_its_parent_directory(tmp_path)
 
 
 def test_files_of_the_working_directory_come_first(tmp_path, monkeypatch, capsys):
-    from masp.config.packaged import find_packaged
-
+    setup(rank=0)
     monkeypatch.chdir(tmp_path)
     own = find_packaged("configs/train.yaml")
     assert own == str(REPOSITORY / "configs" / "train.yaml")
