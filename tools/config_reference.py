@@ -14,7 +14,7 @@ from typing import Any
 
 import launch.job.config
 import masp.config.schema
-from masp.config.describe import Setting, describe_settings, sections
+from masp.config.fields import Setting, describe_settings, sections
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 DOCUMENTS = {
