@@ -135,7 +135,7 @@ def _seeds(text: str) -> list[int]:
     plain = all(word.isascii() and word.isdecimal() and len(word) <= 10 for word in words)
     seeds = [int(word) for word in words] if plain else []
     if not plain or max(seeds) >= 2**32 or len(set(seeds)) < len(seeds):
-        raise InputError(f"--seeds {text}: must be different whole numbers with commas between them, such as 1,2,3")
+        raise InputError(f"--seeds {text}: must be different integers with commas between them, such as 1,2,3")
     return seeds
 
 
