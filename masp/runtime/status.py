@@ -1,4 +1,4 @@
-"""`status.json`: what became of a run, for tools. Launchers replace exit codes (torchrun turns each failure into 1)."""
+"""`status.json`: what became of a run, for tools, since launchers replace exit codes (torchrun turns any into 1)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import Any, TypeVar, overload
 from masp.errors import DataError, InputError, MaspError, OtherRankFailed, StoppedEarly
 from masp.files import typed
 from masp.files.atomic import write_bytes
+from masp.files.regular import is_directory
 from masp.files.text import reason
 from masp.files.typed import plain
 from masp.runtime.run_lock import RunInUse
@@ -109,44 +110,47 @@ def read_status(directory: Path, kind: type[Status] = Status) -> Status | None:
 
 
 @contextmanager
-def noting_failure(folder: Path) -> Iterator[None]:
-    """Write to the status what ends the block other than normally; every rank enters it.
+def noting_failure(directory: Path) -> Iterator[None]:
+    """Write to the status which error ends the block; every rank enters it.
 
-    A rank that meets a cause writes it before it leaves; the others then fail because it left, which is only noted
-    where no cause stands already. What is finished stays finished: a rank that fails after another one has completed
-    the run changes nothing, and a later call that is refused changes only `exit_code` and `message`.
+    The rank that meets the cause writes it before it leaves. The others then fail because that rank left, which is
+    only written if no cause is there already. A finished run stays finished: a rank that fails after another one has
+    finished the run changes nothing, and a later call that is refused changes only `exit_code` and `message`.
+
+    Args:
+        directory: Run directory; nothing is written while it does not exist.
     """
     entered = time.time()
     try:
         yield
-    except (OtherRankFailed, RunInUse):  # the cause is noted by whoever met it; a run in use is another's
+    except (OtherRankFailed, RunInUse):  # the rank that met the cause writes it; a run in use is not ours
         raise
     except MaspError as error:
         state = RunState.STOPPED if isinstance(error, StoppedEarly) else RunState.FAILED
-        _note(folder, entered, state, error.exit_code, str(error))
+        _note(directory, entered, state, error.exit_code, str(error))
         raise
     except KeyboardInterrupt:
-        _note(folder, entered, RunState.STOPPED, 130, "interrupted")
+        _note(directory, entered, RunState.STOPPED, 130, "interrupted")
         raise
     except Exception as error:
-        _note(folder, entered, RunState.FAILED, 1, f"{type(error).__name__}: {error}", is_cause=False)
+        _note(directory, entered, RunState.FAILED, 1, f"{type(error).__name__}: {error}", is_cause=False)
         raise
 
 
-def _note(folder: Path, entered: float, state: RunState, exit_code: int, message: str, is_cause: bool = True) -> None:
-    """Write a status; one that may only be a consequence does not replace a cause that was noted since `entered`."""
-    if folder.is_dir():
-        try:
-            earlier = read_status(folder)
-            if not is_cause and earlier and earlier.state == RunState.FAILED and earlier.time >= entered:
+def _note(
+    directory: Path, entered: float, state: RunState, exit_code: int, message: str, is_cause: bool = True
+) -> None:
+    """Write a status, unless it may only be a consequence and a cause was written since `entered`."""
+    try:
+        if not is_directory(directory):
+            return
+        earlier = read_status(directory)
+        if not is_cause and earlier and earlier.state == RunState.FAILED and earlier.time >= entered:
+            return
+        if earlier and earlier.state == RunState.FINISHED:
+            if earlier.time >= entered:  # by another rank of this call
                 return
-            if earlier and earlier.state == RunState.FINISHED:
-                if earlier.time >= entered:  # by another rank of this call
-                    return
-                state = RunState.FINISHED
-            write_status(folder, state, exit_code, message)
-        except (
-            OSError,
-            InputError,
-        ) as error:  # a full disk, most likely what ended the run: its own message must get through
-            LOG.info("%s cannot be written: %s", folder / FILE, reason(error))
+            state = RunState.FINISHED
+        write_status(directory, state, exit_code, message)
+    except (OSError, InputError) as error:  # most likely what ended the run, whose own message must get through
+        LOG.warning("%s cannot be written: %s", directory / FILE, reason(error))
