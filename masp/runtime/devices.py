@@ -76,7 +76,7 @@ def plain_memory_errors(remedy: str) -> Iterator[None]:
 
 
 _CPU_ALLOCATOR = "DefaultCPUAllocator: "
-"""Start of the reason in torch 2.13's message: "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't
+"""Start of the reason in torch 2.13's error: "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't
 allocate memory: you tried to allocate 4000000000000000 bytes. Error code 12 (Cannot allocate memory)"."""
 
 
