@@ -10,6 +10,7 @@ from launch.job.parts import COMMANDS
 from masp.cli.parser import Parser
 from masp.cli.settings import add_settings, parse_arguments, setting_names
 from masp.errors import MaspError, one_line
+from masp.runtime.log import setup as set_up_logging
 
 DESCRIPTION = """\
 Submit the commands of `masp` to a cluster: the same configuration, the same settings, the same results.
@@ -111,6 +112,7 @@ def _names() -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = parse_arguments(build_parser(), argv, _names)
+    set_up_logging()
     try:
         return run(arguments)
     except MaspError as error:

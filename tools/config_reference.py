@@ -15,7 +15,7 @@ from typing import Any
 
 import launch.job.config
 import masp.config.schema
-from masp.config.describe import Setting, describe_settings, sections
+from masp.config.fields import Setting, describe_settings, sections
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 DOCUMENTS = {
@@ -34,8 +34,8 @@ def field_docs(root: type) -> dict[str, dict[str, str]]:
             continue
         fields = docs.setdefault(node.name, {})
         for field, following in zip(node.body, node.body[1:], strict=False):
-            is_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
-            if isinstance(field, ast.AnnAssign) and is_text:
+            is_docstring = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+            if isinstance(field, ast.AnnAssign) and is_docstring:
                 fields[field.target.id] = " ".join(following.value.value.split())
     return docs
 

@@ -16,6 +16,7 @@ from masp.cli import cache, compare, demo, doctor, evaluate, extract, plan, pred
 from masp.cli.parser import Parser, add_local_rank
 from masp.cli.settings import parse_arguments
 from masp.errors import InputError, MaspError, one_line
+from masp.runtime.log import setup as set_up_logging
 
 COMMANDS = (demo, plan, extract, train, evaluate, predict, report, compare, study, doctor, cache)
 """Command modules, in the order in which `masp --help` lists them."""
@@ -69,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: `--help`, `--version`, or a command line that cannot be parsed.
     """
     arguments = parse_arguments(build_parser(), argv)
+    set_up_logging()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             # File names may not be UTF-8, and a terminal may lack a character; neither is a reason to fail.

@@ -170,7 +170,7 @@ def _read_share() -> Ranks:
 def _discard_results(directory: Path, tables: Sequence[Path]) -> None:
     """Remove what an earlier merge wrote, so that nobody takes it for the result of the ledgers that are there now."""
     status = read_status(directory)
-    names = [METRICS, RECORDS, DATASETS, *([STATUS] if status and status["state"] == RunState.FINISHED else [])]
+    names = [METRICS, RECORDS, DATASETS, *([STATUS] if status and status.state == RunState.FINISHED else [])]
     for path in (*(directory / name for name in names), *tables):
         path.unlink(missing_ok=True)
 

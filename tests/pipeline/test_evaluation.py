@@ -347,7 +347,7 @@ def test_a_status_that_is_none_does_not_hide_what_went_wrong(tmp_path, garbage):
         with pytest.raises(type(error), match=str(error)), noting_failure(tmp_path):
             raise error
         status = read_status(tmp_path)
-        assert status["state"] == "failed" and str(error) in status["message"]
+        assert status.state == "failed" and str(error) in status.message
 
 
 def _becomes_rank(monkeypatch, rank: int, size: int) -> None:
