@@ -38,7 +38,7 @@ def setting_names(root: type | None = None) -> list[str]:
     Args:
         root: Dataclass of the settings; None for those of a run.
     """
-    from masp.config.describe import describe_settings
+    from masp.config.fields import describe_settings
     from masp.config.schema import Config
 
     return list(describe_settings(root or Config))
