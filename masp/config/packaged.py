@@ -35,7 +35,7 @@ def find_packaged(path: str, directory: str | Path = "") -> str:
         return given
     for place in places:
         own = place.joinpath(*rest)
-        if own.exists():
+        if exists(own):
             if given not in _noted:
                 _noted.add(given)
                 LOG.info("%s does not exist; using MASP's own %s", given, own)

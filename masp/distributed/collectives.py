@@ -62,7 +62,7 @@ def any_rank(flag: bool, device: str = "cpu") -> bool:
     return sum_integers([int(flag)], device)[0] > 0
 
 
-def on_lead(ranks: Ranks, device: str, work: Callable[[], object]) -> None:
+def on_rank_0(ranks: Ranks, device: str, work: Callable[[], object]) -> None:
     """Do something on rank 0 only; all ranks wait for it, and if it fails all ranks fail.
 
     Raises:
@@ -70,7 +70,7 @@ def on_lead(ranks: Ranks, device: str, work: Callable[[], object]) -> None:
         OtherRankFailed: On the other ranks, if `work` raised.
     """
     error: Exception | None = None
-    if ranks.is_lead:
+    if ranks.is_rank_0:
         try:
             work()
         except Exception as caught:  # raised below, after the others know

@@ -37,7 +37,7 @@ class Ranks:
     """`torchrun` also stands for `deepspeed`, which sets the same variables."""
 
     @property
-    def is_lead(self) -> bool:
+    def is_rank_0(self) -> bool:
         return self.rank == 0
 
 

@@ -89,11 +89,11 @@ def evaluate(
             problem=evaluation.problem,
             discard=lambda: _discard_results(directory, tables),
         )
-        if ranks.is_lead:
+        if ranks.is_rank_0:
             for note in evaluation.notes:
                 print(f"note: {note}", file=sys.stderr)
         missing = set(ledgers.begin())
-        if ranks.is_lead:
+        if ranks.is_rank_0:
             save_config(config, directory / "config.yaml")
             if num_done := len(evaluation.keys) - len(missing):
                 print(f"evaluate: {num_done} of {len(evaluation.keys)} {evaluation.what} are scored already")
@@ -120,7 +120,7 @@ def _score_slice(config: Config, evaluation: Evaluation, ledgers: Ledgers, ranks
         write_status(ledgers.directory.parent, RunState.RUNNING)
         _load(config, evaluation, ranks)
         pause_s = 0.1 if sys.stderr.isatty() else 30.0
-        bar = tqdm(total=len(mine), desc="evaluate", unit="img", mininterval=pause_s, disable=not ranks.is_lead)
+        bar = tqdm(total=len(mine), desc="evaluate", unit="img", mininterval=pause_s, disable=not ranks.is_rank_0)
         batches = closing(evaluation.feed.batches(list(mine), config.evaluate.batch_size))
         with StopFlag() if stop is None else nullcontext(stop) as flag, bar, batches as batches_of_items:
             for items in batches_of_items:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from masp.config import Config, save_config
 from masp.config.schema import StageConfig
-from masp.distributed.collectives import check_agreed, gather, on_lead
+from masp.distributed.collectives import check_agreed, gather, on_rank_0
 from masp.distributed.liveness import Peers
 from masp.distributed.ranks import join, read_ranks
 from masp.errors import InputError, StoppedEarly, one_line
@@ -85,9 +85,9 @@ def train(
     folder = Path(config.output_dir) / stage
     with ExitStack() as stack:
         flag = stack.enter_context(nullcontext(stop) if stop is not None else StopFlag())
-        requests = StopRequests(flag, Path(config.output_dir), config.engine.time_limit_min, ranks.is_lead)
+        requests = StopRequests(flag, Path(config.output_dir), config.engine.time_limit_min, ranks.is_rank_0)
         lock, in_use = RunLock(folder), False
-        if ranks.is_lead:
+        if ranks.is_rank_0:
             try:
                 stack.enter_context(lock)
             except RunInUse:
@@ -104,7 +104,7 @@ def _in_company(config: Config, stage: str, ranks: Ranks, lock: RunLock, work, o
         return work(_Run(config, stage, ranks, lock))
     device = pick_device(config.engine.device, "engine.device")
     join(ranks, device)
-    on_lead(ranks, device, lock.take)
+    on_rank_0(ranks, device, lock.take)
     folder = Path(config.output_dir) / stage
 
     def note(error: RankLost) -> None:
@@ -140,12 +140,12 @@ class _Run:
             self._finished(done, f"finished already, {done} steps: {artefact}")
             return artefact
         join(self.ranks, self.device)
-        on_lead(self.ranks, self.device, lambda: self._make_folder(done))
+        on_rank_0(self.ranks, self.device, lambda: self._make_folder(done))
         with plain_memory_errors(self._less_memory()):
             engine, steps, validation = self._build(checkpoint, done)
             last = done if ended else self._loop(engine, steps, validation, done, stop, profile)
             state = engine.state()
-        on_lead(self.ranks, self.device, lambda: self._export(last, state, validation))
+        on_rank_0(self.ranks, self.device, lambda: self._export(last, state, validation))
         return artefact
 
     def _export(self, last: int, state: dict, validation: Validation | None) -> None:
@@ -173,7 +173,7 @@ class _Run:
             raise InputError(f"output_dir: {self.folder} cannot be written: {error.strerror}") from None
 
     def _finished(self, step: int, text: str) -> None:
-        if self.ranks.is_lead:
+        if self.ranks.is_rank_0:
             write_status(self.folder, RunState.FINISHED, 0, text, step=step, num_steps=self.num_steps)
             print(f"{self.name}: {text}")
 
@@ -192,7 +192,7 @@ class _Run:
         model, steps, held_out = self.stage.build(self.ranks.rank, self.ranks.size, partition)
         if checkpoint:
             load_trained(model, checkpoint.tensors)
-            if self.ranks.is_lead:
+            if self.ranks.is_rank_0:
                 print(f"{self.name}: resuming after step {done} of {self.num_steps}", file=sys.stderr)
         engine = Engine(model, self.config.engine, self.settings, self.ranks, self.device)
         if checkpoint:
@@ -206,7 +206,7 @@ class _Run:
         self, engine, steps: Steps, validation: Validation | None, done: int, stop: StopRequests, profile: bool
     ) -> int:
         """Take the steps after `done`; returns how many were taken in all."""
-        settings, num_steps, ranks, lead = self.settings, self.num_steps, self.ranks, self.ranks.is_lead
+        settings, num_steps, ranks, lead = self.settings, self.num_steps, self.ranks, self.ranks.is_rank_0
         keys = KeyLog(self.folder, ranks.rank, ranks.size) if settings.log_keys else None
         workers = self.config.engine.num_workers
         pin = self.device == "cuda"
@@ -287,14 +287,14 @@ class _Run:
         def report() -> None:
             raise report_not_finite(self.folder, self.name, number, total.loss, keys, suspects, self.settings)
 
-        on_lead(self.ranks, self.device, report)
+        on_rank_0(self.ranks, self.device, report)
 
     def _save(self, engine, step: int, validation: Validation | None) -> None:
         tensors = engine.state()  # a collective
         checkpoint = Checkpoint(
             step, self.identity, tensors, engine.counters(), validation.state() if validation else {}
         )
-        on_lead(
+        on_rank_0(
             self.ranks,
             self.device,
             lambda: save_checkpoint(self.checkpoints, checkpoint, self.settings.keep),

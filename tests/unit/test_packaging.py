@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 
 from launch.job.config import load_cluster
-from masp.config.packaged import find_packaged
-from masp.runtime.log import setup
 from tests.runs import REPOSITORY
 
 SOURCES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "masp", "launch", "configs")
@@ -146,29 +144,3 @@ def test_an_editable_clone_called_masp_works_from_its_parent_directory(tmp_path)
     assert not (clone / "masp" / "configs").exists()
     code = "from masp.config import load_config; print(load_config('configs/demo.yaml').questions)"
     assert ok(python, "-c", code, cwd=tmp_path).stdout.strip() == str(clone / "configs" / "questions.yaml")
-
-
-def test_files_of_the_working_directory_come_first(tmp_path, monkeypatch, capsys):
-    setup(rank=0)
-    monkeypatch.chdir(tmp_path)
-    own = find_packaged("configs/train.yaml")
-    assert own == str(REPOSITORY / "configs" / "train.yaml")
-    assert capsys.readouterr().err == f"note: configs/train.yaml does not exist; using MASP's own {own}\n"
-    find_packaged("configs/train.yaml")
-    assert capsys.readouterr().err == ""
-    for path in (
-        "train.yaml",
-        "configs",
-        "configs/none.yaml",
-        "configs/../setup.py",
-        "/configs/train.yaml",
-        "",
-        "org/m",
-    ):
-        assert find_packaged(path) == path
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "train.yaml").write_text("")
-    assert find_packaged("configs/train.yaml") == "configs/train.yaml"
-    (tmp_path / "mine").mkdir()
-    assert find_packaged("configs/train.yaml", "mine") == own
-    assert find_packaged("../configs/train.yaml", "mine") == os.path.join("mine", "../configs/train.yaml")

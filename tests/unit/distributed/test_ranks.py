@@ -32,7 +32,7 @@ SLURM = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "4",
 )
 def test_what_launchers_announce(environment, expected):
     assert read_ranks(environment) == expected
-    assert expected.is_lead == (expected.rank == 0)
+    assert expected.is_rank_0 == (expected.rank == 0)
 
 
 @pytest.mark.parametrize(
