@@ -21,6 +21,8 @@ from masp.taxonomy import normalise_category
 # The key that names the file whose settings a file starts from.
 _BASE = "base"
 _COMMAND_LINE = "command line"
+# Parts of the dotted key of an override, of which valid ones have two: thousands could not be nested.
+_MAX_PARTS = 8
 
 T = TypeVar("T")
 Tree = dict[str, Any]
@@ -135,7 +137,7 @@ def _read_overrides(overrides: Sequence[str], root: type) -> list[_Layer]:
         if not equals or not name:
             raise InputError(f"{_COMMAND_LINE}: {shown(override)} must be key=value, for example seed=1")
         tree = _override_value(text.strip(), name, root)
-        for part in reversed(name.split(".")):
+        for part in reversed(name.split(".", _MAX_PARTS)):
             tree = {part: tree}
         layers.append(_Layer(tree, _COMMAND_LINE, {}))
     return layers

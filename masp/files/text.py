@@ -48,4 +48,6 @@ def shown(value: Any) -> str:
         text = repr(value)
     except ValueError:  # Python refuses to print integers of more than 4,300 digits
         text = f"an {type(value).__name__} of thousands of digits"
+    except RecursionError:
+        text = f"a deeply nested {type(value).__name__}"
     return shortened(one_line(text))

@@ -24,7 +24,10 @@ def test_a_value_is_spelled(value, text):
     assert shown(value) == text
 
 
-LONG = ["x" * 10**6, [0] * 10**5, 10**400, 10**5000, [10**5000], "\x00" * 1000, b"y" * 1000]
+DEEP: list = []
+for _ in range(10**5):
+    DEEP = [DEEP]
+LONG = [DEEP, "x" * 10**6, [0] * 10**5, 10**400, 10**5000, [10**5000], "\x00" * 1000, b"y" * 1000]
 
 
 @pytest.mark.parametrize("value", LONG, ids=range(len(LONG)))
