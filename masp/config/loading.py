@@ -199,10 +199,7 @@ def _refusal(error: Any, layer: _Layer, root: type) -> tuple[int, str]:
     if is_unknown and "." in key:
         message = f"{place}: {shown(name)} must be nested: {shown(key.partition('.')[0] + ':')}, and the rest below it"
     elif is_unknown:
-        prefix = name.removesuffix(key)
-        message = (
-            f"{place}: unknown key {shown(name)}: {_suggestion(name, prefix, list(settings), list(sections(root)))}"
-        )
+        message = f"{place}: unknown key {shown(name)}: {_suggestion(name, name.removesuffix(key), root)}"
     elif error["type"] == "value_error":
         message = f"{place}: {name} = {shown(value)}: {error['ctx']['error']}"
     elif name in settings:
@@ -213,11 +210,12 @@ def _refusal(error: Any, layer: _Layer, root: type) -> tuple[int, str]:
     return layer.lines.get(name, 0), message
 
 
-def _suggestion(name: str, prefix: str, known: list[str], known_sections: list[str]) -> str:
-    """What the user may have meant by an unknown key."""
+def _suggestion(name: str, prefix: str, root: type) -> str:
+    """Say which key may be meant by an unknown one, or which keys are valid in its section, whose prefix is given."""
+    known = list(describe_settings(root))
     here = [other for other in known if other.startswith(prefix) and "." not in other[len(prefix) :]]
     if not prefix:
-        here += known_sections
+        here += sections(root)
     same_leaf = [other for other in known if other.rpartition(".")[2] == name.rpartition(".")[2]]
     close = (
         difflib.get_close_matches(name, here, n=1, cutoff=0.75)
