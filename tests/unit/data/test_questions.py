@@ -62,7 +62,7 @@ def test_a_bad_file_is_one_line_that_names_it(tmp_path, text, says):
 
 
 def test_missing_file_and_missing_aspect():
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match="^questions: no/such.yaml does not exist$"):
         load_questions("no/such.yaml")
     with pytest.raises(InputError, match="no questions about aspect 'smell'"):
         load_questions(SHIPPED).aspect_first("smell")
