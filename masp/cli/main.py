@@ -17,6 +17,7 @@ from masp.cli.parser import Parser, add_local_rank
 from masp.cli.settings import parse_arguments
 from masp.errors import InputError, MaspError, one_line
 from masp.files.text import MAX_REASON, reason, shortened
+from masp.runtime.log import say_error
 from masp.runtime.log import setup as set_up_logging
 
 COMMANDS = (demo, plan, extract, train, evaluate, predict, report, compare, study, doctor, cache)
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except MaspError as error:
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        say_error(error)
         return error.exit_code
     except BrokenPipeError:
         if not _reader_is_gone():
@@ -102,10 +103,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = _users_error(error)
         if message is None:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        say_error(message)
         return InputError.exit_code
     except KeyboardInterrupt:
-        print("error: interrupted; run the same command again, it goes on where it can", file=sys.stderr)
+        say_error("interrupted; run the same command again, it goes on where it can")
         return INTERRUPTED
 
 

@@ -1,4 +1,4 @@
-"""Ranks that lose one of them, share a folder, or meet a bad number: all end alike, soon, and say why."""
+"""Ranks that lose one of them, use one directory at once, or get a bad number: all of them end, soon, and say why."""
 
 import json
 import signal
