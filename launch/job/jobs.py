@@ -206,10 +206,9 @@ class TrainJob(Job):
 
     def _newest(self, config: Config) -> str:
         """The newest checkpoint's name; empty without one."""
-        from masp.training.checkpoint import LATEST
+        from masp.training.checkpoint import latest_name
 
-        latest = Path(config.output_dir) / self.stage / "checkpoints" / LATEST
-        return latest.read_text().strip() if latest.is_file() else ""
+        return latest_name(Path(config.output_dir) / self.stage / "checkpoints") or ""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a stage leaves behind: aspect modules and soft prompts as files, with the digests of what they were made from.
+"""Artifacts as files: aspect modules and soft prompts, each with the digests of what it was made from.
 
 Our own format is safetensors with the lineage in its header. The released formats (`aspect.pth`, `soft_prompt_….pt`)
 are read and written too; they carry no digests and may come from anyone, so they are loaded without unpickling objects,
@@ -8,17 +8,18 @@ checked for shape, and marked `origin: imported`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from masp.artifacts.lineage import Lineage, aspect_tensors, digest_tensors
 from masp.artifacts.released_format import (
     MAX_QUERIES,
     MAX_SOFT_TOKENS,
@@ -34,12 +35,7 @@ from masp.files.text import first_line
 from masp.models.aspect_modules import AspectModules, to_released
 from masp.models.soft_prompt import SoftPrompt
 
-HEADER = "masp"
-
-
-VERSION = 1
-
-
+HEADER, VERSION = "masp", 1
 ATTENTION = {
     "in_proj_weight": (3, 1),
     "in_proj_bias": (3,),
@@ -48,19 +44,80 @@ ATTENTION = {
 }
 """Shapes of an aspect module's attention tensors, in multiples of the hidden size."""
 
+Kind = Literal["aspect", "soft_prompt"]
+Origin = Literal["trained", "imported"]
+"""Trained here, or imported from a file that says nothing about itself."""
+Layout = Literal["after_image", "released"]
 
-def save_aspects(modules: AspectModules, folder: Path, lineage: Lineage) -> Path:
+
+@dataclass(frozen=True)
+class Lineage:
+    """What an artifact was made from, by digest."""
+
+    kind: Kind
+    origin: Origin
+    digest: str = ""
+    """SHA-256 of the tensors: names, shapes and fp32 values, whatever the file's format."""
+    aspects: tuple[str, ...] = ()
+    """Aspects of the modules; of a soft prompt those that stood in its prompt, in order."""
+    aspect_digest: str | None = None
+    """Digest of the aspect modules that a soft prompt was trained on."""
+    model: dict[str, Any] | None = None
+    """Model part of the fingerprint of the cache that it was trained on; None if imported."""
+    machine: dict[str, Any] | None = None
+    """Machine part of that fingerprint."""
+    cache: str | None = None
+    """Digest of that cache's index."""
+    dataset: str | None = None
+    categories: tuple[str, ...] = ()
+    layout: Layout | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Seed, steps and hyperparameters, for the record."""
+
+    @property
+    def vision_features(self) -> bool:
+        """Whether features were in the prompt that a soft prompt was trained in."""
+        return self.settings.get("stage2.vision_features", True) is not False
+
+
+def digest_tensors(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and fp32 values in the order of the names."""
+    digest = sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().float().cpu().contiguous()
+        digest.update(f"{name}{list(value.shape)}".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def aspect_tensors(modules: AspectModules) -> dict[str, Tensor]:
+    return {
+        name.removeprefix("by_aspect."): p.detach().float().cpu().contiguous() for name, p in modules.named_parameters()
+    }
+
+
+def aspect_digest(modules: AspectModules) -> str:
+    """The digest by which a soft prompt knows its aspect modules."""
+    return digest_tensors(aspect_tensors(modules))
+
+
+def safe_name(text: str) -> str:
+    """A dataset's name as part of a file name."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", text)
+
+
+def save_aspects(modules: AspectModules, directory: Path, lineage: Lineage) -> Path:
     """Write `aspect.safetensors`, and `aspect.pth` in the released format; returns the first."""
-    path = folder / "aspect.safetensors"
+    path = directory / "aspect.safetensors"
     _save(path, aspect_tensors(modules), lineage)
-    with replacing(folder / "aspect.pth") as temporary:
+    with replacing(directory / "aspect.pth") as temporary:
         torch.save(to_released(modules), temporary)
     return path
 
 
-def save_soft_prompt(soft_prompt: SoftPrompt, folder: Path, lineage: Lineage) -> Path:
+def save_soft_prompt(soft_prompt: SoftPrompt, directory: Path, lineage: Lineage) -> Path:
     """Write `soft_prompt_<dataset>.safetensors`, and `.pt` in the released format; returns the first."""
-    path = folder / f"soft_prompt_{lineage.dataset}.safetensors"
+    path = directory / f"soft_prompt_{lineage.dataset}.safetensors"
     weight = soft_prompt.weight.detach().float().cpu().contiguous()
     _save(path, {"weight": weight}, lineage)
     with replacing(path.with_suffix(".pt")) as temporary:

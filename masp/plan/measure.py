@@ -14,17 +14,16 @@ from masp.config import Config
 from masp.data.images import UnreadableImage, load_image
 from masp.data.questions import load_questions
 from masp.errors import InputError
-from masp.models.aspect_modules import AspectModules
-from masp.models.forward import Stage1Model, Stage2Model
-from masp.models.soft_prompt import SoftPrompt
 from masp.plan.disk import Planned
 from masp.plan.rates import Rate, Rates
 from masp.plan.text_tokens import Words
 from masp.plan.work import extraction_flops, stage1_work, stage2_work
 from masp.runtime.devices import encoder_dtype, pick_device, torch_dtype
-from masp.training.steps import Steps, make_schedule
+from masp.training.stage import StageName
+from masp.training.stages import STAGES
+from masp.training.steps import Steps
 from masp.vlm.flops import LanguageShape, VisionShape
-from masp.vlm.language import load_language_half
+from masp.vlm.language import LanguageHalf, load_language_half
 from masp.vlm.prompt import load_prompt
 from masp.vlm.vision import load_preprocessor, load_vision_half
 
@@ -102,26 +101,19 @@ def _encoder_rate(config: Config, vision: VisionShape, images: Sequence[Planned]
     return Rate(flops / _seconds(encode, device), "FLOP", f"measured here on {len(ready)} images ({device})")
 
 
-def _stage_seconds(config: Config, stage: str, language, images: Sequence[Planned]) -> float:
+def _stage_seconds(config: Config, name: StageName, language: LanguageHalf, images: Sequence[Planned]) -> float:
     """Seconds of forward and backward passes of one epoch over these images, as training cuts them into batches."""
     device, dtype = pick_device(config.engine.device, "engine.device"), language.dtype
     cache = _StandIn(images, language.hidden_size)
-    config = replace(config, **{stage: replace(getattr(config, stage), validate_every=None)})  # steps only
-    steps = Steps(
-        cache, config, stage, make_schedule(cache, config, stage),
-        load_prompt(config.vlm.path), load_questions(config.questions),
-    )  # fmt: skip
+    config = replace(config, **{name: replace(getattr(config, name), validate_every=None)})  # steps only
+    stage, prompt = STAGES[name](config, cache, load_questions(config.questions)), load_prompt(config.vlm.path)
+    steps = Steps(stage, prompt)
     batches = [batch for k in range(steps.schedule.steps_per_epoch) for batch in steps[k].batches]
-    aspects = AspectModules(config.aspects, language.hidden_size, config.aspect_module.num_queries)
-    if stage == "stage1":
-        model: Stage1Model | Stage2Model = Stage1Model(language, aspects)
-    else:
-        soft_prompt = SoftPrompt(torch.randn(config.stage2.num_soft_prompt_tokens, language.hidden_size) * 0.02)
-        model = Stage2Model(language, aspects if config.aspects else None, soft_prompt)
-    model = model.to(device)
-    model.trained().to(dtype)
-    if stage == "stage2" and config.aspects:
-        aspects.to(dtype)
+    stage.draw_inputs(language.hidden_size)
+    model = stage.around(language, prompt, device)
+    for module in model.children():
+        if module is not language:
+            module.to(dtype)
 
     def run() -> None:
         for batch in batches:
@@ -146,7 +138,7 @@ def _now(device: str) -> float:
     return time.perf_counter()
 
 
-@dataclass
+@dataclass(frozen=True)
 class _StandInIndex:
     num_tokens: np.ndarray
     shard: np.ndarray

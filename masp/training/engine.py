@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
 import deepspeed
 import torch
@@ -25,6 +24,7 @@ from masp.distributed.ranks import Ranks
 from masp.errors import InputError
 from masp.models.sequence import Batch
 from masp.runtime.devices import torch_dtype
+from masp.training.checkpoint import EngineCounters
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -208,13 +208,13 @@ class Engine:
         """Steps that fp16 has lost to a loss scale that was too high; 0 in other precisions."""
         return self._skipped_before + self.engine.skipped_steps
 
-    def counters(self) -> dict:
+    def counters(self) -> EngineCounters:
         """What `load_state` needs beside tensors."""
-        counters: dict[str, Any] = {"skipped_steps": self.skipped_steps}
         scaler = getattr(self.optimizer, "loss_scaler", None)
-        if self.fp16 and scaler is not None:
-            counters["loss_scale"] = {name: getattr(scaler, name) for name in SCALER if hasattr(scaler, name)}
-        return counters
+        if not self.fp16 or scaler is None:
+            return EngineCounters(self.skipped_steps)
+        scale = {name: getattr(scaler, name) for name in SCALER if hasattr(scaler, name)}
+        return EngineCounters(self.skipped_steps, scale)
 
     def state(self) -> dict[str, Tensor]:
         """Trained tensors and their moments in fp32 on the CPU, whole, whatever the ZeRO stage.
@@ -240,20 +240,19 @@ class Engine:
                 state[name + suffix] = value.detach().float().cpu().reshape(shape).clone()
         return state
 
-    def load_state(self, state: dict[str, Tensor], num_steps: int, counters: dict | None = None) -> None:
+    def load_state(self, state: dict[str, Tensor], num_steps: int, counters: EngineCounters) -> None:
         """Take over what `state` gave, on any number of ranks and any ZeRO stage.
 
         The model must hold the trained tensors already (`load_trained`, before this engine was made): this sets their
         fp32 masters and the moments, which DeepSpeed would otherwise start from rounded values and from zero.
 
         Args:
-            state: as `state` returned it.
-            num_steps: optimizer steps so far, skipped ones included; the others count for Adam's bias correction.
-            counters: as `counters` returned them.
+            state: Tensors as `state` returned them.
+            num_steps: Optimizer steps so far, skipped ones included; the others count for Adam's bias correction.
+            counters: Counters as `counters` returned them.
         """
-        counters = counters or {}
-        self.num_steps, self._skipped_before = num_steps, counters.get("skipped_steps", 0)
-        for name, value in counters.get("loss_scale", {}).items():
+        self.num_steps, self._skipped_before = num_steps, counters.skipped_steps
+        for name, value in (counters.loss_scale or {}).items():
             setattr(self.optimizer.loss_scaler, name, value)
         num_taken = num_steps - self._skipped_before
         if not num_taken:

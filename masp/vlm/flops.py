@@ -210,3 +210,46 @@ def rule_of_thumb(num_parameters: float, num_tokens: float, gradient: bool) -> f
     at every position, this gives the round figures that are often quoted (docs/planning.md).
     """
     return (4.0 if gradient else 2.0) * num_parameters * num_tokens
+
+
+PEAK_TFLOPS = {
+    # by a part of the device's name, more exact ones first: dense, bf16 (fp16 on V100 and T4), from the data sheets
+    "GB200": 2500,
+    "B200": 2250,
+    "B100": 1800,
+    "H200": 989,
+    "H100 PCIe": 756,
+    "H100 NVL": 835,
+    "H100": 989,
+    "H20": 148,
+    "H800": 989,
+    "A100": 312,
+    "A800": 312,
+    "L40S": 362,
+    "L40": 181,
+    "L4": 121,
+    "A40": 150,
+    "A30": 165,
+    "A10G": 70,
+    "A10": 125,
+    "RTX 6000 Ada": 364,
+    "RTX A6000": 155,
+    "RTX 4090": 165,
+    "RTX 3090": 71,
+    "V100": 125,
+    "T4": 65,
+}
+
+
+def peak_flops(device_name: str, precision: str) -> float | None:
+    """FLOP/s that a GPU could reach at most in half precision; None where it is not known.
+
+    Args:
+        device_name: Name of the GPU, as `torch.cuda.get_device_name` gives it.
+        precision: `bf16`, `fp16` or `fp32`; of the last no peak is known, since TF32 may or may not be in use.
+    """
+    if precision == "fp32":
+        return None
+    if precision == "bf16" and any(name in device_name for name in ("V100", "T4")):
+        return None  # emulated
+    return next((1e12 * tflops for name, tflops in PEAK_TFLOPS.items() if name in device_name), None)

@@ -10,9 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from masp.artifacts.lineage import Lineage, aspect_digest, check_lineage, safe_name
 from masp.artifacts.released_format import TOKEN
-from masp.artifacts.store import load_aspects, load_soft_prompt, save_aspects, save_soft_prompt
+from masp.artifacts.store import (
+    Lineage,
+    aspect_digest,
+    load_aspects,
+    load_soft_prompt,
+    safe_name,
+    save_aspects,
+    save_soft_prompt,
+)
+from masp.artifacts.trained import check_lineage
 from masp.errors import DataError, InputError, MaspError
 from masp.models.aspect_modules import AspectModules
 from masp.models.soft_prompt import SoftPrompt

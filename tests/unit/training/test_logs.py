@@ -8,13 +8,25 @@ import torch
 from masp.errors import DataError, InputError, StoppedEarly, one_line
 from masp.runtime.devices import plain_memory_errors
 from masp.runtime.status import noting_failure, read_status, write_status
-from masp.training.logs import TrainingLog
+from masp.training.logs import StepResult, TrainingLog
 
 
 def write_steps(log: TrainingLog, first: int, last: int) -> None:
     for step in range(first, last + 1):
         log.step(
-            step, epoch=step / 5, loss=float(step), learning_rate=0.1, grad_norm=1.0, images=4, tokens=100, wait_s=0
+            StepResult(
+                step=step,
+                epoch=0,
+                epochs_done=step / 5,
+                loss=float(step),
+                grad_norm=1.0,
+                learning_rate=0.1,
+                num_images=4,
+                num_tokens=100,
+                flops=0.0,
+                keys=(),
+                wait_s=0.0,
+            )
         )
 
 
