@@ -110,8 +110,7 @@ def save_aspects(modules: AspectModules, directory: Path, lineage: Lineage) -> P
     """Write `aspect.safetensors`, and `aspect.pth` in the released format; returns the first."""
     path = directory / "aspect.safetensors"
     _save(path, aspect_tensors(modules), lineage)
-    with replacing(directory / "aspect.pth") as temporary:
-        torch.save(to_released(modules), temporary)
+    _save_released(directory / "aspect.pth", to_released(modules))
     return path
 
 
@@ -120,9 +119,13 @@ def save_soft_prompt(soft_prompt: SoftPrompt, directory: Path, lineage: Lineage)
     path = directory / f"soft_prompt_{lineage.dataset}.safetensors"
     weight = soft_prompt.weight.detach().float().cpu().contiguous()
     _save(path, {"weight": weight}, lineage)
-    with replacing(path.with_suffix(".pt")) as temporary:
-        torch.save({TOKEN.format(i): row.clone() for i, row in enumerate(weight)}, temporary)
+    _save_released(path.with_suffix(".pt"), {TOKEN.format(i): row.clone() for i, row in enumerate(weight)})
     return path
+
+
+def _save_released(path: Path, content: dict[str, Any]) -> None:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        torch.save(content, file)  # given a path, torch would write that name, a process number in it, into the file
 
 
 def _save(path: Path, tensors: dict[str, Tensor], lineage: Lineage) -> None:
