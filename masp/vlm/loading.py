@@ -8,15 +8,13 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import Any, Literal, Protocol
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoModelForImageTextToText
 from transformers.utils import logging
 
 from masp.errors import InputError
-from masp.files.text import first_line
-from masp.vlm.families import load_config, resolve_folder
+from masp.vlm.families import load_config, plain_vlm_errors, resolve_folder
 
 
 class Partition(Protocol):
@@ -126,7 +124,7 @@ class _Cutting:
         try:
             parameter.requires_grad_(False)
             self.partition.cut(parameter)
-        except Exception as error:  # not the weights' fault: most often another rank is gone
+        except Exception as error:
             self.error = error
             raise
 
@@ -158,16 +156,26 @@ def load_part(
     base: Any = AutoModelForImageTextToText._model_mapping[type(config)]  # a class, whatever its annotation says
     cutting = _Cutting(partition) if partition else None
     try:
-        with quiet_transformers(), cutting or nullcontext():
+        with (
+            plain_vlm_errors(f"the weights in {folder} cannot be loaded"),
+            quiet_transformers(),
+            cutting or nullcontext(),
+        ):
             model, info = part_class(base, part, partition).from_pretrained(
-                folder, config=config, dtype=dtype, attn_implementation=attention, output_loading_info=True
+                folder,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attention,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
+                trust_remote_code=False,
             )
-    except (OSError, SafetensorError, RuntimeError, ValueError, ImportError) as error:
-        if cutting and error is cutting.error:
-            raise
-        raise InputError(f"vlm.path: the weights in {folder} cannot be loaded: {first_line(error)}") from None
-    if info["missing_keys"] or info["mismatched_keys"]:
-        names = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    except InputError:
+        if cutting and cutting.error:  # not the weights' fault: most often another rank is gone
+            raise cutting.error from None
+        raise
+    names = sorted([*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])])
+    if names:
         raise InputError(
             f"vlm.path: the weights in {folder} do not fit its config.json: {len(names)} tensors are missing or have "
             f"another shape, first {names[0]}"

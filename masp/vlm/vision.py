@@ -14,8 +14,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from masp.errors import InputError
-from masp.files.text import first_line
-from masp.vlm.families import load_config, resolve_folder
+from masp.vlm.families import load_config, plain_vlm_errors, resolve_folder
 from masp.vlm.loading import load_part
 
 Grid = tuple[int, int, int]
@@ -71,15 +70,26 @@ def load_preprocessor(path: str, min_pixels: int | None = None, max_pixels: int 
     """
     folder = resolve_folder(path)
     config = load_config(folder)
-    try:
-        processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-    except (OSError, ValueError) as error:
-        raise InputError(f"vlm.path: {folder} has no usable image processor: {first_line(error)}") from None
-    shortest = min_pixels if min_pixels is not None else processor.size["shortest_edge"]
-    longest = max_pixels if max_pixels is not None else processor.size["longest_edge"]
-    if shortest > longest:
-        raise InputError(f"vlm.min_pixels: {shortest} is above the largest number of pixels, {longest}")
-    processor.size = {"shortest_edge": shortest, "longest_edge": longest}
+    with plain_vlm_errors(f"{folder} has no usable image processor"):
+        processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
+        stated = {name: getattr(processor, name) for name in ("patch_size", "temporal_patch_size", "merge_size")}
+        shortest = min_pixels if min_pixels is not None else processor.size["shortest_edge"]
+        longest = max_pixels if max_pixels is not None else processor.size["longest_edge"]
+        if shortest > longest:
+            raise InputError(f"vlm.min_pixels: {shortest} is above the largest number of pixels, {longest}")
+        processor.size = {"shortest_edge": shortest, "longest_edge": longest}
+    vision = config.vision_config
+    wanted = {
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "merge_size": vision.spatial_merge_size,
+    }
+    for name, value in wanted.items():
+        if stated[name] != value:
+            raise InputError(
+                f"vlm.path: {folder}: {name} = {stated[name]!r} in preprocessor_config.json, but the encoder of "
+                f"config.json needs {value}: the image processor of another VLM"
+            )
     return Preprocessor(processor, config.vision_config.spatial_merge_size)
 
 
