@@ -23,6 +23,7 @@ from launch.job.requeue import check_restarts, num_restarts, requeue, requeue_af
 
 if TYPE_CHECKING:
     from masp.config import Config
+    from masp.config.schema import StageName
     from masp.distributed.liveness import RankLost
     from masp.runtime.stop import StopFlag
 
@@ -181,7 +182,7 @@ class ExtractJob(Job):
 class TrainJob(Job):
     """One rank of a stage's training."""
 
-    stage: str = "stage1"
+    stage: StageName = "stage1"
 
     def work(self, config: Config, stop: StopFlag) -> Path:
         from masp.distributed.liveness import RankLost

@@ -179,7 +179,9 @@ class AspectTokens:
         except MaspError:
             raise
         except Exception as error:  # h5py raises nearly anything: it has no list
-            raise DataError(f"{self.path} is damaged: {first_line(error)}; remove the file, and {REMEDY} anew") from None
+            raise DataError(
+                f"{self.path} is damaged: {first_line(error)}; remove the file, and {REMEDY} anew"
+            ) from None
 
 
 def _column(file: h5py.File, name: str, kind: str) -> h5py.Dataset:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -29,13 +29,16 @@ from masp.artifacts.released_format import (
     read_released_soft_prompt,
     require_file,
 )
+from masp.config.schema import Layout
 from masp.errors import DataError, InputError
 from masp.files.atomic import replacing
 from masp.files.text import first_line
+from masp.files.typed import Json, decode
 from masp.models.aspect_modules import AspectModules, to_released
 from masp.models.soft_prompt import SoftPrompt
 
-HEADER, VERSION = "masp", 1
+HEADER = "masp"
+VERSION: Literal[1] = 1
 ATTENTION = {
     "in_proj_weight": (3, 1),
     "in_proj_bias": (3,),
@@ -47,7 +50,6 @@ ATTENTION = {
 Kind = Literal["aspect", "soft_prompt"]
 Origin = Literal["trained", "imported"]
 """Trained here, or imported from a file that says nothing about itself."""
-Layout = Literal["after_image", "released"]
 
 
 @dataclass(frozen=True)
@@ -62,22 +64,29 @@ class Lineage:
     """Aspects of the modules; of a soft prompt those that stood in its prompt, in order."""
     aspect_digest: str | None = None
     """Digest of the aspect modules that a soft prompt was trained on."""
-    model: dict[str, Any] | None = None
+    model: dict[str, Json] | None = None
     """Model part of the fingerprint of the cache that it was trained on; None if imported."""
-    machine: dict[str, Any] | None = None
+    machine: dict[str, Json] | None = None
     """Machine part of that fingerprint."""
     cache: str | None = None
     """Digest of that cache's index."""
     dataset: str | None = None
     categories: tuple[str, ...] = ()
     layout: Layout | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Json] = field(default_factory=dict)
     """Seed, steps and hyperparameters, for the record."""
 
     @property
     def vision_features(self) -> bool:
         """Whether features were in the prompt that a soft prompt was trained in."""
         return self.settings.get("stage2.vision_features", True) is not False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Header(Lineage):
+    """The lineage as a file's header holds it."""
+
+    version: Literal[1] = VERSION
 
 
 def digest_tensors(tensors: dict[str, Tensor]) -> str:
@@ -129,7 +138,7 @@ def _save_released(path: Path, content: dict[str, Any]) -> None:
 
 
 def _save(path: Path, tensors: dict[str, Tensor], lineage: Lineage) -> None:
-    header = {**asdict(lineage), "digest": digest_tensors(tensors), "version": VERSION}
+    header = asdict(lineage) | {"digest": digest_tensors(tensors), "version": VERSION}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={HEADER: json.dumps(header, sort_keys=True)})
 
@@ -213,7 +222,7 @@ def _load(path: str, key: str, kind: str) -> tuple[dict[str, Tensor], Lineage]:
         raise DataError(f"{key}: {path} is damaged: {first_line(error)}") from None
     if header is None:
         raise InputError(f"{key}: {path} was not written by MASP: its header holds no lineage")
-    lineage = _lineage(header, f"{key}: {path}")
+    lineage = _read_lineage(header, f"{key}: {path}")
     if lineage.kind != kind:
         raise InputError(f"{key}: {path} holds {lineage.kind!r}, not {kind!r}")
     if lineage.digest != digest_tensors(tensors):
@@ -221,17 +230,11 @@ def _load(path: str, key: str, kind: str) -> tuple[dict[str, Tensor], Lineage]:
     return tensors, lineage
 
 
-def _lineage(header: str, what: str) -> Lineage:
-    """The lineage in a file's header; anyone may have written it."""
-    try:
-        fields = json.loads(header)
-        version = fields.pop("version")
-        lineage = Lineage(**{**fields, "aspects": tuple(fields["aspects"]), "categories": tuple(fields["categories"])})
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{what} was not written by MASP: its header holds no lineage") from None
-    if version != VERSION:
-        raise InputError(f"{what}: has format version {version!r}; this version of MASP reads {VERSION}")
-    texts = (lineage.kind, lineage.origin, lineage.digest, *lineage.aspects, *lineage.categories)
-    if not all(isinstance(text, str) for text in texts) or not isinstance(lineage.model, dict | None):
-        raise InputError(f"{what} was not written by MASP: its header holds no lineage")
-    return lineage
+def _read_lineage(header: str, what: str) -> Lineage:
+    """The lineage in a file's header, which anyone may have written.
+
+    Raises:
+        InputError: It is not one; names the key and the value.
+    """
+    found = decode(_Header, header.encode(errors="replace"), f"{what}: lineage", error=InputError, surrogates=True)
+    return Lineage(**{field.name: getattr(found, field.name) for field in fields(Lineage)})

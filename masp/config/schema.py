@@ -17,6 +17,7 @@ Aspect = Annotated[str, GetPydanticSchema(lambda _source, handler: handler(Liter
 Device = Literal["auto", "cpu", "cuda"]
 Layout = Literal["after_image", "released"]
 Precision = Literal["bf16", "fp16", "fp32"]
+StageName = Literal["stage1", "stage2"]
 
 
 @dataclass
@@ -230,7 +231,7 @@ class EngineConfig(Settings):
 class EvaluateConfig(Settings):
     """The evaluation."""
 
-    stage: Literal["stage1", "stage2"] = "stage2"
+    stage: StageName = "stage2"
     """What is scored: the emotion of every image, or (stage 1) the aspect modules, by the answers of every annotated
     aspect."""
 

@@ -11,15 +11,15 @@ import torch
 
 from masp.cache.reader import CachedSample
 from masp.config import Config
+from masp.config.schema import StageName
 from masp.data.images import UnreadableImage, load_image
 from masp.data.questions import load_questions
 from masp.errors import InputError
 from masp.plan.disk import Planned
 from masp.plan.rates import Rate, Rates
 from masp.plan.text_tokens import Words
-from masp.plan.work import extraction_flops, stage1_work, stage2_work
+from masp.plan.work import StageWork, extraction_flops, stage1_work, stage2_work
 from masp.runtime.devices import encoder_dtype, pick_device, torch_dtype
-from masp.training.stage import StageName
 from masp.training.stages import STAGES
 from masp.training.steps import Steps
 from masp.vlm.flops import LanguageShape, VisionShape
@@ -27,6 +27,7 @@ from masp.vlm.language import LanguageHalf, load_language_half
 from masp.vlm.prompt import load_prompt
 from masp.vlm.vision import load_preprocessor, load_vision_half
 
+WorkOf = Callable[[Config, LanguageShape, Words, Sequence[Planned]], StageWork]
 _MIN_SECONDS = 1.0
 """A measurement repeats until it has taken so long."""
 
@@ -63,7 +64,11 @@ def measure_rates(
     )  # fmt: skip
     rates = {"extract": encoder, "stage1": fallback.stage1, "stage2": fallback.stage2}
     annotated = [p for p in train if any(aspect in p.sample.answers for aspect in config.aspects)]
-    for stage, images, work_of in (("stage1", annotated, stage1_work), ("stage2", train, stage2_work)):
+    stages: tuple[tuple[StageName, Sequence[Planned], WorkOf], ...] = (
+        ("stage1", annotated, stage1_work),
+        ("stage2", train, stage2_work),
+    )
+    for stage, images, work_of in stages:
         chosen = _spread(images, num_images)
         if chosen:
             seconds = _stage_seconds(config, stage, language_half, chosen)

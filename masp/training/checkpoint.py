@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,10 @@ from torch import Tensor
 
 from masp.errors import DataError, InputError
 from masp.files.atomic import fsync_directory, replacing, write_bytes
-from masp.files.sealed import digest_file, read_sealed_object, sealed
+from masp.files.regular import read_bytes
+from masp.files.sealed import digest_file, read_sealed, sealed
 from masp.files.text import reason
+from masp.files.typed import Json
 
 LATEST = "latest"
 TENSORS, META = "state.safetensors", "state.json"
@@ -35,7 +36,7 @@ class EngineCounters:
 
     skipped_steps: int = 0
     """Steps lost to fp16's loss scale since the run began."""
-    loss_scale: Mapping[str, int | float] | None = None
+    loss_scale: dict[str, int | float] | None = None
     """State of the loss scaler by the names that DeepSpeed gives it; None but in fp16."""
 
 
@@ -76,6 +77,19 @@ class Checkpoint:
     def ended(self) -> bool:
         """Whether validation has ended the run."""
         return self.validation is not None and self.validation.ended
+
+
+@dataclass(frozen=True)
+class _Meta:
+    """The content of `state.json`."""
+
+    step: int
+    identity: dict[str, Json]
+    tensors: str
+    """Digest of `state.safetensors`."""
+    engine: EngineCounters = field(default_factory=EngineCounters)
+    validation: ValidationState = field(default_factory=ValidationState)
+    """An empty object where there is no validation."""
 
 
 def step_name(step: int) -> str:
@@ -161,12 +175,14 @@ def latest_name(directory: Path) -> str | None:
         directory: The stage's `checkpoints` directory.
 
     Raises:
-        DataError: `latest` does not hold the name of a checkpoint; names one to go back to.
+        InputError: `latest` may not be read.
+        DataError: It does not hold the name of a checkpoint; names one to go back to.
     """
     pointer = directory / LATEST
-    if not pointer.is_file():
+    data = read_bytes(pointer, key="output_dir")
+    if data is None:
         return None
-    name = pointer.read_bytes().decode(errors="replace").strip()
+    name = data.decode(errors="replace").strip()
     if not _NAME.fullmatch(name):
         raise DataError(f"{pointer} is damaged: it does not hold the name of a checkpoint; {_remedy(directory)}")
     return name
@@ -199,11 +215,11 @@ def load_step(directory: Path, step: int, identity: dict[str, Any]) -> Checkpoin
 def _load(directory: Path, name: str, identity: dict[str, Any]) -> Checkpoint:
     path = directory / name
     remedy = _remedy(directory, name)
-    meta = read_sealed_object(path / META)
+    meta = read_sealed(_Meta, path / META)
     if meta is None:
         raise DataError(f"{directory / LATEST} names {name}, which is not there or not whole; {remedy}")
-    for key in {**identity, **meta["identity"]}:  # in the order of `identity`: settings before what follows from them
-        old, new = meta["identity"].get(key), identity.get(key)
+    for key in {**identity, **meta.identity}:  # in the order of `identity`: settings before what follows from them
+        old, new = meta.identity.get(key), identity.get(key)
         if old != new:
             raise InputError(
                 f"{path} is a checkpoint of a run with {key} = {old!r}, but here it is {new!r}; give the old value, "
@@ -211,13 +227,12 @@ def _load(directory: Path, name: str, identity: dict[str, Any]) -> Checkpoint:
             )
     tensors = path / TENSORS
     try:
-        if digest_file(tensors) != meta["tensors"]:
+        if digest_file(tensors) != meta.tensors:
             raise DataError(f"{tensors} is damaged: its digest is not the one in {META}; {remedy}")
-        engine, validation = EngineCounters(**meta.get("engine", {})), meta.get("validation")
-        state = ValidationState(**validation) if validation else None
-        return Checkpoint(meta["step"], identity, load_file(tensors), engine, state)
+        validation = None if meta.validation == ValidationState() else meta.validation
+        return Checkpoint(meta.step, identity, load_file(tensors), meta.engine, validation)
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{tensors} cannot be read: {error}; {remedy}") from None
+        raise DataError(f"{tensors} cannot be read: {reason(error)}; {remedy}") from None
 
 
 def _remedy(directory: Path, damaged: str = "") -> str:

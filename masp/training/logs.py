@@ -13,7 +13,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from masp.errors import InputError
 from masp.files.atomic import write_bytes
-from masp.files.jsonl import cut_lines
+from masp.files.jsonl import cut_lines, read_lines
 from masp.runtime.devices import peak_memory_bytes
 from masp.vlm.flops import peak_flops
 
@@ -145,6 +145,17 @@ def device_peak(device: str, precision: str) -> float:
     return (peak_flops(torch.cuda.get_device_name(), precision) or 0.0) if device == "cuda" else 0.0
 
 
+@dataclass(frozen=True)
+class KeyLine:
+    """A line of the key log."""
+
+    step: int
+    epoch: int
+    num_ranks: int
+    keys: tuple[str, ...]
+    """Sample keys of the rank's part of the step."""
+
+
 class KeyLog:
     """The key log of one rank. Use as a context manager.
 
@@ -163,8 +174,8 @@ class KeyLog:
 
     def step(self, result: StepResult) -> None:
         """Note a step."""
-        line = {"step": result.step, "epoch": result.epoch, "num_ranks": self.num_ranks, "keys": list(result.keys)}
-        self._file.write(json.dumps(line) + "\n")
+        line = KeyLine(result.step, result.epoch, self.num_ranks, result.keys)
+        self._file.write(json.dumps(asdict(line)) + "\n")
 
     def __enter__(self) -> KeyLog:
         return self
@@ -179,13 +190,15 @@ def cut_key_logs(directory: Path, step: int) -> None:
         cut_lines(path, step)
 
 
-def read_key_logs(directory: Path) -> list[dict]:
-    """The lines of all ranks, by step, then rank."""
-    lines = []
-    for path in sorted((directory / KEYS).glob("rank-*.jsonl")):
-        rank = int(path.stem.removeprefix("rank-"))
-        lines += [{"rank": rank, **json.loads(line)} for line in path.read_text(encoding="utf-8").splitlines()]
-    return sorted(lines, key=lambda line: (line["step"], line["rank"]))
+def read_key_logs(directory: Path) -> list[KeyLine]:
+    """The lines of all ranks, by step, then rank.
+
+    Raises:
+        DataError: A line is damaged. InputError: A file may not be read.
+    """
+    paths = sorted((directory / KEYS).glob("rank-*.jsonl"), key=lambda path: int(path.stem.removeprefix("rank-")))
+    lines = [line for path in paths for line in read_lines(KeyLine, path, surrogates=True) or ()]
+    return sorted(lines, key=lambda line: line.step)
 
 
 def report_not_finite(

@@ -13,6 +13,7 @@ from typing import NoReturn
 import torch
 
 from masp.config import Config, save_config
+from masp.config.schema import StageName
 from masp.distributed.collectives import check_agreed, gather, on_lead
 from masp.distributed.liveness import Peers, RankLost
 from masp.distributed.ranks import Ranks, join, read_ranks
@@ -28,7 +29,6 @@ from masp.training.engine import Accumulated, Engine, load_trained, make_partiti
 from masp.training.logs import KeyLog, StepResult, TrainingLog, cut_key_logs, device_peak, report_not_finite
 from masp.training.profiling import Profile
 from masp.training.schedule import learning_rate
-from masp.training.stage import StageName
 from masp.training.stages import open_stage
 from masp.training.steps import HeldOutSteps, Step, Steps
 from masp.training.validation import Validation

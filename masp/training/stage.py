@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from masp.artifacts.store import Kind, Lineage, safe_name
 from masp.cache.fingerprint import Fields, fingerprint_digest
 from masp.cache.reader import Cache, CachedSample
 from masp.config import Config
-from masp.config.schema import Stage1Config, Stage2Config
+from masp.config.schema import Stage1Config, Stage2Config, StageName
 from masp.data.questions import Questions
 from masp.errors import InputError
 from masp.files.sealed import digest_file
@@ -34,7 +34,6 @@ from masp.vlm.language import LanguageHalf, load_language_half
 from masp.vlm.loading import Partition
 from masp.vlm.prompt import Prompt, load_prompt
 
-StageName = Literal["stage1", "stage2"]
 TrainedModel = Stage1Model | Stage2Model
 
 COURSE = ("num_epochs", "learning_rate", "warmup_ratio", "weight_decay", "max_grad_norm", "global_batch_size", "layout")

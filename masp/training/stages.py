@@ -24,7 +24,7 @@ from masp.artifacts.trained import (
 )
 from masp.cache.reader import Cache, CachedSample
 from masp.config import Config
-from masp.config.schema import Stage1Config, Stage2Config
+from masp.config.schema import Stage1Config, Stage2Config, StageName
 from masp.data.questions import Questions, load_questions
 from masp.errors import InputError
 from masp.extraction.provenance import open_matching_cache
@@ -33,7 +33,7 @@ from masp.models.forward import Stage1Model, Stage2Model, num_logits
 from masp.models.sequence import Batch, build_sequence, make_batch
 from masp.models.soft_prompt import SoftPrompt, initial_soft_prompt
 from masp.training.schedule import Rows, TrainingCache
-from masp.training.stage import COURSE, Sources, Stage, StageName
+from masp.training.stage import COURSE, Sources, Stage
 from masp.vlm.language import LanguageHalf
 from masp.vlm.loading import Partition
 from masp.vlm.prompt import Prompt
