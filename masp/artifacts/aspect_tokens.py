@@ -185,7 +185,7 @@ class AspectTokens:
 
 
 def _column(file: h5py.File, name: str, kind: str) -> h5py.Dataset:
-    """A dataset whose values lie in this file itself.
+    """A dataset whose values are in this file itself.
 
     Raises:
         ValueError: It is not one, or its values are of another type.

@@ -147,13 +147,13 @@ def load_aspects(path: str, aspects: Sequence[str], hidden_size: int) -> tuple[A
     """Load aspect modules from either format.
 
     Args:
-        path: `aspect.safetensors` or a released `aspect.pth`.
-        aspects: which to take, in this order; the file may hold more.
+        path: File, `aspect.safetensors` or a released `aspect.pth`.
+        aspects: Aspects to take, in this order; the file may hold more.
         hidden_size: D of the VLM.
 
     Raises:
-        InputError: no such file, not aspect modules, an aspect is missing, or shapes that do not fit the VLM.
-        DataError: the file is damaged.
+        InputError: No such file, not aspect modules, an aspect is missing, or shapes that do not fit the VLM.
+        DataError: The file is damaged.
     """
     key = "checkpoint.aspect"
     if path.endswith(".safetensors"):
@@ -195,14 +195,14 @@ def load_soft_prompt(path: str, hidden_size: int) -> tuple[SoftPrompt, Lineage]:
     """Load a soft prompt from either format.
 
     Raises:
-        InputError: no such file, no soft prompt, or vectors that do not fit the VLM. DataError: the file is damaged.
+        InputError: No such file, not a soft prompt, or vectors that do not fit the VLM. DataError: The file is damaged.
     """
     key = "checkpoint.soft_prompt"
     if path.endswith(".safetensors"):
         tensors, lineage = _load(path, key, "soft_prompt")
         weight = tensors.get("weight")
         if weight is None or weight.dim() != 2 or not 1 <= len(weight) <= MAX_SOFT_TOKENS:
-            raise InputError(f"{key}: {path} holds no soft prompt")
+            raise InputError(f"{key}: {path} does not hold a soft prompt")
         if weight.shape[1] != hidden_size:
             raise InputError(
                 f"{key}: {path} has vectors of {weight.shape[1]} numbers, but the VLM's hidden size is {hidden_size}"

@@ -42,7 +42,7 @@ class Trained:
     soft_prompt_lineage: Lineage | None
     layout: str
     vision_features: bool = True
-    """Whether features stand in the prompt."""
+    """Whether features are in the prompt."""
 
     def lineage(self) -> dict[str, Any]:
         """Digests and origins for the record of an evaluation."""
@@ -89,7 +89,7 @@ def load_trained_aspects(
     """The aspect modules that the configuration names; None if it does without.
 
     Raises:
-        InputError: they are missing, or belong to another VLM.
+        InputError: They are missing, or belong to another VLM.
     """
     if not prompt_aspects(config):
         return None, None
@@ -108,7 +108,7 @@ def load_trained(config: Config, hidden_size: int, model: Fields) -> Trained:
     """Everything that evaluation and prediction load.
 
     Raises:
-        InputError: a file is missing, does not fit the VLM, or belongs to other aspect modules.
+        InputError: A file is missing, does not fit the VLM, or belongs to other aspect modules.
     """
     modules, aspect_lineage = load_trained_aspects(config, hidden_size, model)
     if config.checkpoint.soft_prompt == NONE:

@@ -1,7 +1,7 @@
 """How many floating-point operations the frozen VLM takes, from its configuration alone. Pure arithmetic.
 
-What is counted: a matrix product of a parameter with a token is 2 FLOP per parameter; layers that are frozen but stand
-under a gradient cost 4 (forward, and the gradient of their input; none for the weights). Attention is counted apart: 4
+What is counted: a matrix product of a parameter with a token is 2 FLOP per parameter; layers that are frozen but under
+a gradient cost 4 (forward, and the gradient of their input; none for the weights). Attention is counted apart: 4
 FLOP per query, key and channel forward (scores, weighted sum), and twice that again backward. Only what the mathematics
 needs counts: causal attention over earlier positions, logits at supervised positions, no padding. Embedding look-ups,
 norms, activations, softmax, rotary positions and the optimizer are left out (below 1 % at real sizes).
@@ -120,8 +120,8 @@ def encoder_flops(vision: VisionShape, grid: Grid) -> float:
     """FLOP of the encoder, merger included, for one image (no gradient).
 
     Args:
-        vision: the encoder's sizes.
-        grid: patches in time, height and width.
+        vision: Sizes of the encoder.
+        grid: Patches in time, height and width.
     """
     patches = grid[0] * grid[1] * grid[2]
     tokens = patches // vision.merge_size**2
@@ -165,11 +165,11 @@ def language_flops(
     """FLOP of one sequence in the language model; of several, given tensors `[N]`, those of each.
 
     Args:
-        language: the model's sizes.
-        prefix: tokens that run first, without gradient, and leave keys and values.
-        suffix: tokens after them.
-        num_logits: positions of the suffix that are projected to the vocabulary.
-        gradient: whether the suffix stands under a gradient (of its inputs, never of the weights).
+        language: Sizes of the language model.
+        prefix: Number of tokens that run first, without gradient, and leave keys and values.
+        suffix: Number of tokens after them.
+        num_logits: Number of positions of the suffix that are projected to the vocabulary.
+        gradient: Whether the suffix is under a gradient (of its inputs, never of the weights).
     """
     linear = 2.0 * language.num_layers * language.layer_parameters
     pair = 4.0 * language.num_layers * language.num_heads * language.head_width
@@ -196,7 +196,7 @@ def aspect_module_flops(width: int, num_queries: int, num_tokens: float | Tensor
         width: D.
         num_queries: N.
         num_tokens: T.
-        gradient: whether it is being trained.
+        gradient: Whether it is being trained.
     """
     projections = 4 * 2.0 * num_queries * width**2
     attention = 2 * 2.0 * num_queries * num_tokens * width

@@ -34,7 +34,9 @@ def part_class(base: type, part: Literal["vision", "language"], partition: Parti
     so its keys in the checkpoint are merely unexpected: safetensors never reads them.
 
     Args:
-        partition: what divides the half's parameters while they are loaded.
+        base: Class of the VLM.
+        part: The half.
+        partition: What divides the half's parameters while they are loaded.
     """
 
     class Part(base):
@@ -142,14 +144,19 @@ def load_part(
     attention: str,
     partition: Partition | None = None,
 ) -> torch.nn.Module:
-    """Load a half of the VLM at `path` (folder or hub name), frozen, in eval mode.
+    """Load a half of the VLM at `path` (directory or hub name), frozen, in eval mode.
 
     Args:
-        partition: divides the parameters over ranks, each as soon as it is read: a rank never holds the half. All
+        path: Directory of the VLM, or its hub name.
+        part: The half.
+        dtype: Data type of the weights.
+        device: `cpu` or `cuda`.
+        attention: Implementation of attention, `sdpa` or `eager`.
+        partition: Divides the parameters over ranks, each as soon as it is read: a rank never holds the half. All
             ranks call this then.
 
     Raises:
-        InputError: no such VLM, an unsupported family, or weights that do not fit the configuration.
+        InputError: No such VLM, an unsupported family, or weights that do not fit the configuration.
     """
     folder = resolve_folder(path)
     config = load_config(folder)

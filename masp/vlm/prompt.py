@@ -49,10 +49,10 @@ class Prompt:
 
 
 def load_prompt(path: str) -> Prompt:
-    """Read tokenizer and chat template of the VLM at `path` (folder or hub name).
+    """Read tokenizer and chat template of the VLM at `path` (directory or hub name).
 
     Raises:
-        InputError: no tokenizer or chat template, or a template that does not place image, question and answer.
+        InputError: No tokenizer or chat template, or a template that does not place image, question and answer.
     """
     folder = resolve_folder(path)
     config = load_config(folder)

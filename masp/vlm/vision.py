@@ -1,4 +1,4 @@
-"""The vision half of a VLM: picture -> pixel values -> features `[T, D]`, as the language model would get them."""
+"""The vision half of a VLM: image -> pixel values -> features `[T, D]`, as the language model would get them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Preprocessor:
     merge_size: int
 
     def __call__(self, image: Image.Image) -> tuple[torch.Tensor, Grid]:
-        """Resize, normalise and cut one RGB image into patches.
+        """Resize, normalize and cut one RGB image into patches.
 
         Returns:
             Pixel values `[t * h * w, channels * patch volume]` (fp32) and the grid `(t, h, w)`.
@@ -63,10 +63,16 @@ class Preprocessor:
 
 
 def load_preprocessor(path: str, min_pixels: int | None = None, max_pixels: int | None = None) -> Preprocessor:
-    """Load the VLM's image processor, with other pixel limits where given.
+    """Load the VLM's image processor.
+
+    Args:
+        path: Directory of the VLM, or its hub name.
+        min_pixels: Lower limit of pixels; None for the VLM's own.
+        max_pixels: Upper limit of pixels; None for the VLM's own.
 
     Raises:
-        InputError: the folder has no usable processor, or the limits contradict each other.
+        InputError: The directory has no usable image processor or that of another VLM, or the limits contradict each
+            other.
     """
     folder = resolve_folder(path)
     config = load_config(folder)
@@ -111,9 +117,9 @@ class VisionHalf:
         """Encode a batch of images.
 
         Args:
-            pixel_values: per image `[t * h * w, channels * patch volume]`, fp32; from page-locked memory they are
+            pixel_values: Per image `[t * h * w, channels * patch volume]`, fp32; from page-locked memory they are
                 copied to a GPU beside its work.
-            grids: per image `(t, h, w)`.
+            grids: Per image `(t, h, w)`.
 
         Returns:
             Per image its features `[T, D]` in the encoder's dtype, on its device.
