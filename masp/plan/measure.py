@@ -163,7 +163,7 @@ class _StandIn:
         return np.arange(len(self.images))
 
     def has_answer(self, rows: np.ndarray, aspect: str) -> np.ndarray:
-        return np.array([aspect in self.images[row].sample.answers for row in rows])
+        return np.array([aspect in self.images[row].sample.answers for row in rows], dtype=bool)
 
     def read(self, row: int, dtype: torch.dtype | None = None) -> CachedSample:
         planned = self.images[row]

@@ -89,14 +89,15 @@ class Schedule(Rows):
 
 
 def make_schedule(
-    index: TrainingIndex, train: Rows, val: Rows, settings: StageConfig, stage: str, seed: int
+    index: TrainingIndex, train: Rows, val: Rows | None, settings: StageConfig, stage: str, seed: int
 ) -> Schedule:
     """Plan the steps of a stage, and hold images out for validation where it is on.
 
     Args:
         index: Index of the cache.
         train: Images of the `train` split that the stage can use.
-        val: Images of the `val` split that it can use; where there are none, `train` is divided.
+        val: Images of the `val` split that it can use; where there are none, `train` is divided. None where there is no
+            validation.
         settings: Settings of the stage.
         stage: Name of the stage, for errors.
         seed: Seed of the run.
@@ -105,7 +106,7 @@ def make_schedule(
         InputError: All training images would be held out.
     """
     held_out = None
-    if settings.validate_every is not None:
+    if val is not None:
         source = val if len(val.rows) else train
         chosen = _draw(index, source.rows, settings.validation_size, seed)
         if source is train and chosen.all():

@@ -125,7 +125,8 @@ class Stage(ABC):
         """
         if not len(self.cache.rows("train")):
             raise InputError(f"cache.dir: {self.config.cache.dir} has no training image")
-        train, val = (self._rows(split) for split in ("train", "val"))
+        train = self._rows("train")
+        val = None if self.settings.validate_every is None else self._rows("val")
         return make_schedule(self.cache.index, train, val, self.settings, self.name, self.config.seed)
 
     def _rows(self, split: str) -> Rows:
