@@ -121,6 +121,8 @@ class AspectTokens:
     def __init__(self, cache: Cache, aspects: Sequence[str], digest: str):
         header = _header(cache, aspects, digest)
         self.path = header.path(cache)
+        self.num_queries = 0
+        """Aspect tokens of each aspect, as the file has them."""
         self._file: h5py.File | None = None
         if not self.path.is_file():
             raise InputError(
@@ -142,6 +144,7 @@ class AspectTokens:
         fits = tokens.ndim == 4 and (*tokens.shape[:2], tokens.shape[3]) == shape and crc32.shape == shape[:1]
         if not fits or not 1 <= tokens.shape[2] <= MAX_QUERIES:
             raise ValueError(f"its shapes, {tokens.shape} and {crc32.shape}, are not those of this cache")
+        self.num_queries = tokens.shape[2]
 
     def close(self) -> None:
         """Close the file; reading opens it again."""

@@ -26,7 +26,7 @@ from masp.cache.reader import Cache, CachedSample
 from masp.config import Config
 from masp.config.schema import Stage1Config, Stage2Config, StageName
 from masp.data.questions import Questions, load_questions
-from masp.errors import InputError
+from masp.errors import DataError, InputError
 from masp.extraction.provenance import open_matching_cache
 from masp.models.aspect_modules import AspectModules
 from masp.models.forward import Stage1Model, Stage2Model, num_logits
@@ -178,7 +178,10 @@ class SoftPromptStage(Stage):
                 f"{modules.num_queries}; give the same"
             )
         self.aspect_modules, self.aspect_digest = modules, lineage.digest
-        self.aspect_tokens = open_aspect_tokens(self.config, cache, lineage.digest)
+        tokens = open_aspect_tokens(self.config, cache, lineage.digest)
+        if tokens is not None and tokens.num_queries != num_queries:
+            raise DataError(f"{tokens.path} is damaged: {tokens.num_queries} tokens per aspect; must be {num_queries}")
+        self.aspect_tokens = tokens
 
     def draw_inputs(self, hidden_size: int) -> None:
         if self.aspects:

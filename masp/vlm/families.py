@@ -66,11 +66,11 @@ def resolve_folder(path: str, weights: bool = True) -> Path:
         return Path(snapshot_download(path, allow_patterns=patterns))
 
 
-def load_config(folder: Path) -> Any:
+def load_config(directory: Path) -> Any:
     """Read a VLM's configuration and refuse a family that MASP cannot split.
 
     Args:
-        folder: Directory of the VLM.
+        directory: Directory of the VLM.
 
     Returns:
         The transformers configuration of the whole VLM; transformers does not type its fields.
@@ -78,14 +78,14 @@ def load_config(folder: Path) -> Any:
     Raises:
         InputError: The configuration cannot be read, or the family is not supported; names it.
     """
-    with plain_vlm_errors(f"{folder}/config.json cannot be read as a VLM"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with plain_vlm_errors(f"{directory}/config.json cannot be read as a VLM"):
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     family = config.model_type
     if family in DEEPSTACK:
         raise InputError(
-            f"vlm.path: {folder} is a {family!r} model, whose vision features also feed inner layers; "
+            f"vlm.path: {directory} is a {family!r} model, whose vision features also feed inner layers; "
             f"supported families: {', '.join(SUPPORTED)}"
         )
     if family not in SUPPORTED:
-        raise InputError(f"vlm.path: {folder} is a {family!r} model; supported families: {', '.join(SUPPORTED)}")
+        raise InputError(f"vlm.path: {directory} is a {family!r} model; supported families: {', '.join(SUPPORTED)}")
     return config

@@ -14,10 +14,9 @@ formulas with the operations that torch counts while the models run.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, overload
+from typing import overload
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
 
 Grid = tuple[int, int, int]
 """Patches of an image in time, height and width, before the merge."""

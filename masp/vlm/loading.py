@@ -158,18 +158,18 @@ def load_part(
     Raises:
         InputError: No such VLM, an unsupported family, or weights that do not fit the configuration.
     """
-    folder = resolve_folder(path)
-    config = load_config(folder)
+    directory = resolve_folder(path)
+    config = load_config(directory)
     base: Any = AutoModelForImageTextToText._model_mapping[type(config)]  # a class, whatever its annotation says
     cutting = _Cutting(partition) if partition else None
     try:
         with (
-            plain_vlm_errors(f"the weights in {folder} cannot be loaded"),
+            plain_vlm_errors(f"the weights in {directory} cannot be loaded"),
             quiet_transformers(),
             cutting or nullcontext(),
         ):
             model, info = part_class(base, part, partition).from_pretrained(
-                folder,
+                directory,
                 config=config,
                 dtype=dtype,
                 attn_implementation=attention,
@@ -184,7 +184,7 @@ def load_part(
     names = sorted([*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])])
     if names:
         raise InputError(
-            f"vlm.path: the weights in {folder} do not fit its config.json: {len(names)} tensors are missing or have "
+            f"vlm.path: the weights in {directory} do not fit its config.json: {len(names)} tensors are missing or of "
             f"another shape, first {names[0]}"
         )
     if cutting:

@@ -74,10 +74,10 @@ def load_preprocessor(path: str, min_pixels: int | None = None, max_pixels: int 
         InputError: The directory has no usable image processor or that of another VLM, or the limits contradict each
             other.
     """
-    folder = resolve_folder(path)
-    config = load_config(folder)
-    with plain_vlm_errors(f"{folder} has no usable image processor"):
-        processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
+    directory = resolve_folder(path)
+    config = load_config(directory)
+    with plain_vlm_errors(f"{directory} has no usable image processor"):
+        processor = AutoImageProcessor.from_pretrained(directory, backend="pil", trust_remote_code=False)
         stated = {name: getattr(processor, name) for name in ("patch_size", "temporal_patch_size", "merge_size")}
         shortest = min_pixels if min_pixels is not None else processor.size["shortest_edge"]
         longest = max_pixels if max_pixels is not None else processor.size["longest_edge"]
@@ -93,7 +93,7 @@ def load_preprocessor(path: str, min_pixels: int | None = None, max_pixels: int 
     for name, value in wanted.items():
         if stated[name] != value:
             raise InputError(
-                f"vlm.path: {folder}: {name} = {stated[name]!r} in preprocessor_config.json, but the encoder of "
+                f"vlm.path: {directory}: {name} = {stated[name]!r} in preprocessor_config.json, but the encoder of "
                 f"config.json needs {value}: the image processor of another VLM"
             )
     return Preprocessor(processor, config.vision_config.spatial_merge_size)

@@ -40,6 +40,7 @@ def test_kept_tokens_are_those_of_the_modules(made):
     config, cache, digest, _ = made
     modules, _ = load_aspects(config.checkpoint.aspect, config.aspects, cache.hidden_size)
     tokens = AspectTokens(cache, config.aspects, digest)
+    assert tokens.num_queries == modules.num_queries
     for row in range(len(cache)):
         features, mask = pad_features([cache.read(row).features.float()])
         with torch.no_grad():
