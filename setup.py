@@ -1,7 +1,7 @@
 """Packaging: `masp` (the library and its command line) and `launch` (jobs on Slurm).
 
-Ranges here say what MASP works with; `constraints.txt` pins what it is tested with. The YAML files of `configs/` are
-the user's to edit; an installation has a copy of them as `masp/configs/`, which `masp.config.packaged` finds.
+The version ranges here are those that MASP works with; `constraints.txt` pins the versions it is tested with. The YAML
+files in `configs/` are for users to edit; an installation has a copy in `masp/configs/` (see `masp.config.packaged`).
 """
 
 import re
@@ -16,7 +16,7 @@ README = HERE / "README.md"
 
 
 class BuildWithConfigs(build_py):
-    """Copies `configs/` into the package, unless the package stays where it is, beside them."""
+    """Copies `configs/` into the package, except in an editable installation, where both stay in the repository."""
 
     def run(self):
         super().run()
@@ -29,17 +29,17 @@ class BuildWithConfigs(build_py):
 setup(
     name="masp",
     version=re.search(r'__version__ = "(.+)"', (HERE / "masp" / "__init__.py").read_text(encoding="utf-8")).group(1),
-    description="Recognise the emotion that a picture evokes, around a frozen vision-language model",
+    description="Recognizes the emotion that an image evokes, with small modules around a frozen vision-language model",
     long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["masp", "masp.*", "launch", "launch.*"]),
-    # Said although it is the default: an editable installation is then a path in a .pth file. A finder would come after
-    # the working directory, where a clone called `masp` looks like a package without code.
+    # Stated although it is the default: an editable installation is then a path in a .pth file. An import hook would
+    # come after the working directory, where a clone named `masp` looks like an empty namespace package.
     package_dir={"": "."},
-    # The demo's VLM and the pages of reports are read at run time, beside the code that reads them.
+    # The demo's VLM and the templates of the reports are read at run time.
     package_data={"masp": ["py.typed", "**/*.j2", "demo/tiny_vlm/weights/*"], "launch": ["py.typed"]},
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=[

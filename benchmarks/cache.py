@@ -1,14 +1,14 @@
-"""The feature cache against what the machine could do at best, side by side.
+"""Compares the feature cache with the best that the machine can do.
 
     python benchmarks/cache.py [reading] [extraction] [index] [--rounds 5] [--dir DIR] [--json FILE]
 
-- reading: samples of 7 MB in the order of training, with checksums, by two processes, against `pread` of the same
-  bytes by two processes. Pages are dropped before each cold pass. Wanted: at least 0.7 of its speed.
-- extraction: the whole `masp extract` of a dataset against the bare encoder on preloaded tensors, on a model in which
-  the encoder dominates. Wanted: at least 0.9.
-- index: opening a cache of a million samples. Wanted: under 1 s and under 200 MB.
+- reading: samples of 7 MB in training order, with checksums, by two processes, compared with `pread` of the same bytes
+  by two processes. The page cache is dropped before each cold pass. Target: at least 0.7 of its speed.
+- extraction: the whole `masp extract` of a dataset, compared with the bare encoder on preloaded tensors, on a model in
+  which the encoder dominates. Target: at least 0.9.
+- index: opening a cache of a million samples. Target: less than 1 s and 200 MB.
 
-Both sides alternate, so that what else runs on the machine meets both; the ratio is that of the medians.
+The sides take turns, so that other load on the machine affects both; the ratio is that of the medians.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from pathlib import Path
 
 import numpy as np
 
-WANTED = {"reading": 0.7, "extraction": 0.9, "index_seconds": 1.0, "index_mb": 200.0}
+TARGETS = {"reading": 0.7, "extraction": 0.9, "index_seconds": 1.0, "index_mb": 200.0}
 STEP = 8
-"""Positions that a reader takes at a time, as a training step does."""
+"""Positions that a reader processes at a time, as in a training step."""
 
 
 def alternate(rounds: int, **sides: Callable[[int], float]) -> dict[str, list[float]]:
-    """Call each side once per round, in turns; returns the seconds of each."""
+    """Call each side once per round, in turns; returns the seconds of each call."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
         for name, side in sides.items():
@@ -42,13 +42,13 @@ def alternate(rounds: int, **sides: Callable[[int], float]) -> dict[str, list[fl
 
 
 def ratios(seconds: dict[str, list[float]], best: str) -> dict[str, float]:
-    """Speed of MASP over the other side's: of the medians, and of the fastest rounds, which were disturbed least."""
+    """Speed of MASP relative to the other side: from medians, and from the fastest (least disturbed) rounds."""
     ours, theirs = seconds["masp"], seconds[best]
     return {"ratio": statistics.median(theirs) / statistics.median(ours), "ratio_of_fastest": min(theirs) / min(ours)}
 
 
 def make_cache(folder: Path, num_samples: int, num_tokens: int, hidden: int, num_shards: int) -> Path:
-    """A cache of random bf16 features, finished like any other."""
+    """Write a finished cache of random bf16 features."""
     import torch
 
     from masp.cache.codec import store
@@ -78,7 +78,7 @@ def make_cache(folder: Path, num_samples: int, num_tokens: int, hidden: int, num
 
 
 def _reader(folder: Path, pipe) -> None:
-    """One reading process: for each (side, rows) it is sent, read them and answer how many bytes that were."""
+    """A reader process: for each `(side, rows)` it receives, read these rows and send the number of bytes."""
     from masp.cache.layout import tar_path
     from masp.cache.reader import open_cache
 
@@ -98,7 +98,7 @@ def _reader(folder: Path, pipe) -> None:
 
 
 def drop_pages(folder: Path) -> None:
-    """Make the kernel forget the shards, so that the next pass reads the disk."""
+    """Drop the shards from the page cache, so that the next pass reads from disk."""
     for path in folder.rglob("*.tar"):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -109,7 +109,7 @@ def drop_pages(folder: Path) -> None:
 
 
 def reading(arguments: argparse.Namespace, base: Path) -> dict:
-    """Speed of `Cache.read` in training order against `os.pread`, cold and warm."""
+    """Speed of `Cache.read` in training order compared with `os.pread`, cold and warm."""
     from masp.cache.reader import open_cache
     from masp.training.schedule import epoch_order
     from masp.training.steps import WINDOW_SHARDS
@@ -138,7 +138,7 @@ def reading(arguments: argparse.Namespace, base: Path) -> dict:
             raise RuntimeError(f"{side} read {total} bytes")
         return seconds
 
-    for side in ("masp", "plain"):  # imports, page tables
+    for side in ("masp", "plain"):  # warm up imports and page tables
         run(side, 0, False)
     found = {"bytes": int(cache.index.length.sum()), "sample_bytes": int(cache.index.length.mean())}
     for state in ("cold", "warm"):
@@ -154,7 +154,7 @@ def reading(arguments: argparse.Namespace, base: Path) -> dict:
 
 
 def extraction(arguments: argparse.Namespace, base: Path) -> dict:
-    """Images per second of the whole extraction against those of the encoder alone."""
+    """Images per second of the whole extraction compared with the encoder alone."""
     import shutil
 
     import torch
@@ -167,7 +167,7 @@ def extraction(arguments: argparse.Namespace, base: Path) -> dict:
     from masp.extraction.progress import TIMINGS
     from masp.vlm.vision import load_preprocessor, load_vision_half
 
-    root = make_images(base / "pictures", arguments.images, arguments.side)
+    root = make_images(base / "images", arguments.images, arguments.side)
     vlm = make_model(base / "vlm", arguments.width, arguments.depth)
     config = load_config(
         None,
@@ -178,11 +178,11 @@ def extraction(arguments: argparse.Namespace, base: Path) -> dict:
         ],
     )
     preprocessor, vision = load_preprocessor(str(vlm)), load_vision_half(vlm)
-    pictures = []
+    images = []
     for path in sorted(root.rglob("*.jpg")):
         values, grid = preprocessor(load_image(path))
-        pictures.append(Picture(values, grid, grid[1] * grid[2] // preprocessor.merge_size**2, (0, 0), {}))
-    ready = list(batches(pictures, arguments.batch_tokens))
+        images.append(Picture(values, grid, grid[1] * grid[2] // preprocessor.merge_size**2, (0, 0), {}))
+    ready = list(batches(images, arguments.batch_tokens))
 
     def bare(_: int) -> float:
         threads = torch.get_num_threads()
@@ -206,7 +206,7 @@ def extraction(arguments: argparse.Namespace, base: Path) -> dict:
 
     seconds = alternate(arguments.rounds, masp=whole, encoder=bare)
     medians = {side: statistics.median(values) for side, values in seconds.items()}
-    rates = {f"{side}_images_per_s": len(pictures) / value for side, value in medians.items()}
+    rates = {f"{side}_images_per_s": len(images) / value for side, value in medians.items()}
     share = statistics.median(shares)
     return {**rates, **ratios(seconds, "encoder"), "share_encoding": share, "seconds": seconds}
 
@@ -224,7 +224,7 @@ print(json.dumps({"seconds": seconds, "mb": peak() - before, "process_mb": peak(
 
 
 def index(arguments: argparse.Namespace, base: Path) -> dict:
-    """Time and memory to open the index of many samples, each in a fresh process; memory is the peak's growth."""
+    """Time and memory to open an index of many samples, each in a fresh process; memory is the growth of the peak."""
     from masp.cache.fingerprint import FORMAT_VERSION
     from masp.cache.index import _TYPES, _WIDTHS, Index, save_index
     from masp.cache.layout import INDEX, MANIFEST
@@ -255,28 +255,28 @@ def index(arguments: argparse.Namespace, base: Path) -> dict:
 
 
 def report(found: dict) -> None:
-    """Print a table of what was measured and what is wanted."""
+    """Print a table of the measurements and their targets."""
     rows = []
     if "reading" in found:
-        for state, wanted in (("cold", f">= {WANTED['reading']}"), ("warm", "")):
+        for state, target in (("cold", f">= {TARGETS['reading']}"), ("warm", "")):
             part = found["reading"][state]
             sides = f"{part['masp_gb_per_s']:.2f} of {part['plain_gb_per_s']:.2f} GB/s"
-            rows.append((f"reading, {state}", sides, _both(part), wanted))
+            rows.append((f"reading, {state}", sides, _both(part), target))
     if "extraction" in found:
         part = found["extraction"]
         sides = f"{part['masp_images_per_s']:.2f} of {part['encoder_images_per_s']:.2f} images/s"
-        rows.append(("extraction", sides, _both(part), f">= {WANTED['extraction']}"))
+        rows.append(("extraction", sides, _both(part), f">= {TARGETS['extraction']}"))
         rows.append(("", "share of its time in the encoder", f"{part['share_encoding']:.3f}", ""))
     if "index" in found:
         part = found["index"]
         rows.append(
-            (f"index, {part['rows']:,} rows", "time", f"{part['seconds']:.2f} s", f"< {WANTED['index_seconds']:g} s")
+            (f"index, {part['rows']:,} rows", "time", f"{part['seconds']:.2f} s", f"< {TARGETS['index_seconds']:g} s")
         )
         memory = f"process {part['process_mb']:.0f} MB"
-        rows.append(("", memory, f"{part['mb']:.0f} MB", f"< {WANTED['index_mb']:g} MB"))
-    print(f"\n{'':<24}{'MASP of the best possible':<34}{'ratio (fastest)':>16}{'wanted':>11}")
-    for name, sides, figure, wanted in rows:
-        print(f"{name:<24}{sides:<34}{figure:>16}{wanted:>11}")
+        rows.append(("", memory, f"{part['mb']:.0f} MB", f"< {TARGETS['index_mb']:g} MB"))
+    print(f"\n{'':<24}{'MASP of the best possible':<34}{'ratio (fastest)':>16}{'target':>11}")
+    for name, sides, figure, target in rows:
+        print(f"{name:<24}{sides:<34}{figure:>16}{target:>11}")
 
 
 def _both(part: dict) -> str:
@@ -292,7 +292,9 @@ def main(argv: list[str] | None = None) -> int:
         *(("images", 48), ("side", 336), ("width", 384), ("depth", 8), ("batch_tokens", 512), ("rows", 1_000_000)),
     ):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value, metavar="N")
-    parser.add_argument("--dir", type=Path, default=None, help="where to write for the while: the disk to be measured")
+    parser.add_argument(
+        "--dir", type=Path, default=None, help="directory for temporary files, on the disk to be measured"
+    )
     parser.add_argument("--json", type=Path, default=None, metavar="FILE")
     arguments = parser.parse_args(argv)
     if arguments.dir:
@@ -304,7 +306,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{found['cores']} cores, load {found['load']:.1f} before, {os.getloadavg()[0]:.1f} after", end="")
     report(found)
     if arguments.json:
-        arguments.json.write_text(json.dumps({**found, "wanted": WANTED}, indent=1) + "\n")
+        arguments.json.write_text(json.dumps({**found, "wanted": TARGETS}, indent=1) + "\n")
     return 0
 
 

@@ -1,9 +1,9 @@
-"""The demo over several seeds: does MASP gain, and is the gain larger than chance?
+"""Runs the demo with several seeds: is MASP better, and by more than chance?
 
     python benchmarks/demo_seeds.py [--seeds 1 2 3] [--dir outputs/demo-seeds]
 
-Each seed draws its own pictures and trains anew. Prints a table of all variants per seed with mean and spread, and
-whether each wanted margin holds; writes `seeds.json`. About six minutes a seed on two cores.
+Each seed draws its own images and trains from scratch. Prints a table of all variants per seed with mean and standard
+deviation, and whether each required margin holds; writes `seeds.json`. About six minutes per seed on two cores.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ MIN_OVER_ZERO_SHOT = 0.25
 MIN_SHARE_OF_BEST = 0.80
 
 
-def run_seed(seed: int, folder: Path) -> dict:
-    """Run the demo with a seed in a folder of its own, and read its summary."""
-    out = folder / f"seed-{seed}"
+def run_seed(seed: int, directory: Path) -> dict:
+    """Run the demo with one seed in its own directory, and read its summary."""
+    out = directory / f"seed-{seed}"
     command = [
         *(sys.executable, "-m", "masp.cli", "demo", f"seed={seed}", f"output_dir={out}"),
         *(f"dataset.root={out}/data", f"cache.dir={out}/cache"),
@@ -33,7 +33,7 @@ def run_seed(seed: int, folder: Path) -> dict:
 
 
 def margin(runs: list[dict], other: str) -> tuple[float, float]:
-    """Mean advantage of MASP over a variant, and the half-width of its 95 % interval over all test pictures."""
+    """Mean advantage of MASP over a variant, and the half-width of its 95 % interval over all test images."""
     gain = statistics.mean(r["masp"]["accuracy"] - r[other]["accuracy"] for r in runs)
     variance = 0.0
     for run in runs:

@@ -1,18 +1,19 @@
-"""Evaluating from the cache by likelihood against evaluating one image at a time with `generate`, side by side.
+"""Compares evaluation from the cache by likelihood with evaluating one image at a time with `generate`.
 
     python benchmarks/evaluation.py --tokenizer DIR [--rounds 5] [--threads 2] [--dir DIR] [--json FILE]
 
-A Qwen2-VL-shaped model with random weights (hidden 256, 4 layers, vision 4 x 256, vocabulary 151,936; fp32), pictures
-of 640 x 400, eight categories, all sides on the same threads. DIR holds a tokenizer of the family.
+A model with Qwen2-VL's architecture and random weights (hidden 256, 4 layers, vision 4 x 256, vocabulary 151,936;
+fp32), images of 640 x 400, eight categories, the same threads for all sides. DIR holds a tokenizer of the family.
 
-- masp: `masp evaluate` as it is by default: features from the cache, the likelihood of all categories in one pass.
-- published: a plain loop that follows the published procedure: per image open, preprocess, encoder, aspect modules,
-  `generate` of up to 4 tokens with the logits of every position of the prompt. Wanted: masp at least 10 times as fast.
+- masp: `masp evaluate` with default settings: features from the cache, the likelihood of all categories in one pass.
+- published: a plain loop that follows the published procedure: for each image open, preprocess, encoder, aspect
+  modules, and `generate` of up to 4 tokens with the logits of every position of the prompt. Target: masp at least 10
+  times as fast.
 - live generate: our own `evaluate.source=live evaluate.scoring=generate`, one image at a time. No target: it runs the
   same encoder and prompt as the published loop, but projects one position to the vocabulary instead of all.
-- one at a time: our likelihood from the cache, every category in a pass of its own.
+- one at a time: our likelihood from the cache, with a separate pass for each category.
 
-The sides alternate, so that what else runs on the machine meets all; figures are medians of seconds per image.
+The sides take turns, so that other load on the machine affects all of them; figures are medians of seconds per image.
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ from pathlib import Path
 
 import numpy as np
 
-WANTED = 10.0
+TARGET = 10.0
 CATEGORIES = ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "sadness")
 
 
-def make_vlm(folder: Path, tokenizer: Path, hidden: int, layers: int, vocabulary: int) -> Path:
+def make_vlm(directory: Path, tokenizer: Path, hidden: int, layers: int, vocabulary: int) -> Path:
     """A VLM of Qwen2-VL's architecture with random weights and a given tokenizer."""
     import torch
     from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-    shutil.copytree(tokenizer, folder)
-    words = AutoTokenizer.from_pretrained(folder)
+    shutil.copytree(tokenizer, directory)
+    words = AutoTokenizer.from_pretrained(directory)
     template = tokenizer / "chat_template.json"
     if not words.chat_template and template.is_file():
-        (folder / "chat_template.jinja").write_text(json.loads(template.read_text())["chat_template"])
+        (directory / "chat_template.jinja").write_text(json.loads(template.read_text())["chat_template"])
     names = ("vision_start", "vision_end", "image_pad", "video_pad", "im_end")
     ids = {name: words.convert_tokens_to_ids(f"<|{name}|>") for name in names}
     sections = [hidden // 32, hidden // 21, hidden // 8 - hidden // 32 - hidden // 21]
@@ -60,32 +61,32 @@ def make_vlm(folder: Path, tokenizer: Path, hidden: int, layers: int, vocabulary
         vision_start_token_id=ids["vision_start"], vision_end_token_id=ids["vision_end"],
     )  # fmt: skip
     torch.manual_seed(0)
-    Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps({
+    Qwen2VLForConditionalGeneration(config).save_pretrained(directory)
+    (directory / "preprocessor_config.json").write_text(json.dumps({
         "do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True, "resample": 3,
         "image_mean": [0.48, 0.45, 0.4], "image_std": [0.27, 0.26, 0.28], "rescale_factor": 1 / 255,
         "image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 3136, "max_pixels": 12845056,
         "patch_size": 14, "merge_size": 2, "temporal_patch_size": 2,
     }))  # fmt: skip
-    return folder
+    return directory
 
 
-def make_pictures(root: Path, count: int, size: tuple[int, int]) -> Path:
-    """Smooth random JPEGs, the categories in turn; one of each for training too, as every dataset has."""
+def make_images(root: Path, count: int, size: tuple[int, int]) -> Path:
+    """Smooth random JPEG files with the categories in turn, plus one training image, as every dataset has some."""
     from PIL import Image
 
     random = np.random.default_rng(0)
     for number in range(count + 1):
         split = "test" if number < count else "train"
-        folder = root / split / CATEGORIES[number % len(CATEGORIES)]
-        folder.mkdir(parents=True, exist_ok=True)
+        directory = root / split / CATEGORIES[number % len(CATEGORIES)]
+        directory.mkdir(parents=True, exist_ok=True)
         small = random.integers(0, 256, (size[1] // 16, size[0] // 16, 3), dtype=np.uint8)
-        Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(folder / f"{number:04d}.jpg", quality=90)
+        Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(directory / f"{number:04d}.jpg", quality=90)
     return root
 
 
-def make_config(folder: Path, vlm: Path, pictures: Path, threads: int, overrides: Sequence[str]):
-    """The configuration of the evaluation, with random aspect modules and a random soft prompt in released formats."""
+def make_config(directory: Path, vlm: Path, images: Path, threads: int, overrides: Sequence[str]):
+    """Write random aspect modules and a random soft prompt as released files; returns a configuration with them."""
     import torch
 
     from masp.config import load_config
@@ -94,27 +95,27 @@ def make_config(folder: Path, vlm: Path, pictures: Path, threads: int, overrides
 
     hidden = load_vlm_config(vlm).text_config.hidden_size
     settings = [
-        f"vlm.path={vlm}", f"dataset.root={pictures}", f"dataset.categories=[{','.join(CATEGORIES)}]",
-        f"cache.dir={folder / 'cache'}", "cache.dtype=fp32", "cache.num_shards=2", "extract.num_workers=0",
+        f"vlm.path={vlm}", f"dataset.root={images}", f"dataset.categories=[{','.join(CATEGORIES)}]",
+        f"cache.dir={directory / 'cache'}", "cache.dtype=fp32", "cache.num_shards=2", "extract.num_workers=0",
         f"extract.num_threads={threads}", "extract.device=cpu", "engine.device=cpu", "engine.precision=fp32",
-        "evaluate.num_workers=0", "checkpoint.layout=after_image", f"checkpoint.aspect={folder / 'aspect.pth'}",
-        f"checkpoint.soft_prompt={folder / 'soft_prompt.pt'}", *overrides,
+        "evaluate.num_workers=0", "checkpoint.layout=after_image", f"checkpoint.aspect={directory / 'aspect.pth'}",
+        f"checkpoint.soft_prompt={directory / 'soft_prompt.pt'}", *overrides,
     ]  # fmt: skip
     config = load_config(None, settings)
-    torch.save(to_released(AspectModules(config.aspects, hidden)), folder / "aspect.pth")
+    torch.save(to_released(AspectModules(config.aspects, hidden)), directory / "aspect.pth")
     rows = {f"<|reserved_special_token_{i}|>": torch.randn(hidden) for i in range(32)}
-    torch.save(rows, folder / "soft_prompt.pt")
+    torch.save(rows, directory / "soft_prompt.pt")
     return config
 
 
 def our_sides(config) -> dict[str, Callable[[int, int], int]]:
-    """Our own sides: each scores samples `start` to `stop` of the split and returns how many."""
+    """Our own sides: each scores samples `start` to `stop` of the split and returns their number."""
     import copy
 
     from masp.artifacts.trained import load_trained
     from masp.data.questions import load_questions
-    from masp.evaluation.emotion_scorer import Scorer
-    from masp.evaluation.sources import open_feed
+    from masp.evaluation.feed import open_feed
+    from masp.evaluation.scorers import EmotionScorer, ScoreRequest
     from masp.models.likelihood import score_categories
     from masp.models.sequence import build_sequence, make_batch
 
@@ -125,7 +126,7 @@ def our_sides(config) -> dict[str, Callable[[int, int], int]]:
     def open_side(config):
         feed = open_feed(config)
         trained = load_trained(config, feed.hidden_size, feed.model)
-        return feed, Scorer(config, trained, questions, feed.categories, "cpu")
+        return feed, EmotionScorer(config, trained, questions, feed.categories, "cpu")
 
     sides = {"masp": open_side(config), "live generate": open_side(live)}
 
@@ -134,7 +135,7 @@ def our_sides(config) -> dict[str, Callable[[int, int], int]]:
 
         def score(start: int, stop: int) -> int:
             batches = feed.batches(feed.keys[start:stop], scorer.config.evaluate.batch_size)
-            return sum(len(scorer.score([i.features for i in b], [i.grid for i in b])) for b in batches)
+            return sum(len(scorer.score([ScoreRequest(i.features, i.grid) for i in b])) for b in batches)
 
         return score
 
@@ -158,25 +159,25 @@ def our_sides(config) -> dict[str, Callable[[int, int], int]]:
     return {"masp": whole("masp"), "live generate": whole("live generate"), "one at a time": one_at_a_time}
 
 
-def measure(arguments: argparse.Namespace, folder: Path) -> dict:
-    """Seconds per image of every side, and how many times as fast masp is."""
+def measure(arguments: argparse.Namespace, directory: Path) -> dict:
+    """Measure seconds per image of every side, and how many times faster masp is."""
     import torch
 
     from benchmarks.published import PublishedScoring, load_model
     from masp.data.questions import load_questions
     from masp.extraction.job import extract
 
-    vlm = make_vlm(folder / "vlm", arguments.tokenizer, arguments.hidden, arguments.layers, arguments.vocabulary)
-    pictures = make_pictures(folder / "pictures", arguments.images, (arguments.width, arguments.height))
-    config = make_config(folder, vlm, pictures, arguments.threads, [f"evaluate.batch_size={arguments.batch_size}"])
+    vlm = make_vlm(directory / "vlm", arguments.tokenizer, arguments.hidden, arguments.layers, arguments.vocabulary)
+    images = make_images(directory / "images", arguments.images, (arguments.width, arguments.height))
+    config = make_config(directory, vlm, images, arguments.threads, [f"evaluate.batch_size={arguments.batch_size}"])
     extract(config)
     torch.set_num_threads(arguments.threads)
     question = load_questions(config.questions).emotion_first(CATEGORIES)
     loop = PublishedScoring(config, question, load_model(config.vlm.path))
-    paths = sorted((pictures / "test").rglob("*.jpg"))
+    paths = sorted((images / "test").rglob("*.jpg"))
     sides = our_sides(config) | {"published": lambda start, stop: len(loop(paths[start:stop]))}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    # the slow sides take fewer pictures a round
+    # the slow sides score fewer images per round
     counts = {name: arguments.images if name in ("masp", "one at a time") else arguments.slow_images for name in sides}
     for number in range(arguments.rounds + 1):
         for name, side in sides.items():
@@ -199,7 +200,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", type=Path, required=True)
-    parser.add_argument("--dir", type=Path, help="where to work; a temporary folder if not given")
+    parser.add_argument(
+        "--dir", type=Path, help="parent of the working directory (default: the system's temporary directory)"
+    )
     parser.add_argument("--json", type=Path)
     numbers = {
         "rounds": 5, "threads": 2, "images": 32, "slow-images": 4, "batch-size": 16, "hidden": 256, "layers": 4,
@@ -208,13 +211,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, default in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     arguments = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory(dir=arguments.dir) as folder:
-        found = measure(arguments, Path(folder))
+    with tempfile.TemporaryDirectory(dir=arguments.dir) as directory:
+        found = measure(arguments, Path(directory))
     print(f"{'':<16}{'images/s':>10}{'masp is':>10}")
     for name, rate in found["images_per_second"].items():
         times = found["times_as_fast"].get(name)
-        wanted = f"  times as fast, wanted >= {WANTED:.0f}" if name == "published" else ""
-        print(f"{name:<16}{rate:>10.2f}{'' if times is None else f'{times:>10.1f}'}{wanted}")
+        target = f"  times as fast, target >= {TARGET:.0f}" if name == "published" else ""
+        print(f"{name:<16}{rate:>10.2f}{'' if times is None else f'{times:>10.1f}'}{target}")
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
     return 0

@@ -1,22 +1,25 @@
-"""Every part of the pipeline on one GPU, beside the published procedure and the limits measured in the same run.
+"""Measures every part of the pipeline on one GPU, next to the published procedure and the limits of the device.
 
     python benchmarks/gpu.py [--models 2b 7b] [--tokenizer DIR] [--json FILE] [--profile DIR]
-    python benchmarks/gpu.py --device cpu --models tiny          the same, small: to see that it runs
 
-VLMs of Qwen2-VL's sizes with random weights that are drawn on the GPU, bf16, pictures of 640 x 480; no network, and
-about 10 GB in the temporary folder (`--dir`). What is measured is the real code of extraction, training and scoring:
+To check on a small model that it runs:
 
-- extraction: `masp extract`, JPEG files to a finished cache. "encoder": its encoder alone, on pictures that are ready.
+    python benchmarks/gpu.py --device cpu --models tiny
+
+It uses VLMs of Qwen2-VL's sizes in bf16, with random weights that are drawn on the GPU, and images of 640 x 480. It
+needs no network, and about 10 GB in the temporary directory (`--dir`). The measured code is the real code of
+extraction, training and scoring:
+
+- extraction: `masp extract`, from JPEG files to a finished cache. "encoder": its encoder alone, on preprocessed images.
 - stage1, stage2: optimizer steps of `masp train`, fed from that cache by its DataLoader workers.
-- evaluation: the likelihood of all categories by features from the cache.
-- published: the same parts as the published code runs them (benchmarks/published.py): one picture at a time, the
-  encoder every time, logits at every position.
+- evaluation: the likelihood of all categories, with features from the cache.
+- published: the same parts as the published code runs them (benchmarks/published.py): one image at a time, the encoder
+  every time, logits at every position.
 
-A sample of stage 1 is one aspect of an image, of stage 2 an image. TFLOP/s count the operations that a side's own
-procedure needs (masp/vlm/flops.py), so a ratio of rates may be larger than that of
-TFLOP/s. Memory is the peak of what the
-side itself holds; on a CPU the peak resident size of the process, with whatever else is loaded. Sides take turns;
-figures are medians of the rounds.
+A sample is one aspect of an image in stage 1, and an image in stage 2. TFLOP/s count the operations that a side's own
+procedure needs (masp/vlm/flops.py), so a ratio of rates may be larger than the ratio of TFLOP/s. Memory is the peak of
+what the side itself allocates; on a CPU, it is the peak resident size of the process. The sides take turns, and the
+figures are medians over the rounds. Exit codes: 0 done, 1 a side could not be measured, 2 wrong input.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, it would not find its neighbours
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, the repository is not on the path
 
 from benchmarks.sides import Done, Side, limits, measure_sides, stepwise, synchronize
 
@@ -47,47 +50,47 @@ ANSWERS = {
     "brightness": 0.6, "colorfulness": 0.3,
 }  # fmt: skip
 PARTS = ("extraction", "stage1", "stage2", "evaluation")
-DIFFERENT = 32
-"""Pictures that differ; the others are copies under other names."""
+NUM_DISTINCT = 32
+"""Number of distinct images; the others are copies under other names."""
 
 
-def make_pictures(folder: Path, num_train: int, num_test: int, size: tuple[int, int]) -> Path:
-    """Smooth random JPEG files, annotated, the categories in turn."""
+def make_images(directory: Path, num_train: int, num_test: int, size: tuple[int, int]) -> Path:
+    """Write smooth random JPEG files with annotations, the categories in turn."""
     from PIL import Image
 
     random = np.random.default_rng(0)
     data = []
-    for _ in range(min(DIFFERENT, num_train + num_test)):
+    for _ in range(min(NUM_DISTINCT, num_train + num_test)):
         small = random.integers(0, 256, (max(1, size[1] // 16), max(1, size[0] // 16), 3), dtype=np.uint8)
-        path = folder / "one.jpg"
-        folder.mkdir(parents=True, exist_ok=True)
+        path = directory / "one.jpg"
+        directory.mkdir(parents=True, exist_ok=True)
         Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
         data.append(path.read_bytes())
         path.unlink()
     for split, count in (("train", num_train), ("test", num_test)):
         for number in range(count):
             category = CATEGORIES[number % len(CATEGORIES)]
-            path = folder / split / category / f"{split}{number:05d}.jpg"
+            path = directory / split / category / f"{split}{number:05d}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data[number % len(data)])
-            notes = folder / "annotation" / category / f"{path.stem}.json"
+            notes = directory / "annotation" / category / f"{path.stem}.json"
             notes.parent.mkdir(parents=True, exist_ok=True)
             notes.write_text(json.dumps(ANSWERS))
-    return folder
+    return directory
 
 
-def make_config(folder: Path, vlm: Path, pictures: Path, args: argparse.Namespace):
-    """The configuration of all parts: the defaults, but for sizes and places."""
+def make_config(directory: Path, vlm: Path, images: Path, args: argparse.Namespace):
+    """The configuration of all parts: the defaults, except for sizes and paths."""
     from masp.config import load_config
 
     readers = min(args.workers, 4)
     stage = {"global_batch_size": args.batch, "micro_batch_size": args.micro_batch, "num_epochs": 100_000}
-    run = folder / "run"
+    run = directory / "run"
     return load_config(
         None,
         [
-            f"output_dir={run}", f"vlm.path={vlm}", f"dataset.root={pictures}",
-            f"dataset.categories=[{','.join(CATEGORIES)}]", f"cache.dir={folder / 'cache'}", "cache.num_shards=16",
+            f"output_dir={run}", f"vlm.path={vlm}", f"dataset.root={images}",
+            f"dataset.categories=[{','.join(CATEGORIES)}]", f"cache.dir={directory / 'cache'}", "cache.num_shards=16",
             f"extract.num_workers={args.workers}", f"extract.num_threads={args.threads}",
             f"extract.device={args.device}", f"engine.device={args.device}", f"engine.num_workers={readers}",
             f"evaluate.num_workers={readers}", f"evaluate.batch_size={args.evaluation_batch}",
@@ -97,7 +100,7 @@ def make_config(folder: Path, vlm: Path, pictures: Path, args: argparse.Namespac
 
 
 def extraction_sides(config, args: argparse.Namespace) -> dict[str, Callable[[], Side]]:
-    """Extraction: the whole job, its encoder alone, and a picture at a time."""
+    """Sides of extraction: the whole job, its encoder alone, and one image at a time."""
     from dataclasses import replace
 
     from benchmarks.published import PublishedEncoder
@@ -119,15 +122,15 @@ def extraction_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
 
     def job() -> Side:
         def run(_: float) -> Done:
-            """The whole dataset; the first time, the cache that training reads."""
+            """Extract the whole dataset; the first run writes the cache that training reads."""
             number = next(numbers)
-            folder = Path(f"{config.cache.dir}-{number}" if number else config.cache.dir)
+            directory = Path(f"{config.cache.dir}-{number}" if number else config.cache.dir)
             with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-                extract(replace(config, cache=replace(config.cache, dir=str(folder))))
-            # as the job itself counts: from the moment that the encoder is loaded
-            seconds = json.loads((folder / TIMINGS).read_text().splitlines()[-1])["seconds"]
+                extract(replace(config, cache=replace(config.cache, dir=str(directory))))
+            # measured by the job itself, starting when the encoder is loaded
+            seconds = json.loads((directory / TIMINGS).read_text().splitlines()[-1])["seconds"]
             if number:
-                shutil.rmtree(folder)
+                shutil.rmtree(directory)
             return Done(len(samples), tokens * len(samples), flops * len(samples), seconds)
 
         return Side(run, warm_ups=1)
@@ -137,9 +140,9 @@ def extraction_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
 
     def encoder() -> Side:
         vision = load_vision_half(config.vlm.path, torch.bfloat16, args.device, config.vlm.attention)
-        pictures = Pictures(samples, preprocessor, config.vlm.max_side)
-        found = next(batches((pictures[n] for n in range(len(pictures))), config.extract.batch_tokens))
-        ready = [picture.pin_memory() if args.device == "cuda" else picture for picture in found]
+        images = Pictures(samples, preprocessor, config.vlm.max_side)
+        found = next(batches((images[n] for n in range(len(images))), config.extract.batch_tokens))
+        ready = [image.pin_memory() if args.device == "cuda" else image for image in found]
         counted = Counted()
 
         def step() -> int:
@@ -167,7 +170,7 @@ def extraction_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
 
 
 def bounded(step: Callable[[], int], device: str) -> Callable[[], int]:
-    """The same step, at most one of them ahead of the GPU: else a window of time would launch far more than it runs."""
+    """The same step, at most one ahead of the GPU; otherwise far more steps would be launched than run in the time."""
     if device != "cuda":
         return step
     events: list[torch.cuda.Event] = []
@@ -184,7 +187,7 @@ def bounded(step: Callable[[], int], device: str) -> Callable[[], int]:
 
 
 def training_sides(config, stage: str, args: argparse.Namespace) -> dict[str, Callable[[], Side]]:
-    """A stage of training."""
+    """Sides of a training stage."""
     from benchmarks.published import PublishedTraining
     from benchmarks.random_vlm import draw_whole
     from benchmarks.throughput import Ours
@@ -201,7 +204,7 @@ def training_sides(config, stage: str, args: argparse.Namespace) -> dict[str, Ca
 
 
 def evaluation_sides(config, args: argparse.Namespace) -> dict[str, Callable[[], Side]]:
-    """The emotion of pictures, from the cache and live."""
+    """Sides of scoring the emotion of images: from the cache, and live."""
     import copy
 
     from benchmarks.published import PublishedScoring
@@ -209,8 +212,8 @@ def evaluation_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
     from masp.artifacts.trained import default_aspect_path, default_soft_prompt_path, load_trained
     from masp.data.datasets import read_dataset
     from masp.data.questions import load_questions
-    from masp.evaluation.emotion_scorer import Scorer
-    from masp.evaluation.sources import open_feed
+    from masp.evaluation.feed import open_feed
+    from masp.evaluation.scorers import EmotionScorer, ScoreRequest
     from masp.models.likelihood import candidate_tree
     from masp.models.sequence import build_sequence
     from masp.vlm.families import load_config as load_vlm_config
@@ -220,7 +223,8 @@ def evaluation_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
 
     def ours() -> Side:
         feed = open_feed(config)
-        scorer = Scorer(config, load_trained(config, feed.hidden_size, feed.model), questions, CATEGORIES, args.device)
+        trained = load_trained(config, feed.hidden_size, feed.model)
+        scorer = EmotionScorer(config, trained, questions, CATEGORIES, args.device)
         language = shapes(load_vlm_config(Path(config.vlm.path)))[1]
         with closing(feed.batches(feed.keys[:1], 1)) as batches:
             grid = next(batches)[0].grid
@@ -239,24 +243,24 @@ def evaluation_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
         rate = 0.0
 
         def run(seconds: float) -> Done:
-            """As many pictures as should take so long, by the last run's rate: reading them ahead has a beginning."""
+            """Score as many images as should take this long at the last rate; starting to read ahead takes time."""
             nonlocal rate
             count = max(size, -(-int(rate * seconds) // size) * size)
             keys = list(itertools.islice(itertools.cycle(feed.keys), count))
             synchronize(args.device)
-            begun = time.perf_counter()
+            started = time.perf_counter()
             with closing(feed.batches(keys, size)) as batches:
                 for items in batches:
-                    scorer.score([i.features for i in items], [i.grid for i in items])
+                    scorer.score([ScoreRequest(i.features, i.grid) for i in items])
             synchronize(args.device)
-            spent = time.perf_counter() - begun
+            spent = time.perf_counter() - started
             rate = count / spent
             return Done(count, count * (length + nodes), count * flops, spent)
 
         def once() -> None:
             with closing(feed.batches(feed.keys[:size], size)) as batches:
                 items = next(batches)
-            scorer.score([i.features for i in items], [i.grid for i in items])
+            scorer.score([ScoreRequest(i.features, i.grid) for i in items])
 
         return Side(run, once)
 
@@ -273,12 +277,12 @@ def evaluation_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
     return {"masp": ours, "published": published}
 
 
-def measure_model(model: str, folder: Path, pictures: Path, args: argparse.Namespace, report: Callable) -> None:
-    """All parts with one VLM; `report` is called with each part's name and what was found."""
+def measure_model(model: str, directory: Path, images: Path, args: argparse.Namespace, report: Callable) -> None:
+    """Measure all parts with one VLM; `report` is called with the name and the results of each part."""
     from benchmarks.random_vlm import drawn_weights, make_vlm
     from benchmarks.throughput import save_untrained
 
-    config = make_config(folder, make_vlm(folder / "vlm", model, args.tokenizer), pictures, args)
+    config = make_config(directory, make_vlm(directory / "vlm", model, args.tokenizer), images, args)
     with drawn_weights():
         for part in PARTS:
             if part in ("stage1", "stage2"):
@@ -294,15 +298,15 @@ def measure_model(model: str, folder: Path, pictures: Path, args: argparse.Names
                 torch.cuda.empty_cache()
 
 
-def add_utilisation(row: dict, best: dict) -> None:
-    """Model FLOPs utilisation of a side: of the matrix product measured here, and of the peak in the data sheet."""
+def add_utilization(row: dict, best: dict) -> None:
+    """Add the model FLOPs utilization of a side, relative to the measured matrix product and to the data sheet."""
     sheet = best["data_sheet_tflops"]
     row["utilisation_of_product"] = row["tflops"] / best["matmul_tflops"]
     row["utilisation_of_data_sheet"] = row["tflops"] / sheet if sheet else None
 
 
 def show(model: str, part: str, found: dict[str, dict]) -> Iterator[str]:
-    """Lines of the table."""
+    """Lines of the table for one part."""
     for side, row in found.items():
         name = f"{model:<5}{part:<11}{side:<10}"
         if "error" in row:
@@ -331,20 +335,24 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["2b", "7b"])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="of the Qwen2-VL family; else a small one")
-    parser.add_argument("--seconds", type=float, default=3.0, help="per side and round; extraction: all its pictures")
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="of the Qwen2-VL family (default: a small one)")
+    parser.add_argument(
+        "--seconds", type=float, default=3.0, help="per side and round (extraction always processes all images)"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     for name, default, what in (
-        ("images", 640, "that are extracted"), ("width", 640, "of the pictures"), ("height", 480, "of the pictures"),
-        ("batch", 32, "images per optimizer step"), ("micro-batch", 16, "of them at once"),
-        ("evaluation-batch", 16, "images scored at once"), ("product", 8192, "size of the matrices of the limit"),
-        ("copied", 4000, "megabytes of the copy of the limit"), ("threads", 2, "CPU threads"),
+        ("images", 640, "images to extract"), ("width", 640, "of the images"), ("height", 480, "of the images"),
+        ("batch", 32, "images per optimizer step"), ("micro-batch", 16, "images per micro-batch"),
+        ("evaluation-batch", 16, "images scored at once"), ("product", 8192, "matrix size for the measured limit"),
+        ("copied", 4000, "megabytes copied for the measured limit"), ("threads", 2, "CPU threads"),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{what} ({default})")
-    parser.add_argument("--workers", type=int, help="processes that read; by default one per core on a GPU, else none")
-    parser.add_argument("--dir", type=Path, help="where to work for the while")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="written anew after every part")
-    parser.add_argument("--profile", type=Path, metavar="DIR", help="for a trace of one step of every side")
+    parser.add_argument(
+        "--workers", type=int, help="reader processes (default: one per core with a GPU, otherwise none)"
+    )
+    parser.add_argument("--dir", type=Path, help="parent of the working directory")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file for the results, updated after every part")
+    parser.add_argument("--profile", type=Path, metavar="DIR", help="directory for a trace of one step of every side")
     args = parser.parse_args(argv)
     if args.workers is None:
         args.workers = min(os.cpu_count() or 1, 16) if args.device == "cuda" else 0
@@ -355,15 +363,18 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
-        print("error: --device cuda: torch sees no GPU; to see it run: --device cpu --models tiny", file=sys.stderr)
+        print(
+            "error: --device cuda: torch finds no GPU; to check that it runs, use --device cpu --models tiny",
+            file=sys.stderr,
+        )
         return 2
     from masp.errors import MaspError
 
-    for folder in (args.dir, args.json and args.json.parent):
-        if folder:
-            folder.mkdir(parents=True, exist_ok=True)
+    for directory in (args.dir, args.json and args.json.parent):
+        if directory:
+            directory.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
-    begun = time.monotonic()
+    started = time.monotonic()
     name = torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
     best = limits(args.device, args.product, args.copied)
     found = {
@@ -376,9 +387,9 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{name}: bf16 matrix product {best['matmul_tflops']:.3g} TFLOP/s, {copies}\n{HEADER}", flush=True)
     try:
         with tempfile.TemporaryDirectory(dir=args.dir, prefix="masp-gpu-") as base:
-            folder = Path(base)
+            directory = Path(base)
             num_test = max(1, args.images // 4)
-            pictures = make_pictures(folder / "pictures", max(1, args.images - num_test), num_test, args.size)
+            images = make_images(directory / "images", max(1, args.images - num_test), num_test, args.size)
             for model in args.models:
                 parts = found["models"][model] = {}
 
@@ -386,19 +397,19 @@ def main(argv: list[str] | None = None) -> int:
                     parts[part] = sides
                     for row in sides.values():
                         if "error" not in row:
-                            add_utilisation(row, best)
-                    found["seconds"] = round(time.monotonic() - begun, 1)
+                            add_utilization(row, best)
+                    found["seconds"] = round(time.monotonic() - started, 1)
                     print("\n".join(show(model, part, sides)), flush=True)
                     if args.json:
                         args.json.write_text(json.dumps(found, indent=1) + "\n")
 
-                (folder / model).mkdir()
-                measure_model(model, folder / model, pictures, args, report)
-                shutil.rmtree(folder / model)
+                (directory / model).mkdir()
+                measure_model(model, directory / model, images, args, report)
+                shutil.rmtree(directory / model)
     except MaspError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{time.monotonic() - begun:.0f} s")
+    print(f"{time.monotonic() - started:.0f} s")
     rows = [row for parts in found["models"].values() for sides in parts.values() for row in sides.values()]
     return int(any("error" in row for row in rows))
 

@@ -1,9 +1,10 @@
-"""How fast `masp plan` reads image headers.
+"""Measures how fast `masp plan` reads image headers.
 
     python benchmarks/headers.py [--num-images 100000] [--processes N …] [--dir DIR]
 
-Writes JPEG (half of them with EXIF orientation) and PNG files of photographs' sizes, then reads their headers with each
-number of processes. Wanted: 100,000 in under a minute. Prints a table; `--json FILE` writes the figures too.
+Writes JPEG files (half of them with EXIF orientation) and PNG files in typical photo sizes, then reads their headers
+with each number of processes. Target: 100,000 in less than a minute. Prints a table; `--json FILE` also writes the
+figures.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from PIL import Image
 from masp.plan.headers import default_processes, read_sizes
 
 SIZES = ((1024, 768), (768, 1024), (800, 600), (640, 427), (1280, 853), (500, 500))
-WANTED_S_PER_100K = 60.0
+TARGET_S_PER_100K = 60.0
 
 
 def templates() -> list[tuple[str, bytes]]:
-    """Some picture files, as (suffix, content)."""
+    """Contents of some image files, as `(suffix, content)`."""
     found = []
     for number, size in enumerate(SIZES):
         image = Image.new("RGB", size, (40 * number, 90, 160))
@@ -39,12 +40,12 @@ def templates() -> list[tuple[str, bytes]]:
     return found
 
 
-def write_images(folder: Path, count: int) -> list[Path]:
-    """Write so many files, a thousand to a folder."""
+def write_images(directory: Path, count: int) -> list[Path]:
+    """Write `count` files, a thousand per directory."""
     kinds, paths = templates(), []
     for number in range(count):
         suffix, content = kinds[number % len(kinds)]
-        path = folder / f"{number // 1000:04d}" / f"{number:07d}.{suffix}"
+        path = directory / f"{number // 1000:04d}" / f"{number:07d}.{suffix}"
         if number % 1000 == 0:
             path.parent.mkdir()
         path.write_bytes(content)
@@ -56,13 +57,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-images", type=int, default=100_000)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, default_processes()])
-    parser.add_argument("--dir", type=Path, default=None, help="where to write the files for the while")
+    parser.add_argument("--dir", type=Path, default=None, help="parent of the temporary directory for the files")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE")
     arguments = parser.parse_args()
     rows = []
-    with tempfile.TemporaryDirectory(dir=arguments.dir) as folder:
+    with tempfile.TemporaryDirectory(dir=arguments.dir) as directory:
         start = time.perf_counter()
-        paths = write_images(Path(folder), arguments.num_images)
+        paths = write_images(Path(directory), arguments.num_images)
         print(f"{len(paths):,} files written in {time.perf_counter() - start:.1f} s; {os.cpu_count()} cores, load "
               f"{os.getloadavg()[0]:.1f}")  # fmt: skip
         print(f"{'processes':>9}{'seconds':>10}{'headers/s':>12}")
@@ -75,7 +76,7 @@ def main() -> int:
             rows.append({"processes": processes, "seconds": seconds, "headers_per_s": len(paths) / seconds})
             print(f"{processes:>9}{seconds:>10.2f}{len(paths) / seconds:>12,.0f}")
     best = min(row["seconds"] for row in rows) * 100_000 / len(paths)
-    print(f"100,000 headers take {best:.1f} s; wanted: under {WANTED_S_PER_100K:.0f} s")
+    print(f"100,000 headers take {best:.1f} s; target: less than {TARGET_S_PER_100K:.0f} s")
     if arguments.json:
         arguments.json.write_text(json.dumps({"num_images": len(paths), "rows": rows}, indent=1) + "\n")
     return 0

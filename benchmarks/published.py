@@ -1,9 +1,9 @@
-"""The published procedure beside which this pipeline is measured: every picture on its own, and the encoder every time.
+"""The published procedure as a baseline: one image at a time, running the encoder every time.
 
-Extraction, training and evaluation, written as a plain loop does them: decode the picture, run the encoder, one sample
-per step, gradient checkpointing, logits at every position, in stage 2 a gradient and an optimizer step for the whole
-embedding table, in evaluation `generate`. Each says what it counts as its own operations; running layers again in the
-backward pass is left out, as usual in a utilisation.
+Extraction, training and evaluation as plain loops: decode the image, run the encoder, one sample per step, gradient
+checkpointing, logits at every position; in stage 2 a gradient and an optimizer step for the whole embedding table; in
+evaluation `generate`. Each class counts the operations of its own procedure. The recomputation of layers in the
+backward pass is not counted, as usual for model FLOPs utilization.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_NEW_TOKENS = 4
 
 
 def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The whole VLM in a folder, by transformers alone."""
+    """Load the whole VLM from a directory, with transformers alone."""
     from transformers import AutoModelForImageTextToText
 
     return AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation="sdpa").to(device)
@@ -33,7 +33,7 @@ def attention_flops(width: int, num_queries: int, num_tokens: int, gradient: boo
         width: D.
         num_queries: N.
         num_tokens: T.
-        gradient: whether it is being trained; the features need no gradient.
+        gradient: Whether the module is trained; the features need no gradient.
     """
     queries = 2 * 2.0 * num_queries * width**2
     features = 2 * 2.0 * num_tokens * width**2
@@ -42,17 +42,17 @@ def attention_flops(width: int, num_queries: int, num_tokens: int, gradient: boo
 
 
 def new_token_flops(language: LanguageShape, before: int) -> float:
-    """FLOP of one more token behind `before` others whose keys and values are kept, with its logits."""
+    """FLOP of one more token after `before` cached ones, with its logits."""
     with_it = language_flops(language, prefix=before, suffix=1, num_logits=1, gradient=False)
     return with_it - language_flops(language, prefix=before, suffix=0, gradient=False)
 
 
 class PublishedEncoder:
-    """Pictures to features, one at a time.
+    """Computes features, one image at a time.
 
     Args:
-        config: of the run.
-        model: the VLM, whole or its vision half.
+        config: Run configuration.
+        model: The VLM, whole or its vision half.
     """
 
     def __init__(self, config, model: nn.Module):
@@ -63,11 +63,11 @@ class PublishedEncoder:
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self.grid = (0, 0, 0)
-        """Of the last picture."""
+        """Grid of the last image."""
 
     @torch.no_grad()
     def __call__(self, path: Path) -> Tensor:
-        """Features of a picture, `[T, D]`."""
+        """Features of an image, `[T, D]`."""
         from masp.data.images import load_image
 
         pixels, self.grid = self.preprocessor(load_image(path, self.max_side))
@@ -77,12 +77,12 @@ class PublishedEncoder:
 
 
 class PublishedTraining:
-    """A stage of training, a sample at a time.
+    """Trains a stage, one sample at a time.
 
     Args:
-        config: of the run.
+        config: Run configuration.
         name: `stage1` or `stage2`.
-        model: the whole VLM on its device and in its dtype; it is changed.
+        model: The whole VLM on its device and in its dtype; it is modified.
     """
 
     def __init__(self, config, name: str, model: nn.Module):
@@ -119,13 +119,13 @@ class PublishedTraining:
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5, weight_decay=0.01)
         self.number = self.num_tokens = 0
         self.flops = 0.0
-        """With `num_tokens`, of all samples so far."""
+        """Like `num_tokens`, the total over all samples so far."""
 
     def _tokens(self, aspect: str, features: Tensor) -> Tensor:
         return self.attention[aspect](self.queries[aspect], features, features)[0][0]
 
     def __call__(self) -> int:
-        """One sample: an image and, in stage 1, one of its aspects. Returns 1."""
+        """Train on one sample: an image and, in stage 1, one of its aspects. Returns 1."""
         from masp.models.sequence import ASPECT, FEATURE, IGNORED, SOFT, build_sequence
 
         config, aspects = self.config, list(self.config.aspects)
@@ -173,18 +173,20 @@ class PublishedTraining:
         total = encoder_flops(self.vision_shape, self.encoder.grid)
         total += modules * attention_flops(language.width, count, num_features, gradient=first)
         total += language_flops(language, suffix=length, num_logits=length, gradient=True)
-        if self.tied and not first:  # the table is also the projection, so that has a gradient of its weights
+        if (
+            self.tied and not first
+        ):  # the table is also the vocabulary projection, which therefore has a weight gradient
             total += 2.0 * language.width * language.vocabulary * length
         return total
 
 
 class PublishedScoring:
-    """Evaluation, a picture at a time; written with transformers alone.
+    """Evaluates one image at a time, with transformers alone.
 
     Args:
-        config: of the run; `checkpoint` names files in the released formats.
-        question: to ask.
-        model: the whole VLM on its device and in its dtype.
+        config: Run configuration; `checkpoint` names files in the released formats.
+        question: Question to ask.
+        model: The whole VLM on its device and in its dtype.
     """
 
     def __init__(self, config, question: str, model: nn.Module):
@@ -211,7 +213,7 @@ class PublishedScoring:
         self.vision_shape, self.language_shape = shapes(model.config)
         self.num_tokens = 0
         self.flops = 0.0
-        """With `num_tokens`, of all pictures so far."""
+        """Like `num_tokens`, the total over all images so far."""
 
     def _words(self, text: str) -> Tensor:
         ids = self.tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
@@ -219,7 +221,7 @@ class PublishedScoring:
 
     @torch.inference_mode()
     def __call__(self, paths: Sequence[Path]) -> list[str]:
-        """The generated lines."""
+        """The generated line for each image."""
         from PIL import Image
         from transformers import DynamicCache
 
@@ -238,7 +240,7 @@ class PublishedScoring:
             length = embeds.shape[1]
             while len(ids) < MAX_NEW_TOKENS:
                 states = self.model.model.language_model(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
-                logits = self.model.lm_head(states.last_hidden_state)  # of every position
+                logits = self.model.lm_head(states.last_hidden_state)  # at every position
                 ids.append(int(logits[0, -1].argmax()))
                 if ids[-1] == self.tokenizer.eos_token_id:
                     break

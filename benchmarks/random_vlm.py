@@ -1,8 +1,8 @@
-"""VLMs in real sizes whose weights are drawn on the device that uses them, and are in no file.
+"""VLMs of real sizes whose random weights are drawn on the device that uses them, without a file of weights.
 
-A folder of such a VLM holds its configuration, image processor and tokenizer; in place of weights it has a file with
-the seed that they are drawn from, so that the digest of its "weights" names them. `drawn_weights` puts the drawing in
-the place of `masp.vlm.loading.load_part`, which reads a half from files; everything after it is the real code.
+The directory of such a VLM holds its configuration, image processor and tokenizer. In place of the weights it has a
+file with the seed that they are drawn from, so that the digest of its "weights" identifies them. `drawn_weights`
+replaces `masp.vlm.loading.load_part`, which reads a half from files; everything else is the real code.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.vlm_sizes import real_config, save_config_only
 NAMES = {"2b": "Qwen2-VL-2B", "7b": "Qwen2-VL-7B"}
 MODELS = (*NAMES, "tiny")
 TIED = ("2b",)
-"""Whose embedding table is also the projection to the vocabulary."""
+"""Models whose embedding table is also the vocabulary projection."""
 SEED = 0
 
 
@@ -50,37 +50,37 @@ def vlm_config(model: str):
     return Qwen2VLConfig(text_config=text, vision_config=vision)
 
 
-def make_vlm(folder: Path, model: str, tokenizer: Path | None) -> Path:
-    """The folder of a VLM without weights.
+def make_vlm(directory: Path, model: str, tokenizer: Path | None) -> Path:
+    """Write the directory of a VLM without weights.
 
     Args:
-        folder: to be made.
-        model: one of MODELS.
-        tokenizer: a folder with the files of the family's tokenizer; None for a small one of bytes and a few words,
-            under which a text has about twice as many tokens.
+        directory: Directory to create.
+        model: One of MODELS.
+        tokenizer: Directory with the files of the family's tokenizer; None for a small one of bytes and a few words,
+            with which texts have about twice as many tokens.
 
     Raises:
-        InputError: no tokenizer of the family.
+        InputError: not a tokenizer of the family.
     """
     from transformers import AutoTokenizer
 
     from tests.tiny import make_tokenizer
 
     if tokenizer is None:
-        folder.mkdir(parents=True)
-        words = make_tokenizer(folder)
+        directory.mkdir(parents=True)
+        words = make_tokenizer(directory)
     else:
         if not tokenizer.is_dir():
-            raise InputError(f"--tokenizer {tokenizer}: no such folder")
-        shutil.copytree(tokenizer, folder, copy_function=shutil.copyfile)
-        folder.chmod(0o755)  # files may come from where nothing can be written
+            raise InputError(f"--tokenizer {tokenizer}: no such directory")
+        shutil.copytree(tokenizer, directory, copy_function=shutil.copyfile)
+        directory.chmod(0o755)  # the source may be read-only
         try:
-            words = AutoTokenizer.from_pretrained(folder)
+            words = AutoTokenizer.from_pretrained(directory)
         except (OSError, ValueError) as error:
             raise InputError(f"--tokenizer {tokenizer}: no tokenizer: {first_line(error)}") from None
-        template = folder / "chat_template.json"
+        template = directory / "chat_template.json"
         if not words.chat_template and template.is_file():
-            (folder / "chat_template.jinja").write_text(json.loads(template.read_text())["chat_template"])
+            (directory / "chat_template.jinja").write_text(json.loads(template.read_text())["chat_template"])
     config = vlm_config(model)
     for name, token in (
         ("vision_start", "vision_start"), ("vision_end", "vision_end"), ("image", "image_pad"), ("video", "video_pad"),
@@ -94,13 +94,13 @@ def make_vlm(folder: Path, model: str, tokenizer: Path | None) -> Path:
     text.bos_token_id, text.eos_token_id = words.pad_token_id, words.eos_token_id
     from safetensors.torch import save_file
 
-    save_config_only(folder, config)
-    save_file({"seed": torch.tensor([SEED])}, folder / "model.safetensors")
-    return folder
+    save_config_only(directory, config)
+    save_file({"seed": torch.tensor([SEED])}, directory / "model.safetensors")
+    return directory
 
 
 def _draw(cls: type, config, dtype: torch.dtype, device: str, attention: str) -> torch.nn.Module:
-    """A model with weights drawn from SEED where they will be used."""
+    """A model with weights drawn from SEED on the device that uses them."""
     torch.manual_seed(SEED)
     with torch.device(device):
         return cls._from_config(config, dtype=dtype, attn_implementation=attention)
@@ -109,13 +109,13 @@ def _draw(cls: type, config, dtype: torch.dtype, device: str, attention: str) ->
 def draw_part(
     path: str, part: str, dtype: torch.dtype, device: str, attention: str, partition: Partition | None = None
 ) -> torch.nn.Module:
-    """What `masp.vlm.loading.load_part` gives, with weights that are drawn.
+    """The result of `masp.vlm.loading.load_part`, with random weights.
 
     Raises:
-        InputError: asked to divide them over ranks (ZeRO 3), which one GPU has no use for.
+        InputError: ZeRO-3 is asked for, which this single-GPU benchmark does not support.
     """
     if partition:
-        raise InputError("engine.zero_stage = 3: this benchmark is of one GPU; take a stage from 0 to 2")
+        raise InputError("engine.zero_stage = 3: this benchmark uses one GPU; must be 0 to 2")
     from transformers import AutoModelForImageTextToText
 
     from masp.vlm.families import load_config, resolve_folder
@@ -123,7 +123,7 @@ def draw_part(
 
     config = load_config(resolve_folder(path))
     cls = part_class(AutoModelForImageTextToText._model_mapping[type(config)], part)
-    if part == "vision":  # the other half is dropped, but drawn before: 15 GB at worst
+    if part == "vision":  # the other half is drawn before it is dropped, and may take 15 GB: make it small
         config = copy.deepcopy(config)
         config.text_config.num_hidden_layers, config.text_config.vocab_size = 1, 8
         config.text_config.layer_types = config.text_config.layer_types[:1]
@@ -131,7 +131,7 @@ def draw_part(
 
 
 def draw_whole(path: str, dtype: torch.dtype, device: str) -> torch.nn.Module:
-    """The whole VLM by transformers alone, as the published procedure loads it."""
+    """The whole VLM with transformers alone, as the published procedure loads it."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     config = AutoConfig.from_pretrained(path)
@@ -140,6 +140,6 @@ def draw_whole(path: str, dtype: torch.dtype, device: str) -> torch.nn.Module:
 
 @contextmanager
 def drawn_weights() -> Iterator[None]:
-    """Inside, both halves of a VLM come from `draw_part`."""
+    """Context in which both halves of a VLM come from `draw_part`."""
     with mock.patch("masp.vlm.language.load_part", draw_part), mock.patch("masp.vlm.vision.load_part", draw_part):
         yield

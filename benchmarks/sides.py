@@ -1,4 +1,4 @@
-"""Sides of a comparison that take turns on a device: rates, operations, the peak of memory; and the device's limits."""
+"""Sides of a comparison that take turns on a device: rates, FLOP and peak memory; and the limits of the device."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from masp.files.text import first_line
 
 
 def synchronize(device: str) -> None:
-    """Wait for the GPU, if that is what it is."""
+    """Wait for the GPU, if the device is one."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def seconds_of(work: Callable[[], object], device: str, times: int) -> float:
-    """The fastest of some runs."""
+    """Duration in seconds of the fastest of `times` runs."""
     found = []
     for _ in range(times):
         synchronize(device)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         work()
         synchronize(device)
-        found.append(time.perf_counter() - begun)
+        found.append(time.perf_counter() - started)
     return min(found)
 
 
 def limits(device: str, size: int, megabytes: int) -> dict[str, float]:
-    """What the device can do at best, measured: a bf16 matrix product, a copy in its memory, and one to it.
+    """Measure the limits of the device: a bf16 matrix product, a copy within its memory, and a copy to it.
 
     Args:
         device: `cpu` or `cuda`.
-        size: of the square matrices.
-        megabytes: that are copied.
+        size: Size of the square matrices.
+        megabytes: Megabytes to copy.
     """
     from masp.training.logs import device_peak
 
@@ -69,25 +69,25 @@ def limits(device: str, size: int, megabytes: int) -> dict[str, float]:
 
 
 class Memory:
-    """The peak of what is held. On a GPU by torch's tensors, on a CPU resident by the process."""
+    """Peak memory: of torch's tensors on a GPU, resident memory of the process on a CPU."""
 
     def __init__(self, device: str):
         self.device = device
 
     def held(self) -> int:
-        """Bytes of tensors on the GPU at the moment; 0 on a CPU."""
+        """Bytes of tensors on the GPU now; 0 on a CPU."""
         gc.collect()
         return torch.cuda.memory_allocated() if self.device == "cuda" else 0
 
     def forget(self) -> None:
-        """Start anew."""
+        """Reset the peak."""
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        else:  # of this process, by Linux
+        else:  # resets VmHWM of this process
             Path("/proc/self/clear_refs").write_text("5")
 
     def peak(self) -> int:
-        """Bytes, since `forget`."""
+        """Peak in bytes since `forget`."""
         if self.device == "cuda":
             return torch.cuda.max_memory_allocated()
         return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
@@ -95,7 +95,7 @@ class Memory:
 
 @dataclass
 class Done:
-    """What a side did in a while."""
+    """What a side did in one turn."""
 
     samples: int
     tokens: float
@@ -104,13 +104,13 @@ class Done:
 
 
 class Side:
-    """One way to do a part, ready to run.
+    """One way to run a part of the pipeline.
 
     Args:
-        run: does at least so many seconds' worth of it.
-        once: one step, for a profile; None where there is nothing of the kind.
-        close: ends it.
-        warm_ups: runs that are not counted.
+        run: Runs it for at least the given number of seconds.
+        once: Runs one step, for a profile; None if it has no steps.
+        close: Frees its resources.
+        warm_ups: Number of runs that are not counted.
     """
 
     def __init__(
@@ -123,27 +123,27 @@ class Side:
         self.run, self.once, self.warm_ups = run, once, warm_ups
         self.close = close or (lambda: None)
         self.own_bytes = 0
-        """On a GPU, what it holds between runs."""
+        """Bytes it holds between runs on a GPU."""
 
 
 def stepwise(step: Callable[[], int], counted, device: str, close: Callable[[], None] | None = None) -> Side:
-    """A side that does step after step.
+    """A side that runs one step after another.
 
     Args:
-        step: one; returns its samples.
-        counted: has `num_tokens` and `flops` of all steps so far.
-        device: that is waited for at the end.
-        close: ends it.
+        step: Runs one step; returns its number of samples.
+        counted: Object with the `num_tokens` and `flops` of all steps so far.
+        device: Device to synchronize with at the end.
+        close: Frees its resources.
     """
 
     def run(seconds: float) -> Done:
         tokens, flops, samples = counted.num_tokens, counted.flops, 0
         synchronize(device)
-        begun = time.perf_counter()
-        while not samples or time.perf_counter() - begun < seconds:
+        started = time.perf_counter()
+        while not samples or time.perf_counter() - started < seconds:
             samples += step()
         synchronize(device)
-        return Done(samples, counted.num_tokens - tokens, counted.flops - flops, time.perf_counter() - begun)
+        return Done(samples, counted.num_tokens - tokens, counted.flops - flops, time.perf_counter() - started)
 
     return Side(run, step, close)
 
@@ -151,17 +151,17 @@ def stepwise(step: Callable[[], int], counted, device: str, close: Callable[[], 
 def measure_sides(
     builders: dict[str, Callable[[], Side]], device: str, rounds: int, seconds: float, traces: Path | None
 ) -> dict[str, dict]:
-    """Build all sides, let each warm up, then let them take turns.
+    """Build all sides, warm up each of them, then let them take turns.
 
     Args:
-        builders: side -> what builds it.
+        builders: Side -> function that builds it.
         device: `cpu` or `cuda`.
-        rounds: how often each has its turn.
-        seconds: that a turn takes at least.
-        traces: beginning of the names of profiles of one step each; None for no profiles.
+        rounds: Number of turns of each side.
+        seconds: Minimum duration of a turn.
+        traces: Path prefix for profiles of one step each; None for no profiles.
 
     Returns:
-        Side -> medians over the rounds, or `error` where it could not be had.
+        Side -> medians over the rounds, or `error` if it could not be measured.
     """
     from masp.errors import MaspError
 
@@ -212,7 +212,7 @@ def measure_sides(
 
 
 def medians(results: list[tuple[Done, int]]) -> dict:
-    """Rates of a side over its rounds."""
+    """Medians of the rates of a side over its rounds."""
 
     def middle(value: Callable[[Done], float]) -> float:
         return statistics.median(value(d) for d, _ in results)
@@ -227,7 +227,7 @@ def medians(results: list[tuple[Done, int]]) -> dict:
 
 
 def write_trace(once: Callable, path: Path, device: str) -> None:
-    """A trace of torch's profiler for https://ui.perfetto.dev, and a table of the operations beside it."""
+    """Write a trace of torch's profiler for https://ui.perfetto.dev, and a table of the operations next to it."""
     from torch.profiler import ProfilerActivity, profile
 
     path.parent.mkdir(parents=True, exist_ok=True)

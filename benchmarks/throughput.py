@@ -1,14 +1,14 @@
-"""Training throughput: this pipeline beside a plain loop that follows the published procedure, in one run.
+"""Measures training throughput next to a plain loop that follows the published procedure.
 
     python benchmarks/throughput.py [--tokenizer DIR] [--json FILE]
 
-The model has Qwen2-VL's architecture and vocabulary at a width that a CPU trains (random weights, fp32, the same
-threads for both sides), the pictures a real size. The plain loop does what the published code does for every sample:
-decode the picture, run the encoder, one sample per step, gradient checkpointing, logits at every position, and in
-stage 2 a gradient and an optimizer step for the whole embedding table. Both sides take turns, so that whatever else
-runs on the machine hits both. Give the family's real tokenizer: with the small one of bytes that stands in for it,
-questions are several times as long as in truth. Also: what the engine adds to a bare loop over the same tensors, and
-what the frozen prefix saves.
+The model has Qwen2-VL's architecture and vocabulary at a width that a CPU can train (random weights, fp32, the same
+threads for both sides); the images have a realistic size. The plain loop does what the published code does for every
+sample: decode the image, run the encoder, one sample per step, gradient checkpointing, logits at every position, and in
+stage 2 a gradient and an optimizer step for the whole embedding table. The sides take turns, so that other load on the
+machine affects both. Use the family's real tokenizer: with the small byte-level one that replaces it by default,
+questions are several times as long. Also measured: the overhead of the engine over a bare loop with the same tensors,
+and the memory that the frozen prefix saves.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ EMOTIONS = ("awe", "fear", "sadness")
 
 
 def make_vlm(folder: Path, hidden: int, layers: int, vocabulary: int) -> Path:
-    """A VLM of Qwen2-VL's architecture with random weights and a small tokenizer, but all rows of the vocabulary."""
+    """Write a VLM of Qwen2-VL's architecture with random weights, a small tokenizer and the full vocabulary size."""
     from transformers import AutoConfig, Qwen2VLForConditionalGeneration
 
     from tests.tiny import make_vlm as make_tiny
@@ -45,7 +45,7 @@ def make_vlm(folder: Path, hidden: int, layers: int, vocabulary: int) -> Path:
     text.hidden_size, text.num_hidden_layers, text.vocab_size = hidden, layers, vocabulary
     text.layer_types = ["full_attention"] * layers
     text.intermediate_size, text.num_attention_heads, text.num_key_value_heads = 4 * hidden, 4, 2
-    half = hidden // 4 // 2  # of a head: what rotates
+    half = hidden // 4 // 2  # rotary dimensions of a head
     text.rope_parameters = {
         **text.rope_parameters,
         "mrope_section": [half // 4, half - half // 4 - half // 2, half // 2],
@@ -65,8 +65,8 @@ def make_vlm(folder: Path, hidden: int, layers: int, vocabulary: int) -> Path:
     return folder
 
 
-def make_pictures(folder: Path, count: int, side: int) -> Path:
-    """Annotated pictures of `side` by 5/8 of it."""
+def make_images(folder: Path, count: int, side: int) -> Path:
+    """Write annotated images of `side` by 5/8 `side` pixels."""
     random = np.random.default_rng(0)
     for number in range(count):
         for split in ("train", "test") if number == 0 else ("train",):
@@ -85,7 +85,7 @@ class Ours:
     """Real steps of this pipeline, read from the cache.
 
     Args:
-        config: of the run.
+        config: Run configuration.
         name: `stage1` or `stage2`.
         device: `cpu` or `cuda`.
     """
@@ -108,10 +108,10 @@ class Ours:
         )  # fmt: skip
         self.num_tokens = 0
         self.flops = 0.0
-        """With `num_tokens`, of all steps so far."""
+        """Like `num_tokens`, the total over all steps so far."""
 
     def __call__(self) -> int:
-        """One step; returns its samples."""
+        """Run one step; returns its number of samples."""
         step = next(self.reader)
         self.engine.accumulate(step.batches, step.total_weight)
         self.engine.update(1e-5)
@@ -120,21 +120,21 @@ class Ours:
         return round(step.total_weight)
 
     def close(self) -> None:
-        """End the workers, and give the model's memory back."""
+        """Stop the workers and free the memory of the model."""
         self.reader.close()
         self.engine.engine.destroy()
 
 
 def rate(run, seconds: float) -> float:
-    """Samples per second over at least so many seconds."""
-    begun, count = time.perf_counter(), 0
-    while count == 0 or time.perf_counter() - begun < seconds:
+    """Samples per second, measured over at least `seconds`."""
+    started, count = time.perf_counter(), 0
+    while count == 0 or time.perf_counter() - started < seconds:
         count += run()
-    return count / (time.perf_counter() - begun)
+    return count / (time.perf_counter() - started)
 
 
 def side_by_side(config, stage: str, rounds: int, seconds: float) -> dict:
-    """Both sides in turns, after a step each to warm up."""
+    """Measure both sides in turns, after one warm-up step each."""
     from benchmarks.published import PublishedTraining, load_model
 
     ours, published = Ours(config, stage), PublishedTraining(config, stage, load_model(config.vlm.path))
@@ -148,7 +148,7 @@ def side_by_side(config, stage: str, rounds: int, seconds: float) -> dict:
 
 
 def engine_overhead(config, rounds: int) -> float:
-    """A step of the engine against the same mathematics in a bare loop; both have the step's tensors in memory."""
+    """Duration of an engine step relative to a bare loop with the same tensors, which are in memory for both."""
     from masp.training.engine import optimizer_groups
     from masp.training.stages import open_stage
 
@@ -173,22 +173,22 @@ def engine_overhead(config, rounds: int) -> float:
     for _ in range(rounds + 1):
         times = []
         for run in (engine, bare):
-            begun = time.perf_counter()
+            started = time.perf_counter()
             run()
-            times.append(time.perf_counter() - begun)
+            times.append(time.perf_counter() - started)
         ratios.append(times[0] / times[1])
     return statistics.median(ratios[1:])
 
 
 def peak_memory_mb(config_path: Path, frozen_prefix: bool) -> float:
-    """Peak resident size of a process that takes two steps of stage 2."""
+    """Peak resident size of a process that runs two steps of stage 2."""
     command = [sys.executable, __file__, "--memory-of", str(config_path), "--frozen-prefix", str(int(frozen_prefix))]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
     return float(done.stdout.split()[-1])
 
 
 def build(folder: Path, args: argparse.Namespace) -> Path:
-    """Pictures, VLM, configuration and cache; returns the configuration."""
+    """Write images, VLM, configuration and cache; returns the path of the configuration."""
     import yaml
 
     from benchmarks.evaluation import make_vlm as make_with_tokenizer
@@ -204,7 +204,7 @@ def build(folder: Path, args: argparse.Namespace) -> Path:
     settings = {
         "output_dir": str(folder / "run"),
         "vlm": {"path": str(vlm)},
-        "dataset": {"name": "folder", "root": str(make_pictures(folder / "pictures", args.images, args.side))},
+        "dataset": {"name": "folder", "root": str(make_images(folder / "images", args.images, args.side))},
         "cache": {"dir": str(folder / "cache"), "dtype": "fp32", "num_shards": 2},
         "extract": {"num_workers": 0, "num_threads": args.threads, "device": "cpu"},
         "stage1": stage,
@@ -220,7 +220,7 @@ def build(folder: Path, args: argparse.Namespace) -> Path:
 
 
 def save_untrained(config, name: str, device: str = "cpu") -> None:
-    """What a stage leaves, for the next to build on; its values do not matter here."""
+    """Write the artifact of a stage for the next one to build on; its values do not matter here."""
     from masp.training.stages import open_stage
 
     stage = open_stage(name, config, device)
@@ -234,8 +234,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in (("hidden", 256), ("layers", 4), ("vocabulary", 151_936), ("images", 24), ("side", 640)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="of the family; else a small one of bytes")
-    parser.add_argument("--batch", type=int, default=24, help="images per step of ours; the plain loop has one sample")
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="of the family (default: a small byte-level one)")
+    parser.add_argument("--batch", type=int, default=24, help="images per step of MASP; the plain loop uses one sample")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5.0, help="per side and round")
@@ -250,7 +250,7 @@ def main(argv: list[str] | None = None) -> int:
         config = load_config(args.memory_of)
         run = Ours(replace(config, stage2=replace(config.stage2, frozen_prefix=bool(args.frozen_prefix))), "stage2")
         run(), run()
-        # not ru_maxrss: that begins with the peak of the process that started this one
+        # not ru_maxrss, which starts at the peak of the parent process
         status = Path("/proc/self/status").read_text().split("VmHWM:")[1]
         print(int(status.split()[0]) / 1024)
         return 0

@@ -1,14 +1,16 @@
-"""`python -m launch …`: reads the command line, calls the command, turns errors into one line and an exit code."""
+"""`python -m launch …`: parses the command line, runs the command, turns errors into one line and an exit code."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from launch.job.parts import COMMANDS
+from masp.cli.parser import Parser
+from masp.cli.settings import add_settings, parse_arguments, setting_names
 from masp.errors import MaspError, one_line
+from masp.runtime.log import setup as set_up_logging
 
 DESCRIPTION = """\
 Submit the commands of `masp` to a cluster: the same configuration, the same settings, the same results.
@@ -16,9 +18,9 @@ Submit the commands of `masp` to a cluster: the same configuration, the same set
   extract    an array of tasks, each with its share of the shards
   train      one job over all nodes
   evaluate   one job over all nodes
-  pipeline   extract, stage1, stage2, evaluate: each begins when the one before it has succeeded
+  pipeline   extract, stage1, stage2, evaluate: each starts when the one before it has succeeded
 
-and afterwards, where RUN is a run's output_dir (its newest submission) or the folder of one submission:
+and afterwards, where RUN is a run's output_dir (its newest submission) or the directory of one submission:
 
   status     what became of its parts: from the scheduler, and from the run's files
   logs       what its processes said
@@ -36,27 +38,19 @@ _HELP = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, like every other error."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {one_line(message)}; see `{self.prog} --help`\n")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+def build_parser() -> Parser:
+    """Build the parser of all commands."""
     plain = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(prog="python -m launch", description=DESCRIPTION, epilog=EPILOG, formatter_class=plain)
+    parser = Parser(prog="python -m launch", description=DESCRIPTION, epilog=EPILOG, formatter_class=plain)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         sub = commands.add_parser(name, help=_HELP[name], epilog=EPILOG, formatter_class=plain)
         sub.add_argument("--cluster", required=True, metavar="FILE", help="such as configs/cluster/slurm.yaml")
-        sub.add_argument("--config", required=True, metavar="FILE", help="such as configs/train.yaml")
+        add_settings(sub, required=True)
         if name == "train":
             sub.add_argument("--stage", choices=("stage1", "stage2"), required=True)
         sub.add_argument("--dry-run", action="store_true", help="print the sbatch scripts; submit and write nothing")
         sub.add_argument("--wait", action="store_true", help="wait for the end, showing a table")
-        sub.add_argument("overrides", nargs="*", metavar="key=value", help="single settings")
     sub = commands.add_parser("status", help="what became of a run")
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("--wait", action="store_true", help="wait for the end, showing a table")
@@ -76,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do what the command line says; returns the exit code."""
+    """Run a command; returns the exit code."""
     if arguments.command in ("status", "logs", "cancel"):
         from launch import follow
 
@@ -85,18 +79,16 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.command == "logs":
             return follow.logs(arguments.run, arguments.part, arguments.rank, arguments.lines)
         return follow.cancel(arguments.run)
-    prefixed = [text for text in arguments.overrides if text.startswith(_CLUSTER_PREFIX)]
-    plain = [text for text in arguments.overrides if text not in prefixed]
-    prefixed = [text.removeprefix(_CLUSTER_PREFIX) for text in prefixed]
+    of_run, of_cluster = _separate(arguments.overrides)
     if arguments.command == "resume":
         from launch.follow import resume
 
-        return resume(arguments.run, plain, prefixed, arguments.wait)
+        return resume(arguments.run, of_run, of_cluster, arguments.wait)
     from launch.job.config import load_cluster
     from launch.submit import dry_run, submit
     from masp.config import load_config
 
-    cluster, config = load_cluster(arguments.cluster, prefixed), load_config(arguments.config, plain)
+    cluster, config = load_cluster(arguments.cluster, of_cluster), load_config(arguments.config, of_run)
     stage = getattr(arguments, "stage", None)
     if arguments.dry_run:
         dry_run(arguments.command, stage, config, cluster)
@@ -104,15 +96,23 @@ def run(arguments: argparse.Namespace) -> int:
     return submit(arguments.command, stage, config, cluster, wait=arguments.wait)
 
 
+def _separate(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Divide settings into those of the run and those of the cluster; the latter lose their prefix."""
+    of_cluster = [text for text in overrides if text.startswith(_CLUSTER_PREFIX)]
+    of_run = [text for text in overrides if text not in of_cluster]
+    return of_run, [text.removeprefix(_CLUSTER_PREFIX) for text in of_cluster]
+
+
+def _names() -> list[str]:
+    from launch.job.config import ClusterConfig
+
+    return [*setting_names(), *(f"{_CLUSTER_PREFIX}{name}" for name in setting_names(ClusterConfig))]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = build_parser()
-    arguments, rest = parser.parse_known_args(argv)
-    # argparse takes positionals only in one run; settings may stand anywhere
-    if unknown := [text for text in rest if text.startswith("-") or not hasattr(arguments, "overrides")]:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    if rest:
-        arguments.overrides += rest
+    arguments = parse_arguments(build_parser(), argv, _names)
+    set_up_logging()
     try:
         return run(arguments)
     except MaspError as error:

@@ -21,10 +21,10 @@ from masp.config import Config
 from masp.data.datasets import read_dataset
 from masp.data.questions import load_questions
 from masp.errors import InputError
+from masp.evaluation.feed import open_feed
 from masp.evaluation.run import evaluate_dir, open_evaluation
-from masp.evaluation.sources import open_feed
 from masp.extraction.provenance import model_part
-from masp.plan.plan import make_plan
+from masp.plan.plan import Plan, make_plan
 from masp.training.stages import STAGES, open_stage
 
 # Folders that each node has for itself, by long custom.
@@ -38,7 +38,7 @@ class Findings:
     notes: list[str] = field(default_factory=list)
     """One line each, for the user."""
 
-    plan: dict | None = None
+    plan: Plan | None = None
     """What `masp plan` says, if extraction is among the parts."""
 
 
@@ -126,11 +126,11 @@ def check_writable(key: str, path: str) -> None:
         raise InputError(f"{key}: {target} cannot be written: {existing}: {error.strerror}") from None
 
 
-def _check_extraction(config: Config) -> dict:
+def _check_extraction(config: Config) -> Plan:
     """Dataset, VLM, room for the cache, and a cache that was begun already; returns the plan."""
     plan = make_plan(config)
-    if not plan["space"]["fits"]:
-        raise InputError(f"cache.dir: {config.cache.dir}: {plan['space']['verdict']}")
+    if not plan.space.fits:
+        raise InputError(f"cache.dir: {config.cache.dir}: {plan.space.verdict}")
     layout = read_layout(Path(config.cache.dir))
     if layout is not None:
         dataset = read_dataset(config.dataset)

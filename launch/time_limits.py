@@ -9,10 +9,11 @@ from launch.job.config import ClusterConfig
 from launch.job.parts import Part
 from masp.config import Config
 from masp.errors import InputError
+from masp.plan.plan import Plan
 from masp.plan.rates import rates_of_run, stated_rates
 
 
-def check_time(parts: Sequence[Part], config: Config, cluster: ClusterConfig, plan: dict) -> list[str]:
+def check_time(parts: Sequence[Part], config: Config, cluster: ClusterConfig, plan: Plan) -> list[str]:
     """Compare expected time with time limits and requeues.
 
     The plan's rate is that of a large GPU, or of an earlier run of this configuration whose logs are there; for a CPU
@@ -49,19 +50,19 @@ def check_time(parts: Sequence[Part], config: Config, cluster: ClusterConfig, pl
     return notes
 
 
-def expected_hours(part: Part, config: Config, plan: dict) -> float | None:
+def expected_hours(part: Part, config: Config, plan: Plan) -> float | None:
     """How long a part takes with all its processes at once; None where no rate is known."""
     ranks = part.num_nodes * part.tasks_per_node
     if part.name == "extract":
         if not part.resources.gpus_per_task:
             return None
         parallel = min(len(part.jobs), getattr(part.resources, "max_parallel", len(part.jobs)), config.cache.num_shards)
-        return plan["extract"]["hours"] / parallel
+        return plan.extract.hours / parallel
     if part.name == "evaluate":
         return None  # one forward pass over one split: short beside everything else
-    stage = plan["stages"][part.name]
+    stage = plan.stages[part.name]
     if (Path(config.output_dir) / part.name / "metrics.jsonl").is_file():
         rate = getattr(rates_of_run(config.output_dir, stated_rates(1.0, 1.0)), part.name)
         if rate.unit == "tokens":  # of all its ranks
-            return rate.hours(0.0, stage["tokens_per_image"] * stage["num_images"] * stage["num_epochs"])
-    return stage["hours"] / ranks if part.resources.gpus_per_task else None
+            return rate.hours(0.0, stage.tokens_per_image * stage.num_images * stage.num_epochs)
+    return stage.hours / ranks if part.resources.gpus_per_task else None

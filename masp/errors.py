@@ -1,4 +1,4 @@
-"""The errors a user can meet, each with the exit code of its process."""
+"""The errors that a user can meet, each with its exit code."""
 
 
 class MaspError(Exception):
@@ -8,13 +8,13 @@ class MaspError(Exception):
 
 
 class InputError(MaspError):
-    """What the user gave is wrong (a key, a path, a checkpoint that does not fit): exit code 2."""
+    """The user's input is wrong (a key, a path, a checkpoint that does not fit): exit code 2."""
 
     exit_code = 2
 
 
 class DataError(MaspError):
-    """Data that MASP or the dataset's author wrote is damaged: exit code 3."""
+    """Data written by MASP or by the dataset's author is damaged: exit code 3."""
 
     exit_code = 3
 
@@ -26,13 +26,13 @@ class StoppedEarly(MaspError):
 
 
 class FilesInUse(InputError):
-    """Another live process is writing what this one would write; the same command works once that one has ended."""
-
-
-def one_line(text: str) -> str:
-    """A message on one line that a terminal takes as text: file names may hold line ends and control characters."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """Another live process is writing the same files; the same command works once that one has ended."""
 
 
 class OtherRankFailed(MaspError):
-    """Another rank met the cause and says so; this one ends with it."""
+    """Another rank failed and reports the cause; this one ends because of it. Exit code 1."""
+
+
+def one_line(text: str) -> str:
+    """Escape line ends and control characters, which file names may contain, so that a message stays on one line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,7 +1,7 @@
-"""`masp …` as processes of their own that can be signalled and killed, without importing torch anew for each.
+"""Runs `masp …` in separate processes that can be signaled and killed, without importing torch for each of them.
 
-A server imports what all commands need and forks a child per command; the child runs `masp.cli.main.main` and then ends
-as any Python process does, with its exit handlers.
+A server process imports what all commands need and forks a child per command. The child runs `masp.cli.main.main` and
+then exits like any Python process, with its exit handlers.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ for line in sys.stdin:
 
 @dataclass
 class Result:
-    """What a command came to."""
+    """Result of a command."""
 
     code: int
-    """Exit code; negative: the signal that killed it."""
+    """Exit code; if negative, the signal that killed the process."""
     stdout: str
     stderr: str
 
@@ -59,28 +59,28 @@ class Result:
 
 
 class Running:
-    """A command that runs."""
+    """A running command."""
 
-    def __init__(self, server: Commands, pid: int, folder: Path):
-        self.server, self.pid, self.folder, self.ended = server, pid, folder, False
+    def __init__(self, server: Commands, pid: int, directory: Path):
+        self.server, self.pid, self.directory, self.ended = server, pid, directory, False
 
     def kill(self, number: int = signal.SIGKILL, group: bool = False) -> None:
-        """Send a signal to the process, or to its group: workers too."""
+        """Send a signal to the process, or to its process group, which includes workers."""
         try:
             os.killpg(self.pid, number) if group else os.kill(self.pid, number)
         except ProcessLookupError:
-            return  # it was faster
+            return  # it has already exited
 
     def when(self, condition: Callable[[], bool], timeout_s: float = 120) -> None:
-        """Wait until something is so."""
+        """Wait until a condition holds."""
         deadline = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < deadline, self.output()
             time.sleep(0.02)
 
     def output(self) -> tuple[str, str]:
-        # as written: a bar's carriage returns are no ends of lines
-        return tuple((self.folder / name).read_bytes().decode() for name in ("stdout", "stderr"))
+        # as bytes: the carriage returns of a progress bar must not become line ends
+        return tuple((self.directory / name).read_bytes().decode() for name in ("stdout", "stderr"))
 
     def wait(self) -> Result:
         self.ended = True
@@ -91,11 +91,11 @@ class Commands:
     """Starts commands. Use as a context manager.
 
     Args:
-        folder: for what the commands print.
+        directory: Directory for the output of the commands.
     """
 
-    def __init__(self, folder: Path):
-        self.folder, self.count, self.started = folder, 0, []
+    def __init__(self, directory: Path):
+        self.directory, self.count, self.started = directory, 0, []
         self.process = subprocess.Popen(
             [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
@@ -106,23 +106,23 @@ class Commands:
         return self.process.stdout.readline()
 
     def start(self, *argv: object, **env: object) -> Running:
-        """Start `masp ARGV` with more environment variables."""
+        """Start `masp ARGV` with additional environment variables."""
         self.count += 1
-        folder = self.folder / f"{self.count:03d}"
-        folder.mkdir()
+        directory = self.directory / f"{self.count:03d}"
+        directory.mkdir()
         order = {"argv": [str(a) for a in argv], "env": {k: str(v) for k, v in env.items()}}
-        order |= {name: str(folder / name) for name in ("stdout", "stderr")}
+        order |= {name: str(directory / name) for name in ("stdout", "stderr")}
         for name in ("stdout", "stderr"):
-            (folder / name).touch()
-        self.started.append(Running(self, int(self.order(order)), folder))
+            (directory / name).touch()
+        self.started.append(Running(self, int(self.order(order)), directory))
         return self.started[-1]
 
     def __call__(self, *argv: object, **env: object) -> Result:
-        """Run `masp ARGV` to its end."""
+        """Run `masp ARGV` until it exits."""
         return self.start(*argv, **env).wait()
 
     def ok(self, *argv: object, **env: object) -> Result:
-        """The same; it must succeed."""
+        """Run `masp ARGV`, which must succeed."""
         result = self(*argv, **env)
         assert result.code == 0, (argv, result)
         return result
@@ -132,7 +132,7 @@ class Commands:
 
     def __exit__(self, *_: object) -> None:
         for running in self.started:
-            if not running.ended:  # its test failed
+            if not running.ended:  # left by a failed test
                 running.kill(group=True)
         self.process.stdin.close()
         try:
@@ -143,7 +143,7 @@ class Commands:
 
 
 class Ranks:
-    """One command on several ranks, without a launcher that would look after them."""
+    """One command on several ranks, without a launcher that would end the others if one fails."""
 
     def __init__(self, commands: Commands, size: int, *argv: object):
         with socket.create_server(("127.0.0.1", 0)) as server:

@@ -1,7 +1,7 @@
-"""What every test can rely on: a quiet, offline, single-threaded environment, and fixtures for what may be absent.
+"""The environment of all tests (quiet, offline, single-threaded), and fixtures for optional requirements.
 
-A test that needs something which is not here is skipped with its reason. `.ci/run` sets `MASP_REQUIRE_…=1`, which turns
-those skips into failures, so that a skipped check is never mistaken for a passed one.
+A test whose requirement is missing is skipped with the reason. `.ci/run` sets `MASP_REQUIRE_…=1`, which turns these
+skips into failures, so that a skipped check is never mistaken for a passed one.
 """
 
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-# Set before anything heavy is imported, and inherited by every process that a test starts.
+# Set before any heavy import, and inherited by every process that a test starts.
 os.environ.update(
     HF_HUB_OFFLINE="1",
     OMP_NUM_THREADS="1",
@@ -25,7 +25,7 @@ _MARK_FIXTURES = {"slurm": "require_slurm", "hosts": "require_hosts", "shared": 
 
 
 def pytest_collection_modifyitems(items):
-    """A mark brings its requirement, so that a test need not name both."""
+    """A marker adds the fixture of its requirement, so that a test does not have to name both."""
     for item in items:
         for mark, fixture in _MARK_FIXTURES.items():
             if item.get_closest_marker(mark) and fixture not in item.fixturenames:
@@ -40,26 +40,26 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """The folder of files that lie beside the repository: tokenizers of real VLMs and the parity case."""
-    folder = Path(os.environ.get("MASP_SHARED", REPOSITORY.parent / "shared"))
-    if not folder.is_dir():
-        _absent("SHARED", f"no folder {folder}; MASP_SHARED may name another one")
-    return folder.resolve()
+    """Directory with tokenizers of real VLMs and the parity case, next to the repository."""
+    directory = Path(os.environ.get("MASP_SHARED", REPOSITORY.parent / "shared"))
+    if not directory.is_dir():
+        _absent("SHARED", f"no directory {directory}; MASP_SHARED can name another one")
+    return directory.resolve()
 
 
 @pytest.fixture(scope="session")
 def require_slurm() -> None:
-    """Everything that starts a real Slurm on this machine."""
+    """Requires everything that starts a real Slurm on this machine."""
     missing = [command for command in _SLURM_COMMANDS if not _find_command(command)]
     if missing:
         _absent("SLURM", f"not installed: {', '.join(missing)}; Debian: slurm-wlm munge slurmdbd mariadb-server")
     if os.geteuid() != 0:
-        _absent("SLURM", "a Slurm of its own needs root")
+        _absent("SLURM", "a private Slurm needs root")
 
 
 @pytest.fixture(scope="session")
 def require_hosts() -> None:
-    """Everything that makes hosts of their own on this machine, and reaches them."""
+    """Requires everything that creates separate hosts on this machine and connects to them."""
     missing = [command for command in ("ip", "nsenter", "ssh", "sshd", "pdsh") if not _find_command(command)]
     if missing:
         _absent("HOSTS", f"not installed: {', '.join(missing)}; Debian: iproute2 util-linux openssh-server pdsh")
@@ -69,7 +69,7 @@ def require_hosts() -> None:
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """The path of Chromium."""
+    """Path of Chromium."""
     command = _find_command("chromium") or _find_command("chromium-browser")
     if not command:
         _absent("CHROMIUM", "not installed: chromium")
@@ -77,7 +77,7 @@ def chromium() -> str:
 
 
 def _find_command(name: str) -> str | None:
-    # Daemons lie in sbin, which is not on every user's path.
+    # Daemons are in sbin, which is not on every user's path.
     return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]))
 
 

@@ -1,6 +1,6 @@
-"""`masp evaluate` of which one rank is killed in the middle: `python dying_rank.py RANK LEDGER ARGUMENT…`.
+"""Runs `masp evaluate` and kills one rank partway: `python dying_rank.py RANK LEDGER ARGUMENT…`.
 
-The rank RANK of whatever launched it is killed (SIGKILL) as soon as its LEDGER holds two records.
+Rank RANK, as numbered by the launcher, is killed (SIGKILL) as soon as its LEDGER holds two records.
 """
 
 import os
@@ -14,7 +14,7 @@ from masp.cli.main import main
 
 
 def die(ledger: Path) -> None:
-    while not ledger.exists() or ledger.read_bytes().count(b"\n") < 3:  # its header, and two records
+    while not ledger.exists() or ledger.read_bytes().count(b"\n") < 3:  # the header and two records
         time.sleep(0.002)
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -1,4 +1,4 @@
-"""`python -m launch …` inside this process, which has imported everything heavy already."""
+"""Runs `python -m launch …` inside this process, which has already imported everything heavy."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tests.runs import REPOSITORY
 
 
 def call_launch(*arguments: object, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess:
-    """Run it in the repository's root; returns exit code, output and errors.
+    """Run it in the repository root; returns exit code, stdout and stderr.
 
     Args:
-        environment: variables to set meanwhile, as for a cluster of one's own.
+        environment: Variables to set during the call, such as those of a private cluster.
     """
     output, errors = io.StringIO(), io.StringIO()
     line = [str(argument) for argument in arguments]

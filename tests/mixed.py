@@ -1,4 +1,4 @@
-"""Folders of pictures as users bring them: all formats and modes, and files that are no pictures."""
+"""Image folders as users have them: all formats and modes, and files that are not images."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def _pixels(seed: int, width: int = 70, height: int = 50) -> Image.Image:
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _write(folder: Path, split: str, seed: int) -> None:
-    folder.mkdir(parents=True)
+def _write(directory: Path, split: str, seed: int) -> None:
+    directory.mkdir(parents=True)
     image = _pixels(seed)
     with_alpha = image.copy()
     with_alpha.putalpha(Image.linear_gradient("L").resize(image.size))
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
-    pictures = {
+    exif[0x0112] = 6  # to be rotated by 90 degrees
+    images = {
         "plain.png": image,
         "grey.png": image.convert("L"),
         "alpha.png": with_alpha,
@@ -43,14 +43,14 @@ def _write(folder: Path, split: str, seed: int) -> None:
         "many_pages.tiff": image,
         "UPPER.JPG": image,
     }
-    assert set(pictures) == set(GOOD)
-    for name, picture in pictures.items():
+    assert set(images) == set(GOOD)
+    for name, converted in images.items():
         more = {"turned.jpg": {"exif": exif}, "many_pages.tiff": {"save_all": True, "append_images": [image]}}
-        picture.save(folder / f"{split}_{name}", **more.get(name, {}))
+        converted.save(directory / f"{split}_{name}", **more.get(name, {}))
 
 
 def make_mixed(root: Path, broken: bool = True, annotated: bool = True) -> Path:
-    """Write `train` and `test` of two categories; the broken files lie in `train/joy`."""
+    """Write `train` and `test` with two categories; the broken files are in `train/joy`."""
     for seed, (split, category) in enumerate((s, c) for s in ("train", "test") for c in CATEGORIES):
         _write(root / split / category, split, seed)
     for i, category in enumerate(CATEGORIES if annotated else ()):
@@ -60,11 +60,11 @@ def make_mixed(root: Path, broken: bool = True, annotated: bool = True) -> Path:
             answers = {"brightness": 0.0 if i else 1.0, "scene": "bakery/shop", "object": ["dog", "Tree "]}
             (notes / f"train_{Path(name).stem}.json").write_text(json.dumps(answers))
     if broken:
-        folder = root / "train" / CATEGORIES[0]
-        whole = folder / "whole.jpg"
+        directory = root / "train" / CATEGORIES[0]
+        whole = directory / "whole.jpg"
         _pixels(9, 90, 90).save(whole)
-        (folder / "cut_short.jpg").write_bytes(whole.read_bytes()[:900])
+        (directory / "cut_short.jpg").write_bytes(whole.read_bytes()[:900])
         whole.unlink()
-        (folder / "words.png").write_text("no picture")
-        (folder / "empty.jpg").write_bytes(b"")
+        (directory / "words.png").write_text("no picture")
+        (directory / "empty.jpg").write_bytes(b"")
     return root

@@ -1,4 +1,4 @@
-"""A whole run in small: pictures, a tiny VLM of the real architecture, and a configuration file for every command."""
+"""A complete small run: images, a tiny VLM of the real architecture, and a configuration file for every command."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.pictures import make_dataset
+from tests.images import make_dataset
 from tests.tiny import make_vlm
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-def make_run(folder: Path, num_train: int = 12, num_test: int = 6) -> Path:
-    """Write pictures, VLM and configuration; returns the configuration, whose outputs go to `<folder>/run`."""
+def make_run(directory: Path, num_train: int = 12, num_test: int = 6) -> Path:
+    """Write images, VLM and configuration; returns the configuration, whose outputs go to `<directory>/run`."""
     stage = {
         "num_epochs": 2,
         "learning_rate": 0.01,
@@ -25,31 +25,31 @@ def make_run(folder: Path, num_train: int = 12, num_test: int = 6) -> Path:
         "checkpoint_every": 2,
     }
     settings = {
-        "output_dir": str(folder / "run"),
+        "output_dir": str(directory / "run"),
         "questions": str(REPOSITORY / "configs" / "questions.yaml"),
         "aspects": ["scene", "object", "brightness"],
-        "vlm": {"path": str(make_vlm(folder / "vlm")), "max_pixels": 12544},
-        "dataset": {"name": "folder", "root": str(make_dataset(folder / "pictures", num_train, num_test))},
-        "cache": {"dir": str(folder / "cache"), "dtype": "fp32", "num_shards": 4},
+        "vlm": {"path": str(make_vlm(directory / "vlm")), "max_pixels": 12544},
+        "dataset": {"name": "folder", "root": str(make_dataset(directory / "pictures", num_train, num_test))},
+        "cache": {"dir": str(directory / "cache"), "dtype": "fp32", "num_shards": 4},
         "extract": {"num_workers": 0, "num_threads": 1, "batch_tokens": 64, "device": "cpu"},
         "stage1": stage,
         "stage2": stage | {"num_soft_prompt_tokens": 4},
         "engine": {"zero_stage": 2, "precision": "fp32", "device": "cpu", "num_workers": 0, "num_threads": 1},
         "evaluate": {"batch_size": 4, "num_workers": 0},
     }
-    path = folder / "config.yaml"
+    path = directory / "config.yaml"
     path.write_text(yaml.safe_dump(settings))
     return path
 
 
 def numbers(metrics: Path) -> dict[str, Any]:
-    """What `metrics.json` says about the predictions, without when and from what they were made."""
+    """The entries of `metrics.json` that describe the predictions, without time, lineage and notes."""
     found = json.loads(metrics.read_text())
     return {key: value for key, value in found.items() if key not in ("time", "lineage", "notes")}
 
 
 def assert_same(found: Any, expected: Any, where: str = "") -> None:
-    """Equal, but for the rounding of fp32: numbers with a fraction may differ by 1e-5 of their size."""
+    """Assert that two values are equal up to fp32 rounding: floats may differ by 1e-5 relative."""
     if isinstance(expected, dict):
         assert found.keys() == expected.keys(), where
         for key, value in expected.items():

@@ -1,4 +1,4 @@
-"""Small VLMs of the real architectures, with random weights and a small tokenizer, made on the spot."""
+"""Small VLMs of the real architectures, with random weights and a small tokenizer, created on the fly."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHAT_TEMPLATE = (
 FAMILIES = ("qwen2_vl", "qwen2_5_vl")
 
 
-def make_tokenizer(folder: Path):
+def make_tokenizer(directory: Path):
     """A byte-level tokenizer with the Qwen family's special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -46,12 +46,12 @@ def make_tokenizer(folder: Path):
         additional_special_tokens=list(SPECIAL),
         chat_template=CHAT_TEMPLATE,
     )
-    fast.save_pretrained(folder)
+    fast.save_pretrained(directory)
     return fast
 
 
-def make_vlm(folder: Path, family: str = "qwen2_vl", seed: int = 0, hidden: int = 32, layers: int = 2) -> Path:
-    """Write a VLM of `family` with random weights that a seed decides; returns its folder."""
+def make_vlm(directory: Path, family: str = "qwen2_vl", seed: int = 0, hidden: int = 32, layers: int = 2) -> Path:
+    """Write a VLM of `family` with random weights that a seed decides; returns its directory."""
     from transformers import (
         Qwen2_5_VLConfig,
         Qwen2_5_VLForConditionalGeneration,
@@ -59,8 +59,8 @@ def make_vlm(folder: Path, family: str = "qwen2_vl", seed: int = 0, hidden: int 
         Qwen2VLForConditionalGeneration,
     )
 
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = make_tokenizer(folder)
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer = make_tokenizer(directory)
     ids = {
         name: tokenizer.convert_tokens_to_ids(f"<|{name}|>")
         for name in ("vision_start", "vision_end", "image_pad", "video_pad", "im_end", "endoftext")
@@ -105,8 +105,8 @@ def make_vlm(folder: Path, family: str = "qwen2_vl", seed: int = 0, hidden: int 
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    model.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(
+    model.save_pretrained(directory)
+    (directory / "preprocessor_config.json").write_text(
         json.dumps(
             {
                 "do_convert_rgb": True,
@@ -126,4 +126,4 @@ def make_vlm(folder: Path, family: str = "qwen2_vl", seed: int = 0, hidden: int 
             }
         )
     )
-    return folder
+    return directory

@@ -1,4 +1,4 @@
-"""Configurations of VLMs in their real sizes, without weights."""
+"""Configurations of VLMs of real sizes, without weights."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ def real_config(name: str):
     return Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids)
 
 
-def save_config_only(folder: Path, config) -> Path:
-    """A VLM's folder that holds config.json and preprocessor_config.json and nothing else.
+def save_config_only(directory: Path, config) -> Path:
+    """Write a VLM directory that contains only config.json and preprocessor_config.json.
 
     Args:
-        folder: to be made.
-        config: of transformers, or a name that `real_config` knows.
+        directory: Directory to create.
+        config: Configuration of transformers, or a name that `real_config` knows.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (real_config(config) if isinstance(config, str) else config).save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps({
+    directory.mkdir(parents=True, exist_ok=True)
+    (real_config(config) if isinstance(config, str) else config).save_pretrained(directory)
+    (directory / "preprocessor_config.json").write_text(json.dumps({
         "do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True, "resample": 3,
         "image_mean": [0.48, 0.45, 0.4], "image_std": [0.27, 0.26, 0.28], "rescale_factor": 1 / 255,
         "image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 3136, "max_pixels": 12845056,
         "patch_size": 14, "merge_size": 2, "temporal_patch_size": 2,
     }))  # fmt: skip
-    return folder
+    return directory

@@ -1,8 +1,10 @@
-"""Rebuild the demo world's tiny VLM from nothing: python tools/build_demo_vlm.py --out DIR.
+"""Build the demo world's tiny VLM from scratch.
 
-Its language model learns from texts in one process, its vision encoder from pictures in another, then both together.
-What a phase has learnt is kept in DIR/phases: called again, the tool goes on behind the last phase that was finished.
-With other arguments or other code it refuses what is there.
+    python tools/build_demo_vlm.py --out DIR
+
+The language model is trained on text in one process and the vision encoder on images in another; then both are trained
+together. The weights of each finished phase are kept in DIR/phases, and a second call resumes after the last finished
+phase. Phases that were trained with other arguments or other code are refused.
 """
 
 import argparse
@@ -17,13 +19,13 @@ LAST = "together"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write the VLM to")
+    parser.add_argument("--out", type=Path, required=True, help="directory to write the VLM to")
     parser.add_argument("--questions", default="configs/questions.yaml")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1, help="of torch, per process; another number moves last bits")
-    parser.add_argument("--scale", type=float, default=1.0, help="times all steps and pictures: below 1 for a trial")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads per process; affects the last bits")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor for all steps and images: below 1 for a trial")
     args = parser.parse_args()
-    begun = time.monotonic()
+    started = time.monotonic()
     (args.out / "phases").mkdir(parents=True, exist_ok=True)
     halves = [multiprocessing.get_context("spawn").Process(target=learn, args=(args, *names)) for names in HALVES]
     for half in halves:
@@ -33,40 +35,40 @@ def main() -> None:
     if any(half.exitcode for half in halves):
         raise SystemExit(1)
     learn(args, LAST)
-    print(f"wrote {args.out} in {(time.monotonic() - begun) / 60:.0f} minutes")
+    print(f"wrote {args.out} in {(time.monotonic() - started) / 60:.0f} minutes")
 
 
 def learn(args: argparse.Namespace, *phases: str) -> None:
-    """Run the phases of one half, or the last one, unless they are there already."""
+    """Train the phases of one half, or the last phase, unless they are finished already."""
     import torch
     from safetensors.torch import load_file, save_file
 
     from masp.data.questions import load_questions
-    from masp.demo.run.tiny_vlm.geometry import make_louder
-    from masp.demo.run.tiny_vlm.model import save_model
-    from masp.demo.run.tiny_vlm.picture_pool import draw_pool
-    from masp.demo.run.tiny_vlm.pretrain import Pictures, Plan, Trainer
+    from masp.demo.tiny_vlm.geometry import make_louder
+    from masp.demo.tiny_vlm.image_pool import draw_pool
+    from masp.demo.tiny_vlm.model import save_model
+    from masp.demo.tiny_vlm.pretrain import ImagesBySize, Plan, Trainer
 
     torch.set_num_threads(args.threads)
     plan = Plan().scaled(args.scale)
     trainer = Trainer(load_questions(args.questions), args.seed, _report(args))
-    folder, origin = args.out / "phases", _origin(args)
+    directory, origin = args.out / "phases", _origin(args)
     if phases == (LAST,):
         for names in HALVES:
-            trainer.load(load_file(folder / f"{names[-1]}.safetensors"))
+            trainer.load(load_file(directory / f"{names[-1]}.safetensors"))
     for phase in phases:
-        path = folder / f"{phase}.safetensors"
+        path = directory / f"{phase}.safetensors"
         if not path.exists():
             train = getattr(trainer, f"learn_{phase}")
             if phase in HALVES[0]:
                 train(plan)
-                learnt = trainer.language_state()
+                trained = trainer.language_state()
             else:
-                drawn = draw_pool(plan.num_pictures, report=lambda *n: trainer.report("drawing", *n))
-                train(plan, Pictures(drawn))
-                learnt = trainer.sight_state()
+                drawn = draw_pool(plan.num_images, report=lambda *n: trainer.report("drawing", *n))
+                train(plan, ImagesBySize(drawn))
+                trained = trainer.sight_state()
             partial = path.with_name(f".{path.name}.partial")
-            save_file(learnt, partial, origin)
+            save_file(trained, partial, origin)
             partial.rename(path)
         _require(path, origin)
         trainer.load(load_file(path))
@@ -76,7 +78,7 @@ def learn(args: argparse.Namespace, *phases: str) -> None:
 
 
 def _origin(args: argparse.Namespace) -> dict[str, str]:
-    """What a phase's tensors depend on: the arguments, and the code that makes them."""
+    """What the weights of a phase depend on: the arguments, and the code that trains them."""
     import masp.demo.tiny_vlm
 
     sources = [*sorted(Path(masp.demo.tiny_vlm.__file__).parent.glob("*.py")), Path(args.questions)]
@@ -85,14 +87,14 @@ def _origin(args: argparse.Namespace) -> dict[str, str]:
 
 
 def _require(path: Path, origin: dict[str, str]) -> None:
-    """Refuse what another call has learnt."""
+    """Exit with an error if a phase was trained with other arguments or other code."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
         found = file.metadata() or {}
     for key, value in origin.items():
         if found.get(key) != value:
-            raise SystemExit(f"error: {path}: {key} is {found.get(key)}, not {value}; take another --out or delete it")
+            raise SystemExit(f"error: {path}: {key} is {found.get(key)}, not {value}; use another --out or delete it")
 
 
 def _report(args: argparse.Namespace):

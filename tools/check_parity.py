@@ -1,14 +1,16 @@
-"""Compare this implementation with outputs of the published one, through the cached path.
+"""Compare this implementation with outputs of the published one, through the feature cache.
 
     python tools/check_parity.py --case DIR --vlm DIR
 
-Prints one JSON line with the largest differences; exits 0 only if all lie within the tolerances.
+Prints one JSON line with the largest differences. Exits with 0 if all are within the tolerances, 1 if they are not, 2
+if the input is wrong and 3 if data are damaged.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -16,20 +18,20 @@ from pathlib import Path
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", type=Path, required=True, help="folder with golden.json, images and checkpoints")
-    parser.add_argument("--vlm", required=True, help="folder of the VLM that the case was made with")
+    parser.add_argument("--case", type=Path, required=True, help="directory with golden.json, images and checkpoints")
+    parser.add_argument("--vlm", required=True, help="directory of the VLM that the case was made with")
     arguments = parser.parse_args()
     from masp.errors import MaspError
     from masp.experiments.parity import compare
 
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # standard output holds the one line
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is reserved for the JSON line
             result = compare(arguments.case, arguments.vlm)
     except MaspError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print(json.dumps(result))
-    return 0 if result["passed"] else 1
+    print(json.dumps(dataclasses.asdict(result)))
+    return 0 if result.passed else 1
 
 
 if __name__ == "__main__":

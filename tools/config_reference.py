@@ -1,7 +1,8 @@
 """Write the tables of docs/configuration.md and docs/cluster.md from the dataclasses of the settings.
 
-python tools/config_reference.py            # rewrite the tables
-python tools/config_reference.py --check    # exit code 1 if they are not current
+    python tools/config_reference.py
+
+With --check it writes nothing and exits with 1 if a table is out of date.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from typing import Any
 
 import launch.job.config
 import masp.config.schema
-from masp.config.describe import Setting, describe_settings, sections
+from masp.config.fields import Setting, describe_settings, sections
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 DOCUMENTS = {
@@ -33,8 +34,8 @@ def field_docs(root: type) -> dict[str, dict[str, str]]:
             continue
         fields = docs.setdefault(node.name, {})
         for field, following in zip(node.body, node.body[1:], strict=False):
-            is_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
-            if isinstance(field, ast.AnnAssign) and is_text:
+            is_docstring = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+            if isinstance(field, ast.AnnAssign) and is_docstring:
                 fields[field.target.id] = " ".join(following.value.value.split())
     return docs
 
@@ -56,7 +57,7 @@ def reference(root: type) -> str:
 
 
 def updated(document: str, root: type) -> str:
-    """The document with current tables between its two marks."""
+    """The document with up-to-date tables between its two markers."""
     before, _, rest = document.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n\n{reference(root)}\n{END}{after}"
@@ -64,13 +65,13 @@ def updated(document: str, root: type) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if the tables are not current")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a table is out of date")
     check = parser.parse_args(arguments).check
     for path, root in DOCUMENTS.items():
         document = path.read_text(encoding="utf-8")
         current = updated(document, root)
         if check and current != document:
-            print(f"error: {path} is not current: run python tools/config_reference.py", file=sys.stderr)
+            print(f"error: {path} is out of date: run python tools/config_reference.py", file=sys.stderr)
             return 1
         if not check:
             path.write_text(current, encoding="utf-8")

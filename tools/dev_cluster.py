@@ -1,12 +1,12 @@
-"""A private Slurm on this machine: munge, accounting, a controller and a few nodes, all of it in one folder.
+"""A private Slurm on this machine: munge, accounting, a controller and a few nodes, all in one directory.
 
-    tools/dev_cluster.sh up [--nodes 2] [--dir DIR]      start it; prints what to export
-    tools/dev_cluster.sh down [--dir DIR]                stop it and remove the folder
+    tools/dev_cluster.sh up [--nodes 2] [--dir DIR]
+    tools/dev_cluster.sh down [--dir DIR]
 
-The tests of `tests/slurm` start theirs with the same code. It needs root and Debian's packages slurm-wlm, munge,
-slurmdbd and mariadb-server, uses free ports of the loopback device, and touches nothing of the system but marked lines
-in /etc/hosts and, with --separate-hosts, network namespaces, which `down` removes. No service of the system is started,
-stopped or asked.
+`up` starts it and prints what to export; `down` stops it and removes the directory. The tests in `tests/slurm` use the
+same code. It needs root and Debian's packages slurm-wlm, munge, slurmdbd and mariadb-server, and uses free ports of the
+loopback device. The only changes to the system are marked lines in /etc/hosts and, with --separate-hosts, network
+namespaces; `down` removes both. No system service is started, stopped or queried.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-if __name__ == "__main__":  # as a script: this folder is on the path, and the repository is not
+if __name__ == "__main__":  # run as a script, this directory is on the path and the repository is not
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tools.dev_network import DevNetwork
 
 HOSTS = Path("/etc/hosts")
 MARK = "# masp dev cluster"
 OWNER = "MASP_DEV_CLUSTER"
-"""Environment variable of every daemon; by it `down` finds what belongs to a cluster, and nothing else."""
+"""Environment variable set for every daemon; `down` uses it to find exactly the processes of a cluster."""
 
-# The machine's real cores are shared by all nodes, so nodes claim more than there are: jobs need not queue for a core.
+# All nodes share the machine's cores, so they claim more cores than exist: jobs do not have to queue for one.
 SLURM_CONF = """\
 ClusterName=masp
 SlurmctldHost=localhost({controller})
@@ -44,14 +44,14 @@ SlurmctldPort={controller_port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={directory}/munge.socket
 CredType=cred/munge
-StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool-%n
-SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd-%n.pid
-SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd-%n.log
+StateSaveLocation={directory}/state
+SlurmdSpoolDir={directory}/spool-%n
+SlurmctldPidFile={directory}/slurmctld.pid
+SlurmdPidFile={directory}/slurmd-%n.pid
+SlurmctldLogFile={directory}/slurmctld.log
+SlurmdLogFile={directory}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SwitchType=switch/none
@@ -68,20 +68,20 @@ JobAcctGatherType=jobacct_gather/linux
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort={accounting_port}
-AccountingStoragePass={folder}/munge.socket
+AccountingStoragePass={directory}/munge.socket
 {nodes}
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 NODE = "NodeName={name} NodeHostname={host} NodeAddr={address} Port={port} CPUs=4 RealMemory=16000 State=UNKNOWN"
 SLURMDBD_CONF = """\
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={directory}/munge.socket
 DbdHost=localhost
 DbdAddr=127.0.0.1
 DbdPort={accounting_port}
 SlurmUser=root
-LogFile={folder}/slurmdbd.log
-PidFile={folder}/slurmdbd.pid
+LogFile={directory}/slurmdbd.log
+PidFile={directory}/slurmdbd.pid
 StorageType=accounting_storage/mysql
 StorageHost=127.0.0.1
 StoragePort={database_port}
@@ -92,44 +92,44 @@ StorageLoc=slurm
 
 
 class ClusterError(Exception):
-    """The cluster did not come up; the message says which part and what it said last."""
+    """The cluster did not start; the message names the part that failed and its last line of output."""
 
 
 class DevCluster:
     """One private cluster.
 
     Args:
-        folder: everything it writes; a short path, since sockets lie in it.
-        num_nodes: how many nodes, called `node1`, `node2` … (with a prefix if they are separate hosts).
-        separate_hosts: give each node a network namespace with an address of its own, so that it can be cut off.
+        directory: Directory for everything the cluster writes; must be a short path, because it holds sockets.
+        num_nodes: Number of nodes, named `node1`, `node2` … (with a prefix if they are separate hosts).
+        separate_hosts: Give each node a network namespace with an address of its own, so that it can be cut off.
     """
 
-    def __init__(self, folder: Path, num_nodes: int = 2, separate_hosts: bool = False):
-        self.folder = folder.resolve()
-        # Addresses are a cluster's own, so names must be too: several clusters share /etc/hosts.
-        prefix = f"h{zlib.crc32(str(self.folder).encode()) & 0xFFFF:04x}-" if separate_hosts else ""
+    def __init__(self, directory: Path, num_nodes: int = 2, separate_hosts: bool = False):
+        self.directory = directory.resolve()
+        # Several clusters share /etc/hosts; each has its own addresses, so the names must differ too.
+        prefix = f"h{zlib.crc32(str(self.directory).encode()) & 0xFFFF:04x}-" if separate_hosts else ""
         self.nodes = [f"{prefix}node{i + 1}" for i in range(num_nodes)]
-        # Always there, so that `down` finds what an `up` with separate hosts left.
-        self.network = DevNetwork(self.folder, self.nodes)
+        # Created in any case, so that `down` finds what an `up` with separate hosts left behind.
+        self.network = DevNetwork(self.directory, self.nodes)
         self.separate_hosts = separate_hosts
         self._running: dict[str, subprocess.Popen] = {}
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process needs to talk to this cluster."""
-        return {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": _path()}
+        """Environment variables that a process needs to use this cluster."""
+        return {"SLURM_CONF": str(self.directory / "slurm.conf"), "PATH": _path()}
 
     def start(self) -> None:
-        """Start everything and wait until all nodes are idle; what had been started is stopped if that fails.
+        """Start everything and wait until all nodes are idle. If that fails, everything is stopped again.
 
         Raises:
-            ClusterError: a part did not come up.
+            ClusterError: a part did not start.
         """
         if os.geteuid() != 0:
-            raise ClusterError("a private Slurm needs root: its daemons start jobs as the user who submits")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if any(self.folder.iterdir()):
-            raise ClusterError(f"{self.folder} is not empty: a cluster may be running there; `down` stops it")
+            raise ClusterError("a private Slurm needs root: its daemons start jobs as the submitting user")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if any(self.directory.iterdir()):
+            raise ClusterError(f"{self.directory} is not empty: a cluster may be running there; `down` stops it")
         try:
             self._start()
         except BaseException:
@@ -137,20 +137,20 @@ class DevCluster:
             raise
 
     def stop(self) -> None:
-        """Stop all daemons and all jobs of this cluster, and take its lines out of /etc/hosts. Files stay."""
-        pids = _with_descendants(_owned(self.folder) | _of_jobs(self.folder))
+        """Stop all daemons and jobs of this cluster and remove its lines from /etc/hosts. Files are kept."""
+        pids = _with_descendants(_owned(self.directory) | _of_jobs(self.directory))
         _signal(pids, signal.SIGTERM)
-        # Some daemons would wait for others, which are going too; nothing of theirs is kept.
+        # Some daemons wait for others that are being stopped as well; none of their state is needed.
         deadline = time.monotonic() + 3
         while _alive(pids) and time.monotonic() < deadline:
             time.sleep(0.1)
-        late = _with_descendants(_owned(self.folder) | _of_jobs(self.folder))
+        late = _with_descendants(_owned(self.directory) | _of_jobs(self.directory))
         _signal(_alive(pids | late), signal.SIGKILL)
         self.network.stop()
         _edit_hosts(lambda lines: [line for line in lines if not line.endswith(self._mark)])
 
     def kill_slurmd(self, node: str) -> None:
-        """Kill a node's daemon at once, as if it had crashed; what it had started lives on."""
+        """Kill a node's daemon, as if it had crashed; the processes that it started keep running."""
         self._running[f"slurmd-{node}"].kill()
         self._running[f"slurmd-{node}"].wait()
 
@@ -160,25 +160,25 @@ class DevCluster:
         self._daemon(f"slurmd-{node}", self.network.inside(node, *command) if self.separate_hosts else command)
 
     def ranks(self, node: str) -> set[int]:
-        """Processes of jobs on a node."""
+        """Process ids of the jobs' ranks on a node."""
         name = f"SLURMD_NODENAME={node}".encode()
-        here = (pid for pid in _of_jobs(self.folder) if name in _read(pid, "environ").split(b"\0"))
+        here = (pid for pid in _of_jobs(self.directory) if name in _read(pid, "environ").split(b"\0"))
         lines = {pid: _read(pid, "cmdline").split(b"\0") for pid in here}
-        # not srun, on whose command line it stands too
+        # not srun, whose command line contains it as well
         return {pid for pid, line in lines.items() if b"launch.task" in line and b"python" in line[0]}
 
     def kill_ranks(self, node: str) -> None:
-        """Kill what jobs run on a node, as if its memory had run out."""
+        """Kill the ranks on a node, as if it had run out of memory."""
         _signal(self.ranks(node), signal.SIGKILL)
 
     @property
     def _mark(self) -> str:
-        return f"{MARK} {self.folder}\n"
+        return f"{MARK} {self.directory}\n"
 
     def _start(self) -> None:
         ports = _free_ports(3 + len(self.nodes))
         values = {
-            "folder": self.folder,
+            "directory": self.directory,
             "controller_port": ports[0],
             "accounting_port": ports[1],
             "database_port": ports[2],
@@ -186,9 +186,9 @@ class DevCluster:
             "controller": self.network.gateway if self.separate_hosts else "127.0.0.1",
             "nodes": "\n".join(self._node_line(n, p) for n, p in zip(self.nodes, ports[3:], strict=True)),
         }
-        _write_private(self.folder / "slurm.conf", SLURM_CONF.format(**values).encode())
-        _write_private(self.folder / "slurmdbd.conf", SLURMDBD_CONF.format(**values).encode())
-        _write_private(self.folder / "munge.key", secrets.token_bytes(128))
+        _write_private(self.directory / "slurm.conf", SLURM_CONF.format(**values).encode())
+        _write_private(self.directory / "slurmdbd.conf", SLURMDBD_CONF.format(**values).encode())
+        _write_private(self.directory / "munge.key", secrets.token_bytes(128))
         if self.separate_hosts:
             self.network.start()
             names = [f"{self.network.address(node)} {node} {self._mark}" for node in self.nodes]
@@ -211,15 +211,15 @@ class DevCluster:
         return NODE.format(name=name, host="localhost", address="127.0.0.1", port=port)
 
     def _start_munge(self) -> None:
-        files = {name: self.folder / f"munge.{name}" for name in ("socket", "pid", "seed")}
+        files = {name: self.directory / f"munge.{name}" for name in ("socket", "pid", "seed")}
         options = [f"--{name}{'' if name == 'socket' else '-file'}={path}" for name, path in files.items()]
-        # --force: munged expects a folder that other users can reach, and this one is nobody else's.
-        key, log = f"--key-file={self.folder / 'munge.key'}", f"--log-file={self.folder / 'munged.log'}"
+        # --force: munged expects a directory that other users can access; this one is private.
+        key, log = f"--key-file={self.directory / 'munge.key'}", f"--log-file={self.directory / 'munged.log'}"
         self._daemon("munged", ["munged", "--foreground", "--force", "--num-threads=2", key, log, *options])
         self._wait("munged", files["socket"].exists)
 
     def _start_database(self, port: int, password: str) -> None:
-        data, sock = self.folder / "mysql", self.folder / "mysql.socket"
+        data, sock = self.directory / "mysql", self.directory / "mysql.socket"
         common = ["--no-defaults", f"--datadir={data}", "--user=root"]
         install = ["mariadb-install-db", *common, "--auth-root-authentication-method=normal", "--skip-test-db"]
         done = subprocess.run(install, capture_output=True, text=True, env=os.environ | {"PATH": _path()})
@@ -229,24 +229,24 @@ class DevCluster:
         place = ["--bind-address=127.0.0.1", f"--port={port}", f"--socket={sock}", f"--pid-file={data}/mariadbd.pid"]
         self._daemon("mariadbd", ["mariadbd", *common, *small, *place])
         client = ["mariadb", "--no-defaults", f"--socket={sock}", "--user=root", "--execute"]
-        # The account that Slurm uses has a password, since any user of the machine can reach the port; root has the
-        # socket alone.
+        # The account for Slurm has a password, because every user of the machine can connect to the port; root can only
+        # log in through the socket.
         grant = "".join(
             f"CREATE USER 'slurm'@'{host}' IDENTIFIED BY '{password}'; GRANT ALL ON slurm.* TO 'slurm'@'{host}';"
-            for host in ("127.0.0.1", "localhost")  # which of them a connection counts as depends on name resolution
+            for host in ("127.0.0.1", "localhost")  # name resolution decides which of them a connection comes from
         )
         self._wait("mariadbd", lambda: self._succeeds(*client, "SELECT 1"))
         if not self._succeeds(*client, grant):
-            raise ClusterError("mariadbd: the account for Slurm could not be made")
+            raise ClusterError("mariadbd: the account for Slurm could not be created")
 
     def _daemon(self, name: str, command: list[str]) -> None:
-        """Start a daemon in the foreground of a session of its own, so that a Ctrl-C here does not reach it."""
-        environment = os.environ | self.environment | {OWNER: str(self.folder)}
-        with open(self.folder / f"{name}.out", "ab") as output:
+        """Start a daemon in the foreground of its own session, so that Ctrl-C in this terminal does not reach it."""
+        environment = os.environ | self.environment | {OWNER: str(self.directory)}
+        with open(self.directory / f"{name}.out", "ab") as output:
             self._running[name] = subprocess.Popen(
                 command,
                 env=environment,
-                cwd=self.folder,
+                cwd=self.directory,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -258,7 +258,7 @@ class DevCluster:
         return subprocess.run(command, env=environment, capture_output=True, timeout=30).returncode == 0
 
     def all_idle(self) -> bool:
-        """Whether every node is up and has nothing to do."""
+        """Whether every node is up and idle."""
         command = ["sinfo", "--noheader", "--Node", "--format=%N %T"]
         found = subprocess.run(command, env=os.environ | self.environment, capture_output=True, text=True)
         return sorted(found.stdout.split("\n"))[1:] == [f"{node} idle" for node in self.nodes]
@@ -267,49 +267,49 @@ class DevCluster:
         deadline = time.monotonic() + timeout_s
         while not ready():
             if self._running[name].poll() is not None:
-                raise ClusterError(f"{name} ended at once: {self._last_words(name)}")
+                raise ClusterError(f"{name} exited at startup: {self._last_line(name)}")
             if time.monotonic() > deadline:
-                raise ClusterError(f"{name} did not come up within {timeout_s:.0f} s: {self._last_words(name)}")
+                raise ClusterError(f"{name} did not start within {timeout_s:.0f} s: {self._last_line(name)}")
             time.sleep(0.2)
 
-    def _last_words(self, name: str) -> str:
-        for path in (self.folder / f"{name}.log", self.folder / f"{name}.out"):
+    def _last_line(self, name: str) -> str:
+        for path in (self.directory / f"{name}.log", self.directory / f"{name}.out"):
             lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
             if lines:
                 return f"{lines[-1]} ({path})"
-        return "it wrote nothing"
+        return "no output"
 
 
 @contextlib.contextmanager
 def running(num_nodes: int = 2, separate_hosts: bool = False) -> Iterator[DevCluster]:
-    """A cluster in a temporary folder, for as long as this context or this process lasts.
+    """A cluster in a temporary directory that lives as long as this context or this process.
 
-    A process that is killed cannot clean up, so another one does: it waits for the end of a pipe, which comes in any
-    case.
+    A killed process cannot clean up, so a second process does: it waits for end of file on a pipe, which it receives in
+    any case.
     """
-    # Not in a deeper folder: the paths of sockets must be short.
-    folder = Path(tempfile.mkdtemp(prefix="masp-slurm-"))
-    command = [sys.executable, __file__, "down", "--when-input-ends", "--dir", str(folder)]
+    # Not in a nested directory: the paths of sockets must be short.
+    directory = Path(tempfile.mkdtemp(prefix="masp-slurm-"))
+    command = [sys.executable, __file__, "down", "--when-input-ends", "--dir", str(directory)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True):
-        cluster = DevCluster(folder, num_nodes, separate_hosts)
+        cluster = DevCluster(directory, num_nodes, separate_hosts)
         cluster.start()
         yield cluster
-    # Leaving Popen's context has closed the pipe and waited.
+    # Leaving the context of Popen closed the pipe and waited for the process.
 
 
 def _path() -> str:
-    # Daemons lie in sbin, which is not on every user's path.
+    # Daemons are in sbin, which is not on every user's path.
     return os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 
 
 def _write_private(path: Path, data: bytes) -> None:
-    """Keys and passwords: slurmdbd and munged refuse files that others can read."""
+    """Write a key or password file; slurmdbd and munged refuse files that others can read."""
     path.touch(mode=0o600)
     path.write_bytes(data)
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that are free now: all are held at once, so that none comes twice."""
+    """Ports that are free now. All are held at the same time, so that they differ."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -323,7 +323,7 @@ def _accepts(port: int) -> bool:
 
 
 def _edit_hosts(edit: Callable[[list[str]], list[str]]) -> None:
-    """Change /etc/hosts in place (in a container it cannot be replaced), one cluster at a time."""
+    """Edit /etc/hosts in place (in a container it cannot be replaced), under a lock."""
     with open(HOSTS, "r+", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         before = file.read().splitlines(keepends=True)
@@ -336,16 +336,19 @@ def _edit_hosts(edit: Callable[[list[str]], list[str]]) -> None:
             file.truncate()
 
 
-def _owned(folder: Path) -> set[int]:
-    """Processes whose environment carries the cluster's mark: its daemons, and the helpers that they start per job."""
-    mark = f"{OWNER}={folder}".encode()
+def _owned(directory: Path) -> set[int]:
+    """Process ids whose environment has the cluster's mark: its daemons, and the helpers they start for each job."""
+    mark = f"{OWNER}={directory}".encode()
     return {pid for pid in _processes() if mark in _read(pid, "environ").split(b"\0")}
 
 
-def _of_jobs(folder: Path) -> set[int]:
-    """Processes of a cluster's jobs, and those that Slurm starts above them: they leave their daemon's family and
-    overwrite their environment with a title, so neither parent nor mark leads to them."""
-    conf = f"SLURM_CONF={folder / 'slurm.conf'}".encode()
+def _of_jobs(directory: Path) -> set[int]:
+    """Process ids of a cluster's jobs and of the slurmstepd processes above them.
+
+    A slurmstepd leaves its daemon's process tree and overwrites its environment with a title, so neither its parent nor
+    the mark identifies it.
+    """
+    conf = f"SLURM_CONF={directory / 'slurm.conf'}".encode()
     found = set()
     for pid in _processes():
         variables = _read(pid, "environ").split(b"\0")
@@ -358,10 +361,10 @@ def _of_jobs(folder: Path) -> set[int]:
 
 
 def _with_descendants(pids: set[int]) -> set[int]:
-    """The processes and all their children, which are the jobs; never this process itself."""
+    """The processes and all their descendants, which are the jobs; never this process itself."""
     children: dict[int, list[int]] = {}
     for pid in _processes():
-        # The name, in parentheses, may hold anything; the parent is the second field after it.
+        # The name, in parentheses, may contain anything; the parent is the second field after it.
         fields = _read(pid, "stat").rpartition(b")")[2].split()
         if len(fields) > 1:
             children.setdefault(int(fields[1]), []).append(pid)
@@ -379,7 +382,7 @@ def _processes() -> Iterator[int]:
 
 
 def _read(pid: int, name: str) -> bytes:
-    """A file of /proc; nothing if the process has gone meanwhile."""
+    """Content of a file in /proc; empty if the process has exited."""
     try:
         return Path(f"/proc/{pid}/{name}").read_bytes()
     except OSError:
@@ -387,7 +390,7 @@ def _read(pid: int, name: str) -> bytes:
 
 
 def _alive(pids: set[int]) -> set[int]:
-    """Those that run; a zombie, whose parent has yet to look, does not."""
+    """The processes that are still running; zombies do not count."""
     states = {pid: _read(pid, "stat").rpartition(b")")[2].split()[:1] for pid in pids}
     return {pid for pid, state in states.items() if state and state != [b"Z"]}
 
@@ -399,15 +402,15 @@ def _signal(pids: set[int], number: signal.Signals) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """`up` and `down`; returns the exit code."""
+    """Run `up` or `down`; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="tools/dev_cluster.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("action", choices=("up", "down"))
-    parser.add_argument("--nodes", type=int, default=2, help="how many nodes (up)")
+    parser.add_argument("--nodes", type=int, default=2, help="number of nodes (up)")
     default = Path(tempfile.gettempdir()) / f"masp-dev-cluster-{os.getuid()}"
-    parser.add_argument("--dir", type=Path, default=default, help=f"its folder; {default} if not given")
-    text = "give each node an address of its own (up), so that `ip link set DEVICE down` cuts it off"
+    parser.add_argument("--dir", type=Path, default=default, help=f"directory of the cluster (default {default})")
+    text = "give each node an address of its own (up), so that `ip link set DEVICE down` can cut it off"
     parser.add_argument("--separate-hosts", action="store_true", help=text)
     parser.add_argument("--when-input-ends", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -416,18 +419,18 @@ def main(argv: list[str] | None = None) -> int:
     cluster = DevCluster(arguments.dir, arguments.nodes, arguments.separate_hosts)
     if arguments.action == "down":
         cluster.stop()
-        known = (cluster.folder / "slurm.conf").exists() or arguments.when_input_ends
-        if known:  # never a folder that is not a cluster's
-            shutil.rmtree(cluster.folder)
-        print(f"dev cluster: {cluster.folder}: {'stopped and removed' if known else 'there was none'}")
+        known = (cluster.directory / "slurm.conf").exists() or arguments.when_input_ends
+        if known:  # never remove a directory that is not a cluster's
+            shutil.rmtree(cluster.directory)
+        print(f"dev cluster: {cluster.directory}: {'stopped and removed' if known else 'no cluster found'}")
         return 0
     try:
         cluster.start()
     except ClusterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"export SLURM_CONF={cluster.folder / 'slurm.conf'}")
-    print(f"dev cluster: {len(cluster.nodes)} nodes are up; logs in {cluster.folder}", file=sys.stderr)
+    print(f"export SLURM_CONF={cluster.directory / 'slurm.conf'}")
+    print(f"dev cluster: {len(cluster.nodes)} nodes are up; logs in {cluster.directory}", file=sys.stderr)
     return 0
 
 

@@ -1,7 +1,8 @@
 #!/bin/bash
-# A private Slurm on this machine for trying things out: `up` starts it, `down` removes it. Needs root.
+# A private Slurm on this machine for testing: `up` starts it, `down` removes it. Needs root.
+# `up` prints a line that exports SLURM_CONF, which every Slurm command reads:
 #
-#   eval "$(tools/dev_cluster.sh up)"      # exports SLURM_CONF, which every Slurm command reads
+#   eval "$(tools/dev_cluster.sh up)"
 #   sinfo
 #   tools/dev_cluster.sh down
 set -euo pipefail

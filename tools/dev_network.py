@@ -1,8 +1,8 @@
-"""Hosts of their own on this machine: a network namespace per host, joined by a bridge, as root.
+"""Separate hosts on this machine: one network namespace per host, connected by a bridge. Needs root.
 
-Each host has an address, a name of its own and nothing else to talk to; it can be cut off like a real one. What it
-makes are the namespaces `masp-<id>-<host>` and the devices `mb<id>` and `mv<id><n>`, where `<id>` follows from a
-folder; `stop` removes them all, also those of an owner that was killed.
+Each host has its own address and host name, can reach only the other hosts and this machine, and can be cut off like a
+real one. The network consists of the namespaces `masp-<id>-<host>` and the devices `mb<id>` and `mv<id><n>`, where
+`<id>` is derived from a directory. `stop` removes all of them, even if the process that created them was killed.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from pathlib import Path
 
 
 class DevNetwork:
-    """Some hosts.
+    """A network of separate hosts.
 
     Args:
-        folder: of the owner; two owners never share one.
-        names: of the hosts, at most 200.
+        directory: Directory of the owner, which identifies the network; no two owners share one.
+        names: Host names, at most 200.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str]):
-        number = zlib.crc32(str(folder).encode())
+    def __init__(self, directory: Path, names: Sequence[str]):
+        number = zlib.crc32(str(directory).encode())
         self.id = f"{number:08x}"
         self.names = list(names)
-        # One of the 65536 small networks of 10.*.*.0: two owners hardly ever meet, and `start` fails where they do.
+        # One of the 65536 networks 10.x.y.0/24: collisions between owners are rare, and `start` fails if one happens.
         self._prefix = f"10.{number >> 8 & 255}.{number & 255}"
 
     @property
     def gateway(self) -> str:
-        """The address of this machine, as hosts see it."""
+        """Address of this machine, as seen by the hosts."""
         return f"{self._prefix}.1"
 
     def address(self, name: str) -> str:
-        """The address of a host."""
+        """Address of a host."""
         return f"{self._prefix}.{11 + self.names.index(name)}"
 
     def start(self) -> None:
-        """Make all hosts.
+        """Create all hosts.
 
         Raises:
-            RuntimeError: the kernel refused, in its own words.
+            RuntimeError: the kernel refused; the message is its own.
         """
         _ip("link", "add", f"mb{self.id}", "type", "bridge")
         _ip("addr", "add", f"{self.gateway}/24", "dev", f"mb{self.id}")
@@ -60,7 +60,7 @@ class DevNetwork:
             _ip("-n", space, "link", "set", "eth0", "up")
 
     def stop(self) -> None:
-        """Kill what runs on the hosts and remove all of it; whatever is not there is not missed."""
+        """Kill all processes on the hosts and remove the network, as far as it exists."""
         found = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
         spaces = [line.split()[0] for line in found.splitlines() if line.startswith(f"masp-{self.id}-")]
         for space in spaces:
@@ -76,17 +76,17 @@ class DevNetwork:
                 subprocess.run(["ip", "link", "del", device], capture_output=True)
 
     def inside(self, name: str, *command: str) -> list[str]:
-        """The command line that runs a command on a host; it keeps its process id."""
+        """The command line that runs a command on a host, without changing its process id."""
         named = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', name]
-        # Not `ip netns exec`, which mounts another /sys, without the control groups that slurmd looks for.
+        # Not `ip netns exec`: it mounts another /sys, without the control groups that slurmd needs.
         return ["nsenter", f"--net=/run/netns/{self._space(name)}", *named, *command]
 
     def cut(self, name: str) -> None:
-        """Pull a host's cable: what is sent is lost, and nobody is told."""
+        """Unplug a host: packets to and from it are lost without an error."""
         _ip("link", "set", f"mv{self.id}{self.names.index(name)}", "down")
 
     def mend(self, name: str) -> None:
-        """Plug it in again."""
+        """Reconnect a host."""
         _ip("link", "set", f"mv{self.id}{self.names.index(name)}", "up")
 
     def _space(self, name: str) -> str:
@@ -94,15 +94,15 @@ class DevNetwork:
 
 
 @contextlib.contextmanager
-def running(folder: Path, names: Sequence[str]) -> Iterator[DevNetwork]:
-    """A network for as long as this context or this process lasts.
+def running(directory: Path, names: Sequence[str]) -> Iterator[DevNetwork]:
+    """A network that lives as long as this context or this process.
 
-    A process that is killed cannot clean up, so another one does: it waits for the end of a pipe, which comes in any
-    case.
+    A killed process cannot clean up, so a second process does: it waits for end of file on a pipe, which it receives in
+    any case.
     """
-    command = [sys.executable, __file__, str(folder)]
+    command = [sys.executable, __file__, str(directory)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):
-        network = DevNetwork(folder, names)
+        network = DevNetwork(directory, names)
         network.start()
         yield network
 
@@ -113,6 +113,6 @@ def _ip(*words: str) -> None:
         raise RuntimeError(f"ip {' '.join(words)}: {done.stderr.strip()}")
 
 
-if __name__ == "__main__":  # the other process of `running`
+if __name__ == "__main__":  # the second process of `running`
     sys.stdin.read()
     DevNetwork(Path(sys.argv[1]), []).stop()

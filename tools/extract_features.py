@@ -1,6 +1,8 @@
-"""The same job as `masp extract`: run the frozen encoder over a dataset, into the feature cache.
+"""Run the frozen encoder over a dataset and fill the feature cache.
 
-python tools/extract_features.py --config configs/train.yaml [key=value …]
+    python tools/extract_features.py --config configs/train.yaml [key=value …]
+
+This is the same job as `masp extract` and takes the same arguments.
 """
 
 import sys

@@ -138,9 +138,11 @@ class Job(abc.ABC):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
             from masp.config import load_config
             from masp.errors import MaspError, StoppedEarly
+            from masp.runtime.log import setup as set_up_logging
 
             failure_path(own_log()).unlink(missing_ok=True)  # of this job before it was queued again
             _announce_ranks()
+            set_up_logging()
             try:
                 check_restarts(self.max_requeues)
                 made = self.work(load_config(self.config_path), stop)

@@ -15,18 +15,21 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import submitit
 
 from launch.job.config import load_cluster
 from launch.job.parts import Part, State, make_parts, task_command
 from launch.submission.record import CLUSTER, CONFIG, JOBS, explain, read_record
-from launch.submission.state import DRIVER_LOCK
+from launch.submission.state import DRIVER_LOCK, DriverStatus, PartStatus
 from masp.config import load_config
 from masp.errors import InputError, MaspError, StoppedEarly
 from masp.files.locks import holding, is_held
+from masp.runtime.log import setup as set_up_logging
 from masp.runtime.status import RunState, read_status, write_status
 from masp.runtime.stop import StopFlag
 
@@ -64,9 +67,9 @@ def start(folder: Path) -> int:
         command = [sys.executable, "-m", "launch.submission.local_driver", str(folder)]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     # Once it has said so, everybody can see that it lives.
-    while read_status(folder) is None and process.poll() is None:
+    while read_status(folder, DriverStatus) is None and process.poll() is None:
         time.sleep(_POLL_S / 4)
-    if read_status(folder) is None:
+    if read_status(folder, DriverStatus) is None:
         raise InputError(f"the driver did not start: see {folder / 'driver.log'}")
     return process.pid
 
@@ -77,12 +80,12 @@ def cancel(folder: Path, timeout_s: float = 90) -> bool:
     Raises:
         InputError: it runs on another machine.
     """
-    status = read_status(folder)
+    status = read_status(folder, DriverStatus)
     host = os.uname().nodename
-    if status is None or status["host"] != host:
-        where = "another machine" if status is None else status["host"]
+    if status is None or status.host != host:
+        where = "another machine" if status is None else status.host
         raise InputError(f"{folder} is run by a process on {where}: cancel it there")
-    os.kill(status["pid"], signal.SIGTERM)
+    os.kill(status.pid, signal.SIGTERM)
     deadline = time.monotonic() + timeout_s
     while is_held(folder / DRIVER_LOCK):
         if time.monotonic() > deadline:
@@ -96,7 +99,7 @@ class _Board:
 
     def __init__(self, folder: Path, names: list[str]):
         self.folder = folder
-        self.parts = {name: {"state": State.WAITING, "job_ids": [], "num_done": 0} for name in names}
+        self.parts = {name: PartStatus() for name in names}
         self._began: dict[str, float] = {}
 
     def begin(self, name: str) -> None:
@@ -104,10 +107,10 @@ class _Board:
         self._began[name] = time.monotonic()
         self.note(name, state=State.RUNNING)
 
-    def note(self, name: str, **more: object) -> None:
+    def note(self, name: str, **more: Any) -> None:
         """Something about a part changed."""
-        self.parts[name] |= more
-        write_status(self.folder, RunState.RUNNING, part=name, parts=self.parts)
+        self.parts[name] = replace(self.parts[name], **more)
+        write_status(self.folder, RunState.RUNNING, kind=DriverStatus, part=name, parts=self.parts)
 
     def end(self, name: str, state: State, message: str = "") -> None:
         """A part ended."""
@@ -147,9 +150,9 @@ def drive(folder: Path) -> None:
             code, text = error.exit_code, str(error)
         else:
             code, text = 1, f"{type(error).__name__}: {error}"
-        write_status(folder, outcome, code, text, parts=board.parts)
+        write_status(folder, outcome, code, text, DriverStatus, parts=board.parts)
         raise
-    write_status(folder, RunState.FINISHED, 0, f"all parts: {', '.join(names)}", parts=board.parts)
+    write_status(folder, RunState.FINISHED, 0, f"all parts: {', '.join(names)}", DriverStatus, parts=board.parts)
 
 
 def _run(part: Part, folder: Path, signal_delay_s: int, stop: StopFlag, tell: Callable[..., None]) -> None:
@@ -185,7 +188,7 @@ def _run(part: Part, folder: Path, signal_delay_s: int, stop: StopFlag, tell: Ca
         while waiting and len(running) < limit and not stop and failure is None:
             running.append(executor.submit(waiting.popleft()))
             job_ids.append(running[-1].job_id)
-            tell(job_ids=job_ids)
+            tell(job_ids=tuple(job_ids))
         if (stop or failure is not None) and not told:
             told = True
             for job in running:  # its number is the process that passes signals on to the job's ranks
@@ -219,6 +222,7 @@ def _failure(job, folder: Path) -> str | None:
 def main() -> int:
     """Run the driver; returns the exit code."""
     folder = Path(sys.argv[1])
+    set_up_logging()
     try:
         with holding(folder / DRIVER_LOCK, f"{folder} has a driver already", key="output_dir"):
             drive(folder)

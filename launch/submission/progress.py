@@ -10,6 +10,7 @@ from masp.cache.layout import read_layout, shard_names, sidecar_path
 from masp.cache.shard_state import read_manifest
 from masp.config import Config
 from masp.errors import MaspError
+from masp.runtime.status import read_status
 
 _TAIL = 4096
 
@@ -43,11 +44,10 @@ def _shards(folder: Path) -> str:
 
 
 def _steps(folder: Path) -> str:
-    status = folder / "status.json"
-    if not status.is_file():
+    status = read_status(folder)
+    if status is None:
         return ""
-    total = json.loads(status.read_text()).get("num_steps")
-    last = _last_step(folder / "metrics.jsonl")
+    total, last = status.num_steps, _last_step(folder / "metrics.jsonl")
     return f"step {last} of {total}" if total else f"step {last}" if last else ""
 
 

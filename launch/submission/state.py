@@ -12,7 +12,7 @@ from launch.submission.progress import progress
 from launch.submission.record import CONFIG, Record, Submitted, explain, read_record
 from masp.config import Config, load_config
 from masp.files.locks import is_held
-from masp.runtime.status import read_status
+from masp.runtime.status import Status, read_status
 
 DRIVER_LOCK = "driver.lock"
 """Held by the driver of a local submission for as long as it lives."""
@@ -30,6 +30,26 @@ _ORDER = (
     State.UNKNOWN,
     State.FINISHED,
 )
+
+
+@dataclass(frozen=True)
+class PartStatus:
+    """How far a part of a local submission is."""
+
+    state: State = State.WAITING
+    job_ids: tuple[str, ...] = ()
+    num_done: int = 0
+    message: str | None = None
+    elapsed: str | None = None
+
+
+@dataclass(frozen=True)
+class DriverStatus(Status):
+    """`status.json` of a local submission."""
+
+    part: str | None = None
+    """The part that was started last."""
+    parts: dict[str, PartStatus] | None = None
 
 
 @dataclass(frozen=True)
@@ -144,13 +164,13 @@ def _slurm_part(
 
 
 def _local(folder: Path, record: Record, config: Config) -> list[PartState]:
-    status = read_status(folder) or {}
+    status = read_status(folder, DriverStatus)
     alive = is_held(folder / DRIVER_LOCK)
-    known = status.get("parts", {})
+    known = (status.parts if status else None) or {}
     parts = []
     for part in record.parts:
-        own = known.get(part.name, {"state": State.WAITING, "job_ids": [], "num_done": 0})
-        state, message = State(own["state"]), own.get("message", "")
+        own = known.get(part.name, PartStatus())
+        state, message = own.state, own.message or ""
         if not alive and state == State.RUNNING:
             state, message = State.FAILED, f"its driver died: see {folder / 'driver.log'}"
         elif not alive and state == State.WAITING:
@@ -159,10 +179,10 @@ def _local(folder: Path, record: Record, config: Config) -> list[PartState]:
             PartState(
                 part.name,
                 state,
-                tuple(own["job_ids"]),
-                tasks=f"{own['num_done']}/{part.num_jobs}" if part.num_jobs > 1 else "",
-                elapsed=own.get("elapsed", ""),
-                nodes=status.get("host", "") if state == State.RUNNING else "",
+                own.job_ids,
+                tasks=f"{own.num_done}/{part.num_jobs}" if part.num_jobs > 1 else "",
+                elapsed=own.elapsed or "",
+                nodes=status.host if status and state == State.RUNNING else "",
                 progress=progress(part.name, config),
                 message=message,
             )

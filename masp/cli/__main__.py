@@ -1,4 +1,4 @@
-"""Keeps `python -m masp.cli` working; new commands say `python -m masp`."""
+"""`python -m masp.cli …`: the same as `masp …`, as launchers that take a module call it."""
 
 import sys
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import os
 import platform
@@ -10,8 +11,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from masp.cli.parser import Commands, add_command
+from masp.cli.settings import add_settings
 from masp.errors import InputError, MaspError
+from masp.files.regular import exists
+from masp.files.text import reason
 
+_DETAILS = """\
+  masp doctor
+  masp doctor --config configs/train.yaml vlm.path=models/Qwen2-VL-7B"""
 PACKAGES = (
     "torch",
     "transformers",
@@ -26,11 +34,16 @@ PACKAGES = (
 )
 
 
-def doctor(config_path: str | None, overrides: Sequence[str]) -> int:
-    """Print versions, devices, Slurm and disk; with a configuration, check what it names.
+def register(commands: Commands) -> None:
+    """Add the parser."""
+    summary = "check this machine: versions, devices, Slurm, and a configuration if given"
+    parser = add_command(commands, "doctor", summary, _DETAILS)
+    add_settings(parser)
+    parser.set_defaults(run=run)
 
-    Returns:
-        0; problems are raised.
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print versions, devices and Slurm; with a configuration, check what it names.
 
     Raises:
         InputError: something is missing that every run needs, or the configuration would not run here.
@@ -46,8 +59,8 @@ def doctor(config_path: str | None, overrides: Sequence[str]) -> int:
     _devices()
     _row("slurm", shutil.which("sbatch") or "no sbatch on the PATH: jobs run on this machine only")
     _row("hub", "offline" if os.environ.get("HF_HUB_OFFLINE") == "1" else "allowed (HF_HUB_OFFLINE is not 1)")
-    if config_path or overrides:
-        problems += _configuration(config_path, overrides)
+    if arguments.config or arguments.overrides:
+        problems += _configuration(arguments.config, arguments.overrides)
     if problems:
         raise InputError(f"{len(problems)} problems: {'; '.join(problems)}")
     print("doctor: no problem found")
@@ -82,7 +95,9 @@ def _configuration(path: str | None, overrides: Sequence[str]) -> list[str]:
         ),
         "dataset": lambda: _describe(read_dataset(config.dataset)),
         "cache": lambda: (
-            f"{len(open_matching_cache(config)[0])} images" if Path(config.cache.dir).exists() else "none yet"
+            f"{len(open_matching_cache(config)[0])} images"
+            if exists(Path(config.cache.dir), key="cache.dir")
+            else "none yet"
         ),
         "output_dir": lambda: _space(Path(config.output_dir)),
     }
@@ -101,9 +116,14 @@ def _describe(dataset) -> str:
     return f"{dataset.name}: " + ", ".join(f"{count} {split}" for split, count in splits.items() if count)
 
 
-def _space(folder: Path) -> str:
-    """Free space at a folder that need not exist yet."""
-    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+def _space(directory: Path) -> str:
+    """Describe the free space at a directory that need not exist yet."""
+    absolute = directory.absolute()
+    existing = next(p for p in (absolute, *absolute.parents) if exists(p, key="output_dir"))
     if not os.access(existing, os.W_OK):
         raise InputError(f"output_dir: {existing} cannot be written")
-    return f"{folder}, {shutil.disk_usage(existing).free / 1e9:.0f} GB free"
+    try:
+        free = shutil.disk_usage(existing).free
+    except OSError as error:
+        raise InputError(f"output_dir: {existing} cannot be examined: {reason(error)}") from None
+    return f"{directory}, {free / 1e9:.0f} GB free"

@@ -1,27 +1,30 @@
-"""The types of settings that more than one field has: what pydantic checks beyond a Python type."""
+"""What a setting may be: the types that several settings share, and the words that describe any of them."""
 
+import dataclasses
+import functools
 import os
-from collections.abc import Sequence
+import typing
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, InstanceOf, Strict
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, InstanceOf, Strict, TypeAdapter
 from pydantic_core import PydanticCustomError
 
 T = TypeVar("T")
 
 
 class Settings:
-    """Base of the dataclasses of settings: an unknown key is an error."""
+    """Base class of dataclasses of settings: an unknown key is an error."""
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-# What a message says after "must be" comes from the declaration of the field; the error only has to be one.
+# `masp.config.loading` takes the words after "must be" from `Setting.valid`; this error needs none of its own.
 _NOT_VALID = PydanticCustomError("not_valid", "not valid")
 
 
 def _check_number(value: Any) -> Any:
-    """Refuse what pydantic would turn into a number, and integers beyond 64 bits."""
+    """Refuse other types, which pydantic would convert to a number, and integers of more than 64 bits."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _NOT_VALID
     if isinstance(value, int) and value.bit_length() > 64:
@@ -29,11 +32,11 @@ def _check_number(value: Any) -> Any:
     return value
 
 
-def _check_literal_text(text: str) -> str:
+def _check_literal(text: str) -> str:
     if "${" in text:
         raise ValueError("must be written out: references such as ${…} are not replaced")
     if "\0" in text:
-        raise ValueError("must not hold a zero byte")
+        raise ValueError("must not contain a null character")
     return text
 
 
@@ -49,17 +52,91 @@ def _check_unique(items: Sequence[str]) -> Sequence[str]:
     return items
 
 
-# The last of a number's annotations: `Annotated[int, Field(ge=1), Number]`. 1e5 is a float in YAML and a valid integer.
+# Must be the last annotation of a number: `Annotated[int, Field(ge=1), Number]`. YAML's 1e5 is a float and a valid int.
 Number = BeforeValidator(_check_number)
 Boolean = Annotated[bool, Strict()]
 
 Count = Annotated[int, Field(ge=1), Number]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0), Number]
 Positive = Annotated[float, Field(gt=0.0), Number]
-# A file name may hold bytes that are not UTF-8, which pydantic's own `str` refuses.
-Item = Annotated[InstanceOf[str], AfterValidator(_check_literal_text)]
-Text = Annotated[Item, AfterValidator(_check_not_blank)]
-# A leading `~` stands for the home directory.
+# `str` alone would refuse file names with bytes that are not UTF-8.
+Item = Annotated[InstanceOf[str], AfterValidator(_check_literal)]
+Text = Annotated[Item, AfterValidator(_check_not_blank), Field(json_schema_extra={"minLength": 1})]
+# A leading `~` becomes the home directory.
 PathText = Annotated[Text, AfterValidator(os.path.expanduser)]
-# No entry occurs twice.
+# No item occurs twice.
 UniqueList = Annotated[list[T], AfterValidator(_check_unique), Field(json_schema_extra={"uniqueItems": True})]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A setting as messages and documentation describe it: what pydantic derives from its declaration, in words."""
+
+    name: str
+    """Its dotted name."""
+
+    default: Any
+    """Its default; `dataclasses.MISSING` if it must be given."""
+
+    valid: str
+    """What is valid, in words that follow "must be"."""
+
+    is_string: bool
+    """Whether it is a string, and not a list of strings."""
+
+
+@functools.cache
+def describe_settings(root: type) -> dict[str, Setting]:
+    """Every setting of a dataclass of settings by its dotted name, in the order of the declarations."""
+    return {setting.name: setting for setting in _settings(root, "")}
+
+
+@functools.cache
+def sections(root: type) -> dict[str, type]:
+    """The dataclass of every section of `root` by its name, in order."""
+    hints = typing.get_type_hints(root)
+    return {name: kind for name, kind in hints.items() if isinstance(kind, type) and dataclasses.is_dataclass(kind)}
+
+
+def _settings(root: type, prefix: str) -> Iterator[Setting]:
+    schemas = TypeAdapter(root).json_schema()["properties"]
+    for field in dataclasses.fields(root):
+        name = f"{prefix}{field.name}"
+        if field.name in sections(root):
+            yield from _settings(sections(root)[field.name], f"{name}.")
+            continue
+        schema = schemas[field.name]
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        is_string = schema.get("anyOf", [schema])[0]["type"] == "string"
+        yield Setting(name, default, _valid(schema), is_string)
+
+
+def _valid(schema: dict[str, Any]) -> str:
+    if "anyOf" in schema:
+        return f"{_valid(schema['anyOf'][0])}, or null"
+    if "enum" in schema:
+        return f"one of {', '.join(schema['enum'])}"
+    match schema["type"]:
+        case "array":
+            choices = schema["items"].get("enum")
+            words = f"a list of any of {', '.join(choices)}" if choices else "a list of strings"
+            if examples := schema.get("examples"):
+                words = f"a list such as [{', '.join(examples[0])}]"
+            return words + (", each at most once" if schema.get("uniqueItems") else "")
+        case "string":
+            return "a non-empty string" if "minLength" in schema else "a string"
+        case "boolean":
+            return "true or false"
+        case kind:
+            number = "an integer" if kind == "integer" else "a number"
+            return " ".join(filter(None, (number, _bounds(schema))))
+
+
+def _bounds(schema: dict[str, Any]) -> str:
+    low, above, high = (schema.get(key) for key in ("minimum", "exclusiveMinimum", "maximum"))
+    if low is not None and high is not None:
+        return f"from {low:g} to {high:g}" if schema["type"] == "number" else f"from {low} to {high}"
+    words = (("of at least", low), ("above", above), ("of at most", high))
+    return " and ".join(f"{word} {bound:g}" for word, bound in words if bound is not None)

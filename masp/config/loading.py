@@ -3,21 +3,22 @@
 import dataclasses
 import difflib
 import functools
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from masp.config.describe import describe_settings, sections
+from masp.config.fields import describe_settings, sections
 from masp.config.packaged import find_packaged
 from masp.config.schema import Config
-from masp.config.yaml_text import dump_yaml, parse_yaml, read_yaml, shown
-from masp.errors import InputError
+from masp.config.yaml_text import dump_yaml, parse_yaml, read_yaml
+from masp.errors import InputError, one_line
+from masp.files.atomic import write_bytes
+from masp.files.text import shortened, shown
 from masp.taxonomy import normalise_category
 
-# The key by which a file builds on another one.
+# The key that names the file whose settings a file starts from.
 _BASE = "base"
 _COMMAND_LINE = "command line"
 
@@ -31,7 +32,7 @@ class _Layer:
 
     tree: Tree
     source: str
-    """What to call it in messages."""
+    """Its name in messages."""
     lines: dict[str, int]
     """The line of each key, by its dotted name."""
 
@@ -40,7 +41,8 @@ class _Layer:
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Read and check the configuration of a run; see `load_settings`. Files that came with MASP are found."""
+    """Load and check the configuration of a run; see `load_settings`. `vlm.path` and `questions` may name MASP's own
+    files, see `find_packaged`."""
     config = load_settings(Config, path, overrides, _check_together)
     config.vlm.path, config.questions = find_packaged(config.vlm.path), find_packaged(config.questions)
     return config
@@ -52,22 +54,22 @@ def load_settings(
     overrides: Sequence[str] = (),
     check_together: Callable[[T, str], None] | None = None,
 ) -> T:
-    """Read and check settings of any kind.
+    """Load and check settings of any kind.
 
     Args:
-        root: the dataclass of the settings, whose annotations pydantic understands; a field may be a dataclass of
-            settings itself.
-        path: a YAML file (see `find_packaged`), or None for the defaults alone. Its key `base` names a file, relative
+        root: Dataclass of the settings, whose annotations pydantic understands; a field may be a section, that is, a
+            dataclass of settings itself.
+        path: YAML file (see `find_packaged`), or None for the defaults alone. Its key `base` names a file, relative
             to its own directory, whose settings it starts from.
-        overrides: `key=value`, the key dotted and the value as in YAML; the last one of a key wins.
-        check_together: checks what concerns more than one value; gets the settings and what to call their source.
+        overrides: `key=value` strings, the key dotted and the value in YAML; the last one of a key wins.
+        check_together: Checks rules about more than one value; gets the settings and the name of their source.
 
     Returns:
         The settings; every value has the type of its field and lies in its range.
 
     Raises:
-        InputError: a file is missing or not valid YAML, a key is unknown, a value is not valid, or a required setting
-            is missing. One line that names file, key, value and what would be valid.
+        InputError: A file is missing or not valid YAML, a key is unknown, a value is not valid, or a required setting
+            is missing. One line that names file, key and value and says what would be valid.
     """
     file = None if path is None else find_packaged(str(path))
     where = file or _COMMAND_LINE
@@ -78,7 +80,7 @@ def load_settings(
     try:
         settings = _validate(tree, root)
     except ValidationError as error:
-        # Each layer is valid, so what is wrong with all of them is what none of them gives.
+        # Each layer is valid by itself, so the only possible error is a setting that none of them gives.
         missing = sorted(".".join(map(str, each["loc"])) for each in error.errors())
         raise InputError(
             f"{where}: {' and '.join(missing)} must be given, in the file or as {missing[0]}=… on the command line"
@@ -89,23 +91,20 @@ def load_settings(
 
 
 def save_config(config: Any, path: str | Path) -> None:
-    """Write a configuration so that reading it gives an equal one.
+    """Write settings to a YAML file that `load_settings` reads back equal.
 
     Args:
-        config: what to write: a `Config`, or other settings.
-        path: the file. It appears complete or not at all.
+        config: `Config`, or other settings.
+        path: The file. It appears complete or not at all.
+
+    Raises:
+        OSError: It cannot be written.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(dump_yaml(dataclasses.asdict(config)))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_bytes(Path(path), dump_yaml(dataclasses.asdict(config)).encode())
 
 
 def _read_files(path: Path, root: type) -> list[_Layer]:
-    """The settings of a file and of those it builds on, the deepest base first."""
+    """Read a file and those that it starts from, the innermost base first."""
     layers: list[_Layer] = []
     seen: list[Path] = []
     following: Path | None = path
@@ -128,13 +127,13 @@ def _read_files(path: Path, root: type) -> list[_Layer]:
 
 
 def _read_overrides(overrides: Sequence[str], root: type) -> list[_Layer]:
-    """A layer for each `key=value` argument."""
+    """Make a layer of each `key=value` argument."""
     layers = []
     for override in overrides:
         name, equals, text = override.partition("=")
         name = name.strip()
         if not equals or not name:
-            raise InputError(f"{_COMMAND_LINE}: {override!r} must be key=value, for example seed=1")
+            raise InputError(f"{_COMMAND_LINE}: {shown(override)} must be key=value, for example seed=1")
         tree = _override_value(text.strip(), name, root)
         for part in reversed(name.split(".")):
             tree = {part: tree}
@@ -143,12 +142,12 @@ def _read_overrides(overrides: Sequence[str], root: type) -> list[_Layer]:
 
 
 def _override_value(text: str, name: str, root: type) -> Any:
-    """The value that an override means: YAML, but a setting that is text takes the characters as they stand."""
+    """Parse the value of an override: YAML, except that a setting that is a string takes the characters as given."""
     setting = describe_settings(root).get(name)
-    as_it_stands = setting is not None and setting.is_text and text[:1] not in ("'", '"', "[", "{", "")
-    if as_it_stands and text not in ("null", "~"):
+    is_literal = setting is not None and setting.is_string and text[:1] not in ("'", '"', "[", "{", "")
+    if is_literal and text not in ("null", "~"):
         return text
-    return parse_yaml(text, f"{_COMMAND_LINE}: {name}")[0]
+    return parse_yaml(text, f"{_COMMAND_LINE}: {one_line(shortened(name))}")[0]
 
 
 def _merge(tree: Tree, other: Tree) -> None:
@@ -172,7 +171,7 @@ def _check_layer(layer: _Layer, root: type) -> None:
     """Check every key and value that one source gives; it need not give all.
 
     Raises:
-        InputError: something is not valid, the first in the order of lines.
+        InputError: A key or value is not valid; the first one in the order of lines.
     """
     try:
         _validate(layer.tree, root)
@@ -183,30 +182,32 @@ def _check_layer(layer: _Layer, root: type) -> None:
 
 
 def _refusal(error: Any, layer: _Layer, root: type) -> tuple[int, str]:
-    """The line of what pydantic refuses, and the message about it."""
+    """Turn an error of pydantic's into the number of its line and a message."""
     settings = describe_settings(root)
     is_unknown, loc = error["type"] == "unexpected_keyword_argument", error["loc"]
     if error["type"] == "string_unicode" and (not loc or loc[-1] in sections(root)):
-        # A key with half of a surrogate pair, which pydantic reports at its section.
+        # A key with a lone surrogate, which pydantic reports at its section.
         is_unknown, loc = True, (*loc, error["input"])
     name, value = "", layer.tree
     for key in loc:
         name, value = f"{name}.{key}" if name else key, value[key]
-        if name in settings:  # what follows is the place in a list
+        if name in settings:  # the rest is the position in a list
             break
     place = layer.place(name)
     if is_unknown and "." in key:
-        message = f"{place}: {name!r} must be nested: '{key.partition('.')[0]}:', and the rest below it"
+        message = f"{place}: {shown(name)} must be nested: {shown(key.partition('.')[0] + ':')}, and the rest below it"
     elif is_unknown:
         prefix = name.removesuffix(key)
-        message = f"{place}: unknown key {name!r}: {_suggestion(name, prefix, list(settings), list(sections(root)))}"
+        message = (
+            f"{place}: unknown key {shown(name)}: {_suggestion(name, prefix, list(settings), list(sections(root)))}"
+        )
     elif error["type"] == "value_error":
         message = f"{place}: {name} = {shown(value)}: {error['ctx']['error']}"
     elif name in settings:
         message = f"{place}: {name} = {shown(value)}: must be {settings[name].valid}"
     else:
         example = next(known for known in settings if known.startswith(f"{name}."))
-        message = f"{place}: {name} = {shown(value)}: must hold settings such as {example}"
+        message = f"{place}: {name} = {shown(value)}: must be a section with settings such as {example}"
     return layer.lines.get(name, 0), message
 
 
@@ -223,18 +224,18 @@ def _suggestion(name: str, prefix: str, known: list[str], known_sections: list[s
     )
     if close:
         return f"did you mean {' or '.join(close)}?"
-    return f"valid here are {', '.join(here)}"
+    return f"valid keys here: {', '.join(here)}"
 
 
 def _check_together(config: Config, where: str) -> None:
-    """The rules that concern more than one value."""
+    """Check the rules about more than one value."""
     low, high = config.vlm.min_pixels, config.vlm.max_pixels
     if low is not None and high is not None and low > high:
         raise InputError(f"{where}: vlm.min_pixels = {low}: must be at most vlm.max_pixels, which is {high}")
     if not config.stage2.vision_features and (not config.aspects or config.checkpoint.aspect == "none"):
         key = "checkpoint.aspect = none" if config.aspects else "aspects = []"
         raise InputError(
-            f"{where}: stage2.vision_features = false: with {key} nothing of the picture would be left in the prompt"
+            f"{where}: stage2.vision_features = false: with {key} nothing of the image would be in the prompt"
         )
     categories = config.dataset.categories
     if categories is not None:

@@ -1,35 +1,43 @@
-"""MASP's own files, which commands name as in a clone: `configs/train.yaml` is found from any directory."""
+"""MASP's own files: commands name them as in a clone, so `configs/train.yaml` is found from any directory."""
 
+import logging
 import os
-import sys
 from pathlib import Path, PurePath
+
+from masp.files.regular import exists
+
+LOG = logging.getLogger(__name__)
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # An installation keeps `configs/` inside the package; in a clone it stays beside it.
 _PLACES = {"configs": (_PACKAGE / "configs", _PACKAGE.parent / "configs"), "masp": (_PACKAGE,)}
-_said: set[str] = set()
+_noted: set[str] = set()
 
 
 def find_packaged(path: str, directory: str | Path = "") -> str:
     """Find a file that a directory lacks among those that came with MASP.
 
     Args:
-        path: as the user or a file gave it.
-        directory: what it is relative to; the working directory if empty.
+        path: Path as the user or a file gave it.
+        directory: Directory that a relative path starts from; empty for the working directory.
 
     Returns:
-        MASP's own file, which is said on stderr once, if `path` begins with `configs/` or `masp/`, does not exist and
-        names such a file; else `path` in `directory`.
+        MASP's own file, noted once on stderr, if `path` begins with `configs/` or `masp/`, does not exist and MASP has
+        such a file; otherwise `path` in `directory`.
+
+    Raises:
+        InputError: The file system does not say whether `path` exists.
     """
     given = os.path.join(directory, path)
     first, *rest = PurePath(path).parts or ("",)
-    if not rest or ".." in rest or os.path.exists(given):
+    places = _PLACES.get(first, ())
+    if not places or not rest or ".." in rest or exists(Path(given)):
         return given
-    for place in _PLACES.get(first, ()):
-        own = str(place.joinpath(*rest))
-        if os.path.exists(own):
-            if given not in _said:
-                _said.add(given)
-                print(f"note: {given} does not exist; using MASP's own {own}", file=sys.stderr)
-            return own
+    for place in places:
+        own = place.joinpath(*rest)
+        if own.exists():
+            if given not in _noted:
+                _noted.add(given)
+                LOG.info("%s does not exist; using MASP's own %s", given, own)
+            return str(own)
     return given

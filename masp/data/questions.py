@@ -71,7 +71,7 @@ def load_questions(path: str | Path) -> Questions:
     Raises:
         InputError: unreadable, not valid YAML, or something else than templates where templates belong.
     """
-    content, _ = read_yaml(path, f"questions: {path}")
+    content, _ = read_yaml(path, "questions")
     if set(content) != {"aspects", "emotion"}:
         raise InputError(
             f"{path}: must have the keys aspects and emotion and no others, has {', '.join(content) or 'none'}"

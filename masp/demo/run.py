@@ -5,7 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, with_config
 
 from masp.artifacts.trained import NONE, default_aspect_path
 from masp.cache.reader import open_cache
@@ -13,12 +17,14 @@ from masp.config import Config
 from masp.demo.data import NUM_TEST, NUM_TRAIN, make_demo_data
 from masp.demo.world.write_dataset import best_possible
 from masp.distributed.task_share import require_one_process
-from masp.errors import InputError
+from masp.errors import DataError, InputError
 from masp.evaluation.run import evaluate
 from masp.experiments.linear_probe import linear_probe
 from masp.extraction.job import extract
+from masp.files.atomic import write_bytes
+from masp.files.typed import read
 from masp.report.page import write_report
-from masp.results.intervals import wilson_interval
+from masp.results.metrics import wilson_interval
 from masp.training.loop import train
 
 VARIANTS = {
@@ -31,27 +37,49 @@ VARIANTS = {
 }
 
 
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@with_config(ConfigDict(strict=True, extra="ignore", allow_inf_nan=False))
+@dataclass(frozen=True)
+class VariantResult:
+    """The accuracy of one variant on the demo's test images: three of the keys of `metrics.json`."""
+
+    accuracy: _Share
+    accuracy_ci95: tuple[_Share, _Share] | None
+    """Wilson's interval; None of what is known rather than measured."""
+    num_samples: Annotated[int, Field(ge=1)]
+
+    def to_dict(self) -> dict[str, object]:
+        """Return what `summary.json` holds of it; there is no key for an interval that does not exist."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+Summary = dict[str, VariantResult]
+"""Variant -> its result, in the order of `VARIANTS`."""
+
+
 def run_demo(config: Config, num_train: int | None = None, num_test: int | None = None) -> Path:
     """Run everything; what an earlier call finished is not done again.
 
     Args:
-        config: `configs/demo.yaml`; its seed draws the pictures and trains.
-        num_train: training pictures; None for the demo's own number.
-        num_test: test pictures.
+        config: Run configuration, such as `configs/demo.yaml`; its seed draws the images and trains.
+        num_train: Number of training images; None for the demo's own.
+        num_test: Number of test images; None for the demo's own.
 
     Returns:
         `<output_dir>/summary.json`: per variant `accuracy`, `accuracy_ci95`, `num_samples`.
 
     Raises:
-        InputError: the data folder holds something else, or several processes were announced.
+        InputError: The data directory holds something else, or a launcher announced several processes.
     """
     require_one_process("demo: runs every step itself, as one process", "call it alone, outside of launchers")
     started = time.monotonic()
     if config.dataset.name != "emoset":
-        raise InputError(f"dataset.name = {config.dataset.name!r}: the demo's pictures are laid out as 'emoset'")
+        raise InputError(f"dataset.name = {config.dataset.name!r}: the demo's images are laid out as 'emoset'")
     counts = NUM_TRAIN if num_train is None else num_train, NUM_TEST if num_test is None else num_test
     if min(counts) < 1:
-        raise InputError(f"--num-train {counts[0]} --num-test {counts[1]}: the demo needs at least one picture of each")
+        raise InputError(f"--num-train {counts[0]} --num-test {counts[1]}: the demo needs at least one image of each")
 
     _say(
         f"masp make-demo-data {config.dataset.root} --num-train {counts[0]} --num-test {counts[1]} --seed {config.seed}"
@@ -73,7 +101,8 @@ def run_demo(config: Config, num_train: int | None = None, num_test: int | None 
         metrics[variant] = _written(evaluate(changed))
     summary = _summarise(config, metrics)
     path = Path(config.output_dir) / "summary.json"
-    path.write_text(json.dumps(summary, indent=1) + "\n")
+    text = json.dumps({name: result.to_dict() for name, result in summary.items()}, indent=1)
+    write_bytes(path, f"{text}\n".encode())
     _say("masp report")
     report = write_report(config.output_dir)
     print(_table(summary))
@@ -83,11 +112,11 @@ def run_demo(config: Config, num_train: int | None = None, num_test: int | None 
 
 
 def _baselines(config: Config) -> dict[str, Config]:
-    """The configurations of the variants that the pipeline itself can run."""
-    folder = Path(config.output_dir) / "baselines"
+    """Return the configurations of the variants that the pipeline itself can run."""
+    directory = Path(config.output_dir) / "baselines"
     variants = {name: copy.deepcopy(config) for name in ("zero_shot", "soft_prompt_only", "aspects_only")}
     for name, changed in variants.items():
-        changed.output_dir = str(folder / name)
+        changed.output_dir = str(directory / name)
         changed.evaluate.output_dir = None
     variants["zero_shot"].checkpoint.aspect = variants["zero_shot"].checkpoint.soft_prompt = NONE
     variants["soft_prompt_only"].aspects = []
@@ -108,26 +137,32 @@ def _written(metrics: Path | None) -> Path:
     return metrics
 
 
-def _summarise(config: Config, metrics: dict[str, Path]) -> dict[str, dict]:
-    """Accuracies of all variants, in the order of `VARIANTS`."""
-    found = {}
+def _summarise(config: Config, metrics: dict[str, Path]) -> Summary:
+    """Collect the accuracies of all variants, in the order of `VARIANTS`.
+
+    Args:
+        config: Run configuration.
+        metrics: Variant -> its `metrics.json`, of those that were evaluated.
+    """
+    found: Summary = {}
     for name, path in metrics.items():
-        read = json.loads(Path(path).read_text())
-        found[name] = {key: read[key] for key in ("accuracy", "accuracy_ci95", "num_samples")}
-    right, number = linear_probe(open_cache(config.cache.dir), config.seed)
-    interval = list(wilson_interval(right, number))
-    found["linear_probe"] = {"accuracy": right / number, "accuracy_ci95": interval, "num_samples": number}
+        result = read(VariantResult, path)
+        if result is None:
+            raise DataError(f"{path} is missing; run the same command again")
+        found[name] = result
+    num_correct, num_samples = linear_probe(open_cache(config.cache.dir), config.seed)
+    interval = wilson_interval(num_correct, num_samples)
+    found["linear_probe"] = VariantResult(num_correct / num_samples, interval, num_samples)
     best = best_possible(config.dataset.root, config.evaluate.split)
-    found["best_possible"] = {"accuracy": best, "num_samples": number}
+    found["best_possible"] = VariantResult(best, None, num_samples)
     return {name: found[name] for name in VARIANTS}
 
 
-def _table(summary: dict[str, dict]) -> str:
+def _table(summary: Summary) -> str:
     lines = [f"\n{'':<18} {'accuracy':>8}  {'95 % interval':<16}"]
-    for name, entry in summary.items():
-        low, high = entry.get("accuracy_ci95", (None, None))
-        interval = "" if low is None else f"{low:.3f} to {high:.3f}"
-        lines.append(f"{name.replace('_', ' '):<18} {entry['accuracy']:>8.3f}  {interval:<16}  {VARIANTS[name]}")
+    for name, result in summary.items():
+        interval = "" if result.accuracy_ci95 is None else "{:.3f} to {:.3f}".format(*result.accuracy_ci95)
+        lines.append(f"{name.replace('_', ' '):<18} {result.accuracy:>8.3f}  {interval:<16}  {VARIANTS[name]}")
     return "\n".join(lines) + "\n"
 
 

@@ -1,18 +1,16 @@
-"""What ranks tell each other: barriers, sums, gathering, and agreement."""
+"""What ranks exchange: barrier, all-reduce, broadcast, gather, agreement. With a single rank, the value itself."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed
+from torch import Tensor
 
 from masp.distributed.ranks import Ranks
 from masp.errors import InputError, OtherRankFailed
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def barrier() -> None:
@@ -22,7 +20,7 @@ def barrier() -> None:
 
 
 def sum_integers(values: Sequence[int], device: str = "cpu") -> list[int]:
-    """The sums of integers over all ranks, exactly."""
+    """All-reduce integers of at most 64 bits: their sums over all ranks, exactly."""
     total = torch.tensor(values, dtype=torch.int64, device=device)
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(total)
@@ -30,26 +28,28 @@ def sum_integers(values: Sequence[int], device: str = "cpu") -> list[int]:
 
 
 def sum_tensor(values: Tensor) -> Tensor:
-    """A tensor summed over all ranks, in place; every rank gets the same bits."""
+    """All-reduce a tensor in place: its sum over all ranks; every rank gets the same bits."""
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(values)
     return values
 
 
 def sum_floats(values: Sequence[float], device: str = "cpu") -> list[float]:
-    """The sums of fp64 numbers over all ranks; every rank gets the same bits."""
+    """All-reduce fp64 numbers: their sums over all ranks; every rank gets the same bits."""
     return sum_tensor(torch.tensor(values, dtype=torch.float64, device=device)).tolist()
 
 
-def share(value: Any) -> Any:
-    """The lead's value, on all ranks."""
+def broadcast(value: Any) -> Any:
+    """Broadcast the value of rank 0, which anything picklable may be, and return it on all ranks."""
+    if not torch.distributed.is_initialized():
+        return value
     values = [value]
     torch.distributed.broadcast_object_list(values)
     return values[0]
 
 
 def gather(value: Any) -> list[Any]:
-    """Every rank's value, by rank; for small things and rare moments."""
+    """Gather the value of every rank, in the order of ranks; anything small and picklable, and not in every step."""
     if not torch.distributed.is_initialized():
         return [value]
     values = [None] * torch.distributed.get_world_size()
@@ -58,15 +58,16 @@ def gather(value: Any) -> list[Any]:
 
 
 def any_rank(flag: bool, device: str = "cpu") -> bool:
-    """Whether the flag is up on at least one rank: all ranks come to the same answer."""
+    """Whether a flag is true on at least one rank; all ranks get the same answer."""
     return sum_integers([int(flag)], device)[0] > 0
 
 
 def on_lead(ranks: Ranks, device: str, work: Callable[[], object]) -> None:
-    """Do something on the lead rank alone; all ranks wait for it, and if it fails all ranks fail.
+    """Do something on rank 0 only; all ranks wait for it, and if it fails all ranks fail.
 
     Raises:
-        OtherRankFailed: on the ranks that only waited. On the lead whatever `work` raised.
+        Exception: On rank 0, whatever `work` raises.
+        OtherRankFailed: On the other ranks, if `work` raised.
     """
     error: Exception | None = None
     if ranks.is_lead:
@@ -75,17 +76,22 @@ def on_lead(ranks: Ranks, device: str, work: Callable[[], object]) -> None:
         except Exception as caught:  # raised below, after the others know
             error = caught
     if any_rank(error is not None, device):
-        raise error or OtherRankFailed("the lead rank failed; its own message says why")
+        raise error or OtherRankFailed("rank 0 failed; its own message says why")
 
 
 def check_agreed(values: Sequence[int], what: str, device: str) -> None:
-    """Refuse to go on where ranks read different things, as a network disk's caching can make them.
+    """Check that all ranks have the same values, which they may not if they read them from a network disk with a cache.
+
+    Args:
+        values: Integers of this rank, as many on each rank.
+        what: What the values describe, for the message.
+        device: `cpu` or `cuda`.
 
     Raises:
-        InputError: the values are not the same on all ranks.
+        InputError: The values are not the same on all ranks.
     """
     counts = sum_integers([1, *values, *(value * value for value in values)], device)
     size, sums, squares = counts[0], counts[1 : 1 + len(values)], counts[1 + len(values) :]
-    # by Cauchy and Schwarz, size * sum of squares = square of the sum only where all are equal
+    # Cauchy-Schwarz: size * sum of squares equals the square of the sum only if all are equal
     if any(size * square != total * total for total, square in zip(sums, squares, strict=True)):
-        raise InputError(f"{what} differs between ranks; wait until the disk shows all the same, and start again")
+        raise InputError(f"{what} differs between ranks; wait until all of them see the same files, and start again")

@@ -1,7 +1,7 @@
-"""Ranks: how many there are, a barrier, small sums. The same code with one process.
+"""Ranks: reading them from the launcher's environment, and joining them. A single process uses the same code.
 
-The ranks come from the launcher's environment (`torchrun`, `deepspeed` and `srun` each announce theirs). If the
-environment announces N ranks, then N there must be: nothing here falls back to one.
+`torchrun`, `deepspeed` and `srun` each set environment variables of their own. If the environment announces N ranks,
+there must be N: nothing here falls back to one.
 """
 
 from __future__ import annotations
@@ -13,27 +13,28 @@ import subprocess
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import torch
 import torch.distributed
 
-from masp.errors import InputError
-from masp.files.text import first_line
+from masp.errors import InputError, one_line
+from masp.files.text import first_line, reason, shortened, shown
 
-if TYPE_CHECKING:
-    pass
+MAX_DIGITS = 9
+"""Digits of a number in an environment variable; more cannot be a rank, a count or a job."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among its fellows."""
+    """The rank of this process, and how many there are."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    launcher: str = "none"
-    """`none`, `torchrun` (also `deepspeed`, which sets the same variables) or `srun`."""
+    """Rank among the processes on this machine."""
+    launcher: Literal["none", "torchrun", "srun"] = "none"
+    """`torchrun` also stands for `deepspeed`, which sets the same variables."""
 
     @property
     def is_lead(self) -> bool:
@@ -41,10 +42,13 @@ class Ranks:
 
 
 def read_ranks(environment: dict[str, str] | None = None) -> Ranks:
-    """What the launcher announced.
+    """Read the ranks that the launcher announced; a single rank without a launcher.
+
+    Args:
+        environment: Environment variables; None for those of this process.
 
     Raises:
-        InputError: the announcement is incomplete or contradicts itself.
+        InputError: The announcement is incomplete or contradicts itself.
     """
     env = dict(os.environ) if environment is None else environment
     if "RANK" in env or "WORLD_SIZE" in env:
@@ -58,11 +62,13 @@ def read_ranks(environment: dict[str, str] | None = None) -> Ranks:
 
 
 def _numbers(env: dict[str, str], rank: str, size: str, local_rank: str) -> tuple[int, int, int]:
-    missing = [name for name in (rank, size, local_rank) if not env.get(name, "").isdigit()]
-    if missing:
+    found = {name: _number(env.get(name)) for name in (rank, size, local_rank)}
+    wrong = next((name for name, value in found.items() if value is None), None)
+    if wrong is not None:
+        value = shown(env[wrong]) if wrong in env else "not set"
         raise InputError(
-            f"environment: {missing[0]} = {env.get(missing[0])!r}: a launcher announces {rank}, {size} and "
-            f"{local_rank}, all of them whole numbers; unset them all to run as one process"
+            f"environment: {wrong} = {value}: a launcher sets {rank}, {size} and {local_rank}, all of them to "
+            "non-negative integers; unset them all to run as one process"
         )
     values = int(env[rank]), int(env[size]), int(env[local_rank])
     if values[0] >= values[1]:
@@ -70,21 +76,30 @@ def _numbers(env: dict[str, str], rank: str, size: str, local_rank: str) -> tupl
     return values
 
 
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS else None
+
+
 def join(ranks: Ranks, device: str, timeout_min: float = 30.0) -> None:
-    """Meet the other ranks, through DeepSpeed and torch.distributed (NCCL on GPUs, gloo on CPUs).
+    """Join the other ranks, through DeepSpeed and torch.distributed (NCCL on GPUs, gloo on CPUs).
+
+    Args:
+        ranks: Ranks that the launcher announced.
+        device: `cpu` or `cuda`.
+        timeout_min: Minutes to wait for the other ranks.
 
     Raises:
-        InputError: fewer ranks came than were announced, within `timeout_min`.
+        InputError: Not all announced ranks joined within `timeout_min`, or Slurm does not say where rank 0 is.
     """
     os.environ.setdefault("DS_ACCELERATOR", device)
-    os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))  # DeepSpeed insists, also on one process
+    os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))  # DeepSpeed requires it even of one process
     backend = "nccl" if device == "cuda" else "gloo"
     timeout = timedelta(minutes=timeout_min)
     if device == "cuda":
         os.environ["LOCAL_RANK"] = str(claim_gpu(ranks))  # DeepSpeed selects by it
     if not torch.distributed.is_initialized():
         if ranks.size == 1:
-            store = torch.distributed.HashStore()  # no port: nothing to collide with
+            store = torch.distributed.HashStore()  # no port that could be taken
             torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
         else:
             if ranks.launcher == "srun":
@@ -93,24 +108,24 @@ def join(ranks: Ranks, device: str, timeout_min: float = 30.0) -> None:
                 torch.distributed.init_process_group(backend, rank=ranks.rank, world_size=ranks.size, timeout=timeout)
             except (RuntimeError, ValueError) as error:
                 raise InputError(
-                    f"environment: {ranks.size} ranks were announced and did not all come: {first_line(error)}"
+                    f"environment: {ranks.size} ranks were announced, but not all joined: {first_line(error)}"
                 ) from None
-        atexit.register(leave)  # not earlier: DeepSpeed keeps its groups for the life of the process
+        atexit.register(leave)  # not before the end: DeepSpeed keeps its groups for the life of the process
     import deepspeed
 
     _quieten()
-    # DeepSpeed would compile a shared-memory reduction for CPUs on first use: that needs a compiler and half a minute,
-    # and its ranks spin for ever when one of them dies. gloo needs neither and notices.
+    # DeepSpeed would compile a shared-memory all-reduce for CPUs on first use: that takes a compiler and half a minute,
+    # and its ranks spin forever when one of them dies. gloo needs neither and raises an error.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # It finds torch.distributed initialised; without this it would look for MPI when variables are missing.
+    # torch.distributed is initialized already; with auto_mpi_discovery DeepSpeed would look for MPI all the same.
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
 def claim_gpu(ranks: Ranks) -> int:
-    """Make this rank's GPU the current one and return its number: the only visible one, or that of the local rank.
+    """Make this rank's GPU the current one and return its index: the only visible one, or that of the local rank.
 
     Raises:
-        InputError: more ranks on this machine than GPUs.
+        InputError: There are more ranks on this machine than GPUs.
     """
     count = torch.cuda.device_count()
     index = 0 if count == 1 else ranks.local_rank
@@ -121,27 +136,62 @@ def claim_gpu(ranks: Ranks) -> int:
 
 
 def _announce_slurm(ranks: Ranks) -> None:
-    """Set what torch.distributed reads, from Slurm's variables; all ranks come to the same."""
-    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ["SLURM_JOB_NODELIST"]
-    hosts = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
-    os.environ.setdefault("MASTER_ADDR", hosts.stdout.split()[0])
-    # Two jobs on a node must not meet on a port; a step of its own may follow another one of the same job. All below
-    # the ports that Linux gives to outgoing connections, from 32768 on.
-    job, step = int(os.environ["SLURM_JOB_ID"]), int(os.environ.get("SLURM_STEP_ID", "0"))
-    os.environ.setdefault("MASTER_PORT", str(20000 + (job * 17 + step) % 12000))
+    """Set the variables that torch.distributed reads from Slurm's; all ranks get the same address and port.
+
+    Raises:
+        InputError: Slurm's variables or `scontrol` do not say where rank 0 is.
+    """
+    if "MASTER_ADDR" not in os.environ:
+        os.environ["MASTER_ADDR"] = _first_host()
+    if "MASTER_PORT" not in os.environ:
+        # Two jobs on a node must not use the same port, and a step may follow another one of the same job. All ports
+        # are below those that Linux gives to outgoing connections, from 32768 on.
+        job, step = _number(os.environ.get("SLURM_JOB_ID")), _number(os.environ.get("SLURM_STEP_ID", "0"))
+        if job is None or step is None:
+            raise InputError(
+                "environment: MASTER_PORT is not set, and SLURM_JOB_ID and SLURM_STEP_ID, from which it is derived, "
+                "are not both integers; set MASTER_PORT to a free port of the node of rank 0"
+            )
+        os.environ["MASTER_PORT"] = str(20000 + (job * 17 + step) % 12000)
     os.environ.setdefault("RANK", str(ranks.rank))
     os.environ.setdefault("WORLD_SIZE", str(ranks.size))
     os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))
 
 
+def _first_host() -> str:
+    """The first node of the Slurm step, where rank 0 runs.
+
+    Raises:
+        InputError: It is not known.
+    """
+    remedy = "set MASTER_ADDR to the address of the node of rank 0"
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST")
+    if not nodes:
+        raise InputError(f"environment: neither MASTER_ADDR nor SLURM_JOB_NODELIST is set; {remedy}")
+    command = ["scontrol", "show", "hostnames", nodes]
+    try:
+        hosts = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    except subprocess.CalledProcessError as error:
+        why = shortened(one_line(" ".join(error.stderr.split()))) or f"exit code {error.returncode}"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        why = reason(error)
+    else:
+        if hosts:
+            return hosts[0]
+        why = "it printed no host"
+    raise InputError(
+        f"environment: MASTER_ADDR is not set, and `scontrol show hostnames {shortened(nodes)}` failed: {why}; {remedy}"
+    )
+
+
 def leave() -> None:
-    """Take the process group down."""
+    """Destroy the process group."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def _quieten() -> None:
-    """Keep off the screen what DeepSpeed and torch say about each other; MASP_DEBUG=1 lets it through."""
+    """Silence what DeepSpeed and torch warn about each other, unless MASP_DEBUG=1."""
     if os.environ.get("MASP_DEBUG") == "1":
         return
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Which share of the shards this process does: from the command line, or from the variables that Slurm sets."""
+"""The share of the shards that this process does: from the command line, or from Slurm's environment variables."""
 
 from __future__ import annotations
 
@@ -7,28 +7,30 @@ from collections.abc import Mapping
 
 from masp.distributed.ranks import read_ranks
 from masp.errors import InputError
+from masp.files.text import shown
 
 BOTH = "give --num-tasks and --task-index together"
 
 
 def task_share(num_tasks: int | None, task_index: int | None, environ: Mapping[str, str]) -> tuple[int, int, str]:
-    """How many tasks divide the shards, and which one this is.
+    """Determine how many tasks divide the shards, and which one this process is.
 
-    The command line comes first. Without it, the elements of a Slurm array and the tasks of a Slurm step are counted,
-    and where there are both, each element's tasks stand one after another. An array that was submitted again for the
-    elements that failed (`--array=3-4`) divides what is missing between two tasks, since finished shards are skipped.
+    The command line takes precedence. Otherwise the elements of a Slurm array and the tasks of a Slurm step count;
+    with both, the tasks of each element follow one another. An array that is submitted again for the elements that
+    failed (`--array=3-4`) divides the missing shards between two tasks, since finished shards are skipped.
 
     Args:
-        num_tasks: as given on the command line, or None.
-        task_index: likewise.
-        environ: the process's environment.
+        num_tasks: Number of tasks given on the command line, or None.
+        task_index: Index given on the command line, or None.
+        environ: Environment variables of the process.
 
     Returns:
-        The number of tasks, this task's index from 0, and where both came from (empty: the command line or nothing).
+        Number of tasks, index of this task from 0, and the variables that both come from (empty: the command line, or
+        nothing).
 
     Raises:
-        InputError: one is given without the other, the index is out of range, or Slurm's variables do not say which
-            task this is.
+        InputError: One is given without the other, the index is out of range, or Slurm's variables do not determine
+            the task.
     """
     if num_tasks is not None or task_index is not None:
         if num_tasks is None or task_index is None:
@@ -47,7 +49,11 @@ def task_share(num_tasks: int | None, task_index: int | None, environ: Mapping[s
 
 
 def array_share(environ: Mapping[str, str]) -> tuple[int, int]:
-    """Number of elements of a Slurm array and which one this is, from 0; `(1, 0)` outside of arrays."""
+    """Number of elements of the Slurm array and index of this one, from 0; `(1, 0)` outside of an array.
+
+    Raises:
+        InputError: Slurm's variables do not determine the index.
+    """
     if "SLURM_ARRAY_TASK_ID" not in environ:
         return 1, 0
     this, count = _number(environ, "SLURM_ARRAY_TASK_ID"), _number(environ, "SLURM_ARRAY_TASK_COUNT")
@@ -56,14 +62,15 @@ def array_share(environ: Mapping[str, str]) -> tuple[int, int]:
     index, odd = divmod(this - first, max(step, 1))
     if odd or first + (count - 1) * step != last or not 0 <= index < count:
         raise InputError(
-            f"SLURM_ARRAY_TASK_ID = {this}: the array's {count} elements from {first} to {last} have gaps, so this "
-            f"one's place among them is not known; submit a run of numbers such as --array=0-{count - 1}, or {BOTH}"
+            f"environment: SLURM_ARRAY_TASK_ID = {this}: the array's {count} elements from {first} to {last} have "
+            "gaps, so the index of this one is not known; submit consecutive numbers such as "
+            f"--array=0-{count - 1}, or {BOTH}"
         )
     return count, index
 
 
 def _step(environ: Mapping[str, str]) -> tuple[int, int]:
-    """Number of tasks of the Slurm step (not of the allocation: a batch script runs once) and which one this is."""
+    """Number of tasks of the Slurm step (not of the allocation: a batch script runs once) and index of this one."""
     if "SLURM_STEP_NUM_TASKS" not in environ:
         return 1, 0
     count = _number(environ, "SLURM_STEP_NUM_TASKS")
@@ -71,7 +78,9 @@ def _step(environ: Mapping[str, str]) -> tuple[int, int]:
         return 1, 0
     index = _number(environ, "SLURM_PROCID")
     if not 0 <= index < count:
-        raise InputError(f"SLURM_PROCID = {index}: must be below SLURM_STEP_NUM_TASKS, which is {count}; or {BOTH}")
+        raise InputError(
+            f"environment: SLURM_PROCID = {index}: must be below SLURM_STEP_NUM_TASKS, which is {count}; or {BOTH}"
+        )
     return count, index
 
 
@@ -81,17 +90,19 @@ def _number(environ: Mapping[str, str], name: str, default: int | None = None) -
     try:
         return int(environ[name])
     except (KeyError, ValueError):
-        raise InputError(f"{name} = {environ.get(name)!r}: Slurm should have set a number; {BOTH}") from None
+        value = shown(environ[name]) if name in environ else "not set"
+        raise InputError(f"environment: {name} = {value}: must be an integer, set by Slurm; {BOTH}") from None
 
 
 def require_one_process(why: str, instead: str) -> None:
-    """Refuse ranks of a launcher and elements of a Slurm array: evaluation would share its images among them.
+    """Refuse to run on several ranks of a launcher or as an element of a Slurm array.
 
     Args:
-        why, instead: the beginning and the end of the line that says so.
+        why: Beginning of the message: what must run as one process.
+        instead: End of the message: what to do instead.
 
     Raises:
-        InputError: the environment announces several processes.
+        InputError: The environment announces several processes.
     """
     ranks, (elements, _) = read_ranks().size, array_share(os.environ)
     found = [f"{ranks} ranks"] * (ranks > 1) + [f"{elements} elements of a Slurm array"] * (elements > 1)

@@ -1,4 +1,4 @@
-"""What an evaluation of stage 1 consists of: every annotated aspect of every image, answered from its aspect tokens.
+"""The evaluation of stage 1: every annotated aspect of every image, answered from its aspect tokens.
 
 An aspect whose answers are a known few (levels of brightness, expressions) is closed: the likelihood of every answer is
 compared, as for emotions. An aspect with lists or with more answers is open: the model writes its answer.
@@ -14,20 +14,25 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from masp.artifacts.trained import load_trained_aspects
 from masp.cache.fingerprint import fingerprint_digest
 from masp.config import Config
 from masp.data.answers import LEVEL_ASPECTS, LEVELS, LIST_ASPECTS
 from masp.data.questions import Questions
 from masp.errors import InputError
-from masp.evaluation.aspect_scorer import AspectScorer
 from masp.evaluation.emotions import length_notes
-from masp.evaluation.feed import Feed, Item, machines_of, mixed_notes, source_of
+from masp.evaluation.feed import Feed, Item, machines_of, mixed_notes
+from masp.evaluation.protocol import Evaluation
+from masp.evaluation.scorers import AspectScorer, ScoreRequest
 from masp.files.atomic import write_bytes
 from masp.files.sealed import digest_of
-from masp.results.aspect_metrics import compute_aspect_metrics
-from masp.results.ledger import FOLDER
-from masp.results.ledger_file import generated_problem, likelihood_problem
+from masp.files.text import shown
+from masp.results.aspect_metrics import OpenMetrics, compute_aspect_metrics
+from masp.results.ledger import DIRECTORY
+from masp.results.ledger_file import Record, generated_problem, likelihood_problem
+from masp.results.metrics_file import METRICS
 from masp.results.records import FILE, write_aspect_records
 from masp.vlm.prompt import Prompt, load_prompt
 
@@ -35,8 +40,14 @@ MAX_CLOSED = 64
 """An aspect with more different answers than these is open."""
 
 
-class AspectEvaluation:
-    """The answers of aspect modules for a split; the same interface as `EmotionEvaluation`.
+class AspectEvaluation(Evaluation):
+    """The answers of aspect modules for a split.
+
+    Args:
+        config: Run configuration.
+        directory: Directory of its results.
+        feed: The images.
+        questions: Questions; evaluation asks the first template of each aspect.
 
     Raises:
         InputError: there are no aspect modules, they do not fit, maps are asked for, or no image of the split is
@@ -45,15 +56,13 @@ class AspectEvaluation:
 
     what = "answers"
 
-    def __init__(
-        self, config: Config, folder: Path, feed: Feed, questions: Questions, known_categories: Sequence[str] = ()
-    ):
+    def __init__(self, config: Config, directory: Path, feed: Feed, questions: Questions):
         if config.evaluate.attention:
             raise InputError(
                 "evaluate.attention = true: only evaluations of emotions keep where aspects look; take "
                 "evaluate.attention=false with evaluate.stage=stage1"
             )
-        self.config, self.folder, self.feed, self.questions = config, folder, feed, questions
+        self.config, self.directory, self.feed, self.questions = config, directory, feed, questions
         modules, lineage = load_trained_aspects(config, feed.hidden_size, feed.model)
         if modules is None or lineage is None:
             raise InputError(
@@ -71,7 +80,7 @@ class AspectEvaluation:
         self.keys = [key for keys in self.keys_of.values() for key in keys]
         if not self.keys:
             raise InputError(
-                f"evaluate.split = {config.evaluate.split!r}: no image of it is annotated with any of "
+                f"evaluate.split = {shown(config.evaluate.split)}: no image of it is annotated with any of "
                 f"{', '.join(config.aspects)}; stage 1 cannot be evaluated there"
             )
         self.closed = {
@@ -86,15 +95,15 @@ class AspectEvaluation:
             for note in length_notes(config, self.layout, choices)
         ]
         self.notes = [*feed.notes(), *self.length_notes]
-        self.aspects_shown: list[str] = []
         self.identity = self._identity()
-        self.scorer: Any = None
+        self.scorer: AspectScorer | None = None
 
     def _read_answers(self) -> tuple[dict[str, dict[str, str]], dict[str, set[str]]]:
         """Answers of every image of the split, and the different answers of each aspect in the whole dataset."""
-        wanted, seen = set(self.feed.keys), defaultdict(set)
+        wanted = set(self.feed.keys)
+        seen: dict[str, set[str]] = defaultdict(set)
         found: dict[str, dict[str, str]] = {}
-        for key, _, answers in self.feed.answers():
+        for key, answers in self.feed.answers():
             for aspect, answer in answers.items():
                 seen[aspect].add(answer)
             if key in wanted:
@@ -102,43 +111,38 @@ class AspectEvaluation:
         return found, seen
 
     def load(self, device: str) -> None:
-        """Get ready to score: loads the VLM's language half."""
         self.scorer = AspectScorer(
             self.config, self.modules, self.layout, self.questions, self.closed, self.longest, device
         )
 
-    def score(self, items: Sequence[Item], missing: dict[str, list[str]]) -> list[dict[str, Any]]:
-        """The missing records of a batch of images."""
-        asked = [(i, key.rpartition("#")[2], key) for i, item in enumerate(items) for key in missing[item.key]]
-        scores = self.scorer.score([i.features for i in items], [(i, aspect) for i, aspect, _ in asked])
-        return [
-            {"sample_key": key, "label": items[i].answers[aspect], **vars(score), **source_of(items[i])}
-            for (i, aspect, key), score in zip(asked, scores, strict=True)
+    def score(
+        self, items: Sequence[Item], missing: Mapping[str, Sequence[str]]
+    ) -> tuple[list[Record], list[np.ndarray]]:
+        assert self.scorer is not None, "load comes first"
+        asked = [(item, key, key.rpartition("#")[2]) for item in items for key in missing[item.key]]
+        requests = [ScoreRequest(item.features, item.grid, aspect=aspect) for item, _, aspect in asked]
+        records = [
+            Record(key, item.answers[aspect], **vars(score), source=item.source)
+            for (item, key, aspect), score in zip(asked, self.scorer.score(requests), strict=True)
         ]
+        return records, []
 
-    def problem(self, record: dict[str, Any]) -> str | None:
-        """Why a record of an expected answer cannot be one of this evaluation, as the end of a sentence."""
-        key, _, aspect = record["sample_key"].rpartition("#")
-        label = self.answers[key][aspect]
-        if record["label"] != label:
-            return f"has label {record['label']!r}; the dataset says {label!r}"
-        self.feed.check_unchanged(key, record.get("source"))
-        if aspect in self.closed:
-            return likelihood_problem(record, self.closed[aspect])
+    def problem(self, record: Record) -> str | None:
+        label = self.answers[record.image_key][record.aspect]
+        if record.label != label:
+            return f"has label {shown(record.label)}; the dataset says {shown(label)}"
+        self.feed.check_unchanged(record.image_key, record.source)
+        if record.aspect in self.closed:
+            return likelihood_problem(record, self.closed[record.aspect])
         return generated_problem(record)
 
-    def finish(self, records: Sequence[dict[str, Any]]) -> Path:
-        """Write `records.h5`, then `metrics.json`; returns the latter."""
+    def finish(self, records: Sequence[Record]) -> Path:
         config = self.config
-        machines = machines_of(self.feed, self.folder / FOLDER)
-        records = [
-            {**record, "key": key, "aspect": aspect}
-            for record in records
-            for key, _, aspect in [record["sample_key"].rpartition("#")]
-        ]
-        write_aspect_records(self.folder / FILE, records, self.closed)
+        machines = machines_of(self.feed, self.directory / DIRECTORY)
+        write_aspect_records(self.directory / FILE, records, self.closed)
         metrics = compute_aspect_metrics(records, config.aspects, self.closed, len(self.keys), config.seed)
-        metrics |= {
+        results = {
+            **metrics.to_json(),
             "stage": "stage1",
             "dataset": config.dataset.name,
             "split": config.evaluate.split,
@@ -151,13 +155,15 @@ class AspectEvaluation:
                 "features": {"model": self.feed.model, "machine": machines[0], "other_machines": machines[1:]},
             },
         }
-        path = self.folder / "metrics.json"
-        write_bytes(path, json.dumps(metrics, indent=1).encode() + b"\n")
-        for aspect, values in metrics["per_aspect"].items():
-            low, high = values["accuracy_ci95"]
-            how = "of the likelihood" if aspect in self.closed else f"exact, token F1 {values['token_f1']:.4f}"
-            print(f"evaluate: {aspect}: {values['accuracy']:.4f} ({low:.4f} to {high:.4f}) {how}")
-        print(f"evaluate: stage 1: {metrics['accuracy']:.4f} of {metrics['num_samples']} answers right: {path}")
+        path = self.directory / METRICS
+        write_bytes(path, json.dumps(results, indent=1).encode() + b"\n")
+        for aspect, values in metrics.per_aspect.items():
+            low, high = values.accuracy_ci95
+            how = "of the likelihood"
+            if isinstance(values, OpenMetrics):
+                how = f"exact, token F1 {values.token_f1:.4f}"
+            print(f"evaluate: {aspect}: {values.accuracy:.4f} ({low:.4f} to {high:.4f}) {how}")
+        print(f"evaluate: stage 1: {metrics.accuracy:.4f} of {metrics.num_samples} answers right: {path}")
         return path
 
     def _identity(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """From a dataset's categories to those that are asked: explicitly, or not at all.
 
-A soft prompt was trained to name certain emotions. On a dataset that sorts its pictures into others, nothing says what
-a right answer is; so each of its categories must be one that was trained, or stand in `evaluate.category_map`.
+A soft prompt was trained to name certain emotions. On a dataset that sorts its images into others, nothing says what
+a right answer is; so each of its categories must be one that was trained, or be in `evaluate.category_map`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from masp.errors import InputError
+from masp.files.text import MAX_REASON, shortened, shown
 from masp.taxonomy import normalise_category
 
 KEY = "evaluate.category_map"
@@ -35,7 +36,7 @@ def parse_map(entries: Iterable[str] | None) -> dict[str, str | None]:
     """`["content=contentment", "surprise="]` as a dictionary; None stands for leaving a category out.
 
     Raises:
-        InputError: an entry is none, or a category stands in two.
+        InputError: an entry is not valid, or a category has two.
     """
     found: dict[str, str | None] = {}
     for entry in entries or ():
@@ -43,10 +44,10 @@ def parse_map(entries: Iterable[str] | None) -> dict[str, str | None]:
         name = normalise_category(theirs)
         if not equals or not name:
             raise InputError(
-                f"{KEY}: {entry!r} must be THEIRS=OURS, such as content=contentment, or THEIRS= to leave out"
+                f"{KEY}: {shown(entry)} must be THEIRS=OURS, such as content=contentment, or THEIRS= to leave out"
             )
         if name in found:
-            raise InputError(f"{KEY}: {name!r} stands on the left of two entries; each category means one thing")
+            raise InputError(f"{KEY}: {shown(name)} is on the left of two entries; each category means one thing")
         found[name] = normalise_category(ours) or None
     return found
 
@@ -61,33 +62,33 @@ def map_categories(
     """Decide what is asked.
 
     Args:
-        own: the dataset's categories.
-        trained: those that the soft prompt was trained on; empty where it does not say or there is none.
-        mapping: see `parse_map`.
-        dataset: what to call it in errors.
-        known: more categories that may stand in the map: those of other datasets in the same call.
+        own: Categories of the dataset.
+        trained: Categories that the soft prompt was trained on; empty where it does not say or there is none.
+        mapping: See `parse_map`.
+        dataset: What to call the dataset in errors.
+        known: More categories that may be in the map: those of other datasets in the same call.
 
     Raises:
-        InputError: a category was not trained and stands in no entry, an entry names nothing, or leads to a category
+        InputError: a category was not trained and is in no entry, an entry names nothing, or leads to a category
             that was not trained.
     """
     own = tuple(own)
     foreign = sorted(set(mapping) - set(own) - set(known))
     if foreign:
-        raise InputError(f"{KEY}: {foreign[0]!r} is no category of {dataset}; it has {', '.join(own)}")
+        raise InputError(f"{KEY}: {shown(foreign[0])} is not a category of {dataset}; it has {_list(own)}")
     unmapped = [c for c in own if trained and c not in trained and c not in mapping]
     if unmapped:
         raise InputError(
-            f"{KEY}: {dataset} has categories that the soft prompt was not trained on: {', '.join(unmapped)} (trained: "
-            f"{', '.join(trained)}); say what each means, such as {unmapped[0]}={trained[0]}, "
+            f"{KEY}: {dataset} has categories that the soft prompt was not trained on: {_list(unmapped)} (trained: "
+            f"{_list(trained)}); say what each means, such as {unmapped[0]}={trained[0]}, "
             f"{unmapped[0]}={unmapped[0]} to ask for it nevertheless, or {unmapped[0]}= to leave its images out"
         )
     means = {c: target for c in own if (target := mapping.get(c, c)) is not None}
     for theirs, target in means.items():
         if trained and target not in trained and target != theirs:
             raise InputError(
-                f"{KEY}: {theirs}={target}: the soft prompt was not trained on {target!r}; it was on "
-                f"{', '.join(trained)}"
+                f"{KEY}: {theirs}={shortened(target)}: the soft prompt was not trained on {shown(target)}; it was "
+                f"on {_list(trained)}"
             )
     if not means:
         raise InputError(f"{KEY}: leaves out every category of {dataset}")
@@ -97,3 +98,7 @@ def map_categories(
     order = dict.fromkeys([*trained, *own, *mapping.values()])
     asked = set(means.values())
     return Asked(means, tuple(category for category in order if category in asked), is_mapped=True)
+
+
+def _list(names: Iterable[str]) -> str:
+    return shortened(", ".join(names), MAX_REASON)

@@ -1,41 +1,44 @@
-"""What an evaluation of emotions consists of: which records it needs, how they are scored, what is made from them."""
+"""The evaluation of emotions: one record per image."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from masp.artifacts.trained import load_trained
+from masp.artifacts.trained import Trained, load_trained
 from masp.cache.fingerprint import differences, fingerprint_digest
 from masp.config import Config
 from masp.data.questions import Questions
 from masp.evaluation.category_map import map_categories, parse_map
-from masp.evaluation.emotion_scorer import Scorer
-from masp.evaluation.feed import Feed, Item, data_of, machines_of, mixed_notes, source_of
+from masp.evaluation.feed import Feed, Item, machines_of, mixed_notes
+from masp.evaluation.protocol import Evaluation
+from masp.evaluation.scorers import EmotionScorer, ScoreRequest
 from masp.files.atomic import write_bytes
+from masp.files.text import MAX_REASON, shortened, shown
 from masp.models.likelihood import cut_short
 from masp.results.attention_maps import read_attention
-from masp.results.ledger import FOLDER
-from masp.results.ledger_file import generated_problem, likelihood_problem
+from masp.results.ledger import DIRECTORY
+from masp.results.ledger_file import Record, generated_problem, likelihood_problem
 from masp.results.metrics import compute_metrics
+from masp.results.metrics_file import METRICS
 from masp.results.records import FILE, write_emotion_records
 from masp.vlm.prompt import load_prompt
 
 
-class EmotionEvaluation:
+class EmotionEvaluation(Evaluation):
     """The emotion of every image of a split.
 
     Args:
-        config: of the run.
-        folder: where its results go.
-        feed: the images.
-        questions: evaluation asks the first emotion template.
-        known_categories: those of other datasets that are evaluated with the same `evaluate.category_map`.
+        config: Run configuration.
+        directory: Directory of its results.
+        feed: The images.
+        questions: Questions; evaluation asks the first emotion template.
+        known_categories: Categories of other datasets that are evaluated with the same `evaluate.category_map`.
 
     Raises:
         InputError: aspect modules or soft prompt are missing or do not fit, or the categories were not trained and no
@@ -43,12 +46,11 @@ class EmotionEvaluation:
     """
 
     what = "samples"
-    """What is counted."""
 
     def __init__(
-        self, config: Config, folder: Path, feed: Feed, questions: Questions, known_categories: Sequence[str] = ()
+        self, config: Config, directory: Path, feed: Feed, questions: Questions, known_categories: Sequence[str] = ()
     ):
-        self.config, self.folder, self.feed, self.questions = config, folder, feed, questions
+        self.config, self.directory, self.feed, self.questions = config, directory, feed, questions
         self.trained = load_trained(config, feed.hidden_size, feed.model)
         lineage = self.trained.soft_prompt_lineage
         self.asked = map_categories(
@@ -64,54 +66,52 @@ class EmotionEvaluation:
             for key, label in zip(feed.keys, feed.labels, strict=True)
             if label in self.asked.means
         }
-        self.keys_of = {key: [key] for key in self.label_of}
-        """Image -> the records it needs: one."""
-        self.keys = list(self.keys_of)
+        self.keys = list(self.label_of)
+        self.keys_of = {key: [key] for key in self.keys}
         self.length_notes = length_notes(config, self.trained.layout, self.categories)
         self.notes = [*machine_notes(self.trained, feed.machine), *feed.notes(), *self.length_notes]
         self.aspects_shown = list(config.aspects) if config.evaluate.attention and self.trained.aspects else []
         self.identity = self._identity()
-        self.scorer: Any = None
+        self.scorer: EmotionScorer | None = None
 
     def load(self, device: str) -> None:
-        """Get ready to score: loads the VLM's language half."""
-        self.scorer = Scorer(self.config, self.trained, self.questions, self.categories, device)
+        self.scorer = EmotionScorer(self.config, self.trained, self.questions, self.categories, device)
 
-    def score(self, items: Sequence[Item], missing: dict[str, list[str]]) -> list[dict[str, Any]]:
-        """Records of a batch of images; an image has one record, so every one is missing here."""
-        tokens = [i.aspect_tokens for i in items] if items[0].aspect_tokens is not None else None
-        scores = self.scorer.score([i.features for i in items], [i.grid for i in items], tokens)
-        return [
-            {"sample_key": item.key, "label": self.label_of[item.key], **vars(score), **source_of(item)}
-            for item, score in zip(items, scores, strict=True)
+    def score(
+        self, items: Sequence[Item], missing: Mapping[str, Sequence[str]]
+    ) -> tuple[list[Record], list[np.ndarray]]:
+        assert self.scorer is not None, "load comes first"
+        requests = [ScoreRequest(item.features, item.grid, item.aspect_tokens) for item in items]
+        records = [
+            Record(item.key, self.label_of[item.key], **vars(score), source=item.source)
+            for item, score in zip(items, self.scorer.score(requests), strict=True)
         ]
+        return records, self.scorer.attention(requests) if self.aspects_shown else []
 
-    def problem(self, record: dict[str, Any]) -> str | None:
-        """Why a record of an expected sample cannot be one of this evaluation, as the end of a sentence."""
-        label, prediction = self.label_of[record["sample_key"]], record["prediction"]
-        if record["label"] != label:
-            return f"has label {record['label']!r}; the dataset says {label!r}"
-        self.feed.check_unchanged(record["sample_key"], record.get("source"))
+    def problem(self, record: Record) -> str | None:
+        label = self.label_of[record.sample_key]
+        if record.label != label:
+            return f"has label {shown(record.label)}; the dataset says {shown(label)}"
+        self.feed.check_unchanged(record.sample_key, record.source)
+        if self.aspects_shown and (record.attention is None or record.attention.shape[0] != len(self.aspects_shown)):
+            return f"has no attention maps of {len(self.aspects_shown)} aspects"
         if self.config.evaluate.scoring == "likelihood":
             return likelihood_problem(record, self.categories)
-        if prediction is not None and prediction not in self.categories:
-            return f"predicts {prediction!r}, which is none of {', '.join(self.categories)}"
+        if record.prediction is not None and record.prediction not in self.categories:
+            valid = shortened(", ".join(self.categories), MAX_REASON)
+            return f"predicts {shown(record.prediction)}, which is none of {valid}"
         return generated_problem(record)
 
-    def looks(self, items: Sequence[Item]) -> list[np.ndarray]:
-        """Where the aspects look: per image `[A, height, width]`."""
-        return self.scorer.attention([i.features for i in items], [i.grid for i in items])
-
-    def finish(self, records: Sequence[dict[str, Any]]) -> Path:
-        """Write `records.h5`, then `metrics.json`; returns the latter."""
-        config, ledgers = self.config, self.folder / FOLDER
+    def finish(self, records: Sequence[Record]) -> Path:
+        config, ledgers = self.config, self.directory / DIRECTORY
         machines = machines_of(self.feed, ledgers)
         notes = dict.fromkeys(note for machine in machines for note in machine_notes(self.trained, machine))
         metrics = compute_metrics(records, self.categories, len(self.keys), config.seed)
-        maps = (read_attention(ledgers, record["attention"]) for record in records)
-        data = data_of(self.feed)
-        write_emotion_records(self.folder / FILE, records, self.categories, self.aspects_shown, maps, data)
-        metrics |= {
+        maps = (read_attention(ledgers, record.attention) for record in records if record.attention)
+        digests = self.feed.digests()
+        write_emotion_records(self.directory / FILE, records, self.categories, self.aspects_shown, maps, digests)
+        results = {
+            **metrics.to_json(),
             "stage": "stage2",
             "dataset": config.dataset.name,
             "split": config.evaluate.split,
@@ -125,20 +125,20 @@ class EmotionEvaluation:
             "lineage": {
                 **self.trained.lineage(),
                 "features": {"model": self.feed.model, "machine": machines[0], "other_machines": machines[1:]},
-                "data": data,
+                "data": vars(digests),
             },
         }
-        path = self.folder / "metrics.json"
-        write_bytes(path, json.dumps(metrics, indent=1).encode() + b"\n")
-        low, high = metrics["accuracy_ci95"]
+        path = self.directory / METRICS
+        write_bytes(path, json.dumps(results, indent=1).encode() + b"\n")
+        low, high = metrics.accuracy_ci95
         print(
-            f"evaluate: accuracy {metrics['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}) "
-            f"on {metrics['num_samples']} images: {path}"
+            f"evaluate: accuracy {metrics.accuracy:.4f} (95 % interval {low:.4f} to {high:.4f}) "
+            f"on {metrics.num_samples} images: {path}"
         )
         return path
 
     def _identity(self) -> dict[str, Any]:
-        """What is evaluated; ranks and batch size do not belong to it."""
+        """Everything that a score depends on; ranks and batch size do not belong to it."""
         config, trained = self.config, self.trained
         identity: dict[str, Any] = {
             "model": fingerprint_digest(self.feed.model),
@@ -176,7 +176,7 @@ def length_notes(config: Config, layout: str, answers: Sequence[str]) -> list[st
     ]
 
 
-def machine_notes(trained, machine: dict) -> list[str]:
+def machine_notes(trained: Trained, machine: dict[str, Any]) -> list[str]:
     """How the machine that makes the features differs from the one that made those the soft prompt was trained on."""
     lineage = trained.soft_prompt_lineage or trained.aspect_lineage
     if lineage is None or lineage.machine is None:

@@ -1,28 +1,44 @@
-"""What evaluation scores, from the cache or live from the images: keys, labels, and features in batches."""
+"""What evaluation scores: keys, labels, and features in batches, from the cache or from the encoder applied now."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.utils.data import Dataset
 
+from masp.artifacts.aspect_tokens import AspectTokens, open_aspect_tokens
+from masp.artifacts.trained import load_trained_aspects
 from masp.cache.fingerprint import differences
+from masp.cache.manifest import quarantined_keys
+from masp.cache.reader import Cache
+from masp.config import Config
+from masp.data.datasets import read_dataset
+from masp.data.sample import Sample
+from masp.errors import DataError, InputError
+from masp.extraction.encoder import Encoder
+from masp.extraction.provenance import machine_part, model_part, open_matching_cache
 from masp.files.sealed import digest_of
+from masp.files.text import shown
 from masp.results.ledger import read_machines
+from masp.results.records import DataDigests
+from masp.runtime.prefetch import ReadAhead
+from masp.vlm.families import load_config, resolve_folder
 
 
 @dataclass(frozen=True)
 class Item:
-    """One sample to score."""
+    """One image to score."""
 
     key: str
-    label: str
     features: Tensor
     """`[T, D]`."""
     grid: tuple[int, int, int]
+    """`(t, h, w)` in patches."""
     answers: dict[str, str]
     """Aspect -> answer, where annotated."""
     aspect_tokens: Tensor | None = None
@@ -32,8 +48,8 @@ class Item:
 
 
 @dataclass
-class Feed:
-    """The samples of a split, in the order of their keys, and a way to their features."""
+class Feed(ABC):
+    """The images of a split, in the order of their keys, and a way to their features."""
 
     keys: list[str]
     labels: list[str]
@@ -44,38 +60,42 @@ class Feed:
     machine: dict[str, Any]
     """Machine part."""
     hidden_size: int
+    """D."""
     data_digest: str
     """Digest of keys, labels and, from the cache, of what the features are made of."""
     num_quarantined: int
     """Images of the split that extraction could not read, which are not evaluated."""
-    source: Any
-    live: bool = False
-    """Whether features are computed from the images now; otherwise they come from the cache."""
 
+    @abstractmethod
     def batches(self, keys: Sequence[str], batch_size: int) -> Generator[list[Item]]:
-        """Features of some samples, similar lengths together. Close it: it may hold worker processes."""
-        return self.source.batches(keys, batch_size)
+        """Features of some images, similar lengths together. Close it: it may hold worker processes."""
+
+    @abstractmethod
+    def answers(self) -> Iterator[tuple[str, dict[str, str]]]:
+        """Key and answers of every image of the dataset, all splits."""
 
     @property
+    @abstractmethod
     def live_machine(self) -> dict[str, Any] | None:
         """The machine part where features are made here and now, for the ledger; the cache has its own."""
-        return self.machine if self.live else None
 
-    def answers(self) -> Iterator[tuple[str, str, dict[str, str]]]:
-        """Key, split and answers of every image of the dataset, all splits."""
-        return self.source.answers()
-
+    @abstractmethod
     def check_unchanged(self, key: str, source: Sequence[int] | None) -> None:
-        """Refuse what was scored from another file than the one that is there now; from the cache, nothing to do.
+        """Refuse what was scored from another file than the one that is there now.
 
         Args:
-            key: of an image.
+            key: Sample key.
             source: `Item.source` when it was scored.
 
         Raises:
             InputError: the image has changed.
         """
-        self.source.check_unchanged(key, source)
+
+    def digests(self) -> DataDigests:
+        """By which two evaluations know whether they scored the same images."""
+        is_live = self.live_machine is not None
+        made_by = "" if is_live else digest_of({"model": self.model, "machine": self.machine})
+        return DataDigests(self.data_digest, made_by)
 
     def notes(self) -> list[str]:
         """What whoever reads the results should know about the samples."""
@@ -85,9 +105,13 @@ class Feed:
         return [f"{self.num_quarantined} {images} in quarantine, which extraction could not read: not evaluated"]
 
 
-def source_of(item: Item) -> dict[str, Any]:
-    """What a record says about the image file that it was made from; nothing from the cache."""
-    return {} if item.source is None else {"source": list(item.source)}
+def open_feed(config: Config) -> Feed:
+    """Open what `evaluate.source` names.
+
+    Raises:
+        InputError: no cache, a cache of another VLM, or no such split.
+    """
+    return _open_cached(config) if config.evaluate.source == "cache" else _open_live(config)
 
 
 def machines_of(feed: Feed, ledgers: Path) -> list[dict[str, Any]]:
@@ -96,7 +120,7 @@ def machines_of(feed: Feed, ledgers: Path) -> list[dict[str, Any]]:
 
 
 def mixed_notes(machines: Sequence[dict[str, Any]]) -> list[str]:
-    """How machines that made features of one evaluation differ; rounding, so it is said and no error."""
+    """How machines that made features of one evaluation differ; rounding, so it is a note and not an error."""
     found = {
         name: list(dict.fromkeys(repr(machine.get(name)) for machine in machines))
         for other in machines[1:]
@@ -105,15 +129,168 @@ def mixed_notes(machines: Sequence[dict[str, Any]]) -> list[str]:
     return [f"features come from different machines: {name} was {', '.join(v)}" for name, v in found.items()]
 
 
-def data_of(feed: Any) -> dict[str, str]:
-    """By which two evaluations know whether they scored the same pictures.
+def _digest(rows: Iterable[Sequence[Any]]) -> str:
+    return digest_of(sorted(map(list, rows)))
 
-    Returns:
-        `data_digest`: of keys, labels and features, live of keys and labels alone; `made_by`: digest of what made the
-        features, empty where they were made live. Only digests of features that were made alike can be compared.
-    """
-    cached = hasattr(feed.source, "cache")
-    return {
-        "data_digest": feed.data_digest,
-        "made_by": digest_of({"model": feed.model, "machine": feed.machine}) if cached else "",
-    }
+
+class _CachedBatches(Dataset):
+    def __init__(self, cache: Cache, batches: list[list[int]], tokens: AspectTokens | None):
+        self.cache, self.rows, self.tokens = cache, batches, tokens
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> list[Item]:
+        rows = self.rows[number]
+        samples = [self.cache.read(row) for row in rows]
+        tokens = [self.tokens.read(row) if self.tokens else None for row in rows]
+        return [Item(s.key, s.features, s.grid, s.answers, t) for s, t in zip(samples, tokens, strict=True)]
+
+
+@dataclass
+class CachedFeed(Feed):
+    """Features from the cache."""
+
+    cache: Cache
+    row_of: dict[str, int]
+    num_workers: int
+    tokens: AspectTokens | None
+
+    @property
+    def live_machine(self) -> None:
+        return None
+
+    def batches(self, keys: Sequence[str], batch_size: int) -> Generator[list[Item]]:
+        rows = sorted((self.row_of[key] for key in keys), key=lambda row: (self.cache.index.num_tokens[row], row))
+        cut = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+        dataset = _CachedBatches(self.cache, cut, self.tokens)
+        with ReadAhead(dataset, range(len(cut)), self.num_workers, "evaluate.num_workers") as batches:
+            yield from batches
+
+    def answers(self) -> Iterator[tuple[str, dict[str, str]]]:
+        for row in range(len(self.cache)):
+            record = self.cache.read_record(row)
+            yield record["key"], record["answers"]
+
+    def check_unchanged(self, key: str, source: Sequence[int] | None) -> None:
+        """The digest of the features is part of `data_digest`, so they cannot change unnoticed."""
+
+
+def _open_cached(config: Config) -> CachedFeed:
+    cache, model = open_matching_cache(config)
+    rows = cache.rows(config.evaluate.split)
+    rows = rows[sorted(range(len(rows)), key=lambda i: cache.index.keys[rows[i]])]
+    keys = [cache.index.keys[row] for row in rows]
+    labels = [cache.categories[cache.index.category[row]] for row in rows]
+    tokens = None
+    if config.cache.aspect_tokens and config.evaluate.stage == "stage2":
+        _, lineage = load_trained_aspects(config, cache.hidden_size, model)
+        tokens = open_aspect_tokens(config, cache, lineage.digest if lineage else None)
+    return CachedFeed(
+        keys=keys,
+        labels=labels,
+        categories=cache.categories,
+        model=model,
+        machine=cache.manifest["fingerprint"]["machine"],
+        hidden_size=cache.hidden_size,
+        data_digest=_digest(zip(keys, labels, cache.index.features_crc32[rows].tolist(), strict=True)),
+        num_quarantined=cache.manifest["splits"][config.evaluate.split]["num_quarantined"],
+        cache=cache,
+        row_of=dict(zip(keys, rows.tolist(), strict=True)),
+        num_workers=config.evaluate.num_workers,
+        tokens=tokens,
+    )
+
+
+@dataclass
+class LiveFeed(Feed):
+    """Features from the encoder, applied to the image files now."""
+
+    config: Config
+    samples: dict[str, Sample]
+    """Those of the split, by key."""
+    everything: list[Sample]
+    """Those of all splits."""
+    now: dict[str, tuple[int, int] | None] = field(default_factory=dict)
+    """Bytes and modification time of image files, asked once each; None where there is none."""
+
+    @property
+    def live_machine(self) -> dict[str, Any]:
+        return self.machine
+
+    def answers(self) -> Iterator[tuple[str, dict[str, str]]]:
+        return ((s.key, dict(s.answers)) for s in self.everything)
+
+    def check_unchanged(self, key: str, source: Sequence[int] | None) -> None:
+        path = self.samples[key].image_path
+        if key not in self.now:
+            self.now[key] = _source_now(path)
+        if source is None or self.now[key] != tuple(source):
+            raise InputError(
+                f"{path} has changed since it was scored; choose another evaluate.output_dir, or delete the ledgers"
+            )
+
+    def batches(self, keys: Sequence[str], batch_size: int) -> Generator[list[Item]]:
+        """Features of the images that can be read.
+
+        Raises:
+            DataError: some cannot; in the end, when all others have been yielded.
+        """
+        samples = [self.samples[key] for key in sorted(keys)]
+        bad: list[str] = []
+        encoder = Encoder(self.config)
+        with encoder.stream(samples, self.config.evaluate.num_workers) as stream:
+            for start in range(0, len(samples), batch_size):
+                part = [(sample, next(stream)) for sample in samples[start : start + batch_size]]
+                good = [(s, image) for s, image in part if not (image.reason or image.failure)]
+                bad += [
+                    f"{s.image_path} cannot be read: {reason}"
+                    for s, image in part
+                    if (reason := image.reason or image.failure)
+                ]
+                if not good:
+                    continue
+                features = encoder.encode([image for _, image in good])
+                yield [
+                    Item(s.key, f, image.grid, dict(s.answers), None, (image.source["bytes"], image.source["mtime_ns"]))
+                    for (s, image), f in zip(good, features, strict=True)
+                ]
+        if bad:
+            more = f"; {len(bad)} of {len(samples)} images cannot be read" if bad[1:] else ""
+            raise DataError(
+                f"{bad[0]}{more}; the others are scored: mend it and run the same command again, or run "
+                "`masp extract`, which puts such images into quarantine, and evaluate into another directory"
+            )
+
+
+def _open_live(config: Config) -> LiveFeed:
+    dataset = read_dataset(config.dataset)
+    broken = quarantined_keys(config)
+    of_split = [s for s in dataset.samples if s.split == config.evaluate.split]
+    samples = {s.key: s for s in of_split if s.key not in broken}
+    if not samples:
+        raise InputError(f"evaluate.split = {shown(config.evaluate.split)}: {dataset.root} has no image in this split")
+    keys = sorted(samples)
+    labels = [samples[key].category for key in keys]
+    return LiveFeed(
+        keys=keys,
+        labels=labels,
+        categories=dataset.categories,
+        model=model_part(config),
+        machine=machine_part(config),
+        hidden_size=load_config(resolve_folder(config.vlm.path)).text_config.hidden_size,
+        # not what the files hold: each record says that of its own, so that mending one leaves the others
+        data_digest=_digest(zip(keys, labels, strict=True)),
+        num_quarantined=len(of_split) - len(samples),
+        config=config,
+        samples=samples,
+        everything=[s for s in dataset.samples if s.key not in broken],
+    )
+
+
+def _source_now(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns

@@ -1,27 +1,46 @@
-"""`masp predict`: the emotion of pictures that a user names, with the probability of every category."""
+"""The emotion of images that a user names, with the probability of every category."""
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from masp.artifacts.trained import load_trained
+import numpy as np
+
+from masp.artifacts.trained import Trained, load_trained
 from masp.config import Config
-from masp.data.images import load_image
 from masp.data.questions import load_questions
 from masp.errors import InputError
-from masp.evaluation.emotion_scorer import Scorer
 from masp.evaluation.emotions import machine_notes
+from masp.evaluation.scorers import EmotionScorer, ScoreRequest
 from masp.extraction.encoder import Encoder
 from masp.extraction.provenance import machine_part, model_part
-from masp.report.attention import aspect_pictures, write_page
-from masp.report.html import data_address, small
 from masp.results.metrics import softmax
 from masp.runtime.devices import pick_device
 from masp.taxonomy import CATEGORY_SETS, normalise_category
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was predicted for one image."""
+
+    image: str
+    """Path as it was given."""
+    prediction: str
+    """The likeliest category."""
+    probabilities: dict[str, float]
+    """Category -> probability, in the order of the question."""
+    attention: dict[str, np.ndarray] = field(default_factory=dict)
+    """Aspect -> `[height, width]` over the image's vision tokens, fp32, sum one; empty unless asked for."""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that cannot be read."""
+
+    image: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -29,74 +48,54 @@ class _Named:
     image_path: Path
 
 
-def predict(config: Config, images: Sequence[str], as_json: bool = False, attention: str | None = None) -> list[dict]:
-    """Predict the emotions of pictures and print them.
+class Predictor:
+    """The VLM's vision half and what was trained around it; the language half is loaded by `predict`.
 
     Args:
-        config: names the VLM, the checkpoints and the categories.
-        images: paths.
-        as_json: print one JSON line per picture instead of a table.
-        attention: write an HTML page to this file that shows where each aspect looked.
-
-    Returns:
-        Per readable picture `image`, `prediction` and `probabilities` (category -> share).
+        config: Run configuration: names the VLM, the checkpoints and the categories.
 
     Raises:
-        InputError: a picture cannot be read (the others are printed first), nothing says what the categories are, or
-            there are no aspect modules whose attention could be shown.
+        InputError: a file is missing or does not fit the VLM.
     """
-    model = model_part(config)
-    encoder = Encoder(config)
-    trained = load_trained(config, encoder.vision.hidden_size, model)
-    for note in machine_notes(trained, machine_part(config)):
-        print(f"note: {note}", file=sys.stderr)
-    if attention and trained.aspects is None:
-        raise InputError(f"--attention {attention}: there are no aspect modules here to look with")
-    categories = _categories(config, trained)
-    config.evaluate.scoring = "likelihood"
-    questions = load_questions(config.questions)
-    scorer = Scorer(config, trained, questions, categories, pick_device(config.engine.device, "engine.device"))
-    results, broken, entries = [], [], []
-    stream = encoder.stream([_Named(Path(p)) for p in images], num_workers=0)
-    for path, picture in zip(images, stream, strict=True):
-        if picture.reason or picture.failure:
-            broken.append(f"{path} ({picture.reason or picture.failure})")
-            continue
-        features = encoder.encode([picture])
-        (score,) = scorer.score(features, [picture.grid])
-        assert score.scores is not None  # scoring is by likelihood
-        shares = softmax([score.scores])[0].tolist()
-        results.append(
-            {
-                "image": path,
-                "prediction": score.prediction,
-                "probabilities": dict(zip(categories, shares, strict=True)),
-            }
-        )
-        if attention:
-            maps = dict(zip(config.aspects, scorer.attention(features, [picture.grid])[0], strict=True))
-            entries.append(_shown(results[-1], maps, config))
-        print(json.dumps(results[-1]) if as_json else _table(results[-1]))
-    if attention and entries:
-        print(f"attention: {write_page(attention, entries)}", file=sys.stderr)
-    if broken:
-        raise InputError(f"{len(broken)} of {len(images)} images cannot be read: {', '.join(broken)}")
-    return results
+
+    def __init__(self, config: Config):
+        self.config = config
+        model = model_part(config)
+        self.encoder = Encoder(config)
+        self.trained: Trained = load_trained(config, self.encoder.vision.hidden_size, model)
+        self.notes = machine_notes(self.trained, machine_part(config))
+        """How this machine differs from the one that made the features of training."""
+
+    def predict(self, images: Sequence[str], attention: bool = False) -> Iterator[Prediction | Unreadable]:
+        """Predict the emotion of each image in turn.
+
+        Args:
+            images: Paths.
+            attention: Whether to keep where each aspect looks; needs aspect modules.
+
+        Raises:
+            InputError: nothing says what the categories are.
+        """
+        config = self.config
+        categories = _categories(config, self.trained)
+        config.evaluate.scoring = "likelihood"
+        device = pick_device(config.engine.device, "engine.device")
+        scorer = EmotionScorer(config, self.trained, load_questions(config.questions), categories, device)
+        stream = self.encoder.stream([_Named(Path(image)) for image in images], num_workers=0)
+        for path, image in zip(images, stream, strict=True):
+            if reason := image.reason or image.failure:
+                yield Unreadable(path, reason)
+                continue
+            (features,) = self.encoder.encode([image])
+            request = ScoreRequest(features, image.grid)
+            (score,) = scorer.score([request])
+            assert score.scores is not None and score.prediction is not None  # likelihoods were compared
+            probabilities = dict(zip(categories, softmax([score.scores])[0].tolist(), strict=True))
+            maps = dict(zip(config.aspects, scorer.attention([request])[0], strict=True)) if attention else {}
+            yield Prediction(path, score.prediction, probabilities, maps)
 
 
-def _shown(result: dict, maps: dict, config: Config) -> dict:
-    """What the page shows of one picture."""
-    image = load_image(result["image"], config.vlm.max_side)
-    return {
-        "name": result["image"],
-        "picture": data_address(small(image)),
-        "prediction": result["prediction"],
-        "probabilities": result["probabilities"],
-        "aspects": aspect_pictures(image, maps),
-    }
-
-
-def _categories(config: Config, trained) -> tuple[str, ...]:
+def _categories(config: Config, trained: Trained) -> tuple[str, ...]:
     """What to choose from: as configured, as trained, or the named dataset's."""
     if config.dataset.categories:
         return tuple(normalise_category(category) for category in config.dataset.categories)
@@ -108,9 +107,3 @@ def _categories(config: Config, trained) -> tuple[str, ...]:
         "dataset.categories = null: neither the soft prompt nor the dataset's name says what the categories are; "
         "give a list such as dataset.categories=[joy,fear]"
     )
-
-
-def _table(result: dict) -> str:
-    ranked = sorted(result["probabilities"].items(), key=lambda item: -item[1])
-    shares = "  ".join(f"{name} {share:.3f}" for name, share in ranked)
-    return f"{result['image']}: {result['prediction']}\n    {shares}"

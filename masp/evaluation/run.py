@@ -11,43 +11,51 @@ from collections.abc import Container, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
 
 from masp.config import Config, save_config
 from masp.data.questions import load_questions
-from masp.distributed.ranks import claim_gpu, read_ranks
+from masp.distributed.ranks import Ranks, claim_gpu, read_ranks
 from masp.distributed.task_share import array_share
 from masp.errors import InputError, StoppedEarly
 from masp.evaluation.aspects import AspectEvaluation
 from masp.evaluation.emotions import EmotionEvaluation
-from masp.evaluation.sources import open_feed
+from masp.evaluation.feed import Feed, Item, open_feed
+from masp.evaluation.protocol import Evaluation
 from masp.files.text import reason
-from masp.results.attention_maps import AttentionFile
-from masp.results.ledger import FOLDER, Ledger, begin, merge_if_complete, missing_keys, slice_keys
+from masp.results.ledger import DIRECTORY, Ledger, Ledgers, slice_keys
+from masp.results.metrics_file import DATASETS, METRICS
+from masp.results.records import FILE as RECORDS
 from masp.runtime.devices import pick_device, plain_memory_errors
+from masp.runtime.status import FILE as STATUS
 from masp.runtime.status import RunState, noting_failure, read_status, write_status
 from masp.runtime.stop import StopFlag
-
-if TYPE_CHECKING:
-    from masp.distributed.ranks import Ranks
-    from masp.evaluation.aspects import AspectEvaluation
-    from masp.evaluation.emotions import EmotionEvaluation
-    from masp.evaluation.feed import Feed, Item
-    from masp.results.attention_maps import AttentionFile
-    from masp.results.ledger import Ledger
-
-
-TABLE = "datasets.json"
-"""In the directory of a run's own evaluation: the table over it and those on other datasets."""
 
 
 def evaluate_dir(config: Config) -> Path:
     """Where ledgers, records and metrics go."""
     name = "evaluate" if config.evaluate.stage == "stage2" else "evaluate-stage1"
     return Path(config.evaluate.output_dir or Path(config.output_dir) / name)
+
+
+def open_evaluation(config: Config, directory: Path, feed: Feed, known_categories: Sequence[str] = ()) -> Evaluation:
+    """What `evaluate.stage` asks for, checked; the VLM is not loaded yet.
+
+    Args:
+        config: Run configuration.
+        directory: Directory of its results.
+        feed: The images.
+        known_categories: More that may stand in `evaluate.category_map`: those of other datasets.
+
+    Raises:
+        InputError: what was trained is missing or does not fit, or nothing can be asked of these images.
+    """
+    questions = load_questions(config.questions)
+    if config.evaluate.stage == "stage1":
+        return AspectEvaluation(config, directory, feed, questions)
+    return EmotionEvaluation(config, directory, feed, questions, known_categories)
 
 
 def evaluate(
@@ -59,10 +67,10 @@ def evaluate(
     """Score what this rank's slice still lacks; whichever rank finds all samples scored writes the metrics.
 
     Args:
-        config: of the run; ranks come from the launcher's environment.
-        stop: looked at between batches; None lets SIGTERM, SIGINT and SIGUSR2 stop the run.
-        known_categories: more that may stand in `evaluate.category_map`, those of other datasets.
-        tables: files that were made from this evaluation's results among others. Where results of an earlier call are
+        config: Run configuration; ranks come from the launcher's environment.
+        stop: Looked at between batches; None lets SIGTERM, SIGINT and SIGUSR2 stop the run.
+        known_categories: See `open_evaluation`.
+        tables: Files that were made from this evaluation's results among others. Where results of an earlier call are
             removed because they are not those of the ledgers, these go with them.
 
     Returns:
@@ -71,29 +79,80 @@ def evaluate(
     Raises:
         InputError, DataError: see `masp.errors`. StoppedEarly: a signal asked to stop; the ledger is kept.
     """
-    ranks = _read_share()
-    folder = evaluate_dir(config)
-    with noting_failure(folder), _plain_write_errors(folder):
-        metrics = _evaluate(config, folder, ranks, stop, known_categories, tables)
-        if metrics:
-            write_status(folder, RunState.FINISHED, 0, str(metrics))
+    ranks, directory = _read_share(), evaluate_dir(config)
+    with noting_failure(directory), plain_write_errors(directory):
+        evaluation = open_evaluation(config, directory, open_feed(config), known_categories)
+        ledgers = Ledgers(
+            directory / DIRECTORY,
+            evaluation.keys,
+            evaluation.identity,
+            problem=evaluation.problem,
+            discard=lambda: _discard_results(directory, tables),
+        )
+        if ranks.is_lead:
+            for note in evaluation.notes:
+                print(f"note: {note}", file=sys.stderr)
+        missing = set(ledgers.begin())
+        if ranks.is_lead:
+            save_config(config, directory / "config.yaml")
+            if num_done := len(evaluation.keys) - len(missing):
+                print(f"evaluate: {num_done} of {len(evaluation.keys)} {evaluation.what} are scored already")
+        if _left(evaluation, ranks, missing):
+            _score_slice(config, evaluation, ledgers, ranks, stop)
+        metrics = ledgers.merge_if_complete(evaluation.finish)
+        if metrics is None:
+            print(f"evaluate: rank {ranks.rank} is done; other ranks still have samples to score")
+        else:
+            write_status(directory, RunState.FINISHED, 0, str(metrics))
     return metrics
 
 
-@contextmanager
-def _plain_write_errors(folder: Path) -> Iterator[None]:
-    """Turn what the file system refuses in an evaluation's folder into one line; other errors are left alone."""
-    try:
-        yield
-    except OSError as error:
-        path = error.filename2 or error.filename  # of a rename, the name that was wanted
-        if not isinstance(path, str | os.PathLike):
-            raise
-        if folder != Path(path) and folder not in Path(path).parents and Path(path) not in folder.parents:
-            raise
-        raise InputError(
-            f"evaluate.output_dir: {path} cannot be written: {reason(error)}; what is scored is kept"
-        ) from None
+def _score_slice(config: Config, evaluation: Evaluation, ledgers: Ledgers, ranks: Ranks, stop: StopFlag | None) -> None:
+    """Append the records that this rank's slice lacks to its ledger.
+
+    What is missing is asked again once the ledger is locked, since the same command may have finished meanwhile, and
+    for every batch, since ranks of another call may have cut the samples differently.
+    """
+    with ledgers.open(f"rank-{ranks.rank}", evaluation.feed.live_machine) as ledger:
+        mine = _left(evaluation, ranks, set(ledgers.missing()))
+        if not mine:
+            return
+        write_status(ledgers.directory.parent, RunState.RUNNING)
+        _load(config, evaluation, ranks)
+        pause_s = 0.1 if sys.stderr.isatty() else 30.0
+        bar = tqdm(total=len(mine), desc="evaluate", unit="img", mininterval=pause_s, disable=not ranks.is_lead)
+        batches = closing(evaluation.feed.batches(list(mine), config.evaluate.batch_size))
+        with StopFlag() if stop is None else nullcontext(stop) as flag, bar, batches as batches_of_items:
+            for items in batches_of_items:
+                with plain_memory_errors(_remedy(config, ledgers.directory)):
+                    _score_batch(evaluation, items, mine, ledger)
+                bar.update(len(items))
+                if flag:
+                    raise StoppedEarly(
+                        f"evaluate: stopped on request; {ledgers.directory} keeps what is scored, "
+                        "the same command scores the rest"
+                    )
+
+
+def _score_batch(evaluation: Evaluation, items: Sequence[Item], mine: dict[str, list[str]], ledger: Ledger) -> None:
+    """Score what no ledger has yet of a batch of images.
+
+    Args:
+        mine: Image -> the records of it that were missing in the beginning.
+    """
+    taken = ledger.recorded()
+    left = {item.key: [key for key in mine[item.key] if key not in taken] for item in items}
+    if items := [item for item in items if left[item.key]]:
+        ledger.append_missing(*evaluation.score(items, left))
+
+
+def _left(evaluation: Evaluation, ranks: Ranks, missing: Container[str]) -> dict[str, list[str]]:
+    """This rank's images of which records are missing -> those records."""
+    return {
+        image: left
+        for image in slice_keys(list(evaluation.keys_of), ranks.rank, ranks.size)
+        if (left := [key for key in evaluation.keys_of[image] if key in missing])
+    }
 
 
 def _read_share() -> Ranks:
@@ -108,111 +167,15 @@ def _read_share() -> Ranks:
     return replace(ranks, rank=index * ranks.size + ranks.rank, size=count * ranks.size)
 
 
-def _evaluate(
-    config: Config,
-    folder: Path,
-    ranks: Ranks,
-    stop: StopFlag | None,
-    known_categories: Sequence[str],
-    tables: Sequence[Path],
-) -> Path | None:
-    feed = open_feed(config)
-    evaluation = open_evaluation(config, folder, feed, known_categories)
-    if ranks.is_lead:
-        for note in evaluation.notes:
-            print(f"note: {note}", file=sys.stderr)
-    ledgers = folder / FOLDER
-
-    def discard() -> None:
-        _discard_results(folder, tables)
-
-    missing = set(begin(ledgers, evaluation.keys, evaluation.identity, discard, evaluation.problem))
-    if ranks.is_lead:
-        save_config(config, folder / "config.yaml")
-    if len(missing) < len(evaluation.keys) and ranks.is_lead:
-        done, total = len(evaluation.keys) - len(missing), len(evaluation.keys)
-        print(f"evaluate: {done} of {total} {evaluation.what} are scored already")
-    if _left(evaluation, ranks, missing):
-        _score(config, evaluation, feed, ledgers, ranks, stop)
-    path = merge_if_complete(
-        ledgers, evaluation.keys, evaluation.identity, evaluation.finish, discard, evaluation.problem
-    )
-    if path is None:
-        print(f"evaluate: rank {ranks.rank} is done; other ranks still have samples to score")
-    return path
-
-
-def _discard_results(folder: Path, tables: Sequence[Path]) -> None:
+def _discard_results(directory: Path, tables: Sequence[Path]) -> None:
     """Remove what an earlier merge wrote, so that nobody takes it for the result of the ledgers that are there now."""
-    from masp.results.records import FILE as RECORDS
-    from masp.runtime.status import FILE as STATUS
-
-    status = read_status(folder)
-    names = ["metrics.json", RECORDS, TABLE, *([STATUS] if status and status["state"] == RunState.FINISHED else [])]
-    for path in (*(folder / name for name in names), *tables):
+    status = read_status(directory)
+    names = [METRICS, RECORDS, DATASETS, *([STATUS] if status and status.state == RunState.FINISHED else [])]
+    for path in (*(directory / name for name in names), *tables):
         path.unlink(missing_ok=True)
 
 
-def _left(
-    evaluation: EmotionEvaluation | AspectEvaluation, ranks: Ranks, missing: Container[str]
-) -> dict[str, list[str]]:
-    """This rank's images of which records are missing -> those records."""
-    return {
-        image: left
-        for image in slice_keys(list(evaluation.keys_of), ranks.rank, ranks.size)
-        if (left := [key for key in evaluation.keys_of[image] if key in missing])
-    }
-
-
-def open_evaluation(
-    config: Config, folder: Path, feed: Feed, known_categories: Sequence[str] = ()
-) -> EmotionEvaluation | AspectEvaluation:
-    """What `evaluate.stage` asks for, checked; the VLM is not loaded yet."""
-    questions = load_questions(config.questions)
-    if config.evaluate.stage == "stage1":
-        return AspectEvaluation(config, folder, feed, questions, known_categories)
-    return EmotionEvaluation(config, folder, feed, questions, known_categories)
-
-
-def _score(
-    config: Config,
-    evaluation: EmotionEvaluation | AspectEvaluation,
-    feed: Feed,
-    ledgers: Path,
-    ranks: Ranks,
-    stop: StopFlag | None,
-) -> None:
-    """Append the records that this rank's slice lacks to its ledger.
-
-    What is missing is asked again once the ledger is locked, since the same command may have finished meanwhile, and
-    for every batch, since ranks of another call may have cut the samples differently.
-    """
-    name = f"rank-{ranks.rank}"
-    with Ledger(ledgers, name, evaluation.identity, feed.live_machine) as ledger:
-        missing = missing_keys(ledgers, evaluation.keys, evaluation.identity, evaluation.problem)
-        mine = _left(evaluation, ranks, set(missing))
-        if not mine:
-            return
-        write_status(ledgers.parent, RunState.RUNNING)
-        _load(config, evaluation, ranks)
-        pause_s = 0.1 if sys.stderr.isatty() else 30.0
-        bar = tqdm(total=len(mine), desc="evaluate", unit="img", mininterval=pause_s, disable=not ranks.is_lead)
-        flag = StopFlag() if stop is None else nullcontext(stop)
-        keeping = AttentionFile(ledgers, name) if evaluation.aspects_shown else nullcontext()
-        batches = closing(feed.batches(list(mine), config.evaluate.batch_size))
-        with flag as stop, bar, keeping as maps, batches as parts:
-            for items in parts:
-                with plain_memory_errors(_remedy(config, ledgers)):
-                    _score_batch(evaluation, items, mine, ledger, maps)
-                bar.update(len(items))
-                if stop:
-                    raise StoppedEarly(
-                        f"evaluate: stopped on request; {ledgers} keeps what is scored, "
-                        "the same command scores the rest"
-                    )
-
-
-def _load(config: Config, evaluation: EmotionEvaluation | AspectEvaluation, ranks: Ranks) -> None:
+def _load(config: Config, evaluation: Evaluation, ranks: Ranks) -> None:
     """Get the device and the VLM."""
     if config.engine.num_threads:
         torch.set_num_threads(config.engine.num_threads)
@@ -226,27 +189,17 @@ def _remedy(config: Config, ledgers: Path) -> str:
     return f"lower evaluate.batch_size, which is {config.evaluate.batch_size}; {ledgers} keeps what is scored"
 
 
-def _score_batch(
-    evaluation: EmotionEvaluation | AspectEvaluation,
-    items: Sequence[Item],
-    mine: dict[str, list[str]],
-    ledger: Ledger,
-    maps: AttentionFile | None,
-) -> None:
-    """Score what no ledger has yet of a batch of images.
-
-    Args:
-        mine: image -> the records of it that were missing in the beginning.
-    """
-    taken = ledger.recorded()
-    left = {item.key: [key for key in mine[item.key] if key not in taken] for item in items}
-    items = [item for item in items if left[item.key]]
-    if not items:
-        return
-    records = evaluation.score(items, left)
-    if maps:
-        assert isinstance(evaluation, EmotionEvaluation)  # the other refuses to keep maps
-        looks = evaluation.looks(items)
-        where = {item.key: maps.append(look) for item, look in zip(items, looks, strict=True)}
-        records = [record | {"attention": where[record["sample_key"]]} for record in records]
-    ledger.append_missing(records)
+@contextmanager
+def plain_write_errors(directory: Path) -> Iterator[None]:
+    """Turn what the file system refuses in an evaluation's directory into one line; other errors are left alone."""
+    try:
+        yield
+    except OSError as error:
+        path = error.filename2 or error.filename  # of a rename, the name that was wanted
+        if not isinstance(path, str | os.PathLike):
+            raise
+        if directory != Path(path) and directory not in Path(path).parents and Path(path) not in directory.parents:
+            raise
+        raise InputError(
+            f"evaluate.output_dir: {path} cannot be written: {reason(error)}; what is scored is kept"
+        ) from None

@@ -13,25 +13,24 @@ from masp.artifacts.trained import default_aspect_path, default_soft_prompt_path
 from masp.config import Config, load_config
 from masp.errors import DataError, InputError
 from masp.evaluation.category_map import parse_map
-from masp.evaluation.run import TABLE, evaluate, evaluate_dir, open_evaluation
-from masp.evaluation.sources import open_feed
+from masp.evaluation.feed import open_feed
+from masp.evaluation.run import evaluate, evaluate_dir, open_evaluation, plain_write_errors
 from masp.files.atomic import write_bytes
+from masp.results.metrics_file import DATASETS, METRICS, DatasetRow, read_metrics
 from masp.runtime.stop import StopFlag
-
-_COLUMNS = ("num_samples", "num_correct", "accuracy", "accuracy_ci95", "macro_f1", "balanced_accuracy")
 
 
 def evaluate_on(config: Config, files: Sequence[str], stop: StopFlag | None = None) -> Path | None:
     """Evaluate what a run trained on its own dataset and on others.
 
-    Every dataset is checked before the first is scored. Each has a folder, ledgers and metrics of its own, so the call
-    resumes anywhere and on any number of ranks; whichever rank finds all metrics there writes the table.
+    Every dataset is checked before the first is scored. Each has a directory, ledgers and metrics of its own, so the
+    call resumes anywhere and on any number of ranks; whichever rank finds all metrics there writes the table.
 
     Args:
-        config: of the run.
-        files: a configuration per dataset, of which `dataset`, `cache.dir`, `evaluate.split` and
+        config: Run configuration.
+        files: A configuration per dataset, of which `dataset`, `cache.dir`, `evaluate.split` and
             `evaluate.category_map` count; one that is the same as another, or as the run's own, is skipped.
-        stop: see `masp.evaluation.run.evaluate`.
+        stop: See `masp.evaluation.run.evaluate`.
 
     Returns:
         `datasets.json`; None if other ranks still have samples to score.
@@ -46,7 +45,7 @@ def evaluate_on(config: Config, files: Sequence[str], stop: StopFlag | None = No
     for name, each in configs.items():
         open_evaluation(each, evaluate_dir(each), feeds[name], known)
     feeds.clear()
-    table = evaluate_dir(config) / TABLE
+    table = evaluate_dir(config) / DATASETS
     damaged: list[str] = []
     for name, each in configs.items():
         print(f"evaluate: on {name}", flush=True)
@@ -102,27 +101,41 @@ def _what_is_scored(config: Config) -> tuple:
 def _write_table(table: Path, configs: dict[str, Config]) -> Path | None:
     rows = {}
     for name, each in configs.items():
-        path = evaluate_dir(each) / "metrics.json"
+        path = evaluate_dir(each) / METRICS
         if not path.is_file():
             return None
-        metrics = json.loads(path.read_text())
-        rows[name] = {key: metrics[key] for key in _COLUMNS if key in metrics}
-        rows[name] |= {"category_map": metrics.get("category_map") or {}, "split": metrics["split"]}
-        rows[name]["metrics"] = os.path.relpath(path, table.parent)
-    write_bytes(table, json.dumps(rows, indent=1).encode() + b"\n")
-    print(_shown(rows))
+        problems: list[str] = []
+        metrics = read_metrics(path, problems)
+        if problems:
+            raise DataError(f"{problems[0]}; run `masp evaluate` again")
+        rows[name] = DatasetRow(
+            num_samples=metrics.num_samples,
+            num_correct=metrics.num_correct,
+            accuracy=metrics.accuracy,
+            accuracy_ci95=metrics.accuracy_ci95,
+            macro_f1=metrics.macro_f1,
+            balanced_accuracy=metrics.balanced_accuracy,
+            category_map=metrics.category_map or {},
+            split=metrics.split,
+            metrics=os.path.relpath(path, table.parent),
+        )
+    text = json.dumps({name: row.to_json() for name, row in rows.items()}, indent=1) + "\n"
+    with plain_write_errors(table.parent):
+        write_bytes(table, text.encode())
+    print(_as_text(rows))
     print(f"evaluate: {len(rows)} datasets: {table}")
     return table
 
 
-def _shown(rows: dict[str, dict]) -> str:
+def _as_text(rows: dict[str, DatasetRow]) -> str:
     """The datasets in lines of text."""
     width = max(10, *map(len, rows))
     lines = [f"{'dataset':<{width}} {'images':>8} {'accuracy':>9}  {'95 % interval':<16} {'macro F1':>9}"]
     for name, row in rows.items():
-        low, high = row["accuracy_ci95"]
-        f1 = f"{row['macro_f1']:>9.4f}" if "macro_f1" in row else ""
+        low, high = row.accuracy_ci95 or (0.0, 0.0)
+        f1 = "" if row.macro_f1 is None else f"{row.macro_f1:>9.4f}"
         lines.append(
-            f"{name:<{width}} {row['num_samples']:>8,} {row['accuracy']:>9.4f}  {f'{low:.4f} to {high:.4f}':<16} {f1}"
+            f"{name:<{width}} {row.num_samples or 0:>8,} {row.accuracy or 0.0:>9.4f}  "
+            f"{f'{low:.4f} to {high:.4f}':<16} {f1}"
         )
     return "\n".join(lines)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,10 +16,12 @@ from masp.cache.manifest import quarantined_keys
 from masp.config import Config
 from masp.data.datasets import read_dataset
 from masp.data.questions import load_questions
+from masp.data.sample import Sample
 from masp.errors import DataError, InputError
-from masp.evaluation.emotion_scorer import Score, Scorer
+from masp.evaluation.scorers import EmotionScorer, Score, ScoreRequest
 from masp.extraction.image_stream import Picture, Pictures, batches, picture_stream
 from masp.extraction.provenance import model_part
+from masp.files.text import shortened, shown
 from masp.runtime.devices import encoder_dtype, pick_device, torch_dtype
 from masp.vlm.vision import VisionHalf, load_preprocessor, load_vision_half
 
@@ -42,28 +44,61 @@ class _Tally:
     num_correct: int = 0
 
 
-def measure(config: Config, dtypes: Sequence[str], num_images: int) -> dict:
+@dataclass(frozen=True)
+class FormatCost:
+    """What one number format costs."""
+
+    encoder_dtype: str
+    """Precision that the encoder runs in for it."""
+    bytes_per_image: float
+    size_of_bf16: float
+    """Bytes as a share of those of bf16."""
+    cosine_mean: float
+    """Over tokens, with the reference."""
+    cosine_min: float
+    relative_error: float
+    score_change_mean: float
+    """Over images, of the largest change of a category's score, nats."""
+    score_change_max: float
+    num_changed: int
+    """Predictions that change."""
+    changed_fraction: float
+    accuracy: float
+    num_not_finite: int
+    """Images that the format cannot hold; they count as changed."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What the number formats of the cache cost on a sample."""
+
+    num_images: int
+    num_tokens: int
+    hidden_size: int
+    split: str
+    scored_with: str
+    """What was trained, in words."""
+    accuracy: float
+    """Of the reference."""
+    formats: dict[str, FormatCost]
+
+
+def measure(config: Config, dtypes: Sequence[str], num_images: int) -> Measurement:
     """Encode a sample in every format and score it.
 
     The sample is drawn from `evaluate.split` by a hash of the keys. Scores are those of `masp evaluate`, with the
     aspect modules and the soft prompt of the run where there are any.
 
     Args:
-        config: of the run.
-        dtypes: values of `cache.dtype`.
-        num_images: at most.
-
-    Returns:
-        `num_images`, `num_tokens`, `split`, `scored_with`, `accuracy` (of the reference) and `formats`: per format
-        `encoder_dtype, bytes_per_image, size_of_bf16, cosine_mean, cosine_min` (over tokens), `relative_error`,
-        `score_change_mean, score_change_max` (nats), `num_changed, changed_fraction` (predictions), `accuracy` and
-        `num_not_finite` (images that the format cannot hold; they count as changed).
+        config: Run configuration.
+        dtypes: Values of `cache.dtype`.
+        num_images: Number of images, at most.
 
     Raises:
         InputError: unknown formats, no images, or what was trained does not fit. DataError: the disk does not answer.
     """
     if unknown := [d for d in dtypes if d not in TORCH_NAMES]:
-        raise InputError(f"--dtype {unknown[0]}: must be one of {', '.join(TORCH_NAMES)}")
+        raise InputError(f"--dtype {shortened(unknown[0])}: must be one of {', '.join(TORCH_NAMES)}")
     if num_images < 1:
         raise InputError(f"--num-images {num_images}: must be at least 1")
     categories, samples = _sample(config, num_images)
@@ -76,74 +111,74 @@ def measure(config: Config, dtypes: Sequence[str], num_images: int) -> dict:
     trained, scored_with = _trained(config, encoders[REFERENCE].hidden_size)
     config = replace(config, evaluate=replace(config.evaluate, scoring="likelihood"))
     scorer_device = pick_device(config.engine.device, "engine.device")
-    scorer = Scorer(config, trained, load_questions(config.questions), categories, scorer_device)
+    scorer = EmotionScorer(config, trained, load_questions(config.questions), categories, scorer_device)
     tallies = {dtype: _Tally() for dtype in dtypes}
     count, tokens, norm, correct, size = 0, 0, 0.0, 0, 0
     for pictures, labels in _chunks(config, samples):
         grids = [p.grid for p in pictures]
         made = {name: _encode(config, encoder, pictures) for name, encoder in encoders.items()}
         exact = [f.float().cpu() for f in made[REFERENCE]]
-        wanted = scorer.score(exact, grids)
+        wanted = scorer.score([ScoreRequest(f, grid) for f, grid in zip(exact, grids, strict=True)])
         count, tokens = count + len(exact), tokens + sum(len(f) for f in exact)
         norm += sum(float(f.double().square().sum()) for f in exact)
         correct += sum(w.prediction == label for w, label in zip(wanted, labels, strict=True))
         size += sum(len(encode_features(store(f, "bf16"))) for f in exact)
         for dtype, tally in tallies.items():
             kept = [_kept(f, dtype, tally) for f in made[encoder_dtype(dtype, device)]]
-            good = [(i, f) for i, f in enumerate(kept) if f is not None]
-            scores = scorer.score([f for _, f in good], [grids[i] for i, _ in good]) if good else []
-            for (i, features), score in zip(good, scores, strict=True):
+            good = {i: f for i, f in enumerate(kept) if f is not None}
+            scores = scorer.score([ScoreRequest(f, grids[i]) for i, f in good.items()]) if good else []
+            for (i, features), score in zip(good.items(), scores, strict=True):
                 _compare(tally, exact[i], features, wanted[i], score, labels[i])
     if not count:
-        raise InputError(f"evaluate.split = {config.evaluate.split!r}: none of its images can be read")
-    return {
-        "num_images": count,
-        "num_tokens": tokens,
-        "hidden_size": encoders[REFERENCE].hidden_size,
-        "split": config.evaluate.split,
-        "scored_with": scored_with,
-        "accuracy": correct / count,
-        "formats": {
-            dtype: {"encoder_dtype": encoder_dtype(dtype, device), **_summary(tally, count, tokens, norm, size)}
+        raise InputError(f"evaluate.split = {shown(config.evaluate.split)}: none of its images can be read")
+    return Measurement(
+        num_images=count,
+        num_tokens=tokens,
+        hidden_size=encoders[REFERENCE].hidden_size,
+        split=config.evaluate.split,
+        scored_with=scored_with,
+        accuracy=correct / count,
+        formats={
+            dtype: _cost(tally, encoder_dtype(dtype, device), count, tokens, norm, size)
             for dtype, tally in tallies.items()
         },
-    }
+    )
 
 
-def report(config: Config, dtypes: Sequence[str] | None, num_images: int, as_json: bool = False) -> dict:
+def report(config: Config, dtypes: Sequence[str] | None, num_images: int, as_json: bool = False) -> Measurement:
     """Measure and print; `dtypes` None for all formats."""
     result = measure(config, list(dtypes or TORCH_NAMES), num_images)
-    print(json.dumps(result) if as_json else table(result))
+    print(json.dumps(asdict(result)) if as_json else table(result))
     return result
 
 
-def table(result: dict) -> str:
+def table(result: Measurement) -> str:
     """The result of `measure` as text."""
     lines = [
-        f"{result['num_images']:,} images of {result['split']}, {result['num_tokens']:,} tokens of "
-        f"{result['hidden_size']}, scored with {result['scored_with']}.",
-        f"Compared with the encoder in {REFERENCE}, nothing rounded: accuracy {result['accuracy']:.2%}.",
+        f"{result.num_images:,} images of {result.split}, {result.num_tokens:,} tokens of "
+        f"{result.hidden_size}, scored with {result.scored_with}.",
+        f"Compared with the encoder in {REFERENCE}, nothing rounded: accuracy {result.accuracy:.2%}.",
         "",
         f"{'format':<7}{'encoder':<9}{'kB/image':>9}{'of bf16':>9}{'cosine':>10}{'lowest':>10}{'error':>9}"
         f"{'score change':>14}{'largest':>9}{'predictions changed':>21}{'accuracy':>10}",
     ]
-    for name, row in result["formats"].items():
-        changed = f"{row['num_changed']} ({row['changed_fraction']:.2%})"
+    for name, row in result.formats.items():
+        changed = f"{row.num_changed} ({row.changed_fraction:.2%})"
         lines.append(
-            f"{name:<7}{row['encoder_dtype']:<9}{row['bytes_per_image'] / 1e3:>9.1f}{row['size_of_bf16']:>9.3f}"
-            f"{row['cosine_mean']:>10.6f}{row['cosine_min']:>10.6f}{row['relative_error']:>9.2%}"
-            f"{row['score_change_mean']:>14.4f}{row['score_change_max']:>9.4f}{changed:>21}{row['accuracy']:>10.2%}"
+            f"{name:<7}{row.encoder_dtype:<9}{row.bytes_per_image / 1e3:>9.1f}{row.size_of_bf16:>9.3f}"
+            f"{row.cosine_mean:>10.6f}{row.cosine_min:>10.6f}{row.relative_error:>9.2%}"
+            f"{row.score_change_mean:>14.4f}{row.score_change_max:>9.4f}{changed:>21}{row.accuracy:>10.2%}"
         )
-        if row["num_not_finite"]:
-            lines.append(f"       {row['num_not_finite']} images have values that {name} cannot hold")
+        if row.num_not_finite:
+            lines.append(f"       {row.num_not_finite} images have values that {name} cannot hold")
     return "\n".join(lines)
 
 
-def _sample(config: Config, num_images: int) -> tuple[tuple[str, ...], list]:
+def _sample(config: Config, num_images: int) -> tuple[tuple[str, ...], list[Sample]]:
     dataset, broken = read_dataset(config.dataset), quarantined_keys(config)
     samples = [s for s in dataset.samples if s.split == config.evaluate.split and s.key not in broken]
     if not samples:
-        raise InputError(f"evaluate.split = {config.evaluate.split!r}: {dataset.root} has no image in this split")
+        raise InputError(f"evaluate.split = {shown(config.evaluate.split)}: {dataset.root} has no image in this split")
     samples.sort(key=lambda s: hashlib.sha256(s.key.encode()).digest())
     return dataset.categories, samples[:num_images]
 
@@ -160,8 +195,8 @@ def _trained(config: Config, hidden_size: int) -> tuple[Trained, str]:
     return trained, " and ".join(parts) or "nothing trained (zero-shot)"
 
 
-def _chunks(config: Config, samples: Sequence):
-    """Readable pictures and their labels, `evaluate.batch_size` at a time."""
+def _chunks(config: Config, samples: Sequence[Sample]) -> Iterator[tuple[list[Picture], list[str]]]:
+    """Readable images and their labels, `evaluate.batch_size` at a time."""
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
     pictures = Pictures(samples, preprocessor, config.vlm.max_side)
     device = pick_device(config.extract.device, "extract.device")
@@ -204,19 +239,20 @@ def _compare(tally: _Tally, exact: Tensor, kept: Tensor, wanted: Score, score: S
     tally.num_correct += score.prediction == label
 
 
-def _summary(tally: _Tally, count: int, tokens: int, norm: float, size: int) -> dict:
+def _cost(tally: _Tally, encoder: str, count: int, tokens: int, norm: float, size: int) -> FormatCost:
     good = count - tally.num_not_finite
     changed = tally.num_changed + tally.num_not_finite
-    return {
-        "bytes_per_image": tally.num_bytes / max(good, 1),
-        "size_of_bf16": tally.num_bytes / size,
-        "cosine_mean": tally.cosine_sum / tokens,
-        "cosine_min": tally.cosine_min,
-        "relative_error": (tally.error / norm) ** 0.5,
-        "score_change_mean": sum(tally.changes) / max(good, 1),
-        "score_change_max": max(tally.changes, default=0.0),
-        "num_changed": changed,
-        "changed_fraction": changed / count,
-        "accuracy": tally.num_correct / count,
-        "num_not_finite": tally.num_not_finite,
-    }
+    return FormatCost(
+        encoder_dtype=encoder,
+        bytes_per_image=tally.num_bytes / max(good, 1),
+        size_of_bf16=tally.num_bytes / size,
+        cosine_mean=tally.cosine_sum / tokens,
+        cosine_min=tally.cosine_min,
+        relative_error=(tally.error / norm) ** 0.5,
+        score_change_mean=sum(tally.changes) / max(good, 1),
+        score_change_max=max(tally.changes, default=0.0),
+        num_changed=changed,
+        changed_fraction=changed / count,
+        accuracy=tally.num_correct / count,
+        num_not_finite=tally.num_not_finite,
+    )

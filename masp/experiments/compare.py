@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,82 @@ from scipy.stats import binomtest
 from masp.errors import InputError
 from masp.experiments.plots import intervals_figure
 from masp.files.atomic import write_bytes
-from masp.results.intervals import percentiles, wilson_interval
+from masp.files.regular import is_file
+from masp.files.text import reason, shown
+from masp.results.metrics import percentiles, wilson_interval
 from masp.results.records import FILE, Records, read_records_file
 
 _NUM_RESAMPLES = 10_000
 
 
-def compare(runs: Sequence[str], output: str | Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ComparedRun:
+    """One run of a comparison."""
+
+    accuracy: float
+    accuracy_ci95: tuple[float, float]
+    """Wilson's interval."""
+    num_samples: int
+    num_correct: int
+    path: str
+    """Its `records.h5`."""
+
+
+@dataclass(frozen=True)
+class PairTest:
+    """Paired comparison of two runs on the same samples."""
+
+    difference: float
+    """Accuracy of the second minus that of the first."""
+    difference_ci95: tuple[float, float]
+    """Bootstrap over samples."""
+    only_first: int
+    """Samples that only the first predicts right."""
+    only_second: int
+    mcnemar_p: float
+    """Of McNemar's exact test."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two runs of a comparison."""
+
+    first: str
+    second: str
+    test: PairTest
+    mcnemar_p_holm: float
+    """Corrected for the number of pairs."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The pair as `compare.json` spells it."""
+        names = {"first": self.first, "second": self.second}
+        return {**names, **asdict(self.test), "mcnemar_p_holm": self.mcnemar_p_holm}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare.json` holds."""
+
+    runs: Mapping[str, ComparedRun]
+    pairs: tuple[Pair, ...]
+    notes: tuple[str, ...]
+    """What could not be checked."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The comparison as `compare.json` spells it."""
+        return {
+            "runs": {name: asdict(run) for name, run in self.runs.items()},
+            "pairs": [pair.to_json() for pair in self.pairs],
+            "notes": self.notes,
+        }
+
+
+def compare(runs: Sequence[str], output: str | Path) -> Comparison:
     """Compare evaluations pair by pair, and write `compare.json`, `compare.md` and `compare.png`.
 
     Args:
-        runs: run directories, evaluation directories or `records.h5` files.
-        output: the folder for the results.
-
-    Returns:
-        `runs` (name -> `accuracy, accuracy_ci95, num_samples, num_correct, path`) and `pairs` (each with `first`,
-        `second`, `difference` (second minus first), `difference_ci95`, `only_first`, `only_second`, `mcnemar_p`,
-        `mcnemar_p_holm`), and `notes`: what could not be checked.
+        runs: Run directories, evaluation directories or `records.h5` files.
+        output: Directory for the results.
 
     Raises:
         InputError: fewer than two runs, one has no records, or they are not on the same samples. DataError: damaged.
@@ -50,13 +110,11 @@ def compare(runs: Sequence[str], output: str | Path) -> dict[str, Any]:
         note = check_same_samples(names[0], found[0], f"{name} ({path})", records)
         notes += [note] if note else []
     correct = {name: correctness(records) for name, records in zip(names, found, strict=True)}
-    result = {
-        "runs": {
-            name: {**share(hits), "path": str(path)} for (name, hits), path in zip(correct.items(), paths, strict=True)
-        },
-        "pairs": _pairs(correct),
-        "notes": notes,
-    }
+    result = Comparison(
+        runs={name: _compared_run(hits, path) for (name, hits), path in zip(correct.items(), paths, strict=True)},
+        pairs=_pairs(correct),
+        notes=tuple(notes),
+    )
     _write(result, Path(output))
     return result
 
@@ -68,9 +126,9 @@ def find_records(run: str | Path) -> Path:
         InputError: there is none.
     """
     run = Path(run)
-    candidates = [run] if run.is_file() else [run / "evaluate" / FILE, run / FILE]
+    candidates = [run] if is_file(run) else [run / "evaluate" / FILE, run / FILE]
     for path in candidates:
-        if path.is_file():
+        if is_file(path):
             return path
     raise InputError(
         f"{run}: no {candidates[0].relative_to(run)}; run `masp evaluate --config … output_dir={run}` first"
@@ -91,10 +149,10 @@ def check_same_samples(name: str, ours: Records, other: str, theirs: Records) ->
     """Refuse to compare evaluations of different samples.
 
     Returns:
-        Why it is not known whether their pictures are the same; None if it is.
+        Why it is not known whether their images are the same; None if it is.
 
     Raises:
-        InputError: names a sample that only one has, or whose label differs, or both digests of the pictures.
+        InputError: names a sample that only one has, or whose label differs, or both digests of the images.
     """
     for one, has, two, lacks in ((name, ours, other, theirs), (other, theirs, name, ours)):
         only = sorted(set(has.keys) - set(lacks.keys))
@@ -108,26 +166,24 @@ def check_same_samples(name: str, ours: Records, other: str, theirs: Records) ->
     if differing:
         key, label = min(differing)
         raise InputError(
-            f"compare: not on the same labels: {key} is {label!r} in {name} and {labels[key]!r} in {other} "
+            f"compare: not on the same labels: {key} is {shown(label)} in {name} and {shown(labels[key])} in {other} "
             f"({len(differing)} samples differ)"
         )
     a, b = ours.data, theirs.data
     if not a or not b:
-        without = " and ".join(n for n, data in ((name, a), (other, b)) if not data)
-        return (
-            f"whether the pictures are the same is not known: {without} was evaluated before digests of them were kept"
-        )
-    live = " and ".join(n for n, data in ((name, a), (other, b)) if not data["made_by"])
+        lacking = " and ".join(n for n, data in ((name, a), (other, b)) if not data)
+        return f"whether the images are the same is not known: {lacking} was evaluated before digests of them were kept"
+    live = " and ".join(n for n, data in ((name, a), (other, b)) if not data.made_by)
     if live:
-        return f"whether the pictures are the same is not known: {live} was evaluated live"
-    if a["data_digest"] == b["data_digest"]:
+        return f"whether the images are the same is not known: {live} was evaluated live"
+    if a.data_digest == b.data_digest:
         return None
-    if a["made_by"] == b["made_by"]:
+    if a.made_by == b.made_by:
         raise InputError(
-            f"compare: not on the same pictures: data_digest is {a['data_digest'][:12]} in {name} and "
-            f"{b['data_digest'][:12]} in {other}, whose features were made alike; evaluate both on the same dataset"
+            f"compare: not on the same images: data_digest is {a.data_digest[:12]} in {name} and "
+            f"{b.data_digest[:12]} in {other}, whose features were made alike; evaluate both on the same dataset"
         )
-    return f"whether the pictures are the same is not known: the features of {name} and {other} were made differently"
+    return f"whether the images are the same is not known: the features of {name} and {other} were made differently"
 
 
 def correctness(records: Records) -> np.ndarray:
@@ -136,23 +192,17 @@ def correctness(records: Records) -> np.ndarray:
     return np.array([label == prediction for _, label, prediction in triples])
 
 
-def share(hits: np.ndarray) -> dict[str, Any]:
-    """Accuracy with its interval."""
+def _compared_run(hits: np.ndarray, path: Path) -> ComparedRun:
     right, count = int(hits.sum()), len(hits)
-    return {
-        "accuracy": right / count,
-        "accuracy_ci95": list(wilson_interval(right, count)),
-        "num_samples": count,
-        "num_correct": right,
-    }
+    return ComparedRun(right / count, wilson_interval(right, count), count, right, str(path))
 
 
-def compare_pair(first: np.ndarray, second: np.ndarray, seed: int = 0) -> dict[str, Any]:
+def compare_pair(first: np.ndarray, second: np.ndarray, seed: int = 0) -> PairTest:
     """Paired comparison of two runs.
 
     Args:
-        first, second: which predictions are right, `[N]` bool, of the same samples.
-        seed: of the bootstrap over samples.
+        first, second: Which predictions are right, `[N]` bool, of the same samples.
+        seed: Seed of the bootstrap over samples.
     """
     count = len(first)
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
@@ -160,23 +210,21 @@ def compare_pair(first: np.ndarray, second: np.ndarray, seed: int = 0) -> dict[s
     shares = np.array([only_first, only_second, count - only_first - only_second]) / count
     draws = np.random.default_rng(seed).multinomial(count, shares, size=_NUM_RESAMPLES)
     discordant = only_first + only_second
-    return {
-        "difference": (only_second - only_first) / count,
-        "difference_ci95": percentiles((draws[:, 1] - draws[:, 0]) / count),
-        "only_first": only_first,
-        "only_second": only_second,
+    return PairTest(
+        difference=(only_second - only_first) / count,
+        difference_ci95=percentiles((draws[:, 1] - draws[:, 0]) / count),
+        only_first=only_first,
+        only_second=only_second,
         # exact: under the null each sample that only one run gets right is a fair coin
-        "mcnemar_p": float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0,
-    }
+        mcnemar_p=float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0,
+    )
 
 
-def _pairs(correct: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    pairs = [
-        {"first": a, "second": b, **compare_pair(correct[a], correct[b])} for a, b in itertools.combinations(correct, 2)
-    ]
-    for pair, adjusted in zip(pairs, holm([pair["mcnemar_p"] for pair in pairs]), strict=True):
-        pair["mcnemar_p_holm"] = adjusted
-    return pairs
+def _pairs(correct: dict[str, np.ndarray]) -> tuple[Pair, ...]:
+    names = list(itertools.combinations(correct, 2))
+    tests = [compare_pair(correct[a], correct[b]) for a, b in names]
+    adjusted = holm([test.mcnemar_p for test in tests])
+    return tuple(Pair(a, b, test, p) for (a, b), test, p in zip(names, tests, adjusted, strict=True))
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -189,39 +237,38 @@ def holm(values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _write(result: dict[str, Any], folder: Path) -> None:
-    accuracies = [(name, run["accuracy"], run["accuracy_ci95"]) for name, run in result["runs"].items()]
-    differences = [(f"{p['second']} − {p['first']}", p["difference"], p["difference_ci95"]) for p in result["pairs"]]
-    panels = [("accuracy", accuracies, None), ("difference of accuracies", differences, 0.0)]
-    picture = intervals_figure(panels)
+def _write(result: Comparison, directory: Path) -> None:
+    accuracies = [(name, run.accuracy, run.accuracy_ci95) for name, run in result.runs.items()]
+    differences = [(f"{p.second} − {p.first}", p.test.difference, p.test.difference_ci95) for p in result.pairs]
+    figure = intervals_figure([("accuracy", accuracies, None), ("difference of accuracies", differences, 0.0)])
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(folder / "compare.json", json.dumps(result, indent=1).encode() + b"\n")
-        write_bytes(folder / "compare.md", markdown(result).encode("utf-8", "backslashreplace"))
-        write_bytes(folder / "compare.png", picture)
+        directory.mkdir(parents=True, exist_ok=True)
+        write_bytes(directory / "compare.json", json.dumps(result.to_json(), indent=1).encode() + b"\n")
+        write_bytes(directory / "compare.md", markdown(result).encode("utf-8", "backslashreplace"))
+        write_bytes(directory / "compare.png", figure)
     except OSError as error:
-        raise InputError(f"--output {folder}: cannot be written: {error.strerror}") from None
+        raise InputError(f"--output {directory}: cannot be written: {reason(error)}") from None
 
 
-def markdown(result: dict[str, Any]) -> str:
+def markdown(result: Comparison) -> str:
     """The comparison as two Markdown tables."""
     lines = ["| run | images | accuracy | 95 % interval |", "|---|---|---|---|"]
-    for name, run in result["runs"].items():
-        low, high = run["accuracy_ci95"]
-        lines.append(f"| {_cell(name)} | {run['num_samples']:,} | {run['accuracy']:.4f} | {low:.4f} to {high:.4f} |")
+    for name, run in result.runs.items():
+        low, high = run.accuracy_ci95
+        lines.append(f"| {_cell(name)} | {run.num_samples:,} | {run.accuracy:.4f} | {low:.4f} to {high:.4f} |")
     lines += [
         "",
         "| second − first | difference | 95 % interval | only second right | only first right | McNemar p | Holm p |",
         "|---|---|---|---|---|---|---|",
     ]
-    for pair in result["pairs"]:
-        low, high = pair["difference_ci95"]
+    for pair in result.pairs:
+        test, (low, high) = pair.test, pair.test.difference_ci95
         lines.append(
-            f"| {_cell(pair['second'])} − {_cell(pair['first'])} "
-            f"| {pair['difference']:+.4f} | {low:+.4f} to {high:+.4f} "
-            f"| {pair['only_second']} | {pair['only_first']} | {pair['mcnemar_p']:.2g} | {pair['mcnemar_p_holm']:.2g} |"
+            f"| {_cell(pair.second)} − {_cell(pair.first)} "
+            f"| {test.difference:+.4f} | {low:+.4f} to {high:+.4f} "
+            f"| {test.only_second} | {test.only_first} | {test.mcnemar_p:.2g} | {pair.mcnemar_p_holm:.2g} |"
         )
-    lines += [line for note in result["notes"] for line in ("", f"Note: {_cell(note)}.")]
+    lines += [line for note in result.notes for line in ("", f"Note: {_cell(note)}.")]
     return "\n".join(lines) + "\n"
 
 

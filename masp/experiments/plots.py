@@ -1,4 +1,4 @@
-"""Pictures that stand alone (PNG), for documents; the report's own charts are in `charts.py`."""
+"""Figures of their own (PNG), for documents; the report's own charts are in `masp/report/charts.py`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from matplotlib.figure import Figure
 Row = tuple[str, float, Sequence[float] | None]
 """A name, a value, and the ends of its interval."""
 
-_BLUE, _GREY = "#2f6fde", "#5d6778"
+Panel = tuple[str, Sequence[Row], float | None]
+"""A title, rows from the top down, and where to draw a line (0 for differences), or None."""
+
+_BLUE, _GRAY = "#2f6fde", "#5d6778"
 
 
-def intervals_figure(panels: Sequence[tuple[str, Sequence[Row], float | None]]) -> bytes:
+def intervals_figure(panels: Sequence[Panel]) -> bytes:
     """Values with their intervals, one line each, in panels below one another.
 
     Args:
-        panels: of each its title, its rows from the top down, and where to draw a line (0 for differences), or None.
+        panels: Panels from the top down.
 
     Returns:
         A PNG file.
@@ -35,7 +38,7 @@ def intervals_figure(panels: Sequence[tuple[str, Sequence[Row], float | None]]) 
                 axis.plot([low, high], [place, place], color=_BLUE, linewidth=2, solid_capstyle="butt")
                 axis.plot([value], [place], "o", color=_BLUE, markersize=5)
             if line is not None:
-                axis.axvline(line, color=_GREY, linewidth=1, linestyle=(0, (4, 3)))
+                axis.axvline(line, color=_GRAY, linewidth=1, linestyle=(0, (4, 3)))
             # "$" would begin a formula
             names = [_short(name).replace("$", r"\$") for name, *_ in rows]
             axis.set_yticks(range(len(rows)), names)

@@ -1,7 +1,7 @@
 """`masp study`: the method beside its ablations, over several seeds; one command that resumes.
 
-Every run has a folder `<output_dir>/study/seed-<s>/<variant>` with what training and evaluation leave there. A run that
-is finished is not done again, one that was stopped goes on from its checkpoint or ledger.
+Every run has a directory `<output_dir>/study/seed-<s>/<variant>` with what training and evaluation leave there. A run
+that is finished is not done again, one that was stopped goes on from its checkpoint or ledger.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from masp.evaluation.run import evaluate
 from masp.experiments.study_table import seeds_found, write_table
 from masp.experiments.variants import FULL, Variant, variants_of
 from masp.extraction.job import extract
+from masp.files.text import shortened, shown
 from masp.training.loop import train
 
 
@@ -26,10 +27,10 @@ def run_study(config: Config, seeds: str, only: str | None = None, list_only: bo
     """Run what is missing, and write the table.
 
     Args:
-        config: of the method as it should be; the study's folder is `<output_dir>/study`.
-        seeds: of training, `1,2,3`.
-        only: names of variants, `without_scene,queries_1`; None for all.
-        list_only: print the variants and their commands instead.
+        config: Configuration of the method as it should be; the study goes to `<output_dir>/study`.
+        seeds: Seeds of training, `1,2,3`.
+        only: Names of variants, `without_scene,queries_1`; None for all.
+        list_only: Print the variants and their commands instead.
 
     Returns:
         `study.json`; None if only a list was asked for.
@@ -54,7 +55,7 @@ def run_study(config: Config, seeds: str, only: str | None = None, list_only: bo
         "what is finished",
     )
     extract(config)
-    folder = study_dir(config)
+    directory = study_dir(config)
     total = sum(len(_seeds_of(v, numbers)) for v in chosen)
     done = 0
     for seed in numbers:
@@ -67,7 +68,7 @@ def run_study(config: Config, seeds: str, only: str | None = None, list_only: bo
             for stage in variant.stages:
                 train(run, stage)
             evaluate(run)
-        path = write_table(folder, variants_of(config), seeds_found(folder))
+        path = write_table(directory, variants_of(config), seeds_found(directory))
     return path
 
 
@@ -121,7 +122,8 @@ def _check_config(config: Config) -> None:
     for key, value in vars(config.checkpoint).items():
         if value is not None:
             raise InputError(
-                f"checkpoint.{key} = {value!r}: a study trains the checkpoints of all its runs itself; leave it out"
+                f"checkpoint.{key} = {shown(value)}: a study trains the checkpoints of all its runs itself; "
+                "leave it out"
             )
     if config.evaluate.stage != "stage2":
         raise InputError(
@@ -135,7 +137,9 @@ def _seeds(text: str) -> list[int]:
     plain = all(word.isascii() and word.isdecimal() and len(word) <= 10 for word in words)
     seeds = [int(word) for word in words] if plain else []
     if not plain or max(seeds) >= 2**32 or len(set(seeds)) < len(seeds):
-        raise InputError(f"--seeds {text}: must be different whole numbers with commas between them, such as 1,2,3")
+        raise InputError(
+            f"--seeds {shortened(text)}: must be different integers with commas between them, such as 1,2,3"
+        )
     return seeds
 
 
@@ -151,5 +155,5 @@ def _choose(variants: list[Variant], only: str | None) -> list[Variant]:
     known = [variant.name for variant in variants]
     unknown = sorted(names - set(known))
     if unknown:
-        raise InputError(f"--only {unknown[0]}: no such variant; there are {', '.join(known)}")
+        raise InputError(f"--only {shortened(unknown[0])}: no such variant; there are {', '.join(known)}")
     return [variant for variant in variants if variant.name in names | {FULL}]

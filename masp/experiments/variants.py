@@ -18,7 +18,7 @@ class Variant:
     """One way to run the method."""
 
     name: str
-    """For folders and tables."""
+    """For directories and tables."""
     title: str
     group: str
     """What kind of change it is: `method`, `part` (something is left out), `aspect`, `length`, `queries`, `layout`."""

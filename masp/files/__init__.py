@@ -1,11 +1,11 @@
-"""How a file is written whole, locked, and read again. Everything else in MASP may import this package.
+"""How files are written atomically, locked, and read. All other packages may import this one.
 
-atomic    write a file so that a reader sees all of it or none
-locks     POSIX record locks: byte ranges, one holder, is it held
-jsonl     JSON lines: append one, read those that are whole
-typed     decode JSON into frozen dataclasses, encode them again
-sealed    JSON objects that carry their own digest; digests of values and files
-regular   read a regular file of bounded size; does a path exist
-retry     repeat what a shared disk fails for a moment
-text      a foreign error or a value, short and on one line
+atomic    write a file so that a reader sees all of it or nothing
+locks     POSIX record locks: of byte ranges, of a whole file
+jsonl     JSON lines: append a line, read the complete ones
+typed     decode JSON into frozen dataclasses, encode them
+sealed    JSON objects that contain their own digest; digests of values and files
+regular   read a regular file of bounded size; check whether a path exists
+retry     retry reads that fail for a moment on shared disks
+text      errors and values, short and on one line
 """

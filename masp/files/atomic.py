@@ -1,4 +1,4 @@
-"""Writing a file so that a reader, at any time and after any kill, sees all of it or none."""
+"""Writing a file so that a reader, at any time and after any kill, sees all of it or nothing."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ def fsync_directory(directory: Path) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary file beside `path`; on success fsync it and rename it to `path`, otherwise remove it.
 
-    The temporary name is this process's own, so several may replace one file at once: each rename is a whole file, the
-    last wins. The file has the permissions of the umask, even where a library made it private (safetensors does).
+    The temporary name belongs to this process, so several processes may replace one file at once: each rename is a
+    whole file, and the last one wins. The file has the permissions of the umask, even if a library made it private, as
+    safetensors does.
 
     Raises:
-        OSError: the file cannot be written. Whatever the block raises leaves unchanged, even if the temporary file
-            cannot be removed then.
+        OSError: The file cannot be written.
+        BaseException: Whatever the block raises, even if the temporary file cannot be removed then.
     """
     _remove_leftovers(path)
     temporary = temporary_path(path)
@@ -36,15 +37,28 @@ def replacing(path: Path) -> Iterator[Path]:
         with open(temporary, "wb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
         yield temporary
-        with open(temporary, "rb") as file:
-            if stat.S_IMODE(os.fstat(file.fileno()).st_mode) != mode:
-                os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if stat.S_IMODE(temporary.stat().st_mode) != mode:
+            temporary.chmod(mode)
+        publish(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):  # the first error is the one to report
             temporary.unlink(missing_ok=True)
         raise
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a finished temporary file its name, so that both survive a power cut.
+
+    Args:
+        temporary: File in the directory of `path`, closed.
+        path: Final name; a file of that name is replaced.
+
+    Raises:
+        OSError: It cannot be written; `path` is unchanged, except if fsync of the directory fails.
+    """
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())  # network file systems report late write errors here, so before the rename
+    os.replace(temporary, path)
     fsync_directory(path.parent)
 
 
@@ -52,19 +66,19 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Replace a file in one step.
 
     Raises:
-        OSError: it cannot be written; the old file stays.
+        OSError: It cannot be written; the old file stays.
     """
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 
 
 def create_bytes(path: Path, data: bytes) -> bool:
-    """Write a file unless there is one already; true if this call wrote it.
+    """Write a file unless it exists already; true if this call wrote it.
 
-    Of several processes that call this at once, exactly one gets true, on network file systems too.
+    If several processes call this at once, exactly one of them gets true, on network file systems too.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: It cannot be written.
     """
     temporary = temporary_path(path)
     try:
@@ -83,7 +97,7 @@ def create_bytes(path: Path, data: bytes) -> bool:
 
 
 def temporary_path(path: Path) -> Path:
-    """Where this process writes what will become `path`."""
+    """Path of the temporary file in which this process writes `path`."""
     return path.with_name(f"{_start(path)}{os.getpid()}.tmp")
 
 
@@ -92,12 +106,12 @@ def _start(path: Path) -> str:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove temporary files beside `path` that processes of this machine left when they were killed."""
+    """Remove temporary files of `path` that killed processes of this machine left behind."""
     start = _start(path)
     for left in path.parent.glob(f"{glob.escape(start)}*.tmp"):
         number = left.name.removeprefix(start).removesuffix(".tmp")
         if number.isdecimal() and not _is_running(int(number)):
-            with contextlib.suppress(OSError):  # of another user: not in the way of this call
+            with contextlib.suppress(OSError):  # of another user: this call does not need the name
                 left.unlink(missing_ok=True)
 
 
@@ -106,6 +120,6 @@ def _is_running(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except (PermissionError, OverflowError):  # of another user; not the name of a process
+    except (PermissionError, OverflowError):  # of another user; not a process id
         return True
     return True

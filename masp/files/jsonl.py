@@ -1,7 +1,7 @@
-"""JSON lines: logs and ledgers that one process appends to and may be killed while it does.
+"""JSON lines: logs and ledgers to which a process appends, and which must survive that it is killed meanwhile.
 
-A line is whole when its line end is there. What follows the last line end was cut short by a kill: readers drop it, and
-whoever appends next starts on a new line.
+A line is complete if it has its line end. What follows the last line end was cut off by a kill: readers drop it, and
+the next append starts a new line.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from masp.files.typed import decode
 T = TypeVar("T")
 
 MAX_BYTES = 4 << 30
-"""Size limit of a file of lines where the caller gives none: ten million records."""
+"""Default size limit of a file of lines: ten million records."""
 
 
 def append_line(path: Path, value: dict[str, Any], *, sort_keys: bool = False) -> None:
-    """Append a line in one write, so that those of several processes do not mix; the file is made if it is missing.
+    """Append a line in one write, so that lines of several processes do not mix; a missing file is created.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: The file cannot be written.
     """
     data = json.dumps(value, sort_keys=sort_keys).encode() + b"\n"
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -41,10 +41,10 @@ def append_line(path: Path, value: dict[str, Any], *, sort_keys: bool = False) -
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write all of it: a nearly full disk takes a part, and raises at the next try.
+    """Write all of the data: on a nearly full disk `os.write` writes only a part, and raises at the next call.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: The file cannot be written.
     """
     left = memoryview(data)
     while left:
@@ -52,7 +52,7 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 
 def whole_lines(data: bytes) -> tuple[list[bytes], int]:
-    """The lines that are whole, without their ends, and the number of bytes that they take with them."""
+    """Split off the complete lines: the lines without their ends, and their number of bytes with them."""
     *lines, rest = data.split(b"\n")
     return lines, len(data) - len(rest)
 
@@ -60,17 +60,17 @@ def whole_lines(data: bytes) -> tuple[list[bytes], int]:
 def decode_lines(
     kind: type[T], data: bytes, name: str, *, error: type[MaspError] = DataError, surrogates: bool = False
 ) -> Iterator[T]:
-    """Decode the whole lines of a text, each into a dataclass.
+    """Decode the complete lines of JSON lines, each into a dataclass.
 
     Args:
-        kind: the (frozen) dataclass.
-        data: the text.
-        name: what it is, for errors, which add the number of the line.
-        error: what to raise.
-        surrogates: see `masp.files.typed.decode`.
+        kind: The (frozen) dataclass.
+        data: Content of the file.
+        name: Name of the file in errors, which add the line number.
+        error: Class of the error.
+        surrogates: See `masp.files.typed.decode`.
 
     Raises:
-        MaspError: `error`: a line is not a `kind`.
+        MaspError: `error`, if a line is not a valid `kind`.
     """
     for number, line in enumerate(whole_lines(data)[0], start=1):
         yield decode(kind, line, f"{name}, line {number}", error=error, unique_keys=False, surrogates=surrogates)
@@ -86,19 +86,20 @@ def read_lines(
     error: type[MaspError] = DataError,
     surrogates: bool = False,
 ) -> list[T] | None:
-    """Read the whole lines of a file, each into a dataclass; None if there is no such file.
+    """Read the complete lines of a file, each into a dataclass; None if there is no such file.
 
     Args:
-        kind: the (frozen) dataclass.
-        path: must name a regular file.
-        skip_damaged: leave out lines that are not a `kind`: for logs that are only looked at.
-        max_bytes: largest size.
-        key: the setting or option that the path comes from, for errors.
-        error: what to raise if a line is not a `kind`.
-        surrogates: see `masp.files.typed.decode`.
+        kind: The (frozen) dataclass.
+        path: Path of a regular file.
+        skip_damaged: Skip lines that are not a valid `kind`, for logs that are only displayed.
+        max_bytes: Largest size.
+        key: Setting or option that the path comes from, for errors.
+        error: Class of the error if a line is not a valid `kind`.
+        surrogates: See `masp.files.typed.decode`.
 
     Raises:
-        InputError: the file may not be read, is not a regular file or is too large. MaspError: `error`.
+        InputError: The file may not be read, is not a regular file or is too large.
+        MaspError: `error`, if a line is not a valid `kind`.
     """
     data = read_bytes(path, max_bytes=max_bytes, key=key)
     if data is None:
@@ -116,24 +117,25 @@ def read_lines(
 
 
 def read_objects(path: Path, *, max_bytes: int = MAX_BYTES) -> list[dict[str, Any]]:
-    """The lines of a log that are JSON objects, of any shape; none if there is no such file.
+    """Read the lines of a log that are JSON objects, with any keys; an empty list if there is no such file.
 
     Raises:
-        InputError: the file may not be read, is not a regular file or is too large.
+        InputError: The file may not be read, is not a regular file or is too large.
     """
     data = read_bytes(path, max_bytes=max_bytes) or b""
     return [value for line in data.split(b"\n") if (value := _object(line)) is not None]
 
 
 def cut_lines(path: Path, step: int) -> None:
-    """Drop from a log what a resumed run writes again, and what is damaged.
+    """Remove from a log the lines that a resumed run writes again, and damaged ones.
 
     Args:
-        path: a log whose lines have a `step`; nothing happens if there is none.
-        step: the last step whose lines stay.
+        path: Log whose lines have a key `step`; nothing happens if there is no such file.
+        step: Last step whose lines are kept.
 
     Raises:
-        InputError: the log may not be read, is not a regular file or is too large. OSError: it cannot be written.
+        InputError: The log may not be read, is not a regular file or is too large.
+        OSError: It cannot be written.
     """
     data = read_bytes(path, max_bytes=MAX_BYTES)
     if data is None:

@@ -1,8 +1,8 @@
-"""POSIX record locks: they end with the process that holds them, however it ends, and reach other machines.
+"""POSIX record locks: they end with the process that holds them, however it ends, and also work between machines.
 
-Forked DataLoader workers, which outlive a killed run for a few seconds, do not inherit them (`flock` would be), so a
-killed job never leaves anything locked. Closing *any* handle of the file drops all locks that this process holds on it:
-lock a file that is opened nowhere else, and do not nest two calls on one file.
+Forked DataLoader workers, which outlive a killed run for a few seconds, do not inherit them as they would `flock`, so a
+killed job never leaves anything locked. Closing *any* descriptor of the file releases all locks that this process holds
+on it: lock a file that is opened nowhere else, and do not nest two calls on one file.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ _TAKEN = (errno.EACCES, errno.EAGAIN)
 
 
 def try_lock(descriptor: int, start: int = 0, length: int = 0, *, wait: bool = False, shared: bool = False) -> bool:
-    """Lock a range of an open file; the one call beneath every lock of MASP.
+    """Lock a range of an open file; every lock of MASP goes through this function.
 
     Args:
-        descriptor: the open file: for writing, or with `shared` for reading.
-        start: first byte.
-        length: number of bytes; 0 means to the end, whatever that is.
-        wait: until it is free.
-        shared: only against those who lock it alone.
+        descriptor: File opened for writing, or with `shared` for reading.
+        start: First byte.
+        length: Number of bytes; 0 means up to the end, even if the file grows.
+        wait: Wait until the range is free.
+        shared: Take a shared lock, which excludes exclusive ones only.
 
     Returns:
-        False if another process holds it.
+        False if another process holds a lock on the range.
 
     Raises:
-        OSError: the file system cannot lock.
+        OSError: The file system does not support locks.
     """
     operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     try:
@@ -47,16 +47,16 @@ def try_lock(descriptor: int, start: int = 0, length: int = 0, *, wait: bool = F
 
 @contextlib.contextmanager
 def locked(path: Path, ranges: Iterable[tuple[int, int]], *, key: str, wait: bool = False) -> Iterator[bool]:
-    """Hold byte ranges of a lock file; yields whether all were free, which they are in the end if it waits.
+    """Hold byte ranges of a lock file; yields whether all of them were free, which is always true with `wait`.
 
     Args:
-        path: the lock file, created if missing.
-        ranges: `(first byte, number of bytes)`; a number of 0 means to the end, whatever that is.
-        key: the setting that the file's directory comes from, for errors: `cache.dir`.
-        wait: until each of them is free.
+        path: Lock file, created if missing.
+        ranges: Pairs of first byte and number of bytes; 0 bytes means up to the end, even if the file grows.
+        key: Setting that the directory of the file comes from, for errors, such as `cache.dir`.
+        wait: Wait until each range is free.
 
     Raises:
-        InputError: the file system cannot lock or the directory cannot be written.
+        InputError: The file system does not support locks, or the directory cannot be written.
     """
     try:
         file = open(path, "ab")  # noqa: SIM115 - closed below, where the lock ends
@@ -72,15 +72,16 @@ def locked(path: Path, ranges: Iterable[tuple[int, int]], *, key: str, wait: boo
 
 @contextlib.contextmanager
 def holding(path: Path, taken: str, *, key: str) -> Iterator[None]:
-    """Hold a whole lock file; for other processes `is_held` tells.
+    """Hold a whole lock file; other processes can ask with `is_held`.
 
     Args:
-        path: the lock file, created if missing.
-        taken: the message if another process holds it.
-        key: the setting that the file's directory comes from, for errors: `output_dir`.
+        path: Lock file, created if missing.
+        taken: Message if another process holds it.
+        key: Setting that the directory of the file comes from, for errors, such as `output_dir`.
 
     Raises:
-        InputError: another process holds it, the file system cannot lock, or the directory cannot be written.
+        InputError: Another process holds it, the file system does not support locks, or the directory cannot be
+            written.
     """
     with locked(path, [(0, 0)], key=key) as free:
         if not free:
@@ -89,10 +90,10 @@ def holding(path: Path, taken: str, *, key: str) -> Iterator[None]:
 
 
 def is_held(path: Path) -> bool:
-    """Whether another process holds a lock file; reading it is enough to ask.
+    """Whether another process holds a lock file; needs only permission to read it.
 
     Raises:
-        InputError: the file system gives no answer.
+        InputError: The file cannot be opened, or the file system does not support locks.
     """
     try:
         with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""Reading a regular file of bounded size, and asking whether a path exists: what a path names may be anything."""
+"""Reading regular files of bounded size, and checking whether a path exists, without trusting what a path names."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from masp.errors import InputError
 from masp.files.text import reason
 
 MAX_BYTES = 256 << 20
-"""Size limit where the caller gives none: far above what MASP writes, far below what fills a node's memory."""
+"""Default size limit: far above what MASP writes, far below the memory of a node."""
 
 
 def read_bytes(path: Path, *, max_bytes: int = MAX_BYTES, key: str = "") -> bytes | None:
     """Read a whole file; None if there is none.
 
     Args:
-        path: must name a regular file: a FIFO or a device could be read for ever.
-        max_bytes: largest size.
-        key: the setting or option that the path comes from, for errors.
+        path: Path of a regular file; reading a FIFO or a device might never end.
+        max_bytes: Largest size.
+        key: Setting or option that the path comes from, for errors.
 
     Raises:
-        InputError: not a regular file, larger than `max_bytes`, or it may not be read.
+        InputError: The file may not be read, is not a regular file, or is larger than `max_bytes`.
     """
     what = f"{key}: {path}" if key else f"{path}"
     try:
@@ -39,7 +39,7 @@ def read_bytes(path: Path, *, max_bytes: int = MAX_BYTES, key: str = "") -> byte
         if status.st_size > max_bytes:
             raise InputError(f"{what} cannot be read: {status.st_size:,} bytes; must be at most {max_bytes:,}")
         with open(descriptor, "rb", closefd=False) as file:
-            return file.read(status.st_size)  # what is appended meanwhile is for the next call
+            return file.read(status.st_size)  # bytes appended meanwhile are left to the next call
     except OSError as error:
         raise InputError(f"{what} cannot be read: {reason(error)}") from None
     finally:
@@ -47,25 +47,29 @@ def read_bytes(path: Path, *, max_bytes: int = MAX_BYTES, key: str = "") -> byte
 
 
 def exists(path: Path, *, key: str = "") -> bool:
-    """Whether there is anything at a path.
+    """Whether a path exists.
 
-    `Path.exists` raises `OSError` where a directory may not be searched, a name is too long or a network disk has
-    lost it; here that is one line for the user.
+    `Path.exists` raises `OSError` if a directory may not be searched, a name is too long or a network disk fails; here
+    that is one line for the user.
+
+    Args:
+        path: Any path.
+        key: Setting or option that the path comes from, for errors.
 
     Raises:
-        InputError: the file system gives no answer.
+        InputError: The file system does not say.
     """
     return _mode(path, key) is not None
 
 
 def is_file(path: Path, *, key: str = "") -> bool:
-    """Whether there is a regular file at a path; raises as `exists`."""
+    """Whether a path is a regular file; arguments and errors as of `exists`."""
     mode = _mode(path, key)
     return mode is not None and stat.S_ISREG(mode)
 
 
 def is_directory(path: Path, *, key: str = "") -> bool:
-    """Whether there is a directory at a path; raises as `exists`."""
+    """Whether a path is a directory; arguments and errors as of `exists`."""
     mode = _mode(path, key)
     return mode is not None and stat.S_ISDIR(mode)
 

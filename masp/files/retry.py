@@ -1,4 +1,4 @@
-"""Reading files on shared disks, which now and then fail for a moment."""
+"""Reading files on shared disks, which sometimes fail for a moment."""
 
 import errno
 import time
@@ -7,8 +7,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# What says something about this file for good. Any other error may pass: a network disk that hiccups (EIO, ESTALE,
-# ETIMEDOUT), a busy machine (EAGAIN, ENFILE).
+# Errors that another try would meet again. Any other may be transient: a network disk that fails for a moment (EIO,
+# ESTALE, ETIMEDOUT), a busy machine (EAGAIN, ENFILE).
 PERMANENT_ERRORS = frozenset(
     {
         errno.ENOENT,
@@ -27,18 +27,18 @@ _WAITS_S = (0.1, 0.5, 2.0, 5.0)
 
 
 def retry_io(read: Callable[[], T], waits_s: tuple[float, ...] = _WAITS_S) -> T:
-    """Call `read` again after a while when it fails in a way that may pass.
+    """Call `read`, and again after a while if it fails with an error that may be transient.
 
     Args:
-        read: what to call.
-        waits_s: how long to wait before each further try.
+        read: Function to call.
+        waits_s: Seconds to wait before each further try.
 
     Returns:
-        What `read` returned.
+        The value that `read` returns.
 
     Raises:
-        OSError: a permanent one at once, a transient one after the last try. Errors without a number, as image decoders
-            raise them, concern the content and are raised at once too.
+        OSError: A permanent error at once, a transient one after the last try. Errors without an errno, which image
+            decoders raise, are about the content and are raised at once too.
     """
     for wait_s in waits_s:
         try:

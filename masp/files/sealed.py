@@ -1,7 +1,7 @@
-"""JSON objects that carry their own digest, so that any changed byte is noticed; digests of values and files.
+"""JSON objects that contain their own digest, so that any changed byte is detected; digests of values and files.
 
-A sealed file is the object with one more key, `digest`: SHA-256 of the canonical spelling of the others. It is written
-with sorted keys and a line per value, for people.
+A sealed file is the object with one more key, `digest`: SHA-256 of the canonical JSON of the others. It is written with
+sorted keys and one line per value, for people.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 CHUNK = 1 << 20
-"""Bytes read at a time while digesting a file."""
+"""Bytes that are read at a time to compute the digest of a file."""
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ _MAYBE_IN_A_STRING = (b'\\": ', b' ": ')  # what ends a key elsewhere
 
 
 def digest_of(value: Any) -> str:
-    """SHA-256 of a JSON value's canonical spelling, in hexadecimal."""
+    """SHA-256 of a JSON value's canonical JSON, in hexadecimal."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
@@ -56,35 +56,35 @@ def digest_file(path: Path) -> str:
 
 
 def sealed(value: Any, *, omit_none: bool = False) -> bytes:
-    """Spell a JSON object or a dataclass together with its own digest, so that any later change of a byte shows.
+    """Serialize a JSON object or a dataclass together with its digest, so that any later change is detected.
 
     Args:
-        value: the object; it has no key `digest`.
-        omit_none: leave out the keys of a dataclass whose value is None.
+        value: The object; it has no key `digest`.
+        omit_none: Leave out the keys of a dataclass whose value is None.
     """
     fields = value if isinstance(value, dict) else plain(value, omit_none=omit_none)
-    return _spelled({**fields, "digest": digest_of(fields)})
+    return _serialized({**fields, "digest": digest_of(fields)})
 
 
 def unseal(kind: type[T], data: bytes, name: str) -> T:
     """Undo `sealed` for a dataclass.
 
     Args:
-        kind: the (frozen) dataclass.
-        data: the text.
-        name: what it is, for errors: usually the path.
+        kind: The (frozen) dataclass.
+        data: The sealed text.
+        name: Name of the text in errors, usually the path.
 
     Raises:
-        DataError: the text does not match its digest, or is not a `kind`.
+        DataError: The text does not match its digest, or is not a valid `kind`.
     """
     return decode(kind, _checked(data, name), name, unique_keys=False, surrogates=True)
 
 
 def unseal_object(data: bytes, name: str) -> dict[str, Any]:
-    """Undo `sealed` for an object of any shape.
+    """Undo `sealed` for an object with any keys.
 
     Raises:
-        DataError: the text is not a JSON object or does not match its digest.
+        DataError: The text is not a JSON object or does not match its digest.
     """
     return _object(_checked(data, name), name)
 
@@ -93,28 +93,30 @@ def read_sealed(kind: type[T], path: Path, *, max_bytes: int = MAX_BYTES) -> T |
     """Read a sealed file into a dataclass; None if there is none.
 
     Raises:
-        DataError: the file is damaged, or not a `kind`. InputError: it may not be read or is too large.
+        DataError: The file is damaged, or not a valid `kind`.
+        InputError: It may not be read or is too large.
     """
     data = read_bytes(path, max_bytes=max_bytes)
     return None if data is None else unseal(kind, data, str(path))
 
 
 def read_sealed_object(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Any] | None:
-    """Read a sealed file of any shape; None if there is none.
+    """Read a sealed file with any keys; None if there is none.
 
     Raises:
-        DataError: the file is damaged. InputError: it may not be read or is too large.
+        DataError: The file is damaged.
+        InputError: It may not be read or is too large.
     """
     data = read_bytes(path, max_bytes=max_bytes)
     return None if data is None else unseal_object(data, str(path))
 
 
 def create_sealed(path: Path, value: Any, *, omit_none: bool = False) -> bool:
-    """Write a sealed file unless another process was first; true if this call wrote it."""
+    """Write a sealed file unless it exists already; true if this call wrote it."""
     return create_bytes(path, sealed(value, omit_none=omit_none))
 
 
-def _spelled(value: dict[str, Any]) -> bytes:
+def _serialized(value: dict[str, Any]) -> bytes:
     return json.dumps(value, sort_keys=True, indent=1, allow_nan=False).encode() + b"\n"
 
 
@@ -122,25 +124,26 @@ def _checked(data: bytes, name: str) -> bytes:
     """The text of a sealed object without its digest.
 
     Raises:
-        DataError: it does not match.
+        DataError: The text does not match the digest.
     """
     body = _matching_body(data)
     if body is not None:
         return body
-    # Rare: damaged, or a string looks like the end of a key. Spelling the value again decides, at ten times the cost.
+    # Rare: damaged, or a string contains what looks like the end of a key. Serializing the value again decides, at ten
+    # times the cost.
     value = _object(data, name)
     found = value.pop("digest", None)
-    if found != digest_of(value) or _spelled({**value, "digest": found}) != data:
+    if found != digest_of(value) or _serialized({**value, "digest": found}) != data:
         raise DataError(f"{name} is damaged: its content does not match its digest")
     return canonical_json(value)
 
 
 def _matching_body(data: bytes) -> bytes | None:
-    """The text without its digest, if it is certain to match; None if that takes more than a look at the bytes.
+    """The text without its digest, if it certainly matches; None if deciding that takes parsing.
 
-    Nothing is parsed. Strings hold no line ends, so a line end and the spaces after it are layout, and without them and
-    the spaces after keys the text is the canonical spelling, which is what was digested. Of the layout itself, no line
-    is empty or ends in a space or colon; a changed byte of it makes such a line, or is not layout any more.
+    Strings contain no line ends, so a line end and the spaces after it are layout. Without them and the spaces after
+    keys the text is the canonical JSON, of which the digest was computed. Of the layout itself, no line is empty or
+    ends in a space or colon; a changed byte of it makes such a line, or is not layout any more.
     """
     if not data.startswith(b"{\n ") or not data.endswith(b"\n}\n"):
         return None
@@ -162,7 +165,7 @@ def _object(data: bytes, name: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise DataError(f"{name} is damaged: it is not JSON") from None
     if not isinstance(value, dict):
-        raise DataError(f"{name} is damaged: it holds no JSON object")
+        raise DataError(f"{name} is damaged: it is not a JSON object")
     return value
 
 

@@ -1,4 +1,4 @@
-"""What an error line says of a foreign error or of a value: short, and on one line."""
+"""Errors of libraries and values, as a message repeats them: short, and on one line."""
 
 from __future__ import annotations
 
@@ -7,43 +7,43 @@ from typing import Any
 from masp.errors import one_line
 
 MAX_SHOWN = 80
-"""Characters of a value that an error line repeats."""
+"""Characters of a value that a message repeats."""
 MAX_REASON = 300
-"""Characters of a foreign error's text."""
+"""Characters of a library's error that a message repeats."""
 
 
 def shortened(text: str, limit: int = MAX_SHOWN) -> str:
-    """A text of at most `limit` characters; what was cut off is marked with `…`."""
+    """Shorten a string to at most `limit` characters; `…` marks the cut."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's own text, shortened; the name of its type if it says nothing."""
+    """The first line of an error's message, shortened; the name of its type if the message is empty."""
     lines = str(error).strip().splitlines()
     return shortened(one_line(lines[0].strip()), MAX_REASON) if lines else type(error).__name__
 
 
 def all_lines(error: BaseException) -> str:
-    """An error's whole text on one line, shortened; the name of its type if it says nothing."""
+    """An error's whole message on one line, shortened; the name of its type if the message is empty."""
     return shortened(one_line(" ".join(str(error).split())), MAX_REASON) or type(error).__name__
 
 
 def reason(error: BaseException) -> str:
-    """Why something failed: the system's words for an `OSError` (without path and number), else the first line."""
+    """Why something failed: of an `OSError` the system's message without path and errno, else the first line."""
     return getattr(error, "strerror", None) or first_line(error)
 
 
 def shown(value: Any) -> str:
-    """A value of a file or a setting as an error line repeats it: spelled as in Python, at most `MAX_SHOWN` characters.
+    """A value of a file or a setting as a message repeats it: in Python's notation, at most `MAX_SHOWN` characters.
 
-    None and booleans are spelled as in JSON and YAML.
+    None and booleans are in the notation of JSON and YAML.
     """
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str | bytes):
-        value = value[:MAX_SHOWN]  # a long text is not escaped whole only to be cut
+        value = value[:MAX_SHOWN]  # do not escape all of a long string only to cut it
     try:
         text = repr(value)
     except ValueError:  # Python refuses to print integers of more than 4,300 digits

@@ -1,9 +1,9 @@
-"""The typed reader: what is read from a file becomes a frozen dataclass here, or one error line.
+"""The typed reader: decodes a JSON file into a frozen dataclass, or raises one error of one line.
 
 Past this border no code asks whether a key is there. Types are strict (`1.0` and `"1"` are not integers; a float may be
-written `1`), keys that the dataclass does not have are refused, and numbers must be finite. Checks of values belong in
-the dataclass's `__post_init__`, which raises `ValueError("must be …")`. Fields have frozen types: tuples rather than
-lists, `Literal` or an enumeration where there are few values, `Json` where any JSON value will do.
+written `1`), unknown keys are refused, and numbers must be finite. Checks of values belong in the `__post_init__` of
+the dataclass, which raises `ValueError("must be …")`. Fields have immutable types: tuples rather than lists, `Literal`
+or an enumeration for a few values, `Json` for any JSON value.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _finite(value: Any) -> Any:
 
 
 Json = Annotated[JsonValue, AfterValidator(_finite)]
-"""A field that may hold any JSON value, as Python's json module gives it."""
+"""Type of a field that may be any JSON value, as Python's json module returns it."""
 
 
 def decode(
@@ -52,16 +52,16 @@ def decode(
     """Decode JSON text into a dataclass.
 
     Args:
-        kind: the (frozen) dataclass.
-        data: the text, UTF-8.
-        name: what the text is, for errors: usually the path.
-        error: what to raise.
-        unique_keys: refuse an object with one key twice, which costs a second pass over the text.
-        surrogates: accept halves of surrogate pairs, as names of files that are not UTF-8 hold them.
+        kind: The (frozen) dataclass.
+        data: JSON text in UTF-8.
+        name: Name of the text in errors, usually the path.
+        error: Class of the error.
+        unique_keys: Refuse an object that contains a key twice, which takes a second pass over the text.
+        surrogates: Accept lone surrogates, which file names that are not UTF-8 contain.
 
     Raises:
-        MaspError: `error`, in one line: not JSON, nested too deep, or not a `kind`; names the key and the value found,
-            and says what would be valid.
+        MaspError: `error`, in one line: not JSON, nested too deeply, or not a valid `kind`. It names key and value and
+            says what would be valid.
     """
     try:
         value = _adapter(kind).validate_json(data)
@@ -91,15 +91,16 @@ def read(
     """Read a JSON file into a dataclass; None if there is no such file.
 
     Args:
-        kind: the (frozen) dataclass.
-        path: must name a regular file.
-        max_bytes: largest size.
-        key: the setting or option that the path comes from, for errors.
-        error: what to raise if the content is not valid.
-        surrogates: see `decode`.
+        kind: The (frozen) dataclass.
+        path: Path of a regular file.
+        max_bytes: Largest size.
+        key: Setting or option that the path comes from, for errors.
+        error: Class of the error if the content is not valid.
+        surrogates: See `decode`.
 
     Raises:
-        InputError: it may not be read, is not a regular file or is too large. MaspError: `error`, see `decode`.
+        InputError: The file may not be read, is not a regular file or is too large.
+        MaspError: `error`, see `decode`.
     """
     data = read_bytes(path, max_bytes=max_bytes, key=key)
     name = f"{key}: {path}" if key else str(path)
@@ -110,40 +111,40 @@ def encode(value: Any, *, omit_none: bool = False) -> bytes:
     """Canonical JSON of a dataclass: sorted keys, no spaces, ASCII; `decode` gives an equal value.
 
     Args:
-        value: the dataclass.
-        omit_none: leave out keys whose value is None.
+        value: The dataclass.
+        omit_none: Leave out keys whose value is None.
 
     Raises:
-        ValueError: a number is not finite.
+        ValueError: A number is not finite.
     """
     return canonical_json(plain(value, omit_none=omit_none))
 
 
 def plain(value: Any, *, omit_none: bool = False) -> Any:
-    """A dataclass as the dicts, lists, strings and numbers that JSON knows."""
+    """Convert a dataclass to dicts, lists, strings and numbers, which JSON has."""
     return _adapter(type(value)).dump_python(value, mode="json", exclude_none=omit_none)
 
 
 def canonical_json(value: Any) -> bytes:
-    """One spelling per value: sorted keys, no spaces, ASCII (paths may hold bytes that are not UTF-8).
+    """The canonical JSON of a value: sorted keys, no spaces, ASCII (paths may contain bytes that are not UTF-8).
 
     Raises:
-        ValueError: a number is not finite.
+        ValueError: A number is not finite.
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _adapter(kind: Any) -> TypeAdapter[Any]:
-    if kind not in _ADAPTERS:  # building one takes milliseconds
-        # Optional, because pydantic takes no settings for a dataclass itself; those of what holds it reach all inside
+    if kind not in _ADAPTERS:  # creating one takes milliseconds
+        # Optional, because pydantic accepts no config for a dataclass itself, but applies that of its container to it
         _ADAPTERS[kind] = TypeAdapter(Optional[kind], config=_CONFIG)  # noqa: UP045 - not all types know `|`
     return _ADAPTERS[kind]
 
 
 def _decode_with_surrogates(kind: type[T], data: bytes, name: str, error: type[MaspError]) -> T:
-    """As `decode`, of text that holds halves of surrogate pairs, which pydantic's parser refuses.
+    """Decode text with lone surrogates, which pydantic's parser refuses.
 
-    Types are checked on a copy that has question marks instead; what passes is converted without further ado.
+    Types are checked on a copy with question marks instead; then the original is converted without strict checks.
     """
     try:
         found = json.loads(data)
@@ -153,7 +154,7 @@ def _decode_with_surrogates(kind: type[T], data: bytes, name: str, error: type[M
     decode(kind, copy, name, error=error, unique_keys=False)
     try:
         return _adapter(kind).validate_python(found, strict=False)
-    except ValidationError as problem:  # a check of the dataclass's own that the copy passed
+    except ValidationError as problem:  # a check of `__post_init__` that the copy passed
         raise error(_line(kind, name, problem)) from None
 
 
@@ -165,7 +166,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> None:
 
 
 def _line(kind: type, name: str, problem: ValidationError) -> str:
-    """The first problem that pydantic found, as one line: file, key, value, what would be valid."""
+    """The first error of pydantic as one line: file, key, value, and what would be valid."""
     first = problem.errors(include_url=False, include_context=False)[0]
     what = first["msg"]
     if first["type"] == "json_invalid":
@@ -187,7 +188,7 @@ def _dotted(location: tuple[int | str, ...]) -> str:
 
 
 def _valid_keys(kind: Any, location: tuple[int | str, ...]) -> str:
-    """The keys that the object at a location may have; empty where unions make that depend on the value."""
+    """The valid keys of the object at a location; empty if a union makes them depend on the value."""
     for part in location:
         kind = _without_none(kind)
         arguments = typing.get_args(kind)

@@ -1,5 +1,6 @@
-"""`masp plan`: what a run will take, from image headers and the configuration alone.
+"""What a run will take, from image headers and the configuration alone.
 
-headers -> tokens -> bytes (`volume`), FLOP and hours (`work`, `rates`), free space (`space`); beside what a finished
-run took (`actual`). `command` puts it together, `text` prints it.
+`headers` reads sizes; `vision_tokens` and `text_tokens` count tokens; `disk` computes bytes and free space; `work` and
+`rates` compute FLOP and hours, which `measure` times here; `levers` says what would save space; `actual` compares with
+what a run has left. `plan` combines them, `render` formats the result.
 """

@@ -4,37 +4,103 @@ from __future__ import annotations
 
 import os
 import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, with_config
 
 from masp.cache.layout import MANIFEST, shard_names, tar_path
 from masp.cache.shard_state import finished_sidecar, read_manifest
 from masp.extraction.progress import TIMINGS
-from masp.plan.rates import STAGES, read_lines, read_metrics
+from masp.files.jsonl import read_lines
+from masp.files.regular import exists
+from masp.plan.rates import STAGES, read_speeds
+from masp.plan.work import StageEstimate
+
+
+@with_config(ConfigDict(strict=True, extra="ignore", allow_inf_nan=False))
+@dataclass(frozen=True)
+class _Timing:
+    """A line of `timings.jsonl`, with what a plan needs of it."""
+
+    num_images: Annotated[int, Field(ge=0, le=10**12)]
+    seconds: Annotated[float, Field(ge=0, le=1e12)]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A number, predicted and actual."""
+
+    predicted: float | None
+    """None where what is actual is not finished, so that the two would not be of the same images."""
+    actual: float
+
+
+@dataclass(frozen=True)
+class ActualCache:
+    """A cache that exists, of its finished shards where extraction has not finished."""
+
+    complete: bool
+    """Whether extraction has finished."""
+    dtype: str
+    num_shards: Comparison
+    bytes: Comparison
+    """Bytes of the shards that are there."""
+    num_images: Comparison
+    num_tokens: Comparison
+
+
+@dataclass(frozen=True)
+class ActualExtraction:
+    """The speed of extraction, all tasks one after another."""
+
+    images_per_s: Comparison
+
+
+@dataclass(frozen=True)
+class ActualStage:
+    """A stage as its log tells."""
+
+    images_per_s: Comparison
+    tokens_per_image: Comparison
+
+
+@dataclass(frozen=True)
+class Actual:
+    """What is there already, beside the prediction."""
+
+    cache: ActualCache | None
+    """None where nothing has been extracted."""
+    extract: ActualExtraction | None
+    """None where no call left its timings."""
+    stages: dict[str, ActualStage]
+    """Stage -> its speed; stages without a log are left out."""
 
 
 def actual_cache(
-    folder: Path, layout: dict | None, predicted_tars: dict[str, int], num_tokens: int, num_images: int
-) -> dict | None:
-    """A cache as it lies there.
+    folder: Path, layout: dict | None, predicted_tars: Mapping[str, int], num_tokens: int, num_images: int
+) -> ActualCache | None:
+    """Compare a cache with its prediction.
 
     Args:
         folder: `cache.dir`.
-        layout: of the folder, None if it has none.
-        predicted_tars: name of each shard -> predicted bytes.
-        num_tokens: predicted, all splits.
-        num_images: with readable headers.
+        layout: Layout of the cache, None if it has not been begun.
+        predicted_tars: Name of each shard -> predicted bytes.
+        num_tokens: Predicted vision tokens of all splits.
+        num_images: Images with readable headers.
 
     Returns:
-        Predicted and actual side by side, of the finished shards where extraction has not finished; None where nothing
-        has been made yet.
+        Predicted and actual numbers; None where nothing has been extracted.
 
     Raises:
-        DataError: damaged. InputError: of another format version.
+        DataError: The cache is damaged. InputError: It has another format version.
     """
     if layout is None:
         return None
     names = shard_names(layout)
-    complete = (folder / MANIFEST).exists()
+    complete = exists(folder / MANIFEST)
     if complete:
         manifest = read_manifest(folder)
         sizes = {shard["name"]: shard["bytes"] for shard in manifest["shards"]}
@@ -45,47 +111,54 @@ def actual_cache(
         sizes = {sidecar["name"]: os.stat(tar_path(folder, sidecar["name"])).st_size for sidecar in sidecars}
         samples = [sample for sidecar in sidecars for sample in sidecar["samples"]]
         tokens, images = sum(sample["num_tokens"] for sample in samples), len(samples)
-    return {
-        "complete": complete,
-        "dtype": layout["model"]["dtype"],
-        "num_shards": {"predicted": len(predicted_tars), "actual": len(sizes)},
-        "bytes": {"predicted": sum(predicted_tars.get(n, 0) for n in sizes), "actual": sum(sizes.values())},
-        "num_images": {"predicted": num_images if complete else None, "actual": images},
-        "num_tokens": {"predicted": num_tokens if complete else None, "actual": tokens},
-    }
+    return ActualCache(
+        complete=complete,
+        dtype=layout["model"]["dtype"],
+        num_shards=Comparison(len(predicted_tars), len(sizes)),
+        bytes=Comparison(sum(predicted_tars.get(name, 0) for name in sizes), sum(sizes.values())),
+        num_images=Comparison(num_images if complete else None, images),
+        num_tokens=Comparison(num_tokens if complete else None, tokens),
+    )
 
 
-def actual_extraction(folder: Path, images_per_s: float) -> dict | None:
-    """How fast the images were encoded, all tasks in a row; None where no call left a note.
+def actual_extraction(folder: Path, images_per_s: float) -> ActualExtraction | None:
+    """Compare the speed of extraction with its prediction; None where no call left its timings.
 
     Args:
         folder: `cache.dir`.
-        images_per_s: predicted, of one GPU.
+        images_per_s: Predicted images per second of one GPU.
     """
-    lines = read_lines(folder / TIMINGS, ("num_images", "seconds"))
+    # A note for people: a line that a kill has cut short is no reason to refuse a plan.
+    lines = read_lines(_Timing, folder / TIMINGS, skip_damaged=True) or []
+    lines = [line for line in lines if line.num_images and line.seconds]
     if not lines:
         return None
-    actual = sum(line["num_images"] for line in lines) / sum(line["seconds"] for line in lines)
-    return {"images_per_s": {"predicted": images_per_s, "actual": actual}}
+    actual = sum(line.num_images for line in lines) / sum(line.seconds for line in lines)
+    return ActualExtraction(Comparison(images_per_s, actual))
 
 
-def actual_stages(output_dir: str | Path, predicted: dict[str, dict]) -> dict:
-    """Both stages as their logs tell.
+def actual_stages(output_dir: str | Path, predicted: Mapping[str, StageEstimate]) -> dict[str, ActualStage]:
+    """Compare the stages' logs with their predictions.
 
     Args:
-        output_dir: the run directory.
-        predicted: per stage `images_per_s` and `tokens_per_image`.
+        output_dir: Run directory.
+        predicted: Stage -> its estimate.
 
     Returns:
-        Stage -> predicted and actual side by side; stages without a log are left out.
+        Stage -> predicted and actual numbers; stages without a log are left out.
+
+    Raises:
+        DataError: A log is damaged. InputError: It cannot be read.
     """
     found = {}
     for stage in STAGES:
-        lines = read_metrics(Path(output_dir) / stage)
-        if not lines:
+        speeds = read_speeds(Path(output_dir) / stage)
+        if not speeds:
             continue
-        images_per_s = statistics.median(line["samples_per_second"] for line in lines)
-        tokens = statistics.mean(line["tokens_per_second"] / line["samples_per_second"] for line in lines)
-        actual = {"images_per_s": images_per_s, "tokens_per_image": tokens}
-        found[stage] = {n: {"predicted": predicted[stage][n], "actual": actual[n]} for n in actual}
+        images_per_s = statistics.median(speed.samples_per_second for speed in speeds)
+        tokens = statistics.mean(speed.tokens_per_second / speed.samples_per_second for speed in speeds)
+        found[stage] = ActualStage(
+            images_per_s=Comparison(predicted[stage].images_per_s, images_per_s),
+            tokens_per_image=Comparison(predicted[stage].tokens_per_image, tokens),
+        )
     return found

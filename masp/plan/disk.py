@@ -8,16 +8,14 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from masp.cache.codec import encode_record
 from masp.cache.layout import SHARDS, shards_of
+from masp.data.sample import Sample
 from masp.errors import InputError
 from masp.files.text import reason
+from masp.plan.vision_tokens import PlannedImage
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
-
-
 _TENSORS = {
     "fp32": (("features", "F32", 4, True),),
     "bf16": (("features", "BF16", 2, True),),
@@ -28,51 +26,23 @@ _TENSORS = {
 """Per precision the tensors of a sample: name, type in safetensors' spelling, bytes of a number, and whether it has one
 number per token and channel or one per token. In safetensors' order: the widest type first."""
 
-
 _BLOCK = 512
-
-
+"""Bytes of a tar header, and the unit of what follows it."""
 _RECORD = 10240
-
-
+"""Bytes to whose multiple a tar is filled up."""
 _LONG_NAME = 100
-
-
-_DIGEST = "0" * 64
-"""As long as the digest that the record will hold."""
-
+"""Bytes of a name that a tar header holds."""
 
 INDEX_BYTES = 125
 """Per sample, see `masp.cache.index`; its keys add their own length."""
 
-
 _SIDECAR_BYTES = 900
-"""Per sample: labels, offsets, checksums and the image file's digest, as indented JSON."""
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A sample that has a readable header."""
-
-    sample: Any
-    """The dataset's `Sample`."""
-    size: tuple[int, int]
-    """Width and height as the image processor gets it."""
-    grid: tuple[int, int, int]
-    num_tokens: int
-
-    @functools.cached_property
-    def record_bytes(self) -> int:
-        """Bytes of the JSON member; all that it holds is known but for a digest, whose length is."""
-        sample = self.sample
-        labels = {"key": sample.key, "split": sample.split, "category": sample.category}
-        facts = {"image_size": list(self.size), "grid": list(self.grid), "source_sha256": _DIGEST}
-        return len(encode_record({**labels, "answers": dict(sample.answers), **facts}))
+"""About, per sample: labels, offsets, checksums and the image file's digest, as indented JSON."""
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def features_bytes(num_tokens: int, hidden_size: int, precision: str) -> int:
-    """Bytes of the features' safetensors file: numbers, per-token scales and header."""
+    """Compute the bytes of the features' safetensors file: numbers, per-token scales and header."""
     entries, end = [], 0
     for name, kind, width, per_channel in _TENSORS[precision]:
         shape = f"{num_tokens},{hidden_size}" if per_channel else f"{num_tokens}"
@@ -94,15 +64,18 @@ def _blocks(num_bytes: int) -> int:
 
 
 def shard_contents(
-    samples: Sequence[Any], planned: Iterable[Planned], num_shards: int, layout: dict | None
-) -> dict[str, list[Planned]]:
-    """Which images extraction will put into which shard.
+    samples: Sequence[Sample], planned: Iterable[PlannedImage], num_shards: int, layout: dict | None
+) -> dict[str, list[PlannedImage]]:
+    """Assign the images to shards as extraction will.
 
     Args:
-        samples: of the whole dataset, also those with broken headers: they too decide which image lies where.
-        planned: those with readable headers.
+        samples: Samples of the whole dataset, also those with damaged headers: they too decide which image is where.
+        planned: Images with readable headers.
         num_shards: `cache.num_shards`.
-        layout: of the cache, if it has been begun.
+        layout: Layout of the cache, None if it has not been begun.
+
+    Returns:
+        Name of each shard -> its images with readable headers.
     """
     by_key = {p.sample.key: p for p in planned}
     return {
@@ -111,55 +84,56 @@ def shard_contents(
     }
 
 
-def tar_sizes(shards: dict[str, list[Planned]], hidden_size: int, precision: str) -> dict[str, int]:
-    """Bytes of every tar.
+def tar_sizes(shards: dict[str, list[PlannedImage]], hidden_size: int, precision: str) -> dict[str, int]:
+    """Compute the bytes of every tar.
 
     Args:
-        shards: as `shard_contents` gives them.
-        hidden_size: D.
-        precision: one of PRECISIONS.
+        shards: Name of each shard -> its images, as `shard_contents` returns them.
+        hidden_size: Hidden size D of the language model.
+        precision: Number format, one of `PRECISIONS`.
     """
     return {
         name: tar_bytes(sample_bytes(p, hidden_size, precision) for p in members) for name, members in shards.items()
     }
 
 
-def sample_bytes(planned: Planned, hidden_size: int, precision: str) -> int:
-    """What a sample adds to its tar: both members with their headers."""
+def sample_bytes(planned: PlannedImage, hidden_size: int, precision: str) -> int:
+    """Compute the bytes that a sample adds to its tar: both members with their headers."""
     key = planned.sample.key
     features = features_bytes(planned.num_tokens, hidden_size, precision)
     return _member(f"{key}.json", planned.record_bytes) + _member(f"{key}.safetensors", features)
 
 
 def tar_bytes(members: Iterable[int]) -> int:
-    """A tar of members: two empty blocks close it, and it is filled up to a whole record."""
+    """Compute the bytes of a tar of members: two empty blocks close it, and it is filled up to a whole record."""
     return -(-(sum(members) + 2 * _BLOCK) // _RECORD) * _RECORD
 
 
-def index_bytes(planned: Iterable[Planned]) -> int:
-    """About what index and sidecars take beside the tars."""
+def index_bytes(planned: Iterable[PlannedImage]) -> int:
+    """Estimate the bytes of index and sidecars."""
     return sum(INDEX_BYTES + _SIDECAR_BYTES + 3 * len(p.sample.key) for p in planned)
 
 
 @dataclass(frozen=True)
 class Space:
-    """Room at the target."""
+    """Free space where the cache will be."""
 
     folder: str
-    """The nearest folder that exists."""
+    """The nearest directory that exists."""
     free_bytes: int
     needed_bytes: int
-    """That are still to be written."""
+    """Bytes that are still to be written."""
     present_bytes: int
-    """Of tars that are there already."""
+    """Bytes of tars that are there already."""
 
     @property
     def fits(self) -> bool:
-        """Whether it does."""
+        """Whether what is still to be written fits."""
         return self.free_bytes >= self.needed_bytes
 
+    @property
     def verdict(self) -> str:
-        """One line for the user."""
+        """The same as a line for the user."""
         free, needed = self.free_bytes / 1e9, self.needed_bytes / 1e9
         there = f" beside {self.present_bytes / 1e9:.2f} GB that are there already" if self.present_bytes else ""
         if self.fits:
@@ -175,10 +149,10 @@ def check_space(folder: str | Path, num_bytes: int) -> Space:
 
     Args:
         folder: `cache.dir`; need not exist yet.
-        num_bytes: of the whole cache.
+        num_bytes: Bytes of the whole cache.
 
     Raises:
-        InputError: the file system gives no answer.
+        InputError: The file system gives no answer.
     """
     folder = Path(folder).expanduser().absolute()
     try:
@@ -189,5 +163,5 @@ def check_space(folder: str | Path, num_bytes: int) -> Space:
             with os.scandir(folder / SHARDS) as entries:
                 present = sum(entry.stat().st_size for entry in entries if entry.name.endswith(".tar"))
     except OSError as error:
-        raise InputError(f"cache.dir: {folder} cannot be looked at: {reason(error)}") from None
+        raise InputError(f"cache.dir: {folder} cannot be examined: {reason(error)}") from None
     return Space(str(existing), free, max(0, num_bytes - present), present)

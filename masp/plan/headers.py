@@ -1,4 +1,4 @@
-"""Sizes of many pictures from their files' headers, by several processes."""
+"""The sizes of many images, read from their files' headers by several processes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from masp.files.text import reason
 
 _CHUNK = 256
 _ALONE = 1000
-"""So few are read faster than processes start."""
+"""So few images are read faster than processes start."""
 
 Size = tuple[int, int]
 
 
 def default_processes() -> int:
-    """Processes that read headers: on a network disk they mostly wait, so never fewer than four."""
+    """How many processes read headers: on a network disk they mostly wait, so at least four."""
     return max(4, min(16, os.cpu_count() or 1))
 
 
@@ -31,13 +31,13 @@ def read_sizes(
     """Read the headers of image files.
 
     Args:
-        paths: the files.
+        paths: Image files.
         max_side: `vlm.max_side`, see `masp.data.images.limited_size`.
-        num_processes: that read; None for `default_processes()`, 1 for this one alone.
+        num_processes: Number of processes that read; None for `default_processes()`, 1 for this one alone.
 
     Returns:
-        Per file its width and height as the image processor will get it, None if it cannot be read; and the files that
-        cannot, each with the reason.
+        Per file its width and height in pixels as the image processor will get it, None if it cannot be read; and the
+        files that cannot be read, each with the reason.
     """
     num_processes = default_processes() if num_processes is None else num_processes
     chunks = [[str(path) for path in paths[start : start + _CHUNK]] for start in range(0, len(paths), _CHUNK)]
@@ -59,13 +59,13 @@ def read_sizes(
 
 
 def _measure(paths: Sequence[str], max_side: int | None) -> list[Size | str]:
-    """Size or reason of each."""
+    """Return per file its size, or the reason why it cannot be read."""
     found: list[Size | str] = []
     for path in paths:
         try:
             found.append(image_size(path, max_side))
         except UnreadableImage as error:
             found.append(error.reason)
-        except OSError as error:  # the disk, not the image; extraction would try again and then stop
+        except OSError as error:  # the disk is at fault, not the image; extraction would try again and then stop
             found.append(f"the disk does not answer: {reason(error)}")
     return found

@@ -1,4 +1,4 @@
-"""The rate of this machine: the real encoder and the real training steps on a few of the run's own images."""
+"""The rates of this machine: the real encoder and the real training steps on a few of the run's own images."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from masp.config.schema import StageName
 from masp.data.images import UnreadableImage, load_image
 from masp.data.questions import load_questions
 from masp.errors import InputError
-from masp.plan.disk import Planned
 from masp.plan.rates import Rate, Rates
 from masp.plan.text_tokens import Words
+from masp.plan.vision_tokens import PlannedImage
 from masp.plan.work import StageWork, extraction_flops, stage1_work, stage2_work
 from masp.runtime.devices import encoder_dtype, pick_device, torch_dtype
 from masp.training.stages import STAGES
@@ -27,9 +27,9 @@ from masp.vlm.language import LanguageHalf, load_language_half
 from masp.vlm.prompt import load_prompt
 from masp.vlm.vision import load_preprocessor, load_vision_half
 
-WorkOf = Callable[[Config, LanguageShape, Words, Sequence[Planned]], StageWork]
+WorkOf = Callable[[Config, LanguageShape, Words, Sequence[PlannedImage]], StageWork]
 _MIN_SECONDS = 1.0
-"""A measurement repeats until it has taken so long."""
+"""A measurement repeats until it has taken this long."""
 
 
 def measure_rates(
@@ -37,7 +37,7 @@ def measure_rates(
     vision: VisionShape,
     language: LanguageShape,
     words: Words,
-    train: Sequence[Planned],
+    train: Sequence[PlannedImage],
     num_images: int,
     fallback: Rates,
 ) -> Rates:
@@ -46,16 +46,16 @@ def measure_rates(
     Reading, decoding and the optimizer are left out: on a machine that is set up well they overlap or are small.
 
     Args:
-        config: of the run.
-        vision: sizes of the encoder.
-        language: sizes of the language model.
-        words: text tokens.
-        train: the training images.
-        num_images: how many to take, from the smallest to the largest.
-        fallback: for a stage that has nothing to train on.
+        config: Run configuration.
+        vision: Sizes of the encoder.
+        language: Sizes of the language model.
+        words: Numbers of text tokens.
+        train: Training images.
+        num_images: How many of them to take, from the smallest to the largest.
+        fallback: Rates of a stage that has nothing to train on.
 
     Raises:
-        InputError: weights or tokenizer are missing, or no image can be read.
+        InputError: Weights or tokenizer are missing, or no image can be read.
     """
     encoder = _encoder_rate(config, vision, _spread(train, num_images))
     language_half = load_language_half(
@@ -64,7 +64,7 @@ def measure_rates(
     )  # fmt: skip
     rates = {"extract": encoder, "stage1": fallback.stage1, "stage2": fallback.stage2}
     annotated = [p for p in train if any(aspect in p.sample.answers for aspect in config.aspects)]
-    stages: tuple[tuple[StageName, Sequence[Planned], WorkOf], ...] = (
+    stages: tuple[tuple[StageName, Sequence[PlannedImage], WorkOf], ...] = (
         ("stage1", annotated, stage1_work),
         ("stage2", train, stage2_work),
     )
@@ -77,14 +77,15 @@ def measure_rates(
     return Rates(**rates)
 
 
-def _spread(images: Sequence[Planned], count: int) -> list[Planned]:
-    """Images of all sizes, evenly."""
+def _spread(images: Sequence[PlannedImage], count: int) -> list[PlannedImage]:
+    """Choose images that are evenly spread over all sizes."""
     ordered = sorted(images, key=lambda p: (p.num_tokens, p.sample.key))
+    count = min(count, len(ordered))
     places = sorted({round(i * (len(ordered) - 1) / max(1, count - 1)) for i in range(count)}) if ordered else []
     return [ordered[place] for place in places]
 
 
-def _encoder_rate(config: Config, vision: VisionShape, images: Sequence[Planned]) -> Rate:
+def _encoder_rate(config: Config, vision: VisionShape, images: Sequence[PlannedImage]) -> Rate:
     device = pick_device(config.extract.device, "extract.device")
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
     dtype = torch_dtype(encoder_dtype(config.cache.dtype, device))
@@ -106,8 +107,8 @@ def _encoder_rate(config: Config, vision: VisionShape, images: Sequence[Planned]
     return Rate(flops / _seconds(encode, device), "FLOP", f"measured here on {len(ready)} images ({device})")
 
 
-def _stage_seconds(config: Config, name: StageName, language: LanguageHalf, images: Sequence[Planned]) -> float:
-    """Seconds of forward and backward passes of one epoch over these images, as training cuts them into batches."""
+def _stage_seconds(config: Config, name: StageName, language: LanguageHalf, images: Sequence[PlannedImage]) -> float:
+    """Measure forward and backward passes of one epoch over these images, cut into batches as training does."""
     device, dtype = pick_device(config.engine.device, "engine.device"), language.dtype
     cache = _StandIn(images, language.hidden_size)
     config = replace(config, **{name: replace(getattr(config, name), validate_every=None)})  # steps only
@@ -128,7 +129,7 @@ def _stage_seconds(config: Config, name: StageName, language: LanguageHalf, imag
 
 
 def _seconds(function: Callable[[], None], device: str) -> float:
-    """Mean seconds of a call, after a first one that warms up."""
+    """Measure the mean seconds of a call, after a first one that warms up."""
     function()
     count, start = 0, _now(device)
     while count == 0 or _now(device) - start < _MIN_SECONDS:
@@ -151,9 +152,9 @@ class _StandInIndex:
 
 
 class _StandIn:
-    """A cache of random features for these images, as far as training steps look at one."""
+    """A cache of random features for these images, with what training steps read of a cache."""
 
-    def __init__(self, images: Sequence[Planned], hidden_size: int):
+    def __init__(self, images: Sequence[PlannedImage], hidden_size: int):
         self.images, self.hidden_size, self.splits = images, hidden_size, ("train",)
         self.categories = tuple(sorted({p.sample.category for p in images}))
         tokens = np.array([p.num_tokens for p in images])

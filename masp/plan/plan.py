@@ -1,86 +1,164 @@
-"""`masp plan`: read headers and settings, predict, compare with what is there already."""
+"""The plan of a run: reads headers and settings, predicts, compares with what is there already."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from masp.cache.layout import read_layout
 from masp.config import Config
 from masp.data.datasets import Dataset, read_dataset
 from masp.errors import InputError
-from masp.plan.actual import actual_cache, actual_extraction, actual_stages
-from masp.plan.disk import PRECISIONS, check_space, index_bytes, shard_contents, tar_sizes
+from masp.plan.actual import Actual, actual_cache, actual_extraction, actual_stages
+from masp.plan.disk import PRECISIONS, Space, check_space, index_bytes, shard_contents, tar_sizes
 from masp.plan.headers import read_sizes
-from masp.plan.levers import pixel_levers, plan_images, token_statistics
+from masp.plan.levers import Lever, pixel_levers
 from masp.plan.measure import measure_rates
-from masp.plan.rates import DEFAULT_TFLOPS, DEFAULT_UTILISATION, Rates, rates_of_run, stated_rates
-from masp.plan.render import render
-from masp.plan.text_tokens import count_words
-from masp.plan.work import extraction_flops, stage1_work, stage2_work, without_cache
+from masp.plan.rates import DEFAULT_TFLOPS, DEFAULT_UTILIZATION, Rates, rates_of_run, stated_rates
+from masp.plan.text_tokens import Words, count_words
+from masp.plan.vision_tokens import PlannedImage, TokenStatistics, plan_images, token_statistics
+from masp.plan.work import (
+    Alternative,
+    ExtractionEstimate,
+    StageEstimate,
+    estimate_extraction,
+    estimate_stage,
+    extraction_flops,
+    stage1_work,
+    stage2_work,
+    without_cache,
+)
 from masp.vlm.families import load_config, resolve_folder
-from masp.vlm.flops import shapes
+from masp.vlm.flops import LanguageShape, VisionShape, shapes
 from masp.vlm.vision import load_preprocessor
 
 NUM_BROKEN_SHOWN = 10
+MAX_PROCESSES = 1024
 
 
-def plan(
-    config: Config,
-    *,
-    tflops: float = DEFAULT_TFLOPS,
-    utilisation: float = DEFAULT_UTILISATION,
-    rate_from: str | None = None,
-    measure: int | None = None,
-    num_processes: int | None = None,
-    as_json: bool = False,
-) -> dict:
-    """Print what a run will take; nothing is written, no weights are loaded unless `measure` is given.
+@dataclass(frozen=True)
+class DatasetFacts:
+    """The dataset that the plan is for."""
 
-    Args:
-        config: of the run.
-        tflops, utilisation: see `masp.plan.rates.stated_rates`.
-        rate_from: `output_dir` of an earlier run whose rates to take.
-        measure: time encoder and training on so many images here.
-        num_processes: that read headers; None for a default.
-        as_json: print the result as JSON instead of text.
+    name: str
+    root: str
+    notes: tuple[str, ...]
+    """What the user should know about it."""
 
-    Returns:
-        The result: counts, bytes, FLOP, hours; predicted and actual side by side where there is something already.
 
-    Raises:
-        InputError: settings, dataset or VLM are unusable, or no image can be read.
-    """
-    result = make_plan(
-        config,
-        tflops=tflops,
-        utilisation=utilisation,
-        rate_from=rate_from,
-        measure=measure,
-        num_processes=num_processes,
-    )
-    if as_json:
-        print(json.dumps(result, indent=1))
-    else:
-        print(render(result))
-    return result
+@dataclass(frozen=True)
+class BrokenImage:
+    """An image whose header cannot be read, or shows that extraction will refuse it."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class SplitFacts:
+    """The images of one split."""
+
+    num_images: int
+    num_broken: int
+    tokens: TokenStatistics | None
+    """None where every header is broken."""
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """The images of the dataset."""
+
+    num_images: int
+    num_broken: int
+    max_bad_fraction: float
+    """`extract.max_bad_fraction`."""
+    broken: tuple[BrokenImage, ...]
+    """The first of them."""
+    splits: dict[str, SplitFacts]
+
+
+@dataclass(frozen=True)
+class Range:
+    """The smallest and the largest of some sizes."""
+
+    min: int
+    max: int
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """The cache that extraction will make."""
+
+    dir: str
+    dtype: str
+    hidden_size: int
+    bytes: int
+    """Bytes of all shards."""
+    index_bytes: int
+    """Bytes of index and sidecars, about."""
+    bytes_by_precision: dict[str, int]
+    num_shards: int
+    shard_bytes: Range
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take; `masp plan` prints it."""
+
+    dataset: DatasetFacts
+    vlm: str
+    """Directory of the VLM."""
+    images: ImageFacts
+    tokens: TokenStatistics
+    cache: CachePlan
+    space: Space
+    extract: ExtractionEstimate
+    stages: dict[str, StageEstimate]
+    text_tokens_counted: bool
+    """Whether text tokens were counted with the VLM's own tokenizer rather than estimated."""
+    without_cache: dict[str, Alternative]
+    levers: tuple[Lever, ...]
+    actual: Actual
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `masp plan --json` prints."""
+        found = dataclasses.asdict(self)
+        found["space"] |= {"fits": self.space.fits, "verdict": self.space.verdict}
+        return found
 
 
 def make_plan(
     config: Config,
     *,
     tflops: float = DEFAULT_TFLOPS,
-    utilisation: float = DEFAULT_UTILISATION,
+    utilization: float = DEFAULT_UTILIZATION,
     rate_from: str | None = None,
     measure: int | None = None,
     num_processes: int | None = None,
-) -> dict:
-    """What `plan` prints; see there."""
-    rates = stated_rates(tflops, utilisation)
+) -> Plan:
+    """Predict what a run will take; nothing is written, no weights are loaded unless `measure` is given.
+
+    Args:
+        config: Run configuration.
+        tflops: Peak of one GPU in TFLOP/s.
+        utilization: Share of the peak that is reached.
+        rate_from: `output_dir` of an earlier run whose rates to take.
+        measure: Time encoder and training on this many images here.
+        num_processes: Number of processes that read headers; None for a default.
+
+    Raises:
+        InputError: Settings, dataset or VLM are unusable, or no image can be read. DataError: What a run has left
+            already is damaged.
+    """
+    rates = stated_rates(tflops, utilization)
     rates = rates_of_run(rate_from, rates) if rate_from else rates
     if measure is not None and measure < 1:
         raise InputError(f"--measure {measure}: must be at least 1")
+    if num_processes is not None and not 1 <= num_processes <= MAX_PROCESSES:
+        raise InputError(f"--processes {num_processes}: must be from 1 to {MAX_PROCESSES}")
 
     folder = resolve_folder(config.vlm.path, weights=measure is not None)
     config = dataclasses.replace(config, vlm=dataclasses.replace(config.vlm, path=str(folder)))
@@ -97,95 +175,76 @@ def make_plan(
     words = count_words(config, [p.sample for p in train], dataset.categories)
     if measure is not None:
         rates = measure_rates(config, vision, language, words, train or images, measure, rates)
-    return _result(config, dataset, images, broken, (vision, language), words, rates)
+    return _predict(config, dataset, images, broken, vision, language, words, rates)
 
 
-def _result(config: Config, dataset: Dataset, images: list, broken: list, shape: tuple, words, rates: Rates) -> dict:
-    vision, language = shape
+def _predict(
+    config: Config,
+    dataset: Dataset,
+    images: Sequence[PlannedImage],
+    broken: Sequence[tuple[Path, str]],
+    vision: VisionShape,
+    language: LanguageShape,
+    words: Words,
+    rates: Rates,
+) -> Plan:
     hidden, dtype = language.width, config.cache.dtype
     train = [p for p in images if p.sample.split == "train"]
     layout = read_layout(Path(config.cache.dir))
     shards = shard_contents(dataset.samples, images, config.cache.num_shards, layout)
     tars = tar_sizes(shards, hidden, dtype)
     tokens = token_statistics(images)
-    extraction = extraction_flops(vision, images)
+    flops = extraction_flops(vision, images)
+    extract = estimate_extraction(flops, len(images), rates.extract)
+    mean_bytes = sum(tars.values()) / len(images)
+    stages = {
+        "stage1": estimate_stage(stage1_work(config, language, words, train), rates.stage1, mean_bytes),
+        "stage2": estimate_stage(stage2_work(config, language, words, train), rates.stage2, mean_bytes),
+    }
+    return Plan(
+        dataset=DatasetFacts(dataset.name, str(dataset.root), tuple(dataset.notes)),
+        vlm=config.vlm.path,
+        images=_image_facts(config, dataset, images, broken),
+        tokens=tokens,
+        cache=CachePlan(
+            dir=config.cache.dir,
+            dtype=dtype,
+            hidden_size=hidden,
+            bytes=sum(tars.values()),
+            index_bytes=index_bytes(images),
+            bytes_by_precision={p: sum(tar_sizes(shards, hidden, p).values()) for p in PRECISIONS},
+            num_shards=len(tars),
+            shard_bytes=Range(min(tars.values()), max(tars.values())),
+        ),
+        space=check_space(config.cache.dir, sum(tars.values()) + index_bytes(images)),
+        extract=extract,
+        stages=stages,
+        text_tokens_counted=words.counted,
+        without_cache={
+            "per_aspect_and_epoch": without_cache(config, vision, train, flops, rates.extract, per_aspect=True),
+            "per_image_and_epoch": without_cache(config, vision, train, flops, rates.extract, per_aspect=False),
+        },
+        levers=tuple(pixel_levers(config, vision, shards, hidden)),
+        actual=Actual(
+            cache=actual_cache(Path(config.cache.dir), layout, tars, tokens.total, len(images)),
+            extract=actual_extraction(Path(config.cache.dir), extract.images_per_s),
+            stages=actual_stages(config.output_dir, stages),
+        ),
+    )
+
+
+def _image_facts(
+    config: Config, dataset: Dataset, images: Sequence[PlannedImage], broken: Sequence[tuple[Path, str]]
+) -> ImageFacts:
     splits = {}
     for name in dict.fromkeys(sample.split for sample in dataset.samples):
-        chosen = [p for p in images if p.sample.split == name]
+        readable = [p for p in images if p.sample.split == name]
         total = sum(sample.split == name for sample in dataset.samples)
-        splits[name] = {
-            "num_images": total,
-            "num_broken": total - len(chosen),
-            "tokens": token_statistics(chosen) if chosen else None,
-        }
-    stages = {}
-    for stage, work in (
-        ("stage1", stage1_work(config, language, words, train)),
-        ("stage2", stage2_work(config, language, words, train)),
-    ):
-        rate = getattr(rates, stage)
-        hours = rate.hours(work.flops, work.tokens)
-        seen = work.num_images * work.num_epochs
-        per_s = seen / (hours * 3600) if hours else 0.0
-        mean_bytes = sum(tars.values()) / len(images)
-        stages[stage] = {
-            "num_images": work.num_images,
-            "num_sequences": work.num_rows,
-            "num_epochs": work.num_epochs,
-            "tokens_per_image": work.tokens_per_epoch / work.num_images if work.num_images else 0.0,
-            "flops_per_image": work.flops_per_epoch / work.num_images if work.num_images else 0.0,
-            "flops": work.flops,
-            "hours": hours,
-            "images_per_s": per_s,
-            "reads_bytes_per_s": per_s * mean_bytes,
-            "rate": dataclasses.asdict(rate),
-        }
-    hours = rates.extract.hours(extraction, 0.0)
-    alternatives = {}
-    for name, per_aspect in (("per_aspect_and_epoch", True), ("per_image_and_epoch", False)):
-        other = without_cache(config, vision, train, extraction, per_aspect)
-        alternatives[name] = {
-            "encoder_flops": other.flops,
-            "encoder_hours": rates.extract.hours(other.flops, 0.0),
-            "pays_after_epochs": other.pays_after_epochs,
-        }
-    space = check_space(config.cache.dir, sum(tars.values()) + index_bytes(images))
-    return {
-        "dataset": {"name": dataset.name, "root": str(dataset.root), "notes": list(dataset.notes)},
-        "vlm": config.vlm.path,
-        "images": {
-            "num_images": len(dataset.samples),
-            "num_broken": len(broken),
-            "max_bad_fraction": config.extract.max_bad_fraction,
-            "broken": [{"path": str(path), "reason": reason} for path, reason in broken[:NUM_BROKEN_SHOWN]],
-            "splits": splits,
-        },
-        "tokens": tokens,
-        "cache": {
-            "dir": config.cache.dir,
-            "dtype": dtype,
-            "hidden_size": hidden,
-            "bytes": sum(tars.values()),
-            "index_bytes": index_bytes(images),
-            "bytes_by_precision": {p: sum(tar_sizes(shards, hidden, p).values()) for p in PRECISIONS},
-            "num_shards": len(tars),
-            "shard_bytes": {"min": min(tars.values()), "max": max(tars.values())},
-        },
-        "space": {**dataclasses.asdict(space), "fits": space.fits, "verdict": space.verdict()},
-        "extract": {
-            "flops_per_image": extraction / len(images),
-            "flops": extraction,
-            "hours": hours,
-            "images_per_s": len(images) / (hours * 3600),
-            "rate": dataclasses.asdict(rates.extract),
-        },
-        "stages": stages,
-        "text_tokens_counted": words.counted,
-        "without_cache": alternatives,
-        "levers": pixel_levers(config, vision, shards, hidden),
-        "actual": {
-            "cache": actual_cache(Path(config.cache.dir), layout, tars, tokens["total"], len(images)),
-            "extract": actual_extraction(Path(config.cache.dir), len(images) / (hours * 3600)),
-            "stages": actual_stages(config.output_dir, stages),
-        },
-    }
+        splits[name] = SplitFacts(total, total - len(readable), token_statistics(readable) if readable else None)
+    return ImageFacts(
+        num_images=len(dataset.samples),
+        num_broken=len(broken),
+        max_bad_fraction=config.extract.max_bad_fraction,
+        broken=tuple(BrokenImage(str(path), reason) for path, reason in broken[:NUM_BROKEN_SHOWN]),
+        splits=splits,
+    )

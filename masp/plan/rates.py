@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, with_config
 
 from masp.errors import InputError
-from masp.files.jsonl import read_objects
+from masp.files.jsonl import read_lines
 
 STAGES = ("stage1", "stage2")
 
 DEFAULT_TFLOPS = 989.0
 """Peak of an H100 SXM in bf16 without sparsity, in TFLOP/s, as its data sheet says."""
-DEFAULT_UTILISATION = 0.4
+
+DEFAULT_UTILIZATION = 0.4
 """Share of the peak that large frozen models reach in practice."""
+
+
+_MIN_FLOPS_PER_S, _MAX_FLOPS_PER_S = 1.0, 1e24
+"""Range of stated rates, in which hours stay finite."""
+_NOTHING = 1e-9
+"""Images or tokens per second: a line with fewer is of a time in which nothing was trained."""
+
+PerSecond = Annotated[float, Field(ge=0, le=1e15)]
+
+
+@with_config(ConfigDict(strict=True, extra="ignore", allow_inf_nan=False))
+@dataclass(frozen=True)
+class Speed:
+    """A line of `metrics.jsonl`, with what a plan needs of it."""
+
+    samples_per_second: PerSecond
+    """Images per second of all ranks."""
+    tokens_per_second: PerSecond
+    """Tokens that the language model read per second, of all ranks."""
 
 
 @dataclass(frozen=True)
@@ -26,71 +49,79 @@ class Rate:
     unit: str
     """`FLOP` or `tokens` (of the language model)."""
     source: str
-    """Where it comes from, for the user."""
+    """Where the rate comes from, for the user."""
 
     def hours(self, flops: float, tokens: float) -> float:
-        """How long so much work takes, given in both units."""
+        """Hours that an amount of work takes, which is given in both units."""
         return (flops if self.unit == "FLOP" else tokens) / self.per_second / 3600
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Of the encoder and of both stages."""
+    """Rates of the encoder and of both stages."""
 
     extract: Rate
     stage1: Rate
     stage2: Rate
 
 
-def stated_rates(tflops: float, utilisation: float) -> Rates:
-    """One rate for all.
+def stated_rates(tflops: float, utilization: float) -> Rates:
+    """Assume one rate for encoder and stages.
 
     Args:
-        tflops: peak of one GPU, TFLOP/s.
-        utilisation: share of it that is reached, above 0 and at most 1.
+        tflops: Peak of one GPU in TFLOP/s.
+        utilization: Share of the peak that is reached, above 0 and at most 1.
 
     Raises:
-        InputError: out of range.
+        InputError: A value is out of range.
     """
-    if not tflops > 0 or tflops == float("inf"):
-        raise InputError(f"--tflops {tflops:g}: must be above 0")
-    if not 0 < utilisation <= 1:
-        raise InputError(f"--utilisation {utilisation:g}: must be above 0 and at most 1")
-    rate = Rate(tflops * 1e12 * utilisation, "FLOP", f"stated: {tflops:g} TFLOP/s at {utilisation:.0%} utilisation")
+    if not 0 < tflops < math.inf:
+        raise InputError(f"--tflops {tflops:g}: must be above 0 and finite")
+    if not 0 < utilization <= 1:
+        raise InputError(f"--utilization {utilization:g}: must be above 0 and at most 1")
+    per_second = tflops * 1e12 * utilization
+    if not _MIN_FLOPS_PER_S <= per_second <= _MAX_FLOPS_PER_S:
+        raise InputError(
+            f"--tflops {tflops:g} at --utilization {utilization:g}: is {per_second:g} FLOP/s, must be from "
+            f"{_MIN_FLOPS_PER_S:g} to {_MAX_FLOPS_PER_S:g}"
+        )
+    rate = Rate(per_second, "FLOP", f"stated: {tflops:g} TFLOP/s at {utilization:.0%} utilization")
     return Rates(rate, rate, rate)
 
 
 def rates_of_run(run_dir: str | Path, fallback: Rates) -> Rates:
-    """Rates of the stages of an earlier run: the median of the tokens per second in its logs.
+    """Take the stages' rates from an earlier run: the median of the tokens per second in its logs.
 
     Args:
-        run_dir: its `output_dir`.
-        fallback: for the encoder, and for a stage that has no log there.
+        run_dir: `output_dir` of that run.
+        fallback: Rates of the encoder, and of a stage that has no log there.
 
     Raises:
-        InputError: there is no log of either stage.
+        InputError: There is no log of either stage, or it cannot be read. DataError: A log is damaged.
     """
     found = {}
     for stage in STAGES:
-        lines = read_metrics(Path(run_dir) / stage)
-        if lines:
-            rate = statistics.median(line["tokens_per_second"] for line in lines)
-            found[stage] = Rate(rate, "tokens", f"{run_dir}/{stage}: median of {len(lines)} lines, all its ranks")
+        speeds = read_speeds(Path(run_dir) / stage)
+        if speeds:
+            rate = statistics.median(speed.tokens_per_second for speed in speeds)
+            found[stage] = Rate(rate, "tokens", f"{run_dir}/{stage}: median of {len(speeds)} lines, all its ranks")
     if not found:
         raise InputError(f"--rate-from {run_dir}: holds no stage1/metrics.jsonl or stage2/metrics.jsonl with lines")
     return replace(fallback, **found)
 
 
-def read_metrics(folder: Path) -> list[dict]:
-    """The lines of a stage's `metrics.jsonl` but the first, in which everything warms up; none without a log."""
-    lines = read_lines(folder / "metrics.jsonl", ("samples_per_second", "tokens_per_second"))
-    return lines[1:] or lines
+def read_speeds(directory: Path) -> list[Speed]:
+    """Read a stage's `metrics.jsonl` but its first line, in which everything warms up.
 
+    Args:
+        directory: Directory of the stage.
 
-def read_lines(path: Path, names: Sequence[str]) -> list[dict]:
-    """The lines of a log that have a number above zero under each of these names; none without a log."""
-    return [
-        entry
-        for entry in read_objects(path)
-        if all(isinstance(entry.get(n), int | float) and entry[n] > 0 for n in names)
-    ]
+    Returns:
+        The lines in which something was trained; none without a log.
+
+    Raises:
+        DataError: A line is damaged. InputError: The log cannot be read.
+    """
+    lines = read_lines(Speed, directory / "metrics.jsonl") or []
+    speeds = [line for line in lines if min(line.samples_per_second, line.tokens_per_second) > _NOTHING]
+    return speeds[1:] or speeds

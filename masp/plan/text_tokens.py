@@ -6,10 +6,10 @@ import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from masp.config import Config
 from masp.data.questions import SLOT, load_questions
+from masp.data.sample import Sample
 from masp.errors import InputError
 from masp.vlm.prompt import load_prompt
 
@@ -29,25 +29,25 @@ class Words:
     closing: int
     """From the end of the question to the start of the answer."""
     questions: dict[str, float]
-    """Aspect -> its question, mean over the templates."""
+    """Aspect -> tokens of its question, mean over the templates."""
     answers: dict[str, float]
-    """Aspect -> its answer, mean over the training images that have one."""
+    """Aspect -> tokens of its answer, mean over the training images that have one."""
     emotion_question: float
     emotion_answer: float
     counted: bool
-    """With the VLM's own tokenizer; otherwise a word or a punctuation mark is taken for a token."""
+    """Whether they were counted with the VLM's own tokenizer; otherwise a word or a punctuation mark counts as one."""
 
 
-def count_words(config: Config, samples: Sequence[Any], categories: Sequence[str]) -> Words:
-    """Count a run's text.
+def count_words(config: Config, samples: Sequence[Sample], categories: Sequence[str]) -> Words:
+    """Count the text tokens of a run.
 
     Args:
-        config: of the run.
-        samples: the training images, as `masp.data.datasets.Sample`.
-        categories: that the emotion question lists.
+        config: Run configuration.
+        samples: Training samples.
+        categories: Categories that the emotion question lists.
 
     Raises:
-        InputError: the questions file is unusable or lacks an aspect.
+        InputError: The questions file is unusable or lacks an aspect.
     """
     questions = load_questions(config.questions)
     template, tokens, counted = _tokenizer(config.vlm.path)
@@ -70,16 +70,16 @@ def count_words(config: Config, samples: Sequence[Any], categories: Sequence[str
 
 
 def _mean(texts: dict[str, int], tokens: Callable[[str], int]) -> float:
-    """Mean tokens of texts that occur so many times."""
+    """Compute the mean tokens of texts, each weighted by how often it occurs."""
     total = sum(texts.values())
     return sum(tokens(text) * times for text, times in texts.items()) / total if total else 0.0
 
 
 def _tokenizer(path: str) -> tuple[tuple[int, int, int, int], Callable[[str], int], bool]:
-    """Tokens of the template's parts, a function that counts those of a text, and whether they are the VLM's own."""
+    """Return the tokens of the template's parts, a function that counts those of a text, and whether it is exact."""
     try:
         prompt = load_prompt(path)
-    except InputError:  # a folder without tokenizer is enough to plan with
+    except InputError:  # a directory without a tokenizer is enough for a plan
         return _QWEN_TEMPLATE, lambda text: len(_PIECE.findall(text)), False
     template = len(prompt.opening), len(prompt.image_start), len(prompt.image_end), len(prompt.closing)
     return template, lambda text: len(prompt.ids(text)), True

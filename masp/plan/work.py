@@ -7,55 +7,126 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from masp.config import Config
-from masp.plan.disk import Planned
+from masp.config.schema import Stage1Config, Stage2Config
+from masp.plan.rates import Rate
 from masp.plan.text_tokens import Words
+from masp.plan.vision_tokens import PlannedImage
 from masp.vlm.flops import LanguageShape, VisionShape, aspect_module_flops, encoder_flops, language_flops
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """One sequence in the language model, in tokens."""
+    """Lengths of one sequence in the language model, in tokens."""
 
     prefix: float
-    """Runs without gradient."""
+    """Tokens that run without gradient."""
     shared: bool
-    """The prefix is the same for all rows of a micro-batch and runs once for them."""
+    """Whether the prefix is the same for all rows of a micro-batch and runs once for them."""
     suffix: float
+    """Tokens that run with gradient."""
     num_logits: float
     """Supervised positions."""
 
     @property
     def total(self) -> float:
-        """Prefix and suffix."""
+        """Length of prefix and suffix."""
         return self.prefix + self.suffix
 
 
 @dataclass(frozen=True)
 class StageWork:
-    """One stage of training."""
+    """The work of one stage of training."""
 
     num_epochs: int
     num_images: int
-    """That are seen in an epoch."""
+    """Images of an epoch."""
     num_rows: int
     """Sequences of an epoch."""
     tokens_per_epoch: float
-    """Through the language model."""
+    """Tokens that the language model reads in an epoch."""
     flops_per_epoch: float
 
     @property
     def flops(self) -> float:
-        """Of the whole stage."""
+        """FLOP of the whole stage."""
         return self.flops_per_epoch * self.num_epochs
 
     @property
     def tokens(self) -> float:
-        """Of the whole stage, through the language model."""
+        """Tokens that the language model reads in the whole stage."""
         return self.tokens_per_epoch * self.num_epochs
 
 
+@dataclass(frozen=True)
+class StageEstimate:
+    """The work of a stage of training, and how long it takes at some rate."""
+
+    num_images: int
+    """Images of an epoch."""
+    num_sequences: int
+    """Sequences of an epoch."""
+    num_epochs: int
+    tokens_per_image: float
+    """Tokens that the language model reads per image."""
+    flops_per_image: float
+    flops: float
+    """FLOP of the whole stage."""
+    hours: float
+    images_per_s: float
+    reads_bytes_per_s: float
+    """What the cache must deliver."""
+    rate: Rate
+
+
+@dataclass(frozen=True)
+class ExtractionEstimate:
+    """The work of extraction, and how long it takes at some rate."""
+
+    flops_per_image: float
+    flops: float
+    hours: float
+    images_per_s: float
+    rate: Rate
+
+
+def estimate_stage(work: StageWork, rate: Rate, bytes_per_image: float) -> StageEstimate:
+    """Combine the work of a stage with a rate.
+
+    Args:
+        work: Work of the stage; it may have no images.
+        rate: How fast it is done.
+        bytes_per_image: Mean bytes that the cache holds of an image.
+    """
+    hours = rate.hours(work.flops, work.tokens)
+    images_per_s = work.num_images * work.num_epochs / (hours * 3600) if hours else 0.0
+    return StageEstimate(
+        num_images=work.num_images,
+        num_sequences=work.num_rows,
+        num_epochs=work.num_epochs,
+        tokens_per_image=work.tokens_per_epoch / work.num_images if work.num_images else 0.0,
+        flops_per_image=work.flops_per_epoch / work.num_images if work.num_images else 0.0,
+        flops=work.flops,
+        hours=hours,
+        images_per_s=images_per_s,
+        reads_bytes_per_s=images_per_s * bytes_per_image,
+        rate=rate,
+    )
+
+
+def estimate_extraction(flops: float, num_images: int, rate: Rate) -> ExtractionEstimate:
+    """Combine the work of extraction with a rate.
+
+    Args:
+        flops: FLOP of the encoder over all images.
+        num_images: Number of images, at least one.
+        rate: How fast it is done.
+    """
+    hours = rate.hours(flops, 0.0)
+    return ExtractionEstimate(flops / num_images, flops, hours, num_images / (hours * 3600), rate)
+
+
 def stage1_lengths(config: Config, words: Words, aspect: str) -> Lengths:
-    """A row of stage 1: the asked aspect's tokens stand for the image."""
+    """Compute the lengths of a row of stage 1, where the tokens of one aspect replace the image."""
     released = config.stage1.layout == "released"
     answer = words.answers[aspect] + 1  # its end token, or in `released` the newline before it
     text = words.image_end + words.questions[aspect] + words.closing + words.answers[aspect] + (not released)
@@ -63,7 +134,7 @@ def stage1_lengths(config: Config, words: Words, aspect: str) -> Lengths:
 
 
 def stage2_lengths(config: Config, words: Words, num_tokens: int) -> Lengths:
-    """A row of stage 2 for an image of so many vision tokens: all aspects, the features and the soft prompt."""
+    """Compute the lengths of a row of stage 2: all aspects, `num_tokens` vision tokens and the soft prompt."""
     settings = config.stage2
     visual = words.image_start + len(config.aspects) * config.aspect_module.num_queries + num_tokens + words.image_end
     text = words.emotion_question + words.closing + words.emotion_answer
@@ -77,12 +148,12 @@ def stage2_lengths(config: Config, words: Words, num_tokens: int) -> Lengths:
 
 
 def row_flops(language: LanguageShape, lengths: Lengths, rows_together: float) -> float:
-    """FLOP of one row of training.
+    """Compute the FLOP of one row of training.
 
     Args:
-        language: the language model.
-        lengths: of the row.
-        rows_together: rows of a micro-batch, over which a shared prefix is divided.
+        language: Sizes of the language model.
+        lengths: Lengths of the row.
+        rows_together: Rows of a micro-batch, over which a shared prefix is divided.
     """
     whole = language_flops(
         language, prefix=lengths.prefix, suffix=lengths.suffix, num_logits=lengths.num_logits, gradient=True
@@ -92,8 +163,8 @@ def row_flops(language: LanguageShape, lengths: Lengths, rows_together: float) -
     return whole - language_flops(language, suffix=lengths.prefix, gradient=False) * (1 - 1 / max(1.0, rows_together))
 
 
-def stage1_work(config: Config, language: LanguageShape, words: Words, train: Sequence[Planned]) -> StageWork:
-    """Stage 1, over the training images that have an answer to any configured aspect."""
+def stage1_work(config: Config, language: LanguageShape, words: Words, train: Sequence[PlannedImage]) -> StageWork:
+    """Compute the work of stage 1, on the training images that have an answer to any configured aspect."""
     settings, num_queries = config.stage1, config.aspect_module.num_queries
     asked = Counter(aspect for p in train for aspect in p.sample.answers if aspect in config.aspects)
     images = [p for p in train if any(aspect in p.sample.answers for aspect in config.aspects)]
@@ -114,8 +185,8 @@ def stage1_work(config: Config, language: LanguageShape, words: Words, train: Se
     return StageWork(settings.num_epochs, len(images), num_rows, tokens, flops)
 
 
-def stage2_work(config: Config, language: LanguageShape, words: Words, train: Sequence[Planned]) -> StageWork:
-    """Stage 2, over all training images."""
+def stage2_work(config: Config, language: LanguageShape, words: Words, train: Sequence[PlannedImage]) -> StageWork:
+    """Compute the work of stage 2, on all training images."""
     num_aspects, num_queries = len(config.aspects), config.aspect_module.num_queries
     tokens = flops = 0.0
     for num_tokens, count in Counter(p.num_tokens for p in train).items():
@@ -128,13 +199,13 @@ def stage2_work(config: Config, language: LanguageShape, words: Words, train: Se
     return StageWork(config.stage2.num_epochs, len(train), len(train), tokens, flops)
 
 
-def _images_together(settings, tokens: float) -> float:
-    """Images of a micro-batch, about."""
+def _images_together(settings: Stage1Config | Stage2Config, tokens: float) -> float:
+    """Estimate the number of images in a micro-batch."""
     return max(1.0, min(settings.micro_batch_size, settings.global_batch_size, settings.micro_batch_tokens // tokens))
 
 
-def extraction_flops(vision: VisionShape, images: Iterable[Planned]) -> float:
-    """FLOP of the encoder over these images, each once."""
+def extraction_flops(vision: VisionShape, images: Iterable[PlannedImage]) -> float:
+    """Compute the FLOP of the encoder over these images, each once."""
     return sum(encoder_flops(vision, grid) * count for grid, count in Counter(p.grid for p in images).items())
 
 
@@ -142,27 +213,35 @@ def extraction_flops(vision: VisionShape, images: Iterable[Planned]) -> float:
 class Alternative:
     """Training that runs the encoder instead of reading a cache."""
 
-    flops: float
-    """Of the encoder, in both stages."""
+    encoder_flops: float
+    """FLOP of the encoder in both stages."""
+    encoder_hours: float
     pays_after_epochs: float | None
     """Epochs of training, stage 1 first, after which the cache has saved what it cost; None: not in this run."""
 
 
 def without_cache(
-    config: Config, vision: VisionShape, train: Sequence[Planned], extraction: float, per_aspect: bool
+    config: Config,
+    vision: VisionShape,
+    train: Sequence[PlannedImage],
+    extraction: float,
+    rate: Rate,
+    *,
+    per_aspect: bool,
 ) -> Alternative:
-    """Compare with running the encoder in training.
+    """Compute what training would cost if it ran the encoder.
 
     Args:
-        config: of the run.
-        vision: the encoder.
-        train: the training images.
+        config: Run configuration.
+        vision: Sizes of the encoder.
+        train: Training images.
         extraction: FLOP of filling the cache, all splits.
-        per_aspect: the encoder runs for every aspect and epoch, as in the published procedure; otherwise once per image
-            and epoch.
+        rate: Rate of the encoder.
+        per_aspect: Whether the encoder runs for every aspect and epoch, as in the published procedure, rather than once
+            per image and epoch.
     """
 
-    def asked(p: Planned) -> int:
+    def asked(p: PlannedImage) -> int:
         return sum(aspect in p.sample.answers for aspect in config.aspects)
 
     runs: Counter[tuple[int, int, int]] = Counter()
@@ -176,4 +255,4 @@ def without_cache(
         if pays is None and flops and spent + flops >= extraction:
             pays = number + (extraction - spent) / flops
         spent += flops
-    return Alternative(spent, pays)
+    return Alternative(spent, rate.hours(spent, 0.0), pays)

@@ -1,10 +1,11 @@
-"""Where aspects look, as pictures: each aspect's attention laid over the image."""
+"""Where aspects look, as images: each aspect's attention laid over the image."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TypeVar
 
 import matplotlib
 import numpy as np
@@ -16,51 +17,77 @@ from masp.files.atomic import write_bytes
 from masp.files.text import reason
 from masp.report.html import data_address, environment, small
 from masp.report.mistakes import image_of
+from masp.report.run_config import RunConfig
 from masp.results.records import FILE, read_maps, read_records_file
 
-if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
+T = TypeVar("T")
 
-
-_COLOURS = "inferno"
-
+_COLORS = "inferno"
 
 _STRENGTH = 0.85
-"""How much of the picture the brightest place hides."""
+"""How much of the image the brightest place hides."""
 
 
 def overlay(image: Image.Image, weights: np.ndarray) -> Image.Image:
-    """Lay an attention map over a picture.
+    """Lay an attention map over an image.
 
     Args:
-        image: RGB, of any size; the picture that the features were made from.
-        weights: `[height, width]` over its vision tokens; the largest becomes the brightest.
+        image: RGB image, of any size, that the features were made from.
+        weights: Attention, `[height, width]` over its vision tokens; the largest becomes the brightest.
 
     Returns:
-        The picture in grey, with bright places where the aspect looks; of the same size.
+        The image in gray, with bright places where the aspect looks; of the same size.
     """
     heat = Image.fromarray((weights / weights.max()).astype("f4"), mode="F")
     heat = np.clip(np.asarray(heat.resize(image.size, Image.Resampling.BICUBIC)), 0, 1)
-    colours = matplotlib.colormaps[_COLOURS](heat)[..., :3] * 255
-    grey = np.asarray(image.convert("L"), dtype="f4")[..., None]
-    mixed = grey * (1 - _STRENGTH * heat[..., None]) + colours * (_STRENGTH * heat[..., None])
+    colors = matplotlib.colormaps[_COLORS](heat)[..., :3] * 255
+    gray = np.asarray(image.convert("L"), dtype="f4")[..., None]
+    mixed = gray * (1 - _STRENGTH * heat[..., None]) + colors * (_STRENGTH * heat[..., None])
     return Image.fromarray(np.clip(mixed, 0, 255).astype("u1"))
 
 
-def aspect_pictures(image: Image.Image, maps: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
-    """The picture of each aspect: `aspect` in words and `picture`, an address."""
+@dataclass(frozen=True)
+class AspectPicture:
+    """Where one aspect looks."""
+
+    aspect: str
+    """In words."""
+    picture: str
+    """The image with the attention laid over it, as a data address."""
+
+
+def aspect_pictures(image: Image.Image, maps: Mapping[str, np.ndarray]) -> tuple[AspectPicture, ...]:
+    """The picture of each aspect."""
     shown = small(image)
-    return [{"aspect": a.replace("_", " "), "picture": data_address(overlay(shown, m))} for a, m in maps.items()]
+    return tuple(AspectPicture(a.replace("_", " "), data_address(overlay(shown, m))) for a, m in maps.items())
 
 
-def write_page(path: str | Path, entries: Sequence[Mapping[str, Any]]) -> Path:
-    """Write a page that shows, per picture and aspect, where it looked; it opens anywhere, without a network.
+@dataclass(frozen=True)
+class PageEntry:
+    """What the page of `masp predict` shows of one image."""
+
+    name: str
+    picture: str
+    """The image, as a data address."""
+    prediction: str
+    probabilities: dict[str, float]
+    """Category -> probability."""
+    aspects: tuple[AspectPicture, ...]
+
+
+def page_entry(
+    name: str, image: Image.Image, prediction: str, probabilities: dict[str, float], maps: Mapping[str, np.ndarray]
+) -> PageEntry:
+    """What the page shows of one image; `maps` holds the attention of each aspect, see `overlay`."""
+    return PageEntry(name, data_address(small(image)), prediction, probabilities, aspect_pictures(image, maps))
+
+
+def write_page(path: str | Path, entries: Sequence[PageEntry]) -> Path:
+    """Write a page that shows, per image and aspect, where it looked; it opens anywhere, without a network.
 
     Args:
-        path: the HTML file; its folder is made if it is missing.
-        entries: of each picture `name`, `picture` (an address), `prediction`, `probabilities` (category -> share) and
-            `aspects`, see `aspect_pictures`.
+        path: HTML file; its directory is made if it is missing.
+        entries: One per image.
 
     Raises:
         InputError: it cannot be written.
@@ -75,52 +102,55 @@ def write_page(path: str | Path, entries: Sequence[Mapping[str, Any]]) -> Path:
     return path
 
 
-NUM_LOOKS = 6
-"""Pictures that are shown with the attention of every aspect."""
+NUM_ATTENDED = 6
+"""Images that the report shows with the attention of every aspect."""
 
 
-def looks(evaluate_dir: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
-    """Where the aspects look in some pictures: half of them mistakes, evenly over the split.
+@dataclass(frozen=True)
+class Attended:
+    """Where the aspects look in one image of the report."""
+
+    name: str
+    label: str
+    prediction: str | None
+    picture: str
+    """The image, as a data address."""
+    aspects: tuple[AspectPicture, ...]
+
+
+def attended_images(evaluate_dir: Path, config: RunConfig) -> list[Attended]:
+    """Where the aspects look in some images: half of them mistakes, evenly over the split.
 
     Returns:
-        Per picture `name`, `label`, `prediction`, `picture` and `aspects`; empty without maps or pictures.
+        One per image; empty without maps or images.
     """
-    path, root = evaluate_dir / FILE, (config.get("dataset") or {}).get("root")
-    if not path.is_file() or not isinstance(root, str):
+    path, root = evaluate_dir / FILE, config.dataset_root
+    if root is None:
         return []
     try:
         records = read_records_file(path)
         if not records.aspects:
             return []
         triples = list(zip(records.keys, records.labels, records.predictions, strict=True))
-        wrong = _spread([t for t in triples if t[1] != t[2]], NUM_LOOKS // 2)
-        chosen = wrong + _spread([t for t in triples if t[1] == t[2]], NUM_LOOKS - len(wrong))
+        wrong = _spread([t for t in triples if t[1] != t[2]], NUM_ATTENDED // 2)
+        chosen = wrong + _spread([t for t in triples if t[1] == t[2]], NUM_ATTENDED - len(wrong))
         maps = read_maps(path, [key for key, *_ in chosen])
-    except MaspError:
+    except MaspError:  # no records, or damaged ones, which `masp compare` names
         return []
-    max_side = (config.get("vlm") or {}).get("max_side")
     entries = []
     for key, label, prediction in chosen:
-        name, file = image_of(key, Path(root))
+        name, file = image_of(key, root)
         if file is None:
             continue
         try:
-            image = load_image(file, max_side if isinstance(max_side, int) else None)
+            image = load_image(file, config.max_side)
         except (UnreadableImage, OSError):
             continue
-        entries.append(
-            {
-                "name": name,
-                "label": label,
-                "prediction": prediction,
-                "picture": data_address(small(image)),
-                "aspects": aspect_pictures(image, maps[key]),
-            }
-        )
+        entries.append(Attended(name, label, prediction, data_address(small(image)), aspect_pictures(image, maps[key])))
     return entries
 
 
-def _spread(entries: list, count: int) -> list:
+def _spread(entries: list[T], count: int) -> list[T]:
     """Up to `count` entries, evenly from the first to the last."""
     if len(entries) <= count:
         return entries

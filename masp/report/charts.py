@@ -1,6 +1,6 @@
-"""The report's line charts: matplotlib draws them, the page's style sheet colours them.
+"""The report's line charts: matplotlib draws them, the page's style sheet colors them.
 
-A chart is an SVG element to be placed inside an HTML page. Its text stays text and its colours are variables of the
+A chart is an SVG element to be placed inside an HTML page. Its text stays text and its colors are variables of the
 page, so it follows the page's font and its light or dark scheme.
 """
 
@@ -9,18 +9,18 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.typing import RcKeyType
 
-if TYPE_CHECKING:
-    from matplotlib.typing import RcKeyType
+from masp.results.metrics import CalibrationBin
 
-# Drawn with colours that nothing else uses, then replaced by what the page defines.
+# Drawn with colors that nothing else uses, then replaced by what the page defines.
 _INK, _MUTED, _GRID, _ACCENT = "#010101", "#020202", "#030303", "#040404"
-_PAGE_COLOURS = {_INK: "currentColor", _MUTED: "var(--muted)", _GRID: "var(--line)", _ACCENT: "var(--accent)"}
+_PAGE_COLORS = {_INK: "currentColor", _MUTED: "var(--muted)", _GRID: "var(--line)", _ACCENT: "var(--accent)"}
 
 _STYLE: dict[RcKeyType, Any] = {
     "svg.fonttype": "none",
@@ -74,7 +74,7 @@ def training_curve(
     return _svg(figure, name, f"{label} over {len(steps)} logged steps")
 
 
-def calibration_chart(name: str, bins: Sequence[dict[str, Any]]) -> str:
+def calibration_chart(name: str, bins: Sequence[CalibrationBin]) -> str:
     """How often predictions of each confidence are right; see `masp.results.metrics.calibration_bins`.
 
     Args:
@@ -85,18 +85,19 @@ def calibration_chart(name: str, bins: Sequence[dict[str, Any]]) -> str:
         An `<svg>` element.
     """
     figure, axes = _axes(4.2, 3.4)
-    filled = [b for b in bins if b["num_samples"]]
-    largest = max((b["num_samples"] for b in filled), default=1)
-    for b in filled:
+    largest = max((b.num_samples for b in bins), default=1)
+    for b in bins:
+        if b.accuracy is None:
+            continue
         # The bar's width is the bin's, its strength the share of samples in it: a bin of three says little.
         axes.bar(
-            b["from"],
-            b["accuracy"],
-            width=b["to"] - b["from"],
+            b.start,
+            b.accuracy,
+            width=b.stop - b.start,
             align="edge",
             color=_ACCENT,
             linewidth=0,
-            alpha=0.25 + 0.65 * b["num_samples"] / largest,
+            alpha=0.25 + 0.65 * b.num_samples / largest,
         )
     axes.set_axisbelow(True)
     axes.plot([0, 1], [0, 1], color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
@@ -124,12 +125,12 @@ def _svg(figure: Any, name: str, description: str) -> str:
     svg = re.sub(r'\b(id="|url\(#|href="#)', rf"\1{name}-", svg)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    for drawn, colour in _PAGE_COLOURS.items():
-        svg = svg.replace(drawn, colour)
+    for drawn, color in _PAGE_COLORS.items():
+        svg = svg.replace(drawn, color)
     return svg.replace("<svg", f'<svg class="chart" role="img" aria-label="{description}"', 1)
 
 
 def _running_mean(values: Sequence[float], half_window: int) -> list[float]:
-    """The mean over up to `half_window` neighbours on each side, fewer at the ends."""
+    """The mean over up to `half_window` neighbors on each side, fewer at the ends."""
     windows = (values[max(0, i - half_window) : i + half_window + 1] for i in range(len(values)))
     return [sum(window) / len(window) for window in windows]

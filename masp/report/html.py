@@ -6,15 +6,16 @@ import base64
 import io
 import math
 import unicodedata
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
+from PIL import Image
 
-if TYPE_CHECKING:
-    from PIL import Image
+SIDE = 360
+"""Longer side of an image on a page, in pixels."""
 
 
-def environment() -> Any:
+def environment() -> jinja2.Environment:
     """What renders our pages: every value is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("masp.report", "templates"),
@@ -47,12 +48,8 @@ def _shown(text: Any) -> str:
     )
 
 
-SIDE = 360
-"""Longer side of a picture on a page, in pixels."""
-
-
 def data_address(image: Image.Image) -> str:
-    """A picture as an address that holds it."""
+    """An image as an address that holds it."""
     with io.BytesIO() as file:
         image.save(file, format="JPEG", quality=82)
         return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")

@@ -6,33 +6,36 @@ What it shows comes from a run directory: `evaluate/metrics.json` (required), an
 them, and the page's content security policy forbids scripts and addresses altogether.
 """
 
-import json
+from __future__ import annotations
+
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from masp import __version__
 from masp.errors import DataError, InputError
 from masp.files.atomic import write_bytes
+from masp.files.regular import is_directory, is_file
 from masp.files.text import reason
-from masp.report.attention import looks
+from masp.report.attention import Attended, attended_images
 from masp.report.charts import calibration_chart
-from masp.report.checks import is_finite, sound
-from masp.report.evaluations import aspect_rows, dataset_rows
 from masp.report.html import environment
-from masp.report.mistakes import mistakes
-from masp.report.tables import confusion_table, find_config, lineage_rows
-from masp.report.training_curves import training_stages
-
-_VARIANT_TITLES = {
-    "zero_shot": "Zero-shot",
-    "linear_probe": "Linear probe on mean features",
-    "soft_prompt_only": "Soft prompt without aspects",
-    "aspects_only": "Aspects without soft prompt",
-    "masp": "MASP",
-    "best_possible": "Best possible",
-}
-
+from masp.report.mistakes import Mistakes, mistakes
+from masp.report.run_config import RunConfig, find_config
+from masp.report.tables import (
+    AspectRow,
+    ConfusionTable,
+    LineageRow,
+    ShownDataset,
+    ShownVariant,
+    aspect_rows,
+    confusion_table,
+    dataset_rows,
+    lineage_rows,
+    variant_rows,
+)
+from masp.report.training_curves import TrainingStage, training_stages
+from masp.results.metrics_file import METRICS, SUMMARY, MetricsFile, read_metrics, read_summary
 
 _TILES = (
     # key, title, explanation, is a share
@@ -46,21 +49,47 @@ _TILES = (
 )
 
 
-# metrics.json keys with a place of their own on the page; other plain values are listed as the evaluation's setting.
-_PLACED = {key for key, *_ in _TILES} | {
-    "num_samples", "num_expected", "num_correct", "num_unparsable", "coverage", "accuracy", "accuracy_ci95",
-    "accuracy_ci95_bootstrap", "macro_f1_ci95", "per_category", "categories", "confusion", "confusion_columns",
-    "calibration", "accuracy_by_mean_score", "per_aspect", "category_map", "vision_features", "lineage", "notes",
-    "time",
-}  # fmt: skip
+@dataclass(frozen=True)
+class Tile:
+    """One figure beside the accuracy."""
+
+    title: str
+    hint: str
+    value: float
+    is_share: bool
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything that the template shows."""
+
+    version: str
+    name: str
+    metrics: MetricsFile
+    interval: tuple[float, float] | None
+    setting: dict[str, str | float]
+    """What was evaluated and how, in a few words."""
+    notes: list[str]
+    tiles: list[Tile]
+    variants: list[ShownVariant]
+    confusion: ConfusionTable | None
+    calibration: str | None
+    """An SVG element."""
+    stages: list[TrainingStage]
+    mistakes: Mistakes | None
+    aspects: list[AspectRow]
+    datasets: list[ShownDataset]
+    attended: list[Attended]
+    lineage: list[LineageRow]
+    config_text: str | None
 
 
 def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
     """Write the report of a run.
 
     Args:
-        run_dir: the run directory, or the directory of one evaluation (the one with `metrics.json`).
-        output: the HTML file; None: `report.html` in `run_dir`.
+        run_dir: Run directory, or the directory of one evaluation (the one with `metrics.json`).
+        output: HTML file; None: `report.html` in `run_dir`.
 
     Returns:
         The file that was written.
@@ -71,13 +100,14 @@ def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
     """
     run_dir = Path(run_dir)
     evaluate_dir = _find_evaluation(run_dir)
-    html = _render(_gather(run_dir, evaluate_dir))
+    page = _gather(run_dir, evaluate_dir)
+    html = environment().get_template("report.html.j2").render(vars(page))
     output = run_dir / "report.html" if output is None else Path(output)
-    if output.is_dir():
-        raise InputError(f"{output}: is a folder; name the HTML file to write")
+    if is_directory(output):
+        raise InputError(f"{output}: is a directory; name the HTML file to write")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        # A file name that is no UTF-8 reaches us as lone surrogates, which no HTML file can hold.
+        # A file name that is not UTF-8 reaches us as lone surrogates, which no HTML file can hold.
         write_bytes(output, html.encode("utf-8", errors="backslashreplace"))
     except OSError as error:
         raise InputError(f"{output}: cannot be written: {reason(error)}; give --output another file") from None
@@ -85,120 +115,79 @@ def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
 
 
 def _find_evaluation(run_dir: Path) -> Path:
-    if not run_dir.is_dir():
+    if not is_directory(run_dir):
         raise InputError(f"{run_dir}: no such run directory; run `masp evaluate --config …` first, in its output_dir")
-    for folder in (run_dir / "evaluate", run_dir):
-        if (folder / "metrics.json").is_file():
-            return folder
+    for directory in (run_dir / "evaluate", run_dir):
+        if is_file(directory / METRICS):
+            return directory
     raise InputError(f"{run_dir}: no evaluate/metrics.json; run `masp evaluate --config … output_dir={run_dir}` first")
 
 
-def _gather(run_dir: Path, evaluate_dir: Path) -> dict[str, Any]:
-    """Everything that the template needs, as plain values."""
-    metrics = _read_json(evaluate_dir / "metrics.json")
-    for key in ("accuracy", "num_samples", "num_correct"):
-        if not is_finite(metrics.get(key)):
-            raise DataError(
-                f"{evaluate_dir / 'metrics.json'}: {key} is {metrics.get(key)!r}, not a number; "
-                "run `masp evaluate` again"
-            )
+def _gather(run_dir: Path, evaluate_dir: Path) -> Page:
+    path = evaluate_dir / METRICS
     problems: list[str] = []
-    metrics = sound(metrics, str(evaluate_dir / "metrics.json"), problems)
-    if "accuracy" not in metrics:
-        raise DataError(
-            f"{evaluate_dir / 'metrics.json'} is damaged: {problems[0].partition(': ')[2]}; run `masp evaluate` again"
-        )
-    config, config_text = find_config(evaluate_dir, run_dir)
-    lineage = lineage_rows(metrics.get("lineage"))
-    variants = _variants(run_dir / "summary.json", problems)
+    metrics = read_metrics(path, problems)
+    for name in ("accuracy", "num_samples", "num_correct"):
+        if getattr(metrics, name) is None:
+            problem = next((p for p in problems if p.startswith(f"{path}: {name}")), f"{path}: {name} is missing")
+            raise DataError(f"{problem}; run `masp evaluate` again")
+    config = find_config(evaluate_dir, run_dir)
+    lineage = lineage_rows(metrics.lineage)
+    summary = read_summary(run_dir / SUMMARY, problems) if is_file(run_dir / SUMMARY) else {}
     aspects, datasets = aspect_rows(evaluate_dir, metrics, problems), dataset_rows(evaluate_dir, problems)
-    return {
-        "version": __version__,
-        "name": run_dir.resolve().name,
-        "metrics": metrics,
-        "interval": metrics.get("accuracy_ci95"),
-        "setting": _setting(metrics, config),
-        "notes": _notes(metrics, lineage) + [f"Damaged, so not on this page: {problem}" for problem in problems],
-        "tiles": [
-            {"title": title, "hint": hint, "value": metrics[key], "is_share": is_share}
-            for key, title, hint, is_share in _TILES
-            if metrics.get(key) is not None
+    return Page(
+        version=__version__,
+        name=run_dir.resolve().name,
+        metrics=metrics,
+        interval=metrics.accuracy_ci95,
+        setting=_setting(metrics, config),
+        notes=_notes(metrics, lineage) + [f"Damaged, so not on this page: {problem}" for problem in problems],
+        tiles=[
+            Tile(title, hint, value, is_share)
+            for name, title, hint, is_share in _TILES
+            if (value := getattr(metrics, name)) is not None
         ],
-        "variants": variants,
-        "confusion": confusion_table(metrics),
-        "per_category": metrics.get("per_category") or {},
-        "calibration": _calibration(metrics),
-        "stages": training_stages(run_dir, evaluate_dir, config),
-        "mistakes": mistakes(evaluate_dir, metrics, config) if "per_aspect" not in metrics else None,
-        "aspects": aspects,
-        "datasets": datasets,
-        "looks": looks(evaluate_dir, config),
-        "lineage": lineage,
-        "config_text": config_text,
+        variants=variant_rows(summary),
+        confusion=confusion_table(metrics),
+        calibration=calibration_chart("calibration", metrics.calibration) if metrics.calibration else None,
+        stages=training_stages(run_dir, evaluate_dir, config),
+        mistakes=mistakes(evaluate_dir, metrics, config.dataset_root) if metrics.per_aspect is None else None,
+        aspects=aspects,
+        datasets=datasets,
+        attended=attended_images(evaluate_dir, config),
+        lineage=lineage,
+        config_text=config.text,
+    )
+
+
+def _setting(metrics: MetricsFile, config: RunConfig) -> dict[str, str | float]:
+    """What was evaluated and how: from metrics.json, else from the configuration."""
+    setting: dict[str, str | float | None] = {
+        "dataset": metrics.dataset or config.dataset_name,
+        "split": metrics.split or config.split,
+        "scoring": metrics.scoring or config.scoring,
+        "layout": metrics.layout or config.layout,
+        "VLM": config.vlm,
+        "mean_accuracy": metrics.mean_accuracy,
+        "stage": metrics.stage,
+        "source": metrics.source,
     }
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: is no JSON object; delete it and run the command that writes it again")
-    return value
-
-
-def _setting(metrics: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """What was evaluated and how, in a few words: from metrics.json, else from the configuration."""
-    evaluate, stage2 = config.get("evaluate") or {}, config.get("stage2") or {}
-    setting = {
-        "dataset": (config.get("dataset") or {}).get("name"),
-        "split": evaluate.get("split"),
-        "scoring": evaluate.get("scoring"),
-        "layout": stage2.get("layout"),
-        "VLM": (config.get("vlm") or {}).get("path"),
-    }
-    for key, value in metrics.items():
-        is_text_list = isinstance(value, list) and value and all(isinstance(entry, str) for entry in value)
-        if key not in _PLACED and (isinstance(value, str | int | float) or is_text_list):
-            setting[key] = ", ".join(value) if is_text_list else value
-    if isinstance(metrics.get("time"), int | float):
-        setting["finished"] = f"{datetime.fromtimestamp(metrics['time'], UTC):%Y-%m-%d %H:%M} UTC"
+    if metrics.time is not None:
+        setting["finished"] = f"{datetime.fromtimestamp(metrics.time, UTC):%Y-%m-%d %H:%M} UTC"
     return {key: value for key, value in setting.items() if value is not None}
 
 
-def _notes(metrics: dict[str, Any], lineage: list[dict[str, str]]) -> list[str]:
+def _notes(metrics: MetricsFile, lineage: list[LineageRow]) -> list[str]:
     notes = [
-        f"Imported: {row['of'] or 'a checkpoint'}. Files in the released format carry no digests, so only their shapes "
+        f"Imported: {row.of or 'a checkpoint'}. Files in the released format carry no digests, so only their shapes "
         "were checked; that they belong to this VLM and to each other is the user's word."
         for row in lineage
-        if row["name"] == "origin" and row["value"] == "imported"
+        if row.name == "origin" and row.value == "imported"
     ]
-    if isinstance(metrics.get("coverage"), int | float) and metrics["coverage"] != 1:
-        notes.append(f"Only {metrics['coverage']:.1%} of the samples were scored: this is not the final number.")
-    if metrics.get("num_unparsable"):
-        is_one = metrics["num_unparsable"] == 1
+    if metrics.coverage is not None and metrics.coverage != 1:
+        notes.append(f"Only {metrics.coverage:.1%} of the samples were scored: this is not the final number.")
+    if metrics.num_unparsable:
+        is_one = metrics.num_unparsable == 1
         lines = "line names no category; it counts" if is_one else "lines name no category; they count"
-        notes.append(f"{metrics['num_unparsable']} generated {lines} as wrong.")
-    return notes + [str(note) for note in metrics.get("notes") or []]
-
-
-def _variants(path: Path, problems: list[str]) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    summary = _read_json(path)
-    rows = []
-    for key in [*(k for k in _VARIANT_TITLES if k in summary), *(k for k in summary if k not in _VARIANT_TITLES)]:
-        entry = summary[key]
-        if isinstance(entry, dict) and "accuracy" in (entry := sound(entry, f"{path}: {key}", problems)):
-            title = _VARIANT_TITLES.get(key, key.replace("_", " "))
-            rows.append({"key": key, "title": title, "accuracy": entry["accuracy"], "ci": entry.get("accuracy_ci95")})
-    return rows
-
-
-def _calibration(metrics: dict[str, Any]) -> str | None:
-    return calibration_chart("calibration", metrics["calibration"]) if metrics.get("calibration") else None
-
-
-def _render(page: dict[str, Any]) -> str:
-    return environment().get_template("report.html.j2").render(page)
+        notes.append(f"{metrics.num_unparsable} generated {lines} as wrong.")
+    return notes + list(metrics.notes or ())

@@ -1,56 +1,215 @@
-"""Tables of the report: the confusion matrix, the configuration and the lineage."""
+"""Tables of the report: confusion matrices, aspects, datasets, variants, lineage."""
+
+from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from masp.config.yaml_text import parse_yaml
-from masp.errors import InputError
+from masp.errors import MaspError
+from masp.files.regular import is_file
+from masp.report.charts import calibration_chart
+from masp.results.metrics_file import (
+    DATASETS,
+    METRICS,
+    DatasetRow,
+    MetricsFile,
+    VariantRow,
+    read_datasets,
+    read_metrics,
+)
+
+MAX_ANSWERS_SHOWN = 12
+"""A closed aspect with more answers has no table of them on the page."""
+
+_VARIANT_TITLES = {
+    "zero_shot": "Zero-shot",
+    "linear_probe": "Linear probe on mean features",
+    "soft_prompt_only": "Soft prompt without aspects",
+    "aspects_only": "Aspects without soft prompt",
+    "masp": "MASP",
+    "best_possible": "Best possible",
+}
 
 
-def confusion_table(metrics: dict[str, Any]) -> dict[str, Any] | None:
-    """The confusion matrix of an evaluation as rows of cells; None without one."""
-    counts = metrics.get("confusion")
-    categories = metrics.get("categories") or list(metrics.get("per_category") or {})
-    if not counts or len(counts) != len(categories):
+@dataclass(frozen=True)
+class ConfusionCell:
+    """How often one category was predicted for another."""
+
+    count: int
+    share: float
+    """Of the row."""
+    is_correct: bool
+    column: str
+
+
+@dataclass(frozen=True)
+class ConfusionRow:
+    """One true category."""
+
+    category: str
+    cells: tuple[ConfusionCell, ...]
+    total: int
+
+
+@dataclass(frozen=True)
+class ConfusionTable:
+    """A confusion matrix as rows of cells."""
+
+    columns: tuple[str | None, ...]
+    rows: tuple[ConfusionRow, ...]
+
+
+@dataclass(frozen=True)
+class AspectRow:
+    """One aspect of stage 1."""
+
+    aspect: str
+    accuracy: float
+    ci: tuple[float, float] | None
+    num_samples: int | None
+    how: str
+    """How it answers."""
+    other_name: str
+    other: float | None
+    """Macro F1 or token F1."""
+    confusion: ConfusionTable | None
+    calibration: str | None
+    """An SVG element."""
+
+
+@dataclass(frozen=True)
+class ShownDataset:
+    """One of several datasets that were evaluated in one call."""
+
+    name: str
+    accuracy: float
+    accuracy_ci95: tuple[float, float] | None
+    macro_f1: float | None
+    num_samples: int | None
+    mapped: str
+    """Categories counted as others."""
+
+
+@dataclass(frozen=True)
+class ShownVariant:
+    """One variant of the demo."""
+
+    key: str
+    title: str
+    accuracy: float
+    ci: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class LineageRow:
+    """One field of a lineage."""
+
+    of: str
+    """What it belongs to, such as `soft_prompt / aspect`."""
+    name: str
+    value: str
+
+
+def confusion_table(metrics: MetricsFile) -> ConfusionTable | None:
+    """The confusion matrix of an evaluation; None without one."""
+    categories = metrics.categories or tuple(metrics.per_category or ())
+    if not metrics.confusion or len(metrics.confusion) != len(categories):
         return None
-    columns = metrics.get("confusion_columns") or categories
+    columns: tuple[str | None, ...] = metrics.confusion_columns or categories
     rows = []
-    for category, row in zip(categories, counts, strict=True):
-        total = sum(row)
-        cells = [
-            {
-                "count": count,
-                "share": count / total if total else 0.0,
-                "is_correct": column == category,
-                "column": "no category" if column is None else column,
-            }
-            for column, count in zip(columns, row, strict=False)
-        ]
-        rows.append({"category": category, "cells": cells, "total": total})
-    return {"columns": columns, "rows": rows}
+    for category, counts in zip(categories, metrics.confusion, strict=True):
+        total = sum(counts)
+        cells = tuple(
+            ConfusionCell(
+                count=count,
+                share=count / total if total else 0.0,
+                is_correct=column == category,
+                column="no category" if column is None else column,
+            )
+            for column, count in zip(columns, counts, strict=False)
+        )
+        rows.append(ConfusionRow(category, cells, total))
+    return ConfusionTable(columns, tuple(rows))
 
 
-def find_config(*folders: Path) -> tuple[dict[str, Any], str | None]:
-    """The resolved configuration in the first folder that has one: parsed (empty if it cannot be), and as text."""
-    for folder in folders:
-        path = folder / "config.yaml"
-        if path.is_file():
-            text = path.read_text(encoding="utf-8", errors="replace")
-            try:
-                config, _ = parse_yaml(text, str(path))
-            except InputError:
-                config = None
-            return (config if isinstance(config, dict) else {}), text
-    return {}, None
+def aspect_rows(evaluate_dir: Path, metrics: MetricsFile, problems: list[str]) -> list[AspectRow]:
+    """Stage 1 per aspect: from this evaluation if it is one of stage 1, else from the one beside it.
+
+    Args:
+        evaluate_dir: Directory of the evaluation that the report is about.
+        metrics: Its metrics.
+        problems: What is damaged is left out, and a line appended that says so.
+    """
+    if metrics.per_aspect is None:
+        path = evaluate_dir.parent / "evaluate-stage1" / METRICS
+        try:
+            metrics = read_metrics(path, problems) if is_file(path) else MetricsFile()
+        except MaspError as error:
+            problems.append(str(error))
+    rows = []
+    for index, (aspect, values) in enumerate((metrics.per_aspect or {}).items()):
+        if values.accuracy is None:
+            continue
+        is_closed = values.kind == "closed"
+        choices = values.categories or ()
+        rows.append(
+            AspectRow(
+                aspect=aspect.replace("_", " "),
+                accuracy=values.accuracy,
+                ci=values.accuracy_ci95,
+                num_samples=values.num_samples,
+                how=f"likeliest of {len(choices)} answers" if is_closed else "written, exactly the same",
+                other_name="macro F1" if is_closed else "token F1",
+                other=values.macro_f1 if is_closed else values.token_f1,
+                confusion=confusion_table(values) if len(choices) <= MAX_ANSWERS_SHOWN else None,
+                calibration=calibration_chart(f"calibration-{index}", values.calibration)
+                if values.calibration
+                else None,
+            )
+        )
+    return rows
 
 
-def lineage_rows(lineage: Any) -> list[dict[str, str]]:
-    """A nested `lineage` as rows: what it is `of` (`soft_prompt / aspect`), the field's `name` and its `value`."""
+def dataset_rows(evaluate_dir: Path, problems: list[str]) -> list[ShownDataset]:
+    """The datasets that were evaluated in one call; what is damaged is left out, and a line of `problems` says so."""
+    path = evaluate_dir / DATASETS
+    rows: Mapping[str, DatasetRow] = {}
+    try:
+        rows = read_datasets(path, problems) if is_file(path) else {}
+    except MaspError as error:
+        problems.append(str(error))
     return [
-        {"of": " / ".join(path[:-1]), "name": path[-1], "value": value if isinstance(value, str) else json.dumps(value)}
-        for path, value in _leaves(lineage, ())
+        ShownDataset(
+            name=name,
+            accuracy=row.accuracy,
+            accuracy_ci95=row.accuracy_ci95,
+            macro_f1=row.macro_f1,
+            num_samples=row.num_samples,
+            mapped=", ".join(f"{a} → {b}" for a, b in row.category_map.items() if a != b),
+        )
+        for name, row in rows.items()
+        if row.accuracy is not None
+    ]
+
+
+def variant_rows(summary: Mapping[str, VariantRow]) -> list[ShownVariant]:
+    """The variants of the demo, those that are known by name first."""
+    names = [*(n for n in _VARIANT_TITLES if n in summary), *(n for n in summary if n not in _VARIANT_TITLES)]
+    return [
+        ShownVariant(name, _VARIANT_TITLES.get(name, name.replace("_", " ")), row.accuracy, row.accuracy_ci95)
+        for name in names
+        if (row := summary[name]).accuracy is not None
+    ]
+
+
+def lineage_rows(lineage: Mapping[str, Any] | None) -> list[LineageRow]:
+    """A nested lineage as rows."""
+    return [
+        LineageRow(" / ".join(path[:-1]), path[-1], value if isinstance(value, str) else json.dumps(value))
+        for path, value in _leaves(lineage or {}, ())
     ]
 
 

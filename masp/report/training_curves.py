@@ -1,71 +1,122 @@
 """Training logs as the curves of the report."""
 
+from __future__ import annotations
+
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from masp.errors import InputError
+from masp.files.regular import is_file, read_bytes
 from masp.report.charts import training_curve
-from masp.report.checks import is_finite
+from masp.report.run_config import RunConfig
 
-_STAGES = (("stage1", "Stage 1: aspect modules", "aspect"), ("stage2", "Stage 2: soft prompt", "soft_prompt"))
-
-
-_CURVES = (("loss", "loss", True), ("learning_rate", "learning rate", False))
-
-
+_LOG = "metrics.jsonl"
 _MAX_POINTS = 2000
 
 
-def training_stages(run_dir: Path, evaluate_dir: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
-    """Per stage with a readable `metrics.jsonl`: title, charts and a few figures of its end.
+@dataclass(frozen=True)
+class LoggedStep:
+    """One line of a training log; what it does not say, or not as a finite number, is None."""
 
-    The file is looked for in the run directory, then beside the evaluation, then beside the checkpoint.
+    step: int
+    epoch: float | None
+    loss: float | None
+    learning_rate: float | None
+    samples_per_second: float | None
+
+
+@dataclass(frozen=True)
+class TrainingStage:
+    """What the report shows of the training of a stage."""
+
+    title: str
+    charts: tuple[str, ...]
+    """SVG elements."""
+    num_steps: int
+    epoch: float | None
+    loss: float | None
+    """Last logged."""
+    samples_per_second: float | None
+    """Median."""
+    num_skipped: int
+    """Lines of the log that cannot be read."""
+
+
+def training_stages(run_dir: Path, evaluate_dir: Path, config: RunConfig) -> list[TrainingStage]:
+    """Per stage with a readable log: charts and a few figures of its end.
+
+    The log is looked for in the run directory, then beside the evaluation, then beside the checkpoint.
     """
     stages = []
-    for name, title, checkpoint in _STAGES:
-        folders = [run_dir / name, evaluate_dir.parent / name]
-        checkpoint_path = (config.get("checkpoint") or {}).get(checkpoint)
-        if isinstance(checkpoint_path, str):
-            folders.append(Path(checkpoint_path).parent)
-        path = next((folder / "metrics.jsonl" for folder in folders if (folder / "metrics.jsonl").is_file()), None)
-        lines, num_skipped = _read_training_log(path) if path else ([], 0)
-        if not lines:
+    for name, title, checkpoint in (
+        ("stage1", "Stage 1: aspect modules", config.aspect),
+        ("stage2", "Stage 2: soft prompt", config.soft_prompt),
+    ):
+        directories = [run_dir / name, evaluate_dir.parent / name, *([checkpoint.parent] if checkpoint else [])]
+        steps, num_skipped = _read_log(directories)
+        if not steps:
             continue
-        charts = []
-        for key, label, smooth in _CURVES:
-            points = [(line["step"], line[key]) for line in lines if is_finite(line.get(key))]
-            points = points[:: math.ceil(len(points) / _MAX_POINTS)] if points else []
-            if points:
-                steps, values = zip(*points, strict=True)
-                charts.append(training_curve(f"{name}-{key}", steps, values, label, smooth=smooth))
-        last = lines[-1]
-        rates = sorted(line["samples_per_second"] for line in lines if is_finite(line.get("samples_per_second")))
+        losses = [(step.step, step.loss) for step in steps if step.loss is not None]
+        rates = [(step.step, step.learning_rate) for step in steps if step.learning_rate is not None]
+        charts = [
+            _chart(f"{name}-loss", losses, "loss", smooth=True),
+            _chart(f"{name}-learning_rate", rates, "learning rate", smooth=False),
+        ]
+        speeds = sorted(step.samples_per_second for step in steps if step.samples_per_second is not None)
         stages.append(
-            {
-                "title": title,
-                "charts": charts,
-                "num_steps": last["step"],
-                "epoch": last.get("epoch") if is_finite(last.get("epoch")) else None,
-                "loss": last.get("loss") if is_finite(last.get("loss")) else None,
-                "samples_per_second": rates[len(rates) // 2] if rates else None,
-                "num_skipped": num_skipped,
-            }
+            TrainingStage(
+                title=title,
+                charts=tuple(chart for chart in charts if chart),
+                num_steps=steps[-1].step,
+                epoch=steps[-1].epoch,
+                loss=steps[-1].loss,
+                samples_per_second=speeds[len(speeds) // 2] if speeds else None,
+                num_skipped=num_skipped,
+            )
         )
     return stages
 
 
-def _read_training_log(path: Path) -> tuple[list[dict[str, Any]], int]:
+def _chart(name: str, points: list[tuple[int, float]], label: str, *, smooth: bool) -> str | None:
+    if not points:
+        return None
+    points = points[:: math.ceil(len(points) / _MAX_POINTS)]
+    return training_curve(name, [step for step, _ in points], [value for _, value in points], label, smooth=smooth)
+
+
+def _read_log(directories: list[Path]) -> tuple[list[LoggedStep], int]:
     """The last line of every step in order (a resumed run logs some steps again), and how many could not be read."""
-    steps: dict[int, dict[str, Any]] = {}
+    try:
+        path = next((d / _LOG for d in directories if is_file(d / _LOG)), None)
+        data = (read_bytes(path) if path else None) or b""
+    except InputError:  # a report shows what there is
+        data = b""
+    steps: dict[int, LoggedStep] = {}
     num_skipped = 0
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            line = None
-        if isinstance(line, dict) and type(line.get("step")) is int:
-            steps[line["step"]] = line
-        else:
+    for text in data.splitlines():
+        step = _logged_step(text)
+        if step is None:
             num_skipped += 1
-    return [steps[step] for step in sorted(steps)], num_skipped
+        else:
+            steps[step.step] = step
+    return [steps[number] for number in sorted(steps)], num_skipped
+
+
+def _logged_step(text: bytes) -> LoggedStep | None:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or type(line.get("step")) is not int or not 0 <= line["step"] <= 2**53:
+        return None
+    names = ("epoch", "loss", "learning_rate", "samples_per_second")
+    return LoggedStep(line["step"], *(_finite(line.get(name)) for name in names))
+
+
+def _finite(value: Any) -> float | None:
+    """A plain number; None if it is none, or not finite."""
+    is_number = (type(value) is int and abs(value) <= 2**53) or (type(value) is float and math.isfinite(value))
+    return value if is_number else None

@@ -9,29 +9,31 @@ from __future__ import annotations
 import os
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from masp.errors import DataError
 from masp.files.jsonl import write_all
+from masp.files.text import reason
+from masp.results.ledger_file import SUFFIX as LEDGER_SUFFIX
+from masp.results.ledger_file import MapPlace
 
-_SUFFIX = ".attention"
+SUFFIX = ".attention"
 
 
 class AttentionFile:
-    """The maps of one process, open for appending. Use it as a context manager.
+    """The maps of one process, open for appending. Close it: only then are they sure to be on the disk.
 
     Args:
-        folder: of the evaluation's ledgers.
-        name: of this process's ledger.
+        directory: Directory of the evaluation's ledgers.
+        name: Name of this process's ledger.
     """
 
-    def __init__(self, folder: str | Path, name: str):
+    def __init__(self, directory: str | Path, name: str):
         self.name = name
-        self._file = os.open(Path(folder) / (name + _SUFFIX), os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = os.open(Path(directory) / (name + SUFFIX), os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
 
-    def append(self, weights: np.ndarray) -> dict[str, Any]:
+    def append(self, weights: np.ndarray) -> MapPlace:
         """Keep the maps of one sample.
 
         Args:
@@ -43,33 +45,35 @@ class AttentionFile:
         data = np.ascontiguousarray(weights, dtype="<f4").tobytes()
         offset = os.fstat(self._file).st_size
         write_all(self._file, data)
-        return {"file": self.name, "offset": offset, "shape": list(weights.shape), "crc32": zlib.crc32(data)}
+        num_aspects, height, width = weights.shape
+        return MapPlace(self.name, offset, (num_aspects, height, width), zlib.crc32(data))
 
-    def __enter__(self) -> AttentionFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Write everything to the disk and let go of the file."""
         os.fsync(self._file)
         os.close(self._file)
 
 
-def read_attention(folder: str | Path, where: dict[str, Any]) -> np.ndarray:
+def read_attention(directory: str | Path, place: MapPlace) -> np.ndarray:
     """The maps that a record points to, `[A, height, width]` fp32.
 
     Raises:
         DataError: the file is missing or damaged; the line says what to do.
     """
-    path = Path(folder) / (where["file"] + _SUFFIX)
-    size = 4 * int(np.prod(where["shape"]))
+    path = Path(directory) / (place.file + SUFFIX)
+    num_aspects, height, width = place.shape
+    size = 4 * num_aspects * height * width
     try:
         with open(path, "rb") as file:
-            data = os.pread(file.fileno(), size, where["offset"])
+            # a size that no file of ours has would take that much memory before it is missed
+            is_there = place.offset + size <= os.fstat(file.fileno()).st_size
+            data = os.pread(file.fileno(), size, place.offset) if is_there else b""
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; {_remedy(path)}") from None
-    if len(data) != size or zlib.crc32(data) != where["crc32"]:
-        raise DataError(f"{path} is damaged at byte {where['offset']}; {_remedy(path)}")
-    return np.frombuffer(data, dtype="<f4").reshape(where["shape"])
+        raise DataError(f"{path} cannot be read: {reason(error)}; {_remedy(path)}") from None
+    if len(data) != size or zlib.crc32(data) != place.crc32:
+        raise DataError(f"{path} is damaged at byte {place.offset}; {_remedy(path)}")
+    return np.frombuffer(data, dtype="<f4").reshape(place.shape)
 
 
 def _remedy(path: Path) -> str:
-    return f"delete it and {path.with_suffix('.jsonl').name} and run `masp evaluate` again"
+    return f"delete it and {path.with_suffix(LEDGER_SUFFIX).name} and run `masp evaluate` again"

@@ -12,48 +12,152 @@ Conventions:
   error, which it does not have.
 """
 
+from __future__ import annotations
+
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import AfterValidator, Field
 from sklearn.metrics import brier_score_loss, confusion_matrix, f1_score, precision_recall_fscore_support, recall_score
 
 from masp.errors import DataError
-from masp.results.intervals import percentiles, wilson_interval
+from masp.files.text import MAX_REASON, shortened, shown
+from masp.results.ledger_file import Record
+
+Z95 = 1.959963984540054
 
 _NUM_BINS = 15
 
-
 _NUM_RESAMPLES = 10_000
-
 
 _MAX_RESAMPLED_CELLS = 20_000_000
 """Cells of all resampled confusion matrices together: with a hundred categories fewer of them are drawn."""
 
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Interval = tuple[Share, Share]
+"""Both ends of a 95 % interval."""
+
+
+def _rectangular(rows: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+    if len({len(row) for row in rows}) > 1:
+        raise ValueError("must have rows of one length")
+    return rows
+
+
+Confusion = Annotated[tuple[tuple[Count, ...], ...], AfterValidator(_rectangular)]
+"""Counts: a row per label, a column per prediction."""
+
+
+@dataclass(frozen=True)
+class CategoryMetrics:
+    """Metrics of one category."""
+
+    precision: Share
+    recall: Share
+    f1: Share
+    support: Count
+    """Samples of the category."""
+    num_predicted: Count
+
+
+@dataclass(frozen=True)
+class CalibrationBin:
+    """The samples whose prediction has a probability in one range."""
+
+    start: Annotated[Share, Field(alias="from")]
+    stop: Annotated[Share, Field(alias="to")]
+    num_samples: Count
+    mean_confidence: Share | None = None
+    """Mean probability of the predictions; None of no samples."""
+    accuracy: Share | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_samples and self.accuracy is None:
+            raise ValueError("must have an accuracy, since it holds samples")
+
+    def to_json(self) -> dict[str, Any]:
+        """The bin as `metrics.json` spells it."""
+        return {
+            "from": self.start,
+            "to": self.stop,
+            "num_samples": self.num_samples,
+            "mean_confidence": self.mean_confidence,
+            "accuracy": self.accuracy,
+        }
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """All metrics of answers that are one of some categories."""
+
+    num_samples: int
+    num_expected: int
+    coverage: float
+    """Their ratio."""
+    num_correct: int
+    num_unparsable: int
+    """Generated lines that name no category."""
+    accuracy: float
+    accuracy_ci95: tuple[float, float]
+    """Wilson's interval."""
+    accuracy_ci95_bootstrap: tuple[float, float]
+    balanced_accuracy: float
+    macro_f1: float
+    weighted_f1: float
+    per_category: dict[str, CategoryMetrics]
+    macro_f1_ci95: tuple[float, float]
+    """Bootstrap."""
+    categories: tuple[str, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    """A row per label, a column per prediction."""
+    confusion_columns: tuple[str | None, ...]
+    """None: a line that names no category."""
+    top2_accuracy: float | None = None
+    nll: float | None = None
+    """Mean negative log-likelihood of the label, nats."""
+    brier: float | None = None
+    """0 to 2."""
+    ece: float | None = None
+    """Expected calibration error."""
+    calibration: tuple[CalibrationBin, ...] | None = None
+    accuracy_by_mean_score: float | None = None
+    """What the accuracy would be if the largest score per token won."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The metrics as `metrics.json` spells them."""
+        bins = None if self.calibration is None else [bin_.to_json() for bin_ in self.calibration]
+        return {**asdict(self), "calibration": bins}
+
+
+def wilson_interval(num_correct: int, num_samples: int) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson's score interval, right for few samples and near 0 and 1 too)."""
+    share, squared = num_correct / num_samples, Z95**2 / num_samples
+    centre = (share + squared / 2) / (1 + squared)
+    half = Z95 * math.sqrt(share * (1 - share) / num_samples + squared / (4 * num_samples)) / (1 + squared)
+    # rounding must not put the share itself outside, where it is 0 or 1
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+
+
+def percentiles(values: np.ndarray | Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of resampled values."""
+    low, high = np.percentile(values, (2.5, 97.5))
+    return float(low), float(high)
+
 
 def compute_metrics(
-    records: Sequence[dict[str, Any]],
-    categories: Sequence[str],
-    num_expected: int | None = None,
-    seed: int = 0,
-) -> dict[str, Any]:
+    records: Sequence[Record], categories: Sequence[str], num_expected: int | None = None, seed: int = 0
+) -> Metrics:
     """All metrics of an evaluation.
 
     Args:
-        records: the merged records, see `masp.results.ledger`.
-        categories: all categories, in the order of the scores.
-        num_expected: how many samples the evaluation has; None: as many as there are records.
-        seed: of the bootstrap.
-
-    Returns:
-        What goes into `metrics.json`, ready for JSON:
-        `num_samples, num_expected, coverage` (their ratio), `num_correct, num_unparsable`,
-        `accuracy, accuracy_ci95` (Wilson), `accuracy_ci95_bootstrap`, `balanced_accuracy`,
-        `macro_f1, macro_f1_ci95` (bootstrap), `weighted_f1`,
-        `per_category` (category to `precision, recall, f1, support, num_predicted`),
-        `categories`, `confusion` (a row per label, a column per prediction), `confusion_columns`,
-        `top2_accuracy, nll` (mean, in nats), `brier` (0 to 2), `ece`, `calibration` (a list of bins), and
-        `accuracy_by_mean_score`: what the accuracy would be if the largest score per token won.
+        records: Merged records, see `masp.results.ledger`.
+        categories: All categories, in the order of the scores.
+        num_expected: Number of samples that the evaluation has; None: as many as there are records.
+        seed: Seed of the bootstrap.
 
     Raises:
         DataError: there is no record, or a record names something that is not a category or has the wrong number of
@@ -72,24 +176,24 @@ def compute_metrics(
         .reshape(-1, *confusion.shape)
     )
 
-    scored = all(record.get("scores") is not None for record in records)
-    columns = list(categories) if scored else [*categories, None]
-    metrics: dict[str, Any] = {
-        "num_samples": num_samples,
-        "num_expected": num_expected,
-        "coverage": num_samples / num_expected,
-        "num_correct": num_correct,
-        "num_unparsable": int((predictions == len(categories)).sum()),
-        "accuracy": num_correct / num_samples,
-        "accuracy_ci95": list(wilson_interval(num_correct, num_samples)),
-        "accuracy_ci95_bootstrap": percentiles(_diagonal(resampled).sum(-1) / num_samples),
+    scored = all(record.scores is not None for record in records)
+    columns = tuple(categories) if scored else (*categories, None)
+    return Metrics(
+        num_samples=num_samples,
+        num_expected=num_expected,
+        coverage=num_samples / num_expected,
+        num_correct=num_correct,
+        num_unparsable=int((predictions == len(categories)).sum()),
+        accuracy=num_correct / num_samples,
+        accuracy_ci95=wilson_interval(num_correct, num_samples),
+        accuracy_ci95_bootstrap=percentiles(_diagonal(resampled).sum(-1) / num_samples),
         **_category_metrics(labels, predictions, categories),
-        "macro_f1_ci95": percentiles(_macro_f1(resampled)),
-        "categories": list(categories),
-        "confusion": confusion[:, : len(columns)].tolist(),
-        "confusion_columns": columns,
-    }
-    return metrics | (_score_metrics(records, labels) if scored else dict.fromkeys(_SCORE_METRICS))
+        macro_f1_ci95=percentiles(_macro_f1(resampled)),
+        categories=tuple(categories),
+        confusion=tuple(map(tuple, confusion[:, : len(columns)].tolist())),
+        confusion_columns=columns,
+        **(_score_metrics(records, labels) if scored else {}),
+    )
 
 
 def softmax(scores: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
@@ -102,43 +206,37 @@ def confusion_counts(labels: np.ndarray, predictions: np.ndarray, num_categories
     return confusion_matrix(labels, predictions, labels=np.arange(num_categories + 1))[:-1]
 
 
-def calibration_bins(confidence: np.ndarray, correct: np.ndarray, num_bins: int = _NUM_BINS) -> list[dict[str, Any]]:
+def calibration_bins(
+    confidence: np.ndarray, correct: np.ndarray, num_bins: int = _NUM_BINS
+) -> tuple[CalibrationBin, ...]:
     """Samples by the probability of their prediction, in bins of equal width; empty bins have None as their means."""
     number = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
     bins = []
     for index in range(num_bins):
         inside = number == index
         count = int(inside.sum())
-        bins.append(
-            {
-                "from": index / num_bins,
-                "to": (index + 1) / num_bins,
-                "num_samples": count,
-                "mean_confidence": float(confidence[inside].mean()) if count else None,
-                "accuracy": float(correct[inside].mean()) if count else None,
-            }
-        )
-    return bins
+        means = (float(confidence[inside].mean()), float(correct[inside].mean())) if count else (None, None)
+        bins.append(CalibrationBin(index / num_bins, (index + 1) / num_bins, count, *means))
+    return tuple(bins)
 
 
-def _indices(records: Sequence[dict[str, Any]], categories: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _indices(records: Sequence[Record], categories: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Labels and predictions as positions in `categories`; `len(categories)` stands for a prediction of None."""
     position = {category: index for index, category in enumerate(categories)}
     labels, predictions = [], []
     for record in records:
-        label, prediction, scores = record["label"], record["prediction"], record.get("scores")
-        for name, value in (("label", label), ("prediction", prediction)):
+        for name, value in (("label", record.label), ("prediction", record.prediction)):
             if value not in position and not (name == "prediction" and value is None):
                 raise DataError(
-                    f"record of sample {record['sample_key']}: {name} {value!r} is no category; "
-                    f"categories: {', '.join(categories)}"
+                    f"record of sample {record.sample_key}: {name} {shown(value)} is not a category; "
+                    f"categories: {shortened(', '.join(categories), MAX_REASON)}"
                 )
-        if scores is not None and len(scores) != len(categories):
+        if record.scores is not None and len(record.scores) != len(categories):
             raise DataError(
-                f"record of sample {record['sample_key']}: {len(scores)} scores for {len(categories)} categories"
+                f"record of sample {record.sample_key}: {len(record.scores)} scores for {len(categories)} categories"
             )
-        labels.append(position[label])
-        predictions.append(len(categories) if prediction is None else position[prediction])
+        labels.append(position[record.label])
+        predictions.append(len(categories) if record.prediction is None else position[record.prediction])
     return np.array(labels), np.array(predictions)
 
 
@@ -159,41 +257,41 @@ def _category_metrics(labels: np.ndarray, predictions: np.ndarray, categories: S
         "macro_f1": mean(f1_score, "macro", seen),
         "weighted_f1": mean(f1_score, "weighted", seen),
         "per_category": {
-            category: {
-                "precision": float(precision[index]),
-                "recall": float(recall[index]),
-                "f1": float(f1[index]),
-                "support": int(support[index]),
-                "num_predicted": int(num_predicted[index]),
-            }
+            category: CategoryMetrics(
+                precision=float(precision[index]),
+                recall=float(recall[index]),
+                f1=float(f1[index]),
+                support=int(support[index]),
+                num_predicted=int(num_predicted[index]),
+            )
             for index, category in enumerate(categories)
         },
     }
 
 
-_SCORE_METRICS = ("top2_accuracy", "nll", "brier", "ece", "calibration", "accuracy_by_mean_score")
-
-
-def _score_metrics(records: Sequence[dict[str, Any]], labels: np.ndarray) -> dict[str, Any]:
-    log_probabilities = _log_softmax([record["scores"] for record in records])
+def _score_metrics(records: Sequence[Record], labels: np.ndarray) -> dict[str, Any]:
+    log_probabilities = _log_softmax([record.scores or () for record in records])
     probabilities = np.exp(log_probabilities)
     rows, columns = np.arange(len(labels)), np.arange(probabilities.shape[1])
     # A stable sort keeps the order of categories among equals, as the prediction does.
     ranked = np.argsort(-log_probabilities, axis=1, kind="stable")
     bins = calibration_bins(probabilities.max(axis=1), ranked[:, 0] == labels)
-    ece = sum(b["num_samples"] * abs(b["accuracy"] - b["mean_confidence"]) for b in bins if b["num_samples"])
+    ece = sum(
+        b.num_samples * abs(b.accuracy - b.mean_confidence)
+        for b in bins
+        if b.accuracy is not None and b.mean_confidence is not None
+    )
     # of one category everything is certain, which sklearn has no word for
     brier = brier_score_loss(labels, probabilities, labels=columns, scale_by_half=False) if len(columns) > 1 else 0.0
-    means = [record.get("mean_scores") for record in records]
-    values = (
-        float((ranked[:, :2] == labels[:, None]).any(axis=1).mean()),
-        float(-log_probabilities[rows, labels].mean()),
-        float(brier),
-        float(ece / len(labels)),
-        bins,
-        None if None in means else float((np.array(means).argmax(axis=1) == labels).mean()),
-    )
-    return dict(zip(_SCORE_METRICS, values, strict=True))
+    means = [record.mean_scores for record in records]
+    return {
+        "top2_accuracy": float((ranked[:, :2] == labels[:, None]).any(axis=1).mean()),
+        "nll": float(-log_probabilities[rows, labels].mean()),
+        "brier": float(brier),
+        "ece": float(ece / len(labels)),
+        "calibration": bins,
+        "accuracy_by_mean_score": None if None in means else float((np.array(means).argmax(axis=1) == labels).mean()),
+    }
 
 
 def _log_softmax(scores: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:

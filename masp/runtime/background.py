@@ -1,4 +1,4 @@
-"""Work that follows behind in a thread of its own, a bounded number of items late."""
+"""Work that is done in a thread of its own, a bounded number of items behind."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
-_LOOK_S = 0.05
-"""How often a full queue looks whether the thread has failed."""
+_CHECK_S = 0.05
+"""Seconds after which `put` into a full queue checks whether the thread has failed."""
 
 
 class Background(Generic[Item]):
@@ -22,8 +22,8 @@ class Background(Generic[Item]):
         """Start the thread.
 
         Args:
-            work: what to do with an item.
-            depth: how many items may wait; `put` blocks while there are as many.
+            work: Function to call with each item.
+            depth: Largest number of items that wait; `put` blocks while there are as many.
         """
         self._work = work
         self._items: queue.Queue = queue.Queue(maxsize=depth)
@@ -33,17 +33,17 @@ class Background(Generic[Item]):
         self._thread.start()
 
     def put(self, item: Item) -> None:
-        """Hand over an item."""
+        """Hand an item to the thread; blocks while `depth` items wait."""
         while True:
             if self._error is not None:
                 raise self._error
             try:
-                return self._items.put(item, timeout=_LOOK_S)
+                return self._items.put(item, timeout=_CHECK_S)
             except queue.Full:
                 continue
 
     def close(self) -> None:
-        """Wait until everything is done."""
+        """Wait until all items are done, and end the thread."""
         self.stop(drop=False)
         if self._error is not None:
             raise self._error
@@ -52,11 +52,11 @@ class Background(Generic[Item]):
         """End the thread; raises nothing.
 
         Args:
-            drop: forget what waits, and wait only for the item in hand; else do all of it first.
+            drop: Discard the waiting items, and finish only the current one; otherwise finish all of them first.
         """
         self._dropping = self._dropping or drop
         if self._thread.is_alive():
-            self._items.put(None)  # the thread takes items until the end, also after a failure
+            self._items.put(None)  # the thread takes items until the end, even after a failure
             self._thread.join()
 
     def _run(self) -> None:
@@ -65,5 +65,5 @@ class Background(Generic[Item]):
                 continue
             try:
                 self._work(item)
-            except BaseException as error:  # whatever it is, the thread that hands over items raises it
+            except BaseException as error:  # whatever it is, the thread that calls `put` raises it
                 self._error = error

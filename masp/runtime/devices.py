@@ -1,4 +1,4 @@
-"""Names of devices and number formats in the configuration -> torch's."""
+"""Devices and number formats by their names in the configuration; running out of memory."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from masp.errors import InputError
 
 
 def pick_device(name: str, key: str) -> str:
-    """`cpu` or `cuda` for `auto`, `cpu` or `cuda`.
+    """Choose `cpu` or `cuda`; `auto` takes a GPU if there is one.
 
     Args:
-        name: the configured value.
-        key: its dotted name, for the error.
+        name: Value of the setting: `auto`, `cpu` or `cuda`.
+        key: Dotted name of the setting, for the error.
 
     Raises:
-        InputError: a GPU is asked for and there is none.
+        InputError: It is `cuda`, and there is no GPU.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"{key} = 'cuda': torch sees no GPU here; valid are auto and cpu")
+        raise InputError(f"{key} = 'cuda': torch finds no GPU here; must be auto or cpu")
     return name
 
 
 def encoder_dtype(cache_dtype: str, device: str) -> str:
-    """In which of `bf16`, `fp16` and `fp32` the encoder runs for a cache of this `cache.dtype`.
+    """Number format (`bf16`, `fp16` or `fp32`) in which the encoder runs for a `cache.dtype`.
 
-    What is kept in 8 bits is computed in the format that the device is fast in and that loses less than the 8 bits do.
-    Since that depends on the device, it is part of the fingerprint's machine part.
+    For 8-bit caches it is the one that is fast on the device and loses less than the 8 bits do. Since that depends on
+    the device, it belongs to the machine part of the fingerprint.
     """
     if cache_dtype in ("fp8", "int8"):
         return "bf16" if device == "cuda" else "fp32"
     return cache_dtype
 
 
-def torch_dtype(name: str):
+def torch_dtype(name: str) -> torch.dtype:
     """The torch dtype of `bf16`, `fp16` or `fp32`."""
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
 
 
 def peak_memory_bytes(device: str) -> int:
-    """The most memory in use so far: of the GPU by torch's tensors, or resident of this process on a CPU."""
+    """Peak memory in bytes: that of torch's tensors on a GPU, the resident set of this process on a CPU."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -55,13 +55,13 @@ def peak_memory_bytes(device: str) -> int:
 
 @contextmanager
 def plain_memory_errors(remedy: str) -> Iterator[None]:
-    """Turn a lack of memory, on a GPU or in the process, into one line for the user.
+    """Turn running out of memory, on a GPU or in the process, into one line for the user.
 
     Args:
-        remedy: which setting to change, and what is kept.
+        remedy: Which setting to change, and what is kept.
 
     Raises:
-        InputError: instead of what torch raises.
+        InputError: Instead of the error of torch or Python.
     """
     try:
         yield
@@ -76,10 +76,10 @@ def plain_memory_errors(remedy: str) -> Iterator[None]:
 
 
 _CPU_ALLOCATOR = "DefaultCPUAllocator: "
-"""Begins the reason in torch 2.13's message: "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't
+"""Start of the reason in torch 2.13's error: "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't
 allocate memory: you tried to allocate 4000000000000000 bytes. Error code 12 (Cannot allocate memory)"."""
 
 
 def _is_cpu_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch found no memory on a CPU: it raises a plain RuntimeError then, `OutOfMemoryError` only on GPUs."""
+    """Whether torch ran out of CPU memory: it raises a plain RuntimeError then, `OutOfMemoryError` only on GPUs."""
     return _CPU_ALLOCATOR in str(error)

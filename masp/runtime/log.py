@@ -4,17 +4,16 @@ The rule:
 
 - *Results and progress that the user asked for* go to stdout as plain text, from rank 0 only: `say(text)`. Scripts read
   them, so nothing is put in front of them.
-- *Notes, warnings and diagnostics* go through `logging` to stderr, from every rank, with the time and, where there are
-  several ranks, the rank: `LOG = logging.getLogger(__name__)` at the top of a module, then `LOG.info` for what is good
-  to know (shown as `note:`), `LOG.warning` for what the user should look at, and `LOG.debug` for what only a developer
-  reads.
-- *The error that ends a command* is the command line's: one line `error: ...` on stderr. Nobody logs it as well.
-
-A line of the log: `13:48:52 rank 3 warning: text`.
+- *Notes, warnings and diagnostics* go through `logging` to stderr: `LOG = logging.getLogger(__name__)` at the top of a
+  module, then `LOG.info` for what is good to know (shown as `note:`), `LOG.warning` for what the user should look at,
+  and `LOG.debug` for what only a developer reads. Several ranks share one screen or file, so each line then begins with
+  time and rank: `13:48:52 rank 3 warning: text`. One process writes `warning: text`.
+- *The error that ends a command* is one line `error: ...` on stderr: `say_error(error)`. Nobody logs it as well.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -36,18 +35,24 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+def say_error(error: BaseException | str) -> None:
+    """Print the error that ends a command on stderr: one line, from every rank that has one."""
+    with _bars_aside():
+        print(f"error: {one_line(str(error))}", file=sys.stderr, flush=True)
+
+
 def setup(rank: int | None = None, level: int = logging.INFO) -> None:
     """Send what MASP logs to stderr; called once by each command, a further call replaces the settings.
 
     Args:
-        rank: of this process; None takes it from the environment. Named in each line if there are several ranks.
-        level: the lowest level that is shown.
+        rank: Rank of this process; None takes it from the environment.
+        level: Lowest level that is shown.
     """
     if rank is None:
         rank = rank_of_environment()
-    several = rank > 0 or (_number("WORLD_SIZE", "SLURM_NTASKS") or 1) > 1
+    several = rank > 0 or (_number("WORLD_SIZE", "SLURM_STEP_NUM_TASKS") or 1) > 1
     handler = _ToStderr()
-    handler.setFormatter(_OneLine(f"%(asctime)s {f'rank {rank} ' if several else ''}%(message)s", "%H:%M:%S"))
+    handler.setFormatter(_OneLine(f"%(asctime)s rank {rank} %(message)s" if several else "%(message)s", "%H:%M:%S"))
     for name in _PACKAGES:
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
@@ -63,7 +68,8 @@ class _ToStderr(logging.StreamHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
-        super().emit(record)
+        with _bars_aside():
+            super().emit(record)
 
 
 class _OneLine(logging.Formatter):
@@ -75,6 +81,12 @@ class _OneLine(logging.Formatter):
         return super().formatMessage(record)
 
 
+def _bars_aside() -> contextlib.AbstractContextManager[None]:
+    """Take progress bars off the screen for as long as a line is written, which would otherwise end up inside one."""
+    tqdm = sys.modules.get("tqdm")  # not imported, no bar
+    return contextlib.nullcontext() if tqdm is None else tqdm.tqdm.external_write_mode(file=sys.stderr)
+
+
 def _number(*names: str) -> int | None:
     found = next((os.environ[name] for name in names if name in os.environ), "")
-    return int(found) if found.isdecimal() else None
+    return int(found) if found.isdecimal() and len(found) < 10 else None

@@ -1,4 +1,4 @@
-"""Items of a dataset, prepared ahead by DataLoader workers, which cannot hang the process or garble an error."""
+"""Items of a dataset, prepared ahead by DataLoader workers that neither hang the process nor garble an error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from masp.runtime.stop import ignore_stop_signals
 
 
 class _Guarded(Dataset):
-    """Hands over a MaspError as a value: raised in a worker, its one line would come wrapped in a traceback."""
+    """Returns a MaspError as a value: raised in a worker, its one line would arrive wrapped in a traceback."""
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
@@ -27,18 +27,18 @@ class _Guarded(Dataset):
 
 
 class ReadAhead:
-    """`dataset[i]` for each `i` of `order`, in that order with any number of workers; an iterator.
+    """Iterator over `dataset[i]` for each `i` of `order`, in that order with any number of workers.
 
     Workers start at once. Use as a context manager: workers ignore the signals that stop a run, so the interpreter,
-    which ends leftover workers by such a signal, would wait for them for ever.
+    which ends leftover workers by such a signal, would wait for them forever.
 
     Args:
-        dataset: its items, and a MaspError raised by it, reach the caller as they are.
-        order: indices.
-        num_workers: 0 prepares in this process.
-        setting: dotted name of the setting that num_workers came from, for the error.
-        prefetch: items that each worker prepares ahead.
-        pin_memory: call the items' `pin_memory`, for transfers to a GPU.
+        dataset: Dataset; its items, and a MaspError that it raises, reach the caller unchanged.
+        order: Indices.
+        num_workers: Number of worker processes; 0 prepares the items in this process.
+        setting: Dotted name of the setting that `num_workers` comes from, for the error.
+        prefetch: Items that each worker prepares ahead.
+        pin_memory: Call `pin_memory` of each item, for transfers to a GPU.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class ReadAhead:
         pin_memory: bool = False,
     ):
         self.num_workers, self.setting = num_workers, setting
-        with warnings.catch_warnings(action="ignore"):  # of more workers than cores: they mostly wait for disks
+        with warnings.catch_warnings(action="ignore"):  # about more workers than cores: they mostly wait for disks
             loader = DataLoader(
                 _Guarded(dataset),
                 batch_size=None,
                 sampler=order,
-                collate_fn=_as_it_is,
+                collate_fn=_unchanged,
                 num_workers=num_workers,
                 prefetch_factor=prefetch if num_workers else None,
                 worker_init_fn=_start_worker,
@@ -68,10 +68,11 @@ class ReadAhead:
         return self
 
     def __next__(self) -> Any:
-        """The next item.
+        """Return the next item.
 
         Raises:
-            InputError: a worker was killed from outside.
+            InputError: A worker was killed from outside.
+            MaspError: The dataset raised it.
         """
         try:
             item = next(self._items)
@@ -80,7 +81,7 @@ class ReadAhead:
                 raise
             raise InputError(
                 f"{self.setting} = {self.num_workers}: a worker was killed, most often because memory ran out; what is "
-                "finished is kept: lower it and run the same command again"
+                "finished is kept; lower it and run the same command again"
             ) from None
         if isinstance(item, MaspError):
             raise item
@@ -91,7 +92,7 @@ class ReadAhead:
         return any(worker.exitcode for worker in getattr(self._items, "_workers", ()))
 
     def close(self) -> None:
-        """End the workers; nothing can be read any more."""
+        """End the workers; the iterator is empty afterwards."""
         # Not left to the garbage collector: a traceback that is still held would keep the iterator alive.
         shutdown = getattr(self._items, "_shutdown_workers", None)
         if shutdown:
@@ -105,7 +106,7 @@ class ReadAhead:
         self.close()
 
 
-def _as_it_is(item: Any) -> Any:
+def _unchanged(item: Any) -> Any:
     return item
 
 

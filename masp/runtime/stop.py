@@ -1,9 +1,9 @@
-"""Stopping on request: signals only set a flag, and the work looks at it where it can stop cleanly."""
+"""Stopping on request: a signal only sets a flag, which is checked where the work can stop cleanly."""
 
 from __future__ import annotations
 
+import logging
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -11,14 +11,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from masp.files.regular import exists
+
+LOG = logging.getLogger(__name__)
+
 
 class StopFlag:
     """Set by SIGTERM, SIGINT and SIGUSR2 while it is entered; a second SIGINT interrupts as usual.
 
-    SIGUSR2 is what schedulers send ahead of a time limit (`sbatch --signal=USR2@90`).
+    Schedulers send SIGUSR2 ahead of a time limit (`sbatch --signal=USR2@90`).
 
-    Use as `with StopFlag() as stop: … if stop: …`. Outside the main thread, where Python allows no handlers, only
-    `set` sets it.
+    Use as `with StopFlag() as stop: … if stop: …`. Outside the main thread, where Python allows no signal handlers,
+    only `set` sets it.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
@@ -26,14 +30,14 @@ class StopFlag:
     def __init__(self):
         self._set = False
         self.received: set[int] = set()
-        """The numbers of the signals that came."""
+        """Numbers of the signals that were received."""
         self._previous: dict[int, Callable[[int, FrameType | None], Any] | int | signal.Handlers | None] = {}
 
     def __bool__(self) -> bool:
         return self._set
 
     def set(self) -> None:
-        """Ask to stop."""
+        """Request a stop."""
         self._set = True
 
     def __enter__(self) -> StopFlag:
@@ -51,37 +55,42 @@ class StopFlag:
         self.received.add(number)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, self._previous.pop(signal.SIGINT))
-        print(f"\n{signal.Signals(number).name}: stopping as soon as that is clean", file=sys.stderr)
+        LOG.info("%s: stopping as soon as that is clean", signal.Signals(number).name)
 
 
 class StopRequests:
-    """All that may ask a training run to stop: signals, the file `STOP`, and a time limit, in this order.
+    """The requests that may stop a training run: signals, a file `STOP`, and a time limit, in this order.
 
     Args:
-        flag: the signals.
-        folder: the run directory, in which a person may put a file `STOP`.
-        time_limit_min: minutes from now; None for no limit.
-        is_lead: the lead rank alone looks at file and clock.
+        flag: Flag that the signals set.
+        directory: Run directory, in which the user may create a file `STOP`.
+        time_limit_min: Minutes from now; None for no limit.
+        is_rank_0: Whether this is rank 0, which alone checks file and clock.
     """
 
     FILE = "STOP"
-    LOOK_EVERY_S = 1.0
-    """A look at a network disk takes a while: at most one in so many seconds."""
+    CHECK_EVERY_S = 1.0
+    """Seconds between two checks for the file, which take a while on a network disk."""
 
-    def __init__(self, flag: StopFlag, folder: Path, time_limit_min: float | None, is_lead: bool):
-        self.flag, self.path, self.time_limit_min, self.is_lead = flag, folder / self.FILE, time_limit_min, is_lead
-        self._started, self._looked, self._there = time.monotonic(), float("-inf"), False
+    def __init__(self, flag: StopFlag, directory: Path, time_limit_min: float | None, is_rank_0: bool):
+        self.flag, self.path, self.time_limit_min, self.is_rank_0 = (
+            flag,
+            directory / self.FILE,
+            time_limit_min,
+            is_rank_0,
+        )
+        self._started, self._checked, self._exists = time.monotonic(), float("-inf"), False
 
     def raised(self) -> list[bool]:
-        """Which requests this rank knows of, to be summed over the ranks at a step boundary."""
+        """Whether this rank knows of each request, to be summed over the ranks at a step boundary."""
         now = time.monotonic()
-        if self.is_lead and now - self._looked >= self.LOOK_EVERY_S:
-            self._there, self._looked = self.path.exists(), now
+        if self.is_rank_0 and now - self._checked >= self.CHECK_EVERY_S:
+            self._exists, self._checked = exists(self.path), now
         over = self.time_limit_min is not None and now - self._started >= 60 * self.time_limit_min
-        return [bool(self.flag), self._there, self.is_lead and over]
+        return [bool(self.flag), self._exists, self.is_rank_0 and over]
 
     def why(self, raised: list[bool]) -> str:
-        """The first request that was raised on any rank, in words that follow "stopped"; empty if none was."""
+        """Describe the first request that was raised on any rank, in words that follow "stopped"; empty if none was."""
         words = (
             "on request",
             f"by the file {self.path}",
@@ -90,12 +99,12 @@ class StopRequests:
         return next((text for text, there in zip(words, raised, strict=True) if there), "")
 
     def done(self) -> None:
-        """The run has stopped: the file has had its effect, and the same command is to go on."""
-        if self.is_lead:
+        """Remove the file once the run has stopped, so that the same command continues it."""
+        if self.is_rank_0:
             self.path.unlink(missing_ok=True)
 
 
 def ignore_stop_signals() -> None:
-    """For worker processes: a signal to the whole group must not take them before the main process has stopped."""
+    """For worker processes: a signal to the whole process group must not end them before the main process stops."""
     for number in StopFlag.SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Run by torchrun on every rank: several `masp …` commands one after another, which share the start of the process."""
+"""Run by torchrun on every rank: several `masp …` commands one after another in one process."""
 
 import json
 import sys

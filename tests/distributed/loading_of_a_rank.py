@@ -1,6 +1,6 @@
-"""Run by torchrun on every rank: loads language halves divided over the ranks, and writes what it saw as JSON.
+"""Run by torchrun on every rank: loads language halves partitioned over the ranks, and writes measurements as JSON.
 
-Arguments: `tensors` or `memory`, the folder for the ranks' files, and folders of VLMs.
+Arguments: `tensors` or `memory`, the output directory, and directories of VLMs.
 """
 
 import gc
@@ -23,8 +23,8 @@ def config(precision: str) -> dict:
 
 
 def live_bytes() -> int:
-    """The size of all storages that tensors refer to, but those from before `gc.freeze`."""
-    kinds = (torch.Tensor, torch.nn.Parameter)  # asked for exactly: `isinstance` wakes modules that import lazily
+    """Size of all storages that tensors refer to, except those from before `gc.freeze`."""
+    kinds = (torch.Tensor, torch.nn.Parameter)  # exact types: `isinstance` would trigger lazy imports
     tensors = [found for found in gc.get_objects() if type(found) in kinds and not found.is_meta]
     tensors += [t.ds_tensor for t in tensors if getattr(t, "ds_tensor", None) is not None]
     storages = [tensor.untyped_storage() for tensor in tensors]
@@ -32,7 +32,7 @@ def live_bytes() -> int:
 
 
 class Watched(Partition):
-    """Counts what this process holds before and after each parameter is divided."""
+    """Measures the memory of this process before and after each parameter is partitioned."""
 
     def __init__(self):
         super().__init__(config("fp32"))
@@ -75,13 +75,13 @@ def tensors(vlm: str) -> dict:
 
 
 def anonymous_bytes() -> int:
-    """Resident memory that is not the content of a file."""
+    """Resident memory that is not backed by a file."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 def memory(vlm: str) -> dict:
-    import transformers.models.qwen2_vl.modeling_qwen2_vl  # noqa: F401, its own memory is not the model's
+    import transformers.models.qwen2_vl.modeling_qwen2_vl  # noqa: F401, so that its own memory is not counted
 
     partition = Partition(config("bf16"))
     ended, peak, before = threading.Event(), 0, anonymous_bytes()

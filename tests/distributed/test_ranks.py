@@ -155,7 +155,7 @@ def test_a_rank_of_an_evaluation_is_killed_and_what_was_scored_survives(commands
     arguments = (*evaluation(world, alone["odd"]), f"evaluate.output_dir={tmp_path}", "evaluate.batch_size=1")
     ledger = tmp_path / "ledger" / "rank-1.jsonl"
     torchrun(str(REPOSITORY / "tests" / "dying_rank.py"), "1", str(ledger), *arguments, code=1)
-    scored = {record["sample_key"] for record in read_records(ledger.parent)}
+    scored = {record.sample_key for record in read_records(ledger.parent)}
     assert 2 <= len(scored) < 13 and not (tmp_path / "metrics.json").exists()
     done = commands.ok("evaluate", *arguments)
     assert f"{len(scored)} of 13 samples are scored already" in done.stdout

@@ -73,7 +73,7 @@ def test_wrong_type_or_value(fails, world, tmp_path, setting, words):
         ("vlm.path=/no/such/vlm", "vlm.path"),
     ],
 )
-def test_missing_folder(fails, world, tmp_path, setting, word):
+def test_missing_directory(fails, world, tmp_path, setting, word):
     code, line = fails("extract", *world.settings(tmp_path, setting, f"cache.dir={tmp_path / 'c'}"))
     assert code == 2 and word in line and "/no/such" in line
 
@@ -93,20 +93,20 @@ def test_missing_cache_checkpoint_questions_and_configuration(fails, world, trai
     assert code == 2 and "/no/such.yaml" in line
 
 
-def spoil_empty(pictures: Path) -> None:
-    (pictures / "train" / "awe").mkdir()
+def spoil_empty(images: Path) -> None:
+    (images / "train" / "awe").mkdir()
 
 
-def spoil_category(pictures: Path) -> None:
-    (pictures / "test" / "joy").rename(pictures / "test" / "boredom")
+def spoil_category(images: Path) -> None:
+    (images / "test" / "joy").rename(images / "test" / "boredom")
 
 
-def spoil_json(pictures: Path) -> None:
-    (pictures / "annotation" / "joy" / "train_plain.json").write_text("{brightness: 0.5}")
+def spoil_json(images: Path) -> None:
+    (images / "annotation" / "joy" / "train_plain.json").write_text("{brightness: 0.5}")
 
 
-def spoil_brightness(pictures: Path) -> None:
-    (pictures / "annotation" / "joy" / "train_plain.json").write_text(json.dumps({"brightness": 1.7}))
+def spoil_brightness(images: Path) -> None:
+    (images / "annotation" / "joy" / "train_plain.json").write_text(json.dumps({"brightness": 1.7}))
 
 
 @pytest.mark.parametrize(
@@ -119,9 +119,9 @@ def spoil_brightness(pictures: Path) -> None:
     ],
 )
 def test_a_dataset_that_is_not_as_it_should_be(fails, world, tmp_path, spoil, code, words):
-    pictures = make_mixed(tmp_path / "pictures", broken=False)
-    spoil(pictures)
-    settings = (f"dataset.root={pictures}", "dataset.categories=[joy,quiet_fear]", f"cache.dir={tmp_path / 'cache'}")
+    images = make_mixed(tmp_path / "images", broken=False)
+    spoil(images)
+    settings = (f"dataset.root={images}", "dataset.categories=[joy,quiet_fear]", f"cache.dir={tmp_path / 'cache'}")
     if spoil is spoil_empty:
         settings = (settings[0], settings[2])
     found, line = fails("extract", *world.settings(tmp_path, *settings))
@@ -185,8 +185,8 @@ def test_checkpoints_of_another_vlm(fails, commands, world, trained, other_vlm, 
     commands.ok("extract", *settings)
     aspect = f"checkpoint.aspect={trained / 'stage1' / 'aspect.safetensors'}"
     soft = f"checkpoint.soft_prompt={trained / 'stage2' / 'soft_prompt_folder.safetensors'}"
-    picture = next((world.folder / "pictures" / "test").rglob("*.png"))
-    for command in (("train", "--stage", "stage2"), ("evaluate",), ("predict", picture)):
+    image = next((world.folder / "pictures" / "test").rglob("*.png"))
+    for command in (("train", "--stage", "stage2"), ("evaluate",), ("predict", image)):
         code, line = fails(*command, *settings, aspect, soft)
         assert code == 2 and line.startswith(aspect.replace("=", ": ") + " was trained with weights = '"), line
     code, line = fails("evaluate", *settings, "checkpoint.aspect=none", soft)
@@ -212,7 +212,7 @@ def test_a_name_with_a_line_end_and_control_characters(fails, world, tmp_path):
         (("train", "--stage", "stage1", "engine.zero_stage=7"), 2),
     ],
 )
-def test_in_a_process_of_its_own(world, tmp_path, argv, code):
+def test_errors_of_a_whole_process(world, tmp_path, argv, code):
     command = [sys.executable, "-m", "masp.cli", *argv[:1], *world.settings(tmp_path), *argv[1:]]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
     assert done.returncode == code and done.stdout == ""

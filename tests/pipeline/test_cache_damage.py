@@ -42,8 +42,8 @@ def test_training_stops_at_damaged_bytes_and_repair_mends_them(commands, world, 
 
     found = commands("cache", "verify", folder)
     assert found.code == 3 and f"shards/{shard}.tar: sample {key}: its features are damaged" in found.stdout
-    mended = commands.ok("cache", "verify", folder, "--repair", *settings)
-    assert "1 problems found and mended" in mended.stdout
+    repaired = commands.ok("cache", "verify", folder, "--repair", *settings)
+    assert "1 problems found and repaired" in repaired.stdout
     assert content(folder) == whole
     if num_workers:
         commands.ok("train", "--stage", "stage2", *settings, "checkpoint.aspect=none")

@@ -13,28 +13,25 @@ from masp.cache.reader import open_cache
 from masp.data.answers import LEVELS
 from masp.errors import DataError
 from masp.results.ledger import read_records
+from masp.results.ledger_file import Record
 from masp.results.records import read_maps, read_records_file
 from masp.runtime.status import noting_failure, read_status
-from tests.pictures import make_config, make_dataset
+from tests.images import make_config, make_dataset
 from tests.runs import assert_same, numbers
 
 NUM_TEST = 13
 
 
-def records(folder: Path) -> list[dict]:
-    return read_records(folder / "ledger")
+def records(directory: Path) -> list[Record]:
+    return read_records(directory / "ledger")
 
 
-def assert_same_records(found: list[dict], expected: list[dict]) -> None:
-    assert [r["sample_key"] for r in found] == [r["sample_key"] for r in expected]
+def assert_same_records(found: list[Record], expected: list[Record]) -> None:
+    assert [r.sample_key for r in found] == [r.sample_key for r in expected]
     for ours, theirs in zip(found, expected, strict=True):
-        assert (ours["label"], ours["prediction"]) == (theirs["label"], theirs["prediction"])
-        assert ours["text"] == theirs["text"]
-        for name in ("scores", "mean_scores"):
-            if theirs[name] is None:
-                assert ours[name] is None
-            else:
-                assert ours[name] == pytest.approx(theirs[name], abs=1e-5, rel=1e-6)
+        assert (ours.label, ours.prediction, ours.text) == (theirs.label, theirs.prediction, theirs.text)
+        for a, b in ((ours.scores, theirs.scores), (ours.mean_scores, theirs.mean_scores)):
+            assert a == (None if b is None else pytest.approx(b, abs=1e-5, rel=1e-6))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +58,7 @@ def expected(evaluate, tmp_path_factory) -> Path:
     """One process, batches of 4, features from the cache."""
     output = tmp_path_factory.mktemp("expected")
     evaluate(output)
-    assert len({r["prediction"] for r in records(output)}) > 1  # or nothing would be compared
+    assert len({r.prediction for r in records(output)}) > 1  # or nothing would be compared
     return output
 
 
@@ -101,7 +98,7 @@ def test_neither_batch_size_nor_ranks_nor_source_change_a_score(
     assert found.keys == theirs.keys and len(found.keys) == NUM_TEST and found.aspects == ()
     assert (found.labels, found.predictions) == (theirs.labels, theirs.predictions)
     assert np.abs(found.scores - theirs.scores).max() < 1e-5
-    assert found.scores.tolist() == [r["scores"] for r in records(tmp_path)]
+    assert found.scores.tolist() == [list(r.scores) for r in records(tmp_path)]
 
 
 @pytest.mark.full
@@ -117,7 +114,7 @@ def test_attention_maps_survive_a_kill_between_map_and_record(commands, world, t
     ledger.write_bytes(ledger.read_bytes().rpartition(b"\n")[0][:-20])  # its map is there
     commands.ok("evaluate", *settings)
     assert_same_records(records(tmp_path), records(expected))
-    keys = [r["sample_key"] for r in records(expected)]
+    keys = [r.sample_key for r in records(expected)]
     found, theirs = (read_maps(folder / "records.h5", keys) for folder in (tmp_path, alone))
     assert sorted(found) == keys
     cache = open_cache(world.folder / "cache")
@@ -170,7 +167,7 @@ def test_categories_that_were_not_trained_are_mapped_or_refused(commands, world,
     metrics = numbers(tmp_path / "out" / "metrics.json")
     assert metrics["categories"] == ["anger", "awe"] and metrics["num_samples"] == 4 and metrics["coverage"] == 1
     assert metrics["category_map"] == {"awe": "awe", "rage": "anger"}
-    assert {r["label"] for r in records(tmp_path / "out")} == {"anger", "awe"}
+    assert {r.label for r in records(tmp_path / "out")} == {"anger", "awe"}
 
 
 def num_lines(path: Path) -> int:
@@ -255,7 +252,7 @@ def test_a_record_that_does_not_fit_the_data_is_refused_by_name(commands, world,
     cases = [({"label": "sloth"}, "has label 'sloth'; the dataset says ")]
     if stage == "stage2":
         cases += [({"scores": None}, "has no scores for 3"), ({"mean_scores": [0.0]}, "has 1 mean_scores for 3")]
-        cases += [({"prediction": None}, "predicts None, but")]
+        cases += [({"prediction": None}, "predicts null, but")]
     for changes, problem in cases:
         lines = list(whole)
         changed = json.loads(lines[3]) | changes
@@ -307,7 +304,7 @@ def test_images_that_cannot_be_read_live_cost_only_themselves(commands, world, t
 
 
 def test_images_in_quarantine_are_counted_in_the_notes(commands, world, trained, tmp_path):
-    from masp.evaluation.sources import open_feed
+    from masp.evaluation.feed import open_feed
     from masp.extraction.job import extract
 
     root = make_dataset(tmp_path / "pictures", 3, 6, broken=True)
@@ -350,7 +347,7 @@ def test_a_status_that_is_none_does_not_hide_what_went_wrong(tmp_path, garbage):
         with pytest.raises(type(error), match=str(error)), noting_failure(tmp_path):
             raise error
         status = read_status(tmp_path)
-        assert status["state"] == "failed" and str(error) in status["message"]
+        assert status.state == "failed" and str(error) in status.message
 
 
 def _becomes_rank(monkeypatch, rank: int, size: int) -> None:

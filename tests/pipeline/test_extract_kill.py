@@ -13,7 +13,7 @@ import pytest
 
 from masp.cache.verify import verify_cache
 from masp.config import save_config
-from tests.pictures import make_config, make_dataset
+from tests.images import make_config, make_dataset
 from tests.tiny import make_vlm
 
 # Forks a child per line of input, so that the twenty runs share one import of torch and transformers.

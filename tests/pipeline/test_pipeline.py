@@ -1,4 +1,4 @@
-"""The whole pipeline as a user runs it, on pictures as users have them, for each family of VLM."""
+"""The whole pipeline as a user runs it, on images as users have them, for each family of VLM."""
 
 import json
 import subprocess
@@ -18,14 +18,14 @@ ASPECTS = ["scene", "object", "brightness", "human_action"]  # nothing is annota
 KEYS = "num_samples num_correct accuracy accuracy_ci95 macro_f1 per_category confusion coverage".split()
 
 
-def write_config(folder: Path, vlm: Path, pictures: Path) -> Path:
+def write_config(folder: Path, vlm: Path, images: Path) -> Path:
     stage = {"num_epochs": 2, "learning_rate": 0.01, "global_batch_size": 8, "micro_batch_size": 4, "log_every": 1}
     settings = {
         "output_dir": str(folder / "run"),
         "questions": str(REPOSITORY / "configs" / "questions.yaml"),
         "aspects": ASPECTS,
         "vlm": {"path": str(vlm), "max_pixels": 12544},
-        "dataset": {"name": "folder", "root": str(pictures)},
+        "dataset": {"name": "folder", "root": str(images)},
         "cache": {"dir": str(folder / "cache"), "dtype": "fp32", "num_shards": 4},
         "extract": {"num_workers": 2, "num_threads": 1, "batch_tokens": 64, "max_bad_fraction": 0.2, "device": "cpu"},
         "stage1": stage,
@@ -57,9 +57,9 @@ def check_metrics(path: Path, num_samples: int) -> dict:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_from_pictures_to_the_report(commands, tmp_path, family):
-    pictures = make_mixed(tmp_path / "pictures")
+    images = make_mixed(tmp_path / "images")
     vlm = make_vlm(tmp_path / "vlm", family)
-    config, run = write_config(tmp_path, vlm, pictures), tmp_path / "run"
+    config, run = write_config(tmp_path, vlm, images), tmp_path / "run"
     before = {path: path.read_bytes() for path in vlm.iterdir()}
 
     extracted = commands.ok("extract", "--config", config)
@@ -105,7 +105,7 @@ def test_from_pictures_to_the_report(commands, tmp_path, family):
     commands.ok("evaluate", "--config", config, "evaluate.scoring=generate", f"evaluate.output_dir={generated}")
     check_metrics(generated / "metrics.json", 2 * len(GOOD))
 
-    shown = [pictures / "test" / "joy" / "test_turned.jpg", pictures / "test" / "quiet_fear" / "test_one_wide.png"]
+    shown = [images / "test" / "joy" / "test_turned.jpg", images / "test" / "quiet_fear" / "test_one_wide.png"]
     looked = tmp_path / "looked.html"
     predicted = commands.ok("predict", *shown, "--config", config, "--json", "--attention", looked)
     assert looked.read_text().count("<img") == len(shown) * (1 + len(ASPECTS))
@@ -126,9 +126,9 @@ def test_from_pictures_to_the_report(commands, tmp_path, family):
 
 
 def test_pictures_without_annotations_with_given_aspect_modules(commands, trained, world, tmp_path):
-    pictures = make_mixed(tmp_path / "mine", annotated=False)
+    images = make_mixed(tmp_path / "mine", annotated=False)
     vlm = world.folder / "vlm"
-    config = write_config(tmp_path, vlm, pictures)
+    config = write_config(tmp_path, vlm, images)
     given = (f"checkpoint.aspect={trained / 'stage1' / 'aspect.safetensors'}", "aspects=[scene,object,brightness]")
     commands.ok("extract", "--config", config)
     check_quarantine(tmp_path / "cache")
@@ -146,8 +146,8 @@ def test_pictures_without_annotations_with_given_aspect_modules(commands, traine
     assert again["lineage"]["aspect"]["origin"] == "imported"
     assert again["confusion"] == metrics["confusion"]
 
-    broken = pictures / "train" / CATEGORIES[0] / "words.png"
-    good = pictures / "train" / CATEGORIES[0] / "train_plain.png"
+    broken = images / "train" / CATEGORIES[0] / "words.png"
+    good = images / "train" / CATEGORIES[0] / "train_plain.png"
     predicted = commands("predict", broken, good, "--config", config, *given)
     assert predicted.code == 2 and predicted.stdout.startswith(f"{good}: ")
     assert predicted.stderr.splitlines()[-1].startswith(f"error: 1 of 2 images cannot be read: {broken} (")
@@ -173,7 +173,7 @@ def test_stage_2_in_its_variants(commands, world, trained, tmp_path, overrides):
 
 
 def test_the_console_command_in_a_process_of_its_own(world, tmp_path):
-    """Nothing that the other tests share: a fresh interpreter, from the repository's own folder."""
+    """Nothing that the other tests share: a fresh interpreter, from the repository's own directory."""
     command = [sys.executable, "-m", "masp.cli", "train", "--stage", "stage1", *world.settings(tmp_path)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

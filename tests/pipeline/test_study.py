@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from tests.pictures import make_dataset
+from tests.images import make_dataset
 
 EPOCH = ("stage1.num_epochs=1", "stage2.num_epochs=1")
 
@@ -85,7 +85,7 @@ def test_one_call_evaluates_several_datasets_on_any_ranks(commands, world, train
     refused = commands("evaluate", *settings, *on)
     assert refused.code == 2 and "not trained on: wonder" in refused.stderr and not (tmp_path / "out").exists()
     refused = commands("evaluate", *settings, *on, "evaluate.category_map=[marvel=awe]")
-    assert refused.code == 2 and "'marvel' is no category" in refused.stderr
+    assert refused.code == 2 and "'marvel' is not a category" in refused.stderr
 
     mapped = (*settings, *on, "evaluate.category_map=[wonder=awe]")
     first = commands.ok("evaluate", *mapped, RANK=0, WORLD_SIZE=2, LOCAL_RANK=0)

@@ -1,4 +1,4 @@
-"""A cluster as its user has it: submitting, asking, waiting, and a little impatience."""
+"""A cluster from a user's point of view: submitting, querying and waiting."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 def until(condition: Callable[[], T], timeout_s: float = 240, what: str = "timed out") -> T:
-    """Wait for something to become true; returns it."""
+    """Wait until a condition is true; returns its value."""
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
         assert time.monotonic() < deadline, what
@@ -35,16 +35,16 @@ def until(condition: Callable[[], T], timeout_s: float = 240, what: str = "timed
 
 
 class Site:
-    """A running cluster, and settings for it.
+    """A running cluster and its settings.
 
     Args:
-        cluster: it.
-        folder: for the settings.
+        cluster: The cluster.
+        directory: Directory for the settings file.
     """
 
-    def __init__(self, cluster: DevCluster, folder: Path):
+    def __init__(self, cluster: DevCluster, directory: Path):
         self.cluster = cluster
-        self.settings = folder / "cluster.yaml"
+        self.settings = directory / "cluster.yaml"
         self.settings.write_text(CLUSTER)
 
     def call(self, *arguments: object) -> subprocess.CompletedProcess:
@@ -52,26 +52,26 @@ class Site:
         return call_launch(*arguments, environment=self.cluster.environment)
 
     def launch(self, command: str, *arguments: object) -> subprocess.CompletedProcess:
-        """Submit."""
+        """Submit a command to this cluster."""
         return self.call(command, "--cluster", self.settings, *arguments)
 
     def submitted(self, command: str, *arguments: object) -> tuple[Path, dict[str, str]]:
-        """Submit, which must succeed; returns the submission's folder and each part's job."""
+        """Submit a command, which must succeed; returns the submission's directory and the job id of each part."""
         done = self.launch(command, *arguments)
         assert done.returncode == 0, done.stderr
-        folder = Path(done.stdout.splitlines()[-1].split()[3].rstrip(";")).parent
-        record = json.loads((folder / "submission.json").read_text())
-        return folder, {part["name"]: part["job_ids"][0] for part in record["parts"]}
+        directory = Path(done.stdout.splitlines()[-1].split()[3].rstrip(";")).parent
+        record = json.loads((directory / "submission.json").read_text())
+        return directory, {part["name"]: part["job_ids"][0] for part in record["parts"]}
 
     def ask(self, *command: str, check: bool = True) -> str:
-        """Run a command of Slurm's, which must succeed unless `check` is false; returns what it printed."""
+        """Run a Slurm command, which must succeed unless `check` is false; returns its output."""
         environment = os.environ | self.cluster.environment
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0 or not check, done.stderr
         return done.stdout
 
     def state(self, job: str) -> tuple[str, int]:
-        """State and number of restarts of a job; of an array, the state of what is left and the sum."""
+        """State and number of restarts of a job; for an array, the state of the remaining tasks and the sum."""
         lines = self.ask("scontrol", "--oneliner", "show", "job", job).splitlines()
         found = [dict(word.partition("=")[::2] for word in line.split()) for line in lines]
         states = {entry["JobState"] for entry in found}
@@ -79,12 +79,12 @@ class Site:
         return next(state for state in order if state in states), sum(int(entry["Restarts"]) for entry in found)
 
     def queue(self) -> str:
-        """What is queued or running."""
+        """The queued and running jobs."""
         return self.ask("squeue", "--noheader")
 
     @contextlib.contextmanager
-    def impatient(self) -> Iterator[None]:
-        """Start at once what Slurm would let wait two minutes after it was queued again."""
+    def without_requeue_delay(self) -> Iterator[None]:
+        """Start requeued jobs immediately, for which Slurm would otherwise wait two minutes."""
         ended = threading.Event()
 
         def push() -> None:
@@ -107,20 +107,20 @@ class Site:
             thread.join()
 
 
-def logs(folder: Path) -> str:
-    """All logs of a run, for the message of a failed test."""
-    return "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in sorted(folder.rglob("*_log.out")))
+def logs(directory: Path) -> str:
+    """All logs of a run, to explain a failed test."""
+    return "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in sorted(directory.rglob("*_log.out")))
 
 
 def steps(run: Path, stage: str = "stage1") -> list[int]:
-    """The steps that a stage has logged."""
+    """Numbers of the steps that a stage has logged."""
     path = run / stage / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line)["step"] for line in lines if line.endswith("}")]
 
 
 def tensors(path: Path) -> dict:
-    """What a file of tensors holds."""
+    """Tensors in a safetensors file, by name."""
     from safetensors.torch import load_file
 
     return load_file(path)

@@ -1,4 +1,4 @@
-"""The cluster itself: ranks as `srun` announces them, and nothing left of it, whatever becomes of its owner."""
+"""The test cluster itself: ranks as `srun` announces them, and a complete cleanup even if its owner is killed."""
 
 import subprocess
 import sys
@@ -13,17 +13,17 @@ from tools.dev_network import DevNetwork
 
 pytestmark = pytest.mark.slurm
 
-# Starts a cluster, says where, and waits to be killed.
+# Starts a cluster, prints its directory, and waits to be killed.
 OWNING = """
 import os, subprocess, sys, time
 from tools.dev_cluster import running
 with running(num_nodes=1, separate_hosts=sys.argv[1] == "True") as cluster:
-    began = cluster.folder / "began"
-    command = ["sbatch", "--output=/dev/null", f"--wrap=srun sh -c 'touch {began}; sleep 500'"]
+    started = cluster.directory / "started"
+    command = ["sbatch", "--output=/dev/null", f"--wrap=srun sh -c 'touch {started}; sleep 500'"]
     subprocess.run(command, env=os.environ | cluster.environment, check=True, stdout=subprocess.DEVNULL)
-    while not began.exists():
+    while not started.exists():
         time.sleep(0.1)
-    print(cluster.folder, flush=True)
+    print(cluster.directory, flush=True)
     time.sleep(600)
 """
 
@@ -36,17 +36,18 @@ def test_ranks_are_those_of_srun(site):
     ]
 
 
-def remains(folder: str) -> list[str]:
-    """What is left of a cluster: its folder, its names, its network, its daemons, its jobs."""
-    found = [folder] if Path(folder).exists() else []
-    found += [line for line in Path("/etc/hosts").read_text().splitlines() if line.endswith(folder)]
+def remains(directory: str) -> list[str]:
+    """The remains of a cluster: its directory, host names, network, daemons and jobs."""
+    found = [directory] if Path(directory).exists() else []
+    found += [line for line in Path("/etc/hosts").read_text().splitlines() if line.endswith(directory)]
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
             text = path.read_bytes()
-            found += [str(path)] * (f"{OWNER}={folder}".encode() in text or f"={folder}/slurm.conf".encode() in text)
-        except OSError:  # it ended meanwhile
+            marks = (f"{OWNER}={directory}", f"={directory}/slurm.conf")
+            found += [str(path)] * any(mark.encode() in text for mark in marks)
+        except OSError:  # it has exited in the meantime
             continue
-    network = DevNetwork(Path(folder), []).id
+    network = DevNetwork(Path(directory), []).id
     for command in (["ip", "netns", "list"], ["ip", "-o", "link", "show"]):
         listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         found += [line for line in listed.splitlines() if network in line]
@@ -57,11 +58,11 @@ def remains(folder: str) -> list[str]:
 def test_nothing_is_left_when_the_owner_is_killed(require_slurm, separate_hosts):
     command = [sys.executable, "-c", OWNING, str(separate_hosts)]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as owner:
-        folder = owner.stdout.readline().strip()
-        before = remains(folder)
+        directory = owner.stdout.readline().strip()
+        before = remains(directory)
         owner.kill()
     assert len(before) > 6
     deadline = time.monotonic() + 60
-    while remains(folder):
-        assert time.monotonic() < deadline, remains(folder)
+    while remains(directory):
+        assert time.monotonic() < deadline, remains(directory)
         time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""An evaluation on Slurm that loses one of its processes: the others finish, and a second call scores the rest."""
+"""An evaluation on Slurm loses one of its processes: the others finish, and a second call scores the rest."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def test_one_of_three_dies(cluster, config, tmp_path, how):
     assert counts[0] == counts[2] == NUM_TEST // 3 and 2 <= counts[1] < NUM_TEST // 3, (counts, done.stderr)
     assert not (tmp_path / "metrics.json").exists()
 
-    before = {r["sample_key"] for r in read_records(ledgers)}
+    before = {r.sample_key for r in read_records(ledgers)}
     metrics = evaluate(load_config(config, arguments[2:]))
     assert (ledgers / "rank-0.jsonl").read_bytes().count(b"\n") - 1 == NUM_TEST - len(before) + NUM_TEST // 3
     alone = load_config(config, [*arguments[2:], f"evaluate.output_dir={tmp_path / 'alone'}"])

@@ -1,4 +1,4 @@
-"""Whatever happens to the jobs of a pipeline, its result is that of a run that nothing disturbed, to the last bit."""
+"""However often the jobs of a pipeline are interrupted, its results are bitwise equal to an uninterrupted run."""
 
 import json
 import time
@@ -11,7 +11,7 @@ from tests.slurm.site import Site, logs, steps, tensors, until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.full, pytest.mark.timeout(1800)]
 
-# Enough work in every part to be in the middle of it.
+# Enough work in every part to be interrupted partway.
 SETTINGS = [
     "cache.num_shards=16",
     "extract.batch_tokens=16",
@@ -31,28 +31,28 @@ def config(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster, config) -> Path:
-    """The folder of a pipeline over two nodes that nothing disturbed."""
-    folder = config.parent / "undisturbed"
-    folder.mkdir()
-    done = Site(cluster, folder).launch("pipeline", "--config", config, *outputs(folder), "--wait")
-    assert done.returncode == 0, f"{done.stderr}\n{logs(folder)}"
-    return folder
+def uninterrupted(cluster, config) -> Path:
+    """Directory of an uninterrupted pipeline over two nodes."""
+    directory = config.parent / "uninterrupted"
+    directory.mkdir()
+    done = Site(cluster, directory).launch("pipeline", "--config", config, *outputs(directory), "--wait")
+    assert done.returncode == 0, f"{done.stderr}\n{logs(directory)}"
+    return directory
 
 
-def outputs(folder: Path) -> list[str]:
-    return [f"output_dir={folder / 'run'}", f"cache.dir={folder / 'cache'}", *SETTINGS]
+def outputs(directory: Path) -> list[str]:
+    return [f"output_dir={directory / 'run'}", f"cache.dir={directory / 'cache'}", *SETTINGS]
 
 
 def assert_bitwise_equal(found: Path, expected: Path, parts=("cache", "stage1", "stage2", "evaluate")) -> None:
-    """The results of two runs are the same."""
+    """Assert that the results of two runs are bitwise equal."""
     import torch
 
     if "cache" in parts:
         names = sorted(path.name for path in (expected / "cache" / "shards").glob("*.tar"))
         assert len(names) == 16
         for name in names:
-            own, other = (folder / "cache" / "shards" / name for folder in (found, expected))
+            own, other = (directory / "cache" / "shards" / name for directory in (found, expected))
             assert own.read_bytes() == other.read_bytes(), name
     for stage in [part for part in parts if part.startswith("stage")]:
         (path,) = (expected / "run" / stage).glob("*.safetensors")
@@ -61,105 +61,106 @@ def assert_bitwise_equal(found: Path, expected: Path, parts=("cache", "stage1", 
         for name, value in other.items():
             assert torch.equal(own[name], value), (stage, name)
     if "evaluate" in parts:
-        own, other = (numbers(folder / "run" / "evaluate" / "metrics.json") for folder in (found, expected))
+        own, other = (numbers(directory / "run" / "evaluate" / "metrics.json") for directory in (found, expected))
         assert_same(own, other)
 
 
-def shards(folder: Path) -> int:
-    return len(list((folder / "cache" / "shards").glob("*.json")))
+def shards(directory: Path) -> int:
+    return len(list((directory / "cache" / "shards").glob("*.json")))
 
 
-def scored(folder: Path) -> int:
-    paths = (folder / "run" / "evaluate" / "ledger").glob("rank-*.jsonl")
+def scored(directory: Path) -> int:
+    paths = (directory / "run" / "evaluate" / "ledger").glob("rank-*.jsonl")
     return sum(path.read_bytes().count(b"\n") for path in paths)
 
 
 AMOUNTS = {
     "extract": shards,
-    "stage1": lambda folder: len(steps(folder / "run", "stage1")),
-    "stage2": lambda folder: len(steps(folder / "run", "stage2")),
+    "stage1": lambda directory: len(steps(directory / "run", "stage1")),
+    "stage2": lambda directory: len(steps(directory / "run", "stage2")),
     "evaluate": scored,
 }
-"""How much of a part is done."""
+"""Functions that measure the progress of a part."""
 
 
-def test_preempted_in_the_middle_of_every_part(site, config, undisturbed, tmp_path):
-    folder, jobs = site.submitted("pipeline", "--config", config, *outputs(tmp_path))
+def test_preemption_in_the_middle_of_every_part(site, config, uninterrupted, tmp_path):
+    directory, jobs = site.submitted("pipeline", "--config", config, *outputs(tmp_path))
 
     def ended(job: str) -> bool:
         return site.state(job)[0] == "COMPLETED"
 
-    with site.impatient():
+    with site.without_requeue_delay():
         for name, amount in AMOUNTS.items():
             job = jobs[name]
             for number, preempt in enumerate((["scancel", "--signal=USR2"], ["scontrol", "requeue"])):
                 before = amount(tmp_path)
-                until(lambda: amount(tmp_path) > before + 1 or ended(job), what=f"{name}: {logs(folder)}")  # noqa: B023
+                until(lambda: amount(tmp_path) > before + 1 or ended(job), what=f"{name}: {logs(directory)}")  # noqa: B023
                 if ended(job):
-                    assert number, f"{name} ran to its end before it could be stopped"
+                    assert number, f"{name} finished before it could be interrupted"
                     break
                 restarts = site.state(job)[1]
-                # of an array, those that run at this moment; one of them may end before Slurm hears
+                # of an array, the tasks that are running now; one of them may finish before the signal arrives
                 running = site.ask("squeue", "--noheader", "--states=RUNNING", f"--jobs={job}", "--format=%A").split()
                 for task in running:
                     site.ask(*preempt, task, check=False)
-                until(lambda: site.state(job)[1] > restarts or ended(job), what=f"{name}: {logs(folder)}")  # noqa: B023
-            until(lambda: ended(job), what=f"{name}: {logs(folder)}")  # noqa: B023
+                until(lambda: site.state(job)[1] > restarts or ended(job), what=f"{name}: {logs(directory)}")  # noqa: B023
+            until(lambda: ended(job), what=f"{name}: {logs(directory)}")  # noqa: B023
             assert site.state(job)[1] >= 1, name
-    assert_bitwise_equal(tmp_path, undisturbed)
+    assert_bitwise_equal(tmp_path, uninterrupted)
     status = site.call("status", tmp_path / "run")
     assert status.returncode == 0 and "restarts" in status.stdout, status.stdout
 
 
 LONG = [*SETTINGS, "stage1.num_epochs=100"]
-"""Takes longer than Slurm needs to notice that a node is gone."""
+"""Runs longer than Slurm needs to notice that a node is lost."""
 
 
 @pytest.fixture(scope="module")
-def long_undisturbed(cluster, config, undisturbed) -> Path:
-    """The folder of a longer stage 1 over two nodes that nothing disturbed."""
-    folder = config.parent / "long"
-    folder.mkdir()
-    outputs = [f"output_dir={folder / 'run'}", f"cache.dir={undisturbed / 'cache'}", *LONG]
-    done = Site(cluster, folder).launch("train", "--stage", "stage1", "--config", config, *outputs, "--wait")
-    assert done.returncode == 0, f"{done.stderr}\n{logs(folder)}"
-    return folder
+def long_uninterrupted(cluster, config, uninterrupted) -> Path:
+    """Directory of a longer, uninterrupted stage 1 over two nodes."""
+    directory = config.parent / "long"
+    directory.mkdir()
+    outputs = [f"output_dir={directory / 'run'}", f"cache.dir={uninterrupted / 'cache'}", *LONG]
+    done = Site(cluster, directory).launch("train", "--stage", "stage1", "--config", config, *outputs, "--wait")
+    assert done.returncode == 0, f"{done.stderr}\n{logs(directory)}"
+    return directory
 
 
-@pytest.mark.parametrize("what", ["its slurmd is killed", "it is cut off", "its rank is killed"])
-def test_a_node_is_lost_while_it_trains(what, hosts, config, undisturbed, long_undisturbed, tmp_path):
-    """The job begins on two of three nodes, loses the second, and goes on with the third."""
+@pytest.mark.parametrize("failure", ["slurmd killed", "node cut off", "rank killed"])
+def test_a_node_is_lost_during_training(failure, hosts, config, uninterrupted, long_uninterrupted, tmp_path):
+    """The job starts on two of three nodes, loses the second, and continues with the third."""
     site = Site(hosts, tmp_path)
-    until(hosts.all_idle, what="the nodes did not come back")
-    cache = undisturbed / "cache"
+    until(hosts.all_idle, what="the nodes did not become idle")
+    cache = uninterrupted / "cache"
     settings = [f"output_dir={tmp_path / 'run'}", f"cache.dir={cache}", *LONG, "stage1.checkpoint_every=50"]
-    began = time.monotonic()
-    folder, jobs = site.submitted("train", "--stage", "stage1", "--config", config, *settings)
+    started = time.monotonic()
+    directory, jobs = site.submitted("train", "--stage", "stage1", "--config", config, *settings)
     job, run = jobs["stage1"], tmp_path / "run"
-    until(lambda: len(steps(run)) > 60, what=logs(folder))
+    until(lambda: len(steps(run)) > 60, what=logs(directory))
     assert site.state(job) == ("RUNNING", 0)
     lost = hosts.nodes[1]
-    with site.impatient():
+    with site.without_requeue_delay():
         try:
-            if what == "its slurmd is killed":
+            if failure == "slurmd killed":
                 hosts.kill_slurmd(lost)
-            elif what == "it is cut off":
+            elif failure == "node cut off":
                 hosts.network.cut(lost)
             else:
                 hosts.kill_ranks(lost)
-            # Slurm's own patience (SlurmdTimeout) is 20 s here; a rank's is half an hour.
-            until(lambda: site.state(job)[1] == 1, 120, what=logs(folder))
-            restarted_s = time.monotonic() - began
-            until(lambda: site.state(job)[0] == "COMPLETED", what=logs(folder))
+            # Slurm's own timeout (SlurmdTimeout) is 20 s here; that of a collective is half an hour.
+            until(lambda: site.state(job)[1] == 1, 120, what=logs(directory))
+            restarted_s = time.monotonic() - started
+            until(lambda: site.state(job)[0] == "COMPLETED", what=logs(directory))
         finally:
-            if what == "its slurmd is killed":
+            if failure == "slurmd killed":
                 hosts.start_slurmd(lost)
-            elif what == "it is cut off":
+            elif failure == "node cut off":
                 hosts.network.mend(lost)
     num_steps = json.loads((run / "stage1" / "status.json").read_text())["num_steps"]
-    assert f"of {num_steps}" in (folder / "jobs" / f"{job}_0_log.out").read_text().partition("resuming after step")[2]
-    print(f"{what}: queued again {restarted_s:.0f} s after submission")
-    assert_bitwise_equal(tmp_path, long_undisturbed, ["stage1"])
+    log = (directory / "jobs" / f"{job}_0_log.out").read_text()
+    assert f"of {num_steps}" in log.partition("resuming after step")[2]
+    print(f"{failure}: requeued {restarted_s:.0f} s after submission")
+    assert_bitwise_equal(tmp_path, long_uninterrupted, ["stage1"])
     status = json.loads((run / "stage1" / "status.json").read_text())
     assert status["state"] == "finished"
-    until(lambda: not hosts.ranks(lost), 120, "a rank of the lost node hangs")
+    until(lambda: not hosts.ranks(lost), 120, "a rank on the lost node hangs")

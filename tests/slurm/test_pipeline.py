@@ -1,4 +1,4 @@
-"""The whole pipeline on a real Slurm of two nodes, against the same run without Slurm."""
+"""The whole pipeline on a real Slurm with two nodes, compared with the same run without Slurm."""
 
 import json
 
@@ -10,7 +10,7 @@ from tests.slurm.site import logs
 pytestmark = pytest.mark.slurm
 
 
-def test_pipeline_over_two_nodes_gives_the_numbers_of_a_run_without_slurm(site, tmp_path):
+def test_pipeline_over_two_nodes_gives_the_same_numbers_as_without_slurm(site, tmp_path):
     config_path = make_run(tmp_path)
     done = site.launch("pipeline", "--config", config_path, "--wait")
     run = tmp_path / "run"
@@ -18,8 +18,8 @@ def test_pipeline_over_two_nodes_gives_the_numbers_of_a_run_without_slurm(site, 
     metrics = run / "evaluate" / "metrics.json"
     assert str(metrics) in done.stdout.splitlines()[-1]
 
-    (folder,) = (run / "launch").glob("*/")
-    parts = {part["name"]: part for part in json.loads((folder / "submission.json").read_text())["parts"]}
+    (directory,) = (run / "launch").glob("*/")
+    parts = {part["name"]: part for part in json.loads((directory / "submission.json").read_text())["parts"]}
     assert list(parts) == ["extract", "stage1", "stage2", "evaluate"]
     assert [part["num_jobs"] for part in parts.values()] == [4, 1, 1, 1]
     assert [part["num_ranks"] for part in parts.values()] == [1, 2, 2, 2]
@@ -33,15 +33,15 @@ def test_pipeline_over_two_nodes_gives_the_numbers_of_a_run_without_slurm(site, 
     ledgers = sorted(path.name for path in (run / "evaluate" / "ledger").glob("rank-*.jsonl"))
     assert ledgers == ["rank-0.jsonl", "rank-1.jsonl"]
 
-    told = site.call("status", run)
-    assert told.returncode == 0, told.stderr
-    rows = [line.split()[:2] for line in told.stdout.splitlines()]
-    assert rows[2:] == [[name, "finished"] for name in parts], told.stdout
-    assert " 4/4 " in told.stdout and "4 of 4 shards" in told.stdout and "6 of 6 samples" in told.stdout
-    said = site.call("logs", run, "--part", "extract", "--rank", "3", "--lines", "0")
-    assert "==>" not in said.stdout and "Job completed successfully" in said.stdout
-    kept = json.loads((folder / "environment.json").read_text())
-    assert kept["packages"]["submitit"] and kept["variables"]["SLURM_CONF"]
+    status = site.call("status", run)
+    assert status.returncode == 0, status.stderr
+    rows = [line.split()[:2] for line in status.stdout.splitlines()]
+    assert rows[2:] == [[name, "finished"] for name in parts], status.stdout
+    assert " 4/4 " in status.stdout and "4 of 4 shards" in status.stdout and "6 of 6 samples" in status.stdout
+    shown = site.call("logs", run, "--part", "extract", "--rank", "3", "--lines", "0")
+    assert "==>" not in shown.stdout and "Job completed successfully" in shown.stdout
+    environment = json.loads((directory / "environment.json").read_text())
+    assert environment["packages"]["submitit"] and environment["variables"]["SLURM_CONF"]
 
     from masp.config import load_config
     from masp.evaluation.run import evaluate

@@ -1,4 +1,4 @@
-"""What goes wrong at submission is one line, and leaves neither jobs in the queue nor folders behind."""
+"""Errors at submission are one line each, and leave neither jobs nor directories behind."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def config(tmp_path_factory):
         ("output_dir=/proc/none", "output_dir: /proc/none/launch cannot be written: /proc"),
     ],
 )
-def test_what_slurm_would_refuse(setting, expected, site, config, tmp_path):
+def test_settings_that_slurm_would_refuse(setting, expected, site, config, tmp_path):
     done = site.launch("pipeline", "--config", config, f"output_dir={tmp_path / 'run'}", setting)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {expected}") and done.stderr.count("\n") == 1, done.stderr
@@ -29,7 +29,7 @@ def test_what_slurm_would_refuse(setting, expected, site, config, tmp_path):
 
 
 def test_a_slurm_that_does_not_answer(site, config, tmp_path, monkeypatch):
-    text = (site.cluster.folder / "slurm.conf").read_text()
+    text = (site.cluster.directory / "slurm.conf").read_text()
     lines = ["SlurmctldPort=1" if line.startswith("SlurmctldPort=") else line for line in text.splitlines()]
     (tmp_path / "slurm.conf").write_text("\n".join(lines))
     monkeypatch.setattr(type(site.cluster), "environment", {"SLURM_CONF": str(tmp_path / "slurm.conf")})

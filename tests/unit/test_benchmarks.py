@@ -1,4 +1,4 @@
-"""The benchmarks run, on sizes at which their figures mean nothing."""
+"""The benchmarks run, at sizes for which their figures mean nothing."""
 
 import json
 
@@ -37,7 +37,7 @@ def test_evaluation(tmp_path, capsys, monkeypatch, repository):
     assert evaluation_main([*sizes.split(), *map(str, arguments)]) == 0
     found = json.loads((tmp_path / "found.json").read_text())
     assert set(found["seconds_per_image"]) == {"masp", "live generate", "one at a time", "published"}
-    assert "wanted >= 10" in capsys.readouterr().out
+    assert "target >= 10" in capsys.readouterr().out
 
 
 def test_an_unknown_part_is_refused(capsys):

@@ -1,4 +1,4 @@
-"""The benchmark of the GPU runs on the CPU, on a size at which its figures mean nothing."""
+"""The GPU benchmark runs on the CPU, at a size for which its figures mean nothing."""
 
 import json
 
@@ -43,7 +43,7 @@ def test_without_a_gpu_it_says_so_in_one_line(capsys):
 
 def test_a_wrong_tokenizer_is_one_line(tmp_path, capsys):
     assert main([*SIZES.split(), "--tokenizer", str(tmp_path / "none")]) == 2
-    assert capsys.readouterr().err == f"error: --tokenizer {tmp_path / 'none'}: no such folder\n"
+    assert capsys.readouterr().err == f"error: --tokenizer {tmp_path / 'none'}: no such directory\n"
 
 
 @pytest.mark.parametrize(("model", "language", "vision"), [("2b", 1.544, 0.665), ("7b", 7.616, 0.676)])

@@ -1,4 +1,4 @@
-"""The throughput benchmark runs, on a size at which its figures mean nothing."""
+"""The throughput benchmark runs, at a size for which its figures mean nothing."""
 
 import json
 

@@ -1,6 +1,6 @@
-"""The demo world: drawn pictures with a known best possible accuracy, and a tiny VLM that can see them."""
+"""The tiny VLM of the demo: its weights, and the code that trained them."""
 
 from pathlib import Path
 
 VLM_DIR = Path(__file__).parent / "weights"
-"""The tiny VLM's folder, as `vlm.path` takes it."""
+"""Directory of the tiny VLM, a valid `vlm.path`."""

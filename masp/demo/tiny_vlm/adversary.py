@@ -1,9 +1,9 @@
-"""What stage 1 would find against the language model as it is, and what should be answered to that.
+"""Adversarial pretraining: aspect modules that imitate stage 1, and the answers that the language model should give.
 
-Stage 1 looks for aspect tokens by gradient descent and takes whatever the language model answers to, whether or not it
-means anything to it elsewhere. So aspect modules learn against it all through the last part of its pretraining, on
-vectors that imitate vision tokens. To what they find and is no word, the answer is `none`; what tells a word, tells it
-in a text as well. Pictures have no part in this.
+Stage 1 finds aspect tokens by gradient descent and exploits whatever makes the language model give the right answer,
+whether or not the tokens mean anything to the model elsewhere. During the last part of its pretraining, aspect modules
+are therefore trained against it, on vectors that imitate vision tokens. If the tokens they find do not express a word,
+the target answer is `none`; if they do, they express the same word in a text. No images are involved.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from masp.taxonomy import ASPECTS
 WIDTH = 5
 """Aspect tokens per aspect."""
 CHANCE_TAKEN = 0.8
-"""How often the tokens that were found for an aspect stand in a text."""
+"""Probability that the tokens found for an aspect are used in a text."""
 AXES = {aspect: [k for k, (factor, _) in enumerate(WORDS) if factor == aspect] for aspect in ASPECTS}
 
 
 class Adversary:
-    """Aspect modules that learn as stage 1 does, but at a constant rate and from anew every so often."""
+    """Aspect modules trained as in stage 1, but at a constant learning rate and restarted from time to time."""
 
     def __init__(self, hidden: int, longest: int, rng: np.random.Generator):
         self.hidden, self.longest, self.rng = hidden, longest, rng
@@ -44,7 +44,7 @@ class Adversary:
         self.optimizer = torch.optim.AdamW(self.modules.parameters(), lr=rate)
 
     def step(self) -> None:
-        """Follow the gradients that have been gathered."""
+        """Take an optimizer step with the accumulated gradients."""
         torch.nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -55,7 +55,7 @@ class Adversary:
 
 @dataclass
 class Found:
-    """The aspect tokens of one scene."""
+    """The aspect tokens found for one scene."""
 
     scene: Scene
     grid: tuple[int, int]
@@ -71,13 +71,13 @@ class Adversaries:
         self, model, packer: Packer, examples: Examples, geometry: Geometry, noise: torch.Generator,
         count: int = 3, num_scenes: int = 4, longest: int = 300,
     ):  # fmt: skip
-        """Begin with fresh ones.
+        """Start with fresh adversaries.
 
         Args:
-            model: the tiny VLM.
-            count: adversaries.
-            num_scenes: scenes per adversary and step.
-            longest: most steps after which one begins from anew.
+            model: The tiny VLM.
+            count: Number of adversaries.
+            num_scenes: Number of scenes per adversary and step.
+            longest: Maximum number of steps after which an adversary is restarted.
         """
         self.model, self.packer, self.examples, self.geometry, self.noise = model, packer, examples, geometry, noise
         hidden = geometry.codes.shape[1]
@@ -87,12 +87,12 @@ class Adversaries:
         self.left[geometry.mark] = 1.0
 
     def losses(self) -> tuple[Tensor, Tensor, dict[str, float]]:
-        """Let the adversaries take a step, and ask about what they have found.
+        """Let the adversaries take a step, and ask the language model about the tokens they found.
 
         Returns:
-            The language model's loss in answering about aspects, its loss in telling emotions, and figures: `hits`,
-            the share of tokens that made it answer as they should, and `fooled`, the share of those that tell no word
-            and are answered otherwise.
+            The loss of the language model on aspects, its loss on emotions, and figures: `hits`, the share of tokens
+            that produced the right answer, and `fooled`, the share of tokens expressing no word that were not
+            answered with `none`.
         """
         found = [self._look(adversary) for adversary in self.adversaries for _ in range(self.num_scenes)]
         asked = [
@@ -110,9 +110,9 @@ class Adversaries:
             adversary.step()
         clear = []
         for tokens, turn, gap in asked:
-            told = self.verdict(tokens, turn.about)
-            if told is not None:
-                clear.append((tokens.detach(), Turn(turn.about, turn.question, words(told)), gap))
+            label = self.verdict(tokens, turn.about)
+            if label is not None:
+                clear.append((tokens.detach(), Turn(turn.about, turn.question, words(label)), gap))
         figures = {"hits": 1 - missed.float().mean().item(), "fooled": 0.0}
         answers = wanted.new_zeros(())
         if clear:
@@ -121,8 +121,8 @@ class Adversaries:
             figures["fooled"] = (wrong & silent).sum().item() / max(1, int(silent.sum()))
         return answers, self._emotions(found), figures
 
-    def told(self, tokens: Tensor) -> Tensor:
-        """How much of each of `WORDS` the loudest of the tokens `[..., WIDTH, D]` tells; 1 is about the word itself."""
+    def expressed(self, tokens: Tensor) -> Tensor:
+        """For each of `WORDS`, how strongly tokens `[..., WIDTH, D]` express it (maximum); 1 is the word itself."""
         layer, codes = self.model.model.language_model.layers[0], self.geometry.codes
         with torch.no_grad():
             constant = layer.self_attn.o_proj.weight[:, 0]
@@ -130,17 +130,17 @@ class Adversaries:
             return (made @ (codes / codes.pow(2).sum(-1, keepdim=True)).T).amax(-2)
 
     def verdict(self, tokens: Tensor, aspect: str, alone: bool = False) -> str | None:
-        """What aspect tokens `[WIDTH, D]` tell: a label of the aspect or `NONE`; None if that is doubtful.
+        """What aspect tokens `[WIDTH, D]` express: a label of the aspect or `NONE`; None if that is ambiguous.
 
         Args:
-            tokens: of the aspect.
-            aspect: that is asked about.
-            alone: words of other factors make it doubtful as well.
+            tokens: Tokens of the aspect.
+            aspect: Aspect of the question.
+            alone: Whether words of other factors make it ambiguous as well.
         """
-        told = self.told(tokens)
-        own, foreign = told[AXES[aspect]], told.clone()
+        scores = self.expressed(tokens)
+        own, foreign = scores[AXES[aspect]], scores.clone()
         foreign[AXES[aspect]] = 0.0
-        if alone and foreign.max() > TOO_FAINT**2:  # a word's code is on by its share of the energy
+        if alone and foreign.max() > TOO_FAINT**2:  # the code of a word is scaled by its share of the energy
             return None
         first, second = own.topk(2).values.tolist()
         if first >= FAINTEST**2 and second <= TOO_FAINT**2:
@@ -149,13 +149,13 @@ class Adversaries:
 
     def _look(self, adversary: Adversary) -> Found:
         scene = self.examples.scene()
-        grid, slots = self.examples.strewn(scene)
+        grid, slots = self.examples.imitated_image(scene)
         packed = self.packer.pack([Example(slots=slots)])
         seen = embed(self.model, packed, None, self.geometry.table, self.noise)[:, : len(slots)]
         return Found(scene, grid, slots, adversary.modules(seen, torch.ones(seen.shape[:2], dtype=torch.bool))[0])
 
     def _answers(self, asked: list[tuple[Tensor, Turn, int]]) -> tuple[Tensor, Tensor]:
-        """Mean loss of each aspect's question behind its tokens alone, and which were answered wrongly, `[N]`.
+        """Mean loss of the questions, each with the tokens of its aspect alone, and which answers were wrong, `[N]`.
 
         Args:
             asked: Aspect tokens `[WIDTH, D]`, question and gap, `N` times.
@@ -170,9 +170,11 @@ class Adversaries:
         return (each * packed.weights).sum() / packed.weights.sum(), failures > 0
 
     def texts(self, found: list[Found]) -> tuple[list[Example], Tensor]:
-        """Texts that ask for the emotion, and `[len(found), A, WIDTH, 1]`: 1.0 where what was found stands in them.
+        """Texts that ask for the emotion, and `[len(found), A, WIDTH, 1]`: 1.0 where they use the tokens that were
+        found.
 
-        Where it is clear what an aspect's tokens tell, that is known; else the text's own slots tell the scene's label.
+        If it is clear what the tokens of an aspect express, the text may use them; otherwise its own slots express the
+        label of the scene.
         """
         draw, examples, taken = self.examples, [], torch.zeros(len(found), len(ASPECTS), WIDTH, 1)
         for number, f in enumerate(found):
@@ -180,17 +182,17 @@ class Adversaries:
             for k, aspect in enumerate(ASPECTS):
                 label = f.scene.label(aspect)
                 slots += draw.noise_slots(WIDTH, k) if label is None else draw.label_slots(aspect, label, WIDTH)
-                told = self.verdict(f.tokens[k], aspect, alone=True)
-                if told is not None and draw.rng.random() < CHANCE_TAKEN:
+                found_label = self.verdict(f.tokens[k], aspect, alone=True)
+                if found_label is not None and draw.rng.random() < CHANCE_TAKEN:
                     taken[number, k] = 1.0
-                    labels[k] = -1 if told == NONE else LABELS[aspect].index(told)
+                    labels[k] = -1 if found_label == NONE else LABELS[aspect].index(found_label)
             senses = (SENSES[0], (None, SENSES[1])[draw.rng.integers(2)])
             turns = [draw.emotion_turn(Scene(tuple(labels)), sense) for sense in senses]
             examples.append(Example(slots=slots, grid_slots=f.grid_slots, grid=f.grid, turns=turns, gap=draw.gap()))
         return examples, taken
 
     def _emotions(self, found: list[Found]) -> Tensor:
-        """Mean loss of the emotion in `texts`."""
+        """Mean loss of the emotion answers in `texts`."""
         examples, taken = self.texts(found)
         packed = self.packer.pack(examples)
         tokens = torch.stack([f.tokens.detach().flatten(0, 1) for f in found])
@@ -198,25 +200,25 @@ class Adversaries:
         return (each * packed.weights).sum() / packed.weights.sum()
 
     def _each(self, packed: Packed, tokens: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss of every supervised position, and 1.0 where the likeliest token is another, both `[N]`.
+        """Loss of every supervised position, and 1.0 where the most likely token is wrong, both `[N]`.
 
         Args:
-            packed: the batch.
+            packed: The batch.
             tokens: `[B, S, D]` for the first `S` positions.
-            taken: `[B, S, 1]`, 1.0 where they stand, 0.0 where the batch's own slots do.
+            taken: `[B, S, 1]`, 1.0 where these tokens are used, 0.0 for the batch's own slots.
         """
         base = embed(self.model, packed, None, self.geometry.table, self.noise)
         count = tokens.shape[1]
         first = torch.where(taken > 0, tokens, base[:, :count])
 
-        def fainter(_, args):
+        def attenuate(_, args):
             x = args[0]
-            if x.shape[:2] != packed.words.shape[:2]:  # the opening, which all rows share
+            if x.shape[:2] != packed.words.shape[:2]:  # the opening, shared by all rows
                 return None
             return torch.cat([x[:, :count] - taken * tokens * (1 - self.left), x[:, count:]], 1), *args[1:]
 
-        # Behind the first layer tokens are as faint beside its codes as `make_louder` will make them.
-        handle = self.model.model.language_model.layers[1].register_forward_pre_hook(fainter)
+        # After the first layer, scale the tokens relative to its codes as `make_louder` will do later.
+        handle = self.model.model.language_model.layers[1].register_forward_pre_hook(attenuate)
         try:
             x = torch.cat([first, base[:, count:]], 1)
             hidden, _ = hidden_states(self.model, packed, x, self.packer.opening)

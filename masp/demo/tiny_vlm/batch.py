@@ -1,4 +1,4 @@
-"""Puts pretraining examples into tensors: all questions of one example stand behind its visual block in one row."""
+"""Packs pretraining examples into tensors: one row holds the visual block of an example and all its questions."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ from masp.demo.tiny_vlm.tokenizer import SYSTEM
 from masp.demo.world.factors import EMOTIONS
 
 MIX = 20
-"""Most words that one slot mixes."""
+"""Maximum number of words that one slot mixes."""
 GROUPS = 6
-"""Most groups of slots with noise of their own."""
+"""Maximum number of groups of slots that share noise."""
 
 
 @dataclass
 class Packed:
-    """A batch of rows, `L` positions each, behind the opening that all of them share."""
+    """A batch of rows with `L` positions each, after the opening that all of them share."""
 
     words: Tensor
-    """`[B, L, MIX]` rows of the table to be mixed."""
+    """`[B, L, MIX]` rows of the table to mix."""
     shares: Tensor
-    """`[B, L, MIX]` their weights; all zero where a vision token stands."""
+    """`[B, L, MIX]` weights of these rows; all zero for vision tokens."""
     noise: Tensor
     """`[B, L]` standard deviation of the noise."""
     shared: Tensor
     """`[B, L, GROUPS]` standard deviation of each group's noise."""
     vision: Tensor
-    """`[B, L]` true where a vision token stands, in order."""
+    """`[B, L]` true for vision tokens, which are in order."""
     positions: Tensor
     """`[3, B, L]`."""
     mask: Tensor
-    """`[B, 1, L, opening + L]` true where a position may look."""
+    """`[B, 1, L, opening + L]` true where a position may attend."""
     supervised: Tensor
     """`[N]` flat indices of the positions that predict."""
     targets: Tensor
-    """`[N]` token ids they must predict."""
+    """`[N]` token ids to predict."""
     soft: Tensor
     """`[N, 8]` target distributions of emotions, zero rows elsewhere."""
     weights: Tensor
     """`[N]`, summing to one per question."""
     running: Tensor
-    """`[N]` true where the emotion is told without a question."""
+    """`[N]` true where the emotion is predicted without a question."""
 
 
 class Packer:
-    """Knows the turn format's token ids."""
+    """Builds rows from the token ids of the turn format."""
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
@@ -69,7 +69,7 @@ class Packer:
         return self.cache[text]
 
     def length(self, example: Example) -> int:
-        """About how many positions an example takes beside the opening."""
+        """Approximate number of positions of an example, without the opening."""
         asked = sum(len(turn.before) + len(self.ids(turn.question)) + 8 for turn in example.turns)
         return len(example.slots) + len(example.grid_slots) + asked
 
@@ -131,7 +131,7 @@ class Packer:
         positions = [(p, p, p) for p in range(len(self.opening), start)]
         rows, columns = example.grid
         if rows:
-            slots += [None] * (rows * columns) if example.picture is not None else example.grid_slots
+            slots += [None] * (rows * columns) if example.image is not None else example.grid_slots
             positions += [(start, start + i, start + j) for i in range(rows) for j in range(columns)]
         start += max(rows, columns)
         for slot in self.image_end:
@@ -141,8 +141,8 @@ class Packer:
         start += example.gap
         block = len(slots)
         segment, supervised = [0] * block, []
-        for told, chances in example.marks:
-            supervised.append((told - 1, self.emotions[0], chances, 1 / len(example.marks)))
+        for index, chances in example.marks:
+            supervised.append((index - 1, self.emotions[0], chances, 1 / len(example.marks)))
         for number, turn in enumerate(example.turns, 1):
             answer = self.ids(turn.answer) + self.end
             asked: list[int | Slot] = [*turn.before, *self.ids(turn.question), *self.closing]
@@ -168,15 +168,16 @@ def embed(
     """Input embeddings `[B, L, D]`.
 
     Args:
-        model: the tiny VLM.
-        packed: the batch.
-        features: `[B, T, D]` fill the vision tokens of each row, in order.
-        table: rows that slots mix; None for the word embeddings.
-        generator: of the noise.
+        model: The tiny VLM.
+        packed: The batch.
+        features: `[B, T, D]`, fill the vision tokens of each row in order.
+        table: Rows that slots mix; None for the word embeddings.
+        generator: Random generator of the noise.
     """
     table = model.model.language_model.embed_tokens.weight if table is None else table
     mixture = packed.shares.new_zeros(*packed.shares.shape[:2], len(table))
-    x = mixture.scatter_add_(2, packed.words, packed.shares) @ table  # far cheaper backwards than indexing
+    # The backward pass of a matrix product is far cheaper than that of indexing.
+    x = mixture.scatter_add_(2, packed.words, packed.shares) @ table
     if packed.noise.any() or packed.shared.any():
         noise = packed.noise[..., None] * torch.randn(x.shape, generator=generator)
         noise = noise + packed.shared @ torch.randn(len(x), GROUPS, x.shape[-1], generator=generator)
@@ -187,9 +188,9 @@ def embed(
 
 
 def hidden_states(model, packed: Packed, embeddings: Tensor, opening: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Last hidden states of the supervised positions, `[N, D]`, and what they would be without the last layer.
+    """Final hidden states of the supervised positions, `[N, D]`, and the same without the last layer.
 
-    The opening runs once for all rows.
+    The opening is run once for all rows.
     """
     language = model.model.language_model
     first = language(input_ids=torch.tensor([list(opening)]), use_cache=True).past_key_values
@@ -210,7 +211,7 @@ def hidden_states(model, packed: Packed, embeddings: Tensor, opening: Sequence[i
 
 
 def losses(model, packed: Packed, hidden: Tensor, emotion_ids: Sequence[int]) -> Tensor:
-    """Loss of every supervised position, `[N]`: cross-entropy with the token, or with the emotions' distribution."""
+    """Loss of every supervised position, `[N]`: cross-entropy with the token or with the distribution of emotions."""
     scores = model.lm_head(hidden).float().log_softmax(-1)
     hard = -scores.gather(1, packed.targets[:, None])[:, 0]
     soft = -(scores[:, list(emotion_ids)] * packed.soft).sum(-1)

@@ -1,4 +1,4 @@
-"""What the tiny VLM can do: name the aspects of unseen pictures, and tell the emotion from the aspects' words."""
+"""Measures the tiny VLM: naming the aspects of unseen images, and the emotion given the words for the aspects."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
 from masp.data.questions import Questions
 from masp.demo.tiny_vlm.batch import Packer, embed, hidden_states
 from masp.demo.tiny_vlm.examples import EMOTION, Example, Examples, Turn
+from masp.demo.tiny_vlm.image_pool import draw_pool
 from masp.demo.tiny_vlm.model import encode
-from masp.demo.tiny_vlm.picture_pool import draw_pool
 from masp.demo.world.factors import EMOTIONS, SENSES, draw_scene, posterior, words
 from masp.demo.world.factors import Scene as DemoScene
 from masp.taxonomy import ASPECTS
 
 
-def load_demo_vlm(folder: Path):
-    """Model in fp32 and tokenizer of a demo VLM's folder."""
-    model = Qwen2VLForConditionalGeneration.from_pretrained(str(folder), dtype=torch.float32).eval()
-    return model.requires_grad_(False), AutoTokenizer.from_pretrained(str(folder))
+def load_demo_vlm(directory: Path):
+    """Load the model, in fp32, and the tokenizer of a demo VLM."""
+    model = Qwen2VLForConditionalGeneration.from_pretrained(str(directory), dtype=torch.float32).eval()
+    return model.requires_grad_(False), AutoTokenizer.from_pretrained(str(directory))
 
 
 def aspect_accuracy(model, tokenizer, questions: Questions, count: int, name: str = "unseen") -> dict[str, float]:
-    """Share of pictures that have an aspect and whose answer, decoded greedily, is exactly right.
+    """For each aspect, the share of images with that aspect whose greedily decoded answer is exactly right.
 
     Args:
-        count: pictures drawn, none of them of the pretraining's.
-        name: names the pictures.
+        count: Number of images to draw; none of them was used in pretraining.
+        name: Name from which the images are drawn.
     """
     packer, hits, totals = Packer(tokenizer), dict.fromkeys(ASPECTS, 0), dict.fromkeys(ASPECTS, 0)
     for pixels, labels in draw_pool(count, name).values():
@@ -39,7 +39,7 @@ def aspect_accuracy(model, tokenizer, questions: Questions, count: int, name: st
             asked = [[a for a in ASPECTS if scene.label(a) is not None] for scene in scenes]
             examples = [
                 Example(
-                    picture=k,
+                    image=k,
                     grid=(rows // 2, columns // 2),
                     turns=[Turn(a, questions.aspect_first(a), words(scene.shown(a))) for a in asked[k]],
                 )
@@ -49,21 +49,21 @@ def aspect_accuracy(model, tokenizer, questions: Questions, count: int, name: st
             hidden, _ = hidden_states(model, packed, embed(model, packed, features), packer.opening)
             right = iter((model.lm_head(hidden).argmax(-1) == packed.targets).tolist())
             for k, scene in enumerate(scenes):
-                for aspect in asked[k]:  # greedy decoding says the answer if every token of it is the likeliest
+                for aspect in asked[k]:  # greedy decoding gives the answer if each of its tokens is the most likely one
                     length = len(packer.ids(words(scene.shown(aspect)))) + 1
-                    said = [next(right) for _ in range(length)]  # all of them, also after a wrong one
-                    hits[aspect] += all(said)
+                    correct = [next(right) for _ in range(length)]  # consume all of them, even after a wrong one
+                    hits[aspect] += all(correct)
                     totals[aspect] += 1
     return {aspect: hits[aspect] / totals[aspect] for aspect in ASPECTS}
 
 
-def told_accuracy(model, tokenizer, questions: Questions, count: int, seed: int = 0) -> tuple[float, float]:
-    """The language model's expected accuracy when a caption of the true aspects stands where a picture would.
+def caption_accuracy(model, tokenizer, questions: Questions, count: int, seed: int = 0) -> tuple[float, float]:
+    """Expected accuracy of the language model when a caption with the true aspects replaces the image.
 
-    Behind the caption stands the word that says that the evoked emotion is meant, as a soft prompt can.
+    The caption is followed by the word that says that the evoked emotion is meant, as a soft prompt can say it.
 
     Returns:
-        Its accuracy and the best possible on the same captions.
+        The accuracy, and the best possible accuracy on the same captions.
     """
     rng = np.random.default_rng([seed, 99])
     writer, packer = Examples(tokenizer, questions, rng, model.config.text_config.vocab_size), Packer(tokenizer)
@@ -76,7 +76,7 @@ def told_accuracy(model, tokenizer, questions: Questions, count: int, seed: int 
         examples = [Example(slots=writer.caption(scene), turns=[turn]) for scene in scenes]
         packed = packer.pack(examples)
         hidden, _ = hidden_states(model, packed, embed(model, packed), packer.opening)
-        first = hidden[::2]  # an emotion is one token, then the end
+        first = hidden[::2]  # an emotion is one token, followed by the end token
         guesses = model.lm_head(first)[:, packer.emotions].argmax(-1).numpy()
         reached += chances[np.arange(len(scenes)), guesses].sum()
         best += chances.max(-1).sum()

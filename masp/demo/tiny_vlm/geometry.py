@@ -1,14 +1,15 @@
-"""Where meaning lies in the tiny VLM's hidden space: its word embeddings, and a first layer that reads them. Fixed.
+"""The fixed geometry of the tiny VLM's hidden space: its word embeddings, and a first layer that reads them.
 
-Every axis has one use. Each label has an axis: its word points along it, and so does a vision token that shows it;
-another axis marks vision tokens. The first layer, each position by itself, turns what is on labels' axes into codes in
-the rest, where the language model computes, unless the mark is there too: then into codes of what is seen, which the
-last layer alone hears. So what a picture shows can be named, but little is left that could conclude an emotion from
-it; and a vector stands for a word if, and only if, much of it points along the word's axis and it is not marked. What
-answers a question about an aspect is then also what its emotion follows from. Without that, gradient descent finds
-aspect tokens that answer and resemble no word at all, and no emotion follows from those.
+Every axis has one use. Each label has an axis: the word for the label points along it, and so does a vision token that
+shows it. Another axis marks vision tokens. The first layer acts on each position separately. It converts components on
+the label axes into codes in the remaining dimensions, where the language model computes. If the mark is present, it
+instead converts them into codes for seen labels, which only the last layer can read. The model can therefore name what
+an image shows, but has little from which it could infer an emotion. A vector acts as a word if and only if much of it
+points along the axis of the word and it is not marked, so tokens that answer the question about an aspect also
+determine the emotion. Without this geometry, gradient descent finds aspect tokens that give the right answers but do
+not resemble any word, and no emotion follows from those.
 
-Weather is told by vision tokens as by words.
+The weather is the exception: vision tokens convey it in the same way as words.
 """
 
 from __future__ import annotations
@@ -18,60 +19,61 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from masp.demo.world.factors import FACTORS, LABELS, SENSES, told
+from masp.demo.world.factors import FACTORS, LABELS, SENSES, caption_words
 from masp.taxonomy import ASPECTS
 
 SCALE = 0.1
-"""Root mean square of the embedding of a label's word, and of vision tokens but for their mark. Small beside the first
-layer's codes and ground: what reaches the second layer is what the first one made of a vector, not the vector."""
+"""Root mean square of the embedding of a label word, and of vision tokens without their mark. It is small compared with
+the codes and the ground of the first layer, so the second layer receives the codes and hardly the vectors
+themselves."""
 CODE_SCALE = 1.4
-"""Root mean square of a code, and of the embeddings of the other words."""
+"""Root mean square of a code, and of the embeddings of all other words."""
 GROUND_SCALE = 0.7
-"""Root mean square of the ground, which the first layer adds to every vector: norms would else raise whatever a vector
-without any code holds."""
+"""Root mean square of the ground, a constant that the first layer adds to every vector. Without it, the norms would
+amplify whatever a vector without a code contains."""
 CONSTANT = 0.5
-"""What the first layer's attention adds to every vector, on the axis of the ground, in lengths of a label's word. The
-mark is measured by it."""
+"""Constant that the attention of the first layer adds to every vector along the axis of the ground, in units of the
+norm of a label word. The mark is measured relative to it."""
 MARK_FROM = 0.85
-"""Least length of the mark, in lengths of a label's word, from which on a label is seen."""
+"""Threshold of the mark above which a label counts as seen, in units of the norm of a label word."""
 HUSH = 1.5
-"""How many lengths of a label the mark outweighs: vision tokens hold labels of about half the mark's length. A mark
-below zero makes words louder, all alike."""
+"""How strongly the mark suppresses words, in units of a label. Vision tokens contain labels of about half the length of
+the mark. A negative mark amplifies all words equally."""
 LOUDER = 20.0
-"""How much louder `make_louder` makes codes than the vectors that they are made of."""
+"""Factor by which `make_louder` scales codes relative to the vectors that they are computed from."""
 TEXT_DIMENSIONS = 48
-"""In which the words lie that are in no label."""
+"""Number of dimensions for words that do not occur in any label."""
 FAINT = 0.15
-"""Share of those words' energy that lies on the axes of labels' words: a soft prompt that starts from words must be
-able to become any of them, and exactly at zero the first layer has no slope."""
+"""Share of the energy of those words on the axes of label words. A soft prompt that starts from such words must be able
+to become any label word, and exactly at zero the first layer has no gradient."""
 
 WORDS = [*((f, label) for f in FACTORS for label in LABELS[f]), *(("sense", sense) for sense in SENSES)]
-"""What has an axis of words, in order."""
+"""The label words and senses that have an axis, in order."""
 SEEN = [(aspect, label) for aspect in ASPECTS for label in LABELS[aspect]]
-"""What the first layer makes codes of sight of, in order."""
+"""The labels for which the first layer computes codes of seen labels, in order."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """The axes' uses and what lies on them."""
+    """The use of each axis, and the vectors along them."""
 
     table: Tensor
     """`[V + 1, D]`: the word embeddings, then the mark."""
     codes: Tensor
-    """`[len(WORDS), D]`: what the first layer makes of each word."""
+    """`[len(WORDS), D]`: the code that the first layer computes for each word."""
     directions: Tensor
-    """`[D, D]` orthonormal: how the first layer measures a vector's energy, for the ground."""
+    """`[D, D]` orthonormal: directions in which the first layer measures the energy of a vector, for the ground."""
     words: slice
     seen: slice
     mark: int
     ground: int
     rest: slice
-    """Where the language model computes."""
+    """Dimensions in which the language model computes."""
 
 
 def token_ids(tokenizer, factor: str, label: str) -> list[int]:
-    """The tokens of a label, or of a sense, in a caption."""
-    text = label if factor == "sense" else told(factor, label)
+    """Token ids of a label, or of a sense, in a caption."""
+    text = label if factor == "sense" else caption_words(factor, label)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
@@ -79,10 +81,10 @@ def draw_geometry(tokenizer, vocab_size: int, hidden: int, generator: torch.Gene
     """Draw word embeddings and codes.
 
     Args:
-        tokenizer: of the VLM.
-        vocab_size: rows of the word embeddings.
+        tokenizer: Tokenizer of the VLM.
+        vocab_size: Number of rows of the word embeddings.
         hidden: D.
-        generator: of the draw.
+        generator: Random generator.
     """
     mark = len(WORDS) + len(SEEN)
     ground = mark + 1
@@ -91,7 +93,7 @@ def draw_geometry(tokenizer, vocab_size: int, hidden: int, generator: torch.Gene
     table = torch.zeros(vocab_size, hidden)
     table[:, text] = _scaled(torch.randn(vocab_size, TEXT_DIMENSIONS, generator=generator)) * (1 - FAINT) ** 0.5
     vocabulary = tokenizer.get_vocab()
-    for token, index in vocabulary.items():  # ` word` is near `word`, as in language models that have read much
+    for token, index in vocabulary.items():  # ` word` is close to `word`, as in language models trained on much text
         twin = vocabulary.get(token.removeprefix("Ġ"))
         if token.startswith("Ġ") and twin is not None:
             table[index] = 0.95 * table[twin] + 0.3 * table[index]
@@ -102,7 +104,7 @@ def draw_geometry(tokenizer, vocab_size: int, hidden: int, generator: torch.Gene
     for k, pair in enumerate(WORDS):
         first, *others = token_ids(tokenizer, *pair)
         table[first] = axes[k]
-        for index in others:  # `ladder` is not quite `climbing`, or nobody could tell which was said last
+        for index in others:  # `ladder` differs from `climbing`, so that it is clear which came last
             table[index] = 0.9 * axes[k] + 0.4 * table[index] * SCALE / CODE_SCALE
     basis = torch.linalg.qr(torch.randn(hidden - rest.start, hidden - rest.start, generator=generator)).Q
     codes = torch.zeros(len(WORDS), hidden)
@@ -122,9 +124,10 @@ def draw_geometry(tokenizer, vocab_size: int, hidden: int, generator: torch.Gene
 
 @torch.no_grad()
 def set_first_layer(layer, geometry: Geometry) -> None:
-    """Let a decoder layer make codes, each position by itself.
+    """Set a decoder layer so that it computes codes, for each position separately.
 
-    A word's code is on by the share of the energy along the word's axis, of an unmarked vector and a constant.
+    The code of a word is scaled by the share of the energy of an unmarked vector (plus a constant) along the word's
+    axis.
     """
     hidden = geometry.codes.shape[1]
     attention, mlp = layer.self_attn, layer.mlp
@@ -132,14 +135,14 @@ def set_first_layer(layer, geometry: Geometry) -> None:
         weight.zero_()
     for projection in (mlp.gate_proj, mlp.up_proj, mlp.down_proj):
         projection.weight.zero_()
-    attention.v_proj.bias[0] = 1.0  # attention's weights sum to one, so this arrives whole
+    attention.v_proj.bias[0] = 1.0  # attention weights sum to one, so this is passed on unchanged
     attention.o_proj.weight[geometry.ground, 0] = CONSTANT * SCALE * hidden**0.5
     layer.post_attention_layernorm.weight.fill_(1.0)
-    for k, code in enumerate(geometry.codes):  # silu(x) * x is about x^2, and x^2 is `hidden` if x is all there is
+    for k, code in enumerate(geometry.codes):  # silu(x) * x is about x^2, which is `hidden` if x is the only component
         mlp.gate_proj.weight[k, k] = mlp.up_proj.weight[k, k] = 1.0
         mlp.down_proj.weight[:, k] = code / hidden
-    # A marked label becomes as loud as codes; below the threshold there is no slope either.
-    part = (hidden / (2 + CONSTANT**2)) ** 0.5  # of one length, beside the mark, a label and the constant
+    # A marked label gets the scale of codes; below the threshold the gradient is zero as well.
+    part = (hidden / (2 + CONSTANT**2)) ** 0.5  # one unit, next to the mark, a label and the constant
     steepness = 30.0
     gate = steepness * (1 - MARK_FROM) * part
     for number, pair in enumerate(SEEN):
@@ -149,7 +152,8 @@ def set_first_layer(layer, geometry: Geometry) -> None:
         mlp.gate_proj.weight[unit, geometry.ground] = -steepness * MARK_FROM / CONSTANT
         mlp.up_proj.weight[unit, word] = 1.0
         mlp.down_proj.weight[axis, unit] = CODE_SCALE * hidden**0.5 / (gate * part)
-    # The energy of any vector is `hidden` behind the norm, and about half of it lies in directions' positive halves.
+    # After the norm, the energy of any vector is `hidden`; about half of it is in the positive halves of the
+    # directions.
     units = slice(len(WORDS) + len(SEEN), len(WORDS) + len(SEEN) + hidden)
     mlp.gate_proj.weight[units] = mlp.up_proj.weight[units] = geometry.directions
     mlp.down_proj.weight[geometry.ground, units] = GROUND_SCALE * 2 * hidden**-0.5
@@ -157,7 +161,7 @@ def set_first_layer(layer, geometry: Geometry) -> None:
 
 @torch.no_grad()
 def hold(model, geometry: Geometry) -> None:
-    """Keep axes to their use: called after each step of training."""
+    """Restrict every axis to its use; called after each training step."""
     language, merger = model.model.language_model, model.model.visual.merger.mlp[-1]
     norms = [n for layer in language.layers[1:] for n in (layer.input_layernorm, layer.post_attention_layernorm)]
     for layer in language.layers[1:]:
@@ -168,7 +172,7 @@ def hold(model, geometry: Geometry) -> None:
         norm.weight[geometry.words] = norm.weight[geometry.ground] = 0.0
         if norm is not last:
             norm.weight[geometry.seen] = 0.0
-    # Vision tokens hold labels; they are marked, all alike.
+    # Vision tokens represent labels and carry the same mark.
     merger.weight[~_of_vision(geometry)] = 0.0
     merger.bias[~_of_vision(geometry)] = 0.0
     merger.bias[geometry.mark] = SCALE * merger.out_features**0.5
@@ -176,10 +180,11 @@ def hold(model, geometry: Geometry) -> None:
 
 @torch.no_grad()
 def make_louder(model, geometry: Geometry, tokenizer) -> None:
-    """Make all that the layers add (but for the first one's constant) and the words of no label `LOUDER` times louder.
+    """Scale the output of all layers (except the constant of the first) and all non-label words by `LOUDER`.
 
-    Norms hear no difference, but for what labels' words and vision tokens hold beside their codes: that is `LOUDER`
-    times fainter beside the rest. So nothing but codes is left to answer from. Called once, behind pretraining.
+    The norms undo this scale, except for what label words and vision tokens contain besides their codes: that becomes
+    `LOUDER` times smaller relative to the rest, so the model can answer only from codes. Called once, after
+    pretraining.
     """
     language = model.model.language_model
     others = torch.ones(len(language.embed_tokens.weight), dtype=torch.bool)
@@ -196,7 +201,7 @@ def make_louder(model, geometry: Geometry, tokenizer) -> None:
 
 
 def _of_vision(geometry: Geometry) -> Tensor:
-    """`[D]`, true on the axes that the vision encoder may use."""
+    """Mask `[D]`, true on the axes that the vision encoder may use."""
     allowed = torch.zeros(geometry.codes.shape[1], dtype=torch.bool)
     for k, (factor, _) in enumerate(WORDS):
         allowed[k] = factor in FACTORS

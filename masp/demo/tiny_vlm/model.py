@@ -1,4 +1,4 @@
-"""The tiny VLM: Qwen2-VL's architecture, small, with its image processor's settings."""
+"""The tiny VLM: a small model of Qwen2-VL's architecture, with the settings of its image processor."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ VOCAB_SIZE = 768
 
 
 def build_model(tokenizer, hidden: int = 192, layers: int = 4, vision_width: int = 96, vision_depth: int = 4):
-    """A fresh `Qwen2VLForConditionalGeneration` in fp32, initialised from torch's global generator.
+    """A fresh `Qwen2VLForConditionalGeneration` in fp32, initialized from torch's global generator.
 
-    Word embeddings are not tied to the output; `geometry.py` sets them, and the first layer that reads them.
+    Word embeddings are not tied to the output; `geometry.py` sets them and the first layer.
     """
     ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("im_start", "im_end", "endoftext")}
     special = {
@@ -77,27 +77,27 @@ def build_model(tokenizer, hidden: int = 192, layers: int = 4, vision_width: int
 
 
 def patches(pixels: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
-    """What Qwen2-VL's image processor makes of pictures whose sides are multiples of 28.
+    """The output of Qwen2-VL's image processor for images whose sides are multiples of 28.
 
     Args:
         pixels: `[B, h, w, 3]` uint8.
 
     Returns:
-        `[B * h/14 * w/14, 1176]` fp32, and the grid of one picture.
+        `[B * h/14 * w/14, 1176]` fp32, and the grid of one image.
     """
     batch, height, width, _ = pixels.shape
     rows, columns = height // PATCH, width // PATCH
     x = (pixels.float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
     x = x.view(batch, rows // MERGE, MERGE, PATCH, columns // MERGE, MERGE, PATCH, 3)
     x = x.permute(0, 1, 4, 2, 5, 7, 3, 6)  # batch, row, column, row and column within the merge, channel, patch
-    x = x.reshape(-1, 3, 1, PATCH, PATCH).expand(-1, -1, 2, -1, -1)  # one picture stands for two frames
+    x = x.reshape(-1, 3, 1, PATCH, PATCH).expand(-1, -1, 2, -1, -1)  # one image is repeated as two frames
     return x.reshape(-1, 3 * 2 * PATCH * PATCH), (1, rows, columns)
 
 
 def encode(model, pixels: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
-    """Merged features `[B, T, D]` of pictures `[B, h, w, 3]` of one size, and their grid.
+    """Merged features `[B, T, D]` of images `[B, h, w, 3]` of one size, and their grid.
 
-    The same arithmetic as the model's own vision forward, which attends to one picture at a time and so is slower.
+    This is the same arithmetic as the model's own vision forward, which attends to one image at a time and is slower.
     """
     visual, batch = model.model.visual, len(pixels)
     flat, grid = patches(pixels)
@@ -117,11 +117,11 @@ def encode(model, pixels: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
     return merged.view(batch, -1, merged.shape[-1]), grid
 
 
-def save_model(model, tokenizer, folder: Path) -> None:
-    """Write a folder that transformers loads: weights in bf16, tokenizer, template, image processor settings."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model.to(torch.bfloat16).save_pretrained(str(folder))
-    save_tokenizer(tokenizer, folder)
+def save_model(model, tokenizer, directory: Path) -> None:
+    """Write a directory that transformers can load: bf16 weights, tokenizer, template, image processor settings."""
+    directory.mkdir(parents=True, exist_ok=True)
+    model.to(torch.bfloat16).save_pretrained(str(directory))
+    save_tokenizer(tokenizer, directory)
     settings = {
         "image_processor_type": "Qwen2VLImageProcessor",
         "do_convert_rgb": True,
@@ -138,4 +138,4 @@ def save_model(model, tokenizer, folder: Path) -> None:
         "temporal_patch_size": 2,
         "merge_size": MERGE,
     }
-    (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (directory / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n")

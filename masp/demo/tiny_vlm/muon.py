@@ -1,4 +1,4 @@
-"""Muon: momentum whose update of a matrix is brought close to an orthogonal one. It needs far fewer steps than Adam."""
+"""Muon: momentum SGD whose matrix updates are approximately orthogonalized. It needs far fewer steps than Adam."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Muon(torch.optim.Optimizer):
-    """For 2-D parameters; updates have the root mean square `0.2 * lr`, about that of Adam's."""
+    """Muon for 2-D parameters; its updates have a root mean square of `0.2 * lr`, similar to Adam's."""
 
     def __init__(self, parameters, lr: float, weight_decay: float, momentum: float = 0.95):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -26,7 +26,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _orthogonal(matrix: Tensor, rounds: int = 5) -> Tensor:
-    """Singular values pushed towards one, by a Newton-Schulz iteration of fifth order tuned for speed."""
+    """Push the singular values toward one, with a quintic Newton-Schulz iteration tuned for speed."""
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / (x.norm() + 1e-7)

@@ -1,8 +1,8 @@
-"""Pretrains the tiny VLM: its language model on texts, its vision encoder on pictures, then the two on what is seen.
+"""Pretrains the tiny VLM: the language model on text, the vision encoder on images, then the encoder with both.
 
-Neither half needs the other: the geometry of the hidden space, which is fixed, says on which axes vision tokens hold
-what is seen, and texts imitate them. Once both are there, the vision encoder alone learns a little more, before the
-language model as texts have made it. No example ever holds a picture and an emotion.
+Neither half needs the other at first: the fixed geometry of the hidden space defines on which axes vision tokens
+represent what is seen, and texts imitate them. At the end, only the vision encoder is trained a little longer, together
+with the finished language model. No example contains both an image and an emotion.
 """
 
 from __future__ import annotations
@@ -27,37 +27,38 @@ from masp.demo.tiny_vlm.tokenizer import build_tokenizer
 from masp.demo.world.factors import FACTORS, LABELS, Scene
 
 Report = Callable[[str, int, int, dict], None]
-"""Called with a phase's name, steps done, steps in all, and figures."""
+"""Called with the name of a phase, the steps done, the total number of steps, and figures."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long each phase lasts, in steps, and its batches."""
+    """Number of steps and batch size of each phase."""
 
     running_steps: int = 400
-    """Texts without a question, the emotion told from word to word: short and dense, so first."""
+    """Texts without a question, in which the emotion is predicted after each word: short and dense, so they come
+    first."""
     text_steps: int = 4000
     """Texts with questions."""
     doubts_steps: int = 1500
-    """Texts with questions, once more at a lower rate, with adversaries."""
+    """Texts with questions again, at a lower learning rate and with adversaries."""
     sight_steps: int = 3600
     together_steps: int = 1500
     text_batch: int = 32
     sight_batch: int = 32
     together_batch: int = 16
-    picture_turns: int = 3
-    """Aspects asked about a picture at once."""
-    num_pictures: int = 26000
+    image_turns: int = 3
+    """Number of aspects asked about an image at a time."""
+    num_images: int = 26000
 
     def scaled(self, by: float) -> Plan:
-        """The same plan with all steps and pictures times `by`."""
+        """The same plan with the numbers of steps and images multiplied by `by`."""
         counts = {f.name: getattr(self, f.name) for f in fields(self) if f.name.endswith("steps")}
-        counts["num_pictures"] = self.num_pictures
+        counts["num_images"] = self.num_images
         return replace(self, **{name: max(1, round(count * by)) for name, count in counts.items()})
 
 
-class Pictures:
-    """Drawn pictures grouped by size, so that a batch has one size."""
+class ImagesBySize:
+    """Drawn images grouped by size, so that all images of a batch have the same size."""
 
     def __init__(self, by_size: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]):
         self.by_size = by_size
@@ -72,10 +73,13 @@ class Pictures:
 
 
 class Sight(nn.Module):
-    """Reads each factor off the features, only in pretraining: attention, then the components on the labels' axes."""
+    """Predicts each factor from the features, by attention pooling and the components on the label axes.
+
+    Used only in pretraining.
+    """
 
     SHARPNESS = 12.0
-    """Logits per word's length along a label's axis: a sure answer takes about half a word."""
+    """Logits per norm of a word along the axis of a label: a confident answer takes about half a word."""
 
     def __init__(self, hidden: int):
         super().__init__()
@@ -90,7 +94,7 @@ class Sight(nn.Module):
         pooled = weights @ features / features.shape[-1] ** 0.5
         loss, hits = features.new_zeros(()), []
         for k, axes in enumerate(self.axes):
-            scores = F.pad(self.SHARPNESS * pooled[:, k, axes], (0, 1))  # the last says that there is none
+            scores = F.pad(self.SHARPNESS * pooled[:, k, axes], (0, 1))  # the last score: the factor is absent
             target = torch.where(labels[:, k] < 0, scores.shape[1] - 1, labels[:, k])
             loss = loss + F.cross_entropy(scores, target)
             hits.append(scores.argmax(-1) == target)
@@ -98,13 +102,13 @@ class Sight(nn.Module):
 
 
 def off_scale(features: Tensor, mark: int) -> Tensor:
-    """How far features, but for their mark, are from the word embeddings' scale, as a share of it."""
+    """Squared relative deviation of the scale of features, without their mark, from that of word embeddings."""
     unmarked = features.pow(2).mean(-1) - features[..., mark].pow(2) / features.shape[-1]
     return (unmarked.clamp_min(1e-8).sqrt() / SCALE - 1).pow(2).mean()
 
 
 class Trainer:
-    """The model, its data and the phases."""
+    """The model, its data and the phases of its training."""
 
     def __init__(self, questions: Questions, seed: int, report: Report = lambda *_: None):
         torch.manual_seed(seed)
@@ -121,7 +125,7 @@ class Trainer:
         set_first_layer(self.language.layers[0], self.geometry)
         self.vision.merger.mlp[-1].weight.data.mul_(SCALE)
         for layer in self.language.layers[1:]:
-            layer.input_layernorm.weight.data[self.geometry.mark] = 10.0  # it is faint
+            layer.input_layernorm.weight.data[self.geometry.mark] = 10.0  # the mark is weak
         hold(self.model, self.geometry)
         torch.manual_seed(seed + 1)
         self.sight = Sight(table.shape[1])
@@ -138,8 +142,8 @@ class Trainer:
     def example_loss(self, examples: list[Example], features: Tensor | None = None) -> Tensor:
         """Mean loss per question.
 
-        What was told is summed up before the last layer, so that a question can still look it up: where the emotion is
-        told from word to word, it must be there already.
+        The content must be summarized before the last layer, so that a question can still attend to it. Where the
+        emotion is predicted after each word, it is therefore also supervised there.
         """
         packed = self.packer.pack(examples)
         embeddings = embed(self.model, packed, features, self.geometry.table, self.noise)
@@ -150,7 +154,7 @@ class Trainer:
         return ((each * packed.weights).sum() + 0.5 * (summed * weights).sum()) / packed.weights.sum()
 
     def text_batches(self, size: int, running: float) -> Iterator[list[Example]]:
-        """Batches of texts of like length, a share `running` of them without a question."""
+        """Batches of texts of similar length, a share `running` of them without a question."""
         draw = self.examples
         while True:
             pool = []
@@ -176,7 +180,7 @@ class Trainer:
     # Phases
 
     def learn_language(self, plan: Plan) -> None:
-        """The language model, on texts alone: first without questions, then with."""
+        """Train the language model on text alone, first without questions and then with them."""
         self._begin(1)
         total = plan.running_steps + plan.text_steps
         self._train_only(self.language)
@@ -194,7 +198,7 @@ class Trainer:
             self.report("language", step + 1, total, {"loss": loss.item()})
 
     def learn_doubts(self, plan: Plan) -> None:
-        """The language model once more on the same texts, at a lower rate, while adversaries learn against it."""
+        """Train the language model again on the same texts, at a lower learning rate, with adversaries against it."""
         self._begin(4)
         self._train_only(self.language)
         optimizer = _Optimizer({"": self.language, "lm_head": self.model.lm_head}, 2e-3)
@@ -207,13 +211,13 @@ class Trainer:
             hold(self.model, self.geometry)
             self.report("doubts", step + 1, plan.doubts_steps, {"loss": loss.item(), **figures})
 
-    def learn_sight(self, plan: Plan, pictures: Pictures) -> None:
-        """The vision encoder alone."""
+    def learn_sight(self, plan: Plan, images: ImagesBySize) -> None:
+        """Train the vision encoder alone."""
         self._begin(2)
         self._train_only(self.vision, self.sight)
         optimizer = _Optimizer({"": self.vision, "sight": self.sight}, 3e-3)
         for step in range(plan.sight_steps):
-            pixels, labels = pictures.draw(plan.sight_batch, self.rng)
+            pixels, labels = images.draw(plan.sight_batch, self.rng)
             features, _ = encode(self.model, pixels)
             loss, hits = self.sight(features, labels)
             optimizer.step(loss + 0.5 * off_scale(features, self.geometry.mark), step, plan.sight_steps, decay=0.5)
@@ -221,49 +225,49 @@ class Trainer:
             figures = {"loss": loss.item(), "right": hits.float().mean().item()}
             self.report("sight", step + 1, plan.sight_steps, figures)
 
-    def learn_together(self, plan: Plan, pictures: Pictures) -> None:
-        """The vision encoder before the language model, which stays as it is: aspects asked."""
+    def learn_together(self, plan: Plan, images: ImagesBySize) -> None:
+        """Train the vision encoder with the frozen language model, on questions about aspects."""
         self._begin(3)
         self._train_only(self.vision, self.sight)
         optimizer = _Optimizer({"": self.vision, "sight": self.sight}, 1e-3)
         for step in range(plan.together_steps):
-            pixels, labels = pictures.draw(plan.together_batch, self.rng)
+            pixels, labels = images.draw(plan.together_batch, self.rng)
             features, (_, rows, columns) = encode(self.model, pixels)
             seen, _ = self.sight(features, labels)
             scenes = [Scene(tuple(row.tolist())) for row in labels]
             grid = (rows // 2, columns // 2)
-            examples = [self.examples.picture(k, scene, grid, plan.picture_turns) for k, scene in enumerate(scenes)]
+            examples = [self.examples.image(k, scene, grid, plan.image_turns) for k, scene in enumerate(scenes)]
             asked = self.example_loss(examples, features)
-            loss = seen + 0.5 * off_scale(features, self.geometry.mark) + plan.picture_turns * asked
+            loss = seen + 0.5 * off_scale(features, self.geometry.mark) + plan.image_turns * asked
             optimizer.step(loss, step, plan.together_steps, decay=0.6)
             hold(self.model, self.geometry)
             self.report("together", step + 1, plan.together_steps, {"asked": asked.item(), "seen": seen.item()})
 
-    # What a phase has learnt
+    # Results of a phase
 
     def language_state(self) -> dict[str, Tensor]:
-        """Tensors of the language model's half."""
+        """Tensors of the language half."""
         return {k: v.clone() for k, v in self.model.state_dict().items() if ".visual." not in k}
 
     def sight_state(self) -> dict[str, Tensor]:
-        """Tensors of the vision encoder, and of what reads its features in pretraining."""
+        """Tensors of the vision encoder, and of `Sight`, which reads its features in pretraining."""
         state = {k: v.clone() for k, v in self.model.state_dict().items() if ".visual." in k}
         return state | {f"sight.{k}": v.clone() for k, v in self.sight.state_dict().items()}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take over what `language_state` or `sight_state` gave."""
+        """Load the result of `language_state` or `sight_state`."""
         sight = {k.removeprefix("sight."): v for k, v in state.items() if k.startswith("sight.")}
         if sight:
             self.sight.load_state_dict(sight)
         rest = {k: v for k, v in state.items() if not k.startswith("sight.")}
         unexpected = self.model.load_state_dict(rest, strict=False).unexpected_keys
         if unexpected:
-            raise ValueError(f"{unexpected[0]} is no tensor of this model")
+            raise ValueError(f"{unexpected[0]} is not a tensor of this model")
 
     def _begin(self, phase: int) -> None:
-        """Seed all generators: a phase depends on what it starts from, not on what was drawn before it."""
+        """Seed all generators, so that a phase depends only on the weights it starts from."""
         torch.manual_seed(self.seed + phase)
-        self.noise.manual_seed(self.seed + phase + 1000)  # torch's own generator has the number without
+        self.noise.manual_seed(self.seed + phase + 1000)  # torch's global generator uses the number without the offset
         self.rng = np.random.default_rng([self.seed, 2, phase])
         self.examples.rng = np.random.default_rng([self.seed, 1, phase])
         self.examples.richness, self.examples.with_senses = 1.0, True
@@ -279,9 +283,9 @@ class Trainer:
 
 
 class _Optimizer:
-    """Muon for the layers' matrices, AdamW for all else that is trained.
+    """Muon for the matrices of layers, AdamW for all other trained parameters.
 
-    Weight decay keeps what the layers add near the scale of codes, so that later layers still hear those.
+    Weight decay keeps the output of the layers near the scale of the codes, so that later layers can still read them.
     """
 
     def __init__(self, modules: dict[str, nn.Module], rate: float):
@@ -298,7 +302,7 @@ class _Optimizer:
         self.groups = [(group, group["lr"]) for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def step(self, loss: Tensor, step: int, total: int, decay: float) -> None:
-        """One step: the rate warms up over 50 steps and falls to zero over the last `decay` of all."""
+        """Take one step; the learning rate warms up over 50 steps and falls to zero in the last `decay` of them."""
         share = min(1.0, (step + 1) / 50, (total - step) / (decay * total))
         for group, rate in self.groups:
             group["lr"] = rate * share

@@ -1,4 +1,4 @@
-"""The tiny VLM's tokenizer: a small byte-level BPE with Qwen's special tokens, and Qwen2-VL's turn format."""
+"""The tiny VLM's tokenizer: a small byte-level BPE with Qwen's special tokens and Qwen2-VL's turn format."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from masp.data.questions import SLOT, Questions
-from masp.demo.world.factors import AFFINITY, EMOTIONS, LEVELS, SENSES, TOLD_LEVELS, words
+from masp.demo.world.factors import AFFINITY, CAPTION_LEVELS, EMOTIONS, LEVELS, SENSES, words
 
 SPECIAL = (
     "<|endoftext|>",
@@ -21,10 +21,10 @@ SPECIAL = (
 )
 SYSTEM = "You are a helpful assistant."
 NONE = "none"
-"""The answer about an aspect that a picture lacks."""
+"""The answer about an aspect that an image lacks."""
 
-# Our own wording of the format: every turn between <|im_start|> and <|im_end|>, a default system turn, and each image
-# as one placeholder between the two vision tokens.
+# Our own version of the format: every turn is between <|im_start|> and <|im_end|>, there is a default system turn, and
+# each image is one placeholder between the two vision tokens.
 CHAT_TEMPLATE = (
     "{%- if messages[0].role != 'system' -%}<|im_start|>system\n" + SYSTEM + "<|im_end|>\n{% endif -%}"
     "{%- for turn in messages -%}"
@@ -42,22 +42,22 @@ CHAT_TEMPLATE = (
 
 
 def vocabulary_texts(questions: Questions) -> list[str]:
-    """Everything that the tiny VLM is taught to read or say: what the tokenizer's merges are learnt from."""
+    """Everything that the tiny VLM is trained to read or generate; the tokenizer's merges are learned from it."""
     labels = [words(label) for aspect in AFFINITY.values() for label in aspect]
-    levels = [word for words_ in TOLD_LEVELS.values() for word in words_]
-    said = sorted({*labels, *levels, *SENSES, *EMOTIONS, *LEVELS, NONE})
+    levels = [word for words_ in CAPTION_LEVELS.values() for word in words_]
+    answers = sorted({*labels, *levels, *SENSES, *EMOTIONS, *LEVELS, NONE})
     asked = [t for templates in questions.aspects.values() for t in templates]
     asked += [t.replace(SLOT, ", ".join(EMOTIONS)) for t in questions.emotions]
-    parts = sorted({part for text in said for part in text.split()})
-    return [SYSTEM, "system", "user", "assistant", *asked, *said, *parts, *(f"a, {part}" for part in parts)]
+    parts = sorted({part for text in answers for part in text.split()})
+    return [SYSTEM, "system", "user", "assistant", *asked, *answers, *parts, *(f"a, {part}" for part in parts)]
 
 
 def build_tokenizer(questions: Questions, vocab_size: int):
     """Train the tokenizer.
 
     Args:
-        questions: the questions it must read.
-        vocab_size: entries, special tokens included.
+        questions: Questions that it must encode.
+        vocab_size: Number of entries, including special tokens.
 
     Returns:
         A fast tokenizer of transformers with the chat template set.
@@ -84,6 +84,6 @@ def build_tokenizer(questions: Questions, vocab_size: int):
     return tokenizer
 
 
-def save_tokenizer(tokenizer, folder: Path) -> None:
-    """Write the tokenizer's files and its chat template."""
-    tokenizer.save_pretrained(str(folder))
+def save_tokenizer(tokenizer, directory: Path) -> None:
+    """Write the files of the tokenizer, including its chat template."""
+    tokenizer.save_pretrained(str(directory))

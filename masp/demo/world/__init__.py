@@ -1,1 +1,1 @@
-"""The demo world: what do its images show, and which emotion do they evoke?"""
+"""The demo world: what its images show, and which emotion they evoke."""

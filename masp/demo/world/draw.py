@@ -1,4 +1,4 @@
-"""Draws a picture of given aspects, then sets its brightness and colorfulness and measures both from the pixels."""
+"""Draws an image with given aspects, then sets its brightness and colorfulness and measures both from the pixels."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from masp.demo.world.sprites import OBJECTS, WHITE, Box, face, figure
 SIZES = ((112, 112), (140, 112), (112, 140))
 """Widths and heights in pixels: 16 or 20 vision tokens of 28 x 28 pixels."""
 FULL_CHROMA = 0.25
-"""The mean spread between a pixel's largest and smallest channel that counts as colorfulness 1."""
+"""Mean difference between the largest and smallest channel of a pixel that counts as colorfulness 1."""
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One drawn picture and what was measured on it."""
+class DrawnImage:
+    """A drawn image and its measured brightness and colorfulness."""
 
     pixels: np.ndarray
     """`[h, w, 3]` uint8."""
     brightness: float
     """Mean of all channels, 0 to 1, in steps of 0.1."""
     colorfulness: float
-    """Mean spread of the channels over `FULL_CHROMA`, at most 1, in steps of 0.1."""
+    """Mean channel difference divided by `FULL_CHROMA`, at most 1, in steps of 0.1."""
 
 
-def draw_picture(scene: Scene, rng: np.random.Generator) -> Picture:
-    """Draw `scene`: every choice left open comes from `rng`.
+def draw_image(scene: Scene, rng: np.random.Generator) -> DrawnImage:
+    """Draw `scene`; everything that it leaves open is drawn from `rng`.
 
-    The measured brightness and colorfulness always bear the words of `scene`: a picture that misses is drawn again.
+    The measured brightness and colorfulness always have the levels of `scene`: an image that misses them is redrawn.
     """
     wanted = (scene.shown("brightness"), scene.shown("colorfulness"))
     while True:
@@ -42,7 +42,7 @@ def draw_picture(scene: Scene, rng: np.random.Generator) -> Picture:
         pixels = _set_tone(background, drawn, LEVELS.index(wanted[0]), LEVELS.index(wanted[1]), rng)
         brightness, colorfulness = measure(pixels)
         if (level_word(brightness), level_word(colorfulness)) == wanted:
-            return Picture(pixels, brightness, colorfulness)
+            return DrawnImage(pixels, brightness, colorfulness)
 
 
 def measure(pixels: np.ndarray) -> tuple[float, float]:
@@ -53,7 +53,7 @@ def measure(pixels: np.ndarray) -> tuple[float, float]:
 
 
 def _draw_shapes(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The background alone, and with everything on it: `[h, w, 3]` uint8 each."""
+    """The background alone, and the complete drawing: `[h, w, 3]` uint8 each."""
     w, h = SIZES[rng.integers(len(SIZES))]
     image = Image.new("RGB", (w, h))
     draw = ImageDraw.Draw(image)
@@ -89,7 +89,7 @@ def _rim(mask: np.ndarray) -> np.ndarray:
 
 
 def _chroma(x: np.ndarray) -> float:
-    """Mean spread of the channels of `[3, ...]`."""
+    """Mean difference between the largest and smallest channel of `[3, ...]`."""
     spread = np.maximum(np.maximum(x[0], x[1]), x[2]) - np.minimum(np.minimum(x[0], x[1]), x[2])
     return float(spread.mean())
 
@@ -97,13 +97,13 @@ def _chroma(x: np.ndarray) -> float:
 def _set_tone(
     background: np.ndarray, drawn: np.ndarray, brightness: int, colorfulness: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Move a picture to a level of brightness (by a tone curve) and of colorfulness (by mixing with its grey).
+    """Set the levels of brightness (with a tone curve) and colorfulness (by blending with the grayscale image).
 
-    The curve bends what stands in front less as the background, so that it can be seen in the dark.
+    The curve is bent less for the foreground than for the background, so that it remains visible in the dark.
     """
-    # Well inside the level's range, which after rounding to 0.1 is 0.2 wide and starts at 0.2 * level - 0.05.
+    # Well inside the range of the level, which after rounding to 0.1 is 0.2 wide and starts at 0.2 * level - 0.05.
     bright = (0.12, 0.26, 0.45, 0.64, 0.8)[brightness] + rng.uniform(-0.025, 0.025)
-    colour = (0.08, 0.25, 0.45, 0.65, 0.88)[colorfulness] + rng.uniform(-0.05, 0.05)
+    color = (0.08, 0.25, 0.45, 0.65, 0.88)[colorfulness] + rng.uniform(-0.05, 0.05)
     low, high = max(0.0, 0.9 * bright - 0.45), min(1.0, 0.4 + 1.1 * bright)
     front = (background != drawn).any(-1)
     counts = [np.bincount(drawn[mask].ravel(), minlength=256) / drawn.size for mask in (~front, front)]
@@ -112,15 +112,15 @@ def _set_tone(
     def curves(bend: float) -> list[np.ndarray]:
         return [low + (high - low) * level ** np.exp(bend * share) for share in (1.0, 0.7)]
 
-    target, wanted_chroma = bright, colour * FULL_CHROMA
-    for _ in range(2):  # mixing clips, which moves the brightness a little: go round twice
+    target, wanted_chroma = bright, color * FULL_CHROMA
+    for _ in range(2):  # blending clips, which changes the brightness a little: iterate twice
         bend = _solve(lambda b: -sum(c @ n for c, n in zip(curves(b), counts, strict=True)), -target, -4.0, 4.0)
         behind, before = (curve.astype(np.float32) for curve in curves(bend))
         toned = np.where(front[..., None], before[drawn], behind[drawn]).transpose(2, 0, 1)
-        grey = toned.mean(0)
+        gray = toned.mean(0)
         mix = wanted_chroma / max(1e-3, _chroma(toned))
         for _ in range(6):
-            mixed = np.clip(grey + mix * (toned - grey), 0, 1)
+            mixed = np.clip(gray + mix * (toned - gray), 0, 1)
             if mix <= 1:  # nothing clips
                 break
             mix *= min(2.0, wanted_chroma / max(1e-3, _chroma(mixed)))
@@ -129,7 +129,7 @@ def _set_tone(
 
 
 def _solve(function, target: float, low: float, high: float) -> float:
-    """The argument at which a rising function meets `target`, by bisection."""
+    """The argument at which an increasing function equals `target`, by bisection."""
     for _ in range(14):
         middle = (low + high) / 2
         low, high = (middle, high) if function(middle) < target else (low, middle)
@@ -137,9 +137,10 @@ def _solve(function, target: float, low: float, high: float) -> float:
 
 
 def world_rng(*names: str | int) -> np.random.Generator:
-    """A generator of its own for every combination of names, for example `("demo", seed, "test", 7)`.
+    """A separate generator for every combination of names, for example `("demo", seed, "test", 7)`.
 
-    The demo data and the pictures that the VLM was pretrained on start with different names, so no seed joins them.
+    The demo data and the images of the VLM's pretraining start with different names, so they share no image under any
+    seed.
     """
     digest = blake2b("\0".join(map(str, names)).encode(), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "big"))

@@ -1,8 +1,8 @@
-"""The demo world: seven factors drawn independently, and an emotion drawn from an exactly known posterior over them.
+"""The demo world: seven factors drawn independently, and an emotion drawn from an exactly known posterior given them.
 
-Six factors are the aspects, with EmoSet's own labels; the seventh, the weather, is in the pictures and in no annotation
-that MASP reads: what a picture evokes is more than its aspects. The posterior is a softmax of additive logits, one row
-of `AFFINITY` per label, so the accuracy that nothing can beat is known exactly.
+Six factors are the aspects, with EmoSet's own labels. The seventh, the weather, is visible in the images but in no
+annotation that MASP reads, because an image evokes more than its aspects. The posterior is a softmax of additive
+logits, one row of `AFFINITY` per label, so the best possible accuracy is known exactly.
 """
 
 from __future__ import annotations
@@ -11,20 +11,23 @@ import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
+from typing import Annotated
 
 import numpy as np
+from pydantic import AfterValidator, Field
 
 from masp.taxonomy import ASPECTS, CATEGORY_SETS
 
 EMOTIONS = CATEGORY_SETS["emoset"]
 WEATHER = "weather"
 FACTORS = (*ASPECTS, WEATHER)
-"""What an emotion depends on, in the order of `Scene.labels`."""
+"""The factors that an emotion depends on, in the order of `Scene.labels`."""
 LEVELS = ("very low", "low", "moderate", "high", "very high")
 """The words for brightness and colorfulness, from 0 to 1 in steps of 0.2."""
 
-# What each label speaks for: emotion -> weight. Everything else about the posterior follows from this table.
+# The evidence of each label: emotion -> weight. The posterior follows from this table and `STRENGTH`.
 AFFINITY: dict[str, dict[str, dict[str, float]]] = {
     "facial_expression": {
         "angry": {"anger": 1.0},
@@ -61,7 +64,7 @@ AFFINITY: dict[str, dict[str, dict[str, float]]] = {
         "swamp": {"disgust": 0.7, "fear": 0.4},
     },
     "human_action": {
-        "boxing ": {"anger": 0.9, "excitement": 0.3},  # the blank is EmoSet's
+        "boxing ": {"anger": 0.9, "excitement": 0.3},  # the trailing space is EmoSet's
         "celebrating": {"excitement": 0.8, "amusement": 0.5},
         "climbing ladder": {"fear": 0.6, "awe": 0.4},
         "crying": {"sadness": 1.0},
@@ -105,33 +108,33 @@ STRENGTH = {
 """Logits per unit of affinity."""
 
 ABSENT = {"facial_expression": 0.2, "human_action": 0.2}
-"""How often a picture lacks an aspect; the others are always there."""
+"""Probability that an image lacks an aspect; the other aspects are always present."""
 
 SENSES = ("evoked", "shown")
-"""Whose emotion is meant: what a picture evokes, from all factors, or what the person in it shows."""
+"""Which emotion is meant: the one that an image evokes, from all factors, or the one that the person in it shows."""
 SHOWN_BY = ("facial_expression", "human_action")
-"""What the emotion that a person shows depends on."""
-TOLD_LEVELS = {
+"""The factors that the shown emotion depends on."""
+CAPTION_LEVELS = {
     "brightness": ("dark", "dim", "lit", "bright", "glaring"),
     "colorfulness": ("grey", "pale", "tinted", "vivid", "garish"),
 }
-"""How captions tell the levels of `LEVELS`: `low` alone does not say what is low."""
+"""Words for the levels of `LEVELS` in captions, where `low` alone would not say what is low."""
 
 LABELS: dict[str, tuple[str, ...]] = {factor: tuple(AFFINITY[factor]) for factor in FACTORS}
 
 
 def words(label: str) -> str:
-    """A label as one would say it: `amusement_park` -> `amusement park`."""
+    """A label as plain words: `amusement_park` -> `amusement park`."""
     return " ".join(label.replace("_", " ").lower().split())
 
 
-def told(factor: str, label: str) -> str:
-    """A label as captions tell it: `amusement_park` -> `amusement park`, `low` brightness -> `dim`."""
-    return TOLD_LEVELS[factor][LEVELS.index(label)] if factor in TOLD_LEVELS else words(label)
+def caption_words(factor: str, label: str) -> str:
+    """A label as written in captions: `amusement_park` -> `amusement park`, `low` brightness -> `dim`."""
+    return CAPTION_LEVELS[factor][LEVELS.index(label)] if factor in CAPTION_LEVELS else words(label)
 
 
 def _logits(factor: str) -> np.ndarray:
-    """`[num_labels + 1, num_emotions]`, each emotion's mean over the labels zero; the last row is the absent factor."""
+    """Logits `[num_labels + 1, num_emotions]`, centered over the labels; the last row is for the absent factor."""
     table = np.array([[row.get(e, 0.0) for e in EMOTIONS] for row in AFFINITY[factor].values()])
     table = STRENGTH[factor] * (table - table.mean(0))
     return np.vstack([table, np.zeros(len(EMOTIONS))])
@@ -142,10 +145,10 @@ LOGITS: dict[str, np.ndarray] = {factor: _logits(factor) for factor in FACTORS}
 
 @dataclass(frozen=True)
 class Scene:
-    """What one picture shows: an index into `LABELS[factor]` per factor, -1 where it shows none."""
+    """The content of one image: an index into `LABELS[factor]` per factor, -1 if the factor is absent."""
 
     labels: tuple[int, ...]
-    """In the order of `FACTORS`."""
+    """Label indices in the order of `FACTORS`."""
 
     def label(self, factor: str) -> str | None:
         index = self.labels[FACTORS.index(factor)]
@@ -158,12 +161,12 @@ class Scene:
         return label
 
     def only(self, factors: Collection[str]) -> Scene:
-        """The same scene, nothing known of the other factors."""
+        """The same scene with the other factors removed."""
         return Scene(tuple(i if f in factors else -1 for f, i in zip(FACTORS, self.labels, strict=True)))
 
 
 def draw_scene(rng: np.random.Generator, absent: Mapping[str, float] = ABSENT) -> Scene:
-    """Every factor on its own: absent with its probability, else each label equally likely."""
+    """Draw every factor independently: absent with its probability, otherwise each label equally likely."""
     return Scene(
         tuple(
             -1 if rng.random() < absent.get(factor, 0.0) else int(rng.integers(len(LABELS[factor])))
@@ -188,17 +191,17 @@ def posterior(labels: Sequence[int] | np.ndarray) -> np.ndarray:
 
 
 def draw_emotion(rng: np.random.Generator, scene: Scene) -> str:
-    """An emotion drawn from the posterior."""
+    """Draw an emotion from the posterior."""
     return EMOTIONS[rng.choice(len(EMOTIONS), p=posterior(scene.labels))]
 
 
 def best_possible_accuracy(known: Collection[str] = FACTORS) -> float:
-    """The accuracy of the best possible guess, by enumerating every combination of labels.
+    """Best possible accuracy, by enumerating every combination of labels.
 
     Args:
-        known: factors the guess may use; the others are averaged over.
+        known: Factors that the prediction may use; the others are marginalized.
     """
-    # Emotion e's weight of a combination is a product over factors, so combinations grow factor by factor.
+    # The logit of a combination is a sum over factors, so the combinations are built up factor by factor.
     logits, chances = np.zeros((1, len(EMOTIONS))), np.ones(1)
     order = [*(f for f in FACTORS if f in known), *(f for f in FACTORS if f not in known)]
     for factor in order:
@@ -218,17 +221,17 @@ def _num_combinations(factors: Collection[str]) -> int:
 
 
 def expected_accuracy(scenes: Sequence[Sequence[int]]) -> float:
-    """The accuracy that the best possible guess is expected to have on these pictures: their mean largest posterior."""
+    """Expected accuracy of the best possible prediction on these images: the mean of the largest posterior."""
     return float(posterior(np.asarray(scenes)).max(-1).mean())
 
 
 def level_word(value: float) -> str:
-    """The word of a brightness or colorfulness in steps of 0.1: 0.3 -> `low`."""
+    """The word for a brightness or colorfulness in steps of 0.1: 0.3 -> `low`."""
     return LEVELS[min(round(value * 10) // 2, 4)]
 
 
 def annotation(scene: Scene, brightness: float, colorfulness: float) -> dict:
-    """A picture's annotation as EmoSet has them, and its weather; absent aspects have no key."""
+    """The annotation of an image in EmoSet's form, plus its weather; absent aspects have no key."""
     found: dict[str, float | str | list[str]] = {"brightness": brightness, "colorfulness": colorfulness}
     for aspect in ("scene", "facial_expression", "human_action", WEATHER):
         if (label := scene.label(aspect)) is not None:
@@ -238,17 +241,44 @@ def annotation(scene: Scene, brightness: float, colorfulness: float) -> dict:
     return found
 
 
-def read_annotation(content: Mapping) -> Scene:
-    """The inverse of `annotation`."""
-    labels = []
-    for aspect in FACTORS:
-        value = content.get(aspect)
-        value = level_word(value) if isinstance(value, float) else value[0] if isinstance(value, list) else value
-        labels.append(-1 if value is None else LABELS[aspect].index(value))
-    return Scene(tuple(labels))
+def _check_label(factor: str, label: str) -> str:
+    if label not in LABELS[factor]:
+        raise ValueError(f"must be one of {', '.join(LABELS[factor])}")
+    return label
+
+
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """An annotation as it is read back; an aspect that the image lacks is None."""
+
+    image_id: str
+    emotion: str
+    brightness: _Share
+    colorfulness: _Share
+    scene: Annotated[str, AfterValidator(partial(_check_label, "scene"))]
+    object: tuple[Annotated[str, AfterValidator(partial(_check_label, "object"))]]
+    weather: Annotated[str, AfterValidator(partial(_check_label, WEATHER))]
+    facial_expression: Annotated[str, AfterValidator(partial(_check_label, "facial_expression"))] | None = None
+    human_action: Annotated[str, AfterValidator(partial(_check_label, "human_action"))] | None = None
+
+    def to_scene(self) -> Scene:
+        """Return the scene that the image shows, the inverse of `annotation`."""
+        shown = {
+            "brightness": level_word(self.brightness),
+            "colorfulness": level_word(self.colorfulness),
+            "scene": self.scene,
+            "object": self.object[0],
+            "facial_expression": self.facial_expression,
+            "human_action": self.human_action,
+            WEATHER: self.weather,
+        }
+        return Scene(tuple(-1 if (label := shown[f]) is None else LABELS[f].index(label) for f in FACTORS))
 
 
 def digest() -> str:
-    """Names this version of the world: data made by another has another posterior."""
+    """Digest that identifies this version of the world; another version has another posterior."""
     content = json.dumps([AFFINITY, STRENGTH, ABSENT], sort_keys=True)
     return blake2b(content.encode(), digest_size=8).hexdigest()

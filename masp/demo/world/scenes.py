@@ -1,4 +1,4 @@
-"""How each place and each weather of the demo world looks: backgrounds, and what falls or flies before them."""
+"""Draws the places and the weather of the demo world: backgrounds, and what falls or flies in front of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Draw = ImageDraw.ImageDraw
 
 
 def scene(draw: Draw, label: str, w: int, h: int, rng: np.random.Generator) -> None:
-    """Fill a picture of `w x h` pixels."""
+    """Fill an image of `w x h` pixels with a place."""
     horizon = h * rng.uniform(0.38, 0.55)
 
     def bands(sky, ground):
@@ -53,8 +53,8 @@ def scene(draw: Draw, label: str, w: int, h: int, rng: np.random.Generator) -> N
         draw.rectangle([0, 0, w, h], fill=_vary((120, 105, 70), rng))
         for _ in range(70):
             x, y = int(rng.integers(-6, w)), int(rng.integers(-6, h))
-            colour = tuple(int(c) for c in rng.integers(20, 240, 3))
-            draw.rectangle([x, y, x + int(rng.integers(5, 13)), y + int(rng.integers(4, 11))], fill=colour)
+            color = tuple(int(c) for c in rng.integers(20, 240, 3))
+            draw.rectangle([x, y, x + int(rng.integers(5, 13)), y + int(rng.integers(4, 11))], fill=color)
     elif label == "snowfield":
         bands((150, 190, 230), (238, 244, 255))
         for _ in range(60):
@@ -77,7 +77,7 @@ def scene(draw: Draw, label: str, w: int, h: int, rng: np.random.Generator) -> N
 
 
 def weather(draw: Draw, label: str, w: int, h: int, rng: np.random.Generator) -> None:
-    """Strew a picture of `w x h` pixels with a weather: shapes that are told apart in grey and in the dark too."""
+    """Draw a weather over an image of `w x h` pixels, in shapes that differ even in grayscale and in the dark."""
     black, white = (8, 8, 12), (252, 252, 250)
 
     def spots(step: int):
@@ -91,8 +91,8 @@ def weather(draw: Draw, label: str, w: int, h: int, rng: np.random.Generator) ->
             draw.line([x + 5, y, x, y + 10], fill=(150, 200, 255), width=1)
     elif label == "confetti":
         for x, y in spots(15):
-            colour = tuple(int(c) for c in rng.choice([40, 150, 255], 3))
-            draw.rectangle([x, y, x + 5, y + 5], fill=colour, outline=white)
+            color = tuple(int(c) for c in rng.choice([40, 150, 255], 3))
+            draw.rectangle([x, y, x + 5, y + 5], fill=color, outline=white)
     elif label == "fog":
         for y in range(int(rng.integers(-8, 4)), h, 16):
             draw.rectangle([0, y, w, y + 5], fill=(225, 225, 230))
@@ -116,5 +116,5 @@ def weather(draw: Draw, label: str, w: int, h: int, rng: np.random.Generator) ->
             draw.line(bolt, fill=(255, 255, 120), width=3)
 
 
-def _vary(colour: tuple[int, int, int], rng: np.random.Generator, by: int = 16) -> tuple[int, ...]:
-    return tuple(int(np.clip(c + rng.integers(-by, by + 1), 0, 255)) for c in colour)
+def _vary(color: tuple[int, int, int], rng: np.random.Generator, by: int = 16) -> tuple[int, ...]:
+    return tuple(int(np.clip(c + rng.integers(-by, by + 1), 0, 255)) for c in color)

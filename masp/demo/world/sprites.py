@@ -1,6 +1,6 @@
-"""How each label of the demo world looks: small drawings in a unit square, bold enough for a picture of 112 pixels.
+"""Draws the labels of the demo world in a unit square, boldly enough for an image of 112 pixels.
 
-Every shape has a dark rim or a light core, so that it stands out from any background at any brightness.
+Every shape has a dark outline or a light core, so that it stands out from any background at any brightness.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from PIL import ImageDraw
 
 BLACK, WHITE = (12, 12, 16), (250, 250, 245)
 Draw = ImageDraw.ImageDraw
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 
 class Box:
-    """Draws in unit coordinates of a square that lies at `(x, y)` and is `size` pixels wide, mirrored if `flip`."""
+    """Draws in unit coordinates of a square at `(x, y)` that is `size` pixels wide, mirrored if `flip`."""
 
     def __init__(self, draw: Draw, x: float, y: float, size: float, flip: bool = False):
         self.draw, self.x, self.y, self.size, self.flip = draw, x, y, size, flip
@@ -41,7 +41,7 @@ class Box:
         self.draw.line(self.at(*points), fill=fill, width=max(1, round(width * self.size)), joint="curve")
 
     def stroke(self, *points, fill, width=0.08, rim=BLACK):
-        """A line with a rim."""
+        """A line with an outline."""
         self.line(*points, fill=rim, width=width + 0.06)
         self.line(*points, fill=fill, width=width)
 
@@ -230,7 +230,7 @@ SHIRTS = {
 
 
 def figure(b: Box, label: str, rng: np.random.Generator) -> None:
-    """A person of thick limbs in one pose, with what the action needs; the limbs wobble a little."""
+    """A person with thick limbs in the pose of an action, with its props; the joints are jittered slightly."""
     shirt = tuple(int(np.clip(c + rng.integers(-25, 26), 0, 255)) for c in SHIRTS[label])
 
     def limb(*points, fill=shirt, width=0.11):

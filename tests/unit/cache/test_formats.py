@@ -8,7 +8,7 @@ from masp.cache.codec import EIGHT_BIT, TORCH_NAMES, as_read, decode_features, e
 from masp.cache.reader import open_cache
 from masp.cache.verify import verify_cache
 from masp.extraction.job import extract
-from tests.pictures import make_config
+from tests.images import make_config
 
 
 def features(num_tokens=300, width=1536, seed=0):
@@ -82,7 +82,7 @@ def test_a_cache_of_8_bits(made, cache, tmp_path, dtype):
 
 
 def test_live_features_are_those_of_the_cache(made, tmp_path):
-    from masp.evaluation.sources import open_feed
+    from masp.evaluation.feed import open_feed
 
     root, vlm, _ = made
     settings = ["cache.dtype=int8", "evaluate.num_workers=0"]

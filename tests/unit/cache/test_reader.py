@@ -21,7 +21,7 @@ from masp.data.datasets import read_dataset
 from masp.data.images import load_image
 from masp.errors import DataError, InputError
 from masp.vlm.vision import load_preprocessor, load_vision_half
-from tests.pictures import make_config
+from tests.images import make_config
 
 
 def test_features_are_those_of_the_encoder_and_labels_those_of_the_dataset(made, cache):

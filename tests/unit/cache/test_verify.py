@@ -111,7 +111,7 @@ def test_a_damaged_sample_is_named(copied):
 
 
 def test_a_manifest_of_another_cache_is_noticed(copied, made, tmp_path):
-    from tests.pictures import make_config
+    from tests.images import make_config
 
     folder, _ = copied
     root, vlm, _ = made
@@ -132,7 +132,7 @@ def test_a_strange_tar_is_named_and_left_alone(copied):
 
 
 def test_repair_with_another_configuration_touches_nothing(copied, made):
-    from tests.pictures import make_config
+    from tests.images import make_config
 
     folder, _ = copied
     flip(folder / "shards" / "train-00000.tar", 3000)

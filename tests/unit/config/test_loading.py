@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from launch.job.config import ClusterConfig
 from masp.config import Config, load_config, load_settings, save_config
-from masp.config.describe import describe_settings
+from masp.config.fields import describe_settings
 from masp.config.yaml_text import dump_yaml, parse_yaml
 from masp.errors import InputError
 from masp.taxonomy import ASPECTS
@@ -106,11 +106,11 @@ def test_values_take_the_type_of_their_field():
 
 
 @pytest.mark.parametrize("text", ["2024", "true", "2024-01-01", "a: b", "a #b", "*x", "%x", "on", "1e-5", "a=b", "'q'"])
-def test_text_on_the_command_line_is_taken_as_it_stands(text):
+def test_a_string_on_the_command_line_is_taken_literally(text):
     assert load_config(None, [*NEEDED, f"output_dir={text}"]).output_dir == text.strip("'")
 
 
-def test_names_of_files_may_be_no_utf_8(tmp_path):
+def test_file_names_need_not_be_utf_8(tmp_path):
     config = load_config(None, [*NEEDED, "output_dir=a\udcff"])
     assert config.output_dir == "a\udcff"
     save_config(config, tmp_path / "config.yaml")
@@ -130,46 +130,46 @@ def test_home_directory_is_replaced_in_paths(monkeypatch):
         ("stage1.lerning_rate=1", "unknown key 'stage1.lerning_rate': did you mean stage1.learning_rate?"),
         ("learning_rate=1", "did you mean stage1.learning_rate or stage2.learning_rate?"),
         ("stag1.num_epochs=1", "unknown key 'stag1': did you mean stage1?"),
-        ("zzz=1", "unknown key 'zzz': valid here are seed, output_dir"),
-        ("vlm.zzz=1", "unknown key 'vlm.zzz': valid here are vlm.path, vlm.attention"),
-        (f"seed={'9' * 400}", "must be a whole number from 0 to"),
+        ("zzz=1", "unknown key 'zzz': valid keys here: seed, output_dir"),
+        ("vlm.zzz=1", "unknown key 'vlm.zzz': valid keys here: vlm.path, vlm.attention"),
+        (f"seed={'9' * 400}", "must be an integer from 0 to"),
         (f"stage1.learning_rate={'9' * 400}", "stage1.learning_rate = 999"),
-        ("stage1.num_epochs=abc", "stage1.num_epochs = 'abc': must be a whole number from 1 to 100000"),
-        ("stage1.num_epochs=2.5", "stage1.num_epochs = 2.5: must be a whole number"),
-        ("stage1.num_epochs=true", "stage1.num_epochs = true: must be a whole number"),
-        ("stage1.num_epochs=0", "stage1.num_epochs = 0: must be a whole number from 1"),
-        ("stage1.num_epochs=", "stage1.num_epochs = null: must be a whole number"),
-        ("seed=99999999999999999999", "must be a whole number from 0 to 4294967295"),
+        ("stage1.num_epochs=abc", "stage1.num_epochs = 'abc': must be an integer from 1 to 100000"),
+        ("stage1.num_epochs=2.5", "stage1.num_epochs = 2.5: must be an integer"),
+        ("stage1.num_epochs=true", "stage1.num_epochs = true: must be an integer"),
+        ("stage1.num_epochs=0", "stage1.num_epochs = 0: must be an integer from 1"),
+        ("stage1.num_epochs=", "stage1.num_epochs = null: must be an integer"),
+        ("seed=99999999999999999999", "must be an integer from 0 to 4294967295"),
         ("stage1.learning_rate=.nan", "stage1.learning_rate = nan: must be a number from 0 to 10"),
         ("stage1.learning_rate=-1", "must be a number from 0 to 10"),
         ("aspect_module.init_scale=0", "aspect_module.init_scale = 0: must be a number above 0"),
         ("extract.max_bad_fraction=1.01", "must be a number from 0 to 1"),
         ("stage2.frozen_prefix=1", "must be true or false"),
         ("vlm.attention=flash", "vlm.attention = 'flash': must be one of sdpa, eager"),
-        ("vlm.path=[1]", "vlm.path = [1]: must be text"),
-        ("vlm.path=", "vlm.path = null: must be text"),
-        ("vlm.path=null", "vlm.path = null: must be text"),
+        ("vlm.path=[1]", "vlm.path = [1]: must be a non-empty string"),
+        ("vlm.path=", "vlm.path = null: must be a non-empty string"),
+        ("vlm.path=null", "vlm.path = null: must be a non-empty string"),
         ("vlm.path=${seed}", "references such as ${…} are not replaced"),
         ("aspects=[scene, scne]", "must be a list of any of facial_expression, object"),
-        ("aspects=[scene, scene]", "none of them twice"),
+        ("aspects=[scene, scene]", "each at most once"),
         ("aspects=scene", "aspects = 'scene': must be a list"),
         ("aspects.0=scene", "must be a list"),
         ("dataset.categories=[joy, Joy]", "must name one or more different categories"),
         ("dataset.categories=[]", "must name one or more different categories"),
         ("dataset.name=emosett", "must be one of emoset, emotion6"),
-        ("vlm.path=  ", "vlm.path = null: must be text"),
-        ("vlm.path=' '", "vlm.path = ' ': must be text"),
-        ("vlm.path=a\0b", "must not hold a zero byte"),
+        ("vlm.path=  ", "vlm.path = null: must be a non-empty string"),
+        ("vlm.path=' '", "vlm.path = ' ': must be a non-empty string"),
+        ("vlm.path=a\0b", "must not contain a null character"),
         ("aspects=[scene, 3]", "must be a list of any of"),
         ("dataset.categories=['${x}']", "references such as ${…} are not replaced"),
         ("global_batch_size=1", "did you mean stage1.global_batch_size or stage2.global_batch_size?"),
-        (f"stage1.global_batch_size={10**30}", "must be a whole number of at least 1"),
-        ("vlm.path.x=3", "vlm.path = {'x': 3}: must be text"),
-        ("stage1=3", "stage1 = 3: must hold settings such as stage1."),
-        ("stage1=null", "stage1 = null: must hold settings"),
+        (f"stage1.global_batch_size={10**30}", "must be an integer of at least 1"),
+        ("vlm.path.x=3", "vlm.path = {'x': 3}: must be a non-empty string"),
+        ("stage1=3", "stage1 = 3: must be a section with settings such as stage1."),
+        ("stage1=null", "stage1 = null: must be a section with settings"),
         ("seed", "'seed' must be key=value"),
         ("=3", "'=3' must be key=value"),
-        ("seed=[", "is not valid YAML"),
+        ("seed=[", "not valid YAML"),
         ("base=other.yaml", "unknown key 'base'"),
         ("\udcff=1", "unknown key '\\udcff'"),
         ("vlm.\udcff=1", "unknown key 'vlm.\\udcff'"),
@@ -193,21 +193,38 @@ def test_values_that_contradict_each_other():
     ("text", "expected"),
     [
         ("seed: 1\nstage1:\n  num_epochs: 3\n  lerning_rate: 1\n", "FILE line 4: unknown key 'stage1.lerning_rate'"),
-        ("seed: 1\nseed: 2\n", "FILE line 2: 'seed' stands twice, first in line 1"),
-        ("stage1:\n  keep: 1\nstage1:\n  keep: 2\n", "FILE line 3: 'stage1' stands twice, first in line 1"),
-        ("seed: 1\nvlm: [\n", "FILE line 3: this is not valid YAML"),
-        ("\tseed: 1\n", "FILE line 1: this is not valid YAML"),
+        ("seed: 1\nseed: 2\n", "FILE line 2: 'seed' is given twice, first in line 1"),
+        ("stage1:\n  keep: 1\nstage1:\n  keep: 2\n", "FILE line 3: 'stage1' is given twice, first in line 1"),
+        ("seed: 1\nvlm: [\n", "FILE line 3: not valid YAML"),
+        ("\tseed: 1\n", "FILE line 1: not valid YAML"),
         ("- seed\n", "FILE: must hold 'key: value' lines, not ['seed']"),
         ("seed\n", "FILE: must hold 'key: value' lines, not 'seed'"),
-        ("seed: 1\n---\nseed: 2\n", "FILE line 2: this is not valid YAML"),
-        ("seed: !!python/object/apply:os.getcwd []\n", "is not a valid"),
+        ("seed: 1\n---\nseed: 2\n", "FILE line 2: not valid YAML"),
+        (
+            "seed: !!python/object/apply:os.getcwd []\n",
+            "FILE line 1: seed has the tag 'tag:yaml.org,2002:python/",
+        ),
+        ("!!set {seed}\n", "the document has the tag 'tag:yaml.org,2002:set'; tags are not used here"),
+        ("stage1: !mine {keep: 1}\n", "FILE line 1: stage1 has the tag '!mine'; tags are not used here"),
+        ("!!binary seed: 1\n", "FILE line 1: seed has the tag 'tag:yaml.org,2002:binary'; tags are not used here"),
+        ("seed: !!binary aGk=\n", "tags are not used here"),
+        ("seed: !!int 0x1F\n", "FILE line 1: seed = '0x1F' does not fit its tag"),
+        ("seed: 0x1F\n", "seed = '0x1F': must be an integer"),
+        ("seed: 1e400\n", "seed = inf: must be an integer"),
+        ("seed: 12:30\n", "seed = '12:30': must be an integer"),
+        ("seed: 2024-01-01\n", "seed = '2024-01-01': must be an integer"),
+        ("seed:\n", "seed = null: must be an integer"),
+        ("seed: |\n  1\n", "seed = '1\\n': must be an integer"),
+        ("stage1:\n\tkeep: 1\n", "FILE line 2: not valid YAML"),
+        ("'': 1\n", "a key must be a name"),
+        ('"a\\nb": 1\n', "unknown key 'a\\nb'"),
         ("seed: !!python/name:os.getcwd x\n", "tags are not used here"),
         ("seed: &a [*a]\n", "nested too deeply"),
         ("stage1.num_epochs: 3\n", "FILE line 1: 'stage1.num_epochs' must be nested: 'stage1:', and the rest below it"),
         ("<<: {seed: 1}\n", "unknown key '<<'"),
         ("[seed]: 1\n", "a key must be a name"),
-        ("vlm:\n  path: 5\n", "FILE line 2: vlm.path = 5: must be text"),
-        ("output_dir: 1e-5\n", "output_dir = 1e-05: must be text"),
+        ("vlm:\n  path: 5\n", "FILE line 2: vlm.path = 5: must be a non-empty string"),
+        ("output_dir: 1e-5\n", "output_dir = 1e-05: must be a non-empty string"),
         (f"seed: {'9' * 5000}\n", "does not fit its tag"),
         ("seed: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
         ("base: mine.yaml\n", "base leads back to this file"),
@@ -217,29 +234,64 @@ def test_values_that_contradict_each_other():
     ],
 )
 def test_refused_in_a_file(tmp_path, text, expected):
-    message = file_refused(tmp_path, text)
-    assert expected in message or "python/object/apply" in text, message
+    assert expected in file_refused(tmp_path, text)
 
 
 def test_unreadable_files(tmp_path):
-    assert "missing.yaml: cannot read this configuration file: No such file" in refused(path=tmp_path / "missing.yaml")
-    assert "cannot read this configuration file: Is a directory" in refused(path=tmp_path)
+    path = tmp_path / "missing.yaml"
+    assert refused(path=path) == f"{path} does not exist"
+    assert refused(path=tmp_path) == f"{tmp_path} cannot be read: not a regular file"
     (tmp_path / "image.yaml").write_bytes(b"\x89PNG\xff\xfe")
     assert "image.yaml: is not UTF-8 text" in refused(path=tmp_path / "image.yaml")
-    (tmp_path / "zero.yaml").write_bytes(b"seed: 1\0")
-    assert "zero.yaml: this is not valid YAML" in refused(path=tmp_path / "zero.yaml")
+    (tmp_path / "null.yaml").write_bytes(b"seed: 1\0")
+    assert "null.yaml: not valid YAML" in refused(path=tmp_path / "null.yaml")
     (tmp_path / "mine.yaml").write_text("base: gone.yaml\n")
-    assert "gone.yaml: cannot read" in refused(path=tmp_path / "mine.yaml")
+    assert refused(path=tmp_path / "mine.yaml") == f"{tmp_path / 'gone.yaml'} does not exist"
+    assert refused(path=tmp_path / ("n" * 300)).endswith("cannot be read: File name too long")
 
 
 def test_only_regular_files_of_some_size_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe.yaml")
-    assert "pipe.yaml: must be a regular file" in refused(path=tmp_path / "pipe.yaml")
-    assert refused(path=Path("/dev/zero")) == "/dev/zero: must be a regular file, not a device or a pipe"
+    assert "pipe.yaml cannot be read: not a regular file" in refused(path=tmp_path / "pipe.yaml")
+    assert refused(path=Path("/dev/zero")) == "/dev/zero cannot be read: not a regular file"
     (tmp_path / "large.yaml").write_text("# " + "x" * (1 << 20))
-    assert "large.yaml: must be a configuration file of at most 1 MiB" in refused(path=tmp_path / "large.yaml")
+    assert "large.yaml cannot be read: 1,048,578 bytes; must be at most 1,048,576" in refused(
+        path=tmp_path / "large.yaml"
+    )
     (tmp_path / "mine.yaml").write_text('base: "a\\0b"\n')
-    assert "its name holds a zero byte" in refused(path=tmp_path / "mine.yaml")
+    assert "cannot be read: embedded null byte" in refused(path=tmp_path / "mine.yaml")
+
+
+LONG = "x" * 4096
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        LONG,
+        f"{LONG}=1",
+        f"stage1.{LONG}=1",
+        f"vlm.attention={LONG}",
+        f"vlm.path=[{LONG}]",
+        f"seed={LONG}",
+        f"seed=[&{LONG}",
+        f"seed=*{LONG}",
+        f"seed=!{LONG} 1",
+        f"{LONG}=[",
+        f"stage1={{{LONG}: &a [*a]}}",
+        f"aspects=[{', '.join(['scene'] * 1000)}]",
+        f"stage1={LONG}",
+    ],
+)
+def test_a_message_repeats_the_beginning_of_what_is_long(override):
+    assert len(refused(override)) < 700
+
+
+@pytest.mark.parametrize(
+    "text", [f"{LONG}.0", f"{LONG}: 1", f'"a\\nb": !x {LONG}', f"seed: !!int {LONG}", f"? {LONG} : {{? [1] : 2}}"]
+)
+def test_a_message_about_a_file_repeats_the_beginning_of_what_is_long(tmp_path, text):
+    assert len(file_refused(tmp_path, text)) < 700
 
 
 def test_an_alias_bomb_ends_at_once(tmp_path):
@@ -267,14 +319,14 @@ YAML_SIGNS = st.text(st.sampled_from("abc01 \n\t:-[]{}&*!|>'\"%@`#?,.\\\0~<=eE_+
 @example("&a")
 @example("? : ")
 @example("--- |9\n")
-def test_whatever_the_text_only_input_errors_come_out(text):
+def test_parsing_any_text_raises_only_input_errors(text):
     with contextlib.suppress(InputError):
         parse_yaml(text, "text")
 
 
 @pytest.mark.parametrize("root", [Config, ClusterConfig], ids=lambda root: root.__name__)
 def test_no_setting_takes_a_value_of_another_type(root):
-    """pydantic's own conversions, such as of the text 5 to a number, are for none of them."""
+    """pydantic's own conversions, such as of the string "5" to a number, are for none of them."""
     for name, setting in describe_settings(root).items():
         wrong = ["[{}]", "{a: 1}"]
         if "number" in setting.valid:

@@ -22,21 +22,21 @@ def config(tmp_path_factory):
 
 def test_every_format_is_measured_and_wider_ones_cost_less(config, capsys):
     result = report(config[1], None, 100)
-    assert (result["num_images"], result["split"], result["scored_with"]) == (8, "test", "nothing trained (zero-shot)")
-    formats = result["formats"]
+    assert (result.num_images, result.split, result.scored_with) == (8, "test", "nothing trained (zero-shot)")
+    formats = result.formats
     assert list(formats) == list(TORCH_NAMES)
-    assert {name: row["encoder_dtype"] for name, row in formats.items()} == {
+    assert {name: row.encoder_dtype for name, row in formats.items()} == {
         "bf16": "bf16", "fp16": "fp16", "fp32": "fp32", "int8": "fp32", "fp8": "fp32",
     }  # fmt: skip
     exact = formats["fp32"]
-    assert exact["relative_error"] == exact["score_change_max"] == exact["num_changed"] == 0
-    assert exact["accuracy"] == result["accuracy"]
-    assert 0 < formats["fp16"]["relative_error"] < formats["bf16"]["relative_error"] < 0.05
-    assert 0 < formats["int8"]["relative_error"] < formats["fp8"]["relative_error"] < 0.05
+    assert exact.relative_error == exact.score_change_max == exact.num_changed == 0
+    assert exact.accuracy == result.accuracy
+    assert 0 < formats["fp16"].relative_error < formats["bf16"].relative_error < 0.05
+    assert 0 < formats["int8"].relative_error < formats["fp8"].relative_error < 0.05
     for row in formats.values():
-        assert 0.99 < row["cosine_min"] <= row["cosine_mean"] <= 1 + 1e-6
-        assert 0 <= row["score_change_mean"] <= row["score_change_max"] < 5
-    assert formats["bf16"]["size_of_bf16"] == 1 and 1.5 < exact["size_of_bf16"] < 2
+        assert 0.99 < row.cosine_min <= row.cosine_mean <= 1 + 1e-6
+        assert 0 <= row.score_change_mean <= row.score_change_max < 5
+    assert formats["bf16"].size_of_bf16 == 1 and 1.5 < exact.size_of_bf16 < 2
     text = capsys.readouterr().out
     assert text == table(result) + "\n" and len(text.splitlines()) == 4 + len(formats)
 
@@ -58,8 +58,8 @@ def test_what_a_format_cannot_hold_counts_as_changed(config, monkeypatch):
         return [f * torch.inf if self.dtype == torch.float16 else f for f in features]
 
     monkeypatch.setattr(VisionHalf, "encode", overflowing)
-    row = measure(config[1], ["fp16"], 4)["formats"]["fp16"]
-    assert row["num_not_finite"] == row["num_changed"] == 4
+    row = measure(config[1], ["fp16"], 4).formats["fp16"]
+    assert row.num_not_finite == row.num_changed == 4
 
 
 def test_a_split_that_is_not_there(config):

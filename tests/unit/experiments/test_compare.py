@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from masp.cli.main import _is_setting
+from masp.cli.settings import is_setting
 from masp.errors import InputError
-from masp.experiments.compare import compare, compare_pair, holm, markdown, names_of
-from masp.results.records import write_emotion_records
+from masp.experiments.compare import PairTest, compare, compare_pair, holm, markdown, names_of
+from masp.results.ledger_file import Record
+from masp.results.records import DataDigests, write_emotion_records
 
 CATEGORIES = ("fear", "joy")
 
@@ -22,10 +23,11 @@ def make_run(folder, right, labels=None, prefix="test", data=None):
     """A run whose predictions are right where `right` says."""
     labels = labels or [CATEGORIES[i % 2] for i in range(len(right))]
     records = [
-        {"sample_key": f"{prefix}/{i}", "label": label, "scores": [0.0, 0.0], "mean_scores": [0.0, 0.0],
-         "prediction": label if hit else CATEGORIES[1 - CATEGORIES.index(label)]}
+        Record(
+            f"{prefix}/{i}", label, label if hit else CATEGORIES[1 - CATEGORIES.index(label)], (0.0, 0.0), (0.0, 0.0)
+        )
         for i, (label, hit) in enumerate(zip(labels, right, strict=True))
-    ]  # fmt: skip
+    ]
     (folder / "evaluate").mkdir(parents=True)
     # the order of the samples is nobody's business
     write_emotion_records(folder / "evaluate" / "records.h5", records[::-1], CATEGORIES, (), (), data)
@@ -36,13 +38,11 @@ def test_mcnemar_and_differences_by_hand():
     first = np.array([True] * 10 + [False] * 9 + [True] * 1)
     second = np.array([True] * 10 + [True] * 9 + [False] * 1)
     found = compare_pair(first, second)
-    assert (found["only_first"], found["only_second"], found["difference"]) == (1, 9, pytest.approx(0.4))
-    assert found["mcnemar_p"] == pytest.approx(2 * (1 + 10) / 2**10)  # two sides of a fair coin
-    low, high = found["difference_ci95"]
+    assert (found.only_first, found.only_second, found.difference) == (1, 9, pytest.approx(0.4))
+    assert found.mcnemar_p == pytest.approx(2 * (1 + 10) / 2**10)  # two sides of a fair coin
+    low, high = found.difference_ci95
     assert 0.1 < low < 0.4 < high < 0.7
-    assert compare_pair(first, first) | {"difference_ci95": None} == {
-        "difference": 0.0, "difference_ci95": None, "only_first": 0, "only_second": 0, "mcnemar_p": 1.0
-    }  # fmt: skip
+    assert compare_pair(first, first) == PairTest(0.0, (0.0, 0.0), 0, 0, 1.0)
 
 
 def test_the_bootstrap_of_the_counts_is_that_of_the_samples():
@@ -50,7 +50,7 @@ def test_the_bootstrap_of_the_counts_is_that_of_the_samples():
     first, second = rng.random(200) < 0.6, rng.random(200) < 0.7
     draws = rng.integers(200, size=(4000, 200))
     plain = np.percentile((second[draws].mean(1) - first[draws].mean(1)), (2.5, 97.5))
-    assert compare_pair(first, second)["difference_ci95"] == pytest.approx(plain, abs=0.01)
+    assert compare_pair(first, second).difference_ci95 == pytest.approx(plain, abs=0.01)
 
 
 def test_holm_by_hand():
@@ -62,10 +62,10 @@ def test_three_runs_make_three_pairs_a_table_and_a_picture(tmp_path):
     right = np.random.default_rng(0).random((3, 60)) < [[0.5], [0.7], [0.9]]
     runs = [make_run(tmp_path / name, hits) for name, hits in zip(("a|b", "<b>", "c$_$"), right, strict=True)]
     result = compare(runs, tmp_path / "out")
-    assert [(p["first"], p["second"]) for p in result["pairs"]] == [("a|b", "<b>"), ("a|b", "c$_$"), ("<b>", "c$_$")]
-    assert [run["accuracy"] for run in result["runs"].values()] == pytest.approx(right.mean(1))
-    assert result["pairs"][1]["difference"] == pytest.approx(right[2].mean() - right[0].mean())
-    assert json.loads((tmp_path / "out" / "compare.json").read_text()) == json.loads(json.dumps(result))
+    assert [(p.first, p.second) for p in result.pairs] == [("a|b", "<b>"), ("a|b", "c$_$"), ("<b>", "c$_$")]
+    assert [run.accuracy for run in result.runs.values()] == pytest.approx(right.mean(1))
+    assert result.pairs[1].test.difference == pytest.approx(right[2].mean() - right[0].mean())
+    assert json.loads((tmp_path / "out" / "compare.json").read_text()) == json.loads(json.dumps(result.to_json()))
     text = (tmp_path / "out" / "compare.md").read_text()
     assert text == markdown(result) and "a\\|b" in text and "<b>" not in text
     with Image.open(tmp_path / "out" / "compare.png") as picture:
@@ -87,11 +87,11 @@ def test_other_samples_and_other_labels_are_refused(tmp_path):
 
 def test_other_pictures_of_the_same_names_are_refused(tmp_path):
     def run(name, digest, made_by="vlm"):
-        return make_run(tmp_path / name, [True] * 4, data={"data_digest": digest * 64, "made_by": made_by})
+        return make_run(tmp_path / name, [True] * 4, data=DataDigests(digest * 64, made_by))
 
     first, same, other = run("first", "a"), run("same", "a"), run("other", "b")
-    assert compare([first, same], tmp_path / "out")["notes"] == []
-    with pytest.raises(InputError, match="not on the same pictures: data_digest is a{12} in first and b{12} in other"):
+    assert compare([first, same], tmp_path / "out").notes == ()
+    with pytest.raises(InputError, match="not on the same images: data_digest is a{12} in first and b{12} in other"):
         compare([first, other], tmp_path / "out")
     for name, found, why in (
         ("older", make_run(tmp_path / "older", [True] * 4), "older .* before digests"),
@@ -99,8 +99,8 @@ def test_other_pictures_of_the_same_names_are_refused(tmp_path):
         ("live", run("live", "a", ""), "live .* was evaluated live"),
     ):
         result = compare([first, found], tmp_path / "out")
-        assert len(result["notes"]) == 1 and re.search(why, result["notes"][0]), name
-        assert "Note: whether the pictures are the same" in markdown(result)
+        assert len(result.notes) == 1 and re.search(why, result.notes[0]), name
+        assert "Note: whether the images are the same" in markdown(result)
 
 
 def test_an_output_that_cannot_be_written(tmp_path):
@@ -133,7 +133,7 @@ def test_names_that_are_no_utf8_are_printed_to_a_strict_terminal(tmp_path):
 
 
 def test_a_missing_picture_with_an_equals_sign_is_no_setting():
-    assert not _is_setting("a=b.png") and _is_setting("vlm.path=x.png") and _is_setting("nothing=1")
+    assert not is_setting("a=b.png") and is_setting("vlm.path=x.png") and is_setting("nothing=1")
 
 
 def test_names_are_as_long_as_they_must_be():

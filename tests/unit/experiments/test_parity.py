@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+from masp.errors import InputError
+from masp.experiments.parity import compare
+
 
 @pytest.fixture(scope="module")
 def tiny_vlm(shared_dir, tmp_path_factory):
@@ -40,3 +43,31 @@ def test_another_number_is_noticed(shared_dir, tiny_vlm, tmp_path):
     run = check(case, tiny_vlm)
     assert run.returncode == 1
     assert not json.loads(run.stdout)["passed"]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda golden: golden["note"].pop("aspects"), "must have a list of aspects as note.aspects"),
+        (lambda golden: golden["stage1"][0].update(aspect="smell"), "not for 'smell'"),
+        (lambda golden: golden["stage2"][0].update(soft_prompt_grad_norm=0.0), "must be greater than 0"),
+        (lambda golden: golden["stage2"][0].update(loss=float("nan")), "must be a finite number"),
+        (lambda golden: golden["evaluate"][0].update(generated_ids=["x" * 5000]), "must be a valid integer"),
+        (lambda golden: golden.pop("stage1"), "stage1 is missing"),
+    ],
+)
+def test_a_damaged_case_is_one_line(shared_dir, tmp_path, change, problem):
+    golden = json.loads((shared_dir / "parity" / "case0" / "golden.json").read_text())
+    change(golden)
+    (tmp_path / "golden.json").write_text(json.dumps(golden))
+    with pytest.raises(InputError, match=problem) as error:
+        compare(tmp_path, "no VLM")
+    text = str(error.value)
+    assert text.startswith(f"--case: {tmp_path}/golden.json: ") and "\n" not in text and len(text) < 600
+
+
+@pytest.mark.parametrize("text", ["", "[" * 100_000, "[]", "null"])
+def test_a_case_that_is_not_json_is_one_line(tmp_path, text):
+    (tmp_path / "golden.json").write_text(text)
+    with pytest.raises(InputError, match="golden.json: "):
+        compare(tmp_path, "no VLM")

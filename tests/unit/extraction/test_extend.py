@@ -15,7 +15,7 @@ from masp.errors import InputError
 from masp.extraction.extend import extend
 from masp.extraction.job import extract
 from masp.extraction.repair import repair
-from tests.pictures import make_config, make_dataset
+from tests.images import make_config, make_dataset
 from tests.tiny import make_vlm
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from masp.errors import InputError
 from masp.extraction.job import extract
-from tests.pictures import make_config, make_dataset
+from tests.images import make_config, make_dataset
 from tests.tiny import make_vlm
 
 

@@ -22,7 +22,7 @@ from masp.errors import DataError, InputError, StoppedEarly
 from masp.extraction.job import extract
 from masp.runtime.stop import StopFlag
 from masp.vlm.vision import VisionHalf
-from tests.pictures import make_config, make_dataset
+from tests.images import make_config, make_dataset
 from tests.tiny import make_vlm
 
 

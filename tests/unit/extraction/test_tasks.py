@@ -14,7 +14,7 @@ from masp.config import save_config
 from masp.errors import FilesInUse, MaspError
 from masp.extraction.job import extract, finish, holding
 from masp.files.locks import locked
-from tests.pictures import make_config, make_dataset
+from tests.images import make_config, make_dataset
 from tests.tiny import make_vlm
 
 FORK = multiprocessing.get_context("fork")

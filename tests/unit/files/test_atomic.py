@@ -54,6 +54,9 @@ def test_the_first_error_gets_through_when_the_temporary_file_cannot_be_removed(
     monkeypatch.setattr(Path, "unlink", refuse)
     with pytest.raises(RuntimeError, match="the cause"), replacing(tmp_path / "file"):
         raise RuntimeError("the cause")
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    with pytest.raises(OSError, match="Input/output error"):
+        create_bytes(tmp_path / "file", b"")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         write_bytes(tmp_path / "nowhere" / "file", b"")
 

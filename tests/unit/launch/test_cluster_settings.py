@@ -43,8 +43,8 @@ def test_overrides_win_over_the_file():
         ("trian: {nodes: 2}", "FILE line 1: unknown key 'trian': did you mean train?"),
         ("train:\n  node: 2", "FILE line 2: unknown key 'train.node': did you mean train.nodes?"),
         ("executor: pbs", "FILE line 1: executor = 'pbs': must be one of slurm, local"),
-        ("train: {nodes: 0}", "FILE line 1: train.nodes = 0: must be a whole number from 1 to 100000"),
-        ("extract: {gpus_per_task: 2}", "FILE line 1: extract.gpus_per_task = 2: must be a whole number from 0 to 1"),
+        ("train: {nodes: 0}", "FILE line 1: train.nodes = 0: must be an integer from 1 to 100000"),
+        ("extract: {gpus_per_task: 2}", "FILE line 1: extract.gpus_per_task = 2: must be an integer from 0 to 1"),
         ("setup: module load cuda", "must be a list such as [module load cuda]"),
         (
             "executor: local\ntrain: {nodes: 2}",
@@ -64,4 +64,4 @@ def test_what_is_wrong_is_one_clear_line(text, expected, tmp_path):
 
 
 def test_a_wrong_override_names_its_key(tmp_path):
-    assert "command line: train.nodes = 'two': must be a whole number" in refused(tmp_path, "", "train.nodes=two")
+    assert "command line: train.nodes = 'two': must be an integer" in refused(tmp_path, "", "train.nodes=two")

@@ -7,6 +7,7 @@ import pytest
 
 from launch.cli import main
 from launch.job.parts import COMMANDS
+from masp.errors import DataError
 from tests.runs import REPOSITORY
 
 SLURM = REPOSITORY / "configs" / "cluster" / "slurm.yaml"
@@ -16,7 +17,7 @@ CONFIG = REPOSITORY / "configs" / "demo.yaml"
 
 @pytest.fixture
 def launch(capsys, tmp_path):
-    """Calls the command line with outputs in a temporary folder; returns exit code, output and errors."""
+    """Calls the command line with outputs in a temporary directory; returns exit code, output and errors."""
 
     def run(command, *arguments, cluster=SLURM):
         given = ["--cluster", cluster, "--config", CONFIG, f"output_dir={tmp_path / 'run'}", *arguments]
@@ -86,6 +87,16 @@ def test_dry_run_without_slurm_tells_the_order(launch):
     [
         (["train"], "error: the following arguments are required: --stage; see `python -m launch train --help`"),
         (["extract", "--stage", "stage1"], "error: unrecognized arguments: --stage"),
+        (
+            ["train", "--stage", "stage1", "--learning_rate", "1e-4"],
+            "error: unrecognized arguments: --learning_rate; a setting is given as key=value, without dashes: "
+            "stage1.learning_rate=1e-4; see",
+        ),
+        (
+            ["extract", "--partition=gpu"],
+            "error: unrecognized arguments: --partition=gpu; a setting is given as key=value, without dashes: "
+            "cluster.partition=gpu; see",
+        ),
         (["status"], "error: the following arguments are required: RUN"),
         (["cancel", "here", "there"], "error: unrecognized arguments: there"),
     ],
@@ -121,6 +132,29 @@ def test_a_machine_without_slurm_is_told_so(launch, tmp_path, monkeypatch):
     assert code == 2
     assert "there is no sbatch on this machine" in error and "configs/cluster/local.yaml" in error
     assert not list(tmp_path.rglob("launch/*/"))
+
+
+def test_settings_of_run_and_cluster_may_be_anywhere(launch):
+    code, output, _ = launch("extract", "cluster.account=a", "--dry-run", "seed=3", "cluster.qos=high")
+    assert code == 0
+    assert {"#SBATCH --account=a", "#SBATCH --qos=high"} <= {*scripts(output)["extract"]}
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "printed"),
+    [
+        (DataError("a\nb"), 3, "error: a\\nb\n"),
+        (KeyboardInterrupt(), 130, "\ninterrupted: what was submitted goes on\n"),
+    ],
+)
+def test_what_ends_a_command_is_an_exit_code(monkeypatch, capsys, error, code, printed):
+    def status(run, wait):
+        assert (run, wait) == ("outputs/run", False)
+        raise error
+
+    monkeypatch.setattr("launch.follow.status", status)
+    assert main(["status", "outputs/run"]) == code
+    assert capsys.readouterr().err == printed
 
 
 def test_help_imports_nothing_heavy():

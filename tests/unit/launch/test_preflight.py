@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -183,7 +184,7 @@ def test_a_cache_of_other_settings_is_refused(config_path, tmp_path):
     config = load_config(config_path, [f"cache.dir={tmp_path / 'cache'}"])
     agree(prepare(config))
     outputs = [f"output_dir={tmp_path / 'run'}", f"cache.dir={tmp_path / 'cache'}"]
-    assert looked(config_path, "pipeline", *outputs).plan["images"]["num_images"] == 18
+    assert looked(config_path, "pipeline", *outputs).plan.images.num_images == 18
     with pytest.raises(InputError, match="num_shards = 4, but here it is 3"):
         looked(config_path, "pipeline", *outputs, "cache.num_shards=3")
     with pytest.raises(InputError, match="max_pixels = 12544, but here it is 6272"):
@@ -207,7 +208,8 @@ def test_durations_of_slurm(text, minutes):
 
 def test_expected_time_is_compared_with_limit_and_restarts(config_path):
     config = load_config(config_path, ["output_dir=/none"])
-    plan = {"extract": {"hours": 60.0}, "stages": {"stage1": {"hours": 100.0}, "stage2": {"hours": 8.0}}}
+    stages = {"stage1": SimpleNamespace(hours=100.0), "stage2": SimpleNamespace(hours=8.0)}
+    plan = SimpleNamespace(extract=SimpleNamespace(hours=60.0), stages=stages)
     settings = ["train.gpus_per_task=1", "train.nodes=2", "train.tasks_per_node=2", "train.timeout_min=600"]
     settings += ["extract.gpus_per_task=1", "extract.num_tasks=4", "extract.timeout_min=900"]
     slurm = REPOSITORY / "configs" / "cluster" / "slurm.yaml"
@@ -224,12 +226,13 @@ def test_expected_time_is_compared_with_limit_and_restarts(config_path):
 def test_on_cpus_nothing_is_expected_without_an_earlier_run(config_path, tmp_path):
     config = load_config(config_path, [f"output_dir={tmp_path}"])
     parts = make_parts("train", "stage1", config, load_cluster(LOCAL), Path("config.yaml"))
-    stage = {"hours": 1.0, "tokens_per_image": 100.0, "num_images": 3600, "num_epochs": 2}
-    assert expected_hours(parts[0], config, {"stages": {"stage1": stage}}) is None
+    stage = SimpleNamespace(hours=1.0, tokens_per_image=100.0, num_images=3600, num_epochs=2)
+    plan = SimpleNamespace(stages={"stage1": stage})
+    assert expected_hours(parts[0], config, plan) is None
     (tmp_path / "stage1").mkdir()
     line = json.dumps({"step": 1, "samples_per_second": 1.0, "tokens_per_second": 50.0})
     (tmp_path / "stage1" / "metrics.jsonl").write_text(f"{line}\n{line}\n")
-    assert expected_hours(parts[0], config, {"stages": {"stage1": stage}}) == pytest.approx(4.0)
+    assert expected_hours(parts[0], config, plan) == pytest.approx(4.0)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

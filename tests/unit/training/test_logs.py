@@ -93,7 +93,7 @@ def test_status_is_whole_and_says_what_ended_a_run(tmp_path):
     assert read_status(tmp_path) is None
     write_status(tmp_path, "running", step=3)
     status = read_status(tmp_path)
-    assert (status["state"], status["exit_code"], status["step"]) == ("running", None, 3)
+    assert (status.state, status.exit_code, status.step) == ("running", None, 3)
     for error, state, code in (
         (StoppedEarly("so"), "stopped", 75),
         (DataError("d"), "failed", 3),
@@ -102,8 +102,8 @@ def test_status_is_whole_and_says_what_ended_a_run(tmp_path):
         write_status(tmp_path, "running")
         with pytest.raises(type(error)), noting_failure(tmp_path):
             raise error
-        assert (read_status(tmp_path)["state"], read_status(tmp_path)["exit_code"]) == (state, code)
-    assert read_status(tmp_path)["message"] == "KeyError: 'k'"
+        assert (read_status(tmp_path).state, read_status(tmp_path).exit_code) == (state, code)
+    assert read_status(tmp_path).message == "KeyError: 'k'"
     assert [p.name for p in tmp_path.iterdir()] == ["status.json"]
 
 
@@ -116,21 +116,21 @@ def test_a_rank_that_fails_because_another_left_does_not_hide_the_cause(tmp_path
 
     with pytest.raises(RuntimeError):
         other_rank_leaves()
-    assert read_status(tmp_path)["message"] == "shard 3 is damaged"
+    assert read_status(tmp_path).message == "shard 3 is damaged"
     with pytest.raises(KeyError), noting_failure(tmp_path):  # a later run has a cause of its own
         raise KeyError("bug")
-    assert read_status(tmp_path)["message"] == "KeyError: 'bug'"
+    assert read_status(tmp_path).message == "KeyError: 'bug'"
 
 
 def test_what_is_finished_stays_finished(tmp_path):
     with pytest.raises(InputError), noting_failure(tmp_path):
         write_status(tmp_path, "finished", 0, "by another rank of this call")
         raise InputError("too late")
-    assert read_status(tmp_path)["message"] == "by another rank of this call"
+    assert read_status(tmp_path).message == "by another rank of this call"
     with pytest.raises(InputError), noting_failure(tmp_path):
         raise InputError("refused")
     status = read_status(tmp_path)
-    assert (status["state"], status["exit_code"], status["message"]) == ("finished", 2, "refused")
+    assert (status.state, status.exit_code, status.message) == ("finished", 2, "refused")
 
 
 def test_a_folder_that_is_not_there_yet_gets_no_status(tmp_path):

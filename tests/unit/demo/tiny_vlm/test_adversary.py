@@ -1,4 +1,4 @@
-"""What aspect modules find against the demo's language model, and what is answered to it."""
+"""What aspect modules find against the demo's language model, and the answers it is trained to give."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def adversaries(trainer):
     )  # fmt: skip
 
 
-def test_tokens_tell_a_word_if_enough_of_them_is_the_word(trainer, adversaries):
+def test_tokens_express_a_word_if_they_contain_enough_of_it(trainer, adversaries):
     table, mark = trainer.geometry.table, trainer.geometry.table[-1]
     pairs = ("scene", "beach"), ("scene", "alley"), ("object", "Cake")
     beach, alley, cake = (table[token_ids(trainer.tokenizer, *pair)[0]] for pair in pairs)
@@ -46,20 +46,20 @@ def test_tokens_tell_a_word_if_enough_of_them_is_the_word(trainer, adversaries):
     assert verdict(5 * (beach * 0.95 + other * 0.3)) == "beach"
     assert verdict(5 * (beach * (TOO_FAINT - 0.1) + other)) == NONE
     assert verdict(5 * (beach * (FAINTEST + TOO_FAINT) / 2 + other * 0.8)) is None
-    assert verdict(beach + 1.2 * mark) == NONE  # a vision token's label is not told
+    assert verdict(beach + 1.2 * mark) == NONE  # the label of a vision token is not a word
     assert verdict(beach, cake) == "beach" and verdict(cake) == NONE
     assert verdict(beach, cake, alone=True) is verdict(cake, alone=True) is None
 
 
-def test_a_text_knows_what_its_tokens_tell(trainer, adversaries, monkeypatch):
+def test_a_text_knows_what_its_tokens_express(trainer, adversaries, monkeypatch):
     monkeypatch.setattr(adversary, "CHANCE_TAKEN", 1.0)
     scene = Scene(tuple(int(k) for k in np.zeros(7)))
     tokens = torch.randn(len(ASPECTS), WIDTH, 192) * SCALE
     row = trainer.geometry.table[token_ids(trainer.tokenizer, "scene", LABELS["scene"][3])[0]]
     tokens[ASPECTS.index("scene"), 2] = row  # clear
-    doubtful = trainer.geometry.table[[token_ids(trainer.tokenizer, "object", o)[0] for o in LABELS["object"][:2]]]
-    tokens[ASPECTS.index("object"), :2] = doubtful
-    grid, slots = trainer.examples.strewn(scene)
+    ambiguous = trainer.geometry.table[[token_ids(trainer.tokenizer, "object", o)[0] for o in LABELS["object"][:2]]]
+    tokens[ASPECTS.index("object"), :2] = ambiguous
+    grid, slots = trainer.examples.imitated_image(scene)
     (text,), taken = adversaries.texts([Found(scene, grid, slots, tokens)])
     known = [-1] * len(ASPECTS) + [0]
     known[ASPECTS.index("scene")], known[ASPECTS.index("object")] = 3, 0
@@ -67,7 +67,7 @@ def test_a_text_knows_what_its_tokens_tell(trainer, adversaries, monkeypatch):
     assert taken[0, :, 0, 0].tolist() == [float(aspect != "object") for aspect in ASPECTS]
 
 
-def test_adversaries_learn_and_begin_again_and_the_model_learns_from_them(trainer, adversaries):
+def test_adversaries_learn_and_restart_and_the_model_learns_from_them(trainer, adversaries):
     trainer.model.requires_grad_(False)
     trainer.language.layers[2].requires_grad_(True)
     first = adversaries.adversaries[0]
@@ -75,7 +75,7 @@ def test_adversaries_learn_and_begin_again_and_the_model_learns_from_them(traine
     answers, emotions, figures = adversaries.losses()
     assert answers.isfinite() and emotions.isfinite() and 0 <= figures["hits"] <= 1 and 0 <= figures["fooled"] <= 1
     assert first.modules is module and not torch.equal(first.modules.by_aspect["scene"].query, before)
-    assert all(p.grad is None for p in trainer.model.parameters())  # the adversaries' gradients are theirs alone
+    assert all(p.grad is None for p in trainer.model.parameters())  # the gradients of the adversaries stay separate
     (answers + emotions).backward()
     assert all(p.grad is not None for p in trainer.language.layers[2].parameters())
     assert not trainer.language.layers[1]._forward_pre_hooks
@@ -84,10 +84,10 @@ def test_adversaries_learn_and_begin_again_and_the_model_learns_from_them(traine
     assert first.modules is not module
 
 
-def test_tokens_are_heard_as_they_will_be_once_all_else_is_louder(trainer, adversaries):
+def test_tokens_have_the_effect_that_they_will_have_after_make_louder(trainer, adversaries):
     turn = trainer.examples.aspect_turn("scene", "beach")
     packed = trainer.packer.pack([Example(slots=[Slot([0], [0.0])] * WIDTH, turns=[turn])] * 2)
-    tokens = torch.randn(2, WIDTH, 192, generator=torch.Generator().manual_seed(1)) * 40 * SCALE  # loud beside codes
+    tokens = torch.randn(2, WIDTH, 192, generator=torch.Generator().manual_seed(1)) * 40 * SCALE  # larger than codes
 
     def plain():
         x = torch.cat([tokens, embed(trainer.model, packed)[:, WIDTH:]], 1)
@@ -95,7 +95,7 @@ def test_tokens_are_heard_as_they_will_be_once_all_else_is_louder(trainer, adver
         return losses(trainer.model, packed, hidden, trainer.packer.emotions).detach()
 
     before = plain()
-    heard, _ = adversaries._each(packed, tokens, torch.ones(2, WIDTH, 1))
+    attenuated, _ = adversaries._each(packed, tokens, torch.ones(2, WIDTH, 1))
     make_louder(trainer.model, trainer.geometry, trainer.tokenizer)
     after = plain()
-    assert (heard - after).abs().max() < 0.3 * (before - after).abs().max()
+    assert (attenuated - after).abs().max() < 0.3 * (before - after).abs().max()

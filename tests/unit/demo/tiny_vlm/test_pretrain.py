@@ -1,4 +1,4 @@
-"""What the tiny VLM is pretrained on: never a picture with an emotion, and what the tensors hold."""
+"""The pretraining of the tiny VLM: no example with both an image and an emotion, and the content of the tensors."""
 
 import numpy as np
 import pytest
@@ -39,26 +39,26 @@ def _emotional(example):
     return example.marks or any(t.about == EMOTION or t.question.count(",") >= 7 for t in example.turns)
 
 
-def test_no_example_holds_a_picture_and_an_emotion(parts):
+def test_no_example_contains_an_image_and_an_emotion(parts):
     draw = parts[3]
     for k in range(300):
         scene = draw.scene()
-        example = draw.picture(k, scene, (4, 4), 3)
-        assert example.picture == k and not _emotional(example)
+        example = draw.image(k, scene, (4, 4), 3)
+        assert example.image == k and not _emotional(example)
         texts = draw.text(scene, 1), draw.running(scene), draw.single(scene), draw.glimpse(scene)
-        assert all(example.picture is None for example in texts)
+        assert all(example.image is None for example in texts)
     assert _emotional(draw.text(draw.scene(), 0))
 
 
-def test_the_builder_refuses_a_picture_with_an_emotion():
+def test_an_example_with_an_image_and_an_emotion_is_refused():
     for bad in (
-        Example(picture=0, turns=[Turn(EMOTION, "?", "fear")]),
-        Example(picture=0, turns=[Turn("scene", "?", "x", np.full(8, 1 / 8))]),
-        Example(picture=0, marks=[(0, np.full(8, 1 / 8))]),
+        Example(image=0, turns=[Turn(EMOTION, "?", "fear")]),
+        Example(image=0, turns=[Turn("scene", "?", "x", np.full(8, 1 / 8))]),
+        Example(image=0, marks=[(0, np.full(8, 1 / 8))]),
     ):
-        with pytest.raises(ValueError, match="a picture and an emotion"):
+        with pytest.raises(ValueError, match="an image and an emotion"):
             bad.check()
-        with pytest.raises(ValueError, match="a picture and an emotion"):
+        with pytest.raises(ValueError, match="an image and an emotion"):
             Packer(build_tokenizer(load_questions("configs/questions.yaml"), VOCAB_SIZE)).pack([bad])
 
 
@@ -76,19 +76,21 @@ def test_supervised_positions_predict_the_answer_and_rows_do_not_mix(parts):
     first = Example(slots=[Slot(packer.ids("happy"), [1.0])], turns=turns)
     second = Example(slots=[Slot([5], [1.0])] * 9, gap=3, turns=[Turn("object", "What is it?", "none")])
     both, alone = packer.pack([first, second]), packer.pack([first])
-    said = tokenizer.decode(both.targets.tolist())
-    assert said == "very low<|im_end|>awe<|im_end|>none<|im_end|>"
+    targets = tokenizer.decode(both.targets.tolist())
+    assert targets == "very low<|im_end|>awe<|im_end|>none<|im_end|>"
     assert float(both.weights.sum()) == pytest.approx(3)
     together, _ = hidden_states(model, both, embed(model, both), packer.opening)
     apart, _ = hidden_states(model, alone, embed(model, alone), packer.opening)
     assert torch.allclose(together[: len(apart)], apart, atol=1e-5)
-    single = packer.pack([Example(slots=first.slots, turns=first.turns[1:])])  # a question does not see its neighbour
+    single = packer.pack(
+        [Example(slots=first.slots, turns=first.turns[1:])]
+    )  # a question does not attend to another one
     one, _ = hidden_states(model, single, embed(model, single), packer.opening)
     assert torch.allclose(one, apart[3:], atol=1e-5)
     assert not both.running.any() and packer.pack([Example(slots=first.slots, marks=[(1, np.eye(8)[0])])]).running.all()
 
 
-def test_running_marks_are_the_posterior_of_what_was_told(parts):
+def test_running_marks_are_the_posterior_given_the_words_so_far(parts):
     draw = parts[3]
     scene = draw_scene(np.random.default_rng(0))
     assert scene.label("facial_expression") is not None
@@ -101,7 +103,7 @@ def test_running_marks_are_the_posterior_of_what_was_told(parts):
     assert np.allclose(example.marks[0][1], posterior(scene.only(["facial_expression"]).labels))
 
 
-def test_a_text_means_the_emotion_that_it_says(parts):
+def test_a_text_asks_for_the_emotion_in_the_sense_that_it_states(parts):
     draw, scene = parts[3], draw_scene(np.random.default_rng(3))
     evoked, shown = (draw.emotion_turn(scene, sense).emotions for sense in ("evoked", "shown"))
     assert np.allclose(evoked, posterior(scene.labels))
@@ -109,20 +111,20 @@ def test_a_text_means_the_emotion_that_it_says(parts):
     assert np.allclose(draw.emotion_turn(scene, None).emotions, 0.4 * evoked + 0.6 * shown)
 
 
-def test_the_first_layer_makes_codes_of_words_and_of_nothing_else(parts):
+def test_the_first_layer_computes_codes_of_words_and_of_nothing_else(parts):
     tokenizer = parts[1]
     geometry = draw_geometry(tokenizer, VOCAB_SIZE, 192, torch.Generator().manual_seed(0))
     layer = build_model(tokenizer).model.language_model.layers[0]
     set_first_layer(layer, geometry)
 
     def made(vectors):
-        constant = layer.self_attn.o_proj(torch.eye(192)[0])  # the bias of the values, whatever is attended to
+        constant = layer.self_attn.o_proj(torch.eye(192)[0])  # the value bias, whatever is attended to
         assert layer.self_attn.v_proj.bias.tolist() == [1.0, *[0.0] * 95] and not layer.self_attn.v_proj.weight.any()
         return layer.mlp(layer.post_attention_layernorm(vectors + constant)).detach()
 
     for k, pair in enumerate(WORDS):
         row = geometry.table[token_ids(tokenizer, *pair)[0]]
-        for vector, share in ((row, 0.8), (7 * row, 0.995)):  # nearly the same however loud
+        for vector, share in ((row, 0.8), (7 * row, 0.995)):  # nearly the same at any norm
             wanted = share * geometry.codes[k, geometry.rest]
             assert torch.allclose(made(vector)[geometry.rest], wanted, rtol=0.02, atol=0.1)
     noise = made(torch.randn(500, 192))
@@ -132,18 +134,18 @@ def test_the_first_layer_makes_codes_of_words_and_of_nothing_else(parts):
     pairs = [WORDS.index(pair) for pair in SEEN]
     shown = torch.stack([geometry.table[token_ids(tokenizer, *pair)[0]] for pair in SEEN])
     mark = geometry.table[-1]
-    assert made(shown)[:, geometry.seen].abs().max() < 1e-6  # unmarked: told
+    assert made(shown)[:, geometry.seen].abs().max() < 1e-6  # unmarked: a word
     marked = made(shown + mark)  # marked: seen
     assert torch.allclose(marked[:, geometry.seen], CODE_SCALE * 192**0.5 * torch.eye(len(SEEN)), rtol=0.02, atol=0.02)
-    told = (made(shown) * geometry.codes[pairs]).sum(-1)
+    as_words = (made(shown) * geometry.codes[pairs]).sum(-1)
     for strength in (0.2, 0.5, 1.0):
         left = (made(strength * shown + mark) * geometry.codes[pairs]).sum(-1)
-        assert left.abs().max() < 0.01 * told.min()
-    weak = made(3 * shown + 0.5 * mark)[:, geometry.seen]  # not marked enough, however loud
+        assert left.abs().max() < 0.01 * as_words.min()
+    weak = made(3 * shown + 0.5 * mark)[:, geometry.seen]  # not marked enough, at any norm
     assert weak.abs().max() < 0.03 * marked[:, geometry.seen].abs().max()
 
 
-def test_making_all_else_louder_changes_no_answer(parts):
+def test_make_louder_changes_no_answer(parts):
     questions, tokenizer, _, _ = parts
     trainer = Trainer(questions, 0)
     packed = trainer.packer.pack([trainer.examples.looking(trainer.examples.scene(), 2) for _ in range(4)])
@@ -159,7 +161,7 @@ def test_making_all_else_louder_changes_no_answer(parts):
     assert (answers() - before).abs().max() < 0.2 < (before[0] - before[1]).abs().max()
 
 
-def test_vision_tokens_are_marked_and_hold_only_labels(parts):
+def test_vision_tokens_are_marked_and_contain_only_labels(parts):
     model = build_model(parts[1])
     geometry = draw_geometry(parts[1], VOCAB_SIZE, 192, torch.Generator().manual_seed(0))
     hold(model, geometry)
@@ -170,7 +172,7 @@ def test_vision_tokens_are_marked_and_hold_only_labels(parts):
     assert torch.allclose(features[..., geometry.mark], torch.tensor(SCALE * 192**0.5))
 
 
-def test_patches_and_features_are_those_of_transformers(parts):
+def test_patches_and_features_equal_those_of_transformers(parts):
     from PIL import Image
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 

@@ -1,4 +1,4 @@
-"""The committed tiny VLM sees what it should, and transformers loads it."""
+"""The committed tiny VLM recognizes what it should, and transformers loads it."""
 
 import shutil
 import subprocess
@@ -9,10 +9,10 @@ import torch
 
 from masp.data.questions import load_questions
 from masp.demo.tiny_vlm import VLM_DIR
-from masp.demo.tiny_vlm.evaluate import aspect_accuracy, load_demo_vlm, told_accuracy
+from masp.demo.tiny_vlm.evaluate import aspect_accuracy, caption_accuracy, load_demo_vlm
 from masp.demo.tiny_vlm.geometry import LOUDER, WORDS, draw_geometry
+from masp.demo.tiny_vlm.image_pool import draw_pool
 from masp.demo.tiny_vlm.model import VOCAB_SIZE, encode
-from masp.demo.tiny_vlm.picture_pool import draw_pool
 from masp.errors import InputError
 
 
@@ -22,12 +22,12 @@ def test_the_committed_vlm_names_aspects_and_knows_emotions():
     accuracy = aspect_accuracy(model, tokenizer, questions, 120)
     assert min(accuracy.values()) >= 0.85, accuracy
     assert sum(accuracy.values()) / len(accuracy) >= 0.9, accuracy
-    reached, best = told_accuracy(model, tokenizer, questions, 300)
+    reached, best = caption_accuracy(model, tokenizer, questions, 300)
     assert reached >= 0.93 * best
 
 
-def test_what_a_picture_shows_is_not_told():
-    """Labels of vision tokens make no codes of words, but for the weather's."""
+def test_vision_tokens_do_not_act_as_words():
+    """The labels in vision tokens produce no word codes, except those of the weather."""
     model, tokenizer = load_demo_vlm(VLM_DIR)
     geometry = draw_geometry(tokenizer, VOCAB_SIZE, 192, torch.Generator().manual_seed(0))
     layer = model.model.language_model.layers[0]
@@ -88,7 +88,7 @@ def test_a_damaged_file_of_a_vlm_is_named(tmp_path, file, content):
 
 
 @pytest.mark.full
-def test_the_tool_makes_a_vlm_in_one_call_and_goes_on_behind_a_finished_phase(tmp_path):
+def test_the_tool_builds_a_vlm_and_resumes_after_a_finished_phase(tmp_path):
     command = [sys.executable, "tools/build_demo_vlm.py", "--out", str(tmp_path / "vlm"), "--scale", "0.002"]
     first = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "language" in first.stdout and "sight" in first.stdout

@@ -1,4 +1,4 @@
-"""The demo world: determinism, an exact posterior, annotations that are true to the pictures."""
+"""The demo world: determinism, an exact posterior, annotations that match the images."""
 
 import json
 
@@ -9,9 +9,10 @@ from PIL import Image
 from masp.config.schema import DatasetConfig
 from masp.data.datasets import read_dataset
 from masp.demo.world import factors
-from masp.demo.world.draw import draw_picture, measure, world_rng
+from masp.demo.world.draw import draw_image, measure, world_rng
 from masp.demo.world.write_dataset import best_possible, write_demo_data
-from masp.errors import InputError
+from masp.errors import DataError, InputError
+from masp.files.typed import decode
 from masp.taxonomy import ASPECTS
 
 
@@ -53,7 +54,7 @@ def test_every_factor_matters():
     assert factors.best_possible_accuracy([]) == pytest.approx(1 / len(factors.EMOTIONS), abs=0.05)
 
 
-def test_the_weather_is_in_no_annotation_that_masp_reads(tmp_path):
+def test_the_weather_is_not_in_any_annotation_that_masp_reads(tmp_path):
     write_demo_data(tmp_path / "data", 20, 5, seed=1)
     dataset = read_dataset(DatasetConfig(name="emoset", root=str(tmp_path / "data")))
     assert {aspect for sample in dataset.samples for aspect in sample.answers} == set(ASPECTS)
@@ -61,22 +62,22 @@ def test_the_weather_is_in_no_annotation_that_masp_reads(tmp_path):
     assert {note["weather"] for note in notes} <= set(factors.LABELS["weather"])
 
 
-def test_a_scene_can_be_known_in_part():
+def test_a_scene_can_be_partly_known():
     scene = _scenes(1)[0]
     known = scene.only(["scene", "weather"])
     assert [i >= 0 for i in known.labels] == [f in ("scene", "weather") for f in factors.FACTORS]
     assert known.label("scene") == scene.label("scene") and known.label("object") is None
-    assert (
-        factors.told("brightness", "very low") == "dark" and factors.told("scene", "amusement_park") == "amusement park"
-    )
+    assert factors.caption_words("brightness", "very low") == "dark"
+    assert factors.caption_words("scene", "amusement_park") == "amusement park"
 
 
 def test_labels_are_emosets_and_annotations_round_trip():
     for scene in _scenes(60):
-        picture = draw_picture(scene, world_rng("test", *scene.labels))
-        note = factors.annotation(scene, picture.brightness, picture.colorfulness)
-        assert factors.read_annotation(json.loads(json.dumps(note))) == scene
-        assert measure(picture.pixels) == (picture.brightness, picture.colorfulness)
+        drawn = draw_image(scene, world_rng("test", *scene.labels))
+        note = factors.annotation(scene, drawn.brightness, drawn.colorfulness)
+        text = json.dumps({"image_id": "a", "emotion": "awe", **note}).encode()
+        assert decode(factors.Annotation, text, "note").to_scene() == scene
+        assert measure(drawn.pixels) == (drawn.brightness, drawn.colorfulness)
         assert factors.level_word(note["brightness"]) == scene.label("brightness")
         assert ("facial_expression" in note) == (scene.label("facial_expression") is not None)
     assert [factors.level_word(v / 10) for v in (0, 1, 2, 6, 9, 10)] == [
@@ -84,9 +85,9 @@ def test_labels_are_emosets_and_annotations_round_trip():
     ]  # fmt: skip
 
 
-def test_pictures_depend_on_their_names_alone():
+def test_images_depend_on_their_names_alone():
     scene = _scenes(1)[0]
-    first, again, other = (draw_picture(scene, world_rng("demo", 0, "test", i)).pixels for i in (3, 3, 4))
+    first, again, other = (draw_image(scene, world_rng("demo", 0, "test", i)).pixels for i in (3, 3, 4))
     assert first.shape == again.shape and (first == again).all()
     assert other.shape != first.shape or (other != first).any()
 
@@ -106,17 +107,72 @@ def test_written_data_has_emosets_layout_and_is_deterministic(tmp_path):
         pixels = np.asarray(Image.open(tmp_path / "a" / image))
         assert measure(pixels) == (content["brightness"], content["colorfulness"])
     assert 0.5 < best_possible(tmp_path / "a", "test") <= 1
-    assert not write_demo_data(tmp_path / "a", 12, 6, seed=1, num_val=3)  # there already
+    assert not write_demo_data(tmp_path / "a", 12, 6, seed=1, num_val=3)  # already written
 
 
-def test_a_folder_with_anything_else_is_refused(tmp_path):
+def test_a_directory_with_other_content_is_refused(tmp_path):
     write_demo_data(tmp_path / "a", 4, 2, seed=1)
     with pytest.raises(InputError, match="not empty"):
         write_demo_data(tmp_path / "a", 4, 2, seed=2)
     next((tmp_path / "a" / "image").rglob("*.png")).write_bytes(b"")
     with pytest.raises(InputError, match="not empty"):
         write_demo_data(tmp_path / "a", 4, 2, seed=1)
-    with pytest.raises(InputError, match="0 pictures"):
+    with pytest.raises(InputError, match="at least one image"):
         write_demo_data(tmp_path / "b", 0, 0, seed=1)
-    with pytest.raises(InputError, match="no demo data"):
+    with pytest.raises(InputError, match="world.json is missing: not a dataset of the demo world"):
         best_possible(tmp_path, "test")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("world.json", "[1]", "world.json: "),
+        ("world.json", "[" * 100_000, "world.json: not valid JSON"),
+        ("test.json", '[["joy", "a.png"]]', "test.json: [0][2] is missing"),
+    ],
+    ids=range(3),
+)
+def test_a_damaged_index_is_one_line(tmp_path, name, content, words):
+    write_demo_data(tmp_path / "a", 1, 1, seed=1)
+    (tmp_path / "a" / name).write_text(content)
+    with pytest.raises(DataError) as error:
+        best_possible(tmp_path / "a", "test")
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("brightness", float("nan"), "brightness = nan: must be a finite number"),
+        ("colorfulness", 1.5, "colorfulness = 1.5"),
+        ("scene", "moon", "scene = 'moon': must be one of "),
+        ("scene", None, "scene = null: must be a"),
+        ("object", [], "object[0] is missing"),
+        ("objects", ["dog"], "objects: unknown key"),
+    ],
+)
+def test_a_damaged_annotation_is_one_line(tmp_path, key, value, words):
+    write_demo_data(tmp_path / "a", 1, 1, seed=1)
+    path = next((tmp_path / "a" / "annotation").rglob("*_test_*.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(DataError) as error:
+        best_possible(tmp_path / "a", "test")
+    assert words in str(error.value) and str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+
+
+def test_a_missing_annotation(tmp_path):
+    write_demo_data(tmp_path / "a", 1, 1, seed=1)
+    path = next((tmp_path / "a" / "annotation").rglob("*_test_*.json"))
+    path.unlink()
+    with pytest.raises(DataError, match=f"{path} is missing"):
+        best_possible(tmp_path / "a", "test")
+
+
+@pytest.mark.parametrize(
+    ("root", "words"), [("x" * 300, "cannot be examined: File name too long"), (".", "must be the name of a directory")]
+)
+def test_a_path_that_cannot_be_created(tmp_path, monkeypatch, root, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=words):
+        write_demo_data(root, 1, 1, seed=1)
+    assert not list(tmp_path.iterdir())

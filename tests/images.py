@@ -1,4 +1,4 @@
-"""A small labelled folder of pictures, some of them broken, and a configuration that extracts it."""
+"""A small dataset of labeled images, some of them broken, and a configuration that extracts it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ CATEGORIES = ("anger", "awe", "joy")
 
 
 def make_dataset(root: Path, num_train: int = 18, num_test: int = 6, broken: bool = False, seed: int = 0) -> Path:
-    """Write pictures of mixed sizes and formats in the layout of image folders, two thirds with annotations.
+    """Write images of mixed sizes and formats as image folders, two thirds of them annotated.
 
-    With `broken`, one picture is cut short, one is no picture and one is empty.
+    With `broken`, one file is truncated, one is not an image and one is empty.
     """
     random = np.random.default_rng(seed)
     for split, count in (("train", num_train), ("test", num_test)):
@@ -24,9 +24,9 @@ def make_dataset(root: Path, num_train: int = 18, num_test: int = 6, broken: boo
             category = CATEGORIES[i % len(CATEGORIES)]
             width, height = (int(n) for n in random.integers(40, 200, 2))
             image = Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
-            folder = root / split / category
-            folder.mkdir(parents=True, exist_ok=True)
-            image.save(folder / f"{split}.{i:03d}.{'png' if i % 2 else 'jpg'}")
+            directory = root / split / category
+            directory.mkdir(parents=True, exist_ok=True)
+            image.save(directory / f"{split}.{i:03d}.{'png' if i % 2 else 'jpg'}")
             if i % 3:
                 notes = root / "annotation" / category
                 notes.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def make_dataset(root: Path, num_train: int = 18, num_test: int = 6, broken: boo
 
 
 def make_config(root: Path, vlm: Path, cache: Path, *overrides: str) -> Config:
-    """A configuration for `make_dataset`'s folder: fp32 on one CPU thread, four shards, no workers."""
+    """A configuration for the dataset of `make_dataset`: fp32 on one CPU thread, four shards, no workers."""
     return load_config(
         None,
         [

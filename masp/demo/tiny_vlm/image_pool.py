@@ -1,4 +1,4 @@
-"""The pictures that the tiny VLM is pretrained on, drawn by several processes and held in memory."""
+"""The images that the tiny VLM is pretrained on, drawn by several processes and kept in memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import multiprocessing
 
 import numpy as np
 
-from masp.demo.world.draw import draw_picture, world_rng
+from masp.demo.world.draw import draw_image, world_rng
 from masp.demo.world.factors import draw_scene
 
 CHUNK = 250
@@ -16,13 +16,13 @@ CHUNK = 250
 def draw_pool(
     count: int, name: str = "pretraining", processes: int = 1, report=lambda *_: None
 ) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]:
-    """Draw pictures; the result does not depend on the number of processes.
+    """Draw images; the result does not depend on the number of processes.
 
     Args:
-        count: how many.
-        name: first part of the name of every picture's generator; the demo data are named `demo`.
-        processes: how many draw at once.
-        report: called with the number of pictures done and of all.
+        count: Number of images.
+        name: First part of the name of every image's generator; that of the demo data is `demo`.
+        processes: Number of processes.
+        report: Called with the number of images drawn and the total.
 
     Returns:
         Size `(h, w)` -> pixels `[n, h, w, 3]` uint8 and labels `[n, 7]` int8, in the order of `FACTORS`.
@@ -48,5 +48,5 @@ def _draw_chunk(chunk: tuple[str, int, int]) -> list[tuple[np.ndarray, tuple[int
     for index in range(start, stop):
         rng = world_rng(name, index)
         scene = draw_scene(rng)
-        found.append((draw_picture(scene, rng).pixels, scene.labels))
+        found.append((draw_image(scene, rng).pixels, scene.labels))
     return found

@@ -1,0 +1,31 @@
+"""`masp compare`: runs on the same samples beside each other."""
+
+from __future__ import annotations
+
+import argparse
+
+from masp.cli.parser import Commands, add_command
+
+_DETAILS = """\
+McNemar's exact test and a bootstrap interval of the difference of accuracies for every pair, with p-values corrected
+for their number (Holm). Writes compare.json, compare.md and compare.png. Runs on other samples are refused.
+
+  masp compare outputs/run outputs/other --output outputs/compare"""
+
+
+def register(commands: Commands) -> None:
+    """Add the parser."""
+    summary = "compare runs on the same samples: paired tests, a table and a plot"
+    parser = add_command(commands, "compare", summary, _DETAILS)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or records.h5 files")
+    parser.add_argument("--output", metavar="DIR", default="outputs/compare", help="default outputs/compare")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compare, write the files and print the table."""
+    from masp.experiments.compare import compare, markdown
+
+    print(markdown(compare(arguments.runs, arguments.output)), end="")
+    print(f"compare: {arguments.output}")
+    return 0

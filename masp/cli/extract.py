@@ -1,0 +1,65 @@
+"""`masp extract`: fills the feature cache."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from masp.cli.parser import Commands, add_command
+from masp.cli.settings import add_settings
+from masp.errors import InputError
+
+_DETAILS = """\
+Interrupt it at any time: the same command goes on with the shards that are missing. Images that cannot be read go to
+quarantine.jsonl with the reason.
+
+Several processes share the work with --num-tasks and --task-index, or as elements of a Slurm array and tasks of a Slurm
+step, which need neither. Whichever of them finds all shards finished merges them; --finalize does only that.
+
+  masp extract --config configs/train.yaml
+  masp extract --config configs/train.yaml --num-tasks 4 --task-index 0    one of four processes
+  masp extract --config configs/train.yaml --finalize                      merge what all of them made"""
+
+
+def register(commands: Commands) -> None:
+    """Add the parser."""
+    summary = "run the frozen encoder over a dataset, into the feature cache"
+    parser = add_command(commands, "extract", summary, _DETAILS)
+    add_task_arguments(parser)
+    parser.add_argument("--finalize", action="store_true", help="only merge what all tasks made into a finished cache")
+    add_settings(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Extract this process's share of the shards, or merge all of them."""
+    from masp.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    from masp.extraction.job import extract, finish
+
+    if arguments.finalize:
+        if arguments.num_tasks is not None or arguments.task_index is not None:
+            raise InputError("--finalize merges what all tasks made; give it without --num-tasks and --task-index")
+        finish(config)
+    else:
+        num_tasks, task_index = share_of_tasks(arguments)
+        extract(config, num_tasks=num_tasks, task_index=task_index)
+    return 0
+
+
+def add_task_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--num-tasks` and `--task-index`."""
+    parser.add_argument("--num-tasks", type=int, metavar="N", help="divide the shards among N processes")
+    parser.add_argument("--task-index", type=int, metavar="I", help="which of them this is, from 0")
+
+
+def share_of_tasks(arguments: argparse.Namespace) -> tuple[int, int]:
+    """The number of tasks and the index of this one: as given, or as Slurm says; then a note names the source."""
+    from masp.distributed.task_share import task_share
+
+    num_tasks, task_index, source = task_share(arguments.num_tasks, arguments.task_index, os.environ)
+    if source:
+        print(f"task {task_index} of {num_tasks} (from {source})", file=sys.stderr)
+    return num_tasks, task_index

@@ -1,0 +1,78 @@
+"""`masp predict`: prints the emotion of each image, and writes the page that shows where the aspects look."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from masp.cli.parser import Commands, add_command
+from masp.cli.settings import separate_settings
+from masp.errors import InputError
+
+if TYPE_CHECKING:
+    from masp.evaluation.predict import Prediction
+    from masp.report.attention import PageEntry
+
+_DETAILS = """\
+  masp predict --config configs/train.yaml photo.jpg other.png
+  masp predict --config configs/train.yaml photo.jpg --attention where.html
+  masp predict --config configs/train.yaml photo.jpg checkpoint.soft_prompt=none    without the soft prompt"""
+
+
+def register(commands: Commands) -> None:
+    """Add the parser."""
+    parser = add_command(commands, "predict", "predict the emotion of images, with probabilities", _DETAILS)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files; `key=value` sets a setting")
+    parser.add_argument("--config", required=True, metavar="FILE", help="the configuration of the run that trained")
+    parser.add_argument("--json", action="store_true", help="one JSON line per image")
+    parser.add_argument("--attention", metavar="FILE", help="also an HTML page that shows where each aspect looked")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Predict and print.
+
+    Raises:
+        InputError: an image cannot be read (the others are printed first), nothing says what the categories are, or
+            there are no aspect modules whose attention could be shown.
+    """
+    from masp.config import load_config
+
+    paths, settings = separate_settings(arguments.images)
+    config = load_config(arguments.config, settings)
+    from masp.data.images import load_image
+    from masp.evaluation.predict import Predictor, Unreadable
+    from masp.report.attention import page_entry, write_page
+
+    predictor = Predictor(config)
+    for note in predictor.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if arguments.attention and predictor.trained.aspects is None:
+        raise InputError(f"--attention {arguments.attention}: there are no aspect modules here to look with")
+    broken: list[str] = []
+    entries: list[PageEntry] = []
+    for found in predictor.predict(paths, attention=bool(arguments.attention)):
+        if isinstance(found, Unreadable):
+            broken.append(f"{found.image} ({found.reason})")
+            continue
+        if arguments.attention:
+            image = load_image(found.image, config.vlm.max_side)
+            entries.append(page_entry(found.image, image, found.prediction, found.probabilities, found.attention))
+        print(_as_json(found) if arguments.json else _as_text(found))
+    if entries:
+        print(f"attention: {write_page(arguments.attention, entries)}", file=sys.stderr)
+    if broken:
+        raise InputError(f"{len(broken)} of {len(paths)} images cannot be read: {', '.join(broken)}")
+    return 0
+
+
+def _as_json(found: Prediction) -> str:
+    return json.dumps({"image": found.image, "prediction": found.prediction, "probabilities": found.probabilities})
+
+
+def _as_text(found: Prediction) -> str:
+    ranked = sorted(found.probabilities.items(), key=lambda item: -item[1])
+    shares = "  ".join(f"{name} {share:.3f}" for name, share in ranked)
+    return f"{found.image}: {found.prediction}\n    {shares}"

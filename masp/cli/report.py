@@ -1,0 +1,26 @@
+"""`masp report`: one HTML page about a run."""
+
+from __future__ import annotations
+
+import argparse
+
+from masp.cli.parser import Commands, add_command
+
+_DETAILS = """\
+  masp report outputs/run"""
+
+
+def register(commands: Commands) -> None:
+    """Add the parser."""
+    parser = add_command(commands, "report", "write one HTML page about a run", _DETAILS)
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="the run's output_dir")
+    parser.add_argument("--output", metavar="FILE", default=None, help="the page (default RUN_DIR/report.html)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the page."""
+    from masp.report.page import write_report
+
+    print(f"report: {write_report(arguments.run_dir, arguments.output)}")
+    return 0

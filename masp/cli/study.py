@@ -1,0 +1,41 @@
+"""`masp study`: the ablations of the method over several seeds."""
+
+from __future__ import annotations
+
+import argparse
+
+from masp.cli.parser import Commands, add_command
+from masp.cli.settings import add_settings
+
+_DETAILS = """\
+Trains and evaluates the method and its ablations: without each aspect, without all of them, without vision features,
+without soft prompt; other lengths of the soft prompt, other numbers of queries, the other layout. Call it again and it
+goes on where it stopped. Writes study.json, study.md and study.png to OUTPUT_DIR/study. docs/evaluation.md
+
+  masp study --config configs/train.yaml --list                        what would run
+  masp study --config configs/train.yaml --seeds 1,2,3 --only without_aspects"""
+
+
+def register(commands: Commands) -> None:
+    """Add the parser."""
+    summary = "the ablations of the method over several seeds: a table and a plot"
+    parser = add_command(commands, "study", summary, _DETAILS)
+    add_settings(parser)
+    parser.add_argument("--seeds", metavar="N,N…", default="1,2,3", help="seeds of training (default 1,2,3)")
+    parser.add_argument("--only", metavar="NAME,NAME…", help="some variants; `masp` is always among them")
+    parser.add_argument("--list", action="store_true", help="only print the variants and the commands that make them")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the study, or list its variants."""
+    from masp.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    from masp.demo.data import draw_demo_data
+    from masp.experiments.study import run_study
+
+    if not arguments.list:
+        draw_demo_data(config)
+    run_study(config, arguments.seeds, arguments.only, arguments.list)
+    return 0

@@ -1,0 +1,61 @@
+"""What an evaluation is, to whoever runs one: which records it needs, how they are scored, what is made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from masp.evaluation.feed import Feed, Item
+from masp.results.ledger_file import Record
+
+
+class Evaluation(Protocol):
+    """One question about every image of a split: its emotion, or its aspects."""
+
+    what: str
+    """What is counted: `samples`, `answers`."""
+    feed: Feed
+    identity: dict[str, Any]
+    """What a score depends on, see `masp.results.ledger.Ledgers`."""
+    keys_of: dict[str, list[str]]
+    """Image -> keys of the records that it needs."""
+    keys: list[str]
+    """Keys of all records that it needs."""
+    notes: list[str]
+    """What the user should know before anything is scored."""
+
+    def load(self, device: str) -> None:
+        """Get ready to score: loads the VLM's language half."""
+
+    def score(
+        self, items: Sequence[Item], missing: Mapping[str, Sequence[str]]
+    ) -> tuple[list[Record], list[np.ndarray]]:
+        """Score a batch of images.
+
+        Args:
+            items: The images.
+            missing: Image -> keys of the records that it lacks.
+
+        Returns:
+            Those records, and the attention maps of each, `[A, height, width]`; no maps unless they are asked for.
+        """
+
+    def problem(self, record: Record) -> str | None:
+        """Why a record of an expected key cannot be one of this evaluation, as the end of a sentence.
+
+        Raises:
+            InputError: the image that it was scored from has changed.
+        """
+
+    def finish(self, records: Sequence[Record]) -> Path:
+        """Write `records.h5`, then `metrics.json`; returns the latter.
+
+        Args:
+            records: One per key, in the order of `keys`.
+
+        Raises:
+            DataError: attention maps are damaged.
+        """

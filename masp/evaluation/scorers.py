@@ -1,0 +1,225 @@
+"""Scorers: from features to a category or an answer, with a VLM and what was trained around it.
+
+They know neither ledgers nor ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from masp.artifacts.trained import Trained
+from masp.config import Config
+from masp.data.questions import Questions
+from masp.models.aspect_modules import AspectModules
+from masp.models.forward import Stage2Model, num_logits, run
+from masp.models.generation import generate
+from masp.models.likelihood import Scored, score_categories
+from masp.models.sequence import Batch, build_sequence, make_batch, pad_features
+from masp.runtime.devices import torch_dtype
+from masp.vlm.language import LanguageHalf, load_language_half
+from masp.vlm.prompt import Prompt, load_prompt
+
+
+@dataclass(frozen=True)
+class Score:
+    """What came out for one question about one image."""
+
+    prediction: str | None
+    """A category or an answer; None if the generated line names no category."""
+    scores: tuple[float, ...] | None
+    """Log-likelihood of each choice's words, nats; None where the answer was generated."""
+    mean_scores: tuple[float, ...] | None
+    """The same per token."""
+    text: str | None
+    """The generated text; None where likelihoods were compared."""
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """One question about one image."""
+
+    features: Tensor
+    """`[T, D]`."""
+    grid: tuple[int, int, int]
+    """`(t, h, w)` in patches."""
+    aspect_tokens: Tensor | None = None
+    """`[A, N, D]` computed before; None runs the aspect modules."""
+    aspect: str | None = None
+    """The aspect that is asked for; None asks for the emotion."""
+
+
+class Scorer(Protocol):
+    """Whatever answers questions about images."""
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        """Score a batch of any size; returns one score per request."""
+
+
+class EmotionScorer(Scorer):
+    """A VLM's language half with aspect modules and soft prompt.
+
+    Args:
+        config: Run configuration; `vlm`, `engine`, `evaluate` and `aspects` matter.
+        trained: What was trained; its soft prompt decides the layout.
+        questions: Questions; the first emotion template is asked.
+        categories: Categories in the order of the scores.
+        device: `cpu` or `cuda`.
+    """
+
+    def __init__(self, config: Config, trained: Trained, questions: Questions, categories: Sequence[str], device: str):
+        self.config, self.categories, self.layout = config, tuple(categories), trained.layout
+        self.vision_features = trained.vision_features
+        self.device, self.dtype = device, torch_dtype(config.engine.precision)
+        self.prompt: Prompt = load_prompt(config.vlm.path)
+        self.question = questions.emotion_first(self.categories)
+        language = load_language_half(config.vlm.path, self.dtype, device, config.vlm.attention)
+        modules = None if trained.aspects is None else trained.aspects.to(device, self.dtype)
+        soft_prompt = None if trained.soft_prompt is None else trained.soft_prompt.to(device, self.dtype)
+        self.num_soft_tokens = 0 if soft_prompt is None else len(soft_prompt.weight)
+        self.num_aspect_tokens = 0 if modules is None else len(modules.aspects) * modules.num_queries
+        rows = num_logits(self.layout, self.prompt, language.vocab_size, self.num_soft_tokens)
+        self.model = Stage2Model(language, modules, soft_prompt, rows).eval()
+        self.candidates = [self.prompt.ids(category) for category in self.categories]
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        sequences = [
+            build_sequence(
+                self.prompt,
+                self.question,
+                None,
+                num_aspect_tokens=self.num_aspect_tokens,
+                grid=request.grid if self.vision_features else None,
+                num_soft_tokens=self.num_soft_tokens,
+                layout=self.layout,
+            )
+            for request in requests
+        ]
+        tokens = [request.aspect_tokens for request in requests if request.aspect_tokens is not None]
+        # nothing is trained here, so there is no prefix to keep apart
+        batch = make_batch(
+            sequences,
+            [request.features for request in requests],
+            row_image=range(len(requests)),
+            frozen_prefix=False,
+            aspect_tokens=tokens or None,
+        ).to(self.device, self.dtype)
+        if self.config.evaluate.scoring == "generate":
+            lines = _generated(self.model, batch, self.config.evaluate.max_new_tokens, self.prompt)
+            # matched exactly but for spaces around it
+            return [Score(line if line in self.categories else None, None, None, text) for line, text in lines]
+        return _likeliest(self.model, batch, self.categories, self.candidates, self.prompt, self.layout)
+
+    @torch.inference_mode()
+    def attention(self, requests: Sequence[ScoreRequest]) -> list[np.ndarray]:
+        """Where the aspects look, each a mean over its queries.
+
+        Returns:
+            Per image `[A, height, width]` over its vision tokens, fp32; every map sums to one.
+        """
+        padded, mask = pad_features([request.features for request in requests])
+        modules = self.model.aspect_modules
+        assert modules is not None, "there are no aspect modules to look with"
+        found = modules.attention(padded.to(self.device, self.dtype), mask.to(self.device))
+        weights = torch.stack([w.float().mean(1) for w in found.values()], dim=1).cpu().numpy()
+        side = self.prompt.merge_size
+        return [
+            maps[:, : t * h * w // side**2].reshape(len(modules.aspects), t * h // side, w // side)
+            for maps, (t, h, w) in zip(weights, (request.grid for request in requests), strict=True)
+        ]
+
+
+@dataclass
+class _OverTokens:
+    """The language half over aspect tokens that are there already, as scoring wants a model."""
+
+    language: LanguageHalf
+    tokens: Tensor
+    """`[I, A, N, D]`."""
+    num_logits: int | None = None
+
+    def hidden(self, batch: Batch, cache=None) -> Tensor:
+        return run(self.language, batch, self.tokens, None, cache)
+
+
+class AspectScorer(Scorer):
+    """A VLM's language half with aspect modules.
+
+    Args:
+        config: Run configuration; `vlm`, `engine` and `aspects` matter.
+        modules: Aspect modules in the order of `config.aspects`.
+        layout: Layout that they were trained in; decides whether the end token counts.
+        questions: Questions; the first template of each aspect is asked.
+        closed: Aspect -> answers whose likelihoods are compared.
+        longest: Aspect -> number of tokens of its longest answer; the others may be written no longer.
+        device: `cpu` or `cuda`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        modules: AspectModules,
+        layout: str,
+        questions: Questions,
+        closed: Mapping[str, Sequence[str]],
+        longest: Mapping[str, int],
+        device: str,
+    ):
+        self.aspects, self.layout, self.closed = list(config.aspects), layout, closed
+        self.device, self.dtype = device, torch_dtype(config.engine.precision)
+        self.prompt = load_prompt(config.vlm.path)
+        self.language = load_language_half(config.vlm.path, self.dtype, device, config.vlm.attention)
+        self.modules = modules.to(device, self.dtype).eval()
+        self.questions = {aspect: questions.aspect_first(aspect) for aspect in self.aspects}
+        # and the end token
+        self.max_new_tokens = {aspect: count + 1 for aspect, count in longest.items()}
+
+    @torch.inference_mode()
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        found: dict[int, Score] = {}
+        for aspect in self.aspects:
+            places = [place for place, request in enumerate(requests) if request.aspect == aspect]
+            if places:
+                scores = self._score([requests[place].features for place in places], aspect)
+                found |= dict(zip(places, scores, strict=True))
+        return [found[place] for place in range(len(requests))]
+
+    def _score(self, features: Sequence[Tensor], aspect: str) -> list[Score]:
+        sequence = build_sequence(
+            self.prompt, self.questions[aspect], None,
+            num_aspect_tokens=self.modules.num_queries, grid=None, num_soft_tokens=0, layout=self.layout,
+        )  # fmt: skip
+        count = len(features)
+        batch = make_batch(
+            [sequence] * count, features, row_image=range(count), row_aspect=[self.aspects.index(aspect)] * count
+        ).to(self.device, self.dtype)
+        model = _OverTokens(self.language, self.modules(batch.features, batch.feature_mask))
+        if aspect not in self.closed:
+            lines = _generated(model, batch, self.max_new_tokens[aspect], self.prompt)
+            return [Score(line, None, None, text) for line, text in lines]
+        answers = self.closed[aspect]
+        return _likeliest(model, batch, answers, [self.prompt.ids(a) for a in answers], self.prompt, self.layout)
+
+
+def _likeliest(
+    model: Scored, batch: Batch, choices: Sequence[str], ids: Sequence[Sequence[int]], prompt: Prompt, layout: str
+) -> list[Score]:
+    """Compare the likelihoods of all choices in one pass."""
+    sums, means = score_categories(model, batch, ids, None if layout == "released" else prompt.end)
+    # argmax takes the first of equals: ties go to the order of the choices
+    best = sums.argmax(dim=1).tolist()
+    return [
+        Score(choices[b], tuple(s.tolist()), tuple(m.tolist()), None) for b, s, m in zip(best, sums, means, strict=True)
+    ]
+
+
+def _generated(model: Scored, batch: Batch, max_new_tokens: int, prompt: Prompt) -> list[tuple[str, str]]:
+    """Let the model write: the first line without spaces around it, and the whole text."""
+    rows, _ = generate(model, batch, max_new_tokens, prompt.stop)
+    texts = [prompt.decode(ids) for ids in rows]
+    return [(text.split("\n")[0].strip(), text) for text in texts]

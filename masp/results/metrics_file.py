@@ -1,0 +1,189 @@
+"""The files that evaluations leave their numbers in, and their readers.
+
+metrics.json    one evaluation: of emotions, or of stage 1 with `per_aspect`
+datasets.json   name of the dataset -> row of the table over several datasets
+summary.json    name of the variant -> its accuracy, as `masp demo` writes it
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field
+
+from masp.errors import DataError
+from masp.files.regular import read_bytes
+from masp.files.typed import Json, decode
+from masp.results.metrics import CalibrationBin, CategoryMetrics, Confusion, Count, Interval, Share
+
+METRICS = "metrics.json"
+DATASETS = "datasets.json"
+"""In the directory of a run's own evaluation: the table over it and those on other datasets."""
+SUMMARY = "summary.json"
+
+T = TypeVar("T")
+
+_END_OF_YEAR_9999 = 253_402_300_800
+
+
+@dataclass(frozen=True)
+class MetricsFile:
+    """`metrics.json`, or one aspect of it; what the evaluation does not have is None."""
+
+    num_samples: Count | None = None
+    num_expected: Count | None = None
+    num_correct: Count | None = None
+    num_unparsable: Count | None = None
+    coverage: Share | None = None
+    accuracy: Share | None = None
+    accuracy_ci95: Interval | None = None
+    balanced_accuracy: Share | None = None
+    macro_f1: Share | None = None
+    weighted_f1: Share | None = None
+    per_category: dict[str, CategoryMetrics] | None = None
+    categories: tuple[str, ...] | None = None
+    confusion: Confusion | None = None
+    confusion_columns: tuple[str | None, ...] | None = None
+    top2_accuracy: Share | None = None
+    nll: float | None = None
+    brier: float | None = None
+    ece: Share | None = None
+    calibration: tuple[CalibrationBin, ...] | None = None
+    mean_accuracy: Share | None = None
+    kind: Literal["closed", "open"] | None = None
+    token_f1: Share | None = None
+    per_aspect: Mapping[str, MetricsFile] | None = None
+    stage: str | None = None
+    dataset: str | None = None
+    split: str | None = None
+    scoring: str | None = None
+    source: str | None = None
+    layout: str | None = None
+    category_map: dict[str, str] | None = None
+    notes: tuple[str, ...] | None = None
+    time: Annotated[float, Field(ge=0, lt=_END_OF_YEAR_9999)] | None = None
+    """When it was written, in seconds since 1970."""
+    lineage: dict[str, Json] | None = None
+
+
+@dataclass(frozen=True)
+class DatasetRow:
+    """One dataset of `datasets.json`."""
+
+    num_samples: Count | None = None
+    num_correct: Count | None = None
+    accuracy: Share | None = None
+    accuracy_ci95: Interval | None = None
+    macro_f1: Share | None = None
+    balanced_accuracy: Share | None = None
+    category_map: dict[str, str] = field(default_factory=dict)
+    """Category of the dataset -> category that was asked."""
+    split: str | None = None
+    metrics: str | None = None
+    """Its `metrics.json`, relative to the directory of `datasets.json`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as `datasets.json` spells it."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class VariantRow:
+    """One variant of `summary.json`."""
+
+    accuracy: Share | None = None
+    accuracy_ci95: Interval | None = None
+    num_samples: Count | None = None
+
+
+def read_metrics(path: Path, problems: list[str]) -> MetricsFile:
+    """Read `metrics.json`.
+
+    Args:
+        path: File.
+        problems: What is damaged is left out, and a line appended that says so.
+
+    Raises:
+        InputError: it may not be read. DataError: it is not a JSON object.
+    """
+    return _metrics(_read_object(path), str(path), problems)
+
+
+def read_datasets(path: Path, problems: list[str]) -> dict[str, DatasetRow]:
+    """Read `datasets.json`; arguments and errors as `read_metrics`."""
+    return _rows(DatasetRow, path, problems)
+
+
+def read_summary(path: Path, problems: list[str]) -> dict[str, VariantRow]:
+    """Read `summary.json`; arguments and errors as `read_metrics`."""
+    return _rows(VariantRow, path, problems)
+
+
+def _rows(kind: type[T], path: Path, problems: list[str]) -> dict[str, T]:
+    return {
+        name: _lenient(kind, row, f"{path}: {name}", problems)
+        for name, row in _read_object(path).items()
+        if isinstance(row, dict)
+    }
+
+
+def _metrics(values: dict[str, Any], where: str, problems: list[str]) -> MetricsFile:
+    metrics = _lenient(MetricsFile, values, where, problems, skip=("per_aspect",))
+    per_aspect = values.get("per_aspect")
+    if per_aspect is None:
+        return metrics
+    if not isinstance(per_aspect, dict):
+        problems.append(f"{where}: per_aspect: must be an object")
+        return metrics
+    found = {}
+    for aspect, entry in per_aspect.items():
+        if isinstance(entry, dict):
+            found[aspect] = _lenient(MetricsFile, entry, f"{where}: {aspect}", problems, skip=("per_aspect",))
+        else:
+            problems.append(f"{where}: per_aspect: {aspect} must be an object")
+    return dataclasses.replace(metrics, per_aspect=found)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    data = read_bytes(path)
+    try:
+        value = json.loads(data or b"")
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: not a JSON object; delete it and run the command that writes it again")
+    return value
+
+
+def _lenient(
+    kind: type[T], values: Mapping[str, Any], where: str, problems: list[str], skip: tuple[str, ...] = ()
+) -> T:
+    """A dataclass of what is valid in `values`; unknown keys are ignored, and null is as good as missing.
+
+    A report is for looking, and half of it is better than none.
+    """
+    found = {}
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        if name in skip or values.get(name) is None:
+            continue
+        try:
+            text = json.dumps(values[name]).encode()
+            found[name] = decode(_without_none(hint), text, f"{where}: {name}", surrogates=True)
+        except DataError as error:
+            problems.append(str(error))
+    return kind(**found)
+
+
+def _without_none(hint: Any) -> Any:
+    """`int` of `int | None`."""
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return hint
+    (only,) = [argument for argument in typing.get_args(hint) if argument is not types.NoneType]
+    return only

@@ -1,0 +1,84 @@
+"""`masp doctor`: what it prints of a machine, and of a configuration part by part."""
+
+import pytest
+
+from masp.cli.main import main
+from tests.images import make_dataset
+from tests.tiny import make_vlm
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("doctor")
+    make_vlm(folder / "vlm")
+    make_dataset(folder / "data")
+    return folder
+
+
+@pytest.fixture
+def doctor(folder, tmp_path, repository, capsys):
+    """Runs `masp doctor` on a configuration that is sound but for the given settings; returns code, rows and errors."""
+
+    def run(*settings):
+        given = {
+            "vlm.path": folder / "vlm",
+            "dataset.root": folder / "data",
+            "cache.dir": tmp_path / "cache",
+            "output_dir": tmp_path / "run",
+            "questions": repository / "configs" / "questions.yaml",
+        }
+        code = main(["doctor", *(f"{name}={value}" for name, value in given.items()), *settings])
+        printed = capsys.readouterr()
+        rows = dict(line.split(maxsplit=1) for line in printed.out.splitlines())
+        return code, rows, printed.err
+
+    return run
+
+
+def test_a_machine(capsys):
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["python", "torch", "transformers"]
+    assert lines[-1] == "doctor: no problem found"
+    assert not any(line.startswith(("vlm ", "dataset ")) for line in lines)
+
+
+def test_a_sound_configuration(doctor, tmp_path):
+    code, rows, err = doctor()
+    assert (code, err) == (0, "")
+    assert rows["dataset"] == "folder: 18 train, 6 test" and rows["cache"] == "none yet"
+    assert rows["vlm"].startswith("qwen2_vl, ") and "emotion templates" in rows["questions"]
+    assert rows["output_dir"].startswith(f"{tmp_path / 'run'}, ") and rows["output_dir"].endswith(" GB free")
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_problems_are_shown_at_once(doctor):
+    code, rows, err = doctor("vlm.path=/no/such/vlm", "dataset.root=/no/such/data", "questions=/no/such.yaml")
+    assert code == 2
+    assert err.startswith("error: 3 problems: ") and err.count("\n") == 1
+    for name in ("vlm", "dataset", "questions"):
+        assert rows[name].startswith("PROBLEM: ") and "/no/such" in rows[name]
+    assert rows["cache"] == "none yet"
+
+
+@pytest.mark.parametrize("name", ["cache.dir", "output_dir"])
+def test_a_path_that_no_file_system_accepts_is_a_problem(doctor, tmp_path, name):
+    code, rows, err = doctor(f"{name}={tmp_path}/{'x' * 300}")
+    assert code == 2 and err.startswith(f"error: 1 problems: {name}: {tmp_path}/") and err.count("\n") == 1
+    assert rows[name.removesuffix(".dir")].startswith(f"PROBLEM: {name}: ")
+
+
+def test_a_directory_that_may_not_be_searched_is_a_problem(doctor, tmp_path, monkeypatch):
+    import os
+
+    stat = os.stat
+
+    def refuse(path, *args, **kwargs):
+        if "secret" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", refuse)  # as root, who runs tests in a container, everything may be searched
+    code, rows, _ = doctor(f"cache.dir={tmp_path}/secret/cache")
+    assert code == 2
+    assert rows["cache"] == f"PROBLEM: cache.dir: {tmp_path}/secret/cache cannot be examined: Permission denied"

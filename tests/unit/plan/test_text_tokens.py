@@ -1,0 +1,42 @@
+"""Numbers of text tokens, with the VLM's tokenizer and without."""
+
+import statistics
+
+import pytest
+
+from masp.data.datasets import read_dataset
+from masp.data.questions import SLOT, load_questions
+from masp.errors import InputError
+from masp.plan.text_tokens import count_words
+from masp.vlm.prompt import load_prompt
+from tests.vlm_sizes import save_config_only
+
+
+def test_tokens_are_those_of_the_vlm(config):
+    dataset = read_dataset(config.dataset)
+    train = [sample for sample in dataset.samples if sample.split == "train"]
+    prompt, questions = load_prompt(config.vlm.path), load_questions(config.questions)
+    words = count_words(config, train, dataset.categories)
+    assert words.counted
+    assert (words.opening, words.closing) == (len(prompt.opening), len(prompt.closing))
+    for aspect in ("scene", "object"):
+        templates, answers = questions.templates(aspect), [s.answers[aspect] for s in train if aspect in s.answers]
+        assert words.questions[aspect] == statistics.mean(len(prompt.ids(text)) for text in templates)
+        assert words.answers[aspect] == pytest.approx(statistics.mean(len(prompt.ids(text)) for text in answers))
+    assert words.answers["facial_expression"] == 0.0  # nothing is annotated with it
+    listed = [template.replace(SLOT, "anger, awe, joy") for template in questions.emotions]
+    assert words.emotion_question == statistics.mean(len(prompt.ids(text)) for text in listed)
+
+
+def test_without_a_tokenizer_words_are_counted(config, tmp_path):
+    config.vlm.path = str(save_config_only(tmp_path / "bare", "Qwen2-VL-2B"))
+    dataset = read_dataset(config.dataset)
+    words = count_words(config, [s for s in dataset.samples if "object" in s.answers], dataset.categories)
+    assert not words.counted and words.opening == 14
+    assert words.answers["object"] == 3  # "dog, tree"
+
+
+def test_a_missing_questions_file(config):
+    config.questions = "/no/such.yaml"
+    with pytest.raises(InputError, match="/no/such.yaml"):
+        count_words(config, [], ("joy",))

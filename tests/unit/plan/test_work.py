@@ -1,0 +1,57 @@
+"""Lengths of sequences, and when the cache has paid for itself."""
+
+import pytest
+
+from masp.config import load_config
+from masp.models.sequence import IGNORED, build_sequence
+from masp.plan.rates import Rate
+from masp.plan.text_tokens import Words
+from masp.plan.vision_tokens import PlannedImage
+from masp.plan.work import stage1_lengths, stage2_lengths, without_cache
+from masp.vlm.families import load_config as load_vlm_config
+from masp.vlm.flops import encoder_flops, shapes
+from masp.vlm.prompt import load_prompt
+
+
+@pytest.mark.parametrize("layout", ["after_image", "released"])
+def test_lengths_are_those_of_the_sequences_that_training_builds(vlm, tmp_path, layout):
+    config = load_config(
+        None,
+        [f"vlm.path={vlm}", "dataset.root=x", "cache.dir=x", f"stage1.layout={layout}", f"stage2.layout={layout}",
+         "aspects=[scene,object]"],
+    )  # fmt: skip
+    prompt, question, answer = load_prompt(str(vlm)), "Which emotion?", "awe"
+    num_answer = len(prompt.ids(answer))
+    words = Words(
+        len(prompt.opening), len(prompt.image_start), len(prompt.image_end), len(prompt.closing),
+        {"scene": len(prompt.ids(question))}, {"scene": num_answer}, len(prompt.ids(question)), num_answer, True,
+    )  # fmt: skip
+    for stage, lengths, tokens, grid, soft in (
+        ("stage1", stage1_lengths(config, words, "scene"), 5, None, 0),
+        ("stage2", stage2_lengths(config, words, 6), 10, (1, 4, 6), 32),
+    ):
+        sequence = build_sequence(
+            prompt, question, answer, num_aspect_tokens=tokens, grid=grid, num_soft_tokens=soft, layout=layout
+        )
+        assert (lengths.prefix, lengths.total) == (sequence.split, len(sequence)), stage
+        assert lengths.num_logits == int((sequence.labels != IGNORED).sum()), stage
+        assert lengths.shared == (stage == "stage1" or layout == "released")
+
+
+def test_when_the_cache_has_paid_for_itself(config):
+    vision, _ = shapes(load_vlm_config(config.vlm.path))
+
+    class Annotated:
+        answers = {"scene": "sea", "object": "dog"}  # noqa: RUF012 - a stand-in
+
+    train = [PlannedImage(Annotated, (56, 56), (1, 4, 4), 4)] * 3
+    one = encoder_flops(vision, (1, 4, 4))
+    config.stage1.num_epochs, config.stage2.num_epochs = 3, 1
+    rate = Rate(one, "FLOP", "")
+    published = without_cache(config, vision, train, 4 * one, rate, per_aspect=True)
+    assert published.encoder_flops == pytest.approx((3 * 6 + 3) * one)
+    assert published.encoder_hours == pytest.approx((3 * 6 + 3) / 3600)
+    assert published.pays_after_epochs == pytest.approx(4 / 6)
+    once = without_cache(config, vision, train, 4 * one, rate, per_aspect=False)
+    assert once.encoder_flops == pytest.approx(4 * 3 * one) and once.pays_after_epochs == pytest.approx(4 / 3)
+    assert without_cache(config, vision, train, 13 * one, rate, per_aspect=False).pays_after_epochs is None

@@ -1,0 +1,38 @@
+"""Training logs as curves, from wherever they are and however damaged."""
+
+import json
+
+import pytest
+
+from masp.report.page import write_report
+from masp.report.run_config import RunConfig
+from masp.report.training_curves import training_stages
+from tests.unit.report.test_page import Page, make_run
+
+
+def test_curves_of_a_run_elsewhere_are_found_beside_its_checkpoint(tmp_path):
+    run = make_run(tmp_path)
+    (run / "stage1").rename(tmp_path / "elsewhere")
+    with open(run / "config.yaml", "a") as file:
+        file.write(f"checkpoint: {{aspect: {json.dumps(str(tmp_path / 'elsewhere' / 'aspect.pth'))}}}\n")
+    assert "Stage 1: aspect modules" in Page(write_report(run)).text
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"[" * 100_000, b"{", b"\xff", b"[]", b'{"step": 1.5}', b'{"step": true}', b'{"step": -1}',
+     b'{"step": 1' + b"0" * 400 + b"}", b'{"step": 1' + b"0" * 5000 + b"}"],
+)  # fmt: skip
+def test_damaged_lines_are_counted_and_left_out(tmp_path, damage):
+    (tmp_path / "stage2").mkdir()
+    lines = [b'{"step": 10, "loss": 2.5, "epoch": 1}', damage, b'{"step": 20, "loss": NaN, "learning_rate": 1e999}']
+    (tmp_path / "stage2" / "metrics.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    (stage,) = training_stages(tmp_path, tmp_path / "evaluate", RunConfig())
+    assert (stage.num_skipped, stage.num_steps, stage.loss, len(stage.charts)) == (1, 20, None, 1)
+
+
+def test_without_a_single_line_there_is_no_stage(tmp_path):
+    (tmp_path / "stage1").mkdir()
+    (tmp_path / "stage1" / "metrics.jsonl").write_bytes(b"nothing\n")
+    (tmp_path / "stage2" / "metrics.jsonl").mkdir(parents=True)
+    assert training_stages(tmp_path, tmp_path / "evaluate", RunConfig()) == []

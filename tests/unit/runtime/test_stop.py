@@ -1,0 +1,52 @@
+"""What asks a run to stop, and that it only sets a flag."""
+
+import os
+import signal
+
+import pytest
+
+from masp.errors import InputError
+from masp.runtime.log import setup
+from masp.runtime.stop import StopFlag, StopRequests
+
+
+@pytest.mark.parametrize("number", StopFlag.SIGNALS)
+def test_a_signal_sets_the_flag_and_is_noted(number, capsys):
+    setup(0)
+    before = signal.getsignal(number)
+    with StopFlag() as stop:
+        assert not stop
+        os.kill(os.getpid(), number)
+        assert stop and stop.received == {number}
+    assert signal.getsignal(number) == before
+    assert capsys.readouterr().err == f"note: {signal.Signals(number).name}: stopping as soon as that is clean\n"
+
+
+def test_a_second_ctrl_c_interrupts():
+    with StopFlag() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stop
+
+
+def test_each_request_is_named_and_the_file_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(StopRequests, "CHECK_EVERY_S", 0)
+    flag = StopFlag()
+    requests = StopRequests(flag, tmp_path, 1e-9, True)
+    assert requests.raised() == [False, False, True]
+    assert requests.why([False, False, True]) == "at its time limit, engine.time_limit_min = 1e-09,"
+    (tmp_path / "STOP").touch()
+    assert requests.raised() == [False, True, True]
+    assert requests.why([False, True, True]) == f"by the file {tmp_path / 'STOP'}"
+    flag.set()
+    assert requests.raised() == [True, True, True] and requests.why([True, True, True]) == "on request"
+    assert StopRequests(flag, tmp_path, 1e-9, False).raised() == [True, False, False]
+    requests.done()
+    assert list(tmp_path.iterdir()) == [] and requests.why([False, False, False]) == ""
+
+
+def test_a_run_directory_that_cannot_be_examined_is_one_line(tmp_path):
+    requests = StopRequests(StopFlag(), tmp_path / ("n" * 300), None, True)
+    with pytest.raises(InputError, match="cannot be examined: File name too long"):
+        requests.raised()
