@@ -31,6 +31,7 @@ from masp.files.sealed import digest_of
 from masp.files.text import first_line, reason
 from masp.models.sequence import pad_features
 from masp.runtime.devices import pick_device
+from masp.runtime.log import say
 
 DIRECTORY, FORMAT = "aspect-tokens", 1
 BATCH = 32
@@ -79,7 +80,7 @@ def build_aspect_tokens(config: Config) -> Path:
     header = _header(cache, config.aspects, lineage.digest)
     path = header.path(cache)
     if path.is_file():
-        print(f"cache: {path} is there already")
+        say(f"cache: {path} is there already")
         return path
     device = pick_device(config.engine.device, "engine.device")
     modules = modules.to(device).eval()
@@ -101,7 +102,7 @@ def build_aspect_tokens(config: Config) -> Path:
             bar.close()
     except OSError as error:
         raise InputError(f"cache.dir: {path} cannot be written: {reason(error)}") from None
-    print(f"cache: {path}: aspect tokens of {len(cache)} images, {path.stat().st_size / 1e9:.2f} GB")
+    say(f"cache: {path}: aspect tokens of {len(cache)} images, {path.stat().st_size / 1e9:.2f} GB")
     return path
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -20,6 +20,7 @@ from masp.distributed.ranks import Ranks, join, read_ranks
 from masp.errors import InputError, StoppedEarly, one_line
 from masp.files.text import reason
 from masp.runtime.devices import pick_device, plain_memory_errors
+from masp.runtime.log import say
 from masp.runtime.prefetch import ReadAhead
 from masp.runtime.run_lock import RunInUse, RunLock
 from masp.runtime.status import RunState, noting_failure, write_status
@@ -32,6 +33,8 @@ from masp.training.schedule import learning_rate
 from masp.training.stages import open_stage
 from masp.training.steps import HeldOutSteps, Step, Steps
 from masp.training.validation import Validation
+
+LOG = logging.getLogger(__name__)
 
 
 def train(
@@ -222,7 +225,7 @@ class Trainer:
         if checkpoint:
             load_trained(model, checkpoint.tensors)
             if ranks.is_lead:
-                print(f"{self.stage.name}: resuming after step {checkpoint.step} of {self.num_steps}", file=sys.stderr)
+                LOG.info("%s: resuming after step %d of %d", self.stage.name, checkpoint.step, self.num_steps)
         self.engine = Engine(model, config.engine, settings, ranks, self.device)
         if checkpoint:
             self.engine.load_state(checkpoint.tensors, checkpoint.step, checkpoint.engine)
@@ -314,7 +317,7 @@ class Trainer:
         if self.ranks.is_lead:
             text = f"{text}: {self.stage.artifact}"
             write_status(self.directory, RunState.FINISHED, 0, text, step=self.num_taken, num_steps=self.num_steps)
-            print(f"{self.stage.name}: {text}")
+            say(f"{self.stage.name}: {text}")
 
     def memory_remedy(self) -> str:
         """What to change where memory runs out."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from pathlib import Path
 
 from masp.config.schema import EngineConfig, StageConfig
@@ -14,6 +14,7 @@ from masp.training.engine import Engine
 from masp.training.steps import HeldOutSteps
 
 FILE = "validation.jsonl"
+LOG = logging.getLogger(__name__)
 
 
 class Validation:
@@ -75,5 +76,5 @@ class Validation:
             line = {"step": step, "loss": loss, "best_step": best_step, "num_worse": num_worse}
             append_line(self.path, line)
             note = "the lowest so far" if is_best else f"{best_loss} after step {best_step} was lower"
-            print(f"\nvalidation after step {step}: loss {loss:.5f}, {note}", file=sys.stderr)
+            LOG.info("validation after step %d: loss %.5f, %s", step, loss, note)
         return is_best
