@@ -16,6 +16,7 @@ from masp.cli import cache, compare, demo, doctor, evaluate, extract, plan, pred
 from masp.cli.parser import Parser, add_local_rank
 from masp.cli.settings import parse_arguments
 from masp.errors import InputError, MaspError, one_line
+from masp.files.text import MAX_REASON, reason, shortened
 from masp.runtime.log import setup as set_up_logging
 
 COMMANDS = (demo, plan, extract, train, evaluate, predict, report, compare, study, doctor, cache)
@@ -39,6 +40,17 @@ INTERRUPTED = 128 + signal.SIGINT
 READER_GONE = 128 + signal.SIGPIPE
 """Exit code where the reader of the output has gone, as `masp study --list | head` would end if Python did not catch
 the signal."""
+
+_OF_A_PATH = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.ENOTDIR,
+    errno.ESTALE,
+}
+"""System errors that say of a path that it cannot be used as the user wants."""
 
 
 def build_parser() -> Parser:
@@ -87,14 +99,27 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return READER_GONE
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        message = _users_error(error)
+        if message is None:
             raise
-        where = f" for {error.filename}" if error.filename else ""
-        print(one_line(f"error: no space is left{where}; free some and run the same command again"), file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         return InputError.exit_code
     except KeyboardInterrupt:
         print("error: interrupted; run the same command again, it goes on where it can", file=sys.stderr)
         return INTERRUPTED
+
+
+def _users_error(error: OSError) -> str | None:
+    """What to tell the user of an error that only they can mend: a full disk, or a path that cannot be used.
+
+    Returns:
+        One line; None for any other error, which is a bug.
+    """
+    name = shortened(one_line(str(error.filename)), MAX_REASON) if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" for {name}" if name else ""
+        return f"no space is left{where}; free some and run the same command again"
+    return f"{name}: {reason(error)}" if name and error.errno in _OF_A_PATH else None
 
 
 def _reader_is_gone() -> bool:

@@ -24,7 +24,8 @@ from masp.extraction.job import extract
 from masp.files.atomic import write_bytes
 from masp.files.typed import read
 from masp.report.page import write_report
-from masp.results.metrics import wilson_interval
+from masp.results.metrics import Interval, Share, wilson_interval
+from masp.results.metrics_file import SUMMARY
 from masp.training.loop import train
 
 VARIANTS = {
@@ -37,16 +38,13 @@ VARIANTS = {
 }
 
 
-_Share = Annotated[float, Field(ge=0, le=1)]
-
-
 @with_config(ConfigDict(strict=True, extra="ignore", allow_inf_nan=False))
 @dataclass(frozen=True)
 class VariantResult:
     """The accuracy of one variant on the demo's test images: three of the keys of `metrics.json`."""
 
-    accuracy: _Share
-    accuracy_ci95: tuple[_Share, _Share] | None
+    accuracy: Share
+    accuracy_ci95: Interval | None
     """Wilson's interval; None of what is known rather than measured."""
     num_samples: Annotated[int, Field(ge=1)]
 
@@ -100,7 +98,7 @@ def run_demo(config: Config, num_train: int | None = None, num_test: int | None 
         _say(f"masp evaluate {_settings(changed)}")
         metrics[variant] = _written(evaluate(changed))
     summary = _summarise(config, metrics)
-    path = Path(config.output_dir) / "summary.json"
+    path = Path(config.output_dir) / SUMMARY
     text = json.dumps({name: result.to_dict() for name, result in summary.items()}, indent=1)
     write_bytes(path, f"{text}\n".encode())
     _say("masp report")

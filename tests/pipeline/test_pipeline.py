@@ -56,7 +56,7 @@ def check_metrics(path: Path, num_samples: int) -> dict:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_from_pictures_to_the_report(commands, tmp_path, family):
+def test_from_images_to_the_report(commands, tmp_path, family):
     images = make_mixed(tmp_path / "images")
     vlm = make_vlm(tmp_path / "vlm", family)
     config, run = write_config(tmp_path, vlm, images), tmp_path / "run"
@@ -125,7 +125,7 @@ def test_from_pictures_to_the_report(commands, tmp_path, family):
         assert result.stderr.count("\n") <= 2, result.stderr  # the bar, and at most a note
 
 
-def test_pictures_without_annotations_with_given_aspect_modules(commands, trained, world, tmp_path):
+def test_images_without_annotations_with_given_aspect_modules(commands, trained, world, tmp_path):
     images = make_mixed(tmp_path / "mine", annotated=False)
     vlm = world.folder / "vlm"
     config = write_config(tmp_path, vlm, images)

@@ -56,10 +56,53 @@ def test_a_full_disk_is_one_line(ends, number):
     assert ends(OSError(number, os.strerror(number)))[2].startswith("error: no space is left; ")
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), RuntimeError("a bug"), KeyError("x")])
+@pytest.mark.parametrize(
+    "number",
+    [errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.ESTALE],
+    ids=lambda number: errno.errorcode[number],
+)
+def test_a_path_that_cannot_be_used_is_one_short_line(ends, number):
+    assert ends(OSError(number, os.strerror(number), "a\nb")) == (2, "", f"error: a\\nb: {os.strerror(number)}\n")
+    assert len(ends(OSError(number, os.strerror(number), "x" * 5000))[2]) < 400
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, "Input/output error", "file"),
+        PermissionError(errno.EACCES, "Permission denied"),  # of no file: a socket, say
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "file"),
+        RuntimeError("a bug"),
+        KeyError("x"),
+    ],
+)
 def test_anything_else_is_a_bug_with_a_traceback(ends, error):
     with pytest.raises(type(error)):
         ends(error)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["cache", "info", "LONG"],
+        ["cache", "verify", "LONG"],
+        ["report", "LONG"],
+        ["compare", "LONG", "other"],
+        ["plan", "--config", "LONG"],
+        ["plan", "--config", "configs/demo.yaml", "--rate-from", "LONG"],
+        ["plan", "--config", "configs/demo.yaml", "dataset.root=LONG"],
+        ["plan", "--config", "configs/demo.yaml", "vlm.path=LONG"],
+        ["train", "--stage", "stage1", "--config", "configs/demo.yaml", "cache.dir=LONG"],
+        ["train", "--stage", "stage1", "--config", "configs/demo.yaml", "output_dir=LONG"],
+        ["make-demo-data", "LONG", "--num-train", "1", "--num-test", "1"],
+    ],
+    ids=" ".join,
+)
+def test_a_name_that_is_too_long_is_one_line(argv, monkeypatch, capfd):
+    monkeypatch.chdir(REPOSITORY)
+    assert main([argument.replace("LONG", "x" * 300) for argument in argv]) == 2
+    err = capfd.readouterr().err.splitlines()[-1]
+    assert err.startswith("error: ") and "File name too long" in err and len(err) < 800
 
 
 def test_an_interruption(ends):
