@@ -111,7 +111,7 @@ def drop_pages(folder: Path) -> None:
 def reading(arguments: argparse.Namespace, base: Path) -> dict:
     """Speed of `Cache.read` in training order compared with `os.pread`, cold and warm."""
     from masp.cache.reader import open_cache
-    from masp.training.order import epoch_order
+    from masp.training.schedule import epoch_order
     from masp.training.steps import WINDOW_SHARDS
 
     folder = make_cache(base / "reading", arguments.samples, arguments.tokens, arguments.hidden, arguments.shards)

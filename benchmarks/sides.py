@@ -40,7 +40,7 @@ def limits(device: str, size: int, megabytes: int) -> dict[str, float]:
         size: Size of the square matrices.
         megabytes: Megabytes to copy.
     """
-    from masp.training.profiling import device_peak
+    from masp.training.logs import device_peak
 
     kind = {"dtype": torch.bfloat16, "device": device}
     a, b = torch.randn(size, size, **kind), torch.randn(size, size, **kind)

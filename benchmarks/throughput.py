@@ -94,11 +94,13 @@ class Ours:
         from masp.distributed.ranks import Ranks, join
         from masp.runtime.prefetch import ReadAhead
         from masp.training.engine import Engine
-        from masp.training.stage import Stage
+        from masp.training.stages import open_stage
+        from masp.training.steps import Steps
 
         join(Ranks(), device)
-        self.stage = Stage(config, name, device)
-        self.model, self.steps, _ = self.stage.build(0, 1)
+        self.stage = open_stage(name, config, device)
+        self.model, prompt = self.stage.build(device)
+        self.steps = Steps(self.stage, prompt)
         self.engine = Engine(self.model, config.engine, self.stage.settings, Ranks(), device)
         self.reader = ReadAhead(
             self.steps, range(len(self.steps)), config.engine.num_workers, "engine.num_workers",
@@ -148,11 +150,11 @@ def side_by_side(config, stage: str, rounds: int, seconds: float) -> dict:
 def engine_overhead(config, rounds: int) -> float:
     """Duration of an engine step relative to a bare loop with the same tensors, which are in memory for both."""
     from masp.training.engine import optimizer_groups
-    from masp.training.stage import Stage
+    from masp.training.stages import open_stage
 
     ours = Ours(config, "stage2")
     step = ours.steps[0]
-    model, _, _ = Stage(config, "stage2", "cpu").build(0, 1)
+    model, _ = open_stage("stage2", config, "cpu").build("cpu")
     optimizer = torch.optim.AdamW(optimizer_groups(model, config.stage2.weight_decay), lr=1e-5)
     trained = [p for p in model.parameters() if p.requires_grad]
 
@@ -219,11 +221,11 @@ def build(folder: Path, args: argparse.Namespace) -> Path:
 
 def save_untrained(config, name: str, device: str = "cpu") -> None:
     """Write the artifact of a stage for the next one to build on; its values do not matter here."""
-    from masp.training.stage import Stage
+    from masp.training.stages import open_stage
 
-    stage = Stage(config, name, device)
-    model, _, _ = stage.build(0, 1)
-    stage.folder.mkdir(parents=True)
+    stage = open_stage(name, config, device)
+    model, _ = stage.build(device)
+    stage.directory.mkdir(parents=True)
     state = {key: p.detach().float().cpu() for key, p in model.named_parameters() if p.requires_grad}
     stage.export(state, stage.identity())
 

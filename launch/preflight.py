@@ -25,7 +25,7 @@ from masp.evaluation.feed import open_feed
 from masp.evaluation.run import evaluate_dir, open_evaluation
 from masp.extraction.provenance import model_part
 from masp.plan.plan import Plan, make_plan
-from masp.training.stage import Stage
+from masp.training.stages import STAGES, open_stage
 
 # Folders that each node has for itself, by long custom.
 _OF_ONE_NODE = ("/tmp", "/var/tmp", "/dev/shm", "/run")
@@ -145,9 +145,10 @@ def _check_artefacts(names: Sequence[str], config: Config) -> None:
         load_questions(config.questions)
         return
     first = names[0]
-    if first in ("stage1", "stage2"):
-        Stage(config, first, "cpu" if config.engine.device == "cpu" else "cuda").identity()
-        return
+    for stage in STAGES:
+        if first == stage:
+            open_stage(stage, config, "cpu" if config.engine.device == "cpu" else "cuda").identity()
+            return
     if config.evaluate.source != "cache":
         return  # that asks for the machine that makes the features, which is not this one
     open_evaluation(config, evaluate_dir(config), open_feed(config))

@@ -24,7 +24,7 @@ import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl, torch.utils.tensorboa
 from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl
 from deepspeed.runtime.zero.muon import muon_optimizer
 import masp.extraction.encode_shards, masp.evaluation.run, masp.evaluation.predict
-import masp.training.engine, masp.training.stage, masp.training.loop
+import masp.training.loop
 from masp.cli.main import main
 print("ready", flush=True)
 for line in sys.stdin:

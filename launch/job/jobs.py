@@ -23,6 +23,7 @@ from launch.job.requeue import check_restarts, num_restarts, requeue, requeue_af
 
 if TYPE_CHECKING:
     from masp.config import Config
+    from masp.config.schema import StageName
     from masp.distributed.liveness import RankLost
     from masp.runtime.stop import StopFlag
 
@@ -183,7 +184,7 @@ class ExtractJob(Job):
 class TrainJob(Job):
     """One rank of a stage's training."""
 
-    stage: str = "stage1"
+    stage: StageName = "stage1"
 
     def work(self, config: Config, stop: StopFlag) -> Path:
         from masp.distributed.liveness import RankLost
@@ -208,10 +209,9 @@ class TrainJob(Job):
 
     def _newest(self, config: Config) -> str:
         """The newest checkpoint's name; empty without one."""
-        from masp.training.checkpoint import LATEST
+        from masp.training.checkpoint import latest_name
 
-        latest = Path(config.output_dir) / self.stage / "checkpoints" / LATEST
-        return latest.read_text().strip() if latest.is_file() else ""
+        return latest_name(Path(config.output_dir) / self.stage / "checkpoints") or ""
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,12 @@ import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import cast
 
 from launch.job.config import ClusterConfig, PartConfig
 from launch.job.jobs import EvaluateJob, ExtractJob, Job, TrainJob
 from masp.config import Config
+from masp.config.schema import StageName
 from masp.errors import InputError
 
 COMMANDS = ("extract", "train", "evaluate", "pipeline")
@@ -100,5 +102,6 @@ def make_parts(
             tasks = tuple(EvaluateJob(*common, num_tasks=count, task_index=i) for i in range(count))
             parts.append(Part(name, tasks, cluster.evaluate, evaluate_dir(config) / "metrics.json"))
         else:
-            parts.append(Part(name, (TrainJob(*common, stage=name),), cluster.train, output / name))
+            job = TrainJob(*common, stage=cast(StageName, name))  # of two names: the choices of --stage
+            parts.append(Part(name, (job,), cluster.train, output / name))
     return parts

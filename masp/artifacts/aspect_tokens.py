@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +19,49 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from masp.artifacts.released_format import MAX_QUERIES
 from masp.artifacts.trained import load_trained_aspects
 from masp.cache.codec import checksum
 from masp.cache.reader import Cache
 from masp.config import Config
-from masp.errors import DataError, InputError
+from masp.errors import DataError, InputError, MaspError
 from masp.extraction.provenance import open_matching_cache
 from masp.files.atomic import replacing
 from masp.files.sealed import digest_of
-from masp.files.text import reason
+from masp.files.text import first_line, reason
 from masp.models.sequence import pad_features
 from masp.runtime.devices import pick_device
+from masp.runtime.log import say
 
-FOLDER, FORMAT = "aspect-tokens", 1
+DIRECTORY, FORMAT = "aspect-tokens", 1
 BATCH = 32
 """Images whose tokens are computed at once."""
 REMEDY = "`masp cache aspects --config …` makes it"
 
 
-def _made_of(cache: Cache, aspects: list[str], digest: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Header:
     """All that the tokens depend on; its digest names the file, so that one of other modules is never found."""
-    return {"format": FORMAT, "index": cache.manifest["index"]["sha256"], "aspects": aspects, "aspect_digest": digest}
+
+    format: int
+    index: str
+    """Digest of the feature cache's index."""
+    aspects: tuple[str, ...]
+    """In the order of the prompt."""
+    aspect_digest: str
+    """Digest of the aspect modules."""
+
+    def text(self) -> str:
+        """The header as the file holds it."""
+        return json.dumps(asdict(self))
+
+    def path(self, cache: Cache) -> Path:
+        """The file of these tokens."""
+        return cache.folder / DIRECTORY / f"{digest_of(asdict(self))[:16]}.h5"
 
 
-def _path(cache: Cache, made_of: dict[str, Any]) -> Path:
-    return cache.folder / FOLDER / f"{digest_of(made_of)[:16]}.h5"
+def _header(cache: Cache, aspects: Sequence[str], digest: str) -> Header:
+    return Header(FORMAT, cache.manifest["index"]["sha256"], tuple(aspects), digest)
 
 
 def build_aspect_tokens(config: Config) -> Path:
@@ -50,16 +71,16 @@ def build_aspect_tokens(config: Config) -> Path:
         The file. One that is there already is left alone.
 
     Raises:
-        InputError: the configuration does without aspect modules, or they are missing or do not fit.
+        InputError: The configuration does without aspect modules, or they are missing or do not fit.
     """
     cache, model = open_matching_cache(config)
     modules, lineage = load_trained_aspects(config, cache.hidden_size, model)
     if modules is None or lineage is None:
         raise InputError("cache aspects: the configuration does without aspect modules, so there are no tokens to keep")
-    made_of = _made_of(cache, list(config.aspects), lineage.digest)
-    path = _path(cache, made_of)
+    header = _header(cache, config.aspects, lineage.digest)
+    path = header.path(cache)
     if path.is_file():
-        print(f"cache: {path} is there already")
+        say(f"cache: {path} is there already")
         return path
     device = pick_device(config.engine.device, "engine.device")
     modules = modules.to(device).eval()
@@ -67,7 +88,7 @@ def build_aspect_tokens(config: Config) -> Path:
     try:
         path.parent.mkdir(exist_ok=True)
         with replacing(path) as temporary, h5py.File(temporary, "w") as file, torch.no_grad():
-            file.attrs["made_of"] = json.dumps(made_of)
+            file.attrs["made_of"] = header.text()
             tokens = file.create_dataset("tokens", shape, dtype="f4", chunks=(1, *shape[1:]))
             crc32 = file.create_dataset("crc32", shape[:1], dtype="u4")
             bar = tqdm(total=len(cache), desc="aspects", unit="img", disable=not sys.stderr.isatty())
@@ -81,7 +102,7 @@ def build_aspect_tokens(config: Config) -> Path:
             bar.close()
     except OSError as error:
         raise InputError(f"cache.dir: {path} cannot be written: {reason(error)}") from None
-    print(f"cache: {path}: aspect tokens of {len(cache)} images, {path.stat().st_size / 1e9:.2f} GB")
+    say(f"cache: {path}: aspect tokens of {len(cache)} images, {path.stat().st_size / 1e9:.2f} GB")
     return path
 
 
@@ -89,53 +110,100 @@ class AspectTokens:
     """A finished file, read-only. Picklable; each process opens it on first use.
 
     Args:
-        cache: the feature cache that it belongs to.
-        aspects: in the order of the prompt.
-        digest: of the aspect modules.
+        cache: Feature cache that it belongs to.
+        aspects: Names of the aspects, in the order of the prompt.
+        digest: Digest of the aspect modules.
 
     Raises:
-        InputError: there is no file of these modules and this cache.
+        InputError: There is no file of these modules and this cache.
+        DataError: It is damaged.
     """
 
-    def __init__(self, cache: Cache, aspects: list[str], digest: str):
-        made_of = _made_of(cache, aspects, digest)
-        self.path, self._file = _path(cache, made_of), None
+    def __init__(self, cache: Cache, aspects: Sequence[str], digest: str):
+        header = _header(cache, aspects, digest)
+        self.path = header.path(cache)
+        self.num_queries = 0
+        """Aspect tokens of each aspect, as the file has them."""
+        self._file: h5py.File | None = None
         if not self.path.is_file():
             raise InputError(
                 f"cache.aspect_tokens = true: {self.path.parent} holds no tokens of aspect modules {digest[:12]} for "
                 f"this cache; {REMEDY}, or give cache.aspect_tokens=false"
             )
-        if self._open().attrs["made_of"] != json.dumps(made_of):
-            raise DataError(f"{self.path} is damaged: it is not what its name says; remove it, and {REMEDY} anew")
-        self._open().close()
-        self._file = None  # opened again after a fork
+        try:
+            with self._damage_named():
+                self._check(header, (len(cache), len(header.aspects), cache.hidden_size))
+        finally:
+            self.close()  # opened again after a fork
 
-    def _open(self):
+    def _check(self, header: Header, shape: tuple[int, int, int]) -> None:
+        """Raises ValueError unless the file holds the tokens of this header, for `(num_samples, num_aspects, D)`."""
+        file = self._open()
+        if file.attrs.get("made_of") != header.text():
+            raise ValueError("it is not what its name says")
+        tokens, crc32 = (_column(file, name, kind) for name, kind in (("tokens", "<f4"), ("crc32", "<u4")))
+        fits = tokens.ndim == 4 and (*tokens.shape[:2], tokens.shape[3]) == shape and crc32.shape == shape[:1]
+        if not fits or not 1 <= tokens.shape[2] <= MAX_QUERIES:
+            raise ValueError(f"its shapes, {tokens.shape} and {crc32.shape}, are not those of this cache")
+        self.num_queries = tokens.shape[2]
+
+    def close(self) -> None:
+        """Close the file; reading opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _open(self) -> h5py.File:
         if self._file is None:
-            try:
-                self._file = h5py.File(self.path, "r")
-            except OSError as error:
-                raise DataError(f"{self.path} cannot be read ({error}); remove it, and {REMEDY} anew") from None
+            # Without a lock: a finished file is never written again, and whoever else has it open is no reason to wait.
+            self._file = h5py.File(self.path, "r", locking=False)
         return self._file
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
 
     def read(self, row: int) -> Tensor:
         """The tokens of a row of the cache's index, `[A, N, D]` fp32.
 
         Raises:
-            DataError: they are damaged.
+            DataError: They are damaged.
         """
-        file = self._open()
-        found: np.ndarray = file["tokens"][row]
-        if checksum(found.tobytes()) != int(file["crc32"][row]):
-            raise DataError(f"{self.path}: row {row} does not match its checksum; remove the file, and {REMEDY} anew")
-        return torch.from_numpy(found)
+        with self._damage_named():
+            file = self._open()
+            found: np.ndarray = file["tokens"][row]
+            if checksum(found.tobytes()) != int(file["crc32"][row]):
+                raise ValueError(f"row {row} does not match its checksum")
+            return torch.from_numpy(found)
+
+    @contextmanager
+    def _damage_named(self) -> Iterator[None]:
+        """Whatever a damaged file makes h5py raise, as one line."""
+        try:
+            yield
+        except MaspError:
+            raise
+        except Exception as error:  # h5py raises nearly anything: it has no list
+            raise DataError(
+                f"{self.path} is damaged: {first_line(error)}; remove the file, and {REMEDY} anew"
+            ) from None
+
+
+def _column(file: h5py.File, name: str, kind: str) -> h5py.Dataset:
+    """A dataset whose values are in this file itself.
+
+    Raises:
+        ValueError: It is not one, or its values are of another type.
+    """
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise ValueError(f"it holds no {name}")
+    column = file[name]
+    if not isinstance(column, h5py.Dataset) or column.is_virtual or column.external or column.dtype != np.dtype(kind):
+        raise ValueError(f"its {name} are not a plain array of {np.dtype(kind)}")
+    return column
 
 
 def open_aspect_tokens(config: Config, cache: Cache, digest: str | None) -> AspectTokens | None:
     """What `cache.aspect_tokens` asks for; None if it is off or there are no aspect modules (digest None)."""
     if not config.cache.aspect_tokens or digest is None:
         return None
-    return AspectTokens(cache, list(config.aspects), digest)
+    return AspectTokens(cache, config.aspects, digest)

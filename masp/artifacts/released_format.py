@@ -10,11 +10,13 @@ import re
 import warnings
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import torch
 from torch import Tensor
 
 from masp.errors import InputError
+from masp.files.regular import is_file
 from masp.files.text import first_line
 
 TOKEN = "<|reserved_special_token_{}|>"
@@ -26,23 +28,30 @@ MAX_QUERIES, MAX_SOFT_TOKENS = 1024, 4096
 
 
 def require_file(path: str, key: str) -> None:
-    """Raises InputError unless `path` is a file."""
-    if not Path(path).is_file():
-        raise InputError(f"{key}: {path} is no file")
+    """Raises InputError unless `path`, which a setting named, is a regular file."""
+    if not is_file(Path(path), key=key):
+        raise InputError(f"{key}: {path} is not a file")
 
 
 def _unpickle(path: str, key: str) -> Any:
     """Load a torch file of tensors and plain containers; anything else in it is refused, not run."""
     require_file(path, key)
     try:
+        with ZipFile(path) as archive:
+            packed = [member.filename for member in archive.infolist() if member.compress_type != ZIP_STORED]
+    except (BadZipFile, NotImplementedError, OSError, ValueError):
+        packed = []  # torch's older format, or nothing that it reads
+    if packed:  # torch does not write them; unpacked, a small file could fill all memory
+        raise InputError(f"{key}: {path} is refused: {packed[0]!r} in it is compressed")
+    try:
         with warnings.catch_warnings(action="ignore"):  # of pickle protocols
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         name = _refused_global(error)
-        reason = f"it names {name!r}, which is no tensor and is not run" if name else "it holds no tensors"
+        reason = f"it names {name!r}, which is not a tensor and is not run" if name else "it holds no tensors"
         raise InputError(f"{key}: {path} is refused: {reason}") from None
     except Exception as error:  # whatever bytes anyone gave it: torch has no list of what its reader raises
-        raise InputError(f"{key}: {path} is no checkpoint of tensors: {first_line(error)}") from None
+        raise InputError(f"{key}: {path} is not a checkpoint of tensors: {first_line(error)}") from None
 
 
 _REFUSED = re.compile(r"GLOBAL (\S+)")
@@ -63,16 +72,17 @@ def checked_tensor(value: Any, shape: tuple[int, ...], what: str) -> Tensor:
     if not dense or not value.is_floating_point() or tuple(value.shape) != shape:
         found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise InputError(f"{what}: must be a float tensor {list(shape)}, is {found}")
-    if not torch.isfinite(value).all():
-        raise InputError(f"{what}: holds numbers that are not finite")
-    return value.detach().float().clone()
+    copy = value.detach().float().clone()
+    if not torch.isfinite(copy).all():  # of the copy: a large fp64 number is infinite in fp32
+        raise InputError(f"{what}: holds numbers that are not finite in fp32")
+    return copy
 
 
 def read_released_aspects(path: str) -> dict[str, Any]:
     """Values of an aspect checkpoint as `<aspect>.<parameter>`, yet to be checked.
 
     Raises:
-        InputError: no such file, refused, or of another structure.
+        InputError: No such file, refused, or of another structure.
     """
     key = "checkpoint.aspect"
     content = _unpickle(path, key)
@@ -83,7 +93,9 @@ def read_released_aspects(path: str) -> dict[str, Any]:
         or not queries
         or set(queries) != set(attention)
     ):
-        raise InputError(f"{key}: {path} is no aspect checkpoint: it needs q_view and cross_attn for the same aspects")
+        raise InputError(
+            f"{key}: {path} is not an aspect checkpoint: it needs q_view and cross_attn for the same aspects"
+        )
     if content.get("fuser") is not None:
         raise InputError(f"{key}: {path} has a fuser, which this method does not have; valid is null")
     values = {}
@@ -100,14 +112,14 @@ def read_released_soft_prompt(path: str, hidden_size: int) -> Tensor:
     """A soft prompt `[P, D]`.
 
     Raises:
-        InputError: no such file, refused, of another structure, or vectors that do not fit the VLM.
+        InputError: No such file, refused, of another structure, or vectors that do not fit the VLM.
     """
     key = "checkpoint.soft_prompt"
     content = _unpickle(path, key)
     names = list(content) if isinstance(content, dict) else []
     if not names or any(name != TOKEN.format(i) for i, name in enumerate(names)):
         valid = TOKEN.format(0)
-        raise InputError(f"{key}: {path} is no soft prompt: it needs rows named {valid}, … in order")
+        raise InputError(f"{key}: {path} is not a soft prompt: it needs rows named {valid}, … in order")
     if len(names) > MAX_SOFT_TOKENS:
         raise InputError(f"{key}: {path} has {len(names)} rows; at most {MAX_SOFT_TOKENS} are read")
     first = content[names[0]]

@@ -1,4 +1,4 @@
-"""What a stage leaves behind: aspect modules and soft prompts as files, with the digests of what they were made from.
+"""Artifacts as files: aspect modules and soft prompts, each with the digests of what it was made from.
 
 Our own format is safetensors with the lineage in its header. The released formats (`aspect.pth`, `soft_prompt_….pt`)
 are read and written too; they carry no digests and may come from anyone, so they are loaded without unpickling objects,
@@ -8,17 +8,18 @@ checked for shape, and marked `origin: imported`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, fields
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from masp.artifacts.lineage import Lineage, aspect_tensors, digest_tensors
 from masp.artifacts.released_format import (
     MAX_QUERIES,
     MAX_SOFT_TOKENS,
@@ -28,18 +29,16 @@ from masp.artifacts.released_format import (
     read_released_soft_prompt,
     require_file,
 )
+from masp.config.schema import Layout
 from masp.errors import DataError, InputError
 from masp.files.atomic import replacing
 from masp.files.text import first_line
+from masp.files.typed import Json, decode
 from masp.models.aspect_modules import AspectModules, to_released
 from masp.models.soft_prompt import SoftPrompt
 
 HEADER = "masp"
-
-
-VERSION = 1
-
-
+VERSION: Literal[1] = 1
 ATTENTION = {
     "in_proj_weight": (3, 1),
     "in_proj_bias": (3,),
@@ -48,28 +47,98 @@ ATTENTION = {
 }
 """Shapes of an aspect module's attention tensors, in multiples of the hidden size."""
 
+Kind = Literal["aspect", "soft_prompt"]
+Origin = Literal["trained", "imported"]
+"""Trained here, or imported from a file that says nothing about itself."""
 
-def save_aspects(modules: AspectModules, folder: Path, lineage: Lineage) -> Path:
+
+@dataclass(frozen=True)
+class Lineage:
+    """What an artifact was made from, by digest."""
+
+    kind: Kind
+    origin: Origin
+    digest: str = ""
+    """SHA-256 of the tensors: names, shapes and fp32 values, whatever the file's format."""
+    aspects: tuple[str, ...] = ()
+    """Aspects of the modules; of a soft prompt those that stood in its prompt, in order."""
+    aspect_digest: str | None = None
+    """Digest of the aspect modules that a soft prompt was trained on."""
+    model: dict[str, Json] | None = None
+    """Model part of the fingerprint of the cache that it was trained on; None if imported."""
+    machine: dict[str, Json] | None = None
+    """Machine part of that fingerprint."""
+    cache: str | None = None
+    """Digest of that cache's index."""
+    dataset: str | None = None
+    categories: tuple[str, ...] = ()
+    layout: Layout | None = None
+    settings: dict[str, Json] = field(default_factory=dict)
+    """Seed, steps and hyperparameters, for the record."""
+
+    @property
+    def vision_features(self) -> bool:
+        """Whether features were in the prompt that a soft prompt was trained in."""
+        return self.settings.get("stage2.vision_features", True) is not False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Header(Lineage):
+    """The lineage as a file's header holds it."""
+
+    version: Literal[1] = VERSION
+
+
+def digest_tensors(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and fp32 values in the order of the names."""
+    digest = sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().float().cpu().contiguous()
+        digest.update(f"{name}{list(value.shape)}".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def aspect_tensors(modules: AspectModules) -> dict[str, Tensor]:
+    return {
+        name.removeprefix("by_aspect."): p.detach().float().cpu().contiguous() for name, p in modules.named_parameters()
+    }
+
+
+def aspect_digest(modules: AspectModules) -> str:
+    """The digest by which a soft prompt knows its aspect modules."""
+    return digest_tensors(aspect_tensors(modules))
+
+
+def safe_name(text: str) -> str:
+    """A dataset's name as part of a file name."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", text)
+
+
+def save_aspects(modules: AspectModules, directory: Path, lineage: Lineage) -> Path:
     """Write `aspect.safetensors`, and `aspect.pth` in the released format; returns the first."""
-    path = folder / "aspect.safetensors"
+    path = directory / "aspect.safetensors"
     _save(path, aspect_tensors(modules), lineage)
-    with replacing(folder / "aspect.pth") as temporary:
-        torch.save(to_released(modules), temporary)
+    _save_released(directory / "aspect.pth", to_released(modules))
     return path
 
 
-def save_soft_prompt(soft_prompt: SoftPrompt, folder: Path, lineage: Lineage) -> Path:
+def save_soft_prompt(soft_prompt: SoftPrompt, directory: Path, lineage: Lineage) -> Path:
     """Write `soft_prompt_<dataset>.safetensors`, and `.pt` in the released format; returns the first."""
-    path = folder / f"soft_prompt_{lineage.dataset}.safetensors"
+    path = directory / f"soft_prompt_{lineage.dataset}.safetensors"
     weight = soft_prompt.weight.detach().float().cpu().contiguous()
     _save(path, {"weight": weight}, lineage)
-    with replacing(path.with_suffix(".pt")) as temporary:
-        torch.save({TOKEN.format(i): row.clone() for i, row in enumerate(weight)}, temporary)
+    _save_released(path.with_suffix(".pt"), {TOKEN.format(i): row.clone() for i, row in enumerate(weight)})
     return path
+
+
+def _save_released(path: Path, content: dict[str, Any]) -> None:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        torch.save(content, file)  # given a path, torch would write that name, a process number in it, into the file
 
 
 def _save(path: Path, tensors: dict[str, Tensor], lineage: Lineage) -> None:
-    header = {**asdict(lineage), "digest": digest_tensors(tensors), "version": VERSION}
+    header = asdict(lineage) | {"digest": digest_tensors(tensors), "version": VERSION}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={HEADER: json.dumps(header, sort_keys=True)})
 
@@ -78,13 +147,13 @@ def load_aspects(path: str, aspects: Sequence[str], hidden_size: int) -> tuple[A
     """Load aspect modules from either format.
 
     Args:
-        path: `aspect.safetensors` or a released `aspect.pth`.
-        aspects: which to take, in this order; the file may hold more.
+        path: File, `aspect.safetensors` or a released `aspect.pth`.
+        aspects: Aspects to take, in this order; the file may hold more.
         hidden_size: D of the VLM.
 
     Raises:
-        InputError: no such file, not aspect modules, an aspect is missing, or shapes that do not fit the VLM.
-        DataError: the file is damaged.
+        InputError: No such file, not aspect modules, an aspect is missing, or shapes that do not fit the VLM.
+        DataError: The file is damaged.
     """
     key = "checkpoint.aspect"
     if path.endswith(".safetensors"):
@@ -126,14 +195,14 @@ def load_soft_prompt(path: str, hidden_size: int) -> tuple[SoftPrompt, Lineage]:
     """Load a soft prompt from either format.
 
     Raises:
-        InputError: no such file, no soft prompt, or vectors that do not fit the VLM. DataError: the file is damaged.
+        InputError: No such file, not a soft prompt, or vectors that do not fit the VLM. DataError: The file is damaged.
     """
     key = "checkpoint.soft_prompt"
     if path.endswith(".safetensors"):
         tensors, lineage = _load(path, key, "soft_prompt")
         weight = tensors.get("weight")
         if weight is None or weight.dim() != 2 or not 1 <= len(weight) <= MAX_SOFT_TOKENS:
-            raise InputError(f"{key}: {path} holds no soft prompt")
+            raise InputError(f"{key}: {path} does not hold a soft prompt")
         if weight.shape[1] != hidden_size:
             raise InputError(
                 f"{key}: {path} has vectors of {weight.shape[1]} numbers, but the VLM's hidden size is {hidden_size}"
@@ -153,7 +222,7 @@ def _load(path: str, key: str, kind: str) -> tuple[dict[str, Tensor], Lineage]:
         raise DataError(f"{key}: {path} is damaged: {first_line(error)}") from None
     if header is None:
         raise InputError(f"{key}: {path} was not written by MASP: its header holds no lineage")
-    lineage = _lineage(header, f"{key}: {path}")
+    lineage = _read_lineage(header, f"{key}: {path}")
     if lineage.kind != kind:
         raise InputError(f"{key}: {path} holds {lineage.kind!r}, not {kind!r}")
     if lineage.digest != digest_tensors(tensors):
@@ -161,17 +230,11 @@ def _load(path: str, key: str, kind: str) -> tuple[dict[str, Tensor], Lineage]:
     return tensors, lineage
 
 
-def _lineage(header: str, what: str) -> Lineage:
-    """The lineage in a file's header; anyone may have written it."""
-    try:
-        fields = json.loads(header)
-        version = fields.pop("version")
-        lineage = Lineage(**{**fields, "aspects": tuple(fields["aspects"]), "categories": tuple(fields["categories"])})
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{what} was not written by MASP: its header holds no lineage") from None
-    if version != VERSION:
-        raise InputError(f"{what}: has format version {version!r}; this version of MASP reads {VERSION}")
-    texts = (lineage.kind, lineage.origin, lineage.digest, *lineage.aspects, *lineage.categories)
-    if not all(isinstance(text, str) for text in texts) or not isinstance(lineage.model, dict | None):
-        raise InputError(f"{what} was not written by MASP: its header holds no lineage")
-    return lineage
+def _read_lineage(header: str, what: str) -> Lineage:
+    """The lineage in a file's header, which anyone may have written.
+
+    Raises:
+        InputError: It is not one; names the key and the value.
+    """
+    found = decode(_Header, header.encode(errors="replace"), f"{what}: lineage", error=InputError, surrogates=True)
+    return Lineage(**{field.name: getattr(found, field.name) for field in fields(Lineage)})

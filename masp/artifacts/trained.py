@@ -1,28 +1,25 @@
-"""Put a run's parts together from its configuration: the VLM's halves, the cache, aspect modules, soft prompt."""
+"""Which artifacts a configuration uses, and whether they belong together."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from masp.artifacts.lineage import Lineage, check_lineage, safe_name
-from masp.artifacts.store import load_aspects, load_soft_prompt
+from masp.artifacts.store import Lineage, load_aspects, load_soft_prompt, safe_name
+from masp.cache.fingerprint import Fields, differences
 from masp.config import Config
 from masp.errors import InputError
-
-if TYPE_CHECKING:
-    from masp.models.aspect_modules import AspectModules
-    from masp.models.soft_prompt import SoftPrompt
-
+from masp.models.aspect_modules import AspectModules
+from masp.models.soft_prompt import SoftPrompt
 
 NONE = "none"
 """Value of `checkpoint.aspect` and `checkpoint.soft_prompt` that does without."""
 
 
-def used_aspects(config: Config, stage: str = "stage2") -> list[str]:
-    """The aspects whose tokens stand in a stage's prompt, in order."""
-    return [] if stage == "stage2" and config.checkpoint.aspect == NONE else list(config.aspects)
+def prompt_aspects(config: Config) -> tuple[str, ...]:
+    """The aspects whose tokens are in the prompt of stage 2, in order."""
+    return () if config.checkpoint.aspect == NONE else tuple(config.aspects)
 
 
 def default_aspect_path(config: Config) -> Path:
@@ -45,7 +42,7 @@ class Trained:
     soft_prompt_lineage: Lineage | None
     layout: str
     vision_features: bool = True
-    """Whether features stand in the prompt."""
+    """Whether features are in the prompt."""
 
     def lineage(self) -> dict[str, Any]:
         """Digests and origins for the record of an evaluation."""
@@ -53,15 +50,48 @@ class Trained:
         return {name: None if part is None else asdict(part) for name, part in parts.items()}
 
 
+def check_lineage(lineage: Lineage, key: str, path: str, model: dict[str, Any], modules: Lineage | None = None) -> None:
+    """Refuse an artifact that was trained around another VLM, or with other aspect modules.
+
+    Args:
+        lineage: Lineage of the artifact.
+        key: Setting that named its file.
+        path: Its file.
+        model: Model part of the fingerprint in use.
+        modules: For a soft prompt, lineage of the aspect modules in use; None if there are none.
+
+    Raises:
+        InputError: They do not fit; names the field and both values.
+    """
+    if lineage.origin == "imported":
+        return
+    differing = differences(lineage.model or {}, model)
+    if differing:
+        name, old, new = differing[0]
+        raise InputError(f"{key}: {path} was trained with {name} = {old!r}, but here it is {new!r}")
+    if lineage.kind == "soft_prompt":
+        have = modules.digest if modules else None
+        if lineage.aspect_digest != have:
+            raise InputError(
+                f"{key}: {path} was trained with aspect modules {_short(lineage.aspect_digest)} "
+                f"({', '.join(lineage.aspects) or 'none'}), but here they are {_short(have)}; "
+                "give the ones it was trained with as checkpoint.aspect"
+            )
+
+
+def _short(digest: str | None) -> str:
+    return "none" if digest is None else digest[:12]
+
+
 def load_trained_aspects(
-    config: Config, hidden_size: int, model: dict
+    config: Config, hidden_size: int, model: Fields
 ) -> tuple[AspectModules, Lineage] | tuple[None, None]:
     """The aspect modules that the configuration names; None if it does without.
 
     Raises:
-        InputError: they are missing, or belong to another VLM.
+        InputError: They are missing, or belong to another VLM.
     """
-    if not used_aspects(config):
+    if not prompt_aspects(config):
         return None, None
     path = config.checkpoint.aspect or str(default_aspect_path(config))
     if config.checkpoint.aspect is None and not Path(path).is_file():
@@ -74,11 +104,11 @@ def load_trained_aspects(
     return modules.requires_grad_(False), lineage
 
 
-def load_trained(config: Config, hidden_size: int, model: dict) -> Trained:
+def load_trained(config: Config, hidden_size: int, model: Fields) -> Trained:
     """Everything that evaluation and prediction load.
 
     Raises:
-        InputError: a file is missing, does not fit the VLM, or belongs to other aspect modules.
+        InputError: A file is missing, does not fit the VLM, or belongs to other aspect modules.
     """
     modules, aspect_lineage = load_trained_aspects(config, hidden_size, model)
     if config.checkpoint.soft_prompt == NONE:
@@ -107,5 +137,4 @@ def load_trained(config: Config, hidden_size: int, model: dict) -> Trained:
             f"checkpoint.layout = {config.checkpoint.layout!r}: {path} was trained with {lineage.layout!r}; "
             "leave it out"
         )
-    vision_features = lineage.settings.get("stage2.vision_features", True) is not False
-    return Trained(modules, aspect_lineage, soft_prompt, lineage, layout, vision_features)
+    return Trained(modules, aspect_lineage, soft_prompt, lineage, layout, lineage.vision_features)

@@ -17,6 +17,7 @@ Aspect = Annotated[str, GetPydanticSchema(lambda _source, handler: handler(Liter
 Device = Literal["auto", "cpu", "cuda"]
 Layout = Literal["after_image", "released"]
 Precision = Literal["bf16", "fp16", "fp32"]
+StageName = Literal["stage1", "stage2"]
 
 
 @dataclass
@@ -232,7 +233,7 @@ class EngineConfig(Settings):
 class EvaluateConfig(Settings):
     """Evaluation."""
 
-    stage: Literal["stage1", "stage2"] = "stage2"
+    stage: StageName = "stage2"
     """Stage that is scored. `stage2`: the emotion of every image; `stage1`: the aspect modules, by the answer to every
     annotated aspect."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from masp.artifacts.trained import NONE
 from masp.config import Config
+from masp.config.schema import StageName
 
 FULL = "masp"
 """The method as configured; every other variant is compared with it."""
@@ -23,7 +24,7 @@ class Variant:
     """What kind of change it is: `method`, `part` (something is left out), `aspect`, `length`, `queries`, `layout`."""
     changes: dict[str, Any]
     """Dotted settings that differ from the configuration."""
-    stages: tuple[str, ...]
+    stages: tuple[StageName, ...]
     """What must be trained anew for each seed; without stage 1 the method's own aspect modules are used."""
     seeded: bool = True
     """Whether its result depends on the seed."""
@@ -40,7 +41,7 @@ def variants_of(config: Config) -> list[Variant]:
     queries, layout = config.aspect_module.num_queries, config.stage2.layout
     found = [Variant(FULL, "MASP", "method", {}, ("stage1", "stage2"))]
 
-    def part(name: str, title: str, stages: tuple[str, ...], seeded: bool = True, **changes: Any) -> None:
+    def part(name: str, title: str, stages: tuple[StageName, ...], seeded: bool = True, **changes: Any) -> None:
         changes = {key.replace("__", "."): value for key, value in changes.items()}
         found.append(Variant(name, title, "part", changes, stages, seeded))
 

@@ -18,8 +18,9 @@ def embed(language: LanguageHalf, block: Block, values: Mapping[int, Tensor]) ->
     """Fill a block's positions.
 
     Args:
-        block: `[B, L]` columns.
-        values: what stands at ASPECT, FEATURE and SOFT positions, `[n, D]` each, row by row; the soft prompt `[P, D]`
+        language: Language half of the VLM.
+        block: Block of `[B, L]` positions.
+        values: Values of the ASPECT, FEATURE and SOFT positions, `[n, D]` each, row by row; the soft prompt `[P, D]`
             is repeated as often as it occurs.
 
     Returns:
@@ -50,7 +51,7 @@ def _inputs(
 
 
 def _features(batch: Batch, rows: Tensor) -> Tensor:
-    """Features at FEATURE positions that lie in `rows`, row by row: `[n, D]`.
+    """Features at the FEATURE positions of `rows`, row by row: `[n, D]`.
 
     By index: how much a mask picks must be counted first, and a GPU would be waited for.
     """
@@ -62,12 +63,14 @@ def _features(batch: Batch, rows: Tensor) -> Tensor:
 def run(
     language: LanguageHalf, batch: Batch, aspect_tokens: Tensor | None, soft_prompt: Tensor | None, cache=None
 ) -> Tensor:
-    """Run a batch; what stands in its prefix gets no gradient.
+    """Run a batch; its prefix gets no gradient.
 
     Args:
-        aspect_tokens: `[I, A, N, D]` of the batch's images, or None.
-        soft_prompt: `[P, D]`, or None.
-        cache: an empty key/value cache to keep (scoring goes on from it); None to use one only where needed.
+        language: Language half of the VLM.
+        batch: Batch of either stage.
+        aspect_tokens: Aspect tokens of the batch's images, `[I, A, N, D]`, or None.
+        soft_prompt: Soft prompt `[P, D]`, or None.
+        cache: An empty key/value cache to keep (scoring goes on from it); None to use one only where needed.
 
     Returns:
         Hidden states of the suffix `[B, Ls, D]`.
@@ -94,9 +97,10 @@ def row_losses(language: LanguageHalf, hidden: Tensor, batch: Batch, num_logits:
     Only supervised positions are projected to the vocabulary.
 
     Args:
-        hidden: `[B, L, D]`, of the suffix.
-        batch: every row has a supervised token.
-        num_logits: softmax over the first so many rows of the vocabulary; None for all.
+        language: Language half of the VLM.
+        hidden: Hidden states of the suffix, `[B, L, D]`.
+        batch: Batch in which every row has a supervised token.
+        num_logits: Number of rows of the vocabulary that the softmax runs over; None for all.
 
     Returns:
         `[B]`, fp32.
@@ -110,7 +114,7 @@ def row_losses(language: LanguageHalf, hidden: Tensor, batch: Batch, num_logits:
 
 
 class Stage1Model(nn.Module):
-    """Stage 1: aspect tokens stand for the image; the language model answers a question about that aspect."""
+    """Stage 1: aspect tokens replace the image; the language model answers a question about that aspect."""
 
     def __init__(self, language: LanguageHalf, aspect_modules: AspectModules, num_logits: int | None = None):
         super().__init__()

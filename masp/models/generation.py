@@ -14,9 +14,10 @@ def generate(model: Scored, batch: Batch, max_new_tokens: int, stop: frozenset[i
     """Greedy decoding.
 
     Args:
-        batch: sequences that stop before the answer.
-        max_new_tokens: at most so many tokens a row.
-        stop: token ids that end a row (kept as its last).
+        model: Model that answers.
+        batch: Batch of sequences that stop before the answer.
+        max_new_tokens: Largest number of tokens per row.
+        stop: Token ids that end a row (kept as its last).
 
     Returns:
         Generated ids of each row, and the logits `[B, V]` of the first generated position (fp32, on the CPU).

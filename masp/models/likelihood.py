@@ -46,7 +46,7 @@ def candidate_tree(candidates: Items[Items[int]]) -> CandidateTree:
     """Merge candidates into a tree.
 
     Args:
-        candidates: token ids of each, not empty. One may begin another (`sad`, `sad` `ness`), or equal it.
+        candidates: Token ids of each, not empty. One may begin another (`sad`, `sad` `ness`), or equal it.
     """
     nodes: dict[tuple[int, ...], int] = {}
     paths = [
@@ -65,7 +65,7 @@ def cut_short(candidates: Items[Items[int]]) -> list[tuple[int, int]]:
     """Pairs of candidates of which the first begins the second: without an end token the second never scores higher.
 
     Args:
-        candidates: the tokens of each.
+        candidates: Token ids of each.
     """
     pairs = [(a, b) for a in range(len(candidates)) for b in range(len(candidates)) if a != b]
     return [(a, b) for a, b in pairs if list(candidates[b][: len(candidates[a])]) == list(candidates[a])]
@@ -91,8 +91,8 @@ def _log_likelihoods(model: Scored, hidden: Tensor, tokens: Tensor) -> Tensor:
     parts = []
     for start in range(0, len(flat), MAX_POSITIONS):
         logits = model.language.exact_logits(flat[start : start + MAX_POSITIONS])[:, : model.num_logits]
-        normaliser = logits.logsumexp(-1, keepdim=True)
-        parts.append(logits.gather(1, wanted[start : start + MAX_POSITIONS]) - normaliser)
+        normalizer = logits.logsumexp(-1, keepdim=True)
+        parts.append(logits.gather(1, wanted[start : start + MAX_POSITIONS]) - normalizer)
     return torch.cat(parts).unflatten(0, (rows, positions))
 
 
@@ -106,9 +106,10 @@ def score_categories(
     tree whose mask lets each token see the prefix and its own beginning.
 
     Args:
-        batch: sequences that stop before the answer.
-        candidates: token ids of each category's words, not empty.
-        end: the token that ends an answer, counted in the sum; None to leave it out (layout `released`).
+        model: Model that is scored.
+        batch: Batch of sequences that stop before the answer.
+        candidates: Token ids of each category's words, not empty.
+        end: Token that ends an answer, counted in the sum; None to leave it out (layout `released`).
 
     Returns:
         Sums `[B, C]` and per-token means `[B, C]`, fp32, on the CPU.

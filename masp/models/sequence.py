@@ -1,4 +1,4 @@
-"""What stands where in the language model's input: one sample's sequence, and batches of any size and mixed lengths."""
+"""The language model's input, position by position: one sample's sequence, and batches of mixed lengths."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Sequence:
     """One sample's input to the language model. `L` positions."""
 
     ids: Tensor
-    """`[L]` token ids; 0 where no word stands."""
+    """`[L]` token ids; 0 where there is no word."""
     kind: Tensor
     """`[L]` TEXT, ASPECT, FEATURE or SOFT."""
     positions: Tensor
@@ -40,7 +40,7 @@ class Sequence:
 
 
 class _Builder:
-    """Grows a sequence piece by piece, in numpy: a step of small pictures builds hundreds."""
+    """Grows a sequence piece by piece, in numpy: a step of small images builds hundreds."""
 
     def __init__(self):
         self.ids: list[np.ndarray] = []
@@ -92,12 +92,12 @@ def build_sequence(
     Stage 1 has the asked aspect's tokens alone (`grid` None); stage 2 has all aspects' tokens, then the features.
 
     Args:
-        prompt: the VLM's template.
-        question: text of the question.
-        answer: text of the answer, supervised; None to stop before the answer.
-        num_aspect_tokens: how many aspect tokens stand in the visual block.
-        grid: patches of the image; None leaves the features out.
-        num_soft_tokens: length of the soft prompt; 0 leaves it out.
+        prompt: Chat template of the VLM.
+        question: Text of the question.
+        answer: Text of the answer, supervised; None to stop before the answer.
+        num_aspect_tokens: Number of aspect tokens in the visual block.
+        grid: Patches of the image in time, height and width; None leaves the features out.
+        num_soft_tokens: Length of the soft prompt; 0 leaves it out.
         layout: `after_image` (soft prompt after the image; positions by the VLM's own rule; the end token is
             supervised) or `released` (before the image and again before the question; positions count 0, 1, 2 …;
             supervised are the newline after `assistant` and the answer).
@@ -270,13 +270,13 @@ def make_batch(
     """Collate sequences into a batch.
 
     Args:
-        sequences: one per row.
-        features: one `[T, D]` per image.
-        row_image: index into `features` of each row.
-        row_aspect: asked aspect of each row (stage 1).
-        weights: of each row; ones if None.
-        frozen_prefix: run what comes before each sequence's `split` apart, without gradient.
-        aspect_tokens: one `[A, N, D]` per image, where they were computed before (stage 2).
+        sequences: Sequences, one per row.
+        features: Features, one `[T, D]` per image.
+        row_image: Index into `features` of each row.
+        row_aspect: Asked aspect of each row (stage 1).
+        weights: Weight of each row; ones if None.
+        frozen_prefix: Whether what comes before each sequence's `split` runs apart, without gradient.
+        aspect_tokens: Aspect tokens, one `[A, N, D]` per image, where they were computed before (stage 2).
     """
     count = len(sequences)
     starts = [s.split if frozen_prefix else 0 for s in sequences]

@@ -23,11 +23,11 @@ def initial_soft_prompt(
     """Initial values of a soft prompt.
 
     Args:
-        kind: `normal` (unit normal times the embeddings' standard deviation), `vocabulary` (embeddings of tokens drawn
-            at random) or `question` (embeddings of `text_ids`, repeated to length).
-        num_tokens: length of the soft prompt.
-        embeddings: the VLM's word embeddings `[V, D]`.
-        text_ids: token ids that `question` starts from.
+        kind: Kind of start: `normal` (unit normal times the embeddings' standard deviation), `vocabulary` (embeddings
+            of tokens drawn at random) or `question` (embeddings of `text_ids`, repeated to length).
+        num_tokens: Length of the soft prompt.
+        embeddings: Word embeddings of the VLM `[V, D]`.
+        text_ids: Token ids that `question` starts from.
         generator: CPU generator of the random draws.
 
     Returns:

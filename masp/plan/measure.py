@@ -11,23 +11,23 @@ import torch
 
 from masp.cache.reader import CachedSample
 from masp.config import Config
+from masp.config.schema import StageName
 from masp.data.images import UnreadableImage, load_image
 from masp.data.questions import load_questions
 from masp.errors import InputError
-from masp.models.aspect_modules import AspectModules
-from masp.models.forward import Stage1Model, Stage2Model
-from masp.models.soft_prompt import SoftPrompt
 from masp.plan.rates import Rate, Rates
 from masp.plan.text_tokens import Words
 from masp.plan.vision_tokens import PlannedImage
-from masp.plan.work import extraction_flops, stage1_work, stage2_work
+from masp.plan.work import StageWork, extraction_flops, stage1_work, stage2_work
 from masp.runtime.devices import encoder_dtype, pick_device, torch_dtype
-from masp.training.steps import Steps, make_schedule
+from masp.training.stages import STAGES
+from masp.training.steps import Steps
 from masp.vlm.flops import LanguageShape, VisionShape
-from masp.vlm.language import load_language_half
+from masp.vlm.language import LanguageHalf, load_language_half
 from masp.vlm.prompt import load_prompt
 from masp.vlm.vision import load_preprocessor, load_vision_half
 
+WorkOf = Callable[[Config, LanguageShape, Words, Sequence[PlannedImage]], StageWork]
 _MIN_SECONDS = 1.0
 """A measurement repeats until it has taken this long."""
 
@@ -64,7 +64,11 @@ def measure_rates(
     )  # fmt: skip
     rates = {"extract": encoder, "stage1": fallback.stage1, "stage2": fallback.stage2}
     annotated = [p for p in train if any(aspect in p.sample.answers for aspect in config.aspects)]
-    for stage, images, work_of in (("stage1", annotated, stage1_work), ("stage2", train, stage2_work)):
+    stages: tuple[tuple[StageName, Sequence[PlannedImage], WorkOf], ...] = (
+        ("stage1", annotated, stage1_work),
+        ("stage2", train, stage2_work),
+    )
+    for stage, images, work_of in stages:
         chosen = _spread(images, num_images)
         if chosen:
             seconds = _stage_seconds(config, stage, language_half, chosen)
@@ -103,26 +107,19 @@ def _encoder_rate(config: Config, vision: VisionShape, images: Sequence[PlannedI
     return Rate(flops / _seconds(encode, device), "FLOP", f"measured here on {len(ready)} images ({device})")
 
 
-def _stage_seconds(config: Config, stage: str, language, images: Sequence[PlannedImage]) -> float:
+def _stage_seconds(config: Config, name: StageName, language: LanguageHalf, images: Sequence[PlannedImage]) -> float:
     """Measure forward and backward passes of one epoch over these images, cut into batches as training does."""
     device, dtype = pick_device(config.engine.device, "engine.device"), language.dtype
     cache = _StandIn(images, language.hidden_size)
-    config = replace(config, **{stage: replace(getattr(config, stage), validate_every=None)})  # steps only
-    steps = Steps(
-        cache, config, stage, make_schedule(cache, config, stage),
-        load_prompt(config.vlm.path), load_questions(config.questions),
-    )  # fmt: skip
+    config = replace(config, **{name: replace(getattr(config, name), validate_every=None)})  # steps only
+    stage, prompt = STAGES[name](config, cache, load_questions(config.questions)), load_prompt(config.vlm.path)
+    steps = Steps(stage, prompt)
     batches = [batch for k in range(steps.schedule.steps_per_epoch) for batch in steps[k].batches]
-    aspects = AspectModules(config.aspects, language.hidden_size, config.aspect_module.num_queries)
-    if stage == "stage1":
-        model: Stage1Model | Stage2Model = Stage1Model(language, aspects)
-    else:
-        soft_prompt = SoftPrompt(torch.randn(config.stage2.num_soft_prompt_tokens, language.hidden_size) * 0.02)
-        model = Stage2Model(language, aspects if config.aspects else None, soft_prompt)
-    model = model.to(device)
-    model.trained().to(dtype)
-    if stage == "stage2" and config.aspects:
-        aspects.to(dtype)
+    stage.draw_inputs(language.hidden_size)
+    model = stage.around(language, prompt, device)
+    for module in model.children():
+        if module is not language:
+            module.to(dtype)
 
     def run() -> None:
         for batch in batches:
@@ -147,7 +144,7 @@ def _now(device: str) -> float:
     return time.perf_counter()
 
 
-@dataclass
+@dataclass(frozen=True)
 class _StandInIndex:
     num_tokens: np.ndarray
     shard: np.ndarray
@@ -167,7 +164,7 @@ class _StandIn:
         return np.arange(len(self.images))
 
     def has_answer(self, rows: np.ndarray, aspect: str) -> np.ndarray:
-        return np.array([aspect in self.images[row].sample.answers for row in rows])
+        return np.array([aspect in self.images[row].sample.answers for row in rows], dtype=bool)
 
     def read(self, row: int, dtype: torch.dtype | None = None) -> CachedSample:
         planned = self.images[row]

@@ -1,16 +1,18 @@
 """Checkpoints of a training run: files, not engines. A checkpoint appears whole or not at all.
 
 checkpoints/step-00000050/state.safetensors   trained tensors and moments by name, fp32
-checkpoints/step-00000050/state.json          counters and what the run is, sealed with a digest
+checkpoints/step-00000050/state.json          counters and the identity of the run, sealed with a digest
 checkpoints/latest                            the name of the newest; moved last
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -18,10 +20,38 @@ from torch import Tensor
 
 from masp.errors import DataError, InputError
 from masp.files.atomic import fsync_directory, replacing, write_bytes
-from masp.files.sealed import digest_file, read_sealed_object, sealed
+from masp.files.regular import read_bytes
+from masp.files.sealed import digest_file, read_sealed, sealed
 from masp.files.text import reason
+from masp.files.typed import Json
 
 LATEST = "latest"
+TENSORS, META = "state.safetensors", "state.json"
+_NAME = re.compile(r"step-[0-9]{8,}")
+
+
+@dataclass(frozen=True)
+class EngineCounters:
+    """What the engine counts, beside tensors."""
+
+    skipped_steps: int = 0
+    """Steps lost to fp16's loss scale since the run began."""
+    loss_scale: dict[str, int | float] | None = None
+    """State of the loss scaler by the names that DeepSpeed gives it; None but in fp16."""
+
+
+@dataclass(frozen=True)
+class ValidationState:
+    """What validation has found so far, and which checkpoint was the best: that one is kept too."""
+
+    best_loss: float | None = None
+    best_step: int | None = None
+    num_worse: int = 0
+    """Measurements since the best."""
+    measured: int = 0
+    """Step of the last measurement; 0 before the first."""
+    ended: bool = False
+    """Whether the loss has not fallen for so long that training ends."""
 
 
 @dataclass(frozen=True)
@@ -29,68 +59,80 @@ class Checkpoint:
     """A run at a step boundary."""
 
     step: int
-    """Optimizer steps taken."""
-    identity: dict
+    """Number of optimizer steps taken."""
+    identity: dict[str, Any]
     """What decides the course of the run; a checkpoint of another run is not resumed."""
     tensors: dict[str, Tensor]
-    engine: dict = field(default_factory=dict)
-    """Counters of the engine, and the loss scale in fp16."""
-    validation: dict = field(default_factory=dict)
-    """What validation has found so far, and which checkpoint was the best: that one is kept too."""
+    """Trained tensors and their moments by name, fp32."""
+    engine: EngineCounters = field(default_factory=EngineCounters)
+    validation: ValidationState | None = None
+    """None where there is no validation."""
+
+    @property
+    def best_step(self) -> int | None:
+        """The step with the lowest held-out loss so far."""
+        return None if self.validation is None else self.validation.best_step
+
+    @property
+    def ended(self) -> bool:
+        """Whether validation has ended the run."""
+        return self.validation is not None and self.validation.ended
 
 
-def step_name(step: int | None) -> str:
-    """Name of a checkpoint's folder; empty for None."""
-    return "" if step is None else f"step-{step:08d}"
+@dataclass(frozen=True)
+class _Meta:
+    """The content of `state.json`."""
+
+    step: int
+    identity: dict[str, Json]
+    tensors: str
+    """Digest of `state.safetensors`."""
+    engine: EngineCounters = field(default_factory=EngineCounters)
+    validation: ValidationState = field(default_factory=ValidationState)
+    """An empty object where there is no validation."""
 
 
-def _holds(path: Path, digest: str) -> bool:
-    """Whether a checkpoint is there with tensors of this digest."""
-    tensors = path / "state.safetensors"
-    return tensors.is_file() and digest_file(tensors) == digest
+def step_name(step: int) -> str:
+    """Name of a checkpoint's directory."""
+    return f"step-{step:08d}"
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+def save_checkpoint(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Write a checkpoint, move `latest` to it, and remove all but the newest `keep` and the best.
 
     Args:
-        folder: the stage's `checkpoints` folder.
+        directory: The stage's `checkpoints` directory.
+        checkpoint: Checkpoint to write.
+        keep: Number of the newest that stay.
 
     Raises:
-        InputError: the disk is full or not writable; what was there before stays.
+        InputError: The disk is full or not writable; what was there before stays.
     """
     name = step_name(checkpoint.step)
-    final, temporary = folder / name, folder / f".{name}.tmp"
+    final, temporary = directory / name, directory / f".{name}.tmp"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(".step-*.tmp"):  # by a kill while it was written or removed
+        directory.mkdir(parents=True, exist_ok=True)
+        for left in directory.glob(".step-*.tmp"):  # by a kill while it was written or removed
             shutil.rmtree(left)
         temporary.mkdir()
-        tensors = temporary / "state.safetensors"
-        with replacing(tensors) as file:
+        with replacing(temporary / TENSORS) as file:
             save_file({n: t.contiguous() for n, t in checkpoint.tensors.items()}, file)
-        digest = digest_file(tensors)
-        meta = {
-            "step": checkpoint.step,
-            "identity": checkpoint.identity,
-            "tensors": digest,
-            "engine": checkpoint.engine,
-            "validation": checkpoint.validation,
-        }
-        if _holds(final, digest):  # only what was measured is new; a folder cannot be replaced in one step
-            write_bytes(final / "state.json", sealed(meta))
+        digest = digest_file(temporary / TENSORS)
+        meta = sealed(_to_json(checkpoint, digest))
+        if _holds(final, digest):  # only what was measured is new; a directory cannot be replaced in one step
+            write_bytes(final / META, meta)
             shutil.rmtree(temporary)
         else:
-            write_bytes(temporary / "state.json", sealed(meta))
+            write_bytes(temporary / META, meta)
             if final.exists():  # `latest` is older: somebody went back, or this one was damaged
                 _remove(final)
             os.replace(temporary, final)
-        fsync_directory(folder)
-        write_bytes(folder / LATEST, name.encode())
+        fsync_directory(directory)
+        write_bytes(directory / LATEST, name.encode())
         # those of later steps are of a course that was given up by going back
-        best = step_name(checkpoint.validation.get("best_step"))
-        earlier = sorted(p for p in folder.glob("step-*") if p.name < name and p.name != best)
-        later = [p for p in folder.glob("step-*") if p.name > name]
+        best = None if checkpoint.best_step is None else step_name(checkpoint.best_step)
+        earlier = sorted(p for p in directory.glob("step-*") if p.name < name and p.name != best)
+        later = [p for p in directory.glob("step-*") if p.name > name]
         for path in [*earlier[: max(0, len(earlier) - keep + 1)], *later]:
             _remove(path)
     except (OSError, SafetensorError) as error:
@@ -101,6 +143,24 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     return final
 
 
+def _to_json(checkpoint: Checkpoint, digest: str) -> dict[str, Any]:
+    """The content of `state.json`."""
+    engine, validation = checkpoint.engine, checkpoint.validation
+    scale = {} if engine.loss_scale is None else {"loss_scale": dict(engine.loss_scale)}
+    return {
+        "step": checkpoint.step,
+        "identity": checkpoint.identity,
+        "tensors": digest,
+        "engine": {"skipped_steps": engine.skipped_steps, **scale},
+        "validation": {} if validation is None else asdict(validation),
+    }
+
+
+def _holds(path: Path, digest: str) -> bool:
+    """Whether a checkpoint is there with tensors of this digest."""
+    return (path / TENSORS).is_file() and digest_file(path / TENSORS) == digest
+
+
 def _remove(path: Path) -> None:
     """Remove a checkpoint; a kill meanwhile leaves nothing that looks like one, and the next save sweeps it away."""
     hidden = path.with_name(f".{path.name}.old.tmp")
@@ -108,47 +168,76 @@ def _remove(path: Path) -> None:
     shutil.rmtree(hidden)
 
 
-def load_latest(folder: Path, identity: dict) -> Checkpoint | None:
-    """The newest checkpoint of this run; None if there is none.
+def latest_name(directory: Path) -> str | None:
+    """Name of the newest checkpoint; None if there is none.
+
+    Args:
+        directory: The stage's `checkpoints` directory.
 
     Raises:
-        InputError: it belongs to a run with other settings; names the first that differs.
-        DataError: it is damaged; names an older one to go back to.
+        InputError: `latest` may not be read.
+        DataError: It does not hold the name of a checkpoint; names one to go back to.
     """
-    pointer = folder / LATEST
-    if not pointer.is_file():
+    pointer = directory / LATEST
+    data = read_bytes(pointer, key="output_dir")
+    if data is None:
         return None
-    return _load(folder, folder / pointer.read_text().strip(), identity)
+    name = data.decode(errors="replace").strip()
+    if not _NAME.fullmatch(name):
+        raise DataError(f"{pointer} is damaged: it does not hold the name of a checkpoint; {_remedy(directory)}")
+    return name
 
 
-def load_step(folder: Path, step: int, identity: dict) -> Checkpoint:
-    """The checkpoint after a step.
+def load_latest(directory: Path, identity: dict[str, Any]) -> Checkpoint | None:
+    """Load the newest checkpoint of this run; None if there is none.
+
+    Args:
+        directory: The stage's `checkpoints` directory.
+        identity: What decides the course of the run.
 
     Raises:
-        InputError, DataError: as `load_latest`.
+        InputError: It belongs to a run with other settings; names the first that differs.
+        DataError: It is damaged; names an older one to go back to.
     """
-    return _load(folder, folder / step_name(step), identity)
+    name = latest_name(directory)
+    return None if name is None else _load(directory, name, identity)
 
 
-def _load(folder: Path, path: Path, identity: dict) -> Checkpoint:
-    pointer = folder / LATEST
-    others = sorted(p.name for p in folder.glob("step-*") if p != path)
-    remedy = f"write {others[-1]!r} into {pointer} to go back to it" if others else f"delete {folder} to start afresh"
-    meta = read_sealed_object(path / "state.json")
+def load_step(directory: Path, step: int, identity: dict[str, Any]) -> Checkpoint:
+    """Load the checkpoint after a step.
+
+    Raises:
+        InputError, DataError: As `load_latest`.
+    """
+    return _load(directory, step_name(step), identity)
+
+
+def _load(directory: Path, name: str, identity: dict[str, Any]) -> Checkpoint:
+    path = directory / name
+    remedy = _remedy(directory, name)
+    meta = read_sealed(_Meta, path / META)
     if meta is None:
-        raise DataError(f"{pointer} names {path.name}, which is not there or not whole; {remedy}")
-    for name in {**identity, **meta["identity"]}:  # in the order of `identity`: settings before what follows from them
-        old, new = meta["identity"].get(name), identity.get(name)
+        raise DataError(f"{directory / LATEST} names {name}, which is not there or not whole; {remedy}")
+    for key in {**identity, **meta.identity}:  # in the order of `identity`: settings before what follows from them
+        old, new = meta.identity.get(key), identity.get(key)
         if old != new:
             raise InputError(
-                f"{path} is a checkpoint of a run with {name} = {old!r}, but here it is {new!r}; give the old value, "
+                f"{path} is a checkpoint of a run with {key} = {old!r}, but here it is {new!r}; give the old value, "
                 "or another output_dir for a new run"
             )
-    tensors = path / "state.safetensors"
+    tensors = path / TENSORS
     try:
-        if digest_file(tensors) != meta["tensors"]:
-            raise DataError(f"{tensors} is damaged: its digest is not the one in state.json; {remedy}")
-        more = meta.get("engine", {}), meta.get("validation", {})
-        return Checkpoint(meta["step"], identity, load_file(tensors), *more)
+        if digest_file(tensors) != meta.tensors:
+            raise DataError(f"{tensors} is damaged: its digest is not the one in {META}; {remedy}")
+        validation = None if meta.validation == ValidationState() else meta.validation
+        return Checkpoint(meta.step, identity, load_file(tensors), meta.engine, validation)
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{tensors} cannot be read: {error}; {remedy}") from None
+        raise DataError(f"{tensors} cannot be read: {reason(error)}; {remedy}") from None
+
+
+def _remedy(directory: Path, damaged: str = "") -> str:
+    """What to do where a checkpoint cannot be used."""
+    others = sorted(path.name for path in directory.glob("step-*") if path.name != damaged)
+    if others:
+        return f"write {others[-1]!r} into {directory / LATEST} to go back to it"
+    return f"delete {directory} to start afresh"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
 import deepspeed
 import torch
@@ -25,6 +24,7 @@ from masp.distributed.ranks import Ranks
 from masp.errors import InputError
 from masp.models.sequence import Batch
 from masp.runtime.devices import torch_dtype
+from masp.training.checkpoint import EngineCounters
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -33,14 +33,14 @@ SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 @dataclass(frozen=True)
 class Accumulated:
-    """What a global batch came to before the optimizer step, the same on all ranks."""
+    """What a global batch amounts to before the optimizer step, the same on all ranks."""
 
     loss: float
     """The sum of weight x loss over the sum of weights, over all ranks and micro-batches."""
     gradient_is_finite: bool
     """Always true in fp16, where DeepSpeed skips such steps and lowers the loss scale."""
     sums: list[float]
-    """What was given to be summed."""
+    """Sums over all ranks of the numbers that were given."""
 
 
 def deepspeed_config(engine: EngineConfig, stage: StageConfig) -> dict:
@@ -48,6 +48,13 @@ def deepspeed_config(engine: EngineConfig, stage: StageConfig) -> dict:
 
     Stage 0 in half precision runs as stage 1, which computes the same: DeepSpeed's own stage 0 keeps the fp32 masters
     where they cannot be saved by name.
+
+    Args:
+        engine: Settings of the engine.
+        stage: Settings of the stage.
+
+    Raises:
+        InputError: `engine.offload` without ZeRO.
     """
     zero_stage = max(engine.zero_stage, 1) if engine.precision != "fp32" else engine.zero_stage
     zero: dict = {"stage": zero_stage}
@@ -85,9 +92,9 @@ class Partition:
         self._first: nn.Parameter | None = None
 
     def cut(self, parameter: nn.Parameter) -> None:
-        """Keep only this rank's part of the lead's values, where the configuration says that parameters lie."""
+        """Keep only this rank's part of rank 0's values, where the configuration says that parameters are kept."""
         if torch.distributed.get_rank():
-            # The lead's values come by broadcast. Received into the values that lie in a mapped file, they would be
+            # Rank 0's values come by broadcast. Received into the values of a mapped file, they would be
             # kept in memory until the file is closed.
             parameter.data = torch.empty_like(parameter)
         if self._first is None:
@@ -102,7 +109,7 @@ class Partition:
 
 
 def make_partition(engine: EngineConfig, stage: StageConfig) -> Partition | None:
-    """What divides the language model while it is loaded; None below ZeRO 3."""
+    """The partition that divides the language model while it is loaded; None below ZeRO 3."""
     config = deepspeed_config(engine, stage)
     return Partition(config) if config["zero_optimization"]["stage"] == 3 else None
 
@@ -124,10 +131,10 @@ class Engine:
     """A model under DeepSpeed.
 
     Args:
-        model: its forward maps a `Batch` to the losses of the rows `[B]`.
-        engine: precision and ZeRO stage.
-        stage: weight decay and clipping.
-        ranks: this process among its fellows; `masp.distributed.ranks.join` was called.
+        model: Model whose forward maps a `Batch` to the losses of the rows `[B]`.
+        engine: Settings of the engine: precision and ZeRO stage.
+        stage: Settings of the stage: weight decay and clipping.
+        ranks: This process among the others; `masp.distributed.ranks.join` was called.
         device: `cpu` or `cuda`.
     """
 
@@ -153,16 +160,16 @@ class Engine:
                 parameter.register_hook(self._look_at)
 
     def _look_at(self, gradient: Tensor) -> None:
-        """Of each gradient before ranks are added: one that is not finite shows in its sum, and is not yet in Adam."""
+        """Add up each gradient before ranks are summed: one that is not finite shows here, and is not yet in Adam."""
         self._probe += gradient.detach().sum(dtype=torch.float32)
 
     def accumulate(self, batches: Sequence[Batch], total_weight: float, sums: Sequence[float] = ()) -> Accumulated:
         """Losses and gradients of a step, without taking it. The only reduction of a step beside DeepSpeed's own.
 
         Args:
-            batches: this rank's micro-batches, as many as on every other rank.
-            total_weight: the sum of the rows' weights over the whole global batch.
-            sums: more numbers to be summed over the ranks in the same reduction.
+            batches: This rank's micro-batches, as many as on every other rank.
+            total_weight: Sum of the rows' weights over the whole global batch.
+            sums: More numbers to be summed over the ranks in the same reduction.
         """
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)  # read once a step: each read waits
         self._probe.zero_()
@@ -208,13 +215,13 @@ class Engine:
         """Steps that fp16 has lost to a loss scale that was too high; 0 in other precisions."""
         return self._skipped_before + self.engine.skipped_steps
 
-    def counters(self) -> dict:
+    def counters(self) -> EngineCounters:
         """What `load_state` needs beside tensors."""
-        counters: dict[str, Any] = {"skipped_steps": self.skipped_steps}
         scaler = getattr(self.optimizer, "loss_scaler", None)
-        if self.fp16 and scaler is not None:
-            counters["loss_scale"] = {name: getattr(scaler, name) for name in SCALER if hasattr(scaler, name)}
-        return counters
+        if not self.fp16 or scaler is None:
+            return EngineCounters(self.skipped_steps)
+        scale = {name: getattr(scaler, name) for name in SCALER if hasattr(scaler, name)}
+        return EngineCounters(self.skipped_steps, scale)
 
     def state(self) -> dict[str, Tensor]:
         """Trained tensors and their moments in fp32 on the CPU, whole, whatever the ZeRO stage.
@@ -240,20 +247,19 @@ class Engine:
                 state[name + suffix] = value.detach().float().cpu().reshape(shape).clone()
         return state
 
-    def load_state(self, state: dict[str, Tensor], num_steps: int, counters: dict | None = None) -> None:
+    def load_state(self, state: dict[str, Tensor], num_steps: int, counters: EngineCounters) -> None:
         """Take over what `state` gave, on any number of ranks and any ZeRO stage.
 
         The model must hold the trained tensors already (`load_trained`, before this engine was made): this sets their
         fp32 masters and the moments, which DeepSpeed would otherwise start from rounded values and from zero.
 
         Args:
-            state: as `state` returned it.
-            num_steps: optimizer steps so far, skipped ones included; the others count for Adam's bias correction.
-            counters: as `counters` returned them.
+            state: Tensors as `state` returned them.
+            num_steps: Optimizer steps so far, skipped ones included; the others count for Adam's bias correction.
+            counters: Counters as `counters` returned them.
         """
-        counters = counters or {}
-        self.num_steps, self._skipped_before = num_steps, counters.get("skipped_steps", 0)
-        for name, value in counters.get("loss_scale", {}).items():
+        self.num_steps, self._skipped_before = num_steps, counters.skipped_steps
+        for name, value in (counters.loss_scale or {}).items():
             setattr(self.optimizer.loss_scaler, name, value)
         num_taken = num_steps - self._skipped_before
         if not num_taken:
@@ -306,7 +312,7 @@ class Engine:
 
 
 def load_trained(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put trained tensors into a model, by name; moments are left aside."""
+    """Put trained tensors into a model, by name; moments are ignored."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:

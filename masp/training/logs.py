@@ -9,36 +9,75 @@ keys/rank-0.jsonl   {"step", "epoch", "num_ranks", "keys": [sample keys of this 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from masp.files.jsonl import cut_lines
+from masp.errors import InputError
+from masp.files.atomic import write_bytes
+from masp.files.jsonl import cut_lines, read_lines
 from masp.runtime.devices import peak_memory_bytes
+from masp.vlm.flops import peak_flops
 
 CURVES = "loss learning_rate grad_norm samples_per_second tokens_per_second model_flops_utilisation".split()
 """What TensorBoard shows."""
+KEYS = "keys"
+"""Directory of the key log."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """An optimizer step that was taken; all but `keys` and `wait_s` is of the whole global batch."""
+
+    step: int
+    """Number of steps taken, this one included."""
+    epoch: int
+    """Number of the epoch, from 0."""
+    epochs_done: float
+    """Epochs trained so far, with the fraction of this one."""
+    loss: float
+    grad_norm: float
+    """Norm of the gradient before clipping."""
+    learning_rate: float
+    num_images: int
+    num_tokens: int
+    """Tokens that all ranks ran through the language model."""
+    flops: float
+    """Floating-point operations of all ranks."""
+    keys: tuple[str, ...]
+    """Sample keys of this rank's part; none where all of it was padding."""
+    wait_s: float
+    """Seconds that this rank waited for data."""
+    skipped_steps: int = 0
+    """Steps lost to fp16's loss scale since the run began."""
+    stop_reason: str = ""
+    """Why a rank asks to stop, in words that follow "stopped"; empty if none does."""
 
 
 class TrainingLog:
-    """Logs of the lead rank. Use as a context manager.
+    """Logs of rank 0. Use as a context manager.
 
     Args:
-        folder: of the stage.
-        stage: `stage1` or `stage2`, for the bar.
-        num_steps: of the whole run.
-        first_step: steps already taken by an earlier run.
-        every: steps between two lines.
+        directory: Directory of the stage.
+        stage: Name of the stage, for the bar.
+        num_steps: Number of steps of the whole run.
+        first_step: Number of steps already taken by an earlier run.
+        every: Number of steps between two lines.
         device: `cpu` or `cuda`, for the peak of memory.
-        peak_flops: of all ranks together, FLOP/s; 0 where it is not known, and no utilisation is logged.
+        peak_flops: FLOP/s that all ranks together could reach at most; 0 where it is not known, and no utilization is
+            logged.
     """
 
     def __init__(
         self,
-        folder: Path,
+        directory: Path,
         stage: str,
         num_steps: int,
         first_step: int,
@@ -46,79 +85,51 @@ class TrainingLog:
         device: str = "cpu",
         peak_flops: float = 0.0,
     ):
-        from torch.utils.tensorboard import SummaryWriter
-
         self.every, self.num_steps, self.device, self.peak_flops = every, num_steps, device, peak_flops
-        path = folder / "metrics.jsonl"
+        path = directory / "metrics.jsonl"
         cut_lines(path, first_step)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
-        self._board = SummaryWriter(folder / "tensorboard", purge_step=first_step + 1)
-        pause_s = 0.1 if sys.stderr.isatty() else 30.0  # a log file is no screen
+        self._board = SummaryWriter(directory / "tensorboard", purge_step=first_step + 1)
+        pause_s = 0.1 if sys.stderr.isatty() else 30.0  # a log file is not a screen
         self._bar = tqdm(total=num_steps, initial=first_step, desc=stage, unit="step", mininterval=pause_s)
         self._reset()
 
     def _reset(self) -> None:
-        self._start, self._steps, self._loss = time.monotonic(), 0, 0.0
-        self._images, self._tokens, self._flops, self._wait_s = 0, 0, 0.0, 0.0
+        self._start, self._results = time.monotonic(), list[StepResult]()
 
-    def step(
-        self,
-        step: int,
-        *,
-        epoch: float,
-        loss: float,
-        learning_rate: float,
-        grad_norm: float,
-        images: int,
-        tokens: int,
-        wait_s: float,
-        flops: float = 0.0,
-        skipped_steps: int = 0,
-    ) -> None:
-        """Note one step; every so many steps, write a line with means over them.
-
-        Args:
-            step: steps taken so far, this one included.
-            epoch: fraction of epochs done.
-            images: of the global batch.
-            tokens: run through the language model by all ranks.
-            wait_s: seconds that the step waited for data.
-            flops: that the step cost all ranks together.
-            skipped_steps: lost to fp16's loss scale since the run began.
-        """
-        self._steps += 1
-        self._loss += loss
-        self._images += images
-        self._tokens += tokens
-        self._flops += flops
-        self._wait_s += wait_s
-        self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+    def step(self, result: StepResult) -> None:
+        """Note a step; every so many steps, write a line with means over them."""
+        self._results.append(result)
+        self._bar.set_postfix(loss=f"{result.loss:.4f}", refresh=False)
         self._bar.update()
-        if step % self.every and step != self.num_steps:
-            return
-        elapsed_s = time.monotonic() - self._start
+        if result.step % self.every == 0 or result.step == self.num_steps:
+            self._write(result)
+            self._reset()
+
+    def _write(self, last: StepResult) -> None:
+        elapsed_s, results = time.monotonic() - self._start, self._results
+        flops = sum(result.flops for result in results)
         entry = {
-            "step": step,
-            "epoch": round(epoch, 6),
-            "loss": self._loss / self._steps,
-            "learning_rate": learning_rate,
-            "grad_norm": grad_norm,
-            "samples_per_second": self._images / elapsed_s,
-            "tokens_per_second": self._tokens / elapsed_s,
-            "data_wait_fraction": self._wait_s / elapsed_s,
-            "tflops_per_second": self._flops / elapsed_s / 1e12,
-            "model_flops_utilisation": self._flops / elapsed_s / self.peak_flops if self.peak_flops else None,
+            "step": last.step,
+            "epoch": round(last.epochs_done, 6),
+            "loss": sum(result.loss for result in results) / len(results),
+            "learning_rate": last.learning_rate,
+            "grad_norm": last.grad_norm,
+            "samples_per_second": sum(result.num_images for result in results) / elapsed_s,
+            "tokens_per_second": sum(result.num_tokens for result in results) / elapsed_s,
+            "data_wait_fraction": sum(result.wait_s for result in results) / elapsed_s,
+            "tflops_per_second": flops / elapsed_s / 1e12,
+            "model_flops_utilisation": flops / elapsed_s / self.peak_flops if self.peak_flops else None,
             "peak_memory_gb": peak_memory_bytes(self.device) / 1e9,
             "time": time.time(),
         }
-        if skipped_steps:
-            entry["skipped_steps"] = skipped_steps
+        if last.skipped_steps:
+            entry["skipped_steps"] = last.skipped_steps
         self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
         for name in CURVES:
             if entry[name] is not None:
-                self._board.add_scalar(name, entry[name], step)
-        self._reset()
+                self._board.add_scalar(name, entry[name], last.step)
 
     def __enter__(self) -> TrainingLog:
         return self
@@ -129,44 +140,42 @@ class TrainingLog:
         self._board.close()
 
 
-FOLDER = "keys"
+def device_peak(device: str, precision: str) -> float:
+    """FLOP/s that this process's device could reach at most; 0 where it is not known."""
+    return (peak_flops(torch.cuda.get_device_name(), precision) or 0.0) if device == "cuda" else 0.0
 
 
-def cut_key_logs(folder: Path, step: int) -> None:
-    """Drop what all ranks of an earlier run, of any number, noted after `step`; the lead does so at the start."""
-    for path in (folder / FOLDER).glob("rank-*.jsonl"):
-        cut_lines(path, step)
+@dataclass(frozen=True)
+class KeyLine:
+    """A line of the key log."""
+
+    step: int
+    epoch: int
+    num_ranks: int
+    keys: tuple[str, ...]
+    """Sample keys of the rank's part of the step."""
 
 
 class KeyLog:
-    """One rank's lines. Use as a context manager.
+    """The key log of one rank. Use as a context manager.
 
     Args:
-        folder: of the stage.
-        rank: this process.
-        num_ranks: world size.
+        directory: Directory of the stage.
+        rank: Rank of this process.
+        num_ranks: World size.
     """
 
-    def __init__(self, folder: Path, rank: int, num_ranks: int):
+    def __init__(self, directory: Path, rank: int, num_ranks: int):
         self.num_ranks = num_ranks
-        path = folder / FOLDER / f"rank-{rank}.jsonl"
+        path = directory / KEYS / f"rank-{rank}.jsonl"
         path.parent.mkdir(exist_ok=True)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
+        # By lines: whatever kills the process, no line up to the last checkpoint is lost.
+        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in __exit__
 
-    def step(self, step: int, epoch: int, keys: Sequence[str]) -> None:
-        """Note an optimizer step that was taken.
-
-        Args:
-            step: from 1.
-            epoch: from 0.
-            keys: of this rank's samples, padding left out; empty where all of it was padding.
-        """
-        line = {"step": step, "epoch": epoch, "num_ranks": self.num_ranks, "keys": list(keys)}
-        self._file.write(json.dumps(line) + "\n")
-
-    def flush(self) -> None:
-        """Hand lines to the system: before a checkpoint, so that none up to it is lost when the process is killed."""
-        self._file.flush()
+    def step(self, result: StepResult) -> None:
+        """Note a step."""
+        line = KeyLine(result.step, result.epoch, self.num_ranks, result.keys)
+        self._file.write(json.dumps(asdict(line)) + "\n")
 
     def __enter__(self) -> KeyLog:
         return self
@@ -175,10 +184,55 @@ class KeyLog:
         self._file.close()
 
 
-def read_key_logs(folder: Path) -> list[dict]:
-    """The lines of all ranks, by step, then rank."""
-    lines = []
-    for path in sorted((folder / FOLDER).glob("rank-*.jsonl")):
-        rank = int(path.stem.removeprefix("rank-"))
-        lines += [{"rank": rank, **json.loads(line)} for line in path.read_text(encoding="utf-8").splitlines()]
-    return sorted(lines, key=lambda line: (line["step"], line["rank"]))
+def cut_key_logs(directory: Path, step: int) -> None:
+    """Drop what all ranks of an earlier run, of any number, noted after `step`; rank 0 does so at the start."""
+    for path in (directory / KEYS).glob("rank-*.jsonl"):
+        cut_lines(path, step)
+
+
+def read_key_logs(directory: Path) -> list[KeyLine]:
+    """The lines of all ranks, by step, then rank.
+
+    Raises:
+        DataError: A line is damaged. InputError: A file may not be read.
+    """
+    paths = sorted((directory / KEYS).glob("rank-*.jsonl"), key=lambda path: int(path.stem.removeprefix("rank-")))
+    lines = [line for path in paths for line in read_lines(KeyLine, path, surrogates=True) or ()]
+    return sorted(lines, key=lambda line: line.step)
+
+
+def report_not_finite(
+    directory: Path,
+    stage: str,
+    step: int,
+    loss: float,
+    keys: Sequence[Sequence[str]],
+    suspects: Sequence[Sequence[str]],
+    learning_rate: float,
+) -> InputError:
+    """Write down the samples of a step whose loss or gradient is not a finite number; it ends the run.
+
+    Args:
+        directory: Directory of the stage.
+        stage: Name of the stage.
+        step: Number of the step, from 1; it was not taken.
+        loss: Loss of the global batch; finite if only a gradient is not.
+        keys: Sample keys of the step, per rank.
+        suspects: Those of them whose own loss is not finite.
+        learning_rate: The configured learning rate.
+
+    Returns:
+        The error to raise.
+    """
+    path = directory / f"not-finite-step-{step:08d}.json"
+    found = sorted({key for part in suspects for key in part})
+    what = f"the loss is {loss}" if not math.isfinite(loss) else f"the loss is {loss:.4g}, but a gradient is not finite"
+    record = {"step": step, "loss": str(loss), "suspects": found, "keys_per_rank": keys}
+    write_bytes(path, json.dumps(record, indent=1).encode() + b"\n")
+    num_samples = len({key for part in keys for key in part})
+    return InputError(
+        f"{stage}: step {step} is not taken: {what}; {path} names its {num_samples} samples"
+        + (f", {len(found)} of them with such a loss" if found else "")
+        + f"; the last checkpoint is kept: lower {stage}.learning_rate, which is {learning_rate}, or give "
+        "another engine.precision"
+    )

@@ -1,64 +1,45 @@
-"""Training: one loop for both stages. Reads the cache, never the encoder."""
+"""Training: one loop for both stages. It reads the feature cache, never the encoder."""
 
 from __future__ import annotations
 
+import logging
 import math
-import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NoReturn
 
 import torch
-from safetensors import SafetensorError
 
 from masp.config import Config, save_config
-from masp.config.schema import StageConfig
+from masp.config.schema import StageName
 from masp.distributed.collectives import check_agreed, gather, on_rank_0
-from masp.distributed.liveness import Peers
-from masp.distributed.ranks import join, read_ranks
+from masp.distributed.liveness import Peers, RankLost
+from masp.distributed.ranks import Ranks, join, read_ranks
 from masp.errors import InputError, StoppedEarly, one_line
 from masp.files.text import reason
 from masp.runtime.devices import pick_device, plain_memory_errors
+from masp.runtime.log import say
 from masp.runtime.prefetch import ReadAhead
 from masp.runtime.run_lock import RunInUse, RunLock
 from masp.runtime.status import RunState, noting_failure, write_status
 from masp.runtime.stop import StopFlag, StopRequests
 from masp.training.checkpoint import Checkpoint, load_latest, load_step, save_checkpoint
-from masp.training.engine import Engine, load_trained, make_partition
-from masp.training.logs import KeyLog, TrainingLog, cut_key_logs
-from masp.training.not_finite import report_not_finite
-from masp.training.profiling import Profile, device_peak
-from masp.training.stage import Stage
+from masp.training.engine import Accumulated, Engine, load_trained, make_partition
+from masp.training.logs import KeyLog, StepResult, TrainingLog, cut_key_logs, device_peak, report_not_finite
+from masp.training.profiling import Profile
+from masp.training.schedule import learning_rate
+from masp.training.stages import open_stage
+from masp.training.steps import HeldOutSteps, Step, Steps
 from masp.training.validation import Validation
 
-if TYPE_CHECKING:
-    from masp.distributed.liveness import RankLost
-    from masp.distributed.ranks import Ranks
-    from masp.training.engine import Accumulated
-    from masp.training.logs import TrainingLog
-    from masp.training.steps import Step, Steps
-    from masp.training.validation import Validation
-
-STAGES = ("stage1", "stage2")
-
-
-def learning_rate(step: int, num_steps: int, stage: StageConfig) -> float:
-    """Linear warmup from zero, then linear decay to zero; the step `num_steps` would be at zero.
-
-    Args:
-        step: from 0.
-    """
-    warmup = min(num_steps - 1, round(stage.warmup_ratio * num_steps))
-    if step < warmup:
-        return stage.learning_rate * (step + 1) / (warmup + 1)
-    return stage.learning_rate * (num_steps - step) / (num_steps - warmup)
+LOG = logging.getLogger(__name__)
 
 
 def train(
     config: Config,
-    stage: str,
+    stage: StageName,
     stop: StopFlag | None = None,
     profile: bool = False,
     on_loss: Callable[[RankLost], None] | None = None,
@@ -68,234 +49,280 @@ def train(
     Under a launcher every rank calls this.
 
     Args:
-        config: of the run; the stage's folder is `<output_dir>/<stage>`.
-        stage: `stage1` or `stage2`.
-        stop: looked at after each step; None lets SIGTERM, SIGINT and SIGUSR2 stop the run.
-        profile: write a trace of a few steps of the lead rank into the stage's folder.
-        on_loss: called, on a thread of its own, before a rank ends by force because another one is lost.
+        config: Run configuration; the stage's directory is `<output_dir>/<stage>`.
+        stage: Name of the stage.
+        stop: Flag that is checked after each step; None lets SIGTERM, SIGINT and SIGUSR2 stop the run.
+        profile: Whether rank 0 writes a trace of a few steps into the stage's directory.
+        on_loss: Called, on a thread of its own, before a rank ends by force because another one is lost.
 
     Returns:
-        The trained artefact, `aspect.safetensors` or `soft_prompt_<dataset>.safetensors`.
+        The trained artifact, `aspect.safetensors` or `soft_prompt_<dataset>.safetensors`.
 
     Raises:
-        InputError, DataError: see `masp.errors`. StoppedEarly: something asked to stop; a checkpoint was written.
-        RankLost: another rank was killed.
+        InputError, DataError: See `masp.errors`.
+        StoppedEarly: Something asked to stop; a checkpoint was written.
+        RankLost: Another rank was killed.
     """
     ranks = read_ranks()
-    folder = Path(config.output_dir) / stage
+    directory = Path(config.output_dir) / stage
     with ExitStack() as stack:
         flag = stack.enter_context(nullcontext(stop) if stop is not None else StopFlag())
         requests = StopRequests(flag, Path(config.output_dir), config.engine.time_limit_min, ranks.is_rank_0)
-        lock, in_use = RunLock(folder), False
+        lock, in_use = RunLock(directory), False
         if ranks.is_rank_0:
             try:
                 stack.enter_context(lock)
             except RunInUse:
                 if ranks.size == 1:
                     raise
-                in_use = True  # said once the others listen; until then this run's failures are not that one's
-        stack.enter_context(nullcontext() if in_use else noting_failure(folder))
-        return _in_company(config, stage, ranks, lock, lambda run: run.run(requests, profile), on_loss)
+                in_use = True  # said once the ranks have met; until then this run's failures are not that one's
+        stack.enter_context(nullcontext() if in_use else noting_failure(directory))
+        if ranks.size > 1:
+            stack.enter_context(_watched(config, directory, ranks, lock, on_loss))
+        return Trainer(config, stage, ranks, lock, requests).train(profile)
 
 
-def _in_company(config: Config, stage: str, ranks: Ranks, lock: RunLock, work, on_loss) -> Path:
-    """Do the work of a run once its ranks have met; each of them is told if another is lost."""
-    if ranks.size == 1:
-        return work(_Run(config, stage, ranks, lock))
+@contextmanager
+def _watched(
+    config: Config, directory: Path, ranks: Ranks, lock: RunLock, on_loss: Callable[[RankLost], None] | None
+) -> Iterator[None]:
+    """Meet the other ranks; while entered, each of them is told if another is lost."""
     device = pick_device(config.engine.device, "engine.device")
     join(ranks, device)
     on_rank_0(ranks, device, lock.take)
-    folder = Path(config.output_dir) / stage
 
     def note(error: RankLost) -> None:
-        write_status(folder, RunState.FAILED, error.exit_code, one_line(str(error)))
+        write_status(directory, RunState.FAILED, error.exit_code, one_line(str(error)))
         if on_loss:
             on_loss(error)
 
-    kept = f"the others end too, and the same command goes on from the last checkpoint in {folder}"
+    kept = f"the others end too, and the same command goes on from the last checkpoint in {directory}"
     with Peers(ranks, device, kept, note):
-        return work(_Run(config, stage, ranks, lock))
+        yield
 
 
-class _Run:
-    """One call of `train`: what is set up before the loop, and the loop."""
+class Trainer:
+    """One call of `train`, on one rank.
 
-    def __init__(self, config: Config, name: str, ranks: Ranks, lock: RunLock):
-        self.config, self.ranks, self.lock = config, ranks, lock
+    Args:
+        config: Run configuration.
+        name: Name of the stage.
+        ranks: This process among the others.
+        lock: The right to write into the stage's directory.
+        stop: What may ask the run to stop.
+    """
+
+    engine: Engine
+    steps: Steps
+    validation: Validation | None
+
+    def __init__(self, config: Config, name: StageName, ranks: Ranks, lock: RunLock, stop: StopRequests):
+        self.config, self.ranks, self.lock, self.stop = config, ranks, lock, stop
         self.device = pick_device(config.engine.device, "engine.device")
-        self.stage = Stage(config, name, self.device)
-        self.name, self.settings, self.folder = name, self.stage.settings, self.stage.folder
-        self.num_steps = self.stage.schedule.num_steps
+        self.stage = open_stage(name, config, self.device)
+        self.settings, self.directory = self.stage.settings, self.stage.directory
         self.identity = self.stage.identity()
-        self.checkpoints = self.folder / "checkpoints"
+        self.num_steps = self.stage.schedule.num_steps
+        self.num_taken = 0
+        """Steps taken, by this call or an earlier one."""
 
-    def run(self, stop: StopRequests, profile: bool) -> Path:
-        checkpoint = load_latest(self.checkpoints, self.identity)
-        done, artefact = checkpoint.step if checkpoint else 0, self.stage.artefact
-        ended = done == self.num_steps or bool(checkpoint and checkpoint.validation.get("ended"))
-        finished = ended and artefact.is_file()
-        if self.ranks.size > 1:
-            check_agreed([done, int(finished)], f"what stands in {self.folder}", self.device)
-        if finished:
-            self._finished(done, f"finished already, {done} steps: {artefact}")
-            return artefact
+    def train(self, profile: bool = False) -> Path:
+        """Train the stage; returns its artifact."""
+        checkpoint = load_latest(self.directory / "checkpoints", self.identity)
+        self.num_taken = checkpoint.step if checkpoint else 0
+        if self.is_finished(checkpoint):
+            self.note_finished(f"finished already, {self.num_taken} steps")
+            return self.stage.artifact
         join(self.ranks, self.device)
-        on_rank_0(self.ranks, self.device, lambda: self._make_folder(done))
-        with plain_memory_errors(self._less_memory()):
-            engine, steps, validation = self._build(checkpoint, done)
-            last = done if ended else self._loop(engine, steps, validation, done, stop, profile)
-            state = engine.state()
-        on_rank_0(self.ranks, self.device, lambda: self._export(last, state, validation))
-        return artefact
+        on_rank_0(self.ranks, self.device, self.make_directory)
+        with plain_memory_errors(self.memory_remedy()):
+            self.build(checkpoint)
+            if not self.is_over:
+                self.validate_late()
+            if not self.is_over:
+                self.take_steps(profile)
+            state = self.engine.state()
+        on_rank_0(self.ranks, self.device, lambda: self.export(state))
+        return self.stage.artifact
 
-    def _export(self, last: int, state: dict, validation: Validation | None) -> None:
-        text = f"{last} steps"
-        if validation and validation.best_step not in (None, last):
-            state = load_step(self.checkpoints, validation.best_step, self.identity).tensors
-            text += f", the best after {validation.best_step}"
-        try:
-            self.stage.export(state, self.identity)
-        except (OSError, SafetensorError, RuntimeError) as error:  # torch.save raises the last
-            raise InputError(
-                f"output_dir: {self.stage.artefact} cannot be written: {reason(error)}; the checkpoint is kept, the "
-                "same command writes it again"
-            ) from None
-        self._finished(last, f"{text}: {self.stage.artefact}")
+    def take_steps(self, profile: bool) -> None:
+        """Take the steps that are left."""
+        with ExitStack() as stack:
+            batches = stack.enter_context(self.read_ahead())
+            recorders = []
+            for recorder in self.recorders(profile):
+                stack.enter_context(recorder)
+                recorders.append(recorder)
+            while not self.is_over:
+                started = time.monotonic()
+                step = next(batches)
+                result = self.train_step(step, wait_s=time.monotonic() - started)
+                for recorder in recorders:
+                    recorder.step(result)
+                is_best = self.validate(result)
+                is_due = self.num_taken % self.settings.checkpoint_every == 0
+                if is_due or is_best or self.is_over or result.stop_reason:
+                    self.save()
+                if result.stop_reason and not self.is_over:
+                    self.stop_early(result)
 
-    def _make_folder(self, done: int) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.lock.take()
-            save_config(self.config, self.folder / "config.yaml")
-            write_status(self.folder, RunState.RUNNING, step=done, num_steps=self.num_steps)
-            cut_key_logs(self.folder, done)
-        except OSError as error:
-            raise InputError(f"output_dir: {self.folder} cannot be written: {error.strerror}") from None
-
-    def _finished(self, step: int, text: str) -> None:
-        if self.ranks.is_rank_0:
-            write_status(self.folder, RunState.FINISHED, 0, text, step=step, num_steps=self.num_steps)
-            print(f"{self.name}: {text}")
-
-    def _less_memory(self) -> str:
-        settings, name = self.settings, self.name
-        return (
-            f"lower {name}.micro_batch_size, which is {settings.micro_batch_size}, or {name}.micro_batch_tokens, which "
-            f"is {settings.micro_batch_tokens}; neither changes the result, and the run goes on from its checkpoint"
+    def train_step(self, step: Step, wait_s: float) -> StepResult:
+        """Take one optimizer step over a global batch; all ranks come to the same result."""
+        rate = learning_rate(self.num_taken, self.num_steps, self.settings)
+        sums = [*self.stop.raised(), step.num_tokens, step.flops]
+        total = self.engine.accumulate(step.batches, step.total_weight, sums)
+        if not (math.isfinite(total.loss) and total.gradient_is_finite):
+            self.refuse(step, total)
+        grad_norm = self.engine.update(rate)
+        self.num_taken += 1
+        *requests, num_tokens, flops = total.sums
+        return StepResult(
+            step=self.num_taken,
+            epoch=(self.num_taken - 1) // self.stage.schedule.steps_per_epoch,
+            epochs_done=self.num_taken / self.stage.schedule.steps_per_epoch,
+            loss=total.loss,
+            grad_norm=grad_norm,
+            learning_rate=rate,
+            num_images=step.num_images,
+            num_tokens=round(num_tokens),
+            flops=flops,
+            keys=step.own_keys(),
+            wait_s=wait_s,
+            skipped_steps=self.engine.skipped_steps,
+            stop_reason=self.stop.why([count > 0 for count in requests]),
         )
 
-    def _build(self, checkpoint: Checkpoint | None, done: int):
-        """Engine, steps and validation, as they were after `done` steps."""
-        if self.config.engine.num_threads:
-            torch.set_num_threads(self.config.engine.num_threads)
-        partition = make_partition(self.config.engine, self.settings)
-        model, steps, held_out = self.stage.build(self.ranks.rank, self.ranks.size, partition)
+    @property
+    def is_over(self) -> bool:
+        """Whether no step is left to take."""
+        return self.num_taken == self.num_steps or (self.validation is not None and self.validation.state.ended)
+
+    def is_finished(self, checkpoint: Checkpoint | None) -> bool:
+        """Whether an earlier call took the last step and wrote the artifact; all ranks must see the same."""
+        ended = self.num_taken == self.num_steps or (checkpoint is not None and checkpoint.ended)
+        finished = ended and self.stage.artifact.is_file()
+        if self.ranks.size > 1:
+            check_agreed([self.num_taken, int(finished)], f"what is in {self.directory}", self.device)
+        return finished
+
+    def make_directory(self) -> None:
+        """Make the stage's directory, or take up that of an earlier call."""
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self.lock.take()
+            save_config(self.config, self.directory / "config.yaml")
+            write_status(self.directory, RunState.RUNNING, step=self.num_taken, num_steps=self.num_steps)
+            cut_key_logs(self.directory, self.num_taken)
+        except OSError as error:
+            raise InputError(f"output_dir: {self.directory} cannot be written: {reason(error)}") from None
+
+    def build(self, checkpoint: Checkpoint | None) -> None:
+        """Load the model, and bring engine and validation to where a checkpoint was."""
+        config, settings, ranks = self.config, self.settings, self.ranks
+        if config.engine.num_threads:
+            torch.set_num_threads(config.engine.num_threads)
+        model, prompt = self.stage.build(self.device, make_partition(config.engine, settings))
         if checkpoint:
             load_trained(model, checkpoint.tensors)
-            if self.ranks.is_rank_0:
-                print(f"{self.name}: resuming after step {done} of {self.num_steps}", file=sys.stderr)
-        engine = Engine(model, self.config.engine, self.settings, self.ranks, self.device)
+            if ranks.is_rank_0:
+                LOG.info("%s: resuming after step %d of %d", self.stage.name, checkpoint.step, self.num_steps)
+        self.engine = Engine(model, config.engine, settings, ranks, self.device)
         if checkpoint:
-            engine.load_state(checkpoint.tensors, done, checkpoint.engine)
-        if held_out is None:
-            return engine, steps, None
-        state = checkpoint.validation if checkpoint else {}
-        return engine, steps, Validation(self.folder, self.settings, self.config.engine, held_out, state)
-
-    def _loop(
-        self, engine, steps: Steps, validation: Validation | None, done: int, stop: StopRequests, profile: bool
-    ) -> int:
-        """Take the steps after `done`; returns how many were taken in all."""
-        settings, num_steps, ranks, lead = self.settings, self.num_steps, self.ranks, self.ranks.is_rank_0
-        keys = KeyLog(self.folder, ranks.rank, ranks.size) if settings.log_keys else None
-        workers = self.config.engine.num_workers
-        pin = self.device == "cuda"
-        if validation and validation.due(done):  # a run that was stopped there left it to this one
-            validation.measure(engine, done)
-            self._save(engine, done, validation)
-            if validation.ended:
-                return done
-        with ExitStack() as stack:
-            reader = stack.enter_context(
-                ReadAhead(steps, range(done, num_steps), workers, "engine.num_workers", pin_memory=pin)
+            self.engine.load_state(checkpoint.tensors, checkpoint.step, checkpoint.engine)
+        self.steps = Steps(self.stage, prompt, ranks.rank, ranks.size)
+        self.validation = None
+        if self.stage.schedule.held_out is not None:
+            held_out = HeldOutSteps(self.stage, prompt, ranks.rank, ranks.size)
+            self.validation = Validation(
+                self.directory, settings, config.engine, held_out, checkpoint.validation if checkpoint else None
             )
-            log = stack.enter_context(self._log(done)) if lead else None
-            keys = stack.enter_context(keys or nullcontext())
-            profiler = stack.enter_context(Profile(self.folder) if profile and lead else nullcontext())
-            for taken in range(done + 1, num_steps + 1):
-                started = time.monotonic()
-                step = next(reader)
-                wait_s = time.monotonic() - started
-                rate = learning_rate(taken - 1, num_steps, settings)
-                sums = [*stop.raised(), step.num_tokens, step.flops]
-                total = engine.accumulate(step.batches, step.total_weight, sums)
-                if not (math.isfinite(total.loss) and total.gradient_is_finite):
-                    self._refuse(engine, taken, step, total)
-                norm = engine.update(rate)
-                *raised, num_tokens, flops = total.sums
-                if keys:
-                    keys.step(taken, step.epoch, step.own_keys())
-                if log is not None:
-                    log.step(
-                        taken,
-                        epoch=taken / self.stage.schedule.steps_per_epoch,
-                        loss=total.loss,
-                        learning_rate=rate,
-                        grad_norm=norm,
-                        images=step.num_images,
-                        tokens=round(num_tokens),
-                        flops=flops,
-                        wait_s=wait_s,
-                        skipped_steps=engine.skipped_steps,
-                    )
-                if profiler:
-                    profiler.step()
-                why = stop.why([count > 0 for count in raised])  # all ranks agree, at a step boundary
-                last = taken == num_steps
-                better = False
-                if validation and validation.due(taken) and (last or not why):  # else the resumed run measures it
-                    better = validation.measure(engine, taken)
-                ended = last or bool(validation and validation.ended)
-                if why or better or ended or taken % settings.checkpoint_every == 0:
-                    if keys:
-                        keys.flush()
-                    self._save(engine, taken, validation)
-                if why and not ended:
-                    stop.done()
-                    raise StoppedEarly(
-                        f"{self.name}: stopped {why} after step {taken} of {num_steps}; the same command resumes"
-                    )
-                if ended:
-                    return taken
-        return done
 
-    def _log(self, done: int) -> TrainingLog:
-        peak = (device_peak(self.device, self.config.engine.precision) or 0.0) * self.ranks.size
-        return TrainingLog(self.folder, self.name, self.num_steps, done, self.settings.log_every, self.device, peak)
+    def read_ahead(self) -> ReadAhead:
+        """This rank's part of the steps that are left, prepared by workers."""
+        left, workers = range(self.num_taken, self.num_steps), self.config.engine.num_workers
+        return ReadAhead(self.steps, left, workers, "engine.num_workers", pin_memory=self.device == "cuda")
 
-    def _refuse(self, engine, number: int, step: Step, total: Accumulated) -> None:
-        """End all ranks before a step whose loss or gradient is not finite; its samples are left in a file."""
-        own = [
-            (step.keys[micro][int(image)], bool(value.isfinite()))
-            for micro, (batch, losses) in enumerate(zip(step.batches, engine.row_losses, strict=True))
-            for image, value in zip(batch.row_image, losses, strict=True)
-        ]
-        ranks = gather([(key, good) for key, good in own if key is not None])
-        keys = [sorted({key for key, _ in part}) for part in ranks]
-        suspects = [sorted({key for key, good in part if not good}) for part in ranks]
+    def recorders(self, profile: bool) -> Iterator[TrainingLog | KeyLog | Profile]:
+        """What notes the steps on this rank."""
+        if self.settings.log_keys:
+            yield KeyLog(self.directory, self.ranks.rank, self.ranks.size)
+        if self.ranks.is_rank_0:
+            peak = self.ranks.size * device_peak(self.device, self.config.engine.precision)
+            first, every = self.num_taken, self.settings.log_every
+            yield TrainingLog(self.directory, self.stage.name, self.num_steps, first, every, self.device, peak)
+            if profile:
+                yield Profile(self.directory)
 
-        def report() -> None:
-            raise report_not_finite(self.folder, self.name, number, total.loss, keys, suspects, self.settings)
+    def validate_late(self) -> None:
+        """Measure what an earlier call left to this one because it was stopped at that step."""
+        if self.validation and self.validation.is_due(self.num_taken):
+            self.validation.measure(self.engine, self.num_taken)
+            self.save()
 
-        on_rank_0(self.ranks, self.device, report)
+    def validate(self, result: StepResult) -> bool:
+        """Measure the held-out loss if that is due; returns whether it is the lowest so far."""
+        if self.validation is None or not self.validation.is_due(self.num_taken):
+            return False
+        if result.stop_reason and self.num_taken < self.num_steps:
+            return False  # the call that resumes measures
+        return self.validation.measure(self.engine, self.num_taken)
 
-    def _save(self, engine, step: int, validation: Validation | None) -> None:
-        tensors = engine.state()  # a collective
+    def save(self) -> None:
+        """Write a checkpoint; every rank calls it."""
         checkpoint = Checkpoint(
-            step, self.identity, tensors, engine.counters(), validation.state() if validation else {}
+            self.num_taken,
+            self.identity,
+            self.engine.state(),  # a collective
+            self.engine.counters(),
+            self.validation.state if self.validation else None,
         )
         on_rank_0(
             self.ranks,
             self.device,
-            lambda: save_checkpoint(self.checkpoints, checkpoint, self.settings.keep),
+            lambda: save_checkpoint(self.directory / "checkpoints", checkpoint, self.settings.keep),
+        )
+
+    def stop_early(self, result: StepResult) -> NoReturn:
+        """End a run that something asked to stop; its checkpoint is written."""
+        self.stop.done()
+        raise StoppedEarly(
+            f"{self.stage.name}: stopped {result.stop_reason} after step {result.step} of {self.num_steps}; the same "
+            "command resumes"
+        )
+
+    def refuse(self, step: Step, total: Accumulated) -> None:
+        """End all ranks before a step whose loss or gradient is not finite; a file names its samples."""
+        ranks = gather(step.finite_keys(self.engine.row_losses))
+        keys = [sorted({key for key, _ in part}) for part in ranks]
+        suspects = [sorted({key for key, is_finite in part if not is_finite}) for part in ranks]
+        number, rate = self.num_taken + 1, self.settings.learning_rate
+
+        def report() -> None:
+            raise report_not_finite(self.directory, self.stage.name, number, total.loss, keys, suspects, rate)
+
+        on_rank_0(self.ranks, self.device, report)
+
+    def export(self, state: dict[str, torch.Tensor]) -> None:
+        """Write the artifact from the last step, or from the best that validation has found."""
+        text = f"{self.num_taken} steps"
+        best_step = self.validation.state.best_step if self.validation else None
+        if best_step is not None and best_step != self.num_taken:
+            state = load_step(self.directory / "checkpoints", best_step, self.identity).tensors
+            text += f", the best after {best_step}"
+        self.stage.export(state, self.identity)
+        self.note_finished(text)
+
+    def note_finished(self, text: str) -> None:
+        """Say, in the status and on the screen, that the stage is done."""
+        if self.ranks.is_rank_0:
+            text = f"{text}: {self.stage.artifact}"
+            write_status(self.directory, RunState.FINISHED, 0, text, step=self.num_taken, num_steps=self.num_steps)
+            say(f"{self.stage.name}: {text}")
+
+    def memory_remedy(self) -> str:
+        """What to change where memory runs out."""
+        settings, name = self.settings, self.stage.name
+        return (
+            f"lower {name}.micro_batch_size, which is {settings.micro_batch_size}, or {name}.micro_batch_tokens, which "
+            f"is {settings.micro_batch_tokens}; neither changes the result, and the run goes on from its checkpoint"
         )

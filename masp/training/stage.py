@@ -1,183 +1,236 @@
-"""What a training stage is made of: its model at the start, what decides its course, the artefact it leaves."""
+"""What every training stage has: the steps it is trained in, its model around the language half, its identity.
+
+`masp.training.stages` has the two of the method.
+"""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from safetensors import SafetensorError
+from torch import Tensor
 
-from masp.artifacts.aspect_tokens import open_aspect_tokens
-from masp.artifacts.lineage import Lineage, safe_name
-from masp.artifacts.store import save_aspects, save_soft_prompt
-from masp.artifacts.trained import load_trained_aspects, used_aspects
-from masp.cache.fingerprint import fingerprint_digest
+from masp.artifacts.store import Kind, Lineage, safe_name
+from masp.cache.fingerprint import Fields, fingerprint_digest
+from masp.cache.reader import Cache, CachedSample
 from masp.config import Config
-from masp.config.schema import StageConfig
-from masp.data.questions import load_questions
+from masp.config.schema import Stage1Config, Stage2Config, StageName
+from masp.data.questions import Questions
 from masp.errors import InputError
-from masp.extraction.provenance import open_matching_cache
 from masp.files.sealed import digest_file
-from masp.models.aspect_modules import AspectModules
-from masp.models.forward import Stage1Model, Stage2Model, num_logits
-from masp.models.soft_prompt import SoftPrompt, initial_soft_prompt
+from masp.files.text import reason
+from masp.models.forward import Stage1Model, Stage2Model
+from masp.models.sequence import Batch
 from masp.runtime.devices import torch_dtype
-from masp.training.steps import HeldOutSteps, Steps, make_schedule
-from masp.vlm.language import load_language_half
+from masp.training.schedule import Rows, Schedule, TrainingCache, make_schedule
+from masp.vlm.language import LanguageHalf, load_language_half
 from masp.vlm.loading import Partition
-from masp.vlm.prompt import load_prompt
+from masp.vlm.prompt import Prompt, load_prompt
 
-COURSE = "num_epochs learning_rate warmup_ratio weight_decay max_grad_norm global_batch_size layout".split()
-"""Settings of a stage that decide its course."""
-VALIDATION = ["validate_every", "validation_size", "patience"]
+TrainedModel = Stage1Model | Stage2Model
+
+COURSE = ("num_epochs", "learning_rate", "warmup_ratio", "weight_decay", "max_grad_norm", "global_batch_size", "layout")
+"""Settings of both stages that decide the course of training."""
+VALIDATION_COURSE = ("validate_every", "validation_size", "patience")
 """The same where there is validation: it decides what is held out, when training ends, and which step is the result."""
-COURSE_STAGE2 = ["num_soft_prompt_tokens", "soft_prompt_init"]
 
 
-class Stage:
-    """A stage of a run, before its model is built.
+@dataclass(frozen=True)
+class Sources:
+    """What a stage is trained on, by digest."""
+
+    model: Fields
+    """Model part of the cache's fingerprint."""
+    machine: Fields
+    """Machine part of it."""
+    cache: str
+    """Digest of the cache's index."""
+    hidden_size: int
+    """D."""
+
+
+class Stage(ABC):
+    """A stage of a run. `open_stage` makes one that can be trained.
 
     Args:
-        config: of the run.
-        name: `stage1` or `stage2`.
-        device: where the model will be, `cpu` or `cuda`.
-
-    Raises:
-        InputError: cache, questions, VLM or aspect modules are missing or do not fit, or there is nothing to learn.
+        config: Run configuration.
+        cache: Feature cache that the stage learns from.
+        questions: Templates of the questions.
     """
 
-    def __init__(self, config: Config, name: str, device: str):
-        self.config, self.name, self.device = config, name, device
-        self.settings: StageConfig = getattr(config, name)
-        self.folder = Path(config.output_dir) / name
-        if name == "stage1" and not config.aspects:
-            raise InputError("aspects = []: stage 1 trains aspect modules; name at least one aspect, or train stage 2")
+    name: ClassVar[StageName]
+    """Key of the stage's settings, and the name of its directory."""
+    kind: ClassVar[Kind]
+    """Kind of its artifact."""
+    course: ClassVar[tuple[str, ...]] = COURSE
+    """Settings of the stage that decide the course of training."""
+    settings: Stage1Config | Stage2Config
+    sources: Sources
+    """Set by `open_stage`."""
+    aspect_digest: str | None = None
+    """Digest of the frozen aspect modules that the stage builds on."""
+
+    def __init__(self, config: Config, cache: TrainingCache, questions: Questions):
+        self.config, self.cache, self.questions = config, cache, questions
+        self.directory = Path(config.output_dir) / self.name
+
+    @property
+    @abstractmethod
+    def aspects(self) -> tuple[str, ...]:
+        """Aspects whose modules run, in order."""
+
+    @property
+    @abstractmethod
+    def artifact(self) -> Path:
+        """The file that the stage leaves."""
+
+    @classmethod
+    def check_settings(cls, config: Config, device: str) -> None:
+        """Refuse what can be seen from the configuration alone.
+
+        Raises:
+            InputError: It does not fit the stage or the device.
+        """
         if device == "cpu" and config.engine.precision == "fp16":
             raise InputError("engine.precision = 'fp16': needs a GPU; valid on a CPU are bf16 and fp32")
-        self.questions = load_questions(config.questions)
-        self.cache, self.model_fields = open_matching_cache(config)
-        self.schedule = make_schedule(self.cache, config, name)
-        self.aspects = self.aspect_lineage = None
-        if name == "stage2":
-            hidden_size = self.cache.hidden_size
-            self.aspects, self.aspect_lineage = load_trained_aspects(config, hidden_size, self.model_fields)
-            num_queries = config.aspect_module.num_queries
-            if self.aspects is not None and self.aspects.num_queries != num_queries:
-                raise InputError(
-                    f"aspect_module.num_queries = {num_queries}: the aspect modules in checkpoint.aspect have "
-                    f"{self.aspects.num_queries}; give the same"
-                )
-        else:
-            for aspect in config.aspects:
-                self.questions.templates(aspect)  # one without questions is refused before anything is loaded
 
-    def identity(self) -> dict:
+    @abstractmethod
+    def load_inputs(self, cache: Cache) -> None:
+        """Load what the stage builds on beside the cache.
+
+        Args:
+            cache: The cache that the stage learns from.
+
+        Raises:
+            InputError: It is missing or does not fit.
+        """
+
+    @abstractmethod
+    def draw_inputs(self, hidden_size: int) -> None:
+        """Take random values for what `load_inputs` would load: enough to measure how long training takes."""
+
+    @functools.cached_property
+    def schedule(self) -> Schedule:
+        """The steps of training.
+
+        Raises:
+            InputError: There is nothing to learn from, or all of it would be held out.
+        """
+        if not len(self.cache.rows("train")):
+            raise InputError(f"cache.dir: {self.config.cache.dir} has no training image")
+        train = self._rows("train")
+        val = None if self.settings.validate_every is None else self._rows("val")
+        return make_schedule(self.cache.index, train, val, self.settings, self.name, self.config.seed)
+
+    def _rows(self, split: str) -> Rows:
+        """The images of a split that the stage can use."""
+        rows = self.cache.rows(split) if split in self.cache.splits else np.zeros(0, dtype=np.int64)
+        return self._usable(rows, self.cache.index.num_tokens[rows].astype(np.int64))
+
+    @abstractmethod
+    def _usable(self, rows: np.ndarray, num_tokens: np.ndarray) -> Rows:
+        """Those of some rows that the stage can use, given their numbers of vision tokens."""
+
+    @abstractmethod
+    def batch(
+        self,
+        prompt: Prompt,
+        rows: Sequence[int],
+        samples: Sequence[CachedSample],
+        weights: Sequence[float],
+        epoch: int | None,
+    ) -> Batch:
+        """What the language model is asked about some images.
+
+        Args:
+            prompt: Chat template of the VLM.
+            rows: Rows of the images in the cache's index.
+            samples: The images, as the cache holds them.
+            weights: Weight of each image; 0 for padding.
+            epoch: Number of the epoch, from 0: questions are drawn anew in each. None asks those of evaluation.
+        """
+
+    def build(self, device: str, partition: Partition | None = None) -> tuple[TrainedModel, Prompt]:
+        """Load the language half, and put what is trained around it, with initial values drawn from the seed.
+
+        Args:
+            device: `cpu` or `cuda`.
+            partition: Divides the language half over the ranks while it is loaded; all ranks call this then.
+        """
+        vlm, engine = self.config.vlm, self.config.engine
+        prompt = load_prompt(vlm.path)
+        language = load_language_half(vlm.path, torch_dtype(engine.precision), device, vlm.attention, partition)
+        if engine.gradient_checkpointing:
+            language.recompute_layers()
+        torch.manual_seed(self.config.seed)
+        return self.around(language, prompt, device, partition), prompt
+
+    @abstractmethod
+    def around(
+        self, language: LanguageHalf, prompt: Prompt, device: str, partition: Partition | None = None
+    ) -> TrainedModel:
+        """Put what is trained around the language half, with initial values drawn from torch's generator."""
+
+    def identity(self) -> dict[str, Any]:
         """All that decides the course of training; another number of ranks, workers or micro-batches does not."""
         config, settings = self.config, self.settings
         identity = {
             "stage": self.name,
             "seed": config.seed,
-            "aspects": used_aspects(config, self.name),
-            "vlm": fingerprint_digest(self.model_fields),
-            "cache": self.cache.manifest["index"]["sha256"],
+            "aspects": list(self.aspects),
+            "vlm": fingerprint_digest(self.sources.model),
+            "cache": self.sources.cache,
             "categories": list(self.cache.categories),
             "questions": digest_file(Path(config.questions)),
             "engine.precision": config.engine.precision,
             "aspect_module.num_queries": config.aspect_module.num_queries,
+            **self._own_identity(),
         }
-        if self.name == "stage1":
-            identity["aspect_module.init_scale"] = config.aspect_module.init_scale
-        else:
-            identity["checkpoint.aspect"] = self.aspect_lineage.digest if self.aspect_lineage else None
-            if not config.stage2.vision_features:  # said only then: what was trained before there was a choice goes on
-                identity["stage2.vision_features"] = False
-        names = COURSE if self.name == "stage1" else [*COURSE, *COURSE_STAGE2]
+        names = self.course if settings.validate_every is None else (*self.course, *VALIDATION_COURSE)
         identity |= {f"{self.name}.{name}": getattr(settings, name) for name in names}
-        if settings.validate_every is not None:
-            identity |= {f"{self.name}.{name}": getattr(settings, name) for name in VALIDATION}
         return identity | {"num_steps": self.schedule.num_steps}
 
-    def build(
-        self, rank: int, num_ranks: int, partition: Partition | None = None
-    ) -> tuple[torch.nn.Module, Steps, HeldOutSteps | None]:
-        """The model around the language half, with initial values drawn from the seed, and what a rank feeds it.
+    @abstractmethod
+    def _own_identity(self) -> dict[str, Any]:
+        """What decides the course of this stage alone, beside `course`."""
+
+    def export(self, state: dict[str, Tensor], identity: dict[str, Any]) -> None:
+        """Write the artifact.
 
         Args:
-            rank, num_ranks: this process among its fellows.
-            partition: divides the language half over the ranks while it is loaded; all ranks call this then.
+            state: Trained tensors in fp32 by name; moments in it are ignored.
+            identity: Identity of the run, for the record.
 
-        Returns:
-            The model, its training steps, and those of validation if there is any.
+        Raises:
+            InputError: It cannot be written.
         """
-        config = self.config
-        prompt = load_prompt(config.vlm.path)
-        language = load_language_half(
-            config.vlm.path, torch_dtype(config.engine.precision), self.device, config.vlm.attention, partition
-        )
-        if config.engine.gradient_checkpointing:
-            language.recompute_layers()
-        torch.manual_seed(config.seed)
-        if self.name == "stage1":
-            module = config.aspect_module
-            trained = AspectModules(config.aspects, language.hidden_size, module.num_queries, module.init_scale)
-            model: Stage1Model | Stage2Model = Stage1Model(language, trained.to(self.device))
-        else:
-            settings = config.stage2
-            count = num_logits(settings.layout, prompt, language.vocab_size, settings.num_soft_prompt_tokens)
-            table = language.decoder.embed_tokens.weight
-            with partition.whole([table]) if partition else nullcontext():
-                soft_prompt = SoftPrompt(self._initial(table, prompt)).to(self.device)
-            aspects = None if self.aspects is None else self.aspects.to(self.device)
-            model = Stage2Model(language, aspects, soft_prompt, count)
-        tokens = None
-        if self.aspect_lineage:
-            tokens = open_aspect_tokens(config, self.cache, self.aspect_lineage.digest)
-        given = (self.cache, config, self.name, self.schedule, prompt, self.questions, rank, num_ranks, tokens)
-        return model, Steps(*given), HeldOutSteps(*given) if self.schedule.held_out else None
-
-    def _initial(self, embeddings: torch.Tensor, prompt) -> torch.Tensor:
-        """Values of the soft prompt before the first step, from the word embeddings `[V, D]`."""
-        settings = self.config.stage2
-        question = self.questions.emotion_first(self.cache.categories)
-        words = " ".join([*self.config.aspects, question]).replace("_", " ")
-        return initial_soft_prompt(
-            settings.soft_prompt_init,
-            settings.num_soft_prompt_tokens,
-            embeddings,
-            prompt.ids(words),
-            torch.Generator().manual_seed(self.config.seed),
-        )
-
-    @property
-    def artefact(self) -> Path:
-        """What the stage leaves."""
-        name = "aspect" if self.name == "stage1" else f"soft_prompt_{safe_name(self.config.dataset.name)}"
-        return self.folder / f"{name}.safetensors"
-
-    def export(self, state: dict[str, torch.Tensor], identity: dict) -> None:
-        """Write the artefact.
-
-        Args:
-            state: trained tensors in fp32 by name; moments in it are left aside.
-            identity: for the record.
-        """
-        config = self.config
         lineage = Lineage(
-            kind="aspect" if self.name == "stage1" else "soft_prompt",
+            kind=self.kind,
             origin="trained",
-            aspects=tuple(used_aspects(config, self.name)),
-            aspect_digest=self.aspect_lineage.digest if self.aspect_lineage else None,
-            model=self.model_fields,
-            machine=self.cache.manifest["fingerprint"]["machine"],
+            aspects=self.aspects,
+            aspect_digest=self.aspect_digest,
+            model=self.sources.model,
+            machine=self.sources.machine,
             categories=self.cache.categories,
-            cache=identity["cache"],
-            dataset=safe_name(config.dataset.name),
+            cache=self.sources.cache,
+            dataset=safe_name(self.config.dataset.name),
             layout=self.settings.layout,
             settings=identity,
         )
-        if self.name == "stage1":
-            modules = AspectModules(config.aspects, self.cache.hidden_size, config.aspect_module.num_queries)
-            modules.load_state_dict({n.removeprefix("aspect_modules."): t for n, t in state.items() if "#" not in n})
-            save_aspects(modules, self.folder, lineage)
-        else:
-            save_soft_prompt(SoftPrompt(state["soft_prompt.weight"]), self.folder, lineage)
+        try:
+            self._save(state, lineage)
+        except (OSError, SafetensorError, RuntimeError) as error:  # torch.save raises the last
+            raise InputError(
+                f"output_dir: {self.artifact} cannot be written: {reason(error)}; the checkpoint is kept, the same "
+                "command writes it again"
+            ) from None
+
+    @abstractmethod
+    def _save(self, state: dict[str, Tensor], lineage: Lineage) -> None: ...

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
 from transformers import AutoConfig
 
-from masp.errors import InputError
+from masp.errors import InputError, MaspError
 from masp.files.text import all_lines, first_line
 
 SUPPORTED = ("qwen2_vl", "qwen2_5_vl")
@@ -18,51 +20,72 @@ DEEPSTACK = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen3_omni_m
 """`model_type` values whose vision features also feed inner layers: replacing them at the input is not the method."""
 
 
-def resolve_folder(path: str, weights: bool = True) -> Path:
-    """Return the local folder of a VLM.
+@contextmanager
+def plain_vlm_errors(what: str) -> Iterator[None]:
+    """Turn whatever a library raises over the files of a VLM into one line for the user.
+
+    A directory that somebody downloaded may hold anything, and there is no list of what transformers, tokenizers,
+    safetensors and a chat template raise then.
 
     Args:
-        path: a folder, or a hub name such as `Qwen/Qwen2-VL-7B-Instruct` (downloaded once by huggingface_hub).
-        weights: have those of a hub name too; without them it is a few megabytes.
+        what: What cannot be done, naming the directory; the first line of the cause follows it.
 
     Raises:
-        InputError: neither a folder nor a hub name that can be had.
+        InputError: Instead of what was raised.
     """
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise InputError(f"vlm.path: {folder} has no config.json; give the folder of a VLM or its hub name")
-        return folder
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise InputError(f"vlm.path: {path!r} is no folder; give the folder of a VLM or a hub name (owner/name)")
     try:
+        yield
+    except MaspError:
+        raise
+    except Exception as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else first_line(error)  # whose text is the key alone
+        if reason.endswith(":"):
+            reason = all_lines(error)
+        raise InputError(f"vlm.path: {what}: {reason}") from None
+
+
+def resolve_folder(path: str, weights: bool = True) -> Path:
+    """The local directory of a VLM.
+
+    Args:
+        path: A directory, or a hub name such as `Qwen/Qwen2-VL-7B-Instruct` (downloaded once by huggingface_hub).
+        weights: Download those of a hub name too; without them it is a few megabytes.
+
+    Raises:
+        InputError: Neither a directory nor a hub name that can be downloaded.
+    """
+    directory = Path(path).expanduser()
+    if directory.is_dir():
+        if not (directory / "config.json").is_file():
+            raise InputError(f"vlm.path: {directory} has no config.json; give the directory of a VLM or its hub name")
+        return directory
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise InputError(f"vlm.path: {path!r} is not a directory; give that of a VLM, or a hub name (owner/name)")
+    with plain_vlm_errors(f"{path!r} is not a directory here and cannot be downloaded from the hub"):
         patterns = ["*.json", "*.txt", "*.jinja", *(["*.safetensors"] if weights else [])]
         return Path(snapshot_download(path, allow_patterns=patterns))
-    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise InputError(
-            f"vlm.path: {path!r} is no folder here and could not be had from the hub: {first_line(error)}"
-        ) from None
 
 
-def load_config(folder: Path):
+def load_config(directory: Path) -> Any:
     """Read a VLM's configuration and refuse a family that MASP cannot split.
 
+    Args:
+        directory: Directory of the VLM.
+
     Returns:
-        The transformers configuration of the whole VLM.
+        The transformers configuration of the whole VLM; transformers does not type its fields.
 
     Raises:
-        InputError: unreadable configuration, or a family that is not supported, named.
+        InputError: The configuration cannot be read, or the family is not supported; names it.
     """
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (ValueError, OSError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
-        raise InputError(f"vlm.path: {folder}/config.json cannot be read as a VLM: {all_lines(error)}") from None
+    with plain_vlm_errors(f"{directory}/config.json cannot be read as a VLM"):
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     family = config.model_type
     if family in DEEPSTACK:
         raise InputError(
-            f"vlm.path: {folder} is a {family!r} model, whose vision features also feed inner layers; "
+            f"vlm.path: {directory} is a {family!r} model, whose vision features also feed inner layers; "
             f"supported families: {', '.join(SUPPORTED)}"
         )
     if family not in SUPPORTED:
-        raise InputError(f"vlm.path: {folder} is a {family!r} model; supported families: {', '.join(SUPPORTED)}")
+        raise InputError(f"vlm.path: {directory} is a {family!r} model; supported families: {', '.join(SUPPORTED)}")
     return config

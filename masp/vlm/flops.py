@@ -1,7 +1,7 @@
 """How many floating-point operations the frozen VLM takes, from its configuration alone. Pure arithmetic.
 
-What is counted: a matrix product of a parameter with a token is 2 FLOP per parameter; layers that are frozen but stand
-under a gradient cost 4 (forward, and the gradient of their input; none for the weights). Attention is counted apart: 4
+What is counted: a matrix product of a parameter with a token is 2 FLOP per parameter; layers that are frozen but under
+a gradient cost 4 (forward, and the gradient of their input; none for the weights). Attention is counted apart: 4
 FLOP per query, key and channel forward (scores, weighted sum), and twice that again backward. Only what the mathematics
 needs counts: causal attention over earlier positions, logits at supervised positions, no padding. Embedding look-ups,
 norms, activations, softmax, rotary positions and the optimizer are left out (below 1 % at real sizes).
@@ -14,10 +14,9 @@ formulas with the operations that torch counts while the models run.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, overload
+from typing import overload
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
 
 Grid = tuple[int, int, int]
 """Patches of an image in time, height and width, before the merge."""
@@ -120,8 +119,8 @@ def encoder_flops(vision: VisionShape, grid: Grid) -> float:
     """FLOP of the encoder, merger included, for one image (no gradient).
 
     Args:
-        vision: the encoder's sizes.
-        grid: patches in time, height and width.
+        vision: Sizes of the encoder.
+        grid: Patches in time, height and width.
     """
     patches = grid[0] * grid[1] * grid[2]
     tokens = patches // vision.merge_size**2
@@ -165,11 +164,11 @@ def language_flops(
     """FLOP of one sequence in the language model; of several, given tensors `[N]`, those of each.
 
     Args:
-        language: the model's sizes.
-        prefix: tokens that run first, without gradient, and leave keys and values.
-        suffix: tokens after them.
-        num_logits: positions of the suffix that are projected to the vocabulary.
-        gradient: whether the suffix stands under a gradient (of its inputs, never of the weights).
+        language: Sizes of the language model.
+        prefix: Number of tokens that run first, without gradient, and leave keys and values.
+        suffix: Number of tokens after them.
+        num_logits: Number of positions of the suffix that are projected to the vocabulary.
+        gradient: Whether the suffix is under a gradient (of its inputs, never of the weights).
     """
     linear = 2.0 * language.num_layers * language.layer_parameters
     pair = 4.0 * language.num_layers * language.num_heads * language.head_width
@@ -196,7 +195,7 @@ def aspect_module_flops(width: int, num_queries: int, num_tokens: float | Tensor
         width: D.
         num_queries: N.
         num_tokens: T.
-        gradient: whether it is being trained.
+        gradient: Whether it is being trained.
     """
     projections = 4 * 2.0 * num_queries * width**2
     attention = 2 * 2.0 * num_queries * num_tokens * width
@@ -210,3 +209,46 @@ def rule_of_thumb(num_parameters: float, num_tokens: float, gradient: bool) -> f
     at every position, this gives the round figures that are often quoted (docs/planning.md).
     """
     return (4.0 if gradient else 2.0) * num_parameters * num_tokens
+
+
+PEAK_TFLOPS = {
+    # by a part of the device's name, more exact ones first: dense, bf16 (fp16 on V100 and T4), from the data sheets
+    "GB200": 2500,
+    "B200": 2250,
+    "B100": 1800,
+    "H200": 989,
+    "H100 PCIe": 756,
+    "H100 NVL": 835,
+    "H100": 989,
+    "H20": 148,
+    "H800": 989,
+    "A100": 312,
+    "A800": 312,
+    "L40S": 362,
+    "L40": 181,
+    "L4": 121,
+    "A40": 150,
+    "A30": 165,
+    "A10G": 70,
+    "A10": 125,
+    "RTX 6000 Ada": 364,
+    "RTX A6000": 155,
+    "RTX 4090": 165,
+    "RTX 3090": 71,
+    "V100": 125,
+    "T4": 65,
+}
+
+
+def peak_flops(device_name: str, precision: str) -> float | None:
+    """FLOP/s that a GPU could reach at most in half precision; None where it is not known.
+
+    Args:
+        device_name: Name of the GPU, as `torch.cuda.get_device_name` gives it.
+        precision: `bf16`, `fp16` or `fp32`; of the last no peak is known, since TF32 may or may not be in use.
+    """
+    if precision == "fp32":
+        return None
+    if precision == "bf16" and any(name in device_name for name in ("V100", "T4")):
+        return None  # emulated
+    return next((1e12 * tflops for name, tflops in PEAK_TFLOPS.items() if name in device_name), None)

@@ -19,7 +19,7 @@ EXACT_ROWS = 16384
 
 
 class LanguageHalf(nn.Module):
-    """A frozen decoder that is fed embeddings, so that anything may stand where words stand."""
+    """A frozen decoder that takes embeddings, so that anything may take the place of words."""
 
     model: Any
     """A transformers VLM without its encoder, as `load_part` gives it; transformers does not type its parts."""
@@ -34,7 +34,7 @@ class LanguageHalf(nn.Module):
         self.recomputes = False
 
     def train(self, mode: bool = True) -> LanguageHalf:
-        """Stay in eval mode whatever the trainer says: the VLM is never changed, nor its behaviour."""
+        """Stay in eval mode whatever the trainer says: the VLM is never changed, nor its behavior."""
         return super().train(False)
 
     @property
@@ -72,11 +72,11 @@ class LanguageHalf(nn.Module):
             embeds: `[B, L, D]`.
             mask: `[B, Lc + L]`, true where a token is real, the cached ones included; or additive `[B, 1, L, Lc + L]`.
             positions: `[3, B, L]` (time, height, width).
-            cache: keys and values of `Lc` earlier tokens; extended in place, but under a gradient with
+            cache: Keys and values of `Lc` earlier tokens; extended in place, but under a gradient with
                 `recompute_layers` left as it is.
 
         Returns:
-            Last hidden states `[B, L, D]`, normalised.
+            Last hidden states `[B, L, D]`, normalized.
         """
         if self.recomputes and cache is not None and torch.is_grad_enabled():
             cache = _read_only(cache)
@@ -137,6 +137,10 @@ def load_language_half(
     """Load decoder, embeddings and vocabulary projection; the encoder's weights are not read from disk.
 
     Args:
-        partition: divides each parameter over the ranks as soon as it is read (see `load_part`).
+        path: Directory of the VLM, or its hub name.
+        dtype: Data type of the weights.
+        device: `cpu` or `cuda`.
+        attention: Implementation of attention, `sdpa` or `eager`.
+        partition: Divides each parameter over the ranks as soon as it is read (see `load_part`).
     """
     return LanguageHalf(load_part(path, "language", dtype, device, attention, partition))

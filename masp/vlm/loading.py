@@ -8,15 +8,13 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import Any, Literal, Protocol
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoModelForImageTextToText
 from transformers.utils import logging
 
 from masp.errors import InputError
-from masp.files.text import first_line
-from masp.vlm.families import load_config, resolve_folder
+from masp.vlm.families import load_config, plain_vlm_errors, resolve_folder
 
 
 class Partition(Protocol):
@@ -36,7 +34,9 @@ def part_class(base: type, part: Literal["vision", "language"], partition: Parti
     so its keys in the checkpoint are merely unexpected: safetensors never reads them.
 
     Args:
-        partition: what divides the half's parameters while they are loaded.
+        base: Class of the VLM.
+        part: The half.
+        partition: What divides the half's parameters while they are loaded.
     """
 
     class Part(base):
@@ -126,7 +126,7 @@ class _Cutting:
         try:
             parameter.requires_grad_(False)
             self.partition.cut(parameter)
-        except Exception as error:  # not the weights' fault: most often another rank is gone
+        except Exception as error:
             self.error = error
             raise
 
@@ -144,32 +144,47 @@ def load_part(
     attention: str,
     partition: Partition | None = None,
 ) -> torch.nn.Module:
-    """Load a half of the VLM at `path` (folder or hub name), frozen, in eval mode.
+    """Load a half of the VLM at `path` (directory or hub name), frozen, in eval mode.
 
     Args:
-        partition: divides the parameters over ranks, each as soon as it is read: a rank never holds the half. All
+        path: Directory of the VLM, or its hub name.
+        part: The half.
+        dtype: Data type of the weights.
+        device: `cpu` or `cuda`.
+        attention: Implementation of attention, `sdpa` or `eager`.
+        partition: Divides the parameters over ranks, each as soon as it is read: a rank never holds the half. All
             ranks call this then.
 
     Raises:
-        InputError: no such VLM, an unsupported family, or weights that do not fit the configuration.
+        InputError: No such VLM, an unsupported family, or weights that do not fit the configuration.
     """
-    folder = resolve_folder(path)
-    config = load_config(folder)
+    directory = resolve_folder(path)
+    config = load_config(directory)
     base: Any = AutoModelForImageTextToText._model_mapping[type(config)]  # a class, whatever its annotation says
     cutting = _Cutting(partition) if partition else None
     try:
-        with quiet_transformers(), cutting or nullcontext():
+        with (
+            plain_vlm_errors(f"the weights in {directory} cannot be loaded"),
+            quiet_transformers(),
+            cutting or nullcontext(),
+        ):
             model, info = part_class(base, part, partition).from_pretrained(
-                folder, config=config, dtype=dtype, attn_implementation=attention, output_loading_info=True
+                directory,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attention,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
+                trust_remote_code=False,
             )
-    except (OSError, SafetensorError, RuntimeError, ValueError, ImportError) as error:
-        if cutting and error is cutting.error:
-            raise
-        raise InputError(f"vlm.path: the weights in {folder} cannot be loaded: {first_line(error)}") from None
-    if info["missing_keys"] or info["mismatched_keys"]:
-        names = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    except InputError:
+        if cutting and cutting.error:  # not the weights' fault: most often another rank is gone
+            raise cutting.error from None
+        raise
+    names = sorted([*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])])
+    if names:
         raise InputError(
-            f"vlm.path: the weights in {folder} do not fit its config.json: {len(names)} tensors are missing or have "
+            f"vlm.path: the weights in {directory} do not fit its config.json: {len(names)} tensors are missing or of "
             f"another shape, first {names[0]}"
         )
     if cutting:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from jinja2 import TemplateError
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from masp.errors import InputError
-from masp.files.text import all_lines, first_line
-from masp.vlm.families import load_config, resolve_folder
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from masp.vlm.families import load_config, plain_vlm_errors, resolve_folder
 
 SYSTEM = "You are a helpful assistant."
 
@@ -54,19 +50,17 @@ class Prompt:
 
 
 def load_prompt(path: str) -> Prompt:
-    """Read tokenizer and chat template of the VLM at `path` (folder or hub name).
+    """Read tokenizer and chat template of the VLM at `path` (directory or hub name).
 
     Raises:
-        InputError: no tokenizer or chat template, or a template that does not place image, question and answer.
+        InputError: No tokenizer or chat template, or a template that does not place image, question and answer.
     """
-    folder = resolve_folder(path)
-    config = load_config(folder)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise InputError(f"vlm.path: {folder} has no usable tokenizer: {first_line(error)}") from None
+    directory = resolve_folder(path)
+    config = load_config(directory)
+    with plain_vlm_errors(f"{directory} has no usable tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     if not tokenizer.chat_template:
-        raise InputError(f"vlm.path: {folder} has no chat template (chat_template.json or chat_template.jinja)")
+        raise InputError(f"vlm.path: {directory} has no chat template (chat_template.json or chat_template.jinja)")
 
     question, answer = "QUESTION", "ANSWER"
     messages: list[dict[str, Any]] = [
@@ -79,20 +73,18 @@ def load_prompt(path: str) -> Prompt:
         assert isinstance(text, str)  # not token ids
         return text
 
-    try:
+    with plain_vlm_errors(f"the chat template in {directory} cannot be used"):
         asked = rendered(add_generation_prompt=True)
         messages.append({"role": "assistant", "content": answer})
         answered = rendered(add_generation_prompt=False)
-    except (TemplateError, ValueError) as error:  # the latter where there is none
-        raise InputError(f"vlm.path: the chat template in {folder} cannot be used: {error}") from None
 
     def token(name: str) -> str:
         number = getattr(config, name, None)
         if number is None:
             return ""
-        found = tokenizer.convert_ids_to_tokens(number)
+        found = tokenizer.convert_ids_to_tokens(number) if 0 <= number < len(tokenizer) else None
         if not isinstance(found, str):
-            raise InputError(f"vlm.path: {folder}/config.json: {name} = {number!r} is not a token of the tokenizer")
+            raise InputError(f"vlm.path: {directory}/config.json: {name} = {number} is not a token of the tokenizer")
         return found
 
     image, start, finish = token("image_token_id"), token("vision_start_token_id"), token("vision_end_token_id")
@@ -100,7 +92,7 @@ def load_prompt(path: str) -> Prompt:
     between, question_found, closing = after.partition(question)
     tail = answered.rpartition(answer)[2]
     if not (image and image_found and question_found and closing and tail) or between not in (finish, ""):
-        raise InputError(f"vlm.path: the chat template in {folder} does not place one image, then the question")
+        raise InputError(f"vlm.path: the chat template in {directory} does not place one image, then the question")
 
     def ids(text: str) -> tuple[int, ...]:
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
@@ -113,17 +105,18 @@ def load_prompt(path: str) -> Prompt:
         image_end=ids(between),
         closing=ids(closing),
         end=end,
-        stop=frozenset({end, *stop_tokens(folder)}),
+        stop=frozenset({end, *stop_tokens(directory)}),
         merge_size=config.vision_config.spatial_merge_size,
     )
 
 
-def stop_tokens(folder) -> list[int]:
-    """End-of-sequence ids of the VLM's generation settings; empty where it has none."""
-    if not (folder / "generation_config.json").is_file():
+def stop_tokens(directory: Path) -> list[int]:
+    """End-of-sequence ids of a VLM's generation settings; empty where it has none."""
+    if not (directory / "generation_config.json").is_file():
         return []
-    try:
-        eos = GenerationConfig.from_pretrained(folder).eos_token_id
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"vlm.path: {folder}/generation_config.json cannot be read: {all_lines(error)}") from None
-    return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+    with plain_vlm_errors(f"{directory}/generation_config.json cannot be read"):
+        eos = GenerationConfig.from_pretrained(directory).eos_token_id
+    found = [] if eos is None else eos if isinstance(eos, list) else [eos]
+    if not all(isinstance(token, int) for token in found):
+        raise InputError(f"vlm.path: {directory}/generation_config.json: eos_token_id = {eos!r}: must be token ids")
+    return found

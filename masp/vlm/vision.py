@@ -1,4 +1,4 @@
-"""The vision half of a VLM: picture -> pixel values -> features `[T, D]`, as the language model would get them."""
+"""The vision half of a VLM: image -> pixel values -> features `[T, D]`, as the language model would get them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from masp.errors import InputError
-from masp.files.text import first_line
-from masp.vlm.families import load_config, resolve_folder
+from masp.vlm.families import load_config, plain_vlm_errors, resolve_folder
 from masp.vlm.loading import load_part
 
 Grid = tuple[int, int, int]
@@ -40,7 +39,7 @@ class Preprocessor:
     merge_size: int
 
     def __call__(self, image: Image.Image) -> tuple[torch.Tensor, Grid]:
-        """Resize, normalise and cut one RGB image into patches.
+        """Resize, normalize and cut one RGB image into patches.
 
         Returns:
             Pixel values `[t * h * w, channels * patch volume]` (fp32) and the grid `(t, h, w)`.
@@ -64,22 +63,39 @@ class Preprocessor:
 
 
 def load_preprocessor(path: str, min_pixels: int | None = None, max_pixels: int | None = None) -> Preprocessor:
-    """Load the VLM's image processor, with other pixel limits where given.
+    """Load the VLM's image processor.
+
+    Args:
+        path: Directory of the VLM, or its hub name.
+        min_pixels: Lower limit of pixels; None for the VLM's own.
+        max_pixels: Upper limit of pixels; None for the VLM's own.
 
     Raises:
-        InputError: the folder has no usable processor, or the limits contradict each other.
+        InputError: The directory has no usable image processor or that of another VLM, or the limits contradict each
+            other.
     """
-    folder = resolve_folder(path)
-    config = load_config(folder)
-    try:
-        processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-    except (OSError, ValueError) as error:
-        raise InputError(f"vlm.path: {folder} has no usable image processor: {first_line(error)}") from None
-    shortest = min_pixels if min_pixels is not None else processor.size["shortest_edge"]
-    longest = max_pixels if max_pixels is not None else processor.size["longest_edge"]
-    if shortest > longest:
-        raise InputError(f"vlm.min_pixels: {shortest} is above the largest number of pixels, {longest}")
-    processor.size = {"shortest_edge": shortest, "longest_edge": longest}
+    directory = resolve_folder(path)
+    config = load_config(directory)
+    with plain_vlm_errors(f"{directory} has no usable image processor"):
+        processor = AutoImageProcessor.from_pretrained(directory, backend="pil", trust_remote_code=False)
+        stated = {name: getattr(processor, name) for name in ("patch_size", "temporal_patch_size", "merge_size")}
+        shortest = min_pixels if min_pixels is not None else processor.size["shortest_edge"]
+        longest = max_pixels if max_pixels is not None else processor.size["longest_edge"]
+        if shortest > longest:
+            raise InputError(f"vlm.min_pixels: {shortest} is above the largest number of pixels, {longest}")
+        processor.size = {"shortest_edge": shortest, "longest_edge": longest}
+    vision = config.vision_config
+    wanted = {
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "merge_size": vision.spatial_merge_size,
+    }
+    for name, value in wanted.items():
+        if stated[name] != value:
+            raise InputError(
+                f"vlm.path: {directory}: {name} = {stated[name]!r} in preprocessor_config.json, but the encoder of "
+                f"config.json needs {value}: the image processor of another VLM"
+            )
     return Preprocessor(processor, config.vision_config.spatial_merge_size)
 
 
@@ -101,9 +117,9 @@ class VisionHalf:
         """Encode a batch of images.
 
         Args:
-            pixel_values: per image `[t * h * w, channels * patch volume]`, fp32; from page-locked memory they are
+            pixel_values: Per image `[t * h * w, channels * patch volume]`, fp32; from page-locked memory they are
                 copied to a GPU beside its work.
-            grids: per image `(t, h, w)`.
+            grids: Per image `(t, h, w)`.
 
         Returns:
             Per image its features `[T, D]` in the encoder's dtype, on its device.

@@ -87,7 +87,7 @@ def test_another_number_of_ranks_sees_the_same_samples_once(commands, argv, tmp_
     by_step = [{}, {}]
     for found, output in zip(by_step, (tmp_path, tmp_path / "alone"), strict=True):
         for line in read_key_logs(output / "stage2"):
-            found.setdefault((line["step"], line["epoch"]), Counter()).update(line["keys"])
+            found.setdefault((line.step, line.epoch), Counter()).update(line.keys)
     assert by_step[0] == by_step[1]
     for epoch in range(2):
         seen = sum((keys for (_, e), keys in by_step[0].items() if e == epoch), Counter())

@@ -53,8 +53,8 @@ def assert_once_per_epoch(output: Path, stage: str, num_steps: int) -> dict:
     steps: dict[int, Counter] = {}
     epochs: dict[int, Counter] = {}
     for line in read_key_logs(output / stage):
-        steps.setdefault(line["step"], Counter()).update(line["keys"])
-        epochs.setdefault(line["epoch"], Counter()).update(line["keys"])
+        steps.setdefault(line.step, Counter()).update(line.keys)
+        epochs.setdefault(line.epoch, Counter()).update(line.keys)
     assert sorted(steps) == list(range(1, num_steps + 1))
     assert all(set(keys.values()) == {1} for keys in epochs.values())
     assert len({frozenset(keys) for keys in epochs.values()}) == 1

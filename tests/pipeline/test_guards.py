@@ -175,13 +175,13 @@ def test_the_logged_keys_prove_each_image_once_per_epoch(argv, tmp_path, monkeyp
     monkeypatch.setattr(Engine, "update", fail)
     with pytest.raises(KeyError):
         main(logged)
-    assert [line["step"] for line in read_key_logs(tmp_path / "stage2")] == [1, 2, 3, 4, 5]
+    assert [line.step for line in read_key_logs(tmp_path / "stage2")] == [1, 2, 3, 4, 5]
     monkeypatch.undo()
     assert main(logged) == 0
     lines = read_key_logs(tmp_path / "stage2")
-    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert [line.step for line in lines] == list(range(1, 13))
     for epoch in range(3):
-        keys = Counter(key for line in lines if line["epoch"] == epoch for key in line["keys"])
+        keys = Counter(key for line in lines if line.epoch == epoch for key in line.keys)
         assert len(keys) == 18 and set(keys.values()) == {1}
 
 
@@ -203,7 +203,7 @@ def test_validation_keeps_the_best_and_a_resumed_run_decides_alike(argv, tmp_pat
     assert torch.equal(next(iter(made.values())), state["soft_prompt.weight"])
     assert status(outputs[0])["message"].startswith(f"{end} steps, the best after {best['step']}: ")
     # what is held out is never trained on, and nothing else is left out
-    trained = {key for line in read_key_logs(outputs[0] / "stage2") for key in line["keys"]}
+    trained = {key for line in read_key_logs(outputs[0] / "stage2") for key in line.keys}
     assert len(trained) == 13
 
     again = argv(*high, output=outputs[1])

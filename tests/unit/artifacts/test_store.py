@@ -4,15 +4,26 @@ import json
 import os
 import pickle
 import random
+import subprocess
+import sys
 from dataclasses import replace
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from masp.artifacts.lineage import Lineage, aspect_digest, check_lineage, safe_name
 from masp.artifacts.released_format import TOKEN
-from masp.artifacts.store import load_aspects, load_soft_prompt, save_aspects, save_soft_prompt
+from masp.artifacts.store import (
+    Lineage,
+    aspect_digest,
+    load_aspects,
+    load_soft_prompt,
+    safe_name,
+    save_aspects,
+    save_soft_prompt,
+)
+from masp.artifacts.trained import check_lineage
 from masp.errors import DataError, InputError, MaspError
 from masp.models.aspect_modules import AspectModules
 from masp.models.soft_prompt import SoftPrompt
@@ -114,7 +125,7 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path, load, zipped):
         torch.save(content, path)
     else:
         path.write_bytes(pickle.dumps(content))
-    with pytest.raises(InputError, match="evil.pth is (refused|no checkpoint)") as error:
+    with pytest.raises(InputError, match="evil.pth is (refused|not a checkpoint)") as error:
         load(str(path))
     assert not mark.exists() and "\n" not in str(error.value)
     assert "weights_only" not in str(error.value)  # torch's own text explains how to run it all the same
@@ -162,13 +173,14 @@ def test_what_is_wrong_with_released_aspect_modules_is_named(modules, tmp_path, 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({}, "is no soft prompt"),
-        ([torch.zeros(HIDDEN)], "is no soft prompt"),
-        ({"weight": torch.zeros(4, HIDDEN)}, "is no soft prompt"),
-        ({TOKEN.format(1): torch.zeros(HIDDEN)}, "is no soft prompt"),
+        ({}, "is not a soft prompt"),
+        ([torch.zeros(HIDDEN)], "is not a soft prompt"),
+        ({"weight": torch.zeros(4, HIDDEN)}, "is not a soft prompt"),
+        ({TOKEN.format(1): torch.zeros(HIDDEN)}, "is not a soft prompt"),
         ({TOKEN.format(0): torch.zeros(HIDDEN + 1)}, "vectors of 9 numbers, but the VLM's hidden size is 8"),
         ({TOKEN.format(0): torch.zeros(HIDDEN), TOKEN.format(1): torch.zeros(3)}, r"must be .*\[8\], is \[3\]"),
         ({TOKEN.format(0): torch.full((HIDDEN,), float("inf"))}, "not finite"),
+        ({TOKEN.format(0): torch.full((HIDDEN,), 1e300, dtype=torch.float64)}, "not finite in fp32"),
     ],
 )
 def test_what_is_wrong_with_a_released_soft_prompt_is_named(tmp_path, content, message):
@@ -177,12 +189,37 @@ def test_what_is_wrong_with_a_released_soft_prompt_is_named(tmp_path, content, m
         load_soft_prompt(str(tmp_path / "s.pt"), HIDDEN)
 
 
+def test_a_compressed_file_is_refused_before_it_is_unpacked(tmp_path):
+    """A few kilobytes can claim gigabytes of zeros."""
+    torch.save({TOKEN.format(0): torch.zeros(HIDDEN)}, tmp_path / "plain.pt")
+    with ZipFile(tmp_path / "plain.pt") as plain, ZipFile(tmp_path / "small.pt", "w", ZIP_DEFLATED) as small:
+        for name in plain.namelist():
+            small.writestr(name, plain.read(name))
+    assert load_soft_prompt(str(tmp_path / "plain.pt"), HIDDEN)
+    with pytest.raises(InputError, match="checkpoint.soft_prompt: .*small.pt is refused: '.*' in it is compressed"):
+        load_soft_prompt(str(tmp_path / "small.pt"), HIDDEN)
+
+
+def test_neither_the_time_nor_the_process_changes_a_released_file(modules, aspect_path, tmp_path):
+    """Of our own files alike: nothing but the tensors is in them."""
+    before = aspect_path.with_suffix(".pth").read_bytes()
+    code = f"""
+import torch
+from pathlib import Path
+from masp.artifacts.store import Lineage, load_aspects, save_aspects
+modules, lineage = load_aspects({str(aspect_path)!r}, {ASPECTS!r}, {HIDDEN})
+save_aspects(modules, Path({str(tmp_path)!r}), lineage)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert aspect_path.with_suffix(".pth").read_bytes() == before
+
+
 def test_files_that_are_something_else(aspect_path, soft_path, tmp_path):
     words = tmp_path / "words.pth"
     words.write_text("no checkpoint")
-    with pytest.raises(InputError, match="words.pth is (refused|no checkpoint)"):
+    with pytest.raises(InputError, match="words.pth is (refused|not a checkpoint)"):
         load_aspects(str(words), ASPECTS, HIDDEN)
-    with pytest.raises(InputError, match="checkpoint.aspect: .*/none is no file"):
+    with pytest.raises(InputError, match="checkpoint.aspect: .*/none is not a file"):
         load_aspects(str(tmp_path / "none"), ASPECTS, HIDDEN)
     with pytest.raises(InputError, match="holds 'soft_prompt', not 'aspect'"):
         load_aspects(str(soft_path), ASPECTS, HIDDEN)
@@ -190,10 +227,33 @@ def test_files_that_are_something_else(aspect_path, soft_path, tmp_path):
     save_file({"weight": torch.zeros(4, HIDDEN)}, plain)
     with pytest.raises(InputError, match="its header holds no lineage"):
         load_soft_prompt(str(plain), HIDDEN)
-    for header in ("[]", "{}", '{"version": 1}', '{"version": 1, "kind": "soft_prompt", "aspects": 3}', "{"):
-        save_file({"weight": torch.zeros(4, HIDDEN)}, plain, metadata={"masp": header})
-        with pytest.raises(InputError, match="its header holds no lineage"):
-            load_soft_prompt(str(plain), HIDDEN)
+
+
+TRAINED = {"version": 1, "kind": "soft_prompt", "origin": "trained"}
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("[]", r"lineage: \[\]: must be an object"),
+        ("{", "lineage: not valid JSON"),
+        ("[" * 100_000, "lineage: not valid JSON"),
+        ({}, "lineage: kind is missing"),
+        (TRAINED | {"aspects": 3}, "lineage: aspects = 3: must be "),
+        (TRAINED | {"layout": "x"}, "lineage: layout = 'x': must be 'after_image' or 'released'"),
+        (TRAINED | {"origin": "found"}, "lineage: origin = 'found': must be 'trained' or 'imported'"),
+        (TRAINED | {"version": 2}, "lineage: version = 2: must be 1"),
+        (TRAINED | {"model": {"weights": float("nan")}}, "lineage: "),
+        (TRAINED | {"colour": "red"}, "lineage: colour: unknown key; valid keys: kind, origin, "),
+    ],
+)
+def test_an_odd_lineage_is_refused_by_key_and_value(tmp_path, header, message):
+    path = tmp_path / "odd.safetensors"
+    text = header if isinstance(header, str) else json.dumps(header)
+    save_file({"weight": torch.zeros(4, HIDDEN)}, path, metadata={"masp": text})
+    with pytest.raises(InputError, match=f"checkpoint.soft_prompt: {path}: {message}") as error:
+        load_soft_prompt(str(path), HIDDEN)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 1000
 
 
 def test_a_damaged_file_of_our_own(aspect_path, soft_path):

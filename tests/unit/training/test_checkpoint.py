@@ -1,11 +1,20 @@
 """Checkpoints: whole or not there, the newest kept, damage and other settings named."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from masp.errors import DataError, InputError
-from masp.training.checkpoint import LATEST, Checkpoint, load_latest, save_checkpoint
+from masp.training.checkpoint import (
+    LATEST,
+    Checkpoint,
+    EngineCounters,
+    ValidationState,
+    load_latest,
+    save_checkpoint,
+)
 
 IDENTITY = {"seed": 1, "stage1.learning_rate": 1e-3, "num_steps": 60}
 
@@ -124,3 +133,27 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     ):
         save_checkpoint(tmp_path, checkpoint(6), keep=1)
     assert load_latest(tmp_path, IDENTITY).step == 5
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\xff\xfe\x00", b"step-00000005\x00", b"../../etc", b"step-5", b"a" * 100_000, b"step-00000005\nmore"],
+)
+def test_a_pointer_with_odd_bytes(tmp_path, data):
+    save_checkpoint(tmp_path, checkpoint(5), keep=1)
+    (tmp_path / LATEST).write_bytes(data)
+    with pytest.raises(
+        DataError, match="latest is damaged: .*; write 'step-00000005' into .*latest to go back"
+    ) as error:
+        load_latest(tmp_path, IDENTITY)
+    assert "\n" not in str(error.value) and error.value.exit_code == 3
+
+
+def test_counters_and_validation_are_kept(tmp_path):
+    engine = EngineCounters(3, {"cur_scale": 65536.0, "cur_iter": 12})
+    for validation in (None, ValidationState(0.5, 5, 1, 7, False)):
+        saved = replace(checkpoint(7), engine=engine, validation=validation)
+        save_checkpoint(tmp_path, saved, keep=1)
+        loaded = load_latest(tmp_path, IDENTITY)
+        assert (loaded.engine, loaded.validation) == (engine, validation)
+        assert loaded.best_step == (validation and 5) and not loaded.ended

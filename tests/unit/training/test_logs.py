@@ -1,6 +1,7 @@
 """What training leaves for people and tools: metrics.jsonl, TensorBoard, status.json, and settings to change."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,14 +9,26 @@ import torch
 from masp.errors import DataError, InputError, StoppedEarly, one_line
 from masp.runtime.devices import plain_memory_errors
 from masp.runtime.status import noting_failure, read_status, write_status
-from masp.training.logs import TrainingLog
+from masp.training.logs import KeyLog, StepResult, TrainingLog, cut_key_logs, read_key_logs
+
+STEP = StepResult(
+    step=1,
+    epoch=0,
+    epochs_done=0.2,
+    loss=1.0,
+    grad_norm=1.0,
+    learning_rate=0.1,
+    num_images=4,
+    num_tokens=100,
+    flops=0.0,
+    keys=(),
+    wait_s=0.0,
+)
 
 
 def write_steps(log: TrainingLog, first: int, last: int) -> None:
     for step in range(first, last + 1):
-        log.step(
-            step, epoch=step / 5, loss=float(step), learning_rate=0.1, grad_norm=1.0, images=4, tokens=100, wait_s=0
-        )
+        log.step(replace(STEP, step=step, epochs_done=step / 5, loss=float(step)))
 
 
 def entries(folder) -> list[dict]:
@@ -42,6 +55,38 @@ def test_a_resumed_run_takes_up_the_file_where_the_checkpoint_is(tmp_path):
     with TrainingLog(tmp_path, "stage1", 10, 5, every=1) as log:
         write_steps(log, 6, 10)
     assert [e["step"] for e in entries(tmp_path)] == list(range(1, 11))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"\xff\x00\n", b"[]\n", b"{}\n", b'{"step": "x"}\n', b'{"step": 1e999}\n', b"[" * 100_000 + b"\n", b"\0" * 500],
+)
+def test_a_run_resumes_over_a_damaged_log(tmp_path, damage):
+    """What is damaged is dropped: a log is for reading, and nothing depends on it."""
+    with TrainingLog(tmp_path, "stage1", 10, 0, every=1) as log:
+        write_steps(log, 1, 5)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], damage, *lines[3:]]))
+    with TrainingLog(tmp_path, "stage1", 10, 5, every=1) as log:
+        write_steps(log, 6, 10)
+    steps = [entry["step"] for entry in entries(tmp_path)]
+    assert steps in ([1, 2, *range(4, 11)], [1, 2, *range(5, 11)])  # without a line end, the next one goes too
+
+
+def test_the_key_logs_of_all_ranks(tmp_path):
+    for rank in range(11):
+        with KeyLog(tmp_path, rank, 11) as log:
+            for step in (1, 2, 3):
+                log.step(replace(STEP, step=step, epoch=step // 3, keys=(f"train/{rank}-{step}",)))
+    cut_key_logs(tmp_path, 2)
+    lines = read_key_logs(tmp_path)
+    assert [line.step for line in lines] == [1] * 11 + [2] * 11
+    assert [line.keys for line in lines[:11]] == [(f"train/{rank}-1",) for rank in range(11)]
+    path = tmp_path / "keys" / "rank-3.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"11", b'"11"'))
+    with pytest.raises(DataError, match=f"{path}, line 1: num_ranks = '11': must be a valid integer"):
+        read_key_logs(tmp_path)
 
 
 def test_status_is_whole_and_says_what_ended_a_run(tmp_path):

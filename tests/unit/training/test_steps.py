@@ -7,24 +7,12 @@ import pytest
 import torch
 
 from masp.cache.reader import open_cache
-from masp.config import load_config
 from masp.data.questions import load_questions
 from masp.errors import InputError
-from masp.extraction.job import extract
-from masp.training.loop import learning_rate
-from masp.training.steps import Steps, make_schedule
+from masp.training.schedule import learning_rate
+from masp.training.stages import STAGES
+from masp.training.steps import Steps
 from masp.vlm.prompt import load_prompt
-from tests.runs import make_run
-
-STAGES = ("stage1", "stage2")
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    path = make_run(tmp_path_factory.mktemp("run"), 13, 3)
-    config = load_config(path, ["stage1.global_batch_size=5", "stage2.global_batch_size=5"])
-    extract(config)
-    return config
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +24,7 @@ def make_steps(config):
     )
 
     def make(stage: str, rank: int = 0, num_ranks: int = 1, config=config) -> Steps:
-        schedule = make_schedule(cache, config, stage)
-        return Steps(cache, config, stage, schedule, prompt, questions, rank, num_ranks)
+        return Steps(STAGES[stage](config, cache, questions), prompt, rank, num_ranks)
 
     return make
 

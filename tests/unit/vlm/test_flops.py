@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from masp.models.aspect_modules import AspectModules
-from masp.vlm.flops import aspect_module_flops, encoder_flops, language_flops, rule_of_thumb, shapes
+from masp.vlm.flops import aspect_module_flops, encoder_flops, language_flops, peak_flops, rule_of_thumb, shapes
 from masp.vlm.language import load_language_half
 from masp.vlm.vision import load_preprocessor, load_vision_half
 from tests.tiny import FAMILIES, make_vlm
@@ -119,3 +119,11 @@ def test_round_figures_for_a_1024x768_image_with_qwen2_vl_7b():
     prefix = 14 + 1 + 30 + 999 + 1
     halved = language_flops(language, prefix=prefix, suffix=1121 - prefix, num_logits=3, gradient=True)
     assert halved == pytest.approx(16.0e12, rel=0.02)
+
+
+def test_the_peak_of_a_gpu_by_its_name():
+    assert peak_flops("NVIDIA H100 PCIe", "bf16") == 756e12 and peak_flops("NVIDIA H100 80GB HBM3", "fp16") == 989e12
+    assert peak_flops("NVIDIA L40S", "bf16") == 362e12 and peak_flops("NVIDIA GB200", "bf16") == 2500e12
+    assert peak_flops("Tesla V100-SXM2-16GB", "fp16") == 125e12
+    assert peak_flops("Tesla V100-SXM2-16GB", "bf16") is None  # it has none
+    assert peak_flops("NVIDIA H100", "fp32") is None and peak_flops("another", "bf16") is None

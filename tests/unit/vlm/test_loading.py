@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from masp.errors import InputError
 from masp.vlm.language import load_language_half
 from masp.vlm.loading import _Cutting
 from tests.tiny import make_vlm
@@ -54,3 +55,20 @@ def test_a_rank_that_is_gone_is_not_called_damaged_weights(tmp_path):
     assert len(partition.seen) == 3 and _Cutting.ENVIRONMENT not in os.environ
     nn.Linear(2, 2)
     assert len(partition.seen) == 3
+
+
+@pytest.mark.parametrize("data", [b"", b"no pickle", b"\x80\x02K\x01."])
+def test_weights_in_another_format(vlm, data):
+    (vlm / "model.safetensors").unlink()
+    (vlm / "pytorch_model.bin").write_bytes(data)
+    with pytest.raises(InputError, match=f"vlm.path: the weights in {vlm} cannot be loaded: ") as error:
+        load_language_half(str(vlm))
+    assert "\n" not in str(error.value) and error.value.exit_code == 2
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"weight_map": {"a": "model.safetensors"}}', "{"])
+def test_an_odd_list_of_weight_files(vlm, content):
+    (vlm / "model.safetensors").unlink()
+    (vlm / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(InputError, match=f"vlm.path: the weights in {vlm} cannot be loaded: "):
+        load_language_half(str(vlm))

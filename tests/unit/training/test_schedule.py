@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from masp.training.order import PADDING, epoch_order, plan_step
+from masp.training.schedule import PADDING, epoch_order, plan_step
 
 
 def index_of(shards):

@@ -1,0 +1,287 @@
+"""The two stages of the method: what each learns from, what it asks, what it trains, and the artifact it leaves.
+
+Whatever differs between stage 1 and stage 2 is an attribute or a method here; the rest of training asks the stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from masp.artifacts.aspect_tokens import AspectTokens, open_aspect_tokens
+from masp.artifacts.store import Lineage, save_aspects, save_soft_prompt
+from masp.artifacts.trained import (
+    default_aspect_path,
+    default_soft_prompt_path,
+    load_trained_aspects,
+    prompt_aspects,
+)
+from masp.cache.reader import Cache, CachedSample
+from masp.config import Config
+from masp.config.schema import Stage1Config, Stage2Config, StageName
+from masp.data.questions import Questions, load_questions
+from masp.errors import DataError, InputError
+from masp.extraction.provenance import open_matching_cache
+from masp.models.aspect_modules import AspectModules
+from masp.models.forward import Stage1Model, Stage2Model, num_logits
+from masp.models.sequence import Batch, build_sequence, make_batch
+from masp.models.soft_prompt import SoftPrompt, initial_soft_prompt
+from masp.training.schedule import Rows, TrainingCache
+from masp.training.stage import COURSE, Sources, Stage
+from masp.vlm.language import LanguageHalf
+from masp.vlm.loading import Partition
+from masp.vlm.prompt import Prompt
+
+TEXT_TOKENS = 96
+"""Generous number of text tokens of a sequence, for the token budget."""
+
+
+class AspectStage(Stage):
+    """Stage 1: one aspect module per aspect learns to answer the question about its aspect."""
+
+    name, kind = "stage1", "aspect"
+    settings: Stage1Config
+
+    def __init__(self, config: Config, cache: TrainingCache, questions: Questions):
+        super().__init__(config, cache, questions)
+        self.settings = config.stage1
+
+    @property
+    def aspects(self) -> tuple[str, ...]:
+        return tuple(self.config.aspects)
+
+    @property
+    def artifact(self) -> Path:
+        return default_aspect_path(self.config)
+
+    @classmethod
+    def check_settings(cls, config: Config, device: str) -> None:
+        if not config.aspects:
+            raise InputError("aspects = []: stage 1 trains aspect modules; name at least one aspect, or train stage 2")
+        super().check_settings(config, device)
+
+    def load_inputs(self, cache: Cache) -> None:
+        for aspect in self.aspects:
+            self.questions.templates(aspect)  # an aspect without questions is refused before anything is loaded
+
+    def draw_inputs(self, hidden_size: int) -> None:
+        """Draw nothing: stage 1 builds on the cache alone."""
+
+    def _usable(self, rows: np.ndarray, num_tokens: np.ndarray) -> Rows:
+        weights = np.zeros(len(rows), dtype=np.int64)
+        for aspect in self.aspects:
+            weights += self.cache.has_answer(rows, aspect)
+        lengths = num_tokens + weights * (self.config.aspect_module.num_queries + TEXT_TOKENS)
+        return Rows(rows, weights, lengths).only(weights > 0)
+
+    def _rows(self, split: str) -> Rows:
+        found = super()._rows(split)
+        if split == "train" and not len(found.rows):
+            raise InputError(
+                f"cache.dir: {self.config.cache.dir}: no training image is annotated with any of "
+                f"{', '.join(self.aspects)}; stage 1 has nothing to learn from: train stage 2 with given aspect "
+                "modules, or with aspects=[]"
+            )
+        return found
+
+    def batch(
+        self,
+        prompt: Prompt,
+        rows: Sequence[int],
+        samples: Sequence[CachedSample],
+        weights: Sequence[float],
+        epoch: int | None,
+    ) -> Batch:
+        asked = [(i, a) for i, s in enumerate(samples) for a, aspect in enumerate(self.aspects) if aspect in s.answers]
+        sequences = [
+            build_sequence(
+                prompt,
+                self._question(self.aspects[a], epoch, samples[i].key),
+                samples[i].answers[self.aspects[a]],
+                num_aspect_tokens=self.config.aspect_module.num_queries,
+                grid=None,
+                num_soft_tokens=0,
+                layout=self.settings.layout,
+            )
+            for i, a in asked
+        ]
+        return make_batch(
+            sequences,
+            [sample.features for sample in samples],
+            row_image=[i for i, _ in asked],
+            row_aspect=[a for _, a in asked],
+            weights=[weights[i] for i, _ in asked],
+        )
+
+    def _question(self, aspect: str, epoch: int | None, key: str) -> str:
+        if epoch is None:
+            return self.questions.aspect_first(aspect)
+        return self.questions.aspect(aspect, self.config.seed, epoch, key)
+
+    def around(
+        self, language: LanguageHalf, prompt: Prompt, device: str, partition: Partition | None = None
+    ) -> Stage1Model:
+        module = self.config.aspect_module
+        modules = AspectModules(self.aspects, language.hidden_size, module.num_queries, module.init_scale)
+        return Stage1Model(language, modules.to(device))
+
+    def _own_identity(self) -> dict[str, Any]:
+        return {"aspect_module.init_scale": self.config.aspect_module.init_scale}
+
+    def _save(self, state: dict[str, Tensor], lineage: Lineage) -> None:
+        modules = AspectModules(self.aspects, self.sources.hidden_size, self.config.aspect_module.num_queries)
+        modules.load_state_dict({n.removeprefix("aspect_modules."): t for n, t in state.items() if "#" not in n})
+        save_aspects(modules, self.directory, lineage)
+
+
+class SoftPromptStage(Stage):
+    """Stage 2: the soft prompt learns to make the language model answer with the emotion; aspect modules are frozen."""
+
+    name, kind = "stage2", "soft_prompt"
+    course = (*COURSE, "num_soft_prompt_tokens", "soft_prompt_init")
+    settings: Stage2Config
+
+    def __init__(self, config: Config, cache: TrainingCache, questions: Questions):
+        super().__init__(config, cache, questions)
+        self.settings = config.stage2
+        self.aspect_modules: AspectModules | None = None
+        self.aspect_tokens: AspectTokens | None = None
+        """Computed before, where the configuration asks for that."""
+
+    @property
+    def aspects(self) -> tuple[str, ...]:
+        return prompt_aspects(self.config)
+
+    @property
+    def artifact(self) -> Path:
+        return default_soft_prompt_path(self.config)
+
+    @property
+    def num_aspect_tokens(self) -> int:
+        """Aspect tokens in a prompt."""
+        return len(self.aspects) * self.config.aspect_module.num_queries
+
+    def load_inputs(self, cache: Cache) -> None:
+        modules, lineage = load_trained_aspects(self.config, cache.hidden_size, self.sources.model)
+        if modules is None or lineage is None:
+            return
+        num_queries = self.config.aspect_module.num_queries
+        if modules.num_queries != num_queries:
+            raise InputError(
+                f"aspect_module.num_queries = {num_queries}: the aspect modules in checkpoint.aspect have "
+                f"{modules.num_queries}; give the same"
+            )
+        self.aspect_modules, self.aspect_digest = modules, lineage.digest
+        tokens = open_aspect_tokens(self.config, cache, lineage.digest)
+        if tokens is not None and tokens.num_queries != num_queries:
+            raise DataError(f"{tokens.path} is damaged: {tokens.num_queries} tokens per aspect; must be {num_queries}")
+        self.aspect_tokens = tokens
+
+    def draw_inputs(self, hidden_size: int) -> None:
+        if self.aspects:
+            modules = AspectModules(self.aspects, hidden_size, self.config.aspect_module.num_queries)
+            self.aspect_modules = modules.requires_grad_(False)
+
+    def _usable(self, rows: np.ndarray, num_tokens: np.ndarray) -> Rows:
+        seen = num_tokens if self.settings.vision_features else 0 * num_tokens
+        lengths = seen + self.num_aspect_tokens + self.settings.num_soft_prompt_tokens + TEXT_TOKENS
+        return Rows(rows, np.ones(len(rows), dtype=np.int64), lengths)
+
+    def batch(
+        self,
+        prompt: Prompt,
+        rows: Sequence[int],
+        samples: Sequence[CachedSample],
+        weights: Sequence[float],
+        epoch: int | None,
+    ) -> Batch:
+        settings, tokens = self.settings, self.aspect_tokens
+        sequences = [
+            build_sequence(
+                prompt,
+                self._question(epoch, sample.key),
+                sample.category,
+                num_aspect_tokens=self.num_aspect_tokens,
+                grid=sample.grid if settings.vision_features else None,
+                num_soft_tokens=settings.num_soft_prompt_tokens,
+                layout=settings.layout,
+            )
+            for sample in samples
+        ]
+        return make_batch(
+            sequences,
+            [sample.features for sample in samples],
+            row_image=range(len(samples)),
+            weights=weights,
+            frozen_prefix=settings.frozen_prefix,
+            aspect_tokens=None if tokens is None else [tokens.read(row) for row in rows],
+        )
+
+    def _question(self, epoch: int | None, key: str) -> str:
+        if epoch is None:
+            return self.questions.emotion_first(self.cache.categories)
+        return self.questions.emotion(self.cache.categories, self.config.seed, epoch, key)
+
+    def around(
+        self, language: LanguageHalf, prompt: Prompt, device: str, partition: Partition | None = None
+    ) -> Stage2Model:
+        settings = self.settings
+        count = num_logits(settings.layout, prompt, language.vocab_size, settings.num_soft_prompt_tokens)
+        table = language.decoder.embed_tokens.weight
+        with partition.whole([table]) if partition else nullcontext():
+            soft_prompt = SoftPrompt(self._initial(table, prompt)).to(device)
+        modules = None if self.aspect_modules is None else self.aspect_modules.to(device)
+        return Stage2Model(language, modules, soft_prompt, count)
+
+    def _initial(self, embeddings: Tensor, prompt: Prompt) -> Tensor:
+        """Values of the soft prompt before the first step, from the word embeddings `[V, D]`."""
+        question = self.questions.emotion_first(self.cache.categories)
+        words = " ".join([*self.config.aspects, question]).replace("_", " ")
+        return initial_soft_prompt(
+            self.settings.soft_prompt_init,
+            self.settings.num_soft_prompt_tokens,
+            embeddings,
+            prompt.ids(words),
+            torch.Generator().manual_seed(self.config.seed),
+        )
+
+    def _own_identity(self) -> dict[str, Any]:
+        identity: dict[str, Any] = {"checkpoint.aspect": self.aspect_digest}
+        if not self.settings.vision_features:  # only then: runs from before there was a choice resume
+            identity["stage2.vision_features"] = False
+        return identity
+
+    def _save(self, state: dict[str, Tensor], lineage: Lineage) -> None:
+        save_soft_prompt(SoftPrompt(state["soft_prompt.weight"]), self.directory, lineage)
+
+
+STAGES: dict[StageName, type[Stage]] = {"stage1": AspectStage, "stage2": SoftPromptStage}
+
+
+def open_stage(name: StageName, config: Config, device: str) -> Stage:
+    """A stage that can be trained.
+
+    Args:
+        name: Name of the stage.
+        config: Run configuration.
+        device: Where the model will be, `cpu` or `cuda`.
+
+    Raises:
+        InputError: Cache, questions, VLM or aspect modules are missing or do not fit, or there is nothing to learn.
+        DataError: One of them is damaged.
+    """
+    STAGES[name].check_settings(config, device)
+    questions = load_questions(config.questions)
+    cache, model = open_matching_cache(config)
+    stage = STAGES[name](config, cache, questions)
+    manifest = cache.manifest
+    stage.sources = Sources(model, manifest["fingerprint"]["machine"], manifest["index"]["sha256"], cache.hidden_size)
+    _ = stage.schedule  # nothing to learn from is refused before anything is loaded
+    stage.load_inputs(cache)
+    return stage

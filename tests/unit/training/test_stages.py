@@ -1,0 +1,91 @@
+"""What differs between the stages: their identity, their artifact, and what each refuses before anything is loaded."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from masp.artifacts.store import Lineage, load_aspects, load_soft_prompt, save_aspects
+from masp.errors import InputError
+from masp.models.aspect_modules import AspectModules
+from masp.models.forward import Stage1Model, Stage2Model
+from masp.training.stages import open_stage
+
+COURSE = ["num_epochs", "learning_rate", "warmup_ratio", "weight_decay", "max_grad_norm", "global_batch_size", "layout"]
+SHARED = "stage seed aspects vlm cache categories questions engine.precision aspect_module.num_queries".split()
+
+
+@pytest.fixture
+def run(config, tmp_path):
+    """A configuration of its own whose aspect modules are there, in the released format."""
+    config = copy.deepcopy(config)
+    config.output_dir = str(tmp_path)
+    modules = AspectModules(config.aspects, 32, config.aspect_module.num_queries)
+    save_aspects(modules, tmp_path, Lineage("aspect", "trained"))
+    config.checkpoint.aspect = str(tmp_path / "aspect.pth")
+    return config
+
+
+def test_the_identity_names_what_decides_the_course(run):
+    """A checkpoint holds these: another key, or another value for the same run, and no earlier run resumes."""
+    one, two = (open_stage(name, run, "cpu").identity() for name in ("stage1", "stage2"))
+    assert list(one) == [*SHARED, "aspect_module.init_scale", *(f"stage1.{n}" for n in COURSE), "num_steps"]
+    course = [*COURSE, "num_soft_prompt_tokens", "soft_prompt_init"]
+    assert list(two) == [*SHARED, "checkpoint.aspect", *(f"stage2.{n}" for n in course), "num_steps"]
+    assert one["aspects"] == two["aspects"] == list(run.aspects) and len(two["checkpoint.aspect"]) == 64
+    run.stage2 = replace(run.stage2, validate_every=2, validation_size=3, vision_features=False)
+    more = open_stage("stage2", run, "cpu").identity()
+    added = {"stage2.vision_features", "stage2.validate_every", "stage2.validation_size", "stage2.patience"}
+    assert set(more) - set(two) == added and more["stage2.vision_features"] is False
+
+
+def test_without_aspect_modules(run):
+    run.checkpoint.aspect = "none"
+    stage = open_stage("stage2", run, "cpu")
+    assert stage.aspects == () and stage.num_aspect_tokens == 0 and stage.aspect_modules is None
+    assert stage.identity()["aspects"] == [] and stage.identity()["checkpoint.aspect"] is None
+
+
+@pytest.mark.parametrize(("name", "kind"), [("stage1", Stage1Model), ("stage2", Stage2Model)])
+def test_what_is_built_is_what_is_left(run, name, kind):
+    stage = open_stage(name, run, "cpu")
+    model, _ = stage.build("cpu")
+    again, _ = stage.build("cpu")
+    assert isinstance(model, kind)
+    trained = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    assert all(torch.equal(dict(again.named_parameters())[n], value) for n, value in trained.items())
+    stage.directory.mkdir()
+    stage.export(trained, stage.identity())
+    assert stage.artifact.is_file() and stage.artifact.parent == stage.directory
+    if name == "stage1":
+        artifact, lineage = load_aspects(str(stage.artifact), run.aspects, 32)
+        kept = {f"aspect_modules.{n}": p for n, p in artifact.named_parameters()}
+    else:
+        artifact, lineage = load_soft_prompt(str(stage.artifact), 32)
+        kept = {"soft_prompt.weight": artifact.weight}
+        assert lineage.aspect_digest == stage.aspect_digest
+    assert kept.keys() == trained.keys() and all(torch.equal(kept[n], value) for n, value in trained.items())
+    assert (lineage.kind, lineage.origin, lineage.layout) == (stage.kind, "trained", "after_image")
+    assert lineage.settings == stage.identity()
+
+
+def test_an_artifact_that_cannot_be_written(run):
+    stage = open_stage("stage2", run, "cpu")  # without a directory
+    with pytest.raises(InputError, match=f"output_dir: {stage.artifact} cannot be written: .*No such file"):
+        stage.export({"soft_prompt.weight": torch.zeros(4, 32)}, stage.identity())
+
+
+def test_what_a_stage_refuses(run):
+    def refused(name: str, device: str = "cpu", **changes: object) -> str:
+        with pytest.raises(InputError) as error:
+            open_stage(name, replace(run, **changes), device)
+        return str(error.value)
+
+    assert refused("stage1", aspects=[]).startswith("aspects = []: stage 1 trains aspect modules")
+    assert "needs a GPU" in refused("stage2", engine=replace(run.engine, precision="fp16"))
+    assert "no training image is annotated with any of human_action" in refused("stage1", aspects=["human_action"])
+    queries = replace(run.aspect_module, num_queries=2)
+    assert "num_queries = 2: the aspect modules in checkpoint.aspect have 5" in refused("stage2", aspect_module=queries)
+    cache = replace(run.cache, aspect_tokens=True)
+    assert "cache.aspect_tokens = true: " in refused("stage2", cache=cache)

@@ -1,0 +1,54 @@
+"""Image processors of other models, and encoders that do not fit their weights: one line that names the directory."""
+
+import pytest
+from PIL import Image
+
+from masp.errors import InputError
+from masp.vlm.vision import load_preprocessor, load_vision_half
+
+PROCESSOR = "preprocessor_config.json"
+
+
+def refused(load, vlm) -> str:
+    with pytest.raises(InputError) as error:
+        load(str(vlm))
+    assert str(vlm) in str(error.value) and "\n" not in str(error.value) and error.value.exit_code == 2
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"min_pixels": None, "max_pixels": None, "size": {"max_pixels": 1000, "min_pixels": 10}},
+        {"image_processor_type": "CLIPImageProcessor"},
+        {"size": 5},
+    ],
+)
+def test_an_image_processor_of_another_kind(vlm, change, values):
+    change(PROCESSOR, **values)
+    assert "has no usable image processor: " in refused(load_preprocessor, vlm)
+
+
+def test_settings_of_the_image_processor_that_are_a_list(vlm):
+    (vlm / PROCESSOR).write_text("[]")
+    assert "has no usable image processor: 'list' object has no attribute" in refused(load_preprocessor, vlm)
+
+
+@pytest.mark.parametrize(("name", "value"), [("patch_size", 16), ("merge_size", 4), ("temporal_patch_size", 1)])
+def test_the_image_processor_of_another_vlm(vlm, change, name, value):
+    change(PROCESSOR, **{name: value})
+    assert f"{name} = {value} in {PROCESSOR}, but the encoder of config.json needs " in refused(load_preprocessor, vlm)
+
+
+def test_the_patch_size_of_another_model(vlm, change):
+    change("config.json", vision_config__patch_size=16)
+    line = refused(load_vision_half, vlm)
+    assert "do not fit its config.json: 1 tensors are missing or of another shape, first model.visual.patch_e" in line
+
+
+def test_the_grid_is_that_of_the_pixels(vlm):
+    preprocessor = load_preprocessor(str(vlm))
+    for size in ((30, 300), (100, 60), (777, 333)):
+        pixels, grid = preprocessor(Image.new("RGB", size))
+        assert grid == preprocessor.grid(*size) and len(pixels) == grid[0] * grid[1] * grid[2]
+        assert preprocessor.num_tokens(*size) == len(pixels) // 4
