@@ -36,11 +36,11 @@ REMEDY = "`masp cache aspects --config …` makes it"
 
 def _made_of(cache: Cache, aspects: list[str], digest: str) -> dict[str, Any]:
     """All that the tokens depend on; its digest names the file, so that one of other modules is never found."""
-    return {"format": FORMAT, "index": cache.manifest["index"]["sha256"], "aspects": aspects, "aspect_digest": digest}
+    return {"format": FORMAT, "index": cache.manifest.index.sha256, "aspects": aspects, "aspect_digest": digest}
 
 
 def _path(cache: Cache, made_of: dict[str, Any]) -> Path:
-    return cache.folder / FOLDER / f"{digest_of(made_of)[:16]}.h5"
+    return cache.directory / FOLDER / f"{digest_of(made_of)[:16]}.h5"
 
 
 def build_aspect_tokens(config: Config) -> Path:

@@ -63,7 +63,7 @@ class Predictor:
         model = model_part(config)
         self.encoder = Encoder(config)
         self.trained: Trained = load_trained(config, self.encoder.vision.hidden_size, model)
-        self.notes = machine_notes(self.trained, machine_part(config))
+        self.notes = machine_notes(self.trained, machine_part(config).fields)
         """How this machine differs from the one that made the features of training."""
 
     def predict(self, images: Sequence[str], attention: bool = False) -> Iterator[Prediction | Unreadable]:

@@ -44,7 +44,8 @@ def encode_shards(
     Raises:
         InputError: The cache cannot be written, or memory ran out.
         DataError: Too many images cannot be read, or
-            features are not finite. StoppedEarly: as `stop` asked.
+            features are not finite.
+        StoppedEarly: As `stop` asked.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(config.extract.num_threads)
