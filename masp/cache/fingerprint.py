@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +24,8 @@ from masp.files.regular import is_file, read_bytes
 from masp.files.sealed import canonical_json, digest_file, digest_of
 from masp.files.text import reason, shortened
 from masp.files.typed import Json, decode, plain, read
+
+LOG = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 """Of the cache's files; features of another version are never read."""
@@ -230,7 +232,7 @@ def _memoized_digests(files: Sequence[Path]) -> list[str]:
             digests.append(known.sha256)
         else:
             if not fresh and size_left > SAY_SO_BYTES:
-                print(f"reading the weights once for their digest ({size_left / 1e9:.1f} GB)", file=sys.stderr)
+                LOG.info("reading the weights once for their digest (%.1f GB)", size_left / 1e9)
             try:
                 digests.append(digest_file(path))
             except OSError as error:
@@ -245,7 +247,7 @@ def _memoized_digests(files: Sequence[Path]) -> list[str]:
             memo_path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(memo_path, json.dumps(value, sort_keys=True, indent=1).encode())
         except OSError as error:
-            print(f"note: {memo_path} cannot be written ({reason(error)}); digests are not kept", file=sys.stderr)
+            LOG.info("%s cannot be written (%s); digests are not kept", memo_path, reason(error))
     return digests
 
 

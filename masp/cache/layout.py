@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from masp.cache.fingerprint import FORMAT_VERSION, Fields, Machine, ModelPart, compare
+from masp.cache.fingerprint import FORMAT_VERSION, Fields, Machine, ModelPart, compare, fingerprint_digest
 from masp.data.sample import Sample
 from masp.errors import DataError, InputError
 from masp.files.fields import Positive
@@ -81,6 +82,11 @@ class Layout:
             for generation in self.generations
             for name in sorted(generation.shards, key=lambda n: (split_of(n), len(n), n))
         ]
+
+    @functools.cached_property
+    def model_digest(self) -> str:
+        """Digest of the model part, which every sidecar has."""
+        return fingerprint_digest(self.model)
 
     @property
     def num_samples(self) -> dict[str, int]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from masp.cache.fingerprint import FORMAT_VERSION, Machine, fingerprint_digest
+from masp.cache.fingerprint import FORMAT_VERSION, Machine
 from masp.cache.layout import NAME, QUARANTINE, Layout, Shard, sidecar_path, tar_path
 from masp.data.images import UnreadableImage, read_image_file
 from masp.data.keys import SampleKey
@@ -144,7 +144,7 @@ def remedy(directory: Path) -> str:
 
 def fingerprint_of(layout: Layout) -> SidecarFingerprint:
     """The fingerprint that the sidecars of a cache have."""
-    return SidecarFingerprint(fingerprint_digest(layout.model), layout.machine)
+    return SidecarFingerprint(layout.model_digest, layout.machine)
 
 
 def read_sidecar(directory: Path, name: str) -> Sidecar | None:

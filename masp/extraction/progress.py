@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from tqdm import tqdm
 from masp.files.fields import Count, Size
 from masp.files.jsonl import append_line, read_lines
 from masp.files.text import reason
+
+LOG = logging.getLogger(__name__)
 
 TIMINGS = "timings.jsonl"
 """One line per call that encoded something. For people and for `masp plan`; not a part of the cache."""
@@ -105,7 +108,7 @@ class Progress:
         try:
             append_line(directory / TIMINGS, asdict(timing), sort_keys=True)
         except OSError as error:
-            print(f"note: {directory / TIMINGS} cannot be written: {reason(error)}", file=sys.stderr)
+            LOG.info("%s cannot be written: %s", directory / TIMINGS, reason(error))
 
 
 def read_timings(directory: Path) -> list[Timing]:

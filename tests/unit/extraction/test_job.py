@@ -373,6 +373,8 @@ import sys
 from masp.config import load_config
 from masp.errors import MaspError
 from masp.extraction.job import extract
+from masp.runtime import log
+log.setup()
 try:
     extract(load_config(sys.argv[1]))
 except MaspError as error:
