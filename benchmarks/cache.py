@@ -47,31 +47,37 @@ def ratios(seconds: dict[str, list[float]], best: str) -> dict[str, float]:
     return {"ratio": statistics.median(theirs) / statistics.median(ours), "ratio_of_fastest": min(theirs) / min(ours)}
 
 
+def _fingerprint() -> tuple:
+    """Model and machine part of a cache that was made of nothing."""
+    from masp.cache.fingerprint import FORMAT_VERSION, OWN_FIELDS, this_machine
+
+    model = {**dict.fromkeys(OWN_FIELDS), "format_version": FORMAT_VERSION, "weights": "0" * 64, "dtype": "bf16"}
+    return {**model, "config.model_type": "none"}, this_machine("cpu", "bf16", 1, 1)
+
+
 def make_cache(folder: Path, num_samples: int, num_tokens: int, hidden: int, num_shards: int) -> Path:
     """Write a finished cache of random bf16 features."""
     import torch
 
     from masp.cache.codec import store
-    from masp.cache.layout import LAYOUT, SHARDS, assign, make_layout
+    from masp.cache.layout import LAYOUT, SHARDS, assign, layout_bytes, make_layout
     from masp.cache.manifest import finalize
+    from masp.cache.shard_state import Source, fingerprint_of
     from masp.cache.writer import ShardWriter
     from masp.data.datasets import Sample
     from masp.files.atomic import write_bytes
-    from masp.files.sealed import sealed
 
     (folder / SHARDS).mkdir(parents=True)
     samples = [Sample(f"train%2Fjoy%2F{n:06d}", "train", Path("none"), "joy", {}) for n in range(num_samples)]
     shards = assign(samples, num_shards)
-    model, machine = {"dtype": "bf16"}, {}
-    layout = make_layout("benchmark", ("joy",), num_shards, shards, model, machine)
-    write_bytes(folder / LAYOUT, sealed(layout))
+    layout = make_layout("benchmark", ("joy",), num_shards, shards, *_fingerprint())
+    write_bytes(folder / LAYOUT, layout_bytes(layout))
     features = torch.randn(num_tokens, hidden).to(torch.bfloat16)
-    record = {"image_size": [1024, 768], "grid": [1, 2, 2 * num_tokens], "source_sha256": "0" * 64}
-    source = {"bytes": 1, "mtime_ns": 1, "sha256": "0" * 64}
+    made_of = {"image_size": (1024, 768), "grid": (1, 2, 2 * num_tokens), "source": Source(1, 1, "0" * 64)}
     for shard in shards:
-        writer = ShardWriter(folder, shard, model, machine)
+        writer = ShardWriter(folder, shard, fingerprint_of(layout))
         for number, sample in enumerate(shard.samples):
-            writer.add(sample, store(features.roll(number, 0), "bf16"), record, source)
+            writer.add(sample, store(features.roll(number, 0), "bf16"), **made_of)
         writer.finish()
     finalize(folder, layout)
     return folder
@@ -84,7 +90,7 @@ def _reader(folder: Path, pipe) -> None:
 
     cache = open_cache(folder)
     index = cache.index
-    tars = [os.open(tar_path(folder, shard["name"]), os.O_RDONLY) for shard in cache.manifest["shards"]]
+    tars = [os.open(tar_path(folder, shard.name), os.O_RDONLY) for shard in cache.manifest.shards]
     while (task := pipe.recv()) is not None:
         side, rows = task
         num_bytes = 0
@@ -160,9 +166,10 @@ def extraction(arguments: argparse.Namespace, base: Path) -> dict:
     import torch
 
     from benchmarks.extraction_case import make_images, make_model
+    from masp.cache.shard_state import Source
     from masp.config import load_config
     from masp.data.images import load_image
-    from masp.extraction.image_stream import Picture, batches
+    from masp.extraction.image_stream import PreparedImage, batches
     from masp.extraction.job import extract
     from masp.extraction.progress import TIMINGS
     from masp.vlm.vision import load_preprocessor, load_vision_half
@@ -181,7 +188,8 @@ def extraction(arguments: argparse.Namespace, base: Path) -> dict:
     images = []
     for path in sorted(root.rglob("*.jpg")):
         values, grid = preprocessor(load_image(path))
-        images.append(Picture(values, grid, grid[1] * grid[2] // preprocessor.merge_size**2, (0, 0), {}))
+        num_tokens = grid[1] * grid[2] // preprocessor.merge_size**2
+        images.append(PreparedImage(values, grid, num_tokens, (0, 0), Source(None, None, None)))
     ready = list(batches(images, arguments.batch_tokens))
 
     def bare(_: int) -> float:
@@ -225,9 +233,18 @@ print(json.dumps({"seconds": seconds, "mb": peak() - before, "process_mb": peak(
 
 def index(arguments: argparse.Namespace, base: Path) -> dict:
     """Time and memory to open an index of many samples, each in a fresh process; memory is the growth of the peak."""
-    from masp.cache.fingerprint import FORMAT_VERSION
+    from masp.cache.fingerprint import FORMAT_VERSION, fingerprint_digest
     from masp.cache.index import _TYPES, _WIDTHS, Index, save_index
-    from masp.cache.layout import INDEX, MANIFEST
+    from masp.cache.layout import INDEX, MANIFEST, Generation
+    from masp.cache.manifest import (
+        DatasetId,
+        Fingerprint,
+        IndexFile,
+        Manifest,
+        QuarantineFile,
+        ShardFile,
+        SplitCounts,
+    )
     from masp.files.atomic import write_bytes
     from masp.files.sealed import digest_file, sealed
 
@@ -235,18 +252,32 @@ def index(arguments: argparse.Namespace, base: Path) -> dict:
     folder.mkdir()
     random = np.random.default_rng(0)
     columns = {
-        name: random.integers(0, 100, (count, _WIDTHS[name]) if name in _WIDTHS else count).astype(kind)
+        name: random.integers(1, 100, (count, _WIDTHS[name]) if name in _WIDTHS else count).astype(kind)
         for name, kind in _TYPES.items()
     }
+    for name in ("split", "shard", "category"):
+        columns[name][:] = 0
+    columns["features_start"] += 100
+    columns["length"] += 200
     key = np.frombuffer(b"train%2Fcontentment%2Fcontentment_00000%2Ejpg", dtype="u1")
     columns["key_text"], columns["key_offsets"] = np.tile(key, count), np.arange(count + 1, dtype="i8") * len(key)
     save_index(folder / INDEX, Index(**columns))
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "index": {"sha256": digest_file(folder / INDEX)},
-        "splits": {"train": {}},
-    }
-    write_bytes(folder / MANIFEST, sealed(manifest))
+    (model, machine), nothing = _fingerprint(), "0" * 64
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        dataset=DatasetId("benchmark", nothing),
+        fingerprint=Fingerprint(fingerprint_digest(model), model, machine),
+        dtype="bf16",
+        hidden_size=1,
+        categories=("joy",),
+        aspects=(),
+        splits={"train": SplitCounts(1, count, 0, count, {"joy": count}, {})},
+        generations=(Generation(1, {"train-00000": count}),),
+        shards=(ShardFile("train-00000", count, 1, nothing, nothing),),
+        index=IndexFile((folder / INDEX).stat().st_size, digest_file(folder / INDEX)),
+        quarantine=QuarantineFile(0, nothing),
+    )
+    write_bytes(folder / MANIFEST, sealed(manifest, omit_none=True))
     runs = []
     for _ in range(arguments.rounds):
         command = [sys.executable, "-c", _OPEN, str(folder)]

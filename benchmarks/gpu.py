@@ -106,7 +106,7 @@ def extraction_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
     from benchmarks.published import PublishedEncoder
     from benchmarks.random_vlm import draw_part
     from masp.data.datasets import read_dataset
-    from masp.extraction.image_stream import Pictures, batches
+    from masp.extraction.image_stream import ImageDataset, batches
     from masp.extraction.job import extract
     from masp.extraction.progress import TIMINGS
     from masp.vlm.families import load_config as load_vlm_config
@@ -140,7 +140,7 @@ def extraction_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
 
     def encoder() -> Side:
         vision = load_vision_half(config.vlm.path, torch.bfloat16, args.device, config.vlm.attention)
-        images = Pictures(samples, preprocessor, config.vlm.max_side)
+        images = ImageDataset(samples, preprocessor, config.vlm.max_side)
         found = next(batches((images[n] for n in range(len(images))), config.extract.batch_tokens))
         ready = [image.pin_memory() if args.device == "cuda" else image for image in found]
         counted = Counted()

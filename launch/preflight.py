@@ -16,7 +16,7 @@ from launch.submission.record import run_name
 from launch.submission.slurm_client import SlurmError, ask, check_answers
 from launch.submission.slurm_scripts import check_installed, parameters, script
 from launch.time_limits import check_time
-from masp.cache.layout import check_layout, make_layout, read_layout
+from masp.cache.layout import check_layout, read_layout
 from masp.config import Config
 from masp.data.datasets import read_dataset
 from masp.data.questions import load_questions
@@ -134,8 +134,14 @@ def _check_extraction(config: Config) -> Plan:
     layout = read_layout(Path(config.cache.dir))
     if layout is not None:
         dataset = read_dataset(config.dataset)
-        wanted = make_layout(dataset.name, dataset.categories, config.cache.num_shards, (), model_part(config), {})
-        check_layout(Path(config.cache.dir), layout, wanted)
+        check_layout(
+            Path(config.cache.dir),
+            layout,
+            dataset=dataset.name,
+            categories=dataset.categories,
+            num_shards=config.cache.num_shards,
+            model=model_part(config),
+        )
     return plan
 
 

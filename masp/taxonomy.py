@@ -4,7 +4,7 @@ from typing import Literal, get_args
 
 ASPECTS: tuple[str, ...] = ("facial_expression", "object", "scene", "human_action", "brightness", "colorfulness")
 
-# `folder` is a dataset that is none of the known ones: its categories are its own sub-folder names.
+# `folder` is a dataset that is none of the known ones: its categories are the names of its own subdirectories.
 DatasetName = Literal["emoset", "emotion6", "artphoto", "abstract", "flickr", "instagram", "folder"]
 DATASET_NAMES: tuple[DatasetName, ...] = get_args(DatasetName)
 
@@ -23,11 +23,11 @@ CATEGORY_SETS: dict[DatasetName, tuple[str, ...]] = {
 }
 
 
-def normalise_category(name: str) -> str:
-    """The category that a folder name or an index entry means.
+def normalize_category(name: str) -> str:
+    """The category that the name of a directory or a row of an index file means.
 
     Args:
-        name: as written by the dataset's author, for example `"Anger "` or `"very_happy"`.
+        name: As written by the dataset's author, for example `"Anger "` or `"very_happy"`.
 
     Returns:
         Lower case, underscores as spaces, runs of white space as one space, none at the ends: the words that a VLM

@@ -6,8 +6,8 @@ import json
 import os
 from pathlib import Path
 
-from masp.cache.layout import read_layout, shard_names, sidecar_path
-from masp.cache.shard_state import read_manifest
+from masp.cache.layout import read_layout, sidecar_path
+from masp.cache.manifest import read_manifest
 from masp.config import Config
 from masp.errors import MaspError
 from masp.runtime.status import read_status
@@ -39,7 +39,7 @@ def _shards(folder: Path) -> str:
     layout = read_layout(folder)
     if layout is None:
         return ""
-    names = shard_names(layout)
+    names = layout.shard_names
     return f"{sum(sidecar_path(folder, name).exists() for name in names)} of {len(names)} shards"
 
 
@@ -68,5 +68,5 @@ def _scored(folder: Path, config: Config) -> str:
     scored = sum(max(0, path.read_bytes().count(b"\n") - 1) for path in ledgers)  # the first line is a header
     if config.evaluate.source != "cache" or config.evaluate.stage != "stage2":
         return f"{scored} records"
-    splits = read_manifest(Path(config.cache.dir))["splits"]
-    return f"{scored} of {splits[config.evaluate.split]['num_samples']} samples"
+    splits = read_manifest(Path(config.cache.dir)).splits
+    return f"{scored} of {splits[config.evaluate.split].num_samples} samples"

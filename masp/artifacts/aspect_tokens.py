@@ -57,11 +57,11 @@ class Header:
 
     def path(self, cache: Cache) -> Path:
         """The file of these tokens."""
-        return cache.folder / DIRECTORY / f"{digest_of(asdict(self))[:16]}.h5"
+        return cache.directory / DIRECTORY / f"{digest_of(asdict(self))[:16]}.h5"
 
 
 def _header(cache: Cache, aspects: Sequence[str], digest: str) -> Header:
-    return Header(FORMAT, cache.manifest["index"]["sha256"], tuple(aspects), digest)
+    return Header(FORMAT, cache.manifest.index.sha256, tuple(aspects), digest)
 
 
 def build_aspect_tokens(config: Config) -> Path:

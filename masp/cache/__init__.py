@@ -1,1 +1,1 @@
-"""The feature cache: how do features lie on disk, and are they whole?"""
+"""The feature cache: how are features stored on disk, and are they whole?"""

@@ -9,18 +9,18 @@ of each value), which suits tokens with a few very large entries.
 
 from __future__ import annotations
 
-import json
+import math
 import struct
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from safetensors.torch import save
 
-from masp.files.sealed import canonical_json
-
-if TYPE_CHECKING:
-    import torch
-
+from masp.data.keys import SampleKey
+from masp.errors import DataError
+from masp.files.fields import Positive, Sha256, Size
+from masp.files.typed import decode, encode
 
 try:
     from isal.isal_zlib import crc32
@@ -29,27 +29,80 @@ except ImportError:  # not built for every machine; zlib gives the same numbers 
 
 
 _NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "I8": "int8", "F8_E4M3": "float8_e4m3fn"}
+_SIZES = {"BF16": 2, "F16": 2, "F32": 4, "I8": 1, "F8_E4M3": 1}
 
 
-def checksum(data) -> int:
-    """CRC-32 of bytes: finds every flip of up to 32 neighbouring bits, and at about 10 GB/s a core costs training
+@dataclass(frozen=True, slots=True)
+class SampleRecord:
+    """The JSON member of a sample."""
+
+    key: SampleKey
+    split: str
+    category: str
+    answers: dict[str, str]
+    """Aspect -> answer text, only where annotated."""
+    image_size: tuple[Positive, Positive]
+    """Width and height of the image that was given to the image processor."""
+    grid: tuple[Positive, Positive, Positive]
+    """Patches in time, height and width, before the merge."""
+    source_sha256: Sha256
+    """SHA-256 of the image file."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A tensor in the header of a safetensors file."""
+
+    dtype: Literal["BF16", "F16", "F32", "I8", "F8_E4M3"]
+    shape: tuple[Positive, ...]
+    data_offsets: tuple[Size, Size]
+
+    def __post_init__(self) -> None:
+        start, stop = self.data_offsets
+        if stop - start != math.prod(self.shape) * _SIZES[self.dtype]:
+            raise ValueError("must have as many bytes as its shape and dtype say")
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """The header of a sample's safetensors file."""
+
+    features: _Entry
+    scales: _Entry | None = None
+    """Of 8-bit formats."""
+
+    def __post_init__(self) -> None:
+        if len(self.features.shape) != 2:
+            raise ValueError("must have features of shape [T, D]")
+        if (self.scales is not None) != (self.features.dtype in ("I8", "F8_E4M3")):
+            raise ValueError("must have scales if the features have 8 bits, and only then")
+        if self.scales is not None and (self.scales.dtype != "F32" or len(self.scales.shape) != 1):
+            raise ValueError("must have scales of shape [T] in fp32")
+
+
+def checksum(data: bytes | memoryview) -> int:
+    """CRC-32 of bytes: finds every flip of up to 32 neighboring bits, and at about 10 GB/s a core costs training
     nothing beside reading. Digests against other damage than accidents are the sidecars' (SHA-256)."""
     return crc32(data)
 
 
 def encode_features(stored: dict[str, torch.Tensor]) -> bytes:
-    """What `masp.cache.codec.store` made, on the CPU -> a safetensors file of these tensors."""
+    """A safetensors file of the tensors that `store` made, which are on the CPU."""
     return save({name: tensor.contiguous() for name, tensor in stored.items()})
 
 
-def encode_record(record: dict) -> bytes:
-    """The JSON member: category, answers, image size, image grid, source digest."""
-    return canonical_json(record)
+def encode_record(record: SampleRecord) -> bytes:
+    """The JSON member of a sample."""
+    return encode(record)
 
 
-def decode_record(data: bytes | memoryview) -> dict:
-    """Undo `encode_record`."""
-    return json.loads(bytes(data))
+def decode_record(data: bytes | memoryview) -> SampleRecord:
+    """Undo `encode_record`.
+
+    Raises:
+        DataError: Not the JSON of a sample.
+    """
+    return decode(SampleRecord, bytes(data), "the JSON member", unique_keys=False, surrogates=True)
 
 
 def decode_features(data: memoryview) -> torch.Tensor:
@@ -58,28 +111,33 @@ def decode_features(data: memoryview) -> torch.Tensor:
     safetensors' own loader would copy twice what is megabytes per sample here.
 
     Args:
-        data: a writable safetensors file.
+        data: A writable safetensors file.
 
     Raises:
-        ValueError: no such safetensors file.
+        DataError: Not a safetensors file with features.
     """
-    try:
-        (length,) = struct.unpack_from("<Q", data)
-        header = json.loads(bytes(data[8 : 8 + length]))
-        body = data[8 + length :]
-        features = _tensor(body, header["features"])
-        scales = _tensor(body, header["scales"]) if "scales" in header else None
-        return restore(features, scales)
-    except (struct.error, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise ValueError(f"no safetensors file with features: {error}") from None
+    what = "the features"
+    if len(data) < 8:
+        raise DataError(f"{what}: cut short")
+    (length,) = struct.unpack_from("<Q", data)
+    if length > len(data) - 8:
+        raise DataError(f"{what}: cut short")
+    header = decode(_Header, bytes(data[8 : 8 + length]), what, unique_keys=False)
+    body = data[8 + length :]
+    features = _tensor(body, header.features, what)
+    if header.scales is None:
+        return features
+    scales = _tensor(body, header.scales, what)
+    if scales.shape != features.shape[:1]:
+        raise DataError(f"{what}: {len(scales)} scales for {len(features)} tokens")
+    return restore(features, scales)
 
 
-def _tensor(body: memoryview, entry: dict) -> torch.Tensor:
-    start, stop = entry["data_offsets"]
-    part = body[start:stop]
-    if len(part) != stop - start:
-        raise ValueError("the features are cut short")
-    return torch.frombuffer(part, dtype=getattr(torch, _NAMES[entry["dtype"]])).view(entry["shape"])
+def _tensor(body: memoryview, entry: _Entry, what: str) -> torch.Tensor:
+    start, stop = entry.data_offsets
+    if stop > len(body):
+        raise DataError(f"{what}: cut short")
+    return torch.frombuffer(body[start:stop], dtype=getattr(torch, _NAMES[entry.dtype])).view(entry.shape)
 
 
 TORCH_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "int8": "int8", "fp8": "float8_e4m3fn"}
@@ -91,7 +149,7 @@ EIGHT_BIT = {"int8": 127.0, "fp8": 448.0}
 
 
 def store(features: torch.Tensor, dtype: str) -> dict[str, torch.Tensor]:
-    """Features as they are kept.
+    """Features as a cache stores them.
 
     Args:
         features: `[T, D]`, finite, on any device.
@@ -105,14 +163,14 @@ def store(features: torch.Tensor, dtype: str) -> dict[str, torch.Tensor]:
         return {"features": features.to(kind)}
     largest = EIGHT_BIT[dtype]
     wide = features.float()
-    # a token of zeros, or of numbers too small to divide by, is kept as zeros
+    # a token of zeros, or of numbers too small to divide by, is stored as zeros
     scales = (wide.abs().amax(dim=1) / largest).clamp_min(torch.finfo(torch.float32).tiny)
     scaled = (wide / scales[:, None]).clamp_(-largest, largest)
     return {"features": (scaled.round_() if dtype == "int8" else scaled).to(kind), "scales": scales}
 
 
 def restore(features: torch.Tensor, scales: torch.Tensor | None) -> torch.Tensor:
-    """Undo `store`: `[T, D]`, fp32 where there are scales, else as it was kept."""
+    """Undo `store`: `[T, D]`, fp32 where there are scales, else as stored."""
     return features if scales is None else _widened(features).mul_(scales[:, None])
 
 
@@ -126,6 +184,6 @@ def _widened(features: torch.Tensor) -> torch.Tensor:
 
 
 def as_read(features: torch.Tensor, dtype: str) -> torch.Tensor:
-    """What a cache of this format would give back for these features: what is encoded live must not be better."""
+    """Features as a cache of this format would return them: what is encoded live must not be better."""
     stored = store(features, dtype)
     return restore(stored["features"], stored.get("scales"))

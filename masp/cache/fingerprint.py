@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-import sys
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from PIL import features
+from pydantic import AfterValidator
 
-from masp.errors import InputError
+from masp.config.schema import VlmConfig
+from masp.errors import InputError, MaspError
 from masp.files.atomic import write_bytes
-from masp.files.sealed import digest_file, digest_of
+from masp.files.fields import Sha256
+from masp.files.regular import is_file, read_bytes
+from masp.files.sealed import canonical_json, digest_file, digest_of
+from masp.files.text import reason, shortened
+from masp.files.typed import Json, decode, plain, read
+
+LOG = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 """Of the cache's files; features of another version are never read."""
@@ -26,72 +36,132 @@ VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "us
 PIXEL_LIMITS = ("size", "min_pixels", "max_pixels")
 """Entries of the image processor's file that `min_pixels` and `max_pixels` of the fingerprint stand for."""
 
+MAX_JSON_BYTES = 16 << 20
+"""Size limit of a VLM's own JSON files."""
+
 SAY_SO_BYTES = 4 << 30
 """Digesting more than this takes long enough to tell the user."""
 
 Fields = dict[str, Any]
 """Flat: the name of a field -> a JSON value."""
 
+CacheDtype = Literal["bf16", "fp16", "fp32", "int8", "fp8"]
+"""Number format of the features in a cache, `cache.dtype`."""
 
-def model_fields(folder: Path, vlm, dtype: str) -> Fields:
+OWN_FIELDS = ("format_version", "weights", "min_pixels", "max_pixels", "max_side", "dtype", "quantisation", "attention")
+"""Fields that every model part has, beside those of the VLM's own files (`config.…`, `processor.…`)."""
+
+
+def _checked_model(model: Fields) -> Fields:
+    for name in (*OWN_FIELDS, "config.model_type"):
+        if name not in model:
+            raise ValueError(f"must have the field {name}")
+    if model["dtype"] not in get_args(CacheDtype):
+        raise ValueError(f"must have a dtype that is one of {', '.join(get_args(CacheDtype))}")
+    if not isinstance(model["weights"], str):
+        raise ValueError("must have the digest of the weights as a string")
+    canonical_json(model)  # raises ValueError where a number is not finite
+    return model
+
+
+ModelPart = Annotated[Fields, AfterValidator(_checked_model)]
+"""The model part as files hold it: `OWN_FIELDS` and whatever fields the VLM's own files have."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine part of the fingerprint: what may change a feature's last bits."""
+
+    batch_tokens: int
+    """Vision tokens per batch of the encoder."""
+    device: str
+    """As `describe_device` gives it."""
+    encoder_dtype: str
+    """Number format in which the encoder runs."""
+    jpeg_library: str
+    num_threads: int
+    """Threads of the encoder on the CPU."""
+    pillow: str
+    processor_backend: str
+    """Library that resizes and normalizes."""
+    torch: str
+    transformers: str
+    webp_library: str
+
+    @property
+    def fields(self) -> Fields:
+        """The fields by name, as `compare` and `differences` take them."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _KnownDigest:
+    """A digest of a large file, in the user's memo of such digests."""
+
+    identity: tuple[int, int, int, int]
+    """Size, modification time (ns), inode and device of the file that was digested."""
+    sha256: Sha256
+
+
+def model_fields(directory: Path, vlm: VlmConfig, dtype: str) -> Fields:
     """The model part of the fingerprint.
 
     Tokenizer, chat template and questions have no part in it: no feature depends on them. The digest covers all
     weights, also the language model's, so that what is trained on a cache is bound to one VLM.
 
     Args:
-        folder: the VLM's local folder.
-        vlm: the configuration's `vlm` (attention, min_pixels, max_pixels, max_side).
+        directory: Local directory of the VLM.
+        vlm: Section `vlm` of the configuration (attention, min_pixels, max_pixels, max_side).
         dtype: `cache.dtype`.
 
     Raises:
-        InputError: the folder lacks a file.
+        InputError: The directory lacks a file, or one is not valid.
     """
-    processor = _processor_settings(folder)
+    processor = _processor_settings(directory)
     shortest, longest = _pixel_limits(processor)
     for name in PIXEL_LIMITS:
         processor.pop(name, None)
-    config = _without(_read(folder / "config.json"), VOLATILE)
-    quantisation = config.pop("quantization_config", None) or {}
+    config = _without(_read(directory / "config.json"), VOLATILE)
+    quantization = config.pop("quantization_config", None)
     return {
         "format_version": FORMAT_VERSION,
-        "weights": weights_digest(folder),
+        "weights": weights_digest(directory),
         **_flat("config", config),
         **_flat("processor", processor),
         "min_pixels": shortest if vlm.min_pixels is None else vlm.min_pixels,
         "max_pixels": longest if vlm.max_pixels is None else vlm.max_pixels,
         "max_side": vlm.max_side,
         "dtype": dtype,
-        "quantisation": quantisation.get("quant_method", "none"),
+        "quantisation": quantization.get("quant_method", "none") if isinstance(quantization, dict) else "none",
         "attention": vlm.attention,
     }
 
 
-def machine_fields(
+def this_machine(
     device: str, encoder_dtype: str, batch_tokens: int, num_threads: int, processor_backend: str = "pil"
-) -> Fields:
-    """The machine part of the fingerprint: what may move a feature's last bits.
+) -> Machine:
+    """The machine part of the fingerprint, on this machine.
 
     Args:
-        device: kind of device with its model, as `describe_device` says it.
-        encoder_dtype: in which the encoder runs.
-        batch_tokens: vision tokens per batch of the encoder.
-        num_threads: threads of the encoder on the CPU.
-        processor_backend: library that resizes and normalises.
+        device: Kind and model of the device, as `describe_device` gives it.
+        encoder_dtype: Number format in which the encoder runs.
+        batch_tokens: Vision tokens per batch of the encoder.
+        num_threads: Threads of the encoder on the CPU.
+        processor_backend: Library that resizes and normalizes.
     """
     turbo = features.version("libjpeg_turbo")
-    return {
-        "pillow": version("pillow"),
-        "jpeg_library": f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version('jpg')}",
-        "webp_library": str(features.version("webp")),
-        "processor_backend": processor_backend,
-        "transformers": version("transformers"),
-        "torch": version("torch"),
-        "device": device,
-        "encoder_dtype": encoder_dtype,
-        "batch_tokens": batch_tokens,
-        "num_threads": num_threads,
-    }
+    return Machine(
+        batch_tokens=batch_tokens,
+        device=device,
+        encoder_dtype=encoder_dtype,
+        jpeg_library=f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version('jpg')}",
+        num_threads=num_threads,
+        pillow=version("pillow"),
+        processor_backend=processor_backend,
+        torch=version("torch"),
+        transformers=version("transformers"),
+        webp_library=str(features.version("webp")),
+    )
 
 
 def describe_device(device: str) -> str:
@@ -101,23 +171,23 @@ def describe_device(device: str) -> str:
     return f"cuda ({torch.cuda.get_device_name(device)})"
 
 
-def differences(expected: Fields, found: Fields) -> list[tuple[str, Any, Any]]:
+def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Fields that differ, as `(name, expected, found)`; a missing field is None. `expected`'s order, then new ones."""
     names = [*expected, *(name for name in found if name not in expected)]
     return [(n, expected.get(n), found.get(n)) for n in names if expected.get(n) != found.get(n)]
 
 
-def compare(expected: Fields, found: Fields, what: str, remedy: str) -> None:
-    """Refuse features of another making.
+def compare(expected: Mapping[str, Any], found: Mapping[str, Any], what: str, remedy: str) -> None:
+    """Refuse features that were made in another way.
 
     Args:
-        expected: fields of the cache.
-        found: fields of this run.
-        what: names the cache.
-        remedy: what the user can do.
+        expected: Fields of the cache.
+        found: Fields of this run.
+        what: Names the cache.
+        remedy: What the user can do.
 
     Raises:
-        InputError: names the first field that differs, both its values and how many others differ.
+        InputError: Names the first field that differs, both its values and how many others differ.
     """
     differing = differences(expected, found)
     if differing:
@@ -132,79 +202,83 @@ def fingerprint_digest(model: Fields) -> str:
     return digest_of(model)
 
 
-def weights_digest(folder: Path) -> str:
+def weights_digest(directory: Path) -> str:
     """SHA-256 over names and contents of a VLM's weight files.
 
     Raises:
-        InputError: there are none.
+        InputError: There are none, or one cannot be read.
     """
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    files = sorted(directory.glob("*.safetensors")) or sorted(directory.glob("*.bin"))
     if not files:
-        raise InputError(f"vlm.path: {folder} holds no *.safetensors or *.bin weights")
-    return digest_of({file.name: digest for file, digest in zip(files, _memoised_digests(files), strict=True)})
+        raise InputError(f"vlm.path: {directory} holds no *.safetensors or *.bin weights")
+    return digest_of({file.name: digest for file, digest in zip(files, _memoized_digests(files), strict=True)})
 
 
-def _memoised_digests(files: list[Path]) -> list[str]:
-    """Digests of large files, remembered by path, size, mtime and inode in the user's cache folder."""
+def _memoized_digests(files: Sequence[Path]) -> list[str]:
+    """Digests of large files, remembered by path, size, mtime and inode in the user's cache directory."""
     memo_path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "masp" / "digests.json"
-    try:
-        memo = json.loads(memo_path.read_bytes())
-        memo = memo if isinstance(memo, dict) else {}
-    except (OSError, ValueError):  # a missing or damaged memo costs a digest, nothing else
-        memo = {}
+    memo = _read_memo(memo_path)
     digests: list[str] = []
-    fresh: dict[str, dict[str, Any]] = {}
-    size_left = sum(f.stat().st_size for f in files)
-    for file in files:
-        real = file.resolve()  # a hub snapshot links to its blobs
-        status = real.stat()
-        identity = [status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev]
-        entry = memo.get(str(real))
-        if isinstance(entry, dict) and entry.get("identity") == identity and isinstance(entry.get("sha256"), str):
-            digests.append(entry["sha256"])
+    fresh: dict[str, _KnownDigest] = {}
+    try:
+        found = [(real := file.resolve(), real.stat()) for file in files]  # a hub snapshot links to its blobs
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead to each other
+        raise InputError(f"vlm.path: a weight file in {files[0].parent} cannot be read: {reason(error)}") from None
+    size_left = sum(status.st_size for _, status in found)
+    for path, status in found:
+        identity = (status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)
+        known = memo.get(str(path))
+        if known is not None and known.identity == identity:
+            digests.append(known.sha256)
         else:
             if not fresh and size_left > SAY_SO_BYTES:
-                print(f"reading the weights once for their digest ({size_left / 1e9:.1f} GB)", file=sys.stderr)
+                LOG.info("reading the weights once for their digest (%.1f GB)", size_left / 1e9)
             try:
-                digests.append(digest_file(real))
+                digests.append(digest_file(path))
             except OSError as error:
-                raise InputError(f"vlm.path: {real} cannot be read: {error.strerror}") from None
+                raise InputError(f"vlm.path: {path} cannot be read: {reason(error)}") from None
             # a file written within a clock tick of its digest could change again without a trace
             if time.time_ns() - status.st_mtime_ns > 2_000_000_000:
-                fresh[str(real)] = {"identity": identity, "sha256": digests[-1]}
+                fresh[str(path)] = _KnownDigest(identity, digests[-1])
         size_left -= status.st_size
     if fresh:
+        value = {name: plain(digest) for name, digest in {**memo, **fresh}.items()}
         try:
             memo_path.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(memo_path, json.dumps({**memo, **fresh}, sort_keys=True, indent=1).encode())
+            write_bytes(memo_path, json.dumps(value, sort_keys=True, indent=1).encode())
         except OSError as error:
-            print(f"note: {memo_path} cannot be written ({error.strerror}); digests are not kept", file=sys.stderr)
+            LOG.info("%s cannot be written (%s); digests are not kept", memo_path, reason(error))
     return digests
 
 
-def _read(path: Path) -> dict:
+def _read_memo(path: Path) -> dict[str, _KnownDigest]:
+    """What is remembered: path -> digest. A memo that is missing or damaged costs a digest, nothing else."""
     try:
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"vlm.path: {path} cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise InputError(f"vlm.path: {path} is no JSON") from None
-    if not isinstance(value, dict):
-        raise InputError(f"vlm.path: {path} holds no JSON object")
-    return value
+        return read(dict[str, _KnownDigest], path, surrogates=True) or {}
+    except MaspError:
+        return {}
 
 
-def _processor_settings(folder: Path) -> dict:
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object of the VLM's directory."""
+    data = read_bytes(path, max_bytes=MAX_JSON_BYTES, key="vlm.path")
+    if data is None:
+        raise InputError(f"vlm.path: {path} cannot be read: No such file or directory")
+    # one key twice is allowed as transformers allows it
+    return decode(dict[str, Json], data, f"vlm.path: {path}", error=InputError, unique_keys=False, surrogates=True)
+
+
+def _processor_settings(directory: Path) -> dict[str, Any]:
     """The image processor's settings: a file of their own, or part of the newer processor_config.json."""
-    if (folder / "preprocessor_config.json").is_file():
-        return _read(folder / "preprocessor_config.json")
-    settings = _read(folder / "processor_config.json").get("image_processor")
+    if is_file(directory / "preprocessor_config.json", key="vlm.path"):
+        return _read(directory / "preprocessor_config.json")
+    settings = _read(directory / "processor_config.json").get("image_processor")
     if not isinstance(settings, dict):
-        raise InputError(f"vlm.path: {folder} has no preprocessor_config.json")
+        raise InputError(f"vlm.path: {directory} has no preprocessor_config.json")
     return dict(settings)
 
 
-def _pixel_limits(processor: dict) -> tuple[int | None, int | None]:
+def _pixel_limits(processor: dict[str, Any]) -> tuple[int | None, int | None]:
     """Smallest and largest number of pixels as the processor's file says them, in either of its two spellings."""
     size = processor.get("size")
     size = size if isinstance(size, dict) else {}
@@ -215,18 +289,17 @@ def _pixel_limits(processor: dict) -> tuple[int | None, int | None]:
     )
 
 
-def _without(value: dict, names: tuple[str, ...]) -> dict:
+def _without(value: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     """Leave entries out, at every depth."""
     return {k: _without(v, names) if isinstance(v, dict) else v for k, v in value.items() if k not in names}
 
 
-def _flat(prefix: str, value) -> Fields:
+def _flat(prefix: str, value: Any) -> Fields:
     """Nested objects as dotted names, so that a difference can be named."""
     if isinstance(value, dict):
         return {name: v for key in sorted(value) for name, v in _flat(f"{prefix}.{key}", value[key]).items()}
     return {prefix: value}
 
 
-def _short(value) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "…"
+def _short(value: Any) -> str:
+    return shortened(json.dumps(value, ensure_ascii=False), 60)

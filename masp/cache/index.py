@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 
 from masp.cache.fingerprint import FORMAT_VERSION
+from masp.cache.shard_state import Sidecar
 from masp.errors import DataError
 from masp.files.atomic import replacing
 from masp.files.text import first_line
@@ -42,7 +43,7 @@ class Keys(Sequence):
 
 @dataclass(frozen=True)
 class Index:
-    """The columns, `[N]` unless said otherwise. Rows stand shard by shard, in the order of the tars."""
+    """The columns, `[N]` unless said otherwise. Rows are sorted by shard, in the order of the tars."""
 
     key_text: np.ndarray
     """uint8 `[bytes of all keys]`."""
@@ -92,35 +93,46 @@ _TYPES = {
 _WIDTHS = {"grid": 3, "image_size": 2}
 
 
-def build_index(sidecars: Iterable[dict], splits: Sequence[str], categories: Sequence[str], aspects: Sequence[str]):
+def build_index(
+    sidecars: Iterable[Sidecar], splits: Sequence[str], categories: Sequence[str], aspects: Sequence[str]
+) -> Index:
     """Merge sidecars, in the order of their shards' numbers, into an index.
 
     A sidecar's samples become arrays before the next one is read: a million Python records would need gigabytes.
+
+    Raises:
+        DataError: A sidecar has a split, category or aspect that is not among the given ones; names it.
     """
     bit = {aspect: 1 << i for i, aspect in enumerate(aspects)}
-    category_of = {category: i for i, category in enumerate(categories)}
+    category_number = {category: i for i, category in enumerate(categories)}
+    split_number = {split: i for i, split in enumerate(splits)}
     parts: dict[str, list[np.ndarray]] = {name: [] for name in _TYPES}
     ends = np.zeros(1, dtype="i8")
     for number, sidecar in enumerate(sidecars):
-        samples = sidecar["samples"]
-        keys = [s["key"].encode() for s in samples]
-        columns = {
-            "key_text": np.frombuffer(b"".join(keys), dtype="u1"),
-            "key_offsets": ends[-1] + np.cumsum([len(k) for k in keys], dtype="i8"),
-            "split": [splits.index(sidecar["split"])] * len(samples),
-            "shard": [number] * len(samples),
-            "offset": [s["json"]["offset"] for s in samples],
-            "length": [s["features"]["offset"] + s["features"]["bytes"] - s["json"]["offset"] for s in samples],
-            "json_length": [s["json"]["bytes"] for s in samples],
-            "features_start": [s["features"]["offset"] - s["json"]["offset"] for s in samples],
-            "json_crc32": [s["json"]["crc32"] for s in samples],
-            "features_crc32": [s["features"]["crc32"] for s in samples],
-            "num_tokens": [s["num_tokens"] for s in samples],
-            "category": [category_of[s["category"]] for s in samples],
-            "aspects": [sum(bit[a] for a in s["answers"]) for s in samples],
-            "grid": [s["grid"] for s in samples],
-            "image_size": [s["image_size"] for s in samples],
-        }
+        samples = sidecar.samples
+        keys = [s.key.encode() for s in samples]
+        try:
+            columns = {
+                "key_text": np.frombuffer(b"".join(keys), dtype="u1"),
+                "key_offsets": ends[-1] + np.cumsum([len(k) for k in keys], dtype="i8"),
+                "split": [split_number[sidecar.split]] * len(samples),
+                "shard": [number] * len(samples),
+                "offset": [s.json.offset for s in samples],
+                "length": [s.features.offset + s.features.bytes - s.json.offset for s in samples],
+                "json_length": [s.json.bytes for s in samples],
+                "features_start": [s.features.offset - s.json.offset for s in samples],
+                "json_crc32": [s.json.crc32 for s in samples],
+                "features_crc32": [s.features.crc32 for s in samples],
+                "num_tokens": [s.num_tokens for s in samples],
+                "category": [category_number[s.category] for s in samples],
+                "aspects": [sum(bit[a] for a in s.answers) for s in samples],
+                "grid": [s.grid for s in samples],
+                "image_size": [s.image_size for s in samples],
+            }
+        except KeyError as error:
+            raise DataError(
+                f"sidecar {sidecar.name}: {error} is not a split, category or aspect of the cache"
+            ) from None
         for name, values in columns.items():
             shape = (-1, _WIDTHS[name]) if name in _WIDTHS else -1
             parts[name].append(np.asarray(values, dtype=_TYPES[name]).reshape(shape))
@@ -142,14 +154,79 @@ def load_index(path: Path) -> Index:
     """Read the whole index (about 130 bytes per sample); the file is closed on return.
 
     Raises:
-        DataError: missing, damaged or of another format.
+        DataError: Missing, damaged or of another format.
     """
     try:
         # the file never changes once it has its name, and some cluster file systems cannot lock
         with h5py.File(path, "r", locking=False) as file:
-            version = file.attrs.get("format_version")
+            version = _read_version(file)
             if version != FORMAT_VERSION:
-                raise DataError(f"{path}: format_version is {version!r}, this version of masp reads {FORMAT_VERSION}")
-            return Index(**{field.name: file[field.name][()] for field in fields(Index)})
-    except (OSError, KeyError, RuntimeError) as error:
+                raise DataError(f"{path}: format_version is {version}, this version of masp reads {FORMAT_VERSION}")
+            size = path.stat().st_size
+            index = Index(**{field.name: _read_column(file, field.name, size) for field in fields(Index)})
+            _check(index)
+            return index
+    except DataError:
+        raise
+    except Exception as error:
+        # h5py raises almost anything on damaged files: OSError, KeyError, RuntimeError, ValueError, TypeError …
         raise DataError(f"{path} is damaged or missing: {first_line(error)}") from None
+
+
+def _read_version(file: h5py.File) -> int | None:
+    """The attribute `format_version` if it is an integer: a damaged string could keep libhdf5 busy forever."""
+    attribute = file.attrs.get_id("format_version")
+    return int(file.attrs["format_version"]) if attribute.dtype.kind in "iu" and attribute.shape == () else None
+
+
+def _read_column(file: h5py.File, name: str, file_size: int) -> np.ndarray:
+    """A column, checked before it is read: the file alone says how large it is, and may name other files.
+
+    Raises:
+        ValueError: Not a column as `save_index` writes it.
+    """
+    column = file[name]
+    width = (_WIDTHS[name],) if name in _WIDTHS else ()
+    if (
+        not isinstance(file.get(name, getlink=True), h5py.HardLink)
+        or not isinstance(column, h5py.Dataset)
+        or column.external
+        or column.is_virtual
+        or column.chunks is not None
+        or column.dtype != np.dtype(_TYPES[name])
+        or column.ndim != 1 + len(width)
+        or column.shape[1:] != width
+        or column.nbytes > file_size
+    ):
+        raise ValueError(f"column {name} is not as it was written")
+    return column[()]
+
+
+def _check(index: Index) -> None:
+    """Check that columns agree with each other.
+
+    Raises:
+        ValueError: They do not; names one.
+    """
+    num_rows = len(index.shard)
+    for field in fields(Index):
+        if field.name != "key_text":
+            expected = num_rows + 1 if field.name == "key_offsets" else num_rows
+            _require(len(getattr(index, field.name)) == expected, field.name)
+    offsets = index.key_offsets
+    _require(offsets[0] == 0 and offsets[-1] == len(index.key_text), "key_offsets")
+    _require((np.diff(offsets) > 0).all(), "key_offsets")
+    _require((index.key_text < 128).all(), "key_text")
+    _require((np.diff(index.shard) >= 0).all() and (index.shard >= 0).all(), "shard")
+    _require((index.offset >= 0).all(), "offset")
+    _require((index.json_length > 0).all(), "json_length")
+    _require((index.features_start >= index.json_length).all(), "features_start")
+    _require((index.length > index.features_start).all(), "length")
+    for name in ("num_tokens", "grid", "image_size"):
+        _require((getattr(index, name) > 0).all(), name)
+    _require((index.category >= 0).all(), "category")
+
+
+def _require(condition: bool | np.bool_, name: str) -> None:
+    if not condition:
+        raise ValueError(f"column {name} holds values that cannot be")

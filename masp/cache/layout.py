@@ -7,43 +7,96 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from masp.cache.fingerprint import FORMAT_VERSION, Fields, compare
+from masp.cache.fingerprint import FORMAT_VERSION, Fields, Machine, ModelPart, compare, fingerprint_digest
+from masp.data.sample import Sample
 from masp.errors import DataError, InputError
-from masp.files.sealed import create_sealed, read_sealed_object
+from masp.files.fields import Positive
+from masp.files.sealed import create_sealed, read_sealed, read_sealed_object, sealed
 from masp.files.text import reason
 
 LAYOUT = "layout.json"
-
-
 MANIFEST = "manifest.json"
-
-
 INDEX = "index.h5"
-
-
 QUARANTINE = "quarantine.jsonl"
-
+SHARDS = "shards"
 
 LOCK = ".lock"
 """Locked in ranges: byte `k` by whoever writes shard `k`; `FINISHING` and all below it by whoever merges the
 sidecars."""
-
-
 FINISHING = 1 << 40
 
-
-SHARDS = "shards"
-
-
-NAME = re.compile(r"(?P<split>[A-Za-z0-9_-]+?)(?:-g(?P<generation>[1-9]\d*))?-(?P<number>\d{5,})")
+NAME = re.compile(r"(?P<split>[A-Za-z0-9_-]+?)(?:-g(?P<generation>[1-9]\d*))?-(?P<number>\d{5,})", re.ASCII)
 """A shard's name: `train-00000`, or `train-g1-00000` of the images that were added first."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Shards that were decided on together."""
+
+    num_shards: Positive
+    """As configured for the first generation, as computed for later ones."""
+    shards: dict[str, Positive]
+    """Name of each shard -> its number of samples."""
+    keys: tuple[str, ...] | None = None
+    """Keys of its samples, sorted; None for the first generation, which has all that no other lists."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a cache will hold, decided before the first shard is written and compared on every later call."""
+
+    format_version: int
+    dataset: str
+    """`dataset.name` of the configuration."""
+    categories: tuple[str, ...]
+    model: ModelPart
+    """Model part of the fingerprint."""
+    machine: Machine
+    """Machine part, of every feature in the cache."""
+    generations: tuple[Generation, ...]
+
+    def __post_init__(self) -> None:
+        if not self.generations or self.generations[0].keys is not None:
+            raise ValueError("must have a first generation, which lists no keys")
+        if any(generation.keys is None for generation in self.generations[1:]):
+            raise ValueError("must list the keys of each generation but the first")
+        for number, generation in enumerate(self.generations):
+            names = [NAME.fullmatch(name) for name in generation.shards]
+            if not names or any(name is None or int(name["generation"] or 0) != number for name in names):
+                example = f"train-g{number}-00000" if number else "train-00000"
+                raise ValueError(f"must have shards with names such as {example} in generation {number}")
+
+    @property
+    def shard_names(self) -> list[str]:
+        """Names of all shards of all generations, in the order of their numbers."""
+        # JSON objects are kept with sorted keys, so the order is set here: splits by name, then numbers
+        return [
+            name
+            for generation in self.generations
+            for name in sorted(generation.shards, key=lambda n: (split_of(n), len(n), n))
+        ]
+
+    @functools.cached_property
+    def model_digest(self) -> str:
+        """Digest of the model part, which every sidecar has."""
+        return fingerprint_digest(self.model)
+
+    @property
+    def num_samples(self) -> dict[str, int]:
+        """Name of each shard -> its number of samples, quarantined ones too."""
+        return {name: count for generation in self.generations for name, count in generation.shards.items()}
+
+    @property
+    def added_keys(self) -> dict[str, int]:
+        """Key -> generation, of all samples that were added after the first."""
+        return {key: number for number, g in enumerate(self.generations) for key in g.keys or ()}
 
 
 @dataclass(frozen=True)
@@ -55,24 +108,24 @@ class Shard:
     name: str
     split: str
     generation: int
-    samples: tuple[Any, ...]
-    """Its `masp.data.datasets.Sample`s, in the order of the tar."""
+    samples: tuple[Sample, ...]
+    """Its samples, in the order of the tar."""
 
 
-def assign(samples: Sequence[Any], num_shards: int, generation: int = 0, first_number: int = 0) -> list[Shard]:
+def assign(samples: Sequence[Sample], num_shards: int, generation: int = 0, first_number: int = 0) -> list[Shard]:
     """Divide samples over shards.
 
     A split gets shards in proportion to its samples, at least one and never an empty one. Within a split, samples
-    stand in the order of a hash of their keys, which mixes the categories (file names sort by category), and are cut
+    are in the order of a hash of their keys, which mixes the categories (file names sort by category), and are cut
     into equal runs.
 
     Args:
-        samples: with `.key` and `.split`; any order.
-        num_shards: over all splits; raised to the number of splits, lowered to the number of samples.
+        samples: Samples in any order; their `key` and `split` matter.
+        num_shards: Number of shards over all splits; raised to the number of splits, lowered to the number of samples.
         generation: 0, or which extension of the cache these samples form.
-        first_number: number of the first shard.
+        first_number: Number of the first shard.
     """
-    by_split: dict[str, list] = {}
+    by_split: dict[str, list[Sample]] = {}
     for sample in samples:
         by_split.setdefault(sample.split, []).append(sample)
     counts = {split: len(by_split[split]) for split in sorted(by_split)}
@@ -86,7 +139,7 @@ def assign(samples: Sequence[Any], num_shards: int, generation: int = 0, first_n
     return shards
 
 
-def _shares(counts: dict[str, int], num_shards: int) -> dict[str, int]:
+def _shares(counts: Mapping[str, int], num_shards: int) -> dict[str, int]:
     """Largest remainders, with at least one and at most `counts[split]` shards per split."""
     shares = dict.fromkeys(counts, 1)
     total = sum(counts.values())
@@ -98,12 +151,169 @@ def _shares(counts: dict[str, int], num_shards: int) -> dict[str, int]:
     return shares
 
 
-@contextlib.contextmanager
-def plain_write_errors(folder: Path) -> Iterator[None]:
-    """Turn what a file system refuses while the cache `folder` is written into one line for the user.
+def tar_path(directory: Path, name: str) -> Path:
+    """Path of a shard."""
+    return directory / SHARDS / f"{name}.tar"
+
+
+def sidecar_path(directory: Path, name: str) -> Path:
+    """Path of a finished shard's sidecar."""
+    return directory / SHARDS / f"{name}.json"
+
+
+def make_layout(
+    dataset: str, categories: Sequence[str], num_shards: int, shards: Sequence[Shard], model: Fields, machine: Machine
+) -> Layout:
+    """The layout of a new cache, which has one generation of shards."""
+    first = Generation(num_shards, {shard.name: len(shard.samples) for shard in shards})
+    return Layout(FORMAT_VERSION, dataset, tuple(categories), model, machine, (first,))
+
+
+def split_of(name: str) -> str:
+    """The split that a shard's name begins with.
 
     Raises:
-        InputError: for every OSError.
+        DataError: Not a valid name of a shard.
+    """
+    match = NAME.fullmatch(name)
+    if not match:
+        raise DataError(f"{name!r} is not a valid name of a shard")
+    return match["split"]
+
+
+def read_layout(directory: Path) -> Layout | None:
+    """The layout of a cache, or None if there is none.
+
+    Raises:
+        DataError: Damaged.
+        InputError: Written by another version of the format.
+    """
+    path = directory / LAYOUT
+    try:
+        layout = read_sealed(Layout, path)
+    except DataError:
+        refuse_other_versions(path)
+        raise
+    if layout is not None:
+        check_version(path, layout.format_version)
+    return layout
+
+
+def refuse_other_versions(path: Path) -> None:
+    """Where a sealed file does not have the form of this version: refuse it by its version, if it has another one.
+
+    Raises:
+        InputError: Written by another version of the format.
+        DataError: Damaged.
+    """
+    version = (read_sealed_object(path) or {}).get("format_version")
+    if type(version) is int:
+        check_version(path, version)
+
+
+def check_version(path: Path, version: int) -> None:
+    """Refuse a file of another version of the format.
+
+    Raises:
+        InputError: Names the file and both versions.
+    """
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{path}: format_version is {version}, this version of masp reads {FORMAT_VERSION}; extract into a new "
+            "cache.dir"
+        )
+
+
+def layout_bytes(layout: Layout) -> bytes:
+    """A layout as its file holds it."""
+    return sealed(layout, omit_none=True)
+
+
+def agree_on_layout(directory: Path, wanted: Layout) -> Layout:
+    """Write the layout, or check that the one found is the wanted one but for the machine; returns the cache's.
+
+    Raises:
+        InputError: The cache belongs to another configuration or dataset; names the field and both values.
+    """
+    found = read_layout(directory)
+    if found is None:
+        with plain_write_errors(directory):
+            if create_sealed(directory / LAYOUT, wanted, omit_none=True):
+                return wanted
+        found = read_layout(directory)
+        if found is None:
+            raise DataError(f"{directory / LAYOUT} appeared and went; is another job deleting this directory?")
+    check_layout(
+        directory,
+        found,
+        dataset=wanted.dataset,
+        categories=wanted.categories,
+        num_shards=wanted.generations[0].num_shards,
+        model=wanted.model,
+    )
+    return found
+
+
+def check_layout(
+    directory: Path, found: Layout, *, dataset: str, categories: Sequence[str], num_shards: int, model: Fields
+) -> None:
+    """Compare a cache's layout with what a call would give it, but for machine and shards.
+
+    Raises:
+        InputError: The cache belongs to another configuration or dataset; names the field and both values.
+    """
+    what, remedy = f"cache.dir: {directory}", "give the old value or a new cache.dir"
+    names = ("dataset.name", "dataset.categories", "cache.num_shards")
+    old = (found.dataset, found.categories, found.generations[0].num_shards)
+    new = (dataset, tuple(categories), num_shards)
+    compare(dict(zip(names, old, strict=True)), dict(zip(names, new, strict=True)), what, remedy)
+    compare(found.model, model, what, remedy)
+
+
+def shards_of(layout: Layout | None, samples: Sequence[Sample], num_shards: int) -> list[Shard]:
+    """All shards of a cache, in the order of their numbers.
+
+    Later generations hold the samples whose keys the layout lists for them; all others are of the first. Whether the
+    samples are still the ones that the layout counted is for the caller to compare.
+
+    Args:
+        layout: Layout of the cache; None if there is none yet.
+        samples: Samples of the dataset.
+        num_shards: `cache.num_shards`, for the first generation.
+    """
+    added = layout.added_keys if layout else {}
+    shards = assign([sample for sample in samples if sample.key not in added], num_shards)
+    for number, generation in enumerate(layout.generations[1:] if layout else (), 1):
+        members = [sample for sample in samples if added.get(sample.key) == number]
+        shards += assign(members, generation.num_shards, number, len(shards))
+    return shards
+
+
+def make_generation(layout: Layout, samples: Sequence[Sample]) -> Generation:
+    """The generation that is added for new samples: as many samples to a shard as the first one has.
+
+    Its keys are listed, since a later dataset does not tell what was there when.
+
+    Args:
+        layout: Layout of the cache.
+        samples: The new ones, at least one.
+    """
+    number, first = len(layout.generations), layout.generations[0]
+    num_shards = max(1, round(len(samples) * len(first.shards) / sum(first.shards.values())))
+    shards = assign(samples, num_shards, number)
+    return Generation(
+        num_shards,
+        {shard.name: len(shard.samples) for shard in shards},
+        tuple(sorted(sample.key for sample in samples)),
+    )
+
+
+@contextlib.contextmanager
+def plain_write_errors(directory: Path) -> Iterator[None]:
+    """Turn what a file system refuses while a cache is written into one line for the user.
+
+    Raises:
+        InputError: For every OSError.
     """
     try:
         yield
@@ -112,149 +322,5 @@ def plain_write_errors(folder: Path) -> Iterator[None]:
         why = "no space is left" if full else f"writing failed ({reason(error)})"
         then = "free some space" if full else "make it writable"
         raise InputError(
-            f"cache.dir: {folder}: {why}; finished shards are kept: {then} and run the same command again"
+            f"cache.dir: {directory}: {why}; finished shards are kept: {then} and run the same command again"
         ) from None
-
-
-def tar_path(folder: Path, name: str) -> Path:
-    """Where a shard lies."""
-    return folder / SHARDS / f"{name}.tar"
-
-
-def sidecar_path(folder: Path, name: str) -> Path:
-    """Where a finished shard's sidecar lies."""
-    return folder / SHARDS / f"{name}.json"
-
-
-def make_layout(
-    dataset: str, categories: Sequence[str], num_shards: int, shards: Sequence[Shard], model: Fields, machine: Fields
-) -> dict:
-    """What a cache folder will hold, decided before the first shard is written and compared on every later call.
-
-    `generations` lists per generation its `num_shards` (as configured) and its shards' names with their number of
-    samples; those that are added later (`masp.cache.layout`) also list the keys of their samples. `machine` is
-    that of every feature in the folder.
-    """
-    return {
-        "format_version": FORMAT_VERSION,
-        "dataset": dataset,
-        "categories": list(categories),
-        "model": model,
-        "machine": machine,
-        "generations": [{"num_shards": num_shards, "shards": {s.name: len(s.samples) for s in shards}}],
-    }
-
-
-def shard_names(layout: dict) -> list[str]:
-    """Names of all shards of all generations, in the order of their numbers."""
-    # JSON objects are kept with sorted keys, so the order is said here: splits by name, then numbers
-    return [
-        name
-        for generation in layout["generations"]
-        for name in sorted(generation["shards"], key=lambda n: (split_of(n), len(n), n))
-    ]
-
-
-def split_of(name: str) -> str:
-    """The split that a shard's name names."""
-    match = NAME.fullmatch(name)
-    if not match:
-        raise DataError(f"{name!r} is no name of a shard")
-    return match["split"]
-
-
-def read_layout(folder: Path) -> dict | None:
-    """The folder's layout, or None if there is none.
-
-    Raises:
-        DataError: damaged. InputError: written by another version of the format.
-    """
-    layout = read_sealed_object(folder / LAYOUT)
-    if layout is not None and layout.get("format_version") != FORMAT_VERSION:
-        raise InputError(
-            f"{folder / LAYOUT}: format_version is {layout.get('format_version')!r}, this version of masp reads "
-            f"{FORMAT_VERSION}; extract into a new cache.dir"
-        )
-    return layout
-
-
-def agree_on_layout(folder: Path, wanted: dict) -> dict:
-    """Write the layout, or check that the folder's own is the wanted one but for the machine; returns the folder's.
-
-    Raises:
-        InputError: the folder belongs to another configuration or dataset; names the field and both values.
-    """
-    found = read_layout(folder)
-    if found is None:
-        with plain_write_errors(folder):
-            if create_sealed(folder / LAYOUT, wanted):
-                return wanted
-        found = read_layout(folder)
-        if found is None:
-            raise DataError(f"{folder / LAYOUT} appeared and went; is another job deleting this folder?")
-    check_layout(folder, found, wanted)
-    return found
-
-
-def check_layout(folder: Path, found: dict, wanted: dict) -> None:
-    """Compare a folder's layout with the one that a call would give it, but for machine and shards.
-
-    Raises:
-        InputError: the folder belongs to another configuration or dataset; names the field and both values.
-    """
-    what, remedy = f"cache.dir: {folder}", "give the old value or a new cache.dir"
-    compare(_settings(found), _settings(wanted), what, remedy)
-    compare(found["model"], wanted["model"], what, remedy)
-
-
-def _settings(layout: dict) -> Fields:
-    return {
-        "dataset.name": layout["dataset"],
-        "dataset.categories": layout["categories"],
-        "cache.num_shards": layout["generations"][0]["num_shards"],
-    }
-
-
-def shards_of(layout: dict | None, samples: Sequence[Any], num_shards: int) -> list[Shard]:
-    """All shards of a cache, in the order of their numbers.
-
-    Later generations hold the samples whose keys the layout lists for them; all others are of the first. Whether the
-    samples are still the ones that the layout counted is for the caller to compare.
-
-    Args:
-        layout: of the folder; None if there is none yet.
-        samples: the dataset's, with `.key` and `.split`.
-        num_shards: `cache.num_shards`, for the first generation.
-    """
-    added = added_keys(layout)
-    shards = assign([sample for sample in samples if sample.key not in added], num_shards)
-    for number, generation in enumerate(layout["generations"][1:] if layout else (), 1):
-        members = [sample for sample in samples if added.get(sample.key) == number]
-        shards += assign(members, generation["num_shards"], number, len(shards))
-    return shards
-
-
-def added_keys(layout: dict | None) -> dict[str, int]:
-    """Key -> generation, of all samples that were added after the first."""
-    if layout is None:
-        return {}
-    return {key: number for number, g in enumerate(layout["generations"][1:], 1) for key in g["keys"]}
-
-
-def make_generation(layout: dict, samples: Sequence[Any]) -> dict:
-    """The layout's entry for a generation that is added: as many samples to a shard as the first one has.
-
-    Its keys are listed, since a later dataset does not tell what was there when.
-
-    Args:
-        layout: of the cache.
-        samples: the new ones, at least one.
-    """
-    number, first = len(layout["generations"]), layout["generations"][0]
-    num_shards = max(1, round(len(samples) * len(first["shards"]) / sum(first["shards"].values())))
-    shards = assign(samples, num_shards, number)
-    return {
-        "num_shards": num_shards,
-        "shards": {shard.name: len(shard.samples) for shard in shards},
-        "keys": sorted(sample.key for sample in samples),
-    }

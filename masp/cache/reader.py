@@ -6,20 +6,20 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+import torch
 
-from masp.cache.codec import checksum, decode_features, decode_record
+from masp.cache.codec import SampleRecord, checksum, decode_features, decode_record
 from masp.cache.fingerprint import Fields, compare
 from masp.cache.index import Index, load_index
 from masp.cache.layout import INDEX, tar_path
-from masp.cache.shard_state import read_manifest, remedy
+from masp.cache.manifest import Manifest, read_manifest
+from masp.cache.shard_state import remedy
 from masp.errors import DataError, InputError
 from masp.files.sealed import digest_file
-
-if TYPE_CHECKING:
-    import torch
+from masp.files.text import reason
 
 MAX_OPEN_SHARDS = 256
 """File descriptors that a `Cache` keeps; many systems allow a process 1024."""
@@ -42,35 +42,47 @@ class CachedSample:
     """Width and height of the image that was given to the image processor."""
 
 
-def open_cache(folder: str | Path) -> Cache:
+def open_cache(directory: str | Path) -> Cache:
     """Open a finished cache.
 
     Raises:
-        InputError: no such cache, or extraction has not finished. DataError: manifest or index damaged.
+        InputError: No such cache, or extraction has not finished.
+        DataError: Manifest or index damaged.
     """
-    folder = Path(folder)
-    manifest = read_manifest(folder)
-    path = folder / INDEX
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    path = directory / INDEX
     try:
         digest = digest_file(path)
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); {remedy(folder)}") from None
-    if digest != manifest["index"]["sha256"]:
-        raise DataError(f"{path} is damaged: its digest is not the manifest's; {remedy(folder)}")
-    return Cache(folder, manifest, load_index(path))
+        raise DataError(f"{path} cannot be read ({reason(error)}); {remedy(directory)}") from None
+    if digest != manifest.index.sha256:
+        raise DataError(f"{path} is damaged: its digest is not the manifest's; {remedy(directory)}")
+    index = load_index(path)
+    if not _fits(index, manifest):
+        raise DataError(f"{path} is damaged: it does not agree with the manifest; {remedy(directory)}")
+    return Cache(directory, manifest, index)
+
+
+def _fits(index: Index, manifest: Manifest) -> bool:
+    """Whether the numbers in an index stand for something in the manifest."""
+    if len(index) != manifest.num_samples:
+        return False
+    limits = ((index.shard, manifest.shards), (index.split, manifest.splits), (index.category, manifest.categories))
+    return all(int(column.max(initial=0)) < len(names) for column, names in limits)
 
 
 class Cache:
     """A finished cache, read-only. Picklable; a process opens its own files on first use. One thread at a time."""
 
-    def __init__(self, folder: Path, manifest: dict, index: Index):
-        self.folder, self.manifest, self.index = folder, manifest, index
+    def __init__(self, directory: Path, manifest: Manifest, index: Index):
+        self.directory, self.manifest, self.index = directory, manifest, index
         self._files: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}
 
     def __del__(self):
@@ -84,33 +96,33 @@ class Cache:
     @property
     def categories(self) -> tuple[str, ...]:
         """Names of the categories, in the order that the dataset gives them."""
-        return tuple(self.manifest["categories"])
+        return self.manifest.categories
 
     @property
     def hidden_size(self) -> int:
         """D."""
-        return self.manifest["hidden_size"]
+        return self.manifest.hidden_size
 
     @property
     def splits(self) -> tuple[str, ...]:
         """Names of the splits."""
-        return tuple(self.manifest["splits"])
+        return tuple(self.manifest.splits)
 
     def rows(self, split: str) -> np.ndarray:
         """Rows of a split, ascending, int64.
 
         Raises:
-            InputError: the cache has no such split.
+            InputError: The cache has no such split.
         """
         if split not in self.splits:
-            raise InputError(f"cache.dir: {self.folder} has no split {split!r}; it has {', '.join(self.splits)}")
+            raise InputError(f"cache.dir: {self.directory} has no split {split!r}; it has {', '.join(self.splits)}")
         return np.flatnonzero(self.index.split == self.splits.index(split))
 
     def row_of(self, key: str) -> int:
         """The row of a sample key.
 
         Raises:
-            KeyError: the cache does not hold it.
+            KeyError: The cache does not hold it.
         """
         return self._row_of[key]
 
@@ -120,32 +132,32 @@ class Cache:
 
     def has_answer(self, rows: np.ndarray, aspect: str) -> np.ndarray:
         """Which of these rows have an answer for an aspect, bool, without reading a shard."""
-        if aspect not in self.manifest["aspects"]:
+        if aspect not in self.manifest.aspects:
             return np.zeros(len(rows), dtype=bool)
-        bit = np.uint64(1 << self.manifest["aspects"].index(aspect))
+        bit = np.uint64(1 << self.manifest.aspects.index(aspect))
         return (self.index.aspects[rows] & bit) != 0
 
     def check_model(self, fields: Fields) -> None:
         """Refuse this cache unless its features are those of the given VLM and settings.
 
         Args:
-            fields: `masp.cache.fingerprint.model_fields` of the configuration.
+            fields: `model_fields` of the configuration, see `masp.cache.fingerprint`.
 
         Raises:
-            InputError: names the field and both values.
+            InputError: Names the field and both values.
         """
-        found = self.manifest["fingerprint"]["model"]
-        compare(found, fields, f"cache.dir: {self.folder}", "extract into a new cache.dir or give the old value")
+        found = self.manifest.fingerprint.model
+        compare(found, fields, f"cache.dir: {self.directory}", "extract into a new cache.dir or give the old value")
 
     def read(self, row: int, dtype: torch.dtype | None = None) -> CachedSample:
         """Read a sample.
 
         Args:
-            row: of the index.
-            dtype: of the features; None for the cache's.
+            row: Row of the index.
+            dtype: Number format of the features; None for the cache's.
 
         Raises:
-            DataError: a byte of it is damaged or missing; names shard, key and the command that rebuilds the shard.
+            DataError: A byte of it is damaged or missing; names shard, key and the command that rebuilds the shard.
         """
         index = self.index
         data = self._span(row, int(index.length[row]))
@@ -156,31 +168,34 @@ class Cache:
         record = self._record(row, data)
         try:
             features = decode_features(tensor)
-        except ValueError as error:
+        except DataError as error:
             raise self._damaged(row, str(error)) from None
         return CachedSample(
-            key=record["key"],
-            split=record["split"],
-            category=record["category"],
-            answers=record["answers"],
+            key=record.key,
+            split=record.split,
+            category=record.category,
+            answers=record.answers,
             features=features if dtype is None else features.to(dtype),
-            grid=tuple(record["grid"]),
-            image_size=tuple(record["image_size"]),
+            grid=record.grid,
+            image_size=record.image_size,
         )
 
-    def read_record(self, row: int) -> dict:
-        """Only the JSON member: `key`, `split`, `category`, `answers`, `image_size`, `grid`, `source_sha256`.
+    def read_record(self, row: int) -> SampleRecord:
+        """Only the JSON member of a sample.
 
         Raises:
-            DataError: as `read`.
+            DataError: As `read`.
         """
         return self._record(row, self._span(row, int(self.index.json_length[row])))
 
-    def _record(self, row: int, data: memoryview) -> dict:
+    def _record(self, row: int, data: memoryview) -> SampleRecord:
         text = data[: int(self.index.json_length[row])]
         if checksum(text) != self.index.json_crc32[row]:
             raise self._damaged(row, "the JSON member does not match its checksum")
-        return decode_record(text)
+        try:
+            return decode_record(text)
+        except DataError as error:
+            raise self._damaged(row, str(error)) from None
 
     def _span(self, row: int, length: int) -> memoryview:
         """The first `length` bytes of a sample in its tar, writable."""
@@ -196,20 +211,20 @@ class Cache:
         except FileNotFoundError:
             raise self._damaged(row, "the shard is missing") from None
         except OSError as error:
-            raise self._damaged(row, f"the shard cannot be read ({error.strerror})") from None
+            raise self._damaged(row, f"the shard cannot be read ({reason(error)})") from None
         return buffer
 
     def _file(self, shard: int) -> int:
         if shard not in self._files:
             if len(self._files) >= MAX_OPEN_SHARDS:
                 os.close(self._files.pop(next(iter(self._files))))  # the one opened first
-            self._files[shard] = os.open(tar_path(self.folder, self.shard_name(shard)), os.O_RDONLY | os.O_CLOEXEC)
+            self._files[shard] = os.open(tar_path(self.directory, self.shard_name(shard)), os.O_RDONLY | os.O_CLOEXEC)
         return self._files[shard]
 
     def shard_name(self, shard: int) -> str:
         """The name of a shard that the index numbers."""
-        return self.manifest["shards"][shard]["name"]
+        return self.manifest.shards[shard].name
 
     def _damaged(self, row: int, what: str) -> DataError:
         shard, key = self.shard_name(int(self.index.shard[row])), self.index.keys[row]
-        return DataError(f"{tar_path(self.folder, shard)}: sample {key}: {what}; {remedy(self.folder)}")
+        return DataError(f"{tar_path(self.directory, shard)}: sample {key}: {what}; {remedy(self.directory)}")

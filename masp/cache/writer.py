@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
+import torch
 from webdataset import TarWriter
 
-from masp.cache.codec import checksum, encode_features, encode_record
-from masp.cache.fingerprint import FORMAT_VERSION, Fields, fingerprint_digest
+from masp.cache.codec import SampleRecord, checksum, encode_features, encode_record
+from masp.cache.fingerprint import FORMAT_VERSION
 from masp.cache.layout import Shard, plain_write_errors, sidecar_path, tar_path
-from masp.files.atomic import fsync_directory, write_bytes
+from masp.cache.shard_state import (
+    Member,
+    QuarantineEntry,
+    SampleEntry,
+    Sidecar,
+    SidecarFingerprint,
+    Source,
+    TarFile,
+)
+from masp.data.sample import Sample
+from masp.files.atomic import publish, write_bytes
 from masp.files.sealed import sealed
-
-if TYPE_CHECKING:
-    import torch
 
 
 class _Digesting:
@@ -39,96 +46,95 @@ class _Digesting:
 class ShardWriter:
     """One shard in the making. Add its samples in order, then `finish`; `abandon` leaves nothing behind."""
 
-    def __init__(self, folder: Path, shard: Shard, model: Fields, machine: Fields):
+    def __init__(self, directory: Path, shard: Shard, fingerprint: SidecarFingerprint):
         """Open the temporary file.
 
         Args:
-            folder: the cache.
-            shard: which one.
-            model: model part of the fingerprint.
-            machine: machine part.
+            directory: Directory of the cache.
+            shard: Shard to write.
+            fingerprint: Fingerprint of the cache, see `fingerprint_of`.
 
         Raises:
-            InputError: the folder cannot be written or the disk is full (every method).
+            InputError: The directory cannot be written or the disk is full (every method).
         """
-        self._folder, self._shard = folder, shard
-        self._fingerprint = {"model": fingerprint_digest(model), "machine": machine}
+        self._directory, self._shard, self._fingerprint = directory, shard, fingerprint
         self._hidden_size: int | None = None
-        self._members: list[dict] = []
-        self._quarantined: list[dict] = []
-        self._path = tar_path(folder, shard.name)
+        self._members: list[SampleEntry] = []
+        self._quarantined: list[QuarantineEntry] = []
+        self._path = tar_path(directory, shard.name)
         self._temporary = self._path.with_name(f".{self._path.name}.tmp")
-        with plain_write_errors(folder):
+        with plain_write_errors(directory):
             self._file = open(self._temporary, "wb", buffering=1 << 22)  # noqa: SIM115 - lives until finish or abandon
         self._out = _Digesting(self._file)
         # GNU headers take names of any length; owner, mode and time are fixed so that equal content is equal bytes
         fixed = {"user": "masp", "group": "masp", "mode": 0o444, "mtime": 0}
         self._tar = TarWriter(self._out, encoder=False, compress=False, format="GNU_FORMAT", **fixed)
 
-    def add(self, sample, stored: dict[str, torch.Tensor], record: dict, source: dict) -> int:
+    def add(
+        self,
+        sample: Sample,
+        stored: dict[str, torch.Tensor],
+        *,
+        image_size: tuple[int, int],
+        grid: tuple[int, int, int],
+        source: Source,
+    ) -> int:
         """Write a sample; returns the bytes of its members.
 
         Args:
-            sample: the dataset's `Sample`.
-            stored: of its features, by `masp.cache.codec.store`, on the CPU.
-            record: what the JSON member holds besides key, split, category and answers: `image_size` (width, height),
-                `grid` (t, h, w) and `source_sha256`.
-            source: of the image file: `bytes`, `mtime_ns`, `sha256`.
+            sample: Sample of the dataset.
+            stored: Its features as `masp.cache.codec.store` returns them, on the CPU.
+            image_size: Width and height of the image that was given to the image processor.
+            grid: Patches in time, height and width, before the merge.
+            source: Its image file, which has been read.
         """
-        record = {
-            "key": sample.key,
-            "split": sample.split,
-            "category": sample.category,
-            "answers": dict(sample.answers),
-            **record,
-        }
+        assert source.sha256 is not None, f"{sample.key} has features although its image was not read"
         num_tokens, self._hidden_size = stored["features"].shape
+        answers = dict(sample.answers)
+        record = SampleRecord(sample.key, sample.split, sample.category, answers, image_size, grid, source.sha256)
         text, tensor = encode_record(record), encode_features(stored)
-        with plain_write_errors(self._folder):
+        with plain_write_errors(self._directory):
             text_offset = self._member(sample.key, "json", text)
             tensor_offset = self._member(sample.key, "safetensors", tensor)
         self._members.append(
-            {
-                "key": sample.key,
-                "category": sample.category,
-                "answers": dict(sample.answers),
-                "image_size": list(record["image_size"]),
-                "grid": list(record["grid"]),
-                "num_tokens": num_tokens,
-                "json": {"offset": text_offset, "bytes": len(text), "crc32": checksum(text)},
-                "features": {"offset": tensor_offset, "bytes": len(tensor), "crc32": checksum(tensor)},
-                "source": source,
-            }
+            SampleEntry(
+                key=sample.key,
+                category=sample.category,
+                answers=answers,
+                image_size=image_size,
+                grid=grid,
+                num_tokens=num_tokens,
+                json=Member(text_offset, len(text), checksum(text)),
+                features=Member(tensor_offset, len(tensor), checksum(tensor)),
+                source=source,
+            )
         )
         return len(text) + len(tensor)
 
-    def quarantine(self, sample, path: str, reason: str, source: dict) -> None:
-        """Note a sample whose image cannot be read; `path` as the user knows it, the rest as in `add`."""
-        entry = {"key": sample.key, "category": sample.category, "answers": dict(sample.answers)}
-        self._quarantined.append({**entry, "path": path, "reason": reason, "source": source})
+    def quarantine(self, sample: Sample, path: str, reason: str, source: Source) -> None:
+        """Note a sample whose image cannot be read; `path` is the one that the user knows."""
+        self._quarantined.append(
+            QuarantineEntry(sample.key, sample.category, dict(sample.answers), path, reason, source)
+        )
 
-    def finish(self) -> dict:
+    def finish(self) -> Sidecar:
         """Make the shard final, then write its sidecar; returns the sidecar."""
-        with plain_write_errors(self._folder):
+        with plain_write_errors(self._directory):
             self._tar.close()
-            self._file.flush()
-            os.fsync(self._file.fileno())
             self._file.close()
-            # fsync reports late write errors on network file systems, so only now is the name final
-            os.replace(self._temporary, self._path)
-            fsync_directory(self._path.parent)
-            sidecar = {
-                "format_version": FORMAT_VERSION,
-                "name": self._shard.name,
-                "split": self._shard.split,
-                "generation": self._shard.generation,
-                "tar": {"bytes": self._out.size, "sha256": self._out.sha256.hexdigest()},
-                "fingerprint": self._fingerprint,
-                "hidden_size": self._hidden_size,
-                "samples": self._members,
-                "quarantined": self._quarantined,
-            }
-            write_bytes(sidecar_path(self._folder, self._shard.name), sealed(sidecar))
+            publish(self._temporary, self._path)
+            sidecar = Sidecar(
+                format_version=FORMAT_VERSION,
+                name=self._shard.name,
+                split=self._shard.split,
+                generation=self._shard.generation,
+                tar=TarFile(self._out.size, self._out.sha256.hexdigest()),
+                fingerprint=self._fingerprint,
+                hidden_size=self._hidden_size,
+                samples=tuple(self._members),
+                quarantined=tuple(self._quarantined),
+            )
+            write_bytes(sidecar_path(self._directory, self._shard.name), sealed(sidecar))
         return sidecar
 
     def abandon(self) -> None:
@@ -136,7 +142,8 @@ class ShardWriter:
         self._out.abandon()
         with contextlib.suppress(OSError):  # a full disk refuses what is still in the buffer; it goes with the file
             self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what made this necessary is the error to report
+            self._temporary.unlink(missing_ok=True)
 
     def _member(self, key: str, extension: str, data: bytes) -> int:
         """Append a member; returns the offset of its data."""

@@ -16,7 +16,7 @@ from masp.config.yaml_text import dump_yaml, parse_yaml, read_yaml
 from masp.errors import InputError, one_line
 from masp.files.atomic import write_bytes
 from masp.files.text import shortened, shown
-from masp.taxonomy import normalise_category
+from masp.taxonomy import normalize_category
 
 # The key that names the file whose settings a file starts from.
 _BASE = "base"
@@ -239,7 +239,7 @@ def _check_together(config: Config, where: str) -> None:
         )
     categories = config.dataset.categories
     if categories is not None:
-        words = [normalise_category(category) for category in categories]
+        words = [normalize_category(category) for category in categories]
         if not words or "" in words or len(set(words)) < len(words):
             raise InputError(
                 f"{where}: dataset.categories = {shown(categories)}: must name one or more different categories "

@@ -1,4 +1,4 @@
-"""Reading a dataset: which images there are, their split, category and aspect answers."""
+"""Reading a dataset: which images there are, and their split, category and aspect answers."""
 
 import os
 from collections.abc import Callable
@@ -14,7 +14,9 @@ from masp.data.index_layout import read_index_files
 from masp.data.keys import sample_key
 from masp.data.sample import SPLITS, Dataset, Entry, Listing, Sample
 from masp.errors import DataError, InputError
-from masp.taxonomy import CATEGORY_SETS, normalise_category
+from masp.files.regular import exists, is_directory, is_file
+from masp.files.text import reason
+from masp.taxonomy import CATEGORY_SETS, normalize_category
 
 __all__ = ["SPLITS", "Dataset", "Sample", "read_dataset"]
 
@@ -24,24 +26,24 @@ _CHUNK = 256
 
 
 def read_dataset(config: DatasetConfig) -> Dataset:
-    """Read a dataset in either of its two layouts, told apart by what lies in the root.
+    """Read a dataset in either of its two layouts, told apart by what the root holds.
 
-    - folders: `ROOT/{train,val,test}/<emotion>/*`, and where there are annotations
-      `ROOT/annotation/<emotion>/<stem>.json`. Keys hold the path relative to the split's folder.
+    - image folders: `ROOT/{train,val,test}/<emotion>/*`, and where there are annotations
+      `ROOT/annotation/<emotion>/<stem>.json`. Keys hold the path relative to the split's directory.
     - index files: `ROOT/{train,val,test}.json`, as EmoSet's authors ship it. Keys hold the path relative to the root.
 
-    A dataset need not have every split. Image files are listed, not opened: what cannot be read shows when features are
-    extracted. Categories are compared in lower case, with underscores as spaces.
+    A dataset need not have every split. Image files are listed, not opened: what cannot be read is found when features
+    are extracted. Categories are compared in lower case, with underscores as spaces.
 
     Args:
-        config: the section `dataset` of the configuration.
+        config: Section `dataset` of the configuration.
 
     Returns:
         The dataset.
 
     Raises:
-        InputError: the root is no dataset, or something in it is not as its layout wants it; the message names it.
-        DataError: an annotation is damaged or missing where others exist.
+        InputError: The root is not a dataset, or something in it is not as its layout requires; the message names it.
+        DataError: An annotation is damaged or missing where others exist.
     """
     root = Path(config.root)
     categories = _named_categories(config)
@@ -59,27 +61,30 @@ def read_dataset(config: DatasetConfig) -> Dataset:
 
 def _named_categories(config: DatasetConfig) -> tuple[str, ...] | None:
     if config.categories is not None:
-        return tuple(normalise_category(category) for category in config.categories)
+        return tuple(normalize_category(category) for category in config.categories)
     return CATEGORY_SETS.get(config.name)
 
 
 def _find_layout(root: Path) -> Callable[[Path, tuple[str, ...] | None], Listing]:
-    if not root.is_dir():
-        what = "is no folder" if root.exists() else "there is no such folder"
+    if not is_directory(root, key="dataset.root"):
+        what = "not a directory" if exists(root) else "no such directory"
         raise InputError(f"dataset.root = {str(root)!r}: {what}")
-    folders = [f"{split}/" for split in SPLITS if (root / split).is_dir()]
-    indices = [f"{split}.json" for split in SPLITS if (root / f"{split}.json").is_file()]
+    folders = [f"{split}/" for split in SPLITS if is_directory(root / split, key="dataset.root")]
+    indices = [f"{split}.json" for split in SPLITS if is_file(root / f"{split}.json", key="dataset.root")]
     if folders and indices:
         raise InputError(
             f"dataset.root = {str(root)!r}: holds both {', '.join(folders)} and {', '.join(indices)}, which are two "
             f"layouts of a dataset; keep one of them"
         )
     if not folders and not indices:
-        names = sorted(os.listdir(root))
+        try:
+            names = sorted(os.listdir(root))
+        except OSError as error:
+            raise InputError(f"dataset.root = {str(root)!r}: cannot be listed: {reason(error)}") from None
         holds = f"holds {', '.join(names[:5])}{', …' if len(names) > 5 else ''}" if names else "is empty"
         raise InputError(
-            f"dataset.root = {str(root)!r}: {holds}; a dataset has folders train/<emotion>/ and test/<emotion>/, "
-            f"or index files train.json and test.json as EmoSet has them"
+            f"dataset.root = {str(root)!r}: {holds}; a dataset has the image folders train/<emotion>/ and "
+            f"test/<emotion>/, or index files train.json and test.json as EmoSet has them"
         )
     return read_folders if folders else read_index_files
 
@@ -99,7 +104,7 @@ def _read_samples(listing: Listing) -> tuple[tuple[Sample, ...], tuple[str, ...]
 
 
 def _read_annotations(listing: Listing) -> tuple[list[dict[str, str]], list[str]]:
-    """The answers of every entry, in the same order, and notes on those without."""
+    """The answers of every entry, in the same order, and notes on entries without."""
     entries = listing.entries
     chunks = [entries[start : start + _CHUNK] for start in range(0, len(entries), _CHUNK)]
     answers: list[dict[str, str] | None] = []
@@ -128,7 +133,7 @@ def _read_one(entry: Entry) -> dict[str, str] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise InputError(f"{entry.annotation_path}: cannot be read: {error.strerror}") from None
+        raise InputError(f"{entry.annotation_path}: cannot be read: {reason(error)}") from None
 
 
 def _missing_annotations(listing: Listing, answers: list[dict[str, str] | None]) -> list[str]:
@@ -149,7 +154,7 @@ def _missing_annotations(listing: Listing, answers: list[dict[str, str] | None])
 
 
 def _shared_images(entries: list[Entry]) -> list[str]:
-    """A note on images that stand in more than one split: they spoil an evaluation, yet such datasets exist."""
+    """A note on images that are in more than one split: they spoil an evaluation, yet such datasets exist."""
     first: dict[Path, Entry] = {}
     shared = [entry for entry in entries if first.setdefault(entry.image_path, entry) is not entry]
     if not shared:

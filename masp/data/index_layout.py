@@ -1,16 +1,19 @@
 """The layout in which EmoSet's authors ship it: `ROOT/{train,val,test}.json` list images and annotations."""
 
-import json
 import posixpath
 from pathlib import Path
 from typing import Any
 
+from masp.data.reading import is_text, read_json
 from masp.data.sample import SPLITS, Entry, Listing
 from masp.errors import InputError
-from masp.files.retry import retry_io
-from masp.taxonomy import normalise_category
+from masp.files.regular import is_file
+from masp.files.text import reason, shown
+from masp.taxonomy import normalize_category
 
 INFO_FILE = "info.json"
+MAX_PATH_LENGTH = 4096
+"""Longest path that Linux opens."""
 _ROW = '["emotion", "image path", "annotation path"], with an id after the emotion or without'
 
 
@@ -18,21 +21,21 @@ def read_index_files(root: Path, categories: tuple[str, ...] | None) -> Listing:
     """List the images of a dataset that comes with index files.
 
     Args:
-        root: the dataset's folder.
-        categories: the valid categories; None takes those of `info.json`, or without it those of the rows.
+        root: Directory of the dataset.
+        categories: Valid categories; None takes those of `info.json`, or without it those of the rows.
 
     Returns:
         The images and the categories, in the order of `info.json` or alphabetical.
 
     Raises:
-        InputError: a file is no JSON, a row is not as it should be, names no valid category, leaves the dataset's
-            folder, or lists an image again. The message names file and row.
+        InputError: A file is not valid JSON, a row is not as it should be, does not have a valid category, leaves the
+            dataset's directory, or lists an image again. The message names file and row.
     """
     valid = categories or read_info(root)
     entries: list[Entry] = []
     for split in SPLITS:
         path = root / f"{split}.json"
-        if path.is_file():
+        if is_file(path, key="dataset.root"):
             entries += _read_index(root, path, split, valid)
     found = tuple(sorted({entry.category for entry in entries}))
     return Listing(entries, valid or found, lists_annotations=True)
@@ -41,20 +44,21 @@ def read_index_files(root: Path, categories: tuple[str, ...] | None) -> Listing:
 def read_info(root: Path) -> tuple[str, ...] | None:
     """The emotions in `info.json`, in the order of their numbers.
 
-    The file exists in several forms: with vocabularies of all attributes (`{"emotion": {"label2idx": {…}}, …}`), with
-    that of the emotion alone (`{"label2idx": {…}, …}`), or as the plain map (`{"amusement": 0, …}`).
+    The file exists in several forms: with the vocabularies of all attributes
+    (`{"emotion": {"label2idx": {…}}, …}`), with that of the emotion alone (`{"label2idx": {…}, …}`), or as the plain
+    map (`{"amusement": 0, …}`).
 
     Args:
-        root: the dataset's folder.
+        root: Directory of the dataset.
 
     Returns:
         The emotions, or None if there is no such file.
 
     Raises:
-        InputError: the file is no JSON or of none of these forms.
+        InputError: The file is not valid JSON or has none of these forms.
     """
     path = root / INFO_FILE
-    if not path.is_file():
+    if not is_file(path, key="dataset.root"):
         return None
     info = _read_json(path)
     vocabulary = info.get("emotion", info) if isinstance(info, dict) else None
@@ -62,9 +66,9 @@ def read_info(root: Path) -> tuple[str, ...] | None:
         vocabulary = vocabulary.get("label2idx", vocabulary)
     if not isinstance(vocabulary, dict) or not vocabulary or not all(map(_is_index, vocabulary.values())):
         raise InputError(f'{path}: must number the emotions, as in {{"label2idx": {{"amusement": 0, "awe": 1}}}}')
-    names = [normalise_category(name) for name in sorted(vocabulary, key=vocabulary.__getitem__)]
-    if "" in names or len(set(names)) < len(names):
-        raise InputError(f"{path}: must name every emotion once, not {', '.join(names)}")
+    names = [normalize_category(name) for name in sorted(vocabulary, key=vocabulary.__getitem__)]
+    if "" in names or len(set(names)) < len(names) or not all(map(is_text, names)):
+        raise InputError(f"{path}: must name every emotion once, not {shown(', '.join(names))}")
     return tuple(names)
 
 
@@ -77,17 +81,17 @@ def _read_index(root: Path, path: Path, split: str, categories: tuple[str, ...] 
     for number, row in enumerate(rows, start=1):
         where = f"{path} row {number}"
         if not isinstance(row, list) or len(row) not in (3, 4) or not all(isinstance(item, str) for item in row):
-            raise InputError(f"{where}: {repr(row)[:80]}: must be {_ROW}")
-        category = normalise_category(row[0])
-        if not category or (categories is not None and category not in categories):
+            raise InputError(f"{where}: {shown(row)}: must be {_ROW}")
+        category = normalize_category(row[0])
+        if not category or not is_text(category) or (categories is not None and category not in categories):
             valid = ", ".join(categories or ["all words"])
             raise InputError(
-                f"{where}: {row[0]!r} is no category of this dataset; valid are {valid} "
+                f"{where}: {shown(row[0])} is not a category of this dataset; valid are {valid} "
                 f"(dataset.name chooses the set, dataset.categories sets another one)"
             )
         image, annotation = _inside(row[-2], where), _inside(row[-1], where) if row[-1].strip() else None
         if image in first_row:
-            raise InputError(f"{where}: {image!r} is listed again, first in row {first_row[image]}")
+            raise InputError(f"{where}: {shown(image)} is listed again, first in row {first_row[image]}")
         first_row[image] = number
         entries.append(
             Entry(
@@ -103,11 +107,12 @@ def _read_index(root: Path, path: Path, split: str, categories: tuple[str, ...] 
 
 
 def _inside(text: str, where: str) -> str:
-    """A row's path in its shortest form, checked to stay in the dataset's folder."""
+    """A row's path in its shortest form, checked to stay in the dataset's directory."""
     path = posixpath.normpath(text) if text.strip() else "."
-    if path == "." or path.startswith("/") or path.split("/")[0] == ".." or "\0" in path:
+    too_long = len(path) > MAX_PATH_LENGTH
+    if path == "." or path.startswith("/") or path.split("/")[0] == ".." or "\0" in path or too_long:
         raise InputError(
-            f"{where}: {text!r}: must be the path of a file, relative to the dataset's folder and inside it"
+            f"{where}: {shown(text)}: must be the path of a file, relative to the dataset's directory and inside it"
         )
     return path
 
@@ -118,8 +123,6 @@ def _is_index(value: Any) -> bool:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(retry_io(path.read_bytes).decode("utf-8-sig"))
+        return read_json(path, InputError)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is no JSON: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path}: cannot be read: {reason(error)}") from None

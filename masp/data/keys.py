@@ -1,11 +1,14 @@
 """Sample keys: one name per image that survives tar files, WebDataset and odd file names.
 
 A key is the split, a slash, and the image's path with every byte escaped that is not an ASCII letter, a digit, `_`, `-`
-or the `/` between folders. So it holds no dot (WebDataset cuts a key at the first dot of the base name), it is plain
-ASCII whatever the file system allows, and it can be turned back into the path.
+or the `/` between directories. So it holds no dot (WebDataset cuts a key at the first dot of the base name), it is
+plain ASCII whatever the file system allows, and it can be turned back into the path.
 """
 
+from typing import Annotated
 from urllib.parse import quote, unquote_to_bytes
+
+from pydantic import Field
 
 # quote() never escapes these two, and we must: WebDataset cuts keys at dots, and some file systems expand a tilde.
 _ALSO_ESCAPED = {".": "%2E", "~": "%7E"}
@@ -14,27 +17,30 @@ _ALSO_ESCAPED = {".": "%2E", "~": "%7E"}
 # systems allow, takes 765 characters when every byte is escaped; PAX headers carry any length.
 MAX_KEY_LENGTH = 2048
 
+SampleKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9_/%-]+$", max_length=MAX_KEY_LENGTH)]
+"""A sample key in a file; its characters are checked."""
+
 
 def sample_key(split: str, relative_path: str) -> str:
     """The key of the image at `relative_path` of `split`.
 
     Args:
         split: `train`, `val` or `test`.
-        relative_path: the image's path with `/` between folders, relative to the folder that the dataset's layout
-            names: the split's folder, or the root when index files list the images. Bytes that are no UTF-8 are
+        relative_path: Path of the image with `/` between directories, relative to the directory that the dataset's
+            layout names: the split's, or the root where index files list the images. Bytes that are not UTF-8 are
             expected as `os.fsdecode` gives them.
 
     Returns:
         A key of ASCII letters, digits and `_-/%`. Different arguments give different keys.
 
     Raises:
-        ValueError: the split or path is empty, the path is absolute, holds a NUL or cannot be a file name, or the key
-            would be longer than `MAX_KEY_LENGTH`.
+        ValueError: The split or path is empty, the path is absolute, holds a NUL or cannot be the name of a file, or
+            the key would be longer than `MAX_KEY_LENGTH`.
     """
     if not split or not relative_path:
         raise ValueError("a sample key needs a split and a path")
     if relative_path.startswith("/") or "\0" in relative_path:
-        raise ValueError(f"{relative_path!r} is no relative path")
+        raise ValueError(f"{relative_path!r} is not a relative path")
     try:
         key = f"{_escape(split, safe='')}/{_escape(relative_path, safe='/')}"
     except UnicodeEncodeError:
@@ -51,7 +57,7 @@ def split_key(key: str) -> tuple[str, str]:
     """The inverse of `sample_key`.
 
     Args:
-        key: what `sample_key` returned.
+        key: What `sample_key` returned.
 
     Returns:
         The split and the relative path.
@@ -62,7 +68,7 @@ def split_key(key: str) -> tuple[str, str]:
     split, _, path = key.partition("/")
     arguments = (_unescape(split), _unescape(path))
     if sample_key(*arguments) != key:
-        raise ValueError(f"{key!r} is no sample key")
+        raise ValueError(f"{key!r} is not a sample key")
     return arguments
 
 

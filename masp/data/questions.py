@@ -12,7 +12,9 @@ from hashlib import blake2b
 from pathlib import Path
 
 from masp.config.yaml_text import read_yaml
+from masp.data.reading import is_text
 from masp.errors import InputError
+from masp.files.text import shown
 
 SLOT = "{categories}"
 """Where an emotion template lists the categories."""
@@ -58,7 +60,7 @@ class Questions:
         """All templates of an aspect.
 
         Raises:
-            InputError: the file has no questions about it.
+            InputError: The file has no questions about it.
         """
         if aspect not in self.aspects:
             raise InputError(f"{self.path}: no questions about aspect {aspect!r}; it has {', '.join(self.aspects)}")
@@ -69,27 +71,26 @@ def load_questions(path: str | Path) -> Questions:
     """Read and check a questions file.
 
     Raises:
-        InputError: unreadable, not valid YAML, or something else than templates where templates belong.
+        InputError: Unreadable, not valid YAML, or something else than templates where templates belong.
     """
     content, _ = read_yaml(path, "questions")
     if set(content) != {"aspects", "emotion"}:
-        raise InputError(
-            f"{path}: must have the keys aspects and emotion and no others, has {', '.join(content) or 'none'}"
-        )
+        keys = shown(", ".join(content)) if content else "none"
+        raise InputError(f"{path}: must have the keys aspects and emotion and no others, has {keys}")
     if not isinstance(content["aspects"], dict):
-        raise InputError(f"{path}: aspects must map each aspect to a list of questions, is {content['aspects']!r}")
+        raise InputError(f"{path}: aspects must map each aspect to a list of questions, is {shown(content['aspects'])}")
     aspects = {name: _templates(path, f"aspects.{name}", value) for name, value in content["aspects"].items()}
     emotions = _templates(path, "emotion", content["emotion"])
     for template in emotions:
         if template.count(SLOT) != 1:
-            raise InputError(f"{path}: emotion: {template!r} must hold {SLOT} exactly once")
+            raise InputError(f"{path}: emotion: {shown(template)} must hold {SLOT} exactly once")
     return Questions(str(path), aspects, emotions)
 
 
 def _templates(path: str | Path, key: str, value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not value:
-        raise InputError(f"{path}: {key} must be a list of one or more questions, is {value!r}")
+        raise InputError(f"{path}: {key} must be a list of one or more questions, is {shown(value)}")
     for item in value:
-        if not isinstance(item, str) or not item.strip():
-            raise InputError(f"{path}: {key}: {item!r} is no question; give a non-empty text")
+        if not isinstance(item, str) or not item.strip() or not is_text(item):
+            raise InputError(f"{path}: {key}: {shown(item)} is not a question; give a non-empty string")
     return tuple(item.strip() for item in value)

@@ -1,4 +1,4 @@
-"""What a dataset is, once read."""
+"""Samples, datasets, and how a layout lists them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +11,19 @@ class Sample:
     """One image of a dataset."""
 
     key: str
-    """Its name in caches and ledgers, see `masp.data.keys`."""
+    """Sample key, its name in caches and ledgers; see `masp.data.keys`."""
 
     split: str
     """`train`, `val` or `test`."""
 
     image_path: Path
-    """Where it lies. Nothing has looked into the file yet."""
+    """Path of the image file, which has not been opened yet."""
 
     category: str
     """The emotion that it evokes."""
 
     answers: dict[str, str]
-    """The answer text of every aspect that is annotated, for example `{"brightness": "very low"}`."""
+    """Aspect -> answer text, of every aspect that is annotated, for example `{"brightness": "very low"}`."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Dataset:
     """`dataset.name` of the configuration."""
 
     root: Path
-    """The dataset's folder."""
+    """Directory of the dataset."""
 
     categories: tuple[str, ...]
     """All categories, in the order in which questions list them."""
@@ -43,7 +43,7 @@ class Dataset:
     """All images of all splits, sorted by key."""
 
     ignored: tuple[str, ...] = ()
-    """Files and folders that are no part of the dataset, relative to the root, so that a command can name them."""
+    """Files and directories that are not part of the dataset, relative to the root, so that a command can name them."""
 
     notes: tuple[str, ...] = ()
     """What else the user should know, one line each."""
@@ -57,16 +57,16 @@ class Entry:
     """`train`, `val` or `test`."""
 
     relative_path: str
-    """Its path as it enters the key, with `/` between folders."""
+    """Its path as it enters the key, with `/` between directories."""
 
     image_path: Path
-    """Where it lies."""
+    """Path of the image file."""
 
     category: str
-    """The emotion, normalised."""
+    """The emotion, normalized."""
 
     annotation_path: Path | None
-    """Where its annotation should lie, if the layout names one."""
+    """Path that its annotation should have, if the layout gives one."""
 
     where: str
     """Where it is listed, for errors."""

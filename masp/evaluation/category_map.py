@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from masp.errors import InputError
 from masp.files.text import MAX_REASON, shortened, shown
-from masp.taxonomy import normalise_category
+from masp.taxonomy import normalize_category
 
 KEY = "evaluate.category_map"
 
@@ -41,14 +41,14 @@ def parse_map(entries: Iterable[str] | None) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for entry in entries or ():
         theirs, equals, ours = entry.partition("=")
-        name = normalise_category(theirs)
+        name = normalize_category(theirs)
         if not equals or not name:
             raise InputError(
                 f"{KEY}: {shown(entry)} must be THEIRS=OURS, such as content=contentment, or THEIRS= to leave out"
             )
         if name in found:
             raise InputError(f"{KEY}: {shown(name)} is on the left of two entries; each category means one thing")
-        found[name] = normalise_category(ours) or None
+        found[name] = normalize_category(ours) or None
     return found
 
 

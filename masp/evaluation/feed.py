@@ -170,7 +170,7 @@ class CachedFeed(Feed):
     def answers(self) -> Iterator[tuple[str, dict[str, str]]]:
         for row in range(len(self.cache)):
             record = self.cache.read_record(row)
-            yield record["key"], record["answers"]
+            yield record.key, record.answers
 
     def check_unchanged(self, key: str, source: Sequence[int] | None) -> None:
         """The digest of the features is part of `data_digest`, so they cannot change unnoticed."""
@@ -191,10 +191,10 @@ def _open_cached(config: Config) -> CachedFeed:
         labels=labels,
         categories=cache.categories,
         model=model,
-        machine=cache.manifest["fingerprint"]["machine"],
+        machine=cache.manifest.fingerprint.machine.fields,
         hidden_size=cache.hidden_size,
         data_digest=_digest(zip(keys, labels, cache.index.features_crc32[rows].tolist(), strict=True)),
-        num_quarantined=cache.manifest["splits"][config.evaluate.split]["num_quarantined"],
+        num_quarantined=cache.manifest.splits[config.evaluate.split].num_quarantined,
         cache=cache,
         row_of=dict(zip(keys, rows.tolist(), strict=True)),
         num_workers=config.evaluate.num_workers,
@@ -252,7 +252,7 @@ class LiveFeed(Feed):
                     continue
                 features = encoder.encode([image for _, image in good])
                 yield [
-                    Item(s.key, f, image.grid, dict(s.answers), None, (image.source["bytes"], image.source["mtime_ns"]))
+                    Item(s.key, f, image.grid, dict(s.answers), None, image.source.size_and_time)
                     for (s, image), f in zip(good, features, strict=True)
                 ]
         if bad:
@@ -265,7 +265,7 @@ class LiveFeed(Feed):
 
 def _open_live(config: Config) -> LiveFeed:
     dataset = read_dataset(config.dataset)
-    broken = quarantined_keys(config)
+    broken = quarantined_keys(Path(config.cache.dir))
     of_split = [s for s in dataset.samples if s.split == config.evaluate.split]
     samples = {s.key: s for s in of_split if s.key not in broken}
     if not samples:
@@ -277,7 +277,7 @@ def _open_live(config: Config) -> LiveFeed:
         labels=labels,
         categories=dataset.categories,
         model=model_part(config),
-        machine=machine_part(config),
+        machine=machine_part(config).fields,
         hidden_size=load_config(resolve_folder(config.vlm.path)).text_config.hidden_size,
         # not what the files hold: each record says that of its own, so that mending one leaves the others
         data_digest=_digest(zip(keys, labels, strict=True)),

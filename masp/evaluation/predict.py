@@ -18,7 +18,7 @@ from masp.extraction.encoder import Encoder
 from masp.extraction.provenance import machine_part, model_part
 from masp.results.metrics import softmax
 from masp.runtime.devices import pick_device
-from masp.taxonomy import CATEGORY_SETS, normalise_category
+from masp.taxonomy import CATEGORY_SETS, normalize_category
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Predictor:
         model = model_part(config)
         self.encoder = Encoder(config)
         self.trained: Trained = load_trained(config, self.encoder.vision.hidden_size, model)
-        self.notes = machine_notes(self.trained, machine_part(config))
+        self.notes = machine_notes(self.trained, machine_part(config).fields)
         """How this machine differs from the one that made the features of training."""
 
     def predict(self, images: Sequence[str], attention: bool = False) -> Iterator[Prediction | Unreadable]:
@@ -98,7 +98,7 @@ class Predictor:
 def _categories(config: Config, trained: Trained) -> tuple[str, ...]:
     """What to choose from: as configured, as trained, or the named dataset's."""
     if config.dataset.categories:
-        return tuple(normalise_category(category) for category in config.dataset.categories)
+        return tuple(normalize_category(category) for category in config.dataset.categories)
     if trained.soft_prompt_lineage and trained.soft_prompt_lineage.categories:
         return trained.soft_prompt_lineage.categories
     if config.dataset.name in CATEGORY_SETS:

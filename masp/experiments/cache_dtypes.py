@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from masp.data.questions import load_questions
 from masp.data.sample import Sample
 from masp.errors import DataError, InputError
 from masp.evaluation.scorers import EmotionScorer, Score, ScoreRequest
-from masp.extraction.image_stream import Picture, Pictures, batches, picture_stream
+from masp.extraction.image_stream import ImageDataset, PreparedImage, batches, image_stream
 from masp.extraction.provenance import model_part
 from masp.files.text import shortened, shown
 from masp.runtime.devices import encoder_dtype, pick_device, torch_dtype
@@ -175,7 +176,7 @@ def table(result: Measurement) -> str:
 
 
 def _sample(config: Config, num_images: int) -> tuple[tuple[str, ...], list[Sample]]:
-    dataset, broken = read_dataset(config.dataset), quarantined_keys(config)
+    dataset, broken = read_dataset(config.dataset), quarantined_keys(Path(config.cache.dir))
     samples = [s for s in dataset.samples if s.split == config.evaluate.split and s.key not in broken]
     if not samples:
         raise InputError(f"evaluate.split = {shown(config.evaluate.split)}: {dataset.root} has no image in this split")
@@ -195,12 +196,12 @@ def _trained(config: Config, hidden_size: int) -> tuple[Trained, str]:
     return trained, " and ".join(parts) or "nothing trained (zero-shot)"
 
 
-def _chunks(config: Config, samples: Sequence[Sample]) -> Iterator[tuple[list[Picture], list[str]]]:
+def _chunks(config: Config, samples: Sequence[Sample]) -> Iterator[tuple[list[PreparedImage], list[str]]]:
     """Readable images and their labels, `evaluate.batch_size` at a time."""
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
-    pictures = Pictures(samples, preprocessor, config.vlm.max_side)
+    pictures = ImageDataset(samples, preprocessor, config.vlm.max_side)
     device = pick_device(config.extract.device, "extract.device")
-    with picture_stream(pictures, config.extract.num_workers, "extract.num_workers", device) as stream:
+    with image_stream(pictures, config.extract.num_workers, "extract.num_workers", device) as stream:
         for start in range(0, len(samples), config.evaluate.batch_size):
             part = samples[start : start + config.evaluate.batch_size]
             pairs = [(next(stream), sample.category) for sample in part]
@@ -210,7 +211,7 @@ def _chunks(config: Config, samples: Sequence[Sample]) -> Iterator[tuple[list[Pi
                 yield [p for p, _ in good], [label for _, label in good]
 
 
-def _encode(config: Config, encoder: VisionHalf, pictures: Sequence[Picture]) -> list[Tensor]:
+def _encode(config: Config, encoder: VisionHalf, pictures: Sequence[PreparedImage]) -> list[Tensor]:
     return [
         features
         for batch in batches(pictures, config.extract.batch_tokens)

@@ -1,4 +1,4 @@
-"""Shard after shard through the frozen encoder: pictures in batches, features to the writer.
+"""Shard after shard through the frozen encoder: images in batches, features to the writer.
 
 Three things overlap: DataLoader workers read and preprocess, this thread encodes, and a thread writes
 (`masp.extraction.shard_sink`).
@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
-from masp.cache.layout import Shard
+from masp.cache.layout import Layout, Shard
 from masp.cache.shard_state import BadImages
 from masp.config import Config
 from masp.errors import DataError, InputError, MaspError, StoppedEarly
-from masp.extraction.image_stream import Picture, Pictures, batches, picture_stream
+from masp.extraction.image_stream import ImageDataset, PreparedImage, batches, image_stream
 from masp.extraction.progress import Progress
 from masp.extraction.shard_sink import Encoded, Writing
 from masp.runtime.background import Background
@@ -29,39 +29,41 @@ QUEUED_BATCHES = 4
 
 
 def encode_shards(
-    config: Config, folder: Path, todo: Sequence[Shard], layout: dict, stop: StopFlag, bad: BadImages
+    config: Config, directory: Path, todo: Sequence[Shard], layout: Layout, stop: StopFlag, bad: BadImages
 ) -> None:
     """Do shards, one after another; every shard that is finished stays, whatever happens to the next.
 
     Args:
-        config: of the run.
-        folder: the cache.
-        todo: the shards.
-        layout: of the cache.
-        stop: looked at after every batch.
-        bad: counts the images in quarantine.
+        config: Configuration of the run.
+        directory: Directory of the cache.
+        todo: Shards to do.
+        layout: Layout of the cache.
+        stop: Looked at after every batch.
+        bad: Counts the images in quarantine.
 
     Raises:
-        InputError: the cache cannot be written, or memory ran out. DataError: too many images cannot be read, or
-            features are not finite. StoppedEarly: as `stop` asked.
+        InputError: The cache cannot be written, or memory ran out.
+        DataError: Too many images cannot be read, or
+            features are not finite.
+        StoppedEarly: As `stop` asked.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(config.extract.num_threads)
     samples = [sample for shard in todo for sample in shard.samples]
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
-    pictures = Pictures(samples, preprocessor, config.vlm.max_side)
+    images = ImageDataset(samples, preprocessor, config.vlm.max_side)
     try:
         device = pick_device(config.extract.device, "extract.device")
         # workers are forked before there are threads
-        with picture_stream(pictures, config.extract.num_workers, "extract.num_workers", device) as stream:
+        with image_stream(images, config.extract.num_workers, "extract.num_workers", device) as stream:
             dtype = torch_dtype(encoder_dtype(config.cache.dtype, device))
             vision = load_vision_half(config.vlm.path, dtype, device, config.vlm.attention)
             progress = Progress(len(samples))
             try:
-                _run(config, folder, todo, layout, stop, bad, stream, vision, progress)
+                _run(config, directory, todo, layout, stop, bad, stream, vision, progress)
             finally:
                 progress.close()
-                progress.save(folder, {"device": layout["machine"]["device"], "dtype": config.cache.dtype})
+                progress.save(directory, layout.machine.device, config.cache.dtype)
     except torch.OutOfMemoryError:
         raise InputError(
             f"extract.batch_tokens = {config.extract.batch_tokens}: a batch does not fit into the GPU's memory; give a "
@@ -73,34 +75,34 @@ def encode_shards(
 
 def _run(
     config: Config,
-    folder: Path,
+    directory: Path,
     todo: Sequence[Shard],
-    layout: dict,
+    layout: Layout,
     stop: StopFlag,
     bad: BadImages,
-    stream: Iterator[Picture],
+    stream: Iterator[PreparedImage],
     vision: VisionHalf,
     progress: Progress,
 ) -> None:
-    writing = Writing(config, folder, layout, bad, progress)
+    writing = Writing(config, directory, layout, bad, progress)
     background: Background[Encoded] = Background(writing, QUEUED_BATCHES)
     ready = None
     try:
         for shard in todo:
-            pictures = _timed(itertools.islice(stream, len(shard.samples)), progress)
-            for batch in batches(pictures, config.extract.batch_tokens):
-                if failed := next((p.failure for p in batch if p.failure), None):
+            images = _timed(itertools.islice(stream, len(shard.samples)), progress)
+            for batch in batches(images, config.extract.batch_tokens):
+                if failed := next((image.failure for image in batch if image.failure), None):
                     raise DataError(
                         f"{failed}; finished shards are kept: run the same command again when it can be read"
                     )
                 with progress.stage("encoding"):
-                    features = vision.encode([p.pixels for p in batch], [p.grid for p in batch])
+                    features = vision.encode([image.pixels for image in batch], [image.grid for image in batch])
                     ready = _mark(vision.device, ready)
                 with progress.stage("writing"):
                     background.put(Encoded(shard, batch, features, ready))
                 if stop:
                     raise StoppedEarly(
-                        f"stopped on request; {folder} keeps its finished shards, the same command resumes"
+                        f"stopped on request; {directory} keeps its finished shards, the same command resumes"
                     )
         with progress.stage("writing"):
             background.close()
@@ -126,11 +128,11 @@ def _mark(device: torch.device, before: torch.cuda.Event | None) -> torch.cuda.E
     return event
 
 
-def _timed(pictures: Iterator[Picture], progress: Progress) -> Iterator[Picture]:
-    """The same pictures; waiting for them counts as reading."""
+def _timed(images: Iterator[PreparedImage], progress: Progress) -> Iterator[PreparedImage]:
+    """The same images; waiting for them counts as reading."""
     while True:
         with progress.stage("reading"):
-            picture = next(pictures, None)
-        if picture is None:
+            image = next(images, None)
+        if image is None:
             return
-        yield picture
+        yield image

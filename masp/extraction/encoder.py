@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from masp.cache.codec import as_read
 from masp.config import Config
-from masp.extraction.image_stream import Picture, Pictures, batches, picture_stream
+from masp.extraction.image_stream import HasImage, ImageDataset, PreparedImage, batches, image_stream
 from masp.runtime.devices import encoder_dtype, pick_device, torch_dtype
 from masp.runtime.prefetch import ReadAhead
 from masp.vlm.vision import load_preprocessor, load_vision_half
@@ -26,13 +25,13 @@ class Encoder:
         dtype = torch_dtype(encoder_dtype(config.cache.dtype, self.device))
         self.vision = load_vision_half(config.vlm.path, dtype, self.device, config.vlm.attention)
 
-    def stream(self, samples: Sequence[Any], num_workers: int) -> ReadAhead:
-        """Preprocessed pictures of samples (anything with an `image_path`), in order."""
-        pictures = Pictures(samples, self.preprocessor, self.config.vlm.max_side)
-        return picture_stream(pictures, num_workers, "evaluate.num_workers", self.device)
+    def stream(self, samples: Sequence[HasImage], num_workers: int) -> ReadAhead:
+        """Preprocessed images of samples, in order."""
+        images = ImageDataset(samples, self.preprocessor, self.config.vlm.max_side)
+        return image_stream(images, num_workers, "evaluate.num_workers", self.device)
 
-    def encode(self, pictures: Sequence[Picture]) -> list[Tensor]:
-        """Features of any number of pictures as the cache would give them back, each `[T, D]`.
+    def encode(self, images: Sequence[PreparedImage]) -> list[Tensor]:
+        """Features of any number of images as a cache would return them, each `[T, D]`.
 
         On as many threads as extraction uses.
         """
@@ -41,8 +40,8 @@ class Encoder:
         try:
             return [
                 as_read(tensor, self.config.cache.dtype)
-                for batch in batches(pictures, extract.batch_tokens)
-                for tensor in self.vision.encode([p.pixels for p in batch], [p.grid for p in batch])
+                for batch in batches(images, extract.batch_tokens)
+                for tensor in self.vision.encode([image.pixels for image in batch], [image.grid for image in batch])
             ]
         finally:
             torch.set_num_threads(threads)

@@ -9,19 +9,19 @@ from masp.cache.layout import (
     FINISHING,
     LAYOUT,
     MANIFEST,
+    Layout,
+    layout_bytes,
     make_generation,
     plain_write_errors,
     read_layout,
-    shard_names,
     shards_of,
 )
-from masp.cache.shard_state import cached_keys, finished_sidecar, unfinished
+from masp.cache.shard_state import cached_keys, finished_sidecar, missing_shards, unfinished
 from masp.config import Config
 from masp.errors import InputError
 from masp.extraction.job import Job, agree, check_machine, extract, holding, prepare, to_do
 from masp.files.atomic import write_bytes
 from masp.files.locks import locked
-from masp.files.sealed import sealed
 
 EXTENDING = ".extending"
 """Locked by whoever decides about a new generation."""
@@ -34,38 +34,38 @@ def extend(config: Config, *, num_tasks: int = 1, task_index: int = 0) -> Path:
     others find it.
 
     Args:
-        config: that the cache was made with; its dataset as it is now.
-        num_tasks: over how many calls the new shards are divided.
-        task_index: which one this is, from 0.
+        config: Configuration that the cache was made with; its dataset as it is now.
+        num_tasks: Number of calls over which the new shards are divided.
+        task_index: Index of this call, from 0.
 
     Returns:
-        The cache's folder.
+        The directory of the cache.
 
     Raises:
-        InputError: there is no cache that was ever finished; samples of it went or changed, named; or the configuration
+        InputError: There is no cache that was ever finished; samples of it went or changed, named; or the configuration
             or the machine is not the cache's. Nothing has been touched then.
-        DataError, StoppedEarly: as `masp.extraction.job.extract`.
+        DataError, StoppedEarly: As `masp.extraction.job.extract`.
     """
-    folder = Path(config.cache.dir)
-    if read_layout(folder) is None:
-        raise InputError(f"cache.dir: {folder} is no feature cache; make one with `masp extract`")
+    directory = Path(config.cache.dir)
+    if read_layout(directory) is None:
+        raise InputError(f"cache.dir: {directory} is not a feature cache; make one with `masp extract`")
     job = prepare(config)
-    with locked(folder / EXTENDING, [(0, 1)], key="cache.dir", wait=True):
+    with locked(directory / EXTENDING, [(0, 1)], key="cache.dir", wait=True):
         _add_generation(job)
     return extract(config, num_tasks=num_tasks, task_index=task_index)
 
 
 def _add_generation(job: Job) -> None:
     """Write the new samples into the layout, unless they are there already."""
-    folder, samples = job.folder, job.dataset.samples
-    layout = read_layout(folder)
-    assert layout is not None, f"{folder} had a layout a moment ago"
-    layout = _without_unused(folder, layout)
-    names = shard_names(layout)
-    missing = {name for name in names if finished_sidecar(folder, name, layout) is None}
-    if missing & layout["generations"][0]["shards"].keys():  # only sidecars tell which samples were there at first
-        raise unfinished(folder, sorted(missing), len(names))
-    known = cached_keys(folder, layout)
+    directory, samples = job.directory, job.dataset.samples
+    layout = read_layout(directory)
+    assert layout is not None, f"{directory} had a layout a moment ago"
+    layout = _without_unused(directory, layout)
+    missing = missing_shards(directory, layout)
+    # only sidecars tell which samples were there at first
+    if not layout.generations[0].shards.keys().isdisjoint(missing):
+        raise unfinished(directory, sorted(missing), len(layout.shard_names))
+    known = cached_keys(directory, layout)
     num_shards = job.config.cache.num_shards
     old = replace(job, shards=shards_of(layout, [s for s in samples if s.key in known], num_shards))
     agree(old)
@@ -74,16 +74,16 @@ def _add_generation(job: Job) -> None:
     if not new:
         return
     check_machine(job, layout)
-    layout["generations"].append(make_generation(layout, new))
-    with holding(folder, [(0, FINISHING)]), plain_write_errors(folder):
-        (folder / MANIFEST).unlink(missing_ok=True)  # what it says is no longer so
-        write_bytes(folder / LAYOUT, sealed(layout))
-    print(f"cache: {folder}: {len(new):,} new images form generation {len(layout['generations']) - 1}")
+    extended = replace(layout, generations=(*layout.generations, make_generation(layout, new)))
+    with holding(directory, [(0, FINISHING)]), plain_write_errors(directory):
+        (directory / MANIFEST).unlink(missing_ok=True)  # what it says is no longer so
+        write_bytes(directory / LAYOUT, layout_bytes(extended))
+    print(f"cache: {directory}: {len(new):,} new images form generation {len(layout.generations)}")
 
 
-def _without_unused(folder: Path, layout: dict) -> dict:
+def _without_unused(directory: Path, layout: Layout) -> Layout:
     """The layout but for a last generation of which no shard was finished: the dataset may have gone another way."""
-    *others, last = layout["generations"]
-    if not others or any(finished_sidecar(folder, name, layout) for name in last["shards"]):
+    *others, last = layout.generations
+    if not others or any(finished_sidecar(directory, name, layout) for name in last.shards):
         return layout
-    return {**layout, "generations": others}
+    return replace(layout, generations=tuple(others))

@@ -15,22 +15,23 @@ from masp.cache.layout import (
     MANIFEST,
     QUARANTINE,
     SHARDS,
+    Layout,
     Shard,
     agree_on_layout,
     make_layout,
     plain_write_errors,
     read_layout,
-    shard_names,
     shards_of,
     sidecar_path,
 )
-from masp.cache.manifest import finalize, write_quarantine
+from masp.cache.manifest import finalize, read_manifest, write_quarantine
 from masp.cache.shard_state import (
     BadImages,
     changes_in,
     dataset_changed,
     finished_sidecar,
-    read_manifest,
+    finished_sidecars,
+    missing_shards,
     same_keys,
     samples_changed,
     unfinished,
@@ -41,6 +42,8 @@ from masp.errors import FilesInUse, InputError
 from masp.extraction.encode_shards import encode_shards
 from masp.extraction.provenance import machine_part
 from masp.files.locks import locked
+from masp.files.regular import exists
+from masp.files.text import reason
 from masp.runtime.stop import StopFlag
 from masp.vlm.families import resolve_folder
 from masp.vlm.vision import load_preprocessor
@@ -51,30 +54,30 @@ class Job:
     """What every call that writes to a cache starts from."""
 
     config: Config
-    folder: Path
+    directory: Path
     dataset: Dataset
     model: Fields
     shards: list[Shard]
-    """Of all generations, in the order of their numbers."""
+    """Shards of all generations, in the order of their numbers."""
 
 
 def prepare(config: Config) -> Job:
-    """Read the dataset, make the folder and say which shards the cache has.
+    """Read the dataset, make the directory and determine which shards the cache has.
 
     Raises:
-        InputError: no images, no VLM, or the folder cannot be made.
+        InputError: No images, no VLM, or the directory cannot be made.
     """
     dataset = read_dataset(config.dataset)
     if not dataset.samples:
         raise InputError(f"dataset.root: {dataset.root} holds no images")
     model = model_fields(resolve_folder(config.vlm.path), config.vlm, config.cache.dtype)
-    folder = Path(config.cache.dir)
+    directory = Path(config.cache.dir)
     try:
-        (folder / SHARDS).mkdir(parents=True, exist_ok=True)
+        (directory / SHARDS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cache.dir: {folder} cannot be made: {error.strerror}") from None
-    layout = read_layout(folder)
-    return Job(config, folder, dataset, model, shards_of(layout, dataset.samples, config.cache.num_shards))
+        raise InputError(f"cache.dir: {directory} cannot be made: {reason(error)}") from None
+    layout = read_layout(directory)
+    return Job(config, directory, dataset, model, shards_of(layout, dataset.samples, config.cache.num_shards))
 
 
 def extract(
@@ -88,214 +91,203 @@ def extract(
     """Make the feature cache of a dataset, or what is missing of it.
 
     Args:
-        config: of the run; `vlm`, `dataset`, `cache` and `extract` matter.
-        num_tasks: over how many calls the shards are divided.
-        task_index: which one this is, from 0; it does the shards whose number is `task_index` modulo `num_tasks`.
+        config: Configuration of the run; `vlm`, `dataset`, `cache` and `extract` matter.
+        num_tasks: Number of calls over which the shards are divided.
+        task_index: Index of this call, from 0; it does the shards whose number is `task_index` modulo `num_tasks`.
             The call that finds all shards finished writes index and manifest.
-        redo: names of finished shards to do again, and merge the sidecars again in any case (repair).
-        stop: looked at between batches; None lets SIGTERM and SIGINT stop the job.
+        redo: Names of finished shards to do again, and merge the sidecars again in any case (repair).
+        stop: Looked at between batches; None lets SIGTERM and SIGINT stop the job.
 
     Returns:
-        The cache's folder.
+        The directory of the cache.
 
     Raises:
-        InputError: the folder belongs to another configuration, dataset or machine, is in use, or cannot be written.
-        DataError: too many images are broken, or the encoder gave values that are not finite.
+        InputError: The directory belongs to another configuration, dataset or machine, is in use, or cannot be written.
+        DataError: Too many images are broken, or the encoder gave values that are not finite.
         StoppedEarly: SIGTERM or SIGINT; finished shards are kept.
     """
     if not 0 <= task_index < num_tasks:
         raise InputError(f"--task-index {task_index}: must be at least 0 and below --num-tasks, which is {num_tasks}")
     job = prepare(config)
-    folder, alone = job.folder, num_tasks == 1
+    directory, alone = job.directory, num_tasks == 1
     mine = job.shards[task_index::num_tasks]
     task = "" if alone else f" (task {task_index} of {num_tasks})"
-    with holding(folder, [(0, FINISHING)] if alone else [(shard.number, 1) for shard in mine], task):
+    with holding(directory, [(0, FINISHING)] if alone else [(shard.number, 1) for shard in mine], task):
         if alone:
-            _forget_unused_layout(folder)
+            _forget_unused_layout(directory)
         layout = agree(job)
         todo = to_do(job, mine, layout, redo or ())
-        if not todo and redo is None and (folder / MANIFEST).exists():
-            print(f"{folder} is complete: {_summary(folder, layout)}")
-            return folder
+        if not todo and redo is None and exists(directory / MANIFEST, key="cache.dir"):
+            print(f"{directory} is complete: {_summary(directory)}")
+            return directory
         if todo:
             check_machine(job, layout)
-        if todo or redo is not None:
-            (folder / MANIFEST).unlink(missing_ok=True)  # what it says is no longer so
-        for shard in todo:  # from here on a stopped job cannot take an old shard for a finished one
-            sidecar_path(folder, shard.name).unlink(missing_ok=True)
+        with plain_write_errors(directory):
+            if todo or redo is not None:
+                (directory / MANIFEST).unlink(missing_ok=True)  # what it says is no longer so
+            for shard in todo:  # from here on a stopped job cannot take an old shard for a finished one
+                sidecar_path(directory, shard.name).unlink(missing_ok=True)
         try:
             if todo:
                 _encode(job, todo, layout, stop)
         finally:
             if alone:
-                with plain_write_errors(folder):
-                    write_quarantine(folder, _found(folder, layout))
-    if missing := _missing(folder, layout):
-        print(f"task {task_index} of {num_tasks} is done; {len(missing)} shards of {folder} are still missing")
-        return folder
+                with plain_write_errors(directory):
+                    write_quarantine(directory, finished_sidecars(directory, layout))
+    if missing := missing_shards(directory, layout):
+        print(f"task {task_index} of {num_tasks} is done; {len(missing)} shards of {directory} are still missing")
+        return directory
     _merge(job, layout, checked=mine)
-    print(f"cache: {folder}: {_summary(folder, layout)}")
-    return folder
+    print(f"cache: {directory}: {_summary(directory)}")
+    return directory
 
 
 def finish(config: Config) -> Path:
     """Merge the sidecars of finished shards into index and manifest; encode nothing.
 
     Returns:
-        The cache's folder.
+        The directory of the cache.
 
     Raises:
-        InputError: shards are missing, named, or the folder belongs to another configuration or dataset.
-        DataError: too many images are broken.
+        InputError: Shards are missing, named, or the directory belongs to another configuration or dataset.
+        DataError: Too many images are broken.
     """
     layout = read_layout(Path(config.cache.dir))
     if layout is None:
-        raise InputError(f"cache.dir: {config.cache.dir} is no feature cache; make one with `masp extract`")
+        raise InputError(f"cache.dir: {config.cache.dir} is not a feature cache; make one with `masp extract`")
     job = prepare(config)
     agree(job)
-    if missing := _missing(job.folder, layout):
-        raise unfinished(job.folder, missing, len(job.shards))
+    if missing := missing_shards(job.directory, layout):
+        raise unfinished(job.directory, missing, len(job.shards))
     _merge(job, layout, checked=())
-    print(f"cache: {job.folder}: {_summary(job.folder, layout)}")
-    return job.folder
+    print(f"cache: {job.directory}: {_summary(job.directory)}")
+    return job.directory
 
 
 @contextmanager
-def holding(folder: Path, ranges: Sequence[tuple[int, int]], who: str = "") -> Iterator[None]:
+def holding(directory: Path, ranges: Sequence[tuple[int, int]], who: str = "") -> Iterator[None]:
     """Keep everyone else from writing these shards.
 
     Whoever is merging the sidecars holds all of them for a moment, and is waited for.
 
     Args:
-        folder: the cache.
-        ranges: of the lock file.
-        who: what this process is, for the error.
+        directory: Directory of the cache.
+        ranges: Ranges of the lock file.
+        who: What this process is, for the error.
 
     Raises:
-        FilesInUse: another process is writing them.
+        FilesInUse: Another process is writing them.
     """
     while True:
-        with locked(folder / LOCK, ranges, key="cache.dir") as free:
+        with locked(directory / LOCK, ranges, key="cache.dir") as free:
             if free:
                 yield
                 return
-        with locked(folder / LOCK, [(FINISHING, 1)], key="cache.dir") as nobody_merges:
+        with locked(directory / LOCK, [(FINISHING, 1)], key="cache.dir") as nobody_merges:
             if nobody_merges:
                 what = f"the shards of this task{who}" if who else "there"
                 raise FilesInUse(
-                    f"cache.dir: {folder}: another extraction is writing {what}; wait for it or stop it"
+                    f"cache.dir: {directory}: another extraction is writing {what}; wait for it or stop it"
                     + (", and give every task an index of its own" if who else "")
                 )
-        with locked(folder / LOCK, [(FINISHING, 1)], wait=True, key="cache.dir"):
+        with locked(directory / LOCK, [(FINISHING, 1)], key="cache.dir", wait=True):
             pass
 
 
-def to_do(job: Job, mine: Sequence[Shard], layout: dict, redo: Collection[str] = ()) -> list[Shard]:
+def to_do(job: Job, mine: Sequence[Shard], layout: Layout, redo: Collection[str] = ()) -> list[Shard]:
     """Which of `mine` are to do; the finished ones are compared with the dataset.
 
     Args:
-        job: of this call.
-        mine: some of its shards.
-        layout: of the folder.
-        redo: names of shards that are to do in any case.
+        job: What this call starts from.
+        mine: Some of its shards.
+        layout: Layout of the cache.
+        redo: Names of shards that are to do in any case.
 
     Raises:
-        InputError: samples came, went or changed; names them.
+        InputError: Samples came, went or changed; names them.
     """
-    todo, changes = [], []
+    todo: list[Shard] = []
+    changes: list[str] = []
     for shard in mine:
-        sidecar = finished_sidecar(job.folder, shard.name, layout)
+        sidecar = finished_sidecar(job.directory, shard.name, layout)
         if sidecar is not None and not same_keys(shard, sidecar):
-            raise samples_changed(job.folder, layout, (sample.key for sample in job.dataset.samples))
+            raise samples_changed(job.directory, layout, (sample.key for sample in job.dataset.samples))
         found, keeps = ([], False) if sidecar is None else changes_in(shard, sidecar)
         changes += found
         if not keeps or shard.name in redo:
             todo.append(shard)
-    counts = {name: count for generation in layout["generations"] for name, count in generation["shards"].items()}
-    if counts != {shard.name: len(shard.samples) for shard in job.shards}:
-        raise samples_changed(job.folder, layout, (sample.key for sample in job.dataset.samples))
+    if layout.num_samples != {shard.name: len(shard.samples) for shard in job.shards}:
+        raise samples_changed(job.directory, layout, (sample.key for sample in job.dataset.samples))
     if changes:
-        raise dataset_changed(job.folder, changes)
+        raise dataset_changed(job.directory, changes)
     return todo
 
 
-def agree(job: Job) -> dict:
-    """Write the folder's layout if there is none; returns the folder's.
+def agree(job: Job) -> Layout:
+    """Write the directory's layout if there is none; returns the directory's.
 
     Raises:
-        InputError: the folder belongs to another configuration or dataset; names the field and both values.
+        InputError: The directory belongs to another configuration or dataset; names the field and both values.
     """
-    config, begun = job.config, read_layout(job.folder)
+    config, begun = job.config, read_layout(job.directory)
     if begun is None:
         # what cannot work is refused before anything is written
         load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
-    machine = begun["machine"] if begun else machine_part(config)
+    machine = begun.machine if begun else machine_part(config)
     num_shards, dataset = config.cache.num_shards, job.dataset
     first = [shard for shard in job.shards if not shard.generation]
     return agree_on_layout(
-        job.folder, make_layout(dataset.name, dataset.categories, num_shards, first, job.model, machine)
+        job.directory, make_layout(dataset.name, dataset.categories, num_shards, first, job.model, machine)
     )
 
 
-def check_machine(job: Job, layout: dict) -> None:
+def check_machine(job: Job, layout: Layout) -> None:
     """Refuse to add features that another machine or library would make differently.
 
     Raises:
-        InputError: names the field and both values.
+        InputError: Names the field and both values.
     """
     remedy = "go on in the environment that began it, or extract into a new cache.dir"
-    compare(layout["machine"], machine_part(job.config), f"cache.dir: {job.folder}", remedy)
+    compare(layout.machine.fields, machine_part(job.config).fields, f"cache.dir: {job.directory}", remedy)
 
 
-def _forget_unused_layout(folder: Path) -> None:
+def _forget_unused_layout(directory: Path) -> None:
     """Nothing was finished under the layout, so it binds nobody (a wrong setting, noticed and stopped at once)."""
-    if not (folder / MANIFEST).exists() and not any((folder / SHARDS).glob("*.json")):
-        (folder / LAYOUT).unlink(missing_ok=True)
+    if not exists(directory / MANIFEST, key="cache.dir") and not any((directory / SHARDS).glob("*.json")):
+        with plain_write_errors(directory):
+            (directory / LAYOUT).unlink(missing_ok=True)
 
 
-def _encode(job: Job, todo: Sequence[Shard], layout: dict, stop: StopFlag | None) -> None:
+def _encode(job: Job, todo: Sequence[Shard], layout: Layout, stop: StopFlag | None) -> None:
     bad = _bad_images(job, todo, layout)
     with nullcontext(stop) if stop is not None else StopFlag() as flag:
-        encode_shards(job.config, job.folder, todo, layout, flag, bad)
+        encode_shards(job.config, job.directory, todo, layout, flag, bad)
 
 
-def _merge(job: Job, layout: dict, checked: Sequence[Shard]) -> None:
+def _merge(job: Job, layout: Layout, checked: Sequence[Shard]) -> None:
     """Write index and manifest unless another task was first; `checked` shards were compared with the dataset."""
-    folder, names = job.folder, {shard.name for shard in checked}
-    with locked(folder / LOCK, [(FINISHING, 1), (0, FINISHING)], wait=True, key="cache.dir"):
-        if (folder / MANIFEST).exists():
+    directory, names = job.directory, {shard.name for shard in checked}
+    with locked(directory / LOCK, [(FINISHING, 1), (0, FINISHING)], key="cache.dir", wait=True):
+        if exists(directory / MANIFEST, key="cache.dir"):
             return
         # other tasks may have seen other data
         if again := to_do(job, [shard for shard in job.shards if shard.name not in names], layout):
-            raise unfinished(folder, [shard.name for shard in again], len(job.shards))
+            raise unfinished(directory, [shard.name for shard in again], len(job.shards))
         _bad_images(job, (), layout)
-        with plain_write_errors(folder):
-            finalize(folder, layout)
+        with plain_write_errors(directory):
+            finalize(directory, layout)
 
 
-def _missing(folder: Path, layout: dict) -> list[str]:
-    return [name for name in shard_names(layout) if finished_sidecar(folder, name, layout) is None]
-
-
-def _found(folder: Path, layout: dict) -> Iterator[dict]:
-    """Sidecars of the shards that are finished so far."""
-    for name in shard_names(layout):
-        if sidecar := finished_sidecar(folder, name, layout):
-            yield sidecar
-
-
-def _bad_images(job: Job, todo: Sequence[Shard], layout: dict) -> BadImages:
+def _bad_images(job: Job, todo: Sequence[Shard], layout: Layout) -> BadImages:
     """Those in the finished shards that stay; raises DataError if they are too many already."""
     again = {shard.name for shard in todo}
-    bad = BadImages(job.folder, len(job.dataset.samples), job.config.extract.max_bad_fraction)
-    bad.add(sum(len(s["quarantined"]) for s in _found(job.folder, layout) if s["name"] not in again))
+    bad = BadImages(job.directory, len(job.dataset.samples), job.config.extract.max_bad_fraction)
+    bad.add(sum(len(s.quarantined) for s in finished_sidecars(job.directory, layout) if s.name not in again))
     return bad
 
 
-def _summary(folder: Path, layout: dict) -> str:
-    manifest = read_manifest(folder)
-    num_samples = sum(split["num_samples"] for split in manifest["splits"].values())
-    num_bytes = sum(shard["bytes"] for shard in manifest["shards"])
-    num_bad = manifest["quarantine"]["num_samples"]
-    bad = f", {num_bad} in quarantine ({folder / QUARANTINE})" if num_bad else ", none in quarantine"
-    return f"{num_samples:,} images in {len(shard_names(layout))} shards, {num_bytes / 1e9:.2f} GB{bad}"
+def _summary(directory: Path) -> str:
+    manifest = read_manifest(directory)
+    num_bad = manifest.quarantine.num_samples
+    bad = f", {num_bad} in quarantine ({directory / QUARANTINE})" if num_bad else ", none in quarantine"
+    return f"{manifest.num_samples:,} images in {len(manifest.shards)} shards, {manifest.num_bytes / 1e9:.2f} GB{bad}"

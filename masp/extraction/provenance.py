@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from masp.cache.fingerprint import describe_device, machine_fields, model_fields
-from masp.cache.reader import open_cache
+from masp.cache.fingerprint import Fields, Machine, describe_device, model_fields, this_machine
+from masp.cache.reader import Cache, open_cache
 from masp.config import Config
 from masp.runtime.devices import encoder_dtype, pick_device
 from masp.vlm.families import load_config, resolve_folder
 
-if TYPE_CHECKING:
-    from masp.cache.reader import Cache
 
-
-def model_part(config: Config) -> dict[str, Any]:
+def model_part(config: Config) -> Fields:
     """Model part of the fingerprint of this configuration."""
-    folder = resolve_folder(config.vlm.path)
-    load_config(folder)  # an unsupported family is refused before its weights are digested
-    return model_fields(folder, config.vlm, config.cache.dtype)
+    directory = resolve_folder(config.vlm.path)
+    load_config(directory)  # an unsupported family is refused before its weights are digested
+    return model_fields(directory, config.vlm, config.cache.dtype)
 
 
-def machine_part(config: Config) -> dict[str, Any]:
+def machine_part(config: Config) -> Machine:
     """Machine part of the fingerprint of this configuration on this machine.
 
     Raises:
@@ -29,10 +24,10 @@ def machine_part(config: Config) -> dict[str, Any]:
     """
     device, extract = pick_device(config.extract.device, "extract.device"), config.extract
     runs_in = encoder_dtype(config.cache.dtype, device)
-    return machine_fields(describe_device(device), runs_in, extract.batch_tokens, extract.num_threads)
+    return this_machine(describe_device(device), runs_in, extract.batch_tokens, extract.num_threads)
 
 
-def open_matching_cache(config: Config) -> tuple[Cache, dict[str, Any]]:
+def open_matching_cache(config: Config) -> tuple[Cache, Fields]:
     """Open the cache and refuse one of another VLM or other settings.
 
     Returns:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from masp.cache.codec import store
-from masp.cache.layout import Shard
-from masp.cache.shard_state import BadImages
+from masp.cache.layout import Layout, Shard
+from masp.cache.shard_state import BadImages, fingerprint_of
 from masp.cache.writer import ShardWriter
 from masp.config import Config
+from masp.data.sample import Sample
 from masp.errors import DataError
-from masp.extraction.image_stream import Picture
+from masp.extraction.image_stream import PreparedImage
 from masp.extraction.progress import Progress
 
 
@@ -24,9 +24,9 @@ class Encoded:
     """A batch on its way to the tar."""
 
     shard: Shard
-    pictures: Sequence[Picture]
+    images: Sequence[PreparedImage]
     features: Sequence[torch.Tensor]
-    """Per picture `[T, D]`, on the encoder's device."""
+    """Per image `[T, D]`, on the encoder's device."""
     ready: torch.cuda.Event | None
     """On a GPU: when the features are there."""
 
@@ -34,10 +34,11 @@ class Encoded:
 class Writing:
     """Writes the batches of one shard after another; call it with each, in order."""
 
-    def __init__(self, config: Config, folder: Path, layout: dict, bad: BadImages, progress: Progress):
-        self.config, self.folder, self.layout, self.bad, self.progress = config, folder, layout, bad, progress
+    def __init__(self, config: Config, directory: Path, layout: Layout, bad: BadImages, progress: Progress):
+        self.config, self.directory, self.bad, self.progress = config, directory, bad, progress
+        self._fingerprint = fingerprint_of(layout)
         self._writer: ShardWriter | None = None
-        self._samples: Iterator[Any] = iter(())
+        self._samples: Iterator[Sample] = iter(())
         self._left = 0
         self._copies: torch.cuda.Stream | None = None
 
@@ -45,34 +46,32 @@ class Writing:
         """Write a batch, and finish its shard if it is the last one of it.
 
         Raises:
-            InputError: the cache cannot be written. DataError: too many images cannot be read, or features are not
+            InputError: The cache cannot be written.
+            DataError: Too many images cannot be read, or features are not
                 finite.
         """
         if self._writer is None:
-            self._writer = ShardWriter(self.folder, encoded.shard, self.layout["model"], self.layout["machine"])
+            self._writer = ShardWriter(self.directory, encoded.shard, self._fingerprint)
             self._samples, self._left = iter(encoded.shard.samples), len(encoded.shard.samples)
         num_bytes = 0
-        for picture, stored in zip(encoded.pictures, self._stored(encoded), strict=True):
+        for image, stored in zip(encoded.images, self._stored(encoded), strict=True):
             sample = next(self._samples)
-            if picture.reason is not None:
-                self._writer.quarantine(sample, self._relative(sample.image_path), picture.reason, picture.source)
+            if image.reason is not None:
+                self._writer.quarantine(sample, self._relative(sample.image_path), image.reason, image.source)
                 continue
             if stored is None:
                 raise DataError(
                     f"the features of sample {sample.key} ({sample.image_path}) are not finite in "
                     f"{self.config.cache.dtype}; try cache.dtype=fp32 in a new cache.dir, or remove the image"
                 )
-            record = {
-                "image_size": list(picture.image_size),
-                "grid": list(picture.grid),
-                "source_sha256": picture.source["sha256"],
-            }
-            num_bytes += self._writer.add(sample, stored, record, picture.source)
-        self._left -= len(encoded.pictures)
+            num_bytes += self._writer.add(
+                sample, stored, image_size=image.image_size, grid=image.grid, source=image.source
+            )
+        self._left -= len(encoded.images)
         if not self._left:
             sidecar, self._writer = self._writer.finish(), None
-            self.bad.add(len(sidecar["quarantined"]))
-        self.progress.wrote(len(encoded.pictures), num_bytes)
+            self.bad.add(len(sidecar.quarantined))
+        self.progress.wrote(len(encoded.images), num_bytes)
 
     def abandon(self) -> None:
         """Leave nothing of an unfinished shard behind."""
@@ -80,7 +79,7 @@ class Writing:
             self._writer.abandon()
 
     def _stored(self, encoded: Encoded) -> list[dict[str, torch.Tensor] | None]:
-        """Per picture what goes into the tar, on the CPU; None if its features are not finite."""
+        """Per image what goes into the tar, on the CPU; None if its features are not finite."""
         if encoded.ready is None:
             return [self._finite(features) for features in encoded.features]
         if self._copies is None:
@@ -95,6 +94,6 @@ class Writing:
         return store(features, self.config.cache.dtype) if torch.isfinite(features).all() else None
 
     def _relative(self, path: Path) -> str:
-        """As the user knows it."""
+        """The path as the user knows it."""
         root = self.config.dataset.root
         return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)

@@ -7,26 +7,14 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import ConfigDict, Field, with_config
-
-from masp.cache.layout import MANIFEST, shard_names, tar_path
-from masp.cache.shard_state import finished_sidecar, read_manifest
-from masp.extraction.progress import TIMINGS
-from masp.files.jsonl import read_lines
+from masp.cache.layout import MANIFEST, Layout, tar_path
+from masp.cache.manifest import read_manifest
+from masp.cache.shard_state import finished_sidecars
+from masp.extraction.progress import read_timings
 from masp.files.regular import exists
 from masp.plan.rates import STAGES, read_speeds
 from masp.plan.work import StageEstimate
-
-
-@with_config(ConfigDict(strict=True, extra="ignore", allow_inf_nan=False))
-@dataclass(frozen=True)
-class _Timing:
-    """A line of `timings.jsonl`, with what a plan needs of it."""
-
-    num_images: Annotated[int, Field(ge=0, le=10**12)]
-    seconds: Annotated[float, Field(ge=0, le=1e12)]
 
 
 @dataclass(frozen=True)
@@ -80,7 +68,7 @@ class Actual:
 
 
 def actual_cache(
-    folder: Path, layout: dict | None, predicted_tars: Mapping[str, int], num_tokens: int, num_images: int
+    folder: Path, layout: Layout | None, predicted_tars: Mapping[str, int], num_tokens: int, num_images: int
 ) -> ActualCache | None:
     """Compare a cache with its prediction.
 
@@ -99,21 +87,20 @@ def actual_cache(
     """
     if layout is None:
         return None
-    names = shard_names(layout)
     complete = exists(folder / MANIFEST)
     if complete:
         manifest = read_manifest(folder)
-        sizes = {shard["name"]: shard["bytes"] for shard in manifest["shards"]}
-        splits = manifest["splits"].values()
-        tokens, images = sum(s["num_tokens"] for s in splits), sum(s["num_samples"] for s in splits)
+        sizes = {shard.name: shard.bytes for shard in manifest.shards}
+        tokens, images = manifest.num_tokens, manifest.num_samples
     else:
-        sidecars = [sidecar for name in names if (sidecar := finished_sidecar(folder, name, layout))]
-        sizes = {sidecar["name"]: os.stat(tar_path(folder, sidecar["name"])).st_size for sidecar in sidecars}
-        samples = [sample for sidecar in sidecars for sample in sidecar["samples"]]
-        tokens, images = sum(sample["num_tokens"] for sample in samples), len(samples)
+        sizes, tokens, images = {}, 0, 0
+        for sidecar in finished_sidecars(folder, layout):
+            sizes[sidecar.name] = os.stat(tar_path(folder, sidecar.name)).st_size
+            tokens += sum(sample.num_tokens for sample in sidecar.samples)
+            images += len(sidecar.samples)
     return ActualCache(
         complete=complete,
-        dtype=layout["model"]["dtype"],
+        dtype=layout.model["dtype"],
         num_shards=Comparison(len(predicted_tars), len(sizes)),
         bytes=Comparison(sum(predicted_tars.get(name, 0) for name in sizes), sum(sizes.values())),
         num_images=Comparison(num_images if complete else None, images),
@@ -128,12 +115,10 @@ def actual_extraction(folder: Path, images_per_s: float) -> ActualExtraction | N
         folder: `cache.dir`.
         images_per_s: Predicted images per second of one GPU.
     """
-    # A note for people: a line that a kill has cut short is no reason to refuse a plan.
-    lines = read_lines(_Timing, folder / TIMINGS, skip_damaged=True) or []
-    lines = [line for line in lines if line.num_images and line.seconds]
-    if not lines:
+    timings = read_timings(folder)
+    if not timings:
         return None
-    actual = sum(line.num_images for line in lines) / sum(line.seconds for line in lines)
+    actual = sum(timing.num_images for timing in timings) / sum(timing.seconds for timing in timings)
     return ActualExtraction(Comparison(images_per_s, actual))
 
 

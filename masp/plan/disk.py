@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from masp.cache.layout import SHARDS, shards_of
+from masp.cache.layout import SHARDS, Layout, shards_of
 from masp.data.sample import Sample
 from masp.errors import InputError
 from masp.files.text import reason
@@ -64,7 +64,7 @@ def _blocks(num_bytes: int) -> int:
 
 
 def shard_contents(
-    samples: Sequence[Sample], planned: Iterable[PlannedImage], num_shards: int, layout: dict | None
+    samples: Sequence[Sample], planned: Iterable[PlannedImage], num_shards: int, layout: Layout | None
 ) -> dict[str, list[PlannedImage]]:
     """Assign the images to shards as extraction will.
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from masp.cache.codec import encode_record
+from masp.cache.codec import SampleRecord, encode_record
 from masp.data.sample import Sample
 from masp.vlm.vision import Preprocessor
 
@@ -30,10 +30,9 @@ class PlannedImage:
     @functools.cached_property
     def record_bytes(self) -> int:
         """Bytes of the image's record in the cache; all of it is known but a digest, whose length is."""
-        sample = self.sample
-        labels = {"key": sample.key, "split": sample.split, "category": sample.category}
-        facts = {"image_size": list(self.size), "grid": list(self.grid), "source_sha256": _DIGEST}
-        return len(encode_record({**labels, "answers": dict(sample.answers), **facts}))
+        sample, answers = self.sample, dict(self.sample.answers)
+        record = SampleRecord(sample.key, sample.split, sample.category, answers, self.size, self.grid, _DIGEST)
+        return len(encode_record(record))
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def spoil_brightness(images: Path) -> None:
     [
         (spoil_empty, 2, ("train/awe", "no image")),
         (spoil_category, 2, ("boredom", "joy, quiet fear")),
-        (spoil_json, 3, ("train_plain.json", "is no JSON")),
+        (spoil_json, 3, ("train_plain.json", "is not valid JSON")),
         (spoil_brightness, 3, ("train_plain.json", "brightness = 1.7")),
     ],
 )

@@ -2,12 +2,12 @@
 
 import pytest
 
-from masp.taxonomy import CATEGORY_SETS, normalise_category
+from masp.taxonomy import CATEGORY_SETS, normalize_category
 
 
 def test_sets_are_normalised_and_distinct():
     for categories in CATEGORY_SETS.values():
-        assert [normalise_category(name) for name in categories] == list(categories)
+        assert [normalize_category(name) for name in categories] == list(categories)
         assert len(set(categories)) == len(categories)
     assert {name: len(categories) for name, categories in CATEGORY_SETS.items()} == {
         "emoset": 8,
@@ -23,5 +23,5 @@ def test_sets_are_normalised_and_distinct():
     ("name", "expected"),
     [("Anger ", "anger"), ("very__Happy", "very happy"), ("\tJOY", "joy"), ("__", ""), ("Ärger", "ärger")],
 )
-def test_normalise_category(name, expected):
-    assert normalise_category(name) == expected
+def test_normalize_category(name, expected):
+    assert normalize_category(name) == expected

@@ -7,7 +7,7 @@ import types
 import pytest
 
 from masp.cache import fingerprint
-from masp.cache.fingerprint import compare, differences, machine_fields, model_fields, weights_digest
+from masp.cache.fingerprint import Machine, compare, differences, model_fields, this_machine, weights_digest
 from masp.errors import InputError
 
 
@@ -28,6 +28,7 @@ def edit(path, **changes):
 
 
 def names_of_change(before, after):
+    before, after = (part.fields if isinstance(part, Machine) else part for part in (before, after))
     return [name for name, _, _ in differences(before, after)]
 
 
@@ -77,17 +78,17 @@ def test_a_limit_equal_to_the_files_own_is_no_change(vlm):
 
 
 def test_each_ingredient_of_the_machine_has_a_field(monkeypatch):
-    before = machine_fields("cpu (AVX2)", "fp32", 64, 2)
-    assert names_of_change(before, machine_fields("cuda (X)", "fp32", 64, 2)) == ["device"]
-    assert names_of_change(before, machine_fields("cpu (AVX2)", "bf16", 64, 2)) == ["encoder_dtype"]
-    assert names_of_change(before, machine_fields("cpu (AVX2)", "fp32", 65, 2)) == ["batch_tokens"]
-    assert names_of_change(before, machine_fields("cpu (AVX2)", "fp32", 64, 3)) == ["num_threads"]
-    assert names_of_change(before, machine_fields("cpu (AVX2)", "fp32", 64, 2, "torchvision")) == ["processor_backend"]
+    before = this_machine("cpu (AVX2)", "fp32", 64, 2)
+    assert names_of_change(before, this_machine("cuda (X)", "fp32", 64, 2)) == ["device"]
+    assert names_of_change(before, this_machine("cpu (AVX2)", "bf16", 64, 2)) == ["encoder_dtype"]
+    assert names_of_change(before, this_machine("cpu (AVX2)", "fp32", 65, 2)) == ["batch_tokens"]
+    assert names_of_change(before, this_machine("cpu (AVX2)", "fp32", 64, 3)) == ["num_threads"]
+    assert names_of_change(before, this_machine("cpu (AVX2)", "fp32", 64, 2, "torchvision")) == ["processor_backend"]
     for package in ("pillow", "transformers", "torch"):
         real = __import__("importlib.metadata").metadata.version
         with monkeypatch.context() as patch:
             patch.setattr("masp.cache.fingerprint.version", lambda n, p=package, r=real: "0.1" if n == p else r(n))
-            assert names_of_change(before, machine_fields("cpu (AVX2)", "fp32", 64, 2)) == [package]
+            assert names_of_change(before, this_machine("cpu (AVX2)", "fp32", 64, 2)) == [package]
 
 
 def test_a_mismatch_names_the_field_and_both_values():
@@ -122,7 +123,7 @@ def test_a_damaged_memo_is_only_a_missing_one(vlm, tmp_path):
         assert weights_digest(vlm) == first
 
 
-def test_a_folder_without_weights_is_refused(vlm):
+def test_a_directory_without_weights_is_refused(vlm):
     (vlm / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"holds no \*.safetensors"):
         model_fields(vlm, settings(), "bf16")

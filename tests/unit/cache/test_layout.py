@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from masp.cache.layout import assign, make_layout, shard_names, split_of
+from masp.cache.fingerprint import this_machine
+from masp.cache.layout import assign, make_layout, split_of
 from masp.errors import DataError
 
 
@@ -31,8 +32,8 @@ def test_shards_divide_the_samples(counts, num_shards, random):
         assert max(sizes) - min(sizes) <= 1
     random.shuffle(samples)
     assert assign(samples, num_shards) == shards
-    layout = make_layout("folder", ["a"], num_shards, shards, {}, {})
-    assert shard_names(layout) == [shard.name for shard in shards]
+    layout = make_layout("folder", ["a"], num_shards, shards, {}, this_machine("cpu", "fp32", 64, 1))
+    assert layout.shard_names == [shard.name for shard in shards]
 
 
 def test_splits_get_shards_in_proportion_and_categories_mix():

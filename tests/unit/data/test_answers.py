@@ -60,7 +60,7 @@ def test_texts(aspect, value, expected):
 
 @pytest.mark.parametrize(("aspect", "value"), [("object", "dog"), ("object", [1]), ("scene", ["beach"]), ("scene", 3)])
 def test_wrong_types(aspect, value):
-    with pytest.raises(ValueError, match=r"must be a (list of )?text"):
+    with pytest.raises(ValueError, match=r"must be a (list of )?string"):
         answer_text(aspect, value)
 
 
@@ -78,12 +78,12 @@ def test_read_annotation(tmp_path):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("", "is no JSON"),
-        ("{'a': 1}", "is no JSON"),
-        ("[" * 100_000, "is no JSON"),
+        ("", "is not valid JSON"),
+        ("{'a': 1}", "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
         ('{"brightness": 1.7}', "brightness = 1.7: must be a number from 0 to 1, or be left out"),
         ('{"brightness": NaN}', "brightness = nan: must be a number"),
-        ('{"object": "dog"}', "object = 'dog': must be a list of texts, or be left out"),
+        ('{"object": "dog"}', "object = 'dog': must be a list of strings, or be left out"),
         ('{"scene": "\\ud800x"}', "must be text, without halves of a surrogate pair"),
         ("[]", "must hold one JSON object"),
         ("null", "must hold one JSON object"),
@@ -101,7 +101,7 @@ def test_damaged_annotations_name_the_file(tmp_path, content, expected):
 
 def test_annotation_that_is_no_text(tmp_path):
     (tmp_path / "a.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match=r"a\.json: is no JSON"):
+    with pytest.raises(DataError, match=r"a\.json: is not valid JSON"):
         read_annotation(tmp_path / "a.json")
 
 

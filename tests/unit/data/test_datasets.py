@@ -48,7 +48,7 @@ def index(root: Path, **splits: list) -> Path:
 # Folders
 
 
-def test_folders(tmp_path):
+def test_image_folders(tmp_path):
     folders(tmp_path, "train/anger/b.JPG", "train/anger/a.png", "train/Awe /c.webp", "test/anger/d.jpeg")
     dataset = read(tmp_path)
     assert [(s.key, s.split, s.category) for s in dataset.samples] == [
@@ -63,7 +63,7 @@ def test_folders(tmp_path):
     assert dataset.notes == ("no image has an annotation: stage 1 has nothing to learn from",)
 
 
-def test_annotations_of_folders(tmp_path):
+def test_annotations_of_image_folders(tmp_path):
     folders(tmp_path, "train/Anger/a.b.jpg", "val/Anger/c.jpg", "val/Anger/d.jpg")
     write(tmp_path / "annotation/anger/a.b.json", ANNOTATION)
     write(tmp_path / "annotation/anger/c.json", {})
@@ -130,18 +130,18 @@ def test_links_are_followed(tmp_path):
     assert len(read(tmp_path / "data", "emotion6").samples) == 2
 
 
-def test_refused_folders(tmp_path):
+def test_refused_image_folders(tmp_path):
     folders(tmp_path, "train/anger/a.png")
     (tmp_path / "train/awe").mkdir()
     assert refused(tmp_path) == (
-        "ROOT/train/awe: this category folder holds no image; add images (.jpg, .png, .webp, …) or remove it"
+        "ROOT/train/awe: this category directory holds no image; add images (.jpg, .png, .webp, …) or remove it"
     )
     write(tmp_path / "train/awe/notes.txt")
     assert "holds no image (1 other things)" in refused(tmp_path)
     write(tmp_path / "train/awe/a.png")
     write(tmp_path / "train/boredom/a.png")
     assert refused(tmp_path).startswith(
-        "ROOT/train/boredom: 'boredom' is no category of this dataset; valid are amusement, anger, awe, contentment"
+        "ROOT/train/boredom: 'boredom' is not a category of this dataset; valid are amusement, anger, awe, contentment"
     )
     write(tmp_path / "train/Anger/a.png")
     assert refused(tmp_path, "folder") == "ROOT/train/anger: means the category 'anger', and so does ROOT/train/Anger"
@@ -149,7 +149,7 @@ def test_refused_folders(tmp_path):
 
 def test_a_split_without_categories(tmp_path):
     folders(tmp_path, "train/anger/a.png", "test/a.png")
-    assert refused(tmp_path) == "ROOT/test: holds no category folder such as amusement/"
+    assert refused(tmp_path) == "ROOT/test: holds no category directory such as amusement/"
 
 
 def test_an_annotation_shared_by_two_images(tmp_path):
@@ -165,9 +165,9 @@ def test_an_annotation_shared_by_two_images(tmp_path):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("{", "is no JSON"),
+        ("{", "is not valid JSON"),
         ({"brightness": 1.7}, "brightness = 1.7: must be a number from 0 to 1, or be left out"),
-        ({"object": "dog"}, "object = 'dog': must be a list of texts, or be left out"),
+        ({"object": "dog"}, "object = 'dog': must be a list of strings, or be left out"),
         ([], "must hold one JSON object"),
     ],
 )
@@ -183,12 +183,12 @@ def test_a_damaged_annotation(tmp_path, content, expected):
 
 
 def test_roots_that_are_no_dataset(tmp_path):
-    assert refused(tmp_path / "gone").endswith("there is no such folder")
-    assert refused(write(tmp_path / "file")).endswith("is no folder")
+    assert refused(tmp_path / "gone").endswith("no such directory")
+    assert refused(write(tmp_path / "file")).endswith("not a directory")
     (tmp_path / "empty").mkdir()
-    assert "is empty; a dataset has folders train/<emotion>/" in refused(tmp_path / "empty")
+    assert "is empty; a dataset has the image folders train/<emotion>/" in refused(tmp_path / "empty")
     folders(tmp_path / "flat", *(f"{name}/1.png" for name in "abcdef"))
-    assert "holds a, b, c, d, e, …; a dataset has folders" in refused(tmp_path / "flat")
+    assert "holds a, b, c, d, e, …; a dataset has the image folders" in refused(tmp_path / "flat")
     folders(index(tmp_path / "both", train=[["awe", "a.png", ""]]), "test/awe/a.png")
     assert "holds both test/ and train.json, which are two layouts" in refused(tmp_path / "both")
 
@@ -253,9 +253,9 @@ def test_an_image_in_two_splits_is_reported(tmp_path):
         ([["awe", "a.jpg", "", "", ""]], "must be"),
         ([["awe", "a.jpg", ""], ["awe", 3, ""]], "ROOT/train.json row 2"),
         ([{"emotion": "awe"}], "row 1"),
-        ([["bored", "a.jpg", ""]], "row 1: 'bored' is no category of this dataset; valid are amusement, anger"),
-        ([["", "a.jpg", ""]], "'' is no category"),
-        ([["awe", "../a.jpg", ""]], "'../a.jpg': must be the path of a file, relative to the dataset's folder"),
+        ([["bored", "a.jpg", ""]], "row 1: 'bored' is not a category of this dataset; valid are amusement, anger"),
+        ([["", "a.jpg", ""]], "'' is not a category"),
+        ([["awe", "../a.jpg", ""]], "'../a.jpg': must be the path of a file, relative to the dataset's directory"),
         ([["awe", "x/../../a.jpg", ""]], "must be the path of a file"),
         ([["awe", "/etc/passwd", ""]], "'/etc/passwd': must be the path of a file"),
         ([["awe", "a.jpg", "../../secret.json"]], "'../../secret.json': must be the path of a file"),
@@ -266,7 +266,7 @@ def test_an_image_in_two_splits_is_reported(tmp_path):
         ([["awe", "a.jpg", ""], ["fear", "./a.jpg", ""]], "row 2: 'a.jpg' is listed again, first in row 1"),
         ([], "must hold a list of rows"),
         ({}, "must hold a list of rows"),
-        ("[[", "ROOT/train.json: is no JSON"),
+        ("[[", "ROOT/train.json: is not valid JSON"),
     ],
 )
 def test_refused_rows(tmp_path, rows, expected):

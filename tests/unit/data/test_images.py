@@ -1,4 +1,4 @@
-"""Every kind of picture file: what it becomes, or the reason why it is none. All files are made here."""
+"""Every kind of image file: what it becomes, or the reason why it cannot be read. All files are made here."""
 
 import errno
 import io
@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from masp.data import images
+from masp.data import images, reading
 from masp.data.images import UnreadableImage, decode_image, image_size, limited_size, load_image
 from masp.errors import DataError
 
@@ -74,7 +74,7 @@ def test_formats(tmp_path, format, options, tolerance):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "HSV", "RGBX", "LAB"])
-def test_modes_keep_their_colours(mode):
+def test_modes_keep_their_colors(mode):
     picture = Image.fromarray(PICTURE)
     grey = mode in ("1", "L")
     if mode == "LAB":
@@ -135,7 +135,7 @@ def test_transparency_becomes_white(mode):
 
 
 @pytest.mark.parametrize("mode", ["P", "L", "RGB"])
-def test_a_transparent_colour_becomes_white(mode):
+def test_a_transparent_color_becomes_white(mode):
     image = Image.fromarray(PICTURE).convert(mode)
     corner = image.getpixel((0, 0))
     rgb = np.asarray(decode_image(encoded(image, transparency=corner)))
@@ -230,7 +230,7 @@ def test_scaling_is_lanczos(tmp_path):
     assert np.array_equal(np.asarray(load_image(path, max_side=50)), np.asarray(expected))
 
 
-def test_long_pictures(tmp_path):
+def test_long_images(tmp_path):
     path = saved(tmp_path, encoded(Image.new("RGB", (1, 201))))
     assert reason_of(path) == "too long: 1x201, the sides may differ 200 times at most"
     with pytest.raises(UnreadableImage, match="too long"):
@@ -242,7 +242,7 @@ def test_long_pictures(tmp_path):
     assert reason_of(path, max_side=300) == "too long: 300x1, the sides may differ 200 times at most"
 
 
-def test_tiny_pictures(tmp_path):
+def test_tiny_images(tmp_path):
     assert load_image(saved(tmp_path, encoded(Image.new("L", (1, 1))))).size == (1, 1)
 
 
@@ -301,7 +301,7 @@ def test_no_permission(tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(images, "_open_without_waiting", refuse)
+    monkeypatch.setattr(reading, "_open_without_waiting", refuse)
     assert reason_of(saved(tmp_path, encoded(Image.new("L", (4, 4))))) == "permission denied"
 
 
@@ -342,10 +342,10 @@ def test_a_failing_disk_says_nothing_about_the_image(tmp_path, monkeypatch, numb
             return os.open(name, flags)
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(images, "_open_without_waiting", fail)
+    monkeypatch.setattr(reading, "_open_without_waiting", fail)
     assert load_image(path).size == (4, 4)
     assert len(tries) == 3
-    monkeypatch.setattr(images, "_open_without_waiting", lambda *_: (_ for _ in ()).throw(OSError(number, "x")))
+    monkeypatch.setattr(reading, "_open_without_waiting", lambda *_: (_ for _ in ()).throw(OSError(number, "x")))
     for read in (load_image, image_size):
         with pytest.raises(OSError, match="x") as error:
             read(path)

@@ -5,7 +5,7 @@ import collections
 import pytest
 
 from masp.data.questions import load_questions
-from masp.errors import InputError
+from masp.errors import DataError, InputError
 
 SHIPPED = "configs/questions.yaml"
 CATEGORIES = ("amusement", "anger", "awe", "fear")
@@ -66,3 +66,53 @@ def test_missing_file_and_missing_aspect():
         load_questions("no/such.yaml")
     with pytest.raises(InputError, match="no questions about aspect 'smell'"):
         load_questions(SHIPPED).aspect_first("smell")
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefg", "bcdefgh", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "aspects: [",
+        "[" * 3_000,
+        '"\\UFFFFFFFF"',
+        "? [a]\n: b",
+        "? {a: 1}\n: b",
+        "<<: 1\naspects: {}",
+        "aspects: &a [*a]\nemotion: *a",
+        "aspects: *missing",
+        BOMB,
+        "aspects: !!python/object/apply:os.system [ls]",
+        "aspects: !!timestamp 2024-13-45",
+        'aspects: !!int ""',
+        "aspects: !!binary x",
+        "aspects: !!omap [1]",
+        "aspects: !!set {a, b}\nemotion: ['{categories}']",
+        "%YAML 9.9\n---\naspects: {}",
+        "--- a\n--- b",
+        "aspects: {}\naspects: {}\nemotion: ['{categories}']",
+        "aspects: {a: ['\\ud800']}\nemotion: [\"\\ud800 {categories}\"]",
+        "aspects: {}\nemotion: [1e999]",
+        "\x00",
+        "aspects:\t- x",
+        "",
+        "null",
+    ],
+)
+def test_questions_in_odd_yaml(tmp_path, text):
+    path = tmp_path / "questions.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        load_questions(path)
+    line = str(error.value)
+    assert str(path) in line and "\n" not in line and len(line) < 2000
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/", "x" * 300, "x\0y"])
+def test_questions_that_are_not_a_file(path):
+    with pytest.raises(InputError) as error:
+        load_questions(path)
+    assert "\n" not in str(error.value) and not isinstance(error.value, DataError)

@@ -102,7 +102,7 @@ def test_extending_twice_and_with_nothing_new(copied, capsys):
     for name in ("a.png", "b.png"):
         add(root, name)
         extend(config)
-    assert len(open_cache(folder).manifest["generations"]) == 3
+    assert len(open_cache(folder).manifest.generations) == 3
     assert verify_cache(folder) == []
     before = everything(folder)
     extract(config)
@@ -125,7 +125,7 @@ def test_tasks_and_an_interruption_leave_no_trace(copied, vlm, tmp_path):
         open_cache(other)
     add(root, "late.png")  # an extension that was not finished takes more
     extend(elsewhere)
-    assert [len(g["shards"]) for g in open_cache(other).manifest["generations"]] == [4, 2, 1]
+    assert [len(g.shards) for g in open_cache(other).manifest.generations] == [4, 2, 1]
     assert verify_cache(other) == []
 
 
@@ -213,7 +213,7 @@ def test_a_generation_of_which_nothing_was_finished_binds_nobody(copied, monkeyp
     assert len(json.loads((folder / "layout.json").read_text())["generations"]) == 2
     (root / "train" / "joy" / "b.png").unlink()
     extend(config)
-    assert open_cache(folder).manifest["generations"][1]["keys"] == ["train/joy/a%2Epng"]
+    assert open_cache(folder).manifest.generations[1].keys == ("train/joy/a%2Epng",)
 
 
 def test_what_was_never_finished_cannot_be_extended(copied, vlm, tmp_path):
@@ -223,5 +223,5 @@ def test_what_was_never_finished_cannot_be_extended(copied, vlm, tmp_path):
     add(root, "a.png")
     with pytest.raises(InputError, match=r"is unfinished: 1 of 4 shards are missing \(train-00001\)"):
         extend(config)
-    with pytest.raises(InputError, match="is no feature cache"):
+    with pytest.raises(InputError, match="is not a feature cache"):
         extend(make_config(root, vlm, tmp_path / "nothing"))

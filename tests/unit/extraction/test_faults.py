@@ -1,4 +1,4 @@
-"""A disk that is really full, folders that may not be read or written: one line, and nothing finished is lost."""
+"""A disk that is really full, directories that may not be read or written: one line, and nothing finished is lost."""
 
 import hashlib
 import os
@@ -98,7 +98,7 @@ def as_nobody():
         os.seteuid(0)
 
 
-def test_folders_that_may_not_be_read_or_written(vlm, tmp_path):
+def test_directories_that_may_not_be_read_or_written(vlm, tmp_path):
     with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
         base = Path(name)
         base.chmod(0o755)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ def test_any_number_of_workers_gives_the_same_bytes(data, vlm, plain, tmp_path, 
 def test_any_number_of_tasks_gives_the_same_bytes(data, vlm, plain, tmp_path, num_tasks, capsys):
     config = make_config(data, vlm, tmp_path / "c")
     for task in reversed(range(num_tasks)):
-        with pytest.raises(InputError, match="of 4 shards are missing|is no feature cache|does not exist"):
+        with pytest.raises(InputError, match="of 4 shards are missing|is not a feature cache|does not exist"):
             open_cache(tmp_path / "c")
         extract(config, num_tasks=num_tasks, task_index=task)
     assert "shards of" in capsys.readouterr().out
@@ -70,7 +71,7 @@ def test_any_number_of_tasks_gives_the_same_bytes(data, vlm, plain, tmp_path, nu
     assert merged(tmp_path / "c") == merged(plain)
 
 
-def test_neither_batches_nor_blanks_leak_into_neighbours(data, vlm, plain, tmp_path):
+def test_neither_batches_nor_blanks_leak_into_neighbors(data, vlm, plain, tmp_path):
     """Features agree with those of a run that encodes each image alone."""
     alone = open_cache(extract(make_config(data, vlm, tmp_path / "c", "extract.batch_tokens=1")))
     together = open_cache(plain)
@@ -157,17 +158,17 @@ def changed(fields, name):
 
 
 def test_no_ingredient_is_forgotten(plain):
-    fingerprint = open_cache(plain).manifest["fingerprint"]
-    assert sorted(fingerprint["machine"]) == sorted(MACHINE)
-    assert set(fingerprint["model"]) >= set(MODEL)
-    others = set(fingerprint["model"]) - set(MODEL)
+    fingerprint = open_cache(plain).manifest.fingerprint
+    assert sorted(fingerprint.machine.fields) == sorted(MACHINE)
+    assert set(fingerprint.model) >= set(MODEL)
+    others = set(fingerprint.model) - set(MODEL)
     assert all(name.startswith(("config.", "processor.")) for name in others)
 
 
 @pytest.mark.parametrize("field", MODEL)
 def test_each_ingredient_of_the_model_is_refused_by_readers_and_writers(data, vlm, plain, field, monkeypatch):
     config, cache = make_config(data, vlm, plain), open_cache(plain)
-    other = changed(cache.manifest["fingerprint"]["model"], field)
+    other = changed(cache.manifest.fingerprint.model, field)
     with pytest.raises(InputError, match=f"made with {field} = .*, but here it is"):
         cache.check_model(other)
     monkeypatch.setattr("masp.extraction.job.model_fields", lambda *_: other)
@@ -183,7 +184,7 @@ def test_each_ingredient_of_the_machine_is_refused_only_where_new_meets_old(
 ):
     folder = shutil.copytree(plain, tmp_path / "c")
     config, cache = make_config(data, vlm, folder), open_cache(folder)
-    other = changed(cache.manifest["fingerprint"]["machine"], field)
+    other = replace(cache.manifest.fingerprint.machine, **{field: "other"})
     monkeypatch.setattr("masp.extraction.job.machine_part", lambda *_: other)
     extract(config)
     assert "is complete" in capsys.readouterr().out
@@ -199,7 +200,7 @@ def test_a_layout_under_which_nothing_was_finished_binds_nobody(data, vlm, plain
     (tmp_path / "c").mkdir()
     shutil.copy(plain / LAYOUT, tmp_path / "c" / LAYOUT)
     folder = extract(make_config(data, vlm, tmp_path / "c", "vlm.max_side=80"))
-    assert open_cache(folder).manifest["fingerprint"]["model"]["max_side"] == 80
+    assert open_cache(folder).manifest.fingerprint.model["max_side"] == 80
 
 
 class Interrupted(Exception):
@@ -350,7 +351,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing_finished(data, vlm, plain, tm
     assert digests(tmp_path / "c") == digests(plain)
 
 
-def test_a_folder_that_cannot_be_made_is_refused(data, vlm, tmp_path):
+def test_a_directory_that_cannot_be_made_is_refused(data, vlm, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be made"):
         extract(make_config(data, vlm, tmp_path / "file" / "c"))
@@ -372,6 +373,8 @@ import sys
 from masp.config import load_config
 from masp.errors import MaspError
 from masp.extraction.job import extract
+from masp.runtime import log
+log.setup()
 try:
     extract(load_config(sys.argv[1]))
 except MaspError as error:

@@ -30,7 +30,7 @@ def test_every_tar_has_exactly_the_predicted_size(config, dtype, tmp_path):
     cache = open_cache(extract(config))
     assert predicted.tokens.total == int(cache.index.num_tokens.sum())
     assert predicted.images.num_images == len(cache) and predicted.images.num_broken == 0
-    sizes = [tar_path(cache.folder, shard["name"]).stat().st_size for shard in cache.manifest["shards"]]
+    sizes = [tar_path(cache.directory, shard.name).stat().st_size for shard in cache.manifest.shards]
     assert predicted.cache.bytes == sum(sizes)
     assert predicted.cache.shard_bytes == Range(min(sizes), max(sizes))
     assert predicted.cache.num_shards == len(sizes)
@@ -40,7 +40,9 @@ def test_every_tar_has_exactly_the_predicted_size(config, dtype, tmp_path):
     assert after.complete and after.dtype == dtype
     for number in (after.bytes, after.num_tokens, after.num_images, after.num_shards):
         assert number.predicted == number.actual > 0
-    others = sum(f.stat().st_size for f in cache.folder.rglob("*.json")) + (cache.folder / "index.h5").stat().st_size
+    others = (
+        sum(f.stat().st_size for f in cache.directory.rglob("*.json")) + (cache.directory / "index.h5").stat().st_size
+    )
     assert predicted.cache.index_bytes == pytest.approx(others, rel=0.6)  # a small cache has its fixed parts
 
 
