@@ -25,7 +25,8 @@ from masp.evaluation.emotions import EmotionEvaluation
 from masp.evaluation.feed import Feed, Item, open_feed
 from masp.evaluation.protocol import Evaluation
 from masp.files.text import reason
-from masp.results.ledger import DIRECTORY, Ledger, Ledgers, slice_keys
+from masp.results.ledger import DIRECTORY, Ledgers, slice_keys
+from masp.results.ledger_file import Ledger
 from masp.results.metrics_file import DATASETS, METRICS
 from masp.results.records import FILE as RECORDS
 from masp.runtime.devices import pick_device, plain_memory_errors

@@ -25,14 +25,12 @@ from sklearn.metrics import brier_score_loss, confusion_matrix, f1_score, precis
 
 from masp.errors import DataError
 from masp.files.text import MAX_REASON, shortened, shown
-from masp.results.ledger_file import Record
+from masp.results.ledger_format import Record
 
 Z95 = 1.959963984540054
 
 _NUM_BINS = 15
-
 _NUM_RESAMPLES = 10_000
-
 _MAX_RESAMPLED_CELLS = 20_000_000
 """Cells of all resampled confusion matrices together: with a hundred categories fewer of them are drawn."""
 
@@ -81,13 +79,8 @@ class CalibrationBin:
 
     def to_json(self) -> dict[str, Any]:
         """The bin as `metrics.json` spells it."""
-        return {
-            "from": self.start,
-            "to": self.stop,
-            "num_samples": self.num_samples,
-            "mean_confidence": self.mean_confidence,
-            "accuracy": self.accuracy,
-        }
+        means = {"mean_confidence": self.mean_confidence, "accuracy": self.accuracy}
+        return {"from": self.start, "to": self.stop, "num_samples": self.num_samples, **means}
 
 
 @dataclass(frozen=True)
