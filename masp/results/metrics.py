@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from sklearn.metrics import brier_score_loss, confusion_matrix, f1_score, precision_recall_fscore_support, recall_score
 
 from masp.errors import DataError
@@ -36,18 +36,6 @@ _MAX_RESAMPLED_CELLS = 20_000_000
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
-Interval = tuple[Share, Share]
-"""Both ends of a 95 % interval."""
-
-
-def _rectangular(rows: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
-    if len({len(row) for row in rows}) > 1:
-        raise ValueError("must have rows of one length")
-    return rows
-
-
-Confusion = Annotated[tuple[tuple[Count, ...], ...], AfterValidator(_rectangular)]
-"""Counts: a row per label, a column per prediction."""
 
 
 @dataclass(frozen=True)
