@@ -5,6 +5,7 @@ Ranks share nothing but files, so none waits for another.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Container, Iterator, Sequence
@@ -33,6 +34,8 @@ from masp.runtime.devices import pick_device, plain_memory_errors
 from masp.runtime.status import FILE as STATUS
 from masp.runtime.status import RunState, noting_failure, read_status, write_status
 from masp.runtime.stop import StopFlag
+
+LOG = logging.getLogger(__name__)
 
 
 def evaluate_dir(config: Config) -> Path:
@@ -92,7 +95,7 @@ def evaluate(
         )
         if ranks.is_lead:
             for note in evaluation.notes:
-                print(f"note: {note}", file=sys.stderr)
+                LOG.info("%s", note)
         missing = set(ledgers.begin())
         if ranks.is_lead:
             save_config(config, directory / "config.yaml")
