@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from masp.errors import InputError
 if TYPE_CHECKING:
     from masp.evaluation.predict import Prediction
     from masp.report.attention import PageEntry
+
+LOG = logging.getLogger(__name__)
 
 _DETAILS = """\
   masp predict --config configs/train.yaml photo.jpg other.png
@@ -48,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     predictor = Predictor(config)
     for note in predictor.notes:
-        print(f"note: {note}", file=sys.stderr)
+        LOG.info("%s", note)
     if arguments.attention and predictor.trained.aspects is None:
         raise InputError(f"--attention {arguments.attention}: there are no aspect modules here to look with")
     broken: list[str] = []

@@ -31,7 +31,7 @@ from masp.files.sealed import digest_of
 from masp.files.text import shown
 from masp.results.aspect_metrics import OpenMetrics, compute_aspect_metrics
 from masp.results.ledger import DIRECTORY
-from masp.results.ledger_file import Record, generated_problem, likelihood_problem
+from masp.results.ledger_format import Record, generated_problem, likelihood_problem
 from masp.results.metrics_file import METRICS
 from masp.results.records import FILE, write_aspect_records
 from masp.vlm.prompt import Prompt, load_prompt

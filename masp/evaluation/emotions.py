@@ -23,7 +23,7 @@ from masp.files.text import MAX_REASON, shortened, shown
 from masp.models.likelihood import cut_short
 from masp.results.attention_maps import read_attention
 from masp.results.ledger import DIRECTORY
-from masp.results.ledger_file import Record, generated_problem, likelihood_problem
+from masp.results.ledger_format import Record, generated_problem, likelihood_problem
 from masp.results.metrics import compute_metrics
 from masp.results.metrics_file import METRICS
 from masp.results.records import FILE, write_emotion_records

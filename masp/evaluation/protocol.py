@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from masp.evaluation.feed import Feed, Item
-from masp.results.ledger_file import Record
+from masp.results.ledger_format import Record
 
 
 class Evaluation(Protocol):

@@ -5,6 +5,7 @@ Ranks share nothing but files, so none waits for another.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Container, Iterator, Sequence
@@ -25,13 +26,16 @@ from masp.evaluation.emotions import EmotionEvaluation
 from masp.evaluation.feed import Feed, Item, open_feed
 from masp.evaluation.protocol import Evaluation
 from masp.files.text import reason
-from masp.results.ledger import DIRECTORY, Ledger, Ledgers, slice_keys
+from masp.results.ledger import DIRECTORY, Ledgers, slice_keys
+from masp.results.ledger_file import Ledger
 from masp.results.metrics_file import DATASETS, METRICS
 from masp.results.records import FILE as RECORDS
 from masp.runtime.devices import pick_device, plain_memory_errors
 from masp.runtime.status import FILE as STATUS
 from masp.runtime.status import RunState, noting_failure, read_status, write_status
 from masp.runtime.stop import StopFlag
+
+LOG = logging.getLogger(__name__)
 
 
 def evaluate_dir(config: Config) -> Path:
@@ -91,7 +95,7 @@ def evaluate(
         )
         if ranks.is_rank_0:
             for note in evaluation.notes:
-                print(f"note: {note}", file=sys.stderr)
+                LOG.info("%s", note)
         missing = set(ledgers.begin())
         if ranks.is_rank_0:
             save_config(config, directory / "config.yaml")

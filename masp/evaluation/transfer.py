@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from masp.evaluation.run import evaluate, evaluate_dir, open_evaluation, plain_w
 from masp.files.atomic import write_bytes
 from masp.results.metrics_file import DATASETS, METRICS, DatasetRow, read_metrics
 from masp.runtime.stop import StopFlag
+
+LOG = logging.getLogger(__name__)
 
 
 def evaluate_on(config: Config, files: Sequence[str], stop: StopFlag | None = None) -> Path | None:
@@ -68,7 +70,7 @@ def dataset_configs(config: Config, files: Sequence[str]) -> dict[str, Config]:
         other.evaluate.category_map = [f"{theirs}={ours or ''}" for theirs, ours in mapping.items()] or None
         scored = _what_is_scored(other)
         if scored in sources:
-            print(f"note: --on {file} is skipped: it is the same as {sources[scored]}", file=sys.stderr)
+            LOG.info("--on %s is skipped: it is the same as %s", file, sources[scored])
             continue
         sources[scored] = f"--on {file}"
         if name in configs:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
 import statistics
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +21,8 @@ from masp.files.atomic import write_bytes
 from masp.files.text import reason, shortened
 from masp.results.metrics import percentiles
 from masp.results.records import FILE, Records, read_records_file
+
+LOG = logging.getLogger(__name__)
 
 _NUM_RESAMPLES = 5000
 
@@ -105,7 +107,7 @@ def write_table(directory: Path, variants: Sequence[Variant], seeds: Sequence[in
     )
     print(f"\n{text}")
     for note in result.notes:
-        print(f"note: {note}", file=sys.stderr)
+        LOG.info("%s", note)
     if missing:
         print(f"study: not finished, so not in the table: {missing}")
     print(f"study: {path}")

@@ -10,7 +10,7 @@ from masp.data.keys import split_key
 from masp.errors import MaspError
 from masp.report.html import SIDE, data_address
 from masp.results.ledger import DIRECTORY, read_records
-from masp.results.ledger_file import Record
+from masp.results.ledger_format import Record
 from masp.results.metrics import softmax
 from masp.results.metrics_file import MetricsFile
 

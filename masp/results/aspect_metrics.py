@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from masp.errors import DataError
-from masp.results.ledger_file import Record
+from masp.results.ledger_format import Record
 from masp.results.metrics import Metrics, compute_metrics, percentiles, wilson_interval
 
 _NUM_RESAMPLES = 2000

@@ -15,8 +15,8 @@ import numpy as np
 from masp.errors import DataError
 from masp.files.jsonl import write_all
 from masp.files.text import reason
-from masp.results.ledger_file import SUFFIX as LEDGER_SUFFIX
-from masp.results.ledger_file import MapPlace
+from masp.results.ledger_format import SUFFIX as LEDGER_SUFFIX
+from masp.results.ledger_format import MapPlace
 
 SUFFIX = ".attention"
 

@@ -1,229 +1,31 @@
-"""One file of a ledger: a header that says what is evaluated, then a record per line. `ledger.py` says what for.
-
-Where features are made live, the header's `machine` says where; a line `{"machine": {...}}` between records, that those
-which follow were made on another.
-"""
+"""The ledger file of one process: read what is there, append what is missing. `ledger.py` says what for."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
-import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from masp.errors import DataError, InputError
-from masp.files.regular import read_bytes
-from masp.files.text import shown
-from masp.files.typed import Json, decode
+from masp.files.jsonl import write_all
+from masp.files.locks import try_lock
+from masp.files.text import shortened
+from masp.files.typed import decode
+from masp.results.attention_maps import AttentionFile
+from masp.results.ledger_format import SUFFIX, VERSION, Header, Record, ledger_files, read_ledger
+from masp.runtime.run_lock import RunInUse
 
-VERSION = 1
-SUFFIX = ".jsonl"
-RESUMES = "it scores only what is missing"
-
-# 3.3 million records of a hundred categories
-_MAX_BYTES = 16 << 30
-
-
-@dataclass(frozen=True)
-class MapPlace:
-    """Where the attention maps of a sample are, see `masp.results.attention_maps`."""
-
-    file: str
-    """Name of the ledger that they belong to."""
-    offset: int
-    """First byte."""
-    shape: tuple[int, int, int]
-    """Number of aspects, height, width."""
-    crc32: int
-
-    def __post_init__(self) -> None:
-        if self.offset < 0 or min(self.shape) < 1:
-            raise ValueError("must have an offset of 0 or more and a shape of positive numbers")
-        if Path(self.file).name != self.file:
-            raise ValueError("must name a file in the directory of the ledgers")
-
-
-@dataclass(frozen=True)
-class Record:
-    """What an evaluation found for one sample."""
-
-    sample_key: str
-    """Key of the image; in stage 1 followed by `#` and the aspect."""
-    label: str
-    """The right category or answer."""
-    prediction: str | None
-    """A category or an answer; None: the generated line names no category."""
-    scores: tuple[float, ...] | None = None
-    """Log-likelihood of each choice, nats; None where the answer was generated."""
-    mean_scores: tuple[float, ...] | None = None
-    """The same per token."""
-    text: str | None = None
-    """The generated text."""
-    source: tuple[int, int] | None = None
-    """Bytes and modification time (ns) of the image file, where it was read live."""
-    attention: MapPlace | None = None
-    """Where the attention maps are, if they were asked for."""
-
-    @property
-    def image_key(self) -> str:
-        """Sample key of the image."""
-        return self.sample_key.rpartition("#")[0] if "#" in self.sample_key else self.sample_key
-
-    @property
-    def aspect(self) -> str:
-        """The aspect of a record of stage 1; empty in stage 2."""
-        return self.sample_key.rpartition("#")[2] if "#" in self.sample_key else ""
-
-    def to_json(self) -> dict[str, Any]:
-        """The record as its line spells it: `source` and `attention` only where there are any."""
-        fields = {name: getattr(self, name) for name in _ALWAYS}
-        if self.source is not None:
-            fields["source"] = self.source
-        if self.attention is not None:
-            fields["attention"] = vars(self.attention)
-        return fields
-
-    def check_finite(self) -> None:
-        """Refuse scores that are not finite.
-
-        Raises:
-            DataError: names the sample and the field.
-        """
-        for name in ("scores", "mean_scores"):
-            if not all(map(math.isfinite, getattr(self, name) or ())):
-                raise DataError(
-                    f"the record of sample {shown(self.sample_key)} has a number in {name!r} that is not finite"
-                )
-
-
-_ALWAYS = ("sample_key", "label", "prediction", "scores", "mean_scores", "text")
-
-
-@dataclass(frozen=True)
-class Header:
-    """The first line of a ledger file."""
-
-    ledger: int
-    """Version of the format."""
-    identity: dict[str, Json]
-    """What is evaluated, see `masp.results.ledger.Ledgers`."""
-    machine: dict[str, Json] | None = None
-    """What makes the features of the records that follow, where they are made live."""
-
-
-@dataclass(frozen=True)
-class MachineLine:
-    """A line between records: those that follow were made on another machine."""
-
-    machine: dict[str, Json]
-
-
-@dataclass
-class Contents:
-    """What one ledger file holds."""
-
-    header: Header | None = None
-    """None: the process was killed before its first line was complete."""
-    records: list[Record] = field(default_factory=list)
-    lines: list[int] = field(default_factory=list)
-    """Number of the line of each record."""
-    machines: list[dict[str, Any]] = field(default_factory=list)
-    """In the order in which they wrote."""
-    num_valid_bytes: int = 0
-
-
-def ledger_files(directory: Path) -> list[Path]:
-    """The ledger files in a directory, in the order of their names."""
-    return sorted(directory.glob(f"*{SUFFIX}"))
-
-
-def read_ledger(path: Path) -> Contents:
-    """Read a ledger as it is now.
-
-    Raises:
-        InputError: it cannot be read, or another version of MASP wrote it. DataError: a line is damaged.
-    """
-    data = read_bytes(path, max_bytes=_MAX_BYTES)
-    contents = Contents()
-    # Complete means ended: a number cut short (`0.12` of `0.125}`) would otherwise have to look damaged to be seen.
-    *lines, rest = (data or b"").split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        if number == len(lines) and not rest and _is_cut(line):
-            break
-        name = f"{path}, line {number}"
-        try:
-            if number == 1:
-                contents.header = _header(line, name)
-                machine = contents.header.machine
-            elif line.startswith(b'{"machine":'):
-                machine = decode(MachineLine, line, name, unique_keys=False, surrogates=True).machine
-            else:
-                contents.records.append(decode(Record, line, name, unique_keys=False, surrogates=True))
-                contents.lines.append(number)
-                machine = None
-        except DataError as error:
-            raise DataError(f"{error}; {_REMEDY}") from None
-        if machine is not None:
-            contents.machines.append(machine)
-        contents.num_valid_bytes += len(line) + 1
-    return contents
-
-
-def _is_cut(line: bytes) -> bool:
-    """Whether a last line that is ended is not JSON all the same: two kills, the second of which wrote the end."""
-    try:
-        json.loads(line)
-    except RecursionError:
-        return False
-    except ValueError:  # includes bytes that are not UTF-8
-        return True
-    return False
-
-
-def _header(line: bytes, name: str) -> Header:
-    try:
-        header = decode(Header, line, f"{name}: not a valid ledger header", unique_keys=False, surrogates=True)
-    except DataError:
-        if (version := _version(line)) in (None, VERSION):
-            raise
-    else:
-        version = header.ledger
-        if version == VERSION:
-            return header
-    raise InputError(f"{name}: ledger format {shown(version)}, this version of MASP reads {VERSION}")
-
-
-def _version(line: bytes) -> object:
-    """The version of a header that has other keys than ours; None if it says none."""
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return value.get("ledger") if isinstance(value, dict) else None
-
-
-def likelihood_problem(record: Record, choices: Sequence[str]) -> str | None:
-    """What is wrong with a record that compares the likelihoods of `choices`, as the end of a sentence.
-
-    The prediction is the first of those with the largest score, as scoring has it.
-    """
-    for name, scores in (("scores", record.scores), ("mean_scores", record.mean_scores)):
-        if scores is None or len(scores) != len(choices):
-            return f"has {'no' if scores is None else len(scores)} {name} for {len(choices)} categories"
-    best = choices[max(range(len(choices)), key=(record.scores or ()).__getitem__)]
-    if record.prediction != best:
-        return f"predicts {shown(record.prediction)}, but its largest score is that of {best!r}"
-    return None
-
-
-def generated_problem(record: Record) -> str | None:
-    """The same of a record whose answer was written by the model: it has no scores."""
-    if record.scores is not None or record.mean_scores is not None:
-        return f"has {'mean_scores' if record.scores is None else 'scores'}, but its answer was generated"
-    return None
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+# File systems without locks say so with one of these.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class Tail:
@@ -265,9 +67,160 @@ def _key_in(line: bytes) -> str | None:
         return None
 
 
-_REMEDY = f"delete the file and run `masp evaluate` again, {RESUMES}"
+class Ledger:
+    """The ledger file of one process, open for appending. Use it as a context manager.
+
+    Args:
+        directory: Directory of the evaluation's ledgers, made if it is missing.
+        name: Name of the file without suffix, for example `rank-3`. A name may be used again by a later call: its
+            records stay, and an incomplete last line is cut off.
+        identity: What is evaluated, see `Ledgers`.
+        machine: What makes the features of the records that come, where they are made live: noted, never compared.
+
+    Raises:
+        InputError: the directory holds a ledger of another evaluation (the field and both values are named).
+        RunInUse: another process is writing this file.
+        DataError: a ledger in the directory is damaged.
+    """
+
+    def __init__(
+        self, directory: str | Path, name: str, identity: dict[str, Any], machine: dict[str, Any] | None = None
+    ):
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is not a ledger name: letters, digits, '.', '_' and '-' only")
+        self.path = Path(directory) / (name + SUFFIX)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: int | None = None
+        self._lock: int | None = None
+        self._maps: AttentionFile | None = None
+        try:
+            # A POSIX lock goes when this process goes, unlike flock, which its orphaned workers would keep. It also
+            # goes when the process closes any handle of the file, so it is held on a file that is opened nowhere else.
+            self._lock = os.open(self.path.parent / f".{name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+            if not _lock(self._lock):
+                raise RunInUse(f"{self.path}: another process is writing it; wait for it or stop it first")
+            for path in ledger_files(self.path.parent):
+                check_identity(path, read_ledger(path).header, as_json(identity))
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            contents = read_ledger(self.path)
+            os.ftruncate(self._file, contents.num_valid_bytes)
+            if contents.header is None:
+                self._write_line(
+                    {"ledger": VERSION, "identity": identity} | ({} if machine is None else {"machine": machine})
+                )
+            elif machine is not None and contents.machines[-1:] != [machine]:
+                self._write_line({"machine": machine})
+            self._own = {record.sample_key for record in contents.records}
+            self._others: dict[Path, Tail] = {}
+        except BaseException:
+            self.close()
+            raise
+
+    def append(self, record: Record) -> None:
+        """Add one record and hand it to the operating system before returning: it survives a kill of this process.
+
+        Raises:
+            DataError: a score is not finite.
+        """
+        try:
+            record.check_finite()
+        except DataError as error:
+            raise DataError(f"{self.path}: {error}") from None
+        self._write_line(record.to_json())
+        self._own.add(record.sample_key)
+
+    def append_missing(self, records: Sequence[Record], maps: Sequence[np.ndarray] = ()) -> None:
+        """Append those records whose samples no ledger of the directory has, this one included.
+
+        Ranks of another call, which cut the samples differently, may have scored the same ones meanwhile. Looking and
+        writing are one step under the directory's lock, so that a sample never gets two records.
+
+        Args:
+            records: See `append`.
+            maps: Attention maps of each, `[A, height, width]`; empty if none were asked for. They are written first.
+
+        Raises:
+            DataError: see `append`.
+        """
+        if maps:
+            if self._maps is None:
+                self._maps = AttentionFile(self.path.parent, self.path.name.removesuffix(SUFFIX))
+            places = [self._maps.append(weights) for weights in maps]
+            records = [replace(record, attention=place) for record, place in zip(records, places, strict=True)]
+        with directory_lock(self.path.parent):
+            taken = self.recorded()
+            for record in records:
+                if record.sample_key not in taken:
+                    self.append(record)
+            if self._others and self._file is not None:  # on a network file system, others see what is on the disk
+                os.fdatasync(self._file)
+
+    def recorded(self) -> set[str]:
+        """Keys of the samples that any ledger of the directory has now; reads only what came since the last call."""
+        others = [path for path in ledger_files(self.path.parent) if path != self.path]
+        self._others = {path: self._others.get(path) or Tail(path) for path in others}
+        return self._own.union(*(tail.keys() for tail in self._others.values()))
+
+    def close(self) -> None:
+        """Write everything to the disk and let go of the files. Closing twice is fine."""
+        if self._maps is not None:
+            self._maps.close()
+        if self._file is not None:
+            os.fsync(self._file)
+            os.close(self._file)
+        if self._lock is not None:
+            os.close(self._lock)
+        self._file = self._lock = self._maps = None
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _write_line(self, value: Any) -> None:
+        assert self._file is not None, "the ledger is closed"
+        write_all(self._file, (json.dumps(value, ensure_ascii=True, allow_nan=False) + "\n").encode("ascii"))
 
 
-def damaged(path: Path, number: int, problem: str) -> DataError:
-    """The error about a line of a ledger."""
-    return DataError(f"{path}, line {number}: {problem}; {_REMEDY}")
+def as_json(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity as JSON gives it back: tuples are lists."""
+    return json.loads(json.dumps(identity))
+
+
+def check_identity(path: Path, header: Header | None, ours: dict[str, Any]) -> None:
+    if header is None:
+        return
+    theirs = header.identity
+    for name in [*ours, *(name for name in theirs if name not in ours)]:
+        if name not in theirs or name not in ours or theirs[name] != ours[name]:
+            there, here = (_shown(values[name]) if name in values else "not set" for values in (theirs, ours))
+            raise InputError(
+                f"{path}: the ledger of another evaluation: {name} is {there} there and {here} here; "
+                f"choose another evaluate.output_dir, or delete {path.parent}"
+            )
+
+
+def _shown(value: Any) -> str:
+    return shortened(json.dumps(value, ensure_ascii=False), 200)
+
+
+def _lock(file: int, wait: bool = False) -> bool:
+    """Take a lock; False if another process has it."""
+    try:
+        return try_lock(file, wait=wait)
+    except OSError as error:
+        # Without locks at all the evaluation is still right: files have one writer, and a merge ends in a rename.
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True
+
+
+@contextlib.contextmanager
+def directory_lock(directory: Path) -> Iterator[None]:
+    file = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _lock(file, wait=True)
+        yield
+    finally:
+        os.close(file)

@@ -20,36 +20,22 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from sklearn.metrics import brier_score_loss, confusion_matrix, f1_score, precision_recall_fscore_support, recall_score
 
 from masp.errors import DataError
 from masp.files.text import MAX_REASON, shortened, shown
-from masp.results.ledger_file import Record
+from masp.results.ledger_format import Record
 
 Z95 = 1.959963984540054
 
 _NUM_BINS = 15
-
 _NUM_RESAMPLES = 10_000
-
 _MAX_RESAMPLED_CELLS = 20_000_000
 """Cells of all resampled confusion matrices together: with a hundred categories fewer of them are drawn."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
-Interval = tuple[Share, Share]
-"""Both ends of a 95 % interval."""
-
-
-def _rectangular(rows: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
-    if len({len(row) for row in rows}) > 1:
-        raise ValueError("must have rows of one length")
-    return rows
-
-
-Confusion = Annotated[tuple[tuple[Count, ...], ...], AfterValidator(_rectangular)]
-"""Counts: a row per label, a column per prediction."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +67,8 @@ class CalibrationBin:
 
     def to_json(self) -> dict[str, Any]:
         """The bin as `metrics.json` spells it."""
-        return {
-            "from": self.start,
-            "to": self.stop,
-            "num_samples": self.num_samples,
-            "mean_confidence": self.mean_confidence,
-            "accuracy": self.accuracy,
-        }
+        means = {"mean_confidence": self.mean_confidence, "accuracy": self.accuracy}
+        return {"from": self.start, "to": self.stop, "num_samples": self.num_samples, **means}
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from masp.errors import DataError
 from masp.files.regular import read_bytes
 from masp.files.typed import Json, decode
-from masp.results.metrics import CalibrationBin, CategoryMetrics, Confusion, Count, Interval, Share
+from masp.results.metrics import CalibrationBin, CategoryMetrics, Count, Share
 
 METRICS = "metrics.json"
 DATASETS = "datasets.json"
@@ -31,6 +31,19 @@ SUMMARY = "summary.json"
 T = TypeVar("T")
 
 _END_OF_YEAR_9999 = 253_402_300_800
+
+Interval = tuple[Share, Share]
+"""Both ends of a 95 % interval."""
+
+
+def _rectangular(rows: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+    if len({len(row) for row in rows}) > 1:
+        raise ValueError("must have rows of one length")
+    return rows
+
+
+Confusion = Annotated[tuple[tuple[Count, ...], ...], AfterValidator(_rectangular)]
+"""Counts: a row per label, a column per prediction."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from masp.errors import DataError, InputError
 from masp.files.atomic import replacing
 from masp.files.regular import is_file
 from masp.files.text import first_line, shown
-from masp.results.ledger_file import Record
+from masp.results.ledger_format import Record
 
 FILE = "records.h5"
 

@@ -13,7 +13,7 @@ from masp.cache.reader import open_cache
 from masp.data.answers import LEVELS
 from masp.errors import DataError
 from masp.results.ledger import read_records
-from masp.results.ledger_file import Record
+from masp.results.ledger_format import Record
 from masp.results.records import read_maps, read_records_file
 from masp.runtime.status import noting_failure, read_status
 from tests.images import make_config, make_dataset

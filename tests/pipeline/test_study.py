@@ -103,6 +103,9 @@ def test_one_call_evaluates_several_datasets_on_any_ranks(commands, world, train
 def test_a_dataset_is_skipped_only_if_it_is_the_same_and_that_is_said(world, tmp_path, monkeypatch, capsys):
     from masp.config import load_config
     from masp.evaluation.transfer import dataset_configs
+    from masp.runtime.log import setup
+
+    setup()
 
     config = load_config(world.config)
     base = yaml.safe_load(world.config.read_text())

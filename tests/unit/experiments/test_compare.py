@@ -13,7 +13,7 @@ from PIL import Image
 from masp.cli.settings import is_setting
 from masp.errors import InputError
 from masp.experiments.compare import PairTest, compare, compare_pair, holm, markdown, names_of
-from masp.results.ledger_file import Record
+from masp.results.ledger_format import Record
 from masp.results.records import DataDigests, write_emotion_records
 
 CATEGORIES = ("fear", "joy")

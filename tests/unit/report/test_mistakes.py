@@ -4,8 +4,8 @@ from PIL import Image
 
 from masp.report.mistakes import image_of
 from masp.report.page import write_report
-from masp.results.ledger import Ledger
-from masp.results.ledger_file import Record
+from masp.results.ledger_file import Ledger
+from masp.results.ledger_format import Record
 from tests.unit.report.test_page import HOSTILE, Page, make_run
 
 

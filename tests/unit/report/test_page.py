@@ -13,8 +13,8 @@ from PIL import Image
 from masp.data.keys import sample_key
 from masp.errors import DataError, InputError
 from masp.report.page import write_report
-from masp.results.ledger import Ledger
-from masp.results.ledger_file import Record
+from masp.results.ledger_file import Ledger
+from masp.results.ledger_format import Record
 from masp.results.metrics import compute_metrics
 from masp.results.records import write_emotion_records
 

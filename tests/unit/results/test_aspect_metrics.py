@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from masp.results.aspect_metrics import OpenMetrics, compute_aspect_metrics, token_f1
-from masp.results.ledger_file import Record
+from masp.results.ledger_format import Record
 from masp.results.metrics import Metrics
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from masp.errors import DataError
 from masp.results.attention_maps import AttentionFile, read_attention
-from masp.results.ledger_file import MapPlace
+from masp.results.ledger_format import MapPlace
 
 
 def test_a_damaged_map_is_named(tmp_path):

@@ -10,8 +10,9 @@ import time
 import pytest
 
 from masp.errors import DataError, FilesInUse, InputError
-from masp.results.ledger import Ledger, Ledgers, read_machines, read_records, slice_keys
-from masp.results.ledger_file import Record, likelihood_problem
+from masp.results.ledger import Ledgers, read_machines, read_records, slice_keys
+from masp.results.ledger_file import Ledger
+from masp.results.ledger_format import Record, likelihood_problem
 
 IDENTITY = {"cache": "ab12", "scoring": "likelihood", "categories": ["fear", "joy"], "aspects": ("object",)}
 KEYS = [f"test/fear/{index:03d}" for index in range(20)]

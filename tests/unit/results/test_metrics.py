@@ -9,7 +9,7 @@ import pytest
 from sklearn import metrics as sklearn_metrics
 
 from masp.errors import DataError
-from masp.results.ledger_file import Record
+from masp.results.ledger_format import Record
 from masp.results.metrics import CategoryMetrics, calibration_bins, compute_metrics, softmax, wilson_interval
 
 CATEGORIES = ("fear", "joy", "sad", "sadness")

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 
 from masp.errors import DataError, InputError
-from masp.results.ledger_file import Record
+from masp.results.ledger_format import Record
 from masp.results.metrics import CalibrationBin, compute_metrics
 from masp.results.metrics_file import (
     DatasetRow,

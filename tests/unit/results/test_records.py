@@ -8,7 +8,7 @@ import pytest
 
 from masp.errors import DataError, InputError
 from masp.results.attention_maps import AttentionFile, read_attention
-from masp.results.ledger_file import Record
+from masp.results.ledger_format import Record
 from masp.results.records import DataDigests, read_maps, read_records_file, write_aspect_records, write_emotion_records
 
 CATEGORIES = ("fear", "joy", "quiet €")

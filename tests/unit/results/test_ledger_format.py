@@ -1,4 +1,4 @@
-"""One ledger file: what its lines may be, and how a damaged one is named."""
+"""The lines of a ledger file: what its lines may be, and how a damaged one is named."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 
 from masp.errors import DataError, InputError
 from masp.results.ledger import Ledgers
-from masp.results.ledger_file import Record, read_ledger
+from masp.results.ledger_format import Record, read_ledger
 from tests.unit.results.test_ledger import IDENTITY, KEYS, ledgers, write
 
 RECORD = b'{"sample_key": "a", "label": "fear", "prediction": null, "scores": %s}'
