@@ -223,8 +223,8 @@ def _check_time_limit(part: Part, cluster: ClusterConfig) -> None:
             if minutes is not None and part.resources.timeout_min > minutes:
                 raise InputError(
                     f"cluster: {part.name.section}.timeout_min = {part.resources.timeout_min}:"
-                    f" partition {name.rstrip('*')} allows at most {minutes:g}; jobs go on after their limit, so a lower one"
-                    " will do"
+                    f" partition {name.rstrip('*')} allows at most {minutes:g}; jobs go on after their limit,"
+                    " so a lower one will do"
                 )
 
 
