@@ -22,7 +22,7 @@ def probe(tmp_path):
 
     def run(**variables: str):
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SUBMITIT_"))}
-        path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+        path = variables.get("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
         config = tmp_path / "submission" / "config.yaml"
         (config.parent / "jobs").mkdir(parents=True, exist_ok=True)
         save_config(load_config(REPOSITORY / "configs" / "demo.yaml", [f"output_dir={tmp_path / 'run'}"]), config)

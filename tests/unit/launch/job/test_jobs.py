@@ -87,3 +87,44 @@ def test_the_probe_stands_where_submitit_does():
     from submitit.core.job_environment import JobEnvironment
 
     assert JobEnvironment._usr_sig() is signal.SIGUSR2
+
+
+def reference(name: str, *fields: object) -> bytes:
+    """A pickle as the previous release made it: class `launch.jobs.NAME`, fields by name."""
+    # protocol 0 is text, so that the module's name can be exchanged without lengths
+    job = {"TrainJob": TrainJob, "ExtractJob": ExtractJob, "EvaluateJob": EvaluateJob}[name](*fields)
+    data = pickle.dumps(job, protocol=0)
+    assert data.count(b"launch.job.jobs\n") == 1
+    return data.replace(b"launch.job.jobs\n", b"launch.jobs\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "state"),
+    [
+        (
+            "TrainJob",
+            ("c.yaml", 3, "stage2"),
+            {"config_path": "c.yaml", "max_requeues": 3, "stage": "stage2"},
+        ),
+        (
+            "ExtractJob",
+            ("c.yaml", 3, 8, 5),
+            {"config_path": "c.yaml", "max_requeues": 3, "num_tasks": 8, "task_index": 5},
+        ),
+        (
+            "EvaluateJob",
+            ("c.yaml", 3, 2, 1),
+            {"config_path": "c.yaml", "max_requeues": 3, "num_tasks": 2, "task_index": 1},
+        ),
+    ],
+)
+def test_a_job_that_was_queued_before_the_move_is_the_same_job(name, fields, state):
+    job = pickle.loads(reference(name, *fields))
+    assert type(job).__module__ == "launch.job.jobs" and type(job).__name__ == name
+    assert vars(job) == state  # the fields, which the pickle holds by name
+
+
+def test_a_job_that_was_queued_before_the_move_runs(probe):
+    done = probe(**SRUN, PROBE="old pickle")
+    assert done.returncode == 0, done.stderr
+    assert "trained stage2 of" in done.stdout

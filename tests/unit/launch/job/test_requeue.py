@@ -3,6 +3,8 @@
 import pytest
 
 from launch.job.failure import Failure, FailureKind
+from launch.job.requeue import requeue_after_loss
+from masp.errors import InputError
 from tests.unit.launch.job.probe import LOST, SRUN
 
 
@@ -88,3 +90,36 @@ def test_a_run_that_a_lost_rank_still_holds_is_tried_again(count, probe):
     done = probe(**used)
     assert done.returncode == 2 and "error: in use" in done.stderr
     assert done.asked == ("requeue 17\n" if count == "1" else "")
+
+
+def test_a_node_without_scontrol_says_so(probe, tmp_path):
+    (tmp_path / "scontrol").write_bytes(b"\0")  # what cannot be run is skipped in PATH
+    done = probe(**SRUN, PROBE="SIGUSR2", PATH=str(tmp_path))
+    assert done.returncode == 75, done.stderr
+    assert "warning: not queued again: Slurm does not say how it is: scontrol cannot be run: " in done.stderr
+
+
+@pytest.mark.parametrize("odd", ["directory", "large"])
+def test_a_mark_that_cannot_be_read_is_one_line(odd, tmp_path, monkeypatch):
+    for name, value in SRUN.items():
+        monkeypatch.setenv(name, value)
+    mark = tmp_path / "17.lost-0"
+    if odd == "directory":
+        mark.mkdir()
+    else:
+        mark.write_bytes(bytes(5000))
+    with pytest.raises(InputError, match=f"{mark} cannot be read: "):
+        requeue_after_loss(tmp_path, "step-00000001", 2)
+
+
+def test_only_one_survivor_asks(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("launch.job.requeue._WAIT_FOR_END_S", 0)
+    monkeypatch.setattr("launch.job.requeue.requeue", lambda *_, **more: asked.append(more))
+    for name, value in SRUN.items():
+        monkeypatch.setenv(name, value)
+    for _ in range(2):
+        requeue_after_loss(tmp_path, "step-00000001", 2)
+    assert asked == [{"rank0_asks": False}]
+    assert [path.name for path in tmp_path.iterdir()] == ["17.lost-0"]
+    assert (tmp_path / "17.lost-0").read_text() == "step-00000001"

@@ -88,7 +88,8 @@ def test_a_line_that_is_not_understood_is_named(squeue, sacct, slurm, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_command_that_cannot_be_run_is_named(slurm, tmp_path):
+def test_a_command_that_cannot_be_run_is_named(slurm, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     (tmp_path / "bin" / "squeue").write_bytes(b"\0")
     with pytest.raises(slurm_client.SlurmError, match="cluster: squeue cannot be run: Exec format error"):
         slurm_client.look(["7"])
