@@ -27,7 +27,7 @@ def looked(config_path, command, *overrides, cluster=LOCAL):
         ("extract", ["dataset.root=/none"], "dataset.root"),
         ("extract", ["vlm.path=/none"], "vlm.path"),
         ("extract", ["cache.dir=/proc/none"], "cache.dir: /proc/none cannot be written: /proc"),
-        ("pipeline", ["questions=/none.yaml"], "questions: /none.yaml is no file"),
+        ("pipeline", ["questions=/none.yaml"], "questions: /none.yaml is not a file"),
         ("train", ["cache.dir=/none"], "/none"),
         ("evaluate", ["cache.dir=/none"], "/none"),
         ("extract", ["extract.device=cuda"], "extract.device = 'cuda', but cluster.extract.gpus_per_task = 0"),
@@ -87,10 +87,12 @@ def test_durations_of_slurm(text, minutes):
     assert limit_minutes(text) == minutes
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+def test_a_directory_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InputError, match=f"output_dir: {path} cannot be written: {tmp_path}/file: is no folder"):
+        with pytest.raises(
+            InputError, match=f"output_dir: {path} cannot be written: {tmp_path}/file: is not a directory"
+        ):
             check_writable("output_dir", str(path))
     check_writable("output_dir", str(tmp_path / "a" / "b"))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -1,12 +1,16 @@
 """What is refused when a run is submitted, and what stays of it."""
 
 import json
+import re
+import subprocess
+import sys
 
 import pytest
 
 from launch.cli import main
-from launch.submission.record import find_directory
-from tests.unit.launch.fake_slurm import COMMANDS, CONFIG, SLURM
+from launch.submission.record import find_directory, read_record
+from tests.runs import REPOSITORY
+from tests.unit.launch.fake_slurm import COMMANDS, CONFIG, LOCAL, SLURM
 
 
 @pytest.fixture
@@ -19,7 +23,7 @@ def launch(config_path, tmp_path, capsys):
         outputs = [f"output_dir={tmp_path / 'run'}", f"cache.dir={tmp_path / 'cache'}"]
         code = main([command, "--cluster", str(cluster), "--config", str(config_path), *outputs, *map(str, arguments)])
         printed = capsys.readouterr()
-        errors = [line for line in printed.err.splitlines() if not line.startswith("note: ")]
+        errors = [line for line in printed.err.splitlines() if " note: " not in line]
         return code, printed.out, "\n".join(errors)
 
     return run
@@ -97,3 +101,47 @@ def test_submitting_a_part_that_runs_already_is_refused(directory, slurm, tmp_pa
     assert find_directory(str(tmp_path / "run")) == directory
     assert main(["resume", str(directory)]) == 2
     assert "nothing to resume: it is running" in capsys.readouterr().err
+
+
+def test_notes_of_the_preflight_are_logged_and_the_result_printed(directory, slurm, config_path, tmp_path, capsys):
+    (tmp_path / "bin" / "sbatch").unlink()
+    (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\necho Submitted batch job 41\n")
+    (tmp_path / "bin" / "sinfo").write_text("#!/bin/sh\n")
+    for name in ("sbatch", "sinfo"):
+        (tmp_path / "bin" / name).chmod(0o755)
+    run = tmp_path / "other"
+    given = ["--cluster", str(SLURM), "--config", str(config_path), f"output_dir={run}"]
+    given += [f"cache.dir={tmp_path / 'cache'}", "cluster.extract.num_tasks=6", "cluster.extract.gpus_per_task=0"]
+    assert main(["extract", *given]) == 0
+    printed = capsys.readouterr()
+    (submission,) = (run / "launch").glob("*/")
+    assert printed.out.splitlines() == [
+        "submitted: jobs 41 (extract, 6 tasks)",
+        f"launch: logs in {submission / 'jobs'}; result: {tmp_path / 'cache'}",
+    ]
+    assert re.search(r"^\d\d:\d\d:\d\d note: cluster.extract.num_tasks = 6: 2 of them have nothing", printed.err, re.M)
+    assert read_record(submission).parts[0].job_ids == ("41",)
+    names = ["cluster.yaml", "config.yaml", "environment.json", "jobs", "submission.json"]
+    assert [path.name for path in sorted(submission.iterdir()) if path.suffix != ".diff"] == names
+
+
+def test_two_submissions_at_once(config_path, commands, tmp_path, capsys):
+    parent = tmp_path / "run" / "launch"
+    parent.mkdir(parents=True)
+    code = "from masp.files.locks import *; import pathlib, time\n"
+    code += f"with holding(pathlib.Path({str(parent / '.lock')!r}), '', key='output_dir'):\n"
+    code += " print(flush=True); time.sleep(60)"
+    given = ["--cluster", str(SLURM), "--config", str(config_path), f"output_dir={tmp_path / 'run'}"]
+    with subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        assert main(["extract", *given]) == 2
+        other.kill()
+    expected = f"error: output_dir: {tmp_path / 'run'}: another `launch` is submitting it at this moment; wait for it\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_a_local_dry_run_names_the_processes_of_each_part(capsys, config_path, tmp_path):
+    given = ["--cluster", str(LOCAL), "--config", str(config_path), f"output_dir={tmp_path / 'run'}", "--dry-run"]
+    assert main(["train", "--stage", "stage1", *given]) == 0
+    assert capsys.readouterr().out == f"stage1: 1 x 1 processes on this machine: {tmp_path / 'run' / 'stage1'}\n"
+    assert not (tmp_path / "run").exists()
