@@ -143,6 +143,7 @@ def test_a_node_is_lost_during_training(failure, hosts, config, uninterrupted, l
     until(lambda: len(steps(run)) > 60, what=told)
     assert site.state(job) == ("RUNNING", 0)
     lost = hosts.nodes[1]
+    assert hosts.ranks(lost)
     with site.without_requeue_delay():
         try:
             if failure == "slurmd killed":
