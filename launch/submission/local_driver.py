@@ -1,5 +1,5 @@
 """Without Slurm: a process in the background that runs the parts of a submission in order, through submitit's local
-executor, which itself knows neither order nor limits.
+executor, which itself has neither order nor limits.
 
     python -m launch.submission.local_driver DIRECTORY
 

@@ -4,9 +4,9 @@
     submission.json   command, working directory, and the parts with their job ids
     config.yaml       the resolved configuration, which the jobs read
     cluster.yaml      the resolved cluster settings
-    environment.json  code version, packages, machine and variables at submission (launch.snapshot)
-    jobs/             what submitit keeps: scripts, pickles, and a log per process (<job>_<rank>_log.out); of one that
-                      failed also why (<job>_<rank>_failure.json)
+    environment.json  code version, packages, machine and variables at submission (launch.submission.snapshot)
+    jobs/             what submitit keeps: scripts, pickles, and a log per process (<job>_<rank>_log.out); if the process
+                      failed, also why (<job>_<rank>_failure.json)
     status.json       local executor only: how far its driver is; with driver.log and driver.lock
 """
 
