@@ -1,4 +1,4 @@
-"""What starts on a node: `python -m launch.job.task DIRECTORY`, which calls submitit's entry point with a signal blocked.
+"""What starts on a node: `python -m launch.job.task DIRECTORY` calls submitit's entry point with a signal blocked.
 
 The signal ahead of a time limit may arrive while Python is still importing, and would then kill the process for good.
 So it is blocked until the job has installed its handlers (`launch.job.jobs`).

@@ -5,8 +5,8 @@
     config.yaml       the resolved configuration, which the jobs read
     cluster.yaml      the resolved cluster settings
     environment.json  code version, packages, machine and variables at submission (launch.submission.snapshot)
-    jobs/             what submitit keeps: scripts, pickles, and a log per process (<job>_<rank>_log.out); if the process
-                      failed, also why (<job>_<rank>_failure.json)
+    jobs/             what submitit keeps: scripts, pickles, and a log per process (<job>_<rank>_log.out) and, if
+                      it failed, why (<job>_<rank>_failure.json)
     status.json       local executor only: how far its driver is; with driver.log and driver.lock
 """
 
