@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from masp.config import load_config
 from masp.errors import InputError
 from masp.files.regular import exists, is_file
 from masp.files.text import first_line, reason
+from masp.runtime.log import say_error
 
 
 def enter(run: str) -> Path:
@@ -50,7 +50,7 @@ def status(run: str, wait: bool = False) -> int:
         print(f"{found.state}: {directory}")
         print("\n".join(table(found.parts)))
     for problem in found.problems:
-        print(f"error: {problem}", file=sys.stderr)
+        say_error(problem)
     return 0 if found.is_open or found.state == State.FINISHED else 1
 
 

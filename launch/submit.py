@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import sys
 from collections.abc import Collection
 from pathlib import Path
 
@@ -36,6 +35,7 @@ from masp.config import Config
 from masp.errors import InputError
 from masp.files.locks import holding
 from masp.files.text import reason
+from masp.runtime.log import say_error
 
 LOG = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def submit(
     if wait:
         problems = watch(directory).problems
     for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+        say_error(problem)
     print(f"launch: logs in {directory / JOBS}; result: {parts[-1].result}")
     return 1 if problems else 0
 

@@ -24,6 +24,7 @@ from launch.job.failure import failure_path, write_failure
 from launch.job.requeue import check_restarts, num_restarts, requeue, requeue_after_loss
 from masp.config import Config, load_config
 from masp.errors import FilesInUse, MaspError, StoppedEarly, one_line
+from masp.runtime.log import say_error
 from masp.runtime.log import setup as set_up_logging
 from masp.runtime.run_lock import RunInUse
 from masp.runtime.stop import StopFlag
@@ -87,12 +88,12 @@ class Job(abc.ABC):
                 check_restarts(self.max_requeues)
                 made = self.work(load_config(self.config_path), stop)
             except StoppedEarly as error:
-                _print_error("stopped", error)
+                print(f"stopped: {one_line(str(error))}", file=sys.stderr, flush=True)
                 if signal.SIGUSR2 in stop.received:
                     requeue(self.max_requeues)
                 sys.exit(error.exit_code)
             except MaspError as error:
-                _print_error("error", error)
+                say_error(error)
                 write_failure(own_log(), error)
                 sys.exit(error.exit_code)
             except Exception as error:
@@ -137,12 +138,12 @@ class TrainJob(Job):
         try:
             return train(config, self.stage, stop=stop, on_loss=lost)
         except RankLost as error:
-            _print_error("error", error)
+            say_error(error)
             lost(error)
             raise
         except RunInUse as error:
             if num_restarts():  # by a rank that this job left on a lost node; it notices within a minute
-                _print_error("error", error)
+                say_error(error)
                 requeue(self.max_requeues)
             raise
 
@@ -183,11 +184,6 @@ def _patiently(work: Callable[[], T], stop: StopFlag) -> T:
                 raise
             LOG.info("waiting: %s", error)
             time.sleep(5)
-
-
-def _print_error(what: str, error: MaspError) -> None:
-    """Print the line that ends this process, as `masp` does."""
-    print(f"{what}: {one_line(str(error))}", file=sys.stderr, flush=True)
 
 
 def _announce_ranks() -> None:

@@ -28,8 +28,9 @@ from launch.job.parts import Part, PartName, State, make_parts, task_command
 from launch.submission.record import CLUSTER, CONFIG, JOBS, explain, read_record
 from launch.submission.state import DRIVER_LOCK, DriverStatus, PartStatus, read_driver_status
 from masp.config import load_config
-from masp.errors import InputError, MaspError, StoppedEarly, one_line
+from masp.errors import InputError, MaspError, StoppedEarly
 from masp.files.locks import holding, is_held
+from masp.runtime.log import say_error
 from masp.runtime.log import setup as set_up_logging
 from masp.runtime.status import RunState, write_status
 from masp.runtime.stop import StopFlag
@@ -229,7 +230,7 @@ def main() -> int:
         with holding(directory / DRIVER_LOCK, f"{directory} has a driver already", key="output_dir"):
             drive(directory)
     except MaspError as error:
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        say_error(error)
         return error.exit_code
     return 0
 

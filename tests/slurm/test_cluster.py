@@ -46,8 +46,7 @@ def test_an_array_that_is_cancelled_before_it_starts_is_cancelled(site, monkeypa
     job = site.ask("sbatch", "--parsable", "--hold", "--array=0-1", "--output=/dev/null", "--wrap=true").strip()
     site.ask("scancel", job)
     command = ["sacct", "--allocations", "--noheader", "--parsable2", "--format=JobID,State", f"--jobs={job}"]
-    listed = until(lambda: [line for line in site.ask(*command).splitlines() if "CANCELLED" in line])
-    assert listed[0].startswith(f"{job}_[0-1]|CANCELLED")
+    until(lambda: site.ask(*command).startswith(f"{job}_[0-1]|CANCELLED"), 60, what=lambda: site.ask(*command))
     found = slurm_client._sacct([job])[job]
     assert {task: state.state for task, state in found.items()} == {"0": State.CANCELLED, "1": State.CANCELLED}
 
