@@ -29,7 +29,7 @@ from masp.runtime.log import setup as set_up_logging
 from masp.runtime.run_lock import RunInUse
 from masp.runtime.stop import StopFlag
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # it imports torch
     from masp.distributed.liveness import RankLost
 
 LOG = logging.getLogger(__name__)

@@ -2,6 +2,8 @@
 
 import pickle
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -9,6 +11,7 @@ import masp.errors
 from launch.job.failure import Failure, FailureKind
 from launch.job.jobs import EvaluateJob, ExtractJob, TrainJob, _patiently
 from masp.runtime.stop import StopFlag
+from tests.runs import REPOSITORY
 from tests.unit.launch.job.probe import SRUN
 
 
@@ -128,3 +131,9 @@ def test_a_job_that_was_queued_before_the_move_runs(probe):
     done = probe(**SRUN, PROBE="old pickle")
     assert done.returncode == 0, done.stderr
     assert "trained stage2 of" in done.stdout
+
+
+def test_a_job_is_unpickled_without_anything_heavy():
+    code = "import sys, launch.jobs; print([m for m in ('torch', 'transformers', 'deepspeed') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
