@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     cache = open_cache(arguments.cache)
     modules, lineage = load_aspects(arguments.file, arguments.aspects, cache.hidden_size)
-    check_lineage(lineage, "ASPECTS", arguments.file, cache.manifest["fingerprint"]["model"])
+    check_lineage(lineage, "ASPECTS", arguments.file, cache.manifest.fingerprint.model)
     for row in cache.rows(arguments.split or cache.splits[-1])[: arguments.limit]:
         sample = cache.read(int(row), dtype=torch.float32)
         features, mask = pad_features([sample.features])  # a batch of one image, [1, T, D] and [1, T]

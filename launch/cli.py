@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from launch.job.parts import COMMANDS
 from masp.cli.parser import Parser
 from masp.cli.settings import add_settings, parse_arguments, setting_names
-from masp.errors import MaspError, one_line
+from masp.errors import MaspError
+from masp.runtime.log import say_error
 from masp.runtime.log import setup as set_up_logging
 
 DESCRIPTION = """\
@@ -116,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(arguments)
     except MaspError as error:
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        say_error(error)
         return error.exit_code
     except BrokenPipeError:  # `launch logs … | head`
         sys.stderr.close()

@@ -1,53 +1,56 @@
-"""After submitting: status, logs, cancel, resume. A run is a directory; nothing else has to be remembered."""
+"""After submitting: status, logs, cancel, resume. A run is known by its directory alone."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
 from launch.job.config import load_cluster
-from launch.job.parts import State, make_parts
+from launch.job.parts import PartName, State, make_parts
 from launch.submission import local_driver, slurm_client
-from launch.submission.record import CLUSTER, CONFIG, find_folder, log_paths, read_record
+from launch.submission.record import CLUSTER, CONFIG, find_directory, log_paths, read_record
 from launch.submission.state import OPEN, Overview, overview, table
 from launch.submit import submit
 from launch.watch import watch
 from masp.config import load_config
 from masp.errors import InputError
+from masp.files.regular import exists, is_file
+from masp.files.text import first_line, reason
+from masp.runtime.log import say_error
 
 
 def enter(run: str) -> Path:
-    """The submission that `run` means, made the place where its relative paths begin.
+    """Find the submission that `run` names, and make its working directory this process's.
 
     Raises:
-        InputError: there is none, or its working directory is gone.
+        InputError: there is none, or its working directory cannot be entered.
     """
-    folder = find_folder(run)
+    directory = find_directory(run)
     try:
-        os.chdir(read_record(folder).working_directory)
-    except OSError as error:
-        raise InputError(f"{folder}: its working directory cannot be entered: {error}") from None
-    return folder
+        os.chdir(read_record(directory).working_directory)
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        raise InputError(f"{directory}: its working directory cannot be entered: {first_line(error)}") from None
+    return directory
 
 
 def status(run: str, wait: bool = False) -> int:
-    """Print what became of a run; returns 0, or 1 if it has ended and not finished.
+    """Print what became of a run; returns 0, or 1 if it ended without finishing.
 
     Args:
-        wait: until it has ended.
+        run: Run.
+        wait: wait until it has ended.
     """
-    folder = enter(run)
+    directory = enter(run)
     if wait:
-        found = watch(folder)
+        found = watch(directory)
     else:
-        found = overview(folder)
-        print(f"{found.state}: {folder}")
+        found = overview(directory)
+        print(f"{found.state}: {directory}")
         print("\n".join(table(found.parts)))
     for problem in found.problems:
-        print(f"error: {problem}", file=sys.stderr)
+        say_error(problem)
     return 0 if found.is_open or found.state == State.FINISHED else 1
 
 
@@ -55,53 +58,70 @@ def logs(run: str, part: str | None, rank: int | None, num_lines: int) -> int:
     """Print logs of a run.
 
     Args:
-        part: whose; None for the one that runs or ran last.
-        rank: of training and evaluation the rank, of extraction the task; None for all of them.
-        num_lines: the last ones of each process; 0 for all.
+        run: Run.
+        part: Part; None for the one that is running or ran last.
+        rank: Rank of training or evaluation, task of extraction; None for all of them.
+        num_lines: how many lines of each process, from its end; 0 for all.
+
+    Raises:
+        InputError: there is no such part or process, it has written no log, or a log may not be read.
     """
-    folder = enter(run)
-    found = overview(folder)
+    directory = enter(run)
+    found = overview(directory)
     paths = _logs_of(found, part)
-    name = part or next((p.name for p in reversed(found.parts) if paths.get(p.name)), found.parts[0].name)
+    if part is None:
+        name = next((p.name for p in reversed(found.parts) if paths[p.name]), found.parts[0].name)
+    else:
+        name = PartName(part)
     chosen = paths[name]
     if not chosen:
-        raise InputError(f"{folder}: {name} has written no log: it has not started yet")
+        raise InputError(f"{directory}: {name} has written no log: it has not started yet")
     if rank is not None and not 0 <= rank < len(chosen):
         raise InputError(f"--rank {rank}: {name} has logs of {len(chosen)} processes, 0 to {len(chosen) - 1}")
     for path in chosen if rank is None else [chosen[rank]]:
         if rank is None:
             print(f"==> {path} <==")
-        with open(path, encoding="utf-8", errors="replace") as file:
-            for line in deque(file, num_lines) if num_lines else file:
-                print(line, end="" if line.endswith("\n") else "\n")
+        _print_log(path, num_lines)
     return 0
 
 
-def _logs_of(found: Overview, part: str | None) -> dict[str, list[Path]]:
+def _print_log(path: Path, num_lines: int) -> None:
+    if not is_file(path):  # a FIFO could be read for ever
+        raise InputError(f"{path} cannot be read: not a regular file")
+    try:
+        file = open(path, encoding="utf-8", errors="replace")  # noqa: SIM115 - closed below; printing fails otherwise
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {reason(error)}") from None
+    with file:
+        for line in deque(file, num_lines) if num_lines else file:
+            print(line, end="" if line.endswith("\n") else "\n")
+
+
+def _logs_of(found: Overview, part: str | None) -> dict[PartName, list[Path]]:
     names = [p.name for p in found.parts]
     if part is not None and part not in names:
         raise InputError(f"--part {part}: this submission has {', '.join(names)}")
-    return {p.name: [path for i in p.job_ids for path in log_paths(found.folder, i)] for p in found.parts}
+    return {p.name: [path for i in p.job_ids for path in log_paths(found.directory, i)] for p in found.parts}
 
 
 def cancel(run: str) -> int:
-    """Stop a run for good; what it has done is kept. Returns 0, or 1 if something has not ended yet.
+    """Stop a run for good, keeping what it has done; returns 0, or 1 if something has not ended yet.
 
     Raises:
-        InputError: nothing of it is queued or running, or the scheduler does not answer.
+        InputError: no part of it is queued or running, or the scheduler does not answer.
     """
-    folder = enter(run)
-    found = overview(folder)
+    directory = enter(run)
+    found = overview(directory)
     if not found.is_open:
-        raise InputError(f"{folder}: nothing to cancel: it is {found.state}")
+        raise InputError(f"{directory}: nothing to cancel: it is {found.state}")
     if found.record.executor == "local":
-        left = [] if local_driver.cancel(folder) else ["its driver"]
+        left = [] if local_driver.cancel(directory) else ["its driver"]
     else:
         left = slurm_client.cancel([i for part in found.parts if part.state in OPEN for i in part.job_ids])
     if left:
         print(f"asked to stop, but still ending: {', '.join(left)}; `launch status` tells when it is done")
         return 1
-    print(f"cancelled: {folder}; `python -m launch resume {run}` goes on from what is there")
+    print(f"cancelled: {directory}; `python -m launch resume {run}` goes on from what is there")
     return 0
 
 
@@ -109,27 +129,33 @@ def resume(run: str, overrides: Sequence[str], cluster_overrides: Sequence[str],
     """Submit again what a run has not finished, with the settings that it was submitted with.
 
     Args:
-        overrides, cluster_overrides: settings to change.
+        run: Run.
+        overrides: settings of the run to change, `key=value`.
+        cluster_overrides: settings of the cluster to change.
+        wait: wait until it has ended.
 
     Raises:
         InputError: it is still queued or running, or would not run.
     """
-    folder = enter(run)
-    found = overview(folder)
+    directory = enter(run)
+    found = overview(directory)
     if found.is_open:
-        raise InputError(f"{folder}: nothing to resume: it is {found.state}; `python -m launch cancel {run}` stops it")
-    config, cluster = load_config(folder / CONFIG, overrides), load_cluster(folder / CLUSTER, cluster_overrides)
+        raise InputError(
+            f"{directory}: nothing to resume: it is {found.state}; `python -m launch cancel {run}` stops it"
+        )
+    config, cluster = load_config(directory / CONFIG, overrides), load_cluster(directory / CLUSTER, cluster_overrides)
     record = found.record
-    done: list[str] = []
+    done: list[PartName] = []
     for part, made in zip(found.parts, record.parts, strict=True):
-        if part.state != State.FINISHED or not Path(made.result).exists():
+        if part.state != State.FINISHED or not exists(Path(made.result)):
             break
         done.append(part.name)
     if len(done) == len(found.parts):
-        print(f"nothing to resume: {folder} has finished; result: {record.parts[-1].result}")
+        print(f"nothing to resume: {directory} has finished; result: {record.parts[-1].result}")
         return 0
-    everything = {p.name for p in make_parts(record.command, record.stage, config, cluster, folder / CONFIG)}
-    without = done + [name for name in everything if name not in {part.name for part in found.parts}]
+    submitted = {part.name for part in found.parts}
+    every = make_parts(record.command, record.stage, config, cluster, directory / CONFIG)
+    without = {*done, *(part.name for part in every if part.name not in submitted)}
     if done:
         print(f"finished already: {', '.join(done)}")
     return submit(record.command, record.stage, config, cluster, without, wait)

@@ -1,4 +1,4 @@
-"""The jobs under their old module name, which pickles of queued jobs contain; goes with the next release."""
+"""The jobs under their old module name, which pickles of queued jobs contain; removed in the next release."""
 
 from launch.job.jobs import EvaluateJob, ExtractJob, TrainJob
 

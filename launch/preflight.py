@@ -1,7 +1,8 @@
-"""Before anything is queued: would it run? What is wrong is refused here, and not after a night in the queue."""
+"""Before anything is queued: would it run? What is wrong is refused here, not after a night in the queue."""
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,29 +12,32 @@ from typing import Any
 import torch
 
 from launch.job.config import ClusterConfig
-from launch.job.parts import Part
+from launch.job.parts import Part, PartName
 from launch.submission.record import run_name
 from launch.submission.slurm_client import SlurmError, ask, check_answers
 from launch.submission.slurm_scripts import check_installed, parameters, script
 from launch.time_limits import check_time
 from masp.cache.layout import check_layout, read_layout
 from masp.config import Config
+from masp.config.schema import StageName
 from masp.data.datasets import read_dataset
 from masp.data.questions import load_questions
 from masp.errors import InputError
 from masp.evaluation.feed import open_feed
 from masp.evaluation.run import evaluate_dir, open_evaluation
 from masp.extraction.provenance import model_part
+from masp.files.regular import exists, is_file
+from masp.files.text import reason
 from masp.plan.plan import Plan, make_plan
-from masp.training.stages import STAGES, open_stage
+from masp.training.stages import open_stage
 
-# Folders that each node has for itself, by long custom.
+# Directories that by convention each node has for itself.
 _OF_ONE_NODE = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 
 
 @dataclass
 class Findings:
-    """What a preflight found that is no error."""
+    """What a preflight found that is not an error."""
 
     notes: list[str] = field(default_factory=list)
     """One line each, for the user."""
@@ -43,12 +47,12 @@ class Findings:
 
 
 def preflight(parts: Sequence[Part], config: Config, cluster: ClusterConfig) -> Findings:
-    """Check settings, paths, space, fingerprints, GPUs and time; nothing is written but probes that go at once.
+    """Check settings, paths, space, fingerprints, GPUs and time; writes nothing but probes that it removes at once.
 
     Args:
-        parts: that are to be submitted, in order.
-        config: of the run.
-        cluster: where they would run.
+        parts: Parts to submit, in order.
+        config: Configuration of the run.
+        cluster: Cluster settings.
 
     Raises:
         InputError, DataError: the first thing that is wrong.
@@ -58,9 +62,9 @@ def preflight(parts: Sequence[Part], config: Config, cluster: ClusterConfig) -> 
     for part in parts:
         _check_devices(part, config, cluster)
     _check_paths(parts, config, cluster, findings)
-    if "extract" in names:
+    if PartName.EXTRACT in names:
         findings.plan = _check_extraction(config)
-    _check_artefacts(names, config)
+    _check_artifacts(names, config)
     _check_shares(parts, config, findings)
     if findings.plan is not None:
         findings.notes += check_time(parts, config, cluster, findings.plan)
@@ -69,9 +73,9 @@ def preflight(parts: Sequence[Part], config: Config, cluster: ClusterConfig) -> 
 
 def _check_devices(part: Part, config: Config, cluster: ClusterConfig) -> None:
     """A GPU where the settings want one, and none where they do not."""
-    key = "extract" if part.name == "extract" else "evaluate" if part.name == "evaluate" else "train"
-    section = config.extract if part.name == "extract" else config.engine
-    setting = "extract.device" if part.name == "extract" else "engine.device"
+    key = part.name.section
+    section = config.extract if part.name == PartName.EXTRACT else config.engine
+    setting = "extract.device" if part.name == PartName.EXTRACT else "engine.device"
     gpus = part.resources.gpus_per_task
     if section.device == "cuda" and not gpus:
         raise InputError(f"{setting} = 'cuda', but cluster.{key}.gpus_per_task = 0: ask for a GPU, or set 'cpu'")
@@ -86,48 +90,54 @@ def _check_devices(part: Part, config: Config, cluster: ClusterConfig) -> None:
 
 
 def _check_paths(parts: Sequence[Part], config: Config, cluster: ClusterConfig, findings: Findings) -> None:
-    """What is read is there, what is written can be, and both lie where other nodes may see them."""
-    if not Path(config.questions).is_file():
-        raise InputError(f"questions: {config.questions} is no file")
+    """Inputs exist, outputs can be written, and other nodes may see both."""
+    if not is_file(Path(config.questions), key="questions"):
+        raise InputError(f"questions: {config.questions} is not a file")
     written = {"output_dir": config.output_dir}
     for part in parts:
-        if part.name == "extract":
+        if part.name == PartName.EXTRACT:
             written["cache.dir"] = config.cache.dir
-        elif part.name == "evaluate":
+        elif part.name == PartName.EVALUATE:
             written["evaluate.output_dir"] = str(part.result.parent)
     for key, path in written.items():
         check_writable(key, path)
     if cluster.executor == "slurm":
         read = {"dataset.root": config.dataset.root, "cache.dir": config.cache.dir}
-        read |= {"vlm.path": config.vlm.path} if Path(config.vlm.path).exists() else {}
+        read |= {"vlm.path": config.vlm.path} if exists(Path(config.vlm.path), key="vlm.path") else {}
         lone = [
             f"{key} = {path}"
             for key, path in (written | read).items()
-            if str(Path(path).absolute()).startswith(tuple(f"{folder}/" for folder in _OF_ONE_NODE))
+            if str(Path(path).absolute()).startswith(tuple(f"{directory}/" for directory in _OF_ONE_NODE))
         ]
         if lone:
-            findings.notes.append(f"every node must see {', '.join(lone)}: mostly each has such a folder of its own")
+            findings.notes.append(
+                f"every node must see {', '.join(lone)}: usually each has a directory of its own at such a path"
+            )
 
 
 def check_writable(key: str, path: str) -> None:
-    """Try to write where `path` is, or where it will be made.
+    """Try to write to a path, or to where it will be made.
+
+    Args:
+        key: the setting that the path comes from.
+        path: Path.
 
     Raises:
-        InputError: that is not possible; names `key`.
+        InputError: it cannot be written; names `key`.
     """
     target = Path(path).expanduser().absolute()
-    existing = next(p for p in (target, *target.parents) if p.exists())
+    existing = next(p for p in (target, *target.parents) if exists(p, key=key))
     try:
         if not existing.is_dir():
-            raise NotADirectoryError(20, "is no folder")
+            raise NotADirectoryError(errno.ENOTDIR, "is not a directory")
         with tempfile.TemporaryFile(dir=existing, prefix=".masp-probe-"):
             pass
     except OSError as error:
-        raise InputError(f"{key}: {target} cannot be written: {existing}: {error.strerror}") from None
+        raise InputError(f"{key}: {target} cannot be written: {existing}: {reason(error)}") from None
 
 
 def _check_extraction(config: Config) -> Plan:
-    """Dataset, VLM, room for the cache, and a cache that was begun already; returns the plan."""
+    """Check dataset, VLM, space for the cache, and a cache that was begun already; returns the plan."""
     plan = make_plan(config)
     if not plan.space.fits:
         raise InputError(f"cache.dir: {config.cache.dir}: {plan.space.verdict}")
@@ -145,31 +155,31 @@ def _check_extraction(config: Config) -> Plan:
     return plan
 
 
-def _check_artefacts(names: Sequence[str], config: Config) -> None:
-    """What the first part builds on is there and fits: cache, aspect modules, soft prompt."""
-    if "extract" in names:
+def _check_artifacts(names: Sequence[PartName], config: Config) -> None:
+    """What the first part builds on exists and fits: cache, aspect modules, soft prompt."""
+    if PartName.EXTRACT in names:
         load_questions(config.questions)
         return
     first = names[0]
-    for stage in STAGES:
-        if first == stage:
-            open_stage(stage, config, "cpu" if config.engine.device == "cpu" else "cuda").identity()
-            return
+    if first in (PartName.STAGE1, PartName.STAGE2):
+        stage: StageName = "stage1" if first == PartName.STAGE1 else "stage2"
+        open_stage(stage, config, "cpu" if config.engine.device == "cpu" else "cuda").identity()
+        return
     if config.evaluate.source != "cache":
-        return  # that asks for the machine that makes the features, which is not this one
+        return  # this would need the machine that makes the features, which is not this one
     open_evaluation(config, evaluate_dir(config), open_feed(config))
 
 
 def _check_shares(parts: Sequence[Part], config: Config, findings: Findings) -> None:
-    """Processes that would have nothing to do."""
+    """Note processes that would have nothing to do."""
     for part in parts:
-        ranks = part.num_nodes * part.tasks_per_node
-        if part.name == "extract" and len(part.jobs) > config.cache.num_shards:
+        ranks = part.num_ranks
+        if part.name == PartName.EXTRACT and len(part.jobs) > config.cache.num_shards:
             findings.notes.append(
                 f"cluster.extract.num_tasks = {len(part.jobs)}: {len(part.jobs) - config.cache.num_shards} of them have"
                 f" nothing to do, since cache.num_shards = {config.cache.num_shards}"
             )
-        elif part.name in ("stage1", "stage2"):
+        elif part.name in (PartName.STAGE1, PartName.STAGE2):
             size = getattr(config, part.name).global_batch_size
             if ranks > size:
                 findings.notes.append(
@@ -179,21 +189,21 @@ def _check_shares(parts: Sequence[Part], config: Config, findings: Findings) -> 
 
 
 def check_executor(cluster: ClusterConfig) -> None:
-    """Make sure that there is somebody to submit to.
+    """Check that jobs can be submitted from here.
 
     Raises:
-        InputError: Slurm is not installed here, or does not answer.
+        InputError: Slurm is not installed, or does not answer.
     """
     if cluster.executor == "slurm":
         check_installed()
         check_answers()
 
 
-def check_slurm(parts: Sequence[Part], config: Config, cluster: ClusterConfig, folder: Path) -> None:
+def check_slurm(parts: Sequence[Part], config: Config, cluster: ClusterConfig, directory: Path) -> None:
     """Ask Slurm whether it would take every part (`sbatch --test-only`); nothing is queued.
 
     Args:
-        folder: of the submission, which need not exist yet.
+        directory: Directory of the submission, which need not exist yet.
 
     Raises:
         InputError: it would not, in its own words, or it does not answer.
@@ -205,7 +215,7 @@ def check_slurm(parts: Sequence[Part], config: Config, cluster: ClusterConfig, f
             continue
         asked.append(wanted)
         try:
-            ask("sbatch", "--test-only", text=script(part, cluster, run_name(config), folder))
+            ask("sbatch", "--test-only", text=script(part, cluster, run_name(config), directory))
         except SlurmError as error:
             why = f"{error.words}; nothing was submitted"
             raise InputError(f"cluster: Slurm would refuse {part.name}: {why}") from None
@@ -213,24 +223,24 @@ def check_slurm(parts: Sequence[Part], config: Config, cluster: ClusterConfig, f
 
 
 def _check_time_limit(part: Part, cluster: ClusterConfig) -> None:
-    """A job that asks for more than its partition allows would wait for ever instead of being refused."""
+    """Refuse a time limit above that of the partition: Slurm would let the job wait for ever."""
     for line in ask("sinfo", "--noheader", "--format=%P|%l").splitlines():
         name, _, limit = line.partition("|")
         if name == cluster.partition or (cluster.partition is None and name.endswith("*")):
             minutes = limit_minutes(limit)
             if minutes is not None and part.resources.timeout_min > minutes:
-                section = part.name if part.name in ("extract", "evaluate") else "train"
                 raise InputError(
-                    f"cluster: {section}.timeout_min = {part.resources.timeout_min}: partition {name.rstrip('*')}"
-                    f" allows at most {minutes:g}; jobs go on after their limit, so a lower one will do"
+                    f"cluster: {part.name.section}.timeout_min = {part.resources.timeout_min}:"
+                    f" partition {name.rstrip('*')} allows at most {minutes:g}; jobs go on after their limit,"
+                    " so a lower one will do"
                 )
 
 
 def limit_minutes(text: str) -> float | None:
-    """A duration as Slurm writes it, `[days-][[hours:]minutes:]seconds`, in minutes; None for `infinite`."""
+    """Parse a duration as Slurm writes it, `[days-][[hours:]minutes:]seconds`, in minutes; None for `infinite`."""
     days, _, clock = text.strip().rpartition("-")
     numbers = clock.split(":")
-    if not all(number.isdigit() for number in numbers) or (days and not days.isdigit()):
+    if not all(number.isdecimal() for number in (*numbers, *([days] if days else []))):
         return None
     seconds = 0
     for number in numbers:

@@ -1,4 +1,4 @@
-"""`python -m launch.task`, which queued jobs call; new ones call `launch.job.task`. Goes with the next release."""
+"""`python -m launch.task`, which queued jobs call; new ones call `launch.job.task`. Removed in the next release."""
 
 from launch.job.task import main
 

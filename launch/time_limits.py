@@ -1,4 +1,4 @@
-"""Whether the time that parts ask for suits the work that `masp plan` expects."""
+"""Whether the time limits of parts are enough for the work that `masp plan` expects."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.job.config import ClusterConfig
-from launch.job.parts import Part
+from launch.job.parts import Part, PartName
 from masp.config import Config
 from masp.errors import InputError
+from masp.files.regular import is_file
 from masp.plan.plan import Plan
 from masp.plan.rates import rates_of_run, stated_rates
 
@@ -35,7 +36,7 @@ def check_time(parts: Sequence[Part], config: Config, cluster: ClusterConfig, pl
             continue
         limit = part.resources.timeout_min / 60
         runs = hours / limit
-        section = part.name if part.name in ("extract", "evaluate") else "train"
+        section = part.name.section
         if runs > cluster.max_requeues + 1:
             raise InputError(
                 f"cluster: {section}.timeout_min = {part.resources.timeout_min} with max_requeues ="
@@ -52,17 +53,16 @@ def check_time(parts: Sequence[Part], config: Config, cluster: ClusterConfig, pl
 
 def expected_hours(part: Part, config: Config, plan: Plan) -> float | None:
     """How long a part takes with all its processes at once; None where no rate is known."""
-    ranks = part.num_nodes * part.tasks_per_node
-    if part.name == "extract":
+    if part.name == PartName.EXTRACT:
         if not part.resources.gpus_per_task:
             return None
-        parallel = min(len(part.jobs), getattr(part.resources, "max_parallel", len(part.jobs)), config.cache.num_shards)
+        parallel = min(len(part.jobs), part.max_parallel, config.cache.num_shards)
         return plan.extract.hours / parallel
-    if part.name == "evaluate":
+    if part.name == PartName.EVALUATE:
         return None  # one forward pass over one split: short beside everything else
     stage = plan.stages[part.name]
-    if (Path(config.output_dir) / part.name / "metrics.jsonl").is_file():
+    if is_file(Path(config.output_dir) / part.name / "metrics.jsonl"):
         rate = getattr(rates_of_run(config.output_dir, stated_rates(1.0, 1.0)), part.name)
         if rate.unit == "tokens":  # of all its ranks
             return rate.hours(0.0, stage.tokens_per_image * stage.num_images * stage.num_epochs)
-    return stage.hours / ranks if part.resources.gpus_per_task else None
+    return stage.hours / part.num_ranks if part.resources.gpus_per_task else None

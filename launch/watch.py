@@ -7,23 +7,28 @@ import sys
 import time
 from pathlib import Path
 
+from launch.job.parts import PartName
 from launch.submission.state import Overview, PartState, overview, table
 from masp.errors import InputError
 
 _POLL_S = 2.0
 
 
-def watch(folder: Path) -> Overview:
-    """Show a submission until it has ended: a live table on a terminal, elsewhere a line per change of state."""
+def watch(directory: Path) -> Overview:
+    """Show a submission until it has ended: a live table on a terminal, elsewhere a line per change of state.
+
+    Raises:
+        InputError: the scheduler has not answered for ten minutes.
+    """
     live = sys.stdout.isatty()
     shown: list[str] = []
-    told: dict[str, str] = {}
+    told: dict[PartName, str] = {}
     silent_since: float | None = None
     while True:
         try:
-            found, silent_since = overview(folder), None
+            found, silent_since = overview(directory), None
         except InputError as error:
-            # The jobs do not depend on this process, and controllers are restarted now and then.
+            # the jobs do not depend on this process, and controllers are restarted now and then
             silent_since = silent_since or time.monotonic()
             if time.monotonic() - silent_since > 600:
                 raise InputError(f"{error}, for ten minutes now; what was submitted goes on") from None
@@ -46,6 +51,6 @@ def watch(folder: Path) -> Overview:
 
 
 def _line(part: PartState) -> str:
-    """A part's state, for a log: it changes only when something happened."""
+    """State of a part, for a log: it changes only when something happened."""
     restarts = f", started again {part.num_restarts} times" if part.num_restarts else ""
     return f"{part.state}{restarts}"

@@ -165,7 +165,7 @@ class DevCluster:
         here = (pid for pid in _of_jobs(self.directory) if name in _read(pid, "environ").split(b"\0"))
         lines = {pid: _read(pid, "cmdline").split(b"\0") for pid in here}
         # not srun, whose command line contains it as well
-        return {pid for pid, line in lines.items() if b"launch.task" in line and b"python" in line[0]}
+        return {pid for pid, line in lines.items() if b"launch.job.task" in line and b"python" in line[0]}
 
     def kill_ranks(self, node: str) -> None:
         """Kill the ranks on a node, as if it had run out of memory."""

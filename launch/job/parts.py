@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import shlex
 import sys
+import typing
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import cast
+from typing import Literal
 
-from launch.job.config import ClusterConfig, PartConfig
+from launch.job.config import ClusterConfig, EvaluatePartConfig, ExtractPartConfig, PartConfig, TrainPartConfig
 from launch.job.jobs import EvaluateJob, ExtractJob, Job, TrainJob
 from masp.config import Config
-from masp.config.schema import StageName
 from masp.errors import InputError
 
-COMMANDS = ("extract", "train", "evaluate", "pipeline")
+Command = Literal["extract", "train", "evaluate", "pipeline"]
+COMMANDS: tuple[Command, ...] = typing.get_args(Command)
+
+
+class PartName(StrEnum):
+    """The parts that a submission may have."""
+
+    EXTRACT = "extract"
+    STAGE1 = "stage1"
+    STAGE2 = "stage2"
+    EVALUATE = "evaluate"
+
+    @property
+    def section(self) -> Literal["extract", "train", "evaluate"]:
+        """Section of the cluster settings that says what the part asks for."""
+        return "extract" if self == PartName.EXTRACT else "evaluate" if self == PartName.EVALUATE else "train"
 
 
 class State(StrEnum):
@@ -35,73 +50,85 @@ class State(StrEnum):
 class Part:
     """One step of a run: a single job, or an array of jobs."""
 
-    name: str
-    """`extract`, `stage1`, `stage2` or `evaluate`."""
+    name: PartName
 
     jobs: tuple[Job, ...]
-    """What runs; more than one make an array."""
+    """The jobs; more than one make an array."""
 
     resources: PartConfig
-    """What each of them asks for."""
+    """What each job asks for."""
 
     result: Path
-    """What it leaves behind."""
+    """Path of what the part makes."""
 
     @property
     def num_nodes(self) -> int:
-        return getattr(self.resources, "nodes", 1)
+        """Nodes of each job."""
+        return self.resources.nodes if isinstance(self.resources, TrainPartConfig) else 1
 
     @property
     def tasks_per_node(self) -> int:
-        return getattr(self.resources, "tasks_per_node", 1)
+        """Processes of each job on each node."""
+        return self.resources.tasks_per_node if isinstance(self.resources, TrainPartConfig) else 1
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes of each job."""
+        return self.num_nodes * self.tasks_per_node
+
+    @property
+    def max_parallel(self) -> int:
+        """How many of the jobs run at once at most."""
+        resources = self.resources
+        return resources.max_parallel if isinstance(resources, ExtractPartConfig | EvaluatePartConfig) else 1
 
 
-def task_command(folder: Path) -> str:
-    """The shell command of one process of a job; in place of submitit's own (see `launch.job.task`).
+def task_command(directory: Path) -> str:
+    """The shell command of one process of a job, in place of submitit's own (see `launch.job.task`).
 
     Args:
-        folder: submitit's.
+        directory: submitit's.
     """
-    return shlex.join([sys.executable, "-u", "-m", "launch.job.task", str(folder)])
+    return shlex.join([sys.executable, "-u", "-m", "launch.job.task", str(directory)])
 
 
 def make_parts(
-    command: str, stage: str | None, config: Config, cluster: ClusterConfig, config_path: Path
+    command: Command, stage: StageName | None, config: Config, cluster: ClusterConfig, config_path: Path
 ) -> list[Part]:
-    """The parts of a command.
+    """Make the parts of a command.
 
     Args:
         command: one of `COMMANDS`.
         stage: `stage1` or `stage2`, for `train`.
-        config: of the run.
-        cluster: what each part asks for.
+        config: Configuration of the run.
+        cluster: Cluster settings.
         config_path: where the jobs will find the run's configuration.
+
+    Raises:
+        InputError: `train` without a stage.
     """
     if command == "train" and stage is None:
         raise InputError("command line: train needs --stage stage1 or --stage stage2")
     common = (str(config_path), cluster.max_requeues)
     output = Path(config.output_dir)
-    names = {
-        "extract": ["extract"],
-        "train": [str(stage)],
-        "evaluate": ["evaluate"],
-        "pipeline": ["extract", "stage1", "stage2", "evaluate"],
-    }[command]
-    if command == "pipeline" and not config.aspects:
-        names.remove("stage1")  # the soft prompt alone is trained
+    if command == "pipeline":
+        # without aspects the soft prompt alone is trained
+        names = [name for name in PartName if config.aspects or name != PartName.STAGE1]
+    else:
+        names = [PartName(stage if stage is not None and command == "train" else command)]
     parts = []
     for name in names:
-        if name == "extract":
+        if name == PartName.EXTRACT:
             count = cluster.extract.num_tasks
             tasks: tuple[Job, ...] = tuple(ExtractJob(*common, num_tasks=count, task_index=i) for i in range(count))
             parts.append(Part(name, tasks, cluster.extract, Path(config.cache.dir)))
-        elif name == "evaluate":
+        elif name == PartName.EVALUATE:
             from masp.evaluation.run import evaluate_dir
 
             count = cluster.evaluate.num_tasks
             tasks = tuple(EvaluateJob(*common, num_tasks=count, task_index=i) for i in range(count))
             parts.append(Part(name, tasks, cluster.evaluate, evaluate_dir(config) / "metrics.json"))
         else:
-            job = TrainJob(*common, stage=cast(StageName, name))  # of two names: the choices of --stage
+            job = TrainJob(*common, stage="stage1" if name == PartName.STAGE1 else "stage2")
             parts.append(Part(name, (job,), cluster.train, output / name))
     return parts

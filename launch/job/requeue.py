@@ -1,18 +1,23 @@
-"""Back into Slurm's queue: when a job may, and who asks."""
+"""Back into Slurm's queue: when a job may be requeued, and which rank asks for it."""
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 from masp.errors import InputError
+from masp.files.atomic import create_bytes
+from masp.files.regular import read_bytes
+
+LOG = logging.getLogger(__name__)
 
 _WAIT_FOR_END_S = 120
 _MAX_LOST = 3
-"""So often may ranks be lost without a checkpoint in between, before it is taken for no accident."""
+"""How often ranks may be lost without a checkpoint in between before it is no longer taken for an accident."""
+_MAX_MARK_BYTES = 4096
 
 
 def on_slurm() -> bool:
@@ -21,15 +26,15 @@ def on_slurm() -> bool:
 
 
 def num_restarts() -> int:
-    """How often Slurm started this job again, for whatever reason."""
+    """How often Slurm has restarted this job, for whatever reason."""
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
 def check_restarts(max_requeues: int) -> None:
-    """Refuse to go on where a job started again too often.
+    """Refuse to run a job that was restarted too often.
 
     Raises:
-        InputError: it did.
+        InputError: it was.
     """
     if num_restarts() > max_requeues:
         raise InputError(
@@ -37,38 +42,38 @@ def check_restarts(max_requeues: int) -> None:
         )
 
 
-def requeue(max_requeues: int, by_lead: bool = True) -> None:
-    """Queue this job again and wait for Slurm to end it; returns where that is not possible.
+def requeue(max_requeues: int, rank0_asks: bool = True) -> None:
+    """Requeue this job and wait until Slurm ends it; returns if it cannot be requeued.
 
     Args:
         max_requeues: how often that may happen.
-        by_lead: rank 0 asks and the others wait, since a rank that ends with an error would end the job before it is
-            queued. Otherwise this rank asks, whichever it is.
+        rank0_asks: rank 0 asks and the others wait, since a rank that ends with an error would end the job before it is
+            requeued. Otherwise this rank asks, whichever it is.
     """
     if not on_slurm():
         return
     if num_restarts() >= max_requeues:
-        _say(f"not queued again: max_requeues = {max_requeues} is reached")
+        LOG.warning("not queued again: max_requeues = %d is reached", max_requeues)
         return
-    if not by_lead or os.environ.get("SLURM_PROCID", "0") == "0":
+    if not rank0_asks or os.environ.get("SLURM_PROCID", "0") == "0":
         job = os.environ["SLURM_JOB_ID"]
         if refusal := _refusal(job):
-            _say(f"not queued again: {refusal}")
+            LOG.warning("not queued again: %s", refusal)
             return
-        asked = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
-        if asked.returncode:
-            _say(f"not queued again: {asked.stderr.strip()}")
+        code, _, errors = _scontrol("requeue", job)
+        if code:
+            LOG.warning("not queued again: %s", errors)
             return
-        _say(f"job {job} is queued again")
+        LOG.info("job %s is queued again", job)
     time.sleep(_WAIT_FOR_END_S)
 
 
 def _refusal(job: str) -> str | None:
-    """Why this job must not be queued again: its user cancelled it, or another node runs it again already."""
-    asked = subprocess.run(["scontrol", "--oneliner", "show", "job", job], capture_output=True, text=True)
-    if asked.returncode:
-        return f"Slurm does not say how it is: {asked.stderr.strip()}"
-    words = dict(word.partition("=")[::2] for word in asked.stdout.split())
+    """Why this job must not be requeued: its user cancelled it, or it runs again on another node already."""
+    code, shown, errors = _scontrol("--oneliner", "show", "job", job)
+    if code:
+        return f"Slurm does not say how it is: {errors}"
+    words = dict(word.partition("=")[::2] for word in shown.split())
     if words.get("JobState") == "CANCELLED":
         return "it was cancelled"
     if words.get("Restarts", str(num_restarts())) != str(num_restarts()):
@@ -76,31 +81,37 @@ def _refusal(job: str) -> str | None:
     return None
 
 
+def _scontrol(*words: str) -> tuple[int, str, str]:
+    """Exit code, output and errors of scontrol; a scontrol that cannot be run counts as one that failed."""
+    try:
+        done = subprocess.run(["scontrol", *words], capture_output=True, text=True, errors="replace")
+    except OSError as error:
+        return 1, "", f"scontrol cannot be run: {error.strerror}"
+    return done.returncode, done.stdout, done.stderr.strip()
+
+
 def requeue_after_loss(marks: Path, step: str, max_requeues: int) -> None:
-    """Queue the job again because another rank vanished: its node died, or it was killed.
+    """Requeue the job because another rank vanished: its node died, or it was killed.
 
     Slurm notices dead nodes too, but the ranks notice first, and would end the job as failed.
 
     Args:
-        marks: a folder of the submission, for marks that all ranks see.
-        step: where the newest checkpoint stands.
+        marks: a directory of the submission, for marks that all ranks see.
+        step: the newest checkpoint.
         max_requeues: see `requeue`.
+
+    Raises:
+        InputError: a mark may not be read. OSError: none can be written.
     """
     if not on_slurm():
         return
     job, count = os.environ["SLURM_JOB_ID"], num_restarts()
-    earlier = [mark.read_text() for mark in marks.glob(f"{job}.lost-*")]
-    if earlier.count(step) >= _MAX_LOST:
-        _say(f"not queued again: ranks were lost {_MAX_LOST} times since {step or 'the start'}; is memory too small?")
+    earlier = [read_bytes(mark, max_bytes=_MAX_MARK_BYTES) for mark in marks.glob(f"{job}.lost-*")]
+    if earlier.count(step.encode()) >= _MAX_LOST:
+        since = step or "the start"
+        LOG.warning("not queued again: ranks were lost %d times since %s; is memory too small?", _MAX_LOST, since)
         return
-    try:
-        with open(marks / f"{job}.lost-{count}", "x", encoding="utf-8") as mark:
-            mark.write(step)
-    except FileExistsError:  # another survivor asks
+    if not create_bytes(marks / f"{job}.lost-{count}", step.encode()):  # another survivor asks
         time.sleep(_WAIT_FOR_END_S)
         return
-    requeue(max_requeues, by_lead=False)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    requeue(max_requeues, rank0_asks=False)

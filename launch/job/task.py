@@ -1,7 +1,7 @@
-"""What starts on a node: `python -m launch.job.task FOLDER`, submitit's entry point behind a shut door.
+"""What starts on a node: `python -m launch.job.task DIRECTORY` calls submitit's entry point with a signal blocked.
 
-The signal ahead of a time limit may come while Python still imports, and would then kill the process for good. So it is
-held back until the job, with its own handlers in place, lets it through (`launch.job.jobs`).
+The signal ahead of a time limit may arrive while Python is still importing, and would then kill the process for good.
+So it is blocked until the job has installed its handlers (`launch.job.jobs`).
 """
 
 import signal

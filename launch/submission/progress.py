@@ -1,72 +1,83 @@
-"""How far a part is, from the files that it leaves: cheap enough to ask every few seconds."""
+"""How far a part is, from the files that it writes: cheap enough to ask every few seconds."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
+from launch.job.parts import PartName
 from masp.cache.layout import read_layout, sidecar_path
-from masp.cache.manifest import read_manifest
 from masp.config import Config
 from masp.errors import MaspError
+from masp.files.jsonl import MAX_BYTES
+from masp.files.regular import exists, read_bytes, read_tail
+from masp.files.text import reason
 from masp.runtime.status import read_status
 
-_TAIL = 4096
+_TAIL_BYTES = 4096
+"""Longer than a line of `metrics.jsonl`."""
 
 
-def progress(name: str, config: Config) -> str:
-    """One phrase such as `3 of 16 shards`; empty while there is nothing to count, or it cannot be read just now.
+def progress(name: PartName, config: Config) -> str:
+    """One phrase such as `3 of 16 shards`; empty while there is nothing to count.
 
     Args:
-        name: of the part.
-        config: of the run, whose relative paths begin in the working directory.
+        name: Part.
+        config: Configuration of the run, whose relative paths begin in the working directory.
     """
     try:
-        if name == "extract":
-            return _shards(Path(config.cache.dir))
-        if name == "evaluate":
-            from masp.evaluation.run import evaluate_dir
+        match name:
+            case PartName.EXTRACT:
+                return _shards(Path(config.cache.dir))
+            case PartName.EVALUATE:
+                from masp.evaluation.run import evaluate_dir
 
-            return _scored(evaluate_dir(config), config)
-        return _steps(Path(config.output_dir) / name)
-    except (OSError, MaspError, ValueError, KeyError) as error:
+                return _scored(evaluate_dir(config), config)
+            case _:
+                return _steps(Path(config.output_dir) / name)
+    except (OSError, MaspError) as error:
         # A run's files are read while it writes them. Its own commands say what is damaged; a table says that.
-        return f"cannot be read: {error}"
+        return f"cannot be read: {reason(error)}"
 
 
-def _shards(folder: Path) -> str:
-    layout = read_layout(folder)
+def _shards(directory: Path) -> str:
+    layout = read_layout(directory)
     if layout is None:
         return ""
     names = layout.shard_names
-    return f"{sum(sidecar_path(folder, name).exists() for name in names)} of {len(names)} shards"
+    return f"{sum(exists(sidecar_path(directory, name)) for name in names)} of {len(names)} shards"
 
 
-def _steps(folder: Path) -> str:
-    status = read_status(folder)
+def _steps(directory: Path) -> str:
+    status = read_status(directory)
     if status is None:
         return ""
-    total, last = status.num_steps, _last_step(folder / "metrics.jsonl")
+    total, last = status.num_steps, _last_step(directory / "metrics.jsonl")
     return f"step {last} of {total}" if total else f"step {last}" if last else ""
 
 
 def _last_step(path: Path) -> int:
-    """The step of the log's last whole line; 0 without one."""
-    if not path.is_file():
-        return 0
-    with open(path, "rb") as file:
-        file.seek(max(0, os.path.getsize(path) - _TAIL))
-        lines = [line for line in file.read().split(b"\n") if line.startswith(b"{") and line.endswith(b"}")]
-    return json.loads(lines[-1])["step"] if lines else 0
+    """The step of the log's last whole line; 0 without one. Damaged lines are skipped, as everywhere in this log."""
+    lines = (read_tail(path, _TAIL_BYTES) or b"").split(b"\n")
+    return next((step for line in reversed(lines) if (step := _step_of(line)) is not None), 0)
 
 
-def _scored(folder: Path, config: Config) -> str:
-    ledgers = sorted((folder / "ledger").glob("rank-*.jsonl"))
+def _step_of(line: bytes) -> int | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = value.get("step") if isinstance(value, dict) else None
+    return step if type(step) is int else None
+
+
+def _scored(directory: Path, config: Config) -> str:
+    ledgers = sorted((directory / "ledger").glob("rank-*.jsonl"))
     if not ledgers:
         return ""
-    scored = sum(max(0, path.read_bytes().count(b"\n") - 1) for path in ledgers)  # the first line is a header
+    # the first line of each is a header
+    scored = sum(max(0, (read_bytes(path, max_bytes=MAX_BYTES) or b"").count(b"\n") - 1) for path in ledgers)
     if config.evaluate.source != "cache" or config.evaluate.stage != "stage2":
         return f"{scored} records"
-    splits = read_manifest(Path(config.cache.dir)).splits
-    return f"{scored} of {splits[config.evaluate.split].num_samples} samples"
+    names = layout.shard_names
+    return f"{sum(exists(sidecar_path(directory, name)) for name in names)} of {len(names)} shards"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import time
@@ -10,16 +11,22 @@ from dataclasses import dataclass
 
 from launch.job.parts import State
 from masp.errors import InputError
+from masp.files.text import shown
 
 _TIMEOUT_S = 60
 _FIELDS = ("ArrayJobID", "ArrayTaskID", "State", "Reason", "TimeUsed", "NodeList", "RestartCnt")
 _PREFIX = re.compile(r"^(s[a-z]+: )?((error|fatal): )?")
 
-# Words of slurm-wlm 22.05.8: in place of an empty column, and where the exit code is 1 like that of any other failure.
+# Words of slurm-wlm 22.05.8: instead of an empty column, and where the exit code is 1 as for any other failure.
 _NO_TASK = ("N/A", "")
 _NO_REASON = "None"
 _NO_NODES = "None assigned"
 _UP = re.compile(r"Slurmctld\(\w+\) at \S+ is UP")
+_WHOLE_ARRAY_EXPRESSION = {"SLURM_BITSTR_LEN": "0"}
+"""Without it, Slurm cuts off the list of an array's tasks after 64 characters."""
+_MAX_TASKS = 4_000_000
+"""Slurm's own limit of an array's task ids."""
+_TASK_RANGE = re.compile(r"(\d+)(?:-(\d+)(?::(\d+))?)?")
 _UNKNOWN_JOB = re.compile(r"^(slurm_load_jobs error: )?Invalid job id", re.MULTILINE)
 
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
@@ -30,7 +37,7 @@ _ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAI
 
 
 class SlurmError(InputError):
-    """A program of Slurm's refused, or did not answer.
+    """A command of Slurm failed, or did not answer.
 
     Args:
         message: for the user.
@@ -43,7 +50,7 @@ class SlurmError(InputError):
 
 
 class UnknownJob(SlurmError):
-    """Slurm does not know the job, or not any more."""
+    """Slurm does not know the job, or no longer does."""
 
 
 @dataclass(frozen=True)
@@ -51,22 +58,23 @@ class JobState:
     """One job, or one task of an array."""
 
     word: str
-    """The state in Slurm's words: PENDING, RUNNING, COMPLETED, FAILED …"""
+    """State in Slurm's words: PENDING, RUNNING, COMPLETED, FAILED …"""
 
     reason: str = ""
     """Why it is pending, in Slurm's words."""
 
     elapsed: str = ""
-    """How long this run of it has taken, as Slurm writes durations."""
+    """How long its last run has taken, as Slurm writes durations."""
 
     nodes: str = ""
     num_restarts: int = 0
+    """How often it was restarted."""
     in_queue: bool = False
     """Whether Slurm may still start it, or has not ended it yet."""
 
     @property
     def state(self) -> State:
-        """The state in our words; running takes in CONFIGURING, COMPLETING, SUSPENDED …"""
+        """State in our words; running includes CONFIGURING, COMPLETING, SUSPENDED …"""
         return _STATES.get(self.word, State.RUNNING)
 
     @property
@@ -81,11 +89,10 @@ class JobState:
 
 
 def look(job_ids: Sequence[str]) -> dict[str, dict[str, JobState]]:
-    """The state of jobs.
+    """Ask for the state of jobs.
 
     Returns:
-        By job id, by task of its array (`""` where it is none). A job that Slurm does not know has no tasks. Pending
-        tasks of an array appear one by one.
+        By job id, by task of its array (`""` if it is not an array). A job that Slurm does not know has no tasks.
 
     Raises:
         SlurmError: Slurm does not answer.
@@ -110,7 +117,9 @@ def _squeue(job_ids: Sequence[str]) -> dict[str, dict[str, JobState]]:
         return {}
     found: dict[str, dict[str, JobState]] = {}
     for line in lines:
-        job, task, word, reason, elapsed, nodes, restarts, *_ = line.split("|")
+        job, task, word, reason, elapsed, nodes, restarts = _columns("squeue", line, len(_FIELDS))
+        if restarts and not restarts.isdecimal():
+            raise _not_understood("squeue", line)
         state = JobState(
             word, "" if reason == _NO_REASON else reason, elapsed, nodes, int(restarts or 0), word not in _ENDED
         )
@@ -122,20 +131,52 @@ def _sacct(job_ids: Sequence[str]) -> dict[str, dict[str, JobState]]:
     command = ["sacct", "--allocations", "--duplicates", "--parsable2", "--noheader", f"--jobs={','.join(job_ids)}"]
     found: dict[str, dict[str, JobState]] = {}
     for line in ask(*command, "--format=JobID,State,Elapsed,NodeList").splitlines():
-        name, word, elapsed, nodes = line.split("|")
-        job, _, task = name.partition("_")
-        if not word or "[" in task:  # several pending tasks in one line: the queue has them one by one
+        name, words, elapsed, nodes = _columns("sacct", line, 4)
+        if not words.strip():
             continue
-        before = found.get(job, {}).get(task)
-        # One line per run of the job, oldest first. A cancelled job's state goes on with who did it.
-        restarts = 0 if before is None else before.num_restarts + 1
+        word = words.split()[0]  # the state of a cancelled job goes on with who did it
+        job, _, task = name.partition("_")
+        tasks = found.setdefault(job, {})
         nodes = "" if nodes == _NO_NODES else nodes
-        found.setdefault(job, {})[task] = JobState(word.split()[0], "", elapsed, nodes, restarts)
+        if task.startswith("["):  # tasks that never started share a line
+            if word in _ENDED:  # of those that wait, the queue has a line each
+                for number in _tasks(line, task):
+                    tasks.setdefault(number, JobState(word, "", elapsed, nodes))
+            continue
+        before = tasks.get(task)
+        # one line per run of the job, oldest first
+        tasks[task] = JobState(word, "", elapsed, nodes, 0 if before is None else before.num_restarts + 1)
     return found
 
 
+def _columns(command: str, line: str, count: int) -> list[str]:
+    """The columns of a line that a command of Slurm printed; what follows the last separator is dropped."""
+    columns = line.split("|")
+    if len(columns) < count:
+        raise _not_understood(command, line)
+    return columns[:count]
+
+
+def _tasks(line: str, expression: str) -> list[str]:
+    """The tasks of an array: `[0-2,7%4]` -> 0, 1, 2, 7."""
+    parts = [_TASK_RANGE.fullmatch(part) for part in expression.strip("[]").partition("%")[0].split(",")]
+    found: list[str] = []
+    for part in parts:
+        if part is None:
+            raise _not_understood("sacct", line)
+        first, last, step = int(part[1]), int(part[2] or part[1]), int(part[3] or 1)
+        if not step or last >= _MAX_TASKS:
+            raise _not_understood("sacct", line)
+        found += [str(task) for task in range(first, last + 1, step)]
+    return found
+
+
+def _not_understood(command: str, line: str) -> SlurmError:
+    return SlurmError(f"cluster: {command} printed a line that is not understood: {shown(line)}")
+
+
 def cancel(job_ids: Sequence[str], timeout_s: float = 90) -> list[str]:
-    """Cancel jobs and wait until Slurm has ended them; returns those that it is still ending.
+    """Cancel jobs and wait until Slurm has ended them; returns those that have not ended yet.
 
     Raises:
         SlurmError: Slurm does not answer.
@@ -151,10 +192,10 @@ def cancel(job_ids: Sequence[str], timeout_s: float = 90) -> list[str]:
 
 
 def check_answers() -> None:
-    """Make sure that there is a controller to submit to.
+    """Check that a controller answers.
 
     Raises:
-        InputError: there is none.
+        InputError: none does.
     """
     try:
         said = ask("scontrol", "ping")  # some versions fail where no controller is up, some only say so
@@ -166,7 +207,7 @@ def check_answers() -> None:
 
 
 def ask(*command: str, text: str | None = None) -> str:
-    """What a command of Slurm's prints.
+    """Run a command of Slurm; returns what it prints.
 
     Args:
         text: its standard input.
@@ -174,10 +215,15 @@ def ask(*command: str, text: str | None = None) -> str:
     Raises:
         SlurmError: it failed, in its own words, or gave no answer in time; UnknownJob where that is the reason.
     """
+    environment = os.environ | _WHOLE_ARRAY_EXPRESSION
     try:
-        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=_TIMEOUT_S)
+        done = subprocess.run(
+            command, input=text, env=environment, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S
+        )
     except FileNotFoundError:
         raise SlurmError(f"cluster: there is no {command[0]} on this machine: ask from a node of the cluster") from None
+    except OSError as error:
+        raise SlurmError(f"cluster: {command[0]} cannot be run: {error.strerror}") from None
     except subprocess.TimeoutExpired:
         words = f"Slurm did not answer within {_TIMEOUT_S} s"
         raise SlurmError(f"cluster: {command[0]}: {words}", words) from None

@@ -1,11 +1,11 @@
-"""Slurm, through submitit: the script of a part, submitting a chain of parts."""
+"""Slurm through submitit: the sbatch script of a part, and submitting a chain of parts."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -16,30 +16,32 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from launch.job.config import ClusterConfig
-from launch.job.parts import Part, task_command
+from launch.job.parts import Part, PartName, task_command
 from launch.submission.record import JOBS
 from launch.submission.slurm_client import SlurmError, ask, reason
 from masp.errors import InputError
+
+LOG = logging.getLogger(__name__)
 
 _POLL_S = 2.0
 _CANCEL_TRIES = 15
 
 
 class PartsLeft(InputError):
-    """Slurm refused a part, and then did not take back those before it: they are still queued."""
+    """Slurm refused a part, and then did not cancel those before it: they are still queued."""
 
 
 def parameters(cluster: ClusterConfig, part: Part, run_name: str, after: str | None) -> dict[str, Any]:
-    """What submitit is told about a part; everything else keeps submitit's defaults.
+    """The parameters of a part that submitit gets; all others keep submitit's defaults.
 
     Args:
-        after: the job that must have succeeded before; None: this part begins.
+        after: the job that must have succeeded before; None for the first part.
     """
     resources = part.resources
-    # Since Slurm 22.05, srun does not take this over from sbatch any more.
+    # since Slurm 22.05, srun no longer takes this over from sbatch
     srun = [f"--cpus-per-task={resources.cpus_per_task}"]
-    if part.num_nodes * part.tasks_per_node > 1 and part.name != "evaluate":
-        # A rank that died would leave the others waiting for it. Evaluation's ranks wait for nobody.
+    if part.num_ranks > 1 and part.name != PartName.EVALUATE:
+        # the others would wait for a rank that died; evaluation's ranks wait for nobody
         srun.append("--kill-on-bad-exit=1")
     more: dict[str, Any] = {"requeue" if cluster.max_requeues else "no-requeue": True}
     if after is not None:
@@ -62,7 +64,7 @@ def parameters(cluster: ClusterConfig, part: Part, run_name: str, after: str | N
         "signal_delay_s": cluster.signal_delay_s,
         "setup": cluster.setup or None,
         "dependency": f"afterok:{after}" if after is not None else None,
-        "array_parallelism": getattr(resources, "max_parallel", None) if len(part.jobs) > 1 else None,
+        "array_parallelism": part.max_parallel if len(part.jobs) > 1 else None,
         "stderr_to_stdout": True,  # one log per process
         "srun_args": srun,
         "additional_parameters": more,
@@ -82,40 +84,41 @@ class _Executor(submitit.SlurmExecutor):
         return task_command(self.folder)
 
     def text(self, num_jobs: int) -> str:
-        """The script that would be handed to sbatch."""
+        """The script that sbatch would get."""
         if num_jobs > 1:
             self.parameters["map_count"] = num_jobs
         return self._make_submission_file_text(self._submitit_command_str, uid="")
 
 
-def script(part: Part, cluster: ClusterConfig, run_name: str, folder: Path, after: str | None = None) -> str:
+def script(part: Part, cluster: ClusterConfig, run_name: str, directory: Path, after: str | None = None) -> str:
     """The sbatch script of a part.
 
     Args:
-        folder: of the submission; nothing is written there.
+        directory: Directory of the submission; nothing is written there.
         after: see `parameters`.
     """
-    with tempfile.TemporaryDirectory() as scratch:  # the executor makes its folder at once
+    with tempfile.TemporaryDirectory() as scratch:  # the executor makes its directory at once
         executor = _Executor(scratch)
-    executor.folder = folder / JOBS
+    executor.folder = directory / JOBS
     executor.update_parameters(**parameters(cluster, part, run_name, after))
     return executor.text(len(part.jobs))
 
 
-def scripts(parts: Sequence[Part], cluster: ClusterConfig, run_name: str, folder: Path) -> dict[str, str]:
-    """The sbatch script of every part, by its name; job ids that are not known yet stand as `<id of …>`."""
-    found, after = {}, None
+def scripts(parts: Sequence[Part], cluster: ClusterConfig, run_name: str, directory: Path) -> dict[str, str]:
+    """The sbatch script of every part, by its name; a job id that is not known yet is written `<id of …>`."""
+    found: dict[str, str] = {}
+    after = None
     for part in parts:
-        found[part.name] = script(part, cluster, run_name, folder, after)
+        found[part.name] = script(part, cluster, run_name, directory, after)
         after = f"<id of {part.name}>"
     return found
 
 
 def check_installed() -> None:
-    """Make sure that jobs can be submitted from here.
+    """Check that Slurm is installed here.
 
     Raises:
-        InputError: they cannot.
+        InputError: it is not.
     """
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise InputError(
@@ -125,12 +128,12 @@ def check_installed() -> None:
 
 
 def submit(
-    parts: Sequence[Part], cluster: ClusterConfig, run_name: str, folder: Path, tell: Callable[[str, str], None]
+    parts: Sequence[Part], cluster: ClusterConfig, run_name: str, directory: Path, tell: Callable[[PartName, str], None]
 ) -> list[str]:
-    """Queue all parts, each after the one before.
+    """Submit all parts, each to start after the one before.
 
     Args:
-        folder: of the submission.
+        directory: Directory of the submission.
         tell: called with name and job id of each part once Slurm has it.
 
     Returns:
@@ -142,7 +145,7 @@ def submit(
     done: list[str] = []
     try:
         for part in parts:
-            executor = _Executor(folder / JOBS)
+            executor = _Executor(directory / JOBS)
             executor.update_parameters(**parameters(cluster, part, run_name, done[-1] if done else None))
             with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it also raises
                 jobs = executor.submit_array(part.jobs)
@@ -154,13 +157,13 @@ def submit(
             kind = PartsLeft if left else InputError
             raise kind(f"cluster: Slurm refused {part.name}: {reason(str(error))}{left}") from None
         if left:
-            print(f"error: {left.removeprefix('; ')}", file=sys.stderr)
+            LOG.error("%s", left.removeprefix("; "))
         raise
     return done
 
 
 def _take_back(job_ids: Sequence[str]) -> str:
-    """Cancel what is queued already; returns what to tell the user if Slurm does not take that either."""
+    """Cancel what is queued already; returns what to tell the user if Slurm refuses that too."""
     if not job_ids:
         return ""
     for _ in range(_CANCEL_TRIES):

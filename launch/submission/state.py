@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.job.parts import State
+from launch.job.parts import PartName, State
 from launch.submission import slurm_client
 from launch.submission.progress import progress
-from launch.submission.record import CONFIG, Record, Submitted, explain, read_record
+from launch.submission.record import CONFIG, Record, Submitted, check_job_ids, explain, read_record
 from masp.config import Config, load_config
+from masp.errors import DataError
+from masp.files import typed
 from masp.files.locks import is_held
-from masp.runtime.status import Status, read_status
+from masp.runtime.status import FILE as STATUS
+from masp.runtime.status import Status
 
 DRIVER_LOCK = "driver.lock"
 """Held by the driver of a local submission for as long as it lives."""
@@ -20,7 +23,7 @@ DRIVER_LOCK = "driver.lock"
 OPEN = (State.WAITING, State.RUNNING)
 """States that a part leaves by itself."""
 
-# Of several tasks, the first of these that one of them is in is the part's.
+# The state of a part is the first of these that one of its tasks has.
 _ORDER = (
     State.RUNNING,
     State.WAITING,
@@ -38,32 +41,44 @@ class PartStatus:
 
     state: State = State.WAITING
     job_ids: tuple[str, ...] = ()
+    """Process ids of submitit's controllers, one per job."""
     num_done: int = 0
+    """Jobs that have finished."""
     message: str | None = None
+    """Why it stopped or failed."""
     elapsed: str | None = None
+    """How long it took: `h:mm:ss`."""
+
+    def __post_init__(self) -> None:
+        check_job_ids(self.job_ids)
 
 
 @dataclass(frozen=True)
 class DriverStatus(Status):
     """`status.json` of a local submission."""
 
-    part: str | None = None
-    """The part that was started last."""
-    parts: dict[str, PartStatus] | None = None
+    part: PartName | None = None
+    """The part that changed last."""
+    parts: dict[PartName, PartStatus] | None = None
+    """None before the first part starts."""
+
+    def __post_init__(self) -> None:
+        if not 1 < self.pid < 1 << 31:  # it gets signals, and 0 and negative numbers mean many processes
+            raise ValueError("pid must be that of one process")
 
 
 @dataclass(frozen=True)
 class PartState:
-    """One part of a submission."""
+    """One part of a submission, as it is shown."""
 
-    name: str
+    name: PartName
     state: State
     job_ids: tuple[str, ...] = ()
     tasks: str = ""
-    """Of an array, how many tasks have finished."""
+    """How many tasks of an array have finished: `3/8`."""
 
     num_restarts: int = 0
-    """Of the task that started again most often."""
+    """Restarts of the task that was restarted most often."""
 
     elapsed: str = ""
     has_run: bool = False
@@ -77,9 +92,9 @@ class PartState:
 
 @dataclass(frozen=True)
 class Overview:
-    """A submission."""
+    """A submission and the state of its parts."""
 
-    folder: Path
+    directory: Path
     record: Record
     config: Config
     parts: tuple[PartState, ...]
@@ -91,48 +106,49 @@ class Overview:
 
     @property
     def state(self) -> State:
-        """Of the whole."""
+        """State of the whole."""
         return next(state for state in _ORDER if any(part.state == state for part in self.parts))
 
     @property
     def problems(self) -> list[str]:
-        """Why it did not finish, a line per part; of parts that never started only if there is nothing else."""
+        """Why it did not finish, a line per part; parts that never started are named only if no other is."""
         bad = [part for part in self.parts if part.state not in (*OPEN, State.FINISHED)]
         told = [part for part in bad if part.state != State.CANCELLED or part.has_run] or bad
         return [f"{part.name}: {part.state}{f': {part.message}' if part.message else ''}" for part in told]
 
 
-def overview(folder: Path) -> Overview:
+def overview(directory: Path) -> Overview:
     """Look at a submission.
 
     Raises:
-        InputError: its files are missing, or the scheduler does not answer.
+        InputError: its files are missing or may not be read, or the scheduler does not answer.
+        DataError: one of its files is damaged.
     """
-    record, config = read_record(folder), load_config(folder / CONFIG)
+    record, config = read_record(directory), load_config(directory / CONFIG)
     look = _slurm if record.executor == "slurm" else _local
-    return Overview(folder, record, config, tuple(look(folder, record, config)))
+    return Overview(directory, record, config, tuple(look(directory, record, config)))
 
 
-def active(folder: Path) -> list[str]:
-    """The parts of a submission that are still queued or running, without looking at what they have done.
+def active(directory: Path) -> list[PartName]:
+    """The parts of a submission that are still queued or running, without a look at what they have done.
 
     Raises:
         InputError: the scheduler does not answer.
     """
-    record = read_record(folder)
+    record = read_record(directory)
     if record.executor == "local":
-        return [part.name for part in record.parts] if is_held(folder / DRIVER_LOCK) else []
+        return [part.name for part in record.parts] if is_held(directory / DRIVER_LOCK) else []
     found = slurm_client.look([job_id for part in record.parts for job_id in part.job_ids])
     return [part.name for part in record.parts if any(s.in_queue for i in part.job_ids for s in found[i].values())]
 
 
-def _slurm(folder: Path, record: Record, config: Config) -> list[PartState]:
+def _slurm(directory: Path, record: Record, config: Config) -> list[PartState]:
     found = slurm_client.look([job_id for part in record.parts for job_id in part.job_ids])
-    return [_slurm_part(folder, part, config, found) for part in record.parts]
+    return [_slurm_part(directory, part, config, found) for part in record.parts]
 
 
 def _slurm_part(
-    folder: Path, part: Submitted, config: Config, found: dict[str, dict[str, slurm_client.JobState]]
+    directory: Path, part: Submitted, config: Config, found: dict[str, dict[str, slurm_client.JobState]]
 ) -> PartState:
     tasks = [(i, task, state) for i in part.job_ids for task, state in found[i].items()]
     if not tasks:
@@ -141,10 +157,10 @@ def _slurm_part(
     states = [found.state for _, _, found in tasks]
     state = next(state for state in _ORDER if state in states)
     message = ""
-    # Those in the part's own state speak for it.
+    # the first task that is in the part's state
     job, task, chosen = next(entry for entry, own in zip(tasks, states, strict=True) if own == state)
     if state == State.FAILED:
-        cause = explain(folder, f"{job}_{task}" if task else job)
+        cause = explain(directory, f"{job}_{task}" if task else job)
         message = f"Slurm says {chosen.word}" + (f"; {cause}" if cause else "; it wrote no log")
     elif state == State.WAITING:
         message = chosen.reason
@@ -163,18 +179,30 @@ def _slurm_part(
     )
 
 
-def _local(folder: Path, record: Record, config: Config) -> list[PartState]:
-    status = read_status(folder, DriverStatus)
-    alive = is_held(folder / DRIVER_LOCK)
+def read_driver_status(directory: Path) -> DriverStatus | None:
+    """Read the status of a local submission; None if its driver has not written one.
+
+    Raises:
+        DataError: it is damaged. InputError: it may not be read.
+    """
+    try:
+        return typed.read(DriverStatus, directory / STATUS, surrogates=True)
+    except DataError as error:
+        raise DataError(f"{error}; remove the file, and its parts count as cancelled") from None
+
+
+def _local(directory: Path, record: Record, config: Config) -> list[PartState]:
+    status = read_driver_status(directory)
+    alive = is_held(directory / DRIVER_LOCK)
     known = (status.parts if status else None) or {}
     parts = []
     for part in record.parts:
         own = known.get(part.name, PartStatus())
         state, message = own.state, own.message or ""
         if not alive and state == State.RUNNING:
-            state, message = State.FAILED, f"its driver died: see {folder / 'driver.log'}"
+            state, message = State.FAILED, f"its driver died: see {directory / 'driver.log'}"
         elif not alive and state == State.WAITING:
-            state = State.CANCELLED  # what stood before it did not finish
+            state = State.CANCELLED  # the part before it did not finish
         parts.append(
             PartState(
                 part.name,
@@ -194,7 +222,7 @@ HEADINGS = ("part", "state", "jobs", "tasks", "restarts", "time", "nodes", "prog
 
 
 def table(parts: Sequence[PartState]) -> list[str]:
-    """The parts as lines of text, columns aligned; a column in which nothing stands is left out."""
+    """The parts as lines of text, columns aligned; empty columns are left out."""
     rows = [
         (
             part.name,

@@ -13,7 +13,7 @@ import fcntl
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from masp.errors import InputError
+from masp.errors import FilesInUse, InputError
 from masp.files.text import reason
 
 _TAKEN = (errno.EACCES, errno.EAGAIN)
@@ -80,12 +80,12 @@ def holding(path: Path, taken: str, *, key: str) -> Iterator[None]:
         key: Setting that the directory of the file comes from, for errors, such as `output_dir`.
 
     Raises:
-        InputError: Another process holds it, the file system does not support locks, or the directory cannot be
-            written.
+        FilesInUse: Another process holds it.
+        InputError: The file system does not support locks, or the directory cannot be written.
     """
     with locked(path, [(0, 0)], key=key) as free:
         if not free:
-            raise InputError(taken)
+            raise FilesInUse(taken)
         yield
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from masp.errors import InputError
 from masp.files.text import reason
@@ -25,21 +28,44 @@ def read_bytes(path: Path, *, max_bytes: int = MAX_BYTES, key: str = "") -> byte
         InputError: The file may not be read, is not a regular file, or is larger than `max_bytes`.
     """
     what = f"{key}: {path}" if key else f"{path}"
+    with _opened(path, what) as file:
+        if file is None:
+            return None
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise InputError(f"{what} cannot be read: {size:,} bytes; must be at most {max_bytes:,}")
+        return file.read(size)  # bytes appended meanwhile are left to the next call
+
+
+def read_tail(path: Path, num_bytes: int) -> bytes | None:
+    """Read the end of a file of any size, at most so many bytes; None if there is none.
+
+    Raises:
+        InputError: The file may not be read or is not a regular file.
+    """
+    with _opened(path, str(path)) as file:
+        if file is None:
+            return None
+        file.seek(max(0, os.fstat(file.fileno()).st_size - num_bytes))
+        return file.read(num_bytes)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, what: str) -> Iterator[BinaryIO | None]:
+    """A regular file, open for reading; None if there is none. Whatever the system refuses is an `InputError`."""
     try:
         # without O_NONBLOCK, opening a FIFO waits for a writer
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        return None
+        yield None
+        return
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         raise InputError(f"{what} cannot be read: {reason(error)}") from None
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise InputError(f"{what} cannot be read: not a regular file")
-        if status.st_size > max_bytes:
-            raise InputError(f"{what} cannot be read: {status.st_size:,} bytes; must be at most {max_bytes:,}")
         with open(descriptor, "rb", closefd=False) as file:
-            return file.read(status.st_size)  # bytes appended meanwhile are left to the next call
+            yield file
     except OSError as error:
         raise InputError(f"{what} cannot be read: {reason(error)}") from None
     finally:

@@ -25,11 +25,11 @@ evaluate: {nodes: 2, cpus_per_task: 1, timeout_min: 5}
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], timeout_s: float = 240, what: str = "timed out") -> T:
+def until(condition: Callable[[], T], timeout_s: float = 240, what: str | Callable[[], str] = "timed out") -> T:
     """Wait until a condition is true; returns its value."""
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
-        assert time.monotonic() < deadline, what
+        assert time.monotonic() < deadline, what if isinstance(what, str) else what()
         time.sleep(0.1)
     return found
 

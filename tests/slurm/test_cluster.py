@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from launch.job.parts import State
+from launch.submission import slurm_client
 from tests.runs import REPOSITORY
+from tests.slurm.site import until
 from tools.dev_cluster import OWNER
 from tools.dev_network import DevNetwork
 
@@ -34,6 +37,18 @@ def test_ranks_are_those_of_srun(site):
     assert sorted(printed.splitlines()) == [
         f"Ranks(rank={rank}, size=2, local_rank=0, launcher='srun')" for rank in (0, 1)
     ]
+
+
+def test_an_array_that_is_cancelled_before_it_starts_is_cancelled(site, monkeypatch):
+    """The accounting lists its tasks in one line."""
+    for name, value in site.cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    job = site.ask("sbatch", "--parsable", "--hold", "--array=0-1", "--output=/dev/null", "--wrap=true").strip()
+    site.ask("scancel", job)
+    command = ["sacct", "--allocations", "--noheader", "--parsable2", "--format=JobID,State", f"--jobs={job}"]
+    until(lambda: site.ask(*command).startswith(f"{job}_[0-1]|CANCELLED"), 60, what=lambda: site.ask(*command))
+    found = slurm_client._sacct([job])[job]
+    assert {task: state.state for task, state in found.items()} == {"0": State.CANCELLED, "1": State.CANCELLED}
 
 
 def remains(directory: str) -> list[str]:

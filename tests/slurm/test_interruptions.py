@@ -136,9 +136,14 @@ def test_a_node_is_lost_during_training(failure, hosts, config, uninterrupted, l
     started = time.monotonic()
     directory, jobs = site.submitted("train", "--stage", "stage1", "--config", config, *settings)
     job, run = jobs["stage1"], tmp_path / "run"
-    until(lambda: len(steps(run)) > 60, what=logs(directory))
+
+    def told() -> str:
+        return site.ask("scontrol", "show", "job", job) + logs(directory)
+
+    until(lambda: len(steps(run)) > 60, what=told)
     assert site.state(job) == ("RUNNING", 0)
     lost = hosts.nodes[1]
+    assert hosts.ranks(lost)
     with site.without_requeue_delay():
         try:
             if failure == "slurmd killed":
@@ -148,9 +153,9 @@ def test_a_node_is_lost_during_training(failure, hosts, config, uninterrupted, l
             else:
                 hosts.kill_ranks(lost)
             # Slurm's own timeout (SlurmdTimeout) is 20 s here; that of a collective is half an hour.
-            until(lambda: site.state(job)[1] == 1, 120, what=logs(directory))
+            until(lambda: site.state(job)[1] == 1, 120, what=told)
             restarted_s = time.monotonic() - started
-            until(lambda: site.state(job)[0] == "COMPLETED", what=logs(directory))
+            until(lambda: site.state(job)[0] == "COMPLETED", what=told)
         finally:
             if failure == "slurmd killed":
                 hosts.start_slurmd(lost)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from masp.errors import InputError
+from masp.errors import FilesInUse, InputError
 from masp.files.locks import holding, is_held, locked
 
 
@@ -46,7 +46,7 @@ def test_one_holder_at_a_time(tmp_path, in_another_process):
     assert not is_held(path)
     holder = in_another_process("holding(path, '', key='output_dir')", path)
     assert is_held(path)
-    with pytest.raises(InputError, match="wait for it"), holding(path, "wait for it", key="output_dir"):
+    with pytest.raises(FilesInUse, match="wait for it"), holding(path, "wait for it", key="output_dir"):
         pass
     holder.kill()
     holder.wait()

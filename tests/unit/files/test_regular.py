@@ -6,7 +6,7 @@ import os
 import pytest
 
 from masp.errors import InputError
-from masp.files.regular import exists, is_directory, is_file, read_bytes
+from masp.files.regular import exists, is_directory, is_file, read_bytes, read_tail
 
 
 def test_a_file_is_read_whole_and_a_missing_one_is_none(tmp_path):
@@ -15,6 +15,19 @@ def test_a_file_is_read_whole_and_a_missing_one_is_none(tmp_path):
     assert read_bytes(tmp_path / "missing") is None
     with pytest.raises(InputError, match="^--x: .*file cannot be read: 3 bytes; must be at most 2$"):
         read_bytes(tmp_path / "file", max_bytes=2, key="--x")
+
+
+def test_the_end_of_a_file_of_any_size_is_read(tmp_path):
+    with open(tmp_path / "huge", "wb") as file:
+        file.seek(1 << 40)  # sparse
+        file.write(b"the end")
+    assert read_tail(tmp_path / "huge", 3) == b"end"
+    (tmp_path / "file").write_bytes(b"abc")
+    assert read_tail(tmp_path / "file", 9) == b"abc"
+    assert read_tail(tmp_path / "missing", 9) is None
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(InputError, match="fifo cannot be read: not a regular file"):
+        read_tail(tmp_path / "fifo", 9)
 
 
 def test_what_is_not_a_regular_file_is_refused_at_once(tmp_path):

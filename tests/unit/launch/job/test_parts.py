@@ -1,0 +1,60 @@
+"""Which parts a command has, and what each asks for."""
+
+from pathlib import Path
+
+import pytest
+
+from launch.job.config import load_cluster
+from launch.job.parts import Part, PartName, make_parts, task_command
+from masp.config import load_config
+from masp.errors import InputError
+from tests.unit.launch.fake_slurm import CONFIG, LOCAL, SLURM
+
+
+def parts(command, stage=None, *settings: str, cluster=SLURM) -> list[Part]:
+    own = [text.removeprefix("cluster.") for text in settings if text.startswith("cluster.")]
+    config = load_config(CONFIG, [text for text in settings if not text.startswith("cluster.")])
+    return make_parts(command, stage, config, load_cluster(cluster, own), Path("config.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("command", "stage", "names"),
+    [
+        ("extract", None, ["extract"]),
+        ("train", "stage1", ["stage1"]),
+        ("train", "stage2", ["stage2"]),
+        ("evaluate", None, ["evaluate"]),
+        ("pipeline", None, ["extract", "stage1", "stage2", "evaluate"]),
+    ],
+)
+def test_the_parts_of_a_command_in_order(command, stage, names):
+    assert [part.name for part in parts(command, stage)] == names
+
+
+def test_without_aspects_a_pipeline_has_no_stage_1():
+    assert [part.name for part in parts("pipeline", None, "aspects=[]")] == ["extract", "stage2", "evaluate"]
+
+
+def test_training_needs_a_stage():
+    with pytest.raises(InputError, match="train needs --stage stage1 or --stage stage2"):
+        parts("train")
+
+
+def test_what_a_part_asks_for():
+    settings = ["cluster.train.nodes=2", "cluster.train.tasks_per_node=3", "cluster.extract.max_parallel=5"]
+    settings += ["cluster.extract.num_tasks=7", "cluster.evaluate.num_tasks=2", "cluster.evaluate.nodes=4"]
+    extract, stage1, _, evaluate = parts("pipeline", None, *settings)
+    assert (extract.num_nodes, extract.num_ranks, extract.max_parallel, len(extract.jobs)) == (1, 1, 5, 7)
+    assert [job.task_index for job in extract.jobs] == list(range(7))
+    assert (stage1.num_nodes, stage1.tasks_per_node, stage1.num_ranks, stage1.max_parallel) == (2, 3, 6, 1)
+    assert (evaluate.num_nodes, evaluate.max_parallel, len(evaluate.jobs)) == (4, 256, 2)
+    assert [name.section for name in PartName] == ["extract", "train", "train", "evaluate"]
+
+
+def test_results_are_where_the_commands_leave_them():
+    found = parts("pipeline", None, "output_dir=out", "cache.dir=cache", cluster=LOCAL)
+    assert [str(part.result) for part in found] == ["cache", "out/stage1", "out/stage2", "out/evaluate/metrics.json"]
+
+
+def test_a_process_starts_behind_our_own_entry_point():
+    assert task_command(Path("/a b")).endswith(" -u -m launch.job.task '/a b'")
