@@ -13,6 +13,7 @@ from typing import Literal
 from launch.job.config import ClusterConfig, EvaluatePartConfig, ExtractPartConfig, PartConfig, TrainPartConfig
 from launch.job.jobs import EvaluateJob, ExtractJob, Job, TrainJob
 from masp.config import Config
+from masp.config.schema import StageName
 from masp.errors import InputError
 
 Command = Literal["extract", "train", "evaluate", "pipeline"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from launch.job.parts import PartName
 from masp.cache.layout import read_layout, sidecar_path
+from masp.cache.manifest import read_manifest
 from masp.config import Config
 from masp.errors import MaspError
 from masp.files.jsonl import MAX_BYTES
@@ -79,5 +80,5 @@ def _scored(directory: Path, config: Config) -> str:
     scored = sum(max(0, (read_bytes(path, max_bytes=MAX_BYTES) or b"").count(b"\n") - 1) for path in ledgers)
     if config.evaluate.source != "cache" or config.evaluate.stage != "stage2":
         return f"{scored} records"
-    names = layout.shard_names
-    return f"{sum(exists(sidecar_path(directory, name)) for name in names)} of {len(names)} shards"
+    split = read_manifest(Path(config.cache.dir)).splits.get(config.evaluate.split)
+    return f"{scored} of {split.num_samples} samples" if split else f"{scored} records"

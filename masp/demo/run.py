@@ -24,8 +24,8 @@ from masp.extraction.job import extract
 from masp.files.atomic import write_bytes
 from masp.files.typed import read
 from masp.report.page import write_report
-from masp.results.metrics import Interval, Share, wilson_interval
-from masp.results.metrics_file import SUMMARY
+from masp.results.metrics import wilson_interval
+from masp.results.metrics_file import SUMMARY, Interval, Share
 from masp.training.loop import train
 
 VARIANTS = {

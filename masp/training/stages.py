@@ -281,7 +281,7 @@ def open_stage(name: StageName, config: Config, device: str) -> Stage:
     cache, model = open_matching_cache(config)
     stage = STAGES[name](config, cache, questions)
     manifest = cache.manifest
-    stage.sources = Sources(model, manifest.fingerprint.machine, manifest.index.sha256, cache.hidden_size)
+    stage.sources = Sources(model, manifest.fingerprint.machine.fields, manifest.index.sha256, cache.hidden_size)
     _ = stage.schedule  # nothing to learn from is refused before anything is loaded
     stage.load_inputs(cache)
     return stage
