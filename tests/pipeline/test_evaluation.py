@@ -324,7 +324,7 @@ def test_images_in_quarantine_are_counted_in_the_notes(commands, world, trained,
         file.write(b"\xff garbage\n")
     refused = commands("evaluate", *settings)
     assert refused.code == 3 and refused.stderr.count("\n") == 1, refused
-    assert "quarantine.jsonl, line 4: names no image" in refused.stderr
+    assert "quarantine.jsonl is damaged: its digest is not the manifest's" in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,8 @@ def test_every_configuration_that_the_documentation_names_works_outside_the_clon
         from masp.config import load_config
         from masp.data.questions import load_questions
         from launch.cli import main as launch
+        from masp.runtime import log
+        log.setup()
         assert "site-packages" in masp.__file__, masp.__file__
         for path in {configs}:
             assert load_questions(load_config(path).questions).emotions

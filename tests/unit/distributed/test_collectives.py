@@ -17,8 +17,9 @@ from masp.distributed.collectives import (
 from masp.distributed.ranks import Ranks
 
 
-def test_one_rank_needs_no_process_group():
-    assert not torch.distributed.is_initialized()
+def test_one_rank_needs_no_process_group(monkeypatch):
+    # An earlier test of this process may have left one.
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: False)
     barrier()
     assert sum_integers([2**62, -1]) == [2**62, -1]
     assert sum_floats([0.1]) == [0.1]
