@@ -12,7 +12,7 @@ from pathlib import Path
 from masp.artifacts.trained import default_aspect_path, default_soft_prompt_path
 from masp.config import Config, load_config
 from masp.errors import DataError, InputError
-from masp.evaluation.category_map import parse_map
+from masp.evaluation.emotions import parse_map
 from masp.evaluation.feed import open_feed
 from masp.evaluation.run import evaluate, evaluate_dir, open_evaluation, plain_write_errors
 from masp.files.atomic import write_bytes
