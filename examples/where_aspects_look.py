@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from masp.artifacts.lineage import check_lineage
 from masp.artifacts.store import load_aspects
+from masp.artifacts.trained import check_lineage
 from masp.cache.reader import CachedSample, open_cache
 from masp.errors import MaspError, one_line
 from masp.models.sequence import pad_features

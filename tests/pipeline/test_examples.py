@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from masp.artifacts.lineage import Lineage, aspect_digest
-from masp.artifacts.store import save_aspects
+from masp.artifacts.store import Lineage, aspect_digest, save_aspects
 from masp.cache.reader import open_cache
 from masp.config import load_config
 from masp.evaluation.run import evaluate

@@ -425,7 +425,7 @@ def test_the_changelog_has_the_versions_of_the_code():
     from masp.artifacts.aspect_tokens import FORMAT as aspect_tokens
     from masp.artifacts.store import VERSION as artifact
     from masp.cache.fingerprint import FORMAT_VERSION as cache
-    from masp.results.ledger_file import VERSION as ledger
+    from masp.results.ledger_format import VERSION as ledger
     from masp.results.records import VERSION as records
 
     rows = [line for line in text_of("CHANGELOG.md").splitlines() if line.startswith("| `")]
