@@ -48,6 +48,70 @@ MAX_ENTRIES = 25
 MAX_FILES = 12
 MAX_COMMANDS = 20
 
+# Modules whose tests are elsewhere: the test file, and a word in it that shows that it is about them. A part that only
+# means something inside a whole is tested with that whole; parsers of commands are tested by running the commands.
+TESTED_ELSEWHERE = {
+    "launch/jobs.py": ("unit/launch/job/test_jobs.py", "launch.jobs"),
+    "launch/task.py": ("unit/launch/job/test_task.py", "launch.task"),
+    "masp/artifacts/released_format.py": ("unit/artifacts/test_store.py", "released_format"),
+    "masp/artifacts/trained.py": ("unit/artifacts/test_store.py", "masp.artifacts.trained"),
+    "masp/cli/cache.py": ("pipeline/test_cache_damage.py", '"cache", "verify"'),
+    "masp/cli/compare.py": ("unit/experiments/test_compare.py", '"compare"'),
+    "masp/cli/demo.py": ("unit/test_packaging.py", '"make-demo-data"'),
+    "masp/cli/evaluate.py": ("pipeline/test_evaluation.py", '"evaluate"'),
+    "masp/cli/extract.py": ("pipeline/test_pipeline.py", '"extract"'),
+    "masp/cli/plan.py": ("unit/plan/test_plan.py", '"plan"'),
+    "masp/cli/predict.py": ("pipeline/test_pipeline.py", '"predict"'),
+    "masp/cli/report.py": ("pipeline/test_pipeline.py", '"report"'),
+    "masp/cli/study.py": ("pipeline/test_study.py", '"study"'),
+    "masp/cli/train.py": ("pipeline/test_resume.py", '"train"'),
+    "masp/data/folder_layout.py": ("unit/data/test_datasets.py", "folder"),
+    "masp/data/index_layout.py": ("unit/data/test_datasets.py", "train.json"),
+    "masp/data/pixels.py": ("unit/data/test_images.py", "RGB"),
+    "masp/data/sample.py": ("unit/data/test_datasets.py", "samples"),
+    "masp/demo/tiny_vlm/batch.py": ("unit/demo/tiny_vlm/test_pretrain.py", "tiny_vlm.batch"),
+    "masp/demo/tiny_vlm/evaluate.py": ("unit/demo/tiny_vlm/test_weights.py", "tiny_vlm.evaluate"),
+    "masp/demo/tiny_vlm/examples.py": ("unit/demo/tiny_vlm/test_pretrain.py", "tiny_vlm.examples"),
+    "masp/demo/tiny_vlm/geometry.py": ("unit/demo/tiny_vlm/test_weights.py", "tiny_vlm.geometry"),
+    "masp/demo/tiny_vlm/image_pool.py": ("unit/demo/tiny_vlm/test_weights.py", "tiny_vlm.image_pool"),
+    "masp/demo/tiny_vlm/model.py": ("unit/demo/tiny_vlm/test_weights.py", "tiny_vlm.model"),
+    "masp/demo/tiny_vlm/muon.py": ("unit/demo/tiny_vlm/test_pretrain.py", "tiny_vlm.pretrain"),
+    "masp/demo/tiny_vlm/tokenizer.py": ("unit/demo/tiny_vlm/test_pretrain.py", "tiny_vlm.tokenizer"),
+    "masp/demo/world/factors.py": ("unit/demo/world/test_draw.py", "factors"),
+    "masp/demo/world/scenes.py": ("unit/demo/world/test_draw.py", "scene"),
+    "masp/demo/world/sprites.py": ("unit/demo/world/test_draw.py", "draw"),
+    "masp/demo/world/write_dataset.py": ("unit/demo/world/test_draw.py", "write_dataset"),
+    "masp/evaluation/feed.py": ("pipeline/test_evaluation.py", "masp.evaluation.feed"),
+    "masp/evaluation/predict.py": ("pipeline/test_pipeline.py", '"predict"'),
+    "masp/evaluation/protocol.py": ("pipeline/test_evaluation.py", "stage1"),
+    "masp/evaluation/run.py": ("pipeline/test_evaluation.py", "masp.evaluation.run"),
+    "masp/evaluation/scorers.py": ("pipeline/test_evaluation.py", "scoring"),
+    "masp/evaluation/transfer.py": ("pipeline/test_study.py", "masp.evaluation.transfer"),
+    "masp/experiments/plots.py": ("unit/experiments/test_study.py", "study.png"),
+    "masp/experiments/study_table.py": ("unit/experiments/test_study.py", "study_table"),
+    "masp/experiments/variants.py": ("unit/experiments/test_study.py", "variants"),
+    "masp/extraction/encode_shards.py": ("unit/extraction/test_job.py", "batch"),
+    "masp/extraction/provenance.py": ("unit/extraction/test_job.py", "machine_part"),
+    "masp/extraction/repair.py": ("unit/cache/test_verify.py", "masp.extraction.repair"),
+    "masp/extraction/shard_sink.py": ("unit/extraction/test_faults.py", "space"),
+    "masp/files/fields.py": ("unit/cache/test_shard_state.py", "damaged"),
+    "masp/models/aspect_modules.py": ("unit/models/test_forward.py", "AspectModules"),
+    "masp/models/generation.py": ("unit/models/test_forward.py", "generation"),
+    "masp/models/likelihood.py": ("unit/models/test_forward.py", "masp.models.likelihood"),
+    "masp/models/sequence.py": ("unit/models/test_forward.py", "masp.models.sequence"),
+    "masp/models/soft_prompt.py": ("unit/models/test_forward.py", "masp.models.soft_prompt"),
+    "masp/report/charts.py": ("unit/report/test_page.py", "calibration"),
+    "masp/report/html.py": ("unit/report/test_page.py", "hostile"),
+    "masp/report/tables.py": ("unit/report/test_page.py", "confusion"),
+    "masp/results/ledger_file.py": ("unit/results/test_ledger.py", "ledger_file"),
+    "masp/training/engine.py": ("distributed/test_ranks.py", "zero"),
+    "masp/training/loop.py": ("pipeline/test_resume.py", '"train"'),
+    "masp/training/profiling.py": ("pipeline/test_guards.py", "profile"),
+    "masp/training/stage.py": ("unit/training/test_stages.py", "stage"),
+    "masp/training/validation.py": ("pipeline/test_guards.py", "validate"),
+    "masp/vlm/language.py": ("unit/models/test_forward.py", "masp.vlm.language"),
+}
+
 
 def module_name(path: Path) -> str:
     parts = path.relative_to(REPOSITORY).with_suffix("").parts
@@ -171,6 +235,20 @@ def test_masp_has_few_entries_and_packages_few_files():
         files = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
         # The command line has a module per command.
         assert len(files) <= (MAX_COMMANDS if folder.name == "cli" else MAX_FILES), (folder, len(files))
+
+
+def test_every_module_has_its_tests():
+    tests = REPOSITORY / "tests"
+    for module, path in MODULES.items():
+        if within(module, "tools") or path.name in ("__init__.py", "__main__.py"):
+            continue
+        name = path.relative_to(REPOSITORY)
+        own = tests / "unit" / (name.relative_to("masp") if within(module, "masp") else name)
+        own = own.with_name(f"test_{path.name}")
+        assert own.is_file() != (name.as_posix() in TESTED_ELSEWHERE), f"{name}: {own.relative_to(REPOSITORY)}"
+    assert set(TESTED_ELSEWHERE) <= {path.relative_to(REPOSITORY).as_posix() for path in MODULES.values()}
+    for module, (file, word) in TESTED_ELSEWHERE.items():
+        assert word in (tests / file).read_text(encoding="utf-8"), f"{module}: {file} does not mention {word}"
 
 
 @pytest.mark.parametrize(
