@@ -39,6 +39,8 @@ from masp.extraction.progress import Timing, read_timings
 from masp.files.sealed import sealed
 from masp.files.typed import encode
 from tests.small_cache import make_small_cache
+from tests.unit.files.run_borders import RUN_BORDERS
+from tests.unit.launch.borders import BORDERS as LAUNCH_BORDERS
 
 SEED = 3407
 NUM_CASES = 2_000
@@ -202,6 +204,8 @@ BORDERS = (
     Border("info.json", "json", info, lambda p: dataset_of(p.parent), "info.json"),
     Border("annotation", "json", annotation, lambda p: dataset_of(p.parents[2]), "annotation/awe/1.json"),
     Border("questions", "yaml", questions, load_questions, "questions.yaml"),
+    *(Border(**vars(border)) for border in RUN_BORDERS),
+    *(Border(b.name, b.form, lambda _, c=b.content: c, b.read, b.file) for b in LAUNCH_BORDERS),
 )
 
 # Values as they are spelled in a text; JSON and YAML read those that Python's json module would not write.

@@ -1,0 +1,235 @@
+"""The files that runs write and read again, for the test that damages them: valid content and reader of each."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from masp.artifacts.store import Lineage, load_aspects, load_soft_prompt, save_aspects, save_soft_prompt
+from masp.config import load_config
+from masp.files.typed import decode
+from masp.models.aspect_modules import AspectModules
+from masp.models.soft_prompt import SoftPrompt
+from masp.plan.rates import read_speeds
+from masp.results.ledger import read_records
+from masp.results.ledger_file import Ledger
+from masp.results.ledger_format import Record
+from masp.results.metrics_file import read_datasets, read_metrics, read_summary
+from masp.runtime.run_lock import _Holder
+from masp.runtime.status import RunState, read_status, write_status
+from masp.training.checkpoint import (
+    Checkpoint,
+    EngineCounters,
+    ValidationState,
+    latest_name,
+    load_latest,
+    save_checkpoint,
+)
+from masp.training.logs import read_key_logs
+
+CATEGORIES = ("awe", "fear")
+IDENTITY = {"seed": 1, "stage1.learning_rate": 1e-3, "num_steps": 60}
+HIDDEN_SIZE = 4
+METRICS = {
+    "num_samples": 4,
+    "num_correct": 3,
+    "accuracy": 0.75,
+    "accuracy_ci95": [0.3, 0.95],
+    "macro_f1": 0.7,
+    "categories": list(CATEGORIES),
+    "confusion": [[2, 0], [1, 1]],
+    "coverage": 1.0,
+    "notes": ["a note"],
+    "time": 1763990000.25,
+    "lineage": {"cache": "0" * 64, "settings": {"seed": 1}},
+}
+ROW = {
+    "num_samples": 4,
+    "num_correct": 3,
+    "accuracy": 0.75,
+    "accuracy_ci95": [0.3, 0.95],
+    "category_map": {"joy": "awe"},
+}
+SPEED = {
+    "step": 2,
+    "epoch": 0.5,
+    "loss": 1.5,
+    "samples_per_second": 3.5,
+    "tokens_per_second": 390.5,
+    "time": 1763990000.25,
+}
+CONFIG = b"""seed: 7
+output_dir: out
+vlm:
+  path: vlm
+dataset: {name: emoset, root: data}
+cache: {dir: cache}
+stage1:
+  num_epochs: 2
+"""
+
+
+@dataclass(frozen=True)
+class RunBorder:
+    """A file of a run; the fields are those of `Border` in test_fuzz_borders.py."""
+
+    name: str
+    form: str
+    make: Callable[[Path], bytes]
+    read: Callable[[Path], object]
+    file: str
+    checked: bool = False
+    lenient: bool = False
+
+
+def records() -> list[Record]:
+    scores = ((-0.5, -1.5), (-2.25, -0.125))
+    return [
+        Record(f"test/{label}/{i}", label, scores=scores[i], mean_scores=scores[i], prediction=label)
+        for i, label in enumerate(CATEGORIES)
+    ]
+
+
+def ledger(directory: Path) -> bytes:
+    with Ledger(directory, "rank-0", {"cache": "ab12", "categories": list(CATEGORIES)}) as file:
+        for record in records():
+            file.append(record)
+    return file.path.read_bytes()
+
+
+def checkpoint(file: str) -> Callable[[Path], bytes]:
+    def make(directory: Path) -> bytes:
+        validation = ValidationState() if file == "latest" else None
+        tensors = {"weight": torch.arange(6.0).reshape(2, 3), "weight#exp_avg": torch.ones(2, 3)}
+        save_checkpoint(directory, Checkpoint(5, IDENTITY, tensors, EngineCounters(), validation), keep=1)
+        return (directory / file).read_bytes()
+
+    return make
+
+
+def read_checkpoint(directory: Path) -> list:
+    found = load_latest(directory, IDENTITY)
+    assert found is not None
+    return [found.step, found.identity, {name: tensor.tolist() for name, tensor in found.tensors.items()}]
+
+
+@functools.cache
+def aspects() -> AspectModules:
+    torch.manual_seed(0)
+    return AspectModules(["scene"], HIDDEN_SIZE, 2)
+
+
+def aspect_file(name: str) -> Callable[[Path], bytes]:
+    def make(directory: Path) -> bytes:
+        save_aspects(aspects(), directory, Lineage("aspect", "trained", aspects=("scene",), cache="0" * 64))
+        return (directory / name).read_bytes()
+
+    return make
+
+
+def soft_prompt_file(suffix: str) -> Callable[[Path], bytes]:
+    def make(directory: Path) -> bytes:
+        lineage = Lineage("soft_prompt", "trained", dataset="mine", layout="after_image", categories=CATEGORIES)
+        return (
+            save_soft_prompt(SoftPrompt(torch.ones(3, HIDDEN_SIZE)), directory, lineage)
+            .with_suffix(suffix)
+            .read_bytes()
+        )
+
+    return make
+
+
+def key_log(_: Path) -> bytes:
+    lines = ({"step": n, "epoch": 0, "num_ranks": 1, "keys": ["train/awe/1"]} for n in (1, 2))
+    return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+
+
+def status(directory: Path) -> bytes:
+    write_status(directory, RunState.STOPPED, 75, "stopped after step 3", step=3, num_steps=9)
+    return (directory / "status.json").read_bytes()
+
+
+def strict(read: Callable[[Path, list[str]], object]) -> Callable[[Path], object]:
+    """A reader that leaves out what is damaged and says so; what it leaves out is part of the value."""
+
+    def values(path: Path) -> object:
+        problems: list[str] = []
+        return read(path, problems), problems
+
+    return values
+
+
+def content(value: object) -> Callable[[Path], bytes]:
+    return lambda _: json.dumps(value).encode()
+
+
+# records.h5 is not here: its strings have variable length, and libhdf5 itself never returns from some damaged ones.
+# Cases that it survives are in tests/unit/results/test_records.py.
+RUN_BORDERS = (
+    RunBorder("ledger", "lines", ledger, lambda p: read_records(p.parent), "rank-0.jsonl"),
+    RunBorder("metrics.json", "json", content(METRICS), strict(read_metrics), "metrics.json"),
+    RunBorder("datasets.json", "json", content({"mine": ROW}), strict(read_datasets), "datasets.json"),
+    RunBorder("summary.json", "json", content({"masp": ROW}), strict(read_summary), "summary.json"),
+    RunBorder(
+        "state of a checkpoint",
+        "sealed",
+        checkpoint("step-00000005/state.json"),
+        lambda p: read_checkpoint(p.parents[1]),
+        "step-00000005/state.json",
+    ),
+    RunBorder(
+        "tensors of a checkpoint",
+        "binary",
+        checkpoint("step-00000005/state.safetensors"),
+        lambda p: read_checkpoint(p.parents[1]),
+        "step-00000005/state.safetensors",
+        checked=True,
+    ),
+    RunBorder("latest", "binary", checkpoint("latest"), lambda p: latest_name(p.parent), "latest"),
+    RunBorder(
+        "aspect modules",
+        "binary",
+        aspect_file("aspect.safetensors"),
+        lambda p: load_aspects(str(p), ["scene"], HIDDEN_SIZE)[1],
+        "aspect.safetensors",
+    ),
+    RunBorder(
+        "released aspect modules",
+        "binary",
+        aspect_file("aspect.pth"),
+        lambda p: load_aspects(str(p), ["scene"], HIDDEN_SIZE)[1].kind,
+        "aspect.pth",
+    ),
+    RunBorder(
+        "soft prompt",
+        "binary",
+        soft_prompt_file(".safetensors"),
+        lambda p: load_soft_prompt(str(p), HIDDEN_SIZE)[1],
+        "soft_prompt_mine.safetensors",
+    ),
+    RunBorder(
+        "released soft prompt",
+        "binary",
+        soft_prompt_file(".pt"),
+        lambda p: load_soft_prompt(str(p), HIDDEN_SIZE)[1].kind,
+        "soft_prompt_mine.pt",
+    ),
+    RunBorder("key log", "lines", key_log, lambda p: read_key_logs(p.parents[1]), "keys/rank-0.jsonl"),
+    RunBorder(
+        "training log",
+        "lines",
+        lambda _: 3 * (json.dumps(SPEED).encode() + b"\n"),
+        lambda p: read_speeds(p.parent),
+        "metrics.jsonl",
+    ),
+    RunBorder("status", "json", status, lambda p: read_status(p.parent), "status.json", lenient=True),
+    RunBorder(
+        "run lock", "json", content({"host": "a", "pid": 1}), lambda p: decode(_Holder, p.read_bytes(), "lock"), ".lock"
+    ),
+    RunBorder("configuration", "yaml", lambda _: CONFIG, load_config, "run.yaml"),
+)
