@@ -24,7 +24,7 @@ Submit the commands of `masp` to a cluster: the same configuration, the same set
 and afterwards, where RUN is a run's output_dir (its newest submission) or the directory of one submission:
 
   status     what became of its parts: from the scheduler, and from the run's files
-  logs       what its processes said
+  logs       what its processes printed
   cancel     stop it for good, keeping what it has done
   resume     submit again what it has not finished"""
 EPILOG = """\
@@ -55,7 +55,7 @@ def build_parser() -> Parser:
     sub = commands.add_parser("status", help="what became of a run")
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("--wait", action="store_true", help="wait for the end, showing a table")
-    sub = commands.add_parser("logs", help="what its processes said")
+    sub = commands.add_parser("logs", help="what its processes printed")
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("--part", help="extract, stage1, stage2 or evaluate; the one that runs or ran last if not given")
     text = "one process: of training and evaluation the rank, of extraction the task"

@@ -198,11 +198,11 @@ def check_answers() -> None:
         InputError: none does.
     """
     try:
-        said = ask("scontrol", "ping")  # some versions fail where no controller is up, some only say so
+        output = ask("scontrol", "ping")  # some versions fail where no controller is up, some only say so
     except SlurmError as error:
-        said = error.words
-    if not _UP.search(said):
-        why = said.strip().splitlines()[0].partition(";")[0] if said.strip() else "it says nothing"
+        output = error.words
+    if not _UP.search(output):
+        why = output.strip().splitlines()[0].partition(";")[0] if output.strip() else "it says nothing"
         raise InputError(f"cluster: Slurm does not answer: {why}; nothing was submitted")
 
 
@@ -228,9 +228,9 @@ def ask(*command: str, text: str | None = None) -> str:
         words = f"Slurm did not answer within {_TIMEOUT_S} s"
         raise SlurmError(f"cluster: {command[0]}: {words}", words) from None
     if done.returncode:
-        said = done.stderr or done.stdout
-        kind = UnknownJob if _UNKNOWN_JOB.search(said) else SlurmError
-        raise kind(f"cluster: {command[0]}: {reason(said)}", reason(said))
+        output = done.stderr or done.stdout
+        kind = UnknownJob if _UNKNOWN_JOB.search(output) else SlurmError
+        raise kind(f"cluster: {command[0]}: {reason(output)}", reason(output))
     return done.stdout
 
 

@@ -27,6 +27,7 @@ from masp.config import Config
 from masp.errors import DataError, InputError, MaspError
 from masp.extraction.provenance import open_matching_cache
 from masp.files.atomic import replacing
+from masp.files.regular import is_file
 from masp.files.sealed import digest_of
 from masp.files.text import first_line, reason
 from masp.models.sequence import pad_features
@@ -79,7 +80,7 @@ def build_aspect_tokens(config: Config) -> Path:
         raise InputError("cache aspects: the configuration does without aspect modules, so there are no tokens to keep")
     header = _header(cache, config.aspects, lineage.digest)
     path = header.path(cache)
-    if path.is_file():
+    if is_file(path, key="cache.dir"):
         say(f"cache: {path} is there already")
         return path
     device = pick_device(config.engine.device, "engine.device")
@@ -125,7 +126,7 @@ class AspectTokens:
         self.num_queries = 0
         """Aspect tokens of each aspect, as the file has them."""
         self._file: h5py.File | None = None
-        if not self.path.is_file():
+        if not is_file(self.path, key="cache.dir"):
             raise InputError(
                 f"cache.aspect_tokens = true: {self.path.parent} holds no tokens of aspect modules {digest[:12]} for "
                 f"this cache; {REMEDY}, or give cache.aspect_tokens=false"

@@ -10,6 +10,7 @@ from masp.artifacts.store import Lineage, load_aspects, load_soft_prompt, safe_n
 from masp.cache.fingerprint import Fields, differences
 from masp.config import Config
 from masp.errors import InputError
+from masp.files.regular import is_file
 from masp.models.aspect_modules import AspectModules
 from masp.models.soft_prompt import SoftPrompt
 
@@ -94,7 +95,7 @@ def load_trained_aspects(
     if not prompt_aspects(config):
         return None, None
     path = config.checkpoint.aspect or str(default_aspect_path(config))
-    if config.checkpoint.aspect is None and not Path(path).is_file():
+    if config.checkpoint.aspect is None and not is_file(Path(path), key="output_dir"):
         raise InputError(
             f"checkpoint.aspect: {path} does not exist; run `masp train --stage stage1`, name a file, or give "
             "checkpoint.aspect=none to do without aspect modules"
@@ -115,7 +116,7 @@ def load_trained(config: Config, hidden_size: int, model: Fields) -> Trained:
         asked_layout = config.checkpoint.layout or config.stage2.layout
         return Trained(modules, aspect_lineage, None, None, asked_layout, config.stage2.vision_features)
     path = config.checkpoint.soft_prompt or str(default_soft_prompt_path(config))
-    if config.checkpoint.soft_prompt is None and not Path(path).is_file():
+    if config.checkpoint.soft_prompt is None and not is_file(Path(path), key="output_dir"):
         raise InputError(
             f"checkpoint.soft_prompt: {path} does not exist; run `masp train --stage stage2`, name a file, or give "
             "checkpoint.soft_prompt=none to do without soft prompt"

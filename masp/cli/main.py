@@ -33,7 +33,8 @@ The order of work:
   masp report   RUN_DIR         one HTML page: accuracy, confusion, curves
 
 Settings: every command takes `--config FILE` and then `key=value` for single settings (docs/configuration.md).
-Exit codes: 0 done; 2 something you gave is wrong; 3 data is damaged; 75 stopped early, resumable; 1 a bug.
+Exit codes: 0 done; 2 something you gave is wrong; 3 data is damaged; 75 stopped early, resumable;
+130 interrupted from the keyboard before anything could be saved; 1 a bug, or another rank was lost or failed.
 """
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -51,14 +52,14 @@ _OF_A_PATH = {
     errno.ENOTDIR,
     errno.ESTALE,
 }
-"""System errors that say of a path that it cannot be used as the user wants."""
+"""System errors that say of a path that it cannot be used as the user asked."""
 
 
 def build_parser() -> Parser:
     """Build the parser of all commands."""
     parser = Parser(
         prog="masp",
-        description="Recognise the emotion that an image evokes.",
+        description="Recognize the emotion that an image evokes.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

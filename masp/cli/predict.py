@@ -12,7 +12,7 @@ from masp.cli.parser import Commands, add_command
 from masp.cli.settings import separate_settings
 from masp.errors import InputError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # they import torch, and `masp --help` does without
     from masp.evaluation.predict import Prediction
     from masp.report.attention import PageEntry
 

@@ -136,7 +136,7 @@ class EmotionScorer(Scorer):
 
 @dataclass
 class _OverTokens:
-    """The language half over aspect tokens that are there already, as scoring wants a model."""
+    """The language half over aspect tokens that are there already, in the form that scoring takes."""
 
     language: LanguageHalf
     tokens: Tensor

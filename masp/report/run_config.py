@@ -8,6 +8,7 @@ from typing import Any
 
 from masp.config.yaml_text import parse_yaml
 from masp.errors import InputError
+from masp.files.regular import is_file
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class RunConfig:
 
 def find_config(*directories: Path) -> RunConfig:
     """The resolved configuration in the first directory that has one; an empty one without any."""
-    path = next((d / "config.yaml" for d in directories if (d / "config.yaml").is_file()), None)
+    path = next((d / "config.yaml" for d in directories if is_file(d / "config.yaml")), None)
     if path is None:
         return RunConfig()
     text = path.read_text(encoding="utf-8", errors="replace")

@@ -11,6 +11,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoConfig
 
 from masp.errors import InputError, MaspError
+from masp.files.regular import is_directory, is_file
 from masp.files.text import all_lines, first_line
 
 SUPPORTED = ("qwen2_vl", "qwen2_5_vl")
@@ -55,8 +56,8 @@ def resolve_folder(path: str, weights: bool = True) -> Path:
         InputError: Neither a directory nor a hub name that can be downloaded.
     """
     directory = Path(path).expanduser()
-    if directory.is_dir():
-        if not (directory / "config.json").is_file():
+    if is_directory(directory, key="vlm.path"):
+        if not is_file(directory / "config.json", key="vlm.path"):
             raise InputError(f"vlm.path: {directory} has no config.json; give the directory of a VLM or its hub name")
         return directory
     if path.startswith((".", "/", "~")) or path.count("/") != 1:

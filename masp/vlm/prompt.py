@@ -10,6 +10,7 @@ from typing import Any
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from masp.errors import InputError
+from masp.files.regular import is_file
 from masp.vlm.families import load_config, plain_vlm_errors, resolve_folder
 
 SYSTEM = "You are a helpful assistant."
@@ -112,7 +113,7 @@ def load_prompt(path: str) -> Prompt:
 
 def stop_tokens(directory: Path) -> list[int]:
     """End-of-sequence ids of a VLM's generation settings; empty where it has none."""
-    if not (directory / "generation_config.json").is_file():
+    if not is_file(directory / "generation_config.json", key="vlm.path"):
         return []
     with plain_vlm_errors(f"{directory}/generation_config.json cannot be read"):
         eos = GenerationConfig.from_pretrained(directory).eos_token_id
