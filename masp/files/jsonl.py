@@ -7,6 +7,7 @@ the next append starts a new line.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from masp.errors import DataError, MaspError
 from masp.files.atomic import write_bytes
 from masp.files.regular import read_bytes
 from masp.files.typed import decode
+
+LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -127,7 +130,7 @@ def read_objects(path: Path, *, max_bytes: int = MAX_BYTES) -> list[dict[str, An
 
 
 def cut_lines(path: Path, step: int) -> None:
-    """Remove from a log the lines that a resumed run writes again, and damaged ones.
+    """Remove from a log the lines that a resumed run writes again, and damaged ones, of which a warning tells.
 
     Args:
         path: Log whose lines have a key `step`; nothing happens if there is no such file.
@@ -140,12 +143,20 @@ def cut_lines(path: Path, step: int) -> None:
     data = read_bytes(path, max_bytes=MAX_BYTES)
     if data is None:
         return
-    kept = [line for line in data.split(b"\n") if _is_up_to(_object(line), step)]
+    lines = data.split(b"\n")
+    steps = [_step(line) for line in lines]
+    kept = [line for line, found in zip(lines, steps, strict=True) if found is not None and found <= step]
     write_bytes(path, b"".join(line + b"\n" for line in kept))
+    # A last line without its end, which a kill leaves, is no damage.
+    if damaged := [number for number, found in enumerate(steps[:-1], start=1) if found is None]:
+        LOG.warning("%s: %d damaged lines were removed, the first was line %d", path, len(damaged), damaged[0])
 
 
-def _is_up_to(entry: dict[str, Any] | None, step: int) -> bool:
-    return entry is not None and type(entry.get("step")) is int and entry["step"] <= step
+def _step(line: bytes) -> int | None:
+    """The step of a log's line; None if the line is damaged."""
+    entry = _object(line)
+    step = None if entry is None else entry.get("step")
+    return step if type(step) is int else None
 
 
 def _object(line: bytes) -> dict[str, Any] | None:

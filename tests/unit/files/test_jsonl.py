@@ -49,13 +49,20 @@ def test_a_damaged_line_is_named_or_skipped(tmp_path):
         read_lines(Entry, path, max_bytes=5)
 
 
-def test_cut_lines(tmp_path):
+def test_cut_lines(tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
     cut_lines(path, 3)
     assert not path.exists()
     path.write_text('{"step": 1}\n{"step": 4}\n[]\n{"step": "1"}\n{"loss": 1}\n\n{"step": 2}\n{"st')
     cut_lines(path, 3)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: 4 damaged lines were removed, the first was line 3"
+    ]
+    path.write_text('{"step": 1}\n{"st')
+    caplog.clear()
+    cut_lines(path, 3)
+    assert path.read_text() == '{"step": 1}\n' and not caplog.records
 
 
 def test_processes_that_append_at_once_do_not_mix_their_lines(tmp_path):
