@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from masp.errors import DataError, MaspError
 from masp.files.atomic import write_bytes
+from masp.files.locks import try_lock
 from masp.files.regular import read_bytes
 from masp.files.typed import decode
 
@@ -27,14 +28,16 @@ MAX_BYTES = 4 << 30
 
 
 def append_line(path: Path, value: dict[str, Any], *, sort_keys: bool = False) -> None:
-    """Append a line in one write, so that lines of several processes do not mix; a missing file is created.
+    """Append a line; lines of several processes do not mix. A missing file is created.
 
     Raises:
-        OSError: The file cannot be written.
+        OSError: The file cannot be written or locked.
     """
     data = json.dumps(value, sort_keys=sort_keys).encode() + b"\n"
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
+        # Without the lock, the line that another process is writing looks like one that a kill has cut off.
+        try_lock(descriptor, wait=True)
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
             data = b"\n" + data
