@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from masp.errors import InputError
+from masp.errors import InputError, one_line
 from masp.experiments.plots import intervals_figure
 from masp.files.atomic import write_bytes
 from masp.files.regular import is_file
@@ -274,5 +274,4 @@ def markdown(result: Comparison) -> str:
 
 def _cell(text: str) -> str:
     """A name as text of a Markdown table, whatever is in it."""
-    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|" else c for c in plain)
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|" else c for c in one_line(text))
