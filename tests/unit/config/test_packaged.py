@@ -37,6 +37,10 @@ def test_files_of_the_working_directory_come_first(tmp_path, monkeypatch, capsys
     assert find_packaged("../configs/train.yaml", "mine") == os.path.join("mine", "../configs/train.yaml")
 
 
+def test_the_old_place_of_the_demos_vlm_is_known():
+    assert find_packaged("masp/data/demo/vlm") == str(REPOSITORY / "masp" / "demo" / "tiny_vlm" / "weights")
+
+
 def test_a_path_that_cannot_be_examined_is_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="configs/n+ cannot be examined: File name too long$"):
