@@ -11,7 +11,7 @@ LOG = logging.getLogger(__name__)
 _PACKAGE = Path(__file__).resolve().parent.parent
 # An installation keeps `configs/` inside the package; in a clone it stays beside it.
 _PLACES = {"configs": (_PACKAGE / "configs", _PACKAGE.parent / "configs"), "masp": (_PACKAGE,)}
-# Configurations that runs of the previous release left name the demo's VLM by its old place; goes with the next release.
+# Configurations of the previous release name the demo's VLM by its old place; goes with the next release.
 _MOVED = {("data", "demo", "vlm"): ("demo", "tiny_vlm", "weights")}
 _noted: set[str] = set()
 
