@@ -12,7 +12,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 # An installation keeps `configs/` inside the package; in a clone it stays beside it.
 _PLACES = {"configs": (_PACKAGE / "configs", _PACKAGE.parent / "configs"), "masp": (_PACKAGE,)}
 # Configurations of the previous release name the demo's VLM by its old place; goes with the next release.
-_MOVED = {("data", "demo", "vlm"): ("demo", "tiny_vlm", "weights")}
+_MOVED: dict[tuple[str, ...], tuple[str, ...]] = {("data", "demo", "vlm"): ("demo", "tiny_vlm", "weights")}
 _noted: set[str] = set()
 
 
