@@ -122,16 +122,6 @@ def read_lines(
     return found
 
 
-def read_objects(path: Path, *, max_bytes: int = MAX_BYTES) -> list[dict[str, Any]]:
-    """Read the lines of a log that are JSON objects, with any keys; an empty list if there is no such file.
-
-    Raises:
-        InputError: The file may not be read, is not a regular file or is too large.
-    """
-    data = read_bytes(path, max_bytes=max_bytes) or b""
-    return [value for line in data.split(b"\n") if (value := _object(line)) is not None]
-
-
 def cut_lines(path: Path, step: int) -> None:
     """Remove from a log the lines that a resumed run writes again, and damaged ones, of which a warning tells.
 
