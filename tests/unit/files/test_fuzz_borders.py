@@ -354,13 +354,13 @@ def check(border: Border, directory: Path, num_cases: int) -> None:
 
 @pytest.mark.parametrize("border", BORDERS, ids=lambda border: border.name)
 def test_damaged_files_are_refused(border, tmp_path):
-    check(border, tmp_path / "files", NUM_CASES // len(BORDERS))
+    check(border, tmp_path / "files", -(-NUM_CASES // len(BORDERS)))
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("border", BORDERS, ids=lambda border: border.name)
 def test_damaged_files_are_refused_in_many_more_cases(border, tmp_path):
-    check(border, tmp_path / "files", NUM_CASES_FULL // len(BORDERS))
+    check(border, tmp_path / "files", -(-NUM_CASES_FULL // len(BORDERS)))
 
 
 def test_the_cases_are_the_same_every_time():
