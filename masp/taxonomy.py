@@ -1,12 +1,11 @@
 """The emotions that each known dataset distinguishes, and the aspects that the method asks about."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 ASPECTS: tuple[str, ...] = ("facial_expression", "object", "scene", "human_action", "brightness", "colorfulness")
 
 # `folder` is a dataset that is none of the known ones: its categories are the names of its own subdirectories.
 DatasetName = Literal["emoset", "emotion6", "artphoto", "abstract", "flickr", "instagram", "folder"]
-DATASET_NAMES: tuple[DatasetName, ...] = get_args(DatasetName)
 
 _MIKELS = ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "sadness")
 # ArtPhoto and Abstract ship the same eight emotions, two of them under shorter names.

@@ -84,7 +84,7 @@ class ClusterConfig(Settings):
     """The quality of service; null takes the default."""
 
     constraint: Text | None = None
-    """Features that nodes must have, as Slurm writes them; null wants none."""
+    """Features that nodes must have, as Slurm writes them; null requires none."""
 
     mail_user: Text | None = None
     """Who gets mail about the jobs; null sends none."""

@@ -58,7 +58,7 @@ def build_parser() -> Parser:
     """Build the parser of all commands."""
     parser = Parser(
         prog="masp",
-        description="Recognise the emotion that an image evokes.",
+        description="Recognize the emotion that an image evokes.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

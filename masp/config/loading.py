@@ -67,7 +67,7 @@ def load_settings(
         check_together: Checks rules about more than one value; gets the settings and the name of their source.
 
     Returns:
-        The settings; every value has the type of its field and lies in its range.
+        The settings; every value has the type of its field and is within its range.
 
     Raises:
         InputError: A file is missing or not valid YAML, a key is unknown, a value is not valid, or a required setting

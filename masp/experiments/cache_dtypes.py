@@ -115,9 +115,9 @@ def measure(config: Config, dtypes: Sequence[str], num_images: int) -> Measureme
     scorer = EmotionScorer(config, trained, load_questions(config.questions), categories, scorer_device)
     tallies = {dtype: _Tally() for dtype in dtypes}
     count, tokens, norm, correct, size = 0, 0, 0.0, 0, 0
-    for pictures, labels in _chunks(config, samples):
-        grids = [p.grid for p in pictures]
-        made = {name: _encode(config, encoder, pictures) for name, encoder in encoders.items()}
+    for images, labels in _chunks(config, samples):
+        grids = [p.grid for p in images]
+        made = {name: _encode(config, encoder, images) for name, encoder in encoders.items()}
         exact = [f.float().cpu() for f in made[REFERENCE]]
         wanted = scorer.score([ScoreRequest(f, grid) for f, grid in zip(exact, grids, strict=True)])
         count, tokens = count + len(exact), tokens + sum(len(f) for f in exact)
@@ -199,9 +199,9 @@ def _trained(config: Config, hidden_size: int) -> tuple[Trained, str]:
 def _chunks(config: Config, samples: Sequence[Sample]) -> Iterator[tuple[list[PreparedImage], list[str]]]:
     """Readable images and their labels, `evaluate.batch_size` at a time."""
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
-    pictures = ImageDataset(samples, preprocessor, config.vlm.max_side)
+    images = ImageDataset(samples, preprocessor, config.vlm.max_side)
     device = pick_device(config.extract.device, "extract.device")
-    with image_stream(pictures, config.extract.num_workers, "extract.num_workers", device) as stream:
+    with image_stream(images, config.extract.num_workers, "extract.num_workers", device) as stream:
         for start in range(0, len(samples), config.evaluate.batch_size):
             part = samples[start : start + config.evaluate.batch_size]
             pairs = [(next(stream), sample.category) for sample in part]
@@ -211,10 +211,10 @@ def _chunks(config: Config, samples: Sequence[Sample]) -> Iterator[tuple[list[Pr
                 yield [p for p, _ in good], [label for _, label in good]
 
 
-def _encode(config: Config, encoder: VisionHalf, pictures: Sequence[PreparedImage]) -> list[Tensor]:
+def _encode(config: Config, encoder: VisionHalf, images: Sequence[PreparedImage]) -> list[Tensor]:
     return [
         features
-        for batch in batches(pictures, config.extract.batch_tokens)
+        for batch in batches(images, config.extract.batch_tokens)
         for features in encoder.encode([p.pixels for p in batch], [p.grid for p in batch])
     ]
 

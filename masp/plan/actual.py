@@ -68,12 +68,12 @@ class Actual:
 
 
 def actual_cache(
-    folder: Path, layout: Layout | None, predicted_tars: Mapping[str, int], num_tokens: int, num_images: int
+    directory: Path, layout: Layout | None, predicted_tars: Mapping[str, int], num_tokens: int, num_images: int
 ) -> ActualCache | None:
     """Compare a cache with its prediction.
 
     Args:
-        folder: `cache.dir`.
+        directory: `cache.dir`.
         layout: Layout of the cache, None if it has not been begun.
         predicted_tars: Name of each shard -> predicted bytes.
         num_tokens: Predicted vision tokens of all splits.
@@ -87,15 +87,15 @@ def actual_cache(
     """
     if layout is None:
         return None
-    complete = exists(folder / MANIFEST)
+    complete = exists(directory / MANIFEST)
     if complete:
-        manifest = read_manifest(folder)
+        manifest = read_manifest(directory)
         sizes = {shard.name: shard.bytes for shard in manifest.shards}
         tokens, images = manifest.num_tokens, manifest.num_samples
     else:
         sizes, tokens, images = {}, 0, 0
-        for sidecar in finished_sidecars(folder, layout):
-            sizes[sidecar.name] = os.stat(tar_path(folder, sidecar.name)).st_size
+        for sidecar in finished_sidecars(directory, layout):
+            sizes[sidecar.name] = os.stat(tar_path(directory, sidecar.name)).st_size
             tokens += sum(sample.num_tokens for sample in sidecar.samples)
             images += len(sidecar.samples)
     return ActualCache(
@@ -108,14 +108,14 @@ def actual_cache(
     )
 
 
-def actual_extraction(folder: Path, images_per_s: float) -> ActualExtraction | None:
+def actual_extraction(directory: Path, images_per_s: float) -> ActualExtraction | None:
     """Compare the speed of extraction with its prediction; None where no call left its timings.
 
     Args:
-        folder: `cache.dir`.
+        directory: `cache.dir`.
         images_per_s: Predicted images per second of one GPU.
     """
-    timings = read_timings(folder)
+    timings = read_timings(directory)
     if not timings:
         return None
     actual = sum(timing.num_images for timing in timings) / sum(timing.seconds for timing in timings)

@@ -47,19 +47,19 @@ def overlay(image: Image.Image, weights: np.ndarray) -> Image.Image:
 
 
 @dataclass(frozen=True)
-class AspectPicture:
+class AspectImage:
     """Where one aspect looks."""
 
     aspect: str
     """In words."""
-    picture: str
+    image: str
     """The image with the attention laid over it, as a data address."""
 
 
-def aspect_pictures(image: Image.Image, maps: Mapping[str, np.ndarray]) -> tuple[AspectPicture, ...]:
-    """The picture of each aspect."""
+def aspect_images(image: Image.Image, maps: Mapping[str, np.ndarray]) -> tuple[AspectImage, ...]:
+    """The image of each aspect."""
     shown = small(image)
-    return tuple(AspectPicture(a.replace("_", " "), data_address(overlay(shown, m))) for a, m in maps.items())
+    return tuple(AspectImage(a.replace("_", " "), data_address(overlay(shown, m))) for a, m in maps.items())
 
 
 @dataclass(frozen=True)
@@ -67,19 +67,19 @@ class PageEntry:
     """What the page of `masp predict` shows of one image."""
 
     name: str
-    picture: str
+    image: str
     """The image, as a data address."""
     prediction: str
     probabilities: dict[str, float]
     """Category -> probability."""
-    aspects: tuple[AspectPicture, ...]
+    aspects: tuple[AspectImage, ...]
 
 
 def page_entry(
     name: str, image: Image.Image, prediction: str, probabilities: dict[str, float], maps: Mapping[str, np.ndarray]
 ) -> PageEntry:
     """What the page shows of one image; `maps` holds the attention of each aspect, see `overlay`."""
-    return PageEntry(name, data_address(small(image)), prediction, probabilities, aspect_pictures(image, maps))
+    return PageEntry(name, data_address(small(image)), prediction, probabilities, aspect_images(image, maps))
 
 
 def write_page(path: str | Path, entries: Sequence[PageEntry]) -> Path:
@@ -113,9 +113,9 @@ class Attended:
     name: str
     label: str
     prediction: str | None
-    picture: str
+    image: str
     """The image, as a data address."""
-    aspects: tuple[AspectPicture, ...]
+    aspects: tuple[AspectImage, ...]
 
 
 def attended_images(evaluate_dir: Path, config: RunConfig) -> list[Attended]:
@@ -146,7 +146,7 @@ def attended_images(evaluate_dir: Path, config: RunConfig) -> list[Attended]:
             image = load_image(file, config.max_side)
         except (UnreadableImage, OSError):
             continue
-        entries.append(Attended(name, label, prediction, data_address(small(image)), aspect_pictures(image, maps[key])))
+        entries.append(Attended(name, label, prediction, data_address(small(image)), aspect_images(image, maps[key])))
     return entries
 
 

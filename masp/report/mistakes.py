@@ -29,7 +29,7 @@ class Mistake:
     probability: float | None
     """Of the prediction; None without scores."""
     label_probability: float | None
-    picture: str | None
+    image: str | None
     """The image, small, as a data address; None if it cannot be read."""
 
 
@@ -41,7 +41,7 @@ class Mistakes:
     num_mistakes: int
     by_confidence: bool
     """Whether the surest come first; otherwise the first ones are shown."""
-    has_pictures: bool
+    has_images: bool
     problem: str | None
     """Why there are no records or no images."""
 
@@ -75,13 +75,13 @@ def mistakes(evaluate_dir: Path, metrics: MetricsFile, root: Path | None) -> Mis
                 text=record.text,
                 probability=probabilities.get(record.prediction),
                 label_probability=probabilities.get(record.label),
-                picture=_thumbnail(path) if path else None,
+                image=_thumbnail(path) if path else None,
             )
         )
-    has_pictures = any(mistake.picture for mistake in shown)
-    if shown and not has_pictures:
-        problem = f"The pictures are not here: no readable image under {root or 'the dataset root of the config'}."
-    return Mistakes(tuple(shown), len(wrong), by_confidence, has_pictures, problem)
+    has_images = any(mistake.image for mistake in shown)
+    if shown and not has_images:
+        problem = f"The images are not here: no readable image under {root or 'the dataset root of the config'}."
+    return Mistakes(tuple(shown), len(wrong), by_confidence, has_images, problem)
 
 
 def _probabilities(record: Record, categories: tuple[str, ...]) -> dict[str | None, float]:

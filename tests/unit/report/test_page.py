@@ -151,7 +151,7 @@ def test_parts_that_are_missing_are_left_out(tmp_path):
     page = Page(write_report(run))
     for title in ("What each part adds", "Calibration", "Stage 1", "Resolved configuration", "Where the aspects"):
         assert title not in page.text
-    assert "The pictures are not here" in page.text and "1 generated line names no category; it counts" in page.text
+    assert "The images are not here" in page.text and "1 generated line names no category; it counts" in page.text
     assert not any(tag == "img" for tag, _ in page.tags)
 
 
