@@ -11,6 +11,7 @@ from pathlib import Path
 from masp.errors import InputError
 from masp.files.atomic import create_bytes
 from masp.files.regular import read_bytes
+from masp.files.text import reason
 
 LOG = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def _scontrol(*words: str) -> tuple[int, str, str]:
     try:
         done = subprocess.run(["scontrol", *words], capture_output=True, text=True, errors="replace")
     except OSError as error:
-        return 1, "", f"scontrol cannot be run: {error.strerror}"
+        return 1, "", f"scontrol cannot be run: {reason(error)}"
     return done.returncode, done.stdout, done.stderr.strip()
 
 

@@ -123,7 +123,7 @@ def read_objects(path: Path, *, max_bytes: int = MAX_BYTES) -> list[dict[str, An
         InputError: The file may not be read, is not a regular file or is too large.
     """
     data = read_bytes(path, max_bytes=max_bytes) or b""
-    return [value for line in data.split(b"\n") if (value := _object(line)) is not None]
+    return [value for line in data.split(b"\n") if (value := parse_object(line)) is not None]
 
 
 def cut_lines(path: Path, step: int) -> None:
@@ -140,7 +140,7 @@ def cut_lines(path: Path, step: int) -> None:
     data = read_bytes(path, max_bytes=MAX_BYTES)
     if data is None:
         return
-    kept = [line for line in data.split(b"\n") if _is_up_to(_object(line), step)]
+    kept = [line for line in data.split(b"\n") if _is_up_to(parse_object(line), step)]
     write_bytes(path, b"".join(line + b"\n" for line in kept))
 
 
@@ -148,7 +148,8 @@ def _is_up_to(entry: dict[str, Any] | None, step: int) -> bool:
     return entry is not None and type(entry.get("step")) is int and entry["step"] <= step
 
 
-def _object(line: bytes) -> dict[str, Any] | None:
+def parse_object(line: bytes) -> dict[str, Any] | None:
+    """The JSON object of a line; None if it is not one."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
