@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from launch.job.parts import PartName
@@ -10,7 +9,7 @@ from masp.cache.layout import read_layout, sidecar_path
 from masp.cache.manifest import read_manifest
 from masp.config import Config
 from masp.errors import MaspError
-from masp.files.jsonl import MAX_BYTES
+from masp.files.jsonl import MAX_BYTES, parse_object
 from masp.files.regular import exists, read_bytes, read_tail
 from masp.files.text import reason
 from masp.runtime.status import read_status
@@ -31,6 +30,7 @@ def progress(name: PartName, config: Config) -> str:
             case PartName.EXTRACT:
                 return _shards(Path(config.cache.dir))
             case PartName.EVALUATE:
+                # Imports torch, which the progress of the other parts does not need.
                 from masp.evaluation.run import evaluate_dir
 
                 return _scored(evaluate_dir(config), config)
@@ -64,11 +64,8 @@ def _last_step(path: Path) -> int:
 
 
 def _step_of(line: bytes) -> int | None:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    step = value.get("step") if isinstance(value, dict) else None
+    value = parse_object(line)
+    step = None if value is None else value.get("step")
     return step if type(step) is int else None
 
 

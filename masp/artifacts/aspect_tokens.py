@@ -77,7 +77,9 @@ def build_aspect_tokens(config: Config) -> Path:
     cache, model = open_matching_cache(config)
     modules, lineage = load_trained_aspects(config, cache.hidden_size, model)
     if modules is None or lineage is None:
-        raise InputError("cache aspects: the configuration does without aspect modules, so there are no tokens to keep")
+        raise InputError(
+            "cache aspects: the configuration uses no aspect modules, so there are no aspect tokens to cache"
+        )
     header = _header(cache, config.aspects, lineage.digest)
     path = header.path(cache)
     if is_file(path, key="cache.dir"):

@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     for note in predictor.notes:
         LOG.info("%s", note)
     if arguments.attention and predictor.trained.aspects is None:
-        raise InputError(f"--attention {arguments.attention}: there are no aspect modules here to look with")
+        raise InputError(f"--attention {arguments.attention}: this run has no aspect modules to show")
     broken: list[str] = []
     entries: list[PageEntry] = []
     for found in predictor.predict(paths, attention=bool(arguments.attention)):

@@ -15,6 +15,7 @@ from masp.data.pixels import SIDES_SWAPPED, orientation_of, to_rgb, upright
 from masp.data.reading import UnsuitableFile, opened, read_whole
 from masp.errors import DataError
 from masp.files.retry import PERMANENT_ERRORS, retry_io
+from masp.files.text import reason
 
 # Named, because Pillow would otherwise try everything it knows, and for some formats starts other programs.
 _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
@@ -248,7 +249,7 @@ def _final_size(
 def _classified(error: OSError, path: str | Path) -> OSError | UnreadableImage:
     """The error itself if the disk failed, else what it means for the image."""
     if error.errno in PERMANENT_ERRORS:
-        return UnreadableImage(_REASONS.get(error.errno, f"cannot be opened: {error.strerror}"), path)
+        return UnreadableImage(_REASONS.get(error.errno, f"cannot be opened: {reason(error)}"), path)
     return error
 
 

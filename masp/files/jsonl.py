@@ -147,12 +147,13 @@ def cut_lines(path: Path, step: int) -> None:
 
 def _step(line: bytes) -> int | None:
     """The step of a log's line; None if the line is damaged."""
-    entry = _object(line)
+    entry = parse_object(line)
     step = None if entry is None else entry.get("step")
     return step if type(step) is int else None
 
 
-def _object(line: bytes) -> dict[str, Any] | None:
+def parse_object(line: bytes) -> dict[str, Any] | None:
+    """The JSON object of a line; None if it is not one."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):

@@ -144,24 +144,24 @@ class Space:
         )
 
 
-def check_space(folder: str | Path, num_bytes: int) -> Space:
+def check_space(directory: str | Path, num_bytes: int) -> Space:
     """Compare what a cache will take with what is free; tars that are there already count as written.
 
     Args:
-        folder: `cache.dir`; need not exist yet.
+        directory: `cache.dir`; need not exist yet.
         num_bytes: Bytes of the whole cache.
 
     Raises:
         InputError: The file system gives no answer.
     """
-    folder = Path(folder).expanduser().absolute()
+    directory = Path(directory).expanduser().absolute()
     try:
-        existing = next(p for p in (folder, *folder.parents) if p.is_dir())
+        existing = next(p for p in (directory, *directory.parents) if p.is_dir())
         free = shutil.disk_usage(existing).free
         present = 0
-        if (folder / SHARDS).is_dir():
-            with os.scandir(folder / SHARDS) as entries:
+        if (directory / SHARDS).is_dir():
+            with os.scandir(directory / SHARDS) as entries:
                 present = sum(entry.stat().st_size for entry in entries if entry.name.endswith(".tar"))
     except OSError as error:
-        raise InputError(f"cache.dir: {folder} cannot be examined: {reason(error)}") from None
+        raise InputError(f"cache.dir: {directory} cannot be examined: {reason(error)}") from None
     return Space(str(existing), free, max(0, num_bytes - present), present)

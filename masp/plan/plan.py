@@ -160,10 +160,10 @@ def make_plan(
     if num_processes is not None and not 1 <= num_processes <= MAX_PROCESSES:
         raise InputError(f"--processes {num_processes}: must be from 1 to {MAX_PROCESSES}")
 
-    folder = resolve_folder(config.vlm.path, weights=measure is not None)
-    config = dataclasses.replace(config, vlm=dataclasses.replace(config.vlm, path=str(folder)))
+    directory = resolve_folder(config.vlm.path, weights=measure is not None)
+    config = dataclasses.replace(config, vlm=dataclasses.replace(config.vlm, path=str(directory)))
     # what cannot work is refused before headers are read
-    vision, language = shapes(load_config(folder))
+    vision, language = shapes(load_config(directory))
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
     dataset = read_dataset(config.dataset)
     sizes, broken = read_sizes([s.image_path for s in dataset.samples], config.vlm.max_side, num_processes)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from masp.errors import InputError
+from masp.files.jsonl import parse_object
 from masp.files.regular import is_file, read_bytes
 from masp.report.charts import training_curve
 from masp.report.run_config import RunConfig
@@ -106,11 +106,8 @@ def _read_log(directories: list[Path]) -> tuple[list[LoggedStep], int]:
 
 
 def _logged_step(text: bytes) -> LoggedStep | None:
-    try:
-        line = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(line, dict) or type(line.get("step")) is not int or not 0 <= line["step"] <= 2**53:
+    line = parse_object(text)
+    if line is None or type(line.get("step")) is not int or not 0 <= line["step"] <= 2**53:
         return None
     names = ("epoch", "loss", "learning_rate", "samples_per_second")
     return LoggedStep(line["step"], *(_finite(line.get(name)) for name in names))

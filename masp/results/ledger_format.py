@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from masp.errors import DataError, InputError
+from masp.files.jsonl import parse_object
 from masp.files.regular import read_bytes
 from masp.files.text import shown
 from masp.files.typed import Json, decode
@@ -198,11 +199,8 @@ def _header(line: bytes, name: str) -> Header:
 
 def _version(line: bytes) -> object:
     """The version of a header that has other keys than ours; None if it says none."""
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return value.get("ledger") if isinstance(value, dict) else None
+    value = parse_object(line)
+    return None if value is None else value.get("ledger")
 
 
 def damaged(path: Path, number: int, problem: str) -> DataError:

@@ -257,7 +257,7 @@ def _reading(path: Path) -> Iterator[h5py.File]:
 def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
     """A dataset whose values are in the file itself, all of them.
 
-    What lies elsewhere could be any file of the user's, and a shape that the file has no values for could be terabytes.
+    Data stored elsewhere could be any file of the user, and a declared shape without values could be terabytes.
     """
     group, parts = file, name.split("/")
     for part in parts:

@@ -12,7 +12,6 @@ from PIL import ImageDraw
 
 BLACK, WHITE = (12, 12, 16), (250, 250, 245)
 Draw = ImageDraw.ImageDraw
-Color = tuple[int, int, int]
 
 
 class Box:
