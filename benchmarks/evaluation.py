@@ -90,7 +90,7 @@ def make_config(directory: Path, vlm: Path, images: Path, threads: int, override
     import torch
 
     from masp.config import load_config
-    from masp.models.aspect_modules import AspectModules, to_released
+    from masp.models.trainable import AspectModules, to_released
     from masp.vlm.families import load_config as load_vlm_config
 
     hidden = load_vlm_config(vlm).text_config.hidden_size

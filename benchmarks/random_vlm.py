@@ -118,10 +118,10 @@ def draw_part(
         raise InputError("engine.zero_stage = 3: this benchmark uses one GPU; must be 0 to 2")
     from transformers import AutoModelForImageTextToText
 
-    from masp.vlm.families import load_config, resolve_folder
+    from masp.vlm.families import load_config, resolve_directory
     from masp.vlm.loading import part_class
 
-    config = load_config(resolve_folder(path))
+    config = load_config(resolve_directory(path))
     cls = part_class(AutoModelForImageTextToText._model_mapping[type(config)], part)
     if part == "vision":  # the other half is drawn before it is dropped, and may take 15 GB: make it small
         config = copy.deepcopy(config)

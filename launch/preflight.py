@@ -17,6 +17,7 @@ from launch.submission.record import run_name
 from launch.submission.slurm_client import SlurmError, ask, check_answers
 from launch.submission.slurm_scripts import check_installed, parameters, script
 from launch.time_limits import check_time
+from masp.cache.fingerprint import model_part
 from masp.cache.layout import check_layout, read_layout
 from masp.config import Config
 from masp.config.schema import StageName
@@ -25,7 +26,6 @@ from masp.data.questions import load_questions
 from masp.errors import InputError
 from masp.evaluation.feed import open_feed
 from masp.evaluation.run import evaluate_dir, open_evaluation
-from masp.extraction.provenance import model_part
 from masp.files.regular import exists, is_file
 from masp.files.text import reason
 from masp.plan.plan import Plan, make_plan

@@ -27,7 +27,7 @@ from masp.config.schema import StageName
 from masp.errors import FilesInUse, MaspError, StoppedEarly, one_line
 from masp.runtime.log import say_error
 from masp.runtime.log import setup as set_up_logging
-from masp.runtime.run_lock import RunInUse
+from masp.runtime.run_directory import RunInUse
 from masp.runtime.stop import StopFlag
 
 if TYPE_CHECKING:  # it imports torch

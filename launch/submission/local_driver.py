@@ -32,7 +32,7 @@ from masp.errors import InputError, MaspError, StoppedEarly
 from masp.files.locks import holding, is_held
 from masp.runtime.log import say_error
 from masp.runtime.log import setup as set_up_logging
-from masp.runtime.status import RunState, write_status
+from masp.runtime.run_directory import RunState, write_status
 from masp.runtime.stop import StopFlag
 
 _POLL_S = 0.2

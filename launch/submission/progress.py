@@ -12,7 +12,7 @@ from masp.errors import MaspError
 from masp.files.jsonl import MAX_BYTES, parse_object
 from masp.files.regular import exists, read_bytes, read_tail
 from masp.files.text import reason
-from masp.runtime.status import read_status
+from masp.runtime.run_directory import read_status
 
 _TAIL_BYTES = 4096
 """Longer than a line of `metrics.jsonl`."""

@@ -14,8 +14,8 @@ from masp.config import Config, load_config
 from masp.errors import DataError
 from masp.files import typed
 from masp.files.locks import is_held
-from masp.runtime.status import FILE as STATUS
-from masp.runtime.status import Status
+from masp.runtime.run_directory import STATUS_FILE as STATUS
+from masp.runtime.run_directory import Status
 
 DRIVER_LOCK = "driver.lock"
 """Held by the driver of a local submission for as long as it lives."""

@@ -22,10 +22,9 @@ from tqdm import tqdm
 from masp.artifacts.released_format import MAX_QUERIES
 from masp.artifacts.trained import load_trained_aspects
 from masp.cache.codec import checksum
-from masp.cache.reader import Cache
+from masp.cache.reader import Cache, open_matching_cache
 from masp.config import Config
 from masp.errors import DataError, InputError, MaspError
-from masp.extraction.provenance import open_matching_cache
 from masp.files.atomic import replacing
 from masp.files.regular import is_file
 from masp.files.sealed import digest_of

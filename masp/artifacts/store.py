@@ -34,8 +34,7 @@ from masp.errors import DataError, InputError
 from masp.files.atomic import replacing
 from masp.files.text import first_line
 from masp.files.typed import Json, decode
-from masp.models.aspect_modules import AspectModules, to_released
-from masp.models.soft_prompt import SoftPrompt
+from masp.models.trainable import AspectModules, SoftPrompt, to_released
 
 HEADER = "masp"
 VERSION: Literal[1] = 1

@@ -11,8 +11,7 @@ from masp.cache.fingerprint import Fields, differences
 from masp.config import Config
 from masp.errors import InputError
 from masp.files.regular import is_file
-from masp.models.aspect_modules import AspectModules
-from masp.models.soft_prompt import SoftPrompt
+from masp.models.trainable import AspectModules, SoftPrompt
 
 NONE = "none"
 """Value of `checkpoint.aspect` and `checkpoint.soft_prompt` that does without."""

@@ -16,6 +16,7 @@ import torch
 from PIL import features
 from pydantic import AfterValidator
 
+from masp.config import Config
 from masp.config.schema import VlmConfig
 from masp.errors import InputError, MaspError
 from masp.files.atomic import write_bytes
@@ -24,6 +25,8 @@ from masp.files.regular import is_file, read_bytes
 from masp.files.sealed import canonical_json, digest_file, digest_of
 from masp.files.text import reason, shortened
 from masp.files.typed import Json, decode, plain, read
+from masp.runtime.devices import encoder_dtype, pick_device
+from masp.vlm.families import load_config, resolve_directory
 
 LOG = logging.getLogger(__name__)
 
@@ -303,3 +306,21 @@ def _flat(prefix: str, value: Any) -> Fields:
 
 def _short(value: Any) -> str:
     return shortened(json.dumps(value, ensure_ascii=False), 60)
+
+
+def model_part(config: Config) -> Fields:
+    """Model part of the fingerprint of this configuration."""
+    directory = resolve_directory(config.vlm.path)
+    load_config(directory)  # an unsupported family is refused before its weights are digested
+    return model_fields(directory, config.vlm, config.cache.dtype)
+
+
+def machine_part(config: Config) -> Machine:
+    """Machine part of the fingerprint of this configuration on this machine.
+
+    Raises:
+        InputError: `extract.device` is a GPU and there is none.
+    """
+    device, extract = pick_device(config.extract.device, "extract.device"), config.extract
+    runs_in = encoder_dtype(config.cache.dtype, device)
+    return this_machine(describe_device(device), runs_in, extract.batch_tokens, extract.num_threads)

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from masp.cache.codec import SampleRecord, checksum, decode_features, decode_record
-from masp.cache.fingerprint import Fields, compare
+from masp.cache.fingerprint import Fields, compare, model_part
 from masp.cache.index import Index, load_index
 from masp.cache.layout import INDEX, tar_path
 from masp.cache.manifest import Manifest, read_manifest
 from masp.cache.shard_state import remedy
+from masp.config import Config
 from masp.errors import DataError, InputError
 from masp.files.sealed import digest_file
 from masp.files.text import reason
@@ -70,6 +71,18 @@ def _fits(index: Index, manifest: Manifest) -> bool:
         return False
     limits = ((index.shard, manifest.shards), (index.split, manifest.splits), (index.category, manifest.categories))
     return all(int(column.max(initial=0)) < len(names) for column, names in limits)
+
+
+def open_matching_cache(config: Config) -> tuple[Cache, Fields]:
+    """Open the cache and refuse one of another VLM or other settings.
+
+    Returns:
+        The cache, and the model part of its fingerprint.
+    """
+    cache = open_cache(config.cache.dir)
+    model = model_part(config)
+    cache.check_model(model)
+    return cache, model
 
 
 class Cache:

@@ -81,10 +81,11 @@ def _devices() -> None:
 
 def _configuration(path: str | None, overrides: Sequence[str]) -> list[str]:
     """Check what a configuration names, part by part, so that all problems are seen at once."""
+    from masp.cache.fingerprint import model_part
+    from masp.cache.reader import open_matching_cache
     from masp.config import load_config
     from masp.data.datasets import read_dataset
     from masp.data.questions import load_questions
-    from masp.extraction.provenance import model_part, open_matching_cache
     from masp.vlm.prompt import load_prompt
 
     config = load_config(path, overrides)

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from masp.data.reading import is_text, read_json
+from masp.data.reading import read_json
 from masp.errors import DataError
 from masp.files.text import shown
+from masp.files.typed import is_text
 from masp.taxonomy import ASPECTS
 
 LEVELS = ("very low", "low", "moderate", "high", "very high")

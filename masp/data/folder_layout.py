@@ -5,11 +5,11 @@
 import os
 from pathlib import Path
 
-from masp.data.reading import is_text
 from masp.data.sample import SPLITS, Entry, Listing
 from masp.errors import InputError
 from masp.files.regular import exists, is_directory
 from masp.files.text import reason
+from masp.files.typed import is_text
 from masp.taxonomy import normalize_category
 
 # How the name of a file in a category directory must end to count as an image. Some of these formats Pillow reads only

@@ -4,11 +4,12 @@ import posixpath
 from pathlib import Path
 from typing import Any
 
-from masp.data.reading import is_text, read_json
+from masp.data.reading import read_json
 from masp.data.sample import SPLITS, Entry, Listing
 from masp.errors import InputError
 from masp.files.regular import is_file
 from masp.files.text import reason, shown
+from masp.files.typed import is_text
 from masp.taxonomy import normalize_category
 
 INFO_FILE = "info.json"

@@ -12,9 +12,9 @@ from hashlib import blake2b
 from pathlib import Path
 
 from masp.config.yaml_text import read_yaml
-from masp.data.reading import is_text
 from masp.errors import InputError
 from masp.files.text import shown
+from masp.files.typed import is_text
 
 SLOT = "{categories}"
 """Where an emotion template lists the categories."""

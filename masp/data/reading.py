@@ -77,8 +77,3 @@ def read_json(path: Path, error: type[MaspError]) -> Any:
         raise error(f"{path}: cannot be read: {problem}") from None
     except (ValueError, RecursionError) as problem:
         raise error(f"{path}: is not valid JSON: {all_lines(problem)}") from None
-
-
-def is_text(string: str) -> bool:
-    """Whether a string is text: JSON and file names may hold halves of surrogate pairs, which no tokenizer takes."""
-    return not any("\ud800" <= character <= "\udfff" for character in string)

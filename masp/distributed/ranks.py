@@ -11,6 +11,7 @@ import logging
 import os
 import subprocess
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
@@ -23,6 +24,10 @@ from masp.files.text import first_line, reason, shortened, shown
 
 MAX_DIGITS = 9
 """Digits of a number in an environment variable; more cannot be a rank, a count or a job."""
+
+
+BOTH = "give --num-tasks and --task-index together"
+"""What a user can do if Slurm's variables do not determine the share of a task."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,38 @@ def _numbers(env: dict[str, str], rank: str, size: str, local_rank: str) -> tupl
 
 def _number(text: str | None) -> int | None:
     return int(text) if text and text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS else None
+
+
+def array_share(environ: Mapping[str, str]) -> tuple[int, int]:
+    """Number of elements of the Slurm array and index of this one, from 0; `(1, 0)` outside of an array.
+
+    Raises:
+        InputError: Slurm's variables do not determine the index.
+    """
+    if "SLURM_ARRAY_TASK_ID" not in environ:
+        return 1, 0
+    this, count = slurm_number(environ, "SLURM_ARRAY_TASK_ID"), slurm_number(environ, "SLURM_ARRAY_TASK_COUNT")
+    first, step = slurm_number(environ, "SLURM_ARRAY_TASK_MIN"), slurm_number(environ, "SLURM_ARRAY_TASK_STEP", 1)
+    last = slurm_number(environ, "SLURM_ARRAY_TASK_MAX", first + (count - 1) * step)
+    index, odd = divmod(this - first, max(step, 1))
+    if odd or first + (count - 1) * step != last or not 0 <= index < count:
+        raise InputError(
+            f"environment: SLURM_ARRAY_TASK_ID = {this}: the array's {count} elements from {first} to {last} have "
+            "gaps, so the index of this one is not known; submit consecutive numbers such as "
+            f"--array=0-{count - 1}, or {BOTH}"
+        )
+    return count, index
+
+
+def slurm_number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
+    """An integer that Slurm sets; InputError if it is not one, or not set and there is no default."""
+    if name not in environ and default is not None:
+        return default
+    try:
+        return int(environ[name])
+    except (KeyError, ValueError):
+        value = shown(environ[name]) if name in environ else "not set"
+        raise InputError(f"environment: {name} = {value}: must be an integer, set by Slurm; {BOTH}") from None
 
 
 def join(ranks: Ranks, device: str, timeout_min: float = 30.0) -> None:

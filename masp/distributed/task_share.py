@@ -5,11 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from masp.distributed.ranks import read_ranks
+from masp.distributed.ranks import BOTH, array_share, read_ranks, slurm_number
 from masp.errors import InputError
-from masp.files.text import shown
-
-BOTH = "give --num-tasks and --task-index together"
 
 
 def task_share(num_tasks: int | None, task_index: int | None, environ: Mapping[str, str]) -> tuple[int, int, str]:
@@ -48,50 +45,19 @@ def task_share(num_tasks: int | None, task_index: int | None, environ: Mapping[s
     return array * step, element * step + task, " and ".join(parts)
 
 
-def array_share(environ: Mapping[str, str]) -> tuple[int, int]:
-    """Number of elements of the Slurm array and index of this one, from 0; `(1, 0)` outside of an array.
-
-    Raises:
-        InputError: Slurm's variables do not determine the index.
-    """
-    if "SLURM_ARRAY_TASK_ID" not in environ:
-        return 1, 0
-    this, count = _number(environ, "SLURM_ARRAY_TASK_ID"), _number(environ, "SLURM_ARRAY_TASK_COUNT")
-    first, step = _number(environ, "SLURM_ARRAY_TASK_MIN"), _number(environ, "SLURM_ARRAY_TASK_STEP", 1)
-    last = _number(environ, "SLURM_ARRAY_TASK_MAX", first + (count - 1) * step)
-    index, odd = divmod(this - first, max(step, 1))
-    if odd or first + (count - 1) * step != last or not 0 <= index < count:
-        raise InputError(
-            f"environment: SLURM_ARRAY_TASK_ID = {this}: the array's {count} elements from {first} to {last} have "
-            "gaps, so the index of this one is not known; submit consecutive numbers such as "
-            f"--array=0-{count - 1}, or {BOTH}"
-        )
-    return count, index
-
-
 def _step(environ: Mapping[str, str]) -> tuple[int, int]:
     """Number of tasks of the Slurm step (not of the allocation: a batch script runs once) and index of this one."""
     if "SLURM_STEP_NUM_TASKS" not in environ:
         return 1, 0
-    count = _number(environ, "SLURM_STEP_NUM_TASKS")
+    count = slurm_number(environ, "SLURM_STEP_NUM_TASKS")
     if count < 2:
         return 1, 0
-    index = _number(environ, "SLURM_PROCID")
+    index = slurm_number(environ, "SLURM_PROCID")
     if not 0 <= index < count:
         raise InputError(
             f"environment: SLURM_PROCID = {index}: must be below SLURM_STEP_NUM_TASKS, which is {count}; or {BOTH}"
         )
     return count, index
-
-
-def _number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
-    if name not in environ and default is not None:
-        return default
-    try:
-        return int(environ[name])
-    except (KeyError, ValueError):
-        value = shown(environ[name]) if name in environ else "not set"
-        raise InputError(f"environment: {name} = {value}: must be an integer, set by Slurm; {BOTH}") from None
 
 
 def require_one_process(why: str, instead: str) -> None:

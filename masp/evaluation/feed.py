@@ -13,21 +13,20 @@ from torch.utils.data import Dataset
 
 from masp.artifacts.aspect_tokens import AspectTokens, open_aspect_tokens
 from masp.artifacts.trained import load_trained_aspects
-from masp.cache.fingerprint import differences
+from masp.cache.fingerprint import differences, machine_part, model_part
 from masp.cache.manifest import quarantined_keys
-from masp.cache.reader import Cache
+from masp.cache.reader import Cache, open_matching_cache
 from masp.config import Config
 from masp.data.datasets import read_dataset
 from masp.data.sample import Sample
 from masp.errors import DataError, InputError
 from masp.extraction.encoder import Encoder
-from masp.extraction.provenance import machine_part, model_part, open_matching_cache
 from masp.files.sealed import digest_of
 from masp.files.text import shown
 from masp.results.ledger import read_machines
 from masp.results.records import DataDigests
 from masp.runtime.prefetch import ReadAhead
-from masp.vlm.families import load_config, resolve_folder
+from masp.vlm.families import load_config, resolve_directory
 
 
 @dataclass(frozen=True)
@@ -278,7 +277,7 @@ def _open_live(config: Config) -> LiveFeed:
         categories=dataset.categories,
         model=model_part(config),
         machine=machine_part(config).fields,
-        hidden_size=load_config(resolve_folder(config.vlm.path)).text_config.hidden_size,
+        hidden_size=load_config(resolve_directory(config.vlm.path)).text_config.hidden_size,
         # not what the files hold: each record says that of its own, so that mending one leaves the others
         data_digest=_digest(zip(keys, labels, strict=True)),
         num_quarantined=len(of_split) - len(samples),

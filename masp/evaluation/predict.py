@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from masp.artifacts.trained import Trained, load_trained
+from masp.cache.fingerprint import machine_part, model_part
 from masp.config import Config
 from masp.data.questions import load_questions
 from masp.errors import InputError
 from masp.evaluation.emotions import machine_notes
 from masp.evaluation.scorers import EmotionScorer, ScoreRequest
 from masp.extraction.encoder import Encoder
-from masp.extraction.provenance import machine_part, model_part
 from masp.results.metrics import softmax
 from masp.runtime.devices import pick_device
 from masp.taxonomy import CATEGORY_SETS, normalize_category

@@ -18,8 +18,7 @@ from tqdm import tqdm
 
 from masp.config import Config, save_config
 from masp.data.questions import load_questions
-from masp.distributed.ranks import Ranks, claim_gpu, read_ranks
-from masp.distributed.task_share import array_share
+from masp.distributed.ranks import Ranks, array_share, claim_gpu, read_ranks
 from masp.errors import InputError, StoppedEarly
 from masp.evaluation.aspects import AspectEvaluation
 from masp.evaluation.emotions import EmotionEvaluation
@@ -31,8 +30,8 @@ from masp.results.ledger_file import Ledger
 from masp.results.metrics_file import DATASETS, METRICS
 from masp.results.records import FILE as RECORDS
 from masp.runtime.devices import pick_device, plain_memory_errors
-from masp.runtime.status import FILE as STATUS
-from masp.runtime.status import RunState, noting_failure, read_status, write_status
+from masp.runtime.run_directory import STATUS_FILE as STATUS
+from masp.runtime.run_directory import RunState, noting_failure, read_status, write_status
 from masp.runtime.stop import StopFlag
 
 LOG = logging.getLogger(__name__)

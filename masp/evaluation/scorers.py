@@ -16,11 +16,11 @@ from torch import Tensor
 from masp.artifacts.trained import Trained
 from masp.config import Config
 from masp.data.questions import Questions
-from masp.models.aspect_modules import AspectModules
 from masp.models.forward import Stage2Model, num_logits, run
 from masp.models.generation import generate
 from masp.models.likelihood import Scored, score_categories
 from masp.models.sequence import Batch, build_sequence, make_batch, pad_features
+from masp.models.trainable import AspectModules
 from masp.runtime.devices import torch_dtype
 from masp.vlm.language import LanguageHalf, load_language_half
 from masp.vlm.prompt import Prompt, load_prompt

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from masp.artifacts.trained import NONE, Trained, default_aspect_path, default_soft_prompt_path, load_trained
 from masp.cache.codec import TORCH_NAMES, encode_features, restore, store
+from masp.cache.fingerprint import model_part
 from masp.cache.manifest import quarantined_keys
 from masp.config import Config
 from masp.data.datasets import read_dataset
@@ -21,7 +22,6 @@ from masp.data.sample import Sample
 from masp.errors import DataError, InputError
 from masp.evaluation.scorers import EmotionScorer, Score, ScoreRequest
 from masp.extraction.image_stream import ImageDataset, PreparedImage, batches, image_stream
-from masp.extraction.provenance import model_part
 from masp.files.text import shortened, shown
 from masp.runtime.devices import encoder_dtype, pick_device, torch_dtype
 from masp.vlm.vision import VisionHalf, load_preprocessor, load_vision_half

@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from masp.cache.fingerprint import Fields, compare, model_fields
+from masp.cache.fingerprint import Fields, compare, machine_part, model_fields
 from masp.cache.layout import (
     FINISHING,
     LAYOUT,
@@ -40,12 +40,11 @@ from masp.config import Config
 from masp.data.datasets import Dataset, read_dataset
 from masp.errors import FilesInUse, InputError
 from masp.extraction.encode_shards import encode_shards
-from masp.extraction.provenance import machine_part
 from masp.files.locks import locked
 from masp.files.regular import exists
 from masp.files.text import reason
 from masp.runtime.stop import StopFlag
-from masp.vlm.families import resolve_folder
+from masp.vlm.families import resolve_directory
 from masp.vlm.vision import load_preprocessor
 
 
@@ -70,7 +69,7 @@ def prepare(config: Config) -> Job:
     dataset = read_dataset(config.dataset)
     if not dataset.samples:
         raise InputError(f"dataset.root: {dataset.root} holds no images")
-    model = model_fields(resolve_folder(config.vlm.path), config.vlm, config.cache.dtype)
+    model = model_fields(resolve_directory(config.vlm.path), config.vlm, config.cache.dtype)
     directory = Path(config.cache.dir)
     try:
         (directory / SHARDS).mkdir(parents=True, exist_ok=True)

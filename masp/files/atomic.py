@@ -72,6 +72,17 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of the data: on a nearly full disk `os.write` writes only a part, and raises at the next call.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]
+
+
 def create_bytes(path: Path, data: bytes) -> bool:
     """Write a file unless it exists already; true if this call wrote it.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from masp.errors import DataError, MaspError
-from masp.files.atomic import write_bytes
+from masp.files.atomic import write_all, write_bytes
 from masp.files.locks import try_lock
 from masp.files.regular import read_bytes
 from masp.files.typed import decode
@@ -44,17 +44,6 @@ def append_line(path: Path, value: dict[str, Any], *, sort_keys: bool = False) -
         write_all(descriptor, data)
     finally:
         os.close(descriptor)
-
-
-def write_all(descriptor: int, data: bytes) -> None:
-    """Write all of the data: on a nearly full disk `os.write` writes only a part, and raises at the next call.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    left = memoryview(data)
-    while left:
-        left = left[os.write(descriptor, left) :]
 
 
 def whole_lines(data: bytes) -> tuple[list[bytes], int]:
@@ -123,13 +112,16 @@ def read_lines(
 
 
 def cut_lines(path: Path, step: int) -> None:
-    """Remove from a log the lines that a resumed run writes again, and damaged ones, of which a warning tells.
+    """Remove from a log the lines that a resumed run writes again.
+
+    Damaged lines at the end are removed too, as a power cut leaves them; a warning names them.
 
     Args:
         path: Log whose lines have a key `step`; nothing happens if there is no such file.
         step: Last step whose lines are kept.
 
     Raises:
+        DataError: A line before one that is kept is damaged.
         InputError: The log may not be read, is not a regular file or is too large.
         OSError: It cannot be written.
     """
@@ -138,11 +130,17 @@ def cut_lines(path: Path, step: int) -> None:
         return
     lines = data.split(b"\n")
     steps = [_step(line) for line in lines]
-    kept = [line for line, found in zip(lines, steps, strict=True) if found is not None and found <= step]
-    write_bytes(path, b"".join(line + b"\n" for line in kept))
+    kept = [number for number, found in enumerate(steps) if found is not None and found <= step]
     # A last line without its end, which a kill leaves, is no damage.
-    if damaged := [number for number, found in enumerate(steps[:-1], start=1) if found is None]:
-        LOG.warning("%s: %d damaged lines were removed, the first was line %d", path, len(damaged), damaged[0])
+    damaged = [number for number, found in enumerate(steps[:-1]) if found is None]
+    if kept and damaged and damaged[0] < kept[-1]:
+        raise DataError(
+            f"{path}, line {damaged[0] + 1} is damaged: must be a JSON object with an integer step; remove the line, "
+            "or move the file away"
+        )
+    write_bytes(path, b"".join(lines[number] + b"\n" for number in kept))
+    if damaged:
+        LOG.warning("%s: %d damaged lines at its end were removed", path, len(damaged))
 
 
 def _step(line: bytes) -> int | None:

@@ -211,3 +211,8 @@ def _without_none(kind: Any) -> Any:
         others = [other for other in typing.get_args(kind) if other is not type(None)]
         return others[0] if len(others) == 1 else None
     return kind
+
+
+def is_text(string: str) -> bool:
+    """Whether a string is text: JSON and file names may hold halves of surrogate pairs, which no tokenizer takes."""
+    return not any("\ud800" <= character <= "\udfff" for character in string)

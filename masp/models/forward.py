@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from masp.models.aspect_modules import AspectModules
 from masp.models.sequence import ASPECT, FEATURE, SOFT, Batch, Block
-from masp.models.soft_prompt import SoftPrompt
+from masp.models.trainable import AspectModules, SoftPrompt
 from masp.vlm.language import LanguageHalf
 
 

@@ -31,7 +31,7 @@ from masp.plan.work import (
     stage2_work,
     without_cache,
 )
-from masp.vlm.families import load_config, resolve_folder
+from masp.vlm.families import load_config, resolve_directory
 from masp.vlm.flops import LanguageShape, VisionShape, shapes
 from masp.vlm.vision import load_preprocessor
 
@@ -160,7 +160,7 @@ def make_plan(
     if num_processes is not None and not 1 <= num_processes <= MAX_PROCESSES:
         raise InputError(f"--processes {num_processes}: must be from 1 to {MAX_PROCESSES}")
 
-    directory = resolve_folder(config.vlm.path, weights=measure is not None)
+    directory = resolve_directory(config.vlm.path, weights=measure is not None)
     config = dataclasses.replace(config, vlm=dataclasses.replace(config.vlm, path=str(directory)))
     # what cannot work is refused before headers are read
     vision, language = shapes(load_config(directory))

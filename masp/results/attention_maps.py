@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from masp.errors import DataError
-from masp.files.jsonl import write_all
+from masp.files.atomic import write_all
 from masp.files.text import reason
 from masp.results.ledger_format import SUFFIX as LEDGER_SUFFIX
 from masp.results.ledger_format import MapPlace

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from masp.errors import DataError, InputError
-from masp.files.jsonl import write_all
+from masp.files.atomic import write_all
 from masp.files.locks import try_lock
 from masp.files.text import shortened
 from masp.files.typed import decode
 from masp.results.attention_maps import AttentionFile
 from masp.results.ledger_format import SUFFIX, VERSION, Header, Record, ledger_files, read_ledger
-from masp.runtime.run_lock import RunInUse
+from masp.runtime.run_directory import RunInUse
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 # File systems without locks say so with one of these.

@@ -1,10 +1,9 @@
 """What a process needs while it runs: its device, its run directory, its messages, and when to stop.
 
-devices     `auto`, `cpu`, `cuda`; number formats; running out of memory
-log         results to stdout, notes to stderr
-status      `status.json` of a run directory
-run_lock    one run at a time in a run directory
-stop        signals, the file `STOP`, a time limit
-background  work in a thread of its own
-prefetch    items of a dataset, prepared ahead by worker processes
+devices        `auto`, `cpu`, `cuda`; number formats; running out of memory
+log            results to stdout, notes to stderr
+run_directory  its `status.json`, and the lock that lets one run at a time write there
+stop           signals, the file `STOP`, a time limit
+background     work in a thread of its own
+prefetch       items of a dataset, prepared ahead by worker processes
 """

@@ -22,8 +22,7 @@ from masp.files.text import reason
 from masp.runtime.devices import pick_device, plain_memory_errors
 from masp.runtime.log import say
 from masp.runtime.prefetch import ReadAhead
-from masp.runtime.run_lock import RunInUse, RunLock
-from masp.runtime.status import RunState, noting_failure, write_status
+from masp.runtime.run_directory import RunInUse, RunLock, RunState, noting_failure, write_status
 from masp.runtime.stop import StopFlag, StopRequests
 from masp.training.checkpoint import Checkpoint, load_latest, load_step, save_checkpoint
 from masp.training.engine import Accumulated, Engine, load_trained, make_partition

@@ -22,16 +22,14 @@ from masp.artifacts.trained import (
     load_trained_aspects,
     prompt_aspects,
 )
-from masp.cache.reader import Cache, CachedSample
+from masp.cache.reader import Cache, CachedSample, open_matching_cache
 from masp.config import Config
 from masp.config.schema import Stage1Config, Stage2Config, StageName
 from masp.data.questions import Questions, load_questions
 from masp.errors import DataError, InputError
-from masp.extraction.provenance import open_matching_cache
-from masp.models.aspect_modules import AspectModules
 from masp.models.forward import Stage1Model, Stage2Model, num_logits
 from masp.models.sequence import Batch, build_sequence, make_batch
-from masp.models.soft_prompt import SoftPrompt, initial_soft_prompt
+from masp.models.trainable import AspectModules, SoftPrompt, initial_soft_prompt
 from masp.training.schedule import Rows, TrainingCache
 from masp.training.stage import COURSE, Sources, Stage
 from masp.vlm.language import LanguageHalf

@@ -45,7 +45,7 @@ def plain_vlm_errors(what: str) -> Iterator[None]:
         raise InputError(f"vlm.path: {what}: {reason}") from None
 
 
-def resolve_folder(path: str, weights: bool = True) -> Path:
+def resolve_directory(path: str, weights: bool = True) -> Path:
     """The local directory of a VLM.
 
     Args:

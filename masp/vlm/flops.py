@@ -185,7 +185,7 @@ def aspect_module_flops(width: int, num_queries: int, num_tokens: float, gradien
 @overload
 def aspect_module_flops(width: int, num_queries: int, num_tokens: Tensor, gradient: bool) -> Tensor: ...
 def aspect_module_flops(width: int, num_queries: int, num_tokens: float | Tensor, gradient: bool) -> float | Tensor:
-    """FLOP of one aspect module for one image, as `masp.models.aspect_modules` groups the arithmetic; for each
+    """FLOP of one aspect module for one image, as `masp.models.trainable` groups the arithmetic; for each
     of several images where `num_tokens` is a tensor `[N]`.
 
     Each query meets four `[D, D]` weights (query, key, value, output) and every feature twice (score, weighted mean).

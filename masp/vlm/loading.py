@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText
 from transformers.utils import logging
 
 from masp.errors import InputError
-from masp.vlm.families import load_config, plain_vlm_errors, resolve_folder
+from masp.vlm.families import load_config, plain_vlm_errors, resolve_directory
 
 
 class Partition(Protocol):
@@ -158,7 +158,7 @@ def load_part(
     Raises:
         InputError: No such VLM, an unsupported family, or weights that do not fit the configuration.
     """
-    directory = resolve_folder(path)
+    directory = resolve_directory(path)
     config = load_config(directory)
     base: Any = AutoModelForImageTextToText._model_mapping[type(config)]  # a class, whatever its annotation says
     cutting = _Cutting(partition) if partition else None

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 
 from masp.errors import InputError
 from masp.files.regular import is_file
-from masp.vlm.families import load_config, plain_vlm_errors, resolve_folder
+from masp.vlm.families import load_config, plain_vlm_errors, resolve_directory
 
 SYSTEM = "You are a helpful assistant."
 
@@ -56,7 +56,7 @@ def load_prompt(path: str) -> Prompt:
     Raises:
         InputError: No tokenizer or chat template, or a template that does not place image, question and answer.
     """
-    directory = resolve_folder(path)
+    directory = resolve_directory(path)
     config = load_config(directory)
     with plain_vlm_errors(f"{directory} has no usable tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)

@@ -14,7 +14,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from masp.errors import InputError
-from masp.vlm.families import load_config, plain_vlm_errors, resolve_folder
+from masp.vlm.families import load_config, plain_vlm_errors, resolve_directory
 from masp.vlm.loading import load_part
 
 Grid = tuple[int, int, int]
@@ -74,7 +74,7 @@ def load_preprocessor(path: str, min_pixels: int | None = None, max_pixels: int 
         InputError: The directory has no usable image processor or that of another VLM, or the limits contradict each
             other.
     """
-    directory = resolve_folder(path)
+    directory = resolve_directory(path)
     config = load_config(directory)
     with plain_vlm_errors(f"{directory} has no usable image processor"):
         processor = AutoImageProcessor.from_pretrained(directory, backend="pil", trust_remote_code=False)

@@ -13,7 +13,7 @@ from tests.runs import assert_same, numbers
 
 
 def test_stage2_and_evaluation_from_kept_aspect_tokens(world, trained, tmp_path, monkeypatch, capsys):
-    from masp.models.aspect_modules import AspectModules
+    from masp.models.trainable import AspectModules
 
     cache = tmp_path / "cache"
     shutil.copytree(world.folder / "cache", cache)

@@ -15,7 +15,7 @@ from masp.errors import DataError
 from masp.results.ledger import read_records
 from masp.results.ledger_format import Record
 from masp.results.records import read_maps, read_records_file
-from masp.runtime.status import noting_failure, read_status
+from masp.runtime.run_directory import noting_failure, read_status
 from tests.images import make_config, make_dataset
 from tests.runs import assert_same, numbers
 

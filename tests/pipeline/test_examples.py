@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from masp.artifacts.store import Lineage, aspect_digest, save_aspects
+from masp.cache.fingerprint import model_part
 from masp.cache.reader import open_cache
 from masp.config import load_config
 from masp.evaluation.run import evaluate
 from masp.extraction.job import extract
-from masp.extraction.provenance import model_part
-from masp.models.aspect_modules import AspectModules
+from masp.models.trainable import AspectModules
 from tests.runs import REPOSITORY, make_run
 
 ASPECTS = ["scene", "object", "brightness"]

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from masp.cli.main import main
-from masp.runtime.run_lock import RunInUse, RunLock
+from masp.runtime.run_directory import RunInUse, RunLock
 from masp.training.logs import read_key_logs
 
 
@@ -38,7 +38,7 @@ def log(output: Path, name: str = "metrics") -> list[dict]:
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_a_number_that_is_not_finite_stops_before_the_step(argv, tmp_path, monkeypatch, capsys, what):
-    from masp.models.soft_prompt import SoftPrompt
+    from masp.models.trainable import SoftPrompt
     from masp.training.steps import Steps
 
     read, seen = Steps.__getitem__, []

@@ -20,7 +20,7 @@ from masp.demo.tiny_vlm.examples import FAINTEST, TOO_FAINT, Example, Examples, 
 from masp.demo.tiny_vlm.geometry import LOUDER, WORDS, Geometry
 from masp.demo.tiny_vlm.tokenizer import NONE
 from masp.demo.world.factors import LABELS, SENSES, Scene, words
-from masp.models.aspect_modules import AspectModules
+from masp.models.trainable import AspectModules
 from masp.taxonomy import ASPECTS
 
 WIDTH = 5

@@ -15,8 +15,8 @@ from masp.cache.reader import open_cache
 from masp.config import load_config
 from masp.errors import DataError, InputError
 from masp.extraction.job import extract
-from masp.models.aspect_modules import AspectModules
 from masp.models.sequence import pad_features
+from masp.models.trainable import AspectModules
 from tests.runs import make_run
 
 

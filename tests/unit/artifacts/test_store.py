@@ -25,8 +25,7 @@ from masp.artifacts.store import (
 )
 from masp.artifacts.trained import check_lineage
 from masp.errors import DataError, InputError, MaspError
-from masp.models.aspect_modules import AspectModules
-from masp.models.soft_prompt import SoftPrompt
+from masp.models.trainable import AspectModules, SoftPrompt
 
 ASPECTS, HIDDEN = ("scene", "object"), 8
 MODEL = {"format_version": 1, "weights": "abc", "config.hidden_size": HIDDEN}
@@ -132,7 +131,7 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path, load, zipped):
 
 
 def released(modules) -> dict:
-    from masp.models.aspect_modules import to_released
+    from masp.models.trainable import to_released
 
     return to_released(modules)
 

@@ -13,15 +13,13 @@ import torch
 from masp.artifacts.store import Lineage, load_aspects, load_soft_prompt, save_aspects, save_soft_prompt
 from masp.config import load_config
 from masp.files.typed import decode
-from masp.models.aspect_modules import AspectModules
-from masp.models.soft_prompt import SoftPrompt
+from masp.models.trainable import AspectModules, SoftPrompt
 from masp.plan.rates import read_speeds
 from masp.results.ledger import read_records
 from masp.results.ledger_file import Ledger
 from masp.results.ledger_format import Record
 from masp.results.metrics_file import read_datasets, read_metrics, read_summary
-from masp.runtime.run_lock import _Holder
-from masp.runtime.status import RunState, read_status, write_status
+from masp.runtime.run_directory import RunState, _Holder, read_status, write_status
 from masp.training.checkpoint import (
     Checkpoint,
     EngineCounters,

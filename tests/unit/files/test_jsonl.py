@@ -52,16 +52,26 @@ def test_cut_lines(tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
     cut_lines(path, 3)
     assert not path.exists()
-    path.write_text('{"step": 1}\n{"step": 4}\n[]\n{"step": "1"}\n{"loss": 1}\n\n{"step": 2}\n{"st')
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 4}\n{"st')
     cut_lines(path, 3)
-    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{path}: 4 damaged lines were removed, the first was line 3"
-    ]
-    path.write_text('{"step": 1}\n{"st')
-    caplog.clear()
-    cut_lines(path, 3)
-    assert path.read_text() == '{"step": 1}\n' and not caplog.records
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n' and not caplog.records
+
+
+@pytest.mark.parametrize(
+    "damage", ["[]", '{"step": "1"}', '{"loss": 1}', "", "\0" * 500, '{"step": 1e999}', "[" * 100_000]
+)
+def test_damage_before_a_kept_line_is_an_error_and_damage_at_the_end_is_cut_off(tmp_path, caplog, damage):
+    path = tmp_path / "metrics.jsonl"
+    text = f'{{"step": 1}}\n{damage}\n{{"step": 2}}\n'
+    path.write_text(text)
+    with pytest.raises(
+        DataError, match="^[^\n]*metrics.jsonl, line 2 is damaged: must be .*; remove the line, or"
+    ) as error:
+        cut_lines(path, 3)
+    assert len(str(error.value)) < 500 and path.read_text() == text
+    cut_lines(path, 1)  # the lines from the damaged one on are written again
+    assert path.read_text() == '{"step": 1}\n'
+    assert [r.getMessage() for r in caplog.records] == [f"{path}: 1 damaged lines at its end were removed"]
 
 
 def test_processes_that_append_at_once_do_not_mix_their_lines(tmp_path):

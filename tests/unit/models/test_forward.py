@@ -3,12 +3,11 @@
 import pytest
 import torch
 
-from masp.models.aspect_modules import AspectModules
 from masp.models.forward import Stage1Model, Stage2Model, num_logits
 from masp.models.generation import generate
 from masp.models.likelihood import candidate_tree, cut_short, score_categories
 from masp.models.sequence import LAYOUTS, build_sequence, make_batch
-from masp.models.soft_prompt import SoftPrompt
+from masp.models.trainable import AspectModules, SoftPrompt
 from masp.vlm.language import load_language_half
 from masp.vlm.prompt import load_prompt
 from tests.tiny import FAMILIES, make_vlm

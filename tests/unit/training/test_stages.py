@@ -8,8 +8,8 @@ import torch
 
 from masp.artifacts.store import Lineage, load_aspects, load_soft_prompt, save_aspects
 from masp.errors import InputError
-from masp.models.aspect_modules import AspectModules
 from masp.models.forward import Stage1Model, Stage2Model
+from masp.models.trainable import AspectModules
 from masp.training.stages import open_stage
 
 COURSE = ["num_epochs", "learning_rate", "warmup_ratio", "weight_decay", "max_grad_norm", "global_batch_size", "layout"]

@@ -3,7 +3,7 @@
 import pytest
 
 from masp.errors import InputError
-from masp.vlm.families import load_config, plain_vlm_errors, resolve_folder
+from masp.vlm.families import load_config, plain_vlm_errors, resolve_directory
 
 
 @pytest.mark.parametrize(
@@ -28,11 +28,11 @@ def test_an_odd_configuration(vlm, content, message):
 def test_a_path_that_is_not_a_vlm(tmp_path):
     for path in ("/no/such/vlm", "./vlm", "a/b/c"):
         with pytest.raises(InputError, match=f"vlm.path: '{path}' is not a directory; give that of a VLM, or a hub"):
-            resolve_folder(path)
+            resolve_directory(path)
     with pytest.raises(InputError, match=f"vlm.path: {tmp_path} has no config.json"):
-        resolve_folder(str(tmp_path))
+        resolve_directory(str(tmp_path))
     with pytest.raises(InputError, match="vlm.path: 'no/such' is not a directory here and cannot be downloaded"):
-        resolve_folder("no/such")  # offline
+        resolve_directory("no/such")  # offline
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from masp.models.aspect_modules import AspectModules
+from masp.models.trainable import AspectModules
 from masp.vlm.flops import aspect_module_flops, encoder_flops, language_flops, peak_flops, rule_of_thumb, shapes
 from masp.vlm.language import load_language_half
 from masp.vlm.vision import load_preprocessor, load_vision_half

@@ -15,7 +15,7 @@ class Probe(TrainJob):
         if what == "bad":
             raise InputError("a.b = 1: must be 2")
         if what.startswith("raise "):
-            import types, masp.distributed.liveness, masp.runtime.run_lock
+            import types, masp.distributed.liveness, masp.runtime.run_directory
             error = eval(what.removeprefix("raise "))
             def train(*_, **__):
                 raise error

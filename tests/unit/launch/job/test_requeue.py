@@ -84,7 +84,7 @@ def test_without_progress_losing_ranks_is_no_accident(probe, tmp_path):
 @pytest.mark.parametrize("count", ["0", "1"])
 def test_a_run_that_a_lost_rank_still_holds_is_tried_again(count, probe):
     used = SRUN | {
-        "PROBE": "raise masp.runtime.run_lock.RunInUse('in use by another run')",
+        "PROBE": "raise masp.runtime.run_directory.RunInUse('in use by another run')",
         "SLURM_RESTART_COUNT": count,
     }
     done = probe(**used)

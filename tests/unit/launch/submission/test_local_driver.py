@@ -12,7 +12,7 @@ from launch.submission import local_driver
 from launch.submission.record import FILE
 from launch.submission.state import DRIVER_LOCK, DriverStatus, PartStatus, read_driver_status
 from masp.errors import InputError
-from masp.runtime.status import RunState, write_status
+from masp.runtime.run_directory import RunState, write_status
 from tests.runs import REPOSITORY
 
 
@@ -62,7 +62,7 @@ def test_cancelling_waits_for_the_driver_to_end(tmp_path):
     code = f"""
 import pathlib, signal, time
 from masp.files.locks import holding
-from masp.runtime.status import RunState, write_status
+from masp.runtime.run_directory import RunState, write_status
 from masp.runtime.stop import StopFlag
 directory = pathlib.Path({str(tmp_path)!r})
 with StopFlag() as stop, holding(directory / "driver.lock", "", key="output_dir"):

@@ -9,7 +9,7 @@ from launch.job.parts import PartName
 from launch.submission.progress import progress
 from masp.config import Config, load_config
 from masp.evaluation.run import evaluate_dir
-from masp.runtime.status import RunState, write_status
+from masp.runtime.run_directory import RunState, write_status
 from tests.unit.launch.fake_slurm import CONFIG
 
 

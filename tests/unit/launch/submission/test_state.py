@@ -20,7 +20,7 @@ from launch.submission.state import (
     table,
 )
 from masp.errors import DataError, InputError, OtherRankFailed
-from masp.runtime.status import RunState, write_status
+from masp.runtime.run_directory import RunState, write_status
 
 WAITING = "".join(f"{job}|N/A|PENDING|Dependency|0:00||0|\n" for job in (8, 9, 10))
 
@@ -136,9 +136,9 @@ def test_a_driver_status_of_the_previous_release_is_read_and_written_the_same(lo
     found = read_driver_status(local)
     assert found.parts["extract"] == PartStatus(State.FINISHED, ("11", "12"), 2, "", "0:00:07")
     assert found.parts["stage2"] == PartStatus()
-    monkeypatch.setattr("masp.runtime.status.time.time", lambda: found.time)
-    monkeypatch.setattr("masp.runtime.status.socket.gethostname", lambda: found.host)
-    monkeypatch.setattr("masp.runtime.status.os.getpid", lambda: found.pid)
+    monkeypatch.setattr("masp.runtime.run_directory.time.time", lambda: found.time)
+    monkeypatch.setattr("masp.runtime.run_directory.socket.gethostname", lambda: found.host)
+    monkeypatch.setattr("masp.runtime.run_directory.os.getpid", lambda: found.pid)
     write_status(local, RunState.FAILED, 3, found.message, DriverStatus, parts=found.parts)
     assert (local / "status.json").read_text() == OLD_STATUS
 

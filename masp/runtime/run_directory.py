@@ -1,7 +1,12 @@
-"""`status.json`: what became of a run, for tools, since launchers replace exit codes (torchrun turns any into 1)."""
+"""A run directory: `status.json` says what became of the run, and a lock lets one run at a time write there.
+
+The status is for tools, since launchers replace exit codes (torchrun turns any into 1). The lock ends with the process
+that holds it, however that ends.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -14,18 +19,23 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from masp.errors import DataError, InputError, MaspError, OtherRankFailed, StoppedEarly
+from masp.errors import DataError, FilesInUse, InputError, MaspError, OtherRankFailed, StoppedEarly, one_line
 from masp.files import typed
-from masp.files.atomic import write_bytes
+from masp.files.atomic import write_all, write_bytes
+from masp.files.locks import try_lock
 from masp.files.regular import is_directory
-from masp.files.text import reason
-from masp.files.typed import plain
-from masp.runtime.run_lock import RunInUse
+from masp.files.text import reason, shortened
+from masp.files.typed import decode, plain
 
 LOG = logging.getLogger(__name__)
 
-FILE = "status.json"
+STATUS_FILE = "status.json"
+LOCK_FILE = ".lock"
 _MAX_BYTES = 16 << 20
+
+
+class RunInUse(FilesInUse):
+    """Another live run uses this directory; its files, the status included, are left alone."""
 
 
 class RunState(StrEnum):
@@ -83,7 +93,7 @@ def write_status(
     """
     status = kind(RunState(state), exit_code, message, time.time(), socket.gethostname(), os.getpid(), **more)
     fields = {"state": status.state, "exit_code": exit_code, **plain(status, omit_none=True)}  # null, not left out
-    write_bytes(directory / FILE, json.dumps(fields, indent=1).encode())
+    write_bytes(directory / STATUS_FILE, json.dumps(fields, indent=1).encode())
 
 
 @overload
@@ -104,7 +114,7 @@ def read_status(directory: Path, kind: type[Status] = Status) -> Status | None:
         InputError: The file may not be read or is not a regular file.
     """
     try:
-        return typed.read(kind, directory / FILE, max_bytes=_MAX_BYTES, surrogates=True)
+        return typed.read(kind, directory / STATUS_FILE, max_bytes=_MAX_BYTES, surrogates=True)
     except DataError:
         return None
 
@@ -153,4 +163,91 @@ def _note(
             state = RunState.FINISHED
         write_status(directory, state, exit_code, message)
     except (OSError, InputError) as error:  # most likely what ended the run, whose own message must get through
-        LOG.warning("%s cannot be written: %s", directory / FILE, reason(error))
+        LOG.warning("%s cannot be written: %s", directory / STATUS_FILE, reason(error))
+
+
+@dataclass(frozen=True)
+class _Holder:
+    """Content of the lock file: the process that holds the lock."""
+
+    host: str
+    pid: int
+
+
+class RunLock:
+    """The right to write into a run directory, held by rank 0 for all ranks. Use as a context manager.
+
+    The lock is one of `masp.files.locks`, so a killed run leaves nothing locked. The file names the holder, for the
+    error message.
+
+    Args:
+        directory: Run directory; as long as it does not exist, `take` does nothing.
+    """
+
+    def __init__(self, directory: Path):
+        self.path = directory / LOCK_FILE
+        self._descriptor: int | None = None
+
+    def take(self) -> None:
+        """Take the lock if the directory exists; nothing happens if it is held already.
+
+        Raises:
+            RunInUse: Another live process holds it.
+            InputError: The lock file cannot be written or locked.
+        """
+        if self._descriptor is not None or not is_directory(self.path.parent, key="output_dir"):
+            return
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise self._not_written(error) from None
+        try:
+            self._lock(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor  # if this process closed any other descriptor of the file, the lock would end
+
+    def _lock(self, descriptor: int) -> None:
+        try:
+            free = try_lock(descriptor)
+        except OSError as error:
+            raise InputError(
+                f"output_dir: {self.path} cannot be locked ({reason(error)}), so two runs could write here at once; "
+                "give an output_dir on a file system with locks"
+            ) from None
+        if not free:
+            raise RunInUse(
+                f"output_dir: {self.path.parent} is in use by {self._described(os.read(descriptor, 4096))}; wait until "
+                "it ends or stop it, or give another output_dir"
+            )
+        holder = _Holder(socket.gethostname(), os.getpid())
+        try:
+            os.ftruncate(descriptor, 0)
+            write_all(descriptor, json.dumps(dataclasses.asdict(holder)).encode())
+        except OSError as error:
+            raise self._not_written(error) from None
+
+    def _not_written(self, error: OSError) -> InputError:
+        return InputError(f"output_dir: {self.path} cannot be written: {reason(error)}")
+
+    def _described(self, content: bytes) -> str:
+        """Who holds the lock, according to its file."""
+        try:
+            holder = decode(_Holder, content, str(self.path))
+        except DataError:  # its holder has only just taken it, or a person wrote into it; it is locked all the same
+            return "another run"
+        return f"another run, process {holder.pid} on {one_line(shortened(holder.host))}"
+
+    def release(self) -> None:
+        """Release the lock. The file stays: if it were removed, two other runs could each lock a file of that name."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> RunLock:
+        self.take()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
