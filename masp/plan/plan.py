@@ -11,6 +11,7 @@ from typing import Any
 from masp.cache.layout import read_layout
 from masp.config import Config
 from masp.data.datasets import Dataset, read_dataset
+from masp.data.findings import Finding, Holdings
 from masp.errors import InputError
 from masp.plan.actual import Actual, actual_cache, actual_extraction, actual_stages
 from masp.plan.disk import PRECISIONS, Space, check_space, index_bytes, shard_contents, tar_sizes
@@ -45,8 +46,10 @@ class DatasetFacts:
 
     name: str
     root: str
-    notes: tuple[str, ...]
+    findings: tuple[Finding, ...]
     """What the user should know about it."""
+    holdings: Holdings
+    """Images per split and category, and per split and aspect."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +205,7 @@ def _predict(
         "stage2": estimate_stage(stage2_work(config, language, words, train), rates.stage2, mean_bytes),
     }
     return Plan(
-        dataset=DatasetFacts(dataset.name, str(dataset.root), tuple(dataset.notes)),
+        dataset=DatasetFacts(dataset.name, str(dataset.root), dataset.findings, dataset.holdings),
         vlm=config.vlm.path,
         images=_image_facts(config, dataset, images, broken),
         tokens=tokens,

@@ -14,6 +14,7 @@ def test_sets_are_normalised_and_distinct():
         "emotion6": 6,
         "artphoto": 8,
         "abstract": 8,
+        "fi": 8,
         "flickr": 2,
         "instagram": 2,
     }
