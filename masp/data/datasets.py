@@ -11,6 +11,7 @@ from tqdm import tqdm
 from masp.config.schema import DatasetConfig
 from masp.data.answers import Annotation, read_annotation
 from masp.data.findings import (
+    NO_ANNOTATIONS,
     Finding,
     close_to,
     coverage_findings,
@@ -33,12 +34,6 @@ __all__ = ["SPLITS", "Dataset", "Sample", "read_dataset"]
 # Annotations are small files, often on a network disk: threads wait for many at a time.
 _NUM_THREADS = 8
 _CHUNK = 256
-
-NO_ANNOTATIONS = (
-    "no image has an annotation: stage 1 has nothing to learn from; train stage 2 with checkpoint.aspect=none, or with "
-    "aspect modules that were trained elsewhere, checkpoint.aspect=FILE"
-)
-"""What stage 1, stage 2, `masp doctor` and `masp study` say of such a dataset."""
 
 
 def read_dataset(config: DatasetConfig) -> Dataset:

@@ -14,9 +14,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from masp.errors import one_line
+from masp.files.atomic import write_bytes
+from masp.files.sealed import read_sealed, sealed
 from masp.files.text import shortened, shown
 from masp.taxonomy import ASPECTS
 
@@ -39,6 +42,8 @@ _WORDS: dict[Why, str] = {
     "not listed": "that no index file lists",
     "other file": "other files, such as text",
 }
+_ORDER = {"train": 0, "val": 1, "test": 2}
+"""Order of the splits in tables."""
 _CLOSE = 0.75
 """Similarity from which one name is taken for a misspelling of another."""
 
@@ -78,6 +83,17 @@ class Ignored:
     """What it probably should have been called."""
 
 
+WITHOUT_STAGE_1 = (
+    "train stage 2 with checkpoint.aspect=none, or with aspect modules that were trained elsewhere, "
+    "checkpoint.aspect=FILE"
+)
+"""What to do where no image is annotated; whoever meets such a dataset says the same."""
+NO_ANNOTATIONS = f"no image has an annotation: stage 1 has nothing to learn from; {WITHOUT_STAGE_1}"
+
+FILE = "findings.json"
+"""What is recorded of a dataset, beside a cache, an artifact or an evaluation."""
+
+
 @dataclass(frozen=True)
 class Holdings:
     """How many images of what a dataset has."""
@@ -91,9 +107,18 @@ class Holdings:
         """Images of a split."""
         return sum(self.categories.get(split, {}).values())
 
+    def __post_init__(self) -> None:
+        if self.categories.keys() != self.aspects.keys():
+            raise ValueError("must count categories and aspects of the same splits")
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits, in the order of tables."""
+        return tuple(sorted(self.categories, key=lambda split: (_ORDER.get(split, 9), split)))
+
     def table(self) -> list[str]:
         """Lines of a table: a row per category, and per aspect where there are annotations."""
-        splits = list(self.categories)
+        splits = self.splits
         rows = [("category", self.categories)]
         if any(self.aspects.values()):
             rows.append(("annotated", self.aspects))
@@ -242,6 +267,36 @@ def coverage_findings(holdings: Holdings, categories: Sequence[str]) -> list[Fin
 
 def _of(names: Sequence[str], plural: str, singular: str) -> str:
     return f"the {singular}" if len(names) == 1 else f"{len(names)} {plural}"
+
+
+@dataclass(frozen=True)
+class DatasetRecord:
+    """The content of `findings.json`."""
+
+    format_version: Literal[1]
+    dataset: str
+    """Digest of the dataset, as the cache's manifest has it; empty where there is no cache."""
+    holdings: Holdings
+    findings: tuple[Finding, ...]
+
+
+def save_findings(directory: Path, record: DatasetRecord) -> None:
+    """Write `findings.json`.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    write_bytes(directory / FILE, sealed(record))
+
+
+def load_findings(directory: Path) -> DatasetRecord | None:
+    """Read `findings.json`; None if there is none.
+
+    Raises:
+        DataError: Damaged.
+        InputError: It may not be read.
+    """
+    return read_sealed(DatasetRecord, directory / FILE)
 
 
 @dataclass(frozen=True)

@@ -98,10 +98,10 @@ def _compare_with_disk(
             )
     images = {os.path.dirname(entry.image_path) for entry in entries}
     unlisted = [
-        Ignored(os.path.relpath(path, root), "not listed")
+        Ignored(os.path.relpath(file, root), "not listed")
         for directory in sorted(images)
         for name in sorted(set((directories.names(directory) or {}).values()))
-        if is_image_name(name) and not name.startswith(".") and (path := os.path.join(directory, name)) not in used
+        if is_image_name(name) and not name.startswith(".") and (file := os.path.join(directory, name)) not in used
     ]
     if not missing:
         return entries, tuple(unlisted), ()

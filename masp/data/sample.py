@@ -1,10 +1,12 @@
 """Samples, datasets, and how a layout lists them."""
 
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from masp.data.findings import Finding, Holdings, Ignored, holdings_of
+from masp.data.findings import DatasetRecord, Finding, Holdings, Ignored, holdings_of
 
 SPLITS = ("train", "val", "test")
 
@@ -55,6 +57,20 @@ class Dataset:
     def holdings(self) -> Holdings:
         """How many images of what there are."""
         return holdings_of(self.samples)
+
+    def record(self, digest: str = "", more: Iterable[Finding] = ()) -> DatasetRecord:
+        """What `findings.json` says of it: the same wherever the dataset is.
+
+        Args:
+            digest: Digest of the dataset, if it is known.
+            more: What is known beside `findings`.
+        """
+        start = f"{self.root}{os.sep}"
+        findings = tuple(
+            replace(f, text=f.text.replace(start, ""), examples=tuple(e.replace(start, "") for e in f.examples))
+            for f in (*self.findings, *more)
+        )
+        return DatasetRecord(1, digest, self.holdings, findings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from masp.config import Config
 from masp.data.datasets import Dataset, read_dataset
 from masp.data.findings import Finding, Holdings
 from masp.errors import InputError
-from masp.plan.actual import Actual, actual_cache, actual_extraction, actual_stages
+from masp.plan.actual import Actual, actual_cache, actual_extraction, actual_stages, is_of
 from masp.plan.disk import PRECISIONS, Space, check_space, index_bytes, shard_contents, tar_sizes
 from masp.plan.headers import read_sizes
 from masp.plan.levers import Lever, pixel_levers
@@ -46,8 +46,10 @@ class DatasetFacts:
 
     name: str
     root: str
-    findings: tuple[Finding, ...]
+    notes: tuple[str, ...]
     """What the user should know about it."""
+    findings: tuple[Finding, ...]
+    """The same with counts and examples."""
     holdings: Holdings
     """Images per split and category, and per split and aspect."""
 
@@ -194,6 +196,8 @@ def _predict(
     hidden, dtype = language.width, config.cache.dtype
     train = [p for p in images if p.sample.split == "train"]
     layout = read_layout(Path(config.cache.dir))
+    is_same = is_of(Path(config.cache.dir), layout, dataset)
+    layout = layout if is_same else None
     shards = shard_contents(dataset.samples, images, config.cache.num_shards, layout)
     tars = tar_sizes(shards, hidden, dtype)
     tokens = token_statistics(images)
@@ -205,7 +209,13 @@ def _predict(
         "stage2": estimate_stage(stage2_work(config, language, words, train), rates.stage2, mean_bytes),
     }
     return Plan(
-        dataset=DatasetFacts(dataset.name, str(dataset.root), dataset.findings, dataset.holdings),
+        dataset=DatasetFacts(
+            dataset.name,
+            str(dataset.root),
+            tuple(map(str, dataset.findings)),
+            dataset.findings,
+            dataset.holdings,
+        ),
         vlm=config.vlm.path,
         images=_image_facts(config, dataset, images, broken),
         tokens=tokens,
@@ -230,8 +240,8 @@ def _predict(
         levers=tuple(pixel_levers(config, vision, shards, hidden)),
         actual=Actual(
             cache=actual_cache(Path(config.cache.dir), layout, tars, tokens.total, len(images)),
-            extract=actual_extraction(Path(config.cache.dir), extract.images_per_s),
-            stages=actual_stages(config.output_dir, stages),
+            extract=actual_extraction(Path(config.cache.dir), extract.images_per_s) if is_same else None,
+            stages=actual_stages(config.output_dir, stages, dataset),
         ),
     )
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from masp.config import DatasetConfig
-from masp.data.datasets import NO_ANNOTATIONS, SPLITS, read_dataset
+from masp.data.datasets import SPLITS, read_dataset
+from masp.data.findings import NO_ANNOTATIONS
 from masp.errors import DataError, InputError, MaspError
 from masp.taxonomy import CATEGORY_SETS
 

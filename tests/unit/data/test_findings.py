@@ -233,7 +233,7 @@ def test_a_whole_dataset_has_no_findings(tmp_path):
     dataset = read(tmp_path, "folder")
     assert dataset.findings == ()
     assert dataset.holdings.table()[:3] == [
-        "category               test     train",
+        "category              train      test",
         "fear                      1         1",
         "joy                       1         1",
     ]
