@@ -26,7 +26,9 @@ from masp.taxonomy import ASPECTS
 if TYPE_CHECKING:
     from masp.data.sample import Sample
 
-Kind = Literal["ignored", "names", "missing", "annotations", "aspects", "categories", "duplicates", "labels"]
+Kind = Literal[
+    "ignored", "names", "missing", "annotations", "aspects", "categories", "duplicates", "labels", "training", "cache"
+]
 Why = Literal["too deep", "no category", "extension", "hidden", "no split", "not listed", "other file"]
 
 MAX_EXAMPLES = 3

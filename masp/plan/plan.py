@@ -18,6 +18,7 @@ from masp.plan.disk import PRECISIONS, Space, check_space, index_bytes, shard_co
 from masp.plan.headers import read_sizes
 from masp.plan.levers import Lever, pixel_levers
 from masp.plan.measure import measure_rates
+from masp.plan.prospects import obstacles, prospect_findings
 from masp.plan.rates import DEFAULT_TFLOPS, DEFAULT_UTILIZATION, Rates, rates_of_run, stated_rates
 from masp.plan.text_tokens import Words, count_words
 from masp.plan.vision_tokens import PlannedImage, TokenStatistics, plan_images, token_statistics
@@ -52,6 +53,8 @@ class DatasetFacts:
     """The same with counts and examples."""
     holdings: Holdings
     """Images per split and category, and per split and aspect."""
+    obstacles: dict[str, str]
+    """Stage -> why it cannot be trained as configured; empty where all can."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,13 @@ def _predict(
     train = [p for p in images if p.sample.split == "train"]
     layout = read_layout(Path(config.cache.dir))
     is_same = is_of(Path(config.cache.dir), layout, dataset)
-    layout = layout if is_same else None
+    findings = (*dataset.findings, *prospect_findings(config, dataset))
+    if layout is not None and not is_same:
+        text = (
+            f"cache.dir: {config.cache.dir} holds features of another dataset, which the prediction is not compared "
+            "with; extraction will refuse it: give another cache.dir"
+        )
+        findings, layout = (*findings, Finding("cache", text, 1, serious=True)), None
     shards = shard_contents(dataset.samples, images, config.cache.num_shards, layout)
     tars = tar_sizes(shards, hidden, dtype)
     tokens = token_statistics(images)
@@ -210,11 +219,12 @@ def _predict(
     }
     return Plan(
         dataset=DatasetFacts(
-            dataset.name,
-            str(dataset.root),
-            tuple(map(str, dataset.findings)),
-            dataset.findings,
-            dataset.holdings,
+            name=dataset.name,
+            root=str(dataset.root),
+            notes=tuple(map(str, findings)),
+            findings=findings,
+            holdings=dataset.holdings,
+            obstacles=obstacles(config, dataset),
         ),
         vlm=config.vlm.path,
         images=_image_facts(config, dataset, images, broken),
