@@ -86,8 +86,8 @@ class Ignored:
 
 
 WITHOUT_STAGE_1 = (
-    "train stage 2 with checkpoint.aspect=none, or with aspect modules that were trained elsewhere, "
-    "checkpoint.aspect=FILE"
+    "train stage 2 with checkpoint.aspect=none (aspects=[] for `masp study`), or with aspect modules that were trained "
+    "elsewhere, checkpoint.aspect=FILE"
 )
 """What to do where no image is annotated; whoever meets such a dataset says the same."""
 NO_ANNOTATIONS = f"no image has an annotation: stage 1 has nothing to learn from; {WITHOUT_STAGE_1}"
@@ -354,7 +354,20 @@ def finding_lines(findings: Iterable[Finding]) -> list[str]:
     ]
 
 
-def log_findings(findings: Iterable[Finding], log: logging.Logger) -> None:
-    """Say the findings, a line each; the serious ones last, as warnings."""
-    for finding in sorted(findings, key=lambda f: f.serious):
-        log.log(logging.WARNING if finding.serious else logging.INFO, "dataset: %s", finding)
+_COVERAGE: tuple[Kind, ...] = ("annotations", "aspects", "categories")
+
+
+def log_findings(findings: Iterable[Finding], log: logging.Logger, *, again: bool = False) -> None:
+    """Say the findings: the serious ones last, each a warning of its own, the others in one line.
+
+    Args:
+        findings: What to say.
+        log: Logger of the caller.
+        again: Whether extraction has said it already: what is merely incomplete is then left out.
+    """
+    chosen = [f for f in findings if f.serious or not (again and f.kind in _COVERAGE)]
+    if minor := [str(finding) for finding in chosen if not finding.serious]:
+        log.info("dataset: %s", "; ".join(minor))
+    for finding in chosen:
+        if finding.serious:
+            log.warning("dataset: %s", finding)

@@ -98,7 +98,7 @@ def evaluate(
             for note in evaluation.notes:
                 LOG.info("%s", note)
             if record:
-                log_findings(record.findings, LOG)
+                log_findings(record.findings, LOG, again=True)
         missing = set(ledgers.begin())
         if ranks.is_rank_0:
             save_config(config, directory / "config.yaml")

@@ -114,7 +114,7 @@ def extract(
         raise InputError(f"--task-index {task_index}: must be at least 0 and below --num-tasks, which is {num_tasks}")
     job = prepare(config)
     if task_index == 0:
-        log_findings(job.dataset.findings, LOG)
+        log_findings(job.dataset.record().findings, LOG)
     directory, alone = job.directory, num_tasks == 1
     mine = job.shards[task_index::num_tasks]
     task = "" if alone else f" (task {task_index} of {num_tasks})"

@@ -133,7 +133,7 @@ class Trainer:
         self.num_steps = self.stage.schedule.num_steps
         if ranks.is_rank_0:
             if self.stage.record:
-                log_findings(self.stage.record.findings, LOG)
+                log_findings(self.stage.record.findings, LOG, again=True)
             if note := too_little(name, self.num_steps, self.settings):
                 LOG.warning("%s", note)
         self.num_taken = 0

@@ -277,3 +277,8 @@ def test_warnings_come_last_and_one_to_a_line(caplog):
     with caplog.at_level(logging.INFO):
         log_findings(reversed(findings), logging.getLogger("masp"))
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        some = [Finding("annotations", "a", 1), Finding("labels", "b", 1), Finding("annotations", "c", 1, serious=True)]
+        log_findings(some, logging.getLogger("masp"), again=True)
+    assert [record.getMessage() for record in caplog.records] == ["dataset: b", "dataset: c"]
