@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from masp.artifacts.trained import NONE, default_aspect_path
-from masp.cache.manifest import read_manifest
 from masp.config import Config
 from masp.distributed.task_share import require_one_process
 from masp.errors import InputError
@@ -22,9 +21,6 @@ from masp.experiments.variants import FULL, Variant, variants_of
 from masp.extraction.job import extract
 from masp.files.text import shortened, shown
 from masp.training.loop import train
-
-
-_SOFT_PROMPT_ALONE = "; where no image is annotated, give aspects=[] for a study of the soft prompt alone"
 
 
 def run_study(config: Config, seeds: str, only: str | None = None, list_only: bool = False) -> Path | None:
@@ -58,7 +54,7 @@ def run_study(config: Config, seeds: str, only: str | None = None, list_only: bo
         "on a cluster submit the commands that `masp study --list` prints, then call `masp study` alone: it takes up "
         "what is finished",
     )
-    _check_annotations(config, extract(config))
+    extract(config)
     directory = study_dir(config)
     total = sum(len(_seeds_of(v, numbers)) for v in chosen)
     done = 0
@@ -126,28 +122,12 @@ def _check_config(config: Config) -> None:
     for key, value in vars(config.checkpoint).items():
         if value is not None:
             raise InputError(
-                f"checkpoint.{key} = {shown(value)}: a study trains the checkpoints of all its runs itself; "
-                f"leave it out{_SOFT_PROMPT_ALONE if key == 'aspect' else ''}"
+                f"checkpoint.{key} = {shown(value)}: a study trains the checkpoints of all its runs itself (where no "
+                "image is annotated, give aspects=[]: a study of the soft prompt alone); leave it out"
             )
     if config.evaluate.stage != "stage2":
         raise InputError(
             f"evaluate.stage = {config.evaluate.stage!r}: a study compares predictions of emotions; leave it out"
-        )
-
-
-def _check_annotations(config: Config, cache: Path) -> None:
-    """Refuse aspects that no run could train a module for, before the first of them begins.
-
-    Raises:
-        InputError: Names them.
-    """
-    train = read_manifest(cache).splits.get("train")
-    annotated = train.aspects if train else {}
-    if empty := [aspect for aspect in config.aspects if aspect not in annotated]:
-        rest = ",".join(aspect for aspect in config.aspects if aspect in annotated)
-        raise InputError(
-            f"aspects: no training image is annotated with {' or '.join(empty)}; give aspects=[{rest}]"
-            f"{'' if rest else ' for a study of the soft prompt alone'}"
         )
 
 
