@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from masp.data.findings import FILE
 from tests.runs import make_run
@@ -98,3 +99,28 @@ def test_steps_that_change_nothing_are_remarked_on_before_and_after(commands, ru
     stderr = commands.ok("train", "--stage", "stage2", "--config", config, "aspects=[]", *settings).stderr
     assert "warning: stage2: 6 steps at stage2.learning_rate = 5e-06 move a value by at most about 2e-05" in stderr
     assert "warning: stage2: the loss hardly moved in 6 steps, from " in stderr
+
+
+def test_predict_needs_neither_cache_nor_dataset_and_looks_for_files_first(commands, run, tmp_path):
+    config, folder = run
+    mine = tmp_path / "mine.yaml"
+    settings = yaml.safe_load(config.read_text())
+    mine.write_text(yaml.safe_dump({key: settings[key] for key in ("vlm", "questions", "extract", "engine")}))
+    picture = folder / "pictures/train/anger/train.000.jpg"
+    given = (
+        "checkpoint.aspect=none",
+        "checkpoint.soft_prompt=none",
+        "dataset.categories=[joy,awe]",
+        "cache.dtype=fp32",
+    )
+    assert commands.ok("predict", picture, "--config", mine, *given).stdout.startswith(f"{picture}: ")
+    # Nothing of the VLM is read where no image is there: its directory need not even exist.
+    gone = commands("predict", tmp_path / "a.jpg", tmp_path, "--config", mine, *given, "vlm.path=/no/such/vlm")
+    assert gone.code == 2 and gone.stderr.startswith(
+        f"error: 2 of 2 images cannot be read: {tmp_path / 'a.jpg'} (file "
+    )
+    # A missing soft prompt is found before the encoder is loaded: its weights need not be there.
+    bare = tmp_path / "bare"
+    shutil.copytree(settings["vlm"]["path"], bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    missing = commands("predict", picture, "--config", mine, f"vlm.path={bare}", "questions=/no/such/file")
+    assert missing.code == 2 and "questions" in missing.stderr
