@@ -107,7 +107,7 @@ def array_share(environ: Mapping[str, str]) -> tuple[int, int]:
 
 
 def slurm_number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
-    """An integer that Slurm sets; InputError if it is not one, or not set and there is no default."""
+    """An integer that Slurm sets; InputError if it is not one, or missing without a default."""
     if name not in environ and default is not None:
         return default
     try:
