@@ -21,6 +21,7 @@ import torch.distributed
 
 from masp.errors import InputError, one_line
 from masp.files.text import first_line, reason, shortened, shown
+from masp.runtime.stop import is_ending
 
 MAX_DIGITS = 9
 """Digits of a number in an environment variable; more cannot be a rank, a count or a job."""
@@ -222,8 +223,8 @@ def _first_host() -> str:
 
 
 def leave() -> None:
-    """Destroy the process group."""
-    if torch.distributed.is_initialized():
+    """Destroy the process group; not at the end of a process whose exit code must not depend on that."""
+    if torch.distributed.is_initialized() and not is_ending():
         torch.distributed.destroy_process_group()
 
 
