@@ -7,7 +7,6 @@ there must be N: nothing here falls back to one.
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import subprocess
 import warnings
@@ -229,9 +228,8 @@ def leave() -> None:
 
 
 def _quieten() -> None:
-    """Silence what DeepSpeed and torch warn about each other, unless MASP_DEBUG=1."""
+    """Silence what torch warns about DeepSpeed, unless MASP_DEBUG=1."""
     if os.environ.get("MASP_DEBUG") == "1":
         return
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # DeepSpeed calls collectives that torch has renamed, on every step
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
