@@ -57,7 +57,7 @@ def read_annotation(path: Path) -> Annotation:
         path: A JSON file that holds one object; the values of keys other than the aspects are not looked at.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
         DataError: Not a JSON object, or a value in it is not valid. The message names file, key and value.
         OSError: It cannot be read.
     """
