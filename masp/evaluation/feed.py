@@ -66,7 +66,7 @@ class Feed(ABC):
     """Digest of keys, labels and, from the cache, of what the features are made of."""
     num_quarantined: int
     """Images of the split that extraction could not read, which are not evaluated."""
-    record: DatasetRecord | None
+    record: DatasetRecord | None = field(default=None, kw_only=True)
     """What is known of the dataset; None where its cache does not say."""
 
     @abstractmethod
