@@ -55,8 +55,12 @@ def describe(directory: str | Path) -> str:
     record = read_findings(directory, manifest)
     if record is None:
         lines += ["", "findings about the dataset were not recorded; `masp extract` again records them"]
-    elif record.findings:
+    else:
         lines += ["", *finding_lines(record.findings)]
+        if not record.near_duplicates:
+            lines.append(
+                "images that look nearly alike were not searched for; `masp extract --near-duplicates` does so"
+            )
     return "\n".join(lines)
 
 

@@ -27,7 +27,17 @@ if TYPE_CHECKING:
     from masp.data.sample import Sample
 
 Kind = Literal[
-    "ignored", "names", "missing", "annotations", "aspects", "categories", "duplicates", "labels", "training", "cache"
+    "ignored",
+    "names",
+    "missing",
+    "annotations",
+    "aspects",
+    "categories",
+    "duplicates",
+    "near duplicates",
+    "labels",
+    "training",
+    "cache",
 ]
 Why = Literal["too deep", "no category", "extension", "hidden", "no split", "not listed", "other file"]
 
@@ -280,6 +290,8 @@ class DatasetRecord:
     """Digest of the dataset, as the cache's manifest has it; empty where there is no cache."""
     holdings: Holdings
     findings: tuple[Finding, ...]
+    near_duplicates: bool = False
+    """Whether images that look alike were searched for (`masp extract --near-duplicates`)."""
 
 
 def save_findings(directory: Path, record: DatasetRecord) -> None:

@@ -57,8 +57,10 @@ def test_that_of_another_state_is_not_read(folder):
 def test_info_shows_them_or_says_that_they_are_missing(folder):
     assert "findings about the dataset were not recorded; `masp extract` again records them" in describe(folder)
     record(folder)
-    assert describe(folder).splitlines()[-3:][0] == "note: x is ignored: train/x.bin"
-    assert describe(folder).splitlines()[-1].startswith("warning: 1 images have more than one category")
+    note, *_, warning, searched = describe(folder).splitlines()[-4:]
+    assert note == "note: x is ignored: train/x.bin"
+    assert warning.startswith("warning: 1 images have more than one category")
+    assert searched.endswith("were not searched for; `masp extract --near-duplicates` does so")
 
 
 def test_damage_is_named_and_not_passed_over(folder):
