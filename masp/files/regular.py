@@ -51,6 +51,17 @@ def read_tail(path: Path, num_bytes: int) -> bytes | None:
 
 
 @contextlib.contextmanager
+def opened(path: Path, *, key: str = "") -> Iterator[BinaryIO | None]:
+    """Open a regular file of any size to read it piece by piece; None if there is none.
+
+    Raises:
+        InputError: The file may not be read or is not a regular file.
+    """
+    with _opened(path, f"{key}: {path}" if key else str(path)) as file:
+        yield file
+
+
+@contextlib.contextmanager
 def _opened(path: Path, what: str) -> Iterator[BinaryIO | None]:
     """A regular file, open for reading; None if there is none. Whatever the system refuses is an `InputError`."""
     try:
