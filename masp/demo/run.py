@@ -18,8 +18,8 @@ from masp.demo.data import NUM_TEST, NUM_TRAIN, make_demo_data
 from masp.demo.world.write_dataset import best_possible
 from masp.distributed.task_share import require_one_process
 from masp.errors import DataError, InputError
+from masp.evaluation.linear_probe import linear_probe
 from masp.evaluation.run import evaluate
-from masp.experiments.linear_probe import linear_probe
 from masp.extraction.job import extract
 from masp.files.atomic import write_bytes
 from masp.files.typed import read
@@ -148,7 +148,7 @@ def _summarise(config: Config, metrics: dict[str, Path]) -> Summary:
         if result is None:
             raise DataError(f"{path} is missing; run the same command again")
         found[name] = result
-    num_correct, num_samples = linear_probe(open_cache(config.cache.dir), config.seed)
+    num_correct, num_samples, _ = linear_probe(open_cache(config.cache.dir), config.seed)
     interval = wilson_interval(num_correct, num_samples)
     found["linear_probe"] = VariantResult(num_correct / num_samples, interval, num_samples)
     best = best_possible(config.dataset.root, config.evaluate.split)

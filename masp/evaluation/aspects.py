@@ -30,6 +30,7 @@ from masp.files.atomic import write_bytes
 from masp.files.sealed import digest_of
 from masp.files.text import shown
 from masp.results.aspect_metrics import OpenMetrics, compute_aspect_metrics
+from masp.results.breakdown import SplitCounts
 from masp.results.ledger import DIRECTORY
 from masp.results.ledger_format import Record, generated_problem, likelihood_problem
 from masp.results.metrics_file import METRICS
@@ -141,8 +142,13 @@ class AspectEvaluation(Evaluation):
         machines = machines_of(self.feed, self.directory / DIRECTORY)
         write_aspect_records(self.directory / FILE, records, self.closed)
         metrics = compute_aspect_metrics(records, config.aspects, self.closed, len(self.keys), config.seed)
+        # an image in quarantine could have had an answer to every aspect
+        split = SplitCounts(len(self.keys_of), self.feed.num_quarantined)
         results = {
             **metrics.to_json(),
+            **split.to_json(),
+            **split.shares(metrics.num_samples, metrics.num_correct, len(config.aspects)),
+            "num_not_annotated": len(self.feed.keys) - len(self.keys_of),
             "stage": "stage1",
             "dataset": config.dataset.name,
             "split": config.evaluate.split,
@@ -163,7 +169,13 @@ class AspectEvaluation(Evaluation):
             if isinstance(values, OpenMetrics):
                 how = f"exact, token F1 {values.token_f1:.4f}"
             print(f"evaluate: {aspect}: {values.accuracy:.4f} ({low:.4f} to {high:.4f}) {how}")
-        print(f"evaluate: stage 1: {metrics.accuracy:.4f} of {metrics.num_samples} answers right: {path}")
+        lost = ""
+        if split.num_quarantined:
+            lost = (
+                f" ({split.num_quarantined} images in quarantine; at least {results['accuracy_of_split']:.4f} with "
+                "all their answers counted as wrong)"
+            )
+        print(f"evaluate: stage 1: {metrics.accuracy:.4f} of {metrics.num_samples} answers right{lost}: {path}")
         return path
 
     def _identity(self) -> dict[str, Any]:

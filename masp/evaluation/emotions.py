@@ -21,6 +21,8 @@ from masp.config import Config
 from masp.data.questions import Questions
 from masp.errors import InputError
 from masp.evaluation.feed import Feed, Item, machines_of, mixed_notes
+from masp.evaluation.findings import count_split, emotion_findings, left_out_notes, summary_lines
+from masp.evaluation.prompts import FIRST, Wording
 from masp.evaluation.protocol import Evaluation
 from masp.evaluation.scorers import EmotionScorer, ScoreRequest
 from masp.files.atomic import write_bytes
@@ -61,8 +63,9 @@ class EmotionEvaluation(Evaluation):
         config: Run configuration.
         directory: Directory of its results.
         feed: The images.
-        questions: Questions; evaluation asks the first emotion template.
+        questions: Questions.
         known_categories: Categories of other datasets that are evaluated with the same `evaluate.category_map`.
+        wording: How the emotion is asked for.
 
     Raises:
         InputError: aspect modules or soft prompt are missing or do not fit, or the categories were not trained and no
@@ -72,7 +75,13 @@ class EmotionEvaluation(Evaluation):
     what = "samples"
 
     def __init__(
-        self, config: Config, directory: Path, feed: Feed, questions: Questions, known_categories: Sequence[str] = ()
+        self,
+        config: Config,
+        directory: Path,
+        feed: Feed,
+        questions: Questions,
+        known_categories: Sequence[str] = (),
+        wording: Wording = FIRST,
     ):
         self.config, self.directory, self.feed, self.questions = config, directory, feed, questions
         self.trained = load_trained(config, feed.hidden_size, feed.model)
@@ -85,6 +94,8 @@ class EmotionEvaluation(Evaluation):
             known_categories,
         )
         self.categories = self.asked.categories
+        self.question = wording.question(questions, self.categories)
+        self.split = count_split(feed, self.asked.means)
         self.label_of = {
             key: self.asked.means[label]
             for key, label in zip(feed.keys, feed.labels, strict=True)
@@ -93,13 +104,14 @@ class EmotionEvaluation(Evaluation):
         self.keys = list(self.label_of)
         self.keys_of = {key: [key] for key in self.keys}
         self.length_notes = length_notes(config, self.trained.layout, self.categories)
-        self.notes = [*machine_notes(self.trained, feed.machine), *feed.notes(), *self.length_notes]
+        self.data_notes = [*feed.notes(), *left_out_notes(self.split), *self.length_notes]
+        self.notes = [*machine_notes(self.trained, feed.machine), *self.data_notes]
         self.aspects_shown = list(config.aspects) if config.evaluate.attention and self.trained.aspects else []
         self.identity = self._identity()
         self.scorer: EmotionScorer | None = None
 
     def load(self, device: str) -> None:
-        self.scorer = EmotionScorer(self.config, self.trained, self.questions, self.categories, device)
+        self.scorer = EmotionScorer(self.config, self.trained, self.questions, self.categories, device, self.question)
 
     def score(
         self, items: Sequence[Item], missing: Mapping[str, Sequence[str]]
@@ -136,7 +148,18 @@ class EmotionEvaluation(Evaluation):
         write_emotion_records(self.directory / FILE, records, self.categories, self.aspects_shown, maps, digests)
         results = {
             **metrics.to_json(),
+            **emotion_findings(
+                self.feed,
+                self.directory,
+                self.identity,
+                config.evaluate.split,
+                self.split,
+                self.asked.means,
+                metrics,
+                records,
+            ),
             "stage": "stage2",
+            "question": self.question,
             "dataset": config.dataset.name,
             "split": config.evaluate.split,
             "scoring": config.evaluate.scoring,
@@ -144,7 +167,7 @@ class EmotionEvaluation(Evaluation):
             "layout": self.trained.layout,
             "vision_features": self.trained.vision_features,
             "category_map": self.asked.shown(),
-            "notes": [*notes, *mixed_notes(machines), *self.feed.notes(), *self.length_notes],
+            "notes": [*notes, *mixed_notes(machines), *self.data_notes],
             "time": time.time(),
             "lineage": {
                 **self.trained.lineage(),
@@ -154,11 +177,7 @@ class EmotionEvaluation(Evaluation):
         }
         path = self.directory / METRICS
         write_bytes(path, json.dumps(results, indent=1).encode() + b"\n")
-        low, high = metrics.accuracy_ci95
-        print(
-            f"evaluate: accuracy {metrics.accuracy:.4f} (95 % interval {low:.4f} to {high:.4f}) "
-            f"on {metrics.num_samples} images: {path}"
-        )
+        print(summary_lines(results, path))
         return path
 
     def _identity(self) -> dict[str, Any]:
@@ -169,7 +188,7 @@ class EmotionEvaluation(Evaluation):
             "samples": self.feed.data_digest,
             "split": config.evaluate.split,
             "categories": list(self.categories),
-            "question": self.questions.emotion_first(self.categories),
+            "question": self.question,
             "scoring": config.evaluate.scoring,
             "max_new_tokens": config.evaluate.max_new_tokens if config.evaluate.scoring == "generate" else None,
             "precision": config.engine.precision,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -64,6 +66,8 @@ class Feed(ABC):
     """Digest of keys, labels and, from the cache, of what the features are made of."""
     num_quarantined: int
     """Images of the split that extraction could not read, which are not evaluated."""
+    aspects: tuple[str, ...]
+    """Aspects that some image of the dataset is annotated with."""
 
     @abstractmethod
     def batches(self, keys: Sequence[str], batch_size: int) -> Generator[list[Item]]:
@@ -89,6 +93,14 @@ class Feed(ABC):
         Raises:
             InputError: the image has changed.
         """
+
+    @abstractmethod
+    def category_counts(self, split: str) -> dict[str, int]:
+        """Category -> its readable images in a split; empty where the dataset has no such split."""
+
+    @abstractmethod
+    def annotations(self) -> Iterator[tuple[str, Mapping[str, str]]]:
+        """Key and answers of the annotated images of the split."""
 
     def digests(self) -> DataDigests:
         """By which two evaluations know whether they scored the same images."""
@@ -171,6 +183,18 @@ class CachedFeed(Feed):
             record = self.cache.read_record(row)
             yield record.key, record.answers
 
+    def category_counts(self, split: str) -> dict[str, int]:
+        if split not in self.cache.splits:
+            return {}
+        counts = np.bincount(self.cache.index.category[self.cache.rows(split)], minlength=len(self.categories))
+        return {category: int(count) for category, count in zip(self.categories, counts, strict=True) if count}
+
+    def annotations(self) -> Iterator[tuple[str, Mapping[str, str]]]:
+        for key in self.keys:
+            row = self.row_of[key]
+            if self.cache.index.aspects[row]:
+                yield key, self.cache.read_record(row).answers
+
     def check_unchanged(self, key: str, source: Sequence[int] | None) -> None:
         """The digest of the features is part of `data_digest`, so they cannot change unnoticed."""
 
@@ -194,6 +218,7 @@ def _open_cached(config: Config) -> CachedFeed:
         hidden_size=cache.hidden_size,
         data_digest=_digest(zip(keys, labels, cache.index.features_crc32[rows].tolist(), strict=True)),
         num_quarantined=cache.manifest.splits[config.evaluate.split].num_quarantined,
+        aspects=tuple(cache.manifest.aspects),
         cache=cache,
         row_of=dict(zip(keys, rows.tolist(), strict=True)),
         num_workers=config.evaluate.num_workers,
@@ -219,6 +244,12 @@ class LiveFeed(Feed):
 
     def answers(self) -> Iterator[tuple[str, dict[str, str]]]:
         return ((s.key, dict(s.answers)) for s in self.everything)
+
+    def category_counts(self, split: str) -> dict[str, int]:
+        return dict(Counter(sample.category for sample in self.everything if sample.split == split))
+
+    def annotations(self) -> Iterator[tuple[str, Mapping[str, str]]]:
+        return ((key, self.samples[key].answers) for key in self.keys if self.samples[key].answers)
 
     def check_unchanged(self, key: str, source: Sequence[int] | None) -> None:
         path = self.samples[key].image_path
@@ -281,6 +312,7 @@ def _open_live(config: Config) -> LiveFeed:
         # not what the files hold: each record says that of its own, so that mending one leaves the others
         data_digest=_digest(zip(keys, labels, strict=True)),
         num_quarantined=len(of_split) - len(samples),
+        aspects=tuple(sorted({aspect for s in dataset.samples for aspect in s.answers})),
         config=config,
         samples=samples,
         everything=[s for s in dataset.samples if s.key not in broken],

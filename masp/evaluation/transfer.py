@@ -120,6 +120,9 @@ def _write_table(table: Path, configs: dict[str, Config]) -> Path | None:
             category_map=metrics.category_map or {},
             split=metrics.split,
             metrics=os.path.relpath(path, table.parent),
+            num_in_split=metrics.num_in_split,
+            coverage=metrics.coverage,
+            accuracy_of_split=metrics.accuracy_of_split,
         )
     text = json.dumps({name: row.to_json() for name, row in rows.items()}, indent=1) + "\n"
     with plain_write_errors(table.parent):
@@ -132,12 +135,17 @@ def _write_table(table: Path, configs: dict[str, Config]) -> Path | None:
 def _as_text(rows: dict[str, DatasetRow]) -> str:
     """The datasets in lines of text."""
     width = max(10, *map(len, rows))
-    lines = [f"{'dataset':<{width}} {'images':>8} {'accuracy':>9}  {'95 % interval':<16} {'macro F1':>9}"]
+    lines = [
+        f"{'dataset':<{width}} {'images':>8} {'of':>8} {'accuracy':>9}  {'95 % interval':<16} {'macro F1':>9} "
+        f"{'of split':>9}"
+    ]
     for name, row in rows.items():
         low, high = row.accuracy_ci95 or (0.0, 0.0)
-        f1 = "" if row.macro_f1 is None else f"{row.macro_f1:>9.4f}"
+        f1, whole = ("" if value is None else f"{value:.4f}" for value in (row.macro_f1, row.accuracy_of_split))
+        total = "" if row.num_in_split is None else f"{row.num_in_split:,}"
         lines.append(
-            f"{name:<{width}} {row.num_samples or 0:>8,} {row.accuracy or 0.0:>9.4f}  "
-            f"{f'{low:.4f} to {high:.4f}':<16} {f1}"
+            f"{name:<{width}} {row.num_samples or 0:>8,} {total:>8} {row.accuracy or 0.0:>9.4f}  "
+            f"{f'{low:.4f} to {high:.4f}':<16} {f1:>9} {whole:>9}"
         )
+    lines.append("of: all images of the split; of split: the accuracy with those that were not scored counted as wrong")
     return "\n".join(lines)

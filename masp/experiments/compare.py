@@ -18,7 +18,8 @@ from masp.experiments.plots import intervals_figure
 from masp.files.atomic import write_bytes
 from masp.files.regular import is_file
 from masp.files.text import reason, shown
-from masp.results.metrics import percentiles, wilson_interval
+from masp.results.intervals import percentiles
+from masp.results.metrics import wilson_interval
 from masp.results.records import FILE, Records, read_records_file
 
 _NUM_RESAMPLES = 10_000

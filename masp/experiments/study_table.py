@@ -19,7 +19,7 @@ from masp.experiments.plots import Panel, intervals_figure
 from masp.experiments.variants import FULL, Variant
 from masp.files.atomic import write_bytes
 from masp.files.text import reason, shortened
-from masp.results.metrics import percentiles
+from masp.results.intervals import percentiles
 from masp.results.records import FILE, Records, read_records_file
 
 LOG = logging.getLogger(__name__)

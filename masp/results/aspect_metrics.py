@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from masp.errors import DataError
+from masp.results.intervals import percentiles
 from masp.results.ledger_format import Record
-from masp.results.metrics import Metrics, compute_metrics, percentiles, wilson_interval
+from masp.results.metrics import Metrics, compute_metrics, wilson_interval
 
 _NUM_RESAMPLES = 2000
 
@@ -117,7 +118,7 @@ def open_metrics(records: Sequence[Record], seed: int = 0) -> OpenMetrics:
         accuracy=sum(exact) / len(records),
         accuracy_ci95=wilson_interval(sum(exact), len(records)),
         token_f1=float(f1.mean()),
-        token_f1_ci95=percentiles(resampled),
+        token_f1_ci95=percentiles(np.array(resampled)),
         answers=len({record.label for record in records}),
     )
 

@@ -25,11 +25,11 @@ from sklearn.metrics import brier_score_loss, confusion_matrix, f1_score, precis
 
 from masp.errors import DataError
 from masp.files.text import MAX_REASON, shortened, shown
+from masp.results.intervals import NUM_BINS, calibration_interval, mean_interval, percentiles
 from masp.results.ledger_format import Record
 
 Z95 = 1.959963984540054
 
-_NUM_BINS = 15
 _NUM_RESAMPLES = 10_000
 _MAX_RESAMPLED_CELLS = 20_000_000
 """Cells of all resampled confusion matrices together: with a hundred categories fewer of them are drawn."""
@@ -107,6 +107,10 @@ class Metrics:
     calibration: tuple[CalibrationBin, ...] | None = None
     accuracy_by_mean_score: float | None = None
     """What the accuracy would be if the largest score per token won."""
+    nll_ci95: tuple[float, float] | None = None
+    """Bootstrap, see `masp.results.intervals`; so are the next two."""
+    brier_ci95: tuple[float, float] | None = None
+    ece_ci95: tuple[float, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The metrics as `metrics.json` spells them."""
@@ -121,12 +125,6 @@ def wilson_interval(num_correct: int, num_samples: int) -> tuple[float, float]:
     half = Z95 * math.sqrt(share * (1 - share) / num_samples + squared / (4 * num_samples)) / (1 + squared)
     # rounding must not put the share itself outside, where it is 0 or 1
     return max(0.0, min(share, center - half)), min(1.0, max(share, center + half))
-
-
-def percentiles(values: np.ndarray | Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of resampled values."""
-    low, high = np.percentile(values, (2.5, 97.5))
-    return float(low), float(high)
 
 
 def compute_metrics(
@@ -173,7 +171,7 @@ def compute_metrics(
         categories=tuple(categories),
         confusion=tuple(map(tuple, confusion[:, : len(columns)].tolist())),
         confusion_columns=columns,
-        **(_score_metrics(records, labels) if scored else {}),
+        **(_score_metrics(records, labels, seed) if scored else {}),
     )
 
 
@@ -188,7 +186,7 @@ def confusion_counts(labels: np.ndarray, predictions: np.ndarray, num_categories
 
 
 def calibration_bins(
-    confidence: np.ndarray, correct: np.ndarray, num_bins: int = _NUM_BINS
+    confidence: np.ndarray, correct: np.ndarray, num_bins: int = NUM_BINS
 ) -> tuple[CalibrationBin, ...]:
     """Samples by the probability of their prediction, in bins of equal width; empty bins have None as their means."""
     number = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
@@ -250,13 +248,14 @@ def _category_metrics(labels: np.ndarray, predictions: np.ndarray, categories: S
     }
 
 
-def _score_metrics(records: Sequence[Record], labels: np.ndarray) -> dict[str, Any]:
+def _score_metrics(records: Sequence[Record], labels: np.ndarray, seed: int) -> dict[str, Any]:
     log_probabilities = _log_softmax([record.scores or () for record in records])
     probabilities = np.exp(log_probabilities)
     rows, columns = np.arange(len(labels)), np.arange(probabilities.shape[1])
     # A stable sort keeps the order of categories among equals, as the prediction does.
     ranked = np.argsort(-log_probabilities, axis=1, kind="stable")
-    bins = calibration_bins(probabilities.max(axis=1), ranked[:, 0] == labels)
+    confidence, correct = probabilities.max(axis=1), ranked[:, 0] == labels
+    bins = calibration_bins(confidence, correct)
     ece = sum(
         b.num_samples * abs(b.accuracy - b.mean_confidence)
         for b in bins
@@ -264,6 +263,7 @@ def _score_metrics(records: Sequence[Record], labels: np.ndarray) -> dict[str, A
     )
     # of one category everything is certain, which sklearn has no word for
     brier = brier_score_loss(labels, probabilities, labels=columns, scale_by_half=False) if len(columns) > 1 else 0.0
+    briers = np.square(probabilities).sum(axis=1) - 2 * probabilities[rows, labels] + 1
     means = [record.mean_scores for record in records]
     return {
         "top2_accuracy": float((ranked[:, :2] == labels[:, None]).any(axis=1).mean()),
@@ -272,6 +272,9 @@ def _score_metrics(records: Sequence[Record], labels: np.ndarray) -> dict[str, A
         "ece": float(ece / len(labels)),
         "calibration": bins,
         "accuracy_by_mean_score": None if None in means else float((np.array(means).argmax(axis=1) == labels).mean()),
+        "nll_ci95": mean_interval(-log_probabilities[rows, labels], seed),
+        "brier_ci95": mean_interval(briers, seed),
+        "ece_ci95": calibration_interval(confidence, correct, seed),
     }
 
 

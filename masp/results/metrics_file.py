@@ -2,6 +2,8 @@
 
 metrics.json    one evaluation: of emotions, or of stage 1 with `per_aspect`
 datasets.json   name of the dataset -> row of the table over several datasets
+prompts.json    one evaluation with several wordings of the question
+linear_probe.json    a linear probe on the images of an evaluation
 summary.json    name of the variant -> its accuracy, as `masp demo` writes it
 """
 
@@ -21,11 +23,17 @@ from pydantic import AfterValidator, Field
 from masp.errors import DataError
 from masp.files.regular import read_bytes
 from masp.files.typed import Json, decode
+from masp.results.breakdown import GroupAccuracy, MajorityClass
 from masp.results.metrics import CalibrationBin, CategoryMetrics, Count, Share
+from masp.results.temperature import TemperatureScaling
 
 METRICS = "metrics.json"
 DATASETS = "datasets.json"
 """In the directory of a run's own evaluation: the table over it and those on other datasets."""
+PROMPTS = "prompts.json"
+"""In the directory of an evaluation: the table over several wordings of the question."""
+PROBE = "linear_probe.json"
+"""In the directory of an evaluation: what a linear probe gives on the same images."""
 SUMMARY = "summary.json"
 
 T = TypeVar("T")
@@ -69,6 +77,23 @@ class MetricsFile:
     brier: float | None = None
     ece: Share | None = None
     calibration: tuple[CalibrationBin, ...] | None = None
+    macro_f1_ci95: Interval | None = None
+    nll_ci95: tuple[float, float] | None = None
+    brier_ci95: tuple[float, float] | None = None
+    ece_ci95: Interval | None = None
+    num_in_split: Count | None = None
+    num_quarantined: Count | None = None
+    num_left_out: Count | None = None
+    left_out: dict[str, Count] | None = None
+    accuracy_of_split: Share | None = None
+    accuracy_of_split_ci95: Interval | None = None
+    majority_class: MajorityClass | None = None
+    temperature_scaling: TemperatureScaling | None = None
+    by_value: dict[str, dict[str, GroupAccuracy]] | None = None
+    num_values: dict[str, Count] | None = None
+    remark: str | None = None
+    protocol: str | None = None
+    """Digest of what was asked and how, whatever the images."""
     mean_accuracy: Share | None = None
     kind: Literal["closed", "open"] | None = None
     token_f1: Share | None = None
@@ -78,6 +103,7 @@ class MetricsFile:
     split: str | None = None
     scoring: str | None = None
     source: str | None = None
+    question: str | None = None
     layout: str | None = None
     category_map: dict[str, str] | None = None
     notes: tuple[str, ...] | None = None
@@ -101,10 +127,66 @@ class DatasetRow:
     split: str | None = None
     metrics: str | None = None
     """Its `metrics.json`, relative to the directory of `datasets.json`."""
+    num_in_split: Count | None = None
+    coverage: Share | None = None
+    accuracy_of_split: Share | None = None
+    """With images that were not scored counted as wrong."""
 
     def to_json(self) -> dict[str, Any]:
         """The row as `datasets.json` spells it."""
         return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """One wording of the question."""
+
+    template: Count
+    """Its number in the questions file, from 1."""
+    order: Count
+    """1: the categories in their own order; others are other orders."""
+    question: str
+    accuracy: Share
+    accuracy_ci95: Interval
+    macro_f1: Share | None
+    nll: float | None
+    agreement: Share
+    """Share of the images with the same prediction as with the first wording."""
+
+
+@dataclass(frozen=True)
+class PromptTable:
+    """`prompts.json`."""
+
+    num_samples: Count
+    rows: dict[str, PromptRow]
+    """Name of the wording -> its row; the first is the evaluation itself."""
+    mean: Share
+    """Of the accuracies."""
+    spread: float
+    """Their standard deviation."""
+    lowest: Share
+    highest: Share
+    agreement_of_pairs: Share
+    """Mean over pairs of wordings: share of the images with the same prediction."""
+    agreement_of_all: Share
+    """Share of the images with the same prediction under every wording."""
+
+
+@dataclass(frozen=True)
+class ProbeFile:
+    """`linear_probe.json`."""
+
+    num_samples: Count
+    num_correct: Count
+    accuracy: Share
+    accuracy_ci95: Interval
+    num_train: Count
+    """Training images that it was fitted on."""
+    num_train_in_split: Count
+    """Images of the training split."""
+    data_digest: str
+    """Of the images that were evaluated, see `masp.results.records.DataDigests`."""
 
 
 @dataclass(frozen=True)
