@@ -6,7 +6,6 @@ right answer is; so each of its categories must be one that was trained, or be i
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,14 +24,14 @@ from masp.evaluation.findings import count_split, emotion_findings, left_out_not
 from masp.evaluation.prompts import FIRST, Wording
 from masp.evaluation.protocol import Evaluation
 from masp.evaluation.scorers import EmotionScorer, ScoreRequest
-from masp.files.atomic import write_bytes
 from masp.files.text import MAX_REASON, shortened, shown
 from masp.models.likelihood import cut_short
 from masp.results.attention_maps import read_attention
-from masp.results.ledger import DIRECTORY
+from masp.results.ledger import DIRECTORY, itself
 from masp.results.ledger_format import Record, generated_problem, likelihood_problem
+from masp.results.ledgers.table import RecordTable
 from masp.results.metrics import compute_metrics
-from masp.results.metrics_file import METRICS
+from masp.results.metrics_file import METRICS, write_numbers
 from masp.results.records import FILE, write_emotion_records
 from masp.taxonomy import normalize_category
 from masp.vlm.prompt import load_prompt
@@ -73,6 +72,7 @@ class EmotionEvaluation(Evaluation):
     """
 
     what = "samples"
+    keys_of = staticmethod(itself)
 
     def __init__(
         self,
@@ -101,8 +101,7 @@ class EmotionEvaluation(Evaluation):
             for key, label in zip(feed.keys, feed.labels, strict=True)
             if label in self.asked.means
         }
-        self.keys = list(self.label_of)
-        self.keys_of = {key: [key] for key in self.keys}
+        self.images = list(self.label_of)
         self.length_notes = length_notes(config, self.trained.layout, self.categories)
         self.data_notes = [*feed.notes(), *left_out_notes(self.split), *self.length_notes]
         self.notes = [*machine_notes(self.trained, feed.machine), *self.data_notes]
@@ -138,14 +137,16 @@ class EmotionEvaluation(Evaluation):
             return f"predicts {shown(record.prediction)}, which is none of {valid}"
         return generated_problem(record)
 
-    def finish(self, records: Sequence[Record]) -> Path:
+    def finish(self, records: RecordTable) -> Path:
         config, ledgers = self.config, self.directory / DIRECTORY
-        machines = machines_of(self.feed, ledgers)
+        machines = machines_of(self.feed, records)
         notes = dict.fromkeys(note for machine in machines for note in machine_notes(self.trained, machine))
-        metrics = compute_metrics(records, self.categories, len(self.keys), config.seed)
-        maps = (read_attention(ledgers, record.attention) for record in records if record.attention)
+        metrics = compute_metrics(records, self.categories, len(self.images), config.seed)
+        shown = records if self.aspects_shown else ()
+        maps = (read_attention(ledgers, record.attention) for record in shown if record.attention)
         digests = self.feed.digests()
-        write_emotion_records(self.directory / FILE, records, self.categories, self.aspects_shown, maps, digests)
+        path = self.directory / FILE
+        written = write_emotion_records(path, records, self.categories, self.aspects_shown, maps, digests)
         results = {
             **metrics.to_json(),
             **emotion_findings(
@@ -174,9 +175,10 @@ class EmotionEvaluation(Evaluation):
                 "features": {"model": self.feed.model, "machine": machines[0], "other_machines": machines[1:]},
                 "data": vars(digests),
             },
+            "records_digest": written,
         }
         path = self.directory / METRICS
-        write_bytes(path, json.dumps(results, indent=1).encode() + b"\n")
+        write_numbers(path, results)
         print(summary_lines(results, path))
         return path
 

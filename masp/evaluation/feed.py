@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -23,9 +25,9 @@ from masp.data.datasets import read_dataset
 from masp.data.sample import Sample
 from masp.errors import DataError, InputError
 from masp.extraction.encoder import Encoder
-from masp.files.sealed import digest_of
+from masp.files.sealed import canonical_json, digest_of
 from masp.files.text import shown
-from masp.results.ledger import read_machines
+from masp.results.ledgers.table import RecordTable
 from masp.results.records import DataDigests
 from masp.runtime.prefetch import ReadAhead
 from masp.vlm.families import load_config, resolve_directory
@@ -125,9 +127,9 @@ def open_feed(config: Config) -> Feed:
     return _open_cached(config) if config.evaluate.source == "cache" else _open_live(config)
 
 
-def machines_of(feed: Feed, ledgers: Path) -> list[dict[str, Any]]:
-    """The machine parts of the features that all ledgers were made from: one from the cache, any number live."""
-    return read_machines(ledgers) or [feed.machine]
+def machines_of(feed: Feed, records: RecordTable) -> list[dict[str, Any]]:
+    """The machine parts of the features that the records were made from: one from the cache, any number live."""
+    return records.machines or [feed.machine]
 
 
 def mixed_notes(machines: Sequence[dict[str, Any]]) -> list[str]:
@@ -141,7 +143,13 @@ def mixed_notes(machines: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _digest(rows: Iterable[Sequence[Any]]) -> str:
-    return digest_of(sorted(map(list, rows)))
+    """That of the list of all rows, which come in the order of their keys: of millions, a few at a time."""
+    digest, rest, separator = hashlib.sha256(b"["), iter(rows), b""
+    while part := [list(row) for row in itertools.islice(rest, 4096)]:
+        digest.update(separator + canonical_json(part)[1:-1])
+        separator = b","
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 class _CachedBatches(Dataset):

@@ -15,7 +15,7 @@ from masp.evaluation.feed import Feed
 from masp.evaluation.prompts import VALIDATION
 from masp.files.sealed import digest_of
 from masp.results.breakdown import MajorityClass, SplitCounts, ValueGroups, few_predicted, majority_class
-from masp.results.ledger_format import Record
+from masp.results.ledgers.table import RecordTable
 from masp.results.metrics import Metrics
 from masp.results.metrics_file import METRICS, read_metrics
 from masp.results.records import FILE, read_records_file
@@ -70,7 +70,7 @@ def emotion_findings(
     split: SplitCounts,
     means: Mapping[str, str],
     metrics: Metrics,
-    records: Sequence[Record],
+    records: RecordTable,
 ) -> dict[str, Any]:
     """All of it, as `metrics.json` spells it.
 
@@ -86,7 +86,7 @@ def emotion_findings(
     """
     protocol = protocol_of(identity)
     per_category = metrics.per_category
-    groups = value_groups(feed, ((record.sample_key, record.prediction == record.label) for record in records))
+    groups = value_groups(feed, zip(records.keys, records.is_right.tolist(), strict=True))
     return {
         **split.to_json(),
         **split.shares(metrics.num_samples, metrics.num_correct),
@@ -165,7 +165,7 @@ def value_groups(feed: Feed, outcomes: Iterable[tuple[str, bool]]) -> ValueGroup
 
 
 def _temperature_scaling(
-    feed: Feed, directory: Path, protocol: str, split: str, metrics: Metrics, records: Sequence[Record]
+    feed: Feed, directory: Path, protocol: str, split: str, metrics: Metrics, records: RecordTable
 ) -> TemperatureScaling:
     """Calibration under the temperature of the validation split, or why there is none."""
     if metrics.nll is None:
@@ -185,9 +185,10 @@ def _temperature_scaling(
     except MaspError as error:  # the metrics of this split do not depend on it
         return TemperatureScaling(reason=str(error))
     temperature = fit_temperature(theirs.scores, _columns(theirs.labels, theirs.categories))
-    scores = np.array([record.scores for record in records])
-    scaled = calibration(scores, _columns([record.label for record in records], metrics.categories), temperature)
-    return TemperatureScaling(temperature, VALIDATION, len(theirs.keys), is_at_limit(temperature), scaled)
+    columns = records.labels.numbers_in(metrics.categories, -1)
+    scores = records.scores.block(np.arange(len(records)), len(metrics.categories))
+    scaled = calibration(scores, columns, temperature)
+    return TemperatureScaling(temperature, VALIDATION, len(theirs), is_at_limit(temperature), scaled)
 
 
 def _columns(labels: Collection[str], categories: Sequence[str]) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -22,13 +22,13 @@ from masp.distributed.ranks import Ranks, array_share, claim_gpu, read_ranks
 from masp.errors import InputError, StoppedEarly
 from masp.evaluation.aspects import AspectEvaluation
 from masp.evaluation.emotions import EmotionEvaluation
-from masp.evaluation.feed import CachedFeed, Feed, Item, open_feed
+from masp.evaluation.feed import CachedFeed, Feed, open_feed
 from masp.evaluation.linear_probe import write_probe
 from masp.evaluation.prompts import FIRST, VALIDATION, Wording, other_evaluations, other_wordings, write_table
 from masp.evaluation.protocol import Evaluation
 from masp.files.text import reason, shown
-from masp.results.ledger import DIRECTORY, Ledgers, slice_keys
-from masp.results.ledger_file import Ledger
+from masp.results.ledger import DIRECTORY, Ledgers, Scoring
+from masp.results.ledgers.slices import Slice
 from masp.results.metrics_file import DATASETS, METRICS, PROBE, PROMPTS
 from masp.results.records import FILE as RECORDS
 from masp.runtime.devices import pick_device, plain_memory_errors
@@ -136,7 +136,7 @@ def _wordings(config: Config, evaluation: Evaluation) -> list[Wording]:
     found = other_wordings(evaluation.questions, evaluation.categories)
     if read_ranks().is_rank_0:
         print(
-            f"evaluate: {len(found) + 1} wordings of the question for {len(evaluation.keys)} images: about "
+            f"evaluate: {len(found) + 1} wordings of the question for {len(evaluation.images)} images: about "
             f"{len(found) + 1} times the time of one",
             flush=True,
         )
@@ -156,22 +156,24 @@ def _evaluate_one(
         evaluation = open_evaluation(config, directory, open_feed(config), known_categories, wording)
         ledgers = Ledgers(
             directory / DIRECTORY,
-            evaluation.keys,
+            evaluation.images,
             evaluation.identity,
             problem=evaluation.problem,
             discard=lambda: _discard_results(directory, tables),
+            keys_of=evaluation.keys_of,
         )
         if ranks.is_rank_0:
             for note in evaluation.notes:
                 LOG.info("%s", note)
-        missing = set(ledgers.begin())
-        if ranks.is_rank_0:
-            save_config(config, directory / "config.yaml")
-            if num_done := len(evaluation.keys) - len(missing):
-                print(f"evaluate: {num_done} of {len(evaluation.keys)} {evaluation.what} are scored already")
-        if _left(evaluation, ranks, missing):
-            _score_slice(config, evaluation, ledgers, ranks, stop)
-        metrics = ledgers.merge_if_complete(evaluation.finish)
+        with ledgers.begin(Slice(ranks.rank, ranks.size), evaluation.feed.live_machine) as scoring:
+            if ranks.is_rank_0:
+                save_config(config, directory / "config.yaml")
+                if num_done := scoring.num_records - scoring.num_missing:
+                    whose = " of this rank" if ranks.size > 1 else ""
+                    print(f"evaluate: {num_done} of {scoring.num_records} {evaluation.what}{whose} are scored already")
+            if scoring.missing:
+                _score_slice(config, evaluation, scoring, ranks, stop)
+        metrics = ledgers.merge_if_complete(evaluation.finish, scoring)
         if metrics is None:
             print(f"evaluate: rank {ranks.rank} is done; other ranks still have samples to score")
         else:
@@ -189,52 +191,24 @@ def _probe(config: Config, evaluation: Evaluation, directory: Path) -> None:
     write_probe(feed.cache, config.seed, split, means, feed.data_digest, directory)
 
 
-def _score_slice(config: Config, evaluation: Evaluation, ledgers: Ledgers, ranks: Ranks, stop: StopFlag | None) -> None:
-    """Append the records that this rank's slice lacks to its ledger.
-
-    What is missing is asked again once the ledger is locked, since the same command may have finished meanwhile, and
-    for every batch, since ranks of another call may have cut the samples differently.
-    """
-    with ledgers.open(f"rank-{ranks.rank}", evaluation.feed.live_machine) as ledger:
-        mine = _left(evaluation, ranks, set(ledgers.missing()))
-        if not mine:
-            return
-        write_status(ledgers.directory.parent, RunState.RUNNING)
-        _load(config, evaluation, ranks)
-        pause_s = 0.1 if sys.stderr.isatty() else 30.0
-        bar = tqdm(total=len(mine), desc="evaluate", unit="img", mininterval=pause_s, disable=not ranks.is_rank_0)
-        batches = closing(evaluation.feed.batches(list(mine), config.evaluate.batch_size))
-        with StopFlag() if stop is None else nullcontext(stop) as flag, bar, batches as batches_of_items:
-            for items in batches_of_items:
-                with plain_memory_errors(_remedy(config, ledgers.directory)):
-                    _score_batch(evaluation, items, mine, ledger)
-                bar.update(len(items))
-                if flag:
-                    raise StoppedEarly(
-                        f"evaluate: stopped on request; {ledgers.directory} keeps what is scored, "
-                        "the same command scores the rest"
-                    )
-
-
-def _score_batch(evaluation: Evaluation, items: Sequence[Item], mine: dict[str, list[str]], ledger: Ledger) -> None:
-    """Score what no ledger has yet of a batch of images.
-
-    Args:
-        mine: Image -> the records of it that were missing in the beginning.
-    """
-    taken = ledger.recorded()
-    left = {item.key: [key for key in mine[item.key] if key not in taken] for item in items}
-    if items := [item for item in items if left[item.key]]:
-        ledger.append_missing(*evaluation.score(items, left))
-
-
-def _left(evaluation: Evaluation, ranks: Ranks, missing: Container[str]) -> dict[str, list[str]]:
-    """This rank's images of which records are missing -> those records."""
-    return {
-        image: left
-        for image in slice_keys(list(evaluation.keys_of), ranks.rank, ranks.size)
-        if (left := [key for key in evaluation.keys_of[image] if key in missing])
-    }
+def _score_slice(config: Config, evaluation: Evaluation, scoring: Scoring, ranks: Ranks, stop: StopFlag | None) -> None:
+    """Append the records that this rank's slice lacks to its ledger."""
+    directory, missing = evaluate_dir(config), scoring.missing
+    write_status(directory, RunState.RUNNING)
+    _load(config, evaluation, ranks)
+    pause_s = 0.1 if sys.stderr.isatty() else 30.0
+    bar = tqdm(total=len(missing), desc="evaluate", unit="img", mininterval=pause_s, disable=not ranks.is_rank_0)
+    batches = closing(evaluation.feed.batches(list(missing), config.evaluate.batch_size))
+    with StopFlag() if stop is None else nullcontext(stop) as flag, bar, batches as batches_of_items:
+        for items in batches_of_items:
+            with plain_memory_errors(_remedy(config, directory / DIRECTORY)):
+                scoring.append(*evaluation.score(items, missing))
+            bar.update(len(items))
+            if flag:
+                raise StoppedEarly(
+                    f"evaluate: stopped on request; {directory / DIRECTORY} keeps what is scored, "
+                    "the same command scores the rest"
+                )
 
 
 def _read_share() -> Ranks:

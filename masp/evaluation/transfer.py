@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -15,8 +14,7 @@ from masp.errors import DataError, InputError
 from masp.evaluation.emotions import parse_map
 from masp.evaluation.feed import open_feed
 from masp.evaluation.run import evaluate, evaluate_dir, open_evaluation, plain_write_errors
-from masp.files.atomic import write_bytes
-from masp.results.metrics_file import DATASETS, METRICS, DatasetRow, read_metrics
+from masp.results.metrics_file import DATASETS, METRICS, DatasetRow, read_metrics, write_numbers
 from masp.runtime.stop import StopFlag
 
 LOG = logging.getLogger(__name__)
@@ -124,9 +122,8 @@ def _write_table(table: Path, configs: dict[str, Config]) -> Path | None:
             coverage=metrics.coverage,
             accuracy_of_split=metrics.accuracy_of_split,
         )
-    text = json.dumps({name: row.to_json() for name, row in rows.items()}, indent=1) + "\n"
     with plain_write_errors(table.parent):
-        write_bytes(table, text.encode())
+        write_numbers(table, {name: row.to_json() for name, row in rows.items()})
     print(_as_text(rows))
     print(f"evaluate: {len(rows)} datasets: {table}")
     return table

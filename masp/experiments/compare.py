@@ -155,20 +155,23 @@ def check_same_samples(name: str, ours: Records, other: str, theirs: Records) ->
     Raises:
         InputError: names a sample that only one has, or whose label differs, or both digests of the images.
     """
-    for one, has, two, lacks in ((name, ours, other, theirs), (other, theirs, name, ours)):
-        only = sorted(set(has.keys) - set(lacks.keys))
-        if only:
-            raise InputError(
-                f"compare: not on the same samples: {len(only)} of {one} are not in {two}, such as {only[0]}; evaluate "
-                "both on the same dataset and split"
-            )
-    labels = dict(zip(theirs.keys, theirs.labels, strict=True))
-    differing = [(k, label) for k, label in zip(ours.keys, ours.labels, strict=True) if labels[k] != label]
-    if differing:
-        key, label = min(differing)
+    our_keys, their_keys = ours.ordered("sample_key"), theirs.ordered("sample_key")
+    if not np.array_equal(our_keys, their_keys):
+        for one, has, two, lacks in ((name, our_keys, other, their_keys), (other, their_keys, name, our_keys)):
+            only = np.setdiff1d(has, lacks, assume_unique=True)
+            if len(only):
+                raise InputError(
+                    f"compare: not on the same samples: {len(only)} of {one} are not in {two}, such as "
+                    f"{only[0].decode()}; evaluate both on the same dataset and split"
+                )
+    our_labels, their_labels = ours.ordered("label"), theirs.ordered("label")
+    differing = np.flatnonzero(our_labels != their_labels)
+    if len(differing):
+        row = differing[0]
+        label, their_label = our_labels[row].decode(), their_labels[row].decode()
         raise InputError(
-            f"compare: not on the same labels: {key} is {shown(label)} in {name} and {shown(labels[key])} in {other} "
-            f"({len(differing)} samples differ)"
+            f"compare: not on the same labels: {our_keys[row].decode()} is {shown(label)} in {name} and "
+            f"{shown(their_label)} in {other} ({len(differing)} samples differ)"
         )
     a, b = ours.data, theirs.data
     if not a or not b:
@@ -189,8 +192,7 @@ def check_same_samples(name: str, ours: Records, other: str, theirs: Records) ->
 
 def correctness(records: Records) -> np.ndarray:
     """Which predictions are right, bool, in the order of the keys."""
-    triples = sorted(zip(records.keys, records.labels, records.predictions, strict=True))
-    return np.array([label == prediction for _, label, prediction in triples])
+    return records.is_right[records.order]
 
 
 def _compared_run(hits: np.ndarray, path: Path) -> ComparedRun:

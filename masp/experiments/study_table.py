@@ -177,7 +177,7 @@ def study(directory: Path, variants: Sequence[Variant], seeds: Sequence[int]) ->
     missing = {v.name: [s for s in seeds if v.seeded and s not in right.get(v.name, {})] for v in variants}
     return Study(
         seeds=[seed for seed in seeds if any(seed in mine for mine in right.values())],
-        num_samples=len(first[1].keys) if first else 0,
+        num_samples=len(first[1]) if first else 0,
         missing={name: lacking for name, lacking in missing.items() if lacking or name not in right},
         notes=[*([f"{unsure[0]} ({len(unsure)} runs in all)"] if unsure else []), *settings.notes()],
         variants=rows,

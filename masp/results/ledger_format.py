@@ -45,8 +45,10 @@ class MapPlace:
     crc32: int
 
     def __post_init__(self) -> None:
-        if self.offset < 0 or min(self.shape) < 1:
+        if not 0 <= self.offset < 1 << 63 or not all(0 < side < 1 << 31 for side in self.shape):
             raise ValueError("must have an offset of 0 or more and a shape of positive numbers")
+        if not 0 <= self.crc32 < 1 << 32:
+            raise ValueError("must have a checksum of 32 bits")
         if Path(self.file).name != self.file:
             raise ValueError("must name a file in the directory of the ledgers")
 
@@ -155,6 +157,8 @@ def damaged(path: Path, number: int, problem: str) -> DataError:
 def scores_problem(record: Record) -> str | None:
     """What is wrong with the numbers of a record, whatever was asked, as the end of a sentence."""
     scores, means = record.scores, record.mean_scores
+    if record.source is not None and not (0 <= record.source[0] < 1 << 63 and abs(record.source[1]) < 1 << 63):
+        return f"has {shown(list(record.source))} as source; must be bytes and nanoseconds"
     for name, values in (("scores", scores), ("mean_scores", means)):
         if values is not None and not all(map(math.isfinite, values)):
             return f"has a number in {name!r} that is not finite"

@@ -21,7 +21,9 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, Field
 
 from masp.errors import DataError
+from masp.files.atomic import write_bytes
 from masp.files.regular import read_bytes
+from masp.files.sealed import digest_of
 from masp.files.typed import Json, decode
 from masp.results.breakdown import GroupAccuracy, MajorityClass
 from masp.results.metrics import CalibrationBin, CategoryMetrics, Count, Share
@@ -110,6 +112,8 @@ class MetricsFile:
     time: Annotated[float, Field(ge=0, lt=_END_OF_YEAR_9999)] | None = None
     """When it was written, in seconds since 1970."""
     lineage: dict[str, Json] | None = None
+    records_digest: str | None = None
+    """Digest of the `records.h5` that was written with it."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +202,16 @@ class VariantRow:
     num_samples: Count | None = None
 
 
+def write_numbers(path: Path, values: dict[str, Any]) -> None:
+    """Write `metrics.json`, or another file of this module, with a digest of its content, which its reader checks.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    plain = json.loads(json.dumps(values, allow_nan=False))
+    write_bytes(path, json.dumps({**plain, "digest": digest_of(plain)}, indent=1).encode() + b"\n")
+
+
 def read_metrics(path: Path, problems: list[str]) -> MetricsFile:
     """Read `metrics.json`.
 
@@ -254,7 +268,21 @@ def _read_object(path: Path) -> dict[str, Any]:
         value = None
     if not isinstance(value, dict):
         raise DataError(f"{path}: not a JSON object; delete it and run the command that writes it again")
+    # files of earlier versions have no digest
+    if (digest := value.pop("digest", None)) is not None and digest != _digest(value):
+        raise DataError(
+            f"{path} is damaged: its content is not that of its digest; delete it and run the command that writes it "
+            "again"
+        )
     return value
+
+
+def _digest(value: dict[str, Any]) -> str | None:
+    """The digest of what was read; None if nothing that was written can be read like this."""
+    try:
+        return digest_of(value)
+    except (ValueError, RecursionError):  # not finite
+        return None
 
 
 def _lenient(

@@ -23,7 +23,6 @@ from masp.results.ledger_format import (
     MachineLine,
     Record,
     damaged,
-    ledger_files,
     scores_problem,
     unsealed_line,
 )
@@ -69,7 +68,7 @@ class LedgerReader:
                     text = self._unsealed(line, number)
                     if number == 1 and self.start == 0:
                         self._take_header(text)
-                    elif text.startswith(b'{"machine":'):
+                    elif _is_machine(text):
                         self.machines.append(self._decode(MachineLine, text, number).machine)
                     else:
                         numbers.append(number)
@@ -107,7 +106,7 @@ class LedgerReader:
             records = [self._decode(Record, text, number) for text, number in zip(texts, numbers, strict=True)]
         for record, number in zip(records, numbers, strict=True):
             if problem := scores_problem(record):
-                raise damaged(self.path, number, f"the record of sample {shown(record.sample_key)} {problem}")
+                raise damaged(self.path, number, f"the record of sample {shortened(record.sample_key, 200)} {problem}")
         return records
 
     def _decode(self, kind: type, text: bytes, number: int) -> Any:
@@ -117,10 +116,14 @@ class LedgerReader:
             raise damaged(self.path, number, str(error).removeprefix(": ")) from None
 
 
+def _is_machine(text: bytes) -> bool:
+    return text.startswith(b'{"machine":')
+
+
 def _what_is_wrong(line: bytes) -> str | None:
-    """Why a line without checksum is no record; None if it is one."""
+    """Why a line without checksum is not a valid one anyway; None if it is."""
     try:
-        decode(Record, line, "", unique_keys=False, surrogates=True)
+        decode(MachineLine if _is_machine(line) else Record, line, "", unique_keys=False, surrogates=True)
     except DataError as error:
         return str(error).removeprefix(": ")
     return None
@@ -219,13 +222,3 @@ def check_identity(path: Path, header: Header | None, ours: dict[str, Any]) -> N
 
 def _shown(value: Any) -> str:
     return shortened(json.dumps(value, ensure_ascii=False), 200)
-
-
-def read_records(directory: str | Path) -> list[Record]:
-    """The records of all ledgers in a directory, whatever they evaluate, by sample key: for looking, not counting.
-
-    Raises:
-        InputError: a ledger cannot be read. DataError: a ledger is damaged.
-    """
-    records = [record for path in ledger_files(Path(directory)) for record in LedgerReader(path).records()]
-    return sorted(records, key=lambda record: record.sample_key)
