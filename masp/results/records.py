@@ -217,8 +217,9 @@ class _Writer(contextlib.AbstractContextManager):
         return self._stack.__exit__(*exception)  # type: ignore[arg-type]
 
     def put(self, name: str, values: np.ndarray) -> None:
-        dtype = h5py.string_dtype("utf-8", values.dtype.itemsize) if values.dtype.kind == "S" else values.dtype
-        self._file.create_dataset(name, data=values, dtype=dtype, track_times=False)
+        is_text = values.dtype.kind == "S"
+        shown = values.view(h5py.string_dtype("utf-8", values.dtype.itemsize)) if is_text else values
+        self._file.create_dataset(name, data=shown, track_times=False)
         self._digest.add(name, values)
 
     def strings(self, name: str, texts: Sequence[str]) -> None:
