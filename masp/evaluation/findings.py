@@ -142,7 +142,7 @@ def summary_lines(results: Mapping[str, Any], path: Path) -> str:
 
 def protocol_of(identity: Mapping[str, Any]) -> str:
     """Digest of what an evaluation asks and how, whatever the images: equal for two splits that are scored alike."""
-    of_images = ("samples", "split", "attention")
+    of_images = ("samples", "split", "source", "attention")
     return digest_of({name: value for name, value in identity.items() if name not in of_images})
 
 

@@ -28,6 +28,9 @@ from masp.results.records import FILE, read_records_file
 NUM_ORDERS = 3
 """Orders of the categories beside their own: the reverse one, and random ones."""
 
+_MAX_TRIED = 20
+"""Orders that are tried, of which those that are different count."""
+
 DIRECTORY = "prompts"
 """Name of the directory, in that of the evaluation, that holds the other wordings."""
 
@@ -75,10 +78,13 @@ def other_wordings(questions: Questions, categories: Sequence[str]) -> list[Word
 
     Wordings that give a question which an earlier one gives are left out: two categories have two orders.
     """
-    found = [FIRST, *(Wording(template=n) for n in range(1, len(questions.emotions)))]
-    found += [Wording(order=n) for n in range(1, NUM_ORDERS + 1)]
-    unique = {wording.question(questions, categories): wording for wording in reversed(found)}
-    return [wording for wording in found[1:] if wording in unique.values()]
+    templates = [FIRST, *(Wording(template=n) for n in range(1, len(questions.emotions)))]
+    orders = [Wording(order=n) for n in range(1, _MAX_TRIED)]
+    unique: dict[str, Wording] = {}
+    for wording in (*templates, *orders):
+        unique.setdefault(wording.question(questions, categories), wording)
+    others = [wording for wording in unique.values() if wording.order]
+    return [*(w for w in unique.values() if w != FIRST and not w.order), *others[:NUM_ORDERS]]
 
 
 def other_evaluations(config: Config, directory: Path, wordings: Sequence[Wording]) -> Iterator[tuple[Config, Wording]]:

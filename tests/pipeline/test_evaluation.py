@@ -15,6 +15,7 @@ from masp.errors import DataError
 from masp.results.ledger import read_records
 from masp.results.ledger_format import Record
 from masp.results.records import read_maps, read_records_file
+from masp.results.temperature import fit_temperature
 from masp.runtime.run_directory import noting_failure, read_status
 from tests.images import make_config, make_dataset
 from tests.runs import assert_same, numbers
@@ -163,11 +164,76 @@ def test_categories_that_were_not_trained_are_mapped_or_refused(commands, world,
     )
     refused = commands("evaluate", *settings)
     assert refused.code == 2 and "not trained on: rage, surprise" in refused.stderr
-    commands.ok("evaluate", *settings, "evaluate.category_map=[rage=anger,surprise=]")
+    done = commands.ok("evaluate", *settings, "evaluate.category_map=[rage=anger,surprise=]")
+    assert " on 4 images of the 6 in the split (2 left out by the category map; " in done.last_line
+    assert "2 of 6 images are left out by evaluate.category_map: surprise 2" in done.stderr
     metrics = numbers(tmp_path / "out" / "metrics.json")
-    assert metrics["categories"] == ["anger", "awe"] and metrics["num_samples"] == 4 and metrics["coverage"] == 1
+    assert metrics["categories"] == ["anger", "awe"] and metrics["num_samples"] == metrics["num_expected"] == 4
+    assert metrics["num_in_split"] == 6 and metrics["left_out"] == {"surprise": 2} and metrics["coverage"] == 4 / 6
+    assert metrics["accuracy_of_split"] == metrics["num_correct"] / 6
     assert metrics["category_map"] == {"awe": "awe", "rage": "anger"}
     assert {r.label for r in records(tmp_path / "out")} == {"anger", "awe"}
+
+
+def test_the_temperature_of_the_validation_split_corrects_probabilities_only(commands, world, trained, tmp_path):
+    root = make_dataset(tmp_path / "images", 3, 9)
+    held_out = shutil.copytree(root / "test", root / "val")
+    for path in [path for path in held_out.rglob("*") if path.is_file()]:
+        path.rename(path.with_name(f"val-{path.name}"))
+    next(path for path in held_out.rglob("*") if path.is_file()).unlink()
+    settings = world.settings(trained, f"dataset.root={root}", "evaluate.source=live")
+    out = tmp_path / "out"
+    commands.ok("evaluate", *settings, f"evaluate.output_dir={out}")
+    before = numbers(out / "metrics.json")
+    assert before["temperature_scaling"]["reason"].endswith("evaluate.validation=true scores it")
+    done = commands.ok("evaluate", *settings, f"evaluate.output_dir={out}", "evaluate.validation=true")
+    after = numbers(out / "metrics.json")
+    scaling = after.pop("temperature_scaling")
+    assert {**before, "temperature_scaling": None} == {**after, "temperature_scaling": None}  # nothing else changed
+    theirs = read_records_file(out / "val" / "records.h5")
+    labels = np.array([theirs.categories.index(label) for label in theirs.labels])
+    assert scaling["temperature"] == pytest.approx(fit_temperature(theirs.scores, labels))
+    assert (scaling["num_fitted"], scaling["reason"]) == (8, None) and scaling["scaled"]["nll"] < after["nll"]
+    assert "evaluate: temperature " in done.stdout and done.last_line.endswith(f"{out / 'metrics.json'}")
+
+    other = (f"evaluate.output_dir={out}", "evaluate.split=val")
+    commands.ok("evaluate", *settings, *other[1:], f"evaluate.output_dir={tmp_path / 'val'}")
+    reason = numbers(tmp_path / "val" / "metrics.json")["temperature_scaling"]["reason"]
+    assert reason.startswith("this is the validation split itself")
+    refused = commands("evaluate", *world.settings(trained, "evaluate.validation=true"))
+    assert refused.code == 2 and "evaluate.validation = true: the dataset has no validation split" in refused.stderr
+
+
+def test_other_wordings_and_a_probe_resume_and_are_summed_up(commands, world, trained, expected, tmp_path):
+    settings = world.settings(trained, f"evaluate.output_dir={tmp_path}", "evaluate.prompts=all")
+    first = commands.ok("evaluate", *settings, RANK=0, WORLD_SIZE=2, LOCAL_RANK=0)
+    assert "times the time of one" in first.stdout and not (tmp_path / "prompts.json").exists()
+    commands.ok("evaluate", *settings, RANK=1, WORLD_SIZE=2, LOCAL_RANK=1)
+    table = json.loads((tmp_path / "prompts.json").read_text())
+    assert [name for name in table["rows"] if name.startswith("template")] == [f"template-{n}" for n in (2, 3, 4)]
+    assert "order-2" in table["rows"] and len({row["question"] for row in table["rows"].values()}) == len(table["rows"])
+    accuracies = [row["accuracy"] for row in table["rows"].values()]
+    assert table["mean"] == pytest.approx(np.mean(accuracies)) and table["spread"] == pytest.approx(
+        np.std(accuracies, ddof=1)
+    )
+    assert (table["lowest"], table["highest"]) == (min(accuracies), max(accuracies))
+    answers = [
+        [r.prediction for r in records(tmp_path / ("" if name == "first" else f"prompts/{name}"))]
+        for name in table["rows"]
+    ]
+    assert table["agreement_of_all"] == np.mean([len(set(each)) == 1 for each in zip(*answers, strict=True)])
+    assert table["rows"]["template-3"]["agreement"] == np.mean(np.array(answers[0]) == np.array(answers[2]))
+    assert_same_records(records(tmp_path), records(expected))  # what is asked first is what is asked otherwise
+
+    ledgers = {path: path.read_bytes() for path in tmp_path.rglob("ledger/*.jsonl")}
+    probed = commands.ok("evaluate", *settings, "evaluate.linear_probe=true")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("ledger/*.jsonl")} == ledgers
+    probe = json.loads((tmp_path / "linear_probe.json").read_text())
+    assert (probe["num_samples"], probe["num_train"]) == (NUM_TEST, 18)
+    assert f"linear probe on mean features of 18 training images: {probe['accuracy']:.4f}" in probed.stdout
+    for setting in ("prompts=all", "validation=true", "linear_probe=true"):
+        refused = commands("evaluate", *world.settings(trained, "evaluate.stage=stage1", f"evaluate.{setting}"))
+        assert refused.code == 2 and f"error: evaluate.{setting.split('=')[0]} = " in refused.stderr
 
 
 def num_lines(path: Path) -> int:
