@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,11 +20,10 @@ from masp.errors import DataError, InputError
 from masp.evaluation.linear_probe import linear_probe
 from masp.evaluation.run import evaluate
 from masp.extraction.job import extract
-from masp.files.atomic import write_bytes
 from masp.files.typed import read
 from masp.report.page import write_report
 from masp.results.metrics import wilson_interval
-from masp.results.metrics_file import SUMMARY, Interval, Share
+from masp.results.metrics_file import SUMMARY, Interval, Share, write_rows
 from masp.training.loop import train
 
 VARIANTS = {
@@ -99,8 +97,7 @@ def run_demo(config: Config, num_train: int | None = None, num_test: int | None 
         metrics[variant] = _written(evaluate(changed))
     summary = _summarise(config, metrics)
     path = Path(config.output_dir) / SUMMARY
-    text = json.dumps({name: result.to_dict() for name, result in summary.items()}, indent=1)
-    write_bytes(path, f"{text}\n".encode())
+    write_rows(path, {name: result.to_dict() for name, result in summary.items()})
     _say("masp report")
     report = write_report(config.output_dir)
     print(_table(summary))

@@ -31,7 +31,7 @@ from masp.results.aspect_metrics import OpenMetrics, compute_aspect_metrics
 from masp.results.breakdown import SplitCounts
 from masp.results.ledger_format import Record, generated_problem, likelihood_problem
 from masp.results.ledgers.table import RecordTable
-from masp.results.metrics_file import METRICS, write_numbers
+from masp.results.metrics_file import METRICS, write_metrics
 from masp.results.records import FILE, write_aspect_records
 from masp.vlm.prompt import Prompt, load_prompt
 
@@ -160,11 +160,11 @@ class AspectEvaluation(Evaluation):
             "lineage": {
                 "aspect": asdict(self.lineage),
                 "features": {"model": self.feed.model, "machine": machines[0], "other_machines": machines[1:]},
+                "records": written,
             },
-            "records_digest": written,
         }
         path = self.directory / METRICS
-        write_numbers(path, results)
+        write_metrics(path, results)
         for aspect, values in metrics.per_aspect.items():
             low, high = values.accuracy_ci95
             how = "of the likelihood"

@@ -31,7 +31,7 @@ from masp.results.ledger import DIRECTORY, itself
 from masp.results.ledger_format import Record, generated_problem, likelihood_problem
 from masp.results.ledgers.table import RecordTable
 from masp.results.metrics import compute_metrics
-from masp.results.metrics_file import METRICS, write_numbers
+from masp.results.metrics_file import METRICS, write_metrics
 from masp.results.records import FILE, write_emotion_records
 from masp.taxonomy import normalize_category
 from masp.vlm.prompt import load_prompt
@@ -173,12 +173,12 @@ class EmotionEvaluation(Evaluation):
             "lineage": {
                 **self.trained.lineage(),
                 "features": {"model": self.feed.model, "machine": machines[0], "other_machines": machines[1:]},
+                "records": written,
                 "data": vars(digests),
             },
-            "records_digest": written,
         }
         path = self.directory / METRICS
-        write_numbers(path, results)
+        write_metrics(path, results)
         print(summary_lines(results, path))
         return path
 

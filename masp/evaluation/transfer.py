@@ -14,7 +14,7 @@ from masp.errors import DataError, InputError
 from masp.evaluation.emotions import parse_map
 from masp.evaluation.feed import open_feed
 from masp.evaluation.run import evaluate, evaluate_dir, open_evaluation, plain_write_errors
-from masp.results.metrics_file import DATASETS, METRICS, DatasetRow, read_metrics, write_numbers
+from masp.results.metrics_file import DATASETS, METRICS, DatasetRow, read_metrics, write_rows
 from masp.runtime.stop import StopFlag
 
 LOG = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ def _write_table(table: Path, configs: dict[str, Config]) -> Path | None:
             accuracy_of_split=metrics.accuracy_of_split,
         )
     with plain_write_errors(table.parent):
-        write_numbers(table, {name: row.to_json() for name, row in rows.items()})
+        write_rows(table, {name: row.to_json() for name, row in rows.items()})
     print(_as_text(rows))
     print(f"evaluate: {len(rows)} datasets: {table}")
     return table

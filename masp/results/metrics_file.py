@@ -112,8 +112,12 @@ class MetricsFile:
     time: Annotated[float, Field(ge=0, lt=_END_OF_YEAR_9999)] | None = None
     """When it was written, in seconds since 1970."""
     lineage: dict[str, Json] | None = None
-    records_digest: str | None = None
-    """Digest of the `records.h5` that was written with it."""
+
+    @property
+    def records_digest(self) -> str | None:
+        """Digest of the `records.h5` that was written with it; None in files of earlier versions."""
+        found = (self.lineage or {}).get("records")
+        return found if isinstance(found, str) else None
 
 
 @dataclass(frozen=True)
@@ -202,14 +206,27 @@ class VariantRow:
     num_samples: Count | None = None
 
 
-def write_numbers(path: Path, values: dict[str, Any]) -> None:
-    """Write `metrics.json`, or another file of this module, with a digest of its content, which its reader checks.
+def write_metrics(path: Path, values: dict[str, Any]) -> None:
+    """Write `metrics.json` with the digest of its content in `lineage`, which its reader checks.
 
     Raises:
         OSError: it cannot be written.
     """
     plain = json.loads(json.dumps(values, allow_nan=False))
-    write_bytes(path, json.dumps({**plain, "digest": digest_of(plain)}, indent=1).encode() + b"\n")
+    digest = digest_of(plain)
+    plain["lineage"]["digest"] = digest
+    write_bytes(path, json.dumps(plain, indent=1).encode() + b"\n")
+
+
+def write_rows(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write `datasets.json` or `summary.json`; each row has the digest of its name and content, which readers check.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    plain = json.loads(json.dumps(rows, allow_nan=False))
+    sealed = {name: {**row, "digest": digest_of([name, row])} for name, row in plain.items()}
+    write_bytes(path, json.dumps(sealed, indent=1).encode() + b"\n")
 
 
 def read_metrics(path: Path, problems: list[str]) -> MetricsFile:
@@ -222,7 +239,15 @@ def read_metrics(path: Path, problems: list[str]) -> MetricsFile:
     Raises:
         InputError: it may not be read. DataError: it is not a JSON object.
     """
-    return _metrics(_read_object(path), str(path), problems)
+    values = _read_object(path)
+    lineage = values.get("lineage")
+    # files of earlier versions have no digest
+    if isinstance(lineage, dict) and (digest := lineage.pop("digest", None)) is not None and digest != _digest(values):
+        raise DataError(
+            f"{path} is damaged: its content is not that of its digest; delete it and run the command that writes it "
+            "again"
+        )
+    return _metrics(values, str(path), problems)
 
 
 def read_datasets(path: Path, problems: list[str]) -> dict[str, DatasetRow]:
@@ -236,11 +261,15 @@ def read_summary(path: Path, problems: list[str]) -> dict[str, VariantRow]:
 
 
 def _rows(kind: type[T], path: Path, problems: list[str]) -> dict[str, T]:
-    return {
-        name: _lenient(kind, row, f"{path}: {name}", problems)
-        for name, row in _read_object(path).items()
-        if isinstance(row, dict)
-    }
+    found = {}
+    for name, row in _read_object(path).items():
+        if not isinstance(row, dict):
+            continue
+        if (digest := row.pop("digest", None)) is not None and digest != _digest([name, row]):
+            problems.append(f"{path}: {name}: its content is not that of its digest")
+        else:
+            found[name] = _lenient(kind, row, f"{path}: {name}", problems)
+    return found
 
 
 def _metrics(values: dict[str, Any], where: str, problems: list[str]) -> MetricsFile:
@@ -268,16 +297,10 @@ def _read_object(path: Path) -> dict[str, Any]:
         value = None
     if not isinstance(value, dict):
         raise DataError(f"{path}: not a JSON object; delete it and run the command that writes it again")
-    # files of earlier versions have no digest
-    if (digest := value.pop("digest", None)) is not None and digest != _digest(value):
-        raise DataError(
-            f"{path} is damaged: its content is not that of its digest; delete it and run the command that writes it "
-            "again"
-        )
     return value
 
 
-def _digest(value: dict[str, Any]) -> str | None:
+def _digest(value: Any) -> str | None:
     """The digest of what was read; None if nothing that was written can be read like this."""
     try:
         return digest_of(value)

@@ -13,7 +13,7 @@ from masp.cache.reader import open_cache
 from masp.data.answers import LEVELS
 from masp.errors import DataError
 from masp.results.ledger import read_records
-from masp.results.ledger_format import Record
+from masp.results.ledger_format import Record, encode_line
 from masp.results.records import read_maps, read_records_file
 from masp.results.temperature import fit_temperature
 from masp.runtime.run_directory import noting_failure, read_status
@@ -116,7 +116,8 @@ def test_attention_maps_survive_a_kill_between_map_and_record(commands, world, t
     commands.ok("evaluate", *settings)
     assert_same_records(records(tmp_path), records(expected))
     keys = [r.sample_key for r in records(expected)]
-    found, theirs = (read_maps(folder / "records.h5", keys) for folder in (tmp_path, alone))
+    files = (tmp_path / "records.h5", alone / "records.h5")
+    found, theirs = (read_maps(file, read_records_file(file), keys) for file in files)
     assert sorted(found) == keys
     cache = open_cache(world.folder / "cache")
     for key, maps in found.items():
@@ -317,12 +318,21 @@ def test_a_record_that_does_not_fit_the_data_is_refused_by_name(commands, world,
     whole = ledger.read_text().splitlines()
     cases = [({"label": "sloth"}, "has label 'sloth'; the dataset says ")]
     if stage == "stage2":
-        cases += [({"scores": None}, "has no scores for 3"), ({"mean_scores": [0.0]}, "has 1 mean_scores for 3")]
+        cases += [({"scores": None, "mean_scores": None}, "has no scores for 3")]
+        cases += [
+            ({"scores": None}, "has mean_scores without scores"),
+            ({"mean_scores": [0.0]}, "has 1 mean_scores for 3"),
+        ]
         cases += [({"prediction": None}, "predicts null, but")]
     for changes, problem in cases:
         lines = list(whole)
         changed = json.loads(lines[3]) | changes
         lines[3] = json.dumps(changed)
+        ledger.write_text("\n".join(lines) + "\n")
+        refused = commands("evaluate", *settings)
+        assert refused.code == 3 and f"{ledger}, line 4: its checksum is not that of its content" in refused.stderr
+        del changed["crc32"]
+        lines[3] = encode_line(changed).decode().rstrip()  # as a process that checks nothing writes it
         ledger.write_text("\n".join(lines) + "\n")
         refused = commands("evaluate", *settings)
         assert refused.code == 3 and refused.stderr.count("\n") == 1, refused
@@ -421,36 +431,38 @@ def _becomes_rank(monkeypatch, rank: int, size: int) -> None:
         monkeypatch.setenv(name, str(value))
 
 
-@pytest.mark.parametrize("window", ["before the lock", "loading"])
+@pytest.mark.parametrize("window", ["before it begins", "loading"])
 def test_what_others_score_while_this_one_starts_is_not_scored_again(
     commands, world, trained, expected, tmp_path, monkeypatch, window
 ):
-    """The same command in the first window; in the second, a rank of another call that cut the samples otherwise."""
+    """The same command before the slice is taken; then a rank of another division, and the same command again."""
     import masp.evaluation.run
     from masp.config import load_config
     from masp.evaluation.emotions import EmotionEvaluation
+    from masp.results.ledger import Ledgers
 
     settings = world.settings(trained, f"evaluate.output_dir={tmp_path}")
-    load, save_config = EmotionEvaluation.load, masp.evaluation.run.save_config
+    load, begin = EmotionEvaluation.load, Ledgers.begin
     loaded = []
 
     def meanwhile_the_same(*arguments):
-        monkeypatch.setattr(masp.evaluation.run, "save_config", save_config)
+        monkeypatch.setattr(Ledgers, "begin", begin)
         commands.ok("evaluate", *settings)
-        save_config(*arguments)
+        return begin(*arguments)
 
     def meanwhile_another(evaluation, device):
         loaded.append(device)
         if window == "loading":
-            commands.ok("evaluate", *settings, RANK=1, WORLD_SIZE=2, LOCAL_RANK=1)
+            other = commands.ok("evaluate", *settings, RANK=1, WORLD_SIZE=2, LOCAL_RANK=1)
+            assert "other ranks still have samples to score" in other.stdout
             same = commands("evaluate", *settings)
             assert same.code == 2 and "another process is writing it" in same.stderr, same
             assert json.loads((tmp_path / "status.json").read_text())["state"] == "running"
         load(evaluation, device)
 
     monkeypatch.setattr(EmotionEvaluation, "load", meanwhile_another)
-    if window == "before the lock":
-        monkeypatch.setattr(masp.evaluation.run, "save_config", meanwhile_the_same)
+    if window == "before it begins":
+        monkeypatch.setattr(Ledgers, "begin", meanwhile_the_same)
     _becomes_rank(monkeypatch, 0, 1)
     assert masp.evaluation.run.evaluate(load_config(settings[1], settings[2:])) == tmp_path / "metrics.json"
     assert len(loaded) == (window == "loading")
