@@ -27,7 +27,7 @@ _MAGIC = b"MASPIDX1"
 _END = 4096
 """Bytes before the end of what was read, by which a ledger is known to be the same file with more lines."""
 _MAX_BYTES = 64 << 30
-_MIN_TAIL = 1 << 20
+_MIN_TAIL = 1 << 16
 """An index is not written again for fewer bytes of new lines."""
 
 
