@@ -23,7 +23,7 @@ from masp.extraction.job import extract
 from masp.files.typed import read
 from masp.report.page import write_report
 from masp.results.metrics import wilson_interval
-from masp.results.metrics_file import SUMMARY, Interval, Share, write_rows
+from masp.results.metrics_file import SUMMARY, Interval, Share, read_metrics, write_rows
 from masp.training.loop import train
 
 VARIANTS = {
@@ -144,6 +144,7 @@ def _summarise(config: Config, metrics: dict[str, Path]) -> Summary:
         result = read(VariantResult, path)
         if result is None:
             raise DataError(f"{path} is missing; run the same command again")
+        read_metrics(path, [])  # checks the digest
         found[name] = result
     num_correct, num_samples, _ = linear_probe(open_cache(config.cache.dir), config.seed)
     interval = wilson_interval(num_correct, num_samples)
