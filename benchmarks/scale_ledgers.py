@@ -144,6 +144,7 @@ def append(size: Size) -> None:
     """A rank appends all of its slice in batches of 16; what a start takes is in it."""
     with _without_rank(size, 3) as directory, size.open(directory).begin(Slice(3, size.num_ranks)) as scoring:
         records = list(make_records(list(scoring.missing), seed=3))
+        assert size.labels  # which an evaluation has already
         started = time.process_time()
         for start in range(0, len(records), 16):
             scoring.append(records[start : start + 16])

@@ -31,9 +31,9 @@ import numpy as np
 
 from masp.errors import DataError
 from masp.files.sealed import canonical_json
-from masp.files.text import shortened, shown
-from masp.results.ledger_file import Ledger, directory_lock, is_being_written
-from masp.results.ledger_format import RESUMES, SUFFIX, Record, damaged, ledger_files, scores_problem
+from masp.files.text import shortened
+from masp.results.ledger_file import Ledger, Problem, directory_lock, is_being_written
+from masp.results.ledger_format import RESUMES, SUFFIX, Record, damaged, ledger_files
 from masp.results.ledgers.index import LedgerIndex, index_path
 from masp.results.ledgers.reader import LedgerReader, as_json, check_identity, read_header
 from masp.results.ledgers.slices import Slice, SliceLog
@@ -46,8 +46,6 @@ _NUM_SHOWN = 10
 _INDEX_LOCK = ".index.lock"
 
 T = TypeVar("T")
-Problem = Callable[[Record], str | None]
-"""What is wrong with a record of an expected sample, as the end of a sentence; None if it fits the evaluation."""
 
 
 def itself(image: str) -> Sequence[str]:
@@ -243,7 +241,8 @@ class Ledgers:
             found[positions] = True
             num_found += len(positions)
         if np.count_nonzero(found) < num_found:
-            self.merge()  # which says what is doubled
+            with contextlib.suppress(MissingRecords):
+                self.merge()  # which says what is doubled
         return found
 
     def _checked_position(self, path: Path, number: int, record: Record) -> int:
@@ -321,9 +320,7 @@ class Scoring:
         for record in records:
             if record.sample_key not in self.missing.get(record.image_key, ()):
                 raise ValueError(f"{record.sample_key} is not missing")
-            if (what := scores_problem(record) or self._problem(record)) is not None:
-                raise DataError(f"sample {shown(record.sample_key)}: its record {what}; it is not written")
-        self._ledger.append(*records, maps=maps)
+        self._ledger.append(*records, maps=maps, problem=self._problem)
         self._left -= len(records)
 
     def close(self) -> None:

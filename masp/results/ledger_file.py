@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,10 @@ from masp.runtime.run_directory import RunInUse
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 # File systems without locks say so with one of these.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+Problem = Callable[[Record], str | None]
+"""What is wrong with a record of an expected sample, as the end of a sentence; None if it fits the evaluation."""
 
 
 class Ledger:
@@ -95,25 +99,25 @@ class Ledger:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def append(self, *records: Record, maps: Sequence[np.ndarray] = ()) -> None:
+    def append(self, *records: Record, maps: Sequence[np.ndarray] = (), problem: Problem = scores_problem) -> None:
         """Add records and hand them to the operating system before returning: they survive a kill of this process.
 
         Args:
             records: Of samples that no ledger has a record of.
             maps: Attention maps of each, `[A, height, width]`; empty if none were asked for. They are written first.
+            problem: What is wrong with a record, beside numbers that cannot be those of a model.
 
         Raises:
-            DataError: a number cannot be one of a model: it is not finite, or a log-likelihood above 0. Nothing is
+            DataError: a number is not finite, or a log-likelihood above 0, or there is a `problem`. No record is
                 written.
         """
-        for record in records:
-            if problem := scores_problem(record):
-                raise DataError(f"sample {shown(record.sample_key)}: its record {problem}; it is not written")
+        _refuse(records, scores_problem)
         if maps:
             if self._maps is None:
                 self._maps = AttentionFile(self.path.parent, self.path.name.removesuffix(SUFFIX))
             places = [self._maps.append(weights) for weights in maps]
             records = tuple(replace(record, attention=place) for record, place in zip(records, places, strict=True))
+        _refuse(records, problem)
         self._write(b"".join(encode_line(record.to_json()) for record in records))
 
     def close(self) -> None:
@@ -130,6 +134,12 @@ class Ledger:
     def _write(self, data: bytes) -> None:
         assert self._file is not None, "the ledger is not open"
         write_all(self._file, data)
+
+
+def _refuse(records: Sequence[Record], problem: Problem) -> None:
+    for record in records:
+        if (what := problem(record)) is not None:
+            raise DataError(f"sample {shown(record.sample_key)}: its record {what}; it is not written")
 
 
 def is_being_written(ledger: Path) -> bool:
