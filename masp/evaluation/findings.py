@@ -15,6 +15,7 @@ from masp.evaluation.feed import Feed
 from masp.evaluation.prompts import VALIDATION
 from masp.files.sealed import digest_of
 from masp.results.breakdown import MajorityClass, SplitCounts, ValueGroups, few_predicted, majority_class
+from masp.results.ledger_format import Record
 from masp.results.ledgers.table import RecordTable
 from masp.results.metrics import Metrics
 from masp.results.metrics_file import METRICS, read_metrics
@@ -70,7 +71,7 @@ def emotion_findings(
     split: SplitCounts,
     means: Mapping[str, str],
     metrics: Metrics,
-    records: RecordTable,
+    records: Sequence[Record],
 ) -> dict[str, Any]:
     """All of it, as `metrics.json` spells it.
 
@@ -86,7 +87,8 @@ def emotion_findings(
     """
     protocol = protocol_of(identity)
     per_category = metrics.per_category
-    groups = value_groups(feed, zip(records.keys, records.is_right.tolist(), strict=True))
+    table = RecordTable.of(records)
+    groups = value_groups(feed, zip(table.keys, table.is_right.tolist(), strict=True))
     return {
         **split.to_json(),
         **split.shares(metrics.num_samples, metrics.num_correct),
@@ -95,7 +97,7 @@ def emotion_findings(
             {category: values.num_predicted for category, values in per_category.items()},
             {category: values.support for category, values in per_category.items()},
         ),
-        "temperature_scaling": asdict(_temperature_scaling(feed, directory, protocol, split_name, metrics, records)),
+        "temperature_scaling": asdict(_temperature_scaling(feed, directory, protocol, split_name, metrics, table)),
         "by_value": groups.to_json(),
         "num_values": groups.num_values(),
         "protocol": protocol,

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from masp.errors import DataError, InputError
 from masp.files.jsonl import parse_object
 from masp.files.regular import opened
@@ -18,6 +20,7 @@ from masp.files.text import shortened, shown
 from masp.files.typed import decode
 from masp.results.ledger_format import (
     READABLE,
+    ROUNDING,
     VERSION,
     Header,
     MachineLine,
@@ -104,6 +107,8 @@ class LedgerReader:
             records = []
         if len(records) != len(texts):  # one by one finds which line it is, or takes what only `surrogates` allows
             records = [self._decode(Record, text, number) for text, number in zip(texts, numbers, strict=True)]
+        if _numbers_fit(records):
+            return records
         for record, number in zip(records, numbers, strict=True):
             if problem := scores_problem(record):
                 raise damaged(self.path, number, f"the record of sample {shortened(record.sample_key, 200)} {problem}")
@@ -114,6 +119,22 @@ class LedgerReader:
             return decode(kind, text, "", unique_keys=False, surrogates=True)
         except DataError as error:
             raise damaged(self.path, number, str(error).removeprefix(": ")) from None
+
+
+def _numbers_fit(records: list[Record]) -> bool:
+    """Whether the numbers of some records are certainly those of a model; false is for `scores_problem` to decide."""
+    width = len((records[0].scores or ()) if records else ())
+    if (
+        not width
+        or any(
+            r.scores is None or r.mean_scores is None or len(r.scores) != width or len(r.mean_scores) != width
+            for r in records
+        )
+        or any(r.source is not None for r in records)
+    ):
+        return False
+    scores, means = (np.array(values) for values in ([r.scores for r in records], [r.mean_scores for r in records]))
+    return bool(max(scores.max(), means.max()) <= ROUNDING and (means >= scores - ROUNDING * (1 - scores)).all())
 
 
 def _is_machine(text: bytes) -> bool:
