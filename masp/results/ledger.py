@@ -338,7 +338,7 @@ class Scoring:
 
 @contextlib.contextmanager
 def _without_collection() -> Iterator[None]:
-    """Do not look for cycles, of which records have none: among millions of objects that takes a quarter of the time."""
+    """Do not look for cycles, of which records have none: among millions of objects it takes a quarter of the time."""
     was_on = gc.isenabled()
     gc.disable()
     try:
