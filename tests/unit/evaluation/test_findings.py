@@ -91,7 +91,9 @@ def test_accuracy_per_value_is_of_the_images_that_were_scored(feeds):
 
 def test_two_splits_that_are_scored_alike_have_one_protocol():
     identity = {"samples": "a", "split": "test", "categories": ["a"], "precision": "fp32"}
-    assert protocol_of(identity) == protocol_of(identity | {"samples": "b", "split": "val", "source": "live", "attention": True})
+    assert protocol_of(identity) == protocol_of(
+        identity | {"samples": "b", "split": "val", "source": "live", "attention": True}
+    )
     assert protocol_of(identity) != protocol_of(identity | {"precision": "bf16"})
 
 
