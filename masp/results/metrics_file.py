@@ -22,7 +22,7 @@ from pydantic import AfterValidator, Field
 
 from masp.errors import DataError
 from masp.files.regular import read_bytes
-from masp.files.typed import Json, decode
+from masp.files.typed import Json, decode, read
 from masp.results.breakdown import GroupAccuracy, MajorityClass
 from masp.results.metrics import CalibrationBin, CategoryMetrics, Count, Share
 from masp.results.temperature import TemperatureScaling
@@ -219,6 +219,20 @@ def read_datasets(path: Path, problems: list[str]) -> dict[str, DatasetRow]:
 def read_summary(path: Path, problems: list[str]) -> dict[str, VariantRow]:
     """Read `summary.json`; arguments and errors as `read_metrics`."""
     return _rows(VariantRow, path, problems)
+
+
+def read_prompts(path: Path) -> PromptTable | None:
+    """Read `prompts.json`; None if there is none.
+
+    Raises:
+        InputError: it may not be read. DataError: it is damaged.
+    """
+    return read(PromptTable, path)
+
+
+def read_probe(path: Path) -> ProbeFile | None:
+    """Read `linear_probe.json`; results and errors as `read_prompts`."""
+    return read(ProbeFile, path)
 
 
 def _rows(kind: type[T], path: Path, problems: list[str]) -> dict[str, T]:
