@@ -78,7 +78,7 @@ def _metrics(metrics: MetricsFile) -> Table:
 
 def _categories(metrics: MetricsFile) -> Table:
     columns = ("category", "precision", "recall", "F1", "samples", "predicted")
-    rows = [
+    rows: list[tuple[Cell, ...]] = [
         (category, v.precision, v.recall, v.f1, v.support, v.num_predicted)
         for category, v in (metrics.per_category or {}).items()
     ]
@@ -88,7 +88,7 @@ def _categories(metrics: MetricsFile) -> Table:
 def _confusion(metrics: MetricsFile) -> Table:
     categories = metrics.categories or tuple(metrics.per_category or ())
     columns = metrics.confusion_columns or categories
-    rows = [
+    rows: list[tuple[Cell, ...]] = [
         (category, *counts)
         for category, counts in zip(categories, metrics.confusion or (), strict=False)
         if len(counts) == len(columns)
@@ -99,13 +99,15 @@ def _confusion(metrics: MetricsFile) -> Table:
 
 def _calibration(metrics: MetricsFile) -> Table:
     columns = ("from", "to", "samples", "mean probability", "accuracy")
-    rows = [(b.start, b.stop, b.num_samples, b.mean_confidence, b.accuracy) for b in metrics.calibration or ()]
+    rows: list[tuple[Cell, ...]] = [
+        (b.start, b.stop, b.num_samples, b.mean_confidence, b.accuracy) for b in metrics.calibration or ()
+    ]
     return Table("calibration", "Predictions by their probability", columns, rows)
 
 
 def _values(metrics: MetricsFile) -> Table:
     columns = ("aspect", "value", "samples", "right", "accuracy", "95 %", "few samples")
-    rows = [
+    rows: list[tuple[Cell, ...]] = [
         (aspect, value, g.num_samples, g.num_correct, g.accuracy, Interval(g.accuracy_ci95), "yes" * g.is_small)
         for aspect, values in (metrics.by_value or {}).items()
         for value, g in values.items()
