@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +13,8 @@ from sklearn.preprocessing import StandardScaler
 
 from masp.cache.reader import Cache
 from masp.errors import InputError
-from masp.files.atomic import write_bytes
 from masp.results.metrics import wilson_interval
-from masp.results.metrics_file import PROBE, ProbeFile
+from masp.results.metrics_file import PROBE, ProbeFile, write_object
 
 MAX_TRAIN = 20_000
 """Most training images that a probe is fitted on; more are drawn from."""
@@ -97,7 +94,7 @@ def write_probe(cache: Cache, seed: int, split: str, means: Mapping[str, str], d
         data_digest=digest,
     )
     path = directory / PROBE
-    write_bytes(path, json.dumps(asdict(result), indent=1).encode() + b"\n")
+    write_object(path, result)
     print(
         f"evaluate: linear probe on mean features of {num_train:,} training images: {result.accuracy:.4f} (95 % "
         f"interval {interval[0]:.4f} to {interval[1]:.4f}) on {num_samples} images: {path}"

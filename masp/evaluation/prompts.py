@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,8 +20,7 @@ import numpy as np
 from masp.config import Config
 from masp.data.questions import Questions
 from masp.errors import DataError
-from masp.files.atomic import write_bytes
-from masp.results.metrics_file import METRICS, PROMPTS, PromptRow, PromptTable, read_metrics
+from masp.results.metrics_file import METRICS, PROMPTS, PromptRow, PromptTable, read_metrics, write_object
 from masp.results.records import FILE, read_records_file
 
 NUM_ORDERS = 3
@@ -126,7 +124,7 @@ def write_table(directory: Path, wordings: Sequence[Wording]) -> Path | None:
         return None
     table = _table(places)
     path = directory / PROMPTS
-    write_bytes(path, json.dumps(asdict(table), indent=1).encode() + b"\n")
+    write_object(path, table)
     print(_as_text(table))
     print(f"evaluate: {len(places)} wordings: {path}")
     return path

@@ -94,9 +94,13 @@ def compare_seeds(first: Sequence[np.ndarray], second: Sequence[np.ndarray], see
 
 def _patterns(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """The different columns of `d` as rows, and how many images have each: images that are alike are drawn together."""
-    differences = np.stack([b.astype(np.int8) - a.astype(np.int8) for a, b in zip(first, second, strict=True)], axis=1)
-    patterns, counts = np.unique(differences, axis=0, return_counts=True)
-    return patterns.astype(np.int64), counts
+    # a pattern is a number of base 3; the first seed is its first digit, and each step keeps the patterns that occur
+    names, patterns = np.zeros(len(first[0]), dtype=np.int64), np.zeros((1, 0), dtype=np.int64)
+    for a, b in zip(first, second, strict=True):
+        names = 3 * names + (b.astype(np.int64) - a + 1)
+        found, names = np.unique(names, return_inverse=True)
+        patterns = np.column_stack((patterns[found // 3], found % 3 - 1))
+    return patterns, np.bincount(names)
 
 
 def _t_test(differences: np.ndarray, all_equal: bool) -> tuple[float | None, tuple[float, float]]:

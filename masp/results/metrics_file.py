@@ -22,7 +22,7 @@ from pydantic import AfterValidator, Field
 
 from masp.errors import DataError
 from masp.files.atomic import write_bytes
-from masp.files.regular import read_bytes
+from masp.files.regular import is_file, read_bytes
 from masp.files.sealed import digest_of
 from masp.files.typed import Json, decode
 from masp.results.breakdown import GroupAccuracy, MajorityClass
@@ -218,6 +218,16 @@ def write_metrics(path: Path, values: dict[str, Any]) -> None:
     write_bytes(path, json.dumps(plain, indent=1).encode() + b"\n")
 
 
+def write_object(path: Path, value: PromptTable | ProbeFile) -> None:
+    """Write `prompts.json` or `linear_probe.json` with the digest of its content, which its reader checks.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    plain = json.loads(json.dumps(dataclasses.asdict(value), allow_nan=False))
+    write_bytes(path, json.dumps({**plain, "digest": digest_of(plain)}, indent=1).encode() + b"\n")
+
+
 def write_rows(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Write `datasets.json` or `summary.json`; each row has the digest of its name and content, which readers check.
 
@@ -243,10 +253,7 @@ def read_metrics(path: Path, problems: list[str]) -> MetricsFile:
     lineage = values.get("lineage")
     # files of earlier versions have no digest
     if isinstance(lineage, dict) and (digest := lineage.pop("digest", None)) is not None and digest != _digest(values):
-        raise DataError(
-            f"{path} is damaged: its content is not that of its digest; delete it and run the command that writes it "
-            "again"
-        )
+        raise _not_its_digest(path)
     return _metrics(values, str(path), problems)
 
 
@@ -258,6 +265,29 @@ def read_datasets(path: Path, problems: list[str]) -> dict[str, DatasetRow]:
 def read_summary(path: Path, problems: list[str]) -> dict[str, VariantRow]:
     """Read `summary.json`; arguments and errors as `read_metrics`."""
     return _rows(VariantRow, path, problems)
+
+
+def read_prompts(path: Path) -> PromptTable | None:
+    """Read `prompts.json`; None if there is none.
+
+    Raises:
+        InputError: it may not be read. DataError: it is damaged.
+    """
+    return _read_object_of(PromptTable, path)
+
+
+def read_probe(path: Path) -> ProbeFile | None:
+    """Read `linear_probe.json`; results and errors as `read_prompts`."""
+    return _read_object_of(ProbeFile, path)
+
+
+def _read_object_of(kind: type[T], path: Path) -> T | None:
+    if not is_file(path):
+        return None
+    values = _read_object(path)
+    if (digest := values.pop("digest", None)) is not None and digest != _digest(values):
+        raise _not_its_digest(path)
+    return decode(kind, json.dumps(values).encode(), str(path), surrogates=True)
 
 
 def _rows(kind: type[T], path: Path, problems: list[str]) -> dict[str, T]:
@@ -298,6 +328,12 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{path}: not a JSON object; delete it and run the command that writes it again")
     return value
+
+
+def _not_its_digest(path: Path) -> DataError:
+    return DataError(
+        f"{path} is damaged: its content is not that of its digest; delete it and run the command that writes it again"
+    )
 
 
 def _digest(value: Any) -> str | None:

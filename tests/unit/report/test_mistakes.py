@@ -30,6 +30,6 @@ def test_records_of_another_evaluation_are_not_shown(tmp_path):
     metrics = json.loads((run / "evaluate" / "metrics.json").read_text())
     metrics["lineage"] = {"records": read_records_file(run / "evaluate" / FILE).digest}
     (run / "evaluate" / "metrics.json").write_text(json.dumps(metrics))
-    assert "not those of metrics.json" not in Page(write_report(run)).text
+    assert "not the file that metrics.json" not in Page(write_report(run)).text
     write_emotion_records(run / "evaluate" / FILE, [Record("test/a", HOSTILE[0], None, text="x")], HOSTILE, (), ())
-    assert "The records are not those of metrics.json" in Page(write_report(run)).text
+    assert "is not the file that metrics.json was written with" in Page(write_report(run)).text
