@@ -16,6 +16,7 @@ from masp.evaluation.findings import (
     value_groups,
 )
 from masp.results.ledger_format import Record
+from masp.results.ledgers.table import RecordTable
 from masp.results.metrics import compute_metrics
 from tests.small_cache import make_small_cache
 
@@ -102,7 +103,7 @@ def test_the_last_line_says_of_which_images_it_is(feeds, tmp_path):
     split = count_split(feeds.train, means)
     records = as_records(feeds.train, means)
     metrics = compute_metrics(records, ("fear",))
-    found = emotion_findings(feeds.train, tmp_path, {}, "train", split, means, metrics, records)
+    found = emotion_findings(feeds.train, tmp_path, {}, "train", split, means, metrics, RecordTable.of(records))
     assert found["coverage"] == 0.5 and found["accuracy_of_split"] == 0.5
     assert found["temperature_scaling"]["reason"] == "the dataset has no validation split"
     *_, guess, last = summary_lines({**metrics.to_json(), **found}, tmp_path / "metrics.json").split("\n")
@@ -118,7 +119,7 @@ def test_a_whole_split_gets_no_more_words_and_one_category_a_remark(feeds, tmp_p
     records = [Record(r.sample_key, r.label, "awe", (1.0, 0.0)) for r in as_records(feeds.test, OWN)]
     metrics = compute_metrics(records, ("awe", "fear"))
     split = count_split(feeds.test, OWN)
-    found = emotion_findings(feeds.test, tmp_path, {}, "test", split, OWN, metrics, records)
+    found = emotion_findings(feeds.test, tmp_path, {}, "test", split, OWN, metrics, RecordTable.of(records))
     last = summary_lines({**metrics.to_json(), **found}, tmp_path).split("\n")[-1]
     assert found["coverage"] == 1
     assert last.endswith(f"on 9 images; it never predicts any category but 'awe': {tmp_path}")
@@ -132,5 +133,5 @@ def test_a_validation_split_that_was_scored_otherwise_gives_no_temperature(feeds
     split = count_split(feeds.test, OWN)
     for text, reason in (('{"protocol": "another"}', "not evaluated in the same way"), ("{", "not a JSON object")):
         (tmp_path / "val" / "metrics.json").write_text(text)
-        found = emotion_findings(feeds.test, tmp_path, {}, "test", split, OWN, metrics, records)
+        found = emotion_findings(feeds.test, tmp_path, {}, "test", split, OWN, metrics, RecordTable.of(records))
         assert reason in found["temperature_scaling"]["reason"] and found["temperature_scaling"]["scaled"] is None
