@@ -9,13 +9,14 @@ from masp.cache.layout import read_layout, sidecar_path
 from masp.cache.manifest import read_manifest
 from masp.config import Config
 from masp.errors import MaspError
-from masp.files.jsonl import MAX_BYTES, parse_object
-from masp.files.regular import exists, read_bytes, read_tail
+from masp.files.jsonl import parse_object
+from masp.files.regular import exists, opened, read_tail
 from masp.files.text import reason
 from masp.runtime.run_directory import read_status
 
 _TAIL_BYTES = 4096
 """Longer than a line of `metrics.jsonl`."""
+_BLOCK_BYTES = 1 << 20
 
 
 def progress(name: PartName, config: Config) -> str:
@@ -69,12 +70,17 @@ def _step_of(line: bytes) -> int | None:
     return step if type(step) is int else None
 
 
+def _num_lines(path: Path) -> int:
+    with opened(path) as file:
+        return 0 if file is None else sum(block.count(b"\n") for block in iter(lambda: file.read(_BLOCK_BYTES), b""))
+
+
 def _scored(directory: Path, config: Config) -> str:
     ledgers = sorted((directory / "ledger").glob("rank-*.jsonl"))
     if not ledgers:
         return ""
     # the first line of each is a header
-    scored = sum(max(0, (read_bytes(path, max_bytes=MAX_BYTES) or b"").count(b"\n") - 1) for path in ledgers)
+    scored = sum(max(0, _num_lines(path) - 1) for path in ledgers)
     if config.evaluate.source != "cache" or config.evaluate.stage != "stage2":
         return f"{scored} records"
     split = read_manifest(Path(config.cache.dir)).splits.get(config.evaluate.split)

@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ from masp.artifacts.trained import load_trained_aspects
 from masp.cache.codec import checksum
 from masp.cache.reader import Cache, open_matching_cache
 from masp.config import Config
-from masp.errors import DataError, FilesInUse, InputError, MaspError
+from masp.errors import InputError
 from masp.files.atomic import replacing
+from masp.files.hdf5 import Column, Hdf5File, Values, naming_damage
 from masp.files.regular import is_file
 from masp.files.sealed import digest_of
-from masp.files.text import first_line, reason
+from masp.files.text import reason
 from masp.models.sequence import pad_features
 from masp.runtime.devices import pick_device
 from masp.runtime.log import say
@@ -36,6 +37,7 @@ from masp.runtime.log import say
 DIRECTORY, FORMAT = "aspect-tokens", 1
 BATCH = 32
 """Images whose tokens are computed at once."""
+_MAX_BYTES = 1 << 40
 REMEDY = "`masp cache aspects --config …` makes it"
 
 
@@ -90,7 +92,7 @@ def build_aspect_tokens(config: Config) -> Path:
     try:
         path.parent.mkdir(exist_ok=True)
         with replacing(path) as temporary, h5py.File(temporary, "w") as file, torch.no_grad():
-            file.attrs["made_of"] = header.text()
+            file.attrs["made_of"] = np.bytes_(header.text())
             tokens = file.create_dataset("tokens", shape, dtype="f4", chunks=(1, *shape[1:]))
             crc32 = file.create_dataset("crc32", shape[:1], dtype="u4")
             bar = tqdm(total=len(cache), desc="aspects", unit="img", disable=not sys.stderr.isatty())
@@ -126,43 +128,49 @@ class AspectTokens:
         self.path = header.path(cache)
         self.num_queries = 0
         """Aspect tokens of each aspect, as the file has them."""
-        self._file: h5py.File | None = None
+        self._file: Hdf5File | None = None
+        self._columns: tuple[Values, Values] | None = None
         if not is_file(self.path, key="cache.dir"):
             raise InputError(
                 f"cache.aspect_tokens = true: {self.path.parent} holds no tokens of aspect modules {digest[:12]} for "
                 f"this cache; {REMEDY}, or give cache.aspect_tokens=false"
             )
+        self._shape = (len(cache), len(header.aspects), cache.hidden_size)
         try:
-            with self._damage_named():
-                self._check(header, (len(cache), len(header.aspects), cache.hidden_size))
+            with self._naming_damage():
+                self._check(header)
         finally:
             self.close()  # opened again after a fork
 
-    def _check(self, header: Header, shape: tuple[int, int, int]) -> None:
-        """Raises ValueError unless the file holds the tokens of this header, for `(num_samples, num_aspects, D)`."""
-        file = self._open()
-        if file.attrs.get("made_of") != header.text():
+    def _check(self, header: Header) -> None:
+        """Raises ValueError unless the file holds the tokens of this header."""
+        tokens, _ = self._open()
+        assert self._file is not None
+        if not self._file.has_text("made_of", header.text()):
             raise ValueError("it is not what its name says")
-        tokens, crc32 = (_column(file, name, kind) for name, kind in (("tokens", "<f4"), ("crc32", "<u4")))
-        fits = tokens.ndim == 4 and (*tokens.shape[:2], tokens.shape[3]) == shape and crc32.shape == shape[:1]
-        if not fits or not 1 <= tokens.shape[2] <= MAX_QUERIES:
-            raise ValueError(f"its shapes, {tokens.shape} and {crc32.shape}, are not those of this cache")
         self.num_queries = tokens.shape[2]
+        if not 1 <= self.num_queries <= MAX_QUERIES:
+            raise ValueError(f"it holds {self.num_queries} tokens of each aspect; must be 1 to {MAX_QUERIES}")
 
     def close(self) -> None:
         """Close the file; reading opens it again."""
         if self._file is not None:
             self._file.close()
-            self._file = None
+            self._file = self._columns = None
 
-    def _open(self) -> h5py.File:
-        if self._file is None:
-            # Without a lock: a finished file is never written again, so readers need not wait for each other.
-            self._file = h5py.File(self.path, "r", locking=False)
-        return self._file
+    def _open(self) -> tuple[Values, Values]:
+        """The tokens and their checksums."""
+        if self._file is None or self._columns is None:
+            num_samples, num_aspects, hidden_size = self._shape
+            self._file = Hdf5File(self.path, max_bytes=_MAX_BYTES, key="cache.dir")
+            self._columns = (
+                self._file.dataset("tokens", Column("<f4", (num_samples, num_aspects, None, hidden_size))),
+                self._file.dataset("crc32", Column("<u4", (num_samples,))),
+            )
+        return self._columns
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None}
+        return {**self.__dict__, "_file": None, "_columns": None}
 
     def read(self, row: int) -> Tensor:
         """The tokens of a row of the cache's index, `[A, N, D]` fp32.
@@ -170,42 +178,15 @@ class AspectTokens:
         Raises:
             DataError: They are damaged.
         """
-        with self._damage_named():
-            file = self._open()
-            found: np.ndarray = file["tokens"][row]
-            if checksum(found.tobytes()) != int(file["crc32"][row]):
+        with self._naming_damage():
+            tokens, crc32 = self._open()
+            found = tokens.rows(row, row + 1)[0]
+            if checksum(found.tobytes()) != int(crc32.rows(row, row + 1)[0]):
                 raise ValueError(f"row {row} does not match its checksum")
             return torch.from_numpy(found)
 
-    @contextmanager
-    def _damage_named(self) -> Iterator[None]:
-        """Whatever a damaged file makes h5py raise, as one line."""
-        try:
-            yield
-        except MaspError:
-            raise
-        except BlockingIOError as error:
-            raise FilesInUse(f"{self.path} is being written by another process: {first_line(error)}") from None
-        except PermissionError as error:
-            raise InputError(f"{self.path} cannot be read: {reason(error)}") from None
-        except Exception as error:  # h5py raises nearly anything: it has no list
-            raise DataError(
-                f"{self.path} is damaged: {first_line(error)}; remove the file, and {REMEDY} anew"
-            ) from None
-
-
-def _column(file: h5py.File, name: str, kind: str) -> h5py.Dataset:
-    """A dataset whose values are in this file itself.
-
-    Raises:
-        ValueError: It is not one, or its values are of another type.
-    """
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-        raise ValueError(f"it holds no {name}")
-    column = file[name]
-    if not isinstance(column, h5py.Dataset) or column.is_virtual or column.external or column.dtype != np.dtype(kind):
-        raise ValueError(f"its {name} are not a plain array of {np.dtype(kind)}")
-    return column
+    def _naming_damage(self) -> contextlib.AbstractContextManager[None]:
+        return naming_damage(self.path, f"remove the file, and {REMEDY} anew")
 
 
 def open_aspect_tokens(config: Config, cache: Cache, digest: str | None) -> AspectTokens | None:

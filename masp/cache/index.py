@@ -14,7 +14,9 @@ from masp.cache.fingerprint import FORMAT_VERSION
 from masp.cache.shard_state import Sidecar
 from masp.errors import DataError
 from masp.files.atomic import replacing
-from masp.files.text import first_line
+from masp.files.hdf5 import Column, Hdf5File, naming_damage
+from masp.files.regular import is_file
+from masp.files.text import shown
 
 
 class Keys(Sequence):
@@ -91,6 +93,9 @@ _TYPES = {
     "category": "i2", "aspects": "u8", "grid": "i4", "image_size": "i4",
 }  # fmt: skip
 _WIDTHS = {"grid": 3, "image_size": 2}
+_COLUMNS = {
+    name: Column(f"<{kind}", (None, _WIDTHS[name]) if name in _WIDTHS else (None,)) for name, kind in _TYPES.items()
+}
 
 
 def build_index(
@@ -156,50 +161,15 @@ def load_index(path: Path) -> Index:
     Raises:
         DataError: Missing, damaged or of another format.
     """
-    try:
-        # the file never changes once it has its name, and some cluster file systems cannot lock
-        with h5py.File(path, "r", locking=False) as file:
-            version = _read_version(file)
-            if version != FORMAT_VERSION:
-                raise DataError(f"{path}: format_version is {version}, this version of masp reads {FORMAT_VERSION}")
-            size = path.stat().st_size
-            index = Index(**{field.name: _read_column(file, field.name, size) for field in fields(Index)})
-            _check(index)
-            return index
-    except DataError:
-        raise
-    except Exception as error:
-        # h5py raises almost anything on damaged files: OSError, KeyError, RuntimeError, ValueError, TypeError …
-        raise DataError(f"{path} is damaged or missing: {first_line(error)}") from None
-
-
-def _read_version(file: h5py.File) -> int | None:
-    """The attribute `format_version` if it is an integer: a damaged string could keep libhdf5 busy forever."""
-    attribute = file.attrs.get_id("format_version")
-    return int(file.attrs["format_version"]) if attribute.dtype.kind in "iu" and attribute.shape == () else None
-
-
-def _read_column(file: h5py.File, name: str, file_size: int) -> np.ndarray:
-    """A column, checked before it is read: the file alone says how large it is, and may name other files.
-
-    Raises:
-        ValueError: Not a column as `save_index` writes it.
-    """
-    column = file[name]
-    width = (_WIDTHS[name],) if name in _WIDTHS else ()
-    if (
-        not isinstance(file.get(name, getlink=True), h5py.HardLink)
-        or not isinstance(column, h5py.Dataset)
-        or column.external
-        or column.is_virtual
-        or column.chunks is not None
-        or column.dtype != np.dtype(_TYPES[name])
-        or column.ndim != 1 + len(width)
-        or column.shape[1:] != width
-        or column.nbytes > file_size
-    ):
-        raise ValueError(f"column {name} is not as it was written")
-    return column[()]
+    if not is_file(path, key="cache.dir"):
+        raise DataError(f"{path} is damaged or missing: no such file")
+    with naming_damage(path), Hdf5File(path, key="cache.dir") as file:
+        version = file.attribute("format_version")
+        if version != FORMAT_VERSION:
+            raise DataError(f"{path}: format_version is {shown(version)}, this version of masp reads {FORMAT_VERSION}")
+        index = Index(**{name: file.dataset(name, column).read() for name, column in _COLUMNS.items()})
+        _check(index)
+        return index
 
 
 def _check(index: Index) -> None:

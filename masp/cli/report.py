@@ -7,7 +7,8 @@ import argparse
 from masp.cli.parser import Commands, add_command
 
 _DETAILS = """\
-  masp report outputs/run"""
+  masp report outputs/run
+  masp report outputs/run --tables outputs/run/tables"""
 
 
 def register(commands: Commands) -> None:
@@ -15,6 +16,9 @@ def register(commands: Commands) -> None:
     parser = add_command(commands, "report", "write one HTML page about a run", _DETAILS)
     parser.add_argument("run_dir", metavar="RUN_DIR", help="the run's output_dir")
     parser.add_argument("--output", metavar="FILE", default=None, help="the page (default RUN_DIR/report.html)")
+    parser.add_argument(
+        "--tables", metavar="DIR", default=None, help="also write every table there as CSV and LaTeX, and records.csv"
+    )
     parser.set_defaults(run=run)
 
 
@@ -22,5 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the page."""
     from masp.report.page import write_report
 
-    print(f"report: {write_report(arguments.run_dir, arguments.output)}")
+    print(f"report: {write_report(arguments.run_dir, arguments.output, arguments.tables)}")
+    if arguments.tables:
+        print(f"report: tables: {arguments.tables}")
     return 0

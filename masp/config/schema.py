@@ -272,6 +272,18 @@ class EvaluateConfig(Settings):
     the dataset as one that was trained, `NAME=NAME` also asks for a category that was not trained, `NAME=` leaves out
     the images of a category."""
 
+    validation: Boolean = False
+    """Also score the validation split, in the same way, into `val` in the directory of the evaluation: the temperature
+    that corrects the probabilities is fitted on it, and `masp compare --split val` compares runs on it."""
+
+    prompts: Literal["first", "all"] = "first"
+    """Wordings of the question that are scored. `first`: the first template. `all`: also every other template, and the
+    first with other orders of the categories, each of which takes as long as the first."""
+
+    linear_probe: Boolean = False
+    """Also fit a linear probe on the mean features of the training split and score it on the same images. Reads the
+    features of up to 20,000 training images from the cache."""
+
     output_dir: PathText | None = None
     """Directory of ledgers, records and metrics; null: `evaluate` in the top-level `output_dir` (`evaluate-stage1` for
     stage 1)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,14 +17,13 @@ from masp.demo.data import NUM_TEST, NUM_TRAIN, make_demo_data
 from masp.demo.world.write_dataset import best_possible
 from masp.distributed.task_share import require_one_process
 from masp.errors import DataError, InputError
+from masp.evaluation.linear_probe import linear_probe
 from masp.evaluation.run import evaluate
-from masp.experiments.linear_probe import linear_probe
 from masp.extraction.job import extract
-from masp.files.atomic import write_bytes
 from masp.files.typed import read
 from masp.report.page import write_report
 from masp.results.metrics import wilson_interval
-from masp.results.metrics_file import SUMMARY, Interval, Share
+from masp.results.metrics_file import SUMMARY, Interval, Share, read_metrics, write_rows
 from masp.training.loop import train
 
 VARIANTS = {
@@ -99,8 +97,7 @@ def run_demo(config: Config, num_train: int | None = None, num_test: int | None 
         metrics[variant] = _written(evaluate(changed))
     summary = _summarise(config, metrics)
     path = Path(config.output_dir) / SUMMARY
-    text = json.dumps({name: result.to_dict() for name, result in summary.items()}, indent=1)
-    write_bytes(path, f"{text}\n".encode())
+    write_rows(path, {name: result.to_dict() for name, result in summary.items()})
     _say("masp report")
     report = write_report(config.output_dir)
     print(_table(summary))
@@ -147,8 +144,9 @@ def _summarise(config: Config, metrics: dict[str, Path]) -> Summary:
         result = read(VariantResult, path)
         if result is None:
             raise DataError(f"{path} is missing; run the same command again")
+        read_metrics(path, [])  # checks the digest
         found[name] = result
-    num_correct, num_samples = linear_probe(open_cache(config.cache.dir), config.seed)
+    num_correct, num_samples, _ = linear_probe(open_cache(config.cache.dir), config.seed)
     interval = wilson_interval(num_correct, num_samples)
     found["linear_probe"] = VariantResult(num_correct / num_samples, interval, num_samples)
     best = best_possible(config.dataset.root, config.evaluate.split)

@@ -6,7 +6,6 @@ compared, as for emotions. An aspect with lists or with more answers is open: th
 
 from __future__ import annotations
 
-import json
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,13 +25,13 @@ from masp.evaluation.emotions import length_notes
 from masp.evaluation.feed import Feed, Item, machines_of, mixed_notes
 from masp.evaluation.protocol import Evaluation
 from masp.evaluation.scorers import AspectScorer, ScoreRequest
-from masp.files.atomic import write_bytes
 from masp.files.sealed import digest_of
 from masp.files.text import shown
 from masp.results.aspect_metrics import OpenMetrics, compute_aspect_metrics
-from masp.results.ledger import DIRECTORY
+from masp.results.breakdown import SplitCounts
 from masp.results.ledger_format import Record, generated_problem, likelihood_problem
-from masp.results.metrics_file import METRICS
+from masp.results.ledgers.table import RecordTable
+from masp.results.metrics_file import METRICS, write_metrics
 from masp.results.records import FILE, write_aspect_records
 from masp.vlm.prompt import Prompt, load_prompt
 
@@ -71,14 +70,14 @@ class AspectEvaluation(Evaluation):
         self.modules, self.lineage = modules, lineage
         self.layout = lineage.layout or config.stage1.layout
         self.answers, seen = self._read_answers()
-        self.keys_of = {
+        self.keys_by_image = {
             key: [f"{key}#{aspect}" for aspect in config.aspects if aspect in self.answers[key]]
             for key in feed.keys
             if any(aspect in self.answers[key] for aspect in config.aspects)
         }
         """Image -> a record for each of its annotated aspects. A sample key holds no `#`."""
-        self.keys = [key for keys in self.keys_of.values() for key in keys]
-        if not self.keys:
+        self.images = list(self.keys_by_image)
+        if not self.images:
             raise InputError(
                 f"evaluate.split = {shown(config.evaluate.split)}: no image of it is annotated with any of "
                 f"{', '.join(config.aspects)}; stage 1 cannot be evaluated there"
@@ -110,6 +109,9 @@ class AspectEvaluation(Evaluation):
                 found[key] = answers
         return found, seen
 
+    def keys_of(self, image: str) -> Sequence[str]:
+        return self.keys_by_image[image]
+
     def load(self, device: str) -> None:
         self.scorer = AspectScorer(
             self.config, self.modules, self.layout, self.questions, self.closed, self.longest, device
@@ -136,13 +138,18 @@ class AspectEvaluation(Evaluation):
             return likelihood_problem(record, self.closed[record.aspect])
         return generated_problem(record)
 
-    def finish(self, records: Sequence[Record]) -> Path:
+    def finish(self, records: RecordTable) -> Path:
         config = self.config
-        machines = machines_of(self.feed, self.directory / DIRECTORY)
-        write_aspect_records(self.directory / FILE, records, self.closed)
-        metrics = compute_aspect_metrics(records, config.aspects, self.closed, len(self.keys), config.seed)
+        machines = machines_of(self.feed, records)
+        written = write_aspect_records(self.directory / FILE, records, self.closed)
+        metrics = compute_aspect_metrics(records, config.aspects, self.closed, len(records), config.seed)
+        # an image in quarantine could have had an answer to every aspect
+        split = SplitCounts(len(self.images), self.feed.num_quarantined)
         results = {
             **metrics.to_json(),
+            **split.to_json(),
+            **split.shares(metrics.num_samples, metrics.num_correct, len(config.aspects)),
+            "num_not_annotated": len(self.feed.keys) - len(self.images),
             "stage": "stage1",
             "dataset": config.dataset.name,
             "split": config.evaluate.split,
@@ -153,17 +160,24 @@ class AspectEvaluation(Evaluation):
             "lineage": {
                 "aspect": asdict(self.lineage),
                 "features": {"model": self.feed.model, "machine": machines[0], "other_machines": machines[1:]},
+                "records": written,
             },
         }
         path = self.directory / METRICS
-        write_bytes(path, json.dumps(results, indent=1).encode() + b"\n")
+        write_metrics(path, results)
         for aspect, values in metrics.per_aspect.items():
             low, high = values.accuracy_ci95
             how = "of the likelihood"
             if isinstance(values, OpenMetrics):
                 how = f"exact, token F1 {values.token_f1:.4f}"
             print(f"evaluate: {aspect}: {values.accuracy:.4f} ({low:.4f} to {high:.4f}) {how}")
-        print(f"evaluate: stage 1: {metrics.accuracy:.4f} of {metrics.num_samples} answers right: {path}")
+        lost = ""
+        if split.num_quarantined:
+            lost = (
+                f" ({split.num_quarantined} images in quarantine; at least {results['accuracy_of_split']:.4f} with "
+                "all their answers counted as wrong)"
+            )
+        print(f"evaluate: stage 1: {metrics.accuracy:.4f} of {metrics.num_samples} answers right{lost}: {path}")
         return path
 
     def _identity(self) -> dict[str, Any]:
@@ -172,7 +186,7 @@ class AspectEvaluation(Evaluation):
             "stage": "stage1",
             "model": fingerprint_digest(self.feed.model),
             "samples": self.feed.data_digest,
-            "answers": digest_of([[key, *sorted(self.answers[key].items())] for key in self.keys_of]),
+            "answers": digest_of([[key, *sorted(self.answers[key].items())] for key in self.images]),
             "closed": {aspect: list(choices) for aspect, choices in self.closed.items()},
             "longest": self.longest,
             "split": config.evaluate.split,

@@ -6,7 +6,6 @@ right answer is; so each of its categories must be one that was trained, or be i
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,16 +20,18 @@ from masp.config import Config
 from masp.data.questions import Questions
 from masp.errors import InputError
 from masp.evaluation.feed import Feed, Item, machines_of, mixed_notes
+from masp.evaluation.findings import count_split, emotion_findings, left_out_notes, summary_lines
+from masp.evaluation.prompts import FIRST, Wording
 from masp.evaluation.protocol import Evaluation
 from masp.evaluation.scorers import EmotionScorer, ScoreRequest
-from masp.files.atomic import write_bytes
 from masp.files.text import MAX_REASON, shortened, shown
 from masp.models.likelihood import cut_short
 from masp.results.attention_maps import read_attention
-from masp.results.ledger import DIRECTORY
+from masp.results.ledger import DIRECTORY, itself
 from masp.results.ledger_format import Record, generated_problem, likelihood_problem
+from masp.results.ledgers.table import RecordTable
 from masp.results.metrics import compute_metrics
-from masp.results.metrics_file import METRICS
+from masp.results.metrics_file import METRICS, write_metrics
 from masp.results.records import FILE, write_emotion_records
 from masp.taxonomy import normalize_category
 from masp.vlm.prompt import load_prompt
@@ -61,8 +62,9 @@ class EmotionEvaluation(Evaluation):
         config: Run configuration.
         directory: Directory of its results.
         feed: The images.
-        questions: Questions; evaluation asks the first emotion template.
+        questions: Questions.
         known_categories: Categories of other datasets that are evaluated with the same `evaluate.category_map`.
+        wording: How the emotion is asked for.
 
     Raises:
         InputError: aspect modules or soft prompt are missing or do not fit, or the categories were not trained and no
@@ -70,9 +72,16 @@ class EmotionEvaluation(Evaluation):
     """
 
     what = "samples"
+    keys_of = staticmethod(itself)
 
     def __init__(
-        self, config: Config, directory: Path, feed: Feed, questions: Questions, known_categories: Sequence[str] = ()
+        self,
+        config: Config,
+        directory: Path,
+        feed: Feed,
+        questions: Questions,
+        known_categories: Sequence[str] = (),
+        wording: Wording = FIRST,
     ):
         self.config, self.directory, self.feed, self.questions = config, directory, feed, questions
         self.trained = load_trained(config, feed.hidden_size, feed.model)
@@ -85,21 +94,23 @@ class EmotionEvaluation(Evaluation):
             known_categories,
         )
         self.categories = self.asked.categories
+        self.question = wording.question(questions, self.categories)
+        self.split = count_split(feed, self.asked.means)
         self.label_of = {
             key: self.asked.means[label]
             for key, label in zip(feed.keys, feed.labels, strict=True)
             if label in self.asked.means
         }
-        self.keys = list(self.label_of)
-        self.keys_of = {key: [key] for key in self.keys}
+        self.images = list(self.label_of)
         self.length_notes = length_notes(config, self.trained.layout, self.categories)
-        self.notes = [*machine_notes(self.trained, feed.machine), *feed.notes(), *self.length_notes]
+        self.data_notes = [*feed.notes(), *left_out_notes(self.split), *self.length_notes]
+        self.notes = [*machine_notes(self.trained, feed.machine), *self.data_notes]
         self.aspects_shown = list(config.aspects) if config.evaluate.attention and self.trained.aspects else []
         self.identity = self._identity()
         self.scorer: EmotionScorer | None = None
 
     def load(self, device: str) -> None:
-        self.scorer = EmotionScorer(self.config, self.trained, self.questions, self.categories, device)
+        self.scorer = EmotionScorer(self.config, self.trained, self.questions, self.categories, device, self.question)
 
     def score(
         self, items: Sequence[Item], missing: Mapping[str, Sequence[str]]
@@ -126,17 +137,30 @@ class EmotionEvaluation(Evaluation):
             return f"predicts {shown(record.prediction)}, which is none of {valid}"
         return generated_problem(record)
 
-    def finish(self, records: Sequence[Record]) -> Path:
+    def finish(self, records: RecordTable) -> Path:
         config, ledgers = self.config, self.directory / DIRECTORY
-        machines = machines_of(self.feed, ledgers)
+        machines = machines_of(self.feed, records)
         notes = dict.fromkeys(note for machine in machines for note in machine_notes(self.trained, machine))
-        metrics = compute_metrics(records, self.categories, len(self.keys), config.seed)
-        maps = (read_attention(ledgers, record.attention) for record in records if record.attention)
+        metrics = compute_metrics(records, self.categories, len(self.images), config.seed)
+        shown = records if self.aspects_shown else ()
+        maps = (read_attention(ledgers, record.attention) for record in shown if record.attention)
         digests = self.feed.digests()
-        write_emotion_records(self.directory / FILE, records, self.categories, self.aspects_shown, maps, digests)
+        path = self.directory / FILE
+        written = write_emotion_records(path, records, self.categories, self.aspects_shown, maps, digests)
         results = {
             **metrics.to_json(),
+            **emotion_findings(
+                self.feed,
+                self.directory,
+                self.identity,
+                config.evaluate.split,
+                self.split,
+                self.asked.means,
+                metrics,
+                records,
+            ),
             "stage": "stage2",
+            "question": self.question,
             "dataset": config.dataset.name,
             "split": config.evaluate.split,
             "scoring": config.evaluate.scoring,
@@ -144,27 +168,18 @@ class EmotionEvaluation(Evaluation):
             "layout": self.trained.layout,
             "vision_features": self.trained.vision_features,
             "category_map": self.asked.shown(),
-            "notes": [
-                *notes,
-                *mixed_notes(machines),
-                *self.feed.notes(),
-                *self.feed.warnings(),
-                *self.length_notes,
-            ],
+            "notes": [*notes, *mixed_notes(machines), *self.data_notes, *self.feed.warnings()],
             "time": time.time(),
             "lineage": {
                 **self.trained.lineage(),
                 "features": {"model": self.feed.model, "machine": machines[0], "other_machines": machines[1:]},
+                "records": written,
                 "data": vars(digests),
             },
         }
         path = self.directory / METRICS
-        write_bytes(path, json.dumps(results, indent=1).encode() + b"\n")
-        low, high = metrics.accuracy_ci95
-        print(
-            f"evaluate: accuracy {metrics.accuracy:.4f} (95 % interval {low:.4f} to {high:.4f}) "
-            f"on {metrics.num_samples} images: {path}"
-        )
+        write_metrics(path, results)
+        print(summary_lines(results, path))
         return path
 
     def _identity(self) -> dict[str, Any]:
@@ -175,7 +190,7 @@ class EmotionEvaluation(Evaluation):
             "samples": self.feed.data_digest,
             "split": config.evaluate.split,
             "categories": list(self.categories),
-            "question": self.questions.emotion_first(self.categories),
+            "question": self.question,
             "scoring": config.evaluate.scoring,
             "max_new_tokens": config.evaluate.max_new_tokens if config.evaluate.scoring == "generate" else None,
             "precision": config.engine.precision,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -23,9 +27,9 @@ from masp.data.findings import DatasetRecord
 from masp.data.sample import Sample
 from masp.errors import DataError, InputError
 from masp.extraction.encoder import Encoder
-from masp.files.sealed import digest_of
+from masp.files.sealed import canonical_json, digest_of
 from masp.files.text import shown
-from masp.results.ledger import read_machines
+from masp.results.ledgers.table import RecordTable
 from masp.results.records import DataDigests
 from masp.runtime.prefetch import ReadAhead
 from masp.vlm.families import load_config, resolve_directory
@@ -66,6 +70,8 @@ class Feed(ABC):
     """Digest of keys, labels and, from the cache, of what the features are made of."""
     num_quarantined: int
     """Images of the split that extraction could not read, which are not evaluated."""
+    aspects: tuple[str, ...]
+    """Aspects that some image of the dataset is annotated with."""
     record: DatasetRecord | None = field(default=None, kw_only=True)
     """What is known of the dataset; None where its cache does not say."""
 
@@ -94,6 +100,14 @@ class Feed(ABC):
             InputError: the image has changed.
         """
 
+    @abstractmethod
+    def category_counts(self, split: str) -> dict[str, int]:
+        """Category -> its readable images in a split; empty where the dataset has no such split."""
+
+    @abstractmethod
+    def annotations(self) -> Iterator[tuple[str, Mapping[str, str]]]:
+        """Key and answers of the annotated images of the split."""
+
     def digests(self) -> DataDigests:
         """By which two evaluations know whether they scored the same images."""
         is_live = self.live_machine is not None
@@ -121,9 +135,9 @@ def open_feed(config: Config) -> Feed:
     return _open_cached(config) if config.evaluate.source == "cache" else _open_live(config)
 
 
-def machines_of(feed: Feed, ledgers: Path) -> list[dict[str, Any]]:
-    """The machine parts of the features that all ledgers were made from: one from the cache, any number live."""
-    return read_machines(ledgers) or [feed.machine]
+def machines_of(feed: Feed, records: RecordTable) -> list[dict[str, Any]]:
+    """The machine parts of the features that the records were made from: one from the cache, any number live."""
+    return records.machines or [feed.machine]
 
 
 def mixed_notes(machines: Sequence[dict[str, Any]]) -> list[str]:
@@ -137,7 +151,13 @@ def mixed_notes(machines: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _digest(rows: Iterable[Sequence[Any]]) -> str:
-    return digest_of(sorted(map(list, rows)))
+    """That of the list of all rows, which come in the order of their keys: of millions, a few at a time."""
+    digest, rest, separator = hashlib.sha256(b"["), iter(rows), b""
+    while part := [list(row) for row in itertools.islice(rest, 4096)]:
+        digest.update(separator + canonical_json(part)[1:-1])
+        separator = b","
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 class _CachedBatches(Dataset):
@@ -179,6 +199,18 @@ class CachedFeed(Feed):
             record = self.cache.read_record(row)
             yield record.key, record.answers
 
+    def category_counts(self, split: str) -> dict[str, int]:
+        if split not in self.cache.splits:
+            return {}
+        counts = np.bincount(self.cache.index.category[self.cache.rows(split)], minlength=len(self.categories))
+        return {category: int(count) for category, count in zip(self.categories, counts, strict=True) if count}
+
+    def annotations(self) -> Iterator[tuple[str, Mapping[str, str]]]:
+        for key in self.keys:
+            row = self.row_of[key]
+            if self.cache.index.aspects[row]:
+                yield key, self.cache.read_record(row).answers
+
     def check_unchanged(self, key: str, source: Sequence[int] | None) -> None:
         """The digest of the features is part of `data_digest`, so they cannot change unnoticed."""
 
@@ -202,6 +234,7 @@ def _open_cached(config: Config) -> CachedFeed:
         hidden_size=cache.hidden_size,
         data_digest=_digest(zip(keys, labels, cache.index.features_crc32[rows].tolist(), strict=True)),
         num_quarantined=cache.manifest.splits[config.evaluate.split].num_quarantined,
+        aspects=tuple(cache.manifest.aspects),
         record=read_findings(cache.directory, cache.manifest),
         cache=cache,
         row_of=dict(zip(keys, rows.tolist(), strict=True)),
@@ -228,6 +261,12 @@ class LiveFeed(Feed):
 
     def answers(self) -> Iterator[tuple[str, dict[str, str]]]:
         return ((s.key, dict(s.answers)) for s in self.everything)
+
+    def category_counts(self, split: str) -> dict[str, int]:
+        return dict(Counter(sample.category for sample in self.everything if sample.split == split))
+
+    def annotations(self) -> Iterator[tuple[str, Mapping[str, str]]]:
+        return ((key, self.samples[key].answers) for key in self.keys if self.samples[key].answers)
 
     def check_unchanged(self, key: str, source: Sequence[int] | None) -> None:
         path = self.samples[key].image_path
@@ -290,6 +329,7 @@ def _open_live(config: Config) -> LiveFeed:
         # not what the files hold: each record says that of its own, so that mending one leaves the others
         data_digest=_digest(zip(keys, labels, strict=True)),
         num_quarantined=len(of_split) - len(samples),
+        aspects=tuple(sorted({aspect for s in dataset.samples for aspect in s.answers})),
         record=dataset.record(),
         config=config,
         samples=samples,

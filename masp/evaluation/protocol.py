@@ -10,6 +10,7 @@ import numpy as np
 
 from masp.evaluation.feed import Feed, Item
 from masp.results.ledger_format import Record
+from masp.results.ledgers.table import RecordTable
 
 
 class Evaluation(Protocol):
@@ -20,12 +21,13 @@ class Evaluation(Protocol):
     feed: Feed
     identity: dict[str, Any]
     """What a score depends on, see `masp.results.ledger.Ledgers`."""
-    keys_of: dict[str, list[str]]
-    """Image -> keys of the records that it needs."""
-    keys: list[str]
-    """Keys of all records that it needs."""
+    images: Sequence[str]
+    """Keys of the images."""
     notes: list[str]
     """What the user should know before anything is scored."""
+
+    def keys_of(self, image: str) -> Sequence[str]:
+        """Keys of the records that an image needs."""
 
     def load(self, device: str) -> None:
         """Get ready to score: loads the VLM's language half."""
@@ -50,11 +52,11 @@ class Evaluation(Protocol):
             InputError: the image that it was scored from has changed.
         """
 
-    def finish(self, records: Sequence[Record]) -> Path:
+    def finish(self, records: RecordTable) -> Path:
         """Write `records.h5`, then `metrics.json`; returns the latter.
 
         Args:
-            records: One per key, in the order of `keys`.
+            records: All that the images need, in their order.
 
         Raises:
             DataError: attention maps are damaged.

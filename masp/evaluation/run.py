@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -23,12 +23,14 @@ from masp.distributed.ranks import Ranks, array_share, claim_gpu, read_ranks
 from masp.errors import InputError, StoppedEarly
 from masp.evaluation.aspects import AspectEvaluation
 from masp.evaluation.emotions import EmotionEvaluation
-from masp.evaluation.feed import Feed, Item, open_feed
+from masp.evaluation.feed import CachedFeed, Feed, open_feed
+from masp.evaluation.linear_probe import write_probe
+from masp.evaluation.prompts import FIRST, VALIDATION, Wording, other_evaluations, other_wordings, write_table
 from masp.evaluation.protocol import Evaluation
-from masp.files.text import reason
-from masp.results.ledger import DIRECTORY, Ledgers, slice_keys
-from masp.results.ledger_file import Ledger
-from masp.results.metrics_file import DATASETS, METRICS
+from masp.files.text import reason, shown
+from masp.results.ledger import DIRECTORY, Ledgers, Scoring
+from masp.results.ledgers.slices import Slice
+from masp.results.metrics_file import DATASETS, METRICS, PROBE, PROMPTS
 from masp.results.records import FILE as RECORDS
 from masp.runtime.devices import pick_device, plain_memory_errors
 from masp.runtime.run_directory import STATUS_FILE as STATUS
@@ -44,7 +46,9 @@ def evaluate_dir(config: Config) -> Path:
     return Path(config.evaluate.output_dir or Path(config.output_dir) / name)
 
 
-def open_evaluation(config: Config, directory: Path, feed: Feed, known_categories: Sequence[str] = ()) -> Evaluation:
+def open_evaluation(
+    config: Config, directory: Path, feed: Feed, known_categories: Sequence[str] = (), wording: Wording = FIRST
+) -> Evaluation:
     """What `evaluate.stage` asks for, checked; the VLM is not loaded yet.
 
     Args:
@@ -52,14 +56,35 @@ def open_evaluation(config: Config, directory: Path, feed: Feed, known_categorie
         directory: Directory of its results.
         feed: The images.
         known_categories: More that may stand in `evaluate.category_map`: those of other datasets.
+        wording: How the emotion is asked for.
 
     Raises:
-        InputError: what was trained is missing or does not fit, or nothing can be asked of these images.
+        InputError: what was trained is missing or does not fit, nothing can be asked of these images, or what else is
+            asked for beside the scores cannot be had.
     """
+    _check_extras(config, feed)
     questions = load_questions(config.questions)
     if config.evaluate.stage == "stage1":
         return AspectEvaluation(config, directory, feed, questions)
-    return EmotionEvaluation(config, directory, feed, questions, known_categories)
+    return EmotionEvaluation(config, directory, feed, questions, known_categories, wording)
+
+
+def _check_extras(config: Config, feed: Feed) -> None:
+    """Refuse what cannot be had beside the scores, before anything is scored."""
+    asked = config.evaluate
+    extras = {"validation": asked.validation, "prompts": asked.prompts == "all", "linear_probe": asked.linear_probe}
+    for name, wanted in extras.items():
+        if wanted and asked.stage == "stage1":
+            value = shown(getattr(asked, name))
+            raise InputError(f"evaluate.{name} = {value}: only of evaluations of emotions; leave it out of stage 1")
+    if asked.validation and asked.split != VALIDATION and not feed.category_counts(VALIDATION):
+        raise InputError(
+            f"evaluate.validation = true: the dataset has no validation split ({VALIDATION}), so no temperature can be "
+            "fitted; leave it out"
+        )
+    if asked.linear_probe and (asked.source == "live" or len(feed.category_counts("train")) < 2):
+        why = "needs features in the cache" if asked.source == "live" else "needs a training split of two categories"
+        raise InputError(f"evaluate.linear_probe = true: {why}; leave it out")
 
 
 def evaluate(
@@ -69,6 +94,9 @@ def evaluate(
     tables: Sequence[Path] = (),
 ) -> Path | None:
     """Score what this rank's slice still lacks; whichever rank finds all samples scored writes the metrics.
+
+    What is asked for beside the split itself (the validation split, other wordings) is scored before it, in the same
+    way, each into a directory of its own.
 
     Args:
         config: Run configuration; ranks come from the launcher's environment.
@@ -83,15 +111,57 @@ def evaluate(
     Raises:
         InputError, DataError: see `masp.errors`. StoppedEarly: a signal asked to stop; the ledger is kept.
     """
+    directory = evaluate_dir(config)
+    if config.evaluate.validation or config.evaluate.prompts == "all":
+        with noting_failure(directory), plain_write_errors(directory):
+            feed = open_feed(config)
+            evaluation = open_evaluation(config, directory, feed, known_categories)
+            wordings = _wordings(config, evaluation)
+            for part, wording in other_evaluations(config, directory, wordings):
+                if read_ranks().is_rank_0:
+                    print(f"evaluate: {evaluate_dir(part).relative_to(directory)}", flush=True)
+                part_tables = [*tables, directory / PROMPTS] if wording != FIRST else tables
+                _evaluate_one(part, stop, known_categories, part_tables, wording)
+            metrics = _evaluate_one(config, stop, known_categories, tables)
+            if wordings and write_table(directory, wordings) is None:
+                metrics = None
+    else:
+        metrics = _evaluate_one(config, stop, known_categories, tables)
+    return metrics
+
+
+def _wordings(config: Config, evaluation: Evaluation) -> list[Wording]:
+    """The wordings but the first, where they are asked for."""
+    if config.evaluate.prompts == "first" or not isinstance(evaluation, EmotionEvaluation):
+        return []
+    found = other_wordings(evaluation.questions, evaluation.categories)
+    if read_ranks().is_rank_0:
+        print(
+            f"evaluate: {len(found) + 1} wordings of the question for {len(evaluation.images)} images: about "
+            f"{len(found) + 1} times the time of one",
+            flush=True,
+        )
+    return found
+
+
+def _evaluate_one(
+    config: Config,
+    stop: StopFlag | None,
+    known_categories: Sequence[str],
+    tables: Sequence[Path],
+    wording: Wording = FIRST,
+) -> Path | None:
+    """Score one split with one wording; see `evaluate`."""
     ranks, directory = _read_share(), evaluate_dir(config)
     with noting_failure(directory), plain_write_errors(directory):
-        evaluation = open_evaluation(config, directory, open_feed(config), known_categories)
+        evaluation = open_evaluation(config, directory, open_feed(config), known_categories, wording)
         ledgers = Ledgers(
             directory / DIRECTORY,
-            evaluation.keys,
+            evaluation.images,
             evaluation.identity,
             problem=evaluation.problem,
             discard=lambda: _discard_results(directory, tables),
+            keys_of=evaluation.keys_of,
         )
         record = evaluation.feed.record
         if ranks.is_rank_0:
@@ -99,69 +169,52 @@ def evaluate(
                 LOG.info("%s", note)
             if record:
                 log_findings(record.findings, LOG, again=True)
-        missing = set(ledgers.begin())
-        if ranks.is_rank_0:
-            save_config(config, directory / "config.yaml")
-            if record:
-                save_findings(directory, record)
-            if num_done := len(evaluation.keys) - len(missing):
-                print(f"evaluate: {num_done} of {len(evaluation.keys)} {evaluation.what} are scored already")
-        if _left(evaluation, ranks, missing):
-            _score_slice(config, evaluation, ledgers, ranks, stop)
-        metrics = ledgers.merge_if_complete(evaluation.finish)
+        with ledgers.begin(Slice(ranks.rank, ranks.size), evaluation.feed.live_machine) as scoring:
+            if ranks.is_rank_0:
+                save_config(config, directory / "config.yaml")
+                if record:
+                    save_findings(directory, record)
+                if num_done := scoring.num_records - scoring.num_missing:
+                    whose = " of this rank" if ranks.size > 1 else ""
+                    print(f"evaluate: {num_done} of {scoring.num_records} {evaluation.what}{whose} are scored already")
+            if scoring.missing:
+                _score_slice(config, evaluation, scoring, ranks, stop)
+        metrics = ledgers.merge_if_complete(evaluation.finish, scoring)
         if metrics is None:
             print(f"evaluate: rank {ranks.rank} is done; other ranks still have samples to score")
         else:
+            if config.evaluate.linear_probe:
+                _probe(config, evaluation, directory)
             write_status(directory, RunState.FINISHED, 0, str(metrics))
     return metrics
 
 
-def _score_slice(config: Config, evaluation: Evaluation, ledgers: Ledgers, ranks: Ranks, stop: StopFlag | None) -> None:
-    """Append the records that this rank's slice lacks to its ledger.
-
-    What is missing is asked again once the ledger is locked, since the same command may have finished meanwhile, and
-    for every batch, since ranks of another call may have cut the samples differently.
-    """
-    with ledgers.open(f"rank-{ranks.rank}", evaluation.feed.live_machine) as ledger:
-        mine = _left(evaluation, ranks, set(ledgers.missing()))
-        if not mine:
-            return
-        write_status(ledgers.directory.parent, RunState.RUNNING)
-        _load(config, evaluation, ranks)
-        pause_s = 0.1 if sys.stderr.isatty() else 30.0
-        bar = tqdm(total=len(mine), desc="evaluate", unit="img", mininterval=pause_s, disable=not ranks.is_rank_0)
-        batches = closing(evaluation.feed.batches(list(mine), config.evaluate.batch_size))
-        with StopFlag() if stop is None else nullcontext(stop) as flag, bar, batches as batches_of_items:
-            for items in batches_of_items:
-                with plain_memory_errors(_remedy(config, ledgers.directory)):
-                    _score_batch(evaluation, items, mine, ledger)
-                bar.update(len(items))
-                if flag:
-                    raise StoppedEarly(
-                        f"evaluate: stopped on request; {ledgers.directory} keeps what is scored, "
-                        "the same command scores the rest"
-                    )
+def _probe(config: Config, evaluation: Evaluation, directory: Path) -> None:
+    """Fit and test the linear probe, outside of the lock under which metrics are written: it may take long."""
+    feed = evaluation.feed
+    assert isinstance(feed, CachedFeed) and isinstance(evaluation, EmotionEvaluation), "checked before"
+    split, means = config.evaluate.split, evaluation.asked.means
+    write_probe(feed.cache, config.seed, split, means, feed.data_digest, directory)
 
 
-def _score_batch(evaluation: Evaluation, items: Sequence[Item], mine: dict[str, list[str]], ledger: Ledger) -> None:
-    """Score what no ledger has yet of a batch of images.
-
-    Args:
-        mine: Image -> the records of it that were missing in the beginning.
-    """
-    taken = ledger.recorded()
-    left = {item.key: [key for key in mine[item.key] if key not in taken] for item in items}
-    if items := [item for item in items if left[item.key]]:
-        ledger.append_missing(*evaluation.score(items, left))
-
-
-def _left(evaluation: Evaluation, ranks: Ranks, missing: Container[str]) -> dict[str, list[str]]:
-    """This rank's images of which records are missing -> those records."""
-    return {
-        image: left
-        for image in slice_keys(list(evaluation.keys_of), ranks.rank, ranks.size)
-        if (left := [key for key in evaluation.keys_of[image] if key in missing])
-    }
+def _score_slice(config: Config, evaluation: Evaluation, scoring: Scoring, ranks: Ranks, stop: StopFlag | None) -> None:
+    """Append the records that this rank's slice lacks to its ledger."""
+    directory, missing = evaluate_dir(config), scoring.missing
+    write_status(directory, RunState.RUNNING)
+    _load(config, evaluation, ranks)
+    pause_s = 0.1 if sys.stderr.isatty() else 30.0
+    bar = tqdm(total=len(missing), desc="evaluate", unit="img", mininterval=pause_s, disable=not ranks.is_rank_0)
+    batches = closing(evaluation.feed.batches(list(missing), config.evaluate.batch_size))
+    with StopFlag() if stop is None else nullcontext(stop) as flag, bar, batches as batches_of_items:
+        for items in batches_of_items:
+            with plain_memory_errors(_remedy(config, directory / DIRECTORY)):
+                scoring.append(*evaluation.score(items, missing))
+            bar.update(len(items))
+            if flag:
+                raise StoppedEarly(
+                    f"evaluate: stopped on request; {directory / DIRECTORY} keeps what is scored, "
+                    "the same command scores the rest"
+                )
 
 
 def _read_share() -> Ranks:
@@ -179,7 +232,8 @@ def _read_share() -> Ranks:
 def _discard_results(directory: Path, tables: Sequence[Path]) -> None:
     """Remove what an earlier merge wrote, so that nobody takes it for the result of the ledgers that are there now."""
     status = read_status(directory)
-    names = [METRICS, RECORDS, DATASETS, *([STATUS] if status and status.state == RunState.FINISHED else [])]
+    names = [METRICS, RECORDS, DATASETS, PROMPTS, PROBE]
+    names += [STATUS] if status and status.state == RunState.FINISHED else []
     for path in (*(directory / name for name in names), *tables):
         path.unlink(missing_ok=True)
 

@@ -71,14 +71,23 @@ class EmotionScorer(Scorer):
         questions: Questions; the first emotion template is asked.
         categories: Categories in the order of the scores.
         device: `cpu` or `cuda`.
+        question: Another wording of the question about the emotion.
     """
 
-    def __init__(self, config: Config, trained: Trained, questions: Questions, categories: Sequence[str], device: str):
+    def __init__(
+        self,
+        config: Config,
+        trained: Trained,
+        questions: Questions,
+        categories: Sequence[str],
+        device: str,
+        question: str | None = None,
+    ):
         self.config, self.categories, self.layout = config, tuple(categories), trained.layout
         self.vision_features = trained.vision_features
         self.device, self.dtype = device, torch_dtype(config.engine.precision)
         self.prompt: Prompt = load_prompt(config.vlm.path)
-        self.question = questions.emotion_first(self.categories)
+        self.question = question or questions.emotion_first(self.categories)
         language = load_language_half(config.vlm.path, self.dtype, device, config.vlm.attention)
         modules = None if trained.aspects is None else trained.aspects.to(device, self.dtype)
         soft_prompt = None if trained.soft_prompt is None else trained.soft_prompt.to(device, self.dtype)

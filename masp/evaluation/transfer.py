@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -15,8 +14,7 @@ from masp.errors import DataError, InputError
 from masp.evaluation.emotions import parse_map
 from masp.evaluation.feed import open_feed
 from masp.evaluation.run import evaluate, evaluate_dir, open_evaluation, plain_write_errors
-from masp.files.atomic import write_bytes
-from masp.results.metrics_file import DATASETS, METRICS, DatasetRow, read_metrics
+from masp.results.metrics_file import DATASETS, METRICS, DatasetRow, read_metrics, write_rows
 from masp.runtime.stop import StopFlag
 
 LOG = logging.getLogger(__name__)
@@ -120,10 +118,12 @@ def _write_table(table: Path, configs: dict[str, Config]) -> Path | None:
             category_map=metrics.category_map or {},
             split=metrics.split,
             metrics=os.path.relpath(path, table.parent),
+            num_in_split=metrics.num_in_split,
+            coverage=metrics.coverage,
+            accuracy_of_split=metrics.accuracy_of_split,
         )
-    text = json.dumps({name: row.to_json() for name, row in rows.items()}, indent=1) + "\n"
     with plain_write_errors(table.parent):
-        write_bytes(table, text.encode())
+        write_rows(table, {name: row.to_json() for name, row in rows.items()})
     print(_as_text(rows))
     print(f"evaluate: {len(rows)} datasets: {table}")
     return table
@@ -132,12 +132,17 @@ def _write_table(table: Path, configs: dict[str, Config]) -> Path | None:
 def _as_text(rows: dict[str, DatasetRow]) -> str:
     """The datasets in lines of text."""
     width = max(10, *map(len, rows))
-    lines = [f"{'dataset':<{width}} {'images':>8} {'accuracy':>9}  {'95 % interval':<16} {'macro F1':>9}"]
+    lines = [
+        f"{'dataset':<{width}} {'images':>8} {'of':>8} {'accuracy':>9}  {'95 % interval':<16} {'macro F1':>9} "
+        f"{'of split':>9}"
+    ]
     for name, row in rows.items():
         low, high = row.accuracy_ci95 or (0.0, 0.0)
-        f1 = "" if row.macro_f1 is None else f"{row.macro_f1:>9.4f}"
+        f1, whole = ("" if value is None else f"{value:.4f}" for value in (row.macro_f1, row.accuracy_of_split))
+        total = "" if row.num_in_split is None else f"{row.num_in_split:,}"
         lines.append(
-            f"{name:<{width}} {row.num_samples or 0:>8,} {row.accuracy or 0.0:>9.4f}  "
-            f"{f'{low:.4f} to {high:.4f}':<16} {f1}"
+            f"{name:<{width}} {row.num_samples or 0:>8,} {total:>8} {row.accuracy or 0.0:>9.4f}  "
+            f"{f'{low:.4f} to {high:.4f}':<16} {f1:>9} {whole:>9}"
         )
+    lines.append("of: all images of the split; of split: the accuracy with those that were not scored counted as wrong")
     return "\n".join(lines)

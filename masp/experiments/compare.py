@@ -6,19 +6,23 @@ import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
 
-from masp.errors import InputError, one_line
+from masp.errors import InputError
 from masp.experiments.plots import intervals_figure
+from masp.experiments.seed_groups import Group, GroupPair, RunSettings, differing, group_runs, read_settings
+from masp.experiments.seed_statistics import MIN_SEEDS, holm
 from masp.files.atomic import write_bytes
 from masp.files.regular import is_file
 from masp.files.text import reason, shown
-from masp.results.metrics import percentiles, wilson_interval
+from masp.report.export import Interval, Signed, Table, markdown_escaped, markdown_table, write_tables
+from masp.results.intervals import percentiles
+from masp.results.metrics import wilson_interval
 from masp.results.records import FILE, Records, read_records_file
 
 _NUM_RESAMPLES = 10_000
@@ -75,7 +79,12 @@ class Comparison:
     runs: Mapping[str, ComparedRun]
     pairs: tuple[Pair, ...]
     notes: tuple[str, ...]
-    """What could not be checked."""
+    """What could not be checked, and warnings."""
+    groups: Mapping[str, Group] = field(default_factory=dict)
+    """Runs that differ in their seed alone; empty if no two do."""
+    group_pairs: tuple[GroupPair, ...] = ()
+    claims: tuple[str, ...] = ()
+    """What may be said of the groups."""
 
     def to_json(self) -> dict[str, Any]:
         """The comparison as `compare.json` spells it."""
@@ -83,22 +92,26 @@ class Comparison:
             "runs": {name: asdict(run) for name, run in self.runs.items()},
             "pairs": [pair.to_json() for pair in self.pairs],
             "notes": self.notes,
+            "groups": {name: asdict(group) for name, group in self.groups.items()},
+            "group_pairs": [asdict(pair) for pair in self.group_pairs],
+            "claims": self.claims,
         }
 
 
-def compare(runs: Sequence[str], output: str | Path) -> Comparison:
-    """Compare evaluations pair by pair, and write `compare.json`, `compare.md` and `compare.png`.
+def compare(runs: Sequence[str], output: str | Path, split: str | None = None) -> Comparison:
+    """Compare evaluations pair by pair, and write `compare.json`, `compare.md`, `compare.png` and its tables.
 
     Args:
         runs: Run directories, evaluation directories or `records.h5` files.
         output: Directory for the results.
+        split: `val`: what `evaluate.validation` left beside each evaluation; None: the evaluation itself.
 
     Raises:
         InputError: fewer than two runs, one has no records, or they are not on the same samples. DataError: damaged.
     """
     if len(runs) < 2:
         raise InputError(f"compare: {len(runs)} run given; name two or more")
-    paths = [find_records(run) for run in runs]
+    paths = [find_records(run, split) for run in runs]
     names = names_of(runs)
     real = [path.resolve() for path in paths]
     for run, path in zip(runs, real, strict=True):
@@ -110,29 +123,51 @@ def compare(runs: Sequence[str], output: str | Path) -> Comparison:
         note = check_same_samples(names[0], found[0], f"{name} ({path})", records)
         notes += [note] if note else []
     correct = {name: correctness(records) for name, records in zip(names, found, strict=True)}
+    settings = {name: read_settings(path) for name, path in zip(names, paths, strict=True)}
+    notes += _selection_notes(list(settings.values()), found[0].keys)
+    groups, group_pairs = group_runs(settings, correct)
     result = Comparison(
         runs={name: _compared_run(hits, path) for (name, hits), path in zip(correct.items(), paths, strict=True)},
         pairs=_pairs(correct),
         notes=tuple(notes),
+        groups=groups,
+        group_pairs=group_pairs,
+        claims=_claims(group_pairs),
     )
     _write(result, Path(output))
     return result
 
 
-def find_records(run: str | Path) -> Path:
-    """The `records.h5` that a path means.
+def _claims(pairs: Sequence[GroupPair]) -> tuple[str, ...]:
+    found = []
+    for pair in pairs:
+        if pair.corrected.claim:
+            words = "ahead of" if pair.corrected.claim == "ahead" else "behind"
+            found.append(f"{pair.second} is {words} {pair.first}, over seeds and images.")
+    few = min((pair.test.num_seeds for pair in pairs), default=MIN_SEEDS)
+    if few < MIN_SEEDS:
+        found.append(
+            f"No claim is made about pairs with fewer than {MIN_SEEDS} seeds in common (here {few} at the least)."
+        )
+    return tuple(found)
+
+
+def find_records(run: str | Path, split: str | None = None) -> Path:
+    """The `records.h5` that a path means, see `compare`.
 
     Raises:
         InputError: there is none.
     """
     run = Path(run)
     candidates = [run] if is_file(run) else [run / "evaluate" / FILE, run / FILE]
+    if split is not None:
+        candidates = [path.parent / split / FILE for path in candidates]
     for path in candidates:
         if is_file(path):
             return path
-    raise InputError(
-        f"{run}: no {candidates[0].relative_to(run)}; run `masp evaluate --config … output_dir={run}` first"
-    )
+    lacking = os.path.relpath(candidates[0], run.parent if is_file(run) else run)
+    more = "" if split is None else " evaluate.validation=true"
+    raise InputError(f"{run}: no {lacking}; run `masp evaluate --config … output_dir={run}{more}` first")
 
 
 def names_of(runs: Sequence[str]) -> list[str]:
@@ -154,20 +189,23 @@ def check_same_samples(name: str, ours: Records, other: str, theirs: Records) ->
     Raises:
         InputError: names a sample that only one has, or whose label differs, or both digests of the images.
     """
-    for one, has, two, lacks in ((name, ours, other, theirs), (other, theirs, name, ours)):
-        only = sorted(set(has.keys) - set(lacks.keys))
-        if only:
-            raise InputError(
-                f"compare: not on the same samples: {len(only)} of {one} are not in {two}, such as {only[0]}; evaluate "
-                "both on the same dataset and split"
-            )
-    labels = dict(zip(theirs.keys, theirs.labels, strict=True))
-    differing = [(k, label) for k, label in zip(ours.keys, ours.labels, strict=True) if labels[k] != label]
-    if differing:
-        key, label = min(differing)
+    our_keys, their_keys = ours.ordered("sample_key"), theirs.ordered("sample_key")
+    if not np.array_equal(our_keys, their_keys):
+        for one, has, two, lacks in ((name, our_keys, other, their_keys), (other, their_keys, name, our_keys)):
+            only = np.setdiff1d(has, lacks, assume_unique=True)
+            if len(only):
+                raise InputError(
+                    f"compare: not on the same samples: {len(only)} of {one} are not in {two}, such as "
+                    f"{only[0].decode()}; evaluate both on the same dataset and split"
+                )
+    our_labels, their_labels = ours.ordered("label"), theirs.ordered("label")
+    differing = np.flatnonzero(our_labels != their_labels)
+    if len(differing):
+        row = differing[0]
+        label, their_label = our_labels[row].decode(), their_labels[row].decode()
         raise InputError(
-            f"compare: not on the same labels: {key} is {shown(label)} in {name} and {shown(labels[key])} in {other} "
-            f"({len(differing)} samples differ)"
+            f"compare: not on the same labels: {our_keys[row].decode()} is {shown(label)} in {name} and "
+            f"{shown(their_label)} in {other} ({len(differing)} samples differ)"
         )
     a, b = ours.data, theirs.data
     if not a or not b:
@@ -188,8 +226,7 @@ def check_same_samples(name: str, ours: Records, other: str, theirs: Records) ->
 
 def correctness(records: Records) -> np.ndarray:
     """Which predictions are right, bool, in the order of the keys."""
-    triples = sorted(zip(records.keys, records.labels, records.predictions, strict=True))
-    return np.array([label == prediction for _, label, prediction in triples])
+    return records.is_right[records.order]
 
 
 def _compared_run(hits: np.ndarray, path: Path) -> ComparedRun:
@@ -227,51 +264,88 @@ def _pairs(correct: dict[str, np.ndarray]) -> tuple[Pair, ...]:
     return tuple(Pair(a, b, test, p) for (a, b), test, p in zip(names, tests, adjusted, strict=True))
 
 
-def holm(values: Sequence[float]) -> list[float]:
-    """p-values made larger for how many there are, so that 5 % stays the chance of *any* false alarm (Holm)."""
-    order = sorted(range(len(values)), key=values.__getitem__)
-    adjusted, largest = [0.0] * len(values), 0.0
-    for place, index in enumerate(order):
-        largest = max(largest, min(1.0, values[index] * (len(values) - place)))
-        adjusted[index] = largest
-    return adjusted
-
-
 def _write(result: Comparison, directory: Path) -> None:
     accuracies = [(name, run.accuracy, run.accuracy_ci95) for name, run in result.runs.items()]
     differences = [(f"{p.second} − {p.first}", p.test.difference, p.test.difference_ci95) for p in result.pairs]
+    if result.group_pairs:
+        differences = [
+            (f"{p.second} − {p.first}", p.test.difference, p.test.both_ci95 or p.test.images_ci95)
+            for p in result.group_pairs
+        ]
     figure = intervals_figure([("accuracy", accuracies, None), ("difference of accuracies", differences, 0.0)])
     try:
         directory.mkdir(parents=True, exist_ok=True)
         write_bytes(directory / "compare.json", json.dumps(result.to_json(), indent=1).encode() + b"\n")
         write_bytes(directory / "compare.md", markdown(result).encode("utf-8", "backslashreplace"))
         write_bytes(directory / "compare.png", figure)
+        write_tables(directory, tables_of(result), "--output")
     except OSError as error:
         raise InputError(f"--output {directory}: cannot be written: {reason(error)}") from None
 
 
 def markdown(result: Comparison) -> str:
-    """The comparison as two Markdown tables."""
-    lines = ["| run | images | accuracy | 95 % interval |", "|---|---|---|---|"]
-    for name, run in result.runs.items():
-        low, high = run.accuracy_ci95
-        lines.append(f"| {_cell(name)} | {run.num_samples:,} | {run.accuracy:.4f} | {low:.4f} to {high:.4f} |")
-    lines += [
-        "",
-        "| second − first | difference | 95 % interval | only second right | only first right | McNemar p | Holm p |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for pair in result.pairs:
-        test, (low, high) = pair.test, pair.test.difference_ci95
-        lines.append(
-            f"| {_cell(pair.second)} − {_cell(pair.first)} "
-            f"| {test.difference:+.4f} | {low:+.4f} to {high:+.4f} "
-            f"| {test.only_second} | {test.only_first} | {test.mcnemar_p:.2g} | {pair.mcnemar_p_holm:.2g} |"
-        )
-    lines += [line for note in result.notes for line in ("", f"Note: {_cell(note)}.")]
+    """The comparison as Markdown tables: groups of seeds where there are any, else pairs of runs."""
+    lines = markdown_table(_run_table(result))
+    tables = [_group_table(result), _group_pair_table(result)] if result.groups else [_pair_table(result)]
+    lines += [line for table in tables if table.rows for line in ("", *markdown_table(table))]
+    if result.groups and result.group_pairs:
+        lines += ["", "Over seeds and images, paired; p-values corrected for the number of pairs (Holm)."]
+    lines += [line for claim in result.claims for line in ("", markdown_escaped(claim))]
+    lines += [line for note in result.notes for line in ("", f"Note: {markdown_escaped(note)}.")]
     return "\n".join(lines) + "\n"
 
 
-def _cell(text: str) -> str:
-    """A name as text of a Markdown table, whatever is in it."""
-    return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|" else c for c in one_line(text))
+def tables_of(result: Comparison) -> list[Table]:
+    """All tables of a comparison."""
+    return [_run_table(result), _pair_table(result), _group_table(result), _group_pair_table(result)]
+
+
+def _run_table(result: Comparison) -> Table:
+    rows = [(name, run.num_samples, run.accuracy, Interval(run.accuracy_ci95)) for name, run in result.runs.items()]
+    return Table("runs", "Accuracy of the runs", ("run", "images", "accuracy", "95 % interval"), rows, 4)
+
+
+def _pair_table(result: Comparison) -> Table:
+    columns = ("second − first", "difference", "95 % interval", "only second right", "only first right", "McNemar p",
+               "Holm p")  # fmt: skip
+    rows = [
+        (
+            f"{p.second} − {p.first}", Signed(p.test.difference), Interval(p.test.difference_ci95), p.test.only_second,
+            p.test.only_first, p.test.mcnemar_p, p.mcnemar_p_holm,
+        )
+        for p in result.pairs
+    ]  # fmt: skip
+    return Table("pairs", "Pairs of runs on the same images", columns, rows, 4)
+
+
+def _group_table(result: Comparison) -> Table:
+    rows = [
+        (name, len(group.runs), ", ".join(map(str, group.runs)), group.accuracy, group.spread)
+        for name, group in result.groups.items()
+    ]
+    return Table("groups", "Runs that differ in their seed alone", ("group", "num", "seeds", "mean", "spread"), rows, 4)
+
+
+def _group_pair_table(result: Comparison) -> Table:
+    columns = ("second − first", "seeds", "difference", "over images", "over seeds", "over both", "t test p", "both p")
+    rows = [
+        (
+            f"{p.second} − {p.first}", p.test.num_seeds, Signed(p.test.difference), Interval(p.test.images_ci95),
+            Interval(p.test.seeds_ci95), Interval(p.test.both_ci95), p.corrected.t_p, p.corrected.both_p,
+        )
+        for p in result.group_pairs
+    ]  # fmt: skip
+    return Table("group-pairs", "Pairs of groups over seeds and images", columns, rows, 4)
+
+
+def _selection_notes(settings: Sequence[RunSettings | None], keys: Sequence[str]) -> list[str]:
+    """A warning where runs that were trained differently are compared on the test split."""
+    trained = [name for name in differing(settings) if name.startswith(("stage1.", "stage2.", "aspect_module."))]
+    if not trained or not keys[0].startswith("test/"):
+        return []
+    what = ", ".join(trained[:3]) + (", …" if len(trained) > 3 else "")
+    return [
+        f"these runs differ in {what} and are compared on the test split: choosing one of them by these numbers is "
+        "selecting on the test split, after which its accuracy there is too high; choose on the validation split "
+        "(`masp evaluate … evaluate.validation=true` for each run, then `masp compare --split val …`)"
+    ]

@@ -6,7 +6,7 @@ import json
 import logging
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ from masp.config.yaml_text import read_yaml
 from masp.errors import InputError
 from masp.experiments.compare import check_same_samples, correctness
 from masp.experiments.plots import Panel, intervals_figure
+from masp.experiments.seed_statistics import Corrected, SeedTest, claims, compare_seeds, correct
 from masp.experiments.variants import FULL, Variant
 from masp.files.atomic import write_bytes
 from masp.files.text import reason, shortened
-from masp.results.metrics import percentiles
+from masp.report.export import Interval, Signed, Table, markdown_table, write_tables
+from masp.results.intervals import percentiles
 from masp.results.records import FILE, Records, read_records_file
 
 LOG = logging.getLogger(__name__)
@@ -46,8 +48,13 @@ class StudyRow:
     difference: float | None
     """From the method, over the seeds that both have."""
     difference_ci95: tuple[float, float] | None
+    """Over images, for the seeds that were run."""
     behind: bool
-    """Whether the whole interval of the difference is below zero."""
+    """Whether it may be claimed that it is behind the method: with five seeds or more, over seeds and images."""
+    test: SeedTest | None
+    """The difference over images, over seeds and over both; None of the method itself."""
+    corrected: Corrected | None
+    """p-values corrected for all comparisons of the table, and the claim."""
 
 
 @dataclass(frozen=True)
@@ -61,20 +68,27 @@ class Study:
     """Variant without a finished run -> seeds, empty if it needs none of its own."""
     notes: list[str]
     """What could not be checked, and settings that differ."""
+    claims: list[str]
+    """What the table may claim, in sentences; with fewer than five seeds, that nothing is claimed."""
     variants: Mapping[str, StudyRow]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Variant that the configuration makes impossible -> why."""
 
     def to_json(self) -> dict[str, Any]:
         """The study as `study.json` spells it."""
         return asdict(self)
 
 
-def write_table(directory: Path, variants: Sequence[Variant], seeds: Sequence[int]) -> Path:
+def write_table(
+    directory: Path, variants: Sequence[Variant], seeds: Sequence[int], left_out: Mapping[str, str] | None = None
+) -> Path:
     """Write `study.json`, `study.md` and `study.png` from the runs that are finished; prints the table.
 
     Args:
         directory: Directory of the study.
         variants: Variants in the order of the table; the first is the method itself.
         seeds: Seeds of training.
+        left_out: Variant that the configuration makes impossible -> why.
 
     Returns:
         `study.json`.
@@ -82,7 +96,7 @@ def write_table(directory: Path, variants: Sequence[Variant], seeds: Sequence[in
     Raises:
         InputError: runs are on different samples. DataError: records are damaged.
     """
-    result = study(directory, variants, seeds)
+    result = replace(study(directory, variants, seeds), left_out=dict(left_out or {}))
     text = markdown(result)
     path = directory / "study.json"
     rows = result.variants.values()
@@ -100,6 +114,7 @@ def write_table(directory: Path, variants: Sequence[Variant], seeds: Sequence[in
         write_bytes(path, json.dumps(result.to_json(), indent=1).encode() + b"\n")
         write_bytes(directory / "study.md", text.encode())
         write_bytes(directory / "study.png", figure)
+        write_tables(directory, (accuracy_table(result), difference_table(result)), "output_dir")
     except OSError as error:
         raise InputError(f"output_dir: {directory} cannot be written: {reason(error)}") from None
     missing = "; ".join(
@@ -148,7 +163,8 @@ def study(directory: Path, variants: Sequence[Variant], seeds: Sequence[int]) ->
                 if not variant.seeded:
                     break
     full = right.get(FULL, {})
-    rows = {}
+    rows: dict[str, StudyRow] = {}
+    tests: dict[str, SeedTest] = {}
     for variant in variants:
         mine = right.get(variant.name)
         if not mine:
@@ -157,11 +173,10 @@ def study(directory: Path, variants: Sequence[Variant], seeds: Sequence[int]) ->
         # what depends on no seed was run once, and is set beside each of the method's runs
         once = {} if variant.seeded else dict.fromkeys(full, next(iter(mine.values())))
         theirs = once | mine
-        both = [(theirs[seed], full[seed]) for seed in full if seed in theirs]
-        difference = np.mean([a.astype(float) - b for a, b in both], axis=0) if both else None
-        if variant.name == FULL:
-            difference = None
-        interval = None if difference is None else _interval(difference)
+        both = [(full[seed], theirs[seed]) for seed in full if seed in theirs] if variant.name != FULL else []
+        test = compare_seeds([ours for ours, _ in both], [other for _, other in both]) if both else None
+        if test:
+            tests[variant.name] = test
         rows[variant.name] = StudyRow(
             title=variant.title,
             group=variant.group,
@@ -170,16 +185,27 @@ def study(directory: Path, variants: Sequence[Variant], seeds: Sequence[int]) ->
             accuracy=statistics.mean(values.values()),
             spread=statistics.stdev(values.values()) if len(values) > 1 else None,
             accuracy_ci95=_interval(np.mean(list(mine.values()), axis=0)),
-            difference=None if difference is None else float(difference.mean()),
-            difference_ci95=interval,
-            behind=interval is not None and interval[1] < 0,
+            difference=test.difference if test else None,
+            difference_ci95=test.images_ci95 if test else None,
+            behind=False,
+            test=test,
+            corrected=None,
         )
+    corrected = correct(tests)
+    for name, result in corrected.items():
+        rows[name] = replace(rows[name], corrected=result, behind=result.claim == "behind")
+    titles = {name: rows[name].title for name in tests}
     missing = {v.name: [s for s in seeds if v.seeded and s not in right.get(v.name, {})] for v in variants}
     return Study(
         seeds=[seed for seed in seeds if any(seed in mine for mine in right.values())],
-        num_samples=len(first[1].keys) if first else 0,
+        num_samples=len(first[1]) if first else 0,
         missing={name: lacking for name, lacking in missing.items() if lacking or name not in right},
         notes=[*([f"{unsure[0]} ({len(unsure)} runs in all)"] if unsure else []), *settings.notes()],
+        claims=claims(
+            {titles[name]: test for name, test in tests.items()},
+            {titles[name]: result for name, result in corrected.items()},
+            rows[FULL].title if FULL in rows else FULL,
+        ),
         variants=rows,
     )
 
@@ -236,21 +262,49 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def markdown(result: Study) -> str:
-    """The study as a Markdown table."""
-    head = " | ".join(f"seed {seed}" for seed in result.seeds)
+    """The study as Markdown: accuracies, then the differences from the method, then what may be claimed."""
+    table = accuracy_table(result)
     lines = [
         f"Accuracy on {result.num_samples:,} images; mean and standard deviation over the training seeds.",
-        "The difference from MASP is over the same images, with a 95 % interval (bootstrap over images).",
         "",
-        f"| variant | {head} | mean | spread | difference from MASP | 95 % interval |",
-        f"|---|{'---|' * len(result.seeds)}---|---|---|---|",
+        *markdown_table(table),
     ]
-    for row in result.variants.values():
-        cells = " | ".join(f"{row.accuracies[s]:.3f}" if s in row.accuracies else "" for s in result.seeds)
-        spread = "" if row.spread is None else f"{row.spread:.3f}"
-        difference, interval = "", ""
-        if row.difference is not None and row.difference_ci95 is not None:
-            low, high = row.difference_ci95
-            difference, interval = f"{row.difference:+.3f}", f"{low:+.3f} to {high:+.3f}"
-        lines.append(f"| {row.title} | {cells} | {row.accuracy:.3f} | {spread} | {difference} | {interval} |")
+    differences = difference_table(result)
+    if differences.rows:
+        lines += [
+            "",
+            f"Difference from {result.variants[FULL].title} on the same images, with 95 % intervals: over the images, "
+            "for the seeds that were run (bootstrap); over the seeds (paired t); over both, drawn together (bootstrap)."
+            f" Both p-values are corrected for {len(differences.rows)} comparisons (Holm).",
+            "",
+            *markdown_table(differences),
+        ]
+    for claim in result.claims:
+        lines += ["", claim]
+    if result.left_out:
+        lines += ["", f"Left out: {'; '.join(f'{name} ({why})' for name, why in result.left_out.items())}."]
     return "\n".join(lines) + "\n"
+
+
+def accuracy_table(result: Study) -> Table:
+    """The accuracy of every variant and seed."""
+    columns = ("variant", *(f"seed {seed}" for seed in result.seeds), "mean", "spread")
+    rows = [
+        (row.title, *(row.accuracies.get(seed) for seed in result.seeds), row.accuracy, row.spread)
+        for row in result.variants.values()
+    ]
+    return Table("accuracies", "Accuracy of the variants over training seeds", columns, rows)
+
+
+def difference_table(result: Study) -> Table:
+    """The difference of every variant from the method."""
+    rows = [
+        (
+            row.title, row.test.num_seeds, Signed(row.test.difference), Interval(row.test.images_ci95),
+            Interval(row.test.seeds_ci95), Interval(row.test.both_ci95), row.corrected.t_p, row.corrected.both_p,
+        )
+        for row in result.variants.values()
+        if row.test and row.corrected
+    ]  # fmt: skip
+    columns = ("variant", "seeds", "difference", "over images", "over seeds", "over both", "t test p", "both p")
+    return Table("differences", "Difference of the variants from the method", columns, rows)

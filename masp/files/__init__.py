@@ -6,6 +6,7 @@ jsonl     JSON lines: append a line, read the complete ones
 typed     decode JSON into frozen dataclasses, encode them
 sealed    JSON objects that contain their own digest; digests of values and files
 regular   read a regular file of bounded size, or the end of any; check whether a path exists
+hdf5      read HDF5 files without trusting them, write strings for them
 retry     retry reads that fail for a moment on shared disks
 text      errors and values, short and on one line
 """

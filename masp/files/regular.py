@@ -31,10 +31,7 @@ def read_bytes(path: Path, *, max_bytes: int = MAX_BYTES, key: str = "") -> byte
     with _opened(path, what) as file:
         if file is None:
             return None
-        size = os.fstat(file.fileno()).st_size
-        if size > max_bytes:
-            raise InputError(f"{what} cannot be read: {size:,} bytes; must be at most {max_bytes:,}")
-        return file.read(size)  # bytes appended meanwhile are left to the next call
+        return file.read(_size(file, what, max_bytes))  # bytes appended meanwhile are left to the next call
 
 
 def read_tail(path: Path, num_bytes: int) -> bytes | None:
@@ -48,6 +45,35 @@ def read_tail(path: Path, num_bytes: int) -> bytes | None:
             return None
         file.seek(max(0, os.fstat(file.fileno()).st_size - num_bytes))
         return file.read(num_bytes)
+
+
+def file_size(path: Path, *, max_bytes: int = MAX_BYTES, key: str = "") -> int | None:
+    """Size of a regular file that a library will open by its path; None if there is none.
+
+    Raises:
+        InputError: The file may not be read, is not a regular file, or is larger than `max_bytes`.
+    """
+    what = f"{key}: {path}" if key else f"{path}"
+    with _opened(path, what) as file:
+        return None if file is None else _size(file, what, max_bytes)
+
+
+def _size(file: BinaryIO, what: str, max_bytes: int) -> int:
+    size = os.fstat(file.fileno()).st_size
+    if size > max_bytes:
+        raise InputError(f"{what} cannot be read: {size:,} bytes; must be at most {max_bytes:,}")
+    return size
+
+
+@contextlib.contextmanager
+def opened(path: Path, *, key: str = "") -> Iterator[BinaryIO | None]:
+    """Open a regular file of any size to read it piece by piece; None if there is none.
+
+    Raises:
+        InputError: The file may not be read or is not a regular file.
+    """
+    with _opened(path, f"{key}: {path}" if key else str(path)) as file:
+        yield file
 
 
 @contextlib.contextmanager

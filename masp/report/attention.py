@@ -131,10 +131,11 @@ def attended_images(evaluate_dir: Path, config: RunConfig) -> list[Attended]:
         records = read_records_file(path)
         if not records.aspects:
             return []
-        triples = list(zip(records.keys, records.labels, records.predictions, strict=True))
-        wrong = _spread([t for t in triples if t[1] != t[2]], NUM_ATTENDED // 2)
-        chosen = wrong + _spread([t for t in triples if t[1] == t[2]], NUM_ATTENDED - len(wrong))
-        maps = read_maps(path, [key for key, *_ in chosen])
+        right = records.is_right
+        wrong = _spread(np.flatnonzero(~right).tolist(), NUM_ATTENDED // 2)
+        rows = wrong + _spread(np.flatnonzero(right).tolist(), NUM_ATTENDED - len(wrong))
+        chosen = [records.outcome(row) for row in rows]
+        maps = read_maps(path, records, [key for key, *_ in chosen])
     except MaspError:  # no records, or damaged ones, which `masp compare` names
         return []
     entries = []

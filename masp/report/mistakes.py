@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from masp.data.images import UnreadableImage, load_image
 from masp.data.keys import split_key
 from masp.errors import MaspError
 from masp.report.html import SIDE, data_address
-from masp.results.ledger import DIRECTORY, read_records
-from masp.results.ledger_format import Record
+from masp.results.ledgers.table import CHUNK
 from masp.results.metrics import softmax
 from masp.results.metrics_file import MetricsFile
+from masp.results.records import FILE, Records, read_records_file
 
 _NUM_MISTAKES = 12
 
@@ -54,42 +56,52 @@ def mistakes(evaluate_dir: Path, metrics: MetricsFile, root: Path | None) -> Mis
         metrics: Its metrics.
         root: Directory of the dataset, if it is known.
     """
-    problem = None
-    records: list[Record] = []
     try:
-        records = read_records(evaluate_dir / DIRECTORY)
+        records = read_records_file(evaluate_dir / FILE)
     except MaspError as error:
-        problem = f"The ledgers cannot be read: {error}"
-    categories = metrics.categories or tuple(metrics.per_category or ())
-    wrong = [(record, _probabilities(record, categories)) for record in records if record.prediction != record.label]
-    by_confidence = any(probabilities for _, probabilities in wrong)
-    wrong.sort(key=lambda pair: -pair[1].get(pair[0].prediction, 0.0))
+        return Mistakes((), 0, False, False, f"The records cannot be read: {error}")
+    if metrics.records_digest not in (None, records.digest):
+        return Mistakes(
+            (), 0, False, False, f"{evaluate_dir / FILE} is not the file that metrics.json was written with."
+        )
+    wrong = np.flatnonzero(~records.is_right)
+    surest, by_confidence = _surest(records, wrong)
     shown = []
-    for record, probabilities in wrong[:_NUM_MISTAKES]:
-        name, path = image_of(record.sample_key, root)
+    for row, probabilities in surest:
+        key, label, prediction = records.outcome(row)
+        name, path = image_of(key, root)
         shown.append(
             Mistake(
                 name=name,
-                label=record.label,
-                prediction=record.prediction,
-                text=record.text,
-                probability=probabilities.get(record.prediction),
-                label_probability=probabilities.get(record.label),
+                label=label,
+                prediction=prediction,
+                text=records.columns["text"][row].decode() or None,
+                probability=probabilities.get(prediction),
+                label_probability=probabilities.get(label),
                 image=_thumbnail(path) if path else None,
             )
         )
     has_images = any(mistake.image for mistake in shown)
+    problem = None
     if shown and not has_images:
         problem = f"The images are not here: no readable image under {root or 'the dataset root of the config'}."
     return Mistakes(tuple(shown), len(wrong), by_confidence, has_images, problem)
 
 
-def _probabilities(record: Record, categories: tuple[str, ...]) -> dict[str | None, float]:
-    """Category -> probability; empty where the record has no scores of these categories."""
-    scores = record.scores
-    if not scores or len(scores) != len(categories) or not {record.label, record.prediction} <= set(categories):
-        return {}
-    return dict(zip(categories, softmax([scores])[0].tolist(), strict=True))
+def _surest(records: Records, wrong: np.ndarray) -> tuple[list[tuple[int, dict[str | None, float]]], bool]:
+    """The rows of the mistakes to show with the probabilities of all categories, and whether these decided."""
+    if not len(wrong) or np.isnan(records.scores).any():
+        return [(row, {}) for row in wrong[:_NUM_MISTAKES].tolist()], False
+    best = np.concatenate(
+        [softmax(records.scores[wrong[i : i + CHUNK]]).max(axis=1) for i in range(0, len(wrong), CHUNK)]
+    )
+    # among equals, in the order of the records
+    rows = wrong[np.argsort(-best, kind="stable")[:_NUM_MISTAKES]]
+    probabilities = softmax(records.scores[rows])
+    return [
+        (row, dict(zip(records.categories, values.tolist(), strict=True)))
+        for row, values in zip(rows.tolist(), probabilities, strict=True)
+    ], True
 
 
 def image_of(key: str, root: Path | None) -> tuple[str, Path | None]:

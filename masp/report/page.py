@@ -8,12 +8,14 @@ them, and the page's content security policy forbids scripts and addresses altog
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from masp import __version__
-from masp.errors import DataError, InputError
+from masp.errors import DataError, InputError, MaspError
 from masp.files.atomic import write_bytes
 from masp.files.regular import is_directory, is_file
 from masp.files.text import reason
@@ -22,6 +24,7 @@ from masp.report.charts import calibration_chart
 from masp.report.html import environment
 from masp.report.mistakes import Mistakes, mistakes
 from masp.report.run_config import RunConfig, find_config
+from masp.report.run_tables import write_run_tables
 from masp.report.tables import (
     AspectRow,
     ConfusionTable,
@@ -35,9 +38,23 @@ from masp.report.tables import (
     lineage_rows,
     shown_holdings,
     variant_rows,
+    yardstick_rows,
 )
 from masp.report.training_curves import TrainingStage, training_stages
-from masp.results.metrics_file import METRICS, SUMMARY, MetricsFile, read_metrics, read_summary
+from masp.results.metrics_file import (
+    METRICS,
+    PROBE,
+    PROMPTS,
+    SUMMARY,
+    MetricsFile,
+    PromptTable,
+    read_metrics,
+    read_probe,
+    read_prompts,
+    read_summary,
+)
+
+T = TypeVar("T")
 
 _TILES = (
     # key, title, explanation, is a share
@@ -59,6 +76,7 @@ class Tile:
     hint: str
     value: float
     is_share: bool
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,17 +101,22 @@ class Page:
     datasets: list[ShownDataset]
     holdings: ShownHoldings | None
     """What the dataset holds."""
+    yardsticks: list[ShownVariant]
+    prompts: PromptTable | None
+    calibration_text: str | None
+    """What a temperature would change, or why there is none."""
     attended: list[Attended]
     lineage: list[LineageRow]
     config_text: str | None
 
 
-def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
+def write_report(run_dir: str | Path, output: str | Path | None = None, tables: str | Path | None = None) -> Path:
     """Write the report of a run.
 
     Args:
         run_dir: Run directory, or the directory of one evaluation (the one with `metrics.json`).
         output: HTML file; None: `report.html` in `run_dir`.
+        tables: Directory for the tables as CSV and LaTeX; None: they are not written.
 
     Returns:
         The file that was written.
@@ -115,6 +138,10 @@ def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
         write_bytes(output, html.encode("utf-8", errors="backslashreplace"))
     except OSError as error:
         raise InputError(f"{output}: cannot be written: {reason(error)}; give --output another file") from None
+    if tables is not None:
+        write_run_tables(
+            Path(tables), evaluate_dir, page.metrics, page.aspects, page.datasets, page.variants, page.prompts
+        )
     return output
 
 
@@ -138,6 +165,8 @@ def _gather(run_dir: Path, evaluate_dir: Path) -> Page:
     config = find_config(evaluate_dir, run_dir)
     lineage = lineage_rows(metrics.lineage)
     summary = read_summary(run_dir / SUMMARY, problems) if is_file(run_dir / SUMMARY) else {}
+    prompts = _optional(read_prompts, evaluate_dir / PROMPTS, problems)
+    probe = _optional(read_probe, evaluate_dir / PROBE, problems)
     aspects, datasets = aspect_rows(evaluate_dir, metrics, problems), dataset_rows(evaluate_dir, problems)
     holdings = shown_holdings(evaluate_dir, problems)
     return Page(
@@ -148,7 +177,7 @@ def _gather(run_dir: Path, evaluate_dir: Path) -> Page:
         setting=_setting(metrics, config),
         notes=_notes(metrics, lineage) + [f"Damaged, so not on this page: {problem}" for problem in problems],
         tiles=[
-            Tile(title, hint, value, is_share)
+            Tile(title, hint, value, is_share, getattr(metrics, f"{name}_ci95", None))
             for name, title, hint, is_share in _TILES
             if (value := getattr(metrics, name)) is not None
         ],
@@ -160,10 +189,42 @@ def _gather(run_dir: Path, evaluate_dir: Path) -> Page:
         aspects=aspects,
         datasets=datasets,
         holdings=holdings,
+        yardsticks=yardstick_rows(metrics, probe),
+        prompts=prompts,
+        calibration_text=_calibration_text(metrics),
         attended=attended_images(evaluate_dir, config),
         lineage=lineage,
         config_text=config.text,
     )
+
+
+def _optional(read: Callable[[Path], T | None], path: Path, problems: list[str]) -> T | None:
+    """A file that not every evaluation has; if it is damaged, a line of `problems` says so."""
+    try:
+        return read(path)
+    except MaspError as error:
+        problems.append(str(error))
+        return None
+
+
+def _calibration_text(metrics: MetricsFile) -> str | None:
+    scaling = metrics.temperature_scaling
+    if scaling is None:
+        return None
+    if scaling.scaled is None or scaling.temperature is None:
+        return f"No temperature was fitted: {scaling.reason}."
+    after = scaling.scaled
+    limit = " (the end of the range that is searched)" if scaling.at_limit else ""
+    return (
+        f"With the scores divided by the temperature {scaling.temperature:.3f}{limit}, fitted on "
+        f"{scaling.num_fitted:,} images of {scaling.fitted_on}: calibration error {_four(metrics.ece)} → "
+        f"{after.ece:.4f}, negative log-likelihood {_four(metrics.nll)} → {after.nll:.4f}, Brier score "
+        f"{_four(metrics.brier)} → {after.brier:.4f}. No prediction changes."
+    )
+
+
+def _four(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
 
 
 def _setting(metrics: MetricsFile, config: RunConfig) -> dict[str, str | float]:
@@ -190,8 +251,17 @@ def _notes(metrics: MetricsFile, lineage: list[LineageRow]) -> list[str]:
         for row in lineage
         if row.name == "origin" and row.value == "imported"
     ]
-    if metrics.coverage is not None and metrics.coverage != 1:
+    if metrics.num_quarantined or metrics.num_left_out:
+        parts = [f"{metrics.num_quarantined:,} in quarantine"] if metrics.num_quarantined else []
+        parts += [f"{metrics.num_left_out:,} left out by the category map"] if metrics.num_left_out else []
+        notes.append(
+            f"Not every image of the split was scored: {metrics.num_in_split or 0:,} in all, {', '.join(parts)}. With "
+            f"those counted as wrong, the accuracy is {metrics.accuracy_of_split or 0:.1%}."
+        )
+    elif metrics.coverage is not None and metrics.coverage != 1:
         notes.append(f"Only {metrics.coverage:.1%} of the samples were scored: this is not the final number.")
+    if metrics.remark:
+        notes.append(f"About the predictions: {metrics.remark}.")
     if metrics.num_unparsable:
         is_one = metrics.num_unparsable == 1
         lines = "line names no category; it counts" if is_one else "lines name no category; they count"

@@ -17,6 +17,7 @@ from masp.results.metrics_file import (
     METRICS,
     DatasetRow,
     MetricsFile,
+    ProbeFile,
     VariantRow,
     read_datasets,
     read_metrics,
@@ -92,6 +93,9 @@ class ShownDataset:
     num_samples: int | None
     mapped: str
     """Categories counted as others."""
+    num_in_split: int | None = None
+    accuracy_of_split: float | None = None
+    """With images that were not scored counted as wrong."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +215,8 @@ def dataset_rows(evaluate_dir: Path, problems: list[str]) -> list[ShownDataset]:
             macro_f1=row.macro_f1,
             num_samples=row.num_samples,
             mapped=", ".join(f"{a} → {b}" for a, b in row.category_map.items() if a != b),
+            num_in_split=row.num_in_split,
+            accuracy_of_split=row.accuracy_of_split,
         )
         for name, row in rows.items()
         if row.accuracy is not None
@@ -248,6 +254,26 @@ def variant_rows(summary: Mapping[str, VariantRow]) -> list[ShownVariant]:
         for name in names
         if (row := summary[name]).accuracy is not None
     ]
+
+
+def yardstick_rows(metrics: MetricsFile, probe: ProbeFile | None) -> list[ShownVariant]:
+    """The run beside what a guess and a linear probe give; nothing where no guess is known."""
+    guess = metrics.majority_class
+    if guess is None or metrics.accuracy is None:
+        return []
+    rows = [
+        ShownVariant("masp", "This run", metrics.accuracy, metrics.accuracy_ci95),
+        ShownVariant(
+            "majority",
+            f"Always “{guess.category}”, the largest category of {guess.split}",
+            guess.accuracy,
+            guess.accuracy_ci95,
+        ),
+    ]
+    if probe is not None:
+        title = f"Linear probe on mean features of {probe.num_train:,} training images"
+        rows.append(ShownVariant("linear_probe", title, probe.accuracy, probe.accuracy_ci95))
+    return rows
 
 
 def lineage_rows(lineage: Mapping[str, Any] | None) -> list[LineageRow]:

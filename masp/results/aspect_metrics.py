@@ -11,10 +11,14 @@ from typing import Any
 import numpy as np
 
 from masp.errors import DataError
+from masp.results.intervals import mean_interval, percentiles
 from masp.results.ledger_format import Record
-from masp.results.metrics import Metrics, compute_metrics, percentiles, wilson_interval
+from masp.results.ledgers.table import RecordTable
+from masp.results.metrics import Metrics, compute_metrics, wilson_interval
 
 _NUM_RESAMPLES = 2000
+_MAX_RESAMPLED = 100_000
+"""Of more answers than these, nearly equal ones are drawn together, see `masp.results.intervals`."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,9 @@ def compute_aspect_metrics(
     if not records:
         raise DataError("no records: there is nothing to compute metrics from")
     per_aspect: dict[str, Metrics | OpenMetrics] = {}
+    table = RecordTable.of(records)
     for aspect in aspects:
-        mine = [record for record in records if record.aspect == aspect]
+        mine = table.take(table.rows_of(aspect))
         if mine:
             is_closed = aspect in closed
             per_aspect[aspect] = (
@@ -109,15 +114,20 @@ def open_metrics(records: Sequence[Record], seed: int = 0) -> OpenMetrics:
     """Exact match and token F1 of written answers, each with a 95 % interval."""
     exact = [record.prediction == record.label for record in records]
     f1 = np.array([token_f1(record.prediction or "", record.label) for record in records])
-    random = np.random.default_rng(seed)
-    resampled = [f1[random.integers(len(f1), size=len(f1))].mean() for _ in range(_NUM_RESAMPLES)]
+    if len(f1) > _MAX_RESAMPLED:
+        interval = mean_interval(f1, seed)
+    else:
+        random = np.random.default_rng(seed)
+        interval = percentiles(
+            np.array([f1[random.integers(len(f1), size=len(f1))].mean() for _ in range(_NUM_RESAMPLES)])
+        )
     return OpenMetrics(
         num_samples=len(records),
         num_correct=sum(exact),
         accuracy=sum(exact) / len(records),
         accuracy_ci95=wilson_interval(sum(exact), len(records)),
         token_f1=float(f1.mean()),
-        token_f1_ci95=percentiles(resampled),
+        token_f1_ci95=interval,
         answers=len({record.label for record in records}),
     )
 

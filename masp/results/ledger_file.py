@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from masp.errors import DataError, InputError
+from masp.errors import DataError
 from masp.files.atomic import write_all
 from masp.files.locks import try_lock
-from masp.files.text import shortened
-from masp.files.typed import decode
+from masp.files.text import shown
 from masp.results.attention_maps import AttentionFile
-from masp.results.ledger_format import SUFFIX, VERSION, Header, Record, ledger_files, read_ledger
+from masp.results.ledger_format import SUFFIX, VERSION, Record, encode_line, scores_problem
+from masp.results.ledgers.reader import LedgerReader, as_json, check_identity
 from masp.runtime.run_directory import RunInUse
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
@@ -28,59 +27,24 @@ _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
-class Tail:
-    """The keys in a ledger that another process may be writing."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self._inode, self._offset = 0, 0
-        self._keys: set[str] = set()
-
-    def _start_over(self, inode: int) -> None:
-        self._inode, self._offset, self._keys = inode, 0, set()
-
-    def keys(self) -> set[str]:
-        """As of now. Lines that are not valid records are left to whoever merges, who names them."""
-        try:
-            with open(self.path, "rb") as file:
-                status = os.fstat(file.fileno())
-                if status.st_ino != self._inode or status.st_size < self._offset:  # another file, or one that was cut
-                    self._start_over(status.st_ino)
-                file.seek(self._offset)
-                data = file.read()
-        except FileNotFoundError:  # deleted since the directory was listed: its samples are missing again
-            self._start_over(inode=0)
-            return self._keys
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        self._keys.update(key for line in whole.split(b"\n") if (key := _key_in(line)) is not None)
-        return self._keys
-
-
-def _key_in(line: bytes) -> str | None:
-    """The sample that a line is the record of; None if it is not a valid record."""
-    if not line.startswith(b'{"sample_key":'):
-        return None
-    try:
-        return decode(Record, line, "", unique_keys=False, surrogates=True).sample_key
-    except DataError:
-        return None
+Problem = Callable[[Record], str | None]
+"""What is wrong with a record of an expected sample, as the end of a sentence; None if it fits the evaluation."""
 
 
 class Ledger:
-    """The ledger file of one process, open for appending. Use it as a context manager.
+    """The ledger file of one process, which no other process can open meanwhile.
+
+    Entering it as a context manager opens it for appending: an incomplete last line is cut off, and an empty file gets
+    its header. A name may be used again by a later call: its records stay.
 
     Args:
         directory: Directory of the evaluation's ledgers, made if it is missing.
-        name: Name of the file without suffix, for example `rank-3`. A name may be used again by a later call: its
-            records stay, and an incomplete last line is cut off.
+        name: Name of the file without suffix, for example `rank-3`.
         identity: What is evaluated, see `Ledgers`.
         machine: What makes the features of the records that come, where they are made live: noted, never compared.
 
     Raises:
-        InputError: the directory holds a ledger of another evaluation (the field and both values are named).
-        RunInUse: another process is writing this file.
-        DataError: a ledger in the directory is damaged.
+        RunInUse: another process has this file.
     """
 
     def __init__(
@@ -90,76 +54,71 @@ class Ledger:
             raise ValueError(f"{name!r} is not a ledger name: letters, digits, '.', '_' and '-' only")
         self.path = Path(directory) / (name + SUFFIX)
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.identity, self.machine = identity, machine
+        self._reader: LedgerReader | None = None
         self._file: int | None = None
-        self._lock: int | None = None
         self._maps: AttentionFile | None = None
+        # A POSIX lock goes when this process goes, unlike flock, which its orphaned workers would keep. It also goes
+        # when the process closes any handle of the file, so it is held on a file that is opened nowhere else.
+        self._lock: int | None = os.open(_lock_path(self.path), os.O_RDWR | os.O_CREAT, 0o644)
+        if not _lock(self._lock):
+            self.close()
+            raise RunInUse(f"{self.path}: another process is writing it; wait for it or stop it first")
+
+    def records(self) -> Iterator[tuple[int, Record]]:
+        """What is there already, with the numbers of the lines; to be read to the end.
+
+        Raises:
+            InputError: it is the ledger of another evaluation (the field and both values are named).
+            DataError: it is damaged.
+        """
+        reader = LedgerReader(self.path)
+        for chunk in reader.chunks():
+            check_identity(self.path, reader.header, as_json(self.identity))
+            yield from chunk
+        self._reader = reader
+
+    def __enter__(self) -> Ledger:
         try:
-            # A POSIX lock goes when this process goes, unlike flock, which its orphaned workers would keep. It also
-            # goes when the process closes any handle of the file, so it is held on a file that is opened nowhere else.
-            self._lock = os.open(self.path.parent / f".{name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
-            if not _lock(self._lock):
-                raise RunInUse(f"{self.path}: another process is writing it; wait for it or stop it first")
-            for path in ledger_files(self.path.parent):
-                check_identity(path, read_ledger(path).header, as_json(identity))
+            if self._reader is None:
+                for _ in self.records():
+                    pass
+            assert self._reader is not None
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-            contents = read_ledger(self.path)
-            os.ftruncate(self._file, contents.num_valid_bytes)
-            if contents.header is None:
-                self._write_line(
-                    {"ledger": VERSION, "identity": identity} | ({} if machine is None else {"machine": machine})
-                )
-            elif machine is not None and contents.machines[-1:] != [machine]:
-                self._write_line({"machine": machine})
-            self._own = {record.sample_key for record in contents.records}
-            self._others: dict[Path, Tail] = {}
+            os.ftruncate(self._file, self._reader.num_valid_bytes)
+            if self._reader.header is None:
+                header = {"ledger": VERSION, "identity": self.identity}
+                self._write(encode_line(header | ({} if self.machine is None else {"machine": self.machine})))
+            elif self.machine is not None and self._reader.machines[-1:] != [self.machine]:
+                self._write(encode_line({"machine": self.machine}))
         except BaseException:
             self.close()
             raise
+        return self
 
-    def append(self, record: Record) -> None:
-        """Add one record and hand it to the operating system before returning: it survives a kill of this process.
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
-        Raises:
-            DataError: a score is not finite.
-        """
-        try:
-            record.check_finite()
-        except DataError as error:
-            raise DataError(f"{self.path}: {error}") from None
-        self._write_line(record.to_json())
-        self._own.add(record.sample_key)
-
-    def append_missing(self, records: Sequence[Record], maps: Sequence[np.ndarray] = ()) -> None:
-        """Append those records whose samples no ledger of the directory has, this one included.
-
-        Ranks of another call, which cut the samples differently, may have scored the same ones meanwhile. Looking and
-        writing are one step under the directory's lock, so that a sample never gets two records.
+    def append(self, *records: Record, maps: Sequence[np.ndarray] = (), problem: Problem = scores_problem) -> None:
+        """Add records and hand them to the operating system before returning: they survive a kill of this process.
 
         Args:
-            records: See `append`.
+            records: Of samples that no ledger has a record of.
             maps: Attention maps of each, `[A, height, width]`; empty if none were asked for. They are written first.
+            problem: What is wrong with a record, beside numbers that cannot be those of a model.
 
         Raises:
-            DataError: see `append`.
+            DataError: a number is not finite, or a log-likelihood above 0, or there is a `problem`. No record is
+                written.
         """
+        _refuse(records, scores_problem)
         if maps:
             if self._maps is None:
                 self._maps = AttentionFile(self.path.parent, self.path.name.removesuffix(SUFFIX))
             places = [self._maps.append(weights) for weights in maps]
-            records = [replace(record, attention=place) for record, place in zip(records, places, strict=True)]
-        with directory_lock(self.path.parent):
-            taken = self.recorded()
-            for record in records:
-                if record.sample_key not in taken:
-                    self.append(record)
-            if self._others and self._file is not None:  # on a network file system, others see what is on the disk
-                os.fdatasync(self._file)
-
-    def recorded(self) -> set[str]:
-        """Keys of the samples that any ledger of the directory has now; reads only what came since the last call."""
-        others = [path for path in ledger_files(self.path.parent) if path != self.path]
-        self._others = {path: self._others.get(path) or Tail(path) for path in others}
-        return self._own.union(*(tail.keys() for tail in self._others.values()))
+            records = tuple(replace(record, attention=place) for record, place in zip(records, places, strict=True))
+        _refuse(records, problem)
+        self._write(b"".join(encode_line(record.to_json()) for record in records))
 
     def close(self) -> None:
         """Write everything to the disk and let go of the files. Closing twice is fine."""
@@ -172,37 +131,36 @@ class Ledger:
             os.close(self._lock)
         self._file = self._lock = self._maps = None
 
-    def __enter__(self) -> Ledger:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def _write_line(self, value: Any) -> None:
-        assert self._file is not None, "the ledger is closed"
-        write_all(self._file, (json.dumps(value, ensure_ascii=True, allow_nan=False) + "\n").encode("ascii"))
+    def _write(self, data: bytes) -> None:
+        assert self._file is not None, "the ledger is not open"
+        write_all(self._file, data)
 
 
-def as_json(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """An identity as JSON gives it back: tuples are lists."""
-    return json.loads(json.dumps(identity))
+def _refuse(records: Sequence[Record], problem: Problem) -> None:
+    for record in records:
+        if (what := problem(record)) is not None:
+            raise DataError(f"sample {shown(record.sample_key)}: its record {what}; it is not written")
 
 
-def check_identity(path: Path, header: Header | None, ours: dict[str, Any]) -> None:
-    if header is None:
-        return
-    theirs = header.identity
-    for name in [*ours, *(name for name in theirs if name not in ours)]:
-        if name not in theirs or name not in ours or theirs[name] != ours[name]:
-            there, here = (_shown(values[name]) if name in values else "not set" for values in (theirs, ours))
-            raise InputError(
-                f"{path}: the ledger of another evaluation: {name} is {there} there and {here} here; "
-                f"choose another evaluate.output_dir, or delete {path.parent}"
-            )
+def is_being_written(ledger: Path) -> bool:
+    """Whether another process has a ledger open; not to be asked of one that this process has open.
+
+    Raises:
+        OSError: the lock cannot be examined; a file system without locks says no.
+    """
+    try:
+        with open(_lock_path(ledger), "rb") as file:
+            return not try_lock(file.fileno(), shared=True)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return False
 
 
-def _shown(value: Any) -> str:
-    return shortened(json.dumps(value, ensure_ascii=False), 200)
+def _lock_path(ledger: Path) -> Path:
+    return ledger.with_name(f".{ledger.stem}.lock")
 
 
 def _lock(file: int, wait: bool = False) -> bool:
@@ -217,8 +175,9 @@ def _lock(file: int, wait: bool = False) -> bool:
 
 
 @contextlib.contextmanager
-def directory_lock(directory: Path) -> Iterator[None]:
-    file = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+def directory_lock(directory: Path, name: str = ".lock") -> Iterator[None]:
+    """Hold a lock of the directory; other processes wait."""
+    file = os.open(directory / name, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         _lock(file, wait=True)
         yield

@@ -1,31 +1,35 @@
 """What the lines of a ledger file are: a header that says what is evaluated, then a record per sample.
 
 Where features are made live, the header's `machine` says where; a line `{"machine": {...}}` between records, that those
-which follow were made on another.
+which follow were made on another. Every line ends in its own checksum, `"crc32": "0a1b2c3d"}`, of all bytes before it.
+Ledgers of format 1 have none; their lines are read unverified.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from masp.errors import DataError, InputError
-from masp.files.jsonl import parse_object
-from masp.files.regular import read_bytes
+from masp.errors import DataError
 from masp.files.text import shown
-from masp.files.typed import Json, decode
+from masp.files.typed import Json
 
-VERSION = 1
+VERSION = 2
+READABLE = (1, VERSION)
 SUFFIX = ".jsonl"
 RESUMES = "it scores only what is missing"
 
+ROUNDING = 1e-3
+"""How far above 0 a log-likelihood, and relative below its sum a mean, may be; in fp32 it is less by far."""
+
 _REMEDY = f"delete the file and run `masp evaluate` again, {RESUMES}"
-# 3.3 million records of a hundred categories
-_MAX_BYTES = 16 << 30
+_MARK = b', "crc32": "'
+_LENGTH = len(_MARK) + 10
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,10 @@ class MapPlace:
     crc32: int
 
     def __post_init__(self) -> None:
-        if self.offset < 0 or min(self.shape) < 1:
+        if not 0 <= self.offset < 1 << 63 or not all(0 < side < 1 << 31 for side in self.shape):
             raise ValueError("must have an offset of 0 or more and a shape of positive numbers")
+        if not 0 <= self.crc32 < 1 << 32:
+            raise ValueError("must have a checksum of 32 bits")
         if Path(self.file).name != self.file:
             raise ValueError("must name a file in the directory of the ledgers")
 
@@ -87,18 +93,6 @@ class Record:
             fields["attention"] = vars(self.attention)
         return fields
 
-    def check_finite(self) -> None:
-        """Refuse scores that are not finite.
-
-        Raises:
-            DataError: names the sample and the field.
-        """
-        for name in ("scores", "mean_scores"):
-            if not all(map(math.isfinite, getattr(self, name) or ())):
-                raise DataError(
-                    f"the record of sample {shown(self.sample_key)} has a number in {name!r} that is not finite"
-                )
-
 
 _ALWAYS = ("sample_key", "label", "prediction", "scores", "mean_scores", "text")
 
@@ -122,90 +116,64 @@ class MachineLine:
     machine: dict[str, Json]
 
 
-@dataclass
-class Contents:
-    """What one ledger file holds."""
-
-    header: Header | None = None
-    """None: the process was killed before its first line was complete."""
-    records: list[Record] = field(default_factory=list)
-    lines: list[int] = field(default_factory=list)
-    """Number of the line of each record."""
-    machines: list[dict[str, Any]] = field(default_factory=list)
-    """In the order in which they wrote."""
-    num_valid_bytes: int = 0
-
-
 def ledger_files(directory: Path) -> list[Path]:
     """The ledger files in a directory, in the order of their names."""
     return sorted(directory.glob(f"*{SUFFIX}"))
 
 
-def read_ledger(path: Path) -> Contents:
-    """Read a ledger as it is now.
+def encode_line(value: dict[str, Any]) -> bytes:
+    """A line with its checksum and its end.
 
     Raises:
-        InputError: it cannot be read, or another version of MASP wrote it. DataError: a line is damaged.
+        ValueError: a number is not finite.
     """
-    data = read_bytes(path, max_bytes=_MAX_BYTES)
-    contents = Contents()
-    # Complete means ended: a number cut short (`0.12` of `0.125}`) would otherwise have to look damaged to be seen.
-    *lines, rest = (data or b"").split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        if number == len(lines) and not rest and _is_cut(line):
-            break
-        name = f"{path}, line {number}"
-        try:
-            if number == 1:
-                contents.header = _header(line, name)
-                machine = contents.header.machine
-            elif line.startswith(b'{"machine":'):
-                machine = decode(MachineLine, line, name, unique_keys=False, surrogates=True).machine
-            else:
-                contents.records.append(decode(Record, line, name, unique_keys=False, surrogates=True))
-                contents.lines.append(number)
-                machine = None
-        except DataError as error:
-            raise DataError(f"{error}; {_REMEDY}") from None
-        if machine is not None:
-            contents.machines.append(machine)
-        contents.num_valid_bytes += len(line) + 1
-    return contents
+    body = json.dumps(value, ensure_ascii=True, allow_nan=False).encode("ascii")[:-1]
+    return body + _checksum(body) + b"\n"
 
 
-def _is_cut(line: bytes) -> bool:
-    """Whether a last line that is ended is not JSON all the same: two kills, the second of which wrote the end."""
-    try:
-        json.loads(line)
-    except RecursionError:
-        return False
-    except ValueError:  # includes bytes that are not UTF-8
-        return True
-    return False
+def unsealed_line(line: bytes) -> tuple[bytes, bool]:
+    """The JSON of a line without its checksum, and whether it has one.
+
+    Raises:
+        ValueError: the checksum is not that of the line.
+    """
+    if not line[-_LENGTH:].startswith(_MARK):
+        return line, False
+    body = line[:-_LENGTH]
+    if line[-_LENGTH:] != _checksum(body):
+        raise ValueError("its checksum is not that of its content")
+    return body + b"}", True
 
 
-def _header(line: bytes, name: str) -> Header:
-    try:
-        header = decode(Header, line, f"{name}: not a valid ledger header", unique_keys=False, surrogates=True)
-    except DataError:
-        if (version := _version(line)) in (None, VERSION):
-            raise
-    else:
-        version = header.ledger
-        if version == VERSION:
-            return header
-    raise InputError(f"{name}: ledger format {shown(version)}, this version of MASP reads {VERSION}")
-
-
-def _version(line: bytes) -> object:
-    """The version of a header that has other keys than ours; None if it says none."""
-    value = parse_object(line)
-    return None if value is None else value.get("ledger")
+def _checksum(body: bytes) -> bytes:
+    return _MARK + b'%08x"}' % zlib.crc32(body)
 
 
 def damaged(path: Path, number: int, problem: str) -> DataError:
     """The error about a line of a ledger."""
     return DataError(f"{path}, line {number}: {problem}; {_REMEDY}")
+
+
+def scores_problem(record: Record) -> str | None:
+    """What is wrong with the numbers of a record, whatever was asked, as the end of a sentence."""
+    scores, means = record.scores, record.mean_scores
+    if record.source is not None and not (0 <= record.source[0] < 1 << 63 and abs(record.source[1]) < 1 << 63):
+        return f"has {shown(list(record.source))} as source; must be bytes and nanoseconds"
+    for name, values in (("scores", scores), ("mean_scores", means)):
+        if values is not None and not all(map(math.isfinite, values)):
+            return f"has a number in {name!r} that is not finite"
+        if values and max(values) > ROUNDING:
+            return f"has a log-likelihood of {max(values):g} in {name!r}; must be at most 0"
+    if means is None:
+        return None
+    if scores is None:
+        return "has mean_scores without scores"
+    if len(scores) != len(means):
+        return f"has {len(means)} mean_scores for {len(scores)} scores"
+    for total, mean in zip(scores, means, strict=True):
+        if mean < total - ROUNDING * (1 - total):
+            return f"has a mean_score of {mean:g}, below its sum of {total:g}"
+    return None
 
 
 def likelihood_problem(record: Record, choices: Sequence[str]) -> str | None:
@@ -216,7 +184,8 @@ def likelihood_problem(record: Record, choices: Sequence[str]) -> str | None:
     for name, scores in (("scores", record.scores), ("mean_scores", record.mean_scores)):
         if scores is None or len(scores) != len(choices):
             return f"has {'no' if scores is None else len(scores)} {name} for {len(choices)} categories"
-    best = choices[max(range(len(choices)), key=(record.scores or ()).__getitem__)]
+    scores = record.scores or ()
+    best = choices[scores.index(max(scores))]
     if record.prediction != best:
         return f"predicts {shown(record.prediction)}, but its largest score is that of {best!r}"
     return None

@@ -8,8 +8,9 @@ Conventions:
   occur as a label. A precision or recall of nothing is 0.
 - Probabilities are the softmax of a record's scores.
 - scikit-learn computes what it has. Not from there: the likelihood, which it clips (a category's probability may well
-  be 1e-40), top-2, where ties must go to the order of categories as in the prediction, and intervals and calibration
-  error, which it does not have.
+  be 1e-40), top-2, where ties must go to the order of categories as in the prediction, the Brier score, for which it
+  needs all probabilities at once, and intervals and calibration error, which it does not have.
+- What is as large as all scores is made for some thousand samples at a time, so memory is a few numbers per sample.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
-from sklearn.metrics import brier_score_loss, confusion_matrix, f1_score, precision_recall_fscore_support, recall_score
+from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support, recall_score
 
 from masp.errors import DataError
 from masp.files.text import MAX_REASON, shortened, shown
+from masp.results.intervals import NUM_BINS, calibration_interval, mean_interval, percentiles
 from masp.results.ledger_format import Record
+from masp.results.ledgers.table import CHUNK, RecordTable
 
 Z95 = 1.959963984540054
 
-_NUM_BINS = 15
 _NUM_RESAMPLES = 10_000
 _MAX_RESAMPLED_CELLS = 20_000_000
 """Cells of all resampled confusion matrices together: with a hundred categories fewer of them are drawn."""
@@ -107,6 +109,10 @@ class Metrics:
     calibration: tuple[CalibrationBin, ...] | None = None
     accuracy_by_mean_score: float | None = None
     """What the accuracy would be if the largest score per token won."""
+    nll_ci95: tuple[float, float] | None = None
+    """Bootstrap, see `masp.results.intervals`; so are the next two."""
+    brier_ci95: tuple[float, float] | None = None
+    ece_ci95: tuple[float, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The metrics as `metrics.json` spells them."""
@@ -121,12 +127,6 @@ def wilson_interval(num_correct: int, num_samples: int) -> tuple[float, float]:
     half = Z95 * math.sqrt(share * (1 - share) / num_samples + squared / (4 * num_samples)) / (1 + squared)
     # rounding must not put the share itself outside, where it is 0 or 1
     return max(0.0, min(share, center - half)), min(1.0, max(share, center + half))
-
-
-def percentiles(values: np.ndarray | Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of resampled values."""
-    low, high = np.percentile(values, (2.5, 97.5))
-    return float(low), float(high)
 
 
 def compute_metrics(
@@ -146,7 +146,8 @@ def compute_metrics(
     """
     if not records:
         raise DataError("no records: there is nothing to compute metrics from")
-    labels, predictions = _indices(records, categories)
+    table = RecordTable.of(records)
+    labels, predictions = _indices(table, categories)
     num_samples, num_correct = len(records), int((labels == predictions).sum())
     num_expected = num_samples if num_expected is None else num_expected
     confusion = confusion_counts(labels, predictions, len(categories))
@@ -157,7 +158,7 @@ def compute_metrics(
         .reshape(-1, *confusion.shape)
     )
 
-    scored = all(record.scores is not None for record in records)
+    scored = bool((table.scores.widths >= 0).all())
     columns = tuple(categories) if scored else (*categories, None)
     return Metrics(
         num_samples=num_samples,
@@ -173,7 +174,7 @@ def compute_metrics(
         categories=tuple(categories),
         confusion=tuple(map(tuple, confusion[:, : len(columns)].tolist())),
         confusion_columns=columns,
-        **(_score_metrics(records, labels) if scored else {}),
+        **(_score_metrics(table, labels, len(categories), seed) if scored else {}),
     )
 
 
@@ -188,7 +189,7 @@ def confusion_counts(labels: np.ndarray, predictions: np.ndarray, num_categories
 
 
 def calibration_bins(
-    confidence: np.ndarray, correct: np.ndarray, num_bins: int = _NUM_BINS
+    confidence: np.ndarray, correct: np.ndarray, num_bins: int = NUM_BINS
 ) -> tuple[CalibrationBin, ...]:
     """Samples by the probability of their prediction, in bins of equal width; empty bins have None as their means."""
     number = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
@@ -201,24 +202,27 @@ def calibration_bins(
     return tuple(bins)
 
 
-def _indices(records: Sequence[Record], categories: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _indices(records: RecordTable, categories: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Labels and predictions as positions in `categories`; `len(categories)` stands for a prediction of None."""
-    position = {category: index for index, category in enumerate(categories)}
-    labels, predictions = [], []
-    for record in records:
-        for name, value in (("label", record.label), ("prediction", record.prediction)):
-            if value not in position and not (name == "prediction" and value is None):
-                raise DataError(
-                    f"record of sample {record.sample_key}: {name} {shown(value)} is not a category; "
-                    f"categories: {shortened(', '.join(categories), MAX_REASON)}"
-                )
-        if record.scores is not None and len(record.scores) != len(categories):
-            raise DataError(
-                f"record of sample {record.sample_key}: {len(record.scores)} scores for {len(categories)} categories"
+    unknown, count = len(categories) + 1, len(categories)
+    labels, predictions = (column.numbers_in(categories, unknown) for column in (records.labels, records.predictions))
+    widths = records.scores.widths
+    wrong = (labels == unknown) | (predictions == unknown) | ((widths >= 0) & (widths != count))
+    if wrong.any():
+        raise _not_fitting(records[int(wrong.argmax())], categories)
+    return labels, np.where(predictions < 0, count, predictions)
+
+
+def _not_fitting(record: Record, categories: Sequence[str]) -> DataError:
+    for name, value in (("label", record.label), ("prediction", record.prediction)):
+        if value not in categories and not (name == "prediction" and value is None):
+            return DataError(
+                f"record of sample {record.sample_key}: {name} {shown(value)} is not a category; "
+                f"categories: {shortened(', '.join(categories), MAX_REASON)}"
             )
-        labels.append(position[record.label])
-        predictions.append(len(categories) if record.prediction is None else position[record.prediction])
-    return np.array(labels), np.array(predictions)
+    return DataError(
+        f"record of sample {record.sample_key}: {len(record.scores or ())} scores for {len(categories)} categories"
+    )
 
 
 def _category_metrics(labels: np.ndarray, predictions: np.ndarray, categories: Sequence[str]) -> dict[str, Any]:
@@ -250,28 +254,40 @@ def _category_metrics(labels: np.ndarray, predictions: np.ndarray, categories: S
     }
 
 
-def _score_metrics(records: Sequence[Record], labels: np.ndarray) -> dict[str, Any]:
-    log_probabilities = _log_softmax([record.scores or () for record in records])
-    probabilities = np.exp(log_probabilities)
-    rows, columns = np.arange(len(labels)), np.arange(probabilities.shape[1])
-    # A stable sort keeps the order of categories among equals, as the prediction does.
-    ranked = np.argsort(-log_probabilities, axis=1, kind="stable")
-    bins = calibration_bins(probabilities.max(axis=1), ranked[:, 0] == labels)
+def _score_metrics(records: RecordTable, labels: np.ndarray, num_categories: int, seed: int) -> dict[str, Any]:
+    nll, briers, confidence = (np.empty(len(labels)) for _ in range(3))
+    correct, in_top2, by_mean = (np.empty(len(labels), dtype=bool) for _ in range(3))
+    has_means = bool((records.mean_scores.widths == num_categories).all())
+    for start in range(0, len(labels), CHUNK):
+        part = np.arange(start, min(start + CHUNK, len(labels)))
+        mine, rows = labels[part], np.arange(len(part))
+        log_probabilities = _log_softmax(records.scores.block(part, num_categories))
+        probabilities = np.exp(log_probabilities)
+        # A stable sort keeps the order of categories among equals, as the prediction does.
+        ranked = np.argsort(-log_probabilities, axis=1, kind="stable")
+        nll[part] = -log_probabilities[rows, mine]
+        briers[part] = np.sum((np.eye(num_categories)[mine] - probabilities) ** 2, axis=1)
+        confidence[part] = probabilities.max(axis=1)
+        correct[part] = ranked[:, 0] == mine
+        in_top2[part] = (ranked[:, :2] == mine[:, None]).any(axis=1)
+        if has_means:
+            by_mean[part] = records.mean_scores.block(part, num_categories).argmax(axis=1) == mine
+    bins = calibration_bins(confidence, correct)
     ece = sum(
         b.num_samples * abs(b.accuracy - b.mean_confidence)
         for b in bins
         if b.accuracy is not None and b.mean_confidence is not None
     )
-    # of one category everything is certain, which sklearn has no word for
-    brier = brier_score_loss(labels, probabilities, labels=columns, scale_by_half=False) if len(columns) > 1 else 0.0
-    means = [record.mean_scores for record in records]
     return {
-        "top2_accuracy": float((ranked[:, :2] == labels[:, None]).any(axis=1).mean()),
-        "nll": float(-log_probabilities[rows, labels].mean()),
-        "brier": float(brier),
+        "top2_accuracy": float(in_top2.mean()),
+        "nll": float(nll.mean()),
+        "brier": float(briers.mean()),
         "ece": float(ece / len(labels)),
         "calibration": bins,
-        "accuracy_by_mean_score": None if None in means else float((np.array(means).argmax(axis=1) == labels).mean()),
+        "accuracy_by_mean_score": float(by_mean.mean()) if has_means else None,
+        "nll_ci95": mean_interval(nll, seed),
+        "brier_ci95": mean_interval(briers, seed),
+        "ece_ci95": calibration_interval(confidence, correct, seed),
     }
 
 

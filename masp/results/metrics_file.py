@@ -2,6 +2,8 @@
 
 metrics.json    one evaluation: of emotions, or of stage 1 with `per_aspect`
 datasets.json   name of the dataset -> row of the table over several datasets
+prompts.json    one evaluation with several wordings of the question
+linear_probe.json    a linear probe on the images of an evaluation
 summary.json    name of the variant -> its accuracy, as `masp demo` writes it
 """
 
@@ -19,13 +21,21 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, Field
 
 from masp.errors import DataError
-from masp.files.regular import read_bytes
+from masp.files.atomic import write_bytes
+from masp.files.regular import is_file, read_bytes
+from masp.files.sealed import digest_of
 from masp.files.typed import Json, decode
+from masp.results.breakdown import GroupAccuracy, MajorityClass
 from masp.results.metrics import CalibrationBin, CategoryMetrics, Count, Share
+from masp.results.temperature import TemperatureScaling
 
 METRICS = "metrics.json"
 DATASETS = "datasets.json"
 """In the directory of a run's own evaluation: the table over it and those on other datasets."""
+PROMPTS = "prompts.json"
+"""In the directory of an evaluation: the table over several wordings of the question."""
+PROBE = "linear_probe.json"
+"""In the directory of an evaluation: what a linear probe gives on the same images."""
 SUMMARY = "summary.json"
 
 T = TypeVar("T")
@@ -69,6 +79,23 @@ class MetricsFile:
     brier: float | None = None
     ece: Share | None = None
     calibration: tuple[CalibrationBin, ...] | None = None
+    macro_f1_ci95: Interval | None = None
+    nll_ci95: tuple[float, float] | None = None
+    brier_ci95: tuple[float, float] | None = None
+    ece_ci95: Interval | None = None
+    num_in_split: Count | None = None
+    num_quarantined: Count | None = None
+    num_left_out: Count | None = None
+    left_out: dict[str, Count] | None = None
+    accuracy_of_split: Share | None = None
+    accuracy_of_split_ci95: Interval | None = None
+    majority_class: MajorityClass | None = None
+    temperature_scaling: TemperatureScaling | None = None
+    by_value: dict[str, dict[str, GroupAccuracy]] | None = None
+    num_values: dict[str, Count] | None = None
+    remark: str | None = None
+    protocol: str | None = None
+    """Digest of what was asked and how, whatever the images."""
     mean_accuracy: Share | None = None
     kind: Literal["closed", "open"] | None = None
     token_f1: Share | None = None
@@ -78,12 +105,19 @@ class MetricsFile:
     split: str | None = None
     scoring: str | None = None
     source: str | None = None
+    question: str | None = None
     layout: str | None = None
     category_map: dict[str, str] | None = None
     notes: tuple[str, ...] | None = None
     time: Annotated[float, Field(ge=0, lt=_END_OF_YEAR_9999)] | None = None
     """When it was written, in seconds since 1970."""
     lineage: dict[str, Json] | None = None
+
+    @property
+    def records_digest(self) -> str | None:
+        """Digest of the `records.h5` that was written with it; None in files of earlier versions."""
+        found = (self.lineage or {}).get("records")
+        return found if isinstance(found, str) else None
 
 
 @dataclass(frozen=True)
@@ -101,10 +135,66 @@ class DatasetRow:
     split: str | None = None
     metrics: str | None = None
     """Its `metrics.json`, relative to the directory of `datasets.json`."""
+    num_in_split: Count | None = None
+    coverage: Share | None = None
+    accuracy_of_split: Share | None = None
+    """With images that were not scored counted as wrong."""
 
     def to_json(self) -> dict[str, Any]:
         """The row as `datasets.json` spells it."""
         return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """One wording of the question."""
+
+    template: Count
+    """Its number in the questions file, from 1."""
+    order: Count
+    """1: the categories in their own order; others are other orders."""
+    question: str
+    accuracy: Share
+    accuracy_ci95: Interval
+    macro_f1: Share | None
+    nll: float | None
+    agreement: Share
+    """Share of the images with the same prediction as with the first wording."""
+
+
+@dataclass(frozen=True)
+class PromptTable:
+    """`prompts.json`."""
+
+    num_samples: Count
+    rows: dict[str, PromptRow]
+    """Name of the wording -> its row; the first is the evaluation itself."""
+    mean: Share
+    """Of the accuracies."""
+    spread: float
+    """Their standard deviation."""
+    lowest: Share
+    highest: Share
+    agreement_of_pairs: Share
+    """Mean over pairs of wordings: share of the images with the same prediction."""
+    agreement_of_all: Share
+    """Share of the images with the same prediction under every wording."""
+
+
+@dataclass(frozen=True)
+class ProbeFile:
+    """`linear_probe.json`."""
+
+    num_samples: Count
+    num_correct: Count
+    accuracy: Share
+    accuracy_ci95: Interval
+    num_train: Count
+    """Training images that it was fitted on."""
+    num_train_in_split: Count
+    """Images of the training split."""
+    data_digest: str
+    """Of the images that were evaluated, see `masp.results.records.DataDigests`."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +204,39 @@ class VariantRow:
     accuracy: Share | None = None
     accuracy_ci95: Interval | None = None
     num_samples: Count | None = None
+
+
+def write_metrics(path: Path, values: dict[str, Any]) -> None:
+    """Write `metrics.json` with the digest of its content in `lineage`, which its reader checks.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    plain = json.loads(json.dumps(values, allow_nan=False))
+    digest = digest_of(plain)
+    plain["lineage"]["digest"] = digest
+    write_bytes(path, json.dumps(plain, indent=1).encode() + b"\n")
+
+
+def write_object(path: Path, value: PromptTable | ProbeFile) -> None:
+    """Write `prompts.json` or `linear_probe.json` with the digest of its content, which its reader checks.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    plain = json.loads(json.dumps(dataclasses.asdict(value), allow_nan=False))
+    write_bytes(path, json.dumps({**plain, "digest": digest_of(plain)}, indent=1).encode() + b"\n")
+
+
+def write_rows(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write `datasets.json` or `summary.json`; each row has the digest of its name and content, which readers check.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    plain = json.loads(json.dumps(rows, allow_nan=False))
+    sealed = {name: {**row, "digest": digest_of([name, row])} for name, row in plain.items()}
+    write_bytes(path, json.dumps(sealed, indent=1).encode() + b"\n")
 
 
 def read_metrics(path: Path, problems: list[str]) -> MetricsFile:
@@ -126,7 +249,12 @@ def read_metrics(path: Path, problems: list[str]) -> MetricsFile:
     Raises:
         InputError: it may not be read. DataError: it is not a JSON object.
     """
-    return _metrics(_read_object(path), str(path), problems)
+    values = _read_object(path)
+    lineage = values.get("lineage")
+    # files of earlier versions have no digest
+    if isinstance(lineage, dict) and (digest := lineage.pop("digest", None)) is not None and digest != _digest(values):
+        raise _not_its_digest(path)
+    return _metrics(values, str(path), problems)
 
 
 def read_datasets(path: Path, problems: list[str]) -> dict[str, DatasetRow]:
@@ -139,12 +267,39 @@ def read_summary(path: Path, problems: list[str]) -> dict[str, VariantRow]:
     return _rows(VariantRow, path, problems)
 
 
+def read_prompts(path: Path) -> PromptTable | None:
+    """Read `prompts.json`; None if there is none.
+
+    Raises:
+        InputError: it may not be read. DataError: it is damaged.
+    """
+    return _read_object_of(PromptTable, path)
+
+
+def read_probe(path: Path) -> ProbeFile | None:
+    """Read `linear_probe.json`; results and errors as `read_prompts`."""
+    return _read_object_of(ProbeFile, path)
+
+
+def _read_object_of(kind: type[T], path: Path) -> T | None:
+    if not is_file(path):
+        return None
+    values = _read_object(path)
+    if (digest := values.pop("digest", None)) is not None and digest != _digest(values):
+        raise _not_its_digest(path)
+    return decode(kind, json.dumps(values).encode(), str(path), surrogates=True)
+
+
 def _rows(kind: type[T], path: Path, problems: list[str]) -> dict[str, T]:
-    return {
-        name: _lenient(kind, row, f"{path}: {name}", problems)
-        for name, row in _read_object(path).items()
-        if isinstance(row, dict)
-    }
+    found = {}
+    for name, row in _read_object(path).items():
+        if not isinstance(row, dict):
+            continue
+        if (digest := row.pop("digest", None)) is not None and digest != _digest([name, row]):
+            problems.append(f"{path}: {name}: its content is not that of its digest")
+        else:
+            found[name] = _lenient(kind, row, f"{path}: {name}", problems)
+    return found
 
 
 def _metrics(values: dict[str, Any], where: str, problems: list[str]) -> MetricsFile:
@@ -173,6 +328,20 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{path}: not a JSON object; delete it and run the command that writes it again")
     return value
+
+
+def _not_its_digest(path: Path) -> DataError:
+    return DataError(
+        f"{path} is damaged: its content is not that of its digest; delete it and run the command that writes it again"
+    )
+
+
+def _digest(value: Any) -> str | None:
+    """The digest of what was read; None if nothing that was written can be read like this."""
+    try:
+        return digest_of(value)
+    except (ValueError, RecursionError):  # not finite
+        return None
 
 
 def _lenient(

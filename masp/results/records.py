@@ -9,33 +9,44 @@ Datasets (`N` samples in the order of their keys, `C` categories):
     attention/aspects                     [A] strings; the group is there only on request
     attention/weights                     [sum of T, A] fp32: where each aspect looks, a mean over its queries
     attention/offsets, attention/grid     [N + 1] where a sample's rows start; [N, 2] its height and width in tokens
+    attention/crc32                       [N] checksum of a sample's rows
 
 Evaluations of stage 1 have `aspect` [N] beside `sample_key`, and instead of `categories` and `scores` a group
 `answers/<aspect>` with `row` (into the datasets above), `categories`, `scores` and `mean_scores` for every aspect whose
 answers are compared by likelihood.
 
-Attributes of the file: `format_version`, and of evaluations of emotions those of `DataDigests`.
+Strings are UTF-8, of a fixed number of bytes that is that of the longest one. Attributes of the file: `format_version`,
+`digest` (the version and SHA-256 of all datasets but `attention/weights`, and of the attributes), and of evaluations of
+emotions those of `DataDigests`. Whoever reads the file checks the digest.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from masp.errors import DataError, InputError
+from masp.errors import InputError
 from masp.files.atomic import replacing
+from masp.files.hdf5 import Column, Hdf5File, naming_damage
 from masp.files.regular import is_file
-from masp.files.text import first_line, shown
+from masp.files.text import shown
 from masp.results.ledger_format import Record
+from masp.results.ledgers.table import CHUNK, Numbers, RecordTable, Texts
 
 FILE = "records.h5"
 
-VERSION = 1
+VERSION = 2
+
+_STRINGS = Column("S", (None,))
+_OUTCOMES = ("sample_key", "label", "prediction", "text")
 
 
 @dataclass(frozen=True)
@@ -50,18 +61,65 @@ class DataDigests:
 
 @dataclass(frozen=True)
 class Records:
-    """An evaluation of emotions, read from `records.h5`."""
+    """An evaluation of emotions, read from `records.h5`; a column is read into memory once."""
 
-    keys: list[str]
-    labels: list[str]
-    predictions: list[str | None]
+    columns: Mapping[str, np.ndarray]
+    """`sample_key`, `label`, `prediction` and `text`: `[N]` bytes each; see there."""
     categories: tuple[str, ...]
     scores: np.ndarray
     """`[N, C]`; NaN under `generate`."""
     aspects: tuple[str, ...]
     """Aspects with attention maps; none if there are no maps."""
+    digest: str
+    """Of the whole content."""
     data: DataDigests | None = None
-    """What was scored; None in files from before it was kept."""
+    """What was scored; None if it is not known."""
+
+    def __len__(self) -> int:
+        return len(self.columns["sample_key"])
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """Sample keys."""
+        return [key.decode() for key in self.columns["sample_key"].tolist()]
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """The right categories."""
+        return _words(self.columns["label"])
+
+    @cached_property
+    def predictions(self) -> list[str | None]:
+        """The predicted categories; None: the generated line named no category."""
+        return [text or None for text in _words(self.columns["prediction"])]
+
+    def outcome(self, row: int) -> tuple[str, str, str | None]:
+        """Sample key, label and prediction of one sample."""
+        key, label, prediction = (self.columns[name][row].decode() for name in _OUTCOMES[:3])
+        return key, label, prediction or None
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """The rows in the order of their keys."""
+        keys = self.columns["sample_key"]
+        is_sorted = bool((keys[1:] > keys[:-1]).all())
+        return np.arange(len(keys)) if is_sorted else np.argsort(keys, kind="stable")
+
+    def ordered(self, name: str) -> np.ndarray:
+        """A column in the order of the keys."""
+        return self.columns[name][self.order]
+
+    @cached_property
+    def is_right(self) -> np.ndarray:
+        """Which predictions are right, `[N]` bool."""
+        return self.columns["label"] == self.columns["prediction"]
+
+
+def _words(column: np.ndarray) -> list[str]:
+    """Few different strings, each decoded once."""
+    different, numbers = np.unique(column, return_inverse=True)
+    words = [text.decode() for text in different.tolist()]
+    return [words[number] for number in numbers.tolist()]
 
 
 def write_emotion_records(
@@ -71,7 +129,7 @@ def write_emotion_records(
     aspects: Sequence[str],
     maps: Iterable[np.ndarray],
     data: DataDigests | None = None,
-) -> None:
+) -> str:
     """Write the records of an evaluation of emotions to a temporary name, then rename it.
 
     Args:
@@ -82,20 +140,23 @@ def write_emotion_records(
         maps: One per record, `[A, height, width]` each; read one after another.
         data: What was scored.
 
+    Returns:
+        Digest of the content.
+
     Raises:
         OSError: the file cannot be written.
     """
-    with _writing(path) as file:
-        if data:
-            file.attrs["data_digest"], file.attrs["made_by"] = data.data_digest, data.made_by
-        _write_strings(file, "sample_key", [r.sample_key for r in records])
-        _write_outcomes(file, records)
-        _write_scores(file, records, categories)
+    table = RecordTable.of(records)
+    with _Writer(path) as writer:
+        writer.strings("sample_key", table.keys)
+        writer.outcomes(table)
+        writer.scores("", table.scores, table.mean_scores, np.arange(len(table)), categories)
         if aspects:
-            _write_attention(file.create_group("attention"), len(records), aspects, maps)
+            writer.attention(len(table), aspects, maps)
+        return writer.seal({} if data is None else vars(data))
 
 
-def write_aspect_records(path: Path, records: Sequence[Record], answers: Mapping[str, Sequence[str]]) -> None:
+def write_aspect_records(path: Path, records: Sequence[Record], answers: Mapping[str, Sequence[str]]) -> str:
     """Write the records of an evaluation of stage 1.
 
     Args:
@@ -103,111 +164,189 @@ def write_aspect_records(path: Path, records: Sequence[Record], answers: Mapping
         records: Merged records.
         answers: Aspect -> answers in the order of the scores, where they are compared by likelihood.
 
+    Returns:
+        Digest of the content.
+
     Raises:
         OSError: the file cannot be written.
     """
-    with _writing(path) as file:
-        _write_strings(file, "sample_key", [r.image_key for r in records])
-        _write_strings(file, "aspect", [r.aspect for r in records])
-        _write_outcomes(file, records)
+    table = RecordTable.of(records)
+    with _Writer(path) as writer:
+        writer.strings("sample_key", [key.rpartition("#")[0] for key in table.keys])
+        writer.strings("aspect", [key.rpartition("#")[2] for key in table.keys])
+        writer.outcomes(table)
         for aspect, choices in answers.items():
-            rows = [i for i, r in enumerate(records) if r.aspect == aspect]
-            group = file.create_group(f"answers/{aspect}")
-            group.create_dataset("row", data=np.array(rows, dtype="i8"))
-            _write_scores(group, [records[i] for i in rows], choices)
+            rows = table.rows_of(aspect)
+            writer.put(f"answers/{aspect}/row", rows)
+            writer.scores(f"answers/{aspect}/", table.scores, table.mean_scores, rows, choices)
+        return writer.seal({})
 
 
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[h5py.File]:
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs["format_version"] = VERSION
-        yield file
+class _Digest:
+    """SHA-256 of named arrays and attributes, whatever their order."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, str] = {}
+
+    def add(self, name: str, values: np.ndarray) -> None:
+        found = hashlib.sha256(f"{values.dtype.str} {values.shape} ".encode())
+        for start in range(0, len(values), CHUNK):
+            found.update(np.ascontiguousarray(values[start : start + CHUNK]).tobytes())
+        self._parts[name] = found.hexdigest()
+
+    def of(self, attributes: Mapping[str, str]) -> str:
+        lines = [f"{name} {value}\n" for name, value in sorted((self._parts | dict(attributes)).items())]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _write_strings(group: h5py.Group, name: str, texts: Sequence[str]) -> None:
+class _Writer(contextlib.AbstractContextManager):
+    """A file that is written and gets its name at the end of the block."""
+
+    def __init__(self, path: Path):
+        self._stack, self._digest, self._path = contextlib.ExitStack(), _Digest(), path
+
+    def __enter__(self) -> _Writer:
+        with contextlib.ExitStack() as stack:
+            temporary = stack.enter_context(replacing(self._path))
+            # checksums of its own for the library's metadata, which the format's first version has not
+            self._file = stack.enter_context(h5py.File(temporary, "w", libver=("v110", "v110")))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> bool | None:
+        return self._stack.__exit__(*exception)  # type: ignore[arg-type]
+
+    def put(self, name: str, values: np.ndarray) -> None:
+        is_text = values.dtype.kind == "S"
+        shown = values.view(h5py.string_dtype("utf-8", values.dtype.itemsize)) if is_text else values
+        self._file.create_dataset(name, data=shown, track_times=False)
+        self._digest.add(name, values)
+
+    def strings(self, name: str, texts: Sequence[str]) -> None:
+        self.put(name, _as_bytes(texts))
+
+    def words(self, name: str, column: Texts) -> None:
+        """A column of strings of which many are equal."""
+        self.put(name, _as_bytes([*column.words, ""])[column.codes])  # -1 is the last one
+
+    def outcomes(self, table: RecordTable) -> None:
+        self.words("label", table.labels)
+        self.words("prediction", table.predictions)
+        self.words("text", table.texts)
+
+    def scores(self, group: str, scores: Numbers, means: Numbers, rows: np.ndarray, categories: Sequence[str]) -> None:
+        self.strings(f"{group}categories", categories)
+        for name, column in (("scores", scores), ("mean_scores", means)):
+            values = np.empty((len(rows), len(categories)), dtype="<f4")
+            for start in range(0, len(rows), CHUNK):
+                part = rows[start : start + CHUNK]
+                values[start : start + CHUNK] = column.block(part, len(categories))
+            self.put(group + name, values)
+
+    def attention(self, count: int, aspects: Sequence[str], maps: Iterable[np.ndarray]) -> None:
+        group = self._file.create_group("attention")
+        self.strings("attention/aspects", aspects)
+        shape = (0, len(aspects))
+        weights = group.create_dataset("weights", shape, maxshape=(None, len(aspects)), dtype="<f4", track_times=False)
+        offsets, grid = np.zeros(count + 1, dtype="<i8"), np.zeros((count, 2), dtype="<i4")
+        checksums = np.zeros(count, dtype="<u4")
+        for i, found in enumerate(maps):
+            rows = found.reshape(len(aspects), -1).T.astype("<f4")
+            offsets[i + 1], grid[i], checksums[i] = (
+                offsets[i] + found[0].size,
+                found.shape[1:],
+                zlib.crc32(rows.tobytes()),
+            )
+            weights.resize(offsets[i + 1], axis=0)
+            weights[offsets[i] :] = rows
+        for name, values in (("offsets", offsets), ("grid", grid), ("crc32", checksums)):
+            self.put(f"attention/{name}", values)
+
+    def seal(self, attributes: Mapping[str, str]) -> str:
+        """Add the attributes and the digest, which is returned."""
+        digest = self._digest.of(attributes)
+        self._file.attrs["format_version"] = VERSION
+        for name, value in {**attributes, "digest": f"{VERSION}:{digest}"}.items():
+            self._file.attrs[name] = np.bytes_(value)
+        return digest
+
+
+def _as_bytes(texts: Sequence[str]) -> np.ndarray:
     # generated lines may hold what HDF5's strings cannot: a NUL ends them, a lone surrogate is not UTF-8
     plain = [t.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "backslashreplace") for t in texts]
-    group.create_dataset(name, data=plain, shape=(len(plain),), dtype=h5py.string_dtype())
-
-
-def _write_outcomes(file: h5py.File, records: Sequence[Record]) -> None:
-    _write_strings(file, "label", [r.label for r in records])
-    _write_strings(file, "prediction", [r.prediction or "" for r in records])
-    _write_strings(file, "text", [r.text or "" for r in records])
-
-
-def _write_scores(group: h5py.Group, records: Sequence[Record], categories: Sequence[str]) -> None:
-    _write_strings(group, "categories", categories)
-    none = (float("nan"),) * len(categories)
-    for name, found in (("scores", [r.scores for r in records]), ("mean_scores", [r.mean_scores for r in records])):
-        rows = np.array([none if scores is None else scores for scores in found], dtype="f4")
-        group.create_dataset(name, data=rows.reshape(len(records), len(categories)))
-
-
-def _write_attention(group: h5py.Group, count: int, aspects: Sequence[str], maps: Iterable[np.ndarray]) -> None:
-    _write_strings(group, "aspects", aspects)
-    weights = group.create_dataset("weights", (0, len(aspects)), maxshape=(None, len(aspects)), dtype="f4")
-    offsets, grid = np.zeros(count + 1, dtype="i8"), np.zeros((count, 2), dtype="i4")
-    for i, found in enumerate(maps):
-        offsets[i + 1], grid[i] = offsets[i] + found[0].size, found.shape[1:]
-        weights.resize(offsets[i + 1], axis=0)
-        weights[offsets[i] :] = found.reshape(len(aspects), -1).T
-    group.create_dataset("offsets", data=offsets)
-    group.create_dataset("grid", data=grid)
+    return np.array(plain, dtype=f"S{max(map(len, plain), default=0) or 1}")
 
 
 def read_records_file(path: str | Path) -> Records:
-    """Read an evaluation of emotions.
+    """Read an evaluation of emotions, and check its digest.
 
     Raises:
         InputError: The file is missing, or of another format or stage. DataError: It is damaged.
     """
     path = Path(path)
     with _reading(path) as file:
-        if "scores" not in file:
+        if file.has("answers") or file.has("aspect"):
             raise InputError(f"{path}: holds no scores of categories: it is an evaluation of stage 1, not of emotions")
+        digest = _Digest()
+        columns = {name: _column(file, name, _STRINGS, digest) for name in (*_OUTCOMES, "categories")}
+        categories = columns.pop("categories")
+        count = len(columns["sample_key"])
+        for name in _OUTCOMES:
+            if len(columns[name]) != count:
+                raise ValueError(f"lengths differ: sample_key {count}, {name} {len(columns[name])}")
+        if not count:
+            raise ValueError("it holds no sample")
+        floats = Column("<f4", (count, len(categories)))
+        scores = _column(file, "scores", floats, digest)
+        _column(file, "mean_scores", floats, digest)
+        maps = _read_attention(file, count, digest)
+        attributes = {name: value for name in ("data_digest", "made_by") if (value := _text(file, name)) is not None}
+        if attributes and len(attributes) < 2:
+            raise ValueError("it must have data_digest and made_by, or neither")
+        found = digest.of(attributes)
+        _check_digest(file, found)
         records = Records(
-            keys=_strings(file, "sample_key"),
-            labels=_strings(file, "label"),
-            predictions=[text or None for text in _strings(file, "prediction")],
-            categories=tuple(_strings(file, "categories")),
-            scores=_dataset(file, "scores")[()],
-            aspects=tuple(_strings(file, "attention/aspects")) if "attention" in file else (),
-            data=_digests(file),
+            columns=columns,
+            categories=tuple(text.decode() for text in categories.tolist()),
+            scores=scores,
+            aspects=() if maps is None else maps.aspects,
+            digest=found,
+            data=DataDigests(**attributes) if attributes else None,
         )
-        _check(records)
+        keys = records.ordered("sample_key")
+        if (keys[1:] == keys[:-1]).any():
+            raise ValueError("a sample_key occurs twice")
         return records
 
 
-def _digests(file: h5py.File) -> DataDigests | None:
-    values = [file.attrs.get(name) for name in ("data_digest", "made_by")]
-    if None in values:
+@dataclass(frozen=True)
+class _Attention:
+    aspects: tuple[str, ...]
+    offsets: np.ndarray
+    grid: np.ndarray
+    checksums: np.ndarray
+
+
+def _read_attention(file: Hdf5File, count: int, digest: _Digest) -> _Attention | None:
+    """All of the attention maps but themselves; None if there are none."""
+    if not file.has("attention"):
         return None
-    if not all(isinstance(value, str) for value in values):
-        raise ValueError("data_digest and made_by must be strings")
-    return DataDigests(*values)
+    aspects = _column(file, "attention/aspects", _STRINGS, digest)
+    offsets = _column(file, "attention/offsets", Column("<i8", (count + 1,)), digest)
+    grid = _column(file, "attention/grid", Column("<i4", (count, 2)), digest)
+    checksums = _column(file, "attention/crc32", Column("<u4", (count,)), digest)
+    if offsets[0] != 0 or (grid < 1).any() or (np.diff(offsets) != grid.astype("i8").prod(axis=1)).any():
+        raise ValueError("attention/offsets do not belong to attention/grid")
+    return _Attention(tuple(text.decode() for text in aspects.tolist()), offsets, grid, checksums)
 
 
-def _check(records: Records) -> None:
-    """Raise ValueError unless the datasets belong together."""
-    counts = {"sample_key": len(records.keys), "label": len(records.labels), "prediction": len(records.predictions)}
-    if len(set(counts.values())) > 1:
-        raise ValueError(f"lengths differ: {', '.join(f'{name} {count}' for name, count in counts.items())}")
-    if not records.keys:
-        raise ValueError("it holds no sample")
-    if len(set(records.keys)) < len(records.keys):
-        raise ValueError("a sample_key occurs twice")
-    _expect("scores", records.scores, "f", (len(records.keys), len(records.categories)))
-
-
-def _expect(name: str, values: np.ndarray | h5py.Dataset, kind: str, shape: tuple[int, ...]) -> None:
-    if values.dtype.kind != kind or values.shape != shape:
-        what = "integers" if kind == "i" else "floating-point numbers"
-        raise ValueError(f"{name} are {values.dtype} {list(values.shape)}; must be {what} {list(shape)}")
-
-
-def read_maps(path: str | Path, keys: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
+def read_maps(path: str | Path, records: Records, keys: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
     """Attention maps of some samples.
+
+    Args:
+        path: The file.
+        records: What was read from it.
+        keys: Sample keys.
 
     Returns:
         key -> aspect -> `[height, width]`, each map summing to one; empty if the file has no maps.
@@ -215,66 +354,59 @@ def read_maps(path: str | Path, keys: Sequence[str]) -> dict[str, dict[str, np.n
     Raises:
         InputError, DataError: as `read_records_file`.
     """
+    if not records.aspects:
+        return {}
     with _reading(Path(path)) as file:
-        if "attention" not in file:
-            return {}
-        all_keys, wanted = _strings(file, "sample_key"), set(keys)
-        aspects = _strings(file, "attention/aspects")
-        offsets, grid = _dataset(file, "attention/offsets")[()], _dataset(file, "attention/grid")[()]
-        weights = _dataset(file, "attention/weights")
-        _expect("attention/offsets", offsets, "i", (len(all_keys) + 1,))
-        _expect("attention/grid", grid, "i", (len(all_keys), 2))
-        _expect("attention/weights", weights, "f", (int(offsets[-1]), len(aspects)))
-        if offsets[0] != 0 or (grid < 1).any() or (np.diff(offsets) != grid.astype("i8").prod(axis=1)).any():
-            raise ValueError("attention/offsets do not belong to attention/grid")
+        found_maps = _read_attention(file, len(records), _Digest())
+        if found_maps is None or found_maps.aspects != records.aspects:
+            raise ValueError("it is not the file that its records were read from")
+        offsets, grid = found_maps.offsets, found_maps.grid
+        weights = file.dataset("attention/weights", Column("<f4", (int(offsets[-1]), len(records.aspects))))
+        wanted = {key.encode() for key in keys}
         found = {}
-        for row, key in enumerate(all_keys):
-            if key in wanted:
-                maps = weights[offsets[row] : offsets[row + 1]]
-                found[key] = {a: maps[:, i].reshape(grid[row]) for i, a in enumerate(aspects)}
+        for row in np.flatnonzero(np.isin(records.columns["sample_key"], sorted(wanted))).tolist() if wanted else ():
+            maps = weights.rows(int(offsets[row]), int(offsets[row + 1]))
+            if zlib.crc32(maps.tobytes()) != found_maps.checksums[row]:
+                raise ValueError(f"the attention maps of sample {row} are not those of their checksum")
+            key = records.columns["sample_key"][row].decode()
+            found[key] = {aspect: maps[:, i].reshape(grid[row]) for i, aspect in enumerate(records.aspects)}
         return found
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[h5py.File]:
+def _reading(path: Path) -> Iterator[Hdf5File]:
     if not is_file(path):
         raise InputError(f"{path}: no such file; run `masp evaluate` first")
-    try:
-        # the file never changes once it has its name, and some cluster file systems cannot lock
-        with h5py.File(path, "r", locking=False) as file:
-            version = file.attrs.get("format_version")
-            if not isinstance(version, np.integer) or version != VERSION:
-                raise InputError(f"{path}: format_version is {shown(version)}, this version of MASP reads {VERSION}")
-            yield file
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:  # whatever h5py raises of damaged files
-        # what has another name may be somebody else's file, and not ours to delete
-        ours = path.name == FILE
-        remedy = "delete it and run `masp evaluate` again" if ours else f"name a {FILE} that `masp evaluate` wrote"
-        what = "is damaged" if ours else "is damaged or not a file of MASP"
-        raise DataError(f"{path} {what}: {first_line(error)}; {remedy}") from None
+    # what has another name may be somebody else's file, and not ours to delete
+    ours = path.name == FILE
+    remedy = "delete it and run `masp evaluate` again" if ours else f"or not a {FILE} that `masp evaluate` wrote"
+    with naming_damage(path, remedy), Hdf5File(path) as file:
+        version = file.attribute("format_version")
+        if version == 1:
+            raise InputError(
+                f"{path}: format 1 of an earlier version, without checksums; run the same `masp evaluate` again, which "
+                "writes it anew from the ledgers and scores nothing"
+            )
+        if version != VERSION and not (_text(file, "digest") or "").startswith(f"{VERSION}:"):
+            raise InputError(f"{path}: format_version is {shown(version)}, this version of MASP reads {VERSION}")
+        if version != VERSION:
+            raise ValueError(f"its format_version is {shown(version)}, its digest is one of {VERSION}")
+        yield file
 
 
-def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """A dataset whose values are in the file itself, all of them.
-
-    Data stored elsewhere could be any file of the user, and a declared shape without values could be terabytes.
-    """
-    group, parts = file, name.split("/")
-    for part in parts:
-        if not isinstance(group, h5py.Group) or not isinstance(group.get(part, getlink=True), h5py.HardLink | None):
-            raise ValueError(f"{name} is not a dataset in the file itself")
-        group = group[part]
-    if not isinstance(group, h5py.Dataset):
-        raise ValueError(f"{name} is not a dataset")
-    if group.external or group.is_virtual:
-        raise ValueError(f"{name} is not a dataset in the file itself")
-    if group.shape is None or group.nbytes > group.id.get_storage_size():
-        raise ValueError(f"{name} claims values that the file does not hold")
-    return group
+def _text(file: Hdf5File, name: str) -> str | None:
+    value = file.attribute(name)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"its {name} must be a string")
+    return value
 
 
-def _strings(file: h5py.File, name: str) -> list[str]:
-    found = _dataset(file, name)
-    if h5py.check_string_dtype(found.dtype) is None or found.ndim != 1:
-        raise ValueError(f"{name} is not a list of strings")
-    return [text.decode("utf-8") for text in found[()]]
+def _column(file: Hdf5File, name: str, column: Column, digest: _Digest) -> np.ndarray:
+    values = file.dataset(name, column).read()
+    digest.add(name, values)
+    return values
+
+
+def _check_digest(file: Hdf5File, found: str) -> None:
+    if _text(file, "digest") != f"{VERSION}:{found}":
+        raise ValueError("its content is not that of its digest")

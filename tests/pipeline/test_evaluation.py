@@ -13,8 +13,9 @@ from masp.cache.reader import open_cache
 from masp.data.answers import LEVELS
 from masp.errors import DataError
 from masp.results.ledger import read_records
-from masp.results.ledger_format import Record
+from masp.results.ledger_format import Record, encode_line
 from masp.results.records import read_maps, read_records_file
+from masp.results.temperature import fit_temperature
 from masp.runtime.run_directory import noting_failure, read_status
 from tests.images import make_config, make_dataset
 from tests.runs import assert_same, numbers
@@ -115,7 +116,8 @@ def test_attention_maps_survive_a_kill_between_map_and_record(commands, world, t
     commands.ok("evaluate", *settings)
     assert_same_records(records(tmp_path), records(expected))
     keys = [r.sample_key for r in records(expected)]
-    found, theirs = (read_maps(folder / "records.h5", keys) for folder in (tmp_path, alone))
+    files = (tmp_path / "records.h5", alone / "records.h5")
+    found, theirs = (read_maps(file, read_records_file(file), keys) for file in files)
     assert sorted(found) == keys
     cache = open_cache(world.folder / "cache")
     for key, maps in found.items():
@@ -163,11 +165,76 @@ def test_categories_that_were_not_trained_are_mapped_or_refused(commands, world,
     )
     refused = commands("evaluate", *settings)
     assert refused.code == 2 and "not trained on: rage, surprise" in refused.stderr
-    commands.ok("evaluate", *settings, "evaluate.category_map=[rage=anger,surprise=]")
+    done = commands.ok("evaluate", *settings, "evaluate.category_map=[rage=anger,surprise=]")
+    assert " on 4 images of the 6 in the split (2 left out by the category map; " in done.last_line
+    assert "2 of 6 images are left out by evaluate.category_map: surprise 2" in done.stderr
     metrics = numbers(tmp_path / "out" / "metrics.json")
-    assert metrics["categories"] == ["anger", "awe"] and metrics["num_samples"] == 4 and metrics["coverage"] == 1
+    assert metrics["categories"] == ["anger", "awe"] and metrics["num_samples"] == metrics["num_expected"] == 4
+    assert metrics["num_in_split"] == 6 and metrics["left_out"] == {"surprise": 2} and metrics["coverage"] == 4 / 6
+    assert metrics["accuracy_of_split"] == metrics["num_correct"] / 6
     assert metrics["category_map"] == {"awe": "awe", "rage": "anger"}
     assert {r.label for r in records(tmp_path / "out")} == {"anger", "awe"}
+
+
+def test_the_temperature_of_the_validation_split_corrects_probabilities_only(commands, world, trained, tmp_path):
+    root = make_dataset(tmp_path / "images", 3, 9)
+    held_out = shutil.copytree(root / "test", root / "val")
+    for path in [path for path in held_out.rglob("*") if path.is_file()]:
+        path.rename(path.with_name(f"val-{path.name}"))
+    next(path for path in held_out.rglob("*") if path.is_file()).unlink()
+    settings = world.settings(trained, f"dataset.root={root}", "evaluate.source=live")
+    out = tmp_path / "out"
+    commands.ok("evaluate", *settings, f"evaluate.output_dir={out}")
+    before = numbers(out / "metrics.json")
+    assert before["temperature_scaling"]["reason"].endswith("evaluate.validation=true scores it")
+    done = commands.ok("evaluate", *settings, f"evaluate.output_dir={out}", "evaluate.validation=true")
+    after = numbers(out / "metrics.json")
+    scaling = after.pop("temperature_scaling")
+    assert {**before, "temperature_scaling": None} == {**after, "temperature_scaling": None}  # nothing else changed
+    theirs = read_records_file(out / "val" / "records.h5")
+    labels = np.array([theirs.categories.index(label) for label in theirs.labels])
+    assert scaling["temperature"] == pytest.approx(fit_temperature(theirs.scores, labels))
+    assert (scaling["num_fitted"], scaling["reason"]) == (8, None) and scaling["scaled"]["nll"] < after["nll"]
+    assert "evaluate: temperature " in done.stdout and done.last_line.endswith(f"{out / 'metrics.json'}")
+
+    other = (f"evaluate.output_dir={out}", "evaluate.split=val")
+    commands.ok("evaluate", *settings, *other[1:], f"evaluate.output_dir={tmp_path / 'val'}")
+    reason = numbers(tmp_path / "val" / "metrics.json")["temperature_scaling"]["reason"]
+    assert reason.startswith("this is the validation split itself")
+    refused = commands("evaluate", *world.settings(trained, "evaluate.validation=true"))
+    assert refused.code == 2 and "evaluate.validation = true: the dataset has no validation split" in refused.stderr
+
+
+def test_other_wordings_and_a_probe_resume_and_are_summed_up(commands, world, trained, expected, tmp_path):
+    settings = world.settings(trained, f"evaluate.output_dir={tmp_path}", "evaluate.prompts=all")
+    first = commands.ok("evaluate", *settings, RANK=0, WORLD_SIZE=2, LOCAL_RANK=0)
+    assert "times the time of one" in first.stdout and not (tmp_path / "prompts.json").exists()
+    commands.ok("evaluate", *settings, RANK=1, WORLD_SIZE=2, LOCAL_RANK=1)
+    table = json.loads((tmp_path / "prompts.json").read_text())
+    assert [name for name in table["rows"] if name.startswith("template")] == [f"template-{n}" for n in (2, 3, 4)]
+    assert "order-2" in table["rows"] and len({row["question"] for row in table["rows"].values()}) == len(table["rows"])
+    accuracies = [row["accuracy"] for row in table["rows"].values()]
+    assert table["mean"] == pytest.approx(np.mean(accuracies)) and table["spread"] == pytest.approx(
+        np.std(accuracies, ddof=1)
+    )
+    assert (table["lowest"], table["highest"]) == (min(accuracies), max(accuracies))
+    answers = [
+        [r.prediction for r in records(tmp_path / ("" if name == "first" else f"prompts/{name}"))]
+        for name in table["rows"]
+    ]
+    assert table["agreement_of_all"] == np.mean([len(set(each)) == 1 for each in zip(*answers, strict=True)])
+    assert table["rows"]["template-3"]["agreement"] == np.mean(np.array(answers[0]) == np.array(answers[2]))
+    assert_same_records(records(tmp_path), records(expected))  # what is asked first is what is asked otherwise
+
+    ledgers = {path: path.read_bytes() for path in tmp_path.rglob("ledger/*.jsonl")}
+    probed = commands.ok("evaluate", *settings, "evaluate.linear_probe=true")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("ledger/*.jsonl")} == ledgers
+    probe = json.loads((tmp_path / "linear_probe.json").read_text())
+    assert (probe["num_samples"], probe["num_train"]) == (NUM_TEST, 18)
+    assert f"linear probe on mean features of 18 training images: {probe['accuracy']:.4f}" in probed.stdout
+    for setting in ("prompts=all", "validation=true", "linear_probe=true"):
+        refused = commands("evaluate", *world.settings(trained, "evaluate.stage=stage1", f"evaluate.{setting}"))
+        assert refused.code == 2 and f"error: evaluate.{setting.split('=')[0]} = " in refused.stderr
 
 
 def num_lines(path: Path) -> int:
@@ -251,12 +318,21 @@ def test_a_record_that_does_not_fit_the_data_is_refused_by_name(commands, world,
     whole = ledger.read_text().splitlines()
     cases = [({"label": "sloth"}, "has label 'sloth'; the dataset says ")]
     if stage == "stage2":
-        cases += [({"scores": None}, "has no scores for 3"), ({"mean_scores": [0.0]}, "has 1 mean_scores for 3")]
+        cases += [({"scores": None, "mean_scores": None}, "has no scores for 3")]
+        cases += [
+            ({"scores": None}, "has mean_scores without scores"),
+            ({"mean_scores": [0.0]}, "has 1 mean_scores for 3"),
+        ]
         cases += [({"prediction": None}, "predicts null, but")]
     for changes, problem in cases:
         lines = list(whole)
         changed = json.loads(lines[3]) | changes
         lines[3] = json.dumps(changed)
+        ledger.write_text("\n".join(lines) + "\n")
+        refused = commands("evaluate", *settings)
+        assert refused.code == 3 and f"{ledger}, line 4: its checksum is not that of its content" in refused.stderr
+        del changed["crc32"]
+        lines[3] = encode_line(changed).decode().rstrip()  # as a process that checks nothing writes it
         ledger.write_text("\n".join(lines) + "\n")
         refused = commands("evaluate", *settings)
         assert refused.code == 3 and refused.stderr.count("\n") == 1, refused
@@ -355,36 +431,38 @@ def _becomes_rank(monkeypatch, rank: int, size: int) -> None:
         monkeypatch.setenv(name, str(value))
 
 
-@pytest.mark.parametrize("window", ["before the lock", "loading"])
+@pytest.mark.parametrize("window", ["before it begins", "loading"])
 def test_what_others_score_while_this_one_starts_is_not_scored_again(
     commands, world, trained, expected, tmp_path, monkeypatch, window
 ):
-    """The same command in the first window; in the second, a rank of another call that cut the samples otherwise."""
+    """The same command before the slice is taken; then a rank of another division, and the same command again."""
     import masp.evaluation.run
     from masp.config import load_config
     from masp.evaluation.emotions import EmotionEvaluation
+    from masp.results.ledger import Ledgers
 
     settings = world.settings(trained, f"evaluate.output_dir={tmp_path}")
-    load, save_config = EmotionEvaluation.load, masp.evaluation.run.save_config
+    load, begin = EmotionEvaluation.load, Ledgers.begin
     loaded = []
 
     def meanwhile_the_same(*arguments):
-        monkeypatch.setattr(masp.evaluation.run, "save_config", save_config)
+        monkeypatch.setattr(Ledgers, "begin", begin)
         commands.ok("evaluate", *settings)
-        save_config(*arguments)
+        return begin(*arguments)
 
     def meanwhile_another(evaluation, device):
         loaded.append(device)
         if window == "loading":
-            commands.ok("evaluate", *settings, RANK=1, WORLD_SIZE=2, LOCAL_RANK=1)
+            other = commands.ok("evaluate", *settings, RANK=1, WORLD_SIZE=2, LOCAL_RANK=1)
+            assert "other ranks still have samples to score" in other.stdout
             same = commands("evaluate", *settings)
             assert same.code == 2 and "another process is writing it" in same.stderr, same
             assert json.loads((tmp_path / "status.json").read_text())["state"] == "running"
         load(evaluation, device)
 
     monkeypatch.setattr(EmotionEvaluation, "load", meanwhile_another)
-    if window == "before the lock":
-        monkeypatch.setattr(masp.evaluation.run, "save_config", meanwhile_the_same)
+    if window == "before it begins":
+        monkeypatch.setattr(Ledgers, "begin", meanwhile_the_same)
     _becomes_rank(monkeypatch, 0, 1)
     assert masp.evaluation.run.evaluate(load_config(settings[1], settings[2:])) == tmp_path / "metrics.json"
     assert len(loaded) == (window == "loading")

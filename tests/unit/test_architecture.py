@@ -102,6 +102,9 @@ TESTED_ELSEWHERE = {
     "masp/report/html.py": ("unit/report/test_page.py", "hostile"),
     "masp/report/tables.py": ("unit/report/test_page.py", "confusion"),
     "masp/results/ledger_file.py": ("unit/results/test_ledger.py", "ledger_file"),
+    "masp/results/ledgers/index.py": ("unit/results/test_ledger.py", "ledgers.index"),
+    "masp/results/ledgers/reader.py": ("unit/results/test_ledger_format.py", "ledgers.reader"),
+    "masp/results/ledgers/slices.py": ("unit/results/test_ledger.py", "ledgers.slices"),
     "masp/training/engine.py": ("distributed/test_ranks.py", "zero"),
     "masp/training/loop.py": ("pipeline/test_resume.py", '"train"'),
     "masp/training/profiling.py": ("pipeline/test_guards.py", "profile"),
@@ -260,7 +263,7 @@ def test_every_module_has_its_tests():
         (("masp.models", "masp.vlm"), ("masp.distributed", "masp.cache", "torch.distributed", "deepspeed"), ()),
         (("masp.data", "masp.cache"), ("masp.distributed", "torch.distributed"), ()),
         (("masp.results", "masp.report", "masp.config", "masp.files"), ("torch", "transformers"), ()),
-        (("masp.files",), ("numpy",), ()),
+        (("masp.files",), ("numpy",), ("masp.files.hdf5",)),
     ],
 )
 def test_who_may_import_whom(importer, imported, allowed):

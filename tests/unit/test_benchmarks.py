@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from benchmarks import scale_ledgers
 from benchmarks.cache import main as cache_main
 from benchmarks.evaluation import main as evaluation_main
 from benchmarks.headers import write_images
@@ -52,3 +53,11 @@ def test_headers(tmp_path):
     assert not broken and len(sizes) == 40
     # turned upright, and never longer than 1024
     assert sizes[0] == (1024, 768) and sizes[1] == (768, 1024) and max(max(size) for size in sizes) == 1024
+
+
+def test_scale_ledgers(tmp_path, capsys):
+    size = scale_ledgers.prepare(tmp_path / "made", 400, 7)
+    for name, step in scale_ledgers.STEPS:
+        step(size)
+        assert name
+    assert "images per second" in capsys.readouterr().out

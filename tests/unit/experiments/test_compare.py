@@ -12,7 +12,7 @@ from PIL import Image
 
 from masp.cli.settings import is_setting
 from masp.errors import InputError
-from masp.experiments.compare import PairTest, compare, compare_pair, holm, markdown, names_of
+from masp.experiments.compare import PairTest, compare, compare_pair, markdown, names_of
 from masp.results.ledger_format import Record
 from masp.results.records import DataDigests, write_emotion_records
 
@@ -51,11 +51,6 @@ def test_the_bootstrap_of_the_counts_is_that_of_the_samples():
     draws = rng.integers(200, size=(4000, 200))
     plain = np.percentile((second[draws].mean(1) - first[draws].mean(1)), (2.5, 97.5))
     assert compare_pair(first, second).difference_ci95 == pytest.approx(plain, abs=0.01)
-
-
-def test_holm_by_hand():
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
 
 
 def test_three_runs_make_three_pairs_a_table_and_a_picture(tmp_path):

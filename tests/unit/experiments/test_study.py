@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +17,9 @@ from masp.demo.run import run_demo
 from masp.errors import InputError
 from masp.experiments.study import commands, run_config, run_study
 from masp.experiments.study_table import markdown, study, write_table
-from masp.experiments.variants import FULL, variants_of
+from masp.experiments.variants import FULL, left_out_of, variants_of
 from masp.results.records import DataDigests
+from tests.images import make_dataset
 from tests.unit.experiments.test_compare import make_run
 
 DEMO = "configs/demo.yaml"
@@ -63,18 +66,64 @@ def test_runs_share_the_aspect_modules_of_their_seed(demo, tmp_path):
     assert demo.aspects == list(load_config(DEMO).aspects)  # what is given stays as it was
 
 
-def test_it_lists_the_commands_of_every_seed(demo, capsys):
-    run_study(demo, "4,5", "zero_shot,without_scene", list_only=True)
-    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if "masp " in line and "--config" in line]
+def test_it_lists_the_commands_of_every_seed(demo, tmp_path, capsys):
+    given = ("--config", "my configs/demo.yaml", f"output_dir={tmp_path}")
+    run_study(demo, "4,5", "zero_shot,without_scene", list_only=True, given=given)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("    masp ")]
+    assert lines[0] == f"masp extract --config 'my configs/demo.yaml' output_dir={tmp_path}"
+    assert all(" --config 'my configs/demo.yaml' " in line for line in lines)
     counts = {seed: sum(f" seed={seed} " in line for line in lines) for seed in (4, 5)}
     assert counts == {4: 3 + 1 + 2, 5: 3 + 2}  # nothing trained is the same for both
 
 
 def test_the_commands_it_lists_make_the_same_runs(demo, repository):
     for variant in variants_of(demo):
-        for command in commands(demo, variant, 7):
-            words = command.split(" --config … ")[1].split()
-            assert load_config(repository / DEMO, words) == run_config(demo, variant, 7), command
+        for command in commands(demo, variant, 7, ("--config", DEMO, f"output_dir={demo.output_dir}")):
+            words = shlex.split(command)
+            assert words[0] == "masp" and words[words.index("--config") + 1] == DEMO
+            overrides = words[words.index("--config") + 2 :]
+            assert load_config(repository / DEMO, overrides) == run_config(demo, variant, 7), command
+
+
+def test_given_aspect_modules_are_those_of_every_run(repository, tmp_path):
+    given = [f"output_dir={tmp_path}", f"dataset.root={tmp_path / 'none'}", "checkpoint.aspect=theirs.pth"]
+    config = load_config(repository / DEMO, given)
+    variants = {v.name: v for v in variants_of(config)}
+    assert not [v for v in variants.values() if "stage1" in v.stages]
+    assert set(left_out_of(config)) == {"queries_1", "queries_10"}
+    taken = {name: run_config(config, variant, 1).checkpoint.aspect for name, variant in variants.items()}
+    assert (taken.pop("zero_shot"), taken.pop("without_aspects")) == ("none", None)
+    assert set(taken.values()) == {"theirs.pth"}
+    for variant in variants.values():
+        for command in commands(config, variant, 7, ("--config", DEMO, *given)):
+            overrides = shlex.split(command)[shlex.split(command).index(DEMO) + 1 :]
+            assert load_config(repository / DEMO, overrides) == run_config(config, variant, 7), command
+
+
+def test_without_annotations_the_study_is_of_the_soft_prompt(repository, tmp_path, capsys, caplog):
+    images = make_dataset(tmp_path / "images", 6, 3)
+    shutil.rmtree(images / "annotation")
+    given = ["dataset.name=folder", f"dataset.root={images}", f"cache.dir={tmp_path / 'cache'}"]
+    config = load_config(repository / DEMO, given)
+    caplog.set_level("INFO", logger="masp")
+    run_study(config, "1", list_only=True, given=("--config", DEMO, *given))
+    shown = capsys.readouterr().out
+    assert "masp                     soft prompt alone" in shown and "--stage stage1" not in shown
+    commands_shown = [line for line in shown.splitlines() if line.startswith("    masp ") and "extract" not in line]
+    assert all(" 'aspects=[]' " in line for line in commands_shown) and len(commands_shown) == 1 + 2 * 5
+    for name in ("without_aspects", "without_soft_prompt", "without_vision_features", "queries_1"):
+        assert f"{name:<24} left out: " in shown
+    assert "no training image is annotated" in caplog.text and "without_aspects is left out" in caplog.text
+
+
+def test_without_aspects_in_the_configuration_nothing_needs_them(repository, tmp_path):
+    config = load_config(repository / DEMO, [f"output_dir={tmp_path}", "aspects=[]"])
+    variants = variants_of(config)
+    assert [v.name for v in variants] == [
+        FULL, "zero_shot", "soft_prompt_4", "soft_prompt_16", "soft_prompt_64", "layout_released"
+    ]  # fmt: skip
+    assert not [v for v in variants if "stage1" in v.stages]
+    assert run_config(config, variants[0], 1).checkpoint.aspect is None
 
 
 @pytest.mark.parametrize(
@@ -93,14 +142,15 @@ def test_wrong_choices_are_refused(demo, seeds, only, problem):
 
 @pytest.mark.parametrize(
     "setting",
-    ["checkpoint.aspect=a.pth", "checkpoint.aspect=none", "checkpoint.soft_prompt=p.pt", "checkpoint.layout=released",
+    ["checkpoint.aspect=none", "checkpoint.soft_prompt=p.pt", "checkpoint.layout=released",
      "evaluate.stage=stage1"],
 )  # fmt: skip
 @pytest.mark.parametrize("list_only", [False, True])
 def test_foreign_checkpoints_and_stage_1_are_refused(repository, tmp_path, setting, list_only):
     config = load_config(repository / DEMO, [f"output_dir={tmp_path}", f"dataset.root={tmp_path}", setting])
     key, value = setting.split("=")
-    with pytest.raises(InputError, match=f"^{key} = '{value}': a study [^\n]*; leave it out$"):
+    remedy = "give aspects=\\[\\][^\n]*" if key == "checkpoint.aspect" else "leave it out"
+    with pytest.raises(InputError, match=f"^{key} = '{value}': a study [^\n]*; {remedy}$"):
         run_study(config, "1", list_only=list_only)
     assert not list(tmp_path.iterdir())
 
@@ -141,11 +191,36 @@ def test_the_table_pairs_samples_and_shows_the_spread(demo, tmp_path, capsys):
     assert rows["zero_shot"].difference == pytest.approx(rows["zero_shot"].accuracy - rows[FULL].accuracy)
     low, high = rows["zero_shot"].difference_ci95
     assert -0.45 < low < rows["zero_shot"].difference < high < -0.15
-    assert rows["zero_shot"].behind and not rows["without_scene"].behind
+    assert not rows["zero_shot"].behind and not rows["without_scene"].behind
+    assert result.claims == [
+        "No claim is made: 2 training seeds, of which at least 5 are needed to say anything about other seeds."
+    ]
+    assert rows["zero_shot"].test.num_seeds == 2 and rows["zero_shot"].test.images_ci95 == (low, high)
     path = write_table(tmp_path, variants, [1, 2])
     assert path.is_file() and (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "study.md").read_text() == markdown(result)
+    assert (tmp_path / "accuracies.csv").read_text().startswith("variant,seed 1,seed 2,mean,spread\nMASP,0.")
+    assert "without scene & 2 & " in (tmp_path / "differences.tex").read_text()
     assert "| without scene | 0." in capsys.readouterr().out
+
+
+def test_with_five_seeds_the_table_claims_what_is_beyond_chance(demo, tmp_path):
+    variants = [v for v in variants_of(demo) if v.name in (FULL, "zero_shot", "without_scene")]
+    rng = np.random.default_rng(0)
+    base = rng.random(400)
+    for seed in range(1, 6):
+        for variant, share in zip(variants, (0.8, 0.5, 0.79), strict=True):
+            if variant.seeded or seed == 1:
+                make_run(tmp_path / f"seed-{seed}" / variant.name, 0.7 * base + 0.3 * rng.random(400) < share)
+    result = study(tmp_path, variants, range(1, 6))
+    assert [name for name, row in result.variants.items() if row.behind] == ["zero_shot"]
+    assert result.claims == [
+        "MASP is ahead of: nothing trained (zero-shot) (over seeds and images, p below 5 % after Holm's correction for "
+        "2 comparisons).",
+        "Not told apart from MASP: without scene.",
+    ]
+    assert result.claims[0] in markdown(result)
+    assert json.loads(json.dumps(result.to_json()))["variants"]["zero_shot"]["test"]["num_seeds"] == 5
 
 
 def test_the_table_holds_what_earlier_calls_finished(demo, tmp_path, monkeypatch, capsys):

@@ -19,6 +19,7 @@ from masp.results.ledger import read_records
 from masp.results.ledger_file import Ledger
 from masp.results.ledger_format import Record
 from masp.results.metrics_file import read_datasets, read_metrics, read_summary
+from masp.results.records import DataDigests, read_records_file, write_emotion_records
 from masp.runtime.run_directory import RunState, _Holder, read_status, write_status
 from masp.training.checkpoint import (
     Checkpoint,
@@ -100,6 +101,17 @@ def ledger(directory: Path) -> bytes:
     return file.path.read_bytes()
 
 
+def records_file(directory: Path) -> bytes:
+    path = directory / "records.h5"
+    write_emotion_records(path, records(), CATEGORIES, (), (), DataDigests("a" * 64, "b" * 64))
+    return path.read_bytes()
+
+
+def read_records_content(path: Path) -> list:
+    found = read_records_file(path)
+    return [found.keys, found.labels, found.predictions, found.categories, found.scores.tolist(), found.data]
+
+
 def checkpoint(file: str) -> Callable[[Path], bytes]:
     def make(directory: Path) -> bytes:
         validation = ValidationState() if file == "latest" else None
@@ -166,10 +178,9 @@ def content(value: object) -> Callable[[Path], bytes]:
     return lambda _: json.dumps(value).encode()
 
 
-# records.h5 is not here: its strings have variable length, and libhdf5 itself never returns from some damaged ones.
-# Cases that it survives are in tests/unit/results/test_records.py.
 RUN_BORDERS = (
     RunBorder("ledger", "lines", ledger, lambda p: read_records(p.parent), "rank-0.jsonl"),
+    RunBorder("records.h5", "binary", records_file, read_records_content, "records.h5", checked=True),
     RunBorder("metrics.json", "json", content(METRICS), strict(read_metrics), "metrics.json"),
     RunBorder("datasets.json", "json", content({"mine": ROW}), strict(read_datasets), "datasets.json"),
     RunBorder("summary.json", "json", content({"masp": ROW}), strict(read_summary), "summary.json"),

@@ -40,7 +40,7 @@ def make_run(tmp_path, categories=HOSTILE, *, scored=True, with_training=True, w
             if with_images:
                 (root / "test" / relative).parent.mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (120, 80), COLOURS[index]).save(root / "test" / relative)
-            scores = tuple(3.0 if category == prediction else 0.0 for category in categories)
+            scores = tuple(0.0 if category == prediction else -3.0 for category in categories)
             records.append(
                 Record(
                     sample_key=sample_key("test", relative),

@@ -13,7 +13,7 @@ from masp.results.ledger_format import MapPlace
 def test_a_damaged_map_is_named(tmp_path):
     with contextlib.closing(AttentionFile(tmp_path, "rank-0")) as file:
         where = file.append(np.ones((1, 2, 2), "f4"))
-    for lost in (MapPlace("rank-0", 0, (10**9, 10**9, 10**9), 0), MapPlace("rank-0", 10**400, (1, 1, 1), 0)):
+    for lost in (MapPlace("rank-0", 0, (10**9, 10**9, 10**9), 0), MapPlace("rank-0", 1 << 62, (1, 1, 1), 0)):
         with pytest.raises(DataError, match="rank-0.attention is damaged"):
             read_attention(tmp_path, lost)
     path = tmp_path / "rank-0.attention"

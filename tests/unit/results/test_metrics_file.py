@@ -1,7 +1,7 @@
 """What evaluations leave their numbers in is read back equal, and what is damaged in it is left out and named."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -11,10 +11,15 @@ from masp.results.metrics import CalibrationBin, compute_metrics
 from masp.results.metrics_file import (
     DatasetRow,
     MetricsFile,
+    ProbeFile,
     VariantRow,
     read_datasets,
     read_metrics,
+    read_probe,
     read_summary,
+    write_metrics,
+    write_object,
+    write_rows,
 )
 
 RECORDS = [Record(str(i), "ab"[i % 2], "ab"[i % 3 % 2], (0.5, 0.1), (0.2, 0.1)) for i in range(9)]
@@ -112,3 +117,40 @@ def test_damaged_rows_are_left_out_and_named(tmp_path, value):
         row = read(path, problems)["far"]
         assert row.accuracy == 0.5 and row.accuracy_ci95 is None
         assert len(problems) == 1 and problems[0].startswith(f"{path}: far: accuracy_ci95: ")
+
+
+def test_a_changed_byte_of_what_evaluations_write_is_damage(tmp_path):
+    """Nothing that is read as a number changes without notice; what is not read, such as spaces, may."""
+    metrics, rows, probe = (tmp_path / name for name in ("metrics.json", "datasets.json", "linear_probe.json"))
+    write_metrics(metrics, METRICS.to_json() | {"notes": ["é \udcff"], "lineage": {"records": "0" * 64}})
+    write_rows(rows, {"x": {"accuracy": 0.5, "num_samples": 9}, "y": {"accuracy": 0.25}})
+    write_object(probe, ProbeFile(9, 3, 1 / 3, (0.1, 0.6), 20, 30, "0" * 64))
+
+    def values(read, path):
+        problems = []
+        return (read(path, problems), problems) if read != read_probe else read(path)
+
+    for path, read in ((metrics, read_metrics), (rows, read_datasets), (probe, read_probe)):
+        whole, expected, found = path.read_bytes(), values(read, path), 0
+        assert expected == values(read, path) and (read == read_probe or expected[1] == [])
+        for place in range(0, len(whole), max(1, len(whole) // 400)):
+            data = bytearray(whole)
+            data[place] ^= 1 << place % 7
+            path.write_bytes(data)
+            try:
+                changed = values(read, path)
+            except DataError as error:
+                found += 1
+                assert "\n" not in str(error)
+                continue
+            if read == read_datasets and changed != expected:
+                found += 1
+                assert changed[1] and all(row in expected[0].values() for row in changed[0].values()), place
+            else:
+                assert changed == expected or without_digest(changed) == without_digest(expected), place
+        assert found > 50
+
+
+def without_digest(found):
+    """Where the name of the digest itself is what changed, its value is read as part of the lineage."""
+    return (replace(found[0], lineage=None), found[1]) if isinstance(found, tuple) else found

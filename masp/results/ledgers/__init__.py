@@ -1,0 +1,1 @@
+"""Ledgers of millions of records: read piece by piece; whose slices are whose; what is recorded; the merged table."""
