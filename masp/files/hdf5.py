@@ -18,9 +18,9 @@ from types import TracebackType
 import h5py
 import numpy as np
 
-from masp.errors import DataError, InputError, MaspError
+from masp.errors import DataError, FilesInUse, InputError, MaspError
 from masp.files.regular import file_size
-from masp.files.text import all_lines, shortened, shown
+from masp.files.text import all_lines, first_line, reason, shortened, shown
 
 MAX_BYTES = 64 << 30
 """Default size limit of a file: the attention maps of a million images."""
