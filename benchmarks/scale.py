@@ -102,8 +102,8 @@ def describe_cache(case: Case) -> None:
 
 def verify(case: Case) -> None:
     """`masp cache verify` on tars of very small features: what it does besides reading bytes."""
-    from masp.cache.manifest import finalize
     from masp.cache.layout import read_layout
+    from masp.cache.merge import finalize
     from masp.cache.verify import verify_cache
 
     directory = case.directory / "verifiable"
@@ -113,7 +113,7 @@ def verify(case: Case) -> None:
 
 
 def open_for_training(case: Case) -> None:
-    """What each rank of training does with the cache: open it, plan the steps, order two epochs, place steps on ranks."""
+    """What each rank of training does: open the cache, plan the steps, order two epochs, divide steps over ranks."""
     from masp.cache.reader import open_cache
     from masp.data.questions import load_questions
     from masp.training.schedule import plan_step

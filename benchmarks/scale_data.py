@@ -157,9 +157,7 @@ def _template(directory: Path, layout: Layout, shard: Shard) -> tuple[dict, dict
 
 def _add(writer: ShardWriter, sample: Sample) -> None:
     features = torch.full((NUM_TOKENS, HIDDEN_SIZE), 0.5)
-    writer.add(
-        sample, store(features, "bf16"), image_size=(56, 56), grid=(1, 4, 4), source=Source(9, 10, "1" * 64)
-    )
+    writer.add(sample, store(features, "bf16"), image_size=(56, 56), grid=(1, 4, 4), source=Source(9, 10, "1" * 64))
 
 
 def _write(directory: Path, value: dict) -> None:

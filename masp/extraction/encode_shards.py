@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
+from masp.cache.changes import BadImages
 from masp.cache.layout import Layout, Shard
-from masp.cache.shard_state import BadImages
 from masp.config import Config
 from masp.errors import DataError, InputError, MaspError, StoppedEarly
 from masp.extraction.image_stream import ImageDataset, PreparedImage, batches, image_stream

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
+from masp.cache.changes import BadImages
 from masp.cache.codec import store
 from masp.cache.layout import Layout, Shard
-from masp.cache.shard_state import BadImages, fingerprint_of
+from masp.cache.shard_state import fingerprint_of
 from masp.cache.writer import ShardWriter
 from masp.config import Config
 from masp.data.sample import Sample
