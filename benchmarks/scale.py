@@ -23,8 +23,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from benchmarks.scale_data import Case, make_case
+if TYPE_CHECKING:  # the processes that `masp plan` starts import this file
+    from benchmarks.scale_data import Case
 
 NUM_IMAGES = 3_300_000
 NUM_SHARDS = 20_000
@@ -188,6 +190,12 @@ def measure(step: Callable[[], object]) -> Cost:
     return cost
 
 
+def _make(directory: Path, num_images: int, num_shards: int) -> Case:
+    from benchmarks.scale_data import make_case
+
+    return make_case(directory, num_images, num_shards)
+
+
 def _run(step: Callable[[], object], pipe: Connection) -> None:
     import torch  # noqa: F401 - importing is not what is measured
 
@@ -233,7 +241,7 @@ def main() -> int:
     os.environ["XDG_CACHE_HOME"] = str(arguments.directory / "memory")
     for fraction in fractions:
         directory = arguments.directory / f"{fraction:g}"
-        case = make_case(directory, round(NUM_IMAGES * fraction), round(NUM_SHARDS * fraction))
+        case = _make(directory, round(NUM_IMAGES * fraction), round(NUM_SHARDS * fraction))
         for name in arguments.steps:
             found[name][fraction] = cost = measure(functools.partial(STEPS[name], case))
             print(f"{name:<16} {case.num_images:>10,} images {cost.cpu_s:>8.1f} s CPU {cost.peak_bytes / 1e9:>7.2f} GB "

@@ -52,7 +52,7 @@ def test_a_shard_that_is_not_finished_is_named_and_nothing_is_written(cache, dam
     elif damage == "tar gone":
         tar.unlink()
     elif damage == "flipped":
-        side.write_bytes(side.read_bytes().replace(b'"num_tokens": 2', b'"num_tokens": 3', 1))
+        side.write_bytes(side.read_bytes().replace(b'"hidden_size": 8', b'"hidden_size": 9'))
     elif damage == "tar short":
         os.truncate(tar, 100)
     else:
