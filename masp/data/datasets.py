@@ -1,5 +1,6 @@
 """Reading a dataset: which images there are, and their split, category and aspect answers."""
 
+import operator
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from masp.data.answers import read_annotation
 from masp.data.folder_layout import read_folders
 from masp.data.index_layout import read_index_files
 from masp.data.keys import sample_key
-from masp.data.sample import SPLITS, Dataset, Entry, Listing, Sample
+from masp.data.sample import SPLITS, Dataset, Entry, Listing, Sample, repetitions
 from masp.errors import DataError, InputError
 from masp.files.regular import exists, is_directory, is_file
 from masp.files.text import reason
@@ -23,6 +24,7 @@ __all__ = ["SPLITS", "Dataset", "Sample", "read_dataset"]
 # Annotations are small files, often on a network disk: threads wait for many at a time.
 _NUM_THREADS = 8
 _CHUNK = 256
+_CHUNKS_AT_ONCE = 64
 
 
 def read_dataset(config: DatasetConfig) -> Dataset:
@@ -91,34 +93,35 @@ def _find_layout(root: Path) -> Callable[[Path, tuple[str, ...] | None], Listing
 
 def _read_samples(listing: Listing) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
     """The samples of all entries, sorted by key, and what to tell the user about them."""
-    answers, notes = _read_annotations(listing)
-    samples: dict[str, Sample] = {}
-    for entry, answer in zip(listing.entries, answers, strict=True):
-        try:
-            key = sample_key(entry.split, entry.relative_path)
-        except ValueError as error:
-            raise InputError(f"{entry.where}: {error}") from None
-        samples[key] = Sample(key, entry.split, entry.image_path, entry.category, answer)
-    notes += _shared_images(listing.entries)
-    return tuple(samples[key] for key in sorted(samples)), tuple(notes)
-
-
-def _read_annotations(listing: Listing) -> tuple[list[dict[str, str]], list[str]]:
-    """The answers of every entry, in the same order, and notes on entries without."""
     entries = listing.entries
-    chunks = [entries[start : start + _CHUNK] for start in range(0, len(entries), _CHUNK)]
-    answers: list[dict[str, str] | None] = []
+    samples: list[Sample] = []
+    without: list[Entry] = []
     progress = tqdm(total=len(entries), desc="annotations", unit="image", delay=1.0, leave=False, disable=None)
     with ThreadPoolExecutor(_NUM_THREADS) as pool, progress:
         try:
-            for chunk in pool.map(_read_chunk, chunks):
-                answers += chunk
-                progress.update(len(chunk))
+            # a bounded number at a time: a dictionary is several times as large as the sample that it becomes
+            for first in range(0, len(entries), _CHUNK * _CHUNKS_AT_ONCE):
+                several = entries[first : first + _CHUNK * _CHUNKS_AT_ONCE]
+                chunks = [several[start : start + _CHUNK] for start in range(0, len(several), _CHUNK)]
+                for chunk, answers in zip(chunks, pool.map(_read_chunk, chunks), strict=True):
+                    samples += map(_make_sample, chunk, answers)
+                    without += [entry for entry, answer in zip(chunk, answers, strict=True) if answer is None]
+                    progress.update(len(chunk))
         except BaseException:
             # Without this, one broken file is reported only after all others have been read.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return [answer or {} for answer in answers], _missing_annotations(listing, answers)
+    notes = (*_missing_annotations(listing, without), *_shared_images(entries))
+    samples.sort(key=operator.attrgetter("key"))
+    return tuple(samples), notes
+
+
+def _make_sample(entry: Entry, answers: dict[str, str] | None) -> Sample:
+    try:
+        key = sample_key(entry.split, entry.relative_path)
+    except ValueError as error:
+        raise InputError(f"{entry.where}: {error}") from None
+    return Sample(key, entry.split, entry.image_path, entry.category, answers or {})
 
 
 def _read_chunk(entries: list[Entry]) -> list[dict[str, str] | None]:
@@ -129,17 +132,16 @@ def _read_one(entry: Entry) -> dict[str, str] | None:
     if entry.annotation_path is None:
         return None
     try:
-        return read_annotation(entry.annotation_path)
+        return read_annotation(Path(entry.annotation_path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise InputError(f"{entry.annotation_path}: cannot be read: {reason(error)}") from None
 
 
-def _missing_annotations(listing: Listing, answers: list[dict[str, str] | None]) -> list[str]:
+def _missing_annotations(listing: Listing, without: list[Entry]) -> list[str]:
     """Notes on images without annotation; an error if an index file lists one that is not there."""
     entries = listing.entries
-    without = [entry for entry, answer in zip(entries, answers, strict=True) if answer is None]
     if len(without) == len(entries):
         return ["no image has an annotation: stage 1 has nothing to learn from"]
     listed = [entry for entry in without if entry.annotation_path is not None]
@@ -155,11 +157,11 @@ def _missing_annotations(listing: Listing, answers: list[dict[str, str] | None])
 
 def _shared_images(entries: list[Entry]) -> list[str]:
     """A note on images that are in more than one split: they spoil an evaluation, yet such datasets exist."""
-    first: dict[Path, Entry] = {}
-    shared = [entry for entry in entries if first.setdefault(entry.image_path, entry) is not entry]
+    shared = repetitions(entries, lambda entry: entry.image_path)
     if not shared:
         return []
-    where = f"{shared[0].where} lists what {first[shared[0].image_path].where} lists too{_and_others(shared)}"
+    first, second = shared[0]
+    where = f"{second.where} lists what {first.where} lists too{_and_others([entry for _, entry in shared])}"
     return [f"{where}: an image in two splits is evaluated after it was trained on"]
 
 

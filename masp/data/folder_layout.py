@@ -5,7 +5,7 @@
 import os
 from pathlib import Path
 
-from masp.data.sample import SPLITS, Entry, Listing
+from masp.data.sample import SPLITS, Entry, Listing, repetitions
 from masp.errors import InputError
 from masp.files.regular import exists, is_directory
 from masp.files.text import reason
@@ -103,10 +103,9 @@ def _read_category(
         Entry(
             split=split,
             relative_path=f"{directory}/{name}",
-            image_path=path / name,
+            directory=str(root / split),
             category=category,
-            annotation_path=None if annotation is None else annotation / f"{os.path.splitext(name)[0]}.json",
-            where=str(path / name),
+            annotations=None if annotation is None else str(annotation),
         )
         for name in images
     ]
@@ -136,12 +135,8 @@ def _annotation_directories(root: Path) -> dict[str, Path]:
 
 
 def _check_annotations_are_unique(entries: list[Entry]) -> None:
-    users: dict[Path, Entry] = {}
-    for entry in entries:
-        if entry.annotation_path is None:
-            continue
-        other = users.setdefault(entry.annotation_path, entry)
-        if other is not entry and exists(entry.annotation_path):
+    for other, entry in repetitions(entries, lambda entry: entry.annotation_path):
+        if exists(Path(entry.annotation_path or "")):
             raise InputError(
                 f"{entry.annotation_path}: would annotate both {other.image_path} and {entry.image_path}; "
                 f"give images different names"

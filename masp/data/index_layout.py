@@ -98,10 +98,12 @@ def _read_index(root: Path, path: Path, split: str, categories: tuple[str, ...] 
             Entry(
                 split=split,
                 relative_path=image,
-                image_path=root / image,
+                directory=str(root),
                 category=category,
-                annotation_path=None if annotation is None else root / annotation,
-                where=where,
+                annotations=None if annotation is None else str(root),
+                annotation=annotation,
+                index_file=str(path),
+                row=number,
             )
         )
     return entries
