@@ -1,5 +1,6 @@
 """From an annotation, as the author of a dataset wrote it, to the answers that the language model must give."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def answer_text(aspect: str, value: Any) -> str | None:
     return ", ".join(filter(None, map(_clean, texts))) or None
 
 
-def read_annotation(path: Path) -> dict[str, str]:
+def read_annotation(path: str | Path) -> dict[str, str]:
     """The answers in one annotation file.
 
     Args:
@@ -76,6 +77,7 @@ def _level(value: Any) -> str:
     return LEVELS[min(step, len(LEVELS) - 1)]
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def _clean(text: str) -> str:
     if not is_text(text):
         raise ValueError("must be text, without halves of a surrogate pair")

@@ -93,15 +93,17 @@ def _find_layout(root: Path) -> Callable[[Path, tuple[str, ...] | None], Listing
 
 def _read_samples(listing: Listing) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
     """The samples of all entries, sorted by key, and what to tell the user about them."""
-    entries = listing.entries
+    entries, num_images = listing.entries, len(listing.entries)
+    shared = _shared_images(entries)
     samples: list[Sample] = []
     without: list[Entry] = []
-    progress = tqdm(total=len(entries), desc="annotations", unit="image", delay=1.0, leave=False, disable=None)
+    progress = tqdm(total=num_images, desc="annotations", unit="image", delay=1.0, leave=False, disable=None)
     with ThreadPoolExecutor(_NUM_THREADS) as pool, progress:
         try:
             # a bounded number at a time: a dictionary is several times as large as the sample that it becomes
-            for first in range(0, len(entries), _CHUNK * _CHUNKS_AT_ONCE):
-                several = entries[first : first + _CHUNK * _CHUNKS_AT_ONCE]
+            while entries:
+                several = entries[: _CHUNK * _CHUNKS_AT_ONCE]
+                del entries[: _CHUNK * _CHUNKS_AT_ONCE]  # millions are not kept beside their samples
                 chunks = [several[start : start + _CHUNK] for start in range(0, len(several), _CHUNK)]
                 for chunk, answers in zip(chunks, pool.map(_read_chunk, chunks), strict=True):
                     samples += map(_make_sample, chunk, answers)
@@ -111,7 +113,7 @@ def _read_samples(listing: Listing) -> tuple[tuple[Sample, ...], tuple[str, ...]
             # Without this, one broken file is reported only after all others have been read.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    notes = (*_missing_annotations(listing, without), *_shared_images(entries))
+    notes = (*_missing_annotations(listing, without, num_images), *shared)
     samples.sort(key=operator.attrgetter("key"))
     return tuple(samples), notes
 
@@ -132,17 +134,16 @@ def _read_one(entry: Entry) -> dict[str, str] | None:
     if entry.annotation_path is None:
         return None
     try:
-        return read_annotation(Path(entry.annotation_path))
+        return read_annotation(entry.annotation_path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise InputError(f"{entry.annotation_path}: cannot be read: {reason(error)}") from None
 
 
-def _missing_annotations(listing: Listing, without: list[Entry]) -> list[str]:
+def _missing_annotations(listing: Listing, without: list[Entry], num_images: int) -> list[str]:
     """Notes on images without annotation; an error if an index file lists one that is not there."""
-    entries = listing.entries
-    if len(without) == len(entries):
+    if len(without) == num_images:
         return ["no image has an annotation: stage 1 has nothing to learn from"]
     listed = [entry for entry in without if entry.annotation_path is not None]
     if listed and listing.lists_annotations:
@@ -151,7 +152,7 @@ def _missing_annotations(listing: Listing, without: list[Entry]) -> list[str]:
             f"{_and_others(listed)}; restore what is missing or take the rows out"
         )
     if without:
-        return [f"{len(without)} of {len(entries)} images have no annotation, the first is {without[0].image_path}"]
+        return [f"{len(without)} of {num_images} images have no annotation, the first is {without[0].image_path}"]
     return []
 
 
