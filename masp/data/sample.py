@@ -175,7 +175,7 @@ def repetitions(entries: Sequence[Entry], path_of: Callable[[Entry], str | None]
     values, counts = np.unique(hashes, return_counts=True)
     first: dict[str, Entry] = {}
     found = []
-    for number in np.flatnonzero(np.isin(hashes, values[counts > 1])):
+    for number in np.flatnonzero(np.isin(hashes, values[counts > 1])).tolist():
         entry = entries[number]
         path = path_of(entry)
         if path is not None and first.setdefault(path, entry) is not entry:

@@ -43,11 +43,11 @@ def read_sizes(
     """
     num_processes = default_processes() if num_processes is None else num_processes
     remembered = None if memory is None else HeaderMemory(memory, max_side, paths)
-    unknown = range(len(paths)) if remembered is None else np.flatnonzero(~remembered.is_known)
+    unknown: Sequence[int] = range(len(paths)) if remembered is None else np.flatnonzero(~remembered.is_known).tolist()
     sizes: list[Size | None] = [None] * len(paths)
     equal: dict[Size, Size] = {}  # millions of images have thousands of sizes
     if remembered is not None:
-        for number in np.flatnonzero(remembered.is_known):
+        for number in np.flatnonzero(remembered.is_known).tolist():
             size = remembered[number]
             sizes[number] = equal.setdefault(size, size)
     broken: list[tuple[Path, str]] = []
@@ -64,7 +64,7 @@ def read_sizes(
 
 
 def _read_all(
-    paths: Sequence[Path], numbers: Sequence[int] | np.ndarray, max_side: int | None, num_processes: int
+    paths: Sequence[Path], numbers: Sequence[int], max_side: int | None, num_processes: int
 ) -> Iterator[Size | str]:
     """Size of each of the files with these numbers, or the reason why it cannot be read."""
     chunks = [
