@@ -36,7 +36,7 @@ def opened(path: str | Path) -> Iterator[IO[bytes]]:
 
 def _check(status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise UnsuitableFile("is no ordinary file")
+        raise UnsuitableFile("not a regular file")
     if status.st_size > MAX_BYTES:
         raise UnsuitableFile(f"file of {status.st_size} bytes, at most {MAX_BYTES} are read")
 

@@ -13,7 +13,7 @@ SPLITS = ("train", "val", "test")
 
 
 class Sample:
-    """One image of a dataset. Immutable, and small: a dataset may have millions, of which each process holds all."""
+    """One image of a dataset. Small, since each process holds all of them, which may be millions."""
 
     __slots__ = ("_aspects", "_path", "_texts", "category", "key", "split")
 
