@@ -24,7 +24,7 @@ from masp.artifacts.trained import load_trained_aspects
 from masp.cache.codec import checksum
 from masp.cache.reader import Cache, open_matching_cache
 from masp.config import Config
-from masp.errors import DataError, InputError, MaspError
+from masp.errors import DataError, FilesInUse, InputError, MaspError
 from masp.files.atomic import replacing
 from masp.files.regular import is_file
 from masp.files.sealed import digest_of
@@ -184,6 +184,10 @@ class AspectTokens:
             yield
         except MaspError:
             raise
+        except BlockingIOError as error:
+            raise FilesInUse(f"{self.path} is being written by another process: {first_line(error)}") from None
+        except PermissionError as error:
+            raise InputError(f"{self.path} cannot be read: {reason(error)}") from None
         except Exception as error:  # h5py raises nearly anything: it has no list
             raise DataError(
                 f"{self.path} is damaged: {first_line(error)}; remove the file, and {REMEDY} anew"

@@ -2,12 +2,13 @@
 
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
+from masp.data.findings import DatasetRecord, Finding, Holdings, Ignored, holdings_of
 
 SPLITS = ("train", "val", "test")
 
@@ -86,18 +87,34 @@ class Dataset:
     """All images of all splits, sorted by key."""
 
     ignored: tuple[str, ...] = ()
-    """Files and directories that are not part of the dataset, relative to the root, so that a command can name them."""
+    """Files and directories that are not part of the dataset, relative to the root, sorted."""
 
-    notes: tuple[str, ...] = ()
-    """What else the user should know, one line each."""
+    findings: tuple[Finding, ...] = ()
+    """What the user should know about it."""
+
+    @cached_property
+    def holdings(self) -> Holdings:
+        """How many images of what there are."""
+        return holdings_of(self.samples)
+
+    def record(self, digest: str = "", more: Iterable[Finding] = ()) -> DatasetRecord:
+        """What `findings.json` says of it: the same wherever the dataset is.
+
+        Args:
+            digest: Digest of the dataset, if it is known.
+            more: What is known beside `findings`.
+        """
+        start = f"{self.root}{os.sep}"
+        findings = tuple(
+            replace(f, text=f.text.replace(start, ""), examples=tuple(e.replace(start, "") for e in f.examples))
+            for f in (*self.findings, *more)
+        )
+        return DatasetRecord(1, digest, self.holdings, findings)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One image as a layout lists it, before its key is made and its annotation read.
-
-    Holds what differs between images only once: there may be millions.
-    """
+    """One image as a layout lists it, before its key is made and its annotation read."""
 
     split: str
     """`train`, `val` or `test`."""
@@ -105,41 +122,17 @@ class Entry:
     relative_path: str
     """Its path as it enters the key, with `/` between directories."""
 
-    directory: str
-    """Directory that `relative_path` is relative to."""
+    image_path: Path
+    """Path of the image file."""
 
     category: str
     """The emotion, normalized."""
 
-    annotations: str | None
-    """Directory of its annotation, if the layout gives one."""
+    annotation_path: Path | None
+    """Path that its annotation should have, if the layout gives one."""
 
-    annotation: str | None = None
-    """Path of its annotation in that directory; None where it is named after the image."""
-
-    index_file: str | None = None
-    """Index file that lists it, if one does."""
-
-    row: int = 0
-    """Number of its row there, from 1."""
-
-    @property
-    def image_path(self) -> str:
-        """Path of the image file."""
-        return os.path.join(self.directory, self.relative_path)
-
-    @property
-    def annotation_path(self) -> str | None:
-        """Path that its annotation should have, if the layout gives one."""
-        if self.annotations is None:
-            return None
-        name = self.annotation or f"{os.path.splitext(os.path.basename(self.relative_path))[0]}.json"
-        return os.path.join(self.annotations, name)
-
-    @property
-    def where(self) -> str:
-        """Where it is listed, for errors."""
-        return f"{self.index_file} row {self.row}" if self.index_file else self.image_path
+    where: str
+    """Where it is listed, for errors."""
 
 
 @dataclass(frozen=True)
@@ -152,32 +145,11 @@ class Listing:
     categories: tuple[str, ...]
     """The categories that the layout itself knows, in its order."""
 
-    ignored: tuple[str, ...] = ()
-    """See `Dataset.ignored`."""
+    ignored: tuple[Ignored, ...] = ()
+    """What is not part of the dataset."""
+
+    findings: tuple[Finding, ...] = ()
+    """What the layout itself shows."""
 
     lists_annotations: bool = False
     """Whether an annotation path in an entry was written down by the author, so that its file must exist."""
-
-
-def repetitions(entries: Sequence[Entry], path_of: Callable[[Entry], str | None]) -> list[tuple[Entry, Entry]]:
-    """Entries that have the same path as an earlier one.
-
-    A dictionary of millions of paths would take a gigabyte, so hashes are compared first.
-
-    Args:
-        entries: Entries.
-        path_of: The path that is compared, None for an entry that has none.
-
-    Returns:
-        Pairs of the first entry with a path and a later one, in the order of the later ones.
-    """
-    hashes = np.fromiter((hash(path_of(entry)) for entry in entries), dtype=np.int64, count=len(entries))
-    values, counts = np.unique(hashes, return_counts=True)
-    first: dict[str, Entry] = {}
-    found = []
-    for number in np.flatnonzero(np.isin(hashes, values[counts > 1])).tolist():
-        entry = entries[number]
-        path = path_of(entry)
-        if path is not None and first.setdefault(path, entry) is not entry:
-            found.append((first[path], entry))
-    return found
