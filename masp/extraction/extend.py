@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from masp.cache.changes import known_keys
 from masp.cache.layout import (
     FINISHING,
     LAYOUT,
@@ -20,6 +19,7 @@ from masp.cache.layout import (
 from masp.cache.shard_state import absent_shards, finished_sidecar, unfinished
 from masp.config import Config
 from masp.errors import InputError
+from masp.extraction.changes import known_keys
 from masp.extraction.job import Job, agree, check_machine, extract, holding, prepare, to_do
 from masp.files.atomic import write_bytes
 from masp.files.locks import locked

@@ -8,14 +8,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from masp.cache.changes import (
-    BadImages,
-    changes_in,
-    dataset_changed,
-    estimate_quarantined,
-    same_keys,
-    samples_changed,
-)
 from masp.cache.findings import read_findings, record_findings
 from masp.cache.fingerprint import Fields, compare, machine_part, model_fields
 from masp.cache.layout import (
@@ -48,6 +40,14 @@ from masp.config import Config
 from masp.data.datasets import Dataset, read_dataset
 from masp.data.findings import log_findings
 from masp.errors import FilesInUse, InputError
+from masp.extraction.changes import (
+    BadImages,
+    changes_in,
+    dataset_changed,
+    estimate_quarantined,
+    same_keys,
+    samples_changed,
+)
 from masp.extraction.encode_shards import encode_shards
 from masp.files.locks import locked
 from masp.files.regular import exists

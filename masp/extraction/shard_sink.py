@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from masp.cache.changes import BadImages
 from masp.cache.codec import store
 from masp.cache.layout import Layout, Shard
 from masp.cache.shard_state import fingerprint_of
@@ -16,6 +15,7 @@ from masp.cache.writer import ShardWriter
 from masp.config import Config
 from masp.data.sample import Sample
 from masp.errors import DataError
+from masp.extraction.changes import BadImages
 from masp.extraction.image_stream import PreparedImage
 from masp.extraction.progress import Progress
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from masp.cache.changes import BadImages, estimate_quarantined, known_keys
 from masp.cache.layout import read_layout, sidecar_path
 from masp.cache.shard_state import read_sidecar
 from masp.errors import DataError
+from masp.extraction.changes import BadImages, estimate_quarantined, known_keys
 from masp.files.sealed import sealed
 from tests.small_cache import make_small_cache
 
