@@ -61,7 +61,7 @@ def make_cache(folder: Path, num_samples: int, num_tokens: int, hidden: int, num
 
     from masp.cache.codec import store
     from masp.cache.layout import LAYOUT, SHARDS, assign, layout_bytes, make_layout
-    from masp.cache.manifest import finalize
+    from masp.cache.merge import finalize
     from masp.cache.shard_state import Source, fingerprint_of
     from masp.cache.writer import ShardWriter
     from masp.data.datasets import Sample

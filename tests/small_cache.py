@@ -11,7 +11,7 @@ import torch
 from masp.cache.codec import store
 from masp.cache.fingerprint import FORMAT_VERSION, OWN_FIELDS, Machine, this_machine
 from masp.cache.layout import LAYOUT, SHARDS, assign, layout_bytes, make_layout
-from masp.cache.manifest import finalize
+from masp.cache.merge import finalize
 from masp.cache.shard_state import Source, fingerprint_of
 from masp.cache.writer import ShardWriter
 from masp.data.sample import Sample

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from masp.cache.layout import Layout
 from masp.cache.manifest import Manifest, read_manifest
-from masp.cache.shard_state import Sidecar, remedy, sidecars
+from masp.cache.shard_state import Sidecar, finished_sidecars, remedy
 from masp.data.findings import FILE, Content, DatasetRecord, content_findings, load_findings, save_findings
 from masp.data.sample import Dataset
 from masp.errors import DataError
@@ -25,7 +25,7 @@ def record_findings(directory: Path, layout: Layout, dataset: Dataset) -> Datase
         dataset: The dataset that it was made from.
     """
     record = dataset.record(
-        read_manifest(directory).dataset.digest, content_findings(_contents(sidecars(directory, layout)))
+        read_manifest(directory).dataset.digest, content_findings(_contents(finished_sidecars(directory, layout)))
     )
     save_findings(directory, record)
     return record

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -98,53 +98,63 @@ _COLUMNS = {
 }
 
 
-def build_index(
-    sidecars: Iterable[Sidecar], splits: Sequence[str], categories: Sequence[str], aspects: Sequence[str]
-) -> Index:
-    """Merge sidecars, in the order of their shards' numbers, into an index.
+Columns = dict[str, np.ndarray]
+"""The columns of one shard's samples; `key_offsets` holds the length of each key instead."""
 
-    A sidecar's samples become arrays before the next one is read: a million Python records would need gigabytes.
+
+def shard_columns(
+    sidecar: Sidecar, number: int, split: int, categories: Mapping[str, int], aspects: Mapping[str, int]
+) -> Columns:
+    """The columns of one shard's samples.
+
+    Args:
+        sidecar: Sidecar of the shard.
+        number: Number of the shard.
+        split: Number of its split.
+        categories: Category -> its number.
+        aspects: Aspect -> its bit, as an integer with this bit set.
 
     Raises:
-        DataError: A sidecar has a split, category or aspect that is not among the given ones; names it.
+        DataError: The sidecar has a category or aspect that is not among the given ones; names it.
     """
-    bit = {aspect: 1 << i for i, aspect in enumerate(aspects)}
-    category_number = {category: i for i, category in enumerate(categories)}
-    split_number = {split: i for i, split in enumerate(splits)}
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in _TYPES}
-    ends = np.zeros(1, dtype="i8")
-    for number, sidecar in enumerate(sidecars):
-        samples = sidecar.samples
-        keys = [s.key.encode() for s in samples]
-        try:
-            columns = {
-                "key_text": np.frombuffer(b"".join(keys), dtype="u1"),
-                "key_offsets": ends[-1] + np.cumsum([len(k) for k in keys], dtype="i8"),
-                "split": [split_number[sidecar.split]] * len(samples),
-                "shard": [number] * len(samples),
-                "offset": [s.json.offset for s in samples],
-                "length": [s.features.offset + s.features.bytes - s.json.offset for s in samples],
-                "json_length": [s.json.bytes for s in samples],
-                "features_start": [s.features.offset - s.json.offset for s in samples],
-                "json_crc32": [s.json.crc32 for s in samples],
-                "features_crc32": [s.features.crc32 for s in samples],
-                "num_tokens": [s.num_tokens for s in samples],
-                "category": [category_number[s.category] for s in samples],
-                "aspects": [sum(bit[a] for a in s.answers) for s in samples],
-                "grid": [s.grid for s in samples],
-                "image_size": [s.image_size for s in samples],
-            }
-        except KeyError as error:
-            raise DataError(
-                f"sidecar {sidecar.name}: {error} is not a split, category or aspect of the cache"
-            ) from None
-        for name, values in columns.items():
-            shape = (-1, _WIDTHS[name]) if name in _WIDTHS else -1
-            parts[name].append(np.asarray(values, dtype=_TYPES[name]).reshape(shape))
-        if len(samples):
-            ends = columns["key_offsets"]
-    parts["key_offsets"].insert(0, np.zeros(1, dtype="i8"))
-    return Index(**{name: np.concatenate(part) for name, part in parts.items()})
+    samples = sidecar.samples
+    keys = [s.key.encode() for s in samples]
+    try:
+        values = {
+            "key_text": np.frombuffer(b"".join(keys), dtype="u1"),
+            "key_offsets": [len(k) for k in keys],
+            "split": [split] * len(samples),
+            "shard": [number] * len(samples),
+            "offset": [s.json.offset for s in samples],
+            "length": [s.features.offset + s.features.bytes - s.json.offset for s in samples],
+            "json_length": [s.json.bytes for s in samples],
+            "features_start": [s.features.offset - s.json.offset for s in samples],
+            "json_crc32": [s.json.crc32 for s in samples],
+            "features_crc32": [s.features.crc32 for s in samples],
+            "num_tokens": [s.num_tokens for s in samples],
+            "category": [categories[s.category] for s in samples],
+            "aspects": [sum([aspects[a] for a in s.answers]) for s in samples],
+            "grid": [s.grid for s in samples],
+            "image_size": [s.image_size for s in samples],
+        }
+    except KeyError as error:
+        raise DataError(f"sidecar {sidecar.name}: {error} is not a category or aspect of the cache") from None
+    return {
+        name: np.asarray(found, dtype=_TYPES[name]).reshape((-1, _WIDTHS[name]) if name in _WIDTHS else -1)
+        for name, found in values.items()
+    }
+
+
+def join_columns(parts: dict[str, list[np.ndarray]]) -> Index:
+    """Join the columns of all shards, in the order of their numbers, into an index.
+
+    Args:
+        parts: Name of a column -> its part of each shard. Emptied on the way: the parts and the index together would
+            take twice the memory.
+    """
+    lengths = np.concatenate([np.zeros(1, dtype="i8"), *parts.pop("key_offsets")])
+    joined = {name: np.concatenate(parts.pop(name)) for name in list(parts)}
+    return Index(key_offsets=np.cumsum(lengths, dtype="i8"), **joined)
 
 
 def save_index(path: Path, index: Index) -> None:

@@ -1,17 +1,14 @@
-"""The manifest of a finished cache, and finishing one: sidecars merged into index, quarantine list and manifest."""
+"""The manifest of a finished cache: what the cache holds and what it was made from."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from masp.cache.fingerprint import FORMAT_VERSION, CacheDtype, Machine, ModelPart, fingerprint_digest
-from masp.cache.index import build_index, save_index
+from masp.cache.fingerprint import CacheDtype, Machine, ModelPart, fingerprint_digest
 from masp.cache.layout import (
-    INDEX,
     MANIFEST,
     QUARANTINE,
     Generation,
@@ -19,24 +16,19 @@ from masp.cache.layout import (
     check_version,
     read_layout,
     refuse_other_versions,
-    sidecar_path,
 )
 from masp.cache.shard_state import (
     MAX_SIDECAR_BYTES,
-    Sidecar,
     missing_shards,
     remedy,
-    sidecars,
     unfinished,
 )
 from masp.data.keys import SampleKey
 from masp.errors import DataError, InputError
-from masp.files.atomic import write_bytes
 from masp.files.fields import Count, Positive, Sha256, Size
 from masp.files.jsonl import decode_lines
 from masp.files.regular import exists, is_directory, read_bytes
-from masp.files.sealed import canonical_json, digest_file, read_sealed, sealed
-from masp.files.typed import encode
+from masp.files.sealed import read_sealed
 
 
 @dataclass(frozen=True)
@@ -172,17 +164,6 @@ class QuarantineLine:
     reason: str
 
 
-@dataclass
-class Summary:
-    """Counts and digests over all shards."""
-
-    splits: dict[str, SplitCounts]
-    aspects: list[str]
-    shards: list[ShardFile]
-    dataset_digest: str
-    hidden_size: int | None
-
-
 def read_manifest(directory: Path) -> Manifest:
     """The manifest of a finished cache.
 
@@ -209,103 +190,6 @@ def read_manifest(directory: Path) -> Manifest:
     if not missing:
         raise InputError(f"cache.dir: {directory} has all its shards but no manifest; `masp extract` again finishes it")
     raise unfinished(directory, missing, len(layout.shard_names))
-
-
-def finalize(directory: Path, layout: Layout) -> Manifest:
-    """Write `index.h5`, `quarantine.jsonl` and, last, `manifest.json`; returns the manifest.
-
-    Each is a pure function of the sidecars and the layout. The caller holds the cache's lock.
-
-    Raises:
-        InputError: Shards are missing, named.
-        DataError: No image at all could be read.
-    """
-    summary = summarize(directory, layout)
-    if summary.hidden_size is None:
-        raise DataError(f"cache.dir: {directory}: not one image could be read; see {directory / QUARANTINE}")
-    index_path = directory / INDEX
-    index = build_index(sidecars(directory, layout), list(summary.splits), layout.categories, summary.aspects)
-    save_index(index_path, index)
-    quarantine = write_quarantine(directory, sidecars(directory, layout))
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        dataset=DatasetId(layout.dataset, summary.dataset_digest),
-        fingerprint=Fingerprint(fingerprint_digest(layout.model), layout.model, layout.machine),
-        dtype=layout.model["dtype"],
-        hidden_size=summary.hidden_size,
-        categories=layout.categories,
-        aspects=tuple(summary.aspects),
-        splits=summary.splits,
-        generations=layout.generations,
-        shards=tuple(summary.shards),
-        index=IndexFile(index_path.stat().st_size, digest_file(index_path)),
-        quarantine=quarantine,
-    )
-    write_bytes(directory / MANIFEST, sealed(manifest, omit_none=True))
-    return manifest
-
-
-@dataclass
-class _Counting:
-    """`SplitCounts` in the making."""
-
-    num_shards: int = 0
-    num_samples: int = 0
-    num_quarantined: int = 0
-    num_tokens: int = 0
-    categories: dict[str, int] = field(default_factory=dict)
-    aspects: dict[str, int] = field(default_factory=dict)
-
-
-def summarize(directory: Path, layout: Layout) -> Summary:
-    """Counts and digests over all shards, read one sidecar at a time.
-
-    Raises:
-        InputError: Shards are missing, named.
-    """
-    splits: dict[str, _Counting] = {}
-    shards: list[ShardFile] = []
-    hidden_size = None
-    contents: list[tuple[str, bytes]] = []
-    for sidecar in sidecars(directory, layout):
-        split = splits.setdefault(sidecar.split, _Counting())
-        split.num_shards += 1
-        split.num_samples += len(sidecar.samples)
-        split.num_quarantined += len(sidecar.quarantined)
-        for sample in sidecar.samples:
-            split.num_tokens += sample.num_tokens
-            split.categories[sample.category] = split.categories.get(sample.category, 0) + 1
-            for aspect in sample.answers:
-                split.aspects[aspect] = split.aspects.get(aspect, 0) + 1
-        for entry in sidecar.entries:
-            content = [entry.category, entry.answers, entry.source.sha256]
-            contents.append((entry.key, hashlib.sha256(canonical_json(content)).digest()))
-        if sidecar.samples:
-            hidden_size = sidecar.hidden_size
-        digest = digest_file(sidecar_path(directory, sidecar.name))
-        shards.append(ShardFile(sidecar.name, len(sidecar.samples), sidecar.tar.bytes, sidecar.tar.sha256, digest))
-    dataset = hashlib.sha256()
-    for key, content_digest in sorted(contents):
-        dataset.update(key.encode() + b"\0" + content_digest)
-    return Summary(
-        splits={name: SplitCounts(**vars(splits[name])) for name in sorted(splits)},
-        aspects=sorted({aspect for split in splits.values() for aspect in split.aspects}),
-        shards=shards,
-        dataset_digest=dataset.hexdigest(),
-        hidden_size=hidden_size,
-    )
-
-
-def write_quarantine(directory: Path, sidecars: Iterable[Sidecar]) -> QuarantineFile:
-    """Write `quarantine.jsonl`, one line per image that could not be read; returns its count and digest."""
-    lines = [
-        encode(QuarantineLine(entry.key, entry.path, entry.reason)) + b"\n"
-        for sidecar in sidecars
-        for entry in sidecar.quarantined
-    ]
-    text = b"".join(lines)
-    write_bytes(directory / QUARANTINE, text)
-    return QuarantineFile(len(lines), hashlib.sha256(text).hexdigest())
 
 
 def quarantined_keys(directory: Path) -> set[str]:

@@ -1,20 +1,20 @@
-"""Which shards of a cache are finished, what their sidecars say, and whether they still fit the dataset."""
+"""Which shards of a cache are finished, and what their sidecars say."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from masp.cache.fingerprint import FORMAT_VERSION, Machine
-from masp.cache.layout import NAME, QUARANTINE, Layout, Shard, sidecar_path, tar_path
-from masp.data.images import UnreadableImage, read_image_file
+from masp.cache.layout import NAME, SHARDS, Layout, sidecar_path, tar_path
 from masp.data.keys import SampleKey
 from masp.errors import DataError, InputError
 from masp.files.fields import Count, Crc32, Positive, Sha256, Size
-from masp.files.regular import exists
-from masp.files.sealed import digest_file, read_sealed
+from masp.files.regular import read_bytes
+from masp.files.sealed import unseal
 from masp.files.text import reason
 
 MAX_SIDECAR_BYTES = 4 << 30
@@ -154,7 +154,15 @@ def read_sidecar(directory: Path, name: str) -> Sidecar | None:
         DataError: Damaged.
         InputError: It may not be read.
     """
-    return read_sealed(Sidecar, sidecar_path(directory, name), max_bytes=MAX_SIDECAR_BYTES)
+    found = read_digested(directory, name)
+    return found and found[0]
+
+
+def read_digested(directory: Path, name: str) -> tuple[Sidecar, str] | None:
+    """The sidecar of a shard and the SHA-256 of its file, which is read once; otherwise as `read_sidecar`."""
+    path = sidecar_path(directory, name)
+    data = read_bytes(path, max_bytes=MAX_SIDECAR_BYTES)
+    return None if data is None else (unseal(Sidecar, data, str(path)), hashlib.sha256(data).hexdigest())
 
 
 def finished_sidecar(directory: Path, name: str, layout: Layout) -> Sidecar | None:
@@ -166,16 +174,22 @@ def finished_sidecar(directory: Path, name: str, layout: Layout) -> Sidecar | No
     Raises:
         InputError: The file system gives no answer.
     """
+    found = digested_sidecar(directory, name, layout)
+    return found and found[0]
+
+
+def digested_sidecar(directory: Path, name: str, layout: Layout) -> tuple[Sidecar, str] | None:
+    """The sidecar of a finished shard and the SHA-256 of its file, otherwise as `finished_sidecar`."""
     path = tar_path(directory, name)
     try:
-        sidecar = read_sidecar(directory, name)
-        if sidecar is None or os.stat(path).st_size != sidecar.tar.bytes:
+        found = read_digested(directory, name)
+        if found is None or os.stat(path).st_size != found[0].tar.bytes:
             return None
     except (DataError, FileNotFoundError):
         return None
     except OSError as error:
         raise InputError(f"cache.dir: {path} cannot be examined: {reason(error)}") from None
-    return sidecar if sidecar.fingerprint == fingerprint_of(layout) else None
+    return found if found[0].fingerprint == fingerprint_of(layout) else None
 
 
 def finished_sidecars(directory: Path, layout: Layout) -> Iterator[Sidecar]:
@@ -190,143 +204,34 @@ def missing_shards(directory: Path, layout: Layout) -> list[str]:
     return [name for name in layout.shard_names if finished_sidecar(directory, name, layout) is None]
 
 
-def sidecars(directory: Path, layout: Layout) -> Iterator[Sidecar]:
-    """Sidecars of all shards, in the order of their numbers.
+def absent_shards(directory: Path, layout: Layout) -> list[str]:
+    """Names of the shards that lack a file, from one listing of the directory; what is in the files is not looked at.
 
     Raises:
-        InputError: Shards are missing; counts and names them.
+        InputError: The directory cannot be listed.
     """
-    names = layout.shard_names
-    missing = [n for n in names if not exists(sidecar_path(directory, n)) or not exists(tar_path(directory, n))]
-    if missing:
-        raise unfinished(directory, missing, len(names))
-    for name in names:
-        sidecar = finished_sidecar(directory, name, layout)
-        if sidecar is None:
-            raise unfinished(directory, [name], len(names))
-        yield sidecar
+    try:
+        found = set(os.listdir(directory / SHARDS))
+    except FileNotFoundError:
+        found = set()
+    except OSError as error:
+        raise InputError(f"cache.dir: {directory / SHARDS} cannot be listed: {reason(error)}") from None
+    return [name for name in layout.shard_names if not {f"{name}.json", f"{name}.tar"} <= found]
 
 
-def unfinished(directory: Path, missing: Sequence[str], total: int) -> InputError:
+class UnfinishedCache(InputError):
+    """Shards of a cache are missing."""
+
+    missing: tuple[str, ...] = ()
+    """Their names."""
+
+
+def unfinished(directory: Path, missing: Sequence[str], total: int) -> UnfinishedCache:
     """The error for a cache that extraction has not completed."""
     named = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
-    return InputError(
+    error = UnfinishedCache(
         f"cache.dir: {directory} is unfinished: {len(missing)} of {total} shards are missing ({named}); "
         "run `masp extract` with its configuration again, it resumes"
     )
-
-
-START_ANEW = "the dataset has changed since the cache was begun; restore it or extract into a new cache.dir"
-NAMED = 3
-"""How many samples an error names."""
-
-
-def changes_in(shard: Shard, sidecar: Sidecar) -> tuple[list[str], bool]:
-    """Compare the samples of a finished shard with the dataset as it is now.
-
-    Args:
-        shard: Shard as the dataset now has it; holds the same keys as the sidecar.
-        sidecar: Sidecar of the finished shard.
-
-    Returns:
-        What was relabeled or has another image, one text per change; and whether the shard can stay, which it cannot
-        if an image in quarantine has changed.
-    """
-    changes, keeps = [], True
-    entries = {entry.key: entry for entry in sidecar.entries}
-    for sample in shard.samples:
-        entry = entries[sample.key]
-        for name, old, new in (
-            ("category", entry.category, sample.category),
-            ("answers", entry.answers, dict(sample.answers)),
-        ):
-            if old != new:
-                changes.append(f"sample {sample.key} was cached with {name} {old!r}, now it is {new!r}")
-        if source_changed(sample.image_path, entry.source):
-            if isinstance(entry, SampleEntry):
-                changes.append(f"sample {sample.key}: {sample.image_path} has changed")
-            keeps = False
-    return changes, keeps
-
-
-def dataset_changed(directory: Path, changes: Sequence[str], remedy: str = START_ANEW) -> InputError:
-    """The error for a dataset that is not the one that was cached; names the first changes and counts the others."""
-    more = f"; and {len(changes) - NAMED} more" if len(changes) > NAMED else ""
-    return InputError(f"cache.dir: {directory}: {'; '.join(changes[:NAMED])}{more}; {remedy}")
-
-
-def same_keys(shard: Shard, sidecar: Sidecar) -> bool:
-    """Whether a finished shard holds exactly the samples that the dataset now puts there."""
-    return {entry.key for entry in sidecar.entries} == {sample.key for sample in shard.samples}
-
-
-def cached_keys(directory: Path, layout: Layout) -> set[str]:
-    """Keys of all samples, quarantined ones too, as far as sidecars of finished shards and the layout name them."""
-    keys = set(layout.added_keys)
-    for sidecar in finished_sidecars(directory, layout):
-        keys.update(entry.key for entry in sidecar.entries)
-    return keys
-
-
-def samples_changed(directory: Path, layout: Layout, keys: Iterable[str]) -> InputError:
-    """The error for a dataset that lost or gained samples; names the first ones if they can be told.
-
-    Args:
-        directory: Directory of the cache.
-        layout: Layout of the cache.
-        keys: Keys of all samples that the dataset has now.
-    """
-    now, before = set(keys), cached_keys(directory, layout)
-    total = sum(layout.num_samples.values())
-    if gone := sorted(before - now):
-        return dataset_changed(directory, [f"sample {key} is no longer in the dataset" for key in gone])
-    if len(before) == total and (new := sorted(now - before)):
-        remedy = "`masp cache extend` adds new images to a finished cache"
-        return dataset_changed(directory, [f"sample {key} is new in the dataset" for key in new], remedy)
-    return dataset_changed(directory, [f"the dataset has {len(now):,} images, {total:,} when the cache was begun"])
-
-
-def source_changed(path: Path, source: Source) -> bool:
-    """Whether an image file is another than the one that was read, or can be read where it could not.
-
-    Size and modification time decide; where only the time differs, the content does.
-
-    Raises:
-        InputError: The file system gives no answer.
-    """
-    try:
-        if source.sha256 is None:  # not a byte of it could be read
-            read_image_file(path)
-            return True
-        status = os.stat(path)
-        if status.st_size != source.bytes:
-            return True
-        return status.st_mtime_ns != source.mtime_ns and digest_file(path) != source.sha256
-    except UnreadableImage:
-        return False
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return True
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {reason(error)}; run the same command again later") from None
-
-
-class BadImages:
-    """Counts images in quarantine and ends the job when they are too many, whatever the remaining ones are like."""
-
-    def __init__(self, directory: Path, total: int, limit: float):
-        """Nothing counted yet, of `total` images in the dataset; `limit` is `extract.max_bad_fraction`."""
-        self.directory, self.total, self.limit, self.count = directory, total, limit, 0
-
-    def add(self, count: int) -> None:
-        """Count more.
-
-        Raises:
-            DataError: More than `extract.max_bad_fraction` of all images.
-        """
-        self.count += count
-        if self.count > self.limit * self.total:
-            raise DataError(
-                f"{self.count} of {self.total} images cannot be read, more than extract.max_bad_fraction = {self.limit}"
-                f" allows; {self.directory / QUARANTINE} names them; finished shards are kept: repair the images, or"
-                " allow more, and run the same command again"
-            )
+    error.missing = tuple(missing)
+    return error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import BinaryIO
@@ -13,10 +13,10 @@ import numpy as np
 
 from masp.cache.codec import checksum, decode_features, decode_record
 from masp.cache.findings import FILE, read_findings
-from masp.cache.index import Index, build_index, load_index
-from masp.cache.layout import INDEX, LAYOUT, MANIFEST, QUARANTINE, SHARDS, Layout, read_layout, sidecar_path, tar_path
+from masp.cache.index import Index, load_index, shard_columns
+from masp.cache.layout import INDEX, LAYOUT, MANIFEST, QUARANTINE, SHARDS, Layout, read_layout, tar_path
 from masp.cache.manifest import Manifest, ShardFile, read_manifest
-from masp.cache.shard_state import SampleEntry, Sidecar, fingerprint_of, read_sidecar
+from masp.cache.shard_state import SampleEntry, Sidecar, fingerprint_of, read_digested
 from masp.errors import DataError
 from masp.files.sealed import CHUNK, digest_file
 from masp.files.text import reason
@@ -82,19 +82,20 @@ def verify_cache(directory: str | Path, advance: Callable[[int], object] | None 
     elif manifest is not None and manifest.layout != layout:
         problems.append(Problem(MANIFEST, "does not agree with layout.json"))
         manifest = None
-    sidecars: list[Sidecar | None] = []
+    index = _IndexCheck(directory, manifest) if manifest is not None else None
     for number, name in enumerate(layout.shard_names):
         entry = manifest.shards[number] if manifest else None
         sidecar, found = _check_shard(directory, name, entry, layout)
-        sidecars.append(sidecar)
         problems += found
+        if index:
+            index.compare(number, sidecar)
         if advance and sidecar:
             advance(sidecar.tar.bytes)
     problems += _check_strangers(directory, layout)
-    if manifest is not None:
+    if manifest is not None and index is not None:
         problems += _check_digest(directory, QUARANTINE, manifest.quarantine.sha256)
         problems += _check_findings(directory, manifest)
-        problems += _check_index(directory, manifest, sidecars)
+        problems += index.problems()
     return problems
 
 
@@ -104,14 +105,15 @@ def _check_shard(
     """Check one shard against its sidecar and the manifest's entry; returns the sidecar unless it is unusable."""
     side, tar = f"{SHARDS}/{name}.json", f"{SHARDS}/{name}.tar"
     try:
-        sidecar = read_sidecar(directory, name)
+        read = read_digested(directory, name)
     except DataError:
         return None, [Problem(side, "damaged", name)]
-    if sidecar is None:
+    if read is None:
         return None, [Problem(side, "missing", name)]
+    sidecar, digest = read
     if sidecar.name != name or sidecar.fingerprint != fingerprint_of(layout):
         return None, [Problem(side, "belongs to another cache", name)]
-    if entry and digest_file(sidecar_path(directory, name)) != entry.sidecar_sha256:
+    if entry and digest != entry.sidecar_sha256:
         return None, [Problem(side, "is not the one that the manifest names", name)]
     try:
         with open(tar_path(directory, name), "rb") as file:
@@ -196,19 +198,66 @@ def _check_findings(directory: Path, manifest: Manifest) -> list[Problem]:
     return []
 
 
-def _check_index(directory: Path, manifest: Manifest, sidecars: Sequence[Sidecar | None]) -> list[Problem]:
-    if problems := _check_digest(directory, INDEX, manifest.index.sha256):
-        return problems
-    known = [sidecar for sidecar in sidecars if sidecar is not None]
-    if len(known) < len(sidecars):
-        return []  # those shards are problems already, and the index is made anew with them
-    try:
-        index = load_index(directory / INDEX)
-        expected = build_index(known, list(manifest.splits), manifest.categories, manifest.aspects)
-    except DataError as error:
-        return [Problem(INDEX, str(error))]
-    return [
-        Problem(INDEX, f"column {field.name} does not agree with the sidecars")
-        for field in fields(Index)
-        if not np.array_equal(getattr(index, field.name), getattr(expected, field.name))
-    ]
+class _IndexCheck:
+    """The index against the sidecars, one after another: all of them together would take gigabytes."""
+
+    def __init__(self, directory: Path, manifest: Manifest):
+        """Read the index, if its digest is the manifest's."""
+        self._manifest = manifest
+        self._index: Index | None = None
+        self._damaged = _check_digest(directory, INDEX, manifest.index.sha256)
+        self._problems: list[Problem] = []
+        self._wrong: set[str] = set()
+        self._row = self._key_byte = 0
+        self._comparable = True
+        if not self._damaged:
+            try:
+                self._index = load_index(directory / INDEX)
+            except DataError as error:
+                self._problems = [Problem(INDEX, str(error))]
+
+    def compare(self, number: int, sidecar: Sidecar | None) -> None:
+        """Compare the rows of the next shard with its sidecar, None where that is a problem already."""
+        self._comparable = self._comparable and sidecar is not None
+        if self._index is None or sidecar is None or not self._comparable:
+            return
+        splits, manifest = list(self._manifest.splits), self._manifest
+        try:
+            if sidecar.split not in splits:
+                raise DataError(f"sidecar {sidecar.name}: {sidecar.split!r} is not a split of the cache")
+            expected = shard_columns(
+                sidecar,
+                number,
+                splits.index(sidecar.split),
+                {category: i for i, category in enumerate(manifest.categories)},
+                {aspect: 1 << i for i, aspect in enumerate(manifest.aspects)},
+            )
+        except DataError as error:
+            self._problems.append(Problem(INDEX, str(error)))
+            self._index = None
+            return
+        start, end = self._row, self._row + len(sidecar.samples)
+        key_end = self._key_byte + len(expected["key_text"])
+        for name, values in expected.items():
+            if name == "key_offsets":
+                found = np.diff(self._index.key_offsets[start : end + 1])
+            elif name == "key_text":
+                found = self._index.key_text[self._key_byte : key_end]
+            else:
+                found = getattr(self._index, name)[start:end]
+            if not np.array_equal(found, values):
+                self._wrong.add(name)
+        self._row, self._key_byte = end, key_end
+
+    def problems(self) -> list[Problem]:
+        """What was found; of its content nothing where a sidecar is a problem: then it is made anew with the shard."""
+        if self._damaged or not self._comparable:
+            return self._damaged
+        if self._index is None:
+            return self._problems
+        differs = len(self._index) != self._row
+        return [
+            Problem(INDEX, f"column {field.name} does not agree with the sidecars")
+            for field in fields(Index)
+            if differs or field.name in self._wrong
+        ]

@@ -23,7 +23,7 @@ from masp.cache.shard_state import (
     TarFile,
 )
 from masp.data.sample import Sample
-from masp.files.atomic import publish, write_bytes
+from masp.files.atomic import publish
 from masp.files.sealed import sealed
 
 
@@ -62,7 +62,9 @@ class ShardWriter:
         self._members: list[SampleEntry] = []
         self._quarantined: list[QuarantineEntry] = []
         self._path = tar_path(directory, shard.name)
+        # the lock of the shard protects these names, and whoever does the shard again replaces what was left behind
         self._temporary = self._path.with_name(f".{self._path.name}.tmp")
+        self._temporary_sidecar = self._path.with_name(f".{self._path.stem}.json.tmp")
         with plain_write_errors(directory):
             self._file = open(self._temporary, "wb", buffering=1 << 22)  # noqa: SIM115 - lives until finish or abandon
         self._out = _Digesting(self._file)
@@ -134,7 +136,9 @@ class ShardWriter:
                 samples=tuple(self._members),
                 quarantined=tuple(self._quarantined),
             )
-            write_bytes(sidecar_path(self._directory, self._shard.name), sealed(sidecar))
+            # not `write_bytes`, which lists the directory for leftovers, with two files of every shard of the cache
+            self._temporary_sidecar.write_bytes(sealed(sidecar))
+            publish(self._temporary_sidecar, sidecar_path(self._directory, self._shard.name))
         return sidecar
 
     def abandon(self) -> None:
@@ -144,6 +148,7 @@ class ShardWriter:
             self._file.close()
         with contextlib.suppress(OSError):  # what made this necessary is the error to report
             self._temporary.unlink(missing_ok=True)
+            self._temporary_sidecar.unlink(missing_ok=True)
 
     def _member(self, key: str, extension: str, data: bytes) -> int:
         """Append a member; returns the offset of its data."""

@@ -1,5 +1,6 @@
 """From an annotation, as the author of a dataset wrote it, to the answers that the language model must give."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ def _level(value: Any) -> str:
     return LEVELS[min(step, len(LEVELS) - 1)]
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def _clean(text: str) -> str:
     if not is_text(text):
         raise ValueError("must be text, without halves of a surrogate pair")

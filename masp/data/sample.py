@@ -1,19 +1,22 @@
 """Samples, datasets, and how a layout lists them."""
 
+import functools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from masp.data.findings import DatasetRecord, Finding, Holdings, Ignored, holdings_of
 
 SPLITS = ("train", "val", "test")
 
 
-@dataclass(frozen=True, slots=True)
 class Sample:
-    """One image of a dataset."""
+    """One image of a dataset. Small, since each process holds all of them, which may be millions."""
+
+    __slots__ = ("_aspects", "_path", "_texts", "category", "key", "split")
 
     key: str
     """Sample key, its name in caches and ledgers; see `masp.data.keys`."""
@@ -21,14 +24,50 @@ class Sample:
     split: str
     """`train`, `val` or `test`."""
 
-    image_path: Path
-    """Path of the image file, which has not been opened yet."""
-
     category: str
     """The emotion that it evokes."""
 
-    answers: dict[str, str]
-    """Aspect -> answer text, of every aspect that is annotated, for example `{"brightness": "very low"}`."""
+    def __init__(
+        self, key: str, split: str, image_path: str | os.PathLike[str], category: str, answers: Mapping[str, str]
+    ):
+        """Describe an image; the arguments are its attributes."""
+        self.key, self.split, self.category = key, split, category
+        self._path = os.fspath(image_path)
+        # equal strings and tuples of names are kept once: paths and dictionaries would take a kilobyte
+        self._aspects = _equal(tuple(answers))
+        self._texts = tuple(map(_equal, answers.values()))
+
+    @property
+    def image_path(self) -> Path:
+        """Path of the image file, which has not been opened yet."""
+        return Path(self._path)
+
+    @property
+    def answers(self) -> dict[str, str]:
+        """Aspect -> answer text, of every aspect that is annotated, for example `{"brightness": "very low"}`."""
+        return dict(zip(self._aspects, self._texts, strict=True))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sample) and self._fields == other._fields
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __repr__(self) -> str:
+        return f"Sample{self._fields}"
+
+    @property
+    def _fields(self) -> tuple[object, ...]:
+        return self.key, self.split, self._path, self.category, self.answers
+
+
+T = TypeVar("T")
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _equal(value: T) -> T:
+    """The first of equal values, as far as it is remembered."""
+    return value
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from masp.cache.layout import Layout, Shard
-from masp.cache.shard_state import BadImages
 from masp.config import Config
 from masp.errors import DataError, InputError, MaspError, StoppedEarly
+from masp.extraction.changes import BadImages
 from masp.extraction.image_stream import ImageDataset, PreparedImage, batches, image_stream
 from masp.extraction.progress import Progress
 from masp.extraction.shard_sink import Encoded, Writing

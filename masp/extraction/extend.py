@@ -16,9 +16,10 @@ from masp.cache.layout import (
     read_layout,
     shards_of,
 )
-from masp.cache.shard_state import cached_keys, finished_sidecar, missing_shards, unfinished
+from masp.cache.shard_state import absent_shards, finished_sidecar, unfinished
 from masp.config import Config
 from masp.errors import InputError
+from masp.extraction.changes import known_keys
 from masp.extraction.job import Job, agree, check_machine, extract, holding, prepare, to_do
 from masp.files.atomic import write_bytes
 from masp.files.locks import locked
@@ -61,12 +62,15 @@ def _add_generation(job: Job) -> None:
     layout = read_layout(directory)
     assert layout is not None, f"{directory} had a layout a moment ago"
     layout = _without_unused(directory, layout)
-    missing = missing_shards(directory, layout)
+    num_shards, first = job.config.cache.num_shards, layout.generations[0].shards.keys()
+    if first.isdisjoint(absent_shards(directory, layout)):
+        shards = shards_of(layout, samples, num_shards)
+        if layout.num_samples == {shard.name: len(shard.samples) for shard in shards}:
+            return  # nothing came: each of many tasks must not read all sidecars to learn that
+    missing, known = known_keys(directory, layout)
     # only sidecars tell which samples were there at first
-    if not layout.generations[0].shards.keys().isdisjoint(missing):
+    if not first.isdisjoint(missing):
         raise unfinished(directory, sorted(missing), len(layout.shard_names))
-    known = cached_keys(directory, layout)
-    num_shards = job.config.cache.num_shards
     old = replace(job, shards=shards_of(layout, [s for s in samples if s.key in known], num_shards))
     agree(old)
     to_do(old, old.shards, layout)  # names what went or changed

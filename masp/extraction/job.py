@@ -26,22 +26,28 @@ from masp.cache.layout import (
     shards_of,
     sidecar_path,
 )
-from masp.cache.manifest import finalize, read_manifest, write_quarantine
+from masp.cache.manifest import read_manifest
+from masp.cache.merge import finalize, merge_sidecars, write_quarantine
 from masp.cache.shard_state import (
-    BadImages,
-    changes_in,
-    dataset_changed,
+    Sidecar,
+    UnfinishedCache,
+    absent_shards,
     finished_sidecar,
     finished_sidecars,
-    missing_shards,
-    same_keys,
-    samples_changed,
     unfinished,
 )
 from masp.config import Config
 from masp.data.datasets import Dataset, read_dataset
 from masp.data.findings import log_findings
 from masp.errors import FilesInUse, InputError
+from masp.extraction.changes import (
+    BadImages,
+    changes_in,
+    dataset_changed,
+    estimate_quarantined,
+    same_keys,
+    samples_changed,
+)
 from masp.extraction.encode_shards import encode_shards
 from masp.files.locks import locked
 from masp.files.regular import exists
@@ -135,17 +141,19 @@ def extract(
                 (directory / MANIFEST).unlink(missing_ok=True)  # what it says is no longer so
             for shard in todo:  # from here on a stopped job cannot take an old shard for a finished one
                 sidecar_path(directory, shard.name).unlink(missing_ok=True)
-        try:
+        with _listing_quarantined(directory, layout) if alone else nullcontext():
             if todo:
                 _encode(job, todo, layout, stop)
-        finally:
-            if alone:
-                with plain_write_errors(directory):
-                    write_quarantine(directory, finished_sidecars(directory, layout))
-    if missing := missing_shards(directory, layout):
+    missing: Sequence[str] = absent_shards(directory, layout)
+    if not missing:
+        try:
+            with _listing_quarantined(directory, layout) if alone else nullcontext():
+                _merge(job, layout, checked=mine)
+        except UnfinishedCache as error:
+            missing = error.missing
+    if missing:
         print(f"task {task_index} of {num_tasks} is done; {len(missing)} shards of {directory} are still missing")
         return directory
-    _merge(job, layout, checked=mine)
     print(f"cache: {directory}: {_summary(directory)}")
     return directory
 
@@ -165,7 +173,7 @@ def finish(config: Config) -> Path:
         raise InputError(f"cache.dir: {config.cache.dir} is not a feature cache; make one with `masp extract`")
     job = prepare(config)
     agree(job)
-    if missing := missing_shards(job.directory, layout):
+    if missing := absent_shards(job.directory, layout):
         raise unfinished(job.directory, missing, len(job.shards))
     _merge(job, layout, checked=())
     print(f"cache: {job.directory}: {_summary(job.directory)}")
@@ -215,20 +223,50 @@ def to_do(job: Job, mine: Sequence[Shard], layout: Layout, redo: Collection[str]
         InputError: Samples came, went or changed; names them.
     """
     todo: list[Shard] = []
-    changes: list[str] = []
+    comparison = _Comparison(job, layout)
     for shard in mine:
         sidecar = finished_sidecar(job.directory, shard.name, layout)
-        if sidecar is not None and not same_keys(shard, sidecar):
-            raise samples_changed(job.directory, layout, (sample.key for sample in job.dataset.samples))
-        found, keeps = ([], False) if sidecar is None else changes_in(shard, sidecar)
-        changes += found
+        keeps = sidecar is not None and comparison.keeps(shard, sidecar)
         if not keeps or shard.name in redo:
             todo.append(shard)
-    if layout.num_samples != {shard.name: len(shard.samples) for shard in job.shards}:
-        raise samples_changed(job.directory, layout, (sample.key for sample in job.dataset.samples))
-    if changes:
-        raise dataset_changed(job.directory, changes)
+    comparison.check()
     return todo
+
+
+class _Comparison:
+    """Finished shards against the dataset as it is now, one after another."""
+
+    def __init__(self, job: Job, layout: Layout):
+        """Nothing compared yet."""
+        self._job, self._layout = job, layout
+        self._changes: list[str] = []
+
+    def keeps(self, shard: Shard, sidecar: Sidecar) -> bool:
+        """Compare a shard; whether it can stay, which it cannot if an image in quarantine has changed.
+
+        Raises:
+            InputError: Other samples belong to it; names them.
+        """
+        if not same_keys(shard, sidecar):
+            raise self._samples_changed()
+        found, keeps = changes_in(shard, sidecar)
+        self._changes += found
+        return keeps
+
+    def check(self) -> None:
+        """Refuse what has changed.
+
+        Raises:
+            InputError: Samples came, went or changed; names them.
+        """
+        if self._layout.num_samples != {shard.name: len(shard.samples) for shard in self._job.shards}:
+            raise self._samples_changed()
+        if self._changes:
+            raise dataset_changed(self._job.directory, self._changes)
+
+    def _samples_changed(self) -> InputError:
+        keys = (sample.key for sample in self._job.dataset.samples)
+        return samples_changed(self._job.directory, self._layout, keys)
 
 
 def agree(job: Job) -> Layout:
@@ -272,18 +310,48 @@ def _encode(job: Job, todo: Sequence[Shard], layout: Layout, stop: StopFlag | No
         encode_shards(job.config, job.directory, todo, layout, flag, bad)
 
 
+@contextmanager
+def _listing_quarantined(directory: Path, layout: Layout) -> Iterator[None]:
+    """Whatever stops the work inside: write down which images could not be read so far. Merging writes it itself."""
+    try:
+        yield
+    except BaseException:
+        with plain_write_errors(directory):
+            write_quarantine(directory, finished_sidecars(directory, layout))
+        raise
+
+
 def _merge(job: Job, layout: Layout, checked: Sequence[Shard]) -> None:
-    """Write index and manifest unless another task was first; `checked` shards were compared with the dataset."""
+    """Write index and manifest unless another task was first; `checked` shards were compared with the dataset.
+
+    Every sidecar is read once.
+
+    Raises:
+        UnfinishedCache: Shards are missing.
+        InputError: The dataset has changed.
+        DataError: Too many images are in quarantine.
+    """
     directory, names = job.directory, {shard.name for shard in checked}
     with locked(directory / LOCK, [(FINISHING, 1), (0, FINISHING)], key="cache.dir", wait=True):
         if exists(directory / MANIFEST, key="cache.dir"):
             return
-        # other tasks may have seen other data
-        if again := to_do(job, [shard for shard in job.shards if shard.name not in names], layout):
-            raise unfinished(directory, [shard.name for shard in again], len(job.shards))
-        _bad_images(job, (), layout)
+        comparison = _Comparison(job, layout)
+        num_bad, again = 0, []
+
+        def examine(number: int, sidecar: Sidecar) -> None:
+            nonlocal num_bad
+            num_bad += len(sidecar.quarantined)
+            # other tasks may have seen other data
+            if sidecar.name not in names and not comparison.keeps(job.shards[number], sidecar):
+                again.append(sidecar.name)
+
+        merged = merge_sidecars(directory, layout, examine)
+        comparison.check()
+        if again:
+            raise InputError(str(unfinished(directory, again, len(job.shards))))
+        BadImages(directory, len(job.dataset.samples), job.config.extract.max_bad_fraction).add(num_bad)
         with plain_write_errors(directory):
-            finalize(directory, layout)
+            finalize(directory, layout, merged)
         _record_findings(job, layout)
 
 
@@ -295,10 +363,18 @@ def _record_findings(job: Job, layout: Layout) -> None:
 
 
 def _bad_images(job: Job, todo: Sequence[Shard], layout: Layout) -> BadImages:
-    """Those in the finished shards that stay; raises DataError if they are too many already."""
+    """Those in the finished shards that stay; raises DataError if they are too many already.
+
+    Whole sidecars are read only where their beginnings say that this is so: every task would read those of all others.
+    """
     again = {shard.name for shard in todo}
+    staying = [name for name in layout.shard_names if name not in again]
     bad = BadImages(job.directory, len(job.dataset.samples), job.config.extract.max_bad_fraction)
-    bad.add(sum(len(s.quarantined) for s in finished_sidecars(job.directory, layout) if s.name not in again))
+    estimate = estimate_quarantined(job.directory, staying)
+    if bad.allows(estimate):
+        bad.add(estimate)
+    else:
+        bad.add(sum(len(s.quarantined) for s in finished_sidecars(job.directory, layout) if s.name not in again))
     return bad
 
 

@@ -10,11 +10,12 @@ import torch
 
 from masp.cache.codec import store
 from masp.cache.layout import Layout, Shard
-from masp.cache.shard_state import BadImages, fingerprint_of
+from masp.cache.shard_state import fingerprint_of
 from masp.cache.writer import ShardWriter
 from masp.config import Config
 from masp.data.sample import Sample
 from masp.errors import DataError
+from masp.extraction.changes import BadImages
 from masp.extraction.image_stream import PreparedImage
 from masp.extraction.progress import Progress
 

@@ -25,6 +25,7 @@ from masp.files.text import MAX_REASON, shortened, shown
 T = TypeVar("T")
 
 _CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 _ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
 
 
@@ -131,7 +132,7 @@ def canonical_json(value: Any) -> bytes:
     Raises:
         ValueError: A number is not finite.
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    return _CANONICAL.encode(value).encode()
 
 
 def _adapter(kind: Any) -> TypeAdapter[Any]:
@@ -215,4 +216,4 @@ def _without_none(kind: Any) -> Any:
 
 def is_text(string: str) -> bool:
     """Whether a string is text: JSON and file names may hold halves of surrogate pairs, which no tokenizer takes."""
-    return not any("\ud800" <= character <= "\udfff" for character in string)
+    return string.isascii() or not any("\ud800" <= character <= "\udfff" for character in string)

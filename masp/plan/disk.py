@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,9 +53,13 @@ def features_bytes(num_tokens: int, hidden_size: int, precision: str) -> int:
     return 8 + -(-header // 8) * 8 + end  # the header is padded so that the numbers are aligned
 
 
-def _member(name: str, num_bytes: int) -> int:
-    """A member of a GNU tar: a header, what it holds in whole blocks, and for a long name two blocks or more before."""
-    length = len(name.encode())
+def _member(length: int, num_bytes: int) -> int:
+    """A member of a GNU tar: a header, what it holds in whole blocks, and for a long name two blocks or more before.
+
+    Args:
+        length: Bytes of its name; sample keys are ASCII.
+        num_bytes: Bytes that it holds.
+    """
     long_name = _BLOCK + _blocks(length + 1) if length > _LONG_NAME else 0
     return long_name + _BLOCK + _blocks(num_bytes)
 
@@ -93,15 +98,18 @@ def tar_sizes(shards: dict[str, list[PlannedImage]], hidden_size: int, precision
         precision: Number format, one of `PRECISIONS`.
     """
     return {
-        name: tar_bytes(sample_bytes(p, hidden_size, precision) for p in members) for name, members in shards.items()
+        name: tar_bytes(
+            count * sample_bytes(*kind, hidden_size, precision)
+            for kind, count in Counter((len(p.sample.key), p.record_bytes, p.num_tokens) for p in members).items()
+        )
+        for name, members in shards.items()
     }
 
 
-def sample_bytes(planned: PlannedImage, hidden_size: int, precision: str) -> int:
+def sample_bytes(key_length: int, record_bytes: int, num_tokens: int, hidden_size: int, precision: str) -> int:
     """Compute the bytes that a sample adds to its tar: both members with their headers."""
-    key = planned.sample.key
-    features = features_bytes(planned.num_tokens, hidden_size, precision)
-    return _member(f"{key}.json", planned.record_bytes) + _member(f"{key}.safetensors", features)
+    features = features_bytes(num_tokens, hidden_size, precision)
+    return _member(key_length + len(".json"), record_bytes) + _member(key_length + len(".safetensors"), features)
 
 
 def tar_bytes(members: Iterable[int]) -> int:

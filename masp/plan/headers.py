@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from masp.data.images import UnreadableImage, image_size
 from masp.files.text import reason
+from masp.plan.header_memory import HeaderMemory, Size
 
 _CHUNK = 256
 _ALONE = 1000
 """So few images are read faster than processes start."""
-
-Size = tuple[int, int]
 
 
 def default_processes() -> int:
@@ -26,7 +26,7 @@ def default_processes() -> int:
 
 
 def read_sizes(
-    paths: Sequence[Path], max_side: int | None, num_processes: int | None = None
+    paths: Sequence[Path], max_side: int | None, num_processes: int | None = None, memory: Path | None = None
 ) -> tuple[list[Size | None], list[tuple[Path, str]]]:
     """Read the headers of image files.
 
@@ -34,28 +34,54 @@ def read_sizes(
         paths: Image files.
         max_side: `vlm.max_side`, see `masp.data.images.limited_size`.
         num_processes: Number of processes that read; None for `default_processes()`, 1 for this one alone.
+        memory: File in which sizes are remembered, see `masp.plan.header_memory`; only what it does not know is read.
+            None reads every header.
 
     Returns:
         Per file its width and height in pixels as the image processor will get it, None if it cannot be read; and the
         files that cannot be read, each with the reason.
     """
     num_processes = default_processes() if num_processes is None else num_processes
-    chunks = [[str(path) for path in paths[start : start + _CHUNK]] for start in range(0, len(paths), _CHUNK)]
-    found: list[Size | str] = []
-    with tqdm(total=len(paths), desc="headers", unit="image", delay=1.0, leave=False, disable=None) as bar:
-        if num_processes == 1 or len(paths) <= _ALONE:
+    remembered = None if memory is None else HeaderMemory(memory, max_side, paths)
+    unknown: Sequence[int] = range(len(paths)) if remembered is None else np.flatnonzero(~remembered.is_known).tolist()
+    sizes: list[Size | None] = [None] * len(paths)
+    equal: dict[Size, Size] = {}  # millions of images have thousands of sizes
+    if remembered is not None:
+        for number in np.flatnonzero(remembered.is_known).tolist():
+            size = remembered[number]
+            sizes[number] = equal.setdefault(size, size)
+    broken: list[tuple[Path, str]] = []
+    for number, entry in zip(unknown, _read_all(paths, unknown, max_side, num_processes), strict=True):
+        if isinstance(entry, str):
+            broken.append((paths[number], entry))
+            continue
+        sizes[number] = equal.setdefault(entry, entry)
+        if remembered is not None:
+            remembered[number] = entry
+    if remembered is not None:
+        remembered.save()
+    return sizes, broken
+
+
+def _read_all(
+    paths: Sequence[Path], numbers: Sequence[int], max_side: int | None, num_processes: int
+) -> Iterator[Size | str]:
+    """Size of each of the files with these numbers, or the reason why it cannot be read."""
+    chunks = [
+        [str(paths[number]) for number in numbers[start : start + _CHUNK]] for start in range(0, len(numbers), _CHUNK)
+    ]
+    with tqdm(total=len(numbers), desc="headers", unit="image", delay=1.0, leave=False, disable=None) as bar:
+        if num_processes == 1 or len(numbers) <= _ALONE:
             for chunk in chunks:
-                found += _measure(chunk, max_side)
+                yield from _measure(chunk, max_side)
                 bar.update(len(chunk))
         else:
             # Processes, because Pillow parses headers in Python and its warnings are silenced per process; spawned,
             # because this one may hold threads by now.
             with ProcessPoolExecutor(num_processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-                for sizes in pool.map(_measure, chunks, [max_side] * len(chunks)):
-                    found += sizes
-                    bar.update(len(sizes))
-    broken = [(path, entry) for path, entry in zip(paths, found, strict=True) if isinstance(entry, str)]
-    return [None if isinstance(entry, str) else entry for entry in found], broken
+                for found in pool.map(_measure, chunks, [max_side] * len(chunks)):
+                    yield from found
+                    bar.update(len(found))
 
 
 def _measure(paths: Sequence[str], max_side: int | None) -> list[Size | str]:

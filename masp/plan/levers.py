@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from masp.config import Config
 from masp.errors import InputError
 from masp.plan.disk import tar_sizes
-from masp.plan.vision_tokens import PlannedImage, plan_images
+from masp.plan.vision_tokens import PlannedImage, plan_again
 from masp.plan.work import extraction_flops
 from masp.vlm.flops import VisionShape
 from masp.vlm.vision import Preprocessor, load_preprocessor
@@ -49,10 +49,7 @@ def pixel_levers(
             preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, limit * side**2)
         except InputError:  # below the smallest number of pixels
             break
-        smaller = {
-            name: plan_images([p.sample for p in members], [p.size for p in members], preprocessor)
-            for name, members in shards.items()
-        }
+        smaller = {name: plan_again(members, preprocessor) for name, members in shards.items()}
         images = [p for members in smaller.values() for p in members]
         levers.append(
             Lever(

@@ -15,6 +15,7 @@ from masp.data.findings import Finding, Holdings
 from masp.errors import InputError
 from masp.plan.actual import Actual, actual_cache, actual_extraction, actual_stages, is_of
 from masp.plan.disk import PRECISIONS, Space, check_space, index_bytes, shard_contents, tar_sizes
+from masp.plan.header_memory import memory_path
 from masp.plan.headers import read_sizes
 from masp.plan.levers import Lever, pixel_levers
 from masp.plan.measure import measure_rates
@@ -147,7 +148,9 @@ def make_plan(
     measure: int | None = None,
     num_processes: int | None = None,
 ) -> Plan:
-    """Predict what a run will take; nothing is written, no weights are loaded unless `measure` is given.
+    """Predict what a run will take.
+
+    Only image sizes are written, to the user's cache directory; no weights are loaded unless `measure` is given.
 
     Args:
         config: Run configuration.
@@ -174,7 +177,9 @@ def make_plan(
     vision, language = shapes(load_config(directory))
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
     dataset = read_dataset(config.dataset)
-    sizes, broken = read_sizes([s.image_path for s in dataset.samples], config.vlm.max_side, num_processes)
+    max_side = config.vlm.max_side
+    paths = [s.image_path for s in dataset.samples]
+    sizes, broken = read_sizes(paths, max_side, num_processes, memory_path(dataset.root, max_side))
     images = plan_images(dataset.samples, sizes, preprocessor)
     if not images:
         why = f"; {broken[0][0]}: {broken[0][1]}" if broken else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ _DIGEST = "0" * 64
 """As long as the digest that the cache's record of an image will hold."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PlannedImage:
     """A sample whose image has a readable header."""
 
@@ -26,13 +27,8 @@ class PlannedImage:
     """Patches in time, height and width."""
     num_tokens: int
     """Vision tokens."""
-
-    @functools.cached_property
-    def record_bytes(self) -> int:
-        """Bytes of the image's record in the cache; all of it is known but a digest, whose length is."""
-        sample, answers = self.sample, dict(self.sample.answers)
-        record = SampleRecord(sample.key, sample.split, sample.category, answers, self.size, self.grid, _DIGEST)
-        return len(encode_record(record))
+    record_bytes: int
+    """Bytes of the image's record in the cache; all of it is known but a digest, whose length is."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +55,40 @@ def plan_images(
     """
     merge = preprocessor.merge_size**2
     grids = {size: preprocessor.grid(*size) for size in {size for size in sizes if size is not None}}
+    tokens = {size: math.prod(grid) // merge for size, grid in grids.items()}
     return [
-        PlannedImage(sample, size, grids[size], grids[size][0] * grids[size][1] * grids[size][2] // merge)
+        PlannedImage(sample, size, grids[size], tokens[size], _record_bytes(sample, size, grids[size]))
         for sample, size in zip(samples, sizes, strict=True)
         if size is not None
     ]
+
+
+def plan_again(images: Sequence[PlannedImage], preprocessor: Preprocessor) -> list[PlannedImage]:
+    """The same images with another image processor, in a fraction of the time of `plan_images`."""
+    merge = preprocessor.merge_size**2
+    grids = {size: preprocessor.grid(*size) for size in {image.size for image in images}}
+    tokens = {size: math.prod(grid) // merge for size, grid in grids.items()}
+    return [
+        PlannedImage(
+            image.sample,
+            image.size,
+            grids[image.size],
+            tokens[image.size],
+            image.record_bytes - _digits(image.grid) + _digits(grids[image.size]),
+        )
+        for image in images
+    ]
+
+
+def _record_bytes(sample: Sample, size: tuple[int, int], grid: tuple[int, int, int]) -> int:
+    record = SampleRecord(sample.key, sample.split, sample.category, dict(sample.answers), size, grid, _DIGEST)
+    return len(encode_record(record))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _digits(grid: tuple[int, int, int]) -> int:
+    """What of a record's length depends on the grid."""
+    return sum(len(str(number)) for number in grid)
 
 
 def token_statistics(images: Sequence[PlannedImage]) -> TokenStatistics:

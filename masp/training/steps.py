@@ -78,7 +78,6 @@ class Steps(Dataset):
         self.schedule, self.settings = stage.schedule, stage.settings
         self.shape = shapes(load_config(resolve_directory(stage.config.vlm.path)))[1]
         self._order = functools.lru_cache(maxsize=2)(self._epoch_order)
-        self._place = {int(row): i for i, row in enumerate(self.schedule.rows)}
 
     def __len__(self) -> int:
         return self.schedule.num_steps
@@ -94,7 +93,7 @@ class Steps(Dataset):
 
     def __getitem__(self, step: int) -> Step:
         rows = self.rows_of(step)
-        places = [self._place[int(row)] for row in rows]
+        places = np.searchsorted(self.schedule.rows, rows)  # they are ascending
         schedule = self.schedule
         part = Rows(rows, schedule.weights[places], schedule.lengths[places])
         return self._read(part, step // schedule.steps_per_epoch)

@@ -44,7 +44,7 @@ def test_when_the_cache_has_paid_for_itself(config):
     class Annotated:
         answers = {"scene": "sea", "object": "dog"}  # noqa: RUF012 - a stand-in
 
-    train = [PlannedImage(Annotated, (56, 56), (1, 4, 4), 4)] * 3
+    train = [PlannedImage(Annotated, (56, 56), (1, 4, 4), 4, 300)] * 3
     one = encoder_flops(vision, (1, 4, 4))
     config.stage1.num_epochs, config.stage2.num_epochs = 3, 1
     rate = Rate(one, "FLOP", "")

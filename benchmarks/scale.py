@@ -1,0 +1,259 @@
+"""CPU time and memory of what MASP does per image or per shard besides encoding, at 3.3 million images.
+
+    python benchmarks/scale.py [--fraction 0.1 1.0] [--steps NAME …] [--directory DIR] [--markdown FILE]
+
+Makes a dataset of 3.3 million images and a feature cache of 20,000 shards (`benchmarks/scale_data.py` says what is real
+about them), runs each step in a process of its own, and prints the CPU seconds of that process and its children and
+the largest resident memory of any of them: for a part of the images, for all, and the factor between the two. Steps
+over the ledgers and metrics of 512 ranks come from `benchmarks/scale_ledgers.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import multiprocessing
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the processes that `masp plan` starts import this file
+    from benchmarks.scale_data import Case
+
+NUM_IMAGES = 3_300_000
+NUM_SHARDS = 20_000
+NUM_RANKS = 512
+MAX_CPU_S, MAX_BYTES = 60.0, 2e9
+
+
+def read_data(case: Case) -> None:
+    """List the dataset, read its annotations, and assign the images to shards."""
+    from masp.cache.layout import shards_of
+    from masp.data.datasets import read_dataset
+
+    config = case.config()
+    dataset = read_dataset(config.dataset)
+    assert len(dataset.samples) == case.num_images
+    assert len(shards_of(None, dataset.samples, case.num_shards)) == case.num_shards
+
+
+def start_task(case: Case) -> None:
+    """One of 512 extraction tasks that finds its shards finished and another's missing."""
+    from masp.extraction.job import extract
+
+    with _hidden(case.directory / "cache" / "shards" / "train-00000.json"):
+        extract(case.config(), num_tasks=NUM_RANKS, task_index=3)
+
+
+def merge(case: Case) -> None:
+    """Compare all finished shards with the dataset, and merge them into index and manifest."""
+    from masp.extraction.job import finish
+
+    (case.directory / "cache" / "manifest.json").unlink(missing_ok=True)
+    finish(case.config())
+
+
+def find_complete(case: Case) -> None:
+    """One of 512 extraction tasks that finds the cache finished."""
+    from masp.extraction.job import extract
+
+    extract(case.config(), num_tasks=NUM_RANKS, task_index=3)
+
+
+def extend_nothing(case: Case) -> None:
+    """`masp cache extend` where no image is new."""
+    from masp.extraction.extend import extend
+
+    extend(case.config(), num_tasks=NUM_RANKS, task_index=3)
+
+
+def write_shards(case: Case) -> None:
+    """Write 39 shards, the share of one of 512 tasks, into a directory that has 20,000."""
+    from benchmarks.scale_data import _add
+    from masp.cache.layout import Shard, read_layout
+    from masp.cache.shard_state import fingerprint_of
+    from masp.cache.writer import ShardWriter
+    from masp.data.sample import Sample
+
+    directory = case.directory / "cache"
+    fingerprint = fingerprint_of(read_layout(directory))
+    for number in range(NUM_SHARDS // NUM_RANKS):
+        sample = Sample(f"train/awe/{number}", "train", Path("none"), "awe", {})
+        shard = Shard(number, f"train-{90000 + number}", "train", 0, (sample,))
+        writer = ShardWriter(directory, shard, fingerprint)
+        _add(writer, sample)
+        writer.finish()
+    for path in (directory / "shards").glob("train-9????.*"):
+        path.unlink()
+
+
+def describe_cache(case: Case) -> None:
+    """`masp cache info`."""
+    from masp.cache.describe import describe
+
+    describe(case.directory / "cache")
+
+
+def verify(case: Case) -> None:
+    """`masp cache verify` on tars of very small features: what it does besides reading bytes."""
+    from masp.cache.layout import read_layout
+    from masp.cache.merge import finalize
+    from masp.cache.verify import verify_cache
+
+    directory = case.directory / "verifiable"
+    if not (directory / "manifest.json").exists():
+        finalize(directory, read_layout(directory))
+    assert not verify_cache(directory)
+
+
+def open_for_training(case: Case) -> None:
+    """What each rank of training does: open the cache, plan the steps, order two epochs, divide steps over ranks."""
+    from masp.cache.reader import open_cache
+    from masp.data.questions import load_questions
+    from masp.training.schedule import plan_step
+    from masp.training.stages import STAGES
+    from masp.training.steps import Steps
+
+    config = case.config("cache", "stage1.global_batch_size=4096", "stage1.validate_every=100")
+    cache = open_cache(config.cache.dir)
+    stage = STAGES["stage1"](config, cache, load_questions(config.questions))
+    steps = Steps(stage, None, rank=3, num_ranks=NUM_RANKS)
+    for step in (0, 1, steps.schedule.steps_per_epoch):
+        rows = steps.rows_of(step)
+        plan_step(stage.cache.index.num_tokens[rows].tolist(), NUM_RANKS, 16, 32768)
+
+
+def plan(case: Case) -> None:
+    """`masp plan`."""
+    from masp.plan.plan import make_plan
+
+    make_plan(case.config())
+
+
+STEPS: dict[str, Callable[[Case], None]] = {
+    "read-dataset": read_data,
+    "task-start": start_task,
+    "merge": merge,
+    "task-complete": find_complete,
+    "extend": extend_nothing,
+    "write-shards": write_shards,
+    "info": describe_cache,
+    "verify": verify,
+    "train-open": open_for_training,
+    "plan": plan,
+    "plan-again": plan,
+}
+
+
+@contextlib.contextmanager
+def _hidden(path: Path) -> Iterator[None]:
+    """A file that is not there for a moment."""
+    aside = path.with_suffix(".aside")
+    path.rename(aside)
+    try:
+        yield
+    finally:
+        aside.rename(path)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step took."""
+
+    cpu_s: float
+    """User and system time of the process and its children."""
+    peak_bytes: int
+    """Resident memory, the largest of process and children."""
+    wall_s: float
+
+
+def measure(step: Callable[[], object]) -> Cost:
+    """Run a step in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(step, theirs))
+    process.start()
+    theirs.close()
+    try:
+        cost = ours.recv()
+    except EOFError:
+        raise SystemExit("the step failed; see above") from None
+    process.join()
+    return cost
+
+
+def _make(directory: Path, num_images: int, num_shards: int) -> Case:
+    from benchmarks.scale_data import make_case
+
+    return make_case(directory, num_images, num_shards)
+
+
+def _run(step: Callable[[], object], pipe: Connection) -> None:
+    import torch  # noqa: F401 - importing is not what is measured
+
+    import masp.evaluation.run
+    import masp.plan.plan
+    import masp.training.stages  # noqa: F401
+
+    started, before = time.perf_counter(), _cpu_s()
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the process ends with it
+    step()
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    pipe.send(Cost(_cpu_s() - before, peak * 1024, time.perf_counter() - started))
+
+
+def _cpu_s() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+def table(found: dict[str, dict[float, Cost]], fractions: list[float]) -> str:
+    """The measurements as a Markdown table."""
+    heads = [f"{NUM_IMAGES * f / 1e6:.2f} M: CPU s, peak GB" for f in fractions]
+    lines = [f"| step | {' | '.join(heads)} | growth | limit |", "|---" * (len(heads) + 3) + "|"]
+    for name, costs in found.items():
+        cells = [f"{costs[f].cpu_s:.1f}, {costs[f].peak_bytes / 1e9:.2f}" for f in fractions]
+        growth = f"{costs[fractions[-1]].cpu_s / max(costs[fractions[0]].cpu_s, 0.01):.1f}"
+        last = costs[fractions[-1]]
+        kept = last.cpu_s <= MAX_CPU_S and last.peak_bytes <= MAX_BYTES
+        lines.append(f"| {name} | {' | '.join(cells)} | {growth} | {'kept' if kept else 'exceeded'} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fraction", type=float, nargs="+", default=[0.1, 1.0], metavar="F")
+    parser.add_argument("--steps", nargs="+", default=list(STEPS), choices=list(STEPS), metavar="NAME")
+    parser.add_argument("--directory", type=Path, default=Path("/tmp/masp-scale"))
+    parser.add_argument("--markdown", type=Path, help="write the table here too")
+    parser.add_argument("--keep", action="store_true", help="keep the data for another call")
+    arguments = parser.parse_args()
+    found: dict[str, dict[float, Cost]] = {name: {} for name in arguments.steps}
+    fractions = sorted(arguments.fraction)
+    os.environ["XDG_CACHE_HOME"] = str(arguments.directory / "memory")
+    for fraction in fractions:
+        directory = arguments.directory / f"{fraction:g}"
+        case = _make(directory, round(NUM_IMAGES * fraction), round(NUM_SHARDS * fraction))
+        for name in arguments.steps:
+            found[name][fraction] = cost = measure(functools.partial(STEPS[name], case))
+            print(f"{name:<16} {case.num_images:>10,} images {cost.cpu_s:>8.1f} s CPU {cost.peak_bytes / 1e9:>7.2f} GB "
+                  f"{cost.wall_s:>8.1f} s", flush=True)  # fmt: skip
+        if not arguments.keep:
+            shutil.rmtree(directory)
+    text = table(found, fractions)
+    print(text)
+    if arguments.markdown:
+        arguments.markdown.write_text(text + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Merging sidecars: each is read once, nothing is written before all are known to be good, any order of aspects."""
+
+import os
+
+import numpy as np
+import pytest
+
+from masp.cache import shard_state
+from masp.cache.layout import read_layout, sidecar_path
+from masp.cache.merge import finalize, merge_sidecars
+from masp.cache.reader import open_cache
+from masp.cache.shard_state import UnfinishedCache, absent_shards, finished_sidecars
+from tests.small_cache import make_small_cache
+
+MERGED = ("index.h5", "quarantine.jsonl", "manifest.json")
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return make_small_cache(tmp_path / "cache")
+
+
+def test_merging_again_gives_the_same_bytes_and_reads_each_sidecar_once(cache, monkeypatch):
+    before = {name: (cache / name).read_bytes() for name in MERGED}
+    for name in MERGED:
+        (cache / name).unlink()
+    opened = []
+    read = shard_state.read_bytes
+    monkeypatch.setattr(shard_state, "read_bytes", lambda path, **options: opened.append(path) or read(path, **options))
+    layout = read_layout(cache)
+    finalize(cache, layout)
+    assert {name: (cache / name).read_bytes() for name in MERGED} == before
+    assert opened == [sidecar_path(cache, name) for name in layout.shard_names]
+
+
+def test_the_bits_of_aspects_are_those_of_the_sorted_names(cache):
+    opened = open_cache(cache)
+    answers = {s.key: s.answers for sidecar in finished_sidecars(cache, read_layout(cache)) for s in sidecar.samples}
+    rows = np.arange(len(opened))
+    for aspect in opened.manifest.aspects:
+        assert opened.has_answer(rows, aspect).tolist() == [aspect in answers[key] for key in opened.index.keys]
+    assert opened.manifest.aspects == ("brightness", "scene")
+
+
+@pytest.mark.parametrize("damage", ["gone", "tar gone", "flipped", "tar short", "another's"])
+def test_a_shard_that_is_not_finished_is_named_and_nothing_is_written(cache, damage):
+    layout = read_layout(cache)
+    name = layout.shard_names[1]
+    side, tar = sidecar_path(cache, name), cache / "shards" / f"{name}.tar"
+    if damage == "gone":
+        side.unlink()
+    elif damage == "tar gone":
+        tar.unlink()
+    elif damage == "flipped":
+        side.write_bytes(side.read_bytes().replace(b'"hidden_size": 8', b'"hidden_size": 9'))
+    elif damage == "tar short":
+        os.truncate(tar, 100)
+    else:
+        text = side.read_bytes()
+        side.write_bytes(text.replace(layout.model_digest.encode(), b"0" * 64))
+    for file in MERGED:
+        (cache / file).unlink()
+    assert absent_shards(cache, layout) == ([name] if "gone" in damage else [])
+    with pytest.raises(UnfinishedCache, match=f"1 of 3 shards are missing \\({name}\\)") as found:
+        finalize(cache, layout)
+    assert found.value.missing == (name,)
+    assert not any((cache / file).exists() for file in MERGED)
+
+
+def test_what_examines_a_sidecar_can_refuse_it_before_anything_is_written(cache):
+    def refuse(number, sidecar):
+        raise RuntimeError(f"{number} {sidecar.name}")
+
+    with pytest.raises(RuntimeError, match="0 test-00000"):
+        merge_sidecars(cache, read_layout(cache), refuse)
