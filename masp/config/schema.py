@@ -241,8 +241,8 @@ class EvaluateConfig(Settings):
     """Split that is scored."""
 
     scoring: Literal["likelihood", "generate"] = "likelihood"
-    """`likelihood` compares the likelihoods of all categories; `generate` lets the model write a line, which must match
-    the category exactly."""
+    """`likelihood` compares the likelihoods of all categories; `generate` lets the model write a line, which must be a
+    category, in upper or lower case."""
 
     source: Literal["cache", "live"] = "cache"
     """Where features come from: `cache` reads them, `live` runs the encoder on the images."""
@@ -300,7 +300,8 @@ class Config(Settings):
     """Run directory: checkpoints, logs, metrics, the resolved configuration."""
 
     questions: PathText = "configs/questions.yaml"
-    """File of the question templates."""
+    """File of the question templates, YAML or JSON. `configs/questions-published.yaml` asks in the form of the
+    published code, whose own `prompts.json` can be given too; docs/reproduce.md describes the forms."""
 
     aspects: UniqueList[Aspect] = field(default_factory=lambda: list(ASPECTS))
     """Aspects in use, in the order of their tokens in the prompt; an empty list trains the soft prompt alone."""

@@ -25,7 +25,7 @@ from masp.errors import InputError
 from masp.evaluation.emotions import length_notes
 from masp.evaluation.feed import Feed, Item, machines_of, mixed_notes
 from masp.evaluation.protocol import Evaluation
-from masp.evaluation.scorers import AspectScorer, ScoreRequest
+from masp.evaluation.scorers import DECISION, AspectScorer, ScoreRequest
 from masp.files.atomic import write_bytes
 from masp.files.sealed import digest_of
 from masp.files.text import shown
@@ -168,7 +168,7 @@ class AspectEvaluation(Evaluation):
 
     def _identity(self) -> dict[str, Any]:
         config = self.config
-        return {
+        identity = {
             "stage": "stage1",
             "model": fingerprint_digest(self.feed.model),
             "samples": self.feed.data_digest,
@@ -183,6 +183,9 @@ class AspectEvaluation(Evaluation):
             "aspects": list(config.aspects),
             "aspect_digest": self.lineage.digest,
         }
+        if any(aspect not in self.closed for aspect in self.longest):
+            identity["decision"] = DECISION
+        return identity
 
 
 def num_tokens_of_longest(prompt: Prompt, answers: Mapping[str, Iterable[str]]) -> dict[str, int]:

@@ -22,7 +22,7 @@ from masp.data.questions import Questions
 from masp.errors import InputError
 from masp.evaluation.feed import Feed, Item, machines_of, mixed_notes
 from masp.evaluation.protocol import Evaluation
-from masp.evaluation.scorers import EmotionScorer, ScoreRequest
+from masp.evaluation.scorers import DECISION, EmotionScorer, ScoreRequest
 from masp.files.atomic import write_bytes
 from masp.files.text import MAX_REASON, shortened, shown
 from masp.models.likelihood import cut_short
@@ -180,6 +180,8 @@ class EmotionEvaluation(Evaluation):
             "soft_prompt_digest": trained.soft_prompt_lineage.digest if trained.soft_prompt_lineage else None,
         }
         # said only where they are asked for, so that ledgers from before there was such a choice go on
+        if config.evaluate.scoring == "generate":
+            identity["decision"] = DECISION
         if self.asked.is_mapped:
             identity["category_map"] = self.asked.shown()
         if self.aspects_shown:

@@ -166,6 +166,7 @@ class SoftPromptStage(Stage):
         return len(self.aspects) * self.config.aspect_module.num_queries
 
     def load_inputs(self, cache: Cache) -> None:
+        self.questions.every_emotion(cache.categories)  # a template that lacks one is refused before anything is loaded
         modules, lineage = load_trained_aspects(self.config, cache.hidden_size, self.sources.model)
         if modules is None or lineage is None:
             return

@@ -85,7 +85,6 @@ TESTED_ELSEWHERE = {
     "masp/evaluation/predict.py": ("pipeline/test_pipeline.py", '"predict"'),
     "masp/evaluation/protocol.py": ("pipeline/test_evaluation.py", "stage1"),
     "masp/evaluation/run.py": ("pipeline/test_evaluation.py", "masp.evaluation.run"),
-    "masp/evaluation/scorers.py": ("pipeline/test_evaluation.py", "scoring"),
     "masp/evaluation/transfer.py": ("pipeline/test_study.py", "masp.evaluation.transfer"),
     "masp/experiments/plots.py": ("unit/experiments/test_study.py", "study.png"),
     "masp/experiments/study_table.py": ("unit/experiments/test_study.py", "study_table"),
