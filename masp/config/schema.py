@@ -18,6 +18,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Layout = Literal["after_image", "released"]
 Precision = Literal["bf16", "fp16", "fp32"]
 StageName = Literal["stage1", "stage2"]
+Transparency = Literal["white", "drop"]
 
 
 @dataclass
@@ -39,6 +40,11 @@ class VlmConfig(Settings):
 
     max_side: Count | None = 1024
     """Largest longer side of an image; larger images are scaled down before anything else. null: no limit."""
+
+    transparency: Transparency = "white"
+    """What becomes of transparent pixels: `white` pastes an image on white, `drop` shows the colors stored under the
+    transparency. `drop` converts every image as the published code does, by Pillow's own `convert("RGB")`, which also
+    cuts 16-bit images off instead of scaling them. Part of the fingerprint."""
 
 
 @dataclass(kw_only=True)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from masp.artifacts.trained import load_trained_aspects
-from masp.cache.fingerprint import fingerprint_digest
+from masp.cache.fingerprint import fingerprint_digest, layout_notes
 from masp.config import Config
 from masp.data.answers import LEVEL_ASPECTS, LEVELS, LIST_ASPECTS
 from masp.data.questions import Questions
@@ -94,7 +94,8 @@ class AspectEvaluation(Evaluation):
             for aspect, choices in self.closed.items()
             for note in length_notes(config, self.layout, choices)
         ]
-        self.notes = [*feed.notes(), *self.length_notes]
+        self.layout_notes = layout_notes(self.layout, feed.model)
+        self.notes = [*feed.notes(), *self.length_notes, *self.layout_notes]
         self.identity = self._identity()
         self.scorer: AspectScorer | None = None
 
@@ -148,7 +149,7 @@ class AspectEvaluation(Evaluation):
             "split": config.evaluate.split,
             "source": config.evaluate.source,
             "layout": self.layout,
-            "notes": [*mixed_notes(machines), *self.feed.notes(), *self.length_notes],
+            "notes": [*mixed_notes(machines), *self.feed.notes(), *self.length_notes, *self.layout_notes],
             "time": time.time(),
             "lineage": {
                 "aspect": asdict(self.lineage),

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from masp.artifacts.trained import Trained, load_trained
-from masp.cache.fingerprint import differences, fingerprint_digest
+from masp.cache.fingerprint import differences, fingerprint_digest, layout_notes
 from masp.config import Config
 from masp.data.questions import Questions
 from masp.errors import InputError
@@ -93,7 +93,8 @@ class EmotionEvaluation(Evaluation):
         self.keys = list(self.label_of)
         self.keys_of = {key: [key] for key in self.keys}
         self.length_notes = length_notes(config, self.trained.layout, self.categories)
-        self.notes = [*machine_notes(self.trained, feed.machine), *feed.notes(), *self.length_notes]
+        self.layout_notes = layout_notes(self.trained.layout, feed.model)
+        self.notes = [*machine_notes(self.trained, feed.machine), *feed.notes(), *self.length_notes, *self.layout_notes]
         self.aspects_shown = list(config.aspects) if config.evaluate.attention and self.trained.aspects else []
         self.identity = self._identity()
         self.scorer: EmotionScorer | None = None
@@ -144,7 +145,7 @@ class EmotionEvaluation(Evaluation):
             "layout": self.trained.layout,
             "vision_features": self.trained.vision_features,
             "category_map": self.asked.shown(),
-            "notes": [*notes, *mixed_notes(machines), *self.feed.notes(), *self.length_notes],
+            "notes": [*notes, *mixed_notes(machines), *self.feed.notes(), *self.length_notes, *self.layout_notes],
             "time": time.time(),
             "lineage": {
                 **self.trained.lineage(),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from masp.artifacts.trained import Trained, load_trained
-from masp.cache.fingerprint import machine_part, model_part
+from masp.cache.fingerprint import layout_notes, machine_part, model_part
 from masp.config import Config
 from masp.data.questions import load_questions
 from masp.errors import InputError
@@ -63,8 +63,11 @@ class Predictor:
         model = model_part(config)
         self.encoder = Encoder(config)
         self.trained: Trained = load_trained(config, self.encoder.vision.hidden_size, model)
-        self.notes = machine_notes(self.trained, machine_part(config).fields)
-        """How this machine differs from the one that made the features of training."""
+        self.notes = [
+            *machine_notes(self.trained, machine_part(config).fields),
+            *layout_notes(self.trained.layout, model),
+        ]
+        """How the features differ from those of training and of the published code."""
 
     def predict(self, images: Sequence[str], attention: bool = False) -> Iterator[Prediction | Unreadable]:
         """Predict the emotion of each image in turn.

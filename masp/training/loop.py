@@ -220,6 +220,9 @@ class Trainer:
         config, settings, ranks = self.config, self.settings, self.ranks
         if config.engine.num_threads:
             torch.set_num_threads(config.engine.num_threads)
+        if ranks.is_rank_0:
+            for note in self.stage.notes():
+                LOG.info("%s", note)
         model, prompt = self.stage.build(self.device, make_partition(config.engine, settings))
         if checkpoint:
             load_trained(model, checkpoint.tensors)

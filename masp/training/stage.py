@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from masp.artifacts.store import Kind, Lineage, safe_name
-from masp.cache.fingerprint import Fields, fingerprint_digest
+from masp.cache.fingerprint import Fields, fingerprint_digest, layout_notes
 from masp.cache.reader import Cache, CachedSample
 from masp.config import Config
 from masp.config.schema import Stage1Config, Stage2Config, StageName
@@ -100,6 +100,10 @@ class Stage(ABC):
         """
         if device == "cpu" and config.engine.precision == "fp16":
             raise InputError("engine.precision = 'fp16': needs a GPU; valid on a CPU are bf16 and fp32")
+
+    def notes(self) -> list[str]:
+        """What the user should know before training starts."""
+        return layout_notes(self.settings.layout, self.sources.model)
 
     @abstractmethod
     def load_inputs(self, cache: Cache) -> None:
