@@ -143,6 +143,10 @@ class Stage(ABC):
         """Those of some rows that the stage can use, given their numbers of vision tokens."""
 
     @abstractmethod
+    def absent_parts(self, rows: np.ndarray) -> tuple[str, ...]:
+        """Parts of the model, see `parts()`, that a step over these rows of the index does not ask for."""
+
+    @abstractmethod
     def batch(
         self,
         prompt: Prompt,

@@ -88,6 +88,9 @@ class AspectStage(Stage):
             )
         return found
 
+    def absent_parts(self, rows: np.ndarray) -> tuple[str, ...]:
+        return tuple(aspect for aspect in self.aspects if not self.cache.has_answer(rows, aspect).any())
+
     def batch(
         self,
         prompt: Prompt,
@@ -191,6 +194,9 @@ class SoftPromptStage(Stage):
         seen = num_tokens if self.settings.vision_features else 0 * num_tokens
         lengths = seen + self.num_aspect_tokens + self.settings.num_soft_prompt_tokens + TEXT_TOKENS
         return Rows(rows, np.ones(len(rows), dtype=np.int64), lengths)
+
+    def absent_parts(self, rows: np.ndarray) -> tuple[str, ...]:
+        return ()
 
     def batch(
         self,

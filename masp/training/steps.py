@@ -40,6 +40,8 @@ class Step:
     """Floating-point operations that they take."""
     keys: list[list[str | None]]
     """Sample key of each image of each of `batches`; None where it only pads."""
+    absent: tuple[str, ...] = ()
+    """Parts of the model that no sample of the global batch asks for."""
 
     def own_keys(self) -> tuple[str, ...]:
         """Sample keys of this rank's part of the step."""
@@ -113,6 +115,7 @@ class Steps(Dataset):
             num_tokens=sum(int(b.suffix.mask.sum()) + (int(b.prefix.mask.sum()) if b.prefix else 0) for b in batches),
             flops=sum(self._flops(batch) for batch in batches),
             keys=[keys for _, keys in built],
+            absent=self.stage.absent_parts(part.rows),
         )
 
     def _batch(
