@@ -146,7 +146,9 @@ class Engine:
         device: `cpu` or `cuda`.
     """
 
-    def __init__(self, model: Stage1Model | Stage2Model, engine: EngineConfig, stage: StageConfig, ranks: Ranks, device: str):
+    def __init__(
+        self, model: Stage1Model | Stage2Model, engine: EngineConfig, stage: StageConfig, ranks: Ranks, device: str
+    ):
         self.ranks, self.device, self.dtype = ranks, device, torch_dtype(engine.precision)
         plain = [parameter for parameter in model.parameters() if not hasattr(parameter, "ds_id")]
         if len(plain) < len(list(model.parameters())):

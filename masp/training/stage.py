@@ -131,7 +131,11 @@ class Stage(ABC):
             raise InputError(f"cache.dir: {self.config.cache.dir} has no training image")
         train = self._rows("train")
         val = None if self.settings.validate_every is None else self._rows("val")
-        return make_schedule(self.cache.index, train, val, self.settings, self.name, self.config.seed)
+        return make_schedule(self.cache.index, train, val, self.settings, self.name, self.config.seed, self._positions)
+
+    def _positions(self, images: Rows) -> Rows:
+        """The positions of training that its images make: each is one, unless the stage divides them."""
+        return images
 
     def _rows(self, split: str) -> Rows:
         """The images of a split that the stage can use."""
@@ -143,8 +147,8 @@ class Stage(ABC):
         """Those of some rows that the stage can use, given their numbers of vision tokens."""
 
     @abstractmethod
-    def absent_parts(self, rows: np.ndarray) -> tuple[str, ...]:
-        """Parts of the model, see `parts()`, that a step over these rows of the index does not ask for."""
+    def absent_parts(self, positions: Rows) -> tuple[str, ...]:
+        """Parts of the model, see `parts()`, that a step over these positions does not ask for."""
 
     @abstractmethod
     def batch(
@@ -154,6 +158,7 @@ class Stage(ABC):
         samples: Sequence[CachedSample],
         weights: Sequence[float],
         epoch: int | None,
+        aspects: Sequence[int] | None = None,
     ) -> Batch:
         """What the language model is asked about some images.
 
@@ -163,6 +168,7 @@ class Stage(ABC):
             samples: The images, as the cache holds them.
             weights: Weight of each image; 0 for padding.
             epoch: Number of the epoch, from 0: questions are drawn anew in each. None asks those of evaluation.
+            aspects: The one aspect that each image is asked about, by number; None: all.
         """
 
     def build(self, device: str, partition: Partition | None = None) -> tuple[TrainedModel, Prompt]:
@@ -203,6 +209,8 @@ class Stage(ABC):
         }
         names = self.course if settings.validate_every is None else (*self.course, *VALIDATION_COURSE)
         identity |= {f"{self.name}.{name}": getattr(settings, name) for name in names}
+        if settings.schedule != "linear":  # only then: runs from before there was a choice resume
+            identity[f"{self.name}.schedule"] = settings.schedule
         return identity | {"num_steps": self.schedule.num_steps}
 
     @abstractmethod
