@@ -76,5 +76,5 @@ setup(
             "types-PyYAML>=6.0",
         ],
     },
-    entry_points={"console_scripts": ["masp = masp.cli.main:main"]},
+    entry_points={"console_scripts": ["masp = masp.cli.main:run_process"]},
 )

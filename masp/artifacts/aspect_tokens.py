@@ -117,7 +117,7 @@ class AspectTokens:
         digest: Digest of the aspect modules.
 
     Raises:
-        InputError: There is no file of these modules and this cache.
+        InputError: No file of these modules and this cache exists.
         DataError: It is damaged.
     """
 
@@ -157,7 +157,7 @@ class AspectTokens:
 
     def _open(self) -> h5py.File:
         if self._file is None:
-            # Without a lock: a finished file is never written again, and whoever else has it open is no reason to wait.
+            # Without a lock: a finished file is never written again, so readers need not wait for each other.
             self._file = h5py.File(self.path, "r", locking=False)
         return self._file
 

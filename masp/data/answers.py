@@ -49,7 +49,7 @@ def read_annotation(path: Path) -> dict[str, str]:
         Aspect -> answer, of every aspect that is annotated.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
         DataError: Not a JSON object, or a value in it is not valid. The message names file, key and value.
         OSError: It cannot be read.
     """

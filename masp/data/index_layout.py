@@ -53,7 +53,7 @@ def read_info(root: Path) -> tuple[str, ...] | None:
         root: Directory of the dataset.
 
     Returns:
-        The emotions, or None if there is no such file.
+        The emotions, or None if the file does not exist.
 
     Raises:
         InputError: The file is not valid JSON or has none of these forms.

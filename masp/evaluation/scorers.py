@@ -105,7 +105,7 @@ class EmotionScorer(Scorer):
             for request in requests
         ]
         tokens = [request.aspect_tokens for request in requests if request.aspect_tokens is not None]
-        # nothing is trained here, so there is no prefix to keep apart
+        # nothing is trained here, so no prefix needs to be kept apart
         batch = make_batch(
             sequences,
             [request.features for request in requests],

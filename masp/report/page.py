@@ -95,7 +95,7 @@ def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
         The file that was written.
 
     Raises:
-        InputError: there is no such directory, or nothing was evaluated there; the line says what to run.
+        InputError: The directory does not exist, or nothing was evaluated there; the message says what to run.
         DataError: `metrics.json` or `summary.json` is damaged.
     """
     run_dir = Path(run_dir)

@@ -68,7 +68,7 @@ class Checkpoint:
     """Trained tensors and their moments by name, fp32."""
     engine: EngineCounters = field(default_factory=EngineCounters)
     validation: ValidationState | None = None
-    """None where there is no validation."""
+    """None without validation."""
 
     @property
     def best_step(self) -> int | None:
@@ -91,7 +91,7 @@ class _Meta:
     """Digest of `state.safetensors`."""
     engine: EngineCounters = field(default_factory=EngineCounters)
     validation: ValidationState = field(default_factory=ValidationState)
-    """An empty object where there is no validation."""
+    """An empty object without validation."""
 
 
 def step_name(step: int) -> str:

@@ -89,7 +89,7 @@ class Schedule(Rows):
     steps_per_epoch: int
     num_steps: int
     held_out: Rows | None
-    """What validation measures; None where there is no validation."""
+    """What validation measures; None without validation."""
 
 
 def make_schedule(
