@@ -16,6 +16,7 @@ from masp.cli.settings import add_settings
 from masp.errors import InputError, MaspError
 from masp.files.regular import exists
 from masp.files.text import reason
+from masp.taxonomy import CATEGORY_SETS
 
 _DETAILS = """\
   masp doctor
@@ -90,7 +91,7 @@ def _configuration(path: str | None, overrides: Sequence[str]) -> list[str]:
 
     config = load_config(path, overrides)
     checks = {
-        "questions": lambda: f"{len(load_questions(config.questions).emotions)} emotion templates",
+        "questions": lambda: _describe_questions(load_questions(config.questions), config),
         "vlm": lambda: (
             f"{model_part(config)['config.model_type']}, {len(load_prompt(config.vlm.path).tokenizer)} tokens"
         ),
@@ -110,6 +111,11 @@ def _configuration(path: str | None, overrides: Sequence[str]) -> list[str]:
             _row(name, f"PROBLEM: {error}")
             problems.append(str(error))
     return problems
+
+
+def _describe_questions(questions, config) -> str:
+    categories = config.dataset.categories or CATEGORY_SETS.get(config.dataset.name, ())
+    return f"{len(questions.every_emotion(categories))} emotion templates"
 
 
 def _describe(dataset) -> str:

@@ -158,7 +158,9 @@ class Engine:
         part_of = {id(p): name for name, module in parts.items() for p in module.parameters()}
         self.inner = torch.optim.AdamW(optimizer_groups(parts, stage.weight_decay))
         self.inner.register_step_pre_hook(self._leave_out)
+        self.inner.register_step_post_hook(self._put_back)
         self._absent: frozenset[str] = frozenset()
+        self._left_out: list[tuple[Tensor, Tensor | None]] = []
         self.taken = dict.fromkeys(parts, 0)
         """Steps that each part has taken."""
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
@@ -185,7 +187,14 @@ class Engine:
         for group in optimizer.param_groups:
             if group["part"] in self._absent:
                 for tensor in group["params"]:
+                    self._left_out.append((tensor, tensor.grad))
                     tensor.grad = None
+
+    def _put_back(self, *_: object) -> None:
+        """After the optimizer's step: with `offload`, DeepSpeed keeps its gradients in the same tensors for ever."""
+        for tensor, gradient in self._left_out:
+            tensor.grad = gradient
+        self._left_out.clear()
 
     def _look_at(self, gradient: Tensor) -> None:
         """Add up each gradient before ranks are summed: one that is not finite shows here, and is not yet in Adam."""

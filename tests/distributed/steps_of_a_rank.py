@@ -1,6 +1,6 @@
 """Run by torchrun on every rank: trains stage 1 under each ZeRO stage, step by step, and saves what rank 0 has then.
 
-Arguments: the configuration, and the output directory.
+Arguments: the configuration, the output directory, and ZeRO stages, such as `2` or `2-offload`.
 """
 
 import json
@@ -50,8 +50,9 @@ def take(engine: Engine, steps: Steps, numbers: range) -> list[str]:
     return wrong
 
 
-for zero in range(4):
-    config.engine = replace(config.engine, zero_stage=zero)
+for name in sys.argv[3:]:
+    zero, _, offload = name.partition("-")
+    config.engine = replace(config.engine, zero_stage=int(zero), offload=bool(offload))
     engine, steps = start()
     half, whole = len(steps) // 2, len(steps)
     wrong = take(engine, steps, range(half))
@@ -62,11 +63,11 @@ for zero in range(4):
     take(resumed, steps, range(half, whole))
     found = resumed.state()
     if ranks.is_rank_0:
-        save_file(expected, output / f"zero-{zero}.safetensors")
+        save_file(expected, output / f"{name}.safetensors")
         seen = {
             "wrong": wrong,
             "resumed": found.keys() == expected.keys() and all(torch.equal(found[n], t) for n, t in expected.items()),
             "taken": engine.taken,
             "counters": [asdict(counters), asdict(resumed.counters())],
         }
-        (output / f"zero-{zero}.json").write_text(json.dumps(seen))
+        (output / f"{name}.json").write_text(json.dumps(seen))

@@ -52,6 +52,12 @@ def test_a_sound_configuration(doctor, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_questions_that_do_not_fit_the_categories_are_a_problem(doctor, tmp_path):
+    (tmp_path / "own.yaml").write_text("aspects: {}\nemotion: ['Is it joy or fear?']")
+    code, rows, _ = doctor(f"questions={tmp_path / 'own.yaml'}", "dataset.categories=[joy,fear,awe]")
+    assert code == 2 and "does not name 'awe'" in rows["questions"]
+
+
 def test_all_problems_are_shown_at_once(doctor):
     code, rows, err = doctor("vlm.path=/no/such/vlm", "dataset.root=/no/such/data", "questions=/no/such.yaml")
     assert code == 2
