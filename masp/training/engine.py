@@ -157,7 +157,7 @@ class Engine:
         parts = model.parts()
         part_of = {id(p): name for name, module in parts.items() for p in module.parameters()}
         self.inner = torch.optim.AdamW(optimizer_groups(parts, stage.weight_decay))
-        self.inner.register_step_pre_hook(self._leave_out)
+        self.inner.register_step_pre_hook(self._hide_gradients)
         self.inner.register_step_post_hook(self._put_back)
         self._absent: frozenset[str] = frozenset()
         self._left_out: list[tuple[Tensor, Tensor | None]] = []
@@ -178,7 +178,7 @@ class Engine:
             for parameter in self.names.values():
                 parameter.register_hook(self._look_at)
 
-    def _leave_out(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+    def _hide_gradients(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         """Before the optimizer's step: without a gradient it passes over a tensor, moments and weight decay included.
 
         The gradient of a part that no sample asked for is there, and zero, since every part runs in every micro-batch.
@@ -225,13 +225,16 @@ class Engine:
         total, num_bad, *summed = sum_tensor(torch.cat([torch.stack([loss_sum, bad]), more])).tolist()
         return Accumulated(total, num_bad == 0, summed)
 
-    def update(self, learning_rate: float, absent: Collection[str] = ()) -> float:
-        """Take the step that was accumulated.
+    def leave_out(self, parts: Collection[str]) -> None:
+        """Leave parts as they are in the next `update`, as if that step had not been.
 
         Args:
-            learning_rate: Learning rate of the step.
-            absent: Parts that no sample of the global batch asks for, the same on all ranks: they stay as they are, as
-                if the step had not been.
+            parts: Those that no sample of the global batch asks for, the same on all ranks.
+        """
+        self._absent = frozenset(parts)
+
+    def update(self, learning_rate: float) -> float:
+        """Take the step that was accumulated.
 
         Returns:
             The norm of the gradient before clipping.
@@ -239,13 +242,13 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         norm = None if self.sharded else self._grad_norm()
-        self._absent = frozenset(absent)
         num_skipped = self.engine.skipped_steps
         self.engine.step()
         self.num_steps += 1
         if self.engine.skipped_steps == num_skipped:
             for part in self.taken.keys() - self._absent:
                 self.taken[part] += 1
+        self._absent = frozenset()
         return float(self.engine.get_global_grad_norm()) if norm is None else norm
 
     def measure(self, batches: Sequence[Batch]) -> float:

@@ -172,7 +172,8 @@ class Trainer:
         total = self.engine.accumulate(step.batches, step.total_weight, sums)
         if not (math.isfinite(total.loss) and total.gradient_is_finite):
             self.refuse(step, total)
-        grad_norm = self.engine.update(rate, step.absent)
+        self.engine.leave_out(step.absent)
+        grad_norm = self.engine.update(rate)
         self.num_taken += 1
         *requests, num_tokens, flops = total.sums
         return StepResult(

@@ -40,7 +40,8 @@ def take(engine: Engine, steps: Steps, numbers: range) -> list[str]:
     for number in numbers:
         step = steps[number]
         engine.accumulate(step.batches, step.total_weight)
-        engine.update(RATE, step.absent)
+        engine.leave_out(step.absent)
+        engine.update(RATE)
         after = engine.state()
         for name, tensor in after.items():
             same = name in before and torch.equal(before[name], tensor)
