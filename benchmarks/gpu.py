@@ -140,7 +140,7 @@ def extraction_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
 
     def encoder() -> Side:
         vision = load_vision_half(config.vlm.path, torch.bfloat16, args.device, config.vlm.attention)
-        images = ImageDataset(samples, preprocessor, config.vlm.max_side)
+        images = ImageDataset(samples, preprocessor, config.vlm)
         found = next(batches((images[n] for n in range(len(images))), config.extract.batch_tokens))
         ready = [image.pin_memory() if args.device == "cuda" else image for image in found]
         counted = Counted()

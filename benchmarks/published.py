@@ -58,7 +58,7 @@ class PublishedEncoder:
     def __init__(self, config, model: nn.Module):
         from masp.vlm.vision import load_preprocessor
 
-        self.model, self.max_side = model, config.vlm.max_side
+        self.model, self.vlm = model, config.vlm
         self.preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
@@ -70,7 +70,7 @@ class PublishedEncoder:
         """Features of an image, `[T, D]`."""
         from masp.data.images import load_image
 
-        pixels, self.grid = self.preprocessor(load_image(path, self.max_side))
+        pixels, self.grid = self.preprocessor(load_image(path, self.vlm.max_side, transparency=self.vlm.transparency))
         grid = torch.tensor([self.grid], device=self.device)
         found = self.model.get_image_features(pixels.to(self.device, self.dtype), grid)
         return torch.cat(list(found.pooler_output))

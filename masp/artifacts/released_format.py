@@ -14,6 +14,7 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from masp.errors import InputError
 from masp.files.regular import is_file
@@ -31,6 +32,36 @@ def require_file(path: str, key: str) -> None:
     """Raises InputError unless `path`, which a setting named, is a regular file."""
     if not is_file(Path(path), key=key):
         raise InputError(f"{key}: {path} is not a file")
+
+
+def padding_rows(tokenizer: PreTrainedTokenizerBase, count: int, num_rows: int) -> tuple[int, ...]:
+    """The rows of a VLM's embedding table in which the published code keeps a soft prompt, and from which it starts.
+
+    It gives the tokenizer `count` tokens of its own: a name that the tokenizer has keeps its row, and the others take
+    the rows behind the last token, which VLMs have for the sake of round numbers.
+
+    Args:
+        tokenizer: Tokenizer of the VLM.
+        count: Length of the soft prompt.
+        num_rows: Rows of the table.
+
+    Raises:
+        InputError: The table has too few.
+    """
+    known, free = tokenizer.get_vocab(), len(tokenizer)
+    rows = []
+    for number in range(count):
+        name = TOKEN.format(number)
+        rows.append(known.get(name, free))
+        free += name not in known
+    if max(rows) >= num_rows:
+        room = sum(row < num_rows for row in rows)
+        raise InputError(
+            f"stage2.soft_prompt_init = 'padding_rows': the VLM's embedding table has {num_rows} rows for "
+            f"{len(tokenizer)} tokens: room for {room} vectors, and stage2.num_soft_prompt_tokens = {count}; give "
+            f"{f'{room} at most, or ' if room else ''}another soft_prompt_init"
+        )
+    return tuple(rows)
 
 
 def _unpickle(path: str, key: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from masp.cache.findings import read_findings
+from masp.cache.fingerprint import transparency_of
 from masp.cache.manifest import Manifest, read_manifest
 from masp.data.findings import finding_lines
 
@@ -21,6 +22,7 @@ def describe(directory: str | Path) -> str:
     model, splits = manifest.fingerprint.model, manifest.splits
     mean = manifest.num_tokens / manifest.num_samples
     limits = f"{model['min_pixels']} to {model['max_pixels']} pixels, longer side at most {model['max_side']}"
+    transparent = "on white" if transparency_of(model) == "white" else "dropped"
     facts = [
         ("cache", str(directory)),
         ("dataset", f"{manifest.dataset.name} (digest {manifest.dataset.digest[:12]})"),
@@ -31,7 +33,7 @@ def describe(directory: str | Path) -> str:
         *_generations(manifest),
         ("quarantine", f"{manifest.quarantine.num_samples} images"),
         ("vlm", f"{model['config.model_type']}, weights {model['weights'][:12]}, attention {model['attention']}"),
-        ("images", limits),
+        ("images", f"{limits}, transparency {transparent}"),
         ("machine", ", ".join(f"{name} {value}" for name, value in manifest.fingerprint.machine.fields.items())),
         ("fingerprint", manifest.fingerprint.digest[:12]),
     ]

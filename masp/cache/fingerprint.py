@@ -17,7 +17,7 @@ from PIL import features
 from pydantic import AfterValidator
 
 from masp.config import Config
-from masp.config.schema import VlmConfig
+from masp.config.schema import Transparency, VlmConfig
 from masp.errors import InputError, MaspError
 from masp.files.atomic import write_bytes
 from masp.files.fields import Sha256
@@ -54,6 +54,10 @@ CacheDtype = Literal["bf16", "fp16", "fp32", "int8", "fp8"]
 OWN_FIELDS = ("format_version", "weights", "min_pixels", "max_pixels", "max_side", "dtype", "quantisation", "attention")
 """Fields that every model part has, beside those of the VLM's own files (`config.…`, `processor.…`)."""
 
+IF_ABSENT = {"transparency": "white"}
+"""What it means that a model part lacks a field. These are written only with another value, so that whatever was made
+before there was such a choice has the same fingerprint as what is made with this value now."""
+
 
 def _checked_model(model: Fields) -> Fields:
     for name in (*OWN_FIELDS, "config.model_type"):
@@ -61,6 +65,8 @@ def _checked_model(model: Fields) -> Fields:
             raise ValueError(f"must have the field {name}")
     if model["dtype"] not in get_args(CacheDtype):
         raise ValueError(f"must have a dtype that is one of {', '.join(get_args(CacheDtype))}")
+    if model.get("transparency", "white") not in get_args(Transparency):
+        raise ValueError(f"must have a transparency that is one of {', '.join(get_args(Transparency))}")
     if not isinstance(model["weights"], str):
         raise ValueError("must have the digest of the weights as a string")
     canonical_json(model)  # raises ValueError where a number is not finite
@@ -114,7 +120,7 @@ def model_fields(directory: Path, vlm: VlmConfig, dtype: str) -> Fields:
 
     Args:
         directory: Local directory of the VLM.
-        vlm: Section `vlm` of the configuration (attention, min_pixels, max_pixels, max_side).
+        vlm: Section `vlm` of the configuration (attention, min_pixels, max_pixels, max_side, transparency).
         dtype: `cache.dtype`.
 
     Raises:
@@ -126,7 +132,7 @@ def model_fields(directory: Path, vlm: VlmConfig, dtype: str) -> Fields:
         processor.pop(name, None)
     config = _without(_read(directory / "config.json"), VOLATILE)
     quantization = config.pop("quantization_config", None)
-    return {
+    fields = {
         "format_version": FORMAT_VERSION,
         "weights": weights_digest(directory),
         **_flat("config", config),
@@ -138,6 +144,9 @@ def model_fields(directory: Path, vlm: VlmConfig, dtype: str) -> Fields:
         "quantisation": quantization.get("quant_method", "none") if isinstance(quantization, dict) else "none",
         "attention": vlm.attention,
     }
+    if vlm.transparency != IF_ABSENT["transparency"]:
+        fields["transparency"] = vlm.transparency
+    return fields
 
 
 def this_machine(
@@ -175,9 +184,33 @@ def describe_device(device: str) -> str:
 
 
 def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Fields that differ, as `(name, expected, found)`; a missing field is None. `expected`'s order, then new ones."""
+    """Fields that differ, as `(name, expected, found)`; a missing field is what `IF_ABSENT` says, otherwise None.
+
+    In `expected`'s order, then new ones.
+    """
     names = [*expected, *(name for name in found if name not in expected)]
-    return [(n, expected.get(n), found.get(n)) for n in names if expected.get(n) != found.get(n)]
+    values = ((n, expected.get(n, IF_ABSENT.get(n)), found.get(n, IF_ABSENT.get(n))) for n in names)
+    return [(name, old, new) for name, old, new in values if old != new]
+
+
+def transparency_of(model: Mapping[str, Any]) -> str:
+    """What became of transparent pixels, by the model part of a fingerprint."""
+    return model.get("transparency", IF_ABSENT["transparency"])
+
+
+def layout_notes(layout: str, model: Mapping[str, Any]) -> list[str]:
+    """How features differ from what a layout was published with; empty where they do not.
+
+    Args:
+        layout: Layout of the prompt.
+        model: Model part of the fingerprint of the features.
+    """
+    if layout != "released" or transparency_of(model) == "drop":
+        return []
+    return [
+        "layout 'released': features were made with vlm.transparency = 'white', but the published code drops "
+        "transparency; where no image is transparent or of 16 bits, that makes no difference"
+    ]
 
 
 def compare(expected: Mapping[str, Any], found: Mapping[str, Any], what: str, remedy: str) -> None:

@@ -17,6 +17,7 @@ from masp.cli.settings import add_settings
 from masp.errors import InputError, MaspError
 from masp.files.regular import exists
 from masp.files.text import reason
+from masp.taxonomy import CATEGORY_SETS
 
 if TYPE_CHECKING:
     from masp.config import Config
@@ -101,7 +102,7 @@ def _configuration(path: str | None, overrides: Sequence[str]) -> tuple[list[str
     config = load_config(path, overrides)
     stuck: list[str] = []
     checks = {
-        "questions": lambda: f"{len(load_questions(config.questions).emotions)} emotion templates",
+        "questions": lambda: _describe_questions(load_questions(config.questions), config),
         "vlm": lambda: (
             f"{model_part(config)['config.model_type']}, {len(load_prompt(config.vlm.path).tokenizer)} tokens"
         ),
@@ -145,6 +146,11 @@ def _describe(config: Config, stuck: list[str]) -> str:
         if each.hint:
             lines.append(f"warning: {each.hint}")
     return "\n".join(lines)
+
+
+def _describe_questions(questions, config) -> str:
+    categories = config.dataset.categories or CATEGORY_SETS.get(config.dataset.name, ())
+    return f"{len(questions.every_emotion(categories))} emotion templates"
 
 
 def _space(directory: Path) -> str:

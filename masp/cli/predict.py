@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
             broken.append(f"{found.image} ({found.reason})")
             continue
         if arguments.attention:
-            image = load_image(found.image, config.vlm.max_side)
+            image = load_image(found.image, config.vlm.max_side, transparency=config.vlm.transparency)
             entries.append(page_entry(found.image, image, found.prediction, found.probabilities, found.attention))
         print(_as_json(found) if arguments.json else _as_text(found))
     if entries:

@@ -22,6 +22,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Layout = Literal["after_image", "released"]
 Precision = Literal["bf16", "fp16", "fp32"]
 StageName = Literal["stage1", "stage2"]
+Transparency = Literal["white", "drop"]
 
 
 @dataclass
@@ -43,6 +44,11 @@ class VlmConfig(Settings):
 
     max_side: Count | None = 1024
     """Largest longer side of an image; larger images are scaled down before anything else. null: no limit."""
+
+    transparency: Transparency = "white"
+    """What becomes of transparent pixels: `white` pastes an image on white, `drop` shows the colors stored under the
+    transparency. `drop` converts every image as the published code does, by Pillow's own `convert("RGB")`, which also
+    cuts 16-bit images off instead of scaling them. Part of the fingerprint."""
 
 
 @dataclass(kw_only=True)
@@ -131,6 +137,10 @@ class StageConfig(Settings):
     warmup_ratio: Fraction = 0.03
     """Fraction of the steps over which the learning rate increases from zero."""
 
+    schedule: Literal["linear", "published"] = "linear"
+    """How the learning rate increases and decreases: with `linear`, no step has a rate of zero; with `published`, which
+    is the rule of transformers, warmup steps are rounded up and the first step has a rate of zero."""
+
     weight_decay: Fraction = 0.01
     """Weight decay of AdamW."""
 
@@ -138,7 +148,8 @@ class StageConfig(Settings):
     """Largest norm of the gradient; a larger one is scaled down. null: no limit."""
 
     global_batch_size: Count = 8
-    """Images per optimizer step, over all ranks. The published configuration has 1."""
+    """Positions per optimizer step, over all ranks: images, or pairs with `stage1.position: pair`. The published
+    configuration has 1."""
 
     micro_batch_size: Count = 8
     """Largest number of images that a rank runs through the model at once. Affects memory and speed, not the result."""
@@ -178,6 +189,11 @@ class Stage1Config(StageConfig):
     num_epochs: Annotated[int, Field(ge=1, le=100_000), Number] = 3
     """Number of passes over the training split."""
 
+    position: Literal["image", "pair"] = "image"
+    """What a position in the order of training is: `image`, with all its annotated aspects, or `pair`, an image with
+    one of them, as in the published code. Pairs come in an order of their own, and the features of an image are read
+    for each of its pairs."""
+
 
 @dataclass
 class Stage2Config(StageConfig):
@@ -189,9 +205,10 @@ class Stage2Config(StageConfig):
     num_soft_prompt_tokens: Annotated[int, Field(ge=1, le=4096), Number] = 32
     """Vectors of the soft prompt."""
 
-    soft_prompt_init: Literal["normal", "vocabulary", "question"] = "normal"
+    soft_prompt_init: Literal["normal", "vocabulary", "question", "padding_rows"] = "normal"
     """Initial values of the soft prompt: random normal, the embeddings of random tokens of the vocabulary, or those of
-    the aspects, the categories and the question."""
+    the aspects, the categories and the question; `padding_rows`, as the published code: the rows of the embedding table
+    behind the tokenizer's last token, which no token uses."""
 
     vision_features: Boolean = True
     """Put the vision features into the prompt, after the aspect tokens. Without them, an ablation, the language model
@@ -246,8 +263,8 @@ class EvaluateConfig(Settings):
     """Split that is scored."""
 
     scoring: Literal["likelihood", "generate"] = "likelihood"
-    """`likelihood` compares the likelihoods of all categories; `generate` lets the model write a line, which must match
-    the category exactly."""
+    """`likelihood` compares the likelihoods of all categories; `generate` lets the model write a line, which must be a
+    category, in upper or lower case."""
 
     source: Literal["cache", "live"] = "cache"
     """Where features come from: `cache` reads them, `live` runs the encoder on the images."""
@@ -317,7 +334,8 @@ class Config(Settings):
     """Run directory: checkpoints, logs, metrics, the resolved configuration."""
 
     questions: PathText = "configs/questions.yaml"
-    """File of the question templates."""
+    """File of the question templates, YAML or JSON. `configs/questions-published.yaml` asks in the form of the
+    published code, whose own `prompts.json` can be given too; docs/reproduce.md describes the forms."""
 
     aspects: UniqueList[Aspect] = field(default_factory=lambda: list(ASPECTS))
     """Aspects in use, in the order of their tokens in the prompt; an empty list trains the soft prompt alone."""

@@ -11,6 +11,7 @@ from typing import IO
 
 from PIL import Image
 
+from masp.config.schema import Transparency
 from masp.data.pixels import SIDES_SWAPPED, orientation_of, to_rgb, upright
 from masp.data.reading import UnsuitableFile, opened, read_whole
 from masp.errors import DataError
@@ -54,7 +55,10 @@ def _rebuild(reason: str, message: str) -> UnreadableImage:
 
 
 def load_image(
-    path: str | Path, max_side: int | None = None, max_aspect_ratio: float | None = MAX_ASPECT_RATIO
+    path: str | Path,
+    max_side: int | None = None,
+    max_aspect_ratio: float | None = MAX_ASPECT_RATIO,
+    transparency: Transparency = "white",
 ) -> Image.Image:
     """Read an image: the first frame, upright, RGB, scaled down to `max_side`.
 
@@ -62,6 +66,7 @@ def load_image(
         path: Path of the image file.
         max_side: See `limited_size`.
         max_aspect_ratio: Largest ratio of the sides that the VLM takes; None takes any.
+        transparency: See `masp.data.pixels.to_rgb`.
 
     Returns:
         An image of mode RGB that holds no file open.
@@ -72,7 +77,7 @@ def load_image(
     """
     data = read_image_file(path)
     try:
-        return decode_image(data, max_side, max_aspect_ratio)
+        return decode_image(data, max_side, max_aspect_ratio, transparency)
     except UnreadableImage as error:
         raise UnreadableImage(error.reason, path) from error.__cause__
 
@@ -102,13 +107,16 @@ def read_image_file(path: str | Path) -> bytes:
 
 
 def decode_image(
-    data: bytes, max_side: int | None = None, max_aspect_ratio: float | None = MAX_ASPECT_RATIO
+    data: bytes,
+    max_side: int | None = None,
+    max_aspect_ratio: float | None = MAX_ASPECT_RATIO,
+    transparency: Transparency = "white",
 ) -> Image.Image:
     """Decode an image file's bytes as `load_image` does.
 
     Args:
         data: Content of the file.
-        max_side, max_aspect_ratio: See `load_image`.
+        max_side, max_aspect_ratio, transparency: See `load_image`.
 
     Returns:
         An image of mode RGB.
@@ -117,16 +125,18 @@ def decode_image(
         UnreadableImage: These bytes are not an image, or a damaged, too large or too long one.
     """
     with _quiet():
-        return _decoded(data, max_side, max_aspect_ratio)
+        return _decoded(data, max_side, max_aspect_ratio, transparency)
 
 
-def _decoded(data: bytes, max_side: int | None, max_aspect_ratio: float | None) -> Image.Image:
+def _decoded(
+    data: bytes, max_side: int | None, max_aspect_ratio: float | None, transparency: Transparency
+) -> Image.Image:
     stored = _opened(io.BytesIO(data))
     _check_pixels(stored)
     try:
         # Pillow decodes here; a file that ends early or is damaged fails here and not before.
         stored.load()
-        image = to_rgb(stored)
+        image = to_rgb(stored, transparency)
     except MemoryError:
         raise
     except Exception as error:

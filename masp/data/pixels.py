@@ -6,6 +6,8 @@ import struct
 import numpy as np
 from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
 
+from masp.config.schema import Transparency
+
 _ORIENTATION = 0x0112
 # What EXIF's orientation says must be done to the stored pixels to see them upright.
 _TRANSPOSE = {
@@ -35,7 +37,7 @@ SIDES_SWAPPED = (5, 6, 7, 8)
 _WHITE = (255, 255, 255, 255)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, transparency: Transparency = "white") -> Image.Image:
     """Convert a decoded image to mode RGB.
 
     What is transparent becomes white: the page that such images are drawn for. Dropping the transparency instead, as
@@ -46,6 +48,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     Args:
         image: Decoded image, of any mode of Pillow.
+        transparency: `white` for the above; `drop` for what Pillow's `convert("RGB")` returns, bit for bit, as the
+            published code calls it.
 
     Returns:
         The image in mode RGB, of the same size.
@@ -55,6 +59,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
+    if transparency == "drop":
+        # Pillow converts this mode, which no decoder returns, only by way of its plain form.
+        return (image.convert("LA") if image.mode == "La" else image).convert("RGB")
     if image.mode.startswith("I") or image.mode == "F":
         return _from_deep(image)
     if image.mode == "LAB":

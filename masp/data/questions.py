@@ -1,23 +1,35 @@
-"""The questions put to the language model: several templates per aspect and for the emotion, from a YAML file.
+"""The questions put to the language model: several templates per aspect and for the emotion, from a YAML or JSON file.
 
 Training draws a template (and the order of the categories) from a hash of `(seed, epoch, sample_key, aspect)`, so that
 what a sample is asked depends on neither rank, worker nor the samples before it.
+
+A file in the form of the published code, `prompts.json`, is read as well: it maps each aspect, and `emotion`, to a list
+of templates, and `{}` in a template about the emotion is the list of categories.
 """
 
 from __future__ import annotations
 
+import re
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 from masp.config.yaml_text import read_yaml
 from masp.errors import InputError
+from masp.files.regular import read_bytes
 from masp.files.text import nfc, shown
-from masp.files.typed import is_text
+from masp.files.typed import Json, decode, is_text
+from masp.taxonomy import normalize_category
 
-SLOT = "{categories}"
-"""Where an emotion template lists the categories."""
+EMOTION = "emotion"
+"""Key of the templates about the emotion."""
+SLOT, LIST_SLOT = "{categories}", "{categories_list}"
+"""Where an emotion template lists the categories: joined with ", ", or in the published form, `['joy', 'fear']`."""
+MAX_FILE_BYTES = 1 << 20
+_ALMOST_A_SLOT = re.compile(r"\{\}|\{[^{}]*categor[^{}]*\}", re.IGNORECASE)
 
 
 def _draw(*what: object) -> int:
@@ -34,7 +46,8 @@ class Questions:
     aspects: Mapping[str, tuple[str, ...]]
     """Aspect -> its templates, each a whole question."""
     emotions: tuple[str, ...]
-    """Templates of the emotion question, each with one `{categories}`."""
+    """Templates of the emotion question, each with one `{categories}` or `{categories_list}`, or with neither where it
+    names the categories itself."""
 
     def aspect(self, aspect: str, seed: int, epoch: int, sample_key: str) -> str:
         """The question about an aspect that this sample is asked in this epoch."""
@@ -50,11 +63,34 @@ class Questions:
         draw = ("emotion", seed, epoch, sample_key)
         template = self.emotions[_draw("template", *draw) % len(self.emotions)]
         order = sorted(categories, key=lambda category: (_draw("order", *draw, category), category))
-        return template.replace(SLOT, ", ".join(order))
+        return self._asked(template, order)
 
     def emotion_first(self, categories: Sequence[str]) -> str:
         """The emotion question in evaluation: first template, categories as given."""
-        return self.emotions[0].replace(SLOT, ", ".join(categories))
+        return self._asked(self.emotions[0], categories)
+
+    def every_emotion(self, categories: Sequence[str]) -> tuple[str, ...]:
+        """The emotion questions of all templates, categories as given.
+
+        Raises:
+            InputError: A template that names the categories itself lacks one of these.
+        """
+        return tuple(self._asked(template, categories) for template in self.emotions)
+
+    def _asked(self, template: str, categories: Sequence[str]) -> str:
+        """A template with the categories in their place."""
+        if SLOT in template:
+            return template.replace(SLOT, ", ".join(categories))
+        if LIST_SLOT in template:
+            return template.replace(LIST_SLOT, repr(list(categories)))
+        named = normalize_category(template)
+        for category in categories:
+            if not re.search(rf"(?<!\w){re.escape(normalize_category(category))}(?!\w)", named):
+                raise InputError(
+                    f"{self.path}: {EMOTION}: {shown(template)} does not name {shown(category)}: it must name every "
+                    f"category, or hold {SLOT} or {LIST_SLOT} once"
+                )
+        return template
 
     def templates(self, aspect: str) -> tuple[str, ...]:
         """All templates of an aspect.
@@ -70,21 +106,39 @@ class Questions:
 def load_questions(path: str | Path) -> Questions:
     """Read and check a questions file.
 
+    Args:
+        path: A YAML file, or a JSON file whose name ends in `.json`.
+
     Raises:
-        InputError: Unreadable, not valid YAML, or something else than templates where templates belong.
+        InputError: Unreadable, not valid YAML or JSON, or something else than templates where templates belong.
     """
-    content, _ = read_yaml(path, "questions")
-    if set(content) != {"aspects", "emotion"}:
+    content = _read_json(path) if str(path).lower().endswith(".json") else read_yaml(path, "questions")[0]
+    is_published = EMOTION in content and len(content) > 1 and all(isinstance(item, list) for item in content.values())
+    if is_published:
+        content = {"aspects": {name: value for name, value in content.items() if name != EMOTION}, **content}
+    elif set(content) != {"aspects", EMOTION}:
         keys = shown(", ".join(content)) if content else "none"
-        raise InputError(f"{path}: must have the keys aspects and emotion and no others, has {keys}")
+        raise InputError(
+            f"{path}: must have the keys aspects and {EMOTION} and no others, or map {EMOTION} and each aspect to a "
+            f"list of questions; has {keys}"
+        )
     if not isinstance(content["aspects"], dict):
         raise InputError(f"{path}: aspects must map each aspect to a list of questions, is {shown(content['aspects'])}")
-    aspects = {name: _templates(path, f"aspects.{name}", value) for name, value in content["aspects"].items()}
-    emotions = _templates(path, "emotion", content["emotion"])
+    prefix = "" if is_published else "aspects."
+    aspects = {name: _templates(path, f"{prefix}{name}", value) for name, value in content["aspects"].items()}
+    emotions = _templates(path, EMOTION, content[EMOTION])
+    if is_published:
+        emotions = tuple(_from_published(path, template) for template in emotions)
     for template in emotions:
-        if template.count(SLOT) != 1:
-            raise InputError(f"{path}: emotion: {shown(template)} must hold {SLOT} exactly once")
+        _check_slots(path, template)
     return Questions(str(path), aspects, emotions)
+
+
+def _read_json(path: str | Path) -> dict[str, Any]:
+    data = read_bytes(Path(path), max_bytes=MAX_FILE_BYTES, key="questions")
+    if data is None:
+        raise InputError(f"questions: {path} does not exist")
+    return decode(dict[str, Json], data.removeprefix(b"\xef\xbb\xbf"), f"questions: {path}", error=InputError)
 
 
 def _templates(path: str | Path, key: str, value: object) -> tuple[str, ...]:
@@ -94,3 +148,47 @@ def _templates(path: str | Path, key: str, value: object) -> tuple[str, ...]:
         if not isinstance(item, str) or not item.strip() or not is_text(item):
             raise InputError(f"{path}: {key}: {shown(item)} is not a question; give a non-empty string")
     return tuple(nfc(item.strip()) for item in value)
+
+
+def _check_slots(path: str | Path, template: str) -> None:
+    """Refuse a template with several lists, or with a misspelled one, which would be asked as it is."""
+    num_slots = template.count(SLOT) + template.count(LIST_SLOT)
+    if num_slots > 1:
+        raise InputError(f"{path}: {EMOTION}: {shown(template)} must hold {SLOT} or {LIST_SLOT} exactly once")
+    almost = None if num_slots else _ALMOST_A_SLOT.search(template)
+    if almost:
+        raise InputError(
+            f"{path}: {EMOTION}: {shown(template)}: {shown(almost[0])} is not a slot; must hold {SLOT} (joy, fear) or "
+            f"{LIST_SLOT} (['joy', 'fear']) exactly once, or name every category"
+        )
+
+
+def _from_published(path: str | Path, template: str) -> str:
+    """A template of `prompts.json` in our form.
+
+    The published code formats it twice, first with the list, then with the joined categories: `{}` becomes the list,
+    `{{}}` the joined categories, and a brace that is meant must be written four times.
+    """
+    list_mark, joined_mark = "\ue000", "\ue001"  # private characters, which no template holds
+    if list_mark in template or joined_mark in template:
+        raise InputError(f"{path}: {EMOTION}: {shown(template)} holds a character of Unicode's private use area")
+    try:
+        marked = _formatted(_formatted(template, list_mark), joined_mark)
+    except ValueError as error:
+        raise InputError(
+            f"{path}: {EMOTION}: {shown(template)}: {error}; in this form {{}} is the list of categories"
+        ) from None
+    return marked.replace(list_mark, LIST_SLOT).replace(joined_mark, SLOT)
+
+
+def _formatted(template: str, value: str) -> str:
+    """`template.format(value)` for fields `{}` and `{0}` alone: others could reach into objects or fill the memory."""
+    pieces = []
+    for text, name, form, conversion in string.Formatter().parse(template):
+        pieces.append(text)
+        if name is None:
+            continue
+        if name not in ("", "0") or form or conversion:
+            raise ValueError(f"{shown('{' + name + '}')} is not a valid field")
+        pieces.append(value)
+    return "".join(pieces)

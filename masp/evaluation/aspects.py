@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from masp.artifacts.trained import load_trained_aspects
-from masp.cache.fingerprint import fingerprint_digest
+from masp.cache.fingerprint import fingerprint_digest, layout_notes
 from masp.config import Config
 from masp.data.answers import LEVEL_ASPECTS, LEVELS, LIST_ASPECTS
 from masp.data.questions import Questions
@@ -24,7 +24,7 @@ from masp.errors import InputError
 from masp.evaluation.emotions import length_notes
 from masp.evaluation.feed import Feed, Item, machines_of, mixed_notes
 from masp.evaluation.protocol import Evaluation
-from masp.evaluation.scorers import AspectScorer, ScoreRequest
+from masp.evaluation.scorers import DECISION, AspectScorer, ScoreRequest
 from masp.files.sealed import digest_of
 from masp.files.text import shown
 from masp.results.aspect_metrics import OpenMetrics, compute_aspect_metrics
@@ -93,7 +93,8 @@ class AspectEvaluation(Evaluation):
             for aspect, choices in self.closed.items()
             for note in length_notes(config, self.layout, choices)
         ]
-        self.notes = [*feed.notes(), *self.length_notes]
+        self.layout_notes = layout_notes(self.layout, feed.model)
+        self.notes = [*feed.notes(), *self.length_notes, *self.layout_notes]
         self.identity = self._identity()
         self.scorer: AspectScorer | None = None
 
@@ -155,7 +156,13 @@ class AspectEvaluation(Evaluation):
             "split": config.evaluate.split,
             "source": config.evaluate.source,
             "layout": self.layout,
-            "notes": [*mixed_notes(machines), *self.feed.notes(), *self.feed.warnings(), *self.length_notes],
+            "notes": [
+                *mixed_notes(machines),
+                *self.feed.notes(),
+                *self.feed.warnings(),
+                *self.length_notes,
+                *self.layout_notes,
+            ],
             "time": time.time(),
             "lineage": {
                 "aspect": asdict(self.lineage),
@@ -182,7 +189,7 @@ class AspectEvaluation(Evaluation):
 
     def _identity(self) -> dict[str, Any]:
         config = self.config
-        return {
+        identity = {
             "stage": "stage1",
             "model": fingerprint_digest(self.feed.model),
             "samples": self.feed.data_digest,
@@ -197,6 +204,9 @@ class AspectEvaluation(Evaluation):
             "aspects": list(config.aspects),
             "aspect_digest": self.lineage.digest,
         }
+        if any(aspect not in self.closed for aspect in self.longest):
+            identity["decision"] = DECISION
+        return identity
 
 
 def num_tokens_of_longest(prompt: Prompt, answers: Mapping[str, Iterable[str]]) -> dict[str, int]:

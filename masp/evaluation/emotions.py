@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from masp.artifacts.trained import Trained, load_trained
-from masp.cache.fingerprint import differences, fingerprint_digest
+from masp.cache.fingerprint import differences, fingerprint_digest, layout_notes
 from masp.config import Config
 from masp.data.questions import Questions
 from masp.errors import InputError
@@ -23,7 +23,7 @@ from masp.evaluation.feed import Feed, Item, machines_of, mixed_notes
 from masp.evaluation.findings import count_split, emotion_findings, left_out_notes, summary_lines
 from masp.evaluation.prompts import FIRST, Wording
 from masp.evaluation.protocol import Evaluation
-from masp.evaluation.scorers import EmotionScorer, ScoreRequest
+from masp.evaluation.scorers import DECISION, EmotionScorer, ScoreRequest
 from masp.files.text import MAX_REASON, shortened, shown
 from masp.models.likelihood import cut_short
 from masp.results.attention_maps import read_attention
@@ -103,7 +103,8 @@ class EmotionEvaluation(Evaluation):
         }
         self.images = list(self.label_of)
         self.length_notes = length_notes(config, self.trained.layout, self.categories)
-        self.data_notes = [*feed.notes(), *left_out_notes(self.split), *self.length_notes]
+        layout = layout_notes(self.trained.layout, feed.model)
+        self.data_notes = [*feed.notes(), *left_out_notes(self.split), *self.length_notes, *layout]
         self.notes = [*machine_notes(self.trained, feed.machine), *self.data_notes]
         self.aspects_shown = list(config.aspects) if config.evaluate.attention and self.trained.aspects else []
         self.identity = self._identity()
@@ -201,6 +202,8 @@ class EmotionEvaluation(Evaluation):
             "soft_prompt_digest": trained.soft_prompt_lineage.digest if trained.soft_prompt_lineage else None,
         }
         # said only where they are asked for, so that ledgers from before there was such a choice go on
+        if config.evaluate.scoring == "generate":
+            identity["decision"] = DECISION
         if self.asked.is_mapped:
             identity["category_map"] = self.asked.shown()
         if self.aspects_shown:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from masp.artifacts.trained import Trained, load_trained
-from masp.cache.fingerprint import machine_part, model_part
+from masp.cache.fingerprint import layout_notes, machine_part, model_part
 from masp.config import Config
 from masp.data.questions import load_questions
 from masp.data.reading import UnsuitableFile, opened
@@ -90,10 +90,14 @@ class Predictor:
         self.config = config
         self.questions = load_questions(config.questions)
         hidden_size = load_config(resolve_directory(config.vlm.path)).text_config.hidden_size
-        self.trained: Trained = load_trained(config, hidden_size, model_part(config))
+        model = model_part(config)
+        self.trained: Trained = load_trained(config, hidden_size, model)
         self.categories = _categories(config, self.trained)
-        self.notes = machine_notes(self.trained, machine_part(config).fields)
-        """How this machine differs from the one that made the features of training."""
+        self.notes = [
+            *machine_notes(self.trained, machine_part(config).fields),
+            *layout_notes(self.trained.layout, model),
+        ]
+        """How the features differ from those of training and of the published code."""
 
     def predict(self, images: Sequence[str], attention: bool = False) -> Iterator[Prediction | Unreadable]:
         """Predict the emotion of each image in turn.

@@ -16,15 +16,18 @@ from torch import Tensor
 from masp.artifacts.trained import Trained
 from masp.config import Config
 from masp.data.questions import Questions
-from masp.files.text import nfc
 from masp.models.forward import Stage2Model, num_logits, run
 from masp.models.generation import generate
 from masp.models.likelihood import Scored, score_categories
 from masp.models.sequence import Batch, build_sequence, make_batch, pad_features
 from masp.models.trainable import AspectModules
 from masp.runtime.devices import torch_dtype
+from masp.taxonomy import normalize_category
 from masp.vlm.language import LanguageHalf, load_language_half
 from masp.vlm.prompt import Prompt, load_prompt
+
+DECISION = "first line, lower case"
+"""How a generated text becomes an answer; part of the identity of an evaluation that generates."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +124,8 @@ class EmotionScorer(Scorer):
         ).to(self.device, self.dtype)
         if self.config.evaluate.scoring == "generate":
             lines = _generated(self.model, batch, self.config.evaluate.max_new_tokens, self.prompt)
-            # matched exactly but for spaces around it
-            return [Score(line if line in self.categories else None, None, None, text) for line, text in lines]
+            named = {normalize_category(category): category for category in self.categories}
+            return [Score(named.get(line), None, None, text) for line, text in lines]
         return _likeliest(self.model, batch, self.categories, self.candidates, self.prompt, self.layout)
 
     @torch.inference_mode()
@@ -229,7 +232,12 @@ def _likeliest(
 
 
 def _generated(model: Scored, batch: Batch, max_new_tokens: int, prompt: Prompt) -> list[tuple[str, str]]:
-    """Let the model write: the first line without spaces around it, and the whole text."""
+    """Let the model write: the answer that counts, and the whole text."""
     rows, _ = generate(model, batch, max_new_tokens, prompt.stop)
     texts = [prompt.decode(ids) for ids in rows]
-    return [(nfc(text.split("\n")[0].strip()), text) for text in texts]
+    return [(written_answer(text), text) for text in texts]
+
+
+def written_answer(text: str) -> str:
+    """The answer in a generated text: its first line, in the form in which categories and answers are compared."""
+    return normalize_category(text.split("\n")[0])

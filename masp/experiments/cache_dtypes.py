@@ -199,7 +199,7 @@ def _trained(config: Config, hidden_size: int) -> tuple[Trained, str]:
 def _chunks(config: Config, samples: Sequence[Sample]) -> Iterator[tuple[list[PreparedImage], list[str]]]:
     """Readable images and their labels, `evaluate.batch_size` at a time."""
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
-    images = ImageDataset(samples, preprocessor, config.vlm.max_side)
+    images = ImageDataset(samples, preprocessor, config.vlm)
     device = pick_device(config.extract.device, "extract.device")
     with image_stream(images, config.extract.num_workers, "extract.num_workers", device) as stream:
         for start in range(0, len(samples), config.evaluate.batch_size):

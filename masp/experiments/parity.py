@@ -157,6 +157,7 @@ def _config(case: Path, vlm: str, directory: Path) -> Config:
         [
             f"vlm.path={vlm}",
             f"vlm.max_side={MAX_SIDE}",
+            "vlm.transparency=drop",
             f"dataset.root={directory / 'data'}",
             "dataset.name=folder",
             f"cache.dir={directory / 'cache'}",

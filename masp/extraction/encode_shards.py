@@ -51,7 +51,7 @@ def encode_shards(
     torch.set_num_threads(config.extract.num_threads)
     samples = [sample for shard in todo for sample in shard.samples]
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
-    images = ImageDataset(samples, preprocessor, config.vlm.max_side)
+    images = ImageDataset(samples, preprocessor, config.vlm)
     try:
         device = pick_device(config.extract.device, "extract.device")
         # workers are forked before there are threads

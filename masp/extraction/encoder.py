@@ -27,7 +27,7 @@ class Encoder:
 
     def stream(self, samples: Sequence[HasImage], num_workers: int) -> ReadAhead:
         """Preprocessed images of samples, in order."""
-        images = ImageDataset(samples, self.preprocessor, self.config.vlm.max_side)
+        images = ImageDataset(samples, self.preprocessor, self.config.vlm)
         return image_stream(images, num_workers, "evaluate.num_workers", self.device)
 
     def encode(self, images: Sequence[PreparedImage]) -> list[Tensor]:

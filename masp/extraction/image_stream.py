@@ -14,6 +14,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from masp.cache.shard_state import Source
+from masp.config.schema import VlmConfig
 from masp.data.images import UnreadableImage, decode_image, read_image_file
 from masp.files.text import first_line, reason
 from masp.runtime.prefetch import ReadAhead
@@ -59,10 +60,16 @@ class HasImage(Protocol):
 
 
 class ImageDataset(Dataset):
-    """The images of samples, in their order."""
+    """The images of samples, in their order.
 
-    def __init__(self, samples: Sequence[HasImage], preprocessor: Preprocessor, max_side: int | None):
-        self.samples, self.preprocessor, self.max_side = samples, preprocessor, max_side
+    Args:
+        samples: Whatever has an image file.
+        preprocessor: Image processor of the VLM.
+        vlm: Section `vlm` of the configuration (max_side, transparency).
+    """
+
+    def __init__(self, samples: Sequence[HasImage], preprocessor: Preprocessor, vlm: VlmConfig):
+        self.samples, self.preprocessor, self.vlm = samples, preprocessor, vlm
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -76,7 +83,7 @@ class ImageDataset(Dataset):
             data = read_image_file(path)
             # digested and decoded are the same bytes
             source = Source(len(data), mtime_ns, hashlib.sha256(data).hexdigest())
-            image = decode_image(data, self.max_side)
+            image = decode_image(data, self.vlm.max_side, transparency=self.vlm.transparency)
             pixel_values, grid = self.preprocessor(image)
         except UnreadableImage as error:
             return self._blank(source, error.reason)

@@ -122,6 +122,10 @@ class Stage1Model(nn.Module):
     def trained(self) -> nn.Module:
         return self.aspect_modules
 
+    def parts(self) -> dict[str, nn.Module]:
+        """What is trained, by aspect. A part that no sample of a step asks for does not move in it."""
+        return dict(self.aspect_modules.by_aspect.items())
+
     def forward(self, batch: Batch) -> Tensor:
         """Losses of the rows `[B]`, fp32."""
         tokens = self.aspect_modules(batch.features, batch.feature_mask)
@@ -149,6 +153,10 @@ class Stage2Model(nn.Module):
     def trained(self) -> nn.Module:
         assert self.soft_prompt is not None, "without a soft prompt nothing is trained"
         return self.soft_prompt
+
+    def parts(self) -> dict[str, nn.Module]:
+        """What is trained: the soft prompt, which every sample asks for."""
+        return {"soft_prompt": self.trained()}
 
     def hidden(self, batch: Batch, cache=None) -> Tensor:
         """Hidden states of the suffix `[B, Ls, D]`."""

@@ -112,16 +112,16 @@ def initial_soft_prompt(
 
     Args:
         kind: Kind of start: `normal` (unit normal times the embeddings' standard deviation), `vocabulary` (embeddings
-            of tokens drawn at random) or `question` (embeddings of `text_ids`, repeated to length).
+            of tokens drawn at random), `question` or `padding_rows` (embeddings of `text_ids`, repeated to length).
         num_tokens: Length of the soft prompt.
         embeddings: Word embeddings of the VLM `[V, D]`.
-        text_ids: Token ids that `question` starts from.
+        text_ids: Rows of `embeddings` that `question` or `padding_rows` starts from.
         generator: CPU generator of the random draws.
 
     Returns:
         `[num_tokens, D]`, fp32.
     """
-    if kind == "question":
+    if kind in ("question", "padding_rows"):
         ids = torch.tensor([text_ids[i % len(text_ids)] for i in range(num_tokens)])
         return embeddings[ids.to(embeddings.device)].float()
     if kind == "vocabulary":

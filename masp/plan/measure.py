@@ -93,7 +93,8 @@ def _encoder_rate(config: Config, vision: VisionShape, images: Sequence[PlannedI
     ready = []
     for planned in images:
         try:
-            ready.append((planned, *preprocessor(load_image(planned.sample.image_path, config.vlm.max_side))))
+            path, vlm = planned.sample.image_path, config.vlm
+            ready.append((planned, *preprocessor(load_image(path, vlm.max_side, transparency=vlm.transparency))))
         except (UnreadableImage, OSError):
             continue  # its header was whole, the rest is not: extraction would put it in quarantine
     if not ready:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from masp.config import Config
-from masp.data.questions import SLOT, load_questions
+from masp.data.questions import load_questions
 from masp.data.sample import Sample
 from masp.errors import InputError
 from masp.vlm.prompt import load_prompt
@@ -58,12 +58,11 @@ def count_words(config: Config, samples: Sequence[Sample], categories: Sequence[
         for aspect, answer in sample.answers.items():
             if aspect in by_aspect:
                 by_aspect[aspect][answer] = by_aspect[aspect].get(answer, 0) + 1
-    listed = ", ".join(categories)
     return Words(
         *template,
         questions={a: statistics.mean(tokens(t) for t in questions.templates(a)) for a in config.aspects},
         answers={aspect: _mean(answers, tokens) for aspect, answers in by_aspect.items()},
-        emotion_question=statistics.mean(tokens(t.replace(SLOT, listed)) for t in questions.emotions),
+        emotion_question=statistics.mean(map(tokens, questions.every_emotion(categories))),
         emotion_answer=_mean(emotions, tokens),
         counted=counted,
     )

@@ -39,7 +39,7 @@ class StageWork:
 
     num_epochs: int
     num_images: int
-    """Images of an epoch."""
+    """Images of an epoch, each as often as its features are read: with `stage1.position: pair` once per answer."""
     num_rows: int
     """Sequences of an epoch."""
     tokens_per_epoch: float
@@ -171,18 +171,21 @@ def stage1_work(config: Config, language: LanguageShape, words: Words, train: Se
     if not images:
         return StageWork(settings.num_epochs, 0, 0, 0.0, 0.0)
     num_rows = sum(asked.values())
-    together = _images_together(settings, sum(p.num_tokens for p in images) / len(images)) * num_rows / len(images)
+    num_positions = num_rows if settings.position == "pair" else len(images)
+    mean_tokens = sum(p.num_tokens for p in images) / len(images)
+    together = _images_together(settings, mean_tokens) * num_rows / num_positions
     tokens = flops = 0.0
     for aspect, count in asked.items():
         lengths = stage1_lengths(config, words, aspect)
         tokens += count * (lengths.suffix + lengths.prefix / max(1.0, together))
         flops += count * row_flops(language, lengths, together)
-    # every module runs on every image, also where the aspect has no answer, so that ranks agree
-    flops += len(config.aspects) * sum(
+    # every module runs on every image that is read, also where the aspect has no answer, so that ranks agree
+    modules = len(config.aspects) * sum(
         count * aspect_module_flops(language.width, num_queries, num_tokens, gradient=True)
         for num_tokens, count in Counter(p.num_tokens for p in images).items()
     )
-    return StageWork(settings.num_epochs, len(images), num_rows, tokens, flops)
+    flops += modules * num_positions / len(images)
+    return StageWork(settings.num_epochs, num_positions, num_rows, tokens, flops)
 
 
 def stage2_work(config: Config, language: LanguageShape, words: Words, train: Sequence[PlannedImage]) -> StageWork:

@@ -144,7 +144,7 @@ def attended_images(evaluate_dir: Path, config: RunConfig) -> list[Attended]:
         if file is None:
             continue
         try:
-            image = load_image(file, config.max_side)
+            image = load_image(file, config.max_side, transparency=config.transparency)
         except (UnreadableImage, OSError):
             continue
         entries.append(Attended(name, label, prediction, data_address(small(image)), aspect_images(image, maps[key])))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from masp.config.schema import Transparency
 from masp.config.yaml_text import parse_yaml
 from masp.errors import InputError
 from masp.files.regular import is_file
@@ -25,6 +26,8 @@ class RunConfig:
     vlm: str | None = None
     max_side: int | None = None
     """Longer side to which images were brought first."""
+    transparency: Transparency = "white"
+    """What became of transparent pixels."""
     aspect: Path | None = None
     """File of the aspect modules."""
     soft_prompt: Path | None = None
@@ -44,7 +47,7 @@ def find_config(*directories: Path) -> RunConfig:
     root, aspect, soft_prompt = (
         _text(tree, *key) for key in (("dataset", "root"), ("checkpoint", "aspect"), ("checkpoint", "soft_prompt"))
     )
-    max_side = _at(tree, "vlm", "max_side")
+    max_side, transparency = _at(tree, "vlm", "max_side"), _at(tree, "vlm", "transparency")
     return RunConfig(
         text=text,
         dataset_name=_text(tree, "dataset", "name"),
@@ -54,6 +57,7 @@ def find_config(*directories: Path) -> RunConfig:
         layout=_text(tree, "stage2", "layout"),
         vlm=_text(tree, "vlm", "path"),
         max_side=max_side if type(max_side) is int and max_side > 0 else None,
+        transparency="drop" if transparency == "drop" else "white",
         aspect=None if aspect is None else Path(aspect),
         soft_prompt=None if soft_prompt is None else Path(soft_prompt),
     )

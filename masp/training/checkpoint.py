@@ -38,6 +38,8 @@ class EngineCounters:
     """Steps lost to fp16's loss scale since the run began."""
     loss_scale: dict[str, int | float] | None = None
     """State of the loss scaler by the names that DeepSpeed gives it; None but in fp16."""
+    taken: dict[str, int] | None = None
+    """Steps that each part has taken; None in checkpoints from before a part could be left out: each has taken all."""
 
 
 @dataclass(frozen=True)
@@ -158,11 +160,12 @@ def _to_json(checkpoint: Checkpoint, digest: str) -> dict[str, Any]:
     """The content of `state.json`."""
     engine, validation = checkpoint.engine, checkpoint.validation
     scale = {} if engine.loss_scale is None else {"loss_scale": dict(engine.loss_scale)}
+    taken = {} if engine.taken is None else {"taken": dict(engine.taken)}
     return {
         "step": checkpoint.step,
         "identity": checkpoint.identity,
         "tensors": digest,
-        "engine": {"skipped_steps": engine.skipped_steps, **scale},
+        "engine": {"skipped_steps": engine.skipped_steps, **scale, **taken},
         "validation": {} if validation is None else asdict(validation),
     }
 

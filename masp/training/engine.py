@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -22,6 +22,7 @@ from masp.config.schema import EngineConfig, StageConfig
 from masp.distributed.collectives import sum_tensor
 from masp.distributed.ranks import Ranks
 from masp.errors import InputError
+from masp.models.forward import Stage1Model, Stage2Model
 from masp.models.sequence import Batch
 from masp.runtime.devices import torch_dtype
 from masp.training.checkpoint import EngineCounters
@@ -114,14 +115,21 @@ def make_partition(engine: EngineConfig, stage: StageConfig) -> Partition | None
     return Partition(config) if config["zero_optimization"]["stage"] == 3 else None
 
 
-def optimizer_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Trainable parameters in two groups: matrices with weight decay, vectors (biases) without, as is usual."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+def optimizer_groups(parts: Mapping[str, nn.Module], weight_decay: float) -> list[dict]:
+    """Parameters in two groups per part: matrices with weight decay, vectors (biases) without, as is usual.
+
+    Groups of their own, because DeepSpeed flattens a group into one tensor, which moves as a whole or not at all.
+
+    Args:
+        parts: What is trained, by name.
+        weight_decay: Weight decay of the matrices.
+    """
     return [
-        {"params": group, "weight_decay": decay, "lr": 0.0}
+        {"params": group, "weight_decay": decay, "lr": 0.0, "part": name}
+        for name, module in parts.items()
         for group, decay in (
-            ([p for p in trained if p.dim() > 1], weight_decay),
-            ([p for p in trained if p.dim() == 1], 0.0),
+            ([p for p in module.parameters() if p.dim() > 1], weight_decay),
+            ([p for p in module.parameters() if p.dim() == 1], 0.0),
         )
         if group
     ]
@@ -131,24 +139,35 @@ class Engine:
     """A model under DeepSpeed.
 
     Args:
-        model: Model whose forward maps a `Batch` to the losses of the rows `[B]`.
+        model: Model whose forward maps a `Batch` to the losses of the rows `[B]`; its `parts()` are trained.
         engine: Settings of the engine: precision and ZeRO stage.
         stage: Settings of the stage: weight decay and clipping.
         ranks: This process among the others; `masp.distributed.ranks.join` was called.
         device: `cpu` or `cuda`.
     """
 
-    def __init__(self, model: nn.Module, engine: EngineConfig, stage: StageConfig, ranks: Ranks, device: str):
+    def __init__(
+        self, model: Stage1Model | Stage2Model, engine: EngineConfig, stage: StageConfig, ranks: Ranks, device: str
+    ):
         self.ranks, self.device, self.dtype = ranks, device, torch_dtype(engine.precision)
         plain = [parameter for parameter in model.parameters() if not hasattr(parameter, "ds_id")]
         if len(plain) < len(list(model.parameters())):
             for parameter in plain:  # DeepSpeed casts a model only where nothing was divided before
                 parameter.data = parameter.data.to(self.dtype)
-        self.inner = torch.optim.AdamW(optimizer_groups(model, stage.weight_decay))
+        parts = model.parts()
+        part_of = {id(p): name for name, module in parts.items() for p in module.parameters()}
+        self.inner = torch.optim.AdamW(optimizer_groups(parts, stage.weight_decay))
+        self.inner.register_step_pre_hook(self._hide_gradients)
+        self.inner.register_step_post_hook(self._put_back)
+        self._absent: frozenset[str] = frozenset()
+        self._left_out: list[tuple[Tensor, Tensor | None]] = []
+        self.taken = dict.fromkeys(parts, 0)
+        """Steps that each part has taken."""
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=self.inner, config=deepspeed_config(engine, stage)
         )
         self.names = {name: p for name, p in self.engine.module.named_parameters() if p.requires_grad}
+        self.part_of = {name: part_of[id(p)] for name, p in self.names.items()}
         self.sharded = self.optimizer is not self.inner  # masters and moments live in DeepSpeed's partitions
         self.num_steps = self._skipped_before = 0
         self.row_losses: list[Tensor] = []
@@ -158,6 +177,24 @@ class Engine:
         if not self.fp16:
             for parameter in self.names.values():
                 parameter.register_hook(self._look_at)
+
+    def _hide_gradients(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        """Before the optimizer's step: without a gradient it passes over a tensor, moments and weight decay included.
+
+        The gradient of a part that no sample asked for is there, and zero, since every part runs in every micro-batch.
+        DeepSpeed hands over one group at a time.
+        """
+        for group in optimizer.param_groups:
+            if group["part"] in self._absent:
+                for tensor in group["params"]:
+                    self._left_out.append((tensor, tensor.grad))
+                    tensor.grad = None
+
+    def _put_back(self, *_: object) -> None:
+        """After the optimizer's step: with `offload`, DeepSpeed keeps its gradients in the same tensors for ever."""
+        for tensor, gradient in self._left_out:
+            tensor.grad = gradient
+        self._left_out.clear()
 
     def _look_at(self, gradient: Tensor) -> None:
         """Add up each gradient before ranks are summed: one that is not finite shows here, and is not yet in Adam."""
@@ -188,6 +225,14 @@ class Engine:
         total, num_bad, *summed = sum_tensor(torch.cat([torch.stack([loss_sum, bad]), more])).tolist()
         return Accumulated(total, num_bad == 0, summed)
 
+    def leave_out(self, parts: Collection[str]) -> None:
+        """Leave parts as they are in the next `update`, as if that step had not been.
+
+        Args:
+            parts: Those that no sample of the global batch asks for, the same on all ranks.
+        """
+        self._absent = frozenset(parts)
+
     def update(self, learning_rate: float) -> float:
         """Take the step that was accumulated.
 
@@ -197,8 +242,13 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         norm = None if self.sharded else self._grad_norm()
+        num_skipped = self.engine.skipped_steps
         self.engine.step()
         self.num_steps += 1
+        if self.engine.skipped_steps == num_skipped:
+            for part in self.taken.keys() - self._absent:
+                self.taken[part] += 1
+        self._absent = frozenset()
         return float(self.engine.get_global_grad_norm()) if norm is None else norm
 
     def measure(self, batches: Sequence[Batch]) -> float:
@@ -219,9 +269,9 @@ class Engine:
         """What `load_state` needs beside tensors."""
         scaler = getattr(self.optimizer, "loss_scaler", None)
         if not self.fp16 or scaler is None:
-            return EngineCounters(self.skipped_steps)
+            return EngineCounters(self.skipped_steps, taken=dict(self.taken))
         scale = {name: getattr(scaler, name) for name in SCALER if hasattr(scaler, name)}
-        return EngineCounters(self.skipped_steps, scale)
+        return EngineCounters(self.skipped_steps, scale, dict(self.taken))
 
     def state(self) -> dict[str, Tensor]:
         """Trained tensors and their moments in fp32 on the CPU, whole, whatever the ZeRO stage.
@@ -229,13 +279,13 @@ class Engine:
         A collective under ZeRO: every rank calls it.
 
         Returns:
-            `parameter name`, and after the first step `parameter name#exp_avg` and `…#exp_avg_sq`.
+            `parameter name`, and after its part's first step `parameter name#exp_avg` and `…#exp_avg_sq`.
         """
         self._link_moments()
         state = {}
         for name, parameter in self.names.items():
             values = {"": safe_get_full_fp32_param(parameter) if self.sharded else parameter}
-            if self.num_steps > self.skipped_steps:  # before that there are none
+            if self.taken[self.part_of[name]]:  # before that there are none
                 for moment in MOMENTS:
                     values[f"#{moment}"] = (
                         safe_get_full_optimizer_state(parameter, moment)
@@ -255,8 +305,9 @@ class Engine:
 
         Args:
             state: Tensors as `state` returned them.
-            num_steps: Optimizer steps so far, skipped ones included; the others count for Adam's bias correction.
-            counters: Counters as `counters` returned them.
+            num_steps: Optimizer steps so far, skipped ones included.
+            counters: Counters as `counters` returned them. The steps that a part has taken count for Adam's bias
+                correction.
         """
         self.num_steps, self._skipped_before = num_steps, counters.skipped_steps
         for name, value in (counters.loss_scale or {}).items():
@@ -264,23 +315,31 @@ class Engine:
         num_taken = num_steps - self._skipped_before
         if not num_taken:
             return
-        masters = getattr(self.optimizer, "fp32_partitioned_groups_flat", None) or [
-            p for group in self.inner.param_groups for p in group["params"]
-        ]
-        for master in masters:
-            self.inner.state[master] = {
-                "step": torch.tensor(float(num_taken)),
-                **{moment: torch.zeros_like(master) for moment in MOMENTS},
-            }
+        self.taken = dict(counters.taken or dict.fromkeys(self.taken, num_taken))
+        for master, part in self._masters():
+            if self.taken[part]:
+                self.inner.state[master] = {
+                    "step": torch.tensor(float(self.taken[part])),
+                    **{moment: torch.zeros_like(master) for moment in MOMENTS},
+                }
         self._link_moments()
         for name, parameter in self.names.items():
             if self.sharded:
                 self._set(parameter, state[name], None)
-            for moment in MOMENTS:
+            for moment in MOMENTS if self.taken[self.part_of[name]] else ():
                 if self.sharded:
                     self._set(parameter, state[f"{name}#{moment}"], moment)
                 else:
                     self.inner.state[parameter][moment].copy_(state[f"{name}#{moment}"])
+
+    def _masters(self) -> list[tuple[Tensor, str]]:
+        """The tensors that the optimizer steps, each with its part."""
+        groups = self.inner.param_groups
+        partitioned = getattr(self.optimizer, "fp32_partitioned_groups_flat", None)
+        if partitioned:  # ZeRO 3 puts them into their groups one at a time, while it steps
+            numbers = self.optimizer.sub_group_to_group_id
+            return [(master, groups[numbers[i]]["part"]) for i, master in enumerate(partitioned)]
+        return [(tensor, group["part"]) for group in groups for tensor in group["params"]]
 
     def _set(self, parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:
         """Set the fp32 master of a parameter, or one of its moments, in DeepSpeed's partitions."""

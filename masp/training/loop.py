@@ -186,6 +186,7 @@ class Trainer:
         total = self.engine.accumulate(step.batches, step.total_weight, sums)
         if not (math.isfinite(total.loss) and total.gradient_is_finite):
             self.refuse(step, total)
+        self.engine.leave_out(step.absent)
         grad_norm = self.engine.update(rate)
         self.num_taken += 1
         *requests, num_tokens, flops = total.sums
@@ -234,6 +235,9 @@ class Trainer:
         config, settings, ranks = self.config, self.settings, self.ranks
         if config.engine.num_threads:
             torch.set_num_threads(config.engine.num_threads)
+        if ranks.is_rank_0:
+            for note in self.stage.notes():
+                LOG.info("%s", note)
         model, prompt = self.stage.build(self.device, make_partition(config.engine, settings))
         if checkpoint:
             load_trained(model, checkpoint.tensors)

@@ -6,8 +6,9 @@ Pure functions of their arguments, so that any number of ranks and workers and a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -64,7 +65,7 @@ class TrainingCache(Protocol):
 
 @dataclass(frozen=True)
 class Rows:
-    """Images of the cache that have something to learn from."""
+    """Positions: images of the cache that have something to learn from."""
 
     rows: np.ndarray
     """Rows of the index, ascending."""
@@ -72,10 +73,13 @@ class Rows:
     """Supervised sequences of each of `rows`: in stage 1 the annotated aspects, in stage 2 one."""
     lengths: np.ndarray
     """Tokens that each of `rows` costs, for the token budget."""
+    aspects: np.ndarray | None = field(default=None, kw_only=True)
+    """Where a position is an image with one aspect: the number of the aspect of each of `rows`; None: it has all."""
 
-    def only(self, kept: np.ndarray) -> Rows:
-        """Those where the mask `kept` is true."""
-        return Rows(self.rows[kept], self.weights[kept], self.lengths[kept])
+    def only(self, kept: np.ndarray | slice) -> Rows:
+        """Those where the mask `kept` is true, or those at indices `kept`, in their order."""
+        aspects = None if self.aspects is None else self.aspects[kept]
+        return Rows(self.rows[kept], self.weights[kept], self.lengths[kept], aspects=aspects)
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,13 @@ class Schedule(Rows):
 
 
 def make_schedule(
-    index: TrainingIndex, train: Rows, val: Rows | None, settings: StageConfig, stage: str, seed: int
+    index: TrainingIndex,
+    train: Rows,
+    val: Rows | None,
+    settings: StageConfig,
+    stage: str,
+    seed: int,
+    divided: Callable[[Rows], Rows] = lambda images: images,
 ) -> Schedule:
     """Plan the steps of a stage, and hold images out for validation where it is on.
 
@@ -101,6 +111,7 @@ def make_schedule(
         settings: Settings of the stage.
         stage: Name of the stage, for errors.
         seed: Seed of the run.
+        divided: Makes the positions of training out of its images.
 
     Raises:
         InputError: All training images would be held out.
@@ -116,9 +127,12 @@ def make_schedule(
             )
         held_out = source.only(chosen)
         train = train.only(~chosen) if source is train else train
+    train = divided(train)
     steps_per_epoch = -(-len(train.rows) // settings.global_batch_size)
     num_steps = steps_per_epoch * settings.num_epochs
-    return Schedule(train.rows, train.weights, train.lengths, steps_per_epoch, num_steps, held_out)
+    return Schedule(
+        train.rows, train.weights, train.lengths, steps_per_epoch, num_steps, held_out, aspects=train.aspects
+    )
 
 
 def _draw(index: TrainingIndex, rows: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -132,11 +146,19 @@ def _draw(index: TrainingIndex, rows: np.ndarray, count: int, seed: int) -> np.n
 def learning_rate(step: int, num_steps: int, stage: StageConfig) -> float:
     """Linear warmup from zero, then linear decay to zero; the step `num_steps` would be at zero.
 
+    `linear` counts the warmup from the step before the first, so that no step is taken at zero; `published` is the rule
+    of transformers' trainer.
+
     Args:
         step: Number of the step, from 0.
         num_steps: Number of steps of the whole run.
         stage: Settings of the stage.
     """
+    if stage.schedule == "published":
+        warmup = math.ceil(stage.warmup_ratio * num_steps)
+        if step < warmup:
+            return stage.learning_rate * (step / warmup)
+        return stage.learning_rate * ((num_steps - step) / max(1, num_steps - warmup))
     warmup = min(num_steps - 1, round(stage.warmup_ratio * num_steps))
     if step < warmup:
         return stage.learning_rate * (step + 1) / (warmup + 1)
@@ -185,13 +207,18 @@ def epoch_order(index: TrainingIndex, rows: np.ndarray, seed: int, epoch: int, w
         int64 `[len(rows)]`, a permutation of `rows`.
     """
     rows = np.sort(np.asarray(rows, dtype=np.int64))
+    return rows[epoch_places(index, rows, seed, epoch, window_shards)]
+
+
+def epoch_places(index: TrainingIndex, rows: np.ndarray, seed: int, epoch: int, window_shards: int) -> np.ndarray:
+    """The same as places in `rows`, which are ascending and in which a row may occur several times."""
     shard = index.shard[rows]
     present = np.unique(shard)
     random = _random(seed, epoch)
     place = np.empty(len(present), dtype=np.int64)
     place[_permutation(random, len(present))] = np.arange(len(present))
     window = place[np.searchsorted(present, shard)] // (window_shards or max(1, len(present)))
-    return rows[np.lexsort((random.random_raw(len(rows)), window))]
+    return np.lexsort((random.random_raw(len(rows)), window))
 
 
 def _random(seed: int, epoch: int) -> np.random.Philox:

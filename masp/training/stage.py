@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from masp.artifacts.store import Kind, Lineage, safe_name
-from masp.cache.fingerprint import Fields, fingerprint_digest
+from masp.cache.fingerprint import Fields, fingerprint_digest, layout_notes
 from masp.cache.reader import Cache, CachedSample
 from masp.config import Config
 from masp.config.schema import Stage1Config, Stage2Config, StageName
@@ -111,6 +111,10 @@ class Stage(ABC):
         if device == "cpu" and config.engine.precision == "fp16":
             raise InputError("engine.precision = 'fp16': needs a GPU; valid on a CPU are bf16 and fp32")
 
+    def notes(self) -> list[str]:
+        """What the user should know before training starts."""
+        return layout_notes(self.settings.layout, self.sources.model)
+
     @abstractmethod
     def load_inputs(self, cache: Cache) -> None:
         """Load what the stage builds on beside the cache.
@@ -138,7 +142,11 @@ class Stage(ABC):
             raise InputError(f"cache.dir: {self.config.cache.dir} has no training image{bad}")
         train = self._rows("train")
         val = None if self.settings.validate_every is None else self._rows("val")
-        return make_schedule(self.cache.index, train, val, self.settings, self.name, self.config.seed)
+        return make_schedule(self.cache.index, train, val, self.settings, self.name, self.config.seed, self._positions)
+
+    def _positions(self, images: Rows) -> Rows:
+        """The positions of training that its images make: each is one, unless the stage divides them."""
+        return images
 
     def check_samples(self) -> None:
         """Refuse to train what no sample would teach anything.
@@ -166,6 +174,10 @@ class Stage(ABC):
         """Those of some rows that the stage can use, given their numbers of vision tokens."""
 
     @abstractmethod
+    def absent_parts(self, positions: Rows) -> tuple[str, ...]:
+        """Parts of the model, see `parts()`, that a step over these positions does not ask for."""
+
+    @abstractmethod
     def batch(
         self,
         prompt: Prompt,
@@ -173,6 +185,7 @@ class Stage(ABC):
         samples: Sequence[CachedSample],
         weights: Sequence[float],
         epoch: int | None,
+        aspects: Sequence[int] | None = None,
     ) -> Batch:
         """What the language model is asked about some images.
 
@@ -182,6 +195,7 @@ class Stage(ABC):
             samples: The images, as the cache holds them.
             weights: Weight of each image; 0 for padding.
             epoch: Number of the epoch, from 0: questions are drawn anew in each. None asks those of evaluation.
+            aspects: The one aspect that each image is asked about, by number; None: all.
         """
 
     def build(self, device: str, partition: Partition | None = None) -> tuple[TrainedModel, Prompt]:
@@ -222,6 +236,8 @@ class Stage(ABC):
         }
         names = self.course if settings.validate_every is None else (*self.course, *VALIDATION_COURSE)
         identity |= {f"{self.name}.{name}": getattr(settings, name) for name in names}
+        if settings.schedule != "linear":  # only then: runs from before there was a choice resume
+            identity[f"{self.name}.schedule"] = settings.schedule
         return identity | {"num_steps": self.schedule.num_steps}
 
     @abstractmethod

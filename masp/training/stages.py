@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from masp.artifacts.aspect_tokens import AspectTokens, open_aspect_tokens
+from masp.artifacts.released_format import padding_rows
 from masp.artifacts.store import Lineage, save_aspects, save_soft_prompt
 from masp.artifacts.trained import (
     default_aspect_path,
@@ -34,9 +35,10 @@ from masp.models.sequence import Batch, build_sequence, make_batch
 from masp.models.trainable import AspectModules, SoftPrompt, initial_soft_prompt
 from masp.training.schedule import Rows, TrainingCache
 from masp.training.stage import COURSE, Sources, Stage
+from masp.vlm.families import load_config, resolve_directory
 from masp.vlm.language import LanguageHalf
 from masp.vlm.loading import Partition
-from masp.vlm.prompt import Prompt
+from masp.vlm.prompt import Prompt, load_prompt
 
 TEXT_TOKENS = 96
 """Generous number of text tokens of a sequence, for the token budget."""
@@ -77,7 +79,7 @@ class AspectStage(Stage):
         weights = np.zeros(len(rows), dtype=np.int64)
         for aspect in self.aspects:
             weights += self.cache.has_answer(rows, aspect)
-        lengths = num_tokens + weights * (self.config.aspect_module.num_queries + TEXT_TOKENS)
+        lengths = num_tokens + weights * self._tokens_per_answer
         return Rows(rows, weights, lengths).only(weights > 0)
 
     def _rows(self, split: str) -> Rows:
@@ -113,6 +115,26 @@ class AspectStage(Stage):
             if self._never_moved(state, f"aspect_modules.by_aspect.{aspect}.")
         )
 
+    def _positions(self, images: Rows) -> Rows:
+        if self.settings.position == "image":
+            return images
+        asked = np.stack([self.cache.has_answer(images.rows, aspect) for aspect in self.aspects], axis=1)
+        place, aspects = asked.nonzero()  # image by image
+        rows = images.rows[place]
+        lengths = self.cache.index.num_tokens[rows].astype(np.int64) + self._tokens_per_answer
+        return Rows(rows, np.ones(len(rows), dtype=np.int64), lengths, aspects=aspects)
+
+    @property
+    def _tokens_per_answer(self) -> int:
+        """Tokens of a sequence, for the token budget."""
+        return self.config.aspect_module.num_queries + TEXT_TOKENS
+
+    def absent_parts(self, positions: Rows) -> tuple[str, ...]:
+        if positions.aspects is not None:
+            asked = set(positions.aspects.tolist())
+            return tuple(aspect for number, aspect in enumerate(self.aspects) if number not in asked)
+        return tuple(aspect for aspect in self.aspects if not self.cache.has_answer(positions.rows, aspect).any())
+
     def batch(
         self,
         prompt: Prompt,
@@ -120,8 +142,14 @@ class AspectStage(Stage):
         samples: Sequence[CachedSample],
         weights: Sequence[float],
         epoch: int | None,
+        aspects: Sequence[int] | None = None,
     ) -> Batch:
-        asked = [(i, a) for i, s in enumerate(samples) for a, aspect in enumerate(self.aspects) if aspect in s.answers]
+        asked = [
+            (i, a)
+            for i, sample in enumerate(samples)
+            for a, aspect in enumerate(self.aspects)
+            if aspect in sample.answers and (aspects is None or aspects[i] == a)
+        ]
         sequences = [
             build_sequence(
                 prompt,
@@ -155,7 +183,10 @@ class AspectStage(Stage):
         return Stage1Model(language, modules.to(device))
 
     def _own_identity(self) -> dict[str, Any]:
-        return {"aspect_module.init_scale": self.config.aspect_module.init_scale}
+        identity: dict[str, Any] = {"aspect_module.init_scale": self.config.aspect_module.init_scale}
+        if self.settings.position != "image":  # only then: runs from before there was a choice resume
+            identity["stage1.position"] = self.settings.position
+        return identity
 
     def _save(self, state: dict[str, Tensor], lineage: Lineage) -> None:
         modules = AspectModules(self.aspects, self.sources.hidden_size, self.config.aspect_module.num_queries)
@@ -191,6 +222,11 @@ class SoftPromptStage(Stage):
         return len(self.aspects) * self.config.aspect_module.num_queries
 
     def load_inputs(self, cache: Cache) -> None:
+        if self.settings.soft_prompt_init == "padding_rows":  # refused before anything is loaded
+            path, count = self.config.vlm.path, self.settings.num_soft_prompt_tokens
+            num_rows = load_config(resolve_directory(path)).text_config.vocab_size
+            padding_rows(load_prompt(path).tokenizer, count, num_rows)
+        self.questions.every_emotion(cache.categories)  # a template that lacks one is refused before anything is loaded
         modules, lineage = load_trained_aspects(self.config, cache.hidden_size, self.sources.model)
         if modules is None or lineage is None:
             return
@@ -216,6 +252,9 @@ class SoftPromptStage(Stage):
         lengths = seen + self.num_aspect_tokens + self.settings.num_soft_prompt_tokens + TEXT_TOKENS
         return Rows(rows, np.ones(len(rows), dtype=np.int64), lengths)
 
+    def absent_parts(self, positions: Rows) -> tuple[str, ...]:
+        return ()
+
     def batch(
         self,
         prompt: Prompt,
@@ -223,6 +262,7 @@ class SoftPromptStage(Stage):
         samples: Sequence[CachedSample],
         weights: Sequence[float],
         epoch: int | None,
+        aspects: Sequence[int] | None = None,
     ) -> Batch:
         settings, tokens = self.settings, self.aspect_tokens
         sequences = [
@@ -264,15 +304,13 @@ class SoftPromptStage(Stage):
 
     def _initial(self, embeddings: Tensor, prompt: Prompt) -> Tensor:
         """Values of the soft prompt before the first step, from the word embeddings `[V, D]`."""
-        question = self.questions.emotion_first(self.cache.categories)
-        words = " ".join([*self.config.aspects, question]).replace("_", " ")
-        return initial_soft_prompt(
-            self.settings.soft_prompt_init,
-            self.settings.num_soft_prompt_tokens,
-            embeddings,
-            prompt.ids(words),
-            torch.Generator().manual_seed(self.config.seed),
-        )
+        kind, count = self.settings.soft_prompt_init, self.settings.num_soft_prompt_tokens
+        if kind == "padding_rows":
+            ids = padding_rows(prompt.tokenizer, count, len(embeddings))
+        else:
+            question = self.questions.emotion_first(self.cache.categories)
+            ids = prompt.ids(" ".join([*self.config.aspects, question]).replace("_", " "))
+        return initial_soft_prompt(kind, count, embeddings, ids, torch.Generator().manual_seed(self.config.seed))
 
     def _own_identity(self) -> dict[str, Any]:
         identity: dict[str, Any] = {"checkpoint.aspect": self.aspect_digest}

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from masp.models.sequence import IGNORED, Batch
-from masp.training.schedule import PADDING, Rows, epoch_order, plan_step
+from masp.training.schedule import PADDING, Rows, epoch_places, plan_step
 from masp.training.stage import Stage
 from masp.vlm.families import load_config, resolve_directory
 from masp.vlm.flops import LanguageShape, aspect_module_flops, language_flops, shapes
@@ -33,13 +33,16 @@ class Step:
     total_weight: float
     """Sum of the weights over the whole global batch."""
     num_images: int
-    """Images of the global batch."""
+    """Positions of the global batch."""
     num_tokens: int
     """Tokens that this rank runs through the language model, padding left out."""
     flops: float
     """Floating-point operations that they take."""
     keys: list[list[str | None]]
-    """Sample key of each image of each of `batches`; None where it only pads."""
+    """Sample key of each position of each of `batches`, followed by `#` and the aspect where it is a pair; None where
+    it only pads."""
+    absent: tuple[str, ...] = ()
+    """Parts of the model that no sample of the global batch asks for."""
 
     def own_keys(self) -> tuple[str, ...]:
         """Sample keys of this rank's part of the step."""
@@ -83,46 +86,50 @@ class Steps(Dataset):
         return self.schedule.num_steps
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
-        return epoch_order(self.stage.cache.index, self.schedule.rows, self.stage.config.seed, epoch, WINDOW_SHARDS)
+        return epoch_places(self.stage.cache.index, self.schedule.rows, self.stage.config.seed, epoch, WINDOW_SHARDS)
+
+    def positions_of(self, step: int) -> Rows:
+        """The whole global batch of a step, in the order of training."""
+        epoch, within = divmod(step, self.schedule.steps_per_epoch)
+        size = self.settings.global_batch_size
+        return self.schedule.only(self._order(epoch)[within * size : (within + 1) * size])
 
     def rows_of(self, step: int) -> np.ndarray:
         """Rows of the whole global batch of a step, in the order of training."""
-        epoch, within = divmod(step, self.schedule.steps_per_epoch)
-        size = self.settings.global_batch_size
-        return self._order(epoch)[within * size : (within + 1) * size]
+        return self.positions_of(step).rows
 
     def __getitem__(self, step: int) -> Step:
-        rows = self.rows_of(step)
-        places = np.searchsorted(self.schedule.rows, rows)  # they are ascending
-        schedule = self.schedule
-        part = Rows(rows, schedule.weights[places], schedule.lengths[places])
-        return self._read(part, step // schedule.steps_per_epoch)
+        return self._read(self.positions_of(step), step // self.schedule.steps_per_epoch)
 
     def _read(self, part: Rows, epoch: int | None) -> Step:
         """Read this rank's share of some images."""
         lengths = [int(length) for length in part.lengths]
         plan = plan_step(lengths, self.num_ranks, self.settings.micro_batch_size, self.settings.micro_batch_tokens)
-        rows = [int(row) for row in part.rows]
-        built = [self._batch(rows, positions, epoch) for positions in plan[self.rank]]
+        built = [self._batch(part, positions, epoch) for positions in plan[self.rank]]
         batches = [batch for batch, _ in built]
         return Step(
             batches=batches,
             total_weight=float(part.weights.sum()),
-            num_images=len(rows),
+            num_images=len(part.rows),
             num_tokens=sum(int(b.suffix.mask.sum()) + (int(b.prefix.mask.sum()) if b.prefix else 0) for b in batches),
             flops=sum(self._flops(batch) for batch in batches),
             keys=[keys for _, keys in built],
+            absent=self.stage.absent_parts(part),
         )
 
-    def _batch(
-        self, rows: Sequence[int], positions: Sequence[int], epoch: int | None
-    ) -> tuple[Batch, list[str | None]]:
+    def _batch(self, part: Rows, positions: Sequence[int], epoch: int | None) -> tuple[Batch, list[str | None]]:
         # padding repeats some sample of the step with weight zero: every rank runs the same number of micro-batches
-        read = [rows[max(position, 0)] for position in positions]
-        samples = [self.stage.cache.read(row) for row in read]
+        read = part.only(np.maximum(positions, 0))
+        rows = [int(row) for row in read.rows]
+        aspects = None if read.aspects is None else [int(aspect) for aspect in read.aspects]
+        samples = [self.stage.cache.read(row) for row in rows]
         weights = [0.0 if position == PADDING else 1.0 for position in positions]
-        keys = [None if position == PADDING else s.key for position, s in zip(positions, samples, strict=True)]
-        return self.stage.batch(self.prompt, read, samples, weights, epoch), keys
+        names = [""] * len(rows) if aspects is None else [f"#{self.stage.aspects[aspect]}" for aspect in aspects]
+        keys = [
+            None if position == PADDING else f"{sample.key}{name}"
+            for position, sample, name in zip(positions, samples, names, strict=True)
+        ]
+        return self.stage.batch(self.prompt, rows, samples, weights, epoch, aspects), keys
 
     def _flops(self, batch: Batch) -> float:
         return batch_flops(self.shape, batch, self.stage.config.aspect_module.num_queries, len(self.stage.aspects))
@@ -148,7 +155,7 @@ class HeldOutSteps(Steps):
     def __getitem__(self, number: int) -> Step:
         held_out, size = self.held_out, self.settings.global_batch_size
         part = slice(number * size, (number + 1) * size)
-        return self._read(Rows(held_out.rows[part], held_out.weights[part], held_out.lengths[part]), None)
+        return self._read(held_out.only(part), None)
 
 
 def batch_flops(language: LanguageShape, batch: Batch, num_queries: int, num_aspects: int) -> float:

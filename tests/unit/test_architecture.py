@@ -53,7 +53,6 @@ MAX_COMMANDS = 20
 TESTED_ELSEWHERE = {
     "launch/jobs.py": ("unit/launch/job/test_jobs.py", "launch.jobs"),
     "launch/task.py": ("unit/launch/job/test_task.py", "launch.task"),
-    "masp/artifacts/released_format.py": ("unit/artifacts/test_store.py", "released_format"),
     "masp/artifacts/trained.py": ("unit/artifacts/test_store.py", "masp.artifacts.trained"),
     "masp/cli/cache.py": ("pipeline/test_cache_damage.py", '"cache", "verify"'),
     "masp/cli/compare.py": ("unit/experiments/test_compare.py", '"compare"'),
@@ -85,7 +84,6 @@ TESTED_ELSEWHERE = {
     "masp/evaluation/predict.py": ("pipeline/test_pipeline.py", '"predict"'),
     "masp/evaluation/protocol.py": ("pipeline/test_evaluation.py", "stage1"),
     "masp/evaluation/run.py": ("pipeline/test_evaluation.py", "masp.evaluation.run"),
-    "masp/evaluation/scorers.py": ("pipeline/test_evaluation.py", "scoring"),
     "masp/evaluation/transfer.py": ("pipeline/test_study.py", "masp.evaluation.transfer"),
     "masp/experiments/plots.py": ("unit/experiments/test_study.py", "study.png"),
     "masp/experiments/study_table.py": ("unit/experiments/test_study.py", "study_table"),

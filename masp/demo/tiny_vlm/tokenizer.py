@@ -7,7 +7,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from masp.data.questions import SLOT, Questions
+from masp.data.questions import Questions
 from masp.demo.world.factors import AFFINITY, CAPTION_LEVELS, EMOTIONS, LEVELS, SENSES, words
 
 SPECIAL = (
@@ -47,7 +47,7 @@ def vocabulary_texts(questions: Questions) -> list[str]:
     levels = [word for words_ in CAPTION_LEVELS.values() for word in words_]
     answers = sorted({*labels, *levels, *SENSES, *EMOTIONS, *LEVELS, NONE})
     asked = [t for templates in questions.aspects.values() for t in templates]
-    asked += [t.replace(SLOT, ", ".join(EMOTIONS)) for t in questions.emotions]
+    asked += questions.every_emotion(EMOTIONS)
     parts = sorted({part for text in answers for part in text.split()})
     return [SYSTEM, "system", "user", "assistant", *asked, *answers, *parts, *(f"a, {part}" for part in parts)]
 

@@ -7,7 +7,17 @@ import types
 import pytest
 
 from masp.cache import fingerprint
-from masp.cache.fingerprint import Machine, compare, differences, model_fields, this_machine, weights_digest
+from masp.cache.fingerprint import (
+    Machine,
+    compare,
+    differences,
+    fingerprint_digest,
+    layout_notes,
+    model_fields,
+    this_machine,
+    transparency_of,
+    weights_digest,
+)
 from masp.errors import InputError
 
 
@@ -19,7 +29,14 @@ def vlm(made, tmp_path, monkeypatch):
 
 def settings(**changes):
     return types.SimpleNamespace(
-        **{"attention": "sdpa", "min_pixels": None, "max_pixels": None, "max_side": 1024, **changes}
+        **{
+            "attention": "sdpa",
+            "min_pixels": None,
+            "max_pixels": None,
+            "max_side": 1024,
+            "transparency": "white",
+            **changes,
+        }
     )
 
 
@@ -39,12 +56,30 @@ def names_of_change(before, after):
         ({"min_pixels": 784}, "bf16", "min_pixels"),
         ({"max_pixels": 5000}, "bf16", "max_pixels"),
         ({"max_side": None}, "bf16", "max_side"),
+        ({"transparency": "drop"}, "bf16", "transparency"),
         ({}, "fp32", "dtype"),
     ],
 )
 def test_each_setting_has_a_field(vlm, changes, dtype, named):
     before = model_fields(vlm, settings(), "bf16")
     assert names_of_change(before, model_fields(vlm, settings(**changes), dtype)) == [named]
+
+
+def test_a_cache_from_before_transparency_was_a_choice_is_white(vlm):
+    white, drop = (model_fields(vlm, settings(transparency=value), "bf16") for value in ("white", "drop"))
+    assert "transparency" not in white and transparency_of(white) == "white" and transparency_of(drop) == "drop"
+    assert differences(white, {**white, "transparency": "white"}) == []
+    assert fingerprint_digest(white) != fingerprint_digest(drop)
+    with pytest.raises(InputError, match='made with transparency = "white", but here it is "drop"'):
+        compare(white, drop, "the cache", "do that")
+    with pytest.raises(InputError, match='made with transparency = "drop", but here it is "white"'):
+        compare(drop, white, "the cache", "do that")
+
+
+def test_layout_released_notes_what_the_published_code_does_not_do():
+    assert layout_notes("after_image", {}) == layout_notes("released", {"transparency": "drop"}) == []
+    (note,) = layout_notes("released", {})
+    assert "vlm.transparency = 'white'" in note
 
 
 def test_each_file_of_the_vlm_that_matters_has_a_field_and_the_tokenizer_has_none(vlm):

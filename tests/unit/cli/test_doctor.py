@@ -66,6 +66,12 @@ def test_it_counts_what_the_dataset_holds_and_says_which_stages_are_possible(doc
     assert rows["stage2"] == "18 images, 3 steps" and rows["doctor:"] == "no problem found"
 
 
+def test_questions_that_do_not_fit_the_categories_are_a_problem(doctor, tmp_path):
+    (tmp_path / "own.yaml").write_text("aspects: {}\nemotion: ['Is it joy or fear?']")
+    code, rows, _ = doctor(f"questions={tmp_path / 'own.yaml'}", "dataset.categories=[joy,fear,awe]")
+    assert code == 2 and "does not name 'awe'" in rows["questions"]
+
+
 def test_all_problems_are_shown_at_once(doctor):
     code, rows, err = doctor("vlm.path=/no/such/vlm", "dataset.root=/no/such/data", "questions=/no/such.yaml")
     assert code == 2

@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 SHIPPED = sorted(
     path
     for path in (REPOSITORY / "configs").rglob("*.yaml")
-    if path.name != "questions.yaml" and path.parent.name != "cluster"
+    if not path.name.startswith("questions") and path.parent.name != "cluster"
 )
 
 
@@ -49,7 +49,11 @@ def test_shipped_file_loads_and_round_trips(path, tmp_path):
 
 
 def test_shipped_questions_load():
-    load_questions(REPOSITORY / "configs" / "questions.yaml")
+    for path in (REPOSITORY / "configs").glob("questions*.yaml"):
+        questions = load_questions(path)
+        assert set(questions.aspects) == set(ASPECTS) and min(map(len, questions.aspects.values())) >= 3, path
+    published = load_questions(REPOSITORY / "configs" / "questions-published.yaml")
+    assert all("['joy', 'fear']" in question for question in published.every_emotion(["joy", "fear"]))
 
 
 def test_the_reference_is_current_and_complete():

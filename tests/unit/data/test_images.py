@@ -148,6 +148,50 @@ def test_half_transparent_is_mixed():
     assert np.abs(rgb.astype(int) - 127).max() <= 1
 
 
+def transparent(mode):
+    """An image of some mode with colors under its transparent part."""
+    random = np.random.default_rng(3)
+    pixels = random.integers(0, 256, (16, 16, 4), dtype=np.uint8)
+    rgba = Image.fromarray(pixels)
+    if mode == "I;16":
+        image = Image.fromarray(random.integers(0, 65536, (16, 16), dtype=np.uint16))
+        image.info["transparency"] = int(np.asarray(image)[0, 0])
+        return image
+    if mode == "La":
+        return rgba.convert("LA").convert("La")
+    image = rgba.convert("RGB").convert(mode) if mode in ("L", "RGB", "P", "1") else rgba.convert(mode)
+    if mode in ("L", "RGB"):
+        image.info["transparency"] = image.getpixel((0, 0))
+    if mode == "P":
+        image.info["transparency"] = bytes(random.integers(0, 256, 256, dtype=np.uint8))
+    return image
+
+
+TRANSPARENT = ["RGBA", "LA", "PA", "RGBa", "L", "RGB", "P", "I;16"]
+
+
+@pytest.mark.parametrize("mode", [*TRANSPARENT, "1", "CMYK", "YCbCr", "HSV", "LAB", "F", "I", "RGBX"])
+def test_dropped_transparency_is_pillows_own_conversion(mode):
+    image = transparent("RGB").convert(mode) if mode in ("LAB", "F", "I") else transparent(mode)
+    dropped = images.to_rgb(image, "drop")
+    assert dropped.mode == "RGB" and dropped.tobytes() == image.convert("RGB").tobytes()
+
+
+def test_dropped_transparency_of_a_premultiplied_mode():
+    image = transparent("La")
+    assert images.to_rgb(image, "drop").tobytes() == image.convert("LA").convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize("mode", [mode for mode in TRANSPARENT if mode not in ("PA", "RGBa")])
+def test_a_file_is_read_either_way(tmp_path, mode):
+    path = saved(tmp_path, encoded(transparent(mode), "PNG"))
+    with Image.open(path) as stored:
+        expected = stored.convert("RGB").tobytes()
+    assert load_image(path, transparency="drop").tobytes() == expected
+    assert decode_image(path.read_bytes(), transparency="drop").tobytes() == expected
+    assert load_image(path).tobytes() == load_image(path, transparency="white").tobytes() != expected
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_orientation(tmp_path, orientation, format):

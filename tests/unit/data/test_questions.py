@@ -1,6 +1,7 @@
 """Questions: templates are drawn from a hash, and bad files give one line."""
 
 import collections
+import json
 
 import pytest
 
@@ -42,14 +43,18 @@ def test_evaluation_takes_the_first_template_and_the_given_order():
     ("text", "says"),
     [
         ("aspects: [", "not valid YAML"),
-        ("aspects: {}\nemotion: [2024-13-45]", "must hold {categories}"),
+        ("aspects: {}\nemotion: ['{categories} or {categories_list}']", "exactly once"),
+        ("aspects: {}\nemotion: ['{categories}, {categories}']", "exactly once"),
+        ("aspects: {}\nemotion: ['which of {category}']", "'{category}' is not a slot"),
+        ("aspects: {}\nemotion: ['which of {Categories list}']", "'{Categories list}' is not a slot"),
+        ("aspects: {}\nemotion: ['which of {}']", "{categories_list} (['joy', 'fear'])"),
+        ("aspect: {}\nemotion: ['{categories}']", "must have the keys"),
         ("[" * 3000, "nested too deeply"),
         ("- a", "must hold 'key: value' lines"),
         ("aspects: {}\nemotion: ['{categories}']\nother: 1", "must have the keys"),
         ("aspects: [a]\nemotion: ['{categories}']", "aspects must map"),
         ("aspects: {scene: 'where'}\nemotion: ['{categories}']", "aspects.scene"),
         ("aspects: {scene: [where, 3]}\nemotion: ['{categories}']", "3"),
-        ("aspects: {scene: [where]}\nemotion: [which one]", "{categories}"),
     ],
 )
 def test_a_bad_file_is_one_line_that_names_it(tmp_path, text, says):
@@ -59,6 +64,88 @@ def test_a_bad_file_is_one_line_that_names_it(tmp_path, text, says):
         load_questions(path)
     message = str(caught.value)
     assert "\n" not in message and str(path) in message and says in message
+
+
+def write(tmp_path, text, name="questions.yaml"):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    return load_questions(path)
+
+
+def test_the_published_form_of_the_list(tmp_path):
+    questions = write(tmp_path, "aspects: {}\nemotion: ['Choose from: {categories_list}']")
+    assert questions.emotion_first(["joy", "disgust"]) == "Choose from: ['joy', 'disgust']"
+    # quotes and other alphabets as Python writes them in a list
+    odd = ["it's", 'a "b"', "both ' and \"", "žal", "悲しみ", "very happy"]
+    assert questions.emotion_first(odd) == f"Choose from: {odd}"
+    assert "žal" in questions.emotion_first(odd) and '"it\'s"' in questions.emotion_first(odd)
+
+
+def test_training_draws_the_order_in_both_forms(tmp_path):
+    joined = write(tmp_path, "aspects: {}\nemotion: ['{categories}']")
+    listed = write(tmp_path, "aspects: {}\nemotion: ['{categories_list}']")
+    keys = [f"train/{i}" for i in range(100)]
+    orders = [joined.emotion(CATEGORIES, 1, 0, key).split(", ") for key in keys]
+    assert len({tuple(order) for order in orders}) > 15
+    assert [listed.emotion(CATEGORIES, 1, 0, key) for key in keys] == [str(order) for order in orders]
+
+
+def test_braces_that_are_no_slot_stay(tmp_path):
+    text = """aspects: {scene: ['{}? {categories} {{x}}']}\nemotion: ['{"a": "?"} {} {{a}} of {categories_list}']"""
+    questions = write(tmp_path, text)
+    assert questions.aspect_first("scene") == "{}? {categories} {{x}}"
+    assert questions.emotion_first(["joy"]) == """{"a": "?"} {} {{a}} of ['joy']"""
+
+
+def test_a_template_may_name_the_categories_itself(tmp_path):
+    questions = write(tmp_path, """aspects: {}\nemotion: ["['Joy', 'very_happy', 'sadness']: {x}?"]""")
+    assert questions.emotion_first(["joy", "sadness", "very happy"]) == "['Joy', 'very_happy', 'sadness']: {x}?"
+    assert questions.emotion(["joy", "sadness"], 0, 0, "k") == "['Joy', 'very_happy', 'sadness']: {x}?"
+    for missing in ("fear", "sad", "happy joy"):  # `sad` is not named by `sadness`
+        with pytest.raises(InputError, match=f"does not name '{missing}'"):
+            questions.every_emotion(["joy", missing])
+
+
+PUBLISHED = """{"scene": ["Which place {is} it?", " And this one? "],
+ "emotion": ["Pick one: {}", "Pick {0}.", "Joined: {{}}", "Literal {{{{x}}}} of {}"]}"""
+
+
+def test_a_file_of_the_published_form(tmp_path):
+    questions = write(tmp_path, PUBLISHED, "prompts.json")
+    assert questions.templates("scene") == ("Which place {is} it?", "And this one?")
+    asked = questions.every_emotion(["joy", "fear"])
+    # as the published code formats: first with the list, then with the joined categories
+    for found, template in zip(asked, json.loads(PUBLISHED)["emotion"], strict=True):
+        assert found == template.format(["joy", "fear"]).format("joy, fear")
+    assert asked[0] == "Pick one: ['joy', 'fear']"
+    assert write(tmp_path, "\ufeff" + PUBLISHED, "Prompts.JSON").emotions == questions.emotions
+    own = write(tmp_path, '{"aspects": {"scene": ["Where?"]}, "emotion": ["One of {categories}"]}', "own.json")
+    assert own.emotion_first(["joy", "fear"]) == "One of joy, fear"
+
+
+@pytest.mark.parametrize(
+    ("emotion", "says"),
+    [
+        ('["{} or {}"]', "exactly once"),
+        ('["{0.__class__}"]', "'{0.__class__}' is not a valid field"),
+        ('["{:999999999}"]', "is not a valid field"),
+        ('["{!r}"]', "is not a valid field"),
+        ('["{1}"]', "is not a valid field"),
+        ('["{name}"]', "is not a valid field"),
+        ('["{"]', "Single '{'"),
+        ('["{{ {}"]', "in this form {} is the list"),
+        ('["a", ""]', "is not a question"),
+        ('["\\ud800 {}"]', "prompts.json"),
+        ("[]", "emotion must be a list"),
+        ('"{}"', "must have the keys"),
+        ('["{}"], "emotion": ["{}"]', "given twice"),
+    ],
+)
+def test_a_bad_file_of_the_published_form(tmp_path, emotion, says):
+    with pytest.raises(InputError) as caught:
+        write(tmp_path, f'{{"scene": ["Where?"], "emotion": {emotion}}}', "prompts.json")
+    message = str(caught.value)
+    assert says in message and str(tmp_path / "prompts.json") in message and "\n" not in message
 
 
 def test_missing_file_and_missing_aspect():

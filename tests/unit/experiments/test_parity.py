@@ -5,7 +5,9 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from masp.errors import InputError
 from masp.experiments.parity import compare
@@ -31,6 +33,22 @@ def test_case0_is_reproduced(shared_dir, tiny_vlm):
     assert result["passed"] and result["generated_ids_equal"]
     assert result["num_stage1"] == 30 and result["num_stage2"] == 5
     assert result["stage1_loss"] < 2e-4 and result["soft_prompt_grad_norm"] < 1e-3
+
+
+def test_the_published_code_drops_transparency(shared_dir, tiny_vlm, tmp_path):
+    """The case with its pictures under random transparency, which `convert("RGB")` undoes, as the published code."""
+    case = shutil.copytree(shared_dir / "parity" / "case0", tmp_path / "case")
+    (case / "images").chmod(0o755)
+    random = np.random.default_rng(0)
+    for path in sorted((case / "images").iterdir()):
+        with Image.open(path) as image:
+            picture = image.convert(image.mode)
+        mode = {"RGB": "RGBA", "L": "LA"}[picture.mode]
+        picture.putalpha(Image.fromarray(random.integers(0, 256, picture.size[::-1], dtype=np.uint8)))
+        assert picture.mode == mode
+        path.chmod(0o644)
+        picture.save(path)
+    assert compare(case, str(tiny_vlm)).passed
 
 
 def test_another_number_is_noticed(shared_dir, tiny_vlm, tmp_path):

@@ -105,6 +105,7 @@ def test_a_complete_cache_is_left_alone(data, vlm, plain, capsys, monkeypatch):
         ("vlm.max_side=99", "max_side = 1024, but here it is 99"),
         ("vlm.max_pixels=50000", "max_pixels = 100352, but here it is 50000"),
         ("vlm.min_pixels=784", "min_pixels = 3136, but here it is 784"),
+        ("vlm.transparency=drop", 'transparency = "white", but here it is "drop"'),
         ("vlm.attention=eager", 'attention = "sdpa", but here it is "eager"'),
         ("dataset.categories=[joy, awe, anger]", "dataset.categories"),
     ],

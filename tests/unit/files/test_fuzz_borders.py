@@ -154,6 +154,10 @@ def questions(_: Path) -> bytes:
     return b"aspects:\n  scene: ['Where is this?', Say it]\n  object:\n  - Which things?\nemotion: ['{categories}?']\n"
 
 
+def prompts(_: Path) -> bytes:
+    return b'{"scene": ["Where is this?", "Say it"], "emotion": ["Choose from: {}", "Or {0}?"]}'
+
+
 # One line per file: name, form, valid content, reader.
 BORDERS = (
     Border("layout", "sealed", beside_cache("layout.json"), lambda p: read_layout(p.parent), "layout.json"),
@@ -204,6 +208,7 @@ BORDERS = (
     Border("info.json", "json", info, lambda p: dataset_of(p.parent), "info.json"),
     Border("annotation", "json", annotation, lambda p: dataset_of(p.parents[2]), "annotation/awe/1.json"),
     Border("questions", "yaml", questions, load_questions, "questions.yaml"),
+    Border("questions of the published form", "json", prompts, load_questions, "prompts.json"),
     *(Border(**vars(border)) for border in RUN_BORDERS),
     *(Border(b.name, b.form, lambda _, c=b.content: c, b.read, b.file) for b in LAUNCH_BORDERS),
 )

@@ -5,7 +5,7 @@ import statistics
 import pytest
 
 from masp.data.datasets import read_dataset
-from masp.data.questions import SLOT, load_questions
+from masp.data.questions import load_questions
 from masp.errors import InputError
 from masp.plan.text_tokens import count_words
 from masp.vlm.prompt import load_prompt
@@ -24,7 +24,7 @@ def test_tokens_are_those_of_the_vlm(config):
         assert words.questions[aspect] == statistics.mean(len(prompt.ids(text)) for text in templates)
         assert words.answers[aspect] == pytest.approx(statistics.mean(len(prompt.ids(text)) for text in answers))
     assert words.answers["facial_expression"] == 0.0  # nothing is annotated with it
-    listed = [template.replace(SLOT, "anger, awe, joy") for template in questions.emotions]
+    listed = [template.replace("{categories}", "anger, awe, joy") for template in questions.emotions]
     assert words.emotion_question == statistics.mean(len(prompt.ids(text)) for text in listed)
 
 

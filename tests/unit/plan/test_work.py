@@ -7,7 +7,7 @@ from masp.models.sequence import IGNORED, build_sequence
 from masp.plan.rates import Rate
 from masp.plan.text_tokens import Words
 from masp.plan.vision_tokens import PlannedImage
-from masp.plan.work import stage1_lengths, stage2_lengths, without_cache
+from masp.plan.work import stage1_lengths, stage1_work, stage2_lengths, without_cache
 from masp.vlm.families import load_config as load_vlm_config
 from masp.vlm.flops import encoder_flops, shapes
 from masp.vlm.prompt import load_prompt
@@ -36,6 +36,24 @@ def test_lengths_are_those_of_the_sequences_that_training_builds(vlm, tmp_path, 
         assert (lengths.prefix, lengths.total) == (sequence.split, len(sequence)), stage
         assert lengths.num_logits == int((sequence.labels != IGNORED).sum()), stage
         assert lengths.shared == (stage == "stage1" or layout == "released")
+
+
+def test_pairs_read_an_image_for_each_of_its_answers(config):
+    _, language = shapes(load_vlm_config(config.vlm.path))
+    words = Words(10, 1, 1, 5, dict.fromkeys(config.aspects, 6.0), dict.fromkeys(config.aspects, 2.0), 20.0, 2.0, True)
+
+    class Annotated:
+        answers = dict.fromkeys(config.aspects[:2], "sea")
+
+    train = [PlannedImage(Annotated, (56, 56), (1, 4, 4), 4)] * 3
+    images = stage1_work(config, language, words, train)
+    config.stage1.position = "pair"
+    config.stage1.global_batch_size = 1
+    pairs = stage1_work(config, language, words, train)
+    assert (images.num_images, images.num_rows, pairs.num_images, pairs.num_rows) == (3, 6, 6, 6)
+    assert pairs.flops_per_epoch > images.flops_per_epoch
+    # alone in its micro-batch, each pair runs the system turn
+    assert pairs.tokens_per_epoch == 6 * stage1_lengths(config, words, config.aspects[0]).total
 
 
 def test_when_the_cache_has_paid_for_itself(config):

@@ -149,8 +149,9 @@ def test_a_pointer_with_odd_bytes(tmp_path, data):
     assert "\n" not in str(error.value) and error.value.exit_code == 3
 
 
-def test_counters_and_validation_are_kept(tmp_path):
-    engine = EngineCounters(3, {"cur_scale": 65536.0, "cur_iter": 12})
+@pytest.mark.parametrize("taken", [None, {"scene": 4, "object": 0}])  # None: from before parts could be left out
+def test_counters_and_validation_are_kept(tmp_path, taken):
+    engine = EngineCounters(3, {"cur_scale": 65536.0, "cur_iter": 12}, taken)
     for validation in (None, ValidationState(0.5, 5, 1, 7, False)):
         saved = replace(checkpoint(7), engine=engine, validation=validation)
         save_checkpoint(tmp_path, saved, keep=1)

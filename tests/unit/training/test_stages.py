@@ -40,6 +40,29 @@ def test_the_identity_names_what_decides_the_course(run):
     assert set(more) - set(two) == added and more["stage2.vision_features"] is False
 
 
+def test_what_was_no_choice_before_is_in_the_identity_only_where_it_is_taken(run):
+    before = [open_stage(name, run, "cpu").identity() for name in ("stage1", "stage2")]
+    run.stage1 = replace(run.stage1, position="pair", schedule="published")
+    run.stage2 = replace(run.stage2, schedule="published")
+    after = [open_stage(name, run, "cpu").identity() for name in ("stage1", "stage2")]
+    assert [set(a) - set(b) for a, b in zip(after, before, strict=True)] == [
+        {"stage1.position", "stage1.schedule"},
+        {"stage2.schedule"},
+    ]
+
+
+def test_a_soft_prompt_starts_from_the_rows_behind_the_last_token(run):
+    run.stage2 = replace(run.stage2, soft_prompt_init="padding_rows", num_soft_prompt_tokens=5)
+    model, prompt = open_stage("stage2", run, "cpu").build("cpu")
+    last = len(prompt.tokenizer)
+    table = model.language.decoder.embed_tokens.weight
+    assert torch.equal(model.soft_prompt.weight, table[last : last + 5])
+    room = len(table) - last
+    run.stage2 = replace(run.stage2, num_soft_prompt_tokens=room + 1)
+    with pytest.raises(InputError, match=f"room for {room} vectors, and stage2.num_soft_prompt_tokens = {room + 1}"):
+        open_stage("stage2", run, "cpu")
+
+
 def test_without_aspect_modules(run):
     run.checkpoint.aspect = "none"
     stage = open_stage("stage2", run, "cpu")

@@ -1,6 +1,9 @@
 """What an optimizer step reads: each image once per epoch, equal questions on any number of ranks, weights that sum."""
 
+import copy
+import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -82,9 +85,54 @@ def test_a_row_of_stage_1_per_annotated_aspect(make_steps):
     assert asked == {0: 8, 1: 8, 2: 8}
 
 
-def test_the_seed_and_the_epoch_change_order_and_questions(make_steps, config):
-    import copy
+@pytest.mark.parametrize("num_ranks", [1, 3])
+def test_a_position_may_be_a_pair(make_steps, config, num_ranks):
+    other = copy.deepcopy(config)
+    other.stage1 = replace(other.stage1, position="pair", global_batch_size=5, micro_batch_size=1)
+    whole = make_steps("stage1")
+    ranks = [make_steps("stage1", rank, num_ranks, other) for rank in range(num_ranks)]
+    schedule = ranks[0].schedule
+    assert len(schedule.rows) == 8 * 3 and schedule.steps_per_epoch == 5 and set(schedule.weights.tolist()) == {1}
+    for epoch in range(2):
+        seen, rows = Counter(), Counter()
+        for number in range(epoch * 5, epoch * 5 + 5):
+            steps = [one[number] for one in ranks]
+            assert len({len(step.batches) for step in steps}) == 1
+            assert {step.total_weight for step in steps} == {len(ranks[0].rows_of(number))}
+            seen.update(key for step in steps for key in step.own_keys())
+            asked = [row for step in steps for batch in step.batches for row in rows_of(batch)]
+            rows.update(asked)
+            absent = {name for number, name in enumerate(config.aspects) if number not in {row[0] for row in asked}}
+            assert all(set(step.absent) == absent for step in steps)
+        expected = [whole[epoch * 2 + k] for k in range(2)]  # the questions of the same images and epoch
+        assert rows == Counter(row for step in expected for batch in step.batches for row in rows_of(batch))
+        keys = {key for step in expected for key in step.own_keys()}
+        assert seen == Counter(f"{key}#{aspect}" for key in keys for aspect in config.aspects)
+    assert len(set(ranks[0].rows_of(0).tolist())) > 2  # pairs of an image are not together
 
+
+def test_pairs_are_held_out_by_image(make_steps, config):
+    other = copy.deepcopy(config)
+    other.stage1 = replace(other.stage1, position="pair", validate_every=1, validation_size=3)
+    schedule = make_steps("stage1", config=other).schedule
+    assert len(schedule.held_out.rows) == 3 and schedule.held_out.aspects is None
+    assert len(schedule.rows) == 5 * 3 and not set(schedule.rows) & set(schedule.held_out.rows)
+
+
+@pytest.mark.parametrize(("num_steps", "ratio"), [(100, 0.03), (33, 0.1), (7, 1.0), (1, 1.0), (1, 0.0), (10, 0.0)])
+def test_the_published_learning_rate_is_that_of_transformers(config, num_steps, ratio):
+    from transformers import get_linear_schedule_with_warmup
+
+    stage = replace(config.stage1, learning_rate=2.0, warmup_ratio=ratio, schedule="published")
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=2.0)
+    theirs = get_linear_schedule_with_warmup(optimizer, math.ceil(num_steps * ratio), num_steps)
+    for step in range(num_steps):
+        assert learning_rate(step, num_steps, stage) == theirs.get_last_lr()[0]
+        optimizer.step()
+        theirs.step()
+
+
+def test_the_seed_and_the_epoch_change_order_and_questions(make_steps, config):
     other = copy.deepcopy(config)
     other.seed += 1
     one, two = make_steps("stage2"), make_steps("stage2", config=other)
@@ -100,8 +148,6 @@ def test_the_seed_and_the_epoch_change_order_and_questions(make_steps, config):
 
 
 def test_nothing_to_learn_from(make_steps, config):
-    import copy
-
     other = copy.deepcopy(config)
     other.aspects = ["human_action"]
     with pytest.raises(InputError, match="no training image is annotated with any of human_action"):
@@ -109,8 +155,6 @@ def test_nothing_to_learn_from(make_steps, config):
 
 
 def test_a_token_budget_cuts_micro_batches(make_steps, config):
-    import copy
-
     other = copy.deepcopy(config)
     other.stage2.micro_batch_size, other.stage2.micro_batch_tokens = 8, 1
     steps = make_steps("stage2", config=other)
@@ -123,8 +167,6 @@ def test_a_token_budget_cuts_micro_batches(make_steps, config):
     ("num_steps", "ratio", "warmup"), [(100, 0.03, 3), (10, 0.0, 0), (7, 1.0, 6), (1, 1.0, 0), (1, 0.0, 0)]
 )
 def test_learning_rate_rises_then_falls_linearly_and_is_never_zero(config, num_steps, ratio, warmup):
-    import copy
-
     stage = copy.deepcopy(config.stage1)
     stage.learning_rate, stage.warmup_ratio = 2.0, ratio
     rates = [learning_rate(step, num_steps, stage) for step in range(num_steps)]
