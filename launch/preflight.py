@@ -219,14 +219,18 @@ def check_slurm(parts: Sequence[Part], config: Config, cluster: ClusterConfig, d
         except SlurmError as error:
             why = f"{error.words}; nothing was submitted"
             raise InputError(f"cluster: Slurm would refuse {part.name}: {why}") from None
-        _check_time_limit(part, cluster)
+        _check_time_limit(part, wanted.get("partition"))
 
 
-def _check_time_limit(part: Part, cluster: ClusterConfig) -> None:
-    """Refuse a time limit above that of the partition: Slurm would let the job wait for ever."""
+def _check_time_limit(part: Part, partition: str | None) -> None:
+    """Refuse a time limit above that of the partition: Slurm would let the job wait for ever.
+
+    Args:
+        partition: Partition; None for the cluster's default.
+    """
     for line in ask("sinfo", "--noheader", "--format=%P|%l").splitlines():
         name, _, limit = line.partition("|")
-        if name == cluster.partition or (cluster.partition is None and name.endswith("*")):
+        if name.rstrip("*") == partition or (partition is None and name.endswith("*")):
             minutes = limit_minutes(limit)
             if minutes is not None and part.resources.timeout_min > minutes:
                 raise InputError(

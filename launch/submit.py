@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from launch.job.config import ClusterConfig
@@ -19,14 +20,16 @@ from launch.submission.record import (
     JOBS,
     Record,
     Submitted,
+    job_name,
     make_directory,
     new_record,
+    new_tag,
     run_name,
     submissions,
     submissions_of,
     write_record,
 )
-from launch.submission.slurm_scripts import PartsLeft, scripts
+from launch.submission.slurm_scripts import Interrupted, PartsLeft, scripts
 from launch.submission.slurm_scripts import submit as submit_to_slurm
 from launch.submission.snapshot import write_snapshot
 from launch.submission.state import active
@@ -101,7 +104,7 @@ def submit(
             text = _hand_over(record, parts, config, cluster, directory)
         except BaseException:
             if not (directory / FILE).exists():  # nothing was submitted
-                shutil.rmtree(directory)
+                shutil.rmtree(directory, ignore_errors=True)  # the first error is the one to report
             raise
     print(text, flush=True)
     problems: list[str] = []
@@ -150,16 +153,22 @@ def _hand_over(record: Record, parts: list[Part], config: Config, cluster: Clust
             raise
         return f"started: process {pid} runs {', '.join(part.name for part in parts)} in the background"
 
+    run, tag = run_name(config), new_tag()
+    named = (replace(part, job_name=job_name(run, part.name, tag)) for part in record.parts)
+    record = replace(record, parts=tuple(named))
+    # before anything is queued: whatever happens to this process, the jobs can be found by their names
+    write_record(directory, record)
+
     def tell(name: PartName, job_id: str) -> None:
         nonlocal record
         record = record.with_jobs(name, job_id)
-        write_record(directory, record)  # at once: whatever happens to this process, the job is known
+        write_record(directory, record)
 
     try:
-        submit_to_slurm(parts, cluster, run_name(config), directory, tell)
+        submit_to_slurm(parts, cluster, run, tag, directory, tell)
     except PartsLeft:
         raise  # the record is how the user finds them
-    except InputError:
+    except (InputError, Interrupted):
         (directory / FILE).unlink(missing_ok=True)
         raise
     jobs = ", ".join(
