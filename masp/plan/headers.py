@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import multiprocessing
 import os
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from tqdm import tqdm
 
 from masp.data.images import UnreadableImage, image_size
+from masp.errors import InputError
 from masp.files.text import reason
+from masp.runtime.stop import signal_name
 
 _CHUNK = 256
 _ALONE = 1000
@@ -50,12 +57,40 @@ def read_sizes(
         else:
             # Processes, because Pillow parses headers in Python and its warnings are silenced per process; spawned,
             # because this one may hold threads by now.
-            with ProcessPoolExecutor(num_processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+            with _pool(num_processes) as pool:
                 for sizes in pool.map(_measure, chunks, [max_side] * len(chunks)):
                     found += sizes
                     bar.update(len(sizes))
     broken = [(path, entry) for path, entry in zip(paths, found, strict=True) if isinstance(entry, str)]
     return [None if isinstance(entry, str) else entry for entry in found], broken
+
+
+@contextlib.contextmanager
+def _pool(num_processes: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that read.
+
+    Raises:
+        InputError: One was killed, or none can be started.
+    """
+    processes: dict[int, BaseProcess] = {}
+    try:
+        with ProcessPoolExecutor(num_processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+            processes = pool._processes  # type: ignore[attr-defined]  # which the pool itself forgets
+            yield pool
+    except BrokenProcessPool:
+        codes = {pid: process.exitcode or 0 for pid, process in processes.items()}
+        # the pool itself ends the others by SIGTERM
+        pid, code = min(codes.items(), key=lambda entry: (entry[1] == -signal.SIGTERM, entry[1]))
+        raise InputError(
+            f"--processes {num_processes}: a process that reads image headers was killed, most often because memory ran"
+            f" out (process {pid}, {signal_name(-code)}); give a lower number"
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.ENOMEM):
+            raise
+        raise InputError(
+            f"--processes {num_processes}: a process cannot be started: {reason(error)}; give a lower number"
+        ) from None
 
 
 def _measure(paths: Sequence[str], max_side: int | None) -> list[Size | str]:

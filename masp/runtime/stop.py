@@ -104,6 +104,11 @@ class StopRequests:
             self.path.unlink(missing_ok=True)
 
 
+def signal_name(number: int) -> str:
+    """`SIGKILL` for 9; a number without a name, such as that of a real-time signal, is shown as it is."""
+    return next((known.name for known in signal.Signals if known == number), f"signal {number}")
+
+
 def ignore_stop_signals() -> None:
     """For worker processes: a signal to the whole process group must not end them before the main process stops."""
     for number in StopFlag.SIGNALS:
