@@ -48,7 +48,11 @@ def build_parser() -> Parser:
         add_settings(sub, required=True)
         if name == "train":
             sub.add_argument("--stage", choices=("stage1", "stage2"), required=True)
-        sub.add_argument("--dry-run", action="store_true", help="print the sbatch scripts; submit and write nothing")
+        sub.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="print the sbatch scripts and run all checks; submit and write nothing",
+        )
         sub.add_argument("--wait", action="store_true", help="wait for the end, showing a table")
     sub = commands.add_parser("status", help="what became of a run")
     sub.add_argument("run", metavar="RUN")

@@ -29,6 +29,7 @@ from masp.evaluation.run import evaluate_dir, open_evaluation
 from masp.files.regular import exists, is_file
 from masp.files.text import reason
 from masp.plan.plan import Plan, make_plan
+from masp.training.checkpoint import check_latest
 from masp.training.stages import open_stage
 
 # Directories that by convention each node has for itself.
@@ -156,14 +157,15 @@ def _check_extraction(config: Config) -> Plan:
 
 
 def _check_artifacts(names: Sequence[PartName], config: Config) -> None:
-    """What the first part builds on exists and fits: cache, aspect modules, soft prompt."""
+    """What the first part builds on exists and fits: cache, aspect modules, soft prompt, and a checkpoint to resume."""
     if PartName.EXTRACT in names:
         load_questions(config.questions)
         return
     first = names[0]
     if first in (PartName.STAGE1, PartName.STAGE2):
         stage: StageName = "stage1" if first == PartName.STAGE1 else "stage2"
-        open_stage(stage, config, "cpu" if config.engine.device == "cpu" else "cuda").identity()
+        found = open_stage(stage, config, "cpu" if config.engine.device == "cpu" else "cuda")
+        check_latest(found.directory / "checkpoints", found.identity())
         return
     if config.evaluate.source != "cache":
         return  # this would need the machine that makes the features, which is not this one

@@ -10,6 +10,7 @@ from masp.cli import cache, compare, demo, doctor, evaluate, extract, plan, pred
 from masp.cli.ending import exit_code
 from masp.cli.parser import Parser, add_local_rank
 from masp.cli.settings import parse_arguments
+from masp.runtime import parent as _parent  # noqa: F401 - notes the launcher at once
 from masp.runtime.log import say_error
 
 COMMANDS = (demo, plan, extract, train, evaluate, predict, report, compare, study, doctor, cache)

@@ -81,6 +81,8 @@ def _pool(num_processes: int) -> Iterator[ProcessPoolExecutor]:
         codes = {pid: process.exitcode or 0 for pid, process in processes.items()}
         # the pool itself ends the others by SIGTERM
         pid, code = min(codes.items(), key=lambda entry: (entry[1] == -signal.SIGTERM, entry[1]))
+        if code >= 0:
+            raise  # not killed, but ended by a bug
         raise InputError(
             f"--processes {num_processes}: a process that reads image headers was killed, most often because memory ran"
             f" out (process {pid}, {signal_name(-code)}); give a lower number"
