@@ -18,7 +18,7 @@ from masp.files.regular import exists
 from masp.files.text import shown
 
 _TAGS = ("%j", "%t", "%A", "%a")
-"""What submitit replaces in the paths of logs; Slurm replaces more after `%`, and takes a backslash to turn that off."""
+"""What submitit replaces in the paths of logs. Slurm replaces more after `%`; a backslash turns that off."""
 
 
 def check_submission_path(config: Config, cluster: ClusterConfig) -> None:

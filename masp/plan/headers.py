@@ -7,7 +7,7 @@ import errno
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
@@ -72,10 +72,10 @@ def _pool(num_processes: int) -> Iterator[ProcessPoolExecutor]:
     Raises:
         InputError: One was killed, or none can be started.
     """
-    processes: dict[int, BaseProcess] = {}
+    processes: Mapping[int, BaseProcess] = {}
     try:
         with ProcessPoolExecutor(num_processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-            processes = pool._processes  # type: ignore[attr-defined]  # which the pool itself forgets
+            processes = pool._processes  # which the pool itself forgets
             yield pool
     except BrokenProcessPool:
         codes = {pid: process.exitcode or 0 for pid, process in processes.items()}
