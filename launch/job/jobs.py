@@ -104,6 +104,7 @@ class Job(abc.ABC):
                     sys.exit(problem.exit_code)
                 write_failure(own_log(), error)
                 raise
+            stop.done()
         return None if made is None else str(made)
 
     @abc.abstractmethod

@@ -40,6 +40,13 @@ class StopFlag:
         """Request a stop."""
         self._set = True
 
+    def done(self) -> None:
+        """There is nothing left to stop: once this is left, the signals are ignored until the process ends.
+
+        Otherwise one that arrives while Python shuts down would make a process fail that has done its work.
+        """
+        self._previous = dict.fromkeys(self._previous, signal.SIG_IGN)
+
     def __enter__(self) -> StopFlag:
         if threading.current_thread() is threading.main_thread():
             for number in self.SIGNALS:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -55,3 +57,19 @@ def test_a_run_directory_that_cannot_be_examined_is_one_line(tmp_path):
     requests = StopRequests(StopFlag(), tmp_path / ("n" * 300), None, True)
     with pytest.raises(InputError, match="cannot be examined: File name too long"):
         requests.raised()
+
+
+def test_a_signal_after_the_work_is_done_does_not_fail_the_process():
+    code = """
+import os, signal, sys
+from masp.runtime.stop import StopFlag
+with StopFlag() as stop:
+    stop.done()
+class Late:  # collected while Python shuts down
+    def __del__(self, kill=os.kill, pid=os.getpid(), number=int(sys.argv[1])):
+        kill(pid, number)
+sys.late = Late()
+"""
+    for number in StopFlag.SIGNALS:
+        done = subprocess.run([sys.executable, "-c", code, str(int(number))], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
