@@ -7,11 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from launch.job.parts import COMMANDS
+from masp.cli.ending import exit_code
 from masp.cli.parser import Parser
 from masp.cli.settings import add_settings, parse_arguments, setting_names
-from masp.errors import MaspError
-from masp.runtime.log import say_error
-from masp.runtime.log import setup as set_up_logging
 
 DESCRIPTION = """\
 Submit the commands of `masp` to a cluster: the same configuration, the same settings, the same results.
@@ -51,7 +49,11 @@ def build_parser() -> Parser:
         add_settings(sub, required=True)
         if name == "train":
             sub.add_argument("--stage", choices=("stage1", "stage2"), required=True)
-        sub.add_argument("--dry-run", action="store_true", help="print the sbatch scripts; submit and write nothing")
+        sub.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="print the sbatch scripts and run all checks; submit and write nothing",
+        )
         sub.add_argument("--wait", action="store_true", help="wait for the end, showing a table")
     sub = commands.add_parser("status", help="what became of a run")
     sub.add_argument("run", metavar="RUN")
@@ -114,15 +116,7 @@ def _names() -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = parse_arguments(build_parser(), argv, _names)
-    set_up_logging()
-    try:
-        return run(arguments)
-    except MaspError as error:
-        say_error(error)
-        return error.exit_code
-    except BrokenPipeError:  # `launch logs … | head`
-        sys.stderr.close()
-        return 0
-    except KeyboardInterrupt:  # what was submitted does not depend on this process
-        print("\ninterrupted: what was submitted goes on", file=sys.stderr)
-        return 130
+    # what was submitted does not depend on this process
+    return exit_code(
+        lambda: run(arguments), lambda: print("\ninterrupted: what was submitted goes on", file=sys.stderr)
+    )

@@ -29,6 +29,7 @@ from masp.evaluation.run import evaluate_dir, open_evaluation
 from masp.files.regular import exists, is_file
 from masp.files.text import reason
 from masp.plan.plan import Plan, make_plan
+from masp.training.checkpoint import check_latest
 from masp.training.stages import open_stage
 
 # Directories that by convention each node has for itself.
@@ -158,14 +159,15 @@ def _check_extraction(config: Config) -> Plan:
 
 
 def _check_artifacts(names: Sequence[PartName], config: Config) -> None:
-    """What the first part builds on exists and fits: cache, aspect modules, soft prompt."""
+    """What the first part builds on exists and fits: cache, aspect modules, soft prompt, and a checkpoint to resume."""
     if PartName.EXTRACT in names:
         load_questions(config.questions)
         return
     first = names[0]
     if first in (PartName.STAGE1, PartName.STAGE2):
         stage: StageName = "stage1" if first == PartName.STAGE1 else "stage2"
-        open_stage(stage, config, "cpu" if config.engine.device == "cpu" else "cuda").identity()
+        found = open_stage(stage, config, "cpu" if config.engine.device == "cpu" else "cuda")
+        check_latest(found.directory / "checkpoints", found.identity())
         return
     if config.evaluate.source != "cache":
         return  # this would need the machine that makes the features, which is not this one
@@ -221,14 +223,18 @@ def check_slurm(parts: Sequence[Part], config: Config, cluster: ClusterConfig, d
         except SlurmError as error:
             why = f"{error.words}; nothing was submitted"
             raise InputError(f"cluster: Slurm would refuse {part.name}: {why}") from None
-        _check_time_limit(part, cluster)
+        _check_time_limit(part, wanted.get("partition"))
 
 
-def _check_time_limit(part: Part, cluster: ClusterConfig) -> None:
-    """Refuse a time limit above that of the partition: Slurm would let the job wait for ever."""
+def _check_time_limit(part: Part, partition: str | None) -> None:
+    """Refuse a time limit above that of the partition: Slurm would let the job wait for ever.
+
+    Args:
+        partition: Partition; None for the cluster's default.
+    """
     for line in ask("sinfo", "--noheader", "--format=%P|%l").splitlines():
         name, _, limit = line.partition("|")
-        if name == cluster.partition or (cluster.partition is None and name.endswith("*")):
+        if name.rstrip("*") == partition or (partition is None and name.endswith("*")):
             minutes = limit_minutes(limit)
             if minutes is not None and part.resources.timeout_min > minutes:
                 raise InputError(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from launch.job.config import ClusterConfig
 from launch.job.jobs import StageName
 from launch.job.parts import Command, Part, PartName, make_parts
+from launch.paths import check_start_directory, check_submission_path
 from launch.preflight import check_executor, check_slurm, check_writable, preflight
 from launch.submission import local_driver
 from launch.submission.record import (
@@ -19,14 +22,16 @@ from launch.submission.record import (
     JOBS,
     Record,
     Submitted,
+    job_name,
     make_directory,
     new_record,
+    new_tag,
     run_name,
     submissions,
     submissions_of,
     write_record,
 )
-from launch.submission.slurm_scripts import PartsLeft, scripts
+from launch.submission.slurm_scripts import Interrupted, PartsLeft, scripts
 from launch.submission.slurm_scripts import submit as submit_to_slurm
 from launch.submission.snapshot import write_snapshot
 from launch.submission.state import active
@@ -43,15 +48,40 @@ _LOCK = ".lock"
 
 
 def dry_run(command: Command, stage: StageName | None, config: Config, cluster: ClusterConfig) -> None:
-    """Print the sbatch scripts; submit and write nothing."""
+    """Print the sbatch scripts, and check all that is checked before a submission; submit and write nothing.
+
+    Without Slurm on this machine, all but Slurm itself is checked.
+
+    Raises:
+        InputError, DataError: it would not run; the scripts are printed first.
+    """
     directory = submissions_of(config) / f"<time>-{command}"
+    check_submission_path(config, cluster)
     parts = make_parts(command, stage, config, cluster, directory / CONFIG)
     if cluster.executor == "local":
         for part in parts:
             print(f"{part.name}: {len(part.jobs)} x {part.tasks_per_node} processes on this machine: {part.result}")
-        return
-    for name, text in scripts(parts, cluster, run_name(config), directory).items():
-        print(f"# {'-' * 8} {name} {'-' * 8}\n{text}")
+    else:
+        for name, text in scripts(parts, cluster, run_name(config), directory).items():
+            print(f"# {'-' * 8} {name} {'-' * 8}\n{text}")
+    sys.stdout.flush()
+    check_writable("output_dir", str(directory.parent))
+    asks_slurm = cluster.executor == "slurm" and shutil.which("sbatch") is not None
+    if asks_slurm:
+        check_executor(cluster)
+        _refuse_twice(directory.parent, parts, config)
+    _check(parts, config, cluster, directory.parent, asks_slurm)
+    if cluster.executor == "slurm" and not asks_slurm:
+        LOG.info("Slurm was not asked whether it would take the jobs: there is no sbatch on this machine")
+
+
+def _check(parts: list[Part], config: Config, cluster: ClusterConfig, parent: Path, asks_slurm: bool) -> None:
+    """What is checked once nobody else can submit the same run; tells the notes."""
+    check_start_directory(parts, config, cluster)
+    if asks_slurm:  # quick to ask, and what is most often wrong
+        check_slurm(parts, config, cluster, parent)
+    for note in preflight(parts, config, cluster).notes:
+        LOG.info("%s", note)
 
 
 def submit(
@@ -79,6 +109,7 @@ def submit(
         InputError: it would not run, is running already, or was refused; nothing stays in the queue.
     """
     parent = submissions_of(config)
+    check_submission_path(config, cluster)
     check_writable("output_dir", str(parent))
     check_executor(cluster)
     try:
@@ -89,10 +120,7 @@ def submit(
     with holding(parent / _LOCK, taken, key="output_dir"):
         _refuse_twice(parent, _parts(command, stage, config, cluster, parent, without), config)
         parts = _parts(command, stage, config, cluster, parent, without)
-        if cluster.executor == "slurm":  # quick to ask, and what is most often wrong
-            check_slurm(parts, config, cluster, parent)
-        for note in preflight(parts, config, cluster).notes:
-            LOG.info("%s", note)
+        _check(parts, config, cluster, parent, asks_slurm=cluster.executor == "slurm")
         directory = make_directory(command, config, cluster)
         try:
             write_snapshot(directory)
@@ -101,7 +129,7 @@ def submit(
             text = _hand_over(record, parts, config, cluster, directory)
         except BaseException:
             if not (directory / FILE).exists():  # nothing was submitted
-                shutil.rmtree(directory)
+                shutil.rmtree(directory, ignore_errors=True)  # the first error is the one to report
             raise
     print(text, flush=True)
     problems: list[str] = []
@@ -150,16 +178,22 @@ def _hand_over(record: Record, parts: list[Part], config: Config, cluster: Clust
             raise
         return f"started: process {pid} runs {', '.join(part.name for part in parts)} in the background"
 
+    run, tag = run_name(config), new_tag()
+    named = (replace(part, job_name=job_name(run, part.name, tag)) for part in record.parts)
+    record = replace(record, parts=tuple(named))
+    # before anything is queued: whatever happens to this process, the jobs can be found by their names
+    write_record(directory, record)
+
     def tell(name: PartName, job_id: str) -> None:
         nonlocal record
         record = record.with_jobs(name, job_id)
-        write_record(directory, record)  # at once: whatever happens to this process, the job is known
+        write_record(directory, record)
 
     try:
-        submit_to_slurm(parts, cluster, run_name(config), directory, tell)
+        submit_to_slurm(parts, cluster, run, tag, directory, tell)
     except PartsLeft:
         raise  # the record is how the user finds them
-    except InputError:
+    except (InputError, Interrupted):
         (directory / FILE).unlink(missing_ok=True)
         raise
     jobs = ", ".join(

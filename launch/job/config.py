@@ -5,16 +5,44 @@ The string under a field is its documentation; `tools/config_reference.py` turns
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from masp.config import load_settings
 from masp.config.fields import Count, Item, Number, Positive, Settings, Text, UniqueList
 from masp.errors import InputError
+from masp.files.text import shown
+
+_OPTION = re.compile(r"[a-z][a-z0-9-]*")
+_NOT_AN_OPTION = {
+    "array": "extract.num_tasks and evaluate.num_tasks are for that",
+    "cpus-per-task": "cpus_per_task is for that",
+    "error": "the logs are where `launch logs` finds them",
+    "job-name": "`launch` finds its jobs by their names",
+    "nodes": "nodes is for that",
+    "ntasks": "tasks_per_node is for that",
+    "ntasks-per-node": "tasks_per_node is for that",
+    "open-mode": "a job that starts again goes on writing its log",
+    "output": "the logs are where `launch logs` finds them",
+    "signal": "signal_delay_s is for that",
+    "time": "timeout_min is for that",
+}
+"""Options of sbatch that cannot be given, since other parts of `launch` depend on them, and why."""
+_OF_LAUNCH = (
+    "dependency",
+    "kill-on-invalid-dep",
+    "no-requeue",
+    "parsable",
+    "quiet",
+    "requeue",
+    "test-only",
+    "wait",
+)
 
 
 @dataclass
@@ -32,6 +60,20 @@ class PartConfig(Settings):
 
     timeout_min: Count = 240
     """Time limit. Ahead of it the job stops cleanly and queues itself again (`max_requeues`)."""
+
+    gpu_type: Text | None = None
+    """Type of the GPUs as Slurm names it, such as `a100`; null takes any."""
+
+    sbatch: Annotated[UniqueList[Item], Field(examples=[["partition=h100", "chdir=/shared/run"]])] = field(
+        default_factory=list
+    )
+    """Further options of sbatch for this part, like the `sbatch` for all parts, over which they win."""
+
+    srun: Annotated[UniqueList[Item], Field(examples=[["container-image=masp.sqsh"]])] = field(default_factory=list)
+    """Options of srun, which starts the processes: each `name` or `name=value`, such as those of a container."""
+
+    python: Text | None = None
+    """Python interpreter of the processes, such as that of a container; null takes the one that submits."""
 
 
 @dataclass
@@ -138,6 +180,59 @@ def _check_together(cluster: ClusterConfig, where: str) -> None:
                 f"{where}: signal_delay_s = {cluster.signal_delay_s}: must be below {name}.timeout_min, which is"
                 f" {limit_s} s"
             )
+    for name, text in _strings(cluster):
+        # in an option, a line end would begin a line of its own in the script, which sbatch or the shell would follow
+        if not (text.replace("\n", "").replace("\t", "") if name == "setup" else text).isprintable():
+            raise InputError(f"{where}: {name} = {shown(text)}: must not contain line ends or other control characters")
+    for line in (line for item in cluster.setup for line in item.splitlines()):
+        if line.lstrip().startswith("#SBATCH"):
+            raise InputError(f"{where}: setup = {shown(line)}: an option of sbatch; give it as an item of `sbatch`")
     for option in cluster.sbatch:
-        if not all(option.partition("=")) or option.startswith("-"):
-            raise InputError(f"{where}: sbatch: {option!r} must be name=value without dashes, such as reservation=lab")
+        _check_sbatch(option, f"{where}: sbatch")
+    for section in ("extract", "train", "evaluate"):
+        _check_part(getattr(cluster, section), f"{where}: {section}", cluster.executor)
+
+
+def _check_part(part: PartConfig, where: str, executor: str) -> None:
+    """The rules for the options of one part."""
+    for option in part.sbatch:
+        _check_sbatch(option, f"{where}.sbatch")
+    for option in part.srun:
+        name = option.partition("=")[0]
+        if not _OPTION.fullmatch(name):
+            raise InputError(
+                f"{where}.srun: {shown(option)} must be name or name=value without dashes, such as"
+                " container-image=masp.sqsh"
+            )
+        _check_not_ours(name, option, f"{where}.srun")
+    if executor == "local":
+        for name in ("gpu_type", "sbatch", "srun", "python"):
+            if value := getattr(part, name):
+                raise InputError(f"{where}.{name} = {shown(value)}: only for executor 'slurm'")
+
+
+def _check_sbatch(option: str, where: str) -> None:
+    """Refuse what is not an option of sbatch, and options that would break what `launch` itself asks for."""
+    name, _, value = option.partition("=")
+    if not value or not _OPTION.fullmatch(name):
+        raise InputError(f"{where}: {shown(option)} must be name=value without dashes, such as reservation=lab")
+    _check_not_ours(name, option, where)
+
+
+def _check_not_ours(name: str, option: str, where: str) -> None:
+    if name in _NOT_AN_OPTION:
+        raise InputError(f"{where}: {shown(option)} cannot be given: {_NOT_AN_OPTION[name]}")
+    if name in _OF_LAUNCH:
+        raise InputError(f"{where}: {shown(option)} cannot be given: `launch` sets it itself")
+
+
+def _strings(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Every string of the settings with the dotted name of its setting."""
+    if isinstance(value, str):
+        yield name, value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item, name)
+    elif is_dataclass(value):
+        for entry in fields(value):
+            yield from _strings(getattr(value, entry.name), f"{name}.{entry.name}".lstrip("."))

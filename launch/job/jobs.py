@@ -24,7 +24,8 @@ from launch.job.failure import failure_path, write_failure
 from launch.job.requeue import check_restarts, num_restarts, requeue, requeue_after_loss
 from masp.config import Config, load_config
 from masp.config.schema import StageName
-from masp.errors import FilesInUse, MaspError, StoppedEarly, one_line
+from masp.errors import FilesInUse, InputError, MaspError, StoppedEarly, one_line
+from masp.files.text import users_error
 from masp.runtime.log import say_error
 from masp.runtime.log import setup as set_up_logging
 from masp.runtime.run_directory import RunInUse
@@ -96,8 +97,14 @@ class Job(abc.ABC):
                 write_failure(own_log(), error)
                 sys.exit(error.exit_code)
             except Exception as error:
+                if isinstance(error, OSError) and (message := users_error(error)) is not None:
+                    problem = InputError(message)
+                    say_error(problem)
+                    write_failure(own_log(), problem)
+                    sys.exit(problem.exit_code)
                 write_failure(own_log(), error)
                 raise
+            stop.done()
         return None if made is None else str(made)
 
     @abc.abstractmethod

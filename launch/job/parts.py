@@ -84,13 +84,14 @@ class Part:
         return resources.max_parallel if isinstance(resources, ExtractPartConfig | EvaluatePartConfig) else 1
 
 
-def task_command(directory: Path) -> str:
+def task_command(directory: Path, python: str | None = None) -> str:
     """The shell command of one process of a job, in place of submitit's own (see `launch.job.task`).
 
     Args:
         directory: submitit's.
+        python: Python interpreter; None for that of this process.
     """
-    return shlex.join([sys.executable, "-u", "-m", "launch.job.task", str(directory)])
+    return shlex.join([python or sys.executable, "-u", "-m", "launch.job.task", str(directory)])
 
 
 def make_parts(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
 import time
 from pathlib import Path
 
+from launch.job.own_job import NotShown, OwnJob, own_name, scontrol, show_own_job
 from masp.errors import InputError
 from masp.files.atomic import create_bytes
 from masp.files.regular import read_bytes
-from masp.files.text import reason
 
 LOG = logging.getLogger(__name__)
 
@@ -28,7 +27,8 @@ def on_slurm() -> bool:
 
 def num_restarts() -> int:
     """How often Slurm has restarted this job, for whatever reason."""
-    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    count = os.environ.get("SLURM_RESTART_COUNT", "")
+    return int(count) if count.isdecimal() else 0
 
 
 def check_restarts(max_requeues: int) -> None:
@@ -57,38 +57,29 @@ def requeue(max_requeues: int, rank0_asks: bool = True) -> None:
         LOG.warning("not queued again: max_requeues = %d is reached", max_requeues)
         return
     if not rank0_asks or os.environ.get("SLURM_PROCID", "0") == "0":
-        job = os.environ["SLURM_JOB_ID"]
+        try:
+            job = show_own_job()
+        except NotShown as error:
+            LOG.warning("not queued again: Slurm does not say how it is: %s", error)
+            return
         if refusal := _refusal(job):
             LOG.warning("not queued again: %s", refusal)
             return
-        code, _, errors = _scontrol("requeue", job)
+        code, _, errors = scontrol("requeue", job.name)
         if code:
             LOG.warning("not queued again: %s", errors)
             return
-        LOG.info("job %s is queued again", job)
+        LOG.info("job %s is queued again", job.name)
     time.sleep(_WAIT_FOR_END_S)
 
 
-def _refusal(job: str) -> str | None:
+def _refusal(job: OwnJob) -> str | None:
     """Why this job must not be requeued: its user cancelled it, or it runs again on another node already."""
-    code, shown, errors = _scontrol("--oneliner", "show", "job", job)
-    if code:
-        return f"Slurm does not say how it is: {errors}"
-    words = dict(word.partition("=")[::2] for word in shown.split())
-    if words.get("JobState") == "CANCELLED":
+    if job.state == "CANCELLED":
         return "it was cancelled"
-    if words.get("Restarts", str(num_restarts())) != str(num_restarts()):
+    if job.num_restarts not in (None, num_restarts()):
         return "Slurm has started it again already"
     return None
-
-
-def _scontrol(*words: str) -> tuple[int, str, str]:
-    """Exit code, output and errors of scontrol; a scontrol that cannot be run counts as one that failed."""
-    try:
-        done = subprocess.run(["scontrol", *words], capture_output=True, text=True, errors="replace")
-    except OSError as error:
-        return 1, "", f"scontrol cannot be run: {reason(error)}"
-    return done.returncode, done.stdout, done.stderr.strip()
 
 
 def requeue_after_loss(marks: Path, step: str, max_requeues: int) -> None:
@@ -106,7 +97,7 @@ def requeue_after_loss(marks: Path, step: str, max_requeues: int) -> None:
     """
     if not on_slurm():
         return
-    job, count = os.environ["SLURM_JOB_ID"], num_restarts()
+    job, count = own_name(), num_restarts()
     earlier = [read_bytes(mark, max_bytes=_MAX_MARK_BYTES) for mark in marks.glob(f"{job}.lost-*")]
     if earlier.count(step.encode()) >= _MAX_LOST:
         since = step or "the start"

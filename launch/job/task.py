@@ -7,6 +7,8 @@ So it is blocked until the job has installed its handlers (`launch.job.jobs`).
 import signal
 from typing import NoReturn
 
+from masp.runtime import parent as _parent  # noqa: F401 - notes the launcher at once
+
 
 def main() -> None:
     """Run the job whose directory the command line names.

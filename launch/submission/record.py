@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import secrets
 import socket
 import time
 from dataclasses import asdict, dataclass, replace
@@ -34,6 +36,9 @@ from masp.files.text import reason, shown
 FILE, CONFIG, CLUSTER, JOBS = "submission.json", "config.yaml", "cluster.yaml", "jobs"
 
 Executor = Literal["slurm", "local"]
+
+_JOB_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_MAX_RUN_NAME = 60
 
 _FOREIGN = ("srun: ", "slurmstepd", "submitit ")
 """How lines in a job's log begin that are not the job's: those of Slurm (22.05) and of submitit (1.5), which write into
@@ -60,8 +65,14 @@ class Submitted:
     """Job ids that Slurm gave: one, also for an array; none before it was submitted. Those of the local executor are in
     its driver's status."""
 
+    job_name: str | None = None
+    """Name of its job in Slurm, which no other job has: if the process that submits is killed before it has noted the
+    id, the job is found by its name. None with the local executor, and in records of earlier releases."""
+
     def __post_init__(self) -> None:
         check_job_ids(self.job_ids)
+        if self.job_name is not None and not _JOB_NAME.fullmatch(self.job_name):
+            raise ValueError("must have a job_name of letters, digits, dots, dashes and underscores")
 
 
 @dataclass(frozen=True)
@@ -137,7 +148,11 @@ def _new_directory(parent: Path, name: str) -> Path:
 
 def write_record(directory: Path, record: Record) -> None:
     """Write `submission.json`: whole or not at all."""
-    write_bytes(directory / FILE, json.dumps(asdict(record), indent=1).encode() + b"\n")
+    fields = asdict(record)
+    for part in fields["parts"]:
+        if part["job_name"] is None:
+            del part["job_name"]
+    write_bytes(directory / FILE, json.dumps(fields, indent=1).encode() + b"\n")
 
 
 def read_record(directory: Path) -> Record:
@@ -211,5 +226,19 @@ def explain(directory: Path, job_id: str) -> str | None:
 
 
 def run_name(config: Config) -> str:
-    """The name of a run, which its jobs are named after."""
-    return Path(config.output_dir).absolute().name
+    """The name of a run, which its jobs are named after: that of its directory, in characters that need no quotes."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", Path(config.output_dir).absolute().name)[:_MAX_RUN_NAME]
+
+
+def job_name(run_name: str, part: PartName, tag: str) -> str:
+    """The name of a part's job in Slurm.
+
+    Args:
+        tag: What tells the jobs of one submission from all others; empty for jobs that are not submitted.
+    """
+    return "-".join(word for word in ("masp", run_name, part, tag) if word)
+
+
+def new_tag() -> str:
+    """What tells the jobs of one submission from all others."""
+    return secrets.token_hex(4)

@@ -27,6 +27,8 @@ _WHOLE_ARRAY_EXPRESSION = {"SLURM_BITSTR_LEN": "0"}
 _MAX_TASKS = 4_000_000
 """Slurm's own limit of an array's task ids."""
 _TASK_RANGE = re.compile(r"(\d+)(?:-(\d+)(?::(\d+))?)?")
+_CLOCK_SKEW_S = 3600
+"""How far the clocks of this machine and of Slurm's may differ."""
 _UNKNOWN_JOB = re.compile(r"^(slurm_load_jobs error: )?Invalid job id", re.MULTILINE)
 
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
@@ -146,6 +148,52 @@ def _sacct(job_ids: Sequence[str]) -> dict[str, dict[str, JobState]]:
         before = tasks.get(task)
         # one line per run of the job, oldest first
         tasks[task] = JobState(word, "", elapsed, nodes, 0 if before is None else before.num_restarts + 1)
+    return found
+
+
+def queued(job_names: Sequence[str]) -> list[str]:
+    """The ids of all jobs with these names that are waiting or running.
+
+    Raises:
+        SlurmError: Slurm does not answer.
+    """
+    return [job_id for found in _named_in_queue(job_names, all_states=False).values() for job_id in found]
+
+
+def find(job_names: Sequence[str], since: float) -> dict[str, tuple[str, ...]]:
+    """The ids of jobs by their names; a name that Slurm does not know is left out.
+
+    Args:
+        since: When they were submitted at the earliest, in seconds since 1970.
+
+    Raises:
+        SlurmError: Slurm does not answer.
+    """
+    if not job_names:
+        return {}
+    age_s = round(max(0.0, time.time() - since)) + _CLOCK_SKEW_S
+    command = ["sacct", "--allocations", "--parsable2", "--noheader", f"--name={','.join(job_names)}"]
+    lines = ask(*command, f"--starttime=now-{age_s}seconds", "--format=JobID,JobName").splitlines()
+    found: dict[str, set[str]] = {}
+    for line in lines:
+        job_id, name = _columns("sacct", line, 2)
+        found.setdefault(name, set()).add(job_id.partition("_")[0])
+    for name, job_ids in _named_in_queue(job_names, all_states=True).items():
+        found.setdefault(name, set()).update(job_ids)
+    wanted = {name: found[name] for name in job_names if name in found}
+    return {name: tuple(sorted(ids, key=int)) for name, ids in wanted.items() if all(i.isdecimal() for i in ids)}
+
+
+def _named_in_queue(job_names: Sequence[str], all_states: bool) -> dict[str, set[str]]:
+    states = ["--states=all"] if all_states else []
+    lines = ask("squeue", "--noheader", *states, f"--name={','.join(job_names)}", "--Format=ArrayJobID:|,Name:|")
+    found: dict[str, set[str]] = {}
+    for line in lines.splitlines():
+        job_id, name = _columns("squeue", line, 2)
+        if not job_id.isdecimal():
+            raise _not_understood("squeue", line)
+        if name in job_names:
+            found.setdefault(name, set()).add(job_id)
     return found
 
 

@@ -124,7 +124,7 @@ def overview(directory: Path) -> Overview:
         InputError: its files are missing or may not be read, or the scheduler does not answer.
         DataError: one of its files is damaged.
     """
-    record, config = read_record(directory), load_config(directory / CONFIG)
+    record, config = with_found_jobs(read_record(directory)), load_config(directory / CONFIG)
     look = _slurm if record.executor == "slurm" else _local
     return Overview(directory, record, config, tuple(look(directory, record, config)))
 
@@ -135,11 +135,23 @@ def active(directory: Path) -> list[PartName]:
     Raises:
         InputError: the scheduler does not answer.
     """
-    record = read_record(directory)
+    record = with_found_jobs(read_record(directory))
     if record.executor == "local":
         return [part.name for part in record.parts] if is_held(directory / DRIVER_LOCK) else []
     found = slurm_client.look([job_id for part in record.parts for job_id in part.job_ids])
     return [part.name for part in record.parts if any(s.in_queue for i in part.job_ids for s in found[i].values())]
+
+
+def with_found_jobs(record: Record) -> Record:
+    """The record with the ids of jobs that Slurm has, and that the process that submitted them did not live to note.
+
+    Raises:
+        SlurmError: the scheduler does not answer.
+    """
+    unknown = {part.job_name: part.name for part in record.parts if part.job_name and not part.job_ids}
+    for job_name, job_ids in slurm_client.find(list(unknown), record.time).items():
+        record = record.with_jobs(unknown[job_name], *job_ids)
+    return record
 
 
 def _slurm(directory: Path, record: Record, config: Config) -> list[PartState]:

@@ -18,8 +18,10 @@ from typing import Literal
 import torch
 import torch.distributed
 
-from masp.errors import InputError, one_line
+from masp.errors import InputError, MaspError, one_line
 from masp.files.text import first_line, reason, shortened, shown
+from masp.runtime.log import say_error
+from masp.runtime.parent import PARENT, watching_parent
 from masp.runtime.stop import is_ending
 
 MAX_DIGITS = 9
@@ -126,7 +128,8 @@ def join(ranks: Ranks, device: str, timeout_min: float = 30.0) -> None:
         timeout_min: Minutes to wait for the other ranks.
 
     Raises:
-        InputError: Not all announced ranks joined within `timeout_min`, or Slurm does not say where rank 0 is.
+        InputError: Not all announced ranks joined within `timeout_min`, or Slurm does not say where rank 0 is. If the
+            launcher ends before they have, this process ends with exit code 1.
     """
     os.environ.setdefault("DS_ACCELERATOR", device)
     os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))  # DeepSpeed requires it even of one process
@@ -142,7 +145,10 @@ def join(ranks: Ranks, device: str, timeout_min: float = 30.0) -> None:
             if ranks.launcher == "srun":
                 _announce_slurm(ranks)
             try:
-                torch.distributed.init_process_group(backend, rank=ranks.rank, world_size=ranks.size, timeout=timeout)
+                with watching_parent(lambda: _end_without_launcher(ranks)):
+                    torch.distributed.init_process_group(
+                        backend, rank=ranks.rank, world_size=ranks.size, timeout=timeout
+                    )
             except (RuntimeError, ValueError) as error:
                 raise InputError(
                     f"environment: {ranks.size} ranks were announced, but not all joined: {first_line(error)}"
@@ -156,6 +162,14 @@ def join(ranks: Ranks, device: str, timeout_min: float = 30.0) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # torch.distributed is initialized already; with auto_mpi_discovery DeepSpeed would look for MPI all the same.
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def _end_without_launcher(ranks: Ranks) -> None:
+    """End this process, which waits for ranks that nobody will start any more."""
+    say_error(
+        f"environment: the launcher (process {PARENT}) ended before all {ranks.size} ranks had joined; start them again"
+    )
+    os._exit(MaspError.exit_code)
 
 
 def claim_gpu(ranks: Ranks) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import unicodedata
 from typing import Any
 
@@ -11,6 +12,18 @@ MAX_SHOWN = 80
 """Characters of a value that a message repeats."""
 MAX_REASON = 300
 """Characters of a library's error that a message repeats."""
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_OF_A_PATH = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.ENOTDIR,
+    errno.ESTALE,
+}
+"""System errors that say of a path that it cannot be used as the user asked."""
 
 
 def nfc(text: str) -> str:
@@ -38,6 +51,19 @@ def all_lines(error: BaseException) -> str:
 def reason(error: BaseException) -> str:
     """Why something failed: of an `OSError` the system's message without path and errno, else the first line."""
     return getattr(error, "strerror", None) or first_line(error)
+
+
+def users_error(error: OSError) -> str | None:
+    """What to tell the user of an error that only they can mend: a full disk, or a path that cannot be used.
+
+    Returns:
+        One line; None for any other error, which is a bug.
+    """
+    name = shortened(one_line(str(error.filename)), MAX_REASON) if error.filename else ""
+    if error.errno in _NO_SPACE:
+        where = f" for {name}" if name else ""
+        return f"no space is left{where}; free some and run the same command again"
+    return f"{name}: {reason(error)}" if name and error.errno in _OF_A_PATH else None
 
 
 def shown(value: Any) -> str:

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
 from masp.errors import InputError, MaspError
-from masp.runtime.stop import ignore_stop_signals
+from masp.files.text import reason
+from masp.runtime.stop import ignore_stop_signals, signal_name
+
+_CAUSES: dict[int, str] = {
+    signal.SIGKILL: "most often because memory ran out",
+    signal.SIGBUS: "most often because shared memory (/dev/shm) ran out",
+}
+
+
+class _WorkerEnded(Exception):
+    """Wakes a main thread that waits for a worker that is gone."""
 
 
 class _Guarded(Dataset):
@@ -62,7 +76,22 @@ class ReadAhead:
                 worker_init_fn=_start_worker,
                 pin_memory=pin_memory,
             )
-            self._items: Iterator = iter(loader)
+            self._items: Iterator = self._started(loader)
+
+    def _started(self, loader: DataLoader) -> Iterator:
+        before = signal.getsignal(signal.SIGCHLD)
+        try:
+            return iter(loader)
+        except OSError as error:  # of fork
+            raise InputError(
+                f"{self.setting} = {self.num_workers}: a worker cannot be started: {reason(error)}; lower it and run "
+                "the same command again"
+            ) from None
+        finally:
+            # torch installs a handler that raises a RuntimeError wherever the main thread happens to be: within an
+            # import, for one, or a collective, where it is taken for something else. `_listening` is in its place.
+            if _in_main_thread() and signal.getsignal(signal.SIGCHLD) is not before:
+                signal.signal(signal.SIGCHLD, before)
 
     def __iter__(self) -> ReadAhead:
         return self
@@ -74,22 +103,52 @@ class ReadAhead:
             InputError: A worker was killed from outside.
             MaspError: The dataset raised it.
         """
+        self._check_workers()  # while nobody listened
         try:
-            item = next(self._items)
-        except RuntimeError:
-            if not self._a_worker_died():  # a bug in the dataset arrives as the error that it raised in the worker
-                raise
-            raise InputError(
-                f"{self.setting} = {self.num_workers}: a worker was killed, most often because memory ran out; what is "
-                "finished is kept; lower it and run the same command again"
-            ) from None
+            with self._listening():
+                item = next(self._items)
+        except (RuntimeError, _WorkerEnded):
+            self._check_workers()
+            raise  # a bug in the dataset, which arrives as the error that it raised in the worker
         if isinstance(item, MaspError):
             raise item
         return item
 
-    def _a_worker_died(self) -> bool:
-        """Whether a worker has ended with an exit code other than 0; torch has no exception of its own for that."""
-        return any(worker.exitcode for worker in getattr(self._items, "_workers", ()))
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Wake this thread if a worker is killed: it may have left half an item, whose rest would never come."""
+        if not self.num_workers or not _in_main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGCHLD, self._child_ended)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGCHLD, before)
+
+    def _child_ended(self, number: int, frame: FrameType | None) -> None:
+        if self._killed() is not None:
+            raise _WorkerEnded
+
+    def _killed(self) -> tuple[int, int, int] | None:
+        """Index, process id and signal of a worker that was killed; None if none was."""
+        for index, worker in enumerate(getattr(self._items, "_workers", ())):
+            if (worker.exitcode or 0) < 0:
+                return index, worker.pid, -worker.exitcode
+        return None
+
+    def _check_workers(self) -> None:
+        """Raise the one line about a worker that was killed; torch has no exception of its own for that."""
+        killed = self._killed()
+        if killed is None:
+            return
+        index, pid, number = killed
+        name = signal_name(number)
+        cause = _CAUSES.get(number, "from outside or by a crash")
+        raise InputError(
+            f"{self.setting} = {self.num_workers}: a worker was killed, {cause} (worker {index}, process {pid}, "
+            f"{name}); what is finished is kept; lower {self.setting} and run the same command again"
+        ) from None
 
     def close(self) -> None:
         """End the workers; the iterator is empty afterwards."""
@@ -104,6 +163,11 @@ class ReadAhead:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _in_main_thread() -> bool:
+    """Whether signal handlers may be installed here."""
+    return threading.current_thread() is threading.main_thread()
 
 
 def _unchanged(item: Any) -> Any:

@@ -103,6 +103,9 @@ def read_status(directory: Path, kind: type[S]) -> S | None: ...
 def read_status(directory: Path, kind: type[Status] = Status) -> Status | None:
     """Read the status of a run; None if there is none, or if the file is damaged.
 
+    A run that is said to be running, but whose process on this machine has ended, is returned as failed: it was killed,
+    or the disk was so full that it could not say how it ended.
+
     A damaged status is like none because the run itself does not depend on it and replaces it: it must neither stop
     a run nor hide why one failed.
 
@@ -113,10 +116,31 @@ def read_status(directory: Path, kind: type[Status] = Status) -> Status | None:
     Raises:
         InputError: The file may not be read or is not a regular file.
     """
+    status = _read_as_written(directory, kind)
+    if status is None or status.state != RunState.RUNNING or not _is_gone(status):
+        return status
+    message = f"process {status.pid} ended without a word: it was killed, or could not write its status"
+    return dataclasses.replace(status, state=RunState.FAILED, exit_code=1, message=message)
+
+
+def _read_as_written(directory: Path, kind: type[Status] = Status) -> Status | None:
     try:
         return typed.read(kind, directory / STATUS_FILE, max_bytes=_MAX_BYTES, surrogates=True)
     except DataError:
         return None
+
+
+def _is_gone(status: Status) -> bool:
+    """Whether the process that wrote a status has certainly ended; only its own machine can tell."""
+    if status.host != socket.gethostname():
+        return False
+    try:
+        os.kill(status.pid, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # of another user; not a process id
+        return False
+    return False
 
 
 @contextmanager
@@ -154,7 +178,7 @@ def _note(
     try:
         if not is_directory(directory):
             return
-        earlier = read_status(directory)
+        earlier = _read_as_written(directory)
         if not is_cause and earlier and earlier.state == RunState.FAILED and earlier.time >= entered:
             return
         if earlier and earlier.state == RunState.FINISHED:

@@ -46,6 +46,13 @@ class StopFlag:
         """Request a stop."""
         self._set = True
 
+    def done(self) -> None:
+        """There is nothing left to stop: once this is left, the signals are ignored until the process ends.
+
+        Otherwise one that arrives while Python shuts down would make a process fail that has done its work.
+        """
+        self._previous = dict.fromkeys(self._previous, signal.SIG_IGN)
+
     def __enter__(self) -> StopFlag:
         if threading.current_thread() is threading.main_thread():
             for number in self.SIGNALS:
@@ -108,6 +115,11 @@ class StopRequests:
         """Remove the file once the run has stopped, so that the same command continues it."""
         if self.is_rank_0:
             self.path.unlink(missing_ok=True)
+
+
+def signal_name(number: int) -> str:
+    """`SIGKILL` for 9; a number without a name, such as that of a real-time signal, is shown as it is."""
+    return next((known.name for known in signal.Signals if known == number), f"signal {number}")
 
 
 def ignore_stop_signals() -> None:

@@ -217,6 +217,17 @@ def load_latest(directory: Path, identity: dict[str, Any]) -> Checkpoint | None:
     return None if name is None else _load(directory, name, identity)
 
 
+def check_latest(directory: Path, identity: dict[str, Any]) -> None:
+    """Check that the newest checkpoint, if there is one, is of this run; its tensors are not read.
+
+    Raises:
+        InputError, DataError: As `load_latest`.
+    """
+    name = latest_name(directory)
+    if name is not None:
+        _read_meta(directory, name, identity)
+
+
 def load_step(directory: Path, step: int, identity: dict[str, Any]) -> Checkpoint:
     """Load the checkpoint after a step.
 
@@ -229,6 +240,21 @@ def load_step(directory: Path, step: int, identity: dict[str, Any]) -> Checkpoin
 def _load(directory: Path, name: str, identity: dict[str, Any]) -> Checkpoint:
     path = directory / name
     remedy = _remedy(directory, name)
+    meta = _read_meta(directory, name, identity)
+    tensors = path / TENSORS
+    try:
+        if digest_file(tensors) != meta.tensors:
+            raise DataError(f"{tensors} is damaged: its digest is not the one in {META}; {remedy}")
+        validation = None if meta.validation == ValidationState() else meta.validation
+        return Checkpoint(meta.step, identity, load_file(tensors), meta.engine, validation)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{tensors} cannot be read: {reason(error)}; {remedy}") from None
+
+
+def _read_meta(directory: Path, name: str, identity: dict[str, Any]) -> _Meta:
+    """The counters of a checkpoint, which must be of this run."""
+    path = directory / name
+    remedy = _remedy(directory, name)
     meta = read_sealed(_Meta, path / META)
     if meta is None:
         raise DataError(f"{directory / LATEST} names {name}, which is not there or not whole; {remedy}")
@@ -239,14 +265,7 @@ def _load(directory: Path, name: str, identity: dict[str, Any]) -> Checkpoint:
                 f"{path} is a checkpoint of a run with {key} = {old!r}, but here it is {new!r}; "
                 f"{_OF_INPUTS.get(key, 'give the old value')}, or another output_dir for a new run"
             )
-    tensors = path / TENSORS
-    try:
-        if digest_file(tensors) != meta.tensors:
-            raise DataError(f"{tensors} is damaged: its digest is not the one in {META}; {remedy}")
-        validation = None if meta.validation == ValidationState() else meta.validation
-        return Checkpoint(meta.step, identity, load_file(tensors), meta.engine, validation)
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{tensors} cannot be read: {reason(error)}; {remedy}") from None
+    return meta
 
 
 def _remedy(directory: Path, damaged: str = "") -> str:

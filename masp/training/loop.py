@@ -23,7 +23,7 @@ from masp.files.text import reason
 from masp.runtime.devices import pick_device, plain_memory_errors
 from masp.runtime.log import say
 from masp.runtime.prefetch import ReadAhead
-from masp.runtime.run_directory import RunInUse, RunLock, RunState, noting_failure, write_status
+from masp.runtime.run_directory import STATUS_FILE, RunInUse, RunLock, RunState, noting_failure, write_status
 from masp.runtime.stop import StopFlag, StopRequests
 from masp.training.checkpoint import Checkpoint, load_latest, load_step, save_checkpoint
 from masp.training.engine import Accumulated, Engine, load_trained, make_partition
@@ -100,7 +100,10 @@ def _watched(
     on_rank_0(ranks, device, lock.take)
 
     def note(error: RankLost) -> None:
-        write_status(directory, RunState.FAILED, error.exit_code, one_line(str(error)))
+        try:
+            write_status(directory, RunState.FAILED, error.exit_code, one_line(str(error)))
+        except OSError as problem:  # a full disk; the job is to be queued again all the same
+            LOG.warning("%s cannot be written: %s", directory / STATUS_FILE, reason(problem))
         if on_loss:
             on_loss(error)
 

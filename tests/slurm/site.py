@@ -78,6 +78,15 @@ class Site:
         order = ("RUNNING", "COMPLETING", "PENDING", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "COMPLETED")
         return next(state for state in order if state in states), sum(int(entry["Restarts"]) for entry in found)
 
+    def tasks(self, job: str) -> dict[str, tuple[str, int]]:
+        """State and number of restarts of each task of an array, by its name (`7_2`)."""
+        found = {}
+        for line in self.ask("scontrol", "--oneliner", "show", "job", job).splitlines():
+            entry = dict(word.partition("=")[::2] for word in line.split())
+            name = f"{entry['ArrayJobId']}_{entry['ArrayTaskId']}"
+            found[name] = (entry["JobState"], int(entry["Restarts"]))
+        return dict(sorted(found.items()))
+
     def queue(self) -> str:
         """The queued and running jobs."""
         return self.ask("squeue", "--noheader")
@@ -90,7 +99,8 @@ class Site:
         def push() -> None:
             environment = os.environ | self.cluster.environment
             while not ended.wait(0.5):
-                command = ["squeue", "--noheader", "--array", "--states=PENDING", "--format=%A|%r"]
+                # %i names a task of an array; %A of the last one is the id of the array, which means all of them
+                command = ["squeue", "--noheader", "--array", "--states=PENDING", "--format=%i|%r"]
                 lines = subprocess.run(command, env=environment, capture_output=True, text=True).stdout.splitlines()
                 for line in lines:
                     job, _, reason = line.partition("|")

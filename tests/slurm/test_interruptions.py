@@ -100,7 +100,9 @@ def test_preemption_in_the_middle_of_every_part(site, config, uninterrupted, tmp
                     break
                 restarts = site.state(job)[1]
                 # of an array, the tasks that are running now; one of them may finish before the signal arrives
-                running = site.ask("squeue", "--noheader", "--states=RUNNING", f"--jobs={job}", "--format=%A").split()
+                running = site.ask(
+                    "squeue", "-h", "--array", "--states=RUNNING", f"--jobs={job}", "--format=%i"
+                ).split()
                 for task in running:
                     site.ask(*preempt, task, check=False)
                 until(lambda: site.state(job)[1] > restarts or ended(job), what=f"{name}: {logs(directory)}")  # noqa: B023

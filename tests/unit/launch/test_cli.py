@@ -16,11 +16,17 @@ CONFIG = REPOSITORY / "configs" / "demo.yaml"
 
 
 @pytest.fixture
-def launch(capsys, tmp_path):
-    """Calls the command line with outputs in a temporary directory; returns exit code, output and errors."""
+def launch(capsys, tmp_path, config_path, monkeypatch):
+    """Calls the command line with outputs in a temporary directory; returns exit code, output and errors.
+
+    On a machine without Slurm.
+    """
+    monkeypatch.setenv("PATH", "/nonexistent")
 
     def run(command, *arguments, cluster=SLURM):
-        given = ["--cluster", cluster, "--config", CONFIG, f"output_dir={tmp_path / 'run'}", *arguments]
+        outputs = [f"output_dir={tmp_path / 'run'}", f"cache.dir={tmp_path / 'cache'}"]
+        devices = ["extract.device=auto", "engine.device=auto"]
+        given = ["--cluster", cluster, "--config", config_path, *outputs, *devices, *arguments]
         code = main([command, *map(str, given)])
         printed = capsys.readouterr()
         return code, printed.out, printed.err
@@ -53,7 +59,7 @@ def test_pipeline_is_a_chain(launch, tmp_path):
     for name, before in (("stage1", "extract"), ("stage2", "stage1"), ("evaluate", "stage2")):
         assert f"#SBATCH --dependency='afterok:<id of {before}>'" in found[name]
         assert "#SBATCH --kill-on-invalid-dep=yes" in found[name]
-    assert {"#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=8", "#SBATCH --gpus-per-node=8"} <= {*found["stage1"]}
+    assert {"#SBATCH --nodes=1", "#SBATCH --ntasks-per-node=8", "#SBATCH --gpus-per-node=8"} <= {*found["stage1"]}
     assert {"#SBATCH --mem=262144MB", "#SBATCH --time=1440"} <= {*found["stage2"]}
     assert not list(tmp_path.iterdir())  # a dry run writes nothing
 

@@ -1,5 +1,6 @@
 """Reading ahead: order, errors as they are, and an end that never hangs."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -55,9 +56,76 @@ def test_a_bug_keeps_its_kind_and_its_traceback(index, kind):
 def test_a_killed_worker_is_one_line_with_the_setting_to_lower():
     with ReadAhead(Numbers(), [8], 1, "evaluate.num_workers") as reader:
         with pytest.raises(
-            InputError, match="^evaluate.num_workers = 1: a worker was killed, most often because memory"
+            InputError,
+            match="^evaluate.num_workers = 1: a worker was killed, most often because memory ran out"
+            r" \(worker 0, process \d+, SIGKILL\); .* lower evaluate.num_workers and",
         ):
             next(reader)
+
+
+class Slow(Dataset):
+    def __getitem__(self, index: int):
+        time.sleep(0.02)
+        return index
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (signal.SIGBUS, "because shared memory (/dev/shm) ran out (worker 1,"),
+        (signal.SIGSEGV, "from outside or by a crash (worker 1,"),
+        (signal.SIGRTMIN + 3, f"signal {signal.SIGRTMIN + 3})"),
+    ],
+)
+def test_the_signal_says_why(number, expected):
+    with ReadAhead(Slow(), range(1000), 2, "engine.num_workers") as reader:
+        next(reader)
+        os.kill(reader._items._workers[1].pid, number)
+        with pytest.raises(InputError) as error:
+            list(reader)
+    assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_worker_that_is_killed_while_nobody_reads_disturbs_nothing_else():
+    """torch would raise a RuntimeError right there, whatever is going on."""
+    with ReadAhead(Slow(), range(1000), 2, "engine.num_workers") as reader:
+        next(reader)
+        worker = reader._items._workers[0]
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.join()
+        deadline = time.monotonic() + 0.2
+        while time.monotonic() < deadline:  # where a handler of SIGCHLD would run
+            pass
+        with pytest.raises(InputError, match="worker 0"):
+            next(reader)
+
+
+def test_half_an_item_is_not_waited_for():
+    """The worker dies while it writes an item larger than a pipe, and the other one holds the pipe open."""
+    with ReadAhead(Large(), [0, 1], 2, "engine.num_workers") as reader:
+        while True:  # until the pipe is full
+            if reader._items._worker_result_queue._reader.poll(10):
+                break
+        time.sleep(0.3)
+        os.kill(reader._items._workers[0].pid, signal.SIGKILL)
+        with pytest.raises(InputError, match="worker 0"):
+            next(reader)
+
+
+class Large(Dataset):
+    def __getitem__(self, index: int):
+        if index:
+            time.sleep(60)
+        return bytes(10_000_000)
+
+
+def test_workers_that_cannot_be_started_are_one_line(monkeypatch):
+    def fork():
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(os, "fork", fork)
+    with pytest.raises(InputError, match="^x = 2: a worker cannot be started: Cannot allocate memory; lower it"):
+        ReadAhead(Slow(), [1], 2, "x")
 
 
 BUG = """

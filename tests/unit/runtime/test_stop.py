@@ -94,3 +94,19 @@ def test_output_that_cannot_be_written_is_not_success():
         assert subprocess.run([sys.executable, "-c", code], stdout=full, timeout=60).returncode == 1
     code = "import sys; sys.stdout = None; from masp.runtime.stop import end_process; end_process(0)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_a_signal_after_the_work_is_done_does_not_fail_the_process():
+    code = """
+import os, signal, sys
+from masp.runtime.stop import StopFlag
+with StopFlag() as stop:
+    stop.done()
+class Late:  # collected while Python shuts down
+    def __del__(self, kill=os.kill, pid=os.getpid(), number=int(sys.argv[1])):
+        kill(pid, number)
+sys.late = Late()
+"""
+    for number in StopFlag.SIGNALS:
+        done = subprocess.run([sys.executable, "-c", code, str(int(number))], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
