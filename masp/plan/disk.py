@@ -14,7 +14,7 @@ from masp.cache.layout import SHARDS, Layout, shards_of
 from masp.data.sample import Sample
 from masp.errors import InputError
 from masp.files.text import reason
-from masp.plan.vision_tokens import PlannedImage
+from masp.plan.tokens import PlannedImage
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
 _TENSORS = {

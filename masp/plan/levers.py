@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from masp.config import Config
 from masp.errors import InputError
 from masp.plan.disk import tar_sizes
-from masp.plan.vision_tokens import PlannedImage, plan_again
+from masp.plan.tokens import PlannedImage, plan_again
 from masp.plan.work import extraction_flops
 from masp.vlm.flops import VisionShape
 from masp.vlm.vision import Preprocessor, load_preprocessor

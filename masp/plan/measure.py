@@ -16,8 +16,7 @@ from masp.data.images import UnreadableImage, load_image
 from masp.data.questions import load_questions
 from masp.errors import InputError
 from masp.plan.rates import Rate, Rates
-from masp.plan.text_tokens import Words
-from masp.plan.vision_tokens import PlannedImage
+from masp.plan.tokens import PlannedImage, Words
 from masp.plan.work import StageWork, extraction_flops, stage1_work, stage2_work
 from masp.runtime.devices import encoder_dtype, pick_device, torch_dtype
 from masp.training.stages import STAGES

@@ -21,8 +21,7 @@ from masp.plan.levers import Lever, pixel_levers
 from masp.plan.measure import measure_rates
 from masp.plan.prospects import obstacles, prospect_findings
 from masp.plan.rates import DEFAULT_TFLOPS, DEFAULT_UTILIZATION, Rates, rates_of_run, stated_rates
-from masp.plan.text_tokens import Words, count_words
-from masp.plan.vision_tokens import PlannedImage, TokenStatistics, plan_images, token_statistics
+from masp.plan.tokens import PlannedImage, TokenStatistics, Words, count_words, plan_images, token_statistics
 from masp.plan.work import (
     Alternative,
     ExtractionEstimate,

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from masp.config import Config
 from masp.config.schema import Stage1Config, Stage2Config
 from masp.plan.rates import Rate
-from masp.plan.text_tokens import Words
-from masp.plan.vision_tokens import PlannedImage
+from masp.plan.tokens import PlannedImage, Words
 from masp.vlm.flops import LanguageShape, VisionShape, aspect_module_flops, encoder_flops, language_flops
 
 

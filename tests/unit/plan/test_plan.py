@@ -15,7 +15,7 @@ from masp.errors import InputError
 from masp.extraction.job import extract
 from masp.plan.plan import Range, make_plan
 from masp.plan.render import render
-from masp.plan.vision_tokens import TokenStatistics
+from masp.plan.tokens import TokenStatistics
 from tests.unit.plan.photographs import photographs
 from tests.vlm_sizes import save_config_only
 

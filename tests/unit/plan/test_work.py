@@ -5,8 +5,7 @@ import pytest
 from masp.config import load_config
 from masp.models.sequence import IGNORED, build_sequence
 from masp.plan.rates import Rate
-from masp.plan.text_tokens import Words
-from masp.plan.vision_tokens import PlannedImage
+from masp.plan.tokens import PlannedImage, Words
 from masp.plan.work import stage1_lengths, stage1_work, stage2_lengths, without_cache
 from masp.vlm.families import load_config as load_vlm_config
 from masp.vlm.flops import encoder_flops, shapes

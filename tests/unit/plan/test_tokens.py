@@ -1,4 +1,4 @@
-"""Numbers of text tokens, with the VLM's tokenizer and without."""
+"""Vision tokens by the sizes of images, and text tokens as the tokenizer counts them."""
 
 import statistics
 
@@ -7,9 +7,14 @@ import pytest
 from masp.data.datasets import read_dataset
 from masp.data.questions import load_questions
 from masp.errors import InputError
-from masp.plan.text_tokens import count_words
+from masp.plan.tokens import PlannedImage, TokenStatistics, count_words, token_statistics
 from masp.vlm.prompt import load_prompt
 from tests.vlm_sizes import save_config_only
+
+
+def test_quantiles():
+    images = [PlannedImage(None, (1, 1), (1, 2, 2 * n), n, 300) for n in range(1, 101)]
+    assert token_statistics(images) == TokenStatistics(min=1, median=50, mean=50.5, p95=95, max=100, total=5050)
 
 
 def test_tokens_are_those_of_the_vlm(config):
