@@ -119,7 +119,7 @@ class AspectTokens:
         digest: Digest of the aspect modules.
 
     Raises:
-        InputError: There is no file of these modules and this cache.
+        InputError: No file of these modules and this cache exists.
         DataError: It is damaged.
     """
 

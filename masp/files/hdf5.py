@@ -18,9 +18,9 @@ from types import TracebackType
 import h5py
 import numpy as np
 
-from masp.errors import DataError, InputError, MaspError
+from masp.errors import DataError, FilesInUse, InputError, MaspError
 from masp.files.regular import file_size
-from masp.files.text import all_lines, shortened, shown
+from masp.files.text import all_lines, reason, shortened, shown
 
 MAX_BYTES = 64 << 30
 """Default size limit of a file: the attention maps of a million images."""
@@ -238,11 +238,17 @@ def naming_damage(path: Path, remedy: str = "") -> Iterator[None]:
         remedy: What to do about it.
 
     Raises:
+        FilesInUse: Another process is writing it.
+        InputError: It may not be read.
         DataError: The block raised something else.
     """
     try:
         yield
     except (MaspError, MemoryError):
         raise
+    except BlockingIOError as error:
+        raise FilesInUse(f"{path} is being written by another process: {reason(error)}") from None
+    except PermissionError as error:
+        raise InputError(f"{path} cannot be read: {reason(error)}") from None
     except Exception as error:  # h5py raises nearly anything: OSError, KeyError, RuntimeError, TypeError …
         raise DataError(f"{path} is damaged: {all_lines(error)}{f'; {remedy}' if remedy else ''}") from None
