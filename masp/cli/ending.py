@@ -41,7 +41,8 @@ def exit_code(command: Callable[[], int], on_interrupt: Callable[[], object]) ->
             stream.reconfigure(errors="backslashreplace")
     try:
         code = command()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is if the process was started without one
+            sys.stdout.flush()
         return code
     except MaspError as error:
         say_error(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import NoReturn
 
 from masp import __version__
 from masp.cli import cache, compare, demo, doctor, evaluate, extract, plan, predict, report, study, train
@@ -12,6 +13,7 @@ from masp.cli.parser import Parser, add_local_rank
 from masp.cli.settings import parse_arguments
 from masp.runtime import parent as _parent  # noqa: F401 - notes the launcher at once
 from masp.runtime.log import say_error
+from masp.runtime.stop import end_process
 
 COMMANDS = (demo, plan, extract, train, evaluate, predict, report, compare, study, doctor, cache)
 """Command modules, in the order in which `masp --help` lists them."""
@@ -48,7 +50,7 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; the entry point of the console script.
+    """Run a command line.
 
     Args:
         argv: Arguments; None for those of the process.
@@ -64,3 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         lambda: arguments.run(arguments),
         lambda: say_error("interrupted; run the same command again, it goes on where it can"),
     )
+
+
+def run_process() -> NoReturn:
+    """Run the command line of this process and end it: the entry point of the console script.
+
+    Raises:
+        SystemExit: As `main`.
+    """
+    end_process(main())

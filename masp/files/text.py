@@ -1,8 +1,9 @@
-"""Errors of libraries and values, as a message repeats them: short, and on one line."""
+"""Errors of libraries and values, as a message repeats them: short, and on one line; names in one Unicode form."""
 
 from __future__ import annotations
 
 import errno
+import unicodedata
 from typing import Any
 
 from masp.errors import one_line
@@ -23,6 +24,12 @@ _OF_A_PATH = {
     errno.ESTALE,
 }
 """System errors that say of a path that it cannot be used as the user asked."""
+
+
+def nfc(text: str) -> str:
+    """A name in Unicode's composed form, in which names are compared: file systems and editors differ in the form that
+    they write. Bytes of a file name that are not UTF-8 stay as `os.fsdecode` gives them."""
+    return unicodedata.normalize("NFC", text)
 
 
 def shortened(text: str, limit: int = MAX_SHOWN) -> str:
