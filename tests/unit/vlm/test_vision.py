@@ -41,8 +41,9 @@ def test_the_image_processor_of_another_vlm(vlm, change, name, value):
 
 def test_the_patch_size_of_another_model(vlm, change):
     change("config.json", vision_config__patch_size=16)
+    change(PROCESSOR, patch_size=16)
     line = refused(load_vision_half, vlm)
-    assert "do not fit its config.json: 1 tensors are missing or of another shape, first model.visual.patch_e" in line
+    assert "do not fit its config.json: 1 tensors are missing or of another shape: 'model.visual.patch_e" in line
 
 
 def test_the_grid_is_that_of_the_pixels(vlm):
