@@ -6,6 +6,7 @@ They are read without unpickling objects, and nothing in them is believed before
 from __future__ import annotations
 
 import pickle
+import pickletools
 import re
 import warnings
 from pathlib import Path
@@ -26,6 +27,12 @@ ATTENTION = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias
 """Names of an aspect's attention tensors."""
 MAX_QUERIES, MAX_SOFT_TOKENS = 1024, 4096
 """What a file may claim: a few bytes can describe a tensor that fills all memory."""
+
+
+MAX_PICKLE_BYTES = 8 << 20
+"""Size limit of the part of a file that describes its tensors; 4096 rows take 400 kB."""
+GREEDY = ("builtins bytearray", "__builtin__ bytearray", "builtins set", "__builtin__ set", "_codecs encode")
+"""What torch calls for a pickle beside tensors, with any argument; no tensor of the released formats needs one."""
 
 
 def require_file(path: str, key: str) -> None:
@@ -67,13 +74,7 @@ def padding_rows(tokenizer: PreTrainedTokenizerBase, count: int, num_rows: int) 
 def _unpickle(path: str, key: str) -> Any:
     """Load a torch file of tensors and plain containers; anything else in it is refused, not run."""
     require_file(path, key)
-    try:
-        with ZipFile(path) as archive:
-            packed = [member.filename for member in archive.infolist() if member.compress_type != ZIP_STORED]
-    except (BadZipFile, NotImplementedError, OSError, ValueError):
-        packed = []  # torch's older format, or nothing that it reads
-    if packed:  # torch does not write them; unpacked, a small file could fill all memory
-        raise InputError(f"{key}: {path} is refused: {packed[0]!r} in it is compressed")
+    _check_sizes(path, key)
     try:
         with warnings.catch_warnings(action="ignore"):  # of pickle protocols
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -83,6 +84,40 @@ def _unpickle(path: str, key: str) -> Any:
         raise InputError(f"{key}: {path} is refused: {reason}") from None
     except Exception as error:  # whatever bytes anyone gave it: torch has no list of what its reader raises
         raise InputError(f"{key}: {path} is not a checkpoint of tensors: {first_line(error)}") from None
+
+
+def _check_sizes(path: str, key: str) -> None:
+    """Refuse a file that would take more memory than it has bytes, before any of it is read.
+
+    Raises:
+        InputError: A member is compressed, members share bytes, or the pickle names what could claim any memory.
+    """
+    try:
+        with ZipFile(path) as archive:
+            members = archive.infolist()
+            packed = [member.filename for member in members if member.compress_type != ZIP_STORED]
+            if packed:  # torch does not write them; unpacked, a small file could fill all memory
+                raise InputError(f"{key}: {path} is refused: {packed[0]!r} in it is compressed")
+            size, claimed = Path(path).stat().st_size, sum(member.file_size for member in members)
+            if claimed > size:  # members that overlap
+                raise InputError(f"{key}: {path} is refused: it has {size:,} bytes, and its members claim {claimed:,}")
+            for member in members:
+                if member.filename.endswith("data.pkl"):
+                    if member.file_size > MAX_PICKLE_BYTES:
+                        raise InputError(
+                            f"{key}: {path} is refused: {member.filename!r} in it has {member.file_size:,} bytes; must "
+                            f"be at most {MAX_PICKLE_BYTES:,}"
+                        )
+                    _check_names(archive.read(member), f"{key}: {path}")
+    except (BadZipFile, NotImplementedError, OSError, ValueError, RuntimeError):
+        return  # torch's older format, or nothing that it reads
+
+
+def _check_names(data: bytes, what: str) -> None:
+    """Refuse `bytearray` and the like, which torch lets a pickle call with any size."""
+    for operation, argument, _ in pickletools.genops(data):
+        if operation.name == "GLOBAL" and argument in GREEDY:
+            raise InputError(f"{what} is refused: it names {argument!r}, which is not a tensor and is not run")
 
 
 _REFUSED = re.compile(r"GLOBAL (\S+)")

@@ -21,12 +21,13 @@ from masp.config.schema import Transparency, VlmConfig
 from masp.errors import InputError, MaspError
 from masp.files.atomic import write_bytes
 from masp.files.fields import Sha256
-from masp.files.regular import is_file, read_bytes
 from masp.files.sealed import canonical_json, digest_file, digest_of
 from masp.files.text import reason, shortened
-from masp.files.typed import Json, decode, plain, read
+from masp.files.typed import plain, read
 from masp.runtime.devices import encoder_dtype, pick_device
+from masp.vlm.directory import CONFIG, IMAGES, PROCESSOR, read_json
 from masp.vlm.families import load_config, resolve_directory
+from masp.vlm.weights import check_weights
 
 LOG = logging.getLogger(__name__)
 
@@ -38,9 +39,6 @@ VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "us
 
 PIXEL_LIMITS = ("size", "min_pixels", "max_pixels")
 """Entries of the image processor's file that `min_pixels` and `max_pixels` of the fingerprint stand for."""
-
-MAX_JSON_BYTES = 16 << 20
-"""Size limit of a VLM's own JSON files."""
 
 SAY_SO_BYTES = 4 << 30
 """Digesting more than this takes long enough to tell the user."""
@@ -130,7 +128,10 @@ def model_fields(directory: Path, vlm: VlmConfig, dtype: str) -> Fields:
     shortest, longest = _pixel_limits(processor)
     for name in PIXEL_LIMITS:
         processor.pop(name, None)
-    config = _without(_read(directory / "config.json"), VOLATILE)
+    content = read_json(directory, CONFIG)
+    if content is None:
+        raise InputError(f"vlm.path: {directory} has no {CONFIG}")
+    config = _without(content, VOLATILE)
     quantization = config.pop("quantization_config", None)
     fields = {
         "format_version": FORMAT_VERSION,
@@ -244,9 +245,9 @@ def weights_digest(directory: Path) -> str:
     Raises:
         InputError: There are none, or one cannot be read.
     """
-    files = sorted(directory.glob("*.safetensors")) or sorted(directory.glob("*.bin"))
+    files = sorted(directory.glob("*.safetensors"))
     if not files:
-        raise InputError(f"vlm.path: {directory} holds no *.safetensors or *.bin weights")
+        raise InputError(f"vlm.path: {directory} holds no *.safetensors weights")
     return digest_of({file.name: digest for file, digest in zip(files, _memoized_digests(files), strict=True)})
 
 
@@ -295,20 +296,12 @@ def _read_memo(path: Path) -> dict[str, _KnownDigest]:
         return {}
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object of the VLM's directory."""
-    data = read_bytes(path, max_bytes=MAX_JSON_BYTES, key="vlm.path")
-    if data is None:
-        raise InputError(f"vlm.path: {path} cannot be read: No such file or directory")
-    # one key twice is allowed as transformers allows it
-    return decode(dict[str, Json], data, f"vlm.path: {path}", error=InputError, unique_keys=False, surrogates=True)
-
-
 def _processor_settings(directory: Path) -> dict[str, Any]:
     """The image processor's settings: a file of their own, or part of the newer processor_config.json."""
-    if is_file(directory / "preprocessor_config.json", key="vlm.path"):
-        return _read(directory / "preprocessor_config.json")
-    settings = _read(directory / "processor_config.json").get("image_processor")
+    settings = read_json(directory, IMAGES)
+    if settings is not None:
+        return settings
+    settings = (read_json(directory, PROCESSOR) or {}).get("image_processor")
     if not isinstance(settings, dict):
         raise InputError(f"vlm.path: {directory} has no preprocessor_config.json")
     return dict(settings)
@@ -345,6 +338,7 @@ def model_part(config: Config) -> Fields:
     """Model part of the fingerprint of this configuration."""
     directory = resolve_directory(config.vlm.path)
     load_config(directory)  # an unsupported family is refused before its weights are digested
+    check_weights(directory)
     return model_fields(directory, config.vlm, config.cache.dtype)
 
 

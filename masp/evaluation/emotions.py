@@ -102,6 +102,7 @@ class EmotionEvaluation(Evaluation):
             if label in self.asked.means
         }
         self.images = list(self.label_of)
+        check_lengths(config, self.categories)
         self.length_notes = length_notes(config, self.trained.layout, self.categories)
         layout = layout_notes(self.trained.layout, feed.model)
         self.data_notes = [*feed.notes(), *left_out_notes(self.split), *self.length_notes, *layout]
@@ -117,7 +118,7 @@ class EmotionEvaluation(Evaluation):
         self, items: Sequence[Item], missing: Mapping[str, Sequence[str]]
     ) -> tuple[list[Record], list[np.ndarray]]:
         assert self.scorer is not None, "load comes first"
-        requests = [ScoreRequest(item.features, item.grid, item.aspect_tokens) for item in items]
+        requests = [ScoreRequest(item.features, item.grid, item.aspect_tokens, name=item.key) for item in items]
         records = [
             Record(item.key, self.label_of[item.key], **vars(score), source=item.source)
             for item, score in zip(items, self.scorer.score(requests), strict=True)
@@ -211,6 +212,24 @@ class EmotionEvaluation(Evaluation):
         if not trained.vision_features:
             identity["vision_features"] = False
         return identity
+
+
+def check_lengths(config: Config, categories: Sequence[str]) -> None:
+    """Refuse to let the model write a category for which it has too few tokens: that could never be right.
+
+    Raises:
+        InputError: Names the longest category and how many tokens it has.
+    """
+    if config.evaluate.scoring != "generate":
+        return
+    prompt = load_prompt(config.vlm.path)
+    longest = max(categories, key=lambda category: len(prompt.ids(category)))
+    num_tokens = len(prompt.ids(longest))
+    if num_tokens > config.evaluate.max_new_tokens:
+        raise InputError(
+            f"evaluate.max_new_tokens = {config.evaluate.max_new_tokens}: the category {shown(longest)} has "
+            f"{num_tokens} tokens and could never be written; must be at least {num_tokens}"
+        )
 
 
 def length_notes(config: Config, layout: str, answers: Sequence[str]) -> list[str]:

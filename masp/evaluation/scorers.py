@@ -5,7 +5,8 @@ They know neither ledgers nor ranks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,9 +17,10 @@ from torch import Tensor
 from masp.artifacts.trained import Trained
 from masp.config import Config
 from masp.data.questions import Questions
+from masp.errors import InputError
 from masp.models.forward import Stage2Model, num_logits, run
 from masp.models.generation import generate
-from masp.models.likelihood import Scored, score_categories
+from masp.models.likelihood import NotFiniteError, Scored, check_finite, score_categories
 from masp.models.sequence import Batch, build_sequence, make_batch, pad_features
 from masp.models.trainable import AspectModules
 from masp.runtime.devices import torch_dtype
@@ -56,6 +58,31 @@ class ScoreRequest:
     """`[A, N, D]` computed before; None runs the aspect modules."""
     aspect: str | None = None
     """The aspect that is asked for; None asks for the emotion."""
+    name: str = "an image"
+    """Sample key or path, for errors."""
+
+
+@contextmanager
+def _finite_for(requests: Sequence[ScoreRequest], dtype: torch.dtype) -> Iterator[None]:
+    """Say which sample it is whose output is not finite.
+
+    Raises:
+        InputError: Names the sample, the number format, and what to change.
+    """
+    try:
+        yield
+    except NotFiniteError as error:
+        names = [requests[row].name for row in error.rows]
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        kind = str(dtype).removeprefix("torch.")
+        remedy = (
+            "use engine.precision=bf16 or fp32" if dtype == torch.float16 else "the VLM or what was trained is damaged"
+        )
+        if dtype == torch.bfloat16:
+            remedy = "use engine.precision=fp32"
+        raise InputError(
+            f"the model's output for sample {names[0]}{more} is not finite in {kind}; {remedy}; nothing of it is kept"
+        ) from None
 
 
 class Scorer(Protocol):
@@ -122,6 +149,10 @@ class EmotionScorer(Scorer):
             frozen_prefix=False,
             aspect_tokens=tokens or None,
         ).to(self.device, self.dtype)
+        with _finite_for(requests, self.dtype):
+            return self._scores(batch)
+
+    def _scores(self, batch: Batch) -> list[Score]:
         if self.config.evaluate.scoring == "generate":
             lines = _generated(self.model, batch, self.config.evaluate.max_new_tokens, self.prompt)
             named = {normalize_category(category): category for category in self.categories}
@@ -140,6 +171,8 @@ class EmotionScorer(Scorer):
         assert modules is not None, "there are no aspect modules to look with"
         found = modules.attention(padded.to(self.device, self.dtype), mask.to(self.device))
         weights = torch.stack([w.float().mean(1) for w in found.values()], dim=1).cpu().numpy()
+        with _finite_for(requests, self.dtype):
+            check_finite(torch.from_numpy(weights))
         side = self.prompt.merge_size
         return [
             maps[:, : t * h * w // side**2].reshape(len(modules.aspects), t * h // side, w // side)
@@ -198,7 +231,9 @@ class AspectScorer(Scorer):
         for aspect in self.aspects:
             places = [place for place, request in enumerate(requests) if request.aspect == aspect]
             if places:
-                scores = self._score([requests[place].features for place in places], aspect)
+                asked = [requests[place] for place in places]
+                with _finite_for(asked, self.dtype):
+                    scores = self._score([request.features for request in asked], aspect)
                 found |= dict(zip(places, scores, strict=True))
         return [found[place] for place in range(len(requests))]
 

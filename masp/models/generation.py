@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from masp.models.likelihood import Scored, _last
+from masp.models.likelihood import NotFiniteError, Scored, _last
 from masp.models.sequence import Batch
 
 
@@ -21,6 +21,9 @@ def generate(model: Scored, batch: Batch, max_new_tokens: int, stop: frozenset[i
 
     Returns:
         Generated ids of each row, and the logits `[B, V]` of the first generated position (fp32, on the CPU).
+
+    Raises:
+        NotFiniteError: Logits of a row that is not ended are not finite.
     """
     language = model.language
     cache = language.new_cache()
@@ -33,6 +36,9 @@ def generate(model: Scored, batch: Batch, max_new_tokens: int, stop: frozenset[i
     generated: list[list[int]] = [[] for _ in range(rows)]
     going = [True] * rows
     for step in range(max_new_tokens):
+        finite = torch.isfinite(logits).all(1).tolist()
+        if bad := [n for n in range(rows) if going[n] and not finite[n]]:
+            raise NotFiniteError(bad)
         tokens = logits.argmax(-1)
         for n, token in enumerate(tokens.tolist()):
             if going[n]:

@@ -10,11 +10,31 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from masp.errors import MaspError
 from masp.models.sequence import Batch
 from masp.vlm.language import LanguageHalf
 
 MAX_POSITIONS = 512
 """Positions whose logits over the whole vocabulary are held at once: 311 MB of fp32 for 152k words."""
+
+
+class NotFiniteError(MaspError):
+    """The model's output for some rows of a batch is not a finite number.
+
+    Args:
+        rows: Those rows.
+    """
+
+    def __init__(self, rows: Items[int]):
+        super().__init__(f"the model's output is not finite in rows {list(rows)}")
+        self.rows = tuple(rows)
+
+
+def check_finite(values: Tensor) -> None:
+    """Raises NotFiniteError unless all values `[B, ...]` are finite."""
+    bad = ~torch.isfinite(values).flatten(1).all(1)
+    if bad.any():
+        raise NotFiniteError(bad.nonzero()[:, 0].tolist())
 
 
 class Scored(Protocol):
@@ -113,6 +133,9 @@ def score_categories(
 
     Returns:
         Sums `[B, C]` and per-token means `[B, C]`, fp32, on the CPU.
+
+    Raises:
+        NotFiniteError: A log-likelihood is not finite.
     """
     language = model.language
     cache = language.new_cache()
@@ -147,6 +170,7 @@ def score_categories(
     sums = torch.stack(
         [sum((found[:, n + 1, followers[n][token]] for n, token in taken), zero) for taken in steps], dim=1
     )
+    check_finite(sums.float())
     return sums.float(), (sums / torch.tensor([len(taken) for taken in steps])).float()
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 
 from masp.config.schema import EngineConfig, StageConfig
 from masp.distributed.collectives import sum_floats
+from masp.errors import InputError
 from masp.files.jsonl import append_line, cut_lines
 from masp.runtime.prefetch import ReadAhead
 from masp.training.checkpoint import ValidationState
@@ -57,7 +59,10 @@ class Validation:
             step: Number of steps taken so far.
 
         Returns:
-            Whether the loss is the lowest so far. One that is not finite never is.
+            Whether the loss is the lowest so far.
+
+        Raises:
+            InputError: The loss is not finite; no line of it is written.
         """
         total = 0.0
         with ReadAhead(self.steps, range(len(self.steps)), self.num_workers, "engine.num_workers") as parts:
@@ -65,6 +70,11 @@ class Validation:
                 total += engine.measure(part.batches)
         (loss,) = sum_floats([total], engine.device)
         loss /= float(self.steps.held_out.weights.sum())
+        if not math.isfinite(loss):
+            raise InputError(
+                f"validation after step {step}: the loss is {loss} in {engine.dtype}; use engine.precision=bf16 or "
+                "fp32, or a lower learning rate"
+            )
         before = self.state
         is_best = loss < (float("inf") if before.best_loss is None else before.best_loss)
         best_loss, best_step = (loss, step) if is_best else (before.best_loss, before.best_step)

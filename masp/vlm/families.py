@@ -12,7 +12,8 @@ from transformers import AutoConfig
 
 from masp.errors import InputError, MaspError
 from masp.files.regular import is_directory, is_file
-from masp.files.text import all_lines, first_line
+from masp.files.text import all_lines, first_line, shown
+from masp.vlm.directory import check_directory
 
 SUPPORTED = ("qwen2_vl", "qwen2_5_vl")
 """`model_type` values whose merged vision features enter the language model only as input embeddings."""
@@ -63,7 +64,7 @@ def resolve_directory(path: str, weights: bool = True) -> Path:
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise InputError(f"vlm.path: {path!r} is not a directory; give that of a VLM, or a hub name (owner/name)")
     with plain_vlm_errors(f"{path!r} is not a directory here and cannot be downloaded from the hub"):
-        patterns = ["*.json", "*.txt", "*.jinja", *(["*.safetensors"] if weights else [])]
+        patterns = ["*.json", "*.txt", "*.jinja", *(["*.safetensors"] if weights else [])]  # no code, no pickles
         return Path(snapshot_download(path, allow_patterns=patterns))
 
 
@@ -79,14 +80,16 @@ def load_config(directory: Path) -> Any:
     Raises:
         InputError: The configuration cannot be read, or the family is not supported; names it.
     """
-    with plain_vlm_errors(f"{directory}/config.json cannot be read as a VLM"):
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    family = config.model_type
+    family = check_directory(directory).get("model_type")
     if family in DEEPSTACK:
         raise InputError(
             f"vlm.path: {directory} is a {family!r} model, whose vision features also feed inner layers; "
             f"supported families: {', '.join(SUPPORTED)}"
         )
     if family not in SUPPORTED:
-        raise InputError(f"vlm.path: {directory} is a {family!r} model; supported families: {', '.join(SUPPORTED)}")
-    return config
+        raise InputError(
+            f"vlm.path: {directory}/config.json: model_type = {shown(family)}; supported families: "
+            f"{', '.join(SUPPORTED)}"
+        )
+    with plain_vlm_errors(f"{directory}/config.json cannot be read as a VLM"):
+        return AutoConfig.from_pretrained(directory, trust_remote_code=False)

@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from masp.errors import InputError
 from masp.vlm.families import load_config, plain_vlm_errors, resolve_directory
+from masp.vlm.weights import check_weights, first_of, unread
 
 
 class Partition(Protocol):
@@ -31,7 +32,7 @@ def part_class(base: type, part: Literal["vision", "language"], partition: Parti
     """Derive from a transformers VLM class one that holds only a half.
 
     The other half is built without storage (transformers constructs on the meta device) and dropped before loading,
-    so its keys in the checkpoint are merely unexpected: safetensors never reads them.
+    so its keys in the checkpoint are merely unexpected: safetensors never reads them. `other_half` holds their names.
 
     Args:
         base: Class of the VLM.
@@ -41,21 +42,17 @@ def part_class(base: type, part: Literal["vision", "language"], partition: Parti
 
     class Part(base):
         if part == "vision":
-            _keys_to_ignore_on_load_unexpected = [
-                r"language_model\.",
-                r"^lm_head\.",
-                r"^model\.(layers|norm|embed_tokens)",
-            ]
             _tied_weights_keys: dict[str, str] = {}
-        else:
-            _keys_to_ignore_on_load_unexpected = [r"visual\."]
+        other_half: frozenset[str] = frozenset()
 
         def __init__(self, config):
             super().__init__(config)
+            whole = {*self.state_dict(), *self.all_tied_weights_keys}
             if part == "vision":
                 del self.model.language_model, self.lm_head
             else:
                 del self.model.visual
+            self.other_half = frozenset(whole - {*self.state_dict()})
 
         def get_input_embeddings(self):
             return None if part == "vision" else self.model.language_model.embed_tokens
@@ -160,6 +157,7 @@ def load_part(
     """
     directory = resolve_directory(path)
     config = load_config(directory)
+    check_weights(directory)
     base: Any = AutoModelForImageTextToText._model_mapping[type(config)]  # a class, whatever its annotation says
     cutting = _Cutting(partition) if partition else None
     try:
@@ -175,6 +173,7 @@ def load_part(
                 attn_implementation=attention,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # refused below, by name
+                use_safetensors=True,
                 trust_remote_code=False,
             )
     except InputError:
@@ -185,7 +184,12 @@ def load_part(
     if names:
         raise InputError(
             f"vlm.path: the weights in {directory} do not fit its config.json: {len(names)} tensors are missing or of "
-            f"another shape, first {names[0]}"
+            f"another shape: {first_of(names)}"
+        )
+    if extra := unread(info["unexpected_keys"], model.other_half):
+        raise InputError(
+            f"vlm.path: the weights in {directory} hold {len(extra)} tensors that a {config.model_type!r} model has "
+            f"no place for: {first_of(extra)}; without them it would be another model"
         )
     if cutting:
         cutting.check(model)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from masp.errors import InputError
-from masp.files.regular import is_file
-from masp.vlm.families import load_config, plain_vlm_errors, resolve_directory
+from masp.files.text import shown
+from masp.vlm.directory import GENERATION, read_json
+from masp.vlm.families import load_config, resolve_directory
+from masp.vlm.template import QUESTION, SYSTEM, chat_turn
+from masp.vlm.tokenizer import check_stated_tokens, load_tokenizer
 
-SYSTEM = "You are a helpful assistant."
+__all__ = ["SYSTEM", "Prompt", "load_prompt"]
 
 
 @dataclass(frozen=True)
@@ -54,30 +56,12 @@ def load_prompt(path: str) -> Prompt:
     """Read tokenizer and chat template of the VLM at `path` (directory or hub name).
 
     Raises:
-        InputError: No tokenizer or chat template, or a template that does not place image, question and answer.
+        InputError: No tokenizer or chat template, or a template that does not place system text, image, question and
+            answer.
     """
     directory = resolve_directory(path)
     config = load_config(directory)
-    with plain_vlm_errors(f"{directory} has no usable tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    if not tokenizer.chat_template:
-        raise InputError(f"vlm.path: {directory} has no chat template (chat_template.json or chat_template.jinja)")
-
-    question, answer = "QUESTION", "ANSWER"
-    messages: list[dict[str, Any]] = [
-        {"role": "system", "content": SYSTEM},
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]},
-    ]
-
-    def rendered(add_generation_prompt: bool) -> str:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-        assert isinstance(text, str)  # not token ids
-        return text
-
-    with plain_vlm_errors(f"the chat template in {directory} cannot be used"):
-        asked = rendered(add_generation_prompt=True)
-        messages.append({"role": "assistant", "content": answer})
-        answered = rendered(add_generation_prompt=False)
+    tokenizer = load_tokenizer(directory, config.text_config.vocab_size)
 
     def token(name: str) -> str:
         number = getattr(config, name, None)
@@ -89,35 +73,53 @@ def load_prompt(path: str) -> Prompt:
         return found
 
     image, start, finish = token("image_token_id"), token("vision_start_token_id"), token("vision_end_token_id")
-    before, image_found, after = asked.partition(image)
-    between, question_found, closing = after.partition(question)
-    tail = answered.rpartition(answer)[2]
-    if not (image and image_found and question_found and closing and tail) or between not in (finish, ""):
-        raise InputError(f"vlm.path: the chat template in {directory} does not place one image, then the question")
+    if not image:
+        raise InputError(f"vlm.path: {directory}/config.json: image_token_id is missing; must be a token id")
+    check_stated_tokens(directory, {"image_token": image, "vision_bos_token": start, "vision_eos_token": finish})
+    special = {name: value for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+    turn = chat_turn(directory, image, special)
+    if turn.between not in (finish, ""):
+        raise InputError(
+            f"vlm.path: the chat template in {directory} writes {shown(turn.between)} between image and question; must "
+            f"be {shown(finish)} or nothing"
+        )
 
     def ids(text: str) -> tuple[int, ...]:
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
 
-    end = ids(tail)[0]
-    return Prompt(
+    has_start = bool(start) and turn.before.endswith(start)
+    end = ids(turn.tail)[0]
+    prompt = Prompt(
         tokenizer=tokenizer,
-        opening=ids(before.removesuffix(start)),
-        image_start=ids(start) if start and before.endswith(start) else (),
-        image_end=ids(between),
-        closing=ids(closing),
+        opening=ids(turn.before.removesuffix(start)),
+        image_start=ids(start) if has_start else (),
+        image_end=ids(turn.between),
+        closing=ids(turn.closing),
         end=end,
-        stop=frozenset({end, *stop_tokens(directory)}),
+        stop=frozenset({end, *stop_tokens(directory, len(tokenizer))}),
         merge_size=config.vision_config.spatial_merge_size,
     )
+    if end not in tokenizer.get_added_vocab().values():
+        raise InputError(
+            f"vlm.path: the chat template in {directory} ends an answer with {shown(turn.tail)}, which does not begin "
+            "with a special token"
+        )
+    pieces = (*prompt.opening, *prompt.image_start, *ids(image), *prompt.image_end, *ids(QUESTION), *prompt.closing)
+    if pieces != ids(turn.before + image + turn.between + QUESTION + turn.closing):
+        raise InputError(
+            f"vlm.path: the tokenizer in {directory} joins letters of the chat template with those of a question, "
+            "whose token ids would not be those of the whole prompt"
+        )
+    return prompt
 
 
-def stop_tokens(directory: Path) -> list[int]:
+def stop_tokens(directory: Path, num_tokens: int) -> list[int]:
     """End-of-sequence ids of a VLM's generation settings; empty where it has none."""
-    if not is_file(directory / "generation_config.json", key="vlm.path"):
-        return []
-    with plain_vlm_errors(f"{directory}/generation_config.json cannot be read"):
-        eos = GenerationConfig.from_pretrained(directory).eos_token_id
+    eos = (read_json(directory, GENERATION) or {}).get("eos_token_id")
     found = [] if eos is None else eos if isinstance(eos, list) else [eos]
-    if not all(isinstance(token, int) for token in found):
-        raise InputError(f"vlm.path: {directory}/generation_config.json: eos_token_id = {eos!r}: must be token ids")
+    if not all(type(token) is int and 0 <= token < num_tokens for token in found):
+        raise InputError(
+            f"vlm.path: {directory}/generation_config.json: eos_token_id = {shown(eos)}: must be token ids from 0 to "
+            f"{num_tokens - 1}"
+        )
     return found

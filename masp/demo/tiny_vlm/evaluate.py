@@ -20,8 +20,10 @@ from masp.taxonomy import ASPECTS
 
 def load_demo_vlm(directory: Path):
     """Load the model, in fp32, and the tokenizer of a demo VLM."""
-    model = Qwen2VLForConditionalGeneration.from_pretrained(str(directory), dtype=torch.float32).eval()
-    return model.requires_grad_(False), AutoTokenizer.from_pretrained(str(directory))
+    model = Qwen2VLForConditionalGeneration.from_pretrained(
+        str(directory), dtype=torch.float32, trust_remote_code=False
+    ).eval()
+    return model.requires_grad_(False), AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
 
 
 def aspect_accuracy(model, tokenizer, questions: Questions, count: int, name: str = "unseen") -> dict[str, float]:

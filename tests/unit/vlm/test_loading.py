@@ -61,14 +61,14 @@ def test_a_rank_that_is_gone_is_not_called_damaged_weights(tmp_path):
 def test_weights_in_another_format(vlm, data):
     (vlm / "model.safetensors").unlink()
     (vlm / "pytorch_model.bin").write_bytes(data)
-    with pytest.raises(InputError, match=f"vlm.path: the weights in {vlm} cannot be loaded: ") as error:
+    with pytest.raises(InputError, match=f"vlm.path: {vlm} holds no .*; pytorch_model.bin is a pickle") as error:
         load_language_half(str(vlm))
     assert "\n" not in str(error.value) and error.value.exit_code == 2
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"weight_map": {"a": "model.safetensors"}}', "{"])
 def test_an_odd_list_of_weight_files(vlm, content):
-    (vlm / "model.safetensors").unlink()
+    (vlm / "model.safetensors").rename(vlm / "a.safetensors")
     (vlm / "model.safetensors.index.json").write_text(content)
-    with pytest.raises(InputError, match=f"vlm.path: the weights in {vlm} cannot be loaded: "):
+    with pytest.raises(InputError, match=f"vlm.path: {vlm}.*index.json"):
         load_language_half(str(vlm))

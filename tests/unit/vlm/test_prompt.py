@@ -25,7 +25,7 @@ def test_a_tokenizer_of_a_newer_version(vlm, change):
 
 def test_settings_of_the_tokenizer_that_are_a_list(vlm):
     (vlm / "tokenizer_config.json").write_text("[1]")
-    assert "has no usable tokenizer: 'list' object has no attribute" in refused(vlm)
+    assert "tokenizer_config.json" in refused(vlm)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_settings_of_the_tokenizer_that_are_a_list(vlm):
         ("{{ messages[7].role }}", "cannot be used: "),
         ("{% for %}", "cannot be used: "),
         ("{{ raise_exception('no system role') }}", "cannot be used: no system role"),
-        ("nothing", "does not place one image, then the question"),
+        ("nothing", "does not write the system text"),
         ("", "has no chat template"),
     ],
 )
@@ -53,7 +53,7 @@ def test_an_image_token_that_the_tokenizer_does_not_have(vlm, change, number):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[1]", "cannot be read: 'list' object is not a mapping"),
+        ("[1]", "generation_config.json"),
         ('{"eos_token_id": "x"}', "eos_token_id = 'x': must be token ids"),
         ('{"eos_token_id": [1, "x"]}', "must be token ids"),
     ],

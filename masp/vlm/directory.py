@@ -1,0 +1,188 @@
+"""What the files of a VLM's directory say, checked before transformers sees them.
+
+The directory may come from anyone. Nothing in it is run, and a fact that two of its files state must be the same in
+both: transformers believes one of them and does not look at the other.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from masp.errors import InputError
+from masp.files.regular import is_directory, read_bytes
+from masp.files.text import reason, shown
+from masp.files.typed import Json, decode
+
+MAX_TEXT_BYTES = 64 << 20
+"""Size limit of a file of text; the largest one of a real VLM is a tokenizer of 33 MB."""
+
+KEY = "vlm.path"
+CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
+IMAGES, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+VIDEOS = "video_preprocessor_config.json"
+
+REFUSED_FILES = {
+    "adapter_config.json": "an adapter (PEFT); merge it into its VLM and give the directory of the result",
+    "hf_quant_config.json": "a quantized VLM (ModelOpt); give the directory of the VLM in bf16, fp16 or fp32",
+}
+"""A file of this name means that the weights are not those of a whole VLM, which transformers would not say."""
+
+REFUSED_KEYS = {
+    "auto_map": "names code that comes with the VLM; MASP never runs it",
+    "custom_generate": "names code that comes with the VLM; MASP never runs it",
+    "use_kernels": "asks for code from the hub; MASP never runs it",
+    "kernel_config": "asks for code from the hub; MASP never runs it",
+    "quantization_config": "quantized weights are not supported; give the directory of the VLM in bf16, fp16 or fp32",
+    "compression_config": "quantized weights are not supported; give the directory of the VLM in bf16, fp16 or fp32",
+}
+"""Keys that are refused at any depth of any file, unless they are empty."""
+
+KERNEL_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation")
+"""Keys that name a kernel; a value with a slash names a repository on the hub, from which code would be loaded."""
+
+CLASSES = {
+    "image_processor_type": (
+        "Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil", "Qwen2_5_VLImageProcessor",
+    ),
+    "tokenizer_class": ("Qwen2Tokenizer", "Qwen2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"),
+    "processor_class": ("Qwen2VLProcessor", "Qwen2_5_VLProcessor"),
+}  # fmt: skip
+"""Classes of transformers that a file may name."""
+
+SAME_TWICE = (
+    ("hidden_size", "text_config.hidden_size"),
+    ("num_hidden_layers", "text_config.num_hidden_layers"),
+    ("num_attention_heads", "text_config.num_attention_heads"),
+    ("num_key_value_heads", "text_config.num_key_value_heads"),
+    ("intermediate_size", "text_config.intermediate_size"),
+    ("vocab_size", "text_config.vocab_size"),
+    ("rms_norm_eps", "text_config.rms_norm_eps"),
+    ("rope_theta", "text_config.rope_theta"),
+    ("image_token_id", "text_config.image_token_id"),
+    ("vision_start_token_id", "text_config.vision_start_token_id"),
+    ("vision_end_token_id", "text_config.vision_end_token_id"),
+    ("vision_config.patch_size", "vision_config.spatial_patch_size"),
+    ("vision_config.in_channels", "vision_config.in_chans"),
+    ("text_config.rope_theta", "text_config.rope_parameters.rope_theta"),
+    ("text_config.rope_scaling.mrope_section", "text_config.rope_parameters.mrope_section"),
+    ("rope_scaling.mrope_section", "text_config.rope_parameters.mrope_section"),
+    ("rope_scaling.mrope_section", "text_config.rope_scaling.mrope_section"),
+)
+"""Pairs of keys of config.json that state one fact."""
+
+
+def read_json(directory: Path, name: str) -> dict[str, Any] | None:
+    """The JSON object in a file of the directory; None if there is no such file.
+
+    Raises:
+        InputError: The file cannot be read, is too large, or is not a JSON object.
+    """
+    path = directory / name
+    data = read_bytes(path, max_bytes=MAX_TEXT_BYTES, key=KEY)
+    if data is None:
+        return None
+    # one key twice is allowed as transformers allows it
+    return decode(dict[str, Json], data, f"{KEY}: {path}", error=InputError, unique_keys=False, surrogates=True)
+
+
+def check_directory(directory: Path) -> dict[str, Any]:
+    """Refuse a directory that would make transformers run code, load something else, or read one of two answers.
+
+    Returns:
+        The JSON object in config.json.
+
+    Raises:
+        InputError: Names file, key and value.
+    """
+    _check_entries(directory)
+    for name, what in REFUSED_FILES.items():
+        if (directory / name).exists():
+            raise InputError(f"{KEY}: {directory} holds {name}: {what}")
+    names = (CONFIG, GENERATION, TOKENIZER, IMAGES, PROCESSOR, VIDEOS)
+    found = {name: content for name in names if (content := read_json(directory, name)) is not None}
+    if CONFIG not in found:
+        raise InputError(f"{KEY}: {directory} has no {CONFIG}; give the directory of a VLM or its hub name")
+    for name, content in found.items():
+        for key, value in _entries(content):
+            _check_entry(f"{KEY}: {directory / name}: {key} = {shown(value)}", key.rpartition(".")[2], value)
+    _check_agreement(directory, found)
+    return found[CONFIG]
+
+
+def _check_entries(directory: Path) -> None:
+    """Every file that transformers might open is a regular one of bounded size."""
+    try:
+        folders = [directory, *(directory / name for name in ("chat_templates", "additional_chat_templates"))]
+        paths = [Path(entry) for folder in folders if is_directory(folder, key=KEY) for entry in os.scandir(folder)]
+        for path in paths:
+            if path.suffix not in (".json", ".jinja", ".txt", ".model", ".safetensors", ".index"):
+                continue
+            status = path.stat()  # a hub snapshot links to its blobs
+            if not stat.S_ISREG(status.st_mode):
+                raise InputError(f"{KEY}: {path} cannot be read: not a regular file")
+            if path.suffix != ".safetensors" and status.st_size > MAX_TEXT_BYTES:
+                raise InputError(
+                    f"{KEY}: {path} cannot be read: {status.st_size:,} bytes; must be at most {MAX_TEXT_BYTES:,}"
+                )
+    except OSError as error:
+        raise InputError(f"{KEY}: {error.filename or directory} cannot be read: {reason(error)}") from None
+
+
+def _entries(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All keys of nested objects with their values; keys are dotted."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield f"{prefix}{key}", inner
+            yield from _entries(inner, f"{prefix}{key}.")
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _entries(inner, prefix)
+
+
+def _check_entry(what: str, key: str, value: Any) -> None:
+    if key in REFUSED_KEYS and value not in (None, False, {}, []):
+        raise InputError(f"{what}: {REFUSED_KEYS[key]}")
+    if key in KERNEL_KEYS and any(
+        "/" in str(name) for name in (value.values() if isinstance(value, dict) else [value])
+    ):
+        raise InputError(f"{what}: asks for code from the hub; MASP never runs it")
+    if key in CLASSES and value is not None and value not in CLASSES[key]:
+        raise InputError(f"{what}: must be one of {', '.join(CLASSES[key])}")
+
+
+def _check_agreement(directory: Path, found: Mapping[str, dict[str, Any]]) -> None:
+    """Facts that the files state twice are the same."""
+    config = found[CONFIG]
+    pairs = [((CONFIG, first), (CONFIG, second)) for first, second in SAME_TWICE]
+    vision = config.get("vision_config")
+    out = "out_hidden_size" if isinstance(vision, dict) and "out_hidden_size" in vision else "hidden_size"
+    text = "text_config.hidden_size" if isinstance(config.get("text_config"), dict) else "hidden_size"
+    pairs.append(((CONFIG, f"vision_config.{out}"), (CONFIG, text)))
+    nested = found.get(PROCESSOR, {}).get("image_processor")
+    for name in found.get(IMAGES, {}):
+        if isinstance(nested, dict) and name in nested and name not in ("processor_class", "image_processor_type"):
+            pairs.append(((IMAGES, name), (PROCESSOR, f"image_processor.{name}")))
+    for file, prefix in ((IMAGES, ""), (PROCESSOR, "image_processor.")):
+        for key, other in (
+            ("patch_size", "patch_size"),
+            ("temporal_patch_size", "temporal_patch_size"),
+            ("merge_size", "spatial_merge_size"),
+        ):
+            pairs.append(((file, prefix + key), (CONFIG, f"vision_config.{other}")))
+    for first, second in pairs:
+        values = [_value(found.get(file), key) for file, key in (first, second)]
+        if None not in values and values[0] != values[1]:
+            where = [
+                f"{key} = {shown(value)} in {file}" for (file, key), value in zip((first, second), values, strict=True)
+            ]
+            raise InputError(f"{KEY}: {directory}: {where[0]}, but {where[1]}; both must say the same")
+
+
+def _value(content: Any, key: str) -> Any:
+    for part in key.split("."):
+        content = content.get(part) if isinstance(content, dict) else None
+    return content

@@ -1,0 +1,93 @@
+"""Chat templates of any kind: every piece of the prompt is in the text, within a bound, or it is one line."""
+
+import json
+
+import pytest
+from transformers import AutoTokenizer
+
+from masp.errors import InputError
+from masp.vlm.prompt import load_prompt
+from masp.vlm.render_template import render
+from masp.vlm.template import chat_turn
+from tests.tiny import CHAT_TEMPLATE
+
+IMAGE = "<|image_pad|>"
+PARTS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for p in m.content %}{% if p.type == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% elif p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Takes content as a list of parts only; of a string it writes nothing."""
+
+
+def refused(directory) -> str:
+    with pytest.raises(InputError) as error:
+        chat_turn(directory, IMAGE, {})
+    assert str(directory) in str(error.value) and "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_the_same_text_as_transformers(vlm):
+    tokenizer = AutoTokenizer.from_pretrained(vlm)
+    content = [{"type": "image"}, {"type": "text", "text": "Q"}]
+    messages = [{"role": "system", "content": "S"}, {"role": "user", "content": content}]
+    for add in (True, False):
+        theirs = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add)
+        assert render(CHAT_TEMPLATE, {"messages": messages, "add_generation_prompt": add}) == theirs
+
+
+def test_a_template_that_takes_lists_only(vlm):
+    whole = load_prompt(str(vlm))
+    (vlm / "chat_template.jinja").write_text(PARTS)
+    parts = load_prompt(str(vlm))
+    assert (parts.opening, parts.closing, parts.end) == (whole.opening, whole.closing, whole.end)
+
+
+@pytest.mark.parametrize("name", ["chat_template.json", "processor_config.json", "tokenizer_config.json"])
+def test_the_only_template_is_in_another_file(tmp_path, name):
+    (tmp_path / name).write_text(json.dumps({"chat_template": CHAT_TEMPLATE}))
+    assert chat_turn(tmp_path, IMAGE, {}).tail == "<|im_end|>\n"
+    (tmp_path / name).write_text(json.dumps({"chat_template": [{"name": "default", "template": CHAT_TEMPLATE}]}))
+    assert chat_turn(tmp_path, IMAGE, {}).tail == "<|im_end|>\n"
+    (tmp_path / "chat_template.jinja").write_text("Hello " + CHAT_TEMPLATE)
+    assert "have chat templates that write different prompts" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "piece"),
+    [
+        ("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}", "the system text"),
+        (IMAGE, "", "the image"),
+        (IMAGE, IMAGE * 2, "the image more than once"),
+        ("{{ part['text'] }}", "", "the question"),
+        ("{{ part['text'] }}", "{{ part['text'] * 2 }}", "the question more than once"),
+        ("{% for m in messages %}", "{% for m in messages if m.role != 'assistant' %}", "begin the answer"),
+        ("<|im_end|>\n{% endfor %}", "{% endfor %}", "between question and answer|end the answer|begin the answer"),
+    ],
+)
+def test_a_piece_that_is_lost(tmp_path, old, new, piece):
+    assert old in CHAT_TEMPLATE
+    (tmp_path / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace(old, new))
+    message = refused(tmp_path)
+    assert any(part in message for part in piece.split("|"))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(10**9) %}{% endfor %}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 'a' * 10**9 }}",
+        "{{ 10 ** 10 ** 10 }}",
+        "{% for i in range(9999) %}{{ 'a' * 9999 }}{% endfor %}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ namespace.__init__.__globals__ }}",
+        "{{ strftime_now('%Y') }}",
+        "{% include '/etc/passwd' %}",
+    ],
+)
+def test_a_template_that_loops_grows_or_reaches_out(tmp_path, template):
+    (tmp_path / "chat_template.jinja").write_text(template)
+    message = refused(tmp_path)
+    assert "cannot be" in message or "does not write" in message
