@@ -78,7 +78,6 @@ def test_all_pairs_within_the_distance_are_found_and_no_others():
     for i in range(1, 40, 2):  # of each pair, the second differs from the first in 0 to 8 bits
         bits[i] = bits[i - 1]
         bits[i, random.choice(64, i // 2 % 9, replace=False)] ^= True
-    one = Sample("a", "train", Path("a"), "awe", {})
-    samples = [dataclasses.replace(one, key=f"{i:02d}", split=("train", "test")[i % 2]) for i in range(40)]
+    samples = [Sample(f"{i:02d}", ("train", "test")[i % 2], Path("a"), "awe", {}) for i in range(40)]
     found = {(a.key, b.key) for a, b in near_pairs(samples, bits)}
     assert found == {(f"{i - 1:02d}", f"{i:02d}") for i in range(1, 40, 2) if i // 2 % 9 <= 4}

@@ -44,7 +44,7 @@ def test_pairs_read_an_image_for_each_of_its_answers(config):
     class Annotated:
         answers = dict.fromkeys(config.aspects[:2], "sea")
 
-    train = [PlannedImage(Annotated, (56, 56), (1, 4, 4), 4)] * 3
+    train = [PlannedImage(Annotated, (56, 56), (1, 4, 4), 4, 100)] * 3
     images = stage1_work(config, language, words, train)
     config.stage1.position = "pair"
     config.stage1.global_batch_size = 1
