@@ -65,3 +65,30 @@ def test_what_is_wrong_is_one_clear_line(text, expected, tmp_path):
 
 def test_a_wrong_override_names_its_key(tmp_path):
     assert "command line: train.nodes = 'two': must be an integer" in refused(tmp_path, "", "train.nodes=two")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            'mail_user: "me\\n#SBATCH --wrap=x"',
+            "FILE: mail_user = 'me\\n#SBATCH --wrap=x': must not contain line",
+        ),
+        ('partition: "a\\u001b[31m"', "FILE: partition = 'a\\x1b[31m': must not contain line ends or other control"),
+        ('account: "a\\u2028b"', "FILE: account = "),
+        ('train: {sbatch: ["comment=a\\nb"]}', "FILE: train.sbatch = "),
+        ('extract: {srun: ["a\\rb"]}', "FILE: extract.srun = "),
+        ('setup: ["# modules\\n#SBATCH --x"]', "FILE: setup = '#SBATCH --x': an option of sbatch; give it as an item"),
+        ("sbatch: [output=x]", "FILE: sbatch: 'output=x' cannot be given: the logs are where `launch logs` finds them"),
+        ("train: {sbatch: [time=10]}", "FILE: train.sbatch: 'time=10' cannot be given: timeout_min is for that"),
+        ("evaluate: {srun: [--x=1]}", "FILE: evaluate.srun: '--x=1' must be name or name=value without dashes"),
+        ("executor: local\ntrain: {gpu_type: a}", "FILE: train.gpu_type = 'a': only for executor 'slurm'"),
+    ],
+)
+def test_what_would_change_the_script_is_refused(text, expected, tmp_path):
+    assert expected in refused(tmp_path, text)
+
+
+def test_shell_lines_may_have_tabs_and_line_ends(tmp_path):
+    (tmp_path / "mine.yaml").write_text('setup: ["if true; then\\n\\tmodule load a\\nfi"]')
+    assert load_cluster(tmp_path / "mine.yaml").setup == ["if true; then\n\tmodule load a\nfi"]

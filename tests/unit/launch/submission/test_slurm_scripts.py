@@ -48,3 +48,29 @@ def test_without_slurm_there_is_nothing_to_submit_to(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match="this machine has no sbatch"):
         check_installed()
+
+
+def test_options_of_a_part_win_and_never_stand_twice():
+    settings = ["sbatch=[partition=all, mem=0]", "partition=main", "train.gpu_type=a100", "train.memory_gb=8"]
+    options = "train.sbatch=[partition=h100, gres=gpu:h100:2]"
+    srun = "train.srun=[container-image=/masp.sqsh, container-mount-home]"
+    for name, gpu in (("stage1", "--gpus-per-node=a100:8"), ("stage1 with gres", "--gres=gpu:h100:2")):
+        more = [options, srun, "train.python=/opt/python"] if "gres" in name else []
+        chosen, cluster = part("stage1", *settings, *more)
+        (text,) = scripts([chosen], cluster, "run", Path("/shared/run")).values()
+        lines = [line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH")]
+        assert gpu in lines and sum("gpu" in line or "gres" in line for line in lines) == 1
+        assert [line for line in lines if line.startswith("--partition")] == [
+            f"--partition={'h100' if more else 'all'}"
+        ]
+        assert [line for line in lines if line.startswith("--mem")] == ["--mem=0"]
+        assert "wckey" not in text
+    assert "--container-image=/masp.sqsh --container-mount-home /opt/python -u -m launch.job.task" in text
+    chosen, cluster = part("stage1", "sbatch=[wckey=lab]")
+    assert "#SBATCH --wckey=lab" in scripts([chosen], cluster, "run", Path("/shared/run"))["stage1"]
+
+
+def test_the_shipped_example_has_no_more_processes_than_a_step_has_images():
+    config = load_config(SLURM.parents[1] / "train.yaml")
+    chosen, _ = part("stage1")
+    assert chosen.num_ranks <= min(config.stage1.global_batch_size, config.stage2.global_batch_size)
