@@ -155,7 +155,7 @@ def engine_overhead(config, rounds: int) -> float:
     ours = Ours(config, "stage2")
     step = ours.steps[0]
     model, _ = open_stage("stage2", config, "cpu").build("cpu")
-    optimizer = torch.optim.AdamW(optimizer_groups(model, config.stage2.weight_decay), lr=1e-5)
+    optimizer = torch.optim.AdamW(optimizer_groups(model.parts(), config.stage2.weight_decay), lr=1e-5)
     trained = [p for p in model.parameters() if p.requires_grad]
 
     def bare() -> None:

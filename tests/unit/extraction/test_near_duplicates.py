@@ -1,6 +1,5 @@
 """Images of two splits that look alike are found whatever was done to their files; others are not."""
 
-import dataclasses
 import importlib.util
 from pathlib import Path
 

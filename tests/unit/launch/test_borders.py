@@ -50,6 +50,8 @@ def put(path: Path, kind: str) -> None:
 def test_a_damaged_file_is_one_line(border: LaunchBorder, damage: str, tmp_path):
     path = tmp_path / border.file
     data = DAMAGES[damage](border.content)
+    if border.form == "yaml" and damage == "cut off":
+        data = data[: data.rindex(b"\n") + 1]  # inside a line it may not be YAML any more
     path.write_bytes(data)
     if border.form == "yaml" and damage in ("empty", "null", "cut off"):
         assert border.read(path)  # fewer settings: the others have their defaults

@@ -142,6 +142,8 @@ def test_two_submissions_at_once(config_path, commands, tmp_path, capsys):
 
 def test_a_local_dry_run_names_the_processes_of_each_part(capsys, config_path, tmp_path):
     given = ["--cluster", str(LOCAL), "--config", str(config_path), f"output_dir={tmp_path / 'run'}", "--dry-run"]
-    assert main(["train", "--stage", "stage1", *given]) == 0
-    assert capsys.readouterr().out == f"stage1: 1 x 1 processes on this machine: {tmp_path / 'run' / 'stage1'}\n"
+    assert main(["train", "--stage", "stage1", *given]) == 2  # all checks run, and there is no cache yet
+    printed = capsys.readouterr()
+    assert printed.out == f"stage1: 1 x 1 processes on this machine: {tmp_path / 'run' / 'stage1'}\n"
+    assert "error: cache.dir: " in printed.err
     assert not (tmp_path / "run").exists()

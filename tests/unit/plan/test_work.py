@@ -1,5 +1,7 @@
 """Lengths of sequences, and when the cache has paid for itself."""
 
+from pathlib import Path
+
 import pytest
 
 from masp.config import load_config
@@ -38,7 +40,7 @@ def test_lengths_are_those_of_the_sequences_that_training_builds(vlm, tmp_path, 
 
 
 def test_pairs_read_an_image_for_each_of_its_answers(config):
-    _, language = shapes(load_vlm_config(config.vlm.path))
+    _, language = shapes(load_vlm_config(Path(config.vlm.path)))
     words = Words(10, 1, 1, 5, dict.fromkeys(config.aspects, 6.0), dict.fromkeys(config.aspects, 2.0), 20.0, 2.0, True)
 
     class Annotated:
@@ -56,7 +58,7 @@ def test_pairs_read_an_image_for_each_of_its_answers(config):
 
 
 def test_when_the_cache_has_paid_for_itself(config):
-    vision, _ = shapes(load_vlm_config(config.vlm.path))
+    vision, _ = shapes(load_vlm_config(Path(config.vlm.path)))
 
     class Annotated:
         answers = {"scene": "sea", "object": "dog"}  # noqa: RUF012 - a stand-in
