@@ -53,7 +53,6 @@ MAX_COMMANDS = 20
 TESTED_ELSEWHERE = {
     "launch/jobs.py": ("unit/launch/job/test_jobs.py", "launch.jobs"),
     "launch/task.py": ("unit/launch/job/test_task.py", "launch.task"),
-    "masp/artifacts/released_format.py": ("unit/artifacts/test_store.py", "released_format"),
     "masp/artifacts/trained.py": ("unit/artifacts/test_store.py", "masp.artifacts.trained"),
     "masp/cli/cache.py": ("pipeline/test_cache_damage.py", '"cache", "verify"'),
     "masp/cli/compare.py": ("unit/experiments/test_compare.py", '"compare"'),
