@@ -66,7 +66,9 @@ setup(
         "webdataset>=1.0.2,<2",
     ],
     extras_require={
+        "duplicates": ["imagehash>=4.3"],
         "test": [
+            "imagehash>=4.3",
             "hypothesis>=6.100",
             "mypy>=2.4",
             "pytest>=8",
@@ -76,5 +78,5 @@ setup(
             "types-PyYAML>=6.0",
         ],
     },
-    entry_points={"console_scripts": ["masp = masp.cli.main:main"]},
+    entry_points={"console_scripts": ["masp = masp.cli.main:run_process"]},
 )

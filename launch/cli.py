@@ -19,7 +19,8 @@ Submit the commands of `masp` to a cluster: the same configuration, the same set
   extract    an array of tasks, each with its share of the shards
   train      one job over all nodes
   evaluate   one job over all nodes
-  pipeline   extract, stage1, stage2, evaluate: each starts when the one before it has succeeded
+  pipeline   extract, stage1, stage2, evaluate: each starts when the one before it has succeeded; without stage1
+             where checkpoint.aspect names the aspect modules, or aspects is empty
 
 and afterwards, where RUN is a run's output_dir (its newest submission) or the directory of one submission:
 

@@ -64,7 +64,7 @@ def logs(run: str, part: str | None, rank: int | None, num_lines: int) -> int:
         num_lines: how many lines of each process, from its end; 0 for all.
 
     Raises:
-        InputError: there is no such part or process, it has written no log, or a log may not be read.
+        InputError: The part or process does not exist, has written no log, or its log may not be read.
     """
     directory = enter(run)
     found = overview(directory)

@@ -64,6 +64,8 @@ def preflight(parts: Sequence[Part], config: Config, cluster: ClusterConfig) -> 
     _check_paths(parts, config, cluster, findings)
     if PartName.EXTRACT in names:
         findings.plan = _check_extraction(config)
+        if obstacle := next((o for stage, o in findings.plan.dataset.obstacles.items() if stage in names), None):
+            raise InputError(f"dataset.root: {config.dataset.root}: {obstacle}")
     _check_artifacts(names, config)
     _check_shares(parts, config, findings)
     if findings.plan is not None:

@@ -1,8 +1,6 @@
 """`python -m masp`, and what launchers start: `torchrun -m masp`, `deepspeed --module masp`."""
 
-import sys
-
-from masp.cli.main import main
+from masp.cli.main import run_process
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_process()

@@ -1,11 +1,12 @@
 """The emotions that each known dataset distinguishes, and the aspects that the method asks about."""
 
+import unicodedata
 from typing import Literal
 
 ASPECTS: tuple[str, ...] = ("facial_expression", "object", "scene", "human_action", "brightness", "colorfulness")
 
 # `folder` is a dataset that is none of the known ones: its categories are the names of its own subdirectories.
-DatasetName = Literal["emoset", "emotion6", "artphoto", "abstract", "flickr", "instagram", "folder"]
+DatasetName = Literal["emoset", "emotion6", "artphoto", "abstract", "fi", "flickr", "instagram", "folder"]
 
 _MIKELS = ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "sadness")
 # ArtPhoto and Abstract ship the same eight emotions, two of them under shorter names.
@@ -17,6 +18,7 @@ CATEGORY_SETS: dict[DatasetName, tuple[str, ...]] = {
     "emotion6": ("anger", "disgust", "fear", "joy", "sadness", "surprise"),
     "artphoto": _MIKELS_SHORT,
     "abstract": _MIKELS_SHORT,
+    "fi": _MIKELS,
     "flickr": _POLARITY,
     "instagram": _POLARITY,
 }
@@ -29,7 +31,7 @@ def normalize_category(name: str) -> str:
         name: As written by the dataset's author, for example `"Anger "` or `"very_happy"`.
 
     Returns:
-        Lower case, underscores as spaces, runs of white space as one space, none at the ends: the words that a VLM
-        is asked to say.
+        Lower case, underscores as spaces, runs of white space as one space, none at the ends, in Unicode's composed
+        form (NFC): the words that a VLM is asked to say.
     """
-    return " ".join(name.replace("_", " ").lower().split())
+    return unicodedata.normalize("NFC", " ".join(name.replace("_", " ").lower().split()))

@@ -8,6 +8,7 @@ This is the same job as `masp extract` and takes the same arguments.
 import sys
 
 from masp.cli.main import main
+from masp.runtime.stop import end_process
 
 if __name__ == "__main__":
-    sys.exit(main(["extract", *sys.argv[1:]]))
+    end_process(main(["extract", *sys.argv[1:]]))

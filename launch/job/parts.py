@@ -113,8 +113,9 @@ def make_parts(
     common = (str(config_path), cluster.max_requeues)
     output = Path(config.output_dir)
     if command == "pipeline":
-        # without aspects the soft prompt alone is trained
-        names = [name for name in PartName if config.aspects or name != PartName.STAGE1]
+        # without aspects, or with given aspect modules, the soft prompt alone is trained
+        trains_aspects = bool(config.aspects) and config.checkpoint.aspect is None
+        names = [name for name in PartName if trains_aspects or name != PartName.STAGE1]
     else:
         names = [PartName(stage if stage is not None and command == "train" else command)]
     parts = []

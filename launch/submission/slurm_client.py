@@ -221,7 +221,7 @@ def ask(*command: str, text: str | None = None) -> str:
             command, input=text, env=environment, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S
         )
     except FileNotFoundError:
-        raise SlurmError(f"cluster: there is no {command[0]} on this machine: ask from a node of the cluster") from None
+        raise SlurmError(f"cluster: this machine has no {command[0]}: ask from a node of the cluster") from None
     except OSError as error:
         raise SlurmError(f"cluster: {command[0]} cannot be run: {error.strerror}") from None
     except subprocess.TimeoutExpired:

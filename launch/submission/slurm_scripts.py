@@ -122,7 +122,7 @@ def check_installed() -> None:
     """
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise InputError(
-            "cluster: executor = 'slurm', but there is no sbatch on this machine: submit from a node of the cluster,"
+            "cluster: executor = 'slurm', but this machine has no sbatch: submit from a node of the cluster,"
             " or take --cluster configs/cluster/local.yaml"
         )
 

@@ -120,7 +120,7 @@ def _code() -> tuple[Code, str]:
 
 
 def _git(*words: str) -> str | None:
-    """What git prints; None if there is no git, or if it refuses a checkout that belongs to another user."""
+    """What git prints; None without git, or if it refuses a checkout that belongs to another user."""
     command = ["git", "-C", str(CODE), *words]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=30)

@@ -24,7 +24,7 @@ from masp.artifacts.trained import load_trained_aspects
 from masp.cache.codec import checksum
 from masp.cache.reader import Cache, open_matching_cache
 from masp.config import Config
-from masp.errors import DataError, InputError, MaspError
+from masp.errors import DataError, FilesInUse, InputError, MaspError
 from masp.files.atomic import replacing
 from masp.files.regular import is_file
 from masp.files.sealed import digest_of
@@ -117,7 +117,7 @@ class AspectTokens:
         digest: Digest of the aspect modules.
 
     Raises:
-        InputError: There is no file of these modules and this cache.
+        InputError: No file of these modules and this cache exists.
         DataError: It is damaged.
     """
 
@@ -157,7 +157,7 @@ class AspectTokens:
 
     def _open(self) -> h5py.File:
         if self._file is None:
-            # Without a lock: a finished file is never written again, and whoever else has it open is no reason to wait.
+            # Without a lock: a finished file is never written again, so readers need not wait for each other.
             self._file = h5py.File(self.path, "r", locking=False)
         return self._file
 
@@ -184,6 +184,10 @@ class AspectTokens:
             yield
         except MaspError:
             raise
+        except BlockingIOError as error:
+            raise FilesInUse(f"{self.path} is being written by another process: {first_line(error)}") from None
+        except PermissionError as error:
+            raise InputError(f"{self.path} cannot be read: {reason(error)}") from None
         except Exception as error:  # h5py raises nearly anything: it has no list
             raise DataError(
                 f"{self.path} is damaged: {first_line(error)}; remove the file, and {REMEDY} anew"

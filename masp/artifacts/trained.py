@@ -96,8 +96,8 @@ def load_trained_aspects(
     path = config.checkpoint.aspect or str(default_aspect_path(config))
     if config.checkpoint.aspect is None and not is_file(Path(path), key="output_dir"):
         raise InputError(
-            f"checkpoint.aspect: {path} does not exist; run `masp train --stage stage1`, name a file, or give "
-            "checkpoint.aspect=none to do without aspect modules"
+            f"checkpoint.aspect: {path} does not exist; run `masp train --stage stage1`, which needs annotated images, "
+            "name a file that was trained elsewhere, or give checkpoint.aspect=none to do without aspect modules"
         )
     modules, lineage = load_aspects(path, config.aspects, hidden_size)
     check_lineage(lineage, "checkpoint.aspect", path, model)

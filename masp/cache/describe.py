@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from masp.cache.findings import read_findings
 from masp.cache.manifest import Manifest, read_manifest
+from masp.data.findings import finding_lines
 
 
 def describe(directory: str | Path) -> str:
-    """The text of `masp cache info`, from the manifest alone.
+    """The text of `masp cache info`, from the manifest and what is recorded of the dataset.
 
     Raises:
         InputError: No cache, or an unfinished one.
@@ -50,6 +52,15 @@ def describe(directory: str | Path) -> str:
             heads = "".join(f" {split:>9}" for split in splits)
             lines += ["", f"{title:<{width}}{heads}"]
             lines += [f"{name:<{width}}" + "".join(f" {found.get(name, 0):>9,}" for found in counts) for name in names]
+    record = read_findings(directory, manifest)
+    if record is None:
+        lines += ["", "findings about the dataset were not recorded; `masp extract` again records them"]
+    else:
+        lines += ["", *finding_lines(record.findings)]
+        if not record.near_duplicates:
+            lines.append(
+                "images that look nearly alike were not searched for; `masp extract --near-duplicates` does so"
+            )
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ from typing import BinaryIO
 import numpy as np
 
 from masp.cache.codec import checksum, decode_features, decode_record
+from masp.cache.findings import FILE, read_findings
 from masp.cache.index import Index, build_index, load_index
 from masp.cache.layout import INDEX, LAYOUT, MANIFEST, QUARANTINE, SHARDS, Layout, read_layout, sidecar_path, tar_path
 from masp.cache.manifest import Manifest, ShardFile, read_manifest
@@ -92,6 +93,7 @@ def verify_cache(directory: str | Path, advance: Callable[[int], object] | None 
     problems += _check_strangers(directory, layout)
     if manifest is not None:
         problems += _check_digest(directory, QUARANTINE, manifest.quarantine.sha256)
+        problems += _check_findings(directory, manifest)
         problems += _check_index(directory, manifest, sidecars)
     return problems
 
@@ -183,6 +185,15 @@ def _check_digest(directory: Path, name: str, expected: str) -> list[Problem]:
         return [Problem(name, "missing")]
     except OSError as error:
         return [Problem(name, f"cannot be read: {reason(error)}")]
+
+
+def _check_findings(directory: Path, manifest: Manifest) -> list[Problem]:
+    """What is recorded of the dataset; caches from before it was recorded have no such file."""
+    try:
+        read_findings(directory, manifest)
+    except DataError:
+        return [Problem(FILE, "damaged")]
+    return []
 
 
 def _check_index(directory: Path, manifest: Manifest, sidecars: Sequence[Sidecar | None]) -> list[Problem]:

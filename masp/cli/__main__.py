@@ -1,8 +1,6 @@
 """`python -m masp.cli …`: the same as `masp …`, as launchers that take a module call it."""
 
-import sys
-
-from masp.cli.main import main
+from masp.cli.main import run_process
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_process()

@@ -10,12 +10,16 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from masp.cli.parser import Commands, add_command
 from masp.cli.settings import add_settings
 from masp.errors import InputError, MaspError
 from masp.files.regular import exists
 from masp.files.text import reason
+
+if TYPE_CHECKING:
+    from masp.config import Config
 
 _DETAILS = """\
   masp doctor
@@ -49,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         InputError: something is missing that every run needs, or the configuration would not run here.
     """
     problems: list[str] = []
+    remark = ""
     _row("python", f"{platform.python_version()} ({sys.executable})")
     for package in PACKAGES:
         try:
@@ -60,10 +65,12 @@ def run(arguments: argparse.Namespace) -> int:
     _row("slurm", shutil.which("sbatch") or "no sbatch on the PATH: jobs run on this machine only")
     _row("hub", "offline" if os.environ.get("HF_HUB_OFFLINE") == "1" else "allowed (HF_HUB_OFFLINE is not 1)")
     if arguments.config or arguments.overrides:
-        problems += _configuration(arguments.config, arguments.overrides)
+        found, stuck = _configuration(arguments.config, arguments.overrides)
+        problems += found
+        remark = f", but {' and '.join(stuck)} cannot be trained as configured (see above)" if stuck else ""
     if problems:
         raise InputError(f"{len(problems)} problems: {'; '.join(problems)}")
-    print("doctor: no problem found")
+    print(f"doctor: no problem found{remark}")
     return 0
 
 
@@ -79,22 +86,26 @@ def _devices() -> None:
     _row("gpu", ", ".join(names) or "none: everything runs on the CPU")
 
 
-def _configuration(path: str | None, overrides: Sequence[str]) -> list[str]:
-    """Check what a configuration names, part by part, so that all problems are seen at once."""
+def _configuration(path: str | None, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Check what a configuration names, part by part, so that all problems are seen at once.
+
+    Returns:
+        The problems, and the stages that cannot be trained as configured.
+    """
     from masp.cache.fingerprint import model_part
     from masp.cache.reader import open_matching_cache
     from masp.config import load_config
-    from masp.data.datasets import read_dataset
     from masp.data.questions import load_questions
     from masp.vlm.prompt import load_prompt
 
     config = load_config(path, overrides)
+    stuck: list[str] = []
     checks = {
         "questions": lambda: f"{len(load_questions(config.questions).emotions)} emotion templates",
         "vlm": lambda: (
             f"{model_part(config)['config.model_type']}, {len(load_prompt(config.vlm.path).tokenizer)} tokens"
         ),
-        "dataset": lambda: _describe(read_dataset(config.dataset)),
+        "dataset": lambda: _describe(config, stuck),
         "cache": lambda: (
             f"{len(open_matching_cache(config)[0])} images"
             if exists(Path(config.cache.dir), key="cache.dir")
@@ -109,12 +120,31 @@ def _configuration(path: str | None, overrides: Sequence[str]) -> list[str]:
         except MaspError as error:
             _row(name, f"PROBLEM: {error}")
             problems.append(str(error))
-    return problems
+    return problems, stuck
 
 
-def _describe(dataset) -> str:
-    splits = {split: sum(s.split == split for s in dataset.samples) for split in ("train", "val", "test")}
-    return f"{dataset.name}: " + ", ".join(f"{count} {split}" for split, count in splits.items() if count)
+def _describe(config: Config, stuck: list[str]) -> str:
+    """The dataset in one line; below it what it holds, what is to be known about it, and which stages it allows.
+
+    Args:
+        config: Configuration of the run.
+        stuck: The stages that it does not allow are appended.
+    """
+    from masp.data.datasets import read_dataset
+    from masp.data.findings import finding_lines
+    from masp.plan.prospects import prospects
+
+    dataset = read_dataset(config.dataset)
+    holdings = dataset.holdings
+    lines = [f"{dataset.name}: " + ", ".join(f"{holdings.num_images(split)} {split}" for split in holdings.splits)]
+    lines += [*holdings.table(), *finding_lines(dataset.findings)]
+    for each in prospects(config, dataset):
+        lines.append(f"{each.stage:<14} {each.summary}")
+        if each.obstacle:
+            stuck.append(each.stage)
+        if each.hint:
+            lines.append(f"warning: {each.hint}")
+    return "\n".join(lines)
 
 
 def _space(directory: Path) -> str:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from masp.cli.parser import Commands, add_command
 from masp.cli.settings import add_settings
 from masp.errors import InputError
+
+if TYPE_CHECKING:
+    from masp.config import Config
 
 _DETAILS = """\
 Interrupt it at any time: the same command goes on with the shards that are missing. Images that cannot be read go to
@@ -28,6 +32,11 @@ def register(commands: Commands) -> None:
     parser = add_command(commands, "extract", summary, _DETAILS)
     add_task_arguments(parser)
     parser.add_argument("--finalize", action="store_true", help="only merge what all tasks made into a finished cache")
+    parser.add_argument(
+        "--near-duplicates",
+        action="store_true",
+        help="then search for images that look nearly alike in two splits (needs the extra masp[duplicates])",
+    )
     add_settings(parser)
     parser.set_defaults(run=run)
 
@@ -39,6 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     from masp.extraction.job import extract, finish
 
+    if arguments.near_duplicates and arguments.num_tasks not in (None, 1):
+        raise InputError("--near-duplicates needs all images at once; give it without --num-tasks, or with --finalize")
     if arguments.finalize:
         if arguments.num_tasks is not None or arguments.task_index is not None:
             raise InputError("--finalize merges what all tasks made; give it without --num-tasks and --task-index")
@@ -46,7 +57,17 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         num_tasks, task_index = share_of_tasks(arguments)
         extract(config, num_tasks=num_tasks, task_index=task_index)
+    if arguments.near_duplicates:
+        _search_near_duplicates(config)
     return 0
+
+
+def _search_near_duplicates(config: Config) -> None:
+    from masp.data.findings import finding_lines
+    from masp.extraction.near_duplicates import record_near_duplicates
+
+    near = [finding for finding in record_near_duplicates(config).findings if finding.kind == "near duplicates"]
+    print("\n".join(finding_lines(near)) or "no images of different splits look nearly alike")
 
 
 def add_task_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ import select
 import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from masp import __version__
 from masp.cli import cache, compare, demo, doctor, evaluate, extract, plan, predict, report, study, train
@@ -19,6 +20,7 @@ from masp.errors import InputError, MaspError, one_line
 from masp.files.text import MAX_REASON, reason, shortened
 from masp.runtime.log import say_error
 from masp.runtime.log import setup as set_up_logging
+from masp.runtime.stop import end_process
 
 COMMANDS = (demo, plan, extract, train, evaluate, predict, report, compare, study, doctor, cache)
 """Command modules, in the order in which `masp --help` lists them."""
@@ -72,7 +74,7 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; the entry point of the console script.
+    """Run a command line.
 
     Args:
         argv: Arguments; None for those of the process.
@@ -91,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         code = arguments.run(arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is if the process was started without one
+            sys.stdout.flush()
         return code
     except MaspError as error:
         say_error(error)
@@ -109,6 +112,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say_error("interrupted; run the same command again, it goes on where it can")
         return INTERRUPTED
+
+
+def run_process() -> NoReturn:
+    """Run the command line of this process and end it: the entry point of the console script.
+
+    Raises:
+        SystemExit: As `main`.
+    """
+    end_process(main())
 
 
 def _users_error(error: OSError) -> str | None:

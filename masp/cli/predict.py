@@ -44,11 +44,12 @@ def run(arguments: argparse.Namespace) -> int:
     from masp.config import load_config
 
     paths, settings = separate_settings(arguments.images)
-    config = load_config(arguments.config, settings)
+    config = load_config(arguments.config, settings, unused=["cache.dir", "dataset.root"])
     from masp.data.images import load_image
-    from masp.evaluation.predict import Predictor, Unreadable
+    from masp.evaluation.predict import Predictor, Unreadable, check_images
     from masp.report.attention import page_entry, write_page
 
+    check_images(paths)
     predictor = Predictor(config)
     for note in predictor.notes:
         LOG.info("%s", note)

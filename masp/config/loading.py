@@ -24,6 +24,9 @@ _COMMAND_LINE = "command line"
 # Parts of the dotted key of an override, of which valid ones have two: thousands could not be nested.
 _MAX_PARTS = 8
 
+NOT_GIVEN = "(not given)"
+"""Path that a command does not use."""
+
 T = TypeVar("T")
 Tree = dict[str, Any]
 
@@ -42,10 +45,10 @@ class _Layer:
         return f"{self.source} line {self.lines[name]}" if name in self.lines else self.source
 
 
-def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path | None, overrides: Sequence[str] = (), unused: Sequence[str] = ()) -> Config:
     """Load and check the configuration of a run; see `load_settings`. `vlm.path` and `questions` may name MASP's own
     files, see `find_packaged`."""
-    config = load_settings(Config, path, overrides, _check_together)
+    config = load_settings(Config, path, overrides, _check_together, unused)
     config.vlm.path, config.questions = find_packaged(config.vlm.path), find_packaged(config.questions)
     return config
 
@@ -55,6 +58,7 @@ def load_settings(
     path: str | Path | None,
     overrides: Sequence[str] = (),
     check_together: Callable[[T, str], None] | None = None,
+    unused: Sequence[str] = (),
 ) -> T:
     """Load and check settings of any kind.
 
@@ -65,6 +69,7 @@ def load_settings(
             to its own directory, whose settings it starts from.
         overrides: `key=value` strings, the key dotted and the value in YAML; the last one of a key wins.
         check_together: Checks rules about more than one value; gets the settings and the name of their source.
+        unused: Dotted names of required paths that the command does not use, and that need not be given.
 
     Returns:
         The settings; every value has the type of its field and is in its range.
@@ -79,6 +84,9 @@ def load_settings(
     for layer in [*([] if file is None else _read_files(Path(file), root)), *_read_overrides(overrides, root)]:
         _check_layer(layer, root)
         _merge(tree, layer.tree)
+    for name in unused:
+        section, _, key = name.rpartition(".")
+        tree.setdefault(section, {}).setdefault(key, NOT_GIVEN)
     try:
         settings = _validate(tree, root)
     except ValidationError as error:

@@ -7,13 +7,17 @@ The string under a field is its documentation; `tools/config_reference.py` turns
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pydantic import Field, GetPydanticSchema
+from pydantic import BeforeValidator, Field, GetPydanticSchema
 
 from masp.config.fields import Boolean, Count, Fraction, Item, Number, PathText, Positive, Settings, UniqueList
 from masp.taxonomy import ASPECTS, DatasetName
 
 # One of `ASPECTS`; to the type checker a string, since code does not depend on which aspects there are.
 Aspect = Annotated[str, GetPydanticSchema(lambda _source, handler: handler(Literal[*ASPECTS]))]
+# Authors write "Emotion6" and "EmoSet".
+AnyCaseName = Annotated[
+    DatasetName, BeforeValidator(lambda name: name.strip().lower() if isinstance(name, str) else name)
+]
 Device = Literal["auto", "cpu", "cuda"]
 Layout = Literal["after_image", "released"]
 Precision = Literal["bf16", "fp16", "fp32"]
@@ -45,8 +49,9 @@ class VlmConfig(Settings):
 class DatasetConfig(Settings):
     """The labeled images."""
 
-    name: DatasetName = "folder"
-    """Name of the dataset: gives its categories and is part of the names of output files. `folder` is any other."""
+    name: AnyCaseName = "folder"
+    """Name of the dataset, in any case: gives its categories and is part of the names of output files. `folder` is any
+    other."""
 
     root: PathText
     """Directory that contains `train/`, `val/`, `test/`, or `train.json`, `val.json`, `test.json`."""

@@ -1,11 +1,12 @@
 """From an annotation, as the author of a dataset wrote it, to the answers that the language model must give."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from masp.data.reading import read_json
 from masp.errors import DataError
-from masp.files.text import shown
+from masp.files.text import nfc, shown
 from masp.files.typed import is_text
 from masp.taxonomy import ASPECTS
 
@@ -13,6 +14,16 @@ LEVELS = ("very low", "low", "moderate", "high", "very high")
 
 LEVEL_ASPECTS = ("brightness", "colorfulness")
 LIST_ASPECTS = ("object",)
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """What one annotation file says."""
+
+    answers: dict[str, str]
+    """Aspect -> answer, of every aspect that is annotated."""
+    other_keys: tuple[str, ...]
+    """Its keys that are not aspects."""
 
 
 def answer_text(aspect: str, value: Any) -> str | None:
@@ -39,32 +50,33 @@ def answer_text(aspect: str, value: Any) -> str | None:
     return ", ".join(filter(None, map(_clean, texts))) or None
 
 
-def read_annotation(path: Path) -> dict[str, str]:
-    """The answers in one annotation file.
+def read_annotation(path: Path) -> Annotation:
+    """Read one annotation file.
 
     Args:
-        path: A JSON file that holds one object; keys other than the aspects are not looked at.
-
-    Returns:
-        Aspect -> answer, of every aspect that is annotated.
+        path: A JSON file that holds one object; the values of keys other than the aspects are not looked at.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
         DataError: Not a JSON object, or a value in it is not valid. The message names file, key and value.
         OSError: It cannot be read.
     """
     annotation = read_json(path, DataError)
     if not isinstance(annotation, dict):
         raise DataError(f'{path}: must hold one JSON object such as {{"brightness": 0.5}}')
+    by_name = {nfc(key): value for key, value in annotation.items()}
+    if len(by_name) < len(annotation):
+        twice = next(key for key in annotation if nfc(key) != key)
+        raise DataError(f"{path}: has the key {shown(twice)} twice, in two Unicode forms; leave one out")
     answers = {}
     for aspect in ASPECTS:
         try:
-            answer = answer_text(aspect, annotation.get(aspect))
+            answer = answer_text(aspect, by_name.get(aspect))
         except ValueError as error:
-            raise DataError(f"{path}: {aspect} = {shown(annotation[aspect])}: {error}, or be left out") from None
+            raise DataError(f"{path}: {aspect} = {shown(by_name[aspect])}: {error}, or be left out") from None
         if answer is not None:
             answers[aspect] = answer
-    return answers
+    return Annotation(answers, tuple(key for key in by_name if key not in ASPECTS))
 
 
 def _level(value: Any) -> str:
@@ -79,4 +91,4 @@ def _level(value: Any) -> str:
 def _clean(text: str) -> str:
     if not is_text(text):
         raise ValueError("must be text, without halves of a surrogate pair")
-    return " ".join(text.replace("_", " ").lower().split())
+    return nfc(" ".join(text.replace("_", " ").lower().split()))

@@ -2,13 +2,17 @@
 `ROOT/annotation/<emotion>/<stem>.json`.
 """
 
+import difflib
 import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from masp.data.findings import Finding, Ignored, Why, close_to, examples, look_alike
 from masp.data.sample import SPLITS, Entry, Listing
 from masp.errors import InputError
-from masp.files.regular import exists, is_directory
-from masp.files.text import reason
+from masp.files.regular import is_directory
+from masp.files.text import nfc, reason
 from masp.files.typed import is_text
 from masp.taxonomy import normalize_category
 
@@ -45,14 +49,89 @@ IMAGE_EXTENSIONS = frozenset(
 ANNOTATION_DIRECTORY = "annotation"
 
 # What operating systems and file servers leave in every directory; nobody needs to hear of it.
-_LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"})
+_LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "lost+found"})
+
+# What lies beside images in many datasets and is never one; anything else that is passed over may be a misnamed image.
+_NO_IMAGE = frozenset(
+    ".txt .json .jsonl .xml .csv .tsv .md .html .yaml .yml .npy .npz .pt .pth .pkl .mat .h5 .log .py .pdf".split()
+)
+
+# What the directories of splits and annotations are called elsewhere.
+_MEANT = {
+    "training": "train",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "testing": "test",
+    "eval": "test",
+    "annotations": ANNOTATION_DIRECTORY,
+    "labels": ANNOTATION_DIRECTORY,
+}
+_MAX_COUNTED = 100_000
+"""Files that are looked at in a directory that is passed over."""
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """The names in a directory, each kind sorted."""
+
+    directories: list[str]
+    files: list[str]
+    hidden: list[str]
+    """Hidden files with the extension of an image."""
+
+
+@dataclass
+class _Annotations:
+    """The annotation files of the categories."""
+
+    root: Path
+    files: dict[str, dict[str, Path]] = field(default_factory=dict)
+    """Category -> stem -> file."""
+    others: list[str] = field(default_factory=list)
+    """What is not a JSON file in the directory of a category, relative to the root."""
+    used: set[Path] = field(default_factory=set)
+
+    def of(self, category: str, name: str) -> Path | None:
+        """The annotation of an image, whose name may be in another Unicode form; None if there is none."""
+        files, stem = self.files.get(category, {}), os.path.splitext(name)[0]
+        path = files.get(stem) or files.get(nfc(stem))
+        if path is not None:
+            self.used.add(path)
+        return path
+
+    def findings(self) -> list[Finding]:
+        """Annotations that belong to no image."""
+        unused = sorted(
+            os.path.relpath(path, self.root)
+            for path in {path for files in self.files.values() for path in files.values()} - self.used
+        )
+        found = []
+        if unused:
+            text = f"{len(unused):,} annotations belong to no image"
+            found.append(Finding("annotations", text, len(unused), examples(unused)))
+        if self.others:
+            text = f"{len(self.others):,} entries of {ANNOTATION_DIRECTORY}/ are not <emotion>/<name>.json, and ignored"
+            found.append(Finding("annotations", text, len(self.others), examples(sorted(self.others))))
+        return found
+
+
+@dataclass
+class _Found:
+    """What has been listed so far."""
+
+    root: Path
+    entries: list[Entry] = field(default_factory=list)
+    ignored: list[Ignored] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
 
 
 def read_folders(root: Path, categories: tuple[str, ...] | None) -> Listing:
     """List the images of a dataset in image folders.
 
-    Hidden files (their name starts with a dot) and what operating systems leave behind are passed over. Everything else
-    that is not an image, by its name, is listed as ignored.
+    What operating systems leave behind is passed over. Everything else that is not an image by its name, hidden, or in
+    a directory where no image belongs is listed as ignored. Directories whose names differ only in their Unicode form
+    are one category.
 
     Args:
         root: Directory of the dataset.
@@ -65,74 +144,165 @@ def read_folders(root: Path, categories: tuple[str, ...] | None) -> Listing:
         InputError: A directory does not have the name of a valid category, two mean the same one, one holds no image,
             or two images would share one annotation.
     """
-    entries: list[Entry] = []
-    ignored: list[str] = []
-    found: set[str] = set()
-    annotations = _annotation_directories(root)
+    found = _Found(root)
+    annotations = _read_annotations(root)
+    present: set[str] = set()
     for split in SPLITS:
-        if not is_directory(root / split, key="dataset.root"):
-            continue
-        directories, others = _contents(root / split)
-        ignored += [f"{split}/{name}" for name in others]
-        if not directories:
-            raise InputError(f"{root / split}: holds no category directory such as {_example(categories)}/")
-        names: dict[str, str] = {}
-        for directory in directories:
-            category = _category(root / split / directory, categories, names)
-            names[category] = directory
-            entries += _read_category(root, split, directory, category, annotations.get(category), ignored)
-        found |= names.keys()
-    _check_annotations_are_unique(entries)
-    return Listing(entries, tuple(sorted(found)), tuple(ignored))
+        if is_directory(root / split, key="dataset.root"):
+            present |= _read_split(found, split, categories, annotations)
+    _check_annotations_are_unique(found.entries)
+    _look_outside(found)
+    found.findings += [*annotations.findings(), *_same_names(found.entries)]
+    return Listing(found.entries, tuple(sorted(present)), tuple(found.ignored), tuple(found.findings))
 
 
-def _read_category(
-    root: Path, split: str, directory: str, category: str, annotation: Path | None, ignored: list[str]
-) -> list[Entry]:
-    path = root / split / directory
-    directories, files = _contents(path)
-    ignored += [f"{split}/{directory}/{name}/" for name in directories]
-    images = [name for name in files if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS]
-    ignored += [f"{split}/{directory}/{name}" for name in set(files).difference(images)]
+def _read_split(found: _Found, split: str, categories: tuple[str, ...] | None, annotations: _Annotations) -> set[str]:
+    """List one split; returns its categories."""
+    contents = _contents(found.root / split)
+    found.ignored += _passed_over(split, split, contents.files, contents.hidden, "no category")
+    if not contents.directories:
+        raise InputError(f"{found.root / split}: holds no category directory such as {_example(categories)}/")
+    names: dict[str, str] = {}
+    for directory in contents.directories:
+        path = found.root / split / directory
+        category = _category(path, categories)
+        other = names.setdefault(category, directory)
+        if other != directory:
+            if nfc(other) != nfc(directory):
+                raise InputError(f"{path}: means the category {category!r}, and so does {path.parent / other}")
+            text = f"{split} has the category {category!r} in two directories, whose names differ in their Unicode form"
+            found.findings.append(Finding("names", text, 2))
+        _read_category(found, split, directory, category, annotations)
+    return set(names)
+
+
+def _read_category(found: _Found, split: str, directory: str, category: str, annotations: _Annotations) -> None:
+    """List the images of one category directory."""
+    path = found.root / split / directory
+    contents = _contents(path)
+    images = [name for name in contents.files if is_image_name(name)]
+    others = [name for name in contents.files if not is_image_name(name)]
     if not images:
-        others = f" ({len(files) + len(directories)} other things)" if files or directories else ""
+        count = len(contents.files) + len(contents.directories) + len(contents.hidden)
         raise InputError(
-            f"{path}: this category directory holds no image{others}; add images (.jpg, .png, .webp, …) or remove it"
+            f"{path}: this category directory holds no image{f' ({count} other things)' if count else ''}; add images "
+            "(.jpg, .png, .webp, …) or remove it"
         )
-    return [
-        Entry(
-            split=split,
-            relative_path=f"{directory}/{name}",
-            image_path=path / name,
-            category=category,
-            annotation_path=None if annotation is None else annotation / f"{os.path.splitext(name)[0]}.json",
-            where=str(path / name),
+    for name in contents.directories:
+        count = count_images(path / name)
+        found.ignored.append(
+            Ignored(f"{split}/{directory}/{name}/", "too deep" if count else "other file", count or 1, split)
         )
-        for name in images
-    ]
+    found.ignored += _passed_over(split, f"{split}/{directory}", others, contents.hidden, "extension")
+    for name in images:
+        found.entries.append(
+            Entry(
+                split=split,
+                relative_path=f"{directory}/{name}",
+                image_path=path / name,
+                category=category,
+                annotation_path=annotations.of(category, name),
+                where=str(path / name),
+            )
+        )
 
 
-def _category(path: Path, categories: tuple[str, ...] | None, names: dict[str, str]) -> str:
+def _passed_over(split: str, place: str, files: Iterable[str], hidden: Iterable[str], why: Why) -> list[Ignored]:
+    """The files of a directory that are not images of the dataset.
+
+    Args:
+        split: Split whose directory they are in.
+        place: Directory, relative to the root.
+        files: Files that are not hidden.
+        hidden: Hidden files that are called like images.
+        why: Why an image among `files` is not part of the dataset; `extension` where there is none.
+    """
+    found = []
+    for name in files:
+        other: Why = "other file" if os.path.splitext(name)[1].lower() in _NO_IMAGE else "extension"
+        found.append(Ignored(f"{place}/{name}", why if is_image_name(name) else other, split=split))
+    return found + [Ignored(f"{place}/{name}", "hidden", split=split) for name in hidden]
+
+
+def _look_outside(found: _Found) -> None:
+    """Directories with images beside the splits, and images in the root itself."""
+    contents = _contents(found.root)
+    for name in contents.directories:
+        if name in (*SPLITS, ANNOTATION_DIRECTORY):
+            continue
+        meant = meant_by_name(name)
+        suffixes = (".json",) if meant == ANNOTATION_DIRECTORY else IMAGE_EXTENSIONS
+        if count := count_images(found.root / name, suffixes):
+            found.ignored.append(Ignored(f"{name}/", "no split", count, meant=f"{meant}/" if meant else ""))
+    images = [name for name in contents.files if is_image_name(name)]
+    found.ignored += [Ignored(name, "no split") for name in images]
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file counts as an image, by its name."""
+    return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
+
+
+def count_images(path: Path, suffixes: Sequence[str] | frozenset[str] = IMAGE_EXTENSIONS) -> int:
+    """Files with one of these extensions in a directory and those below it, among the first 100,000 files."""
+    count = seen = 0
+    for _, directories, files in os.walk(path):
+        directories[:] = sorted(name for name in directories if not _is_litter(name))
+        count += sum(os.path.splitext(name)[1].lower() in suffixes for name in files if not _is_litter(name))
+        seen += len(files)
+        if seen >= _MAX_COUNTED:
+            break
+    return count
+
+
+def meant_by_name(name: str) -> str:
+    """The directory of a dataset's root that another name probably stands for; empty if there is none."""
+    return _MEANT.get(name.lower()) or close_to(name, (*SPLITS, ANNOTATION_DIRECTORY))
+
+
+def _is_litter(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _LITTER
+
+
+def _category(path: Path, categories: tuple[str, ...] | None) -> str:
     """The category that the name of a directory means, checked."""
     category = normalize_category(path.name)
     if categories is not None and category not in categories:
         raise InputError(
             f"{path}: {category!r} is not a category of this dataset; valid are {', '.join(categories)} "
-            f"(dataset.name chooses the set, dataset.categories sets another one)"
+            f"(dataset.name chooses the set, dataset.categories sets another one){did_you_mean(category, categories)}"
         )
     if not category or not is_text(category):
         raise InputError(f"{path}: the name of this directory must be text that names a category")
-    if category in names:
-        raise InputError(f"{path}: means the category {category!r}, and so does {path.parent / names[category]}")
     return category
 
 
-def _annotation_directories(root: Path) -> dict[str, Path]:
-    """The directory of each category's annotations, which may be written in another case than that of its images."""
+def did_you_mean(category: str, categories: Sequence[str]) -> str:
+    """What to add to an error about a category that is not valid; may be empty."""
+    close = look_alike(category, categories) or difflib.get_close_matches(category, categories, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _read_annotations(root: Path) -> _Annotations:
+    """List the annotations; a category's directory may be written in another case or form than that of its images."""
     path = root / ANNOTATION_DIRECTORY
+    found = _Annotations(root)
     if not is_directory(path, key="dataset.root"):
-        return {}
-    return {normalize_category(name): path / name for name in _contents(path)[0]}
+        return found
+    contents = _contents(path)
+    found.others += [f"{ANNOTATION_DIRECTORY}/{name}" for name in contents.files]
+    for directory in contents.directories:
+        files = found.files.setdefault(normalize_category(directory), {})
+        inside = _contents(path / directory)
+        found.others += [f"{ANNOTATION_DIRECTORY}/{directory}/{name}/" for name in inside.directories]
+        for name in inside.files:
+            stem, suffix = os.path.splitext(name)
+            if suffix != ".json":
+                found.others.append(f"{ANNOTATION_DIRECTORY}/{directory}/{name}")
+                continue
+            files[stem] = path / directory / name
+            files.setdefault(nfc(stem), path / directory / name)
+    return found
 
 
 def _check_annotations_are_unique(entries: list[Entry]) -> None:
@@ -141,25 +311,42 @@ def _check_annotations_are_unique(entries: list[Entry]) -> None:
         if entry.annotation_path is None:
             continue
         other = users.setdefault(entry.annotation_path, entry)
-        if other is not entry and exists(entry.annotation_path):
+        if other is not entry:
             raise InputError(
                 f"{entry.annotation_path}: would annotate both {other.image_path} and {entry.image_path}; "
                 f"give images different names"
             )
 
 
-def _contents(path: Path) -> tuple[list[str], list[str]]:
-    """The names of the directories and of the other things in a directory, each sorted."""
-    directories: list[str] = []
-    files: list[str] = []
+def _same_names(entries: Iterable[Entry]) -> list[Finding]:
+    """Images whose paths differ in nothing but the Unicode form: usually the same image, copied twice."""
+    first: dict[tuple[str, str], str] = {}
+    twice = [
+        f"{entry.split}/{entry.relative_path}"
+        for entry in entries
+        if first.setdefault((entry.split, nfc(entry.relative_path)), entry.relative_path) != entry.relative_path
+    ]
+    if not twice:
+        return []
+    text = f"{len(twice):,} images are called like another one but for the Unicode form of the name"
+    return [Finding("names", text, len(twice), examples(twice))]
+
+
+def _contents(path: Path) -> _Contents:
+    """What a directory holds, without what operating systems leave behind."""
+    found = _Contents([], [], [])
     try:
         with os.scandir(path) as listing:
             for item in listing:
-                if not item.name.startswith(".") and item.name.lower() not in _LITTER:
-                    (directories if item.is_dir() else files).append(item.name)
+                if not _is_litter(item.name):
+                    (found.directories if item.is_dir() else found.files).append(item.name)
+                elif item.name.startswith(".") and not item.name.startswith("._") and is_image_name(item.name):
+                    found.hidden.append(item.name)  # `._a.jpg` is what macOS knows about `a.jpg`
     except OSError as error:
         raise InputError(f"{path}: cannot list this directory: {reason(error)}") from None
-    return sorted(directories), sorted(files)
+    for names in (found.directories, found.files, found.hidden):
+        names.sort()
+    return found
 
 
 def _example(categories: tuple[str, ...] | None) -> str:

@@ -87,7 +87,7 @@ def read_image_file(path: str | Path) -> bytes:
         Its content.
 
     Raises:
-        UnreadableImage: There is no such file, no permission, or it is not a regular file, empty or too large.
+        UnreadableImage: The file is missing, not permitted, not a regular file, empty or too large.
         OSError: The disk failed, also after several tries.
     """
     try:

@@ -1,14 +1,18 @@
 """The layout in which EmoSet's authors ship it: `ROOT/{train,val,test}.json` list images and annotations."""
 
+import dataclasses
+import os
 import posixpath
 from pathlib import Path
 from typing import Any
 
+from masp.data.findings import Finding, Ignored, examples
+from masp.data.folder_layout import did_you_mean, is_image_name
 from masp.data.reading import read_json
 from masp.data.sample import SPLITS, Entry, Listing
 from masp.errors import InputError
 from masp.files.regular import is_file
-from masp.files.text import reason, shown
+from masp.files.text import nfc, reason, shown
 from masp.files.typed import is_text
 from masp.taxonomy import normalize_category
 
@@ -39,7 +43,71 @@ def read_index_files(root: Path, categories: tuple[str, ...] | None) -> Listing:
         if is_file(path, key="dataset.root"):
             entries += _read_index(root, path, split, valid)
     found = tuple(sorted({entry.category for entry in entries}))
-    return Listing(entries, valid or found, lists_annotations=True)
+    entries, ignored, findings = _compare_with_disk(root, entries)
+    return Listing(entries, valid or found, ignored, findings, lists_annotations=True)
+
+
+class _Directories:
+    """The files of the directories that rows name, each listed once."""
+
+    def __init__(self) -> None:
+        self._listed: dict[str, dict[str, str] | None] = {}
+
+    def names(self, directory: str) -> dict[str, str] | None:
+        """Name in composed form -> name on disk; None if the directory cannot be listed."""
+        if directory not in self._listed:
+            try:
+                names = sorted(os.listdir(directory))
+            except (FileNotFoundError, NotADirectoryError):
+                names = []
+            except OSError:  # whether its files can be read is for whoever reads them to say
+                names = None
+            self._listed[directory] = None if names is None else {nfc(n): n for n in names} | {n: n for n in names}
+        return self._listed[directory]
+
+    def find(self, path: Path) -> Path | None:
+        """The file that a path names, whose name on disk may be in another Unicode form; None if there is none."""
+        directory, name = os.path.split(path)
+        names = self.names(directory)
+        if names is None:
+            return path
+        on_disk = names.get(name) or names.get(nfc(name))
+        return None if on_disk is None else path if on_disk == name else Path(directory, on_disk)
+
+
+def _compare_with_disk(
+    root: Path, entries: list[Entry]
+) -> tuple[list[Entry], tuple[Ignored, ...], tuple[Finding, ...]]:
+    """Give entries the paths of the files that are there, and find what is missing or not listed.
+
+    Keys stay those of the rows. A directory whose own name is in another form than in the rows is not looked for.
+    """
+    directories = _Directories()
+    missing: list[str] = []
+    used: set[str] = set()
+    for i, entry in enumerate(entries):
+        path = directories.find(entry.image_path)
+        if path is None:
+            missing.append(entry.relative_path)
+        else:
+            used.add(str(path))
+        annotation = entry.annotation_path and (directories.find(entry.annotation_path) or entry.annotation_path)
+        if path not in (None, entry.image_path) or annotation != entry.annotation_path:
+            entries[i] = dataclasses.replace(
+                entry, image_path=path or entry.image_path, annotation_path=annotation or None
+            )
+    images = {os.path.dirname(entry.image_path) for entry in entries}
+    unlisted = [
+        Ignored(os.path.relpath(file, root), "not listed")
+        for directory in sorted(images)
+        for name in sorted(set((directories.names(directory) or {}).values()))
+        if is_image_name(name) and not name.startswith(".") and (file := os.path.join(directory, name)) not in used
+    ]
+    if not missing:
+        return entries, tuple(unlisted), ()
+    text = f"{len(missing):,} of {len(entries):,} listed images do not exist"
+    serious = 2 * len(missing) > len(entries)
+    return entries, tuple(unlisted), (Finding("missing", text, len(missing), examples(missing), serious),)
 
 
 def read_info(root: Path) -> tuple[str, ...] | None:
@@ -53,7 +121,7 @@ def read_info(root: Path) -> tuple[str, ...] | None:
         root: Directory of the dataset.
 
     Returns:
-        The emotions, or None if there is no such file.
+        The emotions, or None if the file does not exist.
 
     Raises:
         InputError: The file is not valid JSON or has none of these forms.
@@ -89,6 +157,7 @@ def _read_index(root: Path, path: Path, split: str, categories: tuple[str, ...] 
             raise InputError(
                 f"{where}: {shown(row[0])} is not a category of this dataset; valid are {valid} "
                 f"(dataset.name chooses the set, dataset.categories sets another one)"
+                f"{did_you_mean(category, categories or ())}"
             )
         image, annotation = _inside(row[-2], where), _inside(row[-1], where) if row[-1].strip() else None
         if image in first_row:

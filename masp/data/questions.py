@@ -13,7 +13,7 @@ from pathlib import Path
 
 from masp.config.yaml_text import read_yaml
 from masp.errors import InputError
-from masp.files.text import shown
+from masp.files.text import nfc, shown
 from masp.files.typed import is_text
 
 SLOT = "{categories}"
@@ -93,4 +93,4 @@ def _templates(path: str | Path, key: str, value: object) -> tuple[str, ...]:
     for item in value:
         if not isinstance(item, str) or not item.strip() or not is_text(item):
             raise InputError(f"{path}: {key}: {shown(item)} is not a question; give a non-empty string")
-    return tuple(item.strip() for item in value)
+    return tuple(nfc(item.strip()) for item in value)

@@ -31,7 +31,7 @@ def opened(path: str | Path) -> Iterator[IO[bytes]]:
     with open(path, "rb", opener=_open_without_waiting) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise UnsuitableFile("is no ordinary file")
+            raise UnsuitableFile("not a regular file")
         if status.st_size > MAX_BYTES:
             raise UnsuitableFile(f"file of {status.st_size} bytes, at most {MAX_BYTES} are read")
         yield file

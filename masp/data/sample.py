@@ -1,7 +1,12 @@
 """Samples, datasets, and how a layout lists them."""
 
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+
+from masp.data.findings import DatasetRecord, Finding, Holdings, Ignored, holdings_of
 
 SPLITS = ("train", "val", "test")
 
@@ -43,10 +48,29 @@ class Dataset:
     """All images of all splits, sorted by key."""
 
     ignored: tuple[str, ...] = ()
-    """Files and directories that are not part of the dataset, relative to the root, so that a command can name them."""
+    """Files and directories that are not part of the dataset, relative to the root, sorted."""
 
-    notes: tuple[str, ...] = ()
-    """What else the user should know, one line each."""
+    findings: tuple[Finding, ...] = ()
+    """What the user should know about it."""
+
+    @cached_property
+    def holdings(self) -> Holdings:
+        """How many images of what there are."""
+        return holdings_of(self.samples)
+
+    def record(self, digest: str = "", more: Iterable[Finding] = ()) -> DatasetRecord:
+        """What `findings.json` says of it: the same wherever the dataset is.
+
+        Args:
+            digest: Digest of the dataset, if it is known.
+            more: What is known beside `findings`.
+        """
+        start = f"{self.root}{os.sep}"
+        findings = tuple(
+            replace(f, text=f.text.replace(start, ""), examples=tuple(e.replace(start, "") for e in f.examples))
+            for f in (*self.findings, *more)
+        )
+        return DatasetRecord(1, digest, self.holdings, findings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +106,11 @@ class Listing:
     categories: tuple[str, ...]
     """The categories that the layout itself knows, in its order."""
 
-    ignored: tuple[str, ...] = ()
-    """See `Dataset.ignored`."""
+    ignored: tuple[Ignored, ...] = ()
+    """What is not part of the dataset."""
+
+    findings: tuple[Finding, ...] = ()
+    """What the layout itself shows."""
 
     lists_annotations: bool = False
     """Whether an annotation path in an entry was written down by the author, so that its file must exist."""

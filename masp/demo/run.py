@@ -49,7 +49,7 @@ class VariantResult:
     num_samples: Annotated[int, Field(ge=1)]
 
     def to_dict(self) -> dict[str, object]:
-        """Return what `summary.json` holds of it; there is no key for an interval that does not exist."""
+        """Return what `summary.json` holds of it; an interval that does not exist has no key."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 

@@ -7,7 +7,6 @@ there must be N: nothing here falls back to one.
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import subprocess
 import warnings
@@ -21,6 +20,7 @@ import torch.distributed
 
 from masp.errors import InputError, one_line
 from masp.files.text import first_line, reason, shortened, shown
+from masp.runtime.stop import is_ending
 
 MAX_DIGITS = 9
 """Digits of a number in an environment variable; more cannot be a rank, a count or a job."""
@@ -107,7 +107,7 @@ def array_share(environ: Mapping[str, str]) -> tuple[int, int]:
 
 
 def slurm_number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
-    """An integer that Slurm sets; InputError if it is not one, or not set and there is no default."""
+    """An integer that Slurm sets; InputError if it is not one, or missing without a default."""
     if name not in environ and default is not None:
         return default
     try:
@@ -222,15 +222,14 @@ def _first_host() -> str:
 
 
 def leave() -> None:
-    """Destroy the process group."""
-    if torch.distributed.is_initialized():
+    """Destroy the process group; not at the end of a process whose exit code must not depend on that."""
+    if torch.distributed.is_initialized() and not is_ending():
         torch.distributed.destroy_process_group()
 
 
 def _quieten() -> None:
-    """Silence what DeepSpeed and torch warn about each other, unless MASP_DEBUG=1."""
+    """Silence what torch warns about DeepSpeed, unless MASP_DEBUG=1."""
     if os.environ.get("MASP_DEBUG") == "1":
         return
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # DeepSpeed calls collectives that torch has renamed, on every step
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")

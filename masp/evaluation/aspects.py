@@ -148,7 +148,7 @@ class AspectEvaluation(Evaluation):
             "split": config.evaluate.split,
             "source": config.evaluate.source,
             "layout": self.layout,
-            "notes": [*mixed_notes(machines), *self.feed.notes(), *self.length_notes],
+            "notes": [*mixed_notes(machines), *self.feed.notes(), *self.feed.warnings(), *self.length_notes],
             "time": time.time(),
             "lineage": {
                 "aspect": asdict(self.lineage),

@@ -145,7 +145,13 @@ class EmotionEvaluation(Evaluation):
             "layout": self.trained.layout,
             "vision_features": self.trained.vision_features,
             "category_map": self.asked.shown(),
-            "notes": [*notes, *mixed_notes(machines), *self.feed.notes(), *self.length_notes],
+            "notes": [
+                *notes,
+                *mixed_notes(machines),
+                *self.feed.notes(),
+                *self.feed.warnings(),
+                *self.length_notes,
+            ],
             "time": time.time(),
             "lineage": {
                 **self.trained.lineage(),

@@ -13,11 +13,13 @@ from torch.utils.data import Dataset
 
 from masp.artifacts.aspect_tokens import AspectTokens, open_aspect_tokens
 from masp.artifacts.trained import load_trained_aspects
+from masp.cache.findings import read_findings
 from masp.cache.fingerprint import differences, machine_part, model_part
 from masp.cache.manifest import quarantined_keys
 from masp.cache.reader import Cache, open_matching_cache
 from masp.config import Config
 from masp.data.datasets import read_dataset
+from masp.data.findings import DatasetRecord
 from masp.data.sample import Sample
 from masp.errors import DataError, InputError
 from masp.extraction.encoder import Encoder
@@ -64,6 +66,8 @@ class Feed(ABC):
     """Digest of keys, labels and, from the cache, of what the features are made of."""
     num_quarantined: int
     """Images of the split that extraction could not read, which are not evaluated."""
+    record: DatasetRecord | None = field(default=None, kw_only=True)
+    """What is known of the dataset; None where its cache does not say."""
 
     @abstractmethod
     def batches(self, keys: Sequence[str], batch_size: int) -> Generator[list[Item]]:
@@ -102,6 +106,10 @@ class Feed(ABC):
             return []
         images = "image of the split is" if self.num_quarantined == 1 else "images of the split are"
         return [f"{self.num_quarantined} {images} in quarantine, which extraction could not read: not evaluated"]
+
+    def warnings(self) -> list[str]:
+        """What about the dataset makes results something else than they seem."""
+        return [f"dataset: {finding}" for finding in (self.record.findings if self.record else ()) if finding.serious]
 
 
 def open_feed(config: Config) -> Feed:
@@ -194,6 +202,7 @@ def _open_cached(config: Config) -> CachedFeed:
         hidden_size=cache.hidden_size,
         data_digest=_digest(zip(keys, labels, cache.index.features_crc32[rows].tolist(), strict=True)),
         num_quarantined=cache.manifest.splits[config.evaluate.split].num_quarantined,
+        record=read_findings(cache.directory, cache.manifest),
         cache=cache,
         row_of=dict(zip(keys, rows.tolist(), strict=True)),
         num_workers=config.evaluate.num_workers,
@@ -281,6 +290,7 @@ def _open_live(config: Config) -> LiveFeed:
         # not what the files hold: each record says that of its own, so that mending one leaves the others
         data_digest=_digest(zip(keys, labels, strict=True)),
         num_quarantined=len(of_split) - len(samples),
+        record=dataset.record(),
         config=config,
         samples=samples,
         everything=[s for s in dataset.samples if s.key not in broken],

@@ -12,13 +12,16 @@ from masp.artifacts.trained import Trained, load_trained
 from masp.cache.fingerprint import machine_part, model_part
 from masp.config import Config
 from masp.data.questions import load_questions
+from masp.data.reading import UnsuitableFile, opened
 from masp.errors import InputError
 from masp.evaluation.emotions import machine_notes
 from masp.evaluation.scorers import EmotionScorer, ScoreRequest
 from masp.extraction.encoder import Encoder
+from masp.files.text import reason
 from masp.results.metrics import softmax
 from masp.runtime.devices import pick_device
 from masp.taxonomy import CATEGORY_SETS, normalize_category
+from masp.vlm.families import load_config, resolve_directory
 
 
 @dataclass(frozen=True)
@@ -48,21 +51,47 @@ class _Named:
     image_path: Path
 
 
+def check_images(images: Sequence[str]) -> None:
+    """Look for the images before anything is loaded.
+
+    Raises:
+        InputError: There is none of them.
+    """
+    reasons = [(image, _why_unreadable(image)) for image in images]
+    if all(why for _, why in reasons):
+        named = ", ".join(f"{image} ({why})" for image, why in reasons)
+        raise InputError(f"{len(reasons)} of {len(reasons)} images cannot be read: {named}")
+
+
+def _why_unreadable(image: str) -> str:
+    """Why a path cannot be that of an image, from the path alone; empty where it can."""
+    try:
+        with opened(image):
+            return ""
+    except UnsuitableFile as error:
+        return str(error)
+    except FileNotFoundError:
+        return "file not found"
+    except (OSError, ValueError) as error:
+        return reason(error)
+
+
 class Predictor:
-    """The VLM's vision half and what was trained around it; the language half is loaded by `predict`.
+    """What was trained around the VLM; its halves are loaded by `predict`.
 
     Args:
         config: Run configuration: names the VLM, the checkpoints and the categories.
 
     Raises:
-        InputError: a file is missing or does not fit the VLM.
+        InputError: A file is missing or does not fit the VLM, or nothing says what the categories are.
     """
 
     def __init__(self, config: Config):
         self.config = config
-        model = model_part(config)
-        self.encoder = Encoder(config)
-        self.trained: Trained = load_trained(config, self.encoder.vision.hidden_size, model)
+        self.questions = load_questions(config.questions)
+        hidden_size = load_config(resolve_directory(config.vlm.path)).text_config.hidden_size
+        self.trained: Trained = load_trained(config, hidden_size, model_part(config))
+        self.categories = _categories(config, self.trained)
         self.notes = machine_notes(self.trained, machine_part(config).fields)
         """How this machine differs from the one that made the features of training."""
 
@@ -74,19 +103,19 @@ class Predictor:
             attention: Whether to keep where each aspect looks; needs aspect modules.
 
         Raises:
-            InputError: nothing says what the categories are.
+            InputError: The VLM cannot be loaded.
         """
         config = self.config
-        categories = _categories(config, self.trained)
+        categories, encoder = self.categories, Encoder(config)
         config.evaluate.scoring = "likelihood"
         device = pick_device(config.engine.device, "engine.device")
-        scorer = EmotionScorer(config, self.trained, load_questions(config.questions), categories, device)
-        stream = self.encoder.stream([_Named(Path(image)) for image in images], num_workers=0)
+        scorer = EmotionScorer(config, self.trained, self.questions, categories, device)
+        stream = encoder.stream([_Named(Path(image)) for image in images], num_workers=0)
         for path, image in zip(images, stream, strict=True):
-            if reason := image.reason or image.failure:
-                yield Unreadable(path, reason)
+            if why := image.reason or image.failure:
+                yield Unreadable(path, why)
                 continue
-            (features,) = self.encoder.encode([image])
+            (features,) = encoder.encode([image])
             request = ScoreRequest(features, image.grid, name=path)
             (score,) = scorer.score([request])
             assert score.scores is not None and score.prediction is not None  # likelihoods were compared

@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from masp.config import Config, save_config
+from masp.data.findings import log_findings, save_findings
 from masp.data.questions import load_questions
 from masp.distributed.ranks import Ranks, array_share, claim_gpu, read_ranks
 from masp.errors import InputError, StoppedEarly
@@ -92,12 +93,17 @@ def evaluate(
             problem=evaluation.problem,
             discard=lambda: _discard_results(directory, tables),
         )
+        record = evaluation.feed.record
         if ranks.is_rank_0:
             for note in evaluation.notes:
                 LOG.info("%s", note)
+            if record:
+                log_findings(record.findings, LOG, again=True)
         missing = set(ledgers.begin())
         if ranks.is_rank_0:
             save_config(config, directory / "config.yaml")
+            if record:
+                save_findings(directory, record)
             if num_done := len(evaluation.keys) - len(missing):
                 print(f"evaluate: {num_done} of {len(evaluation.keys)} {evaluation.what} are scored already")
         if _left(evaluation, ranks, missing):

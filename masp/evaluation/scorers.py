@@ -18,6 +18,7 @@ from masp.artifacts.trained import Trained
 from masp.config import Config
 from masp.data.questions import Questions
 from masp.errors import InputError
+from masp.files.text import nfc
 from masp.models.forward import Stage2Model, num_logits, run
 from masp.models.generation import generate
 from masp.models.likelihood import NotFiniteError, Scored, check_finite, score_categories
@@ -128,7 +129,7 @@ class EmotionScorer(Scorer):
             for request in requests
         ]
         tokens = [request.aspect_tokens for request in requests if request.aspect_tokens is not None]
-        # nothing is trained here, so there is no prefix to keep apart
+        # nothing is trained here, so no prefix needs to be kept apart
         batch = make_batch(
             sequences,
             [request.features for request in requests],
@@ -257,4 +258,4 @@ def _generated(model: Scored, batch: Batch, max_new_tokens: int, prompt: Prompt)
     """Let the model write: the first line without spaces around it, and the whole text."""
     rows, _ = generate(model, batch, max_new_tokens, prompt.stop)
     texts = [prompt.decode(ids) for ids in rows]
-    return [(text.split("\n")[0].strip(), text) for text in texts]
+    return [(nfc(text.split("\n")[0].strip()), text) for text in texts]

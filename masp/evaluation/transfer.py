@@ -65,7 +65,7 @@ def dataset_configs(config: Config, files: Sequence[str]) -> dict[str, Config]:
     configs: dict[str, Config] = {config.dataset.name: config}
     sources = {_what_is_scored(config): "the run's own dataset"}
     for file in files:
-        other, name = load_config(file), Path(file).stem
+        other, name = load_config(file, unused=["vlm.path"]), Path(file).stem
         mapping = parse_map(config.evaluate.category_map) | parse_map(other.evaluate.category_map)
         other.evaluate.category_map = [f"{theirs}={ours or ''}" for theirs, ours in mapping.items()] or None
         scored = _what_is_scored(other)

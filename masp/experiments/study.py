@@ -122,8 +122,8 @@ def _check_config(config: Config) -> None:
     for key, value in vars(config.checkpoint).items():
         if value is not None:
             raise InputError(
-                f"checkpoint.{key} = {shown(value)}: a study trains the checkpoints of all its runs itself; "
-                "leave it out"
+                f"checkpoint.{key} = {shown(value)}: a study trains the checkpoints of all its runs itself (where no "
+                "image is annotated, give aspects=[]: a study of the soft prompt alone); leave it out"
             )
     if config.evaluate.stage != "stage2":
         raise InputError(

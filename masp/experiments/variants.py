@@ -36,10 +36,14 @@ class Variant:
 
 
 def variants_of(config: Config) -> list[Variant]:
-    """The method and its ablations, in the order of the table."""
+    """The method and its ablations, in the order of the table.
+
+    Without aspects there are none that leave aspect modules out or train others.
+    """
     aspects, length = list(config.aspects), config.stage2.num_soft_prompt_tokens
     queries, layout = config.aspect_module.num_queries, config.stage2.layout
-    found = [Variant(FULL, "MASP", "method", {}, ("stage1", "stage2"))]
+    both: tuple[StageName, ...] = ("stage1", "stage2") if aspects else ("stage2",)
+    found = [Variant(FULL, "MASP", "method", {}, both)]
 
     def part(name: str, title: str, stages: tuple[StageName, ...], seeded: bool = True, **changes: Any) -> None:
         changes = {key.replace("__", "."): value for key, value in changes.items()}
@@ -48,8 +52,9 @@ def variants_of(config: Config) -> list[Variant]:
     nothing = {"checkpoint__aspect": NONE, "checkpoint__soft_prompt": NONE}
     part("zero_shot", "nothing trained (zero-shot)", (), seeded=False, **nothing)
     part("without_soft_prompt", "without soft prompt", (), checkpoint__soft_prompt=NONE)
-    part("without_aspects", "without aspect tokens", ("stage2",), aspects=[])
-    part("without_vision_features", "without vision features", ("stage2",), stage2__vision_features=False)
+    if aspects:
+        part("without_aspects", "without aspect tokens", ("stage2",), aspects=[])
+        part("without_vision_features", "without vision features", ("stage2",), stage2__vision_features=False)
     if len(aspects) > 1:
         for aspect in aspects:
             rest = {"aspects": [other for other in aspects if other != aspect]}
@@ -58,7 +63,7 @@ def variants_of(config: Config) -> list[Variant]:
     for other in sorted({max(1, length // 8), max(1, length // 2), 2 * length} - {length}):
         change = {"stage2.num_soft_prompt_tokens": other}
         found.append(Variant(f"soft_prompt_{other}", f"soft prompt of {other}", "length", change, ("stage2",)))
-    for other in sorted({1, 2 * queries} - {queries}):
+    for other in sorted({1, 2 * queries} - {queries}) if aspects else ():
         change = {"aspect_module.num_queries": other}
         title = f"{other} {'query' if other == 1 else 'queries'} per aspect"
         found.append(Variant(f"queries_{other}", title, "queries", change, ("stage1", "stage2")))

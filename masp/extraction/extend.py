@@ -42,7 +42,7 @@ def extend(config: Config, *, num_tasks: int = 1, task_index: int = 0) -> Path:
         The directory of the cache.
 
     Raises:
-        InputError: There is no cache that was ever finished; samples of it went or changed, named; or the configuration
+        InputError: No finished cache exists; samples of it went or changed, named; or the configuration
             or the machine is not the cache's. Nothing has been touched then.
         DataError, StoppedEarly: As `masp.extraction.job.extract`.
     """

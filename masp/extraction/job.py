@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from masp.cache.findings import read_findings, record_findings
 from masp.cache.fingerprint import Fields, compare, machine_part, model_fields
 from masp.cache.layout import (
     FINISHING,
@@ -38,6 +40,7 @@ from masp.cache.shard_state import (
 )
 from masp.config import Config
 from masp.data.datasets import Dataset, read_dataset
+from masp.data.findings import log_findings
 from masp.errors import FilesInUse, InputError
 from masp.extraction.encode_shards import encode_shards
 from masp.files.locks import locked
@@ -46,6 +49,8 @@ from masp.files.text import reason
 from masp.runtime.stop import StopFlag
 from masp.vlm.families import resolve_directory
 from masp.vlm.vision import load_preprocessor
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,8 @@ def extract(
     if not 0 <= task_index < num_tasks:
         raise InputError(f"--task-index {task_index}: must be at least 0 and below --num-tasks, which is {num_tasks}")
     job = prepare(config)
+    if task_index == 0:
+        log_findings(job.dataset.record().findings, LOG)
     directory, alone = job.directory, num_tasks == 1
     mine = job.shards[task_index::num_tasks]
     task = "" if alone else f" (task {task_index} of {num_tasks})"
@@ -117,6 +124,8 @@ def extract(
         layout = agree(job)
         todo = to_do(job, mine, layout, redo or ())
         if not todo and redo is None and exists(directory / MANIFEST, key="cache.dir"):
+            if read_findings(directory, read_manifest(directory)) is None:  # of a cache from before they were kept
+                _record_findings(job, layout)
             print(f"{directory} is complete: {_summary(directory)}")
             return directory
         if todo:
@@ -275,6 +284,14 @@ def _merge(job: Job, layout: Layout, checked: Sequence[Shard]) -> None:
         _bad_images(job, (), layout)
         with plain_write_errors(directory):
             finalize(directory, layout)
+        _record_findings(job, layout)
+
+
+def _record_findings(job: Job, layout: Layout) -> None:
+    """Keep what is known of the dataset in the cache, and say what only the images' bytes tell."""
+    with plain_write_errors(job.directory):
+        record = record_findings(job.directory, layout, job.dataset)
+    log_findings(record.findings[len(job.dataset.findings) :], LOG)
 
 
 def _bad_images(job: Job, todo: Sequence[Shard], layout: Layout) -> BadImages:

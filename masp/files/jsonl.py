@@ -81,7 +81,7 @@ def read_lines(
     error: type[MaspError] = DataError,
     surrogates: bool = False,
 ) -> list[T] | None:
-    """Read the complete lines of a file, each into a dataclass; None if there is no such file.
+    """Read the complete lines of a file, each into a dataclass; None if the file does not exist.
 
     Args:
         kind: The (frozen) dataclass.
@@ -117,7 +117,7 @@ def cut_lines(path: Path, step: int) -> None:
     Damaged lines at the end are removed too, as a power cut leaves them; a warning names them.
 
     Args:
-        path: Log whose lines have a key `step`; nothing happens if there is no such file.
+        path: Log whose lines have a key `step`; a missing file is left missing.
         step: Last step whose lines are kept.
 
     Raises:
@@ -131,7 +131,7 @@ def cut_lines(path: Path, step: int) -> None:
     lines = data.split(b"\n")
     steps = [_step(line) for line in lines]
     kept = [number for number, found in enumerate(steps) if found is not None and found <= step]
-    # A last line without its end, which a kill leaves, is no damage.
+    # A last line without its end is what a kill leaves, not damage.
     damaged = [number for number, found in enumerate(steps[:-1]) if found is None]
     if kept and damaged and damaged[0] < kept[-1]:
         raise DataError(

@@ -1,7 +1,8 @@
-"""Errors of libraries and values, as a message repeats them: short, and on one line."""
+"""Errors of libraries and values, as a message repeats them: short, and on one line; names in one Unicode form."""
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Any
 
 from masp.errors import one_line
@@ -10,6 +11,12 @@ MAX_SHOWN = 80
 """Characters of a value that a message repeats."""
 MAX_REASON = 300
 """Characters of a library's error that a message repeats."""
+
+
+def nfc(text: str) -> str:
+    """A name in Unicode's composed form, in which names are compared: file systems and editors differ in the form that
+    they write. Bytes of a file name that are not UTF-8 stay as `os.fsdecode` gives them."""
+    return unicodedata.normalize("NFC", text)
 
 
 def shortened(text: str, limit: int = MAX_SHOWN) -> str:

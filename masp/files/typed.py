@@ -88,7 +88,7 @@ def read(
     error: type[MaspError] = DataError,
     surrogates: bool = False,
 ) -> T | None:
-    """Read a JSON file into a dataclass; None if there is no such file.
+    """Read a JSON file into a dataclass; None if the file does not exist.
 
     Args:
         kind: The (frozen) dataclass.

@@ -25,7 +25,7 @@ class Sequence:
     """One sample's input to the language model. `L` positions."""
 
     ids: Tensor
-    """`[L]` token ids; 0 where there is no word."""
+    """`[L]` token ids; 0 at positions that are not text."""
     kind: Tensor
     """`[L]` TEXT, ASPECT, FEATURE or SOFT."""
     positions: Tensor

@@ -11,10 +11,12 @@ from pathlib import Path
 from masp.cache.layout import MANIFEST, Layout, tar_path
 from masp.cache.manifest import read_manifest
 from masp.cache.shard_state import finished_sidecars
+from masp.data.sample import Dataset
 from masp.extraction.progress import read_timings
 from masp.files.regular import exists
 from masp.plan.rates import STAGES, read_speeds
 from masp.plan.work import StageEstimate
+from masp.report.run_config import find_config
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,25 @@ class Actual:
     """None where no call left its timings."""
     stages: dict[str, ActualStage]
     """Stage -> its speed; stages without a log are left out."""
+
+
+def is_of(directory: Path, layout: Layout | None, dataset: Dataset) -> bool:
+    """Whether a cache was made from this dataset, which may have gained images since.
+
+    Its name and categories say so, and the samples of a finished shard.
+
+    Args:
+        directory: Directory of the cache.
+        layout: Layout of the cache; None if it has not been begun.
+        dataset: The dataset of the configuration.
+
+    Raises:
+        DataError: The cache is damaged.
+    """
+    if layout is None or (layout.dataset, layout.categories) != (dataset.name, dataset.categories):
+        return False
+    sidecar = next(finished_sidecars(directory, layout), None)
+    return sidecar is None or {entry.key for entry in sidecar.entries} <= {sample.key for sample in dataset.samples}
 
 
 def actual_cache(
@@ -122,12 +143,15 @@ def actual_extraction(directory: Path, images_per_s: float) -> ActualExtraction 
     return ActualExtraction(Comparison(images_per_s, actual))
 
 
-def actual_stages(output_dir: str | Path, predicted: Mapping[str, StageEstimate]) -> dict[str, ActualStage]:
+def actual_stages(
+    output_dir: str | Path, predicted: Mapping[str, StageEstimate], dataset: Dataset
+) -> dict[str, ActualStage]:
     """Compare the stages' logs with their predictions.
 
     Args:
         output_dir: Run directory.
         predicted: Stage -> its estimate.
+        dataset: The dataset that they are for; logs of another one are left out.
 
     Returns:
         Stage -> predicted and actual numbers; stages without a log are left out.
@@ -138,7 +162,9 @@ def actual_stages(output_dir: str | Path, predicted: Mapping[str, StageEstimate]
     found = {}
     for stage in STAGES:
         speeds = read_speeds(Path(output_dir) / stage)
-        if not speeds:
+        trained = find_config(Path(output_dir) / stage)
+        others = trained.dataset_root and trained.dataset_root.resolve() != dataset.root.resolve()
+        if not speeds or others:
             continue
         images_per_s = statistics.median(speed.samples_per_second for speed in speeds)
         tokens = statistics.mean(speed.tokens_per_second / speed.samples_per_second for speed in speeds)

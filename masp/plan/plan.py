@@ -11,12 +11,14 @@ from typing import Any
 from masp.cache.layout import read_layout
 from masp.config import Config
 from masp.data.datasets import Dataset, read_dataset
+from masp.data.findings import Finding, Holdings
 from masp.errors import InputError
-from masp.plan.actual import Actual, actual_cache, actual_extraction, actual_stages
+from masp.plan.actual import Actual, actual_cache, actual_extraction, actual_stages, is_of
 from masp.plan.disk import PRECISIONS, Space, check_space, index_bytes, shard_contents, tar_sizes
 from masp.plan.headers import read_sizes
 from masp.plan.levers import Lever, pixel_levers
 from masp.plan.measure import measure_rates
+from masp.plan.prospects import obstacles, prospect_findings
 from masp.plan.rates import DEFAULT_TFLOPS, DEFAULT_UTILIZATION, Rates, rates_of_run, stated_rates
 from masp.plan.text_tokens import Words, count_words
 from masp.plan.vision_tokens import PlannedImage, TokenStatistics, plan_images, token_statistics
@@ -47,6 +49,12 @@ class DatasetFacts:
     root: str
     notes: tuple[str, ...]
     """What the user should know about it."""
+    findings: tuple[Finding, ...]
+    """The same with counts and examples."""
+    holdings: Holdings
+    """Images per split and category, and per split and aspect."""
+    obstacles: dict[str, str]
+    """Stage -> why it cannot be trained as configured; empty where all can."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +199,14 @@ def _predict(
     hidden, dtype = language.width, config.cache.dtype
     train = [p for p in images if p.sample.split == "train"]
     layout = read_layout(Path(config.cache.dir))
+    is_same = is_of(Path(config.cache.dir), layout, dataset)
+    findings = (*dataset.findings, *prospect_findings(config, dataset))
+    if layout is not None and not is_same:
+        text = (
+            f"cache.dir: {config.cache.dir} holds features of another dataset, which the prediction is not compared "
+            "with; extraction will refuse it: give another cache.dir"
+        )
+        findings, layout = (*findings, Finding("cache", text, 1, serious=True)), None
     shards = shard_contents(dataset.samples, images, config.cache.num_shards, layout)
     tars = tar_sizes(shards, hidden, dtype)
     tokens = token_statistics(images)
@@ -202,7 +218,14 @@ def _predict(
         "stage2": estimate_stage(stage2_work(config, language, words, train), rates.stage2, mean_bytes),
     }
     return Plan(
-        dataset=DatasetFacts(dataset.name, str(dataset.root), tuple(dataset.notes)),
+        dataset=DatasetFacts(
+            name=dataset.name,
+            root=str(dataset.root),
+            notes=tuple(map(str, findings)),
+            findings=findings,
+            holdings=dataset.holdings,
+            obstacles=obstacles(config, dataset),
+        ),
         vlm=config.vlm.path,
         images=_image_facts(config, dataset, images, broken),
         tokens=tokens,
@@ -227,8 +250,8 @@ def _predict(
         levers=tuple(pixel_levers(config, vision, shards, hidden)),
         actual=Actual(
             cache=actual_cache(Path(config.cache.dir), layout, tars, tokens.total, len(images)),
-            extract=actual_extraction(Path(config.cache.dir), extract.images_per_s),
-            stages=actual_stages(config.output_dir, stages),
+            extract=actual_extraction(Path(config.cache.dir), extract.images_per_s) if is_same else None,
+            stages=actual_stages(config.output_dir, stages, dataset),
         ),
     )
 

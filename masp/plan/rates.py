@@ -97,7 +97,7 @@ def rates_of_run(run_dir: str | Path, fallback: Rates) -> Rates:
         fallback: Rates of the encoder, and of a stage that has no log there.
 
     Raises:
-        InputError: There is no log of either stage, or it cannot be read. DataError: A log is damaged.
+        InputError: Neither stage has a log, or it cannot be read. DataError: A log is damaged.
     """
     found = {}
     for stage in STAGES:

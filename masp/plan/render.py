@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from masp.data.findings import finding_lines
 from masp.plan.actual import Comparison
 from masp.plan.plan import Plan, SplitFacts
 from masp.plan.work import ExtractionEstimate, StageEstimate
@@ -34,7 +35,7 @@ def duration(hours: float) -> str:
 
 def render(plan: Plan) -> str:
     """Format a plan as `masp plan` prints it."""
-    parts = (_images, _cache, _work, _worth, _levers, _actual)
+    parts = (_images, _dataset, _cache, _work, _worth, _levers, _actual)
     return "\n\n".join("\n".join(lines) for part in parts if (lines := part(plan)))
 
 
@@ -50,7 +51,6 @@ def _images(plan: Plan) -> list[str]:
         if tokens := split.tokens:
             shown = f"{tokens.min:>20}" + _cells([tokens.median, f"{tokens.mean:.1f}", tokens.p95, tokens.max])
         lines.append(f"{name:<8}{split.num_images:>10,}{split.num_broken:>8,}{shown}")
-    lines += [f"note: {note}" for note in plan.dataset.notes]
     if images.num_broken:
         lines += ["", f"{images.num_broken:,} images whose header is broken, or shows that they will be refused:"]
         lines += [f"  {entry.path}: {entry.reason}" for entry in images.broken]
@@ -59,6 +59,10 @@ def _images(plan: Plan) -> list[str]:
         if images.num_broken > images.max_bad_fraction * images.num_images:
             lines.append(f"  extraction will fail: more than extract.max_bad_fraction = {images.max_bad_fraction:g}")
     return lines
+
+
+def _dataset(plan: Plan) -> list[str]:
+    return [*plan.dataset.holdings.table(), *finding_lines(plan.dataset.findings)]
 
 
 def _cells(values: Sequence[object]) -> str:

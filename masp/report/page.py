@@ -27,11 +27,13 @@ from masp.report.tables import (
     ConfusionTable,
     LineageRow,
     ShownDataset,
+    ShownHoldings,
     ShownVariant,
     aspect_rows,
     confusion_table,
     dataset_rows,
     lineage_rows,
+    shown_holdings,
     variant_rows,
 )
 from masp.report.training_curves import TrainingStage, training_stages
@@ -79,6 +81,8 @@ class Page:
     mistakes: Mistakes | None
     aspects: list[AspectRow]
     datasets: list[ShownDataset]
+    holdings: ShownHoldings | None
+    """What the dataset holds."""
     attended: list[Attended]
     lineage: list[LineageRow]
     config_text: str | None
@@ -95,7 +99,7 @@ def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
         The file that was written.
 
     Raises:
-        InputError: there is no such directory, or nothing was evaluated there; the line says what to run.
+        InputError: The directory does not exist, or nothing was evaluated there; the message says what to run.
         DataError: `metrics.json` or `summary.json` is damaged.
     """
     run_dir = Path(run_dir)
@@ -135,6 +139,7 @@ def _gather(run_dir: Path, evaluate_dir: Path) -> Page:
     lineage = lineage_rows(metrics.lineage)
     summary = read_summary(run_dir / SUMMARY, problems) if is_file(run_dir / SUMMARY) else {}
     aspects, datasets = aspect_rows(evaluate_dir, metrics, problems), dataset_rows(evaluate_dir, problems)
+    holdings = shown_holdings(evaluate_dir, problems)
     return Page(
         version=__version__,
         name=run_dir.resolve().name,
@@ -154,6 +159,7 @@ def _gather(run_dir: Path, evaluate_dir: Path) -> Page:
         mistakes=mistakes(evaluate_dir, metrics, config.dataset_root) if metrics.per_aspect is None else None,
         aspects=aspects,
         datasets=datasets,
+        holdings=holdings,
         attended=attended_images(evaluate_dir, config),
         lineage=lineage,
         config_text=config.text,

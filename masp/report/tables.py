@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from masp.data.findings import Finding, load_findings
 from masp.errors import MaspError
 from masp.files.regular import is_file
 from masp.report.charts import calibration_chart
@@ -91,6 +92,27 @@ class ShownDataset:
     num_samples: int | None
     mapped: str
     """Categories counted as others."""
+
+
+@dataclass(frozen=True)
+class ShownCounts:
+    """Images of each split that have a category, or are annotated with an aspect."""
+
+    title: str
+    rows: tuple[tuple[str, tuple[int, ...]], ...]
+    """Name, and the number of images of each split."""
+
+
+@dataclass(frozen=True)
+class ShownHoldings:
+    """What the dataset holds."""
+
+    splits: tuple[str, ...]
+    num_images: tuple[int, ...]
+    """Of each split."""
+    tables: tuple[ShownCounts, ...]
+    findings: tuple[Finding, ...]
+    """The serious ones first."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +215,29 @@ def dataset_rows(evaluate_dir: Path, problems: list[str]) -> list[ShownDataset]:
         for name, row in rows.items()
         if row.accuracy is not None
     ]
+
+
+def shown_holdings(evaluate_dir: Path, problems: list[str]) -> ShownHoldings | None:
+    """What the dataset of an evaluation holds; None where that is not recorded. Damage is a line of `problems`."""
+    try:
+        record = load_findings(evaluate_dir)
+    except MaspError as error:
+        problems.append(str(error))
+        return None
+    if record is None:
+        return None
+    holdings = record.holdings
+    tables = [
+        ShownCounts(title, tuple((name, tuple(counts[s].get(name, 0) for s in holdings.splits)) for name in names))
+        for title, counts in (("Category", holdings.categories), ("Annotated with", holdings.aspects))
+        if (names := sorted({name for split in counts.values() for name in split}))
+    ]
+    return ShownHoldings(
+        splits=holdings.splits,
+        num_images=tuple(map(holdings.num_images, holdings.splits)),
+        tables=tuple(tables),
+        findings=tuple(sorted(record.findings, key=lambda finding: not finding.serious)),
+    )
 
 
 def variant_rows(summary: Mapping[str, VariantRow]) -> list[ShownVariant]:

@@ -80,7 +80,7 @@ def compute_aspect_metrics(
         seed: Seed of the bootstrap.
 
     Raises:
-        DataError: there is no record, or one does not fit.
+        DataError: No record was given, or one does not fit.
     """
     if not records:
         raise DataError("no records: there is nothing to compute metrics from")

@@ -141,7 +141,7 @@ def compute_metrics(
         seed: Seed of the bootstrap.
 
     Raises:
-        DataError: there is no record, or a record names something that is not a category or has the wrong number of
+        DataError: No record was given, or a record names something that is not a category or has the wrong number of
             scores.
     """
     if not records:
@@ -233,7 +233,7 @@ def _category_metrics(labels: np.ndarray, predictions: np.ndarray, categories: S
         return float(score(labels, predictions, labels=over, average=average, zero_division=0))
 
     return {
-        # sklearn's balanced_accuracy_score is this too, but warns where a prediction is no label
+        # sklearn's balanced_accuracy_score is this too, but warns if a prediction never occurs as a label
         "balanced_accuracy": mean(recall_score, "macro", np.flatnonzero(support > 0)),
         "macro_f1": mean(f1_score, "macro", seen),
         "weighted_f1": mean(f1_score, "weighted", seen),

@@ -160,7 +160,7 @@ def read_records_file(path: str | Path) -> Records:
     """Read an evaluation of emotions.
 
     Raises:
-        InputError: there is no such file, or it is of another format or another stage. DataError: it is damaged.
+        InputError: The file is missing, or of another format or stage. DataError: It is damaged.
     """
     path = Path(path)
     with _reading(path) as file:

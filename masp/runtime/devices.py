@@ -20,7 +20,7 @@ def pick_device(name: str, key: str) -> str:
         key: Dotted name of the setting, for the error.
 
     Raises:
-        InputError: It is `cuda`, and there is no GPU.
+        InputError: It is `cuda`, and this machine has no GPU.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

@@ -58,6 +58,12 @@ def setup(rank: int | None = None, level: int = logging.INFO) -> None:
         logger.handlers[:] = [handler]
         logger.propagate = False  # libraries that set up the root logger would print everything twice
         logger.setLevel(level)
+    # When it is imported, DeepSpeed sets its own level, and warns on stdout of each machine without a GPU.
+    logging.getLogger("DeepSpeed").addFilter(_errors_only)
+
+
+def _errors_only(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR or os.environ.get("MASP_DEBUG") == "1"
 
 
 class _ToStderr(logging.StreamHandler):

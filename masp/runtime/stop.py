@@ -1,15 +1,21 @@
-"""Stopping on request: a signal only sets a flag, which is checked where the work can stop cleanly."""
+"""How a process stops: on request, where the work can stop cleanly, and at its end.
+
+A signal only sets a flag. A process whose work is done ends without the teardown of the interpreter, which could fail.
+"""
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from masp.files.regular import exists
 
@@ -108,3 +114,37 @@ def ignore_stop_signals() -> None:
     """For worker processes: a signal to the whole process group must not end them before the main process stops."""
     for number in StopFlag.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+_ending = False
+
+
+def is_ending() -> bool:
+    """Whether `end_process` was called: what the operating system frees need not be torn down."""
+    return _ending
+
+
+def end_process(code: int) -> NoReturn:
+    """End the process with an exit code that nothing can change any more.
+
+    Python's own end destroys whatever libraries left behind while their threads still run; now and then one of them
+    aborts the process, and a job that has written its results counts as failed. So this function does what belongs to
+    an orderly end (waiting for threads, functions registered with `atexit`, writing out the streams) and leaves the
+    rest to the operating system.
+
+    Args:
+        code: Exit code.
+    """
+    global _ending
+    _ending = True
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:  # as it is if the process was started without one
+                stream.flush()
+        except OSError:
+            code = code or 1  # what was printed last is lost, and there is nowhere to say so
+    os._exit(code)

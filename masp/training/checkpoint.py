@@ -66,7 +66,7 @@ class Checkpoint:
     """Trained tensors and their moments by name, fp32."""
     engine: EngineCounters = field(default_factory=EngineCounters)
     validation: ValidationState | None = None
-    """None where there is no validation."""
+    """None without validation."""
 
     @property
     def best_step(self) -> int | None:
@@ -79,6 +79,17 @@ class Checkpoint:
         return self.validation is not None and self.validation.ended
 
 
+_OF_INPUTS = {
+    "cache": "that is the digest of the cache's index, which other images or features change (`masp cache extend`): "
+    "restore the old cache",
+    "vlm": "that is the digest of the VLM and of how it makes features: restore the old one",
+    "categories": "they come from the cache: restore the old one",
+    "questions": "that is the digest of the questions file: restore the old file",
+    "checkpoint.aspect": "that is the digest of the aspect modules: name the old file",
+}
+"""What to do about keys of an identity that are not settings, but follow from what a run builds on."""
+
+
 @dataclass(frozen=True)
 class _Meta:
     """The content of `state.json`."""
@@ -89,7 +100,7 @@ class _Meta:
     """Digest of `state.safetensors`."""
     engine: EngineCounters = field(default_factory=EngineCounters)
     validation: ValidationState = field(default_factory=ValidationState)
-    """An empty object where there is no validation."""
+    """An empty object without validation."""
 
 
 def step_name(step: int) -> str:
@@ -222,8 +233,8 @@ def _load(directory: Path, name: str, identity: dict[str, Any]) -> Checkpoint:
         old, new = meta.identity.get(key), identity.get(key)
         if old != new:
             raise InputError(
-                f"{path} is a checkpoint of a run with {key} = {old!r}, but here it is {new!r}; give the old value, "
-                "or another output_dir for a new run"
+                f"{path} is a checkpoint of a run with {key} = {old!r}, but here it is {new!r}; "
+                f"{_OF_INPUTS.get(key, 'give the old value')}, or another output_dir for a new run"
             )
     tensors = path / TENSORS
     try:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from pydantic import ConfigDict, with_config
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -28,6 +29,8 @@ from masp.vlm.flops import peak_flops
 
 CURVES = "loss learning_rate grad_norm samples_per_second tokens_per_second model_flops_utilisation".split()
 """What TensorBoard shows."""
+_LEAST_CHANGE = 0.02
+"""Part of its first value by which the loss of a run should fall."""
 KEYS = "keys"
 """Directory of the key log."""
 
@@ -59,6 +62,14 @@ class StepResult:
     """Steps lost to fp16's loss scale since the run began."""
     stop_reason: str = ""
     """Why a rank asks to stop, in words that follow "stopped"; empty if none does."""
+
+
+@with_config(ConfigDict(strict=True, extra="ignore", allow_inf_nan=False))
+@dataclass(frozen=True)
+class LossLine:
+    """A line of `metrics.jsonl`, with what tells whether training has moved anything."""
+
+    loss: float
 
 
 class TrainingLog:
@@ -138,6 +149,28 @@ class TrainingLog:
         self._bar.close()
         self._file.close()
         self._board.close()
+
+
+def hardly_moved(directory: Path, stage: str, num_steps: int, learning_rate: float) -> str | None:
+    """What to say of a finished run whose loss is almost what it was at first; None of any other.
+
+    Args:
+        directory: Directory of the stage, whose `metrics.jsonl` holds the losses.
+        stage: Name of the stage.
+        num_steps: Steps that were taken.
+        learning_rate: `learning_rate` of the stage.
+    """
+    losses = [line.loss for line in read_lines(LossLine, directory / "metrics.jsonl", skip_damaged=True) or ()]
+    if len(losses) < 2:
+        return None
+    part = max(1, len(losses) // 5)
+    first, last = (sum(some) / part for some in (losses[:part], losses[-part:]))
+    if last < (1 - _LEAST_CHANGE) * first:
+        return None
+    return (
+        f"{stage}: the loss hardly moved in {num_steps:,} steps, from {first:.4g} to {last:.4g}; if more was expected, "
+        f"raise {stage}.learning_rate, which is {learning_rate:g}, or {stage}.num_epochs"
+    )
 
 
 def device_peak(device: str, precision: str) -> float:

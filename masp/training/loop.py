@@ -14,6 +14,7 @@ import torch
 
 from masp.config import Config, save_config
 from masp.config.schema import StageName
+from masp.data.findings import log_findings, save_findings
 from masp.distributed.collectives import check_agreed, gather, on_rank_0
 from masp.distributed.liveness import Peers, RankLost
 from masp.distributed.ranks import Ranks, join, read_ranks
@@ -26,9 +27,17 @@ from masp.runtime.run_directory import RunInUse, RunLock, RunState, noting_failu
 from masp.runtime.stop import StopFlag, StopRequests
 from masp.training.checkpoint import Checkpoint, load_latest, load_step, save_checkpoint
 from masp.training.engine import Accumulated, Engine, load_trained, make_partition
-from masp.training.logs import KeyLog, StepResult, TrainingLog, cut_key_logs, device_peak, report_not_finite
+from masp.training.logs import (
+    KeyLog,
+    StepResult,
+    TrainingLog,
+    cut_key_logs,
+    device_peak,
+    hardly_moved,
+    report_not_finite,
+)
 from masp.training.profiling import Profile
-from masp.training.schedule import learning_rate
+from masp.training.schedule import learning_rate, too_little
 from masp.training.stages import open_stage
 from masp.training.steps import HeldOutSteps, Step, Steps
 from masp.training.validation import Validation
@@ -122,6 +131,11 @@ class Trainer:
         self.settings, self.directory = self.stage.settings, self.stage.directory
         self.identity = self.stage.identity()
         self.num_steps = self.stage.schedule.num_steps
+        if ranks.is_rank_0:
+            if self.stage.record:
+                log_findings(self.stage.record.findings, LOG, again=True)
+            if note := too_little(name, self.num_steps, self.settings):
+                LOG.warning("%s", note)
         self.num_taken = 0
         """Steps taken, by this call or an earlier one."""
 
@@ -304,12 +318,34 @@ class Trainer:
     def export(self, state: dict[str, torch.Tensor]) -> None:
         """Write the artifact from the last step, or from the best that validation has found."""
         text = f"{self.num_taken} steps"
+        self.refuse_untrained(state)
         best_step = self.validation.state.best_step if self.validation else None
         if best_step is not None and best_step != self.num_taken:
             state = load_step(self.directory / "checkpoints", best_step, self.identity).tensors
             text += f", the best after {best_step}"
         self.stage.export(state, self.identity)
+        self.keep_findings()
         self.note_finished(text)
+        if note := hardly_moved(self.directory, self.stage.name, self.num_taken, self.settings.learning_rate):
+            LOG.warning("%s", note)
+
+    def refuse_untrained(self, state: dict[str, torch.Tensor]) -> None:
+        """Refuse to save as trained what no step has changed."""
+        if untrained := self.stage.untrained(state):
+            skipped = self.engine.skipped_steps
+            why = f": fp16 skipped {skipped} of {self.num_taken} steps; train in bf16 or fp32" if skipped else ""
+            raise InputError(
+                f"{self.stage.name}: {' and '.join(untrained)} received no gradient in {self.num_taken} steps and is "
+                f"not saved as trained{why}; the checkpoint is kept"
+            )
+
+    def keep_findings(self) -> None:
+        """Keep what is known of the dataset beside what was trained on it."""
+        if self.stage.record:
+            try:
+                save_findings(self.directory, self.stage.record)
+            except OSError as error:
+                raise InputError(f"output_dir: {self.directory} cannot be written: {reason(error)}") from None
 
     def note_finished(self, text: str) -> None:
         """Say, in the status and on the screen, that the stage is done."""

@@ -85,7 +85,7 @@ class Schedule(Rows):
     steps_per_epoch: int
     num_steps: int
     held_out: Rows | None
-    """What validation measures; None where there is no validation."""
+    """What validation measures; None without validation."""
 
 
 def make_schedule(
@@ -141,6 +141,31 @@ def learning_rate(step: int, num_steps: int, stage: StageConfig) -> float:
     if step < warmup:
         return stage.learning_rate * (step + 1) / (warmup + 1)
     return stage.learning_rate * (num_steps - step) / (num_steps - warmup)
+
+
+LITTLE = 0.002
+"""Sum of the learning rates of a run below which its values have hardly left their start."""
+
+
+def num_steps_of(num_images: int, settings: StageConfig) -> int:
+    """Optimizer steps of a stage that learns from so many images."""
+    return -(-num_images // settings.global_batch_size) * settings.num_epochs
+
+
+def too_little(stage: str, num_steps: int, settings: StageConfig) -> str | None:
+    """What to say of a run that cannot move its values noticeably; None where it can.
+
+    AdamW moves a value by about the learning rate in each step, whatever the gradient, so that all steps together move
+    it by at most about the sum of the learning rates.
+    """
+    reach = settings.learning_rate * (num_steps + 1) / 2  # of a linear schedule
+    if not num_steps or reach >= LITTLE:
+        return None
+    return (
+        f"{stage}: {num_steps:,} steps at {stage}.learning_rate = {settings.learning_rate:g} move a value by at most "
+        f"about {reach:.1g} in all, which hardly changes anything; raise {stage}.learning_rate or {stage}.num_epochs, "
+        f"or lower {stage}.global_batch_size, which is {settings.global_batch_size}"
+    )
 
 
 def epoch_order(index: TrainingIndex, rows: np.ndarray, seed: int, epoch: int, window_shards: int) -> np.ndarray:

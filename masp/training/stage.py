@@ -22,6 +22,7 @@ from masp.cache.fingerprint import Fields, fingerprint_digest
 from masp.cache.reader import Cache, CachedSample
 from masp.config import Config
 from masp.config.schema import Stage1Config, Stage2Config, StageName
+from masp.data.findings import DatasetRecord
 from masp.data.questions import Questions
 from masp.errors import InputError
 from masp.files.sealed import digest_file
@@ -74,6 +75,10 @@ class Stage(ABC):
     settings: Stage1Config | Stage2Config
     sources: Sources
     """Set by `open_stage`."""
+    record: DatasetRecord | None = None
+    """What is known of the dataset; set by `open_stage`, None where the cache does not say."""
+    num_quarantined = 0
+    """Training images that extraction could not read."""
     aspect_digest: str | None = None
     """Digest of the frozen aspect modules that the stage builds on."""
 
@@ -96,8 +101,13 @@ class Stage(ABC):
         """Refuse what can be seen from the configuration alone.
 
         Raises:
-            InputError: It does not fit the stage or the device.
+            InputError: It does not fit the stage or the device, or nothing would be trained.
         """
+        if not getattr(config, cls.name).learning_rate:
+            raise InputError(
+                f"{cls.name}.learning_rate = 0: nothing would be trained; give a number above 0, or evaluate without "
+                "training with checkpoint.aspect=none and checkpoint.soft_prompt=none"
+            )
         if device == "cpu" and config.engine.precision == "fp16":
             raise InputError("engine.precision = 'fp16': needs a GPU; valid on a CPU are bf16 and fp32")
 
@@ -123,11 +133,28 @@ class Stage(ABC):
         Raises:
             InputError: There is nothing to learn from, or all of it would be held out.
         """
-        if not len(self.cache.rows("train")):
-            raise InputError(f"cache.dir: {self.config.cache.dir} has no training image")
+        if "train" not in self.cache.splits or not len(self.cache.rows("train")):
+            bad = f"; {self.num_quarantined} are in quarantine" if self.num_quarantined else ""
+            raise InputError(f"cache.dir: {self.config.cache.dir} has no training image{bad}")
         train = self._rows("train")
         val = None if self.settings.validate_every is None else self._rows("val")
         return make_schedule(self.cache.index, train, val, self.settings, self.name, self.config.seed)
+
+    def check_samples(self) -> None:
+        """Refuse to train what no sample would teach anything.
+
+        Raises:
+            InputError: There is nothing to learn from, or not for all that is trained; names it and what to change.
+        """
+        _ = self.schedule
+
+    @abstractmethod
+    def untrained(self, state: dict[str, Tensor]) -> tuple[str, ...]:
+        """What never received a gradient, in words; such a thing is not saved as trained.
+
+        Args:
+            state: Trained tensors and their moments, after the last step.
+        """
 
     def _rows(self, split: str) -> Rows:
         """The images of a split that the stage can use."""
@@ -231,6 +258,12 @@ class Stage(ABC):
                 f"output_dir: {self.artifact} cannot be written: {reason(error)}; the checkpoint is kept, the same "
                 "command writes it again"
             ) from None
+
+    @staticmethod
+    def _never_moved(state: dict[str, Tensor], prefix: str) -> bool:
+        """Whether all first moments of the tensors with a prefix are zero, or there are none: no gradient ever came."""
+        moments = [t for name, t in state.items() if name.startswith(prefix) and name.endswith("#exp_avg")]
+        return not any(bool(moment.any()) for moment in moments)
 
     @abstractmethod
     def _save(self, state: dict[str, Tensor], lineage: Lineage) -> None: ...

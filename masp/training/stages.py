@@ -22,9 +22,11 @@ from masp.artifacts.trained import (
     load_trained_aspects,
     prompt_aspects,
 )
+from masp.cache.findings import read_findings
 from masp.cache.reader import Cache, CachedSample, open_matching_cache
 from masp.config import Config
 from masp.config.schema import Stage1Config, Stage2Config, StageName
+from masp.data.findings import WITHOUT_STAGE_1, meant_by
 from masp.data.questions import Questions, load_questions
 from masp.errors import DataError, InputError
 from masp.models.forward import Stage1Model, Stage2Model, num_logits
@@ -83,10 +85,33 @@ class AspectStage(Stage):
         if split == "train" and not len(found.rows):
             raise InputError(
                 f"cache.dir: {self.config.cache.dir}: no training image is annotated with any of "
-                f"{', '.join(self.aspects)}; stage 1 has nothing to learn from: train stage 2 with given aspect "
-                "modules, or with aspects=[]"
+                f"{', '.join(self.aspects)}: stage 1 has nothing to learn from; {WITHOUT_STAGE_1}"
+                f"{self._meant(self.aspects)}"
             )
         return found
+
+    def _meant(self, aspects: Sequence[str]) -> str:
+        """The annotation keys that were probably meant as one of some aspects; may be empty."""
+        findings = self.record.findings if self.record else ()
+        return "".join(meant_by(aspect, findings) for aspect in aspects)
+
+    def check_samples(self) -> None:
+        rows = self.schedule.rows
+        empty = [aspect for aspect in self.aspects if not self.cache.has_answer(rows, aspect).any()]
+        if empty:
+            rest = ",".join(aspect for aspect in self.aspects if aspect not in empty)
+            raise InputError(
+                f"aspects: no training image is annotated with {' or '.join(empty)}{self._meant(empty)}, so that "
+                f"{'its module' if len(empty) == 1 else 'their modules'} would keep random values; give "
+                f"aspects=[{rest}] or annotate images with {'it' if len(empty) == 1 else 'them'}"
+            )
+
+    def untrained(self, state: dict[str, Tensor]) -> tuple[str, ...]:
+        return tuple(
+            f"the module of aspect {aspect!r}"
+            for aspect in self.aspects
+            if self._never_moved(state, f"aspect_modules.by_aspect.{aspect}.")
+        )
 
     def batch(
         self,
@@ -255,6 +280,9 @@ class SoftPromptStage(Stage):
             identity["stage2.vision_features"] = False
         return identity
 
+    def untrained(self, state: dict[str, Tensor]) -> tuple[str, ...]:
+        return ("the soft prompt",) if self._never_moved(state, "soft_prompt.") else ()
+
     def _save(self, state: dict[str, Tensor], lineage: Lineage) -> None:
         save_soft_prompt(SoftPrompt(state["soft_prompt.weight"]), self.directory, lineage)
 
@@ -280,6 +308,8 @@ def open_stage(name: StageName, config: Config, device: str) -> Stage:
     stage = STAGES[name](config, cache, questions)
     manifest = cache.manifest
     stage.sources = Sources(model, manifest.fingerprint.machine.fields, manifest.index.sha256, cache.hidden_size)
-    _ = stage.schedule  # nothing to learn from is refused before anything is loaded
+    stage.record = read_findings(cache.directory, manifest)
+    stage.num_quarantined = manifest.splits["train"].num_quarantined if "train" in manifest.splits else 0
+    stage.check_samples()  # nothing to learn from is refused before anything is loaded
     stage.load_inputs(cache)
     return stage

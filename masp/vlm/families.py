@@ -26,7 +26,7 @@ DEEPSTACK = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen3_omni_m
 def plain_vlm_errors(what: str) -> Iterator[None]:
     """Turn whatever a library raises over the files of a VLM into one line for the user.
 
-    A directory that somebody downloaded may hold anything, and there is no list of what transformers, tokenizers,
+    A directory that somebody downloaded may hold anything, and nothing lists what transformers, tokenizers,
     safetensors and a chat template raise then.
 
     Args:

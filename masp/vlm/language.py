@@ -106,7 +106,7 @@ class LanguageHalf(nn.Module):
 def _recomputed(forward: Callable, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if not torch.is_grad_enabled():
         return forward(hidden, *args, **kwargs)
-    # nothing random runs in a frozen decoder, so there is no state of a generator to keep
+    # nothing random runs in a frozen decoder, so no generator state needs to be kept
     return checkpoint(forward, hidden, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 

@@ -14,7 +14,7 @@ from tests.mixed import BROKEN, CATEGORIES, GOOD, make_mixed
 from tests.runs import REPOSITORY
 from tests.tiny import FAMILIES, make_vlm
 
-ASPECTS = ["scene", "object", "brightness", "human_action"]  # nothing is annotated with the last
+ASPECTS = ["scene", "object", "brightness"]
 KEYS = "num_samples num_correct accuracy accuracy_ci95 macro_f1 per_category confusion coverage".split()
 
 

@@ -100,6 +100,17 @@ def test_one_call_evaluates_several_datasets_on_any_ranks(commands, world, train
     assert metrics["lineage"]["soft_prompt"]["origin"] == "trained"
 
 
+def test_a_dataset_to_evaluate_on_needs_only_what_is_used_of_it(world, tmp_path):
+    from masp.config import load_config
+    from masp.evaluation.transfer import dataset_configs
+
+    other = tmp_path / "other.yaml"
+    other.write_text("dataset: {name: FI, root: data/FI}\ncache: {dir: cache/fi}\n")
+    config = load_config(world.config)
+    found = dataset_configs(config, [str(other)])["other"]
+    assert (found.dataset.name, found.cache.dir, found.vlm.path) == ("fi", "cache/fi", config.vlm.path)
+
+
 def test_a_dataset_is_skipped_only_if_it_is_the_same_and_that_is_said(world, tmp_path, monkeypatch, capsys):
     from masp.config import load_config
     from masp.evaluation.transfer import dataset_configs

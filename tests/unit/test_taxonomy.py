@@ -14,6 +14,7 @@ def test_sets_are_normalised_and_distinct():
         "emotion6": 6,
         "artphoto": 8,
         "abstract": 8,
+        "fi": 8,
         "flickr": 2,
         "instagram": 2,
     }
@@ -21,7 +22,14 @@ def test_sets_are_normalised_and_distinct():
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("Anger ", "anger"), ("very__Happy", "very happy"), ("\tJOY", "joy"), ("__", ""), ("Ärger", "ärger")],
+    [
+        ("Anger ", "anger"),
+        ("very__Happy", "very happy"),
+        ("\tJOY", "joy"),
+        ("__", ""),
+        ("Ärger", "ärger"),
+        ("A\u0308rger", "ärger"),
+    ],
 )
 def test_normalize_category(name, expected):
     assert normalize_category(name) == expected

@@ -52,6 +52,20 @@ def test_a_sound_configuration(doctor, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_it_counts_what_the_dataset_holds_and_says_which_stages_are_possible(doctor, folder):
+    _, rows, _ = doctor("aspects=[scene,object]", "stage2.learning_rate=5e-6", "stage1.learning_rate=0.1")
+    assert [rows[name].split() for name in ("anger", "scene", "images")] == [["6", "2"], ["12", "4"], ["18", "6"]]
+    assert rows["stage1"] == "12 images, 6 steps" and rows["stage2"] == "18 images, 3 steps"
+    assert "hardly changes anything; raise stage2.learning_rate" in rows["warning:"]
+    assert rows["doctor:"] == "no problem found"
+    _, rows, _ = doctor("aspects=[human_action]")
+    assert rows["stage1"].startswith("not possible as configured: no training image is annotated with any of human_act")
+    assert "checkpoint.aspect=none" in rows["stage1"] and "checkpoint.aspect=none" in rows["stage2"]
+    assert rows["doctor:"] == "no problem found, but stage1 and stage2 cannot be trained as configured (see above)"
+    _, rows, _ = doctor("aspects=[human_action]", "checkpoint.aspect=none")
+    assert rows["stage2"] == "18 images, 3 steps" and rows["doctor:"] == "no problem found"
+
+
 def test_all_problems_are_shown_at_once(doctor):
     code, rows, err = doctor("vlm.path=/no/such/vlm", "dataset.root=/no/such/data", "questions=/no/such.yaml")
     assert code == 2

@@ -11,7 +11,7 @@ import pytest
 
 from masp import __version__
 from masp.cli import report
-from masp.cli.main import main
+from masp.cli.main import main, run_process
 from masp.errors import DataError, InputError, MaspError, StoppedEarly
 from tests.runs import REPOSITORY
 
@@ -125,9 +125,9 @@ def test_as_a_module(module):
 
 def test_as_the_installed_command():
     declared = (REPOSITORY / "setup.py").read_text()
-    assert '"masp = masp.cli.main:main"' in declared
-    point = importlib.metadata.EntryPoint("masp", "masp.cli.main:main", "console_scripts")
-    assert point.load() is main
+    assert '"masp = masp.cli.main:run_process"' in declared
+    point = importlib.metadata.EntryPoint("masp", "masp.cli.main:run_process", "console_scripts")
+    assert point.load() is run_process
 
 
 def test_under_torchrun():

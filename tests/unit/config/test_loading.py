@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from masp.config import load_config, save_config
+from masp.config.loading import NOT_GIVEN
 from masp.errors import InputError
 
 NEEDED = ["vlm.path=model", "dataset.root=images", "cache.dir=cache"]
@@ -281,3 +282,20 @@ def test_plain_yaml_readers_understand_the_resolved_file(tmp_path):
     config = load_config(None, [*NEEDED, "dataset.categories=[joy, fear]"])
     save_config(config, tmp_path / "config.yaml")
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == dataclasses.asdict(config)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"), [("Emotion6", "emotion6"), ("EMOSET", "emoset"), (" FI ", "fi"), ("Folder", "folder")]
+)
+def test_the_name_of_a_dataset_is_taken_in_any_case(given, name):
+    assert load_config(None, [*NEEDED, f"dataset.name={given}"]).dataset.name == name
+
+
+def test_what_a_command_does_not_use_need_not_be_given():
+    with pytest.raises(InputError, match="cache.dir and dataset.root must be given"):
+        load_config(None, ["vlm.path=a"])
+    config = load_config(None, ["vlm.path=a"], unused=["cache.dir", "dataset.root"])
+    assert (config.vlm.path, config.cache.dir, config.dataset.root) == ("a", NOT_GIVEN, NOT_GIVEN)
+    assert load_config(None, NEEDED, unused=["cache.dir"]).cache.dir == load_config(None, NEEDED).cache.dir
+    with pytest.raises(InputError, match="vlm.path must be given"):
+        load_config(None, [], unused=["cache.dir", "dataset.root"])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from masp.data.answers import LEVELS, answer_text, read_annotation
+from masp.data.answers import LEVELS, Annotation, answer_text, read_annotation
 from masp.errors import DataError
 from masp.taxonomy import ASPECTS
 
@@ -72,7 +72,7 @@ def test_read_annotation(tmp_path):
         ),
         encoding="utf-8-sig",
     )
-    assert read_annotation(path) == {"object": "cat", "brightness": "very low"}
+    assert read_annotation(path) == Annotation({"object": "cat", "brightness": "very low"}, ("image_id", "emotion"))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from masp.config import DatasetConfig
 from masp.data.datasets import SPLITS, read_dataset
+from masp.data.findings import NO_ANNOTATIONS
 from masp.errors import DataError, InputError, MaspError
 from masp.taxonomy import CATEGORY_SETS
 
@@ -23,6 +24,10 @@ def write(path: Path, content: object = "image") -> Path:
 
 def read(root: Path, name: str = "emoset", categories: list[str] | None = None):
     return read_dataset(DatasetConfig(name=name, root=str(root), categories=categories))
+
+
+def texts(dataset) -> list[str]:
+    return [str(finding) for finding in dataset.findings]
 
 
 def refused(root: Path, name: str = "emoset", kind: type[MaspError] = InputError, **options) -> str:
@@ -60,7 +65,11 @@ def test_image_folders(tmp_path):
     assert all(s.image_path.is_file() and s.answers == {} for s in dataset.samples)
     assert dataset.categories == CATEGORY_SETS["emoset"]
     assert (dataset.name, dataset.root, dataset.ignored) == ("emoset", tmp_path, ())
-    assert dataset.notes == ("no image has an annotation: stage 1 has nothing to learn from",)
+    assert texts(dataset) == [
+        NO_ANNOTATIONS,
+        "no image has 6 of the categories: amusement, contentment, disgust",
+        "test has no image of the category that train has: awe",
+    ]
 
 
 def test_annotations_of_image_folders(tmp_path):
@@ -73,7 +82,7 @@ def test_annotations_of_image_folders(tmp_path):
         {},
         {},
     ]
-    assert dataset.notes == (f"1 of 3 images have no annotation, the first is {tmp_path / 'val/Anger/d.jpg'}",)
+    assert f"1 of 3 images have no annotation: {tmp_path / 'val/Anger/d.jpg'}" in texts(dataset)
 
 
 def test_own_categories(tmp_path):
@@ -94,6 +103,7 @@ def test_what_is_ignored_is_named_but_not_litter(tmp_path):
     dataset = read(tmp_path)
     assert [s.key for s in dataset.samples] == ["train/anger/a%2Epng"]
     assert dataset.ignored == (
+        "train/anger/.a.jpg",
         "train/anger/deeper/",
         "train/anger/noextension",
         "train/anger/notes.txt",
@@ -222,13 +232,16 @@ def test_index_files(tmp_path):
     ]
     # Whether an image exists is extraction's question.
     assert dataset.samples[1].image_path == tmp_path / "image/awe/a.jpg"
-    assert dataset.notes == (f"1 of 3 images have no annotation, the first is {tmp_path / 'image/fear/c.jpg'}",)
+    assert f"1 of 3 images have no annotation: {tmp_path / 'image/fear/c.jpg'}" in texts(dataset)
+    assert "3 of 3 listed images do not exist: image/amusement/b.jpg, image/awe/a.jpg, image/fear/c.jpg" in texts(
+        dataset
+    )
 
 
 def test_no_annotation_at_all_and_some_missing(tmp_path):
     rows = [["awe", f"{i}.jpg", f"annotation/{i}.json"] for i in range(4)]
     index(tmp_path, test=rows)
-    assert read(tmp_path).notes == ("no image has an annotation: stage 1 has nothing to learn from",)
+    assert NO_ANNOTATIONS in texts(read(tmp_path))
     write(tmp_path / "annotation/1.json", ANNOTATION)
     assert refused(tmp_path, kind=DataError) == (
         "ROOT/annotation/0.json: this annotation, listed in ROOT/test.json row 1, is missing (and 2 more); "
@@ -240,7 +253,8 @@ def test_an_image_in_two_splits_is_reported(tmp_path):
     index(tmp_path, train=[["awe", "a.jpg", ""], ["awe", "b.jpg", ""]], test=[["awe", "a.jpg", ""]])
     dataset = read(tmp_path)
     assert len(dataset.samples) == 3
-    assert dataset.notes[-1] == (
+    shared = next(finding for finding in dataset.findings if finding.kind == "duplicates")
+    assert shared.serious and shared.text == (
         f"{tmp_path / 'test.json'} row 1 lists what {tmp_path / 'train.json'} row 1 lists too: "
         "an image in two splits is evaluated after it was trained on"
     )

@@ -280,7 +280,7 @@ def test_files_that_are_no_image(tmp_path):
     assert reason_of(saved(tmp_path, b"\xff\xd8\xff\xe0" + b"\0" * 40)).startswith(("no image", "damaged"))
     assert reason_of(saved(tmp_path, b"x") / "below.png") == "file not found"
     os.mkfifo(tmp_path / "pipe.png")
-    assert reason_of(tmp_path / "pipe.png") == "is no ordinary file"
+    assert reason_of(tmp_path / "pipe.png") == "not a regular file"
     (tmp_path / "loop.png").symlink_to("loop.png")
     assert reason_of(tmp_path / "loop.png").startswith("cannot be opened")
 

@@ -30,11 +30,11 @@ def refused(root):
 
 def test_a_fifo_is_not_waited_for(root, tmp_path):
     os.mkfifo(root / "annotation/awe/a.json")
-    assert refused(root).endswith("annotation/awe/a.json: cannot be read: is no ordinary file")
+    assert refused(root).endswith("annotation/awe/a.json: cannot be read: not a regular file")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "train.json").write_text(json.dumps([["awe", "a.jpg", "a.json"]]))
     os.mkfifo(tmp_path / "other" / "a.json")
-    assert "a.json: cannot be read: is no ordinary file" in refused(tmp_path / "other")
+    assert "a.json: cannot be read: not a regular file" in refused(tmp_path / "other")
 
 
 @pytest.mark.parametrize(

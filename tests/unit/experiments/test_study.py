@@ -41,6 +41,15 @@ def test_every_part_is_left_out_in_turn(demo):
     assert "layout_released" in variants and len({v.title for v in variants.values()}) == len(variants)
 
 
+def test_without_aspects_only_the_soft_prompt_is_varied(demo):
+    demo.aspects = []
+    variants = variants_of(demo)
+    assert {stage for variant in variants for stage in variant.stages} == {"stage2"}
+    assert [v.name for v in variants if v.group != "length"] == [
+        "masp", "zero_shot", "without_soft_prompt", "layout_released"
+    ]  # fmt: skip
+
+
 def test_runs_share_the_aspect_modules_of_their_seed(demo, tmp_path):
     variants = {v.name: v for v in variants_of(demo)}
     full = run_config(demo, variants[FULL], 7)

@@ -130,7 +130,7 @@ def test_a_machine_without_slurm_is_told_so(launch, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     code, _, error = launch("extract")
     assert code == 2
-    assert "there is no sbatch on this machine" in error and "configs/cluster/local.yaml" in error
+    assert "this machine has no sbatch" in error and "configs/cluster/local.yaml" in error
     assert not list(tmp_path.rglob("launch/*/"))
 
 

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -55,3 +57,40 @@ def test_a_run_directory_that_cannot_be_examined_is_one_line(tmp_path):
     requests = StopRequests(StopFlag(), tmp_path / ("n" * 300), None, True)
     with pytest.raises(InputError, match="cannot be examined: File name too long"):
         requests.raised()
+
+
+TEARDOWN_ABORTS = """
+import atexit, os, sys, threading, time
+from pathlib import Path
+from masp.runtime.stop import end_process
+
+class Aborts:
+    def __del__(self):
+        os.abort()
+
+keep = Aborts()  # until the interpreter is torn down
+atexit.register(print, "atexit")
+threading.Thread(target=lambda: (time.sleep(0.2), Path(sys.argv[1]).write_text("written"))).start()
+print("result", end="")
+"""
+
+
+@pytest.mark.parametrize("code", [0, 75])
+def test_the_teardown_of_the_interpreter_cannot_change_the_exit_code(tmp_path, code):
+    def run(last_line):
+        command = [sys.executable, "-c", TEARDOWN_ABORTS + last_line, str(tmp_path / "file")]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    assert run(f"sys.exit({code})").returncode == -signal.SIGABRT  # what this is about
+    (tmp_path / "file").unlink(missing_ok=True)
+    ended = run(f"end_process({code})")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, "resultatexit\n", "")
+    assert (tmp_path / "file").read_text() == "written"
+
+
+def test_output_that_cannot_be_written_is_not_success():
+    with open("/dev/full", "w") as full:
+        code = "from masp.runtime.stop import end_process; print('result'); end_process(0)"
+        assert subprocess.run([sys.executable, "-c", code], stdout=full, timeout=60).returncode == 1
+    code = "import sys; sys.stdout = None; from masp.runtime.stop import end_process; end_process(0)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -157,3 +157,17 @@ def test_counters_and_validation_are_kept(tmp_path):
         loaded = load_latest(tmp_path, IDENTITY)
         assert (loaded.engine, loaded.validation) == (engine, validation)
         assert loaded.best_step == (validation and 5) and not loaded.ended
+
+
+@pytest.mark.parametrize("key", ["cache", "vlm", "categories", "questions", "checkpoint.aspect"])
+def test_what_no_setting_gives_back_is_not_asked_for_as_a_setting(tmp_path, key):
+    """After `cache extend`, for example, the digest of the cache is another one for good."""
+    path = save_checkpoint(tmp_path, replace(checkpoint(5), identity=IDENTITY | {key: "a" * 64}), keep=1)
+    with pytest.raises(InputError) as error:
+        load_latest(tmp_path, IDENTITY | {key: "b" * 64})
+    message = str(error.value)
+    assert message.startswith(f"{path} is a checkpoint of a run with {key} = ") and "give the old value" not in message
+    assert "restore the old" in message or "name the old file" in message
+    assert message.endswith("or another output_dir for a new run")
+    if key == "cache":
+        assert "`masp cache extend`" in message

@@ -89,3 +89,44 @@ def test_what_a_stage_refuses(run):
     assert "num_queries = 2: the aspect modules in checkpoint.aspect have 5" in refused("stage2", aspect_module=queries)
     cache = replace(run.cache, aspect_tokens=True)
     assert "cache.aspect_tokens = true: " in refused("stage2", cache=cache)
+
+
+def test_the_dataset_says_which_key_was_probably_meant(run, monkeypatch):
+    import masp.training.stages as stages
+    from masp.data.findings import DatasetRecord, Holdings, key_findings
+
+    record = DatasetRecord(1, "", Holdings({}, {}), tuple(key_findings({"Human Action": 3, "Colourfulness": 2})))
+    monkeypatch.setattr(stages, "read_findings", lambda *_: record)
+    run.aspects = ["scene", "human_action", "colorfulness"]
+    with pytest.raises(InputError) as error:
+        open_stage("stage1", run, "cpu")
+    assert str(error.value) == (
+        "aspects: no training image is annotated with human_action or colorfulness (3 annotations have the key "
+        "'Human Action', which is ignored: did you mean human_action?) (2 annotations have the key 'Colourfulness', "
+        "which is ignored: did you mean colorfulness?), so that their modules would keep random values; give "
+        "aspects=[scene] or annotate images with them"
+    )
+
+
+def test_aspects_whose_only_images_are_held_out_are_refused(run, monkeypatch):
+    run.stage1 = replace(run.stage1, validate_every=1, validation_size=3)
+    stage = open_stage("stage1", run, "cpu")
+    held_out = stage.schedule.held_out.rows
+    has_answer = stage.cache.has_answer
+    only = lambda rows, aspect: has_answer(rows, aspect) & (aspect != "scene" or [r in held_out for r in rows])  # noqa: E731
+    monkeypatch.setattr(stage.cache, "has_answer", only)
+    with pytest.raises(InputError, match="no training image is annotated with scene"):
+        stage.check_samples()
+
+
+def test_what_never_received_a_gradient_is_not_called_trained(run):
+    one, two = (open_stage(name, run, "cpu") for name in ("stage1", "stage2"))
+    zero, moved = torch.zeros(2, 32), torch.ones(2, 32)
+    moments = {f"aspect_modules.by_aspect.{aspect}.query#exp_avg": moved for aspect in one.aspects}
+    assert one.untrained(moments) == ()
+    assert one.untrained(moments | {"aspect_modules.by_aspect.scene.query#exp_avg": zero}) == (
+        "the module of aspect 'scene'",
+    )
+    assert len(one.untrained({})) == len(one.aspects)  # every step was skipped
+    assert two.untrained({"soft_prompt.weight": moved, "soft_prompt.weight#exp_avg": zero}) == ("the soft prompt",)
+    assert two.untrained({"soft_prompt.weight#exp_avg": moved}) == ()

@@ -35,6 +35,13 @@ def test_without_aspects_a_pipeline_has_no_stage_1():
     assert [part.name for part in parts("pipeline", None, "aspects=[]")] == ["extract", "stage2", "evaluate"]
 
 
+@pytest.mark.parametrize("aspect", ["none", "modules/aspect.pth"])
+def test_with_given_aspect_modules_a_pipeline_has_no_stage_1(aspect):
+    names = [part.name for part in parts("pipeline", None, f"checkpoint.aspect={aspect}")]
+    assert names == ["extract", "stage2", "evaluate"]
+    assert [part.name for part in parts("train", "stage1", f"checkpoint.aspect={aspect}")] == ["stage1"]
+
+
 def test_training_needs_a_stage():
     with pytest.raises(InputError, match="train needs --stage stage1 or --stage stage2"):
         parts("train")

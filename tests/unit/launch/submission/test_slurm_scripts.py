@@ -46,5 +46,5 @@ def test_an_array_has_its_limit():
 
 def test_without_slurm_there_is_nothing_to_submit_to(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(InputError, match="there is no sbatch on this machine"):
+    with pytest.raises(InputError, match="this machine has no sbatch"):
         check_installed()

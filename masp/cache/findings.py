@@ -1,0 +1,55 @@
+"""What is known about the dataset of a cache: `findings.json`, written when the cache is finished.
+
+Extraction reads every byte of every image, so it can tell what no listing can: images that are there twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from masp.cache.layout import Layout
+from masp.cache.manifest import Manifest, read_manifest
+from masp.cache.shard_state import Sidecar, remedy, sidecars
+from masp.data.findings import FILE, Content, DatasetRecord, content_findings, load_findings, save_findings
+from masp.data.sample import Dataset
+from masp.errors import DataError
+
+
+def record_findings(directory: Path, layout: Layout, dataset: Dataset) -> DatasetRecord:
+    """Write what the dataset holds and what is to be known about it; deterministic for a dataset and its cache.
+
+    Args:
+        directory: Directory of the finished cache.
+        layout: Its layout.
+        dataset: The dataset that it was made from.
+    """
+    record = dataset.record(
+        read_manifest(directory).dataset.digest, content_findings(_contents(sidecars(directory, layout)))
+    )
+    save_findings(directory, record)
+    return record
+
+
+def _contents(sidecars: Iterable[Sidecar]) -> Iterator[Content]:
+    for sidecar in sidecars:
+        for entry in sidecar.entries:
+            if entry.source.sha256 is not None:
+                yield Content(entry.source.sha256, sidecar.split, entry.category, entry.key)
+
+
+def read_findings(directory: Path, manifest: Manifest) -> DatasetRecord | None:
+    """What extraction found out about the dataset; None if it was not recorded for this state of the cache.
+
+    Raises:
+        DataError: Damaged.
+        InputError: It may not be read.
+    """
+    try:
+        record = load_findings(directory)
+    except DataError as error:
+        raise DataError(f"{error}; {remedy(directory)}") from None
+    return record if record is not None and record.dataset == manifest.dataset.digest else None
+
+
+__all__ = ["FILE", "read_findings", "record_findings"]

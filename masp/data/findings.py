@@ -1,0 +1,385 @@
+"""What a dataset holds, and what about it the user should know: collected while it is listed, shown by every command.
+
+A finding is a fact about files and labels, never about pixels: what was passed over, what seems misnamed, what is
+missing, what is there twice.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import logging
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from masp.errors import one_line
+from masp.files.atomic import write_bytes
+from masp.files.sealed import read_sealed, sealed
+from masp.files.text import shortened, shown
+from masp.taxonomy import ASPECTS
+
+if TYPE_CHECKING:
+    from masp.data.sample import Sample
+
+Kind = Literal[
+    "ignored",
+    "names",
+    "missing",
+    "annotations",
+    "aspects",
+    "categories",
+    "duplicates",
+    "near duplicates",
+    "labels",
+    "training",
+    "cache",
+]
+Why = Literal["too deep", "no category", "extension", "hidden", "no split", "not listed", "other file"]
+
+MAX_EXAMPLES = 3
+_MAX_EXAMPLE = 200
+"""Characters of an example."""
+
+_WORDS: dict[Why, str] = {
+    "too deep": "in a directory inside a category directory",
+    "no category": "in a split but in none of its category directories",
+    "extension": "whose extension is not that of an image",
+    "hidden": "hidden (the name starts with a dot)",
+    "no split": "outside the splits",
+    "not listed": "that no index file lists",
+    "other file": "other files, such as text",
+}
+_ORDER = {"train": 0, "val": 1, "test": 2}
+"""Order of the splits in tables."""
+_CLOSE = 0.75
+"""Similarity from which one name is taken for a misspelling of another."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about a dataset that the user should know."""
+
+    kind: Kind
+    text: str
+    """One line, without the examples."""
+    count: int
+    """How many files, images, keys or categories it is about."""
+    examples: tuple[str, ...] = ()
+    """The first of them."""
+    serious: bool = False
+    """Whether results are probably not what the user expects."""
+    meant: str = ""
+    """Of a name that is probably misspelled: what it should have been."""
+
+    def __str__(self) -> str:
+        return f"{self.text}: {', '.join(self.examples)}" if self.examples else self.text
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """Files that are not part of the dataset."""
+
+    path: str
+    """Relative to the root; a directory ends in a slash."""
+    why: Why
+    num_files: int = 1
+    """Image files in it, where it is a directory."""
+    split: str = ""
+    """The split whose directory it is in; empty outside."""
+    meant: str = ""
+    """What it probably should have been called."""
+
+
+WITHOUT_STAGE_1 = (
+    "train stage 2 with checkpoint.aspect=none (aspects=[] for `masp study`), or with aspect modules that were trained "
+    "elsewhere, checkpoint.aspect=FILE"
+)
+"""What to do where no image is annotated; whoever meets such a dataset says the same."""
+NO_ANNOTATIONS = f"no image has an annotation: stage 1 has nothing to learn from; {WITHOUT_STAGE_1}"
+
+FILE = "findings.json"
+"""What is recorded of a dataset, beside a cache, an artifact or an evaluation."""
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """How many images of what a dataset has."""
+
+    categories: dict[str, dict[str, int]]
+    """Split -> category -> number of images."""
+    aspects: dict[str, dict[str, int]]
+    """Split -> aspect -> number of images annotated with it."""
+
+    def num_images(self, split: str) -> int:
+        """Images of a split."""
+        return sum(self.categories.get(split, {}).values())
+
+    def __post_init__(self) -> None:
+        if self.categories.keys() != self.aspects.keys():
+            raise ValueError("must count categories and aspects of the same splits")
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits, in the order of tables."""
+        return tuple(sorted(self.categories, key=lambda split: (_ORDER.get(split, 9), split)))
+
+    def table(self) -> list[str]:
+        """Lines of a table: a row per category, and per aspect where there are annotations."""
+        splits = self.splits
+        rows = [("category", self.categories)]
+        if any(self.aspects.values()):
+            rows.append(("annotated", self.aspects))
+        names = {title: list(dict.fromkeys(n for part in counts.values() for n in part)) for title, counts in rows}
+        width = max([len(name) for found in names.values() for name in found] + [len("annotated")])
+        lines = []
+        for title, counts in rows:
+            lines.append(f"{title:<{width}}" + "".join(f"{split:>10}" for split in splits))
+            for name in sorted(names[title]):
+                lines.append(f"{name:<{width}}" + "".join(f"{counts[split].get(name, 0):>10,}" for split in splits))
+        lines.append(f"{'images':<{width}}" + "".join(f"{self.num_images(split):>10,}" for split in splits))
+        return lines
+
+
+def holdings_of(samples: Iterable[Sample]) -> Holdings:
+    """Count the samples of a dataset."""
+    categories: dict[str, Counter[str]] = {}
+    aspects: dict[str, Counter[str]] = {}
+    for sample in samples:
+        categories.setdefault(sample.split, Counter())[sample.category] += 1
+        aspects.setdefault(sample.split, Counter()).update(sample.answers.keys())
+    return Holdings(
+        *({split: dict(sorted(c.items())) for split, c in found.items()} for found in (categories, aspects))
+    )
+
+
+def examples(names: Iterable[str]) -> tuple[str, ...]:
+    """The first few names, each as a message can repeat it."""
+    chosen = [name for name, _ in zip(names, range(MAX_EXAMPLES), strict=False)]
+    return tuple(shortened(name.encode("utf-8", "backslashreplace").decode(), _MAX_EXAMPLE) for name in chosen)
+
+
+@functools.lru_cache(maxsize=4096)
+def close_to(name: str, known: tuple[str, ...]) -> str:
+    """The known name that a name is probably a spelling of; empty if there is none.
+
+    Args:
+        name: As somebody wrote it: in another case, width or number, with other separators, or a part of it.
+        known: In lower case with underscores.
+    """
+    plain = _plain(name)
+    if plain in known:
+        return plain
+    close = difflib.get_close_matches(plain, known, n=1, cutoff=_CLOSE)
+    if close:
+        return close[0]
+    return next((k for k in known if len(plain) >= 5 and (plain in k or k in plain)), "")
+
+
+def _plain(name: str) -> str:
+    """A name without differences of case, width, separators and invisible characters."""
+    text = unicodedata.normalize("NFKC", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name))
+    text = "".join(c for c in text if unicodedata.category(c) != "Cf")
+    return re.sub(r"[\s_.-]+", "_", unicodedata.normalize("NFKC", text.casefold())).strip("_")
+
+
+def look_alike(name: str, others: Iterable[str]) -> list[str]:
+    """Those of some other names that read like this one: they differ in width or invisible characters."""
+    return [other for other in others if other != name and _plain(other) == _plain(name)]
+
+
+def ignored_findings(ignored: Sequence[Ignored], used: Mapping[str, int]) -> list[Finding]:
+    """What was passed over.
+
+    Args:
+        ignored: Files and directories that are not part of the dataset.
+        used: Split -> number of images that are.
+    """
+    found = []
+    maybe = [each for each in ignored if each.why != "other file"]
+    if maybe:
+        by_why: Counter[Why] = Counter()
+        by_split: Counter[str] = Counter()
+        for each in maybe:
+            by_why[each.why] += each.num_files
+            by_split[each.split] += each.num_files
+        num_ignored, num_used = sum(by_why.values()), sum(used.values())
+        half = [s for s, count in by_split.items() if s and count > used.get(s, 0)]
+        serious = bool(half) or num_ignored > num_used
+        reasons = ", ".join(f"{count:,} {_WORDS[why]}" for why, count in by_why.items())
+        text = f"{num_ignored:,} of {num_ignored + num_used:,} files are ignored, {num_used:,} are used ({reasons}"
+        if half and len(used) > 1:
+            parts = ", ".join(f"{by_split[s]:,} of {by_split[s] + used.get(s, 0):,} in {s}" for s in sorted(half))
+            text += f"; {parts}"
+        found.append(Finding("ignored", f"{text})", num_ignored, examples(e.path for e in maybe), serious))
+    if others := [each for each in ignored if each.why == "other file"]:
+        count = sum(each.num_files for each in others)
+        text = f"{count:,} files are not images by their extension, and ignored"
+        found.append(Finding("ignored", text, count, examples(e.path for e in others)))
+    for each in ignored:
+        if each.meant:
+            text = f"{each.path} is ignored ({each.num_files:,} files): did you mean {each.meant}?"
+            found.append(Finding("names", text, each.num_files, serious=True, meant=each.meant))
+    return found
+
+
+def key_findings(keys: Mapping[str, int]) -> list[Finding]:
+    """Annotation keys that are not aspects but nearly.
+
+    Args:
+        keys: Key -> number of annotations that have it and not the aspect itself.
+    """
+    found = []
+    for key, count in sorted(keys.items()):
+        if aspect := close_to(key, ASPECTS):
+            text = f"{count:,} annotations have the key {shown(key)}, which is ignored: did you mean {aspect}?"
+            found.append(Finding("annotations", text, count, serious=True, meant=aspect))
+    return found
+
+
+def meant_by(aspect: str, findings: Iterable[Finding]) -> str:
+    """What to add to an error about an aspect that no image has: the keys that were probably meant; may be empty."""
+    near = [finding.text for finding in findings if finding.kind == "annotations" and finding.meant == aspect]
+    return f" ({'; '.join(near)})" if near else ""
+
+
+def coverage_findings(holdings: Holdings, categories: Sequence[str]) -> list[Finding]:
+    """Categories and aspects that are absent, or absent from one split."""
+    found = []
+    splits = holdings.categories
+    present = set().union(*splits.values()) if splits else set()
+    if absent := [category for category in categories if category not in present]:
+        text = f"no image has {_of(absent, 'of the categories', 'category')}"
+        found.append(Finding("categories", text, len(absent), examples(absent)))
+    for split, counts in splits.items():
+        lacking = sorted(present - counts.keys())
+        if lacking and len(splits) > 1:
+            trained = split == "train"  # what no training image shows is asked for all the same
+            where = ", ".join(sorted({s for s, c in splits.items() if c.keys() & set(lacking)}))
+            hint = "".join(f"; {a!r} reads like {b!r}" for a in lacking for b in look_alike(a, counts))
+            text = f"{split} has no image of {_of(lacking, 'categories', 'category')} that {where} has{hint}"
+            found.append(Finding("categories", text, len(lacking), examples(lacking), trained or bool(hint)))
+    for name in sorted(present):
+        if twins := [other for other in look_alike(name, present) if name < other]:
+            text = f"category {name!r} and {', '.join(map(repr, twins))} read the same and are different categories"
+            found.append(Finding("categories", text, 1 + len(twins), serious=True))
+    annotated = set().union(*holdings.aspects.values()) if holdings.aspects else set()
+    if annotated and (absent := [aspect for aspect in ASPECTS if aspect not in annotated]):
+        text = f"no image is annotated with {_of(absent, 'aspects', 'aspect')}"
+        found.append(Finding("aspects", text, len(absent), tuple(absent)))
+    if "train" in splits and (lacking := sorted(annotated - holdings.aspects["train"].keys())):
+        text = f"no training image is annotated with {_of(lacking, 'aspects', 'aspect')} that other splits have"
+        found.append(Finding("aspects", text, len(lacking), tuple(lacking), serious=True))
+    return found
+
+
+def _of(names: Sequence[str], plural: str, singular: str) -> str:
+    return f"the {singular}" if len(names) == 1 else f"{len(names)} {plural}"
+
+
+@dataclass(frozen=True)
+class DatasetRecord:
+    """The content of `findings.json`."""
+
+    format_version: Literal[1]
+    dataset: str
+    """Digest of the dataset, as the cache's manifest has it; empty where there is no cache."""
+    holdings: Holdings
+    findings: tuple[Finding, ...]
+    near_duplicates: bool = False
+    """Whether images that look alike were searched for (`masp extract --near-duplicates`)."""
+
+
+def save_findings(directory: Path, record: DatasetRecord) -> None:
+    """Write `findings.json`.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    write_bytes(directory / FILE, sealed(record))
+
+
+def load_findings(directory: Path) -> DatasetRecord | None:
+    """Read `findings.json`; None if there is none.
+
+    Raises:
+        DataError: Damaged.
+        InputError: It may not be read.
+    """
+    return read_sealed(DatasetRecord, directory / FILE)
+
+
+@dataclass(frozen=True)
+class Content:
+    """An image file by the digest of its bytes."""
+
+    digest: str
+    split: str
+    category: str
+    name: str
+    """Its sample key."""
+
+
+def content_findings(contents: Iterable[Content]) -> list[Finding]:
+    """The same bytes in more than one place: in two splits, under two categories, or twice in a split."""
+    first: dict[str, Content] = {}
+    groups: dict[str, list[Content]] = {}
+    for content in contents:  # most are single: only those that are not get a list
+        other = first.setdefault(content.digest, content)
+        if other is not content:
+            groups.setdefault(content.digest, [other]).append(content)
+    ordered = [sorted(group, key=lambda c: c.name) for _, group in sorted(groups.items())]
+    found = []
+    across = [g for g in ordered if len({c.split for c in g}) > 1]
+    if across:
+        pairs = sorted("+".join(sorted({c.split for c in g})) for g in across)
+        parts = ", ".join(
+            f"{count:,} in {pair.replace('+', ' and ')}" for pair, count in sorted(Counter(pairs).items())
+        )
+        text = f"{len(across):,} images are in more than one split, byte for byte ({parts}): evaluated after training"
+        found.append(Finding("duplicates", text, len(across), _pairs(across), serious=True))
+    torn = [g for g in ordered if len({c.category for c in g}) > 1]
+    if torn:
+        text = f"{len(torn):,} images have more than one category, byte for byte the same file"
+        found.append(Finding("labels", text, len(torn), _pairs(torn), serious=True))
+    within = [g for g in ordered if len({c.split for c in g}) == 1 and len({c.category for c in g}) == 1]
+    if within:
+        count = sum(len(g) - 1 for g in within)
+        text = f"{count:,} images repeat another one of their split and category, byte for byte"
+        found.append(Finding("duplicates", text, count, _pairs(within)))
+    return found
+
+
+def _pairs(groups: Sequence[Sequence[Content]]) -> tuple[str, ...]:
+    return examples(" = ".join(c.name for c in group[:3]) for group in groups)
+
+
+def finding_lines(findings: Iterable[Finding]) -> list[str]:
+    """The findings for a table on stdout, a line each; the serious ones last."""
+    return [
+        f"{'warning' if finding.serious else 'note'}: {one_line(str(finding))}"
+        for finding in sorted(findings, key=lambda f: f.serious)
+    ]
+
+
+_COVERAGE: tuple[Kind, ...] = ("annotations", "aspects", "categories")
+
+
+def log_findings(findings: Iterable[Finding], log: logging.Logger, *, again: bool = False) -> None:
+    """Say the findings: the serious ones last, each a warning of its own, the others in one line.
+
+    Args:
+        findings: What to say.
+        log: Logger of the caller.
+        again: Whether extraction has said it already: what is merely incomplete is then left out.
+    """
+    chosen = [f for f in findings if f.serious or not (again and f.kind in _COVERAGE)]
+    if minor := [str(finding) for finding in chosen if not finding.serious]:
+        log.info("dataset: %s", "; ".join(minor))
+    for finding in chosen:
+        if finding.serious:
+            log.warning("dataset: %s", finding)

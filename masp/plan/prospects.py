@@ -1,0 +1,82 @@
+"""Which stages can be trained on a dataset as configured, in how many steps, and whether these can change anything."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from masp.artifacts.trained import default_aspect_path
+from masp.config import Config
+from masp.data.findings import WITHOUT_STAGE_1, Finding, meant_by
+from masp.data.sample import Dataset
+from masp.training.schedule import num_steps_of, too_little
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """What to expect of one stage."""
+
+    stage: str
+    num_images: int
+    """Training images that it can learn from."""
+    num_steps: int
+    """Optimizer steps; images held out for validation are not subtracted."""
+    obstacle: str
+    """Why it cannot be trained as configured, and what to do; empty where it can, or need not be."""
+    summary: str
+    """One line for the user."""
+    hint: str
+    """What else the user should know; may be empty."""
+
+
+def prospects(config: Config, dataset: Dataset) -> tuple[Prospect, Prospect]:
+    """What to expect of both stages."""
+    train = [sample for sample in dataset.samples if sample.split == "train"]
+    annotated = [sample for sample in train if any(aspect in sample.answers for aspect in config.aspects)]
+    one, two = num_steps_of(len(annotated), config.stage1), num_steps_of(len(train), config.stage2)
+    own_modules = bool(config.aspects) and config.checkpoint.aspect is None
+    obstacle = _obstacle_1(config, dataset, len(annotated)) if own_modules else ""
+    if not own_modules:
+        why = f"checkpoint.aspect = {config.checkpoint.aspect}" if config.aspects else "aspects = []"
+        first = Prospect("stage1", len(annotated), one, "", f"not needed: {why}", "")
+    else:
+        hint = "" if obstacle else too_little("stage1", one, config.stage1) or ""
+        first = Prospect("stage1", len(annotated), one, obstacle, _summary(obstacle, len(annotated), one), hint)
+    lacking = obstacle if obstacle and not os.path.isfile(default_aspect_path(config)) else ""
+    if not train:
+        lacking = "the dataset has no training image"
+    elif lacking:
+        lacking = f"it needs aspect modules, and stage 1 cannot train them; {WITHOUT_STAGE_1}"
+    hint = "" if lacking else too_little("stage2", two, config.stage2) or ""
+    return first, Prospect("stage2", len(train), two, lacking, _summary(lacking, len(train), two), hint)
+
+
+def prospect_findings(config: Config, dataset: Dataset) -> list[Finding]:
+    """The same as findings, for a plan: only what stands in the way of training."""
+    return [
+        Finding(
+            "training", f"{each.stage}: {each.obstacle}" if each.obstacle else each.hint, each.num_steps, serious=True
+        )
+        for each in prospects(config, dataset)
+        if each.obstacle or each.hint
+    ]
+
+
+def obstacles(config: Config, dataset: Dataset) -> dict[str, str]:
+    """Stage -> why it cannot be trained as configured."""
+    return {each.stage: each.obstacle for each in prospects(config, dataset) if each.obstacle}
+
+
+def _obstacle_1(config: Config, dataset: Dataset, num_annotated: int) -> str:
+    if not num_annotated:
+        return f"no training image is annotated with any of {', '.join(config.aspects)}; {WITHOUT_STAGE_1}"
+    counts = dataset.holdings.aspects.get("train", {})
+    if empty := [aspect for aspect in config.aspects if not counts.get(aspect)]:
+        rest = ",".join(aspect for aspect in config.aspects if aspect not in empty)
+        meant = "".join(meant_by(aspect, dataset.findings) for aspect in empty)
+        return f"no training image is annotated with {' or '.join(empty)}{meant}; give aspects=[{rest}]"
+    return ""
+
+
+def _summary(obstacle: str, num_images: int, num_steps: int) -> str:
+    return f"not possible as configured: {obstacle}" if obstacle else f"{num_images:,} images, {num_steps:,} steps"
