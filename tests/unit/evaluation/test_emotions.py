@@ -8,7 +8,7 @@ import pytest
 from masp.config import load_config
 from masp.demo.tiny_vlm import VLM_DIR
 from masp.errors import InputError
-from masp.evaluation.emotions import length_notes, map_categories, parse_map
+from masp.evaluation.emotions import check_lengths, length_notes, map_categories, parse_map
 
 TRAINED = ("anger", "awe", "joy", "sadness")
 
@@ -92,3 +92,12 @@ def test_answers_that_cannot_win_without_an_end_token_are_noted(repository):
     assert length_notes(config, "after_image", answers) == length_notes(config, "released", answers[::2]) == []
     config.evaluate.scoring = "generate"
     assert length_notes(config, "released", answers) == []
+
+
+def test_a_category_that_can_never_be_generated_is_refused(repository):
+    config = load_config(repository / "configs/demo.yaml", [f"vlm.path={VLM_DIR}"])
+    check_lengths(config, ("joy", "positive"))  # likelihoods have no limit
+    config.evaluate.scoring = "generate"
+    check_lengths(config, ("joy", "amusement"))
+    with pytest.raises(InputError, match="max_new_tokens = 4: the category 'positive' has 7 tokens .* at least 7"):
+        check_lengths(config, ("joy", "positive"))
