@@ -14,7 +14,8 @@ from typing import IO
 from PIL import Image, TiffImagePlugin
 
 from masp.config.schema import Transparency
-from masp.data.memory import MAX_BYTES, crowded_field, decoding_bytes
+from masp.data.image_files.memory import MAX_BYTES, crowded_field, decoding_bytes
+from masp.data.image_files.repairs import Repair, repair_of
 from masp.data.pixels import (
     SIDES_SWAPPED,
     orientation_of,
@@ -25,7 +26,6 @@ from masp.data.pixels import (
     whiten_key,
 )
 from masp.data.reading import UnsuitableFile, opened, read_whole
-from masp.data.repairs import Repair, repair_of
 from masp.errors import DataError
 from masp.files.retry import PERMANENT_ERRORS, retry_io
 from masp.files.text import reason

@@ -17,7 +17,7 @@ _WEBP, _AVIF, _JPEG2000_PER_BAND = 13, 13, 6
 _PLAIN_TYPES = (1, 2, 7)
 _ORIENTATION = 274
 MAX_TIFF_VALUES = 2**20
-"""Values in one field of a TIFF. Those with one value per strip or tile have the most, and no valid image needs more."""
+"""Values in one field of a TIFF. Those with one value per strip or tile have the most; no valid image needs more."""
 
 
 def decoding_bytes(image: Image.Image, num_file_bytes: int, turned: bool) -> int:

@@ -26,7 +26,7 @@ class Repair:
     data: bytes
     """Content of the repaired file."""
     what: str
-    """What was done, for the user."""
+    """What kind of file it was, for the user."""
     alternatives: tuple[bytes, ...] = ()
     """Files that decode to the same pixels as `data` if, and only if, no pixel is missing."""
 
@@ -54,7 +54,7 @@ def _without_metadata(data: bytes) -> Repair | None:
     Pillow refuses a whole file for a large or broken one of them. Like libpng, this leaves out all chunks with a wrong
     checksum except those that the pixels consist of, which Pillow judges.
     """
-    kept, dropped = [_PNG_START], []
+    kept = [_PNG_START]
     position = len(_PNG_START)
     while position + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
@@ -63,14 +63,9 @@ def _without_metadata(data: bytes) -> Repair | None:
             break
         if _is_needed(kind, data[position + 4 : end]):
             kept.append(data[position:end])
-        else:
-            dropped.append(kind.decode("ascii", "replace"))
         position = end
-    kept.append(data[position:])
-    if not dropped:
-        return None
-    names = ", ".join(sorted({name if name.isalnum() else repr(name) for name in dropped}))
-    return Repair(b"".join(kept), f"read without its PNG chunks {names}")
+    repaired = b"".join([*kept, data[position:]])
+    return None if len(repaired) == len(data) else Repair(repaired, "PNG with metadata that is damaged or too large")
 
 
 def _is_needed(kind: bytes, checked: bytes) -> bool:
@@ -96,7 +91,7 @@ def _with_end_marker(data: bytes) -> Repair | None:
         body = body[:-1]
     # What follows the last pixel is never looked at. If pixels are missing, they are made of it.
     alternatives = tuple(body + filler + _JPEG_END for filler in _FILLERS)
-    return Repair(body + _JPEG_END, "read without its end marker", alternatives)
+    return Repair(body + _JPEG_END, "JPEG without its end marker", alternatives)
 
 
 def _lacks_only_its_end(data: bytes) -> bool:
