@@ -14,7 +14,7 @@ from typing import IO
 from PIL import Image, TiffImagePlugin
 
 from masp.config.schema import Transparency
-from masp.data.image_files.memory import MAX_BYTES, crowded_field, decoding_bytes
+from masp.data.image_files.memory import MAX_BYTES, decoding_bytes, fault_before_opening
 from masp.data.image_files.repairs import Repair, repair_of
 from masp.data.pixels import (
     SIDES_SWAPPED,
@@ -302,8 +302,8 @@ def _opened_or_repaired(file: IO[bytes]) -> Image.Image:
 
 def _opened(file: IO[bytes]) -> Image.Image:
     try:
-        if crowded := crowded_field(file):
-            raise UnreadableImage(f"too large: {crowded}")
+        if fault := fault_before_opening(file):
+            raise UnreadableImage(f"too large: {fault}")
         file.seek(0)
         return Image.open(file, formats=_known_formats())
     except Image.DecompressionBombError:

@@ -32,10 +32,6 @@ def decoding_bytes(image: Image.Image, num_file_bytes: int, turned: bool) -> int
         Bytes, rather too many than too few.
     """
     width, height = image.size
-    if image.format == "ICO":
-        inner_width, inner_height = _inside_icon(image)
-        # decoded as stored, converted to RGBA, and combined with a mask
-        return num_file_bytes + 5 * _RGB * max(width * height, inner_width * inner_height)
     num_pixels = width * height
     stored = num_pixels * _STORED.get(image.mode, 4)
     converted = 0 if image.mode == "RGB" and "transparency" not in image.info else num_pixels * _RGB
@@ -100,32 +96,39 @@ def _number(value: object, default: int) -> int:
     return value if isinstance(value, int) and value > 0 else default
 
 
-def _inside_icon(image: Image.Image) -> tuple[int, int]:
-    """The largest size that an image within an icon claims, which may be another one than the icon's list says."""
-    icon = image.ico  # type: ignore[attr-defined]
-    width = height = 0
-    for entry in icon.entry:
-        icon.buf.seek(entry.offset)
-        header = icon.buf.read(24)
-        if len(header) < 24:
-            continue
-        is_png = header.startswith(b"\x89PNG")
-        across, down = struct.unpack(">II", header[16:24]) if is_png else struct.unpack("<ii", header[4:12])
-        if abs(across * down) > width * height:
-            width, height = abs(across), abs(down)
-    return width, height
+def fault_before_opening(file: IO[bytes]) -> str | None:
+    """Why Pillow must not even open this file; None if it may.
 
-
-def crowded_field(file: IO[bytes]) -> str | None:
-    """The field of a TIFF that holds more than `MAX_TIFF_VALUES` values, in words; None if there is none.
-
-    Pillow would make millions of objects of them before anything can be checked.
+    Pillow decodes icons when it opens them, and makes objects of all values in the fields of a TIFF.
     """
     file.seek(0)
     start = file.read(16)
+    if start[:4] == b"\0\0\1\0":
+        return _fault_of_icon(file)
     order = {b"II": "<", b"MM": ">"}.get(start[:2])
-    if order is None or len(start) < 16 or start[2:4] not in (b"*\0", b"\0*", b"+\0", b"\0+"):
-        return None
+    if order is not None and len(start) == 16 and start[2:4] in (b"*\0", b"\0*", b"+\0", b"\0+"):
+        return _fault_of_tiff(file, start, order)
+    return None
+
+
+def _fault_of_icon(file: IO[bytes]) -> str | None:
+    """The images in an icon may have other sizes than its list of them says."""
+    file.seek(4)
+    (num_entries,) = struct.unpack("<H", file.read(2).ljust(2, b"\0"))
+    entries = file.read(16 * num_entries)
+    for (offset,) in struct.iter_unpack("<12xI", entries[: len(entries) // 16 * 16]):
+        file.seek(offset)
+        header = file.read(24).ljust(24, b"\0")
+        is_png = header.startswith(b"\x89PNG")
+        width, height = struct.unpack(">II", header[16:]) if is_png else struct.unpack("<ii", header[4:12])
+        # decoded as stored, converted to RGBA, and combined with a mask
+        needed = 5 * _RGB * abs(width * height)
+        if needed > MAX_BYTES:
+            return f"this icon holds {abs(width)}x{abs(height)} pixels, which take {needed >> 20} MiB"
+    return None
+
+
+def _fault_of_tiff(file: IO[bytes], start: bytes, order: str) -> str | None:
     is_big = b"+" in start[2:4]
     (offset,) = struct.unpack_from(order + ("Q" if is_big else "I"), start, 8 if is_big else 4)
     count_form, entry_form = (order + "Q", order + "HHQQ") if is_big else (order + "H", order + "HHII")
