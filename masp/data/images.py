@@ -3,16 +3,28 @@
 import contextlib
 import errno
 import functools
+import hashlib
 import io
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from masp.config.schema import Transparency
-from masp.data.pixels import SIDES_SWAPPED, orientation_of, to_rgb, upright
+from masp.data.image_files.memory import MAX_BYTES, decoding_bytes, fault_before_opening
+from masp.data.image_files.repairs import Repair, repair_of
+from masp.data.pixels import (
+    SIDES_SWAPPED,
+    orientation_of,
+    scale_gray_key,
+    sixteen_bit_key,
+    to_rgb,
+    upright,
+    whiten_key,
+)
 from masp.data.reading import UnsuitableFile, opened, read_whole
 from masp.errors import DataError
 from masp.files.retry import PERMANENT_ERRORS, retry_io
@@ -21,7 +33,7 @@ from masp.files.text import reason
 # Named, because Pillow would otherwise try everything it knows, and for some formats starts other programs.
 _FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
 
-# Beyond this, one image takes more than half a gigabyte in memory; Pillow itself refuses from here on.
+# Pillow itself refuses from here on; most kinds of images are refused earlier, for the memory that they take.
 MAX_PIXELS = 178_956_970
 
 # The image processors of the Qwen family refuse longer images.
@@ -52,6 +64,10 @@ def _rebuild(reason: str, message: str) -> UnreadableImage:
     error = UnreadableImage(reason)
     error.args = (message,)
     return error
+
+
+class _Damaged(UnreadableImage):
+    """Perhaps to be repaired."""
 
 
 def load_image(
@@ -111,12 +127,14 @@ def decode_image(
     max_side: int | None = None,
     max_aspect_ratio: float | None = MAX_ASPECT_RATIO,
     transparency: Transparency = "white",
+    repairs: list[str] | None = None,
 ) -> Image.Image:
     """Decode an image file's bytes as `load_image` does.
 
     Args:
         data: Content of the file.
         max_side, max_aspect_ratio, transparency: See `load_image`.
+        repairs: Receives what had to be repaired to read the image, in words.
 
     Returns:
         An image of mode RGB.
@@ -125,25 +143,74 @@ def decode_image(
         UnreadableImage: These bytes are not an image, or a damaged, too large or too long one.
     """
     with _quiet():
-        return _decoded(data, max_side, max_aspect_ratio, transparency)
+        try:
+            return _decoded(data, max_side, max_aspect_ratio, transparency)
+        except _Damaged:
+            repair = repair_of(data)
+            if repair is None or not _is_complete(repair):
+                raise
+        image = _decoded(repair.data, max_side, max_aspect_ratio, transparency)
+    if repairs is not None:
+        repairs.append(repair.what)
+    return image
+
+
+def _is_complete(repair: Repair) -> bool:
+    """Whether no pixel of a repaired image is made up."""
+    if not repair.alternatives:
+        return True
+    try:
+        return len({_digest(data) for data in (repair.data, *repair.alternatives)}) == 1
+    except _Damaged:
+        return False
+
+
+def _digest(data: bytes) -> bytes:
+    """A digest of the pixels as stored."""
+    with _opened(io.BytesIO(data)) as stored:
+        _check_size(stored, len(data), None)
+        _load(stored)
+        digest = hashlib.sha256()
+        width, height = stored.size
+        for top in range(0, height, 256):
+            digest.update(stored.crop((0, top, width, min(top + 256, height))).tobytes())
+        return digest.digest()
+
+
+def _load(stored: Image.Image) -> None:
+    try:
+        # Pillow decodes here; a file that ends early or is damaged fails here and not before.
+        stored.load()
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Pillow's decoders raise almost anything on damaged bytes: OSError, SyntaxError, struct.error, ValueError …
+        raise _Damaged(f"damaged: {_one_line(error)}") from error
 
 
 def _decoded(
     data: bytes, max_side: int | None, max_aspect_ratio: float | None, transparency: Transparency
 ) -> Image.Image:
     stored = _opened(io.BytesIO(data))
-    _check_pixels(stored)
+    _check_size(stored, len(data), max_aspect_ratio, max_side)
+    key = sixteen_bit_key(stored) if transparency == "white" else None
+    scale_gray_key(stored)
+    _load(stored)
+    if key is not None:
+        low = _opened(io.BytesIO(data))
+        low.tile = [low.tile[0]._replace(args="RGB;16L")]  # type: ignore[attr-defined]
+        _load(low)
+        whiten_key(stored, low, key)
+        del low
+    orientation = orientation_of(stored, header_only=False)
+    size = _final_size(stored, orientation, max_side, max_aspect_ratio)
     try:
-        # Pillow decodes here; a file that ends early or is damaged fails here and not before.
-        stored.load()
         image = to_rgb(stored, transparency)
     except MemoryError:
         raise
     except Exception as error:
-        # Pillow's decoders raise almost anything on damaged bytes: OSError, SyntaxError, struct.error, ValueError …
         raise UnreadableImage(f"damaged: {_one_line(error)}") from error
-    orientation = orientation_of(stored, header_only=False)
-    size = _final_size(stored, orientation, max_side, max_aspect_ratio)
+    del stored  # turning makes another copy
     image = upright(image, orientation)
     return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
 
@@ -171,8 +238,9 @@ def image_size(
             if not file.seek(0, io.SEEK_END):
                 raise UnreadableImage("empty file")
             file.seek(0)
-            with _quiet(), _opened(file) as image:
-                _check_pixels(image)
+            with _quiet(), _opened_or_repaired(file) as image:
+                num_bytes = os.fstat(file.fileno()).st_size
+                _check_size(image, num_bytes, max_aspect_ratio, max_side)
                 return _final_size(image, orientation_of(image, header_only=True), max_side, max_aspect_ratio)
 
     try:
@@ -215,33 +283,60 @@ def _quiet() -> Iterator[None]:
 @functools.cache
 def _known_formats() -> tuple[str, ...]:
     Image.init()
+    # Pillow knows this kind only in the other byte order, in which it does not invert it: `to_rgb` does, for both.
+    deep_negative = (TiffImagePlugin.MM, 0, (1,), 1, (16,), ())
+    TiffImagePlugin.OPEN_INFO.setdefault(deep_negative, ("I;16B", "I;16B"))
     return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _opened_or_repaired(file: IO[bytes]) -> Image.Image:
+    try:
+        return _opened(file)
+    except _Damaged:
+        file.seek(0)
+        repair = repair_of(file.read())
+        if repair is None:
+            raise
+        return _opened(io.BytesIO(repair.data))
 
 
 def _opened(file: IO[bytes]) -> Image.Image:
     try:
+        if fault := fault_before_opening(file):
+            raise UnreadableImage(f"too large: {fault}")
+        file.seek(0)
         return Image.open(file, formats=_known_formats())
     except Image.DecompressionBombError:
         raise UnreadableImage(f"too large: more than {MAX_PIXELS} pixels") from None
     except Image.UnidentifiedImageError:
         # Pillow's message holds a memory address, which would differ from run to run.
-        raise UnreadableImage("no image, or of a format that is not supported") from None
-    except MemoryError:
+        raise _Damaged("no image, or of a format that is not supported") from None
+    except (MemoryError, UnreadableImage):
         raise
     except OSError as error:
         if error.errno is not None:
             raise
-        raise UnreadableImage(f"damaged: {_one_line(error)}") from error
+        raise _Damaged(f"damaged: {_one_line(error)}") from error
     except Exception as error:
-        raise UnreadableImage(f"damaged: {_one_line(error)}") from error
+        raise _Damaged(f"damaged: {_one_line(error)}") from error
 
 
-def _check_pixels(image: Image.Image) -> None:
+def _check_size(
+    image: Image.Image, num_file_bytes: int, max_aspect_ratio: float | None, max_side: int | None = None
+) -> None:
+    """Refuse an image whose header already says that it is too large or too long."""
     width, height = image.size
     if width < 1 or height < 1:
         raise UnreadableImage(f"has no pixels: {width}x{height}")
     if width * height > MAX_PIXELS:
         raise UnreadableImage(f"too large: {width}x{height}, at most {MAX_PIXELS} pixels are read")
+    _final_size(image, 1, max_side, max_aspect_ratio)
+    needed = decoding_bytes(image, num_file_bytes, orientation_of(image, header_only=True) != 1)
+    if needed > MAX_BYTES:
+        raise UnreadableImage(
+            f"too large: decoding {width}x{height} pixels of this kind ({image.format}, {image.mode}) takes "
+            f"{needed / 2**20:.0f} MiB, at most {MAX_BYTES >> 20} MiB are used"
+        )
 
 
 def _final_size(

@@ -2,6 +2,8 @@
 
 import functools
 import struct
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
@@ -35,6 +37,10 @@ SIDES_SWAPPED = (5, 6, 7, 8)
 """Orientations that exchange width and height."""
 
 _WHITE = (255, 255, 255, 255)
+# Larger images are converted in strips of about this size.
+_STRIP_PIXELS = 2**22
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+_T = TypeVar("_T")
 
 
 def to_rgb(image: Image.Image, transparency: Transparency = "white") -> Image.Image:
@@ -62,8 +68,65 @@ def to_rgb(image: Image.Image, transparency: Transparency = "white") -> Image.Im
     if transparency == "drop":
         # Pillow converts this mode, which no decoder returns, only by way of its plain form.
         return (image.convert("LA") if image.mode == "La" else image).convert("RGB")
-    if image.mode.startswith("I") or image.mode == "F":
-        return _from_deep(image)
+    convert = _deep_converter(image) if image.mode.startswith("I") or image.mode == "F" else _to_white
+    width, height = image.size
+    rows = max(1, _STRIP_PIXELS // width)
+    if rows >= height:
+        return convert(image)
+    # In strips, which give the same pixels: several copies of a whole image could fill the memory.
+    whole = Image.new("RGB", image.size)
+    for top in range(0, height, rows):
+        whole.paste(convert(image.crop((0, top, width, min(top + rows, height)))), (0, top))
+    return whole
+
+
+def sixteen_bit_key(image: Image.Image) -> tuple[int, int, int] | None:
+    """The color that a 16-bit RGB PNG calls transparent; None for all other images.
+
+    It has 16 bits per channel, and Pillow keeps 8 of them: colors that differ in the others would be transparent too.
+
+    Args:
+        image: Opened image, not decoded.
+    """
+    key = image.info.get("transparency")
+    tiles = getattr(image, "tile", None)
+    is_deep = isinstance(image, PngImagePlugin.PngImageFile) and tiles and tiles[0].args == "RGB;16B"
+    return key if is_deep and isinstance(key, tuple) else None
+
+
+def scale_gray_key(image: Image.Image) -> None:
+    """Give the transparent gray of a PNG of 2 or 4 bits per pixel the scale that Pillow gives its pixels, 0 to 255.
+
+    Args:
+        image: Opened image, not decoded.
+    """
+    key = image.info.get("transparency")
+    tiles = getattr(image, "tile", None)
+    if isinstance(image, PngImagePlugin.PngImageFile) and tiles and isinstance(key, int):
+        factor = {"L;2": 85, "L;4": 17}.get(str(tiles[0].args), 1)
+        image.info["transparency"] = key * factor
+
+
+def whiten_key(high: Image.Image, low: Image.Image, key: tuple[int, int, int]) -> None:
+    """Make a transparent color of 16 bits per channel white.
+
+    Args:
+        high: RGB image of the upper 8 bits, which is changed.
+        low: RGB image of the lower 8 bits.
+        key: The color.
+    """
+    width, height = high.size
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        box = (0, top, width, min(top + rows, height))
+        upper, lower = (np.asarray(each.crop(box)) for each in (high, low))
+        is_key = (upper == [value >> 8 for value in key]) & (lower == [value & 255 for value in key])
+        high.paste(_WHITE[:3], box, Image.fromarray(is_key.all(axis=2)))
+    del high.info["transparency"]
+
+
+def _to_white(image: Image.Image) -> Image.Image:
+    """Convert an image of 8 bits per channel; what is transparent becomes white."""
     if image.mode == "LAB":
         converted = ImageCms.applyTransform(image, _lab_to_rgb())
         assert converted is not None  # only a conversion in place returns none
@@ -78,21 +141,58 @@ def to_rgb(image: Image.Image, transparency: Transparency = "white") -> Image.Im
     return image.convert("RGB")
 
 
-def _from_deep(image: Image.Image) -> Image.Image:
-    """Convert a gray image of 16 or 32 bits per pixel."""
-    values = np.asarray(image).astype(np.float64 if image.mode == "F" else np.float32)
-    finite = values[np.isfinite(values)]
-    if finite.size == 0:
-        raise ValueError("no pixel has a finite value")
-    low, high = float(finite.min()), float(finite.max())
-    # Integers are 16-bit brightness, floats 0 to 1, as files of these kinds mostly are. Outside that range the scale is
-    # unknown, and the darkest and the brightest pixel become black and white.
-    full = 1.0 if image.mode == "F" else 65535.0
+def _deep_converter(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """What converts a strip of this gray image of 16 or 32 bits per pixel."""
+    low, high = _range_of(image)
+    # Integers are 16-bit brightness (or 12-bit, where a TIFF says so), floats 0 to 1, as files of these kinds mostly
+    # are. Outside that range the scale is unknown, and the darkest and the brightest pixel become black and white.
+    full = 1.0 if image.mode == "F" else float(2 ** _tiff_value(image, _BITS_PER_SAMPLE, {12: 12}, 16) - 1)
     if low >= 0 and high <= full:
         low, high = 0.0, full
-    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
-    gray = (values - low) * (255.0 / ((high - low) or 1.0))
-    return Image.fromarray(np.rint(gray).astype(np.uint8)).convert("RGB")
+    is_negative = _tiff_value(image, _PHOTOMETRIC, {_WHITE_IS_ZERO: True}, False)
+    clear = image.info.get("transparency")
+
+    def convert(strip: Image.Image) -> Image.Image:
+        values = _values(strip)
+        numbers = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+        gray = np.rint((numbers - low) * (255.0 / ((high - low) or 1.0))).astype(np.uint8)
+        if is_negative:
+            gray = 255 - gray
+        if isinstance(clear, int):
+            gray[values == clear] = 255
+        return Image.fromarray(gray).convert("RGB")
+
+    return convert
+
+
+def _range_of(image: Image.Image) -> tuple[float, float]:
+    """The smallest and the largest finite value."""
+    width, height = image.size
+    rows = max(1, _STRIP_PIXELS // width)
+    lows, highs = [], []
+    for top in range(0, height, rows):
+        values = _values(image.crop((0, top, width, min(top + rows, height))))
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            lows.append(float(finite.min()))
+            highs.append(float(finite.max()))
+    if not lows:
+        raise ValueError("no pixel has a finite value")
+    return min(lows), max(highs)
+
+
+def _values(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(np.float64 if image.mode == "F" else np.float32)
+
+
+def _tiff_value(image: Image.Image, tag: int, meanings: dict[int, _T], otherwise: _T) -> _T:
+    """What a tag of a TIFF means; `otherwise` for other values and other formats."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return otherwise
+    value: Any = image.tag_v2.get(tag)
+    if isinstance(value, tuple):
+        value = value[0] if value else None
+    return meanings.get(value, otherwise)
 
 
 @functools.cache

@@ -112,6 +112,7 @@ def _run(
     finally:
         background.stop(drop=True)
         writing.abandon()
+        writing.say_repairs()
 
 
 def _mark(device: torch.device, before: torch.cuda.Event | None) -> torch.cuda.Event | None:

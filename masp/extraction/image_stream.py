@@ -39,6 +39,8 @@ class PreparedImage:
     """Why the image goes to quarantine."""
     failure: str | None = None
     """Why the job must stop: the file system did not answer, which says nothing about the image."""
+    repair: str | None = None
+    """What kind of damage was repaired to read the image."""
 
     @property
     def pixels(self) -> torch.Tensor:
@@ -77,13 +79,14 @@ class ImageDataset(Dataset):
     def __getitem__(self, position: int) -> PreparedImage:
         path = self.samples[position].image_path
         source = Source(None, None, None)
+        repairs: list[str] = []
         try:
             # the time first: if the file is replaced meanwhile, the difference will show
             mtime_ns = os.stat(path).st_mtime_ns if os.path.exists(path) else None
             data = read_image_file(path)
             # digested and decoded are the same bytes
             source = Source(len(data), mtime_ns, hashlib.sha256(data).hexdigest())
-            image = decode_image(data, self.vlm.max_side, transparency=self.vlm.transparency)
+            image = decode_image(data, self.vlm.max_side, transparency=self.vlm.transparency, repairs=repairs)
             pixel_values, grid = self.preprocessor(image)
         except UnreadableImage as error:
             return self._blank(source, error.reason)
@@ -91,7 +94,8 @@ class ImageDataset(Dataset):
             return PreparedImage(None, (0, 0, 0), 0, (0, 0), source, failure=f"{path}: {reason(error)}")
         except ValueError as error:
             return self._blank(source, f"refused by the image processor: {first_line(error)}")
-        return PreparedImage(pixel_values, grid, self._num_tokens(grid), image.size, source)
+        repair = repairs[0] if repairs else None
+        return PreparedImage(pixel_values, grid, self._num_tokens(grid), image.size, source, repair=repair)
 
     def _blank(self, source: Source, reason: str) -> PreparedImage:
         pixel_values, grid = self.preprocessor(Image.new("RGB", BLANK))

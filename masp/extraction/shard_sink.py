@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,12 @@ from masp.errors import DataError
 from masp.extraction.changes import BadImages
 from masp.extraction.image_stream import PreparedImage
 from masp.extraction.progress import Progress
+from masp.files.text import shown
+
+LOG = logging.getLogger(__name__)
+
+_NAMED = 3
+"""How many images of each kind of repair are named."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ class Writing:
         self._samples: Iterator[Sample] = iter(())
         self._left = 0
         self._copies: torch.cuda.Stream | None = None
+        self._repaired: dict[str, list[str]] = {}
 
     def __call__(self, encoded: Encoded) -> None:
         """Write a batch, and finish its shard if it is the last one of it.
@@ -65,6 +73,8 @@ class Writing:
                     f"the features of sample {sample.key} ({sample.image_path}) are not finite in "
                     f"{self.config.cache.dtype}; try cache.dtype=fp32 in a new cache.dir, or remove the image"
                 )
+            if image.repair is not None:
+                self._repaired.setdefault(image.repair, []).append(self._relative(sample.image_path))
             num_bytes += self._writer.add(
                 sample, stored, image_size=image.image_size, grid=image.grid, source=image.source
             )
@@ -73,6 +83,12 @@ class Writing:
             sidecar, self._writer = self._writer.finish(), None
             self.bad.add(len(sidecar.quarantined))
         self.progress.wrote(len(encoded.images), num_bytes)
+
+    def say_repairs(self) -> None:
+        """Say which images had to be repaired to be read, and how many."""
+        for kind, paths in sorted(self._repaired.items()):
+            named = ", ".join(shown(path) for path in paths[:_NAMED]) + (", ..." if len(paths) > _NAMED else "")
+            LOG.info("repaired on reading: %d images, each a %s: %s", len(paths), kind, named)
 
     def abandon(self) -> None:
         """Leave nothing of an unfinished shard behind."""

@@ -65,6 +65,8 @@ TESTED_ELSEWHERE = {
     "masp/cli/study.py": ("pipeline/test_study.py", '"study"'),
     "masp/cli/train.py": ("pipeline/test_resume.py", '"train"'),
     "masp/data/folder_layout.py": ("unit/data/test_datasets.py", "folder"),
+    "masp/data/image_files/memory.py": ("unit/data/test_images.py", "image_files.memory"),
+    "masp/data/image_files/repairs.py": ("unit/data/test_images.py", "image_files.repairs"),
     "masp/data/index_layout.py": ("unit/data/test_datasets.py", "train.json"),
     "masp/data/pixels.py": ("unit/data/test_images.py", "RGB"),
     "masp/data/sample.py": ("unit/data/test_datasets.py", "samples"),

@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import struct
+import subprocess
 import sys
 import zlib
 
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from masp.data import images, reading
+from masp.data.image_files import memory
+from masp.data.image_files.repairs import repair_of
 from masp.data.images import UnreadableImage, decode_image, image_size, limited_size, load_image
 from masp.errors import DataError
 
@@ -409,3 +412,324 @@ def test_no_file_stays_open(tmp_path):
     kept = [load_image(path) for _ in range(5)] + [image_size(path) for _ in range(5)]
     assert len(kept) == 10
     assert sys.platform != "linux" or len(os.listdir("/proc/self/fd")) == before
+
+
+NOISE = Image.fromarray(np.random.default_rng(7).integers(0, 256, (70, 90, 3), dtype=np.uint8))
+JPEGS = [{}, {"progressive": True}, {"restart_marker_blocks": 2}, {"subsampling": 0}]
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def with_chunk(png: bytes, new: bytes) -> bytes:
+    """A PNG with another chunk behind its header."""
+    return png[:33] + new + png[33:]
+
+
+def tiff(pixels: np.ndarray, photometric: int, *, bits: int | None = None, order: str = "<", kind: int = 1) -> bytes:
+    """An uncompressed gray TIFF with a byte order, a photometric interpretation and a sample format of one's choice."""
+    height, width = pixels.shape
+    bits = bits or pixels.dtype.itemsize * 8
+    data = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
+    values = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1)]
+    values += [(278, height), (279, len(data)), (339, kind)]
+    entries = b"".join(struct.pack(order + "HHII", tag, 4, 1, value) for tag, value in values)
+    start = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8 + len(data))
+    return start + data + struct.pack(order + "H", len(values)) + entries + b"\0" * 4
+
+
+def gray_of(data: bytes, **options) -> np.ndarray:
+    pixels = np.asarray(decode_image(data, **options)).astype(int)
+    assert (pixels == pixels[..., :1]).all()
+    return pixels[..., 0]
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(("kind", "full"), [(np.uint8, 255), (np.uint16, 65535), (np.float32, 1.0)])
+def test_a_tiff_may_call_zero_white(order, kind, full):
+    values = (RAMP * full).astype(kind)
+    sample_format = 3 if kind is np.float32 else 1
+    negative = gray_of(tiff(values, 0, order=order, kind=sample_format))
+    assert np.abs(negative - (1 - RAMP) * 255).max() <= 1
+    assert np.array_equal(negative, 255 - gray_of(tiff(values, 1, order=order, kind=sample_format)))
+
+
+def test_a_compressed_tiff_may_call_zero_white():
+    values = np.rint(RAMP * 65535).astype(np.uint16)
+    data = encoded(Image.fromarray(values), "TIFF", compression="tiff_lzw", tiffinfo={262: 0})
+    assert np.abs(gray_of(data) - (1 - RAMP) * 255).max() <= 1
+    bilevel = Image.fromarray(RAMP > 0.5)
+    for zero_is_white in ({}, {"tiffinfo": {262: 0}}):
+        assert gray_of(encoded(bilevel, "TIFF", **zero_is_white)).max() == 255
+
+
+def test_twelve_bits_are_scaled():
+    # two pixels in three bytes
+    row = b"".join(bytes((a >> 4, (a & 15) << 4 | b >> 8, b & 255)) for a, b in [(0, 1024), (2048, 4095)])
+    data = tiff(np.zeros((1, 4), np.uint16), 1, bits=12)
+    data = data[:8] + row + b"\0\0" + data[16:]
+    assert gray_of(data).tolist() == [[0, 64, 128, 255]]
+
+
+def test_dropped_transparency_leaves_white_is_zero_to_pillow():
+    data = tiff(np.rint(RAMP * 65535).astype(np.uint16), 0)
+    with Image.open(io.BytesIO(data)) as stored:
+        assert decode_image(data, transparency="drop").tobytes() == stored.convert("RGB").tobytes()
+
+
+def test_signed_sixteen_bits_are_stretched():
+    values = np.rint(RAMP * 60000 - 30000).astype(np.int16)
+    assert np.abs(gray_of(tiff(values, 1, kind=2)) - RAMP * 255).max() <= 1
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_a_transparent_gray_of_any_depth_becomes_white(depth):
+    full = 2**depth - 1
+    rows = [[0, full], [full // 2, 0]]
+    bits = ["".join(f"{value:0{depth}b}" for value in row) for row in rows]
+    packed = b"".join(
+        b"\0" + int(row.ljust(-(-len(row) // 8) * 8, "0"), 2).to_bytes(-(-len(row) // 8), "big") for row in bits
+    )
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, depth, 0, 0, 0, 0))
+    end = chunk(b"IDAT", zlib.compress(packed)) + chunk(b"IEND", b"")
+    plain = b"\x89PNG\r\n\x1a\n" + header + end
+    clear = b"\x89PNG\r\n\x1a\n" + header + chunk(b"tRNS", struct.pack(">H", 0)) + end
+    expected = gray_of(plain)
+    assert np.array_equal(
+        gray_of(clear, transparency="drop"), np.asarray(Image.open(io.BytesIO(plain)).convert("RGB"))[..., 0]
+    )
+    expected[expected == 0] = 255
+    assert np.array_equal(gray_of(clear), expected)
+    if full // 2:
+        clear = b"\x89PNG\r\n\x1a\n" + header + chunk(b"tRNS", struct.pack(">H", full // 2)) + end
+        assert gray_of(clear).tolist() == [[0, 255], [255, 0]]
+
+
+def test_a_transparent_color_of_sixteen_bits_is_compared_whole():
+    pixels = np.array([[[300, 2, 3], [301, 2, 3], [300, 2, 3]]], ">u2")
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 3, 1, 16, 2, 0, 0, 0))
+    key = chunk(b"tRNS", struct.pack(">HHH", 300, 2, 3))
+    body = chunk(b"IDAT", zlib.compress(b"\0" + pixels.tobytes())) + chunk(b"IEND", b"")
+    data = b"\x89PNG\r\n\x1a\n" + header + key + body
+    assert np.asarray(decode_image(data)).tolist() == [[[255] * 3, [1, 0, 0], [255] * 3]]
+    assert np.asarray(decode_image(data, transparency="drop")).tolist() == [[[1, 0, 0]] * 3]
+
+
+def metadata(kind: str) -> bytes:
+    """A chunk for which Pillow refuses a PNG."""
+    if kind == "profile":
+        return chunk(b"iCCP", b"p\0\0" + zlib.compress(b"x" * (3 << 20)))
+    if kind == "compressed text":
+        return chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * (3 << 20)))
+    if kind == "international text":
+        return chunk(b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(b"x" * (3 << 20)))
+    if kind == "long text":
+        return chunk(b"tEXt", b"Comment\0" + b"x" * (65 << 20))
+    if kind == "compression":
+        return chunk(b"iCCP", b"p\0\7abc")
+    if kind == "short":
+        return chunk(b"gAMA", b"\0")
+    name = {"checksum of text": b"tEXt", "checksum of EXIF": b"eXIf"}[kind]
+    return chunk(name, b"II*\0x")[:-1] + b"?"
+
+
+METADATA = ["profile", "compressed text", "international text", "long text", "compression", "short"]
+
+
+@pytest.mark.parametrize("kind", [*METADATA, "checksum of text", "checksum of EXIF"])
+def test_metadata_do_not_make_a_png_unreadable(tmp_path, kind):
+    data = with_chunk(encoded(NOISE), metadata(kind))
+    with pytest.raises((SyntaxError, ValueError, OSError)):
+        Image.open(io.BytesIO(data)).load()
+    repairs: list[str] = []
+    assert decode_image(data, repairs=repairs).tobytes() == NOISE.tobytes()
+    assert repairs == ["PNG with metadata that is damaged or too large"]
+    assert image_size(saved(tmp_path, data)) == load_image(tmp_path / "a.png").size == NOISE.size
+
+
+def test_a_repaired_png_keeps_its_orientation_and_its_transparency(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = NOISE.convert("P")
+    intact = encoded(image, exif=exif, transparency=3)
+    damaged = with_chunk(intact, metadata("profile"))
+    assert decode_image(damaged).tobytes() == decode_image(intact).tobytes()
+    assert image_size(saved(tmp_path, damaged)) == decode_image(intact).size == (70, 90)
+
+
+def test_a_repaired_png_is_still_checked(tmp_path):
+    path = saved(tmp_path, with_chunk(_bomb(20_000, 20_000), metadata("compressed text")))
+    assert reason_of(path).startswith("too large")
+    truncated = with_chunk(encoded(NOISE), metadata("compressed text"))[:-5000]
+    assert reason_of(saved(tmp_path, truncated)).startswith("damaged")
+
+
+@pytest.mark.parametrize("options", JPEGS)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize(
+    "tail", [b"", b"\xff", b"\0" * 100, b"\xff\0\0\0"], ids=["none", "half", "zeros", "half, zeros"]
+)
+def test_a_jpeg_may_lack_its_end_marker(mode, options, tail):
+    data = encoded(NOISE.convert(mode), "JPEG", quality=90, **options)
+    repairs: list[str] = []
+    assert decode_image(data[:-2] + tail, repairs=repairs).tobytes() == decode_image(data).tobytes()
+    try:
+        Image.open(io.BytesIO(data[:-2] + tail)).load()
+    except OSError:
+        assert repairs == ["JPEG without its end marker"]
+    else:  # Pillow takes some: zeros end a scan like any other data
+        assert repairs == []
+
+
+@pytest.mark.parametrize("options", JPEGS)
+@pytest.mark.parametrize("missing", [4, 6, 20, 200, 1500])
+def test_a_jpeg_that_lacks_pixels_is_damaged(options, missing):
+    data = encoded(NOISE, "JPEG", quality=90, **options)
+    with pytest.raises(UnreadableImage, match="damaged: image file is truncated"):
+        decode_image(data[:-missing])
+
+
+def test_a_progressive_jpeg_that_lacks_scans_is_damaged():
+    data = encoded(NOISE, "JPEG", progressive=True)
+    scans = [i for i in range(len(data)) if data[i : i + 2] == b"\xff\xda"]
+    for position in scans[1:]:
+        with pytest.raises(UnreadableImage, match="damaged"):
+            decode_image(data[:position])
+
+
+def test_intact_images_are_not_repaired():
+    for format in ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "MPO"):
+        repairs: list[str] = []
+        decode_image(encoded(NOISE, format), repairs=repairs)
+        assert repairs == []
+    assert repair_of(encoded(NOISE, "GIF")) is None
+    assert repair_of(encoded(NOISE, "JPEG")) is None
+
+
+def test_a_cut_second_picture_of_an_mpo_does_not_matter():
+    data = encoded(NOISE, "MPO", save_all=True, append_images=[NOISE])
+    assert decode_image(data[:-100]).tobytes() == decode_image(data).tobytes()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P", "L", "CMYK", "LAB", "I;16", "F", "I", "1"])
+def test_strips_give_the_same_pixels(monkeypatch, mode):
+    image = transparent("RGB").convert(mode) if mode in ("LAB", "F", "I") else transparent(mode)
+    whole = images.to_rgb(image).tobytes()
+    monkeypatch.setattr("masp.data.pixels._STRIP_PIXELS", 50)
+    assert images.to_rgb(image).tobytes() == whole
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "ICO", "TIFF", "GIF"])
+def test_transparent_parts_of_every_format_become_white(format):
+    rgba = np.zeros((16, 16, 4), np.uint8)
+    rgba[:, 8:] = (10, 20, 250, 255)
+    options = {"lossless": True} if format == "WEBP" else {"sizes": [(16, 16)]} if format == "ICO" else {}
+    rgb = np.asarray(decode_image(encoded(Image.fromarray(rgba), format, **options)))
+    assert (rgb[:, :8] == 255).all()
+    assert np.abs(rgb[:, 8:].astype(int) - (10, 20, 250)).max() <= 8
+
+
+def test_memory_is_limited_in_bytes(tmp_path):
+    """A header says how much memory an image takes; more is refused without decoding it."""
+
+    def header(width: int, height: int, depth: int, kind: int) -> bytes:
+        png = bytearray(_bomb(width, height))
+        png[16:29] = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+        png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))
+        return bytes(png)
+
+    for depth, kind, largest in ((8, 2, 13_377), (8, 0, 13_377), (16, 0, 13_300), (8, 6, 11_580), (8, 4, 11_580)):
+        assert image_size(saved(tmp_path, header(largest, largest, depth, kind))) == (largest, largest)
+    for depth, kind in ((8, 6), (16, 6), (8, 4), (16, 4)):
+        path = saved(tmp_path, header(11_600, 11_600, depth, kind))
+        assert reason_of(path).startswith("too large: decoding 11600x11600 pixels of this kind (PNG, ")
+        with pytest.raises(UnreadableImage, match="at most 1024 MiB are used"):
+            image_size(path)
+
+
+def test_memory_of_a_progressive_jpeg_counts_its_coefficients():
+    with Image.open(io.BytesIO(encoded(NOISE, "JPEG"))) as plain:
+        sequential = memory.decoding_bytes(plain, 0, turned=False)
+    for subsampling, per_pixel in ((0, 6), (2, 3)):
+        data = encoded(NOISE, "JPEG", progressive=True, subsampling=subsampling)
+        with Image.open(io.BytesIO(data)) as progressive:
+            assert memory.decoding_bytes(progressive, 0, turned=False) == sequential + per_pixel * 90 * 70
+
+
+def test_a_large_image_inside_an_icon_is_refused(tmp_path):
+    inner = _bomb(13_000, 13_000)
+    entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(inner), 22)
+    path = saved(tmp_path, struct.pack("<HHH", 0, 1, 1) + entry + inner)
+    assert reason_of(path).startswith("too large: this icon holds 13000x13000 pixels")
+
+
+def test_a_tiff_with_millions_of_strips_is_refused(tmp_path):
+    data = bytearray(tiff(np.zeros((4, 4), np.uint8), 1))
+    position = data.index(struct.pack("<HHI", 273, 4, 1))
+    data[position + 4 : position + 8] = struct.pack("<I", 50_000_000)
+    assert reason_of(saved(tmp_path, bytes(data))).startswith("too large: field 273 of this TIFF has 50000000 values")
+
+
+def test_a_tiff_with_an_absurd_tile_is_refused(tmp_path):
+    tags = {322: 30_000, 323: 30_000, 324: 8, 325: 16}
+    data = encoded(NOISE, "TIFF", compression="tiff_lzw")
+    with Image.open(io.BytesIO(data)) as image:
+        image.tag_v2.update(tags)
+        assert memory.decoding_bytes(image, 0, turned=False) > memory.MAX_BYTES
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "I;16", "F"])
+def test_decoding_takes_as_little_memory_as_it_says(tmp_path, kind):
+    """In a process of its own, whose largest size is measured."""
+    _measure(tmp_path, kind, 4000)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["RGBA", "P", "I;16", "F", "CMYK", "WEBP", "JPEG2000", "progressive", "turned"])
+def test_decoding_large_images_takes_less_than_a_gigabyte(tmp_path, kind):
+    _measure(tmp_path, kind, 7000)
+
+
+_PROGRAM = """
+import resource, sys
+from masp.data import images
+from masp.data.image_files.memory import MAX_BYTES
+from PIL import ImageCms
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+try:
+    images.load_image(sys.argv[1], 1024)
+except images.UnreadableImage as error:
+    assert error.reason.startswith("too large: decoding"), error
+print(peak() - before)
+"""
+
+
+def _measure(tmp_path, kind: str, side: int) -> None:
+    ramp = Image.linear_gradient("L").resize((side, side))
+    path = tmp_path / "large.png"
+    if kind == "I;16":
+        Image.fromarray(np.asarray(ramp).astype(np.uint16) * 257).save(path, compress_level=1)
+    elif kind == "F":
+        ramp.convert("F").save(path, "TIFF")
+    elif kind == "CMYK":
+        ramp.convert("CMYK").save(path, "TIFF", compression="tiff_lzw")
+    elif kind in ("WEBP", "JPEG2000"):
+        ramp.convert("RGB").save(path, kind)
+    elif kind == "progressive":
+        ramp.convert("RGB").save(path, "JPEG", progressive=True, subsampling=0)
+    elif kind == "turned":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        ramp.convert("RGB").save(path, "JPEG", exif=exif)
+    else:
+        ramp.convert(kind).save(path, compress_level=1)
+    with Image.open(path) as image:
+        limit = memory.decoding_bytes(image, path.stat().st_size, turned=kind == "turned")
+    done = subprocess.run([sys.executable, "-c", _PROGRAM, path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    # besides the image: strips in the making, libraries that are loaded on the way
+    assert int(done.stdout) < min(limit, memory.MAX_BYTES) + 150 * 2**20
