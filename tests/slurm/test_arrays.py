@@ -19,6 +19,8 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 NUM_TASKS = 3
 SETTINGS = ["cache.num_shards=12", "extract.batch_tokens=16", "evaluate.batch_size=1"]
+LARGE = ["vlm.min_pixels=602112", "vlm.max_pixels=602112", "evaluate.source=live"]
+"""Slurm checks time limits every 30 s; with so many tokens per image, a task takes longer than that."""
 UNTRAINED = ["checkpoint.aspect=none", "checkpoint.soft_prompt=none"]
 CLUSTER = [
     f"cluster.extract.num_tasks={NUM_TASKS}",
@@ -39,8 +41,17 @@ def config(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(config) -> Path:
     """Directory of a cache and an evaluation that one process made."""
-    directory = config.parent / "undisturbed"
-    settings = load_config(config, outputs(directory))
+    return made(config, config.parent / "undisturbed")
+
+
+@pytest.fixture(scope="module")
+def undisturbed_large(config) -> Path:
+    """The same with more tokens per image, which evaluation encodes too."""
+    return made(config, config.parent / "large", *LARGE)
+
+
+def made(config: Path, directory: Path, *more: str) -> Path:
+    settings = load_config(config, [*outputs(directory), *more])
     extract(settings)
     evaluate(settings)
     return directory
@@ -136,12 +147,13 @@ DISTURBANCES = [
 @pytest.mark.full
 @pytest.mark.parametrize(("tasks", "how", "apart_s"), DISTURBANCES)
 @pytest.mark.parametrize("part", ["extract", "evaluate"])
-def test_only_the_tasks_that_are_stopped_start_again(part, tasks, how, apart_s, site, config, undisturbed, tmp_path):
+def test_only_the_tasks_that_are_stopped_start_again(part, tasks, how, apart_s, site, config, request, tmp_path):
+    undisturbed = request.getfixturevalue("undisturbed_large" if how is reach_limit else "undisturbed")
     settings, delay = outputs(tmp_path), []
     if part == "evaluate":
         settings = [f"output_dir={tmp_path / 'run'}", f"cache.dir={undisturbed / 'cache'}", *SETTINGS, *UNTRAINED]
     if how is reach_limit:
-        delay = ["cluster.signal_delay_s=55"]
+        settings, delay = [*settings, *LARGE], ["cluster.signal_delay_s=55"]
     directory, jobs = site.submitted(part, "--config", config, *settings, *CLUSTER, *delay)
     disturb(site, directory, jobs[part], tasks, how, apart_s)
     if part == "extract":
