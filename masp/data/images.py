@@ -14,7 +14,7 @@ from typing import IO
 from PIL import Image, TiffImagePlugin
 
 from masp.config.schema import Transparency
-from masp.data.image_files.memory import MAX_BYTES, decoding_bytes, fault_before_opening
+from masp.data.image_files.memory import MAX_BYTES, MAX_METADATA_BYTES, decoding_bytes, fault_before_opening
 from masp.data.image_files.repairs import Repair, repair_of
 from masp.data.pixels import (
     SIDES_SWAPPED,
@@ -144,15 +144,24 @@ def decode_image(
     """
     with _quiet():
         try:
-            return _decoded(data, max_side, max_aspect_ratio, transparency)
+            return _decoded(_lean(data), len(data), max_side, max_aspect_ratio, transparency)
         except _Damaged:
             repair = repair_of(data)
             if repair is None or not _is_complete(repair):
                 raise
-        image = _decoded(repair.data, max_side, max_aspect_ratio, transparency)
+        num_bytes = len(data) + len(repair.data)
+        image = _decoded(repair.data, num_bytes, max_side, max_aspect_ratio, transparency)
     if repairs is not None:
         repairs.append(repair.what)
     return image
+
+
+def _lean(data: bytes) -> bytes:
+    """The file itself; a PNG of an unusual size without its metadata, of which Pillow would make copies."""
+    if len(data) <= MAX_METADATA_BYTES or not data.startswith(b"\x89PNG"):
+        return data
+    repair = repair_of(data)
+    return data if repair is None else repair.data
 
 
 def _is_complete(repair: Repair) -> bool:
@@ -189,10 +198,10 @@ def _load(stored: Image.Image) -> None:
 
 
 def _decoded(
-    data: bytes, max_side: int | None, max_aspect_ratio: float | None, transparency: Transparency
+    data: bytes, num_bytes: int, max_side: int | None, max_aspect_ratio: float | None, transparency: Transparency
 ) -> Image.Image:
     stored = _opened(io.BytesIO(data))
-    _check_size(stored, len(data), max_aspect_ratio, max_side)
+    _check_size(stored, num_bytes, max_aspect_ratio, max_side)
     key = sixteen_bit_key(stored) if transparency == "white" else None
     scale_gray_key(stored)
     _load(stored)

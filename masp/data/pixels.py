@@ -38,7 +38,7 @@ SIDES_SWAPPED = (5, 6, 7, 8)
 
 _WHITE = (255, 255, 255, 255)
 # Larger images are converted in strips of about this size.
-_STRIP_PIXELS = 2**22
+_STRIP_PIXELS = 2**20
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 _T = TypeVar("_T")
 

@@ -5,8 +5,8 @@ from typing import IO
 
 from PIL import Image, TiffImagePlugin
 
-MAX_BYTES = 2**30
-"""Limit on what `decoding_bytes` returns."""
+MAX_BYTES = 896 * 2**20
+"""Limit on what `decoding_bytes` returns. With the libraries, and strips in the making, that is less than 1 GiB."""
 
 # What Pillow keeps per pixel; for every mode that is not named, four bytes.
 _STORED = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
@@ -18,6 +18,8 @@ _PLAIN_TYPES = (1, 2, 7)
 _ORIENTATION = 274
 MAX_TIFF_VALUES = 2**20
 """Values in one field of a TIFF. Those with one value per strip or tile have the most; no valid image needs more."""
+MAX_METADATA_BYTES = 2**26
+"""Bytes of one piece of metadata, of which Pillow makes copies."""
 
 
 def decoding_bytes(image: Image.Image, num_file_bytes: int, turned: bool) -> int:
@@ -140,6 +142,7 @@ def _fault_of_tiff(file: IO[bytes], start: bytes, order: str) -> str | None:
     entries = file.read(min(num_entries, 2**16) * struct.calcsize(entry_form))
     entries = entries[: len(entries) // struct.calcsize(entry_form) * struct.calcsize(entry_form)]
     for field, kind, count, _ in struct.iter_unpack(entry_form, entries):
-        if kind not in _PLAIN_TYPES and count > MAX_TIFF_VALUES:
-            return f"field {field} of this TIFF has {count} values, at most {MAX_TIFF_VALUES} are read"
+        limit = MAX_METADATA_BYTES if kind in _PLAIN_TYPES else MAX_TIFF_VALUES
+        if count > limit:
+            return f"field {field} of this TIFF has {count} values, at most {limit} are read"
     return None

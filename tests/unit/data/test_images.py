@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from masp.data import images, reading
 from masp.data.image_files import memory
@@ -526,7 +526,7 @@ def metadata(kind: str) -> bytes:
     if kind == "international text":
         return chunk(b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(b"x" * (3 << 20)))
     if kind == "long text":
-        return chunk(b"tEXt", b"Comment\0" + b"x" * (65 << 20))
+        return chunk(b"tEXt", b"Comment\0" + b"x" * 2000)
     if kind == "compression":
         return chunk(b"iCCP", b"p\0\7abc")
     if kind == "short":
@@ -539,7 +539,8 @@ METADATA = ["profile", "compressed text", "international text", "long text", "co
 
 
 @pytest.mark.parametrize("kind", [*METADATA, "checksum of text", "checksum of EXIF"])
-def test_metadata_do_not_make_a_png_unreadable(tmp_path, kind):
+def test_metadata_do_not_make_a_png_unreadable(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(PngImagePlugin, "MAX_TEXT_MEMORY", 1000)  # Pillow's own limit is 64 MiB
     data = with_chunk(encoded(NOISE), metadata(kind))
     with pytest.raises((SyntaxError, ValueError, OSError)):
         Image.open(io.BytesIO(data)).load()
@@ -640,12 +641,12 @@ def test_memory_is_limited_in_bytes(tmp_path):
         png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))
         return bytes(png)
 
-    for depth, kind, largest in ((8, 2, 13_377), (8, 0, 13_377), (16, 0, 13_300), (8, 6, 11_580), (8, 4, 11_580)):
+    for depth, kind, largest in ((8, 2, 13_377), (8, 0, 13_377), (16, 0, 12_500), (8, 6, 10_830), (8, 4, 10_830)):
         assert image_size(saved(tmp_path, header(largest, largest, depth, kind))) == (largest, largest)
     for depth, kind in ((8, 6), (16, 6), (8, 4), (16, 4)):
-        path = saved(tmp_path, header(11_600, 11_600, depth, kind))
-        assert reason_of(path).startswith("too large: decoding 11600x11600 pixels of this kind (PNG, ")
-        with pytest.raises(UnreadableImage, match="at most 1024 MiB are used"):
+        path = saved(tmp_path, header(10_850, 10_850, depth, kind))
+        assert reason_of(path).startswith("too large: decoding 10850x10850 pixels of this kind (PNG, ")
+        with pytest.raises(UnreadableImage, match="at most 896 MiB are used"):
             image_size(path)
 
 
@@ -680,10 +681,9 @@ def test_a_tiff_with_an_absurd_tile_is_refused(tmp_path):
         assert memory.decoding_bytes(image, 0, turned=False) > memory.MAX_BYTES
 
 
-@pytest.mark.parametrize("kind", ["RGBA", "I;16", "F"])
-def test_decoding_takes_as_little_memory_as_it_says(tmp_path, kind):
+def test_decoding_takes_as_little_memory_as_it_says(tmp_path):
     """In a process of its own, whose largest size is measured."""
-    _measure(tmp_path, kind, 4000)
+    _measure(tmp_path, "I;16", 4000)
 
 
 @pytest.mark.full

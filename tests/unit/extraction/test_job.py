@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from masp.cache import writer
 from masp.cache.layout import LAYOUT
@@ -425,3 +426,37 @@ def test_a_second_extraction_is_refused_and_sigterm_to_the_whole_group_stops_cle
 def test_task_numbers_are_checked(data, vlm, tmp_path):
     with pytest.raises(InputError, match="--task-index 2"):
         extract(make_config(data, vlm, tmp_path / "c"), num_tasks=2, task_index=2)
+
+
+def is_read_by_pillow(path):
+    """Some files without an end marker are."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except OSError:
+        return False
+    return True
+
+
+def test_repaired_images_are_counted_and_named(data, vlm, plain, tmp_path, caplog):
+    """They give the features of the intact file, and nothing is said of a dataset without any."""
+    damaged = tmp_path / "data"
+    shutil.copytree(data, damaged)
+    jpegs = sorted(damaged.glob("train/*/train.*.jpg"))[1:6]
+    for jpeg in jpegs:
+        jpeg.write_bytes(jpeg.read_bytes().removesuffix(b"\xff\xd9"))
+    refused = [jpeg for jpeg in jpegs if not is_read_by_pillow(jpeg)]
+    assert len(refused) > 3
+    caplog.set_level("INFO")
+    repaired = open_cache(extract(make_config(damaged, vlm, tmp_path / "c", "extract.num_workers=2")))
+    said = [record.getMessage() for record in caplog.records if "repaired on reading" in record.getMessage()]
+    assert len(said) == 1 and said[0].startswith(
+        f"repaired on reading: {len(refused)} images, each a JPEG without its end marker: 'train/anger/"
+    )
+    intact = open_cache(plain)
+    assert len(repaired) == len(intact)
+    for row in range(len(intact)):
+        torch.testing.assert_close(repaired.read(row).features, intact.read(row).features, rtol=0, atol=0)
+    caplog.clear()
+    extract(make_config(data, vlm, tmp_path / "whole"))
+    assert "repaired" not in caplog.text
