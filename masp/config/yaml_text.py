@@ -35,13 +35,23 @@ _RESOLVERS = (
 
 # The configuration is three levels deep; an alias that contains itself is endlessly deep.
 _MAX_DEPTH = 16
-# A few aliases of aliases stand for billions of values.
-_MAX_VALUES = 100_000
-_MAX_FILE_BYTES = 1 << 20
+# A few aliases of aliases stand for billions of values; PyYAML itself takes a second for ten thousand without any.
+_MAX_VALUES = 20_000
+MAX_FILE_BYTES = 1 << 20
+"""Size limit of a file."""
+_TOO_MANY = f"more than {_MAX_VALUES} values, aliases counted as often as they are used"
 
 
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - declared so by PyYAML
+    num_nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Count the nodes on the way: the rest of a file of too many is not looked at."""
+        self.num_nodes += 1
+        if self.num_nodes > _MAX_VALUES:
+            raise yaml.composer.ComposerError(None, None, _TOO_MANY, self.peek_event().start_mark)
+        return super().compose_node(parent, index)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -78,7 +88,7 @@ def read_yaml(path: str | Path, key: str = "") -> tuple[dict[str, Any], dict[str
             `parse_yaml`.
     """
     source = f"{key}: {path}" if key else str(path)
-    content = read_bytes(Path(path), max_bytes=_MAX_FILE_BYTES, key=key)
+    content = read_bytes(Path(path), max_bytes=MAX_FILE_BYTES, key=key)
     if content is None:
         raise InputError(f"{source} does not exist")
     try:
@@ -144,7 +154,7 @@ class _Document:
     def construct(self, node: yaml.Node, name: str, depth: int) -> Any:
         self.num_values += 1
         if self.num_values > _MAX_VALUES:
-            raise self._error(node, f"more than {_MAX_VALUES} values, aliases counted as often as they are used")
+            raise self._error(node, _TOO_MANY)
         if depth > _MAX_DEPTH:
             raise self._error(node, f"{shown(name)} is nested too deeply")
         if isinstance(node, yaml.CollectionNode) and node.tag not in (_MAP, _SEQ):

@@ -20,7 +20,7 @@ import numpy as np
 
 from masp.errors import DataError, FilesInUse, InputError, MaspError
 from masp.files.regular import file_size
-from masp.files.text import all_lines, first_line, reason, shortened, shown
+from masp.files.text import all_lines, reason, shortened, shown
 
 MAX_BYTES = 64 << 30
 """Default size limit of a file: the attention maps of a million images."""
@@ -247,7 +247,7 @@ def naming_damage(path: Path, remedy: str = "") -> Iterator[None]:
     except (MaspError, MemoryError):
         raise
     except BlockingIOError as error:  # HDF5 locks a file that it writes
-        raise FilesInUse(f"{path} is being written by another process: {first_line(error)}") from None
+        raise FilesInUse(f"{path} is being written by another process: {reason(error)}") from None
     except PermissionError as error:
         raise InputError(f"{path} cannot be read: {reason(error)}") from None
     except Exception as error:  # h5py raises nearly anything: OSError, KeyError, RuntimeError, TypeError …

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from masp.config.schema import Transparency
-from masp.config.yaml_text import parse_yaml
+from masp.config.yaml_text import MAX_FILE_BYTES, parse_yaml
 from masp.errors import InputError
-from masp.files.regular import is_file
+from masp.files.regular import is_file, read_bytes
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def find_config(*directories: Path) -> RunConfig:
     path = next((d / "config.yaml" for d in directories if is_file(d / "config.yaml")), None)
     if path is None:
         return RunConfig()
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = (read_bytes(path, max_bytes=MAX_FILE_BYTES) or b"").decode(errors="replace")
     try:
         tree, _ = parse_yaml(text, str(path))
     except InputError:  # shown as it is

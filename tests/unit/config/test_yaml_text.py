@@ -1,7 +1,10 @@
 """YAML without the surprises of YAML 1.1: what any text gives, and what is written is read back."""
 
 import contextlib
+import itertools
+import time
 
+import pytest
 import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -50,3 +53,42 @@ def test_text_that_looks_like_something_else_stays_text_for_every_reader(text):
     written = dump_yaml({"a": text})
     assert parse_yaml(written, "text")[0] == {"a": text}
     assert yaml.safe_load(written) == {"a": text}
+
+
+def aliases_of_aliases(form, first="[x, x, x, x, x, x, x, x, x]"):
+    """A few hundred bytes that mean 9 ** 10 values."""
+    names = "abcdefghij"
+    lines = [f"{name}: &{name} {form(f'*{before}')}" for before, name in itertools.pairwise(names)]
+    return "\n".join([f"a: &a {first}", *lines])
+
+
+BOMBS = {
+    "lists of lists": aliases_of_aliases(lambda name: f"[{', '.join([name] * 9)}]"),
+    "maps of maps": aliases_of_aliases(lambda name: "{" + ", ".join(f"k{i}: {name}" for i in range(9)) + "}"),
+    "merged maps": aliases_of_aliases(lambda name: f"{{<<: [{', '.join([name] * 9)}], b: {name}}}", "{p: 1}"),
+    "a list in itself": "a: &a [*a, *a]",
+    "a map in itself": "&a {b: *a}",
+    "a map as its own key": "&a {*a : 1}",
+    "lists in lists": "[" * 100_000,
+    "maps in maps": "{a: " * 100_000,
+    "items in items": "- " * 100_000,
+    "keys in keys": "? " * 100_000,
+    "many items": "[" + "a, " * 300_000,
+    "many documents": "---\n" * 200_000,
+    "many aliases": "a: &a x\nb: [" + "*a, " * 250_000,
+    "an integer of a million digits": f"a: {'9' * 1_000_000}",
+    "a program": "!!python/object/apply:os.system [ls]",
+    "an object as a key": "!!python/name:os.system x: 1",
+    "a set": "a: !!set {b, c}",
+    "a key given twice": "a: {b: 1, b: 2}",
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_text_that_means_too_much_is_one_line_in_a_moment(name):
+    before = time.process_time()
+    with pytest.raises(InputError, match=r"^text[^\n]{1,300}$"):
+        parse_yaml(BOMBS[name], "text")
+    assert time.process_time() - before < 5
+    if len(BOMBS[name]) < 1_000:
+        assert time.process_time() - before < 1
