@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections import deque
 from collections.abc import Sequence
@@ -16,9 +17,12 @@ from launch.submit import submit
 from launch.watch import watch
 from masp.config import load_config
 from masp.errors import InputError
-from masp.files.regular import exists, is_file
-from masp.files.text import first_line, reason
-from masp.runtime.log import say_error
+from masp.files.regular import exists, opened
+from masp.files.text import first_line
+from masp.runtime.log import say, say_error
+
+_MAX_LINE = 1 << 16
+"""Characters of a log's line; a longer one is printed as several."""
 
 
 def enter(run: str) -> Path:
@@ -86,15 +90,14 @@ def logs(run: str, part: str | None, rank: int | None, num_lines: int) -> int:
 
 
 def _print_log(path: Path, num_lines: int) -> None:
-    if not is_file(path):  # a FIFO could be read for ever
-        raise InputError(f"{path} cannot be read: not a regular file")
-    try:
-        file = open(path, encoding="utf-8", errors="replace")  # noqa: SIM115 - closed below; printing fails otherwise
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {reason(error)}") from None
-    with file:
-        for line in deque(file, num_lines) if num_lines else file:
-            print(line, end="" if line.endswith("\n") else "\n")
+    """Print the last lines of a log, 0 for all: what a terminal would take for commands is escaped."""
+    with opened(path) as file:
+        if file is None:
+            raise InputError(f"{path} cannot be read: No such file or directory")
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="replace")  # a return ends a line too: progress bars
+        lines = iter(lambda: text.readline(_MAX_LINE), "")
+        for line in deque(lines, num_lines) if num_lines else lines:
+            say(line.removesuffix("\n").expandtabs())
 
 
 def _logs_of(found: Overview, part: str | None) -> dict[PartName, list[Path]]:

@@ -23,7 +23,7 @@ from masp.errors import DataError, FilesInUse, InputError, MaspError, OtherRankF
 from masp.files import typed
 from masp.files.atomic import write_all, write_bytes
 from masp.files.locks import try_lock
-from masp.files.regular import is_directory
+from masp.files.regular import is_directory, open_descriptor
 from masp.files.text import reason, shortened
 from masp.files.typed import decode, plain
 
@@ -222,7 +222,7 @@ class RunLock:
         if self._descriptor is not None or not is_directory(self.path.parent, key="output_dir"):
             return
         try:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = open_descriptor(self.path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise self._not_written(error) from None
         try:

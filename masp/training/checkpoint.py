@@ -20,7 +20,7 @@ from torch import Tensor
 
 from masp.errors import DataError, InputError
 from masp.files.atomic import fsync_directory, replacing, write_bytes
-from masp.files.regular import read_bytes
+from masp.files.regular import is_file, read_bytes
 from masp.files.sealed import digest_file, read_sealed, sealed
 from masp.files.text import reason
 from masp.files.typed import Json
@@ -172,7 +172,7 @@ def _to_json(checkpoint: Checkpoint, digest: str) -> dict[str, Any]:
 
 def _holds(path: Path, digest: str) -> bool:
     """Whether a checkpoint is there with tensors of this digest."""
-    return (path / TENSORS).is_file() and digest_file(path / TENSORS) == digest
+    return is_file(path / TENSORS) and digest_file(path / TENSORS) == digest
 
 
 def _remove(path: Path) -> None:
