@@ -30,7 +30,7 @@ from launch.submission.state import DRIVER_LOCK, DriverStatus, PartStatus, read_
 from masp.config import load_config
 from masp.errors import InputError, MaspError, StoppedEarly
 from masp.files.locks import holding, is_held
-from masp.runtime.log import say_error
+from masp.runtime.log import say_error, show
 from masp.runtime.log import setup as set_up_logging
 from masp.runtime.run_directory import RunState, write_status
 from masp.runtime.stop import StopFlag
@@ -139,7 +139,7 @@ def drive(directory: Path) -> None:
         with StopFlag() as stop:
             for part in parts:
                 board.begin(part.name)
-                print(f"{part.name}: starting {len(part.jobs)} x {part.tasks_per_node} processes", flush=True)
+                show(f"{part.name}: starting {len(part.jobs)} x {part.tasks_per_node} processes")
                 try:
                     _run(part, directory, cluster.signal_delay_s, stop, partial(board.note, part.name))
                 except MaspError as error:

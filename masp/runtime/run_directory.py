@@ -84,14 +84,14 @@ def write_status(
         directory: Run directory.
         state: What became of the run so far.
         exit_code: Exit code of the process; None while it is running.
-        message: One line for a person.
+        message: For a person; kept as one line of printable characters, since it may name files.
         kind: `Status`, or the subclass of it that `read_status` is to return.
         more: Further fields of `kind`, such as `step`.
 
     Raises:
         OSError: The file cannot be written.
     """
-    status = kind(RunState(state), exit_code, message, time.time(), socket.gethostname(), os.getpid(), **more)
+    status = kind(RunState(state), exit_code, one_line(message), time.time(), socket.gethostname(), os.getpid(), **more)
     fields = {"state": status.state, "exit_code": exit_code, **plain(status, omit_none=True)}  # null, not left out
     write_bytes(directory / STATUS_FILE, json.dumps(fields, indent=1).encode())
 

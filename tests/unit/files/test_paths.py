@@ -1,4 +1,4 @@
-"""In place of a file there may be a FIFO, which waits for a writer, or a device, which never ends: one line, at once."""
+"""In place of a file there may be a FIFO, which waits for a writer, or an endless device: one line, at once."""
 
 import ast
 import contextlib
