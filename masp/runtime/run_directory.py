@@ -91,9 +91,16 @@ def write_status(
     Raises:
         OSError: The file cannot be written.
     """
-    status = kind(RunState(state), exit_code, one_line(message), time.time(), socket.gethostname(), os.getpid(), **more)
+    status = kind(
+        RunState(state), exit_code, _printable(message), time.time(), socket.gethostname(), os.getpid(), **more
+    )
     fields = {"state": status.state, "exit_code": exit_code, **plain(status, omit_none=True)}  # null, not left out
     write_bytes(directory / STATUS_FILE, json.dumps(fields, indent=1).encode())
+
+
+def _printable(message: str) -> str:
+    """A message on one line, escaped; bytes of a file name that are not UTF-8 stay, which JSON escapes itself."""
+    return "".join(c if "\ud800" <= c <= "\udfff" else one_line(c) for c in message)
 
 
 @overload

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from masp.artifacts.store import check_header
 from masp.errors import DataError, InputError
 from masp.files.atomic import fsync_directory, replacing, write_bytes
 from masp.files.regular import is_file, read_bytes
@@ -245,6 +246,7 @@ def _load(directory: Path, name: str, identity: dict[str, Any]) -> Checkpoint:
     try:
         if digest_file(tensors) != meta.tensors:
             raise DataError(f"{tensors} is damaged: its digest is not the one in {META}; {remedy}")
+        check_header(tensors)
         validation = None if meta.validation == ValidationState() else meta.validation
         return Checkpoint(meta.step, identity, load_file(tensors), meta.engine, validation)
     except (OSError, SafetensorError) as error:

@@ -223,6 +223,7 @@ KNOWN = {
     "launch/submission/local_driver.py: open",  # a log in a directory that it has made itself
     "masp/demo/world/write_dataset.py: read_bytes",  # images that it has written itself
     "masp/files/atomic.py: open",  # a temporary file of its own, and directories
+    "launch/job/pickles.py: open",  # a new file
     "masp/cli/ending.py: open",  # the null device
 }
 
