@@ -10,6 +10,7 @@ from launch.job.parts import COMMANDS
 from masp.cli.ending import exit_code
 from masp.cli.parser import Parser
 from masp.cli.settings import add_settings, parse_arguments, setting_names
+from masp.runtime.log import show
 
 DESCRIPTION = """\
 Submit the commands of `masp` to a cluster: the same configuration, the same settings, the same results.
@@ -117,6 +118,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = parse_arguments(build_parser(), argv, _names)
     # what was submitted does not depend on this process
-    return exit_code(
-        lambda: run(arguments), lambda: print("\ninterrupted: what was submitted goes on", file=sys.stderr)
-    )
+    return exit_code(lambda: run(arguments), lambda: show("", "interrupted: what was submitted goes on", to=sys.stderr))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections import deque
 from collections.abc import Sequence
@@ -16,9 +17,12 @@ from launch.submit import submit
 from launch.watch import watch
 from masp.config import load_config
 from masp.errors import InputError
-from masp.files.regular import exists, is_file
-from masp.files.text import first_line, reason
-from masp.runtime.log import say_error
+from masp.files.regular import exists, opened
+from masp.files.text import first_line
+from masp.runtime.log import say_error, show
+
+_MAX_LINE = 1 << 16
+"""Characters of a log's line; a longer one is printed as several."""
 
 
 def enter(run: str) -> Path:
@@ -47,8 +51,8 @@ def status(run: str, wait: bool = False) -> int:
         found = watch(directory)
     else:
         found = overview(directory)
-        print(f"{found.state}: {directory}")
-        print("\n".join(table(found.parts)))
+        show(f"{found.state}: {directory}")
+        show(*table(found.parts))
     for problem in found.problems:
         say_error(problem)
     return 0 if found.is_open or found.state == State.FINISHED else 1
@@ -80,21 +84,20 @@ def logs(run: str, part: str | None, rank: int | None, num_lines: int) -> int:
         raise InputError(f"--rank {rank}: {name} has logs of {len(chosen)} processes, 0 to {len(chosen) - 1}")
     for path in chosen if rank is None else [chosen[rank]]:
         if rank is None:
-            print(f"==> {path} <==")
+            show(f"==> {path} <==")
         _print_log(path, num_lines)
     return 0
 
 
 def _print_log(path: Path, num_lines: int) -> None:
-    if not is_file(path):  # a FIFO could be read for ever
-        raise InputError(f"{path} cannot be read: not a regular file")
-    try:
-        file = open(path, encoding="utf-8", errors="replace")  # noqa: SIM115 - closed below; printing fails otherwise
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {reason(error)}") from None
-    with file:
-        for line in deque(file, num_lines) if num_lines else file:
-            print(line, end="" if line.endswith("\n") else "\n")
+    """Print the last lines of a log, 0 for all: what a terminal would take for commands is escaped."""
+    with opened(path) as file:
+        if file is None:
+            raise InputError(f"{path} cannot be read: No such file or directory")
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="replace")  # a return ends a line too: progress bars
+        lines = iter(lambda: text.readline(_MAX_LINE), "")
+        for line in deque(lines, num_lines) if num_lines else lines:
+            show(line.removesuffix("\n").expandtabs())
 
 
 def _logs_of(found: Overview, part: str | None) -> dict[PartName, list[Path]]:
@@ -119,9 +122,9 @@ def cancel(run: str) -> int:
     else:
         left = slurm_client.cancel([i for part in found.parts if part.state in OPEN for i in part.job_ids])
     if left:
-        print(f"asked to stop, but still ending: {', '.join(left)}; `launch status` tells when it is done")
+        show(f"asked to stop, but still ending: {', '.join(left)}; `launch status` tells when it is done")
         return 1
-    print(f"cancelled: {directory}; `python -m launch resume {run}` goes on from what is there")
+    show(f"cancelled: {directory}; `python -m launch resume {run}` goes on from what is there")
     return 0
 
 
@@ -151,11 +154,11 @@ def resume(run: str, overrides: Sequence[str], cluster_overrides: Sequence[str],
             break
         done.append(part.name)
     if len(done) == len(found.parts):
-        print(f"nothing to resume: {directory} has finished; result: {record.parts[-1].result}")
+        show(f"nothing to resume: {directory} has finished; result: {record.parts[-1].result}")
         return 0
     submitted = {part.name for part in found.parts}
     every = make_parts(record.command, record.stage, config, cluster, directory / CONFIG)
     without = {*done, *(part.name for part in every if part.name not in submitted)}
     if done:
-        print(f"finished already: {', '.join(done)}")
+        show(f"finished already: {', '.join(done)}")
     return submit(record.command, record.stage, config, cluster, without, wait)

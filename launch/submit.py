@@ -40,7 +40,7 @@ from masp.config import Config
 from masp.errors import InputError
 from masp.files.locks import holding
 from masp.files.text import reason
-from masp.runtime.log import say_error
+from masp.runtime.log import say_error, show
 
 LOG = logging.getLogger(__name__)
 
@@ -60,10 +60,10 @@ def dry_run(command: Command, stage: StageName | None, config: Config, cluster: 
     parts = make_parts(command, stage, config, cluster, directory / CONFIG)
     if cluster.executor == "local":
         for part in parts:
-            print(f"{part.name}: {len(part.jobs)} x {part.tasks_per_node} processes on this machine: {part.result}")
+            show(f"{part.name}: {len(part.jobs)} x {part.tasks_per_node} processes on this machine: {part.result}")
     else:
         for name, text in scripts(parts, cluster, run_name(config), directory).items():
-            print(f"# {'-' * 8} {name} {'-' * 8}\n{text}")
+            show(f"# {'-' * 8} {name} {'-' * 8}", *text.split("\n"))
     sys.stdout.flush()
     check_writable("output_dir", str(directory.parent))
     asks_slurm = cluster.executor == "slurm" and shutil.which("sbatch") is not None
@@ -131,13 +131,13 @@ def submit(
             if not (directory / FILE).exists():  # nothing was submitted
                 shutil.rmtree(directory, ignore_errors=True)  # the first error is the one to report
             raise
-    print(text, flush=True)
+    show(*text.split("\n"))
     problems: list[str] = []
     if wait:
         problems = watch(directory).problems
     for problem in problems:
         say_error(problem)
-    print(f"launch: logs in {directory / JOBS}; result: {parts[-1].result}")
+    show(f"launch: logs in {directory / JOBS}; result: {parts[-1].result}")
     return 1 if problems else 0
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from launch.job.parts import PartName
 from launch.submission.state import Overview, PartState, overview, table
-from masp.errors import InputError
+from masp.errors import InputError, one_line
+from masp.runtime.log import show
 
 _POLL_S = 2.0
 
@@ -36,14 +37,14 @@ def watch(directory: Path) -> Overview:
             continue
         if live:
             if shown:
-                print(f"\x1b[{len(shown)}A\x1b[J", end="")
+                sys.stdout.write(f"\x1b[{len(shown)}A\x1b[J")  # the table goes over the one before
             width = os.get_terminal_size().columns
-            shown = [line[: width - 1] for line in table(found.parts)]
-            print("\n".join(shown), flush=True)
+            shown = [one_line(line)[: width - 1] for line in table(found.parts)]
+            show(*shown)
         for part in found.parts:
             line = _line(part)
             if not live and told.get(part.name) != line:
-                print(f"{part.name}: {line}", flush=True)
+                show(f"{part.name}: {line}")
             told[part.name] = line
         if not found.is_open:
             return found

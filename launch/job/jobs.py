@@ -24,9 +24,9 @@ from launch.job.failure import failure_path, write_failure
 from launch.job.requeue import check_restarts, num_restarts, requeue, requeue_after_loss
 from masp.config import Config, load_config
 from masp.config.schema import StageName
-from masp.errors import FilesInUse, InputError, MaspError, StoppedEarly, one_line
+from masp.errors import FilesInUse, InputError, MaspError, StoppedEarly
 from masp.files.text import users_error
-from masp.runtime.log import say_error
+from masp.runtime.log import say_error, show
 from masp.runtime.log import setup as set_up_logging
 from masp.runtime.run_directory import RunInUse
 from masp.runtime.stop import StopFlag
@@ -88,7 +88,7 @@ class Job(abc.ABC):
                 check_restarts(self.max_requeues)
                 made = self.work(load_config(self.config_path), stop)
             except StoppedEarly as error:
-                print(f"stopped: {one_line(str(error))}", file=sys.stderr, flush=True)
+                show(f"stopped: {error}", to=sys.stderr)
                 if signal.SIGUSR2 in stop.received:
                     requeue(self.max_requeues)
                 sys.exit(error.exit_code)

@@ -4,10 +4,17 @@ The signal ahead of a time limit may arrive while Python is still importing, and
 So it is blocked until the job has installed its handlers (`launch.job.jobs`).
 """
 
+import os
 import signal
+import sys
+import time
+from pathlib import Path
 from typing import NoReturn
 
 from masp.runtime import parent as _parent  # noqa: F401 - notes the launcher at once
+
+_PATIENCE_S = 60
+"""The pickle gets its name, which is that of the job, after Slurm has the job."""
 
 
 def main() -> None:
@@ -19,7 +26,34 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
     from submitit.core.submission import submitit_main
 
+    if len(sys.argv) == 2:  # anything else is for submitit to refuse
+        _check(Path(sys.argv[1]))
     submitit_main()
+
+
+def _check(directory: Path) -> None:
+    """Wait for the job's pickle, as submitit does, and refuse one that somebody else could have written."""
+    from submitit import JobEnvironment
+
+    from launch.job.failure import write_failure
+    from launch.job.pickles import check_pickle
+    from masp.errors import MaspError
+    from masp.files.regular import exists
+    from masp.runtime.log import say_error
+
+    os.environ["SUBMITIT_FOLDER"] = str(directory)
+    paths = JobEnvironment().paths
+    try:
+        end = time.monotonic() + _PATIENCE_S
+        while not exists(paths.submitted_pickle):
+            if time.monotonic() > end:
+                return  # submitit says so
+            time.sleep(0.2)
+        check_pickle(paths.submitted_pickle)
+    except MaspError as error:
+        say_error(error)
+        write_failure(paths.stdout, error)
+        sys.exit(error.exit_code)
 
 
 def run_process() -> NoReturn:

@@ -22,15 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import submitit
+from submitit.core.utils import DelayedSubmission
 
 from launch.job.config import load_cluster
 from launch.job.parts import Part, PartName, State, make_parts, task_command
+from launch.job.pickles import has_succeeded, owners_pickles
 from launch.submission.record import CLUSTER, CONFIG, JOBS, explain, read_record
 from launch.submission.state import DRIVER_LOCK, DriverStatus, PartStatus, read_driver_status
 from masp.config import load_config
 from masp.errors import InputError, MaspError, StoppedEarly
 from masp.files.locks import holding, is_held
-from masp.runtime.log import say_error
+from masp.runtime.log import say_error, show
 from masp.runtime.log import setup as set_up_logging
 from masp.runtime.run_directory import RunState, write_status
 from masp.runtime.stop import StopFlag
@@ -139,7 +141,7 @@ def drive(directory: Path) -> None:
         with StopFlag() as stop:
             for part in parts:
                 board.begin(part.name)
-                print(f"{part.name}: starting {len(part.jobs)} x {part.tasks_per_node} processes", flush=True)
+                show(f"{part.name}: starting {len(part.jobs)} x {part.tasks_per_node} processes")
                 try:
                     _run(part, directory, cluster.signal_delay_s, stop, partial(board.note, part.name))
                 except MaspError as error:
@@ -172,6 +174,9 @@ def _run(part: Part, directory: Path, signal_delay_s: int, stop: StopFlag, tell:
         @property
         def _submitit_command_str(self) -> str:
             return task_command(self.folder)
+
+        def _internal_process_submissions(self, delayed_submissions: list[DelayedSubmission]) -> list[submitit.Job]:
+            return super()._internal_process_submissions(owners_pickles(delayed_submissions))
 
     executor = Executor(directory / JOBS)
     executor.update_parameters(
@@ -215,9 +220,9 @@ def _run(part: Part, directory: Path, signal_delay_s: int, stop: StopFlag, tell:
 def _failure(job, directory: Path) -> str | None:
     """Why a finished job failed; None if it succeeded: every rank left a result and no error."""
     for rank in range(job.num_tasks):
-        task = job.task(rank)
+        result = job.task(rank).paths.result_pickle
         # without a result the process ended with an exit code, and its log says why
-        if not task.paths.result_pickle.exists() or task.exception() is not None:
+        if not result.exists() or not has_succeeded(result):
             return explain(directory, job.job_id) or "it left neither result nor log"
     return None
 

@@ -26,6 +26,7 @@ from launch.job.config import ClusterConfig
 from launch.job.failure import FailureKind, read_failure
 from launch.job.jobs import StageName
 from launch.job.parts import Command, PartName
+from launch.job.pickles import OWNERS
 from masp.config import Config, save_config
 from masp.errors import InputError
 from masp.files import typed
@@ -126,7 +127,7 @@ def make_directory(command: Command, config: Config, cluster: ClusterConfig) -> 
     try:
         parent.mkdir(parents=True, exist_ok=True)
         directory = _new_directory(parent, name)
-        (directory / JOBS).mkdir()
+        (directory / JOBS).mkdir(OWNERS)
         save_config(config, directory / CONFIG)
         save_config(cluster, directory / CLUSTER)
     except OSError as error:
@@ -139,7 +140,7 @@ def _new_directory(parent: Path, name: str) -> Path:
     for number in range(1, 1000):
         directory = parent / (name if number == 1 else f"{name}-{number}")
         try:
-            directory.mkdir()
+            directory.mkdir(OWNERS)
             return directory
         except FileExistsError:
             continue

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import submitit
-from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError
 
 from launch.job.config import ClusterConfig
 from launch.job.parts import Part, PartName, task_command
+from launch.job.pickles import owners_pickles
 from launch.submission.record import JOBS, job_name
 from launch.submission.slurm_client import SlurmError, ask, queued, reason
 from masp.errors import InputError, MaspError
@@ -115,6 +116,9 @@ class _Executor(submitit.SlurmExecutor):
     @property
     def _submitit_command_str(self) -> str:
         return task_command(self.folder, self.interpreter)
+
+    def _internal_process_submissions(self, delayed_submissions: list[DelayedSubmission]) -> list[submitit.Job]:
+        return super()._internal_process_submissions(owners_pickles(delayed_submissions))
 
     def text(self, num_jobs: int) -> str:
         """The script that sbatch would get."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from masp.errors import InputError
-from masp.files.regular import is_file
+from masp.files.regular import file_size
 from masp.files.text import first_line
 
 TOKEN = "<|reserved_special_token_{}|>"
@@ -28,6 +28,9 @@ ATTENTION = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias
 MAX_QUERIES, MAX_SOFT_TOKENS = 1024, 4096
 """What a file may claim: a few bytes can describe a tensor that fills all memory."""
 
+MAX_BYTES = 64 << 30
+"""Size limit of a file: aspect modules of sixty aspects for the largest VLM, or a whole embedding table."""
+
 
 MAX_PICKLE_BYTES = 8 << 20
 """Size limit of the part of a file that describes its tensors; 4096 rows take 400 kB."""
@@ -36,8 +39,8 @@ GREEDY = ("builtins bytearray", "__builtin__ bytearray", "builtins set", "__buil
 
 
 def require_file(path: str, key: str) -> None:
-    """Raises InputError unless `path`, which a setting named, is a regular file."""
-    if not is_file(Path(path), key=key):
+    """Raises InputError unless `path`, which a setting named, is a regular file of at most `MAX_BYTES`."""
+    if file_size(Path(path), max_bytes=MAX_BYTES, key=key) is None:
         raise InputError(f"{key}: {path} is not a file")
 
 

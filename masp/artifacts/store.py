@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from masp.artifacts.released_format import (
+    MAX_BYTES,
     MAX_QUERIES,
     MAX_SOFT_TOKENS,
     TOKEN,
@@ -32,11 +33,14 @@ from masp.artifacts.released_format import (
 from masp.config.schema import Layout
 from masp.errors import DataError, InputError
 from masp.files.atomic import replacing
+from masp.files.regular import open_binary
 from masp.files.text import first_line
 from masp.files.typed import Json, decode
 from masp.models.trainable import AspectModules, SoftPrompt, to_released
 
 HEADER = "masp"
+MAX_HEADER_BYTES = 16 << 20
+"""Size limit of a file's header: names and shapes of its tensors, and the lineage."""
 VERSION: Literal[1] = 1
 ATTENTION = {
     "in_proj_weight": (3, 1),
@@ -211,9 +215,26 @@ def load_soft_prompt(path: str, hidden_size: int) -> tuple[SoftPrompt, Lineage]:
     return SoftPrompt(weight), Lineage("soft_prompt", "imported", digest_tensors({"weight": weight}))
 
 
+def check_header(path: str | Path) -> None:
+    """Check what a safetensors file claims of its header, which is parsed before anything else is known of it.
+
+    Raises:
+        SafetensorError: More than the file holds, or more than `MAX_HEADER_BYTES`.
+        OSError: It cannot be read.
+    """
+    with open_binary(path, max_bytes=MAX_BYTES) as file:
+        claimed = int.from_bytes(file.read(8), "little")
+        held = file.seek(0, 2) - 8
+    if claimed > max(0, min(held, MAX_HEADER_BYTES)):
+        raise SafetensorError(
+            f"its header claims {claimed:,} bytes; must be at most {MAX_HEADER_BYTES:,}, and the file holds {held:,}"
+        )
+
+
 def _load(path: str, key: str, kind: str) -> tuple[dict[str, Tensor], Lineage]:
     require_file(path, key)
     try:
+        check_header(path)
         with safe_open(path, "pt") as file:
             header = (file.metadata() or {}).get(HEADER)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping

@@ -8,6 +8,7 @@ from masp.cache.findings import read_findings
 from masp.cache.fingerprint import transparency_of
 from masp.cache.manifest import Manifest, read_manifest
 from masp.data.findings import finding_lines
+from masp.errors import one_line
 
 
 def describe(directory: str | Path) -> str:
@@ -63,7 +64,7 @@ def describe(directory: str | Path) -> str:
             lines.append(
                 "images that look nearly alike were not searched for; `masp extract --near-duplicates` does so"
             )
-    return "\n".join(lines)
+    return "\n".join(map(one_line, lines))
 
 
 def _generations(manifest: Manifest) -> list[tuple[str, str]]:

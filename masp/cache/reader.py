@@ -19,6 +19,7 @@ from masp.cache.manifest import Manifest, read_manifest
 from masp.cache.shard_state import remedy
 from masp.config import Config
 from masp.errors import DataError, InputError
+from masp.files.regular import open_descriptor
 from masp.files.sealed import digest_file
 from masp.files.text import reason
 
@@ -231,7 +232,7 @@ class Cache:
         if shard not in self._files:
             if len(self._files) >= MAX_OPEN_SHARDS:
                 os.close(self._files.pop(next(iter(self._files))))  # the one opened first
-            self._files[shard] = os.open(tar_path(self.directory, self.shard_name(shard)), os.O_RDONLY | os.O_CLOEXEC)
+            self._files[shard] = open_descriptor(tar_path(self.directory, self.shard_name(shard)))
         return self._files[shard]
 
     def shard_name(self, shard: int) -> str:

@@ -18,6 +18,7 @@ from masp.cache.layout import INDEX, LAYOUT, MANIFEST, QUARANTINE, SHARDS, Layou
 from masp.cache.manifest import Manifest, ShardFile, read_manifest
 from masp.cache.shard_state import SampleEntry, Sidecar, fingerprint_of, read_digested
 from masp.errors import DataError
+from masp.files.regular import open_binary
 from masp.files.sealed import CHUNK, digest_file
 from masp.files.text import reason
 
@@ -116,7 +117,7 @@ def _check_shard(
     if entry and digest != entry.sidecar_sha256:
         return None, [Problem(side, "is not the one that the manifest names", name)]
     try:
-        with open(tar_path(directory, name), "rb") as file:
+        with open_binary(tar_path(directory, name)) as file:
             return sidecar, _check_tar(file, tar, sidecar)
     except FileNotFoundError:
         return sidecar, [Problem(tar, "missing", name)]
@@ -137,10 +138,11 @@ def _check_tar(file: BinaryIO, path: str, sidecar: Sidecar) -> list[Problem]:
                 problems.append(Problem(path, f"{_NAMED[kind]} damaged", name, sample.key))
             elif what := _disagrees(kind, data, sample):
                 problems.append(Problem(path, what, name, sample.key))
-    while _read(file, CHUNK, digest):
+    while _read(file, min(CHUNK, sidecar.tar.bytes - file.tell()), digest):
         pass
-    if file.tell() != sidecar.tar.bytes:
-        problems.append(Problem(path, f"has {file.tell()} bytes instead of {sidecar.tar.bytes}", name))
+    size = os.fstat(file.fileno()).st_size
+    if size != sidecar.tar.bytes:  # what is too much is not read: it could be without end
+        problems.append(Problem(path, f"has {size} bytes instead of {sidecar.tar.bytes}", name))
     if digest.hexdigest() != sidecar.tar.sha256 and not problems:
         problems.append(Problem(path, "damaged between its samples", name))
     return problems

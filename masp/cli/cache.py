@@ -10,6 +10,7 @@ from masp.cli.extract import add_task_arguments, share_of_tasks
 from masp.cli.parser import Commands, add_command
 from masp.cli.settings import add_settings, is_setting
 from masp.errors import DataError, InputError
+from masp.runtime.log import show
 
 _DETAILS = """\
   masp cache info outputs/cache
@@ -58,7 +59,7 @@ def run_info(arguments: argparse.Namespace) -> int:
     """`masp cache info`."""
     from masp.cache.describe import describe
 
-    print(describe(arguments.dir))
+    show(*describe(arguments.dir).split("\n"))
     return 0
 
 
@@ -78,12 +79,12 @@ def run_verify(arguments: argparse.Namespace) -> int:
     with tqdm(unit="B", unit_scale=True, desc="verify", disable=not sys.stderr.isatty()) as bar:
         problems = verify_cache(arguments.dir, bar.update)
     for problem in problems:
-        print(problem)
+        show(str(problem))
     if problems:
         raise DataError(
             f"{arguments.dir}: {len(problems)} problems; `masp cache verify --repair --config …` repairs them"
         )
-    print(f"cache: {arguments.dir}: no problem found")
+    show(f"cache: {arguments.dir}: no problem found")
     return 0
 
 
@@ -100,8 +101,8 @@ def _repair(arguments: argparse.Namespace) -> int:
 
     problems = repair(config)
     for problem in problems:
-        print(problem)
-    print(f"cache: {config.cache.dir}: {len(problems)} problems found and repaired")
+        show(str(problem))
+    show(f"cache: {config.cache.dir}: {len(problems)} problems found and repaired")
     return 0
 
 

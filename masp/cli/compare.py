@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from masp.cli.parser import Commands, add_command
+from masp.runtime.log import show
 
 _DETAILS = """\
 McNemar's exact test and a bootstrap interval of the difference of accuracies for every pair, with p-values corrected
@@ -32,6 +33,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Compare, write the files and print the table."""
     from masp.experiments.compare import compare, markdown
 
-    print(markdown(compare(arguments.runs, arguments.output, arguments.split)), end="")
-    print(f"compare: {arguments.output}")
+    show(*markdown(compare(arguments.runs, arguments.output, arguments.split)).splitlines())
+    show(f"compare: {arguments.output}")
     return 0

@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from masp.cli.settings import add_settings
 from masp.errors import InputError, MaspError
 from masp.files.regular import exists
 from masp.files.text import reason
+from masp.runtime.log import show
 from masp.taxonomy import CATEGORY_SETS
 
 if TYPE_CHECKING:
@@ -71,12 +72,12 @@ def run(arguments: argparse.Namespace) -> int:
         remark = f", but {' and '.join(stuck)} cannot be trained as configured (see above)" if stuck else ""
     if problems:
         raise InputError(f"{len(problems)} problems: {'; '.join(problems)}")
-    print(f"doctor: no problem found{remark}")
+    show(f"doctor: no problem found{remark}")
     return 0
 
 
-def _row(name: str, value: object) -> None:
-    print(f"{name:<14} {value}")
+def _row(name: str, value: str, *below: str) -> None:
+    show(f"{name:<14} {value}", *below)
 
 
 def _devices() -> None:
@@ -101,7 +102,7 @@ def _configuration(path: str | None, overrides: Sequence[str]) -> tuple[list[str
 
     config = load_config(path, overrides)
     stuck: list[str] = []
-    checks = {
+    checks: dict[str, Callable[[], str | list[str]]] = {
         "questions": lambda: _describe_questions(load_questions(config.questions), config),
         "vlm": lambda: (
             f"{model_part(config)['config.model_type']}, {len(load_prompt(config.vlm.path).tokenizer)} tokens"
@@ -117,14 +118,15 @@ def _configuration(path: str | None, overrides: Sequence[str]) -> tuple[list[str
     problems = []
     for name, check in checks.items():
         try:
-            _row(name, check())
+            found = check()
+            _row(name, *([found] if isinstance(found, str) else found))
         except MaspError as error:
             _row(name, f"PROBLEM: {error}")
             problems.append(str(error))
     return problems, stuck
 
 
-def _describe(config: Config, stuck: list[str]) -> str:
+def _describe(config: Config, stuck: list[str]) -> list[str]:
     """The dataset in one line; below it what it holds, what is to be known about it, and which stages it allows.
 
     Args:
@@ -145,7 +147,7 @@ def _describe(config: Config, stuck: list[str]) -> str:
             stuck.append(each.stage)
         if each.hint:
             lines.append(f"warning: {each.hint}")
-    return "\n".join(lines)
+    return lines
 
 
 def _describe_questions(questions, config) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from masp.cli.parser import Commands, add_command
 from masp.cli.settings import add_settings
 from masp.errors import InputError
+from masp.runtime.log import show
 
 if TYPE_CHECKING:
     from masp.config import Config
@@ -67,7 +68,7 @@ def _search_near_duplicates(config: Config) -> None:
     from masp.extraction.near_duplicates import record_near_duplicates
 
     near = [finding for finding in record_near_duplicates(config).findings if finding.kind == "near duplicates"]
-    print("\n".join(finding_lines(near)) or "no images of different splits look nearly alike")
+    show(*(finding_lines(near) or ["no images of different splits look nearly alike"]))
 
 
 def add_task_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,5 +83,5 @@ def share_of_tasks(arguments: argparse.Namespace) -> tuple[int, int]:
 
     num_tasks, task_index, source = task_share(arguments.num_tasks, arguments.task_index, os.environ)
     if source:
-        print(f"task {task_index} of {num_tasks} (from {source})", file=sys.stderr)
+        show(f"task {task_index} of {num_tasks} (from {source})", to=sys.stderr)
     return num_tasks, task_index

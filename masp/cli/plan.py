@@ -6,6 +6,7 @@ import argparse
 
 from masp.cli.parser import Commands, add_command
 from masp.cli.settings import add_settings
+from masp.runtime.log import show
 
 _DETAILS = """\
 Number of images, vision tokens, bytes per precision, free space, GPU-hours, and when the cache has paid for itself. No
@@ -60,5 +61,5 @@ def run(arguments: argparse.Namespace) -> int:
     given = {name: getattr(arguments, name) for name in ("tflops", "utilization", "rate_from", "measure")}
     given["num_processes"] = arguments.processes
     plan = make_plan(config, **{name: value for name, value in given.items() if value is not None})
-    print(json.dumps(plan.to_dict(), indent=1) if arguments.json else render(plan))
+    show(*(json.dumps(plan.to_dict(), indent=1) if arguments.json else render(plan)).split("\n"))
     return 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from masp.cli.parser import Commands, add_command
 from masp.cli.settings import separate_settings
 from masp.errors import InputError
+from masp.runtime.log import show
 
 if TYPE_CHECKING:  # they import torch, and `masp --help` does without
     from masp.evaluation.predict import Prediction
@@ -64,9 +65,9 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.attention:
             image = load_image(found.image, config.vlm.max_side, transparency=config.vlm.transparency)
             entries.append(page_entry(found.image, image, found.prediction, found.probabilities, found.attention))
-        print(_as_json(found) if arguments.json else _as_text(found))
+        show(*([_as_json(found)] if arguments.json else _as_text(found)))
     if entries:
-        print(f"attention: {write_page(arguments.attention, entries)}", file=sys.stderr)
+        show(f"attention: {write_page(arguments.attention, entries)}", to=sys.stderr)
     if broken:
         raise InputError(f"{len(broken)} of {len(paths)} images cannot be read: {', '.join(broken)}")
     return 0
@@ -76,7 +77,7 @@ def _as_json(found: Prediction) -> str:
     return json.dumps({"image": found.image, "prediction": found.prediction, "probabilities": found.probabilities})
 
 
-def _as_text(found: Prediction) -> str:
+def _as_text(found: Prediction) -> list[str]:
     ranked = sorted(found.probabilities.items(), key=lambda item: -item[1])
     shares = "  ".join(f"{name} {share:.3f}" for name, share in ranked)
-    return f"{found.image}: {found.prediction}\n    {shares}"
+    return [f"{found.image}: {found.prediction}", f"    {shares}"]

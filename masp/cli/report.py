@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from masp.cli.parser import Commands, add_command
+from masp.runtime.log import show
 
 _DETAILS = """\
   masp report outputs/run
@@ -26,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the page."""
     from masp.report.page import write_report
 
-    print(f"report: {write_report(arguments.run_dir, arguments.output, arguments.tables)}")
+    show(f"report: {write_report(arguments.run_dir, arguments.output, arguments.tables)}")
     if arguments.tables:
-        print(f"report: tables: {arguments.tables}")
+        show(f"report: tables: {arguments.tables}")
     return 0

@@ -25,8 +25,9 @@ from masp.data.pixels import (
     upright,
     whiten_key,
 )
-from masp.data.reading import UnsuitableFile, opened, read_whole
+from masp.data.reading import opened, read_whole
 from masp.errors import DataError
+from masp.files.regular import UnsuitableFile
 from masp.files.retry import PERMANENT_ERRORS, retry_io
 from masp.files.text import reason
 
@@ -114,7 +115,7 @@ def read_image_file(path: str | Path) -> bytes:
     try:
         data = read_whole(path)
     except UnsuitableFile as error:
-        raise UnreadableImage(str(error), path) from None
+        raise UnreadableImage(reason(error), path) from None
     except OSError as error:
         raise _classified(error, path) from None
     if not data:
@@ -257,7 +258,7 @@ def image_size(
     except UnreadableImage as error:
         raise UnreadableImage(error.reason, path) from None
     except UnsuitableFile as error:
-        raise UnreadableImage(str(error), path) from None
+        raise UnreadableImage(reason(error), path) from None
     except OSError as error:
         raise _classified(error, path) from None
 

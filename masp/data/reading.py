@@ -1,49 +1,27 @@
 """Reading the files of a dataset, which may be anything and are often on a shared disk."""
 
-import contextlib
-import errno
 import json
 import os
-import stat
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 from masp.errors import MaspError
+from masp.files.regular import UnsuitableFile, open_binary, open_descriptor
 from masp.files.retry import retry_io
-from masp.files.text import all_lines
+from masp.files.text import all_lines, reason
 
 MAX_BYTES = 2**30
 """Size limit of an image, an annotation or an index file."""
 
 
-class UnsuitableFile(Exception):
-    """What a path names cannot be read as a whole; the message is the reason."""
-
-
-@contextlib.contextmanager
-def opened(path: str | Path) -> Iterator[IO[bytes]]:
+def opened(path: str | Path) -> BinaryIO:
     """Open a regular file of at most `MAX_BYTES` for reading.
 
     Raises:
         UnsuitableFile: Something else, or larger.
         OSError: It cannot be opened.
     """
-    with open(path, "rb", opener=_open_without_waiting) as file:
-        _check(os.fstat(file.fileno()))
-        yield file
-
-
-def _check(status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise UnsuitableFile("not a regular file")
-    if status.st_size > MAX_BYTES:
-        raise UnsuitableFile(f"file of {status.st_size} bytes, at most {MAX_BYTES} are read")
-
-
-def _open_without_waiting(path: str | Path, flags: int) -> int:
-    # A FIFO in a dataset would otherwise be waited for, without end.
-    return os.open(path, flags | os.O_NONBLOCK)
+    return open_binary(path, max_bytes=MAX_BYTES)
 
 
 def read_whole(path: str | Path) -> bytes:
@@ -59,13 +37,9 @@ def read_whole(path: str | Path) -> bytes:
 
 def _read_once(path: str | Path) -> bytes:
     """As `opened(path).read()`, without the file object: datasets have millions of annotations."""
-    descriptor = _open_without_waiting(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = open_descriptor(path, max_bytes=MAX_BYTES)
     try:
-        status = os.fstat(descriptor)
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        _check(status)
-        data = part = os.read(descriptor, status.st_size + 1)
+        data = part = os.read(descriptor, os.fstat(descriptor).st_size + 1)
         while part:
             part = os.read(descriptor, 1 << 20)
             data += part
@@ -91,6 +65,6 @@ def read_json(path: str | Path, error: type[MaspError]) -> Any:
     try:
         return json.loads(read_whole(path).decode("utf-8-sig"))
     except UnsuitableFile as problem:
-        raise error(f"{path}: cannot be read: {problem}") from None
+        raise error(f"{path}: cannot be read: {reason(problem)}") from None
     except (ValueError, RecursionError) as problem:
         raise error(f"{path}: is not valid JSON: {all_lines(problem)}") from None

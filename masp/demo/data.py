@@ -11,6 +11,7 @@ from masp.config import Config
 from masp.demo.tiny_vlm import VLM_DIR
 from masp.demo.world.write_dataset import write_demo_data
 from masp.files.regular import exists
+from masp.runtime.log import show
 
 NUM_TRAIN, NUM_TEST = 4000, 1000
 
@@ -34,4 +35,4 @@ def make_demo_data(root: str, num_train: int, num_test: int, seed: int, num_val:
     with tqdm(total=num_train + num_val + num_test, desc="draw", unit="img") as bar:
         written = write_demo_data(root, num_train, num_test, seed, num_val, lambda done, _: bar.update(done - bar.n))
         bar.update(bar.total - bar.n)
-    print(f"demo data: {root}: {bar.total} images{'' if written else ', there already'}")
+    show(f"demo data: {root}: {bar.total} images{'' if written else ', there already'}")

@@ -24,6 +24,7 @@ from masp.files.typed import read
 from masp.report.page import write_report
 from masp.results.metrics import wilson_interval
 from masp.results.metrics_file import SUMMARY, Interval, Share, read_metrics, write_rows
+from masp.runtime.log import show
 from masp.training.loop import train
 
 VARIANTS = {
@@ -100,9 +101,9 @@ def run_demo(config: Config, num_train: int | None = None, num_test: int | None 
     write_rows(path, {name: result.to_dict() for name, result in summary.items()})
     _say("masp report")
     report = write_report(config.output_dir)
-    print(_table(summary))
+    show(*_table(summary).split("\n"))
     minutes = (time.monotonic() - started) / 60
-    print(f"demo: {minutes:.1f} min; accuracies: {path}; report: {report}")
+    show(f"demo: {minutes:.1f} min; accuracies: {path}; report: {report}")
     return path
 
 
@@ -163,4 +164,4 @@ def _table(summary: Summary) -> str:
 
 
 def _say(command: str) -> None:
-    print(f"\n$ {command}", flush=True)
+    show("", f"$ {command}")

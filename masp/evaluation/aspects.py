@@ -33,6 +33,7 @@ from masp.results.ledger_format import Record, generated_problem, likelihood_pro
 from masp.results.ledgers.table import RecordTable
 from masp.results.metrics_file import METRICS, write_metrics
 from masp.results.records import FILE, write_aspect_records
+from masp.runtime.log import show
 from masp.vlm.prompt import Prompt, load_prompt
 
 MAX_CLOSED = 64
@@ -177,14 +178,14 @@ class AspectEvaluation(Evaluation):
             how = "of the likelihood"
             if isinstance(values, OpenMetrics):
                 how = f"exact, token F1 {values.token_f1:.4f}"
-            print(f"evaluate: {aspect}: {values.accuracy:.4f} ({low:.4f} to {high:.4f}) {how}")
+            show(f"evaluate: {aspect}: {values.accuracy:.4f} ({low:.4f} to {high:.4f}) {how}")
         lost = ""
         if split.num_quarantined:
             lost = (
                 f" ({split.num_quarantined} images in quarantine; at least {results['accuracy_of_split']:.4f} with "
                 "all their answers counted as wrong)"
             )
-        print(f"evaluate: stage 1: {metrics.accuracy:.4f} of {metrics.num_samples} answers right{lost}: {path}")
+        show(f"evaluate: stage 1: {metrics.accuracy:.4f} of {metrics.num_samples} answers right{lost}: {path}")
         return path
 
     def _identity(self) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from masp.results.ledgers.table import RecordTable
 from masp.results.metrics import compute_metrics
 from masp.results.metrics_file import METRICS, write_metrics
 from masp.results.records import FILE, write_emotion_records
+from masp.runtime.log import show
 from masp.taxonomy import normalize_category
 from masp.vlm.prompt import load_prompt
 
@@ -181,7 +182,7 @@ class EmotionEvaluation(Evaluation):
         }
         path = self.directory / METRICS
         write_metrics(path, results)
-        print(summary_lines(results, path))
+        show(*summary_lines(results, path))
         return path
 
     def _identity(self) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def emotion_findings(
     }
 
 
-def summary_lines(results: Mapping[str, Any], path: Path) -> str:
+def summary_lines(results: Mapping[str, Any], path: Path) -> list[str]:
     """What an evaluation prints in the end: what a guess would give, then its accuracy.
 
     Args:
@@ -139,7 +139,7 @@ def summary_lines(results: Mapping[str, Any], path: Path) -> str:
     lines.append(
         f"evaluate: accuracy {results['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}) {on}{remark}: {path}"
     )
-    return "\n".join(lines)
+    return lines
 
 
 def protocol_of(identity: Mapping[str, Any]) -> str:

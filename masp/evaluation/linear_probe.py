@@ -15,6 +15,7 @@ from masp.cache.reader import Cache
 from masp.errors import InputError
 from masp.results.metrics import wilson_interval
 from masp.results.metrics_file import PROBE, ProbeFile, write_object
+from masp.runtime.log import show
 
 MAX_TRAIN = 20_000
 """Most training images that a probe is fitted on; more are drawn from."""
@@ -95,7 +96,7 @@ def write_probe(cache: Cache, seed: int, split: str, means: Mapping[str, str], d
     )
     path = directory / PROBE
     write_object(path, result)
-    print(
+    show(
         f"evaluate: linear probe on mean features of {num_train:,} training images: {result.accuracy:.4f} (95 % "
         f"interval {interval[0]:.4f} to {interval[1]:.4f}) on {num_samples} images: {path}"
     )

@@ -12,7 +12,7 @@ from masp.artifacts.trained import Trained, load_trained
 from masp.cache.fingerprint import layout_notes, machine_part, model_part
 from masp.config import Config
 from masp.data.questions import load_questions
-from masp.data.reading import UnsuitableFile, opened
+from masp.data.reading import opened
 from masp.errors import InputError
 from masp.evaluation.emotions import machine_notes
 from masp.evaluation.scorers import EmotionScorer, ScoreRequest
@@ -68,8 +68,6 @@ def _why_unreadable(image: str) -> str:
     try:
         with opened(image):
             return ""
-    except UnsuitableFile as error:
-        return str(error)
     except FileNotFoundError:
         return "file not found"
     except (OSError, ValueError) as error:

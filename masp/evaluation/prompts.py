@@ -22,6 +22,7 @@ from masp.data.questions import Questions
 from masp.errors import DataError
 from masp.results.metrics_file import METRICS, PROMPTS, PromptRow, PromptTable, read_metrics, write_object
 from masp.results.records import FILE, read_records_file
+from masp.runtime.log import show
 
 NUM_ORDERS = 3
 """Orders of the categories beside their own: the reverse one, and random ones."""
@@ -125,8 +126,8 @@ def write_table(directory: Path, wordings: Sequence[Wording]) -> Path | None:
     table = _table(places)
     path = directory / PROMPTS
     write_object(path, table)
-    print(_as_text(table))
-    print(f"evaluate: {len(places)} wordings: {path}")
+    show(*_as_text(table))
+    show(f"evaluate: {len(places)} wordings: {path}")
     return path
 
 
@@ -169,7 +170,7 @@ def _table(places: dict[Wording, Path]) -> PromptTable:
     )
 
 
-def _as_text(table: PromptTable) -> str:
+def _as_text(table: PromptTable) -> list[str]:
     """The wordings in lines of text."""
     width = max(10, *map(len, table.rows))
     lines = [f"{'wording':<{width}} {'accuracy':>9}  {'95 % interval':<16} {'same as first':>13}  question"]
@@ -181,4 +182,4 @@ def _as_text(table: PromptTable) -> str:
         f"mean {table.mean:.4f}, standard deviation {table.spread:.4f}, from {table.lowest:.4f} to {table.highest:.4f}"
         f"; two wordings agree on {table.agreement_of_pairs:.4f} of the images, all on {table.agreement_of_all:.4f}"
     )
-    return "\n".join(lines)
+    return lines

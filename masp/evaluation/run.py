@@ -33,6 +33,7 @@ from masp.results.ledgers.slices import Slice
 from masp.results.metrics_file import DATASETS, METRICS, PROBE, PROMPTS
 from masp.results.records import FILE as RECORDS
 from masp.runtime.devices import pick_device, plain_memory_errors
+from masp.runtime.log import show
 from masp.runtime.run_directory import STATUS_FILE as STATUS
 from masp.runtime.run_directory import RunState, noting_failure, read_status, write_status
 from masp.runtime.stop import StopFlag
@@ -119,7 +120,7 @@ def evaluate(
             wordings = _wordings(config, evaluation)
             for part, wording in other_evaluations(config, directory, wordings):
                 if read_ranks().is_rank_0:
-                    print(f"evaluate: {evaluate_dir(part).relative_to(directory)}", flush=True)
+                    show(f"evaluate: {evaluate_dir(part).relative_to(directory)}")
                 part_tables = [*tables, directory / PROMPTS] if wording != FIRST else tables
                 _evaluate_one(part, stop, known_categories, part_tables, wording)
             metrics = _evaluate_one(config, stop, known_categories, tables)
@@ -136,10 +137,9 @@ def _wordings(config: Config, evaluation: Evaluation) -> list[Wording]:
         return []
     found = other_wordings(evaluation.questions, evaluation.categories)
     if read_ranks().is_rank_0:
-        print(
+        show(
             f"evaluate: {len(found) + 1} wordings of the question for {len(evaluation.images)} images: about "
             f"{len(found) + 1} times the time of one",
-            flush=True,
         )
     return found
 
@@ -176,12 +176,12 @@ def _evaluate_one(
                     save_findings(directory, record)
                 if num_done := scoring.num_records - scoring.num_missing:
                     whose = " of this rank" if ranks.size > 1 else ""
-                    print(f"evaluate: {num_done} of {scoring.num_records} {evaluation.what}{whose} are scored already")
+                    show(f"evaluate: {num_done} of {scoring.num_records} {evaluation.what}{whose} are scored already")
             if scoring.missing:
                 _score_slice(config, evaluation, scoring, ranks, stop)
         metrics = ledgers.merge_if_complete(evaluation.finish, scoring)
         if metrics is None:
-            print(f"evaluate: rank {ranks.rank} is done; other ranks still have samples to score")
+            show(f"evaluate: rank {ranks.rank} is done; other ranks still have samples to score")
         else:
             if config.evaluate.linear_probe:
                 _probe(config, evaluation, directory)

@@ -15,6 +15,7 @@ from masp.evaluation.emotions import parse_map
 from masp.evaluation.feed import open_feed
 from masp.evaluation.run import evaluate, evaluate_dir, open_evaluation, plain_write_errors
 from masp.results.metrics_file import DATASETS, METRICS, DatasetRow, read_metrics, write_rows
+from masp.runtime.log import show
 from masp.runtime.stop import StopFlag
 
 LOG = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def evaluate_on(config: Config, files: Sequence[str], stop: StopFlag | None = No
     table = evaluate_dir(config) / DATASETS
     damaged: list[str] = []
     for name, each in configs.items():
-        print(f"evaluate: on {name}", flush=True)
+        show(f"evaluate: on {name}")
         try:
             evaluate(each, stop, known, [table])
         except DataError as error:  # of this dataset; the others are scored all the same
@@ -124,12 +125,12 @@ def _write_table(table: Path, configs: dict[str, Config]) -> Path | None:
         )
     with plain_write_errors(table.parent):
         write_rows(table, {name: row.to_json() for name, row in rows.items()})
-    print(_as_text(rows))
-    print(f"evaluate: {len(rows)} datasets: {table}")
+    show(*_as_text(rows))
+    show(f"evaluate: {len(rows)} datasets: {table}")
     return table
 
 
-def _as_text(rows: dict[str, DatasetRow]) -> str:
+def _as_text(rows: dict[str, DatasetRow]) -> list[str]:
     """The datasets in lines of text."""
     width = max(10, *map(len, rows))
     lines = [
@@ -145,4 +146,4 @@ def _as_text(rows: dict[str, DatasetRow]) -> str:
             f"{f'{low:.4f} to {high:.4f}':<16} {f1:>9} {whole:>9}"
         )
     lines.append("of: all images of the split; of split: the accuracy with those that were not scored counted as wrong")
-    return "\n".join(lines)
+    return lines

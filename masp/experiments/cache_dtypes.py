@@ -24,6 +24,7 @@ from masp.evaluation.scorers import EmotionScorer, Score, ScoreRequest
 from masp.extraction.image_stream import ImageDataset, PreparedImage, batches, image_stream
 from masp.files.text import shortened, shown
 from masp.runtime.devices import encoder_dtype, pick_device, torch_dtype
+from masp.runtime.log import show
 from masp.vlm.vision import VisionHalf, load_preprocessor, load_vision_half
 
 REFERENCE = "fp32"
@@ -149,7 +150,7 @@ def measure(config: Config, dtypes: Sequence[str], num_images: int) -> Measureme
 def report(config: Config, dtypes: Sequence[str] | None, num_images: int, as_json: bool = False) -> Measurement:
     """Measure and print; `dtypes` None for all formats."""
     result = measure(config, list(dtypes or TORCH_NAMES), num_images)
-    print(json.dumps(asdict(result)) if as_json else table(result))
+    show(*(json.dumps(asdict(result)) if as_json else table(result)).split("\n"))
     return result
 
 

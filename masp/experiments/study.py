@@ -26,6 +26,7 @@ from masp.experiments.variants import FULL, Variant, left_out_of, variants_of
 from masp.extraction.job import extract
 from masp.files.regular import is_file
 from masp.files.text import shortened, shown
+from masp.runtime.log import show
 from masp.training.loop import train
 
 LOG = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def run_study(
             if seed not in _seeds_of(variant, numbers):
                 continue
             done += 1
-            print(f"\nstudy: {done} of {total}: seed {seed}, {variant.title}", file=sys.stderr, flush=True)
+            show("", f"study: {done} of {total}: seed {seed}, {variant.title}", to=sys.stderr)
             run = run_config(config, variant, seed)
             for stage in variant.stages:
                 train(run, stage)
@@ -116,14 +117,14 @@ def _without_aspects(config: Config) -> Config:
 
 def _print_list(config: Config, chosen: Sequence[Variant], seeds: Sequence[int], given: Sequence[str]) -> None:
     if not is_file(Path(config.cache.dir) / MANIFEST):
-        print(f"{'features':<24} first of all, once\n    {shlex.join(['masp', 'extract', *given])}")
+        show(f"{'features':<24} first of all, once", f"    {shlex.join(['masp', 'extract', *given])}")
     for variant in chosen:
-        print(f"{variant.name:<24} {variant.title}")
+        show(f"{variant.name:<24} {variant.title}")
         for seed in _seeds_of(variant, seeds):
             for command in commands(config, variant, seed, given):
-                print(f"    {command}")
+                show(f"    {command}")
     for name, why in left_out_of(config).items():
-        print(f"{name:<24} left out: {why}")
+        show(f"{name:<24} left out: {why}")
 
 
 def study_dir(config: Config) -> Path:

@@ -23,6 +23,7 @@ from masp.files.text import reason, shortened
 from masp.report.export import Interval, Signed, Table, markdown_table, write_tables
 from masp.results.intervals import percentiles
 from masp.results.records import FILE, Records, read_records_file
+from masp.runtime.log import show
 
 LOG = logging.getLogger(__name__)
 
@@ -120,12 +121,12 @@ def write_table(
     missing = "; ".join(
         f"{name} (seed {', '.join(map(str, lacking))})" if lacking else name for name, lacking in result.missing.items()
     )
-    print(f"\n{text}")
+    show("", *text.split("\n"))
     for note in result.notes:
         LOG.info("%s", note)
     if missing:
-        print(f"study: not finished, so not in the table: {missing}")
-    print(f"study: {path}")
+        show(f"study: not finished, so not in the table: {missing}")
+    show(f"study: {path}")
     return path
 
 

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from masp.cache.layout import QUARANTINE, Layout, Shard, sidecar_path
-from masp.cache.shard_state import SampleEntry, Sidecar, Source, finished_sidecar
+from masp.cache.shard_state import MAX_SIDECAR_BYTES, SampleEntry, Sidecar, Source, finished_sidecar
 from masp.data.images import UnreadableImage, read_image_file
 from masp.errors import DataError, InputError
+from masp.files.regular import open_binary
 from masp.files.sealed import digest_file
 from masp.files.text import reason
 
@@ -138,7 +139,7 @@ def estimate_quarantined(directory: Path, names: Iterable[str]) -> int:
     for name in names:
         path = sidecar_path(directory, name)
         try:
-            with open(path, "rb") as file:
+            with open_binary(path, max_bytes=MAX_SIDECAR_BYTES) as file:
                 text = file.read(_HEAD_BYTES)
                 if _NO_QUARANTINE in text:
                     continue

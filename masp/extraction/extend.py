@@ -23,6 +23,7 @@ from masp.extraction.changes import known_keys
 from masp.extraction.job import Job, agree, check_machine, extract, holding, prepare, to_do
 from masp.files.atomic import write_bytes
 from masp.files.locks import locked
+from masp.runtime.log import show
 
 EXTENDING = ".extending"
 """Locked by whoever decides about a new generation."""
@@ -82,7 +83,7 @@ def _add_generation(job: Job) -> None:
     with holding(directory, [(0, FINISHING)]), plain_write_errors(directory):
         (directory / MANIFEST).unlink(missing_ok=True)  # what it says is no longer so
         write_bytes(directory / LAYOUT, layout_bytes(extended))
-    print(f"cache: {directory}: {len(new):,} new images form generation {len(layout.generations)}")
+    show(f"cache: {directory}: {len(new):,} new images form generation {len(layout.generations)}")
 
 
 def _without_unused(directory: Path, layout: Layout) -> Layout:

@@ -52,6 +52,7 @@ from masp.extraction.encode_shards import encode_shards
 from masp.files.locks import locked
 from masp.files.regular import exists
 from masp.files.text import reason
+from masp.runtime.log import show
 from masp.runtime.stop import StopFlag
 from masp.vlm.families import resolve_directory
 from masp.vlm.vision import load_preprocessor
@@ -132,7 +133,7 @@ def extract(
         if not todo and redo is None and exists(directory / MANIFEST, key="cache.dir"):
             if read_findings(directory, read_manifest(directory)) is None:  # of a cache from before they were kept
                 _record_findings(job, layout)
-            print(f"{directory} is complete: {_summary(directory)}")
+            show(f"{directory} is complete: {_summary(directory)}")
             return directory
         if todo:
             check_machine(job, layout)
@@ -152,9 +153,9 @@ def extract(
         except UnfinishedCache as error:
             missing = error.missing
     if missing:
-        print(f"task {task_index} of {num_tasks} is done; {len(missing)} shards of {directory} are still missing")
+        show(f"task {task_index} of {num_tasks} is done; {len(missing)} shards of {directory} are still missing")
         return directory
-    print(f"cache: {directory}: {_summary(directory)}")
+    show(f"cache: {directory}: {_summary(directory)}")
     return directory
 
 
@@ -176,7 +177,7 @@ def finish(config: Config) -> Path:
     if missing := absent_shards(job.directory, layout):
         raise unfinished(job.directory, missing, len(job.shards))
     _merge(job, layout, checked=())
-    print(f"cache: {job.directory}: {_summary(job.directory)}")
+    show(f"cache: {job.directory}: {_summary(job.directory)}")
     return job.directory
 
 

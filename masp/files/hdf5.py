@@ -246,7 +246,7 @@ def naming_damage(path: Path, remedy: str = "") -> Iterator[None]:
         yield
     except (MaspError, MemoryError):
         raise
-    except BlockingIOError as error:
+    except BlockingIOError as error:  # HDF5 locks a file that it writes
         raise FilesInUse(f"{path} is being written by another process: {reason(error)}") from None
     except PermissionError as error:
         raise InputError(f"{path} cannot be read: {reason(error)}") from None

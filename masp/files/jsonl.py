@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from masp.errors import DataError, MaspError
 from masp.files.atomic import write_all, write_bytes
 from masp.files.locks import try_lock
-from masp.files.regular import read_bytes
+from masp.files.regular import open_descriptor, read_bytes
 from masp.files.typed import decode
 
 LOG = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def append_line(path: Path, value: dict[str, Any], *, sort_keys: bool = False) -
         OSError: The file cannot be written or locked.
     """
     data = json.dumps(value, sort_keys=sort_keys).encode() + b"\n"
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = open_descriptor(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
     try:
         # Without the lock, the line that another process is writing looks like one that a kill has cut off.
         try_lock(descriptor, wait=True)

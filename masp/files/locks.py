@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from masp.errors import FilesInUse, InputError
+from masp.files.regular import open_binary, open_descriptor
 from masp.files.text import reason
 
 _TAKEN = (errno.EACCES, errno.EAGAIN)
@@ -59,15 +61,17 @@ def locked(path: Path, ranges: Iterable[tuple[int, int]], *, key: str, wait: boo
         InputError: The file system does not support locks, or the directory cannot be written.
     """
     try:
-        file = open(path, "ab")  # noqa: SIM115 - closed below, where the lock ends
+        descriptor = open_descriptor(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     except OSError as error:
         raise InputError(f"{key}: {path.parent} cannot be written: {reason(error)}") from None
-    with file:
+    try:
         try:
-            free = all(try_lock(file.fileno(), start, length, wait=wait) for start, length in ranges)
+            free = all(try_lock(descriptor, start, length, wait=wait) for start, length in ranges)
         except OSError as error:
             raise InputError(f"{key}: {path} cannot be locked: {reason(error)}") from None
         yield free
+    finally:
+        os.close(descriptor)  # ends the lock
 
 
 @contextlib.contextmanager
@@ -96,7 +100,7 @@ def is_held(path: Path) -> bool:
         InputError: The file cannot be opened, or the file system does not support locks.
     """
     try:
-        with open(path, "rb") as file:
+        with open_binary(path) as file:
             return not try_lock(file.fileno(), shared=True)
     except FileNotFoundError:
         return False

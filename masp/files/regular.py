@@ -1,8 +1,12 @@
-"""Reading regular files of bounded size, and checking whether a path exists, without trusting what a path names."""
+"""Opening regular files of bounded size, and checking whether a path exists, without trusting what a path names.
+
+Whatever a user or a file names is opened by `open_descriptor`, here or through one of the readers that build on it.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -14,6 +18,51 @@ from masp.files.text import reason
 
 MAX_BYTES = 256 << 20
 """Default size limit: far above what MASP writes, far below the memory of a node."""
+
+
+class UnsuitableFile(OSError):
+    """What a path names is not a regular file, or is too large; the `strerror` says which."""
+
+
+def open_descriptor(path: str | Path, flags: int = os.O_RDONLY, *, max_bytes: int | None = None) -> int:
+    """Open a regular file as `os.open` does; nothing is waited for, where a FIFO would have no other end.
+
+    Args:
+        path: Path of a regular file.
+        flags: Of `os.open`.
+        max_bytes: Largest size; None for any.
+
+    Returns:
+        The descriptor, which is not inherited by programs that this process starts.
+
+    Raises:
+        UnsuitableFile: Not a regular file, or a larger one.
+        OSError: Whatever the system refuses.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket, or a FIFO that is opened for writing
+            raise UnsuitableFile(errno.EINVAL, "not a regular file", str(path)) from None
+        raise
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(status.st_mode):
+            raise UnsuitableFile(errno.EINVAL, "not a regular file", str(path))
+        if max_bytes is not None and status.st_size > max_bytes:
+            problem = f"{status.st_size:,} bytes; must be at most {max_bytes:,}"
+            raise UnsuitableFile(errno.EINVAL, problem, str(path))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def open_binary(path: str | Path, *, max_bytes: int | None = None) -> BinaryIO:
+    """Open a regular file for reading; arguments and errors as of `open_descriptor`."""
+    return open(open_descriptor(path, max_bytes=max_bytes), "rb")
 
 
 def read_bytes(path: Path, *, max_bytes: int = MAX_BYTES, key: str = "") -> bytes | None:
@@ -28,10 +77,10 @@ def read_bytes(path: Path, *, max_bytes: int = MAX_BYTES, key: str = "") -> byte
         InputError: The file may not be read, is not a regular file, or is larger than `max_bytes`.
     """
     what = f"{key}: {path}" if key else f"{path}"
-    with _opened(path, what) as file:
+    with _opened(path, what, max_bytes) as file:
         if file is None:
             return None
-        return file.read(_size(file, what, max_bytes))  # bytes appended meanwhile are left to the next call
+        return file.read(_size(file))  # bytes appended meanwhile are left to the next call
 
 
 def read_tail(path: Path, num_bytes: int) -> bytes | None:
@@ -43,7 +92,7 @@ def read_tail(path: Path, num_bytes: int) -> bytes | None:
     with _opened(path, str(path)) as file:
         if file is None:
             return None
-        file.seek(max(0, os.fstat(file.fileno()).st_size - num_bytes))
+        file.seek(max(0, _size(file) - num_bytes))
         return file.read(num_bytes)
 
 
@@ -54,15 +103,12 @@ def file_size(path: Path, *, max_bytes: int = MAX_BYTES, key: str = "") -> int |
         InputError: The file may not be read, is not a regular file, or is larger than `max_bytes`.
     """
     what = f"{key}: {path}" if key else f"{path}"
-    with _opened(path, what) as file:
-        return None if file is None else _size(file, what, max_bytes)
+    with _opened(path, what, max_bytes) as file:
+        return None if file is None else _size(file)
 
 
-def _size(file: BinaryIO, what: str, max_bytes: int) -> int:
-    size = os.fstat(file.fileno()).st_size
-    if size > max_bytes:
-        raise InputError(f"{what} cannot be read: {size:,} bytes; must be at most {max_bytes:,}")
-    return size
+def _size(file: BinaryIO) -> int:
+    return os.fstat(file.fileno()).st_size
 
 
 @contextlib.contextmanager
@@ -77,25 +123,22 @@ def opened(path: Path, *, key: str = "") -> Iterator[BinaryIO | None]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, what: str) -> Iterator[BinaryIO | None]:
+def _opened(path: Path, what: str, max_bytes: int | None = None) -> Iterator[BinaryIO | None]:
     """A regular file, open for reading; None if there is none. Whatever the system refuses is an `InputError`."""
     try:
-        # without O_NONBLOCK, opening a FIFO waits for a writer
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        file = open_binary(path, max_bytes=max_bytes)
     except FileNotFoundError:
         yield None
         return
+    except IsADirectoryError:
+        raise InputError(f"{what} cannot be read: not a regular file") from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         raise InputError(f"{what} cannot be read: {reason(error)}") from None
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise InputError(f"{what} cannot be read: not a regular file")
-        with open(descriptor, "rb", closefd=False) as file:
+    with file:
+        try:
             yield file
-    except OSError as error:
-        raise InputError(f"{what} cannot be read: {reason(error)}") from None
-    finally:
-        os.close(descriptor)
+        except OSError as error:
+            raise InputError(f"{what} cannot be read: {reason(error)}") from None
 
 
 def exists(path: Path, *, key: str = "") -> bool:

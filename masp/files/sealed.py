@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from masp.errors import DataError
 from masp.files.atomic import create_bytes
-from masp.files.regular import MAX_BYTES, read_bytes
+from masp.files.regular import MAX_BYTES, open_binary, read_bytes
 from masp.files.typed import canonical_json, decode, plain
 
 __all__ = [
@@ -34,6 +34,9 @@ __all__ = [
 CHUNK = 1 << 20
 """Bytes that are read at a time to compute the digest of a file."""
 
+MAX_DIGESTED = 1 << 40
+"""Size limit of a file whose digest is computed: a few times the weights of the largest VLM."""
+
 T = TypeVar("T")
 
 _LINE = re.compile(rb'\n "digest": "([0-9a-f]{64})"(,?)')
@@ -47,9 +50,14 @@ def digest_of(value: Any) -> str:
 
 
 def digest_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """SHA-256 of a regular file's bytes, in hexadecimal.
+
+    Raises:
+        UnsuitableFile: Something else, or more than `MAX_DIGESTED` bytes.
+        OSError: It cannot be read.
+    """
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_binary(path, max_bytes=MAX_DIGESTED) as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()

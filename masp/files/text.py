@@ -21,7 +21,9 @@ _OF_A_PATH = {
     errno.ENAMETOOLONG,
     errno.ELOOP,
     errno.ENOTDIR,
+    errno.EISDIR,
     errno.ESTALE,
+    errno.EINVAL,  # also of files that are not regular or too large, see `masp.files.regular`
 }
 """System errors that say of a path that it cannot be used as the user asked."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from masp.data.findings import finding_lines
+from masp.errors import one_line
 from masp.plan.actual import Comparison
 from masp.plan.plan import Plan, SplitFacts
 from masp.plan.work import ExtractionEstimate, StageEstimate
@@ -36,7 +37,7 @@ def duration(hours: float) -> str:
 def render(plan: Plan) -> str:
     """Format a plan as `masp plan` prints it."""
     parts = (_images, _dataset, _cache, _work, _worth, _levers, _actual)
-    return "\n\n".join("\n".join(lines) for part in parts if (lines := part(plan)))
+    return "\n\n".join("\n".join(map(one_line, lines)) for part in parts if (lines := part(plan)))
 
 
 def _images(plan: Plan) -> list[str]:

@@ -1,4 +1,4 @@
-"""How many tokens the language model reads: vision tokens by the sizes of images, text by template and answer."""
+"""How many tokens the language model reads: vision tokens by image sizes, text by template, question and answer."""
 
 from __future__ import annotations
 

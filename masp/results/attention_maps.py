@@ -14,6 +14,7 @@ import numpy as np
 
 from masp.errors import DataError
 from masp.files.atomic import write_all
+from masp.files.regular import open_binary, open_descriptor
 from masp.files.text import reason
 from masp.results.ledger_format import SUFFIX as LEDGER_SUFFIX
 from masp.results.ledger_format import MapPlace
@@ -31,7 +32,7 @@ class AttentionFile:
 
     def __init__(self, directory: str | Path, name: str):
         self.name = name
-        self._file = os.open(Path(directory) / (name + SUFFIX), os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = open_descriptor(Path(directory) / (name + SUFFIX), os.O_RDWR | os.O_CREAT | os.O_APPEND)
 
     def append(self, weights: np.ndarray) -> MapPlace:
         """Keep the maps of one sample.
@@ -64,7 +65,7 @@ def read_attention(directory: str | Path, place: MapPlace) -> np.ndarray:
     num_aspects, height, width = place.shape
     size = 4 * num_aspects * height * width
     try:
-        with open(path, "rb") as file:
+        with open_binary(path) as file:
             # a size that no file of ours has would take that much memory before it is missed
             is_there = place.offset + size <= os.fstat(file.fileno()).st_size
             data = os.pread(file.fileno(), size, place.offset) if is_there else b""

@@ -16,6 +16,7 @@ import numpy as np
 from masp.errors import DataError
 from masp.files.atomic import write_all
 from masp.files.locks import try_lock
+from masp.files.regular import open_binary, open_descriptor
 from masp.files.text import shown
 from masp.results.attention_maps import AttentionFile
 from masp.results.ledger_format import SUFFIX, VERSION, Record, encode_line, scores_problem
@@ -60,7 +61,7 @@ class Ledger:
         self._maps: AttentionFile | None = None
         # A POSIX lock goes when this process goes, unlike flock, which its orphaned workers would keep. It also goes
         # when the process closes any handle of the file, so it is held on a file that is opened nowhere else.
-        self._lock: int | None = os.open(_lock_path(self.path), os.O_RDWR | os.O_CREAT, 0o644)
+        self._lock: int | None = open_descriptor(_lock_path(self.path), os.O_RDWR | os.O_CREAT)
         if not _lock(self._lock):
             self.close()
             raise RunInUse(f"{self.path}: another process is writing it; wait for it or stop it first")
@@ -84,7 +85,7 @@ class Ledger:
                 for _ in self.records():
                     pass
             assert self._reader is not None
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            self._file = open_descriptor(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             os.ftruncate(self._file, self._reader.num_valid_bytes)
             if self._reader.header is None:
                 header = {"ledger": VERSION, "identity": self.identity}
@@ -149,7 +150,7 @@ def is_being_written(ledger: Path) -> bool:
         OSError: the lock cannot be examined; a file system without locks says no.
     """
     try:
-        with open(_lock_path(ledger), "rb") as file:
+        with open_binary(_lock_path(ledger)) as file:
             return not try_lock(file.fileno(), shared=True)
     except FileNotFoundError:
         return False
@@ -177,7 +178,7 @@ def _lock(file: int, wait: bool = False) -> bool:
 @contextlib.contextmanager
 def directory_lock(directory: Path, name: str = ".lock") -> Iterator[None]:
     """Hold a lock of the directory; other processes wait."""
-    file = os.open(directory / name, os.O_RDWR | os.O_CREAT, 0o644)
+    file = open_descriptor(directory / name, os.O_RDWR | os.O_CREAT)
     try:
         _lock(file, wait=True)
         yield

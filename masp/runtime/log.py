@@ -2,8 +2,9 @@
 
 The rule:
 
-- *Results and progress that the user asked for* go to stdout as plain text, from rank 0 only: `say(text)`. Scripts read
-  them, so nothing is put in front of them.
+- *Results and progress that the user asked for* go to stdout as plain text, from rank 0 only: `say(text)`, or
+  `show(text)` where the caller decides which rank. Scripts read them, so nothing is put in front of them. Nothing else
+  prints: names from outside must not reach a terminal as they are.
 - *Notes, warnings and diagnostics* go through `logging` to stderr: `LOG = logging.getLogger(__name__)` at the top of a
   module, then `LOG.info` for what is good to know (shown as `note:`), `LOG.warning` for what the user should look at,
   and `LOG.debug` for what only a developer reads. Several ranks share one screen or file, so each line then begins with
@@ -17,6 +18,7 @@ import contextlib
 import logging
 import os
 import sys
+from typing import TextIO
 
 from masp.errors import one_line
 
@@ -29,10 +31,23 @@ def rank_of_environment() -> int:
     return max(0, _number("RANK", "SLURM_PROCID") or 0)
 
 
-def say(text: str) -> None:
+def say(*lines: str) -> None:
     """Print a result or progress for the user on stdout: rank 0 only, at once."""
     if rank_of_environment() == 0:
-        print(text, flush=True)
+        show(*lines)
+
+
+def show(*lines: str, to: TextIO | None = None) -> None:
+    """Print lines for the user at once, from every rank.
+
+    Names of files, categories and samples come from anywhere: what a terminal would take for commands, and line ends
+    within a line, are escaped.
+
+    Args:
+        lines: What is printed, a line each.
+        to: Where to; None for stdout.
+    """
+    print("\n".join(map(one_line, lines)), file=to, flush=True)
 
 
 def say_error(error: BaseException | str) -> None:

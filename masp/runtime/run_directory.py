@@ -23,7 +23,7 @@ from masp.errors import DataError, FilesInUse, InputError, MaspError, OtherRankF
 from masp.files import typed
 from masp.files.atomic import write_all, write_bytes
 from masp.files.locks import try_lock
-from masp.files.regular import is_directory
+from masp.files.regular import is_directory, open_descriptor
 from masp.files.text import reason, shortened
 from masp.files.typed import decode, plain
 
@@ -84,16 +84,23 @@ def write_status(
         directory: Run directory.
         state: What became of the run so far.
         exit_code: Exit code of the process; None while it is running.
-        message: One line for a person.
+        message: For a person; kept as one line of printable characters, since it may name files.
         kind: `Status`, or the subclass of it that `read_status` is to return.
         more: Further fields of `kind`, such as `step`.
 
     Raises:
         OSError: The file cannot be written.
     """
-    status = kind(RunState(state), exit_code, message, time.time(), socket.gethostname(), os.getpid(), **more)
+    status = kind(
+        RunState(state), exit_code, _printable(message), time.time(), socket.gethostname(), os.getpid(), **more
+    )
     fields = {"state": status.state, "exit_code": exit_code, **plain(status, omit_none=True)}  # null, not left out
     write_bytes(directory / STATUS_FILE, json.dumps(fields, indent=1).encode())
+
+
+def _printable(message: str) -> str:
+    """A message on one line, escaped; bytes of a file name that are not UTF-8 stay, which JSON escapes itself."""
+    return "".join(c if "\ud800" <= c <= "\udfff" else one_line(c) for c in message)
 
 
 @overload
@@ -222,7 +229,7 @@ class RunLock:
         if self._descriptor is not None or not is_directory(self.path.parent, key="output_dir"):
             return
         try:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = open_descriptor(self.path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise self._not_written(error) from None
         try:

@@ -18,9 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from masp.artifacts.store import check_header
 from masp.errors import DataError, InputError
 from masp.files.atomic import fsync_directory, replacing, write_bytes
-from masp.files.regular import read_bytes
+from masp.files.regular import is_file, read_bytes
 from masp.files.sealed import digest_file, read_sealed, sealed
 from masp.files.text import reason
 from masp.files.typed import Json
@@ -172,7 +173,7 @@ def _to_json(checkpoint: Checkpoint, digest: str) -> dict[str, Any]:
 
 def _holds(path: Path, digest: str) -> bool:
     """Whether a checkpoint is there with tensors of this digest."""
-    return (path / TENSORS).is_file() and digest_file(path / TENSORS) == digest
+    return is_file(path / TENSORS) and digest_file(path / TENSORS) == digest
 
 
 def _remove(path: Path) -> None:
@@ -245,6 +246,7 @@ def _load(directory: Path, name: str, identity: dict[str, Any]) -> Checkpoint:
     try:
         if digest_file(tensors) != meta.tensors:
             raise DataError(f"{tensors} is damaged: its digest is not the one in {META}; {remedy}")
+        check_header(tensors)
         validation = None if meta.validation == ValidationState() else meta.validation
         return Checkpoint(meta.step, identity, load_file(tensors), meta.engine, validation)
     except (OSError, SafetensorError) as error:

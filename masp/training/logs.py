@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from tqdm import tqdm
 from masp.errors import InputError
 from masp.files.atomic import write_bytes
 from masp.files.jsonl import cut_lines, read_lines
+from masp.files.regular import open_descriptor
 from masp.runtime.devices import peak_memory_bytes
 from masp.vlm.flops import peak_flops
 
@@ -99,7 +101,7 @@ class TrainingLog:
         self.every, self.num_steps, self.device, self.peak_flops = every, num_steps, device, peak_flops
         path = directory / "metrics.jsonl"
         cut_lines(path, first_step)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
+        self._file = open(_appending(path), "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
         self._board = SummaryWriter(directory / "tensorboard", purge_step=first_step + 1)
         pause_s = 0.1 if sys.stderr.isatty() else 30.0  # a log file is not a screen
         self._bar = tqdm(total=num_steps, initial=first_step, desc=stage, unit="step", mininterval=pause_s)
@@ -203,7 +205,7 @@ class KeyLog:
         path = directory / KEYS / f"rank-{rank}.jsonl"
         path.parent.mkdir(exist_ok=True)
         # By lines: whatever kills the process, no line up to the last checkpoint is lost.
-        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in __exit__
+        self._file = open(_appending(path), "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in __exit__
 
     def step(self, result: StepResult) -> None:
         """Note a step."""
@@ -269,3 +271,7 @@ def report_not_finite(
         + f"; the last checkpoint is kept: lower {stage}.learning_rate, which is {learning_rate}, or give "
         "another engine.precision"
     )
+
+
+def _appending(path: Path) -> int:
+    return open_descriptor(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)

@@ -21,7 +21,7 @@ import numpy as np
 from masp.errors import DataError
 from masp.files.atomic import write_all, write_bytes
 from masp.files.jsonl import whole_lines
-from masp.files.regular import read_bytes
+from masp.files.regular import open_descriptor, read_bytes
 from masp.files.typed import Json, decode
 from masp.results.ledger_format import encode_line, unsealed_line
 
@@ -155,7 +155,7 @@ class SliceLog:
     def append(self, event: Event, slice_: Slice) -> None:
         """Add a line, and bring it to the disk: records follow it."""
         line = encode_line({"event": event, "rank": slice_.rank, "size": slice_.size})
-        file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+        file = open_descriptor(self.path, os.O_WRONLY | os.O_APPEND)
         try:
             os.ftruncate(file, self._num_bytes)  # what a kill has cut off
             write_all(file, line)

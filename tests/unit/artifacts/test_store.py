@@ -308,3 +308,14 @@ def test_the_header_is_readable_without_us(soft_path):
         header = json.loads(file.metadata()["masp"])
     assert header["kind"] == "soft_prompt" and header["layout"] == "after_image" and len(header["digest"]) == 64
     assert load_file(soft_path)["weight"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("claimed", [1 << 63, (1 << 64) - 1, 17 << 20, 1000, 1])
+def test_a_header_that_claims_too_much_is_refused_before_it_is_parsed(claimed, tmp_path):
+    path = tmp_path / "aspect.safetensors"
+    with open(path, "wb") as file:
+        file.write(claimed.to_bytes(8, "little") + b"{")
+        if claimed == 17 << 20:
+            file.truncate(18 << 20)  # it is all there
+    with pytest.raises(DataError, match="is damaged: (its header claims|)"):
+        load_aspects(str(path), ["scene"], 4)

@@ -20,6 +20,7 @@ from masp.data.image_files import memory
 from masp.data.image_files.repairs import repair_of
 from masp.data.images import UnreadableImage, decode_image, image_size, limited_size, load_image
 from masp.errors import DataError
+from masp.files.regular import open_descriptor
 
 # Left half red, right half blue; the top row is green.
 PICTURE = np.zeros((40, 60, 3), np.uint8)
@@ -345,11 +346,12 @@ def test_image_size_refuses_what_load_image_refuses(tmp_path, content):
 
 
 def test_no_permission(tmp_path, monkeypatch):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(reading, "_open_without_waiting", refuse)
-    assert reason_of(saved(tmp_path, encoded(Image.new("L", (4, 4))))) == "permission denied"
+    path = saved(tmp_path, encoded(Image.new("L", (4, 4))))
+    monkeypatch.setattr(reading, "open_descriptor", refuse)
+    assert reason_of(path) == "permission denied"
 
 
 def _bomb(width: int, height: int) -> bytes:
@@ -383,16 +385,20 @@ def test_a_failing_disk_says_nothing_about_the_image(tmp_path, monkeypatch, numb
     path = saved(tmp_path, encoded(Image.new("L", (4, 4))))
     tries = []
 
-    def fail(name, flags):
+    def fail(name, **limits):
         tries.append(name)
-        if len(tries) in (3, 4, 5, 6, 7):
-            return os.open(name, flags)
+        if len(tries) == 3:
+            return open_descriptor(name, **limits)
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(reading, "_open_without_waiting", fail)
+    def always_fail(*_, **__):
+        raise OSError(number, "x")
+
+    monkeypatch.setattr(reading, "open_descriptor", fail)
     assert load_image(path).size == (4, 4)
     assert len(tries) == 3
-    monkeypatch.setattr(reading, "_open_without_waiting", lambda *_: (_ for _ in ()).throw(OSError(number, "x")))
+    monkeypatch.setattr(reading, "open_descriptor", always_fail)
+    monkeypatch.setattr(reading, "open_binary", always_fail)
     for read in (load_image, image_size):
         with pytest.raises(OSError, match="x") as error:
             read(path)

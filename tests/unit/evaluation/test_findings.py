@@ -106,7 +106,7 @@ def test_the_last_line_says_of_which_images_it_is(feeds, tmp_path):
     found = emotion_findings(feeds.train, tmp_path, {}, "train", split, means, metrics, RecordTable.of(records))
     assert found["coverage"] == 0.5 and found["accuracy_of_split"] == 0.5
     assert found["temperature_scaling"]["reason"] == "the dataset has no validation split"
-    *_, guess, last = summary_lines({**metrics.to_json(), **found}, tmp_path / "metrics.json").split("\n")
+    *_, guess, last = summary_lines({**metrics.to_json(), **found}, tmp_path / "metrics.json")
     assert guess == "evaluate: always answering 'fear', the largest category of train, would give 1.0000"
     assert last.startswith("evaluate: accuracy 1.0000 (95 % interval ") and last.endswith(f": {tmp_path}/metrics.json")
     assert (
@@ -120,7 +120,7 @@ def test_a_whole_split_gets_no_more_words_and_one_category_a_remark(feeds, tmp_p
     metrics = compute_metrics(records, ("awe", "fear"))
     split = count_split(feeds.test, OWN)
     found = emotion_findings(feeds.test, tmp_path, {}, "test", split, OWN, metrics, RecordTable.of(records))
-    last = summary_lines({**metrics.to_json(), **found}, tmp_path).split("\n")[-1]
+    last = summary_lines({**metrics.to_json(), **found}, tmp_path)[-1]
     assert found["coverage"] == 1
     assert last.endswith(f"on 9 images; it never predicts any category but 'awe': {tmp_path}")
 

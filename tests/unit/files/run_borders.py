@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from masp.artifacts.store import Lineage, load_aspects, load_soft_prompt, save_aspects, save_soft_prompt
 from masp.config import load_config
-from masp.files.typed import decode
+from masp.data.findings import DatasetRecord, Finding, Holdings, load_findings, save_findings
+from masp.experiments.parity import Golden
+from masp.files.typed import decode, read
 from masp.models.trainable import AspectModules, SoftPrompt
+from masp.plan.header_memory import HeaderMemory, _read
 from masp.plan.rates import read_speeds
+from masp.results.attention_maps import AttentionFile, read_attention
 from masp.results.ledger import read_records
 from masp.results.ledger_file import Ledger
-from masp.results.ledger_format import Record
+from masp.results.ledger_format import MapPlace, Record
+from masp.results.ledgers.index import LedgerIndex
+from masp.results.ledgers.slices import Slice, SliceLog
 from masp.results.metrics_file import read_datasets, read_metrics, read_summary
 from masp.results.records import DataDigests, read_records_file, write_emotion_records
 from masp.runtime.run_directory import RunState, _Holder, read_status, write_status
@@ -178,7 +187,103 @@ def content(value: object) -> Callable[[Path], bytes]:
     return lambda _: json.dumps(value).encode()
 
 
+MAP = np.full((1, 2, 3), 1 / 6, dtype=np.float32)
+PLACE = MapPlace("rank-0", 0, (1, 2, 3), zlib.crc32(MAP.tobytes()))
+
+
+def maps(directory: Path) -> bytes:
+    file = AttentionFile(directory, "rank-0")
+    file.append(MAP)
+    file.close()
+    return (directory / "rank-0.attention").read_bytes()
+
+
+def slices(directory: Path) -> bytes:
+    log = SliceLog(directory, {"cache": "ab12"})
+    log.create()
+    for event in ("begun", "done"):
+        log.append(event, Slice(1, 2))
+    return log.path.read_bytes()
+
+
+def read_slices(path: Path) -> list:
+    log = SliceLog(path.parent, {"cache": "ab12"})
+    return [log.is_there, log.begun, log.not_done(9).tolist()]
+
+
+def indexed(path: Path) -> LedgerIndex:
+    keys = [record.sample_key for record in records()]
+    identity = {"cache": "ab12", "categories": list(CATEGORIES)}
+    return LedgerIndex(path.with_name("rank-0.jsonl"), identity, bytes(32), lambda *a: keys.index(a[2].sample_key))
+
+
+def ledger_index(directory: Path) -> bytes:
+    ledger(directory)
+    index = indexed(directory / ".rank-0.index")
+    index._save((directory / "rank-0.jsonl").stat().st_size, index.positions())
+    return (directory / ".rank-0.index").read_bytes()
+
+
+def findings(directory: Path) -> bytes:
+    holdings = Holdings({"train": {"awe": 2}}, {"train": {"scene": 1}})
+    save_findings(
+        directory,
+        DatasetRecord(1, "0" * 64, holdings, (Finding("names", "a text", 2, examples=("a", "b"), serious=True),)),
+    )
+    return (directory / "findings.json").read_bytes()
+
+
+def header_memory(directory: Path) -> bytes:
+    image = directory / "image"
+    image.write_bytes(b"1")
+    os.utime(image, (1, 1))
+    memory = HeaderMemory(directory / "headers.bin", None, [image])
+    memory._settled[:] = True  # an hour later
+    memory[0] = (40, 30)
+    memory.save()
+    return (directory / "headers.bin").read_bytes()
+
+
+GOLDEN = {
+    "stage1": [{"image": "a.jpg", "aspect": "scene", "question": "Where?", "answer": "sea", "loss": 1.5}],
+    "stage2": [
+        {
+            "image": "a.jpg",
+            "question": "Which?",
+            "answer": "awe",
+            "loss": 0.5,
+            "soft_prompt_grad_norm": 1.0,
+            "soft_prompt_grad_row_norms": [0.5],
+        }
+    ],
+    "evaluate": [{"image": "a.jpg", "question": "Which?", "generated_ids": [3], "first_logits_top10": [[3, 1.5]]}],
+    "note": {"aspects": ["scene"]},
+}
+
 RUN_BORDERS = (
+    RunBorder(
+        "attention maps",
+        "binary",
+        maps,
+        lambda p: read_attention(p.parent, PLACE).tolist(),
+        "rank-0.attention",
+        checked=True,
+    ),
+    RunBorder("slices", "lines", slices, read_slices, "slices.log", lenient=True),
+    RunBorder(
+        "index of a ledger",
+        "binary",
+        ledger_index,
+        lambda p: indexed(p).positions().tolist(),
+        ".rank-0.index",
+        checked=True,
+        lenient=True,
+    ),
+    RunBorder("findings.json", "sealed", findings, lambda p: load_findings(p.parent), "findings.json"),
+    RunBorder(
+        "sizes of images", "binary", header_memory, lambda p: _read(p, None).tolist(), "headers.bin", lenient=True
+    ),
+    RunBorder("golden.json", "json", content(GOLDEN), lambda p: read(Golden, p), "golden.json"),
     RunBorder("ledger", "lines", ledger, lambda p: read_records(p.parent), "rank-0.jsonl"),
     RunBorder("records.h5", "binary", records_file, read_records_content, "records.h5", checked=True),
     RunBorder("metrics.json", "json", content(METRICS), strict(read_metrics), "metrics.json"),

@@ -15,15 +15,19 @@ import json
 import random
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import h5py
+import numpy as np
 import pytest
 import torch
 import yaml
 
+from masp.artifacts.aspect_tokens import AspectTokens, _header
 from masp.cache.codec import SampleRecord, decode_features, decode_record, encode_features, encode_record, store
 from masp.cache.fingerprint import _read_memo, model_fields
 from masp.cache.index import fields, load_index
@@ -94,6 +98,28 @@ def read_shard(path: Path) -> list:
 def read_index(path: Path) -> list:
     index = load_index(path)
     return [getattr(index, field.name).tolist() for field in fields(type(index))]
+
+
+def aspect_tokens(directory: Path) -> bytes:
+    shutil.copytree(small_cache(), directory, dirs_exist_ok=True)
+    with contextlib.closing(open_cache(directory)) as cache:
+        header = _header(cache, ["scene"], "0" * 64)
+        tokens = np.ones((len(cache), 1, 2, cache.hidden_size), dtype="<f4")
+    path = directory / "file.h5"
+    with h5py.File(path, "w") as file:
+        file.attrs["made_of"] = np.bytes_(header.text())
+        file.create_dataset("tokens", data=tokens, chunks=(1, *tokens.shape[1:]))
+        file.create_dataset("crc32", data=np.array([zlib.crc32(one.tobytes()) for one in tokens], dtype="<u4"))
+    return path.read_bytes()
+
+
+def read_aspect_tokens(path: Path) -> list:
+    with contextlib.closing(open_cache(path.parent)) as cache:
+        named = _header(cache, ["scene"], "0" * 64).path(cache)
+        named.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, named)
+        with contextlib.closing(AspectTokens(cache, ["scene"], "0" * 64)) as tokens:
+            return [tokens.read(row).tolist() for row in range(len(cache))]
 
 
 def record(_: Path) -> bytes:
@@ -189,6 +215,7 @@ BORDERS = (
         "quarantine.jsonl",
         checked=True,
     ),
+    Border("aspect tokens", "binary", aspect_tokens, read_aspect_tokens, "file.h5", checked=True),
     Border("JSON of a sample", "json", record, lambda p: decode_record(p.read_bytes())),
     Border("features, fp32", "binary", features("fp32"), read_features),
     Border("features, int8", "binary", features("int8"), read_features),
