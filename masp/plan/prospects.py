@@ -33,7 +33,10 @@ def prospects(config: Config, dataset: Dataset) -> tuple[Prospect, Prospect]:
     """What to expect of both stages."""
     train = [sample for sample in dataset.samples if sample.split == "train"]
     annotated = [sample for sample in train if any(aspect in sample.answers for aspect in config.aspects)]
-    one, two = num_steps_of(len(annotated), config.stage1), num_steps_of(len(train), config.stage2)
+    num_positions = len(annotated)
+    if config.stage1.position == "pair":
+        num_positions = sum(aspect in sample.answers for sample in annotated for aspect in config.aspects)
+    one, two = num_steps_of(num_positions, config.stage1), num_steps_of(len(train), config.stage2)
     own_modules = bool(config.aspects) and config.checkpoint.aspect is None
     obstacle = _obstacle_1(config, dataset, len(annotated)) if own_modules else ""
     if not own_modules:

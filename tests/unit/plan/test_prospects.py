@@ -37,6 +37,12 @@ def test_all_is_well(run):
     assert prospect_findings(run, dataset(run)) == [] and obstacles(run, dataset(run)) == {}
 
 
+def test_pairs_are_steps_of_their_own(run):
+    run.stage1.position = "pair"
+    one, two = prospects(run, dataset(run))
+    assert (one.num_steps, two.num_steps) == (2 * 38, 26)  # 300 pairs, and 100 images, in eights
+
+
 def test_without_annotations_both_stages_say_the_same_way_out(run):
     found = obstacles(run, dataset(run, answers=()))
     assert list(found) == ["stage1", "stage2"] and all(WITHOUT_STAGE_1 in text for text in found.values())
