@@ -95,7 +95,7 @@ def make_vlm(directory: Path, model: str, tokenizer: Path | None) -> Path:
     from safetensors.torch import save_file
 
     save_config_only(directory, config)
-    save_file({"seed": torch.tensor([SEED])}, directory / "model.safetensors")
+    save_file({"seed": torch.tensor([float(SEED)])}, directory / "model.safetensors")
     return directory
 
 

@@ -43,9 +43,10 @@ def make_run(directory: Path, num_train: int = 12, num_test: int = 6) -> Path:
 
 
 def numbers(metrics: Path) -> dict[str, Any]:
-    """The entries of `metrics.json` that describe the predictions, without time, lineage and notes."""
+    """The entries of `metrics.json` that describe the predictions, without time, lineage, protocol (a digest of
+    all that was compared, lineage included) and notes."""
     found = json.loads(metrics.read_text())
-    return {key: value for key, value in found.items() if key not in ("time", "lineage", "notes")}
+    return {key: value for key, value in found.items() if key not in ("time", "lineage", "notes", "protocol")}
 
 
 def assert_same(found: Any, expected: Any, where: str = "") -> None:

@@ -21,7 +21,7 @@ import torch.distributed
 from masp.errors import InputError, MaspError, one_line
 from masp.files.text import first_line, reason, shortened, shown
 from masp.runtime.log import say_error
-from masp.runtime.parent import PARENT, watching_parent
+from masp.runtime.parent import parent, watching_parent
 from masp.runtime.stop import is_ending
 
 MAX_DIGITS = 9
@@ -167,7 +167,8 @@ def join(ranks: Ranks, device: str, timeout_min: float = 30.0) -> None:
 def _end_without_launcher(ranks: Ranks) -> None:
     """End this process, which waits for ranks that nobody will start any more."""
     say_error(
-        f"environment: the launcher (process {PARENT}) ended before all {ranks.size} ranks had joined; start them again"
+        f"environment: the launcher (process {parent()}) ended before all {ranks.size} ranks had joined; "
+        "start them again"
     )
     os._exit(MaspError.exit_code)
 

@@ -10,9 +10,21 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 
-PARENT = os.getppid()
-"""Process id of the parent when this module was imported. A process whose parent ends gets another one."""
 _CHECK_S = 1.0
+_parent = os.getppid()
+
+
+def parent() -> int:
+    """Process id of the parent that this process had first, or nearly: a process whose parent ends gets another one."""
+    return _parent
+
+
+def _note_parent() -> None:
+    global _parent
+    _parent = os.getppid()
+
+
+os.register_at_fork(after_in_child=_note_parent)
 
 
 @contextlib.contextmanager
@@ -25,7 +37,7 @@ def watching_parent(on_end: Callable[[], object]) -> Iterator[None]:
     left = threading.Event()
 
     def watch() -> None:
-        while os.getppid() == PARENT:
+        while os.getppid() == _parent:
             if left.wait(_CHECK_S):
                 return
         on_end()

@@ -102,7 +102,8 @@ def test_from_images_to_the_report(commands, tmp_path, family):
     metrics = check_metrics(path, 2 * len(GOOD))
     assert metrics["lineage"]["soft_prompt"]["origin"] == "trained"
     generated = tmp_path / "generated"
-    commands.ok("evaluate", "--config", config, "evaluate.scoring=generate", f"evaluate.output_dir={generated}")
+    more = ["evaluate.max_new_tokens=16", f"evaluate.output_dir={generated}"]
+    commands.ok("evaluate", "--config", config, "evaluate.scoring=generate", *more)
     check_metrics(generated / "metrics.json", 2 * len(GOOD))
 
     shown = [images / "test" / "joy" / "test_turned.jpg", images / "test" / "quiet_fear" / "test_one_wide.png"]

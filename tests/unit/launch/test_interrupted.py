@@ -60,7 +60,12 @@ def given(config_path, tmp_path):
 
 def exit_code(arguments: list[str]) -> int:
     """Exit code of `launch` in a process of its own, which may be killed."""
-    process = multiprocessing.get_context("fork").Process(target=lambda: os._exit(main(arguments)))
+
+    def run() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
+        os._exit(main(arguments))
+
+    process = multiprocessing.get_context("fork").Process(target=run)
     process.start()
     process.join(60)
     return process.exitcode

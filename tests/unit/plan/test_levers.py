@@ -1,5 +1,7 @@
 """What lower pixel limits would save."""
 
+from pathlib import Path
+
 import pytest
 
 from masp.plan.disk import tar_sizes
@@ -22,7 +24,7 @@ def shards(config):
 
 
 def test_every_limit_below_the_largest_image_is_a_lever(config, shards):
-    vision, language = shapes(load_config(config.vlm.path))
+    vision, language = shapes(load_config(Path(config.vlm.path)))
     found = pixel_levers(config, vision, shards, language.width)
     limits = [limit for limit in TOKEN_LIMITS if limit < max(p.num_tokens for p in shards["train-00000"])]
     assert [lever.setting for lever in found] == [f"vlm.max_pixels={n * 28 * 28}" for n in limits] and len(limits) > 1
@@ -34,6 +36,6 @@ def test_every_limit_below_the_largest_image_is_a_lever(config, shards):
 
 def test_a_limit_below_the_smallest_number_of_pixels_is_not_a_lever(config, shards):
     config.vlm.min_pixels = 300 * 28 * 28
-    vision, language = shapes(load_config(config.vlm.path))
+    vision, language = shapes(load_config(Path(config.vlm.path)))
     found = pixel_levers(config, vision, shards, language.width)
     assert [lever.setting for lever in found] == [f"vlm.max_pixels={512 * 28 * 28}"]
