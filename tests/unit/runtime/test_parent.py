@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from masp.runtime.parent import PARENT, watching_parent
+from masp.runtime.parent import parent, watching_parent
 
 # Starts a rank whose other rank never comes, prints its process id, and waits to be killed.
 LAUNCHER = """
@@ -26,7 +26,7 @@ join(read_ranks(), "cpu")
 def test_nothing_happens_while_the_parent_is_there():
     told = []
     with watching_parent(lambda: told.append(1)):
-        assert os.getppid() == PARENT
+        assert os.getppid() == parent()
     assert not told
 
 
@@ -54,3 +54,10 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def test_a_forked_process_has_its_own_parent():
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if parent() == os.getppid() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
