@@ -72,7 +72,7 @@ def dry_run(command: Command, stage: StageName | None, config: Config, cluster: 
         _refuse_twice(directory.parent, parts, config)
     _check(parts, config, cluster, directory.parent, asks_slurm)
     if cluster.executor == "slurm" and not asks_slurm:
-        LOG.info("Slurm was not asked whether it would take the jobs: there is no sbatch on this machine")
+        LOG.info("Slurm was not asked whether it would take the jobs: this machine has no sbatch")
 
 
 def _check(parts: list[Part], config: Config, cluster: ClusterConfig, parent: Path, asks_slurm: bool) -> None:

@@ -287,7 +287,7 @@ class DatasetRecord:
 
     format_version: Literal[1]
     dataset: str
-    """Digest of the dataset, as the cache's manifest has it; empty where there is no cache."""
+    """Digest of the dataset, as the cache's manifest has it; empty without a cache."""
     holdings: Holdings
     findings: tuple[Finding, ...]
     near_duplicates: bool = False

@@ -48,7 +48,7 @@ def left_out_notes(split: SplitCounts) -> list[str]:
 def largest_category(feed: Feed, split: str, means: Mapping[str, str], metrics: Metrics) -> MajorityClass:
     """What always answering the largest category of the training split would give.
 
-    Where there is no training split, that of the split itself: nothing can do worse with less.
+    Without a training split, the largest category of the split itself counts.
     """
     counts: dict[str, int] = {}
     source = "train"

@@ -40,7 +40,7 @@ def record_near_duplicates(config: Config) -> DatasetRecord:
         config: Configuration of the cache; reads images with `extract.num_workers` processes.
 
     Raises:
-        InputError: imagehash is not installed, there is no finished cache, or its findings were not recorded.
+        InputError: imagehash is not installed, the cache is not finished, or its findings were not recorded.
     """
     if importlib.util.find_spec("imagehash") is None:
         raise InputError(

@@ -217,3 +217,12 @@ def _without_none(kind: Any) -> Any:
 def is_text(string: str) -> bool:
     """Whether a string is text: JSON and file names may hold halves of surrogate pairs, which no tokenizer takes."""
     return string.isascii() or not any("\ud800" <= character <= "\udfff" for character in string)
+
+
+def as_json(value: Any) -> Any:
+    """A value as JSON gives it back: tuples are lists.
+
+    Raises:
+        ValueError: A number is not finite.
+    """
+    return json.loads(json.dumps(value, allow_nan=False))

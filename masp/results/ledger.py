@@ -33,10 +33,11 @@ import numpy as np
 from masp.errors import DataError
 from masp.files.sealed import canonical_json
 from masp.files.text import shortened
+from masp.files.typed import as_json
 from masp.results.ledger_file import Ledger, Problem, directory_lock, is_being_written
 from masp.results.ledger_format import RESUMES, SUFFIX, Record, damaged, ledger_files
 from masp.results.ledgers.index import LedgerIndex, index_path
-from masp.results.ledgers.reader import LedgerReader, as_json, check_identity, read_header
+from masp.results.ledgers.reader import LedgerReader, check_identity, read_header
 from masp.results.ledgers.slices import Slice, SliceLog
 from masp.results.ledgers.table import RecordTable
 

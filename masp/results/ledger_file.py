@@ -18,9 +18,10 @@ from masp.files.atomic import write_all
 from masp.files.locks import try_lock
 from masp.files.regular import open_binary, open_descriptor
 from masp.files.text import shown
+from masp.files.typed import as_json
 from masp.results.attention_maps import AttentionFile
 from masp.results.ledger_format import SUFFIX, VERSION, Record, encode_line, scores_problem
-from masp.results.ledgers.reader import LedgerReader, as_json, check_identity
+from masp.results.ledgers.reader import LedgerReader, check_identity
 from masp.runtime.run_directory import RunInUse
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")

@@ -24,7 +24,7 @@ from masp.errors import DataError
 from masp.files.atomic import write_bytes
 from masp.files.regular import is_file, read_bytes
 from masp.files.sealed import digest_of
-from masp.files.typed import Json, decode
+from masp.files.typed import Json, as_json, decode
 from masp.results.breakdown import GroupAccuracy, MajorityClass
 from masp.results.metrics import CalibrationBin, CategoryMetrics, Count, Share
 from masp.results.temperature import TemperatureScaling
@@ -212,7 +212,7 @@ def write_metrics(path: Path, values: dict[str, Any]) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    plain = json.loads(json.dumps(values, allow_nan=False))
+    plain = as_json(values)
     digest = digest_of(plain)
     plain["lineage"]["digest"] = digest
     write_bytes(path, json.dumps(plain, indent=1).encode() + b"\n")
@@ -224,7 +224,7 @@ def write_object(path: Path, value: PromptTable | ProbeFile) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    plain = json.loads(json.dumps(dataclasses.asdict(value), allow_nan=False))
+    plain = as_json(dataclasses.asdict(value))
     write_bytes(path, json.dumps({**plain, "digest": digest_of(plain)}, indent=1).encode() + b"\n")
 
 
@@ -234,7 +234,7 @@ def write_rows(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    plain = json.loads(json.dumps(rows, allow_nan=False))
+    plain = as_json(rows)
     sealed = {name: {**row, "digest": digest_of([name, row])} for name, row in plain.items()}
     write_bytes(path, json.dumps(sealed, indent=1).encode() + b"\n")
 

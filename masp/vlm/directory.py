@@ -76,7 +76,7 @@ SAME_TWICE = (
 
 
 def read_json(directory: Path, name: str) -> dict[str, Any] | None:
-    """The JSON object in a file of the directory; None if there is no such file.
+    """The JSON object in a file of the directory; None if the file does not exist.
 
     Raises:
         InputError: The file cannot be read, is too large, or is not a JSON object.

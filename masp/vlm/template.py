@@ -51,7 +51,7 @@ def chat_turn(directory: Path, image: str, tokens: dict[str, str]) -> Turn:
         tokens: Special tokens by name (`eos_token` …), which a template may use.
 
     Raises:
-        InputError: There is no template, it cannot be rendered within the limits, or a piece of the prompt is not in
+        InputError: No template was found, it cannot be rendered within the limits, or a piece of the prompt is not in
             its text; or two files have templates that write different prompts.
     """
     found: dict[str, Turn] = {}

@@ -56,12 +56,12 @@ class LedgerIndex:
             InputError: the ledger cannot be read, or belongs to another evaluation. DataError: it is damaged.
         """
         num_bytes, known = self._load()
-        if num_bytes:
-            try:
-                return self._read(num_bytes, known)
-            except DataError:  # read again from the beginning, it is named by the number of its line
-                pass
-        return self._read(0, known[:0])
+        try:
+            return self._read(num_bytes, known)
+        except DataError:
+            if num_bytes == 0:
+                raise
+            return self._read(0, known[:0])  # from the beginning, so that damage is named by the number of its line
 
     def _read(self, num_bytes: int, known: np.ndarray) -> np.ndarray:
         if num_bytes == 0:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -202,7 +202,7 @@ def _header(path: Path, line: bytes) -> Header:
 
 
 def read_header(path: Path) -> Header | None:
-    """The first line of a ledger alone; None if there is no complete one.
+    """The first line of a ledger alone; None if it is missing or cut off.
 
     Raises:
         InputError: it cannot be read, or another version of MASP wrote it. DataError: it is damaged.
@@ -216,11 +216,6 @@ def read_header(path: Path) -> Header | None:
     except ValueError as error:
         raise damaged(path, 1, str(error)) from None
     return _header(path, text)
-
-
-def as_json(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """An identity as JSON gives it back: tuples are lists."""
-    return json.loads(json.dumps(identity))
 
 
 def check_identity(path: Path, header: Header | None, ours: dict[str, Any]) -> None:
