@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from masp.data.images import UnreadableImage, load_image
 from masp.data.sample import Sample
 from masp.errors import InputError
 from masp.files.text import reason
+from masp.runtime.process_pool import process_pool
 
 MAX_BITS = 4
 """Bits of 64 in which two images that look alike may differ."""
@@ -69,7 +69,7 @@ def _hashes(samples: Sequence[Sample], num_workers: int) -> tuple[np.ndarray, np
     bar = tqdm(total=len(paths), desc="looks", unit="img", disable=not sys.stderr.isatty())
     found = []
     if num_workers:
-        with ProcessPoolExecutor(num_workers) as pool:
+        with process_pool(num_workers, "extract.num_workers", "compares images") as pool:
             for bits in pool.map(_hash, paths, chunksize=64):
                 found.append(bits)
                 bar.update()

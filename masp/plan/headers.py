@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import multiprocessing
 import os
-import signal
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.process import BaseProcess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from masp.data.images import UnreadableImage, image_size
-from masp.errors import InputError
 from masp.files.text import reason
 from masp.plan.header_memory import HeaderMemory, Size
-from masp.runtime.stop import signal_name
+from masp.runtime.process_pool import process_pool
 
 _CHUNK = 256
 _ALONE = 1000
@@ -83,42 +75,11 @@ def _read_all(
                 yield from _measure(chunk, max_side)
                 bar.update(len(chunk))
         else:
-            # Processes, because Pillow parses headers in Python and its warnings are silenced per process; spawned,
-            # because this one may hold threads by now.
-            with _pool(num_processes) as pool:
+            # Processes, because Pillow parses headers in Python and its warnings are silenced per process.
+            with process_pool(num_processes, "--processes", "reads image headers") as pool:
                 for found in pool.map(_measure, chunks, [max_side] * len(chunks)):
                     yield from found
                     bar.update(len(found))
-
-
-@contextlib.contextmanager
-def _pool(num_processes: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that read.
-
-    Raises:
-        InputError: One was killed, or none can be started.
-    """
-    processes: Mapping[int, BaseProcess] = {}
-    try:
-        with ProcessPoolExecutor(num_processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-            processes = pool._processes  # which the pool itself forgets
-            yield pool
-    except BrokenProcessPool:
-        codes = {pid: process.exitcode or 0 for pid, process in processes.items()}
-        # the pool itself ends the others by SIGTERM
-        pid, code = min(codes.items(), key=lambda entry: (entry[1] == -signal.SIGTERM, entry[1]))
-        if code >= 0:
-            raise  # not killed, but ended by a bug
-        raise InputError(
-            f"--processes {num_processes}: a process that reads image headers was killed, most often because memory ran"
-            f" out (process {pid}, {signal_name(-code)}); give a lower number"
-        ) from None
-    except OSError as error:
-        if error.errno not in (errno.EAGAIN, errno.ENOMEM):
-            raise
-        raise InputError(
-            f"--processes {num_processes}: a process cannot be started: {reason(error)}; give a lower number"
-        ) from None
 
 
 def _measure(paths: Sequence[str], max_side: int | None) -> list[Size | str]:

@@ -1,0 +1,61 @@
+"""Worker processes for independent pieces of work, of which none can leave the command waiting when it dies."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import multiprocessing
+import signal
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
+
+from masp.errors import InputError
+from masp.files.text import reason
+from masp.runtime.stop import signal_name
+
+
+@contextlib.contextmanager
+def process_pool(num_processes: int, setting: str, work: str) -> Iterator[ProcessPoolExecutor]:
+    """Worker processes; spawned, because this one may hold threads by now, which a fork would leave without an owner.
+
+    Args:
+        num_processes: How many.
+        setting: The setting or option that says how many, for messages.
+        work: What one of them does, to follow "a process that": "reads image headers".
+
+    Raises:
+        InputError: One was killed, or none can be started.
+    """
+    processes: Mapping[int, BaseProcess] = {}
+    try:
+        with ProcessPoolExecutor(num_processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+            processes = pool._processes  # which the pool itself forgets
+            try:
+                yield pool
+            except BaseException as error:
+                has_died = bool(pool._broken)
+                # The pool ends its processes once and then waits for all of them, also for one that was being started
+                # just then (Python 3.11), which would wait for work forever. After another error no result is wanted.
+                for process in list(processes.values()):
+                    process.terminate()
+                if has_died and isinstance(error, OSError):  # from starting one for a pool that had just broken
+                    raise BrokenProcessPool from error
+                raise
+    except BrokenProcessPool:
+        codes = {pid: process.exitcode or 0 for pid, process in processes.items()}
+        # the pool itself ends the others by SIGTERM
+        pid, code = min(codes.items(), key=lambda entry: (entry[1] == -signal.SIGTERM, entry[1]))
+        if code >= 0:
+            raise  # not killed, but ended by a bug
+        raise InputError(
+            f"{setting} {num_processes}: a process that {work} was killed, most often because memory ran out"
+            f" (process {pid}, {signal_name(-code)}); give a lower number"
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.ENOMEM):
+            raise
+        raise InputError(
+            f"{setting} {num_processes}: a process cannot be started: {reason(error)}; give a lower number"
+        ) from None

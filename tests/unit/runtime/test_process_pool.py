@@ -1,0 +1,67 @@
+"""Worker processes."""
+
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import active_children
+
+import pytest
+
+from masp.errors import InputError
+from masp.runtime.process_pool import process_pool
+
+
+def test_results_come_in_order():
+    with process_pool(2, "--processes", "counts") as pool:
+        assert list(pool.map(abs, range(-3, 3))) == [3, 2, 1, 0, 1, 2]
+
+
+def refused() -> str:
+    with pytest.raises(InputError) as error, process_pool(2, "--processes", "counts") as pool:
+        list(pool.map(abs, range(600)))
+    return str(error.value)
+
+
+MESSAGE = "--processes 2: a process that counts was killed, most often because memory ran out (process "
+
+
+def test_a_process_that_is_killed_while_it_starts_is_one_line():
+    earlier = set(active_children())
+
+    def kill() -> None:
+        while not (started := set(active_children()) - earlier):
+            time.sleep(0.001)
+        os.kill(next(iter(started)).pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    message = refused()
+    thread.join()
+    assert message.startswith(MESSAGE) and message.endswith("SIGKILL); give a lower number")
+
+
+def test_a_process_that_starts_while_another_dies_is_not_waited_for(monkeypatch):
+    start = ProcessPoolExecutor._spawn_process
+
+    def start_and_kill_the_first(pool):
+        if pool._processes:
+            os.kill(next(iter(pool._processes)), signal.SIGKILL)
+            time.sleep(0.3)  # by when the pool has noticed
+        start(pool)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "_spawn_process", start_and_kill_the_first)
+    message = refused()
+    assert message.startswith(MESSAGE) and message.endswith("SIGKILL); give a lower number")
+    assert not active_children()
+
+
+def test_a_process_that_cannot_be_started_is_one_line(monkeypatch):
+    def start(pool):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(ProcessPoolExecutor, "_spawn_process", start)
+    with pytest.raises(InputError, match="^--processes 2: a process cannot be started: Resource temporarily unavail"):
+        with process_pool(2, "--processes", "counts") as pool:
+            pool.submit(abs, 1)
