@@ -29,7 +29,7 @@ from masp.files.atomic import replacing
 from masp.files.hdf5 import Column, Hdf5File, Values, naming_damage
 from masp.files.regular import is_file
 from masp.files.sealed import digest_of
-from masp.files.text import reason
+from masp.files.text import reason, shown
 from masp.models.sequence import pad_features
 from masp.runtime.devices import pick_device
 from masp.runtime.log import say
@@ -73,7 +73,8 @@ def build_aspect_tokens(config: Config) -> Path:
         The file. One that is there already is left alone.
 
     Raises:
-        InputError: The configuration does without aspect modules, or they are missing or do not fit.
+        InputError: The configuration does without aspect modules, they are missing or do not fit, or what they make of
+            an image is not finite.
     """
     cache, model = open_matching_cache(config)
     modules, lineage = load_trained_aspects(config, cache.hidden_size, model)
@@ -98,8 +99,10 @@ def build_aspect_tokens(config: Config) -> Path:
             bar = tqdm(total=len(cache), desc="aspects", unit="img", disable=not sys.stderr.isatty())
             for start in range(0, len(cache), BATCH):
                 rows = range(start, min(start + BATCH, len(cache)))
-                features, mask = pad_features([cache.read(row).features.float() for row in rows])
+                samples = [cache.read(row) for row in rows]
+                features, mask = pad_features([sample.features.float() for sample in samples])
                 found = modules(features.to(device), mask.to(device)).float().cpu().numpy()
+                _check_finite(found, [sample.key for sample in samples], config.aspects, lineage.digest)
                 tokens[rows.start : rows.stop] = found
                 crc32[rows.start : rows.stop] = [checksum(one.tobytes()) for one in found]
                 bar.update(len(rows))
@@ -108,6 +111,18 @@ def build_aspect_tokens(config: Config) -> Path:
         raise InputError(f"cache.dir: {path} cannot be written: {reason(error)}") from None
     say(f"cache: {path}: aspect tokens of {len(cache)} images, {path.stat().st_size / 1e9:.2f} GB")
     return path
+
+
+def _check_finite(tokens: np.ndarray, keys: Sequence[str], aspects: Sequence[str], digest: str) -> None:
+    """Raises InputError if tokens `[B, A, N, D]` are not finite; names the first image and the aspect."""
+    bad = np.argwhere(~np.isfinite(tokens).all(axis=(2, 3)))
+    if len(bad):
+        image, aspect = bad[0]
+        raise InputError(
+            f"the aspect tokens of sample {shown(keys[image])} for aspect {shown(aspects[aspect])} are not finite: "
+            f"aspect modules {digest[:12]} do not fit its features; train them again, or give another "
+            "checkpoint.aspect; nothing was written"
+        )
 
 
 class AspectTokens:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -167,6 +168,12 @@ def store(features: torch.Tensor, dtype: str) -> dict[str, torch.Tensor]:
     scales = (wide.abs().amax(dim=1) / largest).clamp_min(torch.finfo(torch.float32).tiny)
     scaled = (wide / scales[:, None]).clamp_(-largest, largest)
     return {"features": (scaled.round_() if dtype == "int8" else scaled).to(kind), "scales": scales}
+
+
+def all_finite(stored: Mapping[str, torch.Tensor]) -> bool:
+    """Whether what `store` returned holds finite numbers only; fp16 cannot hold some that the encoder's type can."""
+    # in an 8-bit format a number that is not finite makes the scale of its token so
+    return all(bool(tensor.isfinite().all()) for tensor in stored.values() if tensor.itemsize > 1)
 
 
 def restore(features: torch.Tensor, scales: torch.Tensor | None) -> torch.Tensor:

@@ -135,6 +135,25 @@ def open_feed(config: Config) -> Feed:
     return _open_cached(config) if config.evaluate.source == "cache" else _open_live(config)
 
 
+def check_finite_features(features: Sequence[Tensor], images: Sequence[str], dtype: str) -> None:
+    """Refuse features that were encoded now, and are not finite, before anything is made of them.
+
+    Args:
+        features: Features of some images.
+        images: What the error names each by.
+        dtype: `cache.dtype`.
+
+    Raises:
+        DataError: Names the first such image.
+    """
+    for image, found in zip(images, features, strict=True):
+        if not found.isfinite().all():
+            cause = "the weights of vlm.path are damaged"
+            if dtype != "fp32":
+                cause += f", or {dtype} cannot hold them: try cache.dtype=fp32, with what was trained on such features"
+            raise DataError(f"{image}: the features are not finite in {dtype}; {cause}")
+
+
 def machines_of(feed: Feed, records: RecordTable) -> list[dict[str, Any]]:
     """The machine parts of the features that the records were made from: one from the cache, any number live."""
     return records.machines or [feed.machine]
@@ -281,7 +300,7 @@ class LiveFeed(Feed):
         """Features of the images that can be read.
 
         Raises:
-            DataError: some cannot; in the end, when all others have been yielded.
+            DataError: some cannot; in the end, when all others have been yielded. Or features are not finite; at once.
         """
         samples = [self.samples[key] for key in sorted(keys)]
         bad: list[str] = []
@@ -298,6 +317,7 @@ class LiveFeed(Feed):
                 if not good:
                     continue
                 features = encoder.encode([image for _, image in good])
+                check_finite_features(features, [str(s.image_path) for s, _ in good], self.config.cache.dtype)
                 yield [
                     Item(s.key, f, image.grid, dict(s.answers), None, image.source.size_and_time)
                     for (s, image), f in zip(good, features, strict=True)

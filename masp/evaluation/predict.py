@@ -15,6 +15,7 @@ from masp.data.questions import load_questions
 from masp.data.reading import opened
 from masp.errors import InputError
 from masp.evaluation.emotions import machine_notes
+from masp.evaluation.feed import check_finite_features
 from masp.evaluation.scorers import EmotionScorer, ScoreRequest
 from masp.extraction.encoder import Encoder
 from masp.files.text import reason
@@ -106,6 +107,7 @@ class Predictor:
 
         Raises:
             InputError: The VLM cannot be loaded.
+            DataError: The features of an image are not finite.
         """
         config = self.config
         categories, encoder = self.categories, Encoder(config)
@@ -118,6 +120,7 @@ class Predictor:
                 yield Unreadable(path, why)
                 continue
             (features,) = encoder.encode([image])
+            check_finite_features([features], [path], config.cache.dtype)
             request = ScoreRequest(features, image.grid, name=path)
             (score,) = scorer.score([request])
             assert score.scores is not None and score.prediction is not None  # likelihoods were compared

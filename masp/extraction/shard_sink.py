@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from masp.cache.codec import store
+from masp.cache.codec import all_finite, store
 from masp.cache.layout import Layout, Shard
 from masp.cache.shard_state import fingerprint_of
 from masp.cache.writer import ShardWriter
@@ -108,7 +108,8 @@ class Writing:
             return [s and {name: tensor.cpu() for name, tensor in s.items()} for s in stored]
 
     def _finite(self, features: torch.Tensor) -> dict[str, torch.Tensor] | None:
-        return store(features, self.config.cache.dtype) if torch.isfinite(features).all() else None
+        stored = store(features, self.config.cache.dtype)
+        return stored if all_finite(stored) else None
 
     def _relative(self, path: Path) -> str:
         """The path as the user knows it."""

@@ -171,7 +171,7 @@ class Engine:
         self.sharded = self.optimizer is not self.inner  # masters and moments live in DeepSpeed's partitions
         self.num_steps = self._skipped_before = 0
         self.row_losses: list[Tensor] = []
-        """Of each micro-batch of the last `accumulate`, the losses of its rows."""
+        """Of each micro-batch of the last `accumulate` or `measure`, the losses of its rows."""
         self._probe = torch.zeros((), dtype=torch.float32, device=device)
         self.fp16 = engine.precision == "fp16"
         if not self.fp16:
@@ -254,10 +254,13 @@ class Engine:
     def measure(self, batches: Sequence[Batch]) -> float:
         """This rank's sum of weight x loss, without gradient; under ZeRO 3 a collective."""
         total = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.row_losses = []
         with torch.no_grad():
             for batch in batches:
                 batch = batch.to(self.device, self.dtype)
-                total += (self.engine(batch) * batch.weights).sum()
+                losses = self.engine(batch)
+                total += (losses * batch.weights).sum()
+                self.row_losses.append(losses)
         return float(total)
 
     @property

@@ -7,15 +7,18 @@ import math
 from pathlib import Path
 
 from masp.config.schema import EngineConfig, StageConfig
-from masp.distributed.collectives import sum_floats
+from masp.distributed.collectives import gather, sum_floats
 from masp.errors import InputError
 from masp.files.jsonl import append_line, cut_lines
+from masp.files.text import shown
 from masp.runtime.prefetch import ReadAhead
 from masp.training.checkpoint import ValidationState
 from masp.training.engine import Engine
 from masp.training.steps import HeldOutSteps
 
 FILE = "validation.jsonl"
+NAMED = 3
+"""How many samples an error names."""
 LOG = logging.getLogger(__name__)
 
 
@@ -25,7 +28,7 @@ class Validation:
     Args:
         directory: Directory of the stage; rank 0 writes `validation.jsonl` there.
         settings: Settings of the stage.
-        engine: Settings of the engine, for the number of workers.
+        engine: Settings of the engine.
         steps: The held-out images, this rank's part.
         state: State of an earlier call; None at the start.
     """
@@ -38,7 +41,7 @@ class Validation:
         steps: HeldOutSteps,
         state: ValidationState | None,
     ):
-        self.path, self.settings, self.num_workers, self.steps = directory / FILE, settings, engine.num_workers, steps
+        self.path, self.settings, self.engine_settings, self.steps = directory / FILE, settings, engine, steps
         self.state = state or ValidationState()
         if steps.rank == 0:
             cut_lines(self.path, self.state.measured)
@@ -62,19 +65,22 @@ class Validation:
             Whether the loss is the lowest so far.
 
         Raises:
-            InputError: The loss is not finite; no line of it is written.
+            InputError: The loss is not finite; names the samples, and no line of it is written.
         """
         total = 0.0
-        with ReadAhead(self.steps, range(len(self.steps)), self.num_workers, "engine.num_workers") as parts:
+        suspects: list[str] = []
+        with ReadAhead(
+            self.steps, range(len(self.steps)), self.engine_settings.num_workers, "engine.num_workers"
+        ) as parts:
             for part in parts:
-                total += engine.measure(part.batches)
+                of_part = engine.measure(part.batches)
+                if not math.isfinite(of_part):
+                    suspects += [key for key, is_finite in part.finite_keys(engine.row_losses) if not is_finite]
+                total += of_part
         (loss,) = sum_floats([total], engine.device)
         loss /= float(self.steps.held_out.weights.sum())
         if not math.isfinite(loss):
-            raise InputError(
-                f"validation after step {step}: the loss is {loss} in {engine.dtype}; use engine.precision=bf16 or "
-                "fp32, or a lower learning rate"
-            )
+            raise self._not_finite(step, loss, sorted({key for keys in gather(suspects) for key in keys}))
         before = self.state
         is_best = loss < (float("inf") if before.best_loss is None else before.best_loss)
         best_loss, best_step = (loss, step) if is_best else (before.best_loss, before.best_step)
@@ -88,3 +94,15 @@ class Validation:
             note = "the lowest so far" if is_best else f"{best_loss} after step {best_step} was lower"
             LOG.info("validation after step %d: loss %.5f, %s", step, loss, note)
         return is_best
+
+    def _not_finite(self, step: int, loss: float, suspects: list[str]) -> InputError:
+        """The error of a loss that is not finite, the same on all ranks."""
+        names = ", ".join(shown(key) for key in suspects[:NAMED])
+        more = f" and {len(suspects) - NAMED} more" if len(suspects) > NAMED else ""
+        precision = self.engine_settings.precision
+        remedy = "" if precision == "fp32" else "another engine.precision, or "
+        return InputError(
+            f"validation after step {step}: the loss is {loss} in {precision}, from {names}{more}; use "
+            f"{remedy}a lower {self.steps.stage.name}.learning_rate, which is "
+            f"{self.settings.learning_rate}"
+        )

@@ -220,6 +220,27 @@ def test_validation_keeps_the_best_and_a_resumed_run_decides_alike(argv, tmp_pat
     assert main(again) == 0 and "finished already" in capsys.readouterr().out
 
 
+def test_validation_names_the_sample_whose_loss_is_not_finite(argv, tmp_path, monkeypatch, capsys):
+    from masp.training.steps import HeldOutSteps
+
+    read, seen = HeldOutSteps.__getitem__, []
+
+    def poisoned(steps: HeldOutSteps, number: int):
+        step = read(steps, number)
+        seen.append(step.keys[1][0])
+        step.batches[1].features[0, 0, 0] = math.inf
+        return step
+
+    monkeypatch.setattr(HeldOutSteps, "__getitem__", poisoned)
+    assert main(argv(*VALIDATED)) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert f"validation after step 2: the loss is nan in fp32, from {seen[0]!r}; use a lower stage2.learning" in line
+    assert not (tmp_path / "stage2" / "validation.jsonl").exists()
+    assert status(tmp_path)["exit_code"] == 2
+    monkeypatch.undo()
+    assert main(argv(*VALIDATED)) == 0
+
+
 def test_holding_out_everything_is_refused(argv, capsys):
     assert main(argv(*VALIDATED, "stage2.validation_size=18")) == 2
     assert "stage2.validation_size = 18: " in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The second-level cache: kept tokens are those of the aspect modules, and a damaged file is one line."""
 
+import dataclasses
 import random
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from masp.artifacts.aspect_tokens import AspectTokens, _header, build_aspect_tok
 from masp.artifacts.store import Lineage, load_aspects, save_aspects
 from masp.cache.reader import open_cache
 from masp.config import load_config
+from masp.config.schema import CheckpointConfig
 from masp.errors import DataError, InputError
 from masp.extraction.job import extract
 from masp.models.sequence import pad_features
@@ -86,6 +88,20 @@ def test_a_file_of_an_earlier_version_is_read(made):
                     AspectTokens(cache, config.aspects, digest)
     finally:
         path.write_bytes(whole)
+
+
+def test_tokens_that_are_not_finite_name_their_image(made, tmp_path):
+    config, cache, *_ = made
+    modules, _ = load_aspects(config.checkpoint.aspect, config.aspects, cache.hidden_size)
+    with torch.no_grad():
+        modules.by_aspect["object"].in_proj_weight.fill_(1e30)  # finite, and its products are not
+    save_aspects(modules, tmp_path, Lineage("aspect", "trained"))
+    config = dataclasses.replace(config, checkpoint=CheckpointConfig(aspect=str(tmp_path / "aspect.pth")))
+    before = sorted(path.name for path in (cache.directory / "aspect-tokens").iterdir())
+    with pytest.raises(InputError) as error:
+        build_aspect_tokens(config)
+    assert f"sample {cache.index.keys[0]!r} for aspect 'object' are not finite" in str(error.value)
+    assert sorted(path.name for path in (cache.directory / "aspect-tokens").iterdir()) == before
 
 
 def renamed(file: h5py.File, path) -> None:
