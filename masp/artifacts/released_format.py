@@ -1,25 +1,21 @@
 """The released formats, `aspect.pth` and `soft_prompt_….pt`: pickles that may come from anyone.
 
-They are read without unpickling objects, and nothing in them is believed before its type, shape and size are checked.
+They are read without unpickling, and nothing in them is believed before its type, shape and size are checked.
 """
 
 from __future__ import annotations
 
-import pickle
-import pickletools
-import re
-import warnings
 from pathlib import Path
 from typing import Any
-from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from masp.artifacts.torch_archive import NotAnArchive, Refused, read_archive
 from masp.errors import InputError
 from masp.files.regular import file_size
-from masp.files.text import first_line
+from masp.files.text import reason, shown
 
 TOKEN = "<|reserved_special_token_{}|>"
 """Names of a soft prompt's rows."""
@@ -30,12 +26,6 @@ MAX_QUERIES, MAX_SOFT_TOKENS = 1024, 4096
 
 MAX_BYTES = 64 << 30
 """Size limit of a file: aspect modules of sixty aspects for the largest VLM, or a whole embedding table."""
-
-
-MAX_PICKLE_BYTES = 8 << 20
-"""Size limit of the part of a file that describes its tensors; 4096 rows take 400 kB."""
-GREEDY = ("builtins bytearray", "__builtin__ bytearray", "builtins set", "__builtin__ set", "_codecs encode")
-"""What torch calls for a pickle beside tensors, with any argument; no tensor of the released formats needs one."""
 
 
 def require_file(path: str, key: str) -> None:
@@ -74,65 +64,19 @@ def padding_rows(tokenizer: PreTrainedTokenizerBase, count: int, num_rows: int) 
     return tuple(rows)
 
 
-def _unpickle(path: str, key: str) -> Any:
-    """Load a torch file of tensors and plain containers; anything else in it is refused, not run."""
-    require_file(path, key)
-    _check_sizes(path, key)
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of pickle protocols
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        name = _refused_global(error)
-        reason = f"it names {name!r}, which is not a tensor and is not run" if name else "it holds no tensors"
-        raise InputError(f"{key}: {path} is refused: {reason}") from None
-    except Exception as error:  # whatever bytes anyone gave it: torch has no list of what its reader raises
-        raise InputError(f"{key}: {path} is not a checkpoint of tensors: {first_line(error)}") from None
-
-
-def _check_sizes(path: str, key: str) -> None:
-    """Refuse a file that would take more memory than it has bytes, before any of it is read.
+def _read(path: str, key: str) -> Any:
+    """Read tensors in plain containers; a file with anything else in it is refused.
 
     Raises:
-        InputError: A member is compressed, members share bytes, or the pickle names what could claim any memory.
+        InputError: No such file, refused, or something else.
     """
+    require_file(path, key)
     try:
-        with ZipFile(path) as archive:
-            members = archive.infolist()
-            packed = [member.filename for member in members if member.compress_type != ZIP_STORED]
-            if packed:  # torch does not write them; unpacked, a small file could fill all memory
-                raise InputError(f"{key}: {path} is refused: {packed[0]!r} in it is compressed")
-            size, claimed = Path(path).stat().st_size, sum(member.file_size for member in members)
-            if claimed > size:  # members that overlap
-                raise InputError(f"{key}: {path} is refused: it has {size:,} bytes, and its members claim {claimed:,}")
-            for member in members:
-                if member.filename.endswith("data.pkl"):
-                    if member.file_size > MAX_PICKLE_BYTES:
-                        raise InputError(
-                            f"{key}: {path} is refused: {member.filename!r} in it has {member.file_size:,} bytes; must "
-                            f"be at most {MAX_PICKLE_BYTES:,}"
-                        )
-                    _check_names(archive.read(member), f"{key}: {path}")
-    except (BadZipFile, NotImplementedError, OSError, ValueError, RuntimeError):
-        return  # torch's older format, or nothing that it reads
-
-
-def _check_names(data: bytes, what: str) -> None:
-    """Refuse `bytearray` and the like, which torch lets a pickle call with any size."""
-    for operation, argument, _ in pickletools.genops(data):
-        if operation.name == "GLOBAL" and argument in GREEDY:
-            raise InputError(f"{what} is refused: it names {argument!r}, which is not a tensor and is not run")
-
-
-_REFUSED = re.compile(r"GLOBAL (\S+)")
-"""In torch 2.13's messages, "Trying to load unsupported GLOBAL posix.system whose module posix is blocked" and
-"Unsupported global: GLOBAL x.y was not an allowed global by default". There is a function for it,
-`torch.serialization.get_unsafe_globals_in_checkpoint`, but not for files in torch's older format."""
-
-
-def _refused_global(error: pickle.UnpicklingError) -> str | None:
-    """What torch refused to import for a file, for the user; the rest of its text advises loading it anyway."""
-    found = _REFUSED.search(str(error))
-    return found[1] if found else None
+        return read_archive(path, MAX_BYTES)
+    except Refused as error:
+        raise InputError(f"{key}: {path} is refused: {error}") from None
+    except (NotAnArchive, OSError) as error:
+        raise InputError(f"{key}: {path} is not a checkpoint of tensors: {reason(error)}") from None
 
 
 def checked_tensor(value: Any, shape: tuple[int, ...], what: str) -> Tensor:
@@ -154,7 +98,7 @@ def read_released_aspects(path: str) -> dict[str, Any]:
         InputError: No such file, refused, or of another structure.
     """
     key = "checkpoint.aspect"
-    content = _unpickle(path, key)
+    content = _read(path, key)
     queries, attention = (content.get(n) if isinstance(content, dict) else None for n in ("q_view", "cross_attn"))
     if (
         not isinstance(queries, dict)
@@ -171,7 +115,7 @@ def read_released_aspects(path: str) -> dict[str, Any]:
     for aspect, query in queries.items():
         state = attention[aspect]
         if not isinstance(aspect, str) or not isinstance(state, dict) or set(state) != set(ATTENTION):
-            raise InputError(f"{key}: {path}: cross_attn[{aspect!r}] must hold {', '.join(ATTENTION)}")
+            raise InputError(f"{key}: {path}: cross_attn[{shown(aspect)}] must hold {', '.join(ATTENTION)}")
         values[f"{aspect}.query"] = query
         values |= {f"{aspect}.{name.replace('.', '_')}": value for name, value in state.items()}
     return values
@@ -184,7 +128,7 @@ def read_released_soft_prompt(path: str, hidden_size: int) -> Tensor:
         InputError: No such file, refused, of another structure, or vectors that do not fit the VLM.
     """
     key = "checkpoint.soft_prompt"
-    content = _unpickle(path, key)
+    content = _read(path, key)
     names = list(content) if isinstance(content, dict) else []
     if not names or any(name != TOKEN.format(i) for i, name in enumerate(names)):
         valid = TOKEN.format(0)

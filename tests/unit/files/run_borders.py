@@ -316,8 +316,9 @@ RUN_BORDERS = (
         "released aspect modules",
         "binary",
         aspect_file("aspect.pth"),
-        lambda p: load_aspects(str(p), ["scene"], HIDDEN_SIZE)[1].kind,
+        lambda p: load_aspects(str(p), ["scene"], HIDDEN_SIZE)[1],
         "aspect.pth",
+        checked=True,
     ),
     RunBorder(
         "soft prompt",
@@ -330,8 +331,9 @@ RUN_BORDERS = (
         "released soft prompt",
         "binary",
         soft_prompt_file(".pt"),
-        lambda p: load_soft_prompt(str(p), HIDDEN_SIZE)[1].kind,
+        lambda p: load_soft_prompt(str(p), HIDDEN_SIZE)[1],
         "soft_prompt_mine.pt",
+        checked=True,
     ),
     RunBorder("key log", "lines", key_log, lambda p: read_key_logs(p.parents[1]), "keys/rank-0.jsonl"),
     RunBorder(
