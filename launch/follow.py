@@ -10,6 +10,7 @@ from pathlib import Path
 
 from launch.job.config import load_cluster
 from launch.job.parts import PartName, State, make_parts
+from launch.preflight import check_changes
 from launch.submission import local_driver, slurm_client
 from launch.submission.record import CLUSTER, CONFIG, find_directory, log_paths, read_record
 from launch.submission.state import OPEN, Overview, overview, table
@@ -138,7 +139,7 @@ def resume(run: str, overrides: Sequence[str], cluster_overrides: Sequence[str],
         wait: wait until it has ended.
 
     Raises:
-        InputError: it is still queued or running, or would not run.
+        InputError: it is still queued or running, would not run, or a setting cannot be changed any more.
     """
     directory = enter(run)
     found = overview(directory)
@@ -153,6 +154,7 @@ def resume(run: str, overrides: Sequence[str], cluster_overrides: Sequence[str],
         if part.state != State.FINISHED or not exists(Path(made.result)):
             break
         done.append(part.name)
+    check_changes(done, found.config, config, all_done=len(done) == len(found.parts))
     if len(done) == len(found.parts):
         show(f"nothing to resume: {directory} has finished; result: {record.parts[-1].result}")
         return 0

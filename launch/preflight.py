@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from launch.time_limits import check_time
 from masp.cache.fingerprint import model_part
 from masp.cache.layout import check_layout, read_layout
 from masp.config import Config
+from masp.config.fields import describe_settings
 from masp.config.schema import StageName
 from masp.data.datasets import read_dataset
 from masp.data.questions import load_questions
@@ -27,8 +29,11 @@ from masp.errors import InputError
 from masp.evaluation.feed import open_feed
 from masp.evaluation.run import evaluate_dir, open_evaluation
 from masp.files.regular import exists, is_file
-from masp.files.text import reason
+from masp.files.text import reason, shown
+from masp.files.typed import as_json
 from masp.plan.plan import Plan, make_plan
+from masp.results.ledger import DIRECTORY as LEDGERS
+from masp.results.ledgers.reader import check_identity, read_header
 from masp.training.checkpoint import check_latest
 from masp.training.stages import open_stage
 
@@ -159,19 +164,68 @@ def _check_extraction(config: Config) -> Plan:
 
 
 def _check_artifacts(names: Sequence[PartName], config: Config) -> None:
-    """What the first part builds on exists and fits: cache, aspect modules, soft prompt, and a checkpoint to resume."""
+    """What the first part builds on, or goes on from, exists and fits."""
     if PartName.EXTRACT in names:
         load_questions(config.questions)
         return
     first = names[0]
     if first in (PartName.STAGE1, PartName.STAGE2):
-        stage: StageName = "stage1" if first == PartName.STAGE1 else "stage2"
-        found = open_stage(stage, config, "cpu" if config.engine.device == "cpu" else "cuda")
-        check_latest(found.directory / "checkpoints", found.identity())
+        _check_checkpoint(first, config)
         return
     if config.evaluate.source != "cache":
         return  # this would need the machine that makes the features, which is not this one
-    open_evaluation(config, evaluate_dir(config), open_feed(config))
+    directory = evaluate_dir(config)
+    evaluation = open_evaluation(config, directory, open_feed(config))
+    for ledger in sorted((directory / LEDGERS).glob("rank-*.jsonl")):
+        check_identity(ledger, read_header(ledger), as_json(evaluation.identity))
+
+
+def check_changes(done: Sequence[PartName], old: Config, new: Config, all_done: bool = False) -> None:
+    """Check that changed settings of a run that is resumed can still take effect, or have no need to.
+
+    Args:
+        done: Parts that have finished, and are not submitted again.
+        old: Settings that the run was submitted with.
+        new: Settings that it is resumed with.
+        all_done: Whether nothing is left to submit.
+
+    Raises:
+        InputError: A finished part was run with another value, or it is another run.
+    """
+    values = {name: (_setting(old, name), _setting(new, name)) for name in describe_settings(Config)}
+    changed = {name: pair for name, pair in values.items() if pair[0] != pair[1]}
+    if not changed:
+        return
+    if "output_dir" in changed:
+        before, now = changed["output_dir"]
+        raise InputError(f"output_dir = {shown(now)}: a run is resumed where it is, {before}; submit a new one instead")
+    remedy = "leave it out, or submit a new run with another output_dir"
+    for name, (before, now) in changed.items():
+        part = next((part for part in done if name.startswith(_decided_by(part, new))), None)
+        if part is not None or all_done:
+            who = part or "the whole run"
+            raise InputError(f"{name} = {shown(now)}: {who} has finished with {shown(before)}; {remedy}")
+    for part in done:
+        if part in (PartName.STAGE1, PartName.STAGE2):
+            _check_checkpoint(part, new)
+
+
+def _decided_by(part: PartName, config: Config) -> tuple[str, ...]:
+    """How settings begin that a finished part alone reads; others are compared by what builds on it."""
+    if part != PartName.EXTRACT:
+        return (f"{part}.",)
+    return ("cache.num_shards",) if config.evaluate.source == "live" else ("cache.num_shards", "extract.")
+
+
+def _setting(config: Config, name: str) -> Any:
+    return functools.reduce(getattr, name.split("."), config)
+
+
+def _check_checkpoint(part: PartName, config: Config) -> None:
+    """A checkpoint that a part of training has left was made with these settings."""
+    stage: StageName = "stage1" if part == PartName.STAGE1 else "stage2"
+    found = open_stage(stage, config, "cpu" if config.engine.device == "cpu" else "cuda")
+    check_latest(found.directory / "checkpoints", found.identity())
 
 
 def _check_shares(parts: Sequence[Part], config: Config, findings: Findings) -> None:

@@ -23,7 +23,7 @@ from masp.errors import DataError, FilesInUse, InputError, MaspError, OtherRankF
 from masp.files import typed
 from masp.files.atomic import write_all, write_bytes
 from masp.files.locks import try_lock
-from masp.files.regular import is_directory, open_descriptor
+from masp.files.regular import is_directory, open_binary, open_descriptor
 from masp.files.text import reason, shortened
 from masp.files.typed import decode, plain
 
@@ -65,6 +65,10 @@ class Status:
     """Training: steps taken when the status was written."""
     num_steps: int | None = None
     """Training: steps of the whole stage."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.pid < 1 << 31:  # 0 and negative numbers mean many processes, which is not for a file to say
+            raise ValueError("pid must be that of one process")
 
 
 S = TypeVar("S", bound=Status)
@@ -145,9 +149,15 @@ def _is_gone(status: Status) -> bool:
         os.kill(status.pid, 0)
     except ProcessLookupError:
         return True
-    except (OSError, OverflowError):  # of another user; not a process id
+    except OSError:  # of another user
         return False
-    return False
+    try:
+        # What is left of a process until its parent has asked for its exit code still takes signals.
+        with open_binary(f"/proc/{status.pid}/stat") as file:
+            fields = file.read(_MAX_BYTES).rpartition(b")")[2].split()
+    except OSError:  # has ended meanwhile, or this is not Linux
+        return False
+    return fields[:1] in ([b"Z"], [b"X"])
 
 
 @contextmanager

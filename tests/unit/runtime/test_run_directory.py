@@ -49,6 +49,44 @@ def test_a_subclass_adds_fields(tmp_path):
     assert read_status(tmp_path, Longer).part == "extract"
 
 
+WRITE = """
+import sys
+from pathlib import Path
+from masp.runtime.run_directory import RunState, write_status
+write_status(Path(sys.argv[1]), RunState.RUNNING, step=3, num_steps=9)
+print("written", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_process_that_has_died_is_not_running(tmp_path):
+    """Neither while its parent has not asked for its exit code, nor afterwards; what is in the file stays."""
+    command = [sys.executable, "-c", WRITE, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"written\n"
+        before = (tmp_path / STATUS_FILE).read_text()
+        assert read_status(tmp_path).state == RunState.RUNNING
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        zombie = read_status(tmp_path)
+    assert zombie == read_status(tmp_path)
+    assert (zombie.state, zombie.exit_code, zombie.step, zombie.num_steps) == (RunState.FAILED, 1, 3, 9)
+    assert zombie.message == f"process {process.pid} ended without a word: it was killed, or could not write its status"
+    assert (tmp_path / STATUS_FILE).read_text() == before
+
+    host = json.loads(before)["host"]  # nobody here can tell what runs on another machine, or of what has ended
+    for changed in (before.replace(f'"{host}"', '"elsewhere"'), before.replace('"running"', '"stopped"')):
+        (tmp_path / STATUS_FILE).write_text(changed)
+        assert read_status(tmp_path).state == json.loads(changed)["state"]
+
+
+def test_the_first_process_is_running(tmp_path):
+    write_status(tmp_path, RunState.RUNNING)
+    text = (tmp_path / STATUS_FILE).read_text()
+    (tmp_path / STATUS_FILE).write_text(text.replace(f'"pid": {os.getpid()}', '"pid": 1'))
+    assert read_status(tmp_path).state == RunState.RUNNING
+
+
 DAMAGED = [
     b"",
     b"\xff{",
@@ -60,6 +98,9 @@ DAMAGED = [
     b'{"state": "failed", "exit_code": "1", "message": "", "time": 1.0, "host": "h", "pid": 1}',
     b'{"state": "failed", "exit_code": 1, "message": "", "time": NaN, "host": "h", "pid": 1}',
     b'{"state": "failed", "exit_code": 1, "message": "", "time": 1e999, "host": "h", "pid": 1}',
+    b'{"state": "running", "exit_code": null, "message": "", "time": 1.0, "host": "h", "pid": 0}',
+    b'{"state": "running", "exit_code": null, "message": "", "time": 1.0, "host": "h", "pid": -1}',
+    b'{"state": "running", "exit_code": null, "message": "", "time": 1.0, "host": "h", "pid": 4294967296}',
 ]
 
 
