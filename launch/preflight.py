@@ -29,7 +29,7 @@ from masp.errors import InputError
 from masp.evaluation.feed import open_feed
 from masp.evaluation.run import evaluate_dir, open_evaluation
 from masp.files.regular import exists, is_file
-from masp.files.text import reason, shown
+from masp.files.text import reason, shown, shown_apart
 from masp.files.typed import as_json
 from masp.plan.plan import Plan, make_plan
 from masp.results.ledger import DIRECTORY as LEDGERS
@@ -204,7 +204,8 @@ def check_changes(done: Sequence[PartName], old: Config, new: Config, all_done: 
         part = next((part for part in done if name.startswith(_decided_by(part, new))), None)
         if part is not None or all_done:
             who = part or "the whole run"
-            raise InputError(f"{name} = {shown(now)}: {who} has finished with {shown(before)}; {remedy}")
+            here, there = shown_apart(shown(now), shown(before))
+            raise InputError(f"{name} = {here}: {who} has finished with {there}; {remedy}")
     for part in done:
         if part in (PartName.STAGE1, PartName.STAGE2):
             _check_checkpoint(part, new)

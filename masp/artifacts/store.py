@@ -31,10 +31,10 @@ from masp.artifacts.released_format import (
     require_file,
 )
 from masp.config.schema import Layout
-from masp.errors import DataError, InputError, one_line
+from masp.errors import DataError, InputError
 from masp.files.atomic import replacing
 from masp.files.regular import open_binary
-from masp.files.text import first_line, shortened
+from masp.files.text import first_line, listed_apart
 from masp.files.typed import Json, decode
 from masp.models.trainable import AspectModules, SoftPrompt, to_released
 
@@ -166,8 +166,8 @@ def load_aspects(path: str, aspects: Sequence[str], hidden_size: int) -> tuple[A
     names = sorted({name.rpartition(".")[0] for name in tensors})
     missing = [a for a in aspects if a not in names]
     if missing:
-        has = shortened(one_line(", ".join(names)))
-        raise InputError(f"{key}: {path} holds no aspect {missing[0]!r}; it has {has}")
+        aspect, has = listed_apart(missing[:1], names)
+        raise InputError(f"{key}: {path} holds no aspect '{aspect}'; it has {has}")
     what = f"{key}: {path}"
     tensors = {name: value for aspect in names for name, value in _checked(tensors, aspect, hidden_size, what).items()}
     if lineage is None:

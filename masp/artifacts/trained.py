@@ -11,6 +11,7 @@ from masp.cache.fingerprint import Fields, differences
 from masp.config import Config
 from masp.errors import InputError
 from masp.files.regular import is_file
+from masp.files.text import shown_apart
 from masp.models.trainable import AspectModules, SoftPrompt
 
 NONE = "none"
@@ -68,7 +69,8 @@ def check_lineage(lineage: Lineage, key: str, path: str, model: dict[str, Any], 
     differing = differences(lineage.model or {}, model)
     if differing:
         name, old, new = differing[0]
-        raise InputError(f"{key}: {path} was trained with {name} = {old!r}, but here it is {new!r}")
+        there, here = shown_apart(repr(old), repr(new), 200)
+        raise InputError(f"{key}: {path} was trained with {name} = {there}, but here it is {here}")
     if lineage.kind == "soft_prompt":
         have = modules.digest if modules else None
         if lineage.aspect_digest != have:
@@ -123,9 +125,8 @@ def load_trained(config: Config, hidden_size: int, model: Fields) -> Trained:
     soft_prompt, lineage = load_soft_prompt(path, hidden_size)
     check_lineage(lineage, "checkpoint.soft_prompt", path, model, aspect_lineage)
     if lineage.aspects and tuple(config.aspects) != lineage.aspects:
-        raise InputError(
-            f"aspects = {config.aspects}: {path} was trained with {list(lineage.aspects)}, in this order; give the same"
-        )
+        here, there = shown_apart(str(config.aspects), str(list(lineage.aspects)), 200)
+        raise InputError(f"aspects = {here}: {path} was trained with {there}, in this order; give the same")
     layout = lineage.layout or config.checkpoint.layout
     if layout is None:
         raise InputError(

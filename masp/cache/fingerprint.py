@@ -22,7 +22,7 @@ from masp.errors import InputError, MaspError
 from masp.files.atomic import write_bytes
 from masp.files.fields import Sha256
 from masp.files.sealed import canonical_json, digest_file, digest_of
-from masp.files.text import reason, shortened
+from masp.files.text import reason, shown_apart
 from masp.files.typed import plain, read
 from masp.runtime.devices import encoder_dtype, pick_device
 from masp.vlm.directory import CONFIG, IMAGES, PROCESSOR, read_json
@@ -231,7 +231,8 @@ def compare(expected: Mapping[str, Any], found: Mapping[str, Any], what: str, re
         name, old, new = differing[0]
         others = ", ".join(n for n, _, _ in differing[1:4]) + (", …" if len(differing) > 4 else "")
         more = f" ({others} differ too)" if others else ""
-        raise InputError(f"{what} was made with {name} = {_short(old)}, but here it is {_short(new)}{more}; {remedy}")
+        there, here = shown_apart(_text(old), _text(new), 60)
+        raise InputError(f"{what} was made with {name} = {there}, but here it is {here}{more}; {remedy}")
 
 
 def fingerprint_digest(model: Fields) -> str:
@@ -330,8 +331,8 @@ def _flat(prefix: str, value: Any) -> Fields:
     return {prefix: value}
 
 
-def _short(value: Any) -> str:
-    return shortened(json.dumps(value, ensure_ascii=False), 60)
+def _text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def model_part(config: Config) -> Fields:

@@ -24,7 +24,7 @@ from masp.evaluation.findings import count_split, emotion_findings, left_out_not
 from masp.evaluation.prompts import FIRST, Wording
 from masp.evaluation.protocol import Evaluation
 from masp.evaluation.scorers import DECISION, EmotionScorer, ScoreRequest
-from masp.files.text import MAX_REASON, shortened, shown
+from masp.files.text import MAX_REASON, listed_apart, shortened, shown
 from masp.models.likelihood import cut_short
 from masp.results.attention_maps import read_attention
 from masp.results.ledger import DIRECTORY, itself
@@ -298,20 +298,22 @@ def map_categories(
     own = tuple(own)
     foreign = sorted(set(mapping) - set(own) - set(known))
     if foreign:
-        raise InputError(f"{_KEY}: {shown(foreign[0])} is not a category of {dataset}; it has {_list(own)}")
+        name, has = listed_apart(foreign[:1], own)
+        raise InputError(f"{_KEY}: '{name}' is not a category of {dataset}; it has {has}")
     unmapped = [c for c in own if trained and c not in trained and c not in mapping]
     if unmapped:
+        names, known = listed_apart(unmapped, trained)
         raise InputError(
-            f"{_KEY}: {dataset} has categories that the soft prompt was not trained on: {_list(unmapped)} (trained: "
-            f"{_list(trained)}); say what each means, such as {unmapped[0]}={trained[0]}, "
+            f"{_KEY}: {dataset} has categories that the soft prompt was not trained on: {names} (trained: "
+            f"{known}); say what each means, such as {unmapped[0]}={trained[0]}, "
             f"{unmapped[0]}={unmapped[0]} to ask for it nevertheless, or {unmapped[0]}= to leave its images out"
         )
     means = {c: target for c in own if (target := mapping.get(c, c)) is not None}
     for theirs, target in means.items():
         if trained and target not in trained and target != theirs:
+            name, known = listed_apart([target], trained)
             raise InputError(
-                f"{_KEY}: {theirs}={shortened(target)}: the soft prompt was not trained on {shown(target)}; it was "
-                f"on {_list(trained)}"
+                f"{_KEY}: {theirs}={shortened(target)}: the soft prompt was not trained on '{name}'; it was on {known}"
             )
     if not means:
         raise InputError(f"{_KEY}: leaves out every category of {dataset}")
@@ -321,7 +323,3 @@ def map_categories(
     order = dict.fromkeys([*trained, *own, *mapping.values()])
     asked = set(means.values())
     return Asked(means, tuple(category for category in order if category in asked), is_mapped=True)
-
-
-def _list(names: Iterable[str]) -> str:
-    return shortened(", ".join(names), MAX_REASON)

@@ -19,7 +19,7 @@ from masp.experiments.seed_groups import Group, GroupPair, RunSettings, differin
 from masp.experiments.seed_statistics import MIN_SEEDS, holm
 from masp.files.atomic import write_bytes
 from masp.files.regular import is_file
-from masp.files.text import reason, shown
+from masp.files.text import reason, shown_apart
 from masp.report.export import Interval, Signed, Table, markdown_escaped, markdown_table, write_tables
 from masp.results.intervals import percentiles
 from masp.results.metrics import wilson_interval
@@ -202,10 +202,10 @@ def check_same_samples(name: str, ours: Records, other: str, theirs: Records) ->
     differing = np.flatnonzero(our_labels != their_labels)
     if len(differing):
         row = differing[0]
-        label, their_label = our_labels[row].decode(), their_labels[row].decode()
+        label, their_label = shown_apart(repr(our_labels[row].decode()), repr(their_labels[row].decode()))
         raise InputError(
-            f"compare: not on the same labels: {our_keys[row].decode()} is {shown(label)} in {name} and "
-            f"{shown(their_label)} in {other} ({len(differing)} samples differ)"
+            f"compare: not on the same labels: {our_keys[row].decode()} is {label} in {name} and "
+            f"{their_label} in {other} ({len(differing)} samples differ)"
         )
     a, b = ours.data, theirs.data
     if not a or not b:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 from masp.errors import one_line
@@ -12,6 +13,14 @@ MAX_SHOWN = 80
 """Characters of a value that a message repeats."""
 MAX_REASON = 300
 """Characters of a library's error that a message repeats."""
+
+MAX_COMPARED = 100_000
+"""Characters of a text that is set against another one."""
+
+# Letters of other scripts that look like Latin ones.
+_LATIN_LOOK = str.maketrans(
+    "аеорсхуіјѕһԁԛԝАВЕКМНОРСТУХІЈЅοαινυΑΒΕΖΗΙΚΜΝΟΡΤΥΧ", "aeopcxyijshdqwABEKMHOPCTYXIJSoaivuABEZHIKMNOPTYX"
+)
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _OF_A_PATH = {
@@ -86,3 +95,51 @@ def shown(value: Any) -> str:
     except RecursionError:
         text = f"a deeply nested {type(value).__name__}"
     return shortened(one_line(text))
+
+
+def shown_apart(old: str, new: str, limit: int = MAX_SHOWN) -> tuple[str, str]:
+    """Two different texts as a message sets them against each other: what a reader sees differs, too.
+
+    Args:
+        old, new: The texts, such as values in the notation of Python or JSON.
+        limit: Most characters of each.
+
+    Returns:
+        Both on one line. Where they look the same, what is not ASCII is escaped, and the second says so; where they
+        begin the same for longer than `limit`, the beginning is left out.
+    """
+    old, new, note = old[:MAX_COMPARED], new[:MAX_COMPARED], ""
+    if old != new and _look(old) == _look(new):
+        same = nfc(old) == nfc(new)
+        note = " (the same text in another Unicode form)" if same else " (which only looks the same)"
+        old, new = _escaped(old), _escaped(new)
+    old, new = one_line(old), one_line(new)
+    pairs = enumerate(zip(old, new, strict=False))
+    at = next((number for number, (a, b) in pairs if a != b), min(len(old), len(new)))
+    if at >= limit - 1:
+        old, new = (f"…{text[at - limit // 2 :]}" for text in (old, new))
+    return shortened(old, limit), shortened(new, limit) + note
+
+
+def listed_apart(names: Sequence[str], others: Sequence[str]) -> tuple[str, str]:
+    """Names that are not among others, and those others, as a message lists them: with commas, see `shown_apart`."""
+    looks, note = {_look(other): other for other in others}, ""
+    if any(looks.get(_look(name), name) != name for name in names):
+        names, others = [_escaped(name) for name in names], [_escaped(other) for other in others]
+        note = " (one only looks the same)"
+    first, second = (shortened(one_line(", ".join(listed)), MAX_REASON) for listed in (names, others))
+    return first, second + note
+
+
+def _escaped(text: str) -> str:
+    return "".join(c if c.isascii() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _look(text: str) -> str:
+    """What a text looks like: alike in texts that a reader cannot tell apart."""
+    visible = (c for c in unicodedata.normalize("NFKC", text) if not _is_invisible(c))
+    return "".join(visible).translate(_LATIN_LOOK)
+
+
+def _is_invisible(character: str) -> bool:
+    return unicodedata.category(character) in ("Cf", "Cc") or "\ufe00" <= character <= "\ufe0f"

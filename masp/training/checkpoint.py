@@ -23,7 +23,7 @@ from masp.errors import DataError, InputError
 from masp.files.atomic import fsync_directory, replacing, write_bytes
 from masp.files.regular import is_file, read_bytes
 from masp.files.sealed import digest_file, read_sealed, sealed
-from masp.files.text import reason
+from masp.files.text import reason, shown_apart
 from masp.files.typed import Json
 
 LATEST = "latest"
@@ -263,8 +263,9 @@ def _read_meta(directory: Path, name: str, identity: dict[str, Any]) -> _Meta:
     for key in {**identity, **meta.identity}:  # in the order of `identity`: settings before what follows from them
         old, new = meta.identity.get(key), identity.get(key)
         if old != new:
+            there, here = shown_apart(repr(old), repr(new), 200)
             raise InputError(
-                f"{path} is a checkpoint of a run with {key} = {old!r}, but here it is {new!r}; "
+                f"{path} is a checkpoint of a run with {key} = {there}, but here it is {here}; "
                 f"{_OF_INPUTS.get(key, 'give the old value')}, or another output_dir for a new run"
             )
     return meta

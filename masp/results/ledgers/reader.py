@@ -16,7 +16,7 @@ import numpy as np
 from masp.errors import DataError, InputError
 from masp.files.jsonl import parse_object
 from masp.files.regular import opened
-from masp.files.text import shortened, shown
+from masp.files.text import shortened, shown, shown_apart
 from masp.files.typed import decode
 from masp.results.ledger_format import (
     READABLE,
@@ -229,12 +229,12 @@ def check_identity(path: Path, header: Header | None, ours: dict[str, Any]) -> N
     theirs = header.identity
     for name in [*ours, *(name for name in theirs if name not in ours)]:
         if name not in theirs or name not in ours or theirs[name] != ours[name]:
-            there, here = (_shown(values[name]) if name in values else "not set" for values in (theirs, ours))
+            there, here = shown_apart(_text(theirs, name), _text(ours, name), 200)
             raise InputError(
                 f"{path}: the ledger of another evaluation: {name} is {there} there and {here} here; "
                 f"choose another evaluate.output_dir, or delete {path.parent}"
             )
 
 
-def _shown(value: Any) -> str:
-    return shortened(json.dumps(value, ensure_ascii=False), 200)
+def _text(identity: dict[str, Any], name: str) -> str:
+    return json.dumps(identity[name], ensure_ascii=False) if name in identity else "not set"

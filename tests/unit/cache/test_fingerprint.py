@@ -132,6 +132,9 @@ def test_a_mismatch_names_the_field_and_both_values():
         compare({"a": 1, "max_side": 1024}, {"a": 1, "max_side": None}, "it", "do that")
     with pytest.raises(InputError, match=r"a = 1, but here it is 2 \(b, c differ too\)"):
         compare({"a": 1, "b": 1}, {"a": 2, "b": 2, "c": 3}, "it", "do that")
+    form = r'= \["caf\\xe9"\], but here it is \["cafe\\u0301"\] \(the same text in another Unicode form\); do that$'
+    with pytest.raises(InputError, match=form):
+        compare({"categories": ["caf\u00e9"]}, {"categories": ["cafe\u0301"]}, "it", "do that")
 
 
 def test_digests_of_weights_are_remembered_until_a_file_changes(vlm, monkeypatch):
