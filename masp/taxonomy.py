@@ -8,6 +8,8 @@ ASPECTS: tuple[str, ...] = ("facial_expression", "object", "scene", "human_actio
 # `folder` is a dataset that is none of the known ones: its categories are the names of its own subdirectories.
 DatasetName = Literal["emoset", "emotion6", "artphoto", "abstract", "fi", "flickr", "instagram", "folder"]
 
+Split = Literal["train", "val", "test"]
+
 _MIKELS = ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "sadness")
 # ArtPhoto and Abstract ship the same eight emotions, two of them under shorter names.
 _MIKELS_SHORT = ("amusement", "anger", "awe", "content", "disgust", "excitement", "fear", "sad")

@@ -20,7 +20,7 @@ from safetensors.torch import save
 
 from masp.data.keys import SampleKey
 from masp.errors import DataError
-from masp.files.fields import Positive, Sha256, Size
+from masp.files.fields import Positive, Sha256, Size, SplitOf
 from masp.files.typed import decode, encode
 
 try:
@@ -38,7 +38,7 @@ class SampleRecord:
     """The JSON member of a sample."""
 
     key: SampleKey
-    split: str
+    split: SplitOf
     category: str
     answers: dict[str, str]
     """Aspect -> answer text, only where annotated."""

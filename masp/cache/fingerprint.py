@@ -17,10 +17,10 @@ from PIL import features
 from pydantic import AfterValidator
 
 from masp.config import Config
-from masp.config.schema import Transparency, VlmConfig
+from masp.config.schema import Precision, Transparency, VlmConfig
 from masp.errors import InputError, MaspError
 from masp.files.atomic import write_bytes
-from masp.files.fields import Sha256
+from masp.files.fields import Sha256, one_of
 from masp.files.sealed import canonical_json, digest_file, digest_of
 from masp.files.text import reason, shown_apart
 from masp.files.typed import plain, read
@@ -83,7 +83,7 @@ class Machine:
     """Vision tokens per batch of the encoder."""
     device: str
     """As `describe_device` gives it."""
-    encoder_dtype: str
+    encoder_dtype: Annotated[str, one_of(get_args(Precision))]
     """Number format in which the encoder runs."""
     jpeg_library: str
     num_threads: int

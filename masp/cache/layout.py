@@ -17,7 +17,7 @@ from pathlib import Path
 from masp.cache.fingerprint import FORMAT_VERSION, Fields, Machine, ModelPart, compare, fingerprint_digest
 from masp.data.sample import Sample
 from masp.errors import DataError, InputError
-from masp.files.fields import Positive
+from masp.files.fields import DatasetOf, Positive
 from masp.files.sealed import create_sealed, read_sealed, read_sealed_object, sealed
 from masp.files.text import reason
 
@@ -53,7 +53,7 @@ class Layout:
     """What a cache will hold, decided before the first shard is written and compared on every later call."""
 
     format_version: int
-    dataset: str
+    dataset: DatasetOf
     """`dataset.name` of the configuration."""
     categories: tuple[str, ...]
     model: ModelPart

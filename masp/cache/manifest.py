@@ -25,7 +25,7 @@ from masp.cache.shard_state import (
 )
 from masp.data.keys import SampleKey
 from masp.errors import DataError, InputError
-from masp.files.fields import Count, Positive, Sha256, Size
+from masp.files.fields import Count, DatasetOf, Positive, Sha256, Size, SplitOf
 from masp.files.jsonl import decode_lines
 from masp.files.regular import exists, is_directory, read_bytes
 from masp.files.sealed import read_sealed
@@ -35,7 +35,7 @@ from masp.files.sealed import read_sealed
 class DatasetId:
     """Which dataset was cached."""
 
-    name: str
+    name: DatasetOf
     """`dataset.name` of the configuration."""
     digest: Sha256
     """Over key, labels and image digest of every sample."""
@@ -109,7 +109,7 @@ class Manifest:
     """In the order that the dataset gives them."""
     aspects: tuple[str, ...]
     """Those that any sample has an answer for, sorted."""
-    splits: dict[str, SplitCounts]
+    splits: dict[SplitOf, SplitCounts]
     """Sorted by name."""
     generations: tuple[Generation, ...]
     shards: tuple[ShardFile, ...]

@@ -12,7 +12,7 @@ from masp.cache.fingerprint import FORMAT_VERSION, Machine
 from masp.cache.layout import NAME, SHARDS, Layout, sidecar_path, tar_path
 from masp.data.keys import SampleKey
 from masp.errors import DataError, InputError
-from masp.files.fields import Count, Crc32, Positive, Sha256, Size
+from masp.files.fields import Count, Crc32, Positive, Sha256, Size, SplitOf
 from masp.files.regular import read_bytes
 from masp.files.sealed import unseal
 from masp.files.text import reason
@@ -100,7 +100,7 @@ class Sidecar:
 
     format_version: int
     name: str
-    split: str
+    split: SplitOf
     generation: Count
     tar: TarFile
     fingerprint: SidecarFingerprint

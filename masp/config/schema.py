@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, GetPydanticSchema
 
 from masp.config.fields import Boolean, Count, Fraction, Item, Number, PathText, Positive, Settings, UniqueList
-from masp.taxonomy import ASPECTS, DatasetName
+from masp.taxonomy import ASPECTS, DatasetName, Split
 
 # One of `ASPECTS`; to the type checker a string, since code does not depend on which aspects there are.
 Aspect = Annotated[str, GetPydanticSchema(lambda _source, handler: handler(Literal[*ASPECTS]))]
@@ -21,6 +21,8 @@ AnyCaseName = Annotated[
 Device = Literal["auto", "cpu", "cuda"]
 Layout = Literal["after_image", "released"]
 Precision = Literal["bf16", "fp16", "fp32"]
+Scoring = Literal["likelihood", "generate"]
+Source = Literal["cache", "live"]
 StageName = Literal["stage1", "stage2"]
 Transparency = Literal["white", "drop"]
 
@@ -259,14 +261,14 @@ class EvaluateConfig(Settings):
     """Stage that is scored. `stage2`: the emotion of every image; `stage1`: the aspect modules, by the answer to every
     annotated aspect."""
 
-    split: Literal["train", "val", "test"] = "test"
+    split: Split = "test"
     """Split that is scored."""
 
-    scoring: Literal["likelihood", "generate"] = "likelihood"
+    scoring: Scoring = "likelihood"
     """`likelihood` compares the likelihoods of all categories; `generate` lets the model write a line, which must be a
     category, in upper or lower case."""
 
-    source: Literal["cache", "live"] = "cache"
+    source: Source = "cache"
     """Where features come from: `cache` reads them, `live` runs the encoder on the images."""
 
     batch_size: Count = 16

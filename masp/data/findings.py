@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 from masp.errors import one_line
 from masp.files.atomic import write_bytes
+from masp.files.fields import SplitOf
 from masp.files.sealed import read_sealed, sealed
 from masp.files.text import shortened, shown
 from masp.taxonomy import ASPECTS
@@ -110,9 +111,9 @@ FILE = "findings.json"
 class Holdings:
     """How many images of what a dataset has."""
 
-    categories: dict[str, dict[str, int]]
+    categories: dict[SplitOf, dict[str, int]]
     """Split -> category -> number of images."""
-    aspects: dict[str, dict[str, int]]
+    aspects: dict[SplitOf, dict[str, int]]
     """Split -> aspect -> number of images annotated with it."""
 
     def num_images(self, split: str) -> int:

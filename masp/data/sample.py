@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from masp.data.findings import DatasetRecord, Finding, Holdings, Ignored, holdings_of
+from masp.taxonomy import Split
 
-SPLITS = ("train", "val", "test")
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 class Sample:

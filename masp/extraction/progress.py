@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field
 from tqdm import tqdm
 
-from masp.files.fields import Count, Size
+from masp.cache.fingerprint import CacheDtype
+from masp.files.fields import Count, Size, one_of
 from masp.files.jsonl import append_line, read_lines
 from masp.files.text import reason
 
@@ -31,7 +32,7 @@ class Timing:
     """A line of `timings.jsonl`."""
 
     device: str
-    dtype: str
+    dtype: Annotated[str, one_of(get_args(CacheDtype))]
     num_images: Count
     num_bytes: Size
     seconds: Annotated[float, Field(ge=0, le=1e12)]

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from masp.files.fields import SplitOf
 from masp.results.metrics import Count, Share, wilson_interval
 
 SMALL_GROUP = 30
@@ -69,7 +70,7 @@ class MajorityClass:
     """What always answering the largest category would give."""
 
     category: str
-    split: str
+    split: SplitOf
     """The split that it is the largest of."""
     share: Share
     """Of that split."""

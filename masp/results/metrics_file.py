@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field
 
+from masp.config.schema import Layout, Scoring, Source, StageName
 from masp.errors import DataError
 from masp.files.atomic import write_bytes
 from masp.files.regular import is_file, read_bytes
@@ -28,6 +29,7 @@ from masp.files.typed import Json, as_json, decode
 from masp.results.breakdown import GroupAccuracy, MajorityClass
 from masp.results.metrics import CalibrationBin, CategoryMetrics, Count, Share
 from masp.results.temperature import TemperatureScaling
+from masp.taxonomy import Split
 
 METRICS = "metrics.json"
 DATASETS = "datasets.json"
@@ -100,13 +102,13 @@ class MetricsFile:
     kind: Literal["closed", "open"] | None = None
     token_f1: Share | None = None
     per_aspect: Mapping[str, MetricsFile] | None = None
-    stage: str | None = None
+    stage: StageName | None = None
     dataset: str | None = None
-    split: str | None = None
-    scoring: str | None = None
-    source: str | None = None
+    split: Split | None = None
+    scoring: Scoring | None = None
+    source: Source | None = None
     question: str | None = None
-    layout: str | None = None
+    layout: Layout | None = None
     category_map: dict[str, str] | None = None
     notes: tuple[str, ...] | None = None
     time: Annotated[float, Field(ge=0, lt=_END_OF_YEAR_9999)] | None = None
@@ -132,7 +134,7 @@ class DatasetRow:
     balanced_accuracy: Share | None = None
     category_map: dict[str, str] = field(default_factory=dict)
     """Category of the dataset -> category that was asked."""
-    split: str | None = None
+    split: Split | None = None
     metrics: str | None = None
     """Its `metrics.json`, relative to the directory of `datasets.json`."""
     num_in_split: Count | None = None

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field
 from scipy.optimize import minimize_scalar
 
+from masp.files.fields import SplitOf
 from masp.results.intervals import NUM_BINS
 
 LOWEST, HIGHEST = 0.01, 100.0
@@ -43,7 +44,7 @@ class TemperatureScaling:
 
     temperature: Annotated[float, Field(gt=0)] | None = None
     """None: there is none, for the `reason`."""
-    fitted_on: str | None = None
+    fitted_on: SplitOf | None = None
     """The split."""
     num_fitted: Annotated[int, Field(ge=0)] | None = None
     """Its number of samples."""

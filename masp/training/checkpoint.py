@@ -12,7 +12,7 @@ import re
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -21,6 +21,7 @@ from torch import Tensor
 from masp.artifacts.store import check_header
 from masp.errors import DataError, InputError
 from masp.files.atomic import fsync_directory, replacing, write_bytes
+from masp.files.fields import one_of
 from masp.files.regular import is_file, read_bytes
 from masp.files.sealed import digest_file, read_sealed, sealed
 from masp.files.text import reason, shown_apart
@@ -31,13 +32,17 @@ TENSORS, META = "state.safetensors", "state.json"
 _NAME = re.compile(r"step-[0-9]{8,}")
 
 
+ScalerState = Annotated[str, one_of(("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis"))]
+"""What is kept of DeepSpeed's dynamic loss scaler; resuming sets these attributes of it, and no others."""
+
+
 @dataclass(frozen=True)
 class EngineCounters:
     """What the engine counts, beside tensors."""
 
     skipped_steps: int = 0
     """Steps lost to fp16's loss scale since the run began."""
-    loss_scale: dict[str, int | float] | None = None
+    loss_scale: dict[ScalerState, int | float] | None = None
     """State of the loss scaler by the names that DeepSpeed gives it; None but in fp16."""
     taken: dict[str, int] | None = None
     """Steps that each part has taken; None in checkpoints from before a part could be left out: each has taken all."""
