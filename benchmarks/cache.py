@@ -70,7 +70,7 @@ def make_cache(folder: Path, num_samples: int, num_tokens: int, hidden: int, num
     (folder / SHARDS).mkdir(parents=True)
     samples = [Sample(f"train%2Fjoy%2F{n:06d}", "train", Path("none"), "joy", {}) for n in range(num_samples)]
     shards = assign(samples, num_shards)
-    layout = make_layout("benchmark", ("joy",), num_shards, shards, *_fingerprint())
+    layout = make_layout("folder", ("joy",), num_shards, shards, *_fingerprint())
     write_bytes(folder / LAYOUT, layout_bytes(layout))
     features = torch.randn(num_tokens, hidden).to(torch.bfloat16)
     made_of = {"image_size": (1024, 768), "grid": (1, 2, 2 * num_tokens), "source": Source(1, 1, "0" * 64)}
@@ -265,7 +265,7 @@ def index(arguments: argparse.Namespace, base: Path) -> dict:
     (model, machine), nothing = _fingerprint(), "0" * 64
     manifest = Manifest(
         format_version=FORMAT_VERSION,
-        dataset=DatasetId("benchmark", nothing),
+        dataset=DatasetId("folder", nothing),
         fingerprint=Fingerprint(fingerprint_digest(model), model, machine),
         dtype="bf16",
         hidden_size=1,

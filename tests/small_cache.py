@@ -41,7 +41,7 @@ def make_small_cache(directory: Path, num_train: int = 5, num_test: int = 2, dty
         for answers in [{"scene": "sea side", "brightness": "low"} if n % 3 else {}]
     ]
     shards = assign(samples, 3)
-    layout = make_layout("small", CATEGORIES, 3, shards, model_part(dtype), machine_part())
+    layout = make_layout("folder", CATEGORIES, 3, shards, model_part(dtype), machine_part())
     (directory / LAYOUT).write_bytes(layout_bytes(layout))
     random = torch.Generator().manual_seed(0)
     for shard in shards:

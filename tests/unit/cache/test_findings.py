@@ -27,7 +27,7 @@ def record(folder: Path, root: str = "/data/set"):
     sample = Sample("train/awe/000%2Ejpg", "train", Path(root, "a"), "awe", {"scene": "sea"})
     found = Finding(FOUND.kind, FOUND.text.replace("/data/set", root), 1, (f"{root}/train/x.bin",))
     return record_findings(
-        folder, read_layout(folder), Dataset("small", Path(root), CATEGORIES, (sample,), (), (found,))
+        folder, read_layout(folder), Dataset("folder", Path(root), CATEGORIES, (sample,), (), (found,))
     )
 
 
