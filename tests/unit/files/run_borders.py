@@ -16,7 +16,10 @@ import torch
 from masp.artifacts.store import Lineage, load_aspects, load_soft_prompt, save_aspects, save_soft_prompt
 from masp.config import load_config
 from masp.data.findings import DatasetRecord, Finding, Holdings, load_findings, save_findings
+from masp.evaluation.transfer import dataset_configs
 from masp.experiments.parity import Golden
+from masp.experiments.seed_groups import read_settings
+from masp.files.jsonl import cut_lines
 from masp.files.typed import decode, read
 from masp.models.trainable import AspectModules, SoftPrompt
 from masp.plan.header_memory import HeaderMemory, _read
@@ -171,6 +174,31 @@ def key_log(_: Path) -> bytes:
 def status(directory: Path) -> bytes:
     write_status(directory, RunState.STOPPED, 75, "stopped after step 3", step=3, num_steps=9)
     return (directory / "status.json").read_bytes()
+
+
+def validation_log(_: Path) -> bytes:
+    lines = ({"step": n, "loss": 2.0 - n / 8, "best_step": n, "num_worse": 0} for n in (2, 4, 6))
+    return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+
+
+def cut_log(path: Path) -> bytes:
+    """What is left of a log that a run goes on with."""
+    cut_lines(path, 4)
+    return path.read_bytes()
+
+
+OTHER = b"""dataset: {name: artphoto, root: data}
+cache: {dir: other}
+evaluate:
+  split: train
+  category_map: [content=contentment, sad=sadness, fear=]
+"""
+
+
+def read_other(path: Path) -> object:
+    own = path.with_name("own.yaml")
+    own.write_bytes(CONFIG)
+    return dataset_configs(load_config(own), [str(path)])
 
 
 def strict(read: Callable[[Path, list[str]], object]) -> Callable[[Path], object]:
@@ -347,5 +375,14 @@ RUN_BORDERS = (
     RunBorder(
         "run lock", "json", content({"host": "a", "pid": 1}), lambda p: decode(_Holder, p.read_bytes(), "lock"), ".lock"
     ),
+    RunBorder("validation log", "lines", validation_log, cut_log, "validation.jsonl", lenient=True),
+    RunBorder(
+        "settings of a compared run",
+        "yaml",
+        lambda _: CONFIG,
+        lambda p: read_settings(p.with_name("records.h5")),
+        "run/evaluate/config.yaml",
+    ),
+    RunBorder("another dataset and its categories", "yaml", lambda _: OTHER, read_other, "other.yaml"),
     RunBorder("configuration", "yaml", lambda _: CONFIG, load_config, "run.yaml"),
 )
