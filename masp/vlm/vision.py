@@ -1,4 +1,4 @@
-"""The vision half of a VLM: image -> pixel values -> features `[T, D]`, as the language model would get them."""
+"""The vision half of a VLM: image -> pixel values -> features, as the language model would get them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 
 from masp.errors import InputError
 from masp.vlm.families import load_config, plain_vlm_errors, resolve_directory
+from masp.vlm.features import Features, Grid, ImageLayout
 from masp.vlm.loading import load_part
-
-Grid = tuple[int, int, int]
-"""Patches of an image in time, height and width, before the merge."""
 
 
 class ImageProcessor(Protocol):
@@ -38,15 +36,17 @@ class Preprocessor:
     processor: ImageProcessor
     merge_size: int
 
-    def __call__(self, image: Image.Image) -> tuple[torch.Tensor, Grid]:
+    def __call__(self, image: Image.Image) -> tuple[dict[str, torch.Tensor], ImageLayout]:
         """Resize, normalize and cut one RGB image into patches.
 
         Returns:
-            Pixel values `[t * h * w, channels * patch volume]` (fp32) and the grid `(t, h, w)`.
+            What `get_image_features` takes, by name: `pixel_values [t * h * w, channels * patch volume]` (fp32) and
+            `image_grid_thw [1, 3]`; and how the image lies in the prompt.
         """
         out = self.processor(images=[image], return_tensors="pt")
+        inputs = {name: out[name] for name in ("pixel_values", "image_grid_thw")}
         t, h, w = (int(n) for n in out["image_grid_thw"][0])
-        return out["pixel_values"], (t, h, w)
+        return inputs, ImageLayout(t * h * w // self.merge_size**2, (t, h, w))
 
     def grid(self, width: int, height: int) -> Grid:
         """The grid of an image of this size in pixels, without decoding it."""
@@ -113,24 +113,24 @@ class VisionHalf:
         self.hidden_size = self.model.config.text_config.hidden_size
 
     @torch.inference_mode()
-    def encode(self, pixel_values: list[torch.Tensor], grids: list[Grid]) -> list[torch.Tensor]:
+    def encode(self, inputs: list[dict[str, torch.Tensor]], layouts: list[ImageLayout]) -> list[Features]:
         """Encode a batch of images.
 
         Args:
-            pixel_values: Per image `[t * h * w, channels * patch volume]`, fp32; from page-locked memory they are
-                copied to a GPU beside its work.
-            grids: Per image `(t, h, w)`.
+            inputs: Per image what the preprocessor made of it; from page-locked memory it is copied to a GPU beside
+                its work.
+            layouts: Per image how it lies in the prompt.
 
         Returns:
-            Per image its features `[T, D]` in the encoder's dtype, on its device.
+            Per image its features in the encoder's dtype, on its device.
         """
-        pixels = torch.cat([self._moved(values) for values in pixel_values]).to(self.dtype)
+        pixels = torch.cat([self._moved(image["pixel_values"]) for image in inputs]).to(self.dtype)
         # The grids stay on the CPU: every layer asks for the lengths of the images, and a GPU would be waited for.
-        grid = torch.tensor(grids, dtype=torch.long)
+        grid = torch.tensor([layout.grid for layout in layouts], dtype=torch.long)
         out = self.model.model.get_image_features(
             pixel_values=pixels, image_grid_thw=grid, return_dict=True, **self._places(grid)
         )
-        return list(out.pooler_output)
+        return [Features(tokens) for tokens in out.pooler_output]
 
     def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
         """On the encoder's device; from page-locked memory without waiting."""

@@ -23,6 +23,7 @@ from masp.cache.reader import open_cache
 from masp.cache.verify import verify_cache
 from masp.errors import DataError
 from masp.extraction.job import extract
+from masp.vlm.features import Features
 from tests.images import make_config
 
 
@@ -35,7 +36,7 @@ def features(num_tokens=300, width=1536, seed=0):
 
 
 def there_and_back(x, dtype):
-    return decode_features(memoryview(bytearray(encode_features(store(x, dtype)))))
+    return decode_features(memoryview(bytearray(encode_features(store(Features(x), dtype))))).tokens
 
 
 @pytest.mark.parametrize(("dtype", "step"), [("int8", 1 / 254), ("fp8", 1 / 16)])
@@ -47,7 +48,7 @@ def test_the_error_of_8_bits_is_bounded(dtype, step):
     # fp8 has smaller steps for smaller values, down to its smallest number
     bound = largest * step if dtype == "int8" else torch.maximum(x.abs() * step, largest / 448 * 2**-9)
     assert ((back - x).abs() <= bound * 1.001).all()
-    assert torch.equal(back, as_read(x, dtype))
+    assert torch.equal(back, as_read(Features(x), dtype).tokens)
     assert torch.equal(there_and_back(back, dtype), back) or dtype == "int8"  # a second time changes nothing
 
 
@@ -71,12 +72,12 @@ def test_wider_formats_keep_every_bit(dtype):
 @pytest.mark.parametrize("dtype", EIGHT_BIT)
 @pytest.mark.parametrize("shape", [(300, 1536), (1200, 3584)])
 def test_8_bits_take_at_most_0_52_of_bf16(dtype, shape):
-    x = torch.randn(*shape)
+    x = Features(torch.randn(*shape))
     assert len(encode_features(store(x, dtype))) <= 0.52 * len(encode_features(store(x, "bf16")))
 
 
 def test_stock_safetensors_reads_features_and_scales():
-    stored = load(encode_features(store(features(4, 8), "int8")))
+    stored = load(encode_features(store(Features(features(4, 8)), "int8")))
     assert stored["features"].dtype == torch.int8 and stored["scales"].shape == (4,)
 
 
@@ -90,10 +91,10 @@ def test_a_cache_of_8_bits(made, cache, tmp_path, dtype):
     assert verify_cache(small.directory) == []
     for row in range(len(small)):
         sample, exact = small.read(row), cache.read(row)
-        assert (sample.key, sample.answers, sample.grid) == (exact.key, exact.answers, exact.grid)
-        assert torch.equal(sample.features, as_read(exact.features, dtype))
-        assert small.index.num_tokens[row] == len(sample.features)
-    assert small.read(0, torch.bfloat16).features.dtype == torch.bfloat16
+        assert (sample.key, sample.answers, sample.layout) == (exact.key, exact.answers, exact.layout)
+        assert torch.equal(sample.features.tokens, as_read(exact.features, dtype).tokens)
+        assert small.index.num_tokens[row] == len(sample.features.tokens)
+    assert small.read(0, torch.bfloat16).features.tokens.dtype == torch.bfloat16
 
 
 def test_checksum_is_crc32_whatever_library_computes_it():
@@ -105,7 +106,7 @@ def test_checksum_is_crc32_whatever_library_computes_it():
 def test_damaged_safetensors_are_an_error():
     header = json.dumps({"features": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}).encode()
     good = bytearray(struct.pack("<Q", len(header)) + header + bytes(16))
-    assert decode_features(memoryview(good)).shape == (2, 2)
+    assert decode_features(memoryview(good)).tokens.shape == (2, 2)
     for bad in (good[:4], good[:-1], good[:20], struct.pack("<Q", 3) + b"{}}", b"\xff" * 30):
         with pytest.raises(DataError):
             decode_features(memoryview(bytearray(bad)))
