@@ -33,6 +33,11 @@ def machine_part() -> Machine:
     return this_machine("cpu", "fp32", 64, 1)
 
 
+def _draw(shape: tuple[int, ...], random: torch.Generator) -> torch.Tensor:
+    """Numbers that are the same on every machine."""
+    return torch.randint(-64, 64, shape, generator=random) / 16
+
+
 def make_small_cache(
     directory: Path,
     num_train: int = 5,
@@ -40,6 +45,7 @@ def make_small_cache(
     dtype: str = "fp32",
     num_deep_maps: int = 0,
     separator: int | None = None,
+    machine: Machine | None = None,
 ) -> Path:
     """Write a cache; the first training sample is in quarantine.
 
@@ -50,6 +56,7 @@ def make_small_cache(
         dtype: `cache.dtype`.
         num_deep_maps: K of a VLM with DeepStack; 0 for one without.
         separator: Token id that the processor writes before the last placeholder, for a VLM without a grid.
+        machine: Machine part of the fingerprint; None for this machine's.
     """
     (directory / SHARDS).mkdir(parents=True)
     samples = [
@@ -59,7 +66,7 @@ def make_small_cache(
         for answers in [{"scene": "sea side", "brightness": "low"} if n % 3 else {}]
     ]
     shards = assign(samples, 3)
-    cache_layout = make_layout("small", CATEGORIES, 3, shards, model_part(dtype), machine_part())
+    cache_layout = make_layout("small", CATEGORIES, 3, shards, model_part(dtype), machine or machine_part())
     (directory / LAYOUT).write_bytes(layout_bytes(cache_layout))
     random = torch.Generator().manual_seed(0)
     for shard in shards:
@@ -69,14 +76,12 @@ def make_small_cache(
                 writer.quarantine(sample, "train/awe/000.jpg", "file not found", Source(None, None, None))
                 continue
             count = number + 2
-            features = Features(torch.randn(count, HIDDEN_SIZE, generator=random))
-            if num_deep_maps:
-                deep = torch.randn(num_deep_maps, count, HIDDEN_SIZE, generator=random)
-                features = Features(features.tokens, deep)
+            tokens = _draw((count, HIDDEN_SIZE), random)
+            deep = _draw((num_deep_maps, count, HIDDEN_SIZE), random) if num_deep_maps else None
             layout = ImageLayout(count, (1, 2, 2 * count))
             if separator is not None:
                 layout = ImageLayout(count, None, ((PLACEHOLDER, count - 1), (separator, 1), (PLACEHOLDER, 1)))
-            stored, source = store(features, dtype), Source(9, 10, "1" * 64)
+            stored, source = store(Features(tokens, deep), dtype), Source(9, 10, "1" * 64)
             writer.add(sample, stored, image_size=(40, 30), layout=layout, source=source)
         writer.finish()
     finalize(directory, cache_layout)

@@ -13,14 +13,17 @@ import torch
 import webdataset
 
 from masp.cache import reader
+from masp.cache.codec import TORCH_NAMES
 from masp.cache.layout import LAYOUT, MANIFEST
 from masp.cache.reader import open_cache
 from masp.data.datasets import read_dataset
 from masp.data.images import load_image
 from masp.errors import DataError, InputError
 from masp.files.typed import plain
+from masp.vlm.features import ImageLayout
 from masp.vlm.vision import load_preprocessor, load_vision_half
 from tests.images import make_config
+from tests.small_cache import PLACEHOLDER, make_small_cache
 
 
 def test_features_are_those_of_the_encoder_and_labels_those_of_the_dataset(made, cache):
@@ -106,6 +109,27 @@ def test_the_command_tar_takes_a_shard_apart(cache, tmp_path):
         features = safetensors.torch.load_file(tmp_path / f"{key}.safetensors")["features"]
         assert torch.equal(features, cache.read(row).features.tokens)
     assert len([p for p in tmp_path.rglob("*") if p.is_file()]) == 2 * len(cache)
+
+
+@pytest.mark.parametrize("dtype", TORCH_NAMES)
+def test_deep_maps_come_back(tmp_path, dtype):
+    cache = open_cache(make_small_cache(tmp_path / "cache", dtype=dtype, num_deep_maps=3))
+    plain = open_cache(make_small_cache(tmp_path / "plain", dtype=dtype))
+    for row in range(len(cache)):
+        sample, count = cache.read(row), int(cache.index.num_tokens[row])
+        assert sample.features.deep.shape == (3, count, cache.hidden_size)
+        assert sample.features.deep.dtype == sample.features.tokens.dtype == plain.read(row).features.tokens.dtype
+        assert [t.dtype for t in cache.read(row, torch.bfloat16).features.tensors] == 2 * [torch.bfloat16]
+        assert sample.layout == ImageLayout(count, (1, 2, 2 * count))
+    assert (cache.manifest.num_deep_maps, plain.manifest.num_deep_maps) == (3, None)
+
+
+def test_an_image_without_a_grid_and_with_separators(tmp_path):
+    cache = open_cache(make_small_cache(tmp_path / "cache", separator=9))
+    for row in range(len(cache)):
+        count = int(cache.index.num_tokens[row])
+        block = ((PLACEHOLDER, count - 1), (9, 1), (PLACEHOLDER, 1))
+        assert cache.read(row).layout == ImageLayout(count, None, block)
 
 
 def read_in_process(cache, row, pipe):
