@@ -98,7 +98,7 @@ def build_aspect_tokens(config: Config) -> Path:
             bar = tqdm(total=len(cache), desc="aspects", unit="img", disable=not sys.stderr.isatty())
             for start in range(0, len(cache), BATCH):
                 rows = range(start, min(start + BATCH, len(cache)))
-                features, mask = pad_features([cache.read(row).features.float() for row in rows])
+                features, mask = pad_features([cache.read(row).features.tokens.float() for row in rows])
                 found = modules(features.to(device), mask.to(device)).float().cpu().numpy()
                 tokens[rows.start : rows.stop] = found
                 crc32[rows.start : rows.stop] = [checksum(one.tobytes()) for one in found]

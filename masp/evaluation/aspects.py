@@ -124,7 +124,7 @@ class AspectEvaluation(Evaluation):
     ) -> tuple[list[Record], list[np.ndarray]]:
         assert self.scorer is not None, "load comes first"
         asked = [(item, key, key.rpartition("#")[2]) for item in items for key in missing[item.key]]
-        requests = [ScoreRequest(item.features, item.grid, aspect=aspect, name=key) for item, key, aspect in asked]
+        requests = [ScoreRequest(item.features, item.layout, aspect=aspect, name=key) for item, key, aspect in asked]
         records = [
             Record(key, item.answers[aspect], **vars(score), source=item.source)
             for (item, key, aspect), score in zip(asked, self.scorer.score(requests), strict=True)

@@ -119,7 +119,7 @@ class EmotionEvaluation(Evaluation):
         self, items: Sequence[Item], missing: Mapping[str, Sequence[str]]
     ) -> tuple[list[Record], list[np.ndarray]]:
         assert self.scorer is not None, "load comes first"
-        requests = [ScoreRequest(item.features, item.grid, item.aspect_tokens, name=item.key) for item in items]
+        requests = [ScoreRequest(item.features, item.layout, item.aspect_tokens, name=item.key) for item in items]
         records = [
             Record(item.key, self.label_of[item.key], **vars(score), source=item.source)
             for item, score in zip(items, self.scorer.score(requests), strict=True)

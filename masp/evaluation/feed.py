@@ -33,6 +33,7 @@ from masp.results.ledgers.table import RecordTable
 from masp.results.records import DataDigests
 from masp.runtime.prefetch import ReadAhead
 from masp.vlm.families import load_config, resolve_directory
+from masp.vlm.features import Features, ImageLayout
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,8 @@ class Item:
     """One image to score."""
 
     key: str
-    features: Tensor
-    """`[T, D]`."""
-    grid: tuple[int, int, int]
-    """`(t, h, w)` in patches."""
+    features: Features
+    layout: ImageLayout
     answers: dict[str, str]
     """Aspect -> answer, where annotated."""
     aspect_tokens: Tensor | None = None
@@ -171,7 +170,7 @@ class _CachedBatches(Dataset):
         rows = self.rows[number]
         samples = [self.cache.read(row) for row in rows]
         tokens = [self.tokens.read(row) if self.tokens else None for row in rows]
-        return [Item(s.key, s.features, s.grid, s.answers, t) for s, t in zip(samples, tokens, strict=True)]
+        return [Item(s.key, s.features, s.layout, s.answers, t) for s, t in zip(samples, tokens, strict=True)]
 
 
 @dataclass
@@ -299,7 +298,7 @@ class LiveFeed(Feed):
                     continue
                 features = encoder.encode([image for _, image in good])
                 yield [
-                    Item(s.key, f, image.grid, dict(s.answers), None, image.source.size_and_time)
+                    Item(s.key, f, image.layout, dict(s.answers), None, image.source.size_and_time)
                     for (s, image), f in zip(good, features, strict=True)
                 ]
         if bad:

@@ -118,7 +118,7 @@ class Predictor:
                 yield Unreadable(path, why)
                 continue
             (features,) = encoder.encode([image])
-            request = ScoreRequest(features, image.grid, name=path)
+            request = ScoreRequest(features, image.layout, name=path)
             (score,) = scorer.score([request])
             assert score.scores is not None and score.prediction is not None  # likelihoods were compared
             probabilities = dict(zip(categories, softmax([score.scores])[0].tolist(), strict=True))

@@ -25,6 +25,7 @@ from masp.models.sequence import Batch, build_sequence, make_batch, pad_features
 from masp.models.trainable import AspectModules
 from masp.runtime.devices import torch_dtype
 from masp.taxonomy import normalize_category
+from masp.vlm.features import Features, ImageLayout
 from masp.vlm.language import LanguageHalf, load_language_half
 from masp.vlm.prompt import Prompt, load_prompt
 
@@ -50,10 +51,8 @@ class Score:
 class ScoreRequest:
     """One question about one image."""
 
-    features: Tensor
-    """`[T, D]`."""
-    grid: tuple[int, int, int]
-    """`(t, h, w)` in patches."""
+    features: Features
+    layout: ImageLayout
     aspect_tokens: Tensor | None = None
     """`[A, N, D]` computed before; None runs the aspect modules."""
     aspect: str | None = None
@@ -134,7 +133,7 @@ class EmotionScorer(Scorer):
                 self.question,
                 None,
                 num_aspect_tokens=self.num_aspect_tokens,
-                grid=request.grid if self.vision_features else None,
+                grid=request.layout.grid if self.vision_features else None,
                 num_soft_tokens=self.num_soft_tokens,
                 layout=self.layout,
             )
@@ -144,7 +143,7 @@ class EmotionScorer(Scorer):
         # nothing is trained here, so no prefix needs to be kept apart
         batch = make_batch(
             sequences,
-            [request.features for request in requests],
+            [request.features.tokens for request in requests],
             row_image=range(len(requests)),
             frozen_prefix=False,
             aspect_tokens=tokens or None,
@@ -165,19 +164,27 @@ class EmotionScorer(Scorer):
 
         Returns:
             Per image `[A, height, width]` over its vision tokens, fp32; every map sums to one.
+
+        Raises:
+            InputError: The VLM has no image grid.
         """
-        padded, mask = pad_features([request.features for request in requests])
+        padded, mask = pad_features([request.features.tokens for request in requests])
         modules = self.model.aspect_modules
         assert modules is not None, "there are no aspect modules to look with"
         found = modules.attention(padded.to(self.device, self.dtype), mask.to(self.device))
         weights = torch.stack([w.float().mean(1) for w in found.values()], dim=1).cpu().numpy()
         with _finite_for(requests, self.dtype):
             check_finite(torch.from_numpy(weights))
-        side = self.prompt.merge_size
-        return [
-            maps[:, : t * h * w // side**2].reshape(len(modules.aspects), t * h // side, w // side)
-            for maps, (t, h, w) in zip(weights, (request.grid for request in requests), strict=True)
-        ]
+        side, found_maps = self.prompt.merge_size, []
+        for maps, request in zip(weights, requests, strict=True):
+            if request.layout.grid is None:
+                raise InputError(
+                    f"{request.name}: this VLM has no image grid, so it is not known where in the image its tokens lie"
+                )
+            t, h, w = request.layout.grid
+            shape = len(modules.aspects), t * h // side, w // side
+            found_maps.append(maps[:, : request.layout.num_tokens].reshape(shape))
+        return found_maps
 
 
 @dataclass
@@ -233,7 +240,7 @@ class AspectScorer(Scorer):
             if places:
                 asked = [requests[place] for place in places]
                 with _finite_for(asked, self.dtype):
-                    scores = self._score([request.features for request in asked], aspect)
+                    scores = self._score([request.features.tokens for request in asked], aspect)
                 found |= dict(zip(places, scores, strict=True))
         return [found[place] for place in range(len(requests))]
 

@@ -164,7 +164,7 @@ class AspectStage(Stage):
         ]
         return make_batch(
             sequences,
-            [sample.features for sample in samples],
+            [sample.features.tokens for sample in samples],
             row_image=[i for i, _ in asked],
             row_aspect=[a for _, a in asked],
             weights=[weights[i] for i, _ in asked],
@@ -271,7 +271,7 @@ class SoftPromptStage(Stage):
                 self._question(epoch, sample.key),
                 sample.category,
                 num_aspect_tokens=self.num_aspect_tokens,
-                grid=sample.grid if settings.vision_features else None,
+                grid=sample.layout.grid if settings.vision_features else None,
                 num_soft_tokens=settings.num_soft_prompt_tokens,
                 layout=settings.layout,
             )
@@ -279,7 +279,7 @@ class SoftPromptStage(Stage):
         ]
         return make_batch(
             sequences,
-            [sample.features for sample in samples],
+            [sample.features.tokens for sample in samples],
             row_image=range(len(samples)),
             weights=weights,
             frozen_prefix=settings.frozen_prefix,

@@ -8,6 +8,7 @@ from masp.config import load_config
 from masp.data.questions import Questions
 from masp.evaluation.scorers import AspectScorer, EmotionScorer, ScoreRequest, written_answer
 from masp.models.trainable import AspectModules
+from masp.vlm.features import Features, ImageLayout
 from tests.tiny import make_vlm
 
 HIDDEN = 32
@@ -25,7 +26,7 @@ def requests(aspect=None):
     """Features for which random weights write various lines."""
     generator = torch.Generator().manual_seed(0)
     drawn = [torch.randn(4, HIDDEN, generator=generator) for _ in range(24)]
-    return [ScoreRequest(features, (1, 4, 4), aspect=aspect) for features in drawn]
+    return [ScoreRequest(Features(tokens), ImageLayout(4, (1, 4, 4)), aspect=aspect) for tokens in drawn]
 
 
 @pytest.mark.parametrize(

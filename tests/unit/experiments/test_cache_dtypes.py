@@ -55,7 +55,7 @@ def test_what_a_format_cannot_hold_counts_as_changed(config, monkeypatch):
 
     def overflowing(self, *arguments):
         features = encode(self, *arguments)
-        return [f * torch.inf if self.dtype == torch.float16 else f for f in features]
+        return [f.moved(lambda t: t * torch.inf) if self.dtype == torch.float16 else f for f in features]
 
     monkeypatch.setattr(VisionHalf, "encode", overflowing)
     row = measure(config[1], ["fp16"], 4).formats["fp16"]

@@ -77,7 +77,9 @@ def test_neither_batches_nor_blanks_leak_into_neighbors(data, vlm, plain, tmp_pa
     alone = open_cache(extract(make_config(data, vlm, tmp_path / "c", "extract.batch_tokens=1")))
     together = open_cache(plain)
     for row in range(len(together)):
-        torch.testing.assert_close(alone.read(row).features, together.read(row).features, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            alone.read(row).features.tokens, together.read(row).features.tokens, rtol=0, atol=1e-5
+        )
 
 
 def test_broken_images_are_listed_with_their_reason(plain):
@@ -324,7 +326,7 @@ def test_features_that_are_not_finite_name_their_sample(data, vlm, tmp_path, mon
 
     def broken(self, *arguments):
         *others, last = encode(self, *arguments)
-        return [*others, torch.full_like(last, float("nan"))]
+        return [*others, last.moved(lambda tensor: torch.full_like(tensor, float("nan")))]
 
     monkeypatch.setattr(VisionHalf, "encode", broken)
     with pytest.raises(DataError, match=r"features of sample test/.* are not finite in fp32"):
@@ -456,7 +458,7 @@ def test_repaired_images_are_counted_and_named(data, vlm, plain, tmp_path, caplo
     intact = open_cache(plain)
     assert len(repaired) == len(intact)
     for row in range(len(intact)):
-        torch.testing.assert_close(repaired.read(row).features, intact.read(row).features, rtol=0, atol=0)
+        torch.testing.assert_close(repaired.read(row).features.tokens, intact.read(row).features.tokens, rtol=0, atol=0)
     caplog.clear()
     extract(make_config(data, vlm, tmp_path / "whole"))
     assert "repaired" not in caplog.text
