@@ -146,12 +146,12 @@ def our_sides(config) -> dict[str, Callable[[int, int], int]]:
             sequences = [
                 build_sequence(
                     scorer.prompt, scorer.question, None, num_aspect_tokens=scorer.num_aspect_tokens,
-                    grid=item.layout.grid, num_soft_tokens=scorer.num_soft_tokens, layout=scorer.layout,
+                    image=item.layout, num_soft_tokens=scorer.num_soft_tokens, layout=scorer.layout,
                 )
                 for item in batch
             ]  # fmt: skip
             rows = make_batch(
-                sequences, [i.features.tokens for i in batch], row_image=range(len(batch)), frozen_prefix=False
+                scorer.prompt, sequences, [i.features for i in batch], row_image=range(len(batch)), frozen_prefix=False
             )
             for candidate in scorer.candidates:
                 score_categories(scorer.model, rows, [candidate], scorer.prompt.end)

@@ -212,7 +212,7 @@ class AspectEvaluation(Evaluation):
 
 def num_tokens_of_longest(prompt: Prompt, answers: Mapping[str, Iterable[str]]) -> dict[str, int]:
     """Aspect -> how many tokens its longest answer has; which has the most letters is another question."""
-    return {aspect: max(len(prompt.ids(text)) for text in texts) for aspect, texts in answers.items()}
+    return {aspect: max(len(prompt.answer(text)) for text in texts) for aspect, texts in answers.items()}
 
 
 def closed_answers(aspect: str, seen: set[str]) -> tuple[str, ...]:

@@ -224,8 +224,8 @@ def check_lengths(config: Config, categories: Sequence[str]) -> None:
     if config.evaluate.scoring != "generate":
         return
     prompt = load_prompt(config.vlm.path)
-    longest = max(categories, key=lambda category: len(prompt.ids(category)))
-    num_tokens = len(prompt.ids(longest))
+    longest = max(categories, key=lambda category: len(prompt.answer(category)))
+    num_tokens = len(prompt.answer(longest))
     if num_tokens > config.evaluate.max_new_tokens:
         raise InputError(
             f"evaluate.max_new_tokens = {config.evaluate.max_new_tokens}: the category {shown(longest)} has "
@@ -240,7 +240,7 @@ def length_notes(config: Config, layout: str, answers: Sequence[str]) -> list[st
     prompt = load_prompt(config.vlm.path)
     return [
         f"layout 'released' counts no end token: {answers[long]!r} never scores above its beginning, {answers[short]!r}"
-        for short, long in cut_short([prompt.ids(answer) for answer in answers])
+        for short, long in cut_short([prompt.answer(answer) for answer in answers])
     ]
 
 

@@ -32,7 +32,7 @@ from masp.files.text import shown
 from masp.results.ledgers.table import RecordTable
 from masp.results.records import DataDigests
 from masp.runtime.prefetch import ReadAhead
-from masp.vlm.families import load_config, resolve_directory
+from masp.vlm.families import family_of
 from masp.vlm.features import Features, ImageLayout
 
 
@@ -324,7 +324,7 @@ def _open_live(config: Config) -> LiveFeed:
         categories=dataset.categories,
         model=model_part(config),
         machine=machine_part(config).fields,
-        hidden_size=load_config(resolve_directory(config.vlm.path)).text_config.hidden_size,
+        hidden_size=family_of(config.vlm.path).hidden_size,
         # not what the files hold: each record says that of its own, so that mending one leaves the others
         data_digest=_digest(zip(keys, labels, strict=True)),
         num_quarantined=len(of_split) - len(samples),

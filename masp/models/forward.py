@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from masp.models.sequence import ASPECT, FEATURE, SOFT, TEXT, Batch, Block
 from masp.models.trainable import AspectModules, SoftPrompt
-from masp.vlm.language import LanguageHalf, Tokens
 from masp.vlm.caches import repeat
+from masp.vlm.language import LanguageHalf, Tokens
 
 
 def embed(language: LanguageHalf, block: Block, tokens: Tokens, values: Mapping[int, Tensor]) -> Tensor:

@@ -21,7 +21,7 @@ from masp.plan.work import StageWork, extraction_flops, stage1_work, stage2_work
 from masp.runtime.devices import encoder_dtype, pick_device, torch_dtype
 from masp.training.stages import STAGES
 from masp.training.steps import Steps
-from masp.vlm.features import Features, ImageLayout
+from masp.vlm.features import Features
 from masp.vlm.flops import LanguageShape, VisionShape
 from masp.vlm.language import LanguageHalf, load_language_half
 from masp.vlm.prompt import load_prompt
@@ -173,5 +173,5 @@ class _StandIn:
         return CachedSample(
             sample.key, sample.split, sample.category, dict(sample.answers),
             Features(torch.randn(planned.num_tokens, self.hidden_size, dtype=dtype)),
-            ImageLayout(planned.num_tokens, planned.grid), planned.size,
+            planned.layout, planned.size,
         )  # fmt: skip

@@ -47,7 +47,9 @@ def _frozen(layer: Any) -> Any:
     if isinstance(layer, DummyLayer):  # which holds nothing
         return layer
     kind = type(layer)
-    methods: dict[str, Any] = {name: method for name, method in vars(_Frozen).items() if name.startswith("update") and hasattr(kind, name)}
+    methods: dict[str, Any] = {
+        name: method for name, method in vars(_Frozen).items() if name.startswith("update") and hasattr(kind, name)
+    }
     if hasattr(layer, "indexer_position_ids"):  # which its decoder layer lengthens by itself
         kept = layer.indexer_position_ids
         methods["indexer_position_ids"] = property(lambda _: kept, lambda *_: None)

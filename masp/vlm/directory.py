@@ -159,7 +159,11 @@ def _check_entry(what: str, key: str, value: Any) -> None:
 def _classes(key: str) -> frozenset[str]:
     """Names of the classes of transformers that a file may name under this key."""
     if key == "tokenizer_class":
-        names: set[str] = {"PreTrainedTokenizerFast", "TokenizersBackend", *filter(None, TOKENIZER_MAPPING_NAMES.values())}
+        names: set[str] = {
+            "PreTrainedTokenizerFast",
+            "TokenizersBackend",
+            *filter(None, TOKENIZER_MAPPING_NAMES.values()),
+        }
         return frozenset(names | {f"{name}Fast" for name in names})
     if key == "processor_class":
         return frozenset(filter(None, PROCESSOR_MAPPING_NAMES.values()))

@@ -16,10 +16,10 @@ from transformers import DynamicCache
 from transformers.masking_utils import create_masks_for_generate
 
 from masp.errors import InputError
+from masp.vlm.caches import read_only
 from masp.vlm.families import ADDED, CONSTANTS, TABLES, ZEROED, describe
 from masp.vlm.loading import Partition, decoder_of, load_part
 from masp.vlm.positions import ImagePositions
-from masp.vlm.caches import read_only
 
 EXACT_ROWS = 16384
 """Rows of the vocabulary that `exact_logits` holds in fp32 at a time."""
@@ -136,7 +136,12 @@ class LanguageHalf(nn.Module):
         return DynamicCache() if branches and not self.family.is_plain else DynamicCache(config=self.text)
 
     def forward(
-        self, embeds: Tensor, mask: Tensor | Mapping[str, Tensor], positions: Tensor, cache=None, tokens: Tokens | None = None
+        self,
+        embeds: Tensor,
+        mask: Tensor | Mapping[str, Tensor],
+        positions: Tensor,
+        cache=None,
+        tokens: Tokens | None = None,
     ) -> Tensor:
         """Run the decoder.
 

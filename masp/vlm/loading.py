@@ -47,7 +47,7 @@ def part_class(base: type, part: Literal["vision", "language"], partition: Parti
         def __init__(self, config):
             super().__init__(config)
             whole = {*self.state_dict(), *self.all_tied_weights_keys}
-            _drop(self, part)
+            _drop(self, super().get_output_embeddings(), part)
             self.other_half = frozenset(whole - {*self.state_dict()})
 
         def get_input_embeddings(self):
@@ -82,9 +82,9 @@ def decoder_of(model: Any) -> Any:
         model = inside
 
 
-def _drop(model: Any, part: Literal["vision", "language"]) -> None:
+def _drop(model: Any, head: Any, part: Literal["vision", "language"]) -> None:
     """Delete the half of a VLM that is not wanted, by the place of its decoder: names differ between families."""
-    decoder, head, inner = decoder_of(model), model.get_output_embeddings(), model.base_model
+    decoder, inner = decoder_of(model), model.base_model
     kept = {*TABLES.get(model.config.model_type, ()), CONSTANTS.get(model.config.model_type)}
     for name, child in list(inner.named_children()):
         has_language = any(module is decoder or module is head for module in child.modules())
@@ -198,7 +198,11 @@ def load_part(
                 use_safetensors=True,
                 trust_remote_code=False,
             )
-    except InputError:
+    except InputError as error:
+        if "attention implementation" in str(error):
+            raise InputError(
+                f"vlm.attention: {attention!r}: a {config.model_type!r} model cannot be run with it; give eager"
+            ) from None
         if cutting and cutting.error:  # not the weights' fault: most often another rank is gone
             raise cutting.error from None
         raise

@@ -82,7 +82,7 @@ def load_processor(directory: Path, config: Any) -> Any:
         return Stock.from_pretrained(directory, trust_remote_code=False)
 
 
-class _naming_packages:  # noqa: N801 - reads as a function
+class _naming_packages:
     """Turn the error of a missing package into one line that says which to install."""
 
     def __init__(self, directory: Path):

@@ -83,7 +83,9 @@ class Prompt:
         before = self.ids(self.before_answer)
         found = self.ids(self.before_answer + self.answer_lead + text + self._text([self.end]))
         if found[: len(before)] != before or found[-1] != self.end:
-            raise InputError(f"{KEY}: the tokenizer joins the answer {shown(text)} with what the chat template writes around it")
+            raise InputError(
+                f"{KEY}: the tokenizer joins the answer {shown(text)} with what the chat template writes around it"
+            )
         return found[len(before) : -1]
 
     @functools.lru_cache(maxsize=65536)  # noqa: B019
@@ -194,7 +196,9 @@ def _assembled(
     first = ids.index(placeholder) - block.index(placeholder)
     last = first + len(block)
     if ids[first:last] != block:
-        raise InputError(f"{KEY}: the processor in {directory} writes an image in a prompt in another way than by itself")
+        raise InputError(
+            f"{KEY}: the processor in {directory} writes an image in a prompt in another way than by itself"
+        )
     # what the template itself writes around an image: special tokens that the prompt has for an image alone
     others = {*tokenizer(turn.without_image, add_special_tokens=True)["input_ids"]}
     start, stop = first, last

@@ -145,6 +145,12 @@ class Preprocessor:
             self._counts[width, height] = self.layout(width, height).num_tokens
         return self._counts[width, height]
 
+    def planned(self, width: int, height: int) -> ImageLayout:
+        """How an image of this size will lie in a prompt, without separators where they take long to find out."""
+        if self.has_plain_block:
+            return self.layout(width, height)
+        return ImageLayout(self.num_tokens(width, height), self.grid(width, height))
+
     def layout(self, width: int, height: int) -> ImageLayout:
         """How an image of this size in pixels lies in a prompt."""
         if self.has_plain_block:
@@ -276,7 +282,10 @@ class VisionHalf:
             joined |= self._places(joined["image_grid_thw"])
         inner = self.model.base_model
         out = inner.get_image_features(**joined, return_dict=True)
-        deep = [_flat(maps[1] if isinstance(maps[0], int) else maps) for maps in getattr(out, "deepstack_features", None) or ()]
+        deep = [
+            _flat(maps[1] if isinstance(maps[0], int) else maps)
+            for maps in getattr(out, "deepstack_features", None) or ()
+        ]
         if kind in ZEROED:
             tokens, *deep = deep
         elif kind in PROJECTED:
