@@ -220,9 +220,9 @@ def _run_tree(language: LanguageHalf, batch: Batch, tree: CandidateTree, start: 
         # how many real tokens are before each column, and before each node
         before = torch.cat([known.cumsum(1) - 1, known.sum(1, keepdim=True) + depth], dim=1)
         apart = before[:, -len(ids) :, None] - before[:, None]
-        mask = {"full_attention": mask, "sliding_attention": additive(visible & (apart < window))}
-        if language.family.layer_types == {"sliding_attention"}:
-            mask = mask["sliding_attention"]
+        near = additive(visible & (apart < window))
+        is_mixed = "full_attention" in language.family.layer_types
+        mask = {"full_attention": additive(visible), "sliding_attention": near} if is_mixed else near
     return language(embeds, mask, start + depth, cache, tokens)
 
 

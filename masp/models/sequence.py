@@ -331,9 +331,8 @@ def make_batch(
 ) -> Batch:
     """Collate sequences into a batch.
 
-    Padding stands where nothing looks past it. Behind a prefix of rows of different length that is their right side only
-    in families whose layers see tokens whatever the column (`Family.pads_left`); in others the prefix is padded on its
-    left.
+    Padding may not be between a row's tokens where windows and states would count it (`Family.pads_left`): there a
+    prefix is padded on its left, and what tokens will follow is one block padded on its left.
 
     Args:
         prompt: Chat template of the VLM, by which the sequences were built.

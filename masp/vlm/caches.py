@@ -53,7 +53,7 @@ def _frozen(layer: Any) -> Any:
     if hasattr(layer, "indexer_position_ids"):  # which its decoder layer lengthens by itself
         kept = layer.indexer_position_ids
         methods["indexer_position_ids"] = property(lambda _: kept, lambda *_: None)
-    found = object.__new__(type(f"ReadOnly{kind.__name__}", (kind,), methods))
+    found: Any = object.__new__(type(f"ReadOnly{kind.__name__}", (kind,), methods))
     found.__dict__ |= layer.__dict__
     return found
 

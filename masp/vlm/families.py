@@ -1,7 +1,8 @@
 """What MASP must know of a VLM to run its halves apart, and which VLMs cannot be run so.
 
-A VLM is accepted by the structure of its class in transformers and of its configuration, not by a list. What the classes
-do not tell stands in a few sets of names below, each with the reason; `masp doctor` verifies the result by measurement.
+A VLM is accepted by the structure of its class in transformers and of its configuration, not by a list. What the
+classes do not tell is in a few sets of names below, each with the reason; `masp doctor` verifies the result by
+measurement.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ from masp.files.text import all_lines, first_line, shown
 from masp.vlm.directory import check_directory
 
 JOINED = frozenset(
-    "aya_vision cohere2_vision deepseek_vl deepseek_vl_hybrid ernie4_5_vl_moe fast_vlm gemma3 gemma3n gemma4 glm46v glm4v "
-    "glm4v_moe granite4_vision idefics3 internvl janus kimi_k25 lfm2_vl llama4 llava llava_next llava_onevision "
-    "minicpmv4_6 mistral3 ovis2 paligemma qwen2_5_vl qwen2_vl qwen3_5 qwen3_5_moe qwen3_vl qwen3_vl_moe qwen4_exp smolvlm "
-    "video_llama_3".split()
+    "aya_vision cohere2_vision deepseek_vl deepseek_vl_hybrid ernie4_5_vl_moe fast_vlm gemma3 gemma3n gemma4 glm46v "
+    "glm4v glm4v_moe granite4_vision idefics3 internvl janus kimi_k25 lfm2_vl llama4 llava llava_next llava_onevision "
+    "minicpmv4_6 mistral3 ovis2 paligemma qwen2_5_vl qwen2_vl qwen3_5 qwen3_5_moe qwen3_vl qwen3_vl_moe qwen4_exp "
+    "smolvlm video_llama_3".split()
 )
 """Images of these may be encoded together (measured: equal to each alone). Others are encoded one by one, because some
 count over the batch (molmo2)."""
 LAST_AXIS = {"minicpmv4_6": ("pixel_values",)}
 """Inputs that images are joined in along their last axis."""
 WHOLE = frozenset({"paligemma"})
-"""Every token of the prompt sees the whole prompt, so nothing of it can run before the rest is known; an answer's tokens
-have type 1."""
+"""Every token of the prompt sees the whole prompt, so nothing of it can run before the rest is known; an answer's
+tokens have type 1."""
 ADDED = frozenset({"molmo2"})
 """Features are added to the embedding of the placeholder."""
 ZEROED = frozenset({"granite4_vision"})
@@ -47,7 +48,8 @@ TABLES = {"gemma3n": ("embed_vision", "embed_audio")}
 CONSTANTS = {"ovis2": "visual_embeddings_table"}
 """Module of the vision half whose last rows are the embeddings of the `visual_indicator_token_ids`."""
 SYSTEM_TURN = frozenset({"qwen2_vl", "qwen2_5_vl"})
-"""Their prompts open with a system turn of MASP's own, as the published ones do; others get what their template writes."""
+"""Their prompts open with a system turn of MASP's own, as the published ones do; others with what their template
+writes."""
 TYPE_NAMES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 """What processors call the types of tokens."""
 

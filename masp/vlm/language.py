@@ -159,11 +159,11 @@ class LanguageHalf(nn.Module):
         """
         if cache is not None and torch.is_grad_enabled() and (self.recomputes or not self.family.has_tree):
             cache = read_only(cache)
-        kind, extra = self.family.model_type, {}
+        extra = {}
         if tokens is not None:
             extra = self._extra(tokens, embeds)
             if isinstance(mask, Tensor) and mask.dim() == 2 and not self.family.is_plain:
-                make = getattr(self.model, "create_masks_for_generate", create_masks_for_generate)
+                make: Any = getattr(self.model, "create_masks_for_generate", create_masks_for_generate)
                 types = {name: tokens.types[name] for name in self.family.mask_types if name in tokens.types}
                 mask = make(
                     config=self.model.config, inputs_embeds=embeds, attention_mask=mask, past_key_values=cache,
@@ -182,7 +182,7 @@ class LanguageHalf(nn.Module):
     def _extra(self, tokens: Tokens, embeds: Tensor) -> dict[str, Any]:
         """What this decoder takes beside embeddings, mask and positions."""
         found: dict[str, Any] = {}
-        if "per_layer_inputs" in self._takes and getattr(self.decoder, "hidden_size_per_layer_input", 0):
+        if "per_layer_inputs" in self._takes and getattr(self.decoder, "hidden_size_per_layer_input", None):
             ids = tokens.ids.masked_fill(~tokens.is_word, self.family.pad_token_id)
             found["per_layer_inputs"] = self.decoder.get_per_layer_inputs(ids)
         if "ple_input_ids" in self._takes:
@@ -224,7 +224,7 @@ def _deep_layers(config: Any) -> list[int]:
 
 
 def _constants(model: Any, partition: Partition | None) -> dict[int, Tensor]:
-    """Embeddings of tokens that a family keeps in its vision half, whose table is dropped once they are taken from it."""
+    """Embeddings of tokens that a family keeps in its vision half, whose table is dropped then."""
     name = CONSTANTS.get(model.config.model_type)
     if name is None or not hasattr(model.base_model, name):
         return {}

@@ -1,7 +1,7 @@
 """A VLM's stock processor of transformers with the parts that an image needs: tokenizer and image processor.
 
-Without torchvision transformers has no processors for videos, and so refuses to load a processor that could take one. The
-classes here are the stock ones with nothing in place of parts that images do not need.
+Without torchvision transformers has no processors for videos, and so refuses to load a processor that could take one.
+The classes here are the stock ones with nothing in place of parts that images do not need.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def load_processor(directory: Path, config: Any) -> Any:
         "image_processor": load_image_processor(directory),
     }
     with _naming_packages(directory), plain_vlm_errors(f"{directory} has no usable processor"):
-        base = _processor_class(directory, config.model_type)
+        base: Any = _processor_class(directory, config.model_type)
 
         class Stock(base):
             def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> None:
@@ -104,7 +104,7 @@ class _naming_packages:
 
 
 def _processor_class(directory: Path, model_type: str) -> type[ProcessorMixin]:
-    """The class that transformers has for this type of model; else the one that the directory names, which must be its."""
+    """The class that transformers has for this type of model; else its class that the directory names."""
     stated = [(read_json(directory, name) or {}).get("processor_class") for name in (PROCESSOR, TOKENIZER)]
     name = PROCESSOR_MAPPING_NAMES.get(model_type) or next((name for name in stated if isinstance(name, str)), None)
     if name is None:

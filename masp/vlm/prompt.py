@@ -1,7 +1,8 @@
 """A prompt as token ids: the VLM's chat template around an image, a question and an answer.
 
 The ids are those of the whole text, as the VLM's own processor writes and tokenizes it. They are put together from
-pieces that are cut at special tokens, where no tokenizer joins letters; when a prompt is loaded, a whole one is compared.
+pieces that are cut at special tokens, where no tokenizer joins letters; when a prompt is loaded, a whole one is
+compared.
 """
 
 from __future__ import annotations
@@ -231,15 +232,15 @@ def _assembled(
     )
     if not found or list(prompt.question(QUESTION)) != ids[stop:]:
         raise InputError(
-            f"{KEY}: the tokenizer in {directory} joins letters of the chat template with those of a question, whose token "
-            "ids would not be those of the whole prompt"
+            f"{KEY}: the tokenizer in {directory} joins letters of the chat template with those of a question, whose "
+            "token ids would not be those of the whole prompt"
         )
     prompt.answer(ANSWER)
     return prompt
 
 
 def _end(directory: Path, tokenizer: PreTrainedTokenizerBase, tail: str, special: frozenset[int]) -> int:
-    """The token that ends an answer: what the template writes behind one; where it writes nothing, the tokenizer's own."""
+    """The token that ends an answer: what the template writes behind one; else the tokenizer's own."""
     if not tail.strip():
         if not isinstance(tokenizer.eos_token_id, int):
             raise InputError(f"{KEY}: the chat template in {directory} writes nothing to end the answer")

@@ -142,7 +142,7 @@ def _cut(asked: str, answered: str, alone: str, image: str, has_system: bool) ->
     before, found, tail = answered.partition(ANSWER)
     if not found or (before.startswith(asked) and before[len(asked) :].strip()):
         return f"does not write the answer ({shown(ANSWER)}), or not in its place"
-    if not (before.startswith(asked) or asked.startswith(before) or asked.startswith(before.rstrip())):
+    if not (before.startswith(asked) or asked.startswith((before, before.rstrip()))):
         return "does not begin the answer with what it writes when it asks for one"
     opening = texts[0] + SYSTEM + texts[1] if has_system else texts[0]
     return Turn(opening, texts[-1], rest, before[len(asked) :], tail, alone)

@@ -95,7 +95,7 @@ class Preprocessor:
         start, stop = image_span(ids, self.family.image_token_id, special_ids(self.processor.tokenizer))
         if (tuple(ids[:start]), tuple(ids[stop:])) != self.around:
             raise ValueError(
-                "the processor writes other text around it than around other images (pan and scan?), which no cache holds"
+                "the processor writes other text around it than around others (pan and scan?), which no cache holds"
             )
         block = ids[start:stop]
         count = block.count(self.family.image_token_id)
@@ -130,7 +130,8 @@ class Preprocessor:
             return self._merged(grid)
         if self._counts_itself is None:
             self._counts_itself = all(self._stated(*size) == self._counted(*size) for size in _TRIED)
-        return self._stated(width, height) if self._counts_itself else self._counted(width, height)
+        stated = self._stated(width, height) if self._counts_itself else None
+        return self._counted(width, height) if stated is None else stated
 
     def _stated(self, width: int, height: int) -> int | None:
         """What the processor itself says of such an image; None if it says nothing."""
@@ -214,7 +215,8 @@ def _check_agreement(directory: Path, config: Any, image_processor: Any) -> None
     """What the image processor and the encoder both state is the same in both."""
     vision = getattr(config, "vision_config", None)
     for name, other in (
-        ("patch_size", "patch_size"), ("temporal_patch_size", "temporal_patch_size"), ("merge_size", "spatial_merge_size"),
+        ("patch_size", "patch_size"), ("temporal_patch_size", "temporal_patch_size"),
+        ("merge_size", "spatial_merge_size"),
     ):  # fmt: skip
         needed, stated = getattr(vision, other, None), getattr(image_processor, name, None)
         if type(needed) is int and type(stated) is int and stated != needed:
@@ -230,8 +232,8 @@ def _set_limits(image_processor: Any, family: Family, min_pixels: int | None, ma
         for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
             if value is not None:
                 raise InputError(
-                    f"vlm.{name}: {value}: the image processor of a {family.model_type!r} model has no such limit; leave "
-                    "it out (vlm.max_side limits every image)"
+                    f"vlm.{name}: {value}: the image processor of a {family.model_type!r} model has no such limit; "
+                    "leave it out (vlm.max_side limits every image)"
                 )
         return
     shortest = min_pixels if min_pixels is not None else size["shortest_edge"]
