@@ -104,7 +104,6 @@ def _tensors(path: Path) -> list[str]:
         if dtype not in DTYPES and not COMPUTED.search(name):
             raise InputError(
                 f"{KEY}: {path}: tensor {shown(name)} has dtype {dtype}; must be one of {', '.join(DTYPES[:3])}: "
-                "quantized 
-                "weights are not supported"
+                "quantized weights are not supported"
             )
     return names
