@@ -54,15 +54,15 @@ class SampleRecord:
     """`block` of the image's `ImageLayout`."""
 
     def __post_init__(self) -> None:
-        if self.block is not None and (not self.block or self.block[0][0] != self.block[-1][0]):
-            raise ValueError("must have a block that starts and ends with the same token")
+        if self.block is not None and not self.block:
+            raise ValueError("must have a block of at least one token")
 
-    @property
-    def num_block_tokens(self) -> int | None:
-        """T as the block has it; None without one."""
-        if self.block is None:
-            return None
-        return sum(count for token, count in self.block if token == self.block[0][0])
+    def has_room_for(self, num_tokens: int) -> bool:
+        """Whether one token of the block, its placeholder, is there this many times."""
+        counts: dict[int, int] = {}
+        for token, count in self.block or ():
+            counts[token] = counts.get(token, 0) + count
+        return self.block is None or num_tokens in counts.values()
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,16 +189,15 @@ def test_the_json_of_a_sample_has_a_block_only_where_the_image_has_one():
     )
     tiles = SampleRecord(**made_of, grid=None, source_sha256="1" * 64, block=((7, 3), (9, 1), (7, 2)))
     assert b'"block":[[7,3],[9,1],[7,2]]' in encode_record(tiles) and b'"grid":null' in encode_record(tiles)
-    for record, num_tokens in ((plain, None), (tiles, 5)):
+    for record in (plain, tiles):
         assert decode_record(encode_record(record)) == record
-        assert record.num_block_tokens == num_tokens
+    assert plain.has_room_for(9) and tiles.has_room_for(5) and not tiles.has_room_for(6)
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"block": []}, "starts and ends with the same token"),
-        ({"block": [[7, 3], [9, 1]]}, "starts and ends with the same token"),
+        ({"block": []}, "at least one token"),
         ({"block": [[7, 0]]}, "greater than or equal to 1"),
         ({"block": [[-7, 1]]}, "greater than or equal to 0"),
         ({"block": [[7]]}, "missing|must"),
