@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import torch
 
-from masp.cache.codec import checksum, decode_features, decode_record
+from masp.cache.codec import checksum, decode_features, decode_record, is_finite
 from masp.cache.findings import FILE, read_findings
 from masp.cache.index import Index, load_index, shard_columns
 from masp.cache.layout import INDEX, LAYOUT, MANIFEST, QUARANTINE, SHARDS, Layout, read_layout, tar_path
@@ -191,7 +190,7 @@ def _other_features(features: Features, sample: SampleEntry, sidecar: Sidecar) -
         return f"has features of {hidden_size} numbers instead of {sidecar.hidden_size}"
     if num_maps != wanted:
         return f"has {num_maps} deep maps instead of {wanted}"
-    if not all(torch.isfinite(tensor).all() for tensor in features.tensors):
+    if not is_finite(features):
         return "its features are not finite"
     return None
 

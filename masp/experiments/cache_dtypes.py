@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from masp.artifacts.trained import NONE, Trained, default_aspect_path, default_soft_prompt_path, load_trained
-from masp.cache.codec import TORCH_NAMES, encode_features, restore, store
+from masp.cache.codec import TORCH_NAMES, encode_features, is_finite, restore, store
 from masp.cache.fingerprint import model_part
 from masp.cache.manifest import quarantined_keys
 from masp.config import Config
@@ -234,7 +234,7 @@ def _squares(tensor: Tensor) -> float:
 
 def _kept(features: Features, dtype: str, tally: _Tally) -> Features | None:
     """Features as the cache would give them back, on the CPU; None if the format cannot hold them."""
-    if not all(torch.isfinite(tensor).all() for tensor in features.tensors):
+    if not is_finite(features):
         tally.num_not_finite += 1
         return None
     stored = {name: tensor.cpu() for name, tensor in store(features, dtype).items()}

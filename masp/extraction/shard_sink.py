@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from masp.cache.codec import store
+from masp.cache.codec import is_finite, store
 from masp.cache.layout import Layout, Shard
 from masp.cache.shard_state import fingerprint_of
 from masp.cache.writer import ShardWriter
@@ -109,8 +109,7 @@ class Writing:
             return [s and {name: tensor.cpu() for name, tensor in s.items()} for s in stored]
 
     def _finite(self, features: Features) -> dict[str, torch.Tensor] | None:
-        is_finite = all(torch.isfinite(tensor).all() for tensor in features.tensors)
-        return store(features, self.config.cache.dtype) if is_finite else None
+        return store(features, self.config.cache.dtype) if is_finite(features) else None
 
     def _relative(self, path: Path) -> str:
         """The path as the user knows it."""

@@ -19,6 +19,7 @@ from masp.cache.codec import (
     decode_record,
     encode_features,
     encode_record,
+    is_finite,
     restore,
     store,
 )
@@ -128,6 +129,21 @@ def test_there_are_no_deep_maps_where_the_vlm_has_none():
     stored = store(Features(features(4, 8)), "fp8")
     assert set(stored) == {"features", "scales"}
     assert decode_features(memoryview(bytearray(encode_features(stored)))).deep is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_single_number_that_is_not_finite_is_seen_wherever_it_is(dtype, value):
+    for width in (1, 3, 8, 31, 64, 1000):
+        rows = torch.randn(3, width).to(dtype)
+        assert is_finite(Features(rows, rows[None]))
+        for position in {0, 1, width // 2, 3 * width // 2, 3 * width - 2, 3 * width - 1}:
+            other = rows.clone()
+            other.view(-1)[position] = value
+            assert not is_finite(Features(other))
+            assert not is_finite(Features(rows, other[None]))
+    largest = torch.full((2, 3), torch.finfo(dtype).max, dtype=dtype)
+    assert is_finite(Features(largest, -largest[None]))
 
 
 def file_of(tensors, length=64):
