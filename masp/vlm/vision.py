@@ -14,6 +14,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from masp.errors import InputError
+from masp.files.text import first_line
 from masp.vlm.families import (
     JOINED,
     LAST_AXIS,
@@ -283,7 +284,14 @@ class VisionHalf:
         if kind in _QWEN:
             joined |= self._places(joined["image_grid_thw"])
         inner = self.model.base_model
-        out = inner.get_image_features(**joined, return_dict=True)
+        try:
+            out = inner.get_image_features(**joined, return_dict=True)
+        except (IndexError, ValueError) as error:  # of its own code, over inputs that its processor made
+            shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in joined.items())
+            raise InputError(
+                f"vlm.path: the encoder of this {kind!r} model cannot take what its processor made ({shapes}): "
+                f"{first_line(error)}"
+            ) from None
         deep = [
             _flat(maps[1] if isinstance(maps[0], int) else maps)
             for maps in getattr(out, "deepstack_features", None) or ()
