@@ -168,11 +168,14 @@ def write_out(processor: Any, text: str, image: Image.Image, add_special_tokens:
 
 
 def call(processor: Any, text: str, image: Image.Image, **settings: Any) -> Any:
-    """The processor's output for one text with one image, in torch tensors.
-
-    A list of lists: some processors take a plain list for the images of one sample.
-    """
-    out = processor(text=[text], images=[[image]], return_tensors="pt", padding=True, **settings)
+    """The processor's output for one text with one image, in torch tensors."""
+    try:
+        # a list of lists: some processors take a plain list for the images of one sample, others take no nested one
+        out = processor(text=[text], images=[[image]], return_tensors="pt", padding=True, **settings)
+    except ValueError as error:
+        if "nested" not in str(error).lower():
+            raise
+        out = processor(text=[text], images=[image], return_tensors="pt", padding=True, **settings)
     out.pop("labels", None)
     return out
 
