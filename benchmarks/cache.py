@@ -66,6 +66,7 @@ def make_cache(folder: Path, num_samples: int, num_tokens: int, hidden: int, num
     from masp.cache.writer import ShardWriter
     from masp.data.datasets import Sample
     from masp.files.atomic import write_bytes
+    from masp.vlm.features import Features, ImageLayout
 
     (folder / SHARDS).mkdir(parents=True)
     samples = [Sample(f"train%2Fjoy%2F{n:06d}", "train", Path("none"), "joy", {}) for n in range(num_samples)]
@@ -73,11 +74,15 @@ def make_cache(folder: Path, num_samples: int, num_tokens: int, hidden: int, num
     layout = make_layout("folder", ("joy",), num_shards, shards, *_fingerprint())
     write_bytes(folder / LAYOUT, layout_bytes(layout))
     features = torch.randn(num_tokens, hidden).to(torch.bfloat16)
-    made_of = {"image_size": (1024, 768), "grid": (1, 2, 2 * num_tokens), "source": Source(1, 1, "0" * 64)}
+    made_of = {
+        "image_size": (1024, 768),
+        "layout": ImageLayout(num_tokens, (1, 2, 2 * num_tokens)),
+        "source": Source(1, 1, "0" * 64),
+    }
     for shard in shards:
         writer = ShardWriter(folder, shard, fingerprint_of(layout))
         for number, sample in enumerate(shard.samples):
-            writer.add(sample, store(features.roll(number, 0), "bf16"), **made_of)
+            writer.add(sample, store(Features(features.roll(number, 0)), "bf16"), **made_of)
         writer.finish()
     finalize(folder, layout)
     return folder
@@ -187,9 +192,7 @@ def extraction(arguments: argparse.Namespace, base: Path) -> dict:
     preprocessor, vision = load_preprocessor(str(vlm)), load_vision_half(vlm)
     images = []
     for path in sorted(root.rglob("*.jpg")):
-        values, grid = preprocessor(load_image(path))
-        num_tokens = grid[1] * grid[2] // preprocessor.merge_size**2
-        images.append(PreparedImage(values, grid, num_tokens, (0, 0), Source(None, None, None)))
+        images.append(PreparedImage(*preprocessor(load_image(path)), (0, 0), Source(None, None, None)))
     ready = list(batches(images, arguments.batch_tokens))
 
     def bare(_: int) -> float:
@@ -197,7 +200,7 @@ def extraction(arguments: argparse.Namespace, base: Path) -> dict:
         torch.set_num_threads(1)
         start = time.perf_counter()
         for batch in ready:
-            vision.encode([p.pixel_values for p in batch], [p.grid for p in batch])
+            vision.encode([p.inputs for p in batch], [p.layout for p in batch])
         seconds = time.perf_counter() - start
         torch.set_num_threads(threads)
         return seconds

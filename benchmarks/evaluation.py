@@ -135,7 +135,7 @@ def our_sides(config) -> dict[str, Callable[[int, int], int]]:
 
         def score(start: int, stop: int) -> int:
             batches = feed.batches(feed.keys[start:stop], scorer.config.evaluate.batch_size)
-            return sum(len(scorer.score([ScoreRequest(i.features, i.grid) for i in b])) for b in batches)
+            return sum(len(scorer.score([ScoreRequest(i.features, i.layout) for i in b])) for b in batches)
 
         return score
 
@@ -145,12 +145,14 @@ def our_sides(config) -> dict[str, Callable[[int, int], int]]:
         for batch in feed.batches(feed.keys[start:stop], scorer.config.evaluate.batch_size):
             sequences = [
                 build_sequence(
-                    scorer.prompt, scorer.question, None, num_aspect_tokens=scorer.num_aspect_tokens, grid=item.grid,
-                    num_soft_tokens=scorer.num_soft_tokens, layout=scorer.layout,
+                    scorer.prompt, scorer.question, None, num_aspect_tokens=scorer.num_aspect_tokens,
+                    image=item.layout, num_soft_tokens=scorer.num_soft_tokens, layout=scorer.layout,
                 )
                 for item in batch
             ]  # fmt: skip
-            rows = make_batch(sequences, [i.features for i in batch], row_image=range(len(batch)), frozen_prefix=False)
+            rows = make_batch(
+                scorer.prompt, sequences, [i.features for i in batch], row_image=range(len(batch)), frozen_prefix=False
+            )
             for candidate in scorer.candidates:
                 score_categories(scorer.model, rows, [candidate], scorer.prompt.end)
             count += len(batch)

@@ -146,7 +146,7 @@ def extraction_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
         counted = Counted()
 
         def step() -> int:
-            vision.encode([p.pixel_values for p in ready], [p.grid for p in ready])
+            vision.encode([p.inputs for p in ready], [p.layout for p in ready])
             counted.num_tokens += tokens * len(ready)
             counted.flops += flops * len(ready)
             return len(ready)
@@ -227,17 +227,16 @@ def evaluation_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
         scorer = EmotionScorer(config, trained, questions, CATEGORIES, args.device)
         language = shapes(load_vlm_config(Path(config.vlm.path)))[1]
         with closing(feed.batches(feed.keys[:1], 1)) as batches:
-            grid = next(batches)[0].grid
+            image_layout = next(batches)[0].layout
         length = len(build_sequence(
-            scorer.prompt, scorer.question, None, num_aspect_tokens=scorer.num_aspect_tokens, grid=grid,
+            scorer.prompt, scorer.question, None, num_aspect_tokens=scorer.num_aspect_tokens, image=image_layout,
             num_soft_tokens=scorer.num_soft_tokens, layout=scorer.layout,
         ))  # fmt: skip
         nodes = len(candidate_tree(scorer.candidates).ids)
-        num_features = grid[0] * grid[1] * grid[2] // scorer.prompt.merge_size**2
         flops = language_flops(language, suffix=length + nodes, num_logits=nodes + 1, gradient=False)
         modules = scorer.model.aspect_modules
         flops += len(modules.aspects) * aspect_module_flops(
-            language.width, modules.num_queries, num_features, gradient=False
+            language.width, modules.num_queries, image_layout.num_tokens, gradient=False
         )
         size = config.evaluate.batch_size
         rate = 0.0
@@ -251,7 +250,7 @@ def evaluation_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
             started = time.perf_counter()
             with closing(feed.batches(keys, size)) as batches:
                 for items in batches:
-                    scorer.score([ScoreRequest(i.features, i.grid) for i in items])
+                    scorer.score([ScoreRequest(i.features, i.layout) for i in items])
             synchronize(args.device)
             spent = time.perf_counter() - started
             rate = count / spent
@@ -260,7 +259,7 @@ def evaluation_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
         def once() -> None:
             with closing(feed.batches(feed.keys[:size], size)) as batches:
                 items = next(batches)
-            scorer.score([ScoreRequest(i.features, i.grid) for i in items])
+            scorer.score([ScoreRequest(i.features, i.layout) for i in items])
 
         return Side(run, once)
 

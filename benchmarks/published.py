@@ -70,9 +70,11 @@ class PublishedEncoder:
         """Features of an image, `[T, D]`."""
         from masp.data.images import load_image
 
-        pixels, self.grid = self.preprocessor(load_image(path, self.vlm.max_side, transparency=self.vlm.transparency))
-        grid = torch.tensor([self.grid], device=self.device)
-        found = self.model.get_image_features(pixels.to(self.device, self.dtype), grid)
+        image = load_image(path, self.vlm.max_side, transparency=self.vlm.transparency)
+        inputs, layout = self.preprocessor(image)
+        self.grid = layout.grid
+        pixels, grid = inputs["pixel_values"].to(self.device, self.dtype), inputs["image_grid_thw"].to(self.device)
+        found = self.model.get_image_features(pixels, grid)
         return torch.cat(list(found.pooler_output))
 
 

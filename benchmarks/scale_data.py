@@ -28,6 +28,7 @@ from masp.data.keys import sample_key
 from masp.data.sample import Sample
 from masp.files.sealed import digest_file, digest_of
 from masp.taxonomy import CATEGORY_SETS
+from masp.vlm.features import Features, ImageLayout
 
 CATEGORIES = CATEGORY_SETS["emoset"]
 HIDDEN_SIZE = 64
@@ -157,7 +158,8 @@ def _template(directory: Path, layout: Layout, shard: Shard) -> tuple[dict, dict
 
 def _add(writer: ShardWriter, sample: Sample) -> None:
     features = torch.full((NUM_TOKENS, HIDDEN_SIZE), 0.5)
-    writer.add(sample, store(features, "bf16"), image_size=(56, 56), grid=(1, 4, 4), source=Source(9, 10, "1" * 64))
+    stored, layout = store(Features(features), "bf16"), ImageLayout(NUM_TOKENS, (1, 4, 4))
+    writer.add(sample, stored, image_size=(56, 56), layout=layout, source=Source(9, 10, "1" * 64))
 
 
 def _write(directory: Path, value: dict) -> None:

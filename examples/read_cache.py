@@ -36,8 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = cache.rows(name)
         print(f"split {name}: {len(rows)} images, {int(cache.index.num_tokens[rows].sum())} vision tokens")
     for sample in itertools.islice(samples(cache, split), arguments.limit):
-        shape = list(sample.features.shape)
-        print(f"{sample.key}: {sample.category}, features {shape} {sample.features.dtype}, grid {sample.grid}")
+        tokens = sample.features.tokens
+        print(
+            f"{sample.key}: {sample.category}, features {list(tokens.shape)} {tokens.dtype}, grid {sample.layout.grid}"
+        )
         for aspect, answer in sample.answers.items():
             print(f"    {aspect}: {answer}")
     return 0

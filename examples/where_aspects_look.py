@@ -19,7 +19,7 @@ from torch import Tensor
 from masp.artifacts.store import load_aspects
 from masp.artifacts.trained import check_lineage
 from masp.cache.reader import CachedSample, open_cache
-from masp.errors import MaspError, one_line
+from masp.errors import InputError, MaspError, one_line
 from masp.models.sequence import pad_features
 from masp.taxonomy import ASPECTS
 
@@ -31,7 +31,9 @@ def weight_map(weights: Tensor, sample: CachedSample) -> Tensor:
         weights: `[N, T]`, the attention of one aspect's queries.
         sample: the image; its grid counts patches before the VLM merges them.
     """
-    frames, height, width = sample.grid
+    if sample.layout.grid is None:
+        raise InputError(f"sample {sample.key}: its VLM has no image grid, so its tokens have no place in the image")
+    frames, height, width = sample.layout.grid
     merge = math.isqrt(frames * height * width // weights.shape[1])
     return weights.mean(0).reshape(frames, height // merge, width // merge).sum(0)
 
@@ -51,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_lineage(lineage, "ASPECTS", arguments.file, cache.manifest.fingerprint.model)
     for row in cache.rows(arguments.split or cache.splits[-1])[: arguments.limit]:
         sample = cache.read(int(row), dtype=torch.float32)
-        features, mask = pad_features([sample.features])  # a batch of one image, [1, T, D] and [1, T]
+        features, mask = pad_features([sample.features.tokens])  # a batch of one image, [1, T, D] and [1, T]
         with torch.no_grad():
             tokens = modules(features, mask)[0]  # [A, N, D], in the order of modules.aspects
             attention = modules.attention(features, mask)  # aspect -> [1, N, T]

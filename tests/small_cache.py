@@ -15,9 +15,11 @@ from masp.cache.merge import finalize
 from masp.cache.shard_state import Source, fingerprint_of
 from masp.cache.writer import ShardWriter
 from masp.data.sample import Sample
+from masp.vlm.features import Features, ImageLayout
 
 CATEGORIES = ("awe", "fear")
 HIDDEN_SIZE = 8
+PLACEHOLDER = 7
 
 
 def model_part(dtype: str = "fp32") -> dict:
@@ -31,8 +33,31 @@ def machine_part() -> Machine:
     return this_machine("cpu", "fp32", 64, 1)
 
 
-def make_small_cache(directory: Path, num_train: int = 5, num_test: int = 2, dtype: str = "fp32") -> Path:
-    """Write a cache; the first training sample is in quarantine."""
+def _draw(shape: tuple[int, ...], random: torch.Generator) -> torch.Tensor:
+    """Numbers that are the same on every machine."""
+    return torch.randint(-64, 64, shape, generator=random) / 16
+
+
+def make_small_cache(
+    directory: Path,
+    num_train: int = 5,
+    num_test: int = 2,
+    dtype: str = "fp32",
+    num_deep_maps: int = 0,
+    separator: int | None = None,
+    machine: Machine | None = None,
+) -> Path:
+    """Write a cache; the first training sample is in quarantine.
+
+    Args:
+        directory: Directory of the cache.
+        num_train: Number of training samples.
+        num_test: Number of test samples.
+        dtype: `cache.dtype`.
+        num_deep_maps: K of a VLM with DeepStack; 0 for one without.
+        separator: Token id that the processor writes before the last placeholder, for a VLM without a grid.
+        machine: Machine part of the fingerprint; None for this machine's.
+    """
     (directory / SHARDS).mkdir(parents=True)
     samples = [
         Sample(f"{split}/{CATEGORIES[n % 2]}/{n:03d}%2Ejpg", split, Path("none"), CATEGORIES[n % 2], answers)
@@ -41,20 +66,25 @@ def make_small_cache(directory: Path, num_train: int = 5, num_test: int = 2, dty
         for answers in [{"scene": "sea side", "brightness": "low"} if n % 3 else {}]
     ]
     shards = assign(samples, 3)
-    layout = make_layout("folder", CATEGORIES, 3, shards, model_part(dtype), machine_part())
-    (directory / LAYOUT).write_bytes(layout_bytes(layout))
+    cache_layout = make_layout("folder", CATEGORIES, 3, shards, model_part(dtype), machine or machine_part())
+    (directory / LAYOUT).write_bytes(layout_bytes(cache_layout))
     random = torch.Generator().manual_seed(0)
     for shard in shards:
-        writer = ShardWriter(directory, shard, fingerprint_of(layout))
+        writer = ShardWriter(directory, shard, fingerprint_of(cache_layout))
         for number, sample in enumerate(shard.samples):
             if sample.key.endswith("000%2Ejpg") and sample.split == "train":
                 writer.quarantine(sample, "train/awe/000.jpg", "file not found", Source(None, None, None))
                 continue
-            features = torch.randn(number + 2, HIDDEN_SIZE, generator=random)
-            grid = (1, 2, 2 * (number + 2))
-            writer.add(sample, store(features, dtype), image_size=(40, 30), grid=grid, source=Source(9, 10, "1" * 64))
+            count = number + 2
+            tokens = _draw((count, HIDDEN_SIZE), random)
+            deep = _draw((num_deep_maps, count, HIDDEN_SIZE), random) if num_deep_maps else None
+            layout = ImageLayout(count, (1, 2, 2 * count))
+            if separator is not None:
+                layout = ImageLayout(count, None, ((PLACEHOLDER, count - 1), (separator, 1), (PLACEHOLDER, 1)))
+            stored, source = store(Features(tokens, deep), dtype), Source(9, 10, "1" * 64)
+            writer.add(sample, stored, image_size=(40, 30), layout=layout, source=source)
         writer.finish()
-    finalize(directory, layout)
+    finalize(directory, cache_layout)
     return directory
 
 

@@ -100,7 +100,7 @@ def build_aspect_tokens(config: Config) -> Path:
             for start in range(0, len(cache), BATCH):
                 rows = range(start, min(start + BATCH, len(cache)))
                 samples = [cache.read(row) for row in rows]
-                features, mask = pad_features([sample.features.float() for sample in samples])
+                features, mask = pad_features([sample.features.tokens.float() for sample in samples])
                 found = modules(features.to(device), mask.to(device)).float().cpu().numpy()
                 _check_finite(found, [sample.key for sample in samples], config.aspects, lineage.digest)
                 tokens[rows.start : rows.stop] = found

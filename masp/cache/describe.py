@@ -22,6 +22,7 @@ def describe(directory: str | Path) -> str:
     manifest = read_manifest(directory)
     model, splits = manifest.fingerprint.model, manifest.splits
     mean = manifest.num_tokens / manifest.num_samples
+    per_image = f", {manifest.num_bytes / manifest.num_samples / 1e6:.3f} MB per image"
     limits = f"{model['min_pixels']} to {model['max_pixels']} pixels, longer side at most {model['max_side']}"
     transparent = "on white" if transparency_of(model) == "white" else "dropped"
     facts = [
@@ -30,7 +31,8 @@ def describe(directory: str | Path) -> str:
         ("categories", ", ".join(manifest.categories)),
         ("aspects", ", ".join(manifest.aspects) or "none"),
         ("features", f"[T, {manifest.hidden_size}] in {manifest.dtype}, on average T = {mean:.1f}"),
-        ("size", f"{manifest.num_bytes / 1e9:.3f} GB in {len(manifest.shards)} shards"),
+        *_deep_maps(manifest),
+        ("size", f"{manifest.num_bytes / 1e9:.3f} GB in {len(manifest.shards)} shards{per_image}"),
         *_generations(manifest),
         ("quarantine", f"{manifest.quarantine.num_samples} images"),
         ("vlm", f"{model['config.model_type']}, weights {model['weights'][:12]}, attention {model['attention']}"),
@@ -65,6 +67,13 @@ def describe(directory: str | Path) -> str:
                 "images that look nearly alike were not searched for; `masp extract --near-duplicates` does so"
             )
     return "\n".join(map(one_line, lines))
+
+
+def _deep_maps(manifest: Manifest) -> list[tuple[str, str]]:
+    """A line for the features that DeepStack adds inside the language model."""
+    if manifest.num_deep_maps is None:
+        return []
+    return [("deep maps", f"[{manifest.num_deep_maps}, T, {manifest.hidden_size}] per image, for DeepStack")]
 
 
 def _generations(manifest: Manifest) -> list[tuple[str, str]]:

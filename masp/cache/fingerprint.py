@@ -40,6 +40,12 @@ VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "us
 PIXEL_LIMITS = ("size", "min_pixels", "max_pixels")
 """Entries of the image processor's file that `min_pixels` and `max_pixels` of the fingerprint stand for."""
 
+PLAIN_PROCESSORS = ("qwen2_vl", "qwen2_5_vl")
+"""Families whose processor adds nothing to its image processor, so that its own settings do not matter."""
+
+PARTS_OF_PROCESSOR = ("chat_template", "feature_extractor", "image_processor", "tokenizer", "video_processor")
+"""Entries of processor_config.json that are no settings of the processor itself, or are fields already."""
+
 SAY_SO_BYTES = 4 << 30
 """Digesting more than this takes long enough to tell the user."""
 
@@ -147,6 +153,9 @@ def model_fields(directory: Path, vlm: VlmConfig, dtype: str) -> Fields:
     }
     if vlm.transparency != IF_ABSENT["transparency"]:
         fields["transparency"] = vlm.transparency
+    if content.get("model_type") not in PLAIN_PROCESSORS:
+        own = read_json(directory, PROCESSOR) or {}
+        fields |= _flat("processing", {name: value for name, value in own.items() if name not in PARTS_OF_PROCESSOR})
     return fields
 
 

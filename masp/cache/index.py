@@ -74,7 +74,7 @@ class Index:
     aspects: np.ndarray
     """uint64: bit i says that there is an answer for the manifest's `aspects[i]`."""
     grid: np.ndarray
-    """int32 `[N, 3]`: patches in time, height and width, before the merge."""
+    """int32 `[N, 3]`: patches in time, height and width, before the merge; zeros where the VLM has no grid."""
     image_size: np.ndarray
     """int32 `[N, 2]`: width and height of the image that was given to the image processor."""
 
@@ -93,6 +93,7 @@ _TYPES = {
     "category": "i2", "aspects": "u8", "grid": "i4", "image_size": "i4",
 }  # fmt: skip
 _WIDTHS = {"grid": 3, "image_size": 2}
+_NO_GRID = (0, 0, 0)
 _COLUMNS = {
     name: Column(f"<{kind}", (None, _WIDTHS[name]) if name in _WIDTHS else (None,)) for name, kind in _TYPES.items()
 }
@@ -134,7 +135,7 @@ def shard_columns(
             "num_tokens": [s.num_tokens for s in samples],
             "category": [categories[s.category] for s in samples],
             "aspects": [sum([aspects[a] for a in s.answers]) for s in samples],
-            "grid": [s.grid for s in samples],
+            "grid": [s.grid or _NO_GRID for s in samples],
             "image_size": [s.image_size for s in samples],
         }
     except KeyError as error:
@@ -202,8 +203,9 @@ def _check(index: Index) -> None:
     _require((index.json_length > 0).all(), "json_length")
     _require((index.features_start >= index.json_length).all(), "features_start")
     _require((index.length > index.features_start).all(), "length")
-    for name in ("num_tokens", "grid", "image_size"):
+    for name in ("num_tokens", "image_size"):
         _require((getattr(index, name) > 0).all(), name)
+    _require((index.grid >= 0).all() and ((index.grid > 0).all(axis=1) == (index.grid > 0).any(axis=1)).all(), "grid")
     _require((index.category >= 0).all(), "category")
 
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from masp.cache.fingerprint import CacheDtype, Machine, ModelPart, fingerprint_digest
 from masp.cache.layout import (
@@ -25,7 +26,7 @@ from masp.cache.shard_state import (
 )
 from masp.data.keys import SampleKey
 from masp.errors import DataError, InputError
-from masp.files.fields import Count, DatasetOf, Positive, Sha256, Size, SplitOf
+from masp.files.fields import OMIT_NONE, Count, DatasetOf, Positive, Sha256, Size, SplitOf
 from masp.files.jsonl import decode_lines
 from masp.files.regular import exists, is_directory, read_bytes
 from masp.files.sealed import read_sealed
@@ -116,6 +117,8 @@ class Manifest:
     """In the order of their numbers."""
     index: IndexFile
     quarantine: QuarantineFile
+    num_deep_maps: Annotated[Positive | None, OMIT_NONE] = None
+    """K; None if the VLM has no DeepStack."""
 
     def __post_init__(self) -> None:
         if self.fingerprint.digest != fingerprint_digest(self.fingerprint.model):

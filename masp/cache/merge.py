@@ -39,6 +39,7 @@ class Summary:
     shards: list[ShardFile]
     dataset_digest: str
     hidden_size: int | None
+    num_deep_maps: int | None
 
 
 def finalize(directory: Path, layout: Layout, merged: Merged | None = None) -> Manifest:
@@ -75,6 +76,7 @@ def finalize(directory: Path, layout: Layout, merged: Merged | None = None) -> M
         shards=tuple(summary.shards),
         index=IndexFile(index_path.stat().st_size, digest_file(index_path)),
         quarantine=quarantine,
+        num_deep_maps=summary.num_deep_maps,
     )
     write_bytes(directory / MANIFEST, sealed(manifest, omit_none=True))
     return manifest
@@ -108,6 +110,7 @@ class Merged:
         self._contents: list[bytes] = []
         self._shards: list[ShardFile] = []
         self._hidden_size: int | None = None
+        self._num_deep_maps: int | None = None
         self.quarantine: list[bytes] = []
         """Lines of the quarantine list."""
 
@@ -115,7 +118,7 @@ class Merged:
         """Merge the sidecar of the next shard, in the order of their numbers; `digest` is the SHA-256 of its file.
 
         Raises:
-            DataError: It has a category that the layout does not list.
+            DataError: It has a category that the layout does not list, or another number of deep maps than others.
         """
         split = self._splits[sidecar.split]
         split.num_shards += 1
@@ -131,7 +134,12 @@ class Merged:
             self._contents.append(entry.key.encode() + b"\0" + hashlib.sha256(content).digest())
         self.quarantine += quarantine_lines(sidecar)
         if sidecar.samples:
-            self._hidden_size = sidecar.hidden_size
+            if self._hidden_size is not None and sidecar.num_deep_maps != self._num_deep_maps:
+                raise DataError(
+                    f"sidecar {sidecar.name}: num_deep_maps = {sidecar.num_deep_maps}, "
+                    f"but {self._num_deep_maps} in the shards before it"
+                )
+            self._hidden_size, self._num_deep_maps = sidecar.hidden_size, sidecar.num_deep_maps
         tar, number = sidecar.tar, len(self._shards)
         self._shards.append(ShardFile(sidecar.name, len(sidecar.samples), tar.bytes, tar.sha256, digest))
         columns = shard_columns(sidecar, number, self._split_numbers[sidecar.split], self._categories, self._bits)
@@ -152,6 +160,7 @@ class Merged:
             shards=self._shards,
             dataset_digest=dataset.hexdigest(),
             hidden_size=self._hidden_size,
+            num_deep_maps=self._num_deep_maps,
         )
 
     def index(self, aspects: Sequence[str]) -> Index:

@@ -22,6 +22,7 @@ from masp.errors import DataError, InputError
 from masp.files.regular import open_descriptor
 from masp.files.sealed import digest_file
 from masp.files.text import reason
+from masp.vlm.features import Features, ImageLayout
 
 MAX_OPEN_SHARDS = 256
 """File descriptors that a `Cache` keeps; many systems allow a process 1024."""
@@ -36,10 +37,10 @@ class CachedSample:
     category: str
     answers: dict[str, str]
     """Aspect -> answer text, only where annotated."""
-    features: torch.Tensor
-    """`[T, D]`, in the dtype of the cache unless another was asked for."""
-    grid: tuple[int, int, int]
-    """Patches in time, height and width, before the merge."""
+    features: Features
+    """In the dtype of the cache unless another was asked for."""
+    layout: ImageLayout
+    """How the image lies in the prompt."""
     image_size: tuple[int, int]
     """Width and height of the image that was given to the image processor."""
 
@@ -189,8 +190,8 @@ class Cache:
             split=record.split,
             category=record.category,
             answers=record.answers,
-            features=features if dtype is None else features.to(dtype),
-            grid=record.grid,
+            features=features if dtype is None else features.moved(lambda tensor: tensor.to(dtype)),
+            layout=ImageLayout(len(features.tokens), record.grid, record.block),
             image_size=record.image_size,
         )
 

@@ -7,12 +7,13 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from masp.cache.fingerprint import FORMAT_VERSION, Machine
 from masp.cache.layout import NAME, SHARDS, Layout, sidecar_path, tar_path
 from masp.data.keys import SampleKey
 from masp.errors import DataError, InputError
-from masp.files.fields import Count, Crc32, Positive, Sha256, Size, SplitOf
+from masp.files.fields import OMIT_NONE, Count, Crc32, Positive, Sha256, Size, SplitOf
 from masp.files.regular import read_bytes
 from masp.files.sealed import unseal
 from masp.files.text import reason
@@ -55,8 +56,8 @@ class SampleEntry:
     """Aspect -> answer text, only where annotated."""
     image_size: tuple[Positive, Positive]
     """Width and height of the image that was given to the image processor."""
-    grid: tuple[Positive, Positive, Positive]
-    """Patches in time, height and width, before the merge."""
+    grid: tuple[Positive, Positive, Positive] | None
+    """Patches in time, height and width, before the merge; None for VLMs that do not count positions by a grid."""
     num_tokens: Positive
     """T."""
     json: Member
@@ -109,6 +110,8 @@ class Sidecar:
     samples: tuple[SampleEntry, ...]
     """In the order of the tar."""
     quarantined: tuple[QuarantineEntry, ...]
+    num_deep_maps: Annotated[Positive | None, OMIT_NONE] = None
+    """K; None if the VLM has no DeepStack, or no image of the shard could be read."""
 
     def __post_init__(self) -> None:
         if self.format_version != FORMAT_VERSION:

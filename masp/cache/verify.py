@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from masp.cache.codec import checksum, decode_features, decode_record
+from masp.cache.codec import checksum, decode_features, decode_record, is_finite
 from masp.cache.findings import FILE, read_findings
 from masp.cache.index import Index, load_index, shard_columns
 from masp.cache.layout import INDEX, LAYOUT, MANIFEST, QUARANTINE, SHARDS, Layout, read_layout, tar_path
@@ -21,6 +21,7 @@ from masp.errors import DataError
 from masp.files.regular import open_binary
 from masp.files.sealed import CHUNK, digest_file
 from masp.files.text import reason
+from masp.vlm.features import Features
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,16 @@ def verify_cache(directory: str | Path, advance: Callable[[int], object] | None 
         problems.append(Problem(MANIFEST, "does not agree with layout.json"))
         manifest = None
     index = _IndexCheck(directory, manifest) if manifest is not None else None
+    num_maps = {manifest.num_deep_maps} if manifest else set()
     for number, name in enumerate(layout.shard_names):
         entry = manifest.shards[number] if manifest else None
         sidecar, found = _check_shard(directory, name, entry, layout)
         problems += found
+        if sidecar and sidecar.samples:
+            num_maps = num_maps or {sidecar.num_deep_maps}
+            if sidecar.num_deep_maps not in num_maps:
+                what = "has another number of deep maps than the cache"
+                problems.append(Problem(f"{SHARDS}/{name}.json", what, name))
         if index:
             index.compare(number, sidecar)
         if advance and sidecar:
@@ -136,7 +143,7 @@ def _check_tar(file: BinaryIO, path: str, sidecar: Sidecar) -> list[Problem]:
                 problems.append(Problem(path, f"{_NAMED[kind]} cut off", name, sample.key))
             elif checksum(data) != member.crc32:
                 problems.append(Problem(path, f"{_NAMED[kind]} damaged", name, sample.key))
-            elif what := _disagrees(kind, data, sample):
+            elif what := _disagrees(kind, data, sample, sidecar):
                 problems.append(Problem(path, what, name, sample.key))
     while _read(file, min(CHUNK, sidecar.tar.bytes - file.tell()), digest):
         pass
@@ -156,20 +163,36 @@ def _read(file: BinaryIO, count: int, digest: hashlib._Hash) -> bytes:
     return data
 
 
-def _disagrees(kind: str, data: bytes, sample: SampleEntry) -> str | None:
+def _disagrees(kind: str, data: bytes, sample: SampleEntry, sidecar: Sidecar) -> str | None:
     """In which way an undamaged member is not the one that the sidecar describes; None if it is."""
     try:
         if kind == "features":
-            num_tokens = decode_features(memoryview(bytearray(data))).shape[0]
-            if num_tokens == sample.num_tokens:
-                return None
-            return f"has {num_tokens} tokens instead of {sample.num_tokens}"
+            return _other_features(decode_features(memoryview(bytearray(data))), sample, sidecar)
         record = decode_record(data)
     except DataError as error:
         return str(error)
     names = ("key", "category", "answers", "grid", "image_size")
     wrong = next((name for name in names if getattr(record, name) != getattr(sample, name)), None)
-    return f"its {wrong} is not the sidecar's" if wrong else None
+    if wrong:
+        return f"its {wrong} is not the sidecar's"
+    if not record.has_room_for(sample.num_tokens):
+        return f"no token of its block is there {sample.num_tokens} times"
+    return None
+
+
+def _other_features(features: Features, sample: SampleEntry, sidecar: Sidecar) -> str | None:
+    """In which way features are not those that the sidecar describes; None if they are."""
+    num_tokens, hidden_size = features.tokens.shape
+    num_maps, wanted = 0 if features.deep is None else len(features.deep), sidecar.num_deep_maps or 0
+    if num_tokens != sample.num_tokens:
+        return f"has {num_tokens} tokens instead of {sample.num_tokens}"
+    if hidden_size != sidecar.hidden_size:
+        return f"has features of {hidden_size} numbers instead of {sidecar.hidden_size}"
+    if num_maps != wanted:
+        return f"has {num_maps} deep maps instead of {wanted}"
+    if not is_finite(features):
+        return "its features are not finite"
+    return None
 
 
 def _check_strangers(directory: Path, layout: Layout) -> list[Problem]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
@@ -25,6 +26,7 @@ from masp.cache.shard_state import (
 from masp.data.sample import Sample
 from masp.files.atomic import publish
 from masp.files.sealed import sealed
+from masp.vlm.features import ImageLayout
 
 
 class _Digesting:
@@ -59,6 +61,7 @@ class ShardWriter:
         """
         self._directory, self._shard, self._fingerprint = directory, shard, fingerprint
         self._hidden_size: int | None = None
+        self._num_deep_maps: int | None = None
         self._members: list[SampleEntry] = []
         self._quarantined: list[QuarantineEntry] = []
         self._path = tar_path(directory, shard.name)
@@ -75,10 +78,10 @@ class ShardWriter:
     def add(
         self,
         sample: Sample,
-        stored: dict[str, torch.Tensor],
+        stored: Mapping[str, torch.Tensor],
         *,
         image_size: tuple[int, int],
-        grid: tuple[int, int, int],
+        layout: ImageLayout,
         source: Source,
     ) -> int:
         """Write a sample; returns the bytes of its members.
@@ -87,13 +90,26 @@ class ShardWriter:
             sample: Sample of the dataset.
             stored: Its features as `masp.cache.codec.store` returns them, on the CPU.
             image_size: Width and height of the image that was given to the image processor.
-            grid: Patches in time, height and width, before the merge.
+            layout: How the image lies in the prompt.
             source: Its image file, which has been read.
         """
         assert source.sha256 is not None, f"{sample.key} has features although its image was not read"
-        num_tokens, self._hidden_size = stored["features"].shape
+        num_tokens, hidden_size = stored["features"].shape
+        num_deep_maps = len(stored["deep"]) if "deep" in stored else None
+        assert num_tokens == layout.num_tokens, f"{sample.key} has {num_tokens} features for {layout.num_tokens} tokens"
+        assert not self._members or num_deep_maps == self._num_deep_maps, f"{sample.key} has {num_deep_maps} deep maps"
+        self._hidden_size, self._num_deep_maps = hidden_size, num_deep_maps
         answers = dict(sample.answers)
-        record = SampleRecord(sample.key, sample.split, sample.category, answers, image_size, grid, source.sha256)
+        record = SampleRecord(
+            key=sample.key,
+            split=sample.split,
+            category=sample.category,
+            answers=answers,
+            image_size=image_size,
+            grid=layout.grid,
+            source_sha256=source.sha256,
+            block=layout.block,
+        )
         text, tensor = encode_record(record), encode_features(stored)
         with plain_write_errors(self._directory):
             text_offset = self._member(sample.key, "json", text)
@@ -104,7 +120,7 @@ class ShardWriter:
                 category=sample.category,
                 answers=answers,
                 image_size=image_size,
-                grid=grid,
+                grid=layout.grid,
                 num_tokens=num_tokens,
                 json=Member(text_offset, len(text), checksum(text)),
                 features=Member(tensor_offset, len(tensor), checksum(tensor)),
@@ -135,6 +151,7 @@ class ShardWriter:
                 hidden_size=self._hidden_size,
                 samples=tuple(self._members),
                 quarantined=tuple(self._quarantined),
+                num_deep_maps=self._num_deep_maps,
             )
             # not `write_bytes`, which lists the directory for leftovers, with two files of every shard of the cache
             self._temporary_sidecar.write_bytes(sealed(sidecar))

@@ -124,7 +124,7 @@ class AspectEvaluation(Evaluation):
     ) -> tuple[list[Record], list[np.ndarray]]:
         assert self.scorer is not None, "load comes first"
         asked = [(item, key, key.rpartition("#")[2]) for item in items for key in missing[item.key]]
-        requests = [ScoreRequest(item.features, item.grid, aspect=aspect, name=key) for item, key, aspect in asked]
+        requests = [ScoreRequest(item.features, item.layout, aspect=aspect, name=key) for item, key, aspect in asked]
         records = [
             Record(key, item.answers[aspect], **vars(score), source=item.source)
             for (item, key, aspect), score in zip(asked, self.scorer.score(requests), strict=True)
@@ -212,7 +212,7 @@ class AspectEvaluation(Evaluation):
 
 def num_tokens_of_longest(prompt: Prompt, answers: Mapping[str, Iterable[str]]) -> dict[str, int]:
     """Aspect -> how many tokens its longest answer has; which has the most letters is another question."""
-    return {aspect: max(len(prompt.ids(text)) for text in texts) for aspect, texts in answers.items()}
+    return {aspect: max(len(prompt.answer(text)) for text in texts) for aspect, texts in answers.items()}
 
 
 def closed_answers(aspect: str, seen: set[str]) -> tuple[str, ...]:

@@ -119,7 +119,7 @@ class EmotionEvaluation(Evaluation):
         self, items: Sequence[Item], missing: Mapping[str, Sequence[str]]
     ) -> tuple[list[Record], list[np.ndarray]]:
         assert self.scorer is not None, "load comes first"
-        requests = [ScoreRequest(item.features, item.grid, item.aspect_tokens, name=item.key) for item in items]
+        requests = [ScoreRequest(item.features, item.layout, item.aspect_tokens, name=item.key) for item in items]
         records = [
             Record(item.key, self.label_of[item.key], **vars(score), source=item.source)
             for item, score in zip(items, self.scorer.score(requests), strict=True)
@@ -224,8 +224,8 @@ def check_lengths(config: Config, categories: Sequence[str]) -> None:
     if config.evaluate.scoring != "generate":
         return
     prompt = load_prompt(config.vlm.path)
-    longest = max(categories, key=lambda category: len(prompt.ids(category)))
-    num_tokens = len(prompt.ids(longest))
+    longest = max(categories, key=lambda category: len(prompt.answer(category)))
+    num_tokens = len(prompt.answer(longest))
     if num_tokens > config.evaluate.max_new_tokens:
         raise InputError(
             f"evaluate.max_new_tokens = {config.evaluate.max_new_tokens}: the category {shown(longest)} has "
@@ -240,7 +240,7 @@ def length_notes(config: Config, layout: str, answers: Sequence[str]) -> list[st
     prompt = load_prompt(config.vlm.path)
     return [
         f"layout 'released' counts no end token: {answers[long]!r} never scores above its beginning, {answers[short]!r}"
-        for short, long in cut_short([prompt.ids(answer) for answer in answers])
+        for short, long in cut_short([prompt.answer(answer) for answer in answers])
     ]
 
 

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from masp.artifacts.aspect_tokens import AspectTokens, open_aspect_tokens
 from masp.artifacts.trained import load_trained_aspects
+from masp.cache.codec import is_finite
 from masp.cache.findings import read_findings
 from masp.cache.fingerprint import differences, machine_part, model_part
 from masp.cache.manifest import quarantined_keys
@@ -32,7 +33,8 @@ from masp.files.text import shown
 from masp.results.ledgers.table import RecordTable
 from masp.results.records import DataDigests
 from masp.runtime.prefetch import ReadAhead
-from masp.vlm.families import load_config, resolve_directory
+from masp.vlm.families import family_of
+from masp.vlm.features import Features, ImageLayout
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,8 @@ class Item:
     """One image to score."""
 
     key: str
-    features: Tensor
-    """`[T, D]`."""
-    grid: tuple[int, int, int]
-    """`(t, h, w)` in patches."""
+    features: Features
+    layout: ImageLayout
     answers: dict[str, str]
     """Aspect -> answer, where annotated."""
     aspect_tokens: Tensor | None = None
@@ -135,7 +135,7 @@ def open_feed(config: Config) -> Feed:
     return _open_cached(config) if config.evaluate.source == "cache" else _open_live(config)
 
 
-def check_finite_features(features: Sequence[Tensor], images: Sequence[str], dtype: str) -> None:
+def check_finite_features(features: Sequence[Features], images: Sequence[str], dtype: str) -> None:
     """Refuse features that were encoded now, and are not finite, before anything is made of them.
 
     Args:
@@ -147,7 +147,7 @@ def check_finite_features(features: Sequence[Tensor], images: Sequence[str], dty
         DataError: Names the first such image.
     """
     for image, found in zip(images, features, strict=True):
-        if not found.isfinite().all():
+        if not is_finite(found):
             cause = "the weights of vlm.path are damaged"
             if dtype != "fp32":
                 cause += f", or {dtype} cannot hold them: try cache.dtype=fp32, with what was trained on such features"
@@ -190,7 +190,7 @@ class _CachedBatches(Dataset):
         rows = self.rows[number]
         samples = [self.cache.read(row) for row in rows]
         tokens = [self.tokens.read(row) if self.tokens else None for row in rows]
-        return [Item(s.key, s.features, s.grid, s.answers, t) for s, t in zip(samples, tokens, strict=True)]
+        return [Item(s.key, s.features, s.layout, s.answers, t) for s, t in zip(samples, tokens, strict=True)]
 
 
 @dataclass
@@ -319,7 +319,7 @@ class LiveFeed(Feed):
                 features = encoder.encode([image for _, image in good])
                 check_finite_features(features, [str(s.image_path) for s, _ in good], self.config.cache.dtype)
                 yield [
-                    Item(s.key, f, image.grid, dict(s.answers), None, image.source.size_and_time)
+                    Item(s.key, f, image.layout, dict(s.answers), None, image.source.size_and_time)
                     for (s, image), f in zip(good, features, strict=True)
                 ]
         if bad:
@@ -345,7 +345,7 @@ def _open_live(config: Config) -> LiveFeed:
         categories=dataset.categories,
         model=model_part(config),
         machine=machine_part(config).fields,
-        hidden_size=load_config(resolve_directory(config.vlm.path)).text_config.hidden_size,
+        hidden_size=family_of(config.vlm.path).hidden_size,
         # not what the files hold: each record says that of its own, so that mending one leaves the others
         data_digest=_digest(zip(keys, labels, strict=True)),
         num_quarantined=len(of_split) - len(samples),

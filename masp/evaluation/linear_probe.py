@@ -25,7 +25,7 @@ _CHUNK = 4096
 
 def mean_features(cache: Cache, rows: Sequence[int] | np.ndarray) -> np.ndarray:
     """Mean feature of every image of some rows, `[num_images, D]` fp32."""
-    return np.stack([cache.read(int(row)).features.float().mean(0).numpy() for row in rows])
+    return np.stack([cache.read(int(row)).features.tokens.float().mean(0).numpy() for row in rows])
 
 
 def linear_probe(

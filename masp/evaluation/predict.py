@@ -22,7 +22,7 @@ from masp.files.text import reason
 from masp.results.metrics import softmax
 from masp.runtime.devices import pick_device
 from masp.taxonomy import CATEGORY_SETS, normalize_category
-from masp.vlm.families import load_config, resolve_directory
+from masp.vlm.families import family_of
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Predictor:
     def __init__(self, config: Config):
         self.config = config
         self.questions = load_questions(config.questions)
-        hidden_size = load_config(resolve_directory(config.vlm.path)).text_config.hidden_size
+        hidden_size = family_of(config.vlm.path).hidden_size
         model = model_part(config)
         self.trained: Trained = load_trained(config, hidden_size, model)
         self.categories = _categories(config, self.trained)
@@ -121,7 +121,7 @@ class Predictor:
                 continue
             (features,) = encoder.encode([image])
             check_finite_features([features], [path], config.cache.dtype)
-            request = ScoreRequest(features, image.grid, name=path)
+            request = ScoreRequest(features, image.layout, name=path)
             (score,) = scorer.score([request])
             assert score.scores is not None and score.prediction is not None  # likelihoods were compared
             probabilities = dict(zip(categories, softmax([score.scores])[0].tolist(), strict=True))

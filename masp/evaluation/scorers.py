@@ -25,6 +25,7 @@ from masp.models.sequence import Batch, build_sequence, make_batch, pad_features
 from masp.models.trainable import AspectModules
 from masp.runtime.devices import torch_dtype
 from masp.taxonomy import normalize_category
+from masp.vlm.features import Features, ImageLayout
 from masp.vlm.language import LanguageHalf, load_language_half
 from masp.vlm.prompt import Prompt, load_prompt
 
@@ -50,10 +51,8 @@ class Score:
 class ScoreRequest:
     """One question about one image."""
 
-    features: Tensor
-    """`[T, D]`."""
-    grid: tuple[int, int, int]
-    """`(t, h, w)` in patches."""
+    features: Features
+    layout: ImageLayout
     aspect_tokens: Tensor | None = None
     """`[A, N, D]` computed before; None runs the aspect modules."""
     aspect: str | None = None
@@ -125,7 +124,7 @@ class EmotionScorer(Scorer):
         self.num_aspect_tokens = 0 if modules is None else len(modules.aspects) * modules.num_queries
         rows = num_logits(self.layout, self.prompt, language.vocab_size, self.num_soft_tokens)
         self.model = Stage2Model(language, modules, soft_prompt, rows).eval()
-        self.candidates = [self.prompt.ids(category) for category in self.categories]
+        self.candidates = [self.prompt.answer(category) for category in self.categories]
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
         sequences = [
@@ -134,7 +133,7 @@ class EmotionScorer(Scorer):
                 self.question,
                 None,
                 num_aspect_tokens=self.num_aspect_tokens,
-                grid=request.grid if self.vision_features else None,
+                image=request.layout if self.vision_features else None,
                 num_soft_tokens=self.num_soft_tokens,
                 layout=self.layout,
             )
@@ -143,10 +142,12 @@ class EmotionScorer(Scorer):
         tokens = [request.aspect_tokens for request in requests if request.aspect_tokens is not None]
         # nothing is trained here, so no prefix needs to be kept apart
         batch = make_batch(
+            self.prompt,
             sequences,
             [request.features for request in requests],
             row_image=range(len(requests)),
             frozen_prefix=False,
+            goes_on=True,
             aspect_tokens=tokens or None,
         ).to(self.device, self.dtype)
         with _finite_for(requests, self.dtype):
@@ -165,19 +166,27 @@ class EmotionScorer(Scorer):
 
         Returns:
             Per image `[A, height, width]` over its vision tokens, fp32; every map sums to one.
+
+        Raises:
+            InputError: The VLM has no image grid.
         """
-        padded, mask = pad_features([request.features for request in requests])
+        padded, mask = pad_features([request.features.tokens for request in requests])
         modules = self.model.aspect_modules
         assert modules is not None, "there are no aspect modules to look with"
         found = modules.attention(padded.to(self.device, self.dtype), mask.to(self.device))
         weights = torch.stack([w.float().mean(1) for w in found.values()], dim=1).cpu().numpy()
         with _finite_for(requests, self.dtype):
             check_finite(torch.from_numpy(weights))
-        side = self.prompt.merge_size
-        return [
-            maps[:, : t * h * w // side**2].reshape(len(modules.aspects), t * h // side, w // side)
-            for maps, (t, h, w) in zip(weights, (request.grid for request in requests), strict=True)
-        ]
+        side, found_maps = self.prompt.family.merge_size or 1, []
+        for maps, request in zip(weights, requests, strict=True):
+            if request.layout.grid is None:
+                raise InputError(
+                    f"{request.name}: this VLM has no image grid, so it is not known where in the image its tokens lie"
+                )
+            t, h, w = request.layout.grid
+            shape = len(modules.aspects), t * h // side, w // side
+            found_maps.append(maps[:, : request.layout.num_tokens].reshape(shape))
+        return found_maps
 
 
 @dataclass
@@ -237,21 +246,26 @@ class AspectScorer(Scorer):
                 found |= dict(zip(places, scores, strict=True))
         return [found[place] for place in range(len(requests))]
 
-    def _score(self, features: Sequence[Tensor], aspect: str) -> list[Score]:
+    def _score(self, features: Sequence[Features], aspect: str) -> list[Score]:
         sequence = build_sequence(
             self.prompt, self.questions[aspect], None,
-            num_aspect_tokens=self.modules.num_queries, grid=None, num_soft_tokens=0, layout=self.layout,
+            num_aspect_tokens=self.modules.num_queries, image=None, num_soft_tokens=0, layout=self.layout,
         )  # fmt: skip
         count = len(features)
         batch = make_batch(
-            [sequence] * count, features, row_image=range(count), row_aspect=[self.aspects.index(aspect)] * count
+            self.prompt,
+            [sequence] * count,
+            features,
+            row_image=range(count),
+            row_aspect=[self.aspects.index(aspect)] * count,
+            goes_on=True,
         ).to(self.device, self.dtype)
         model = _OverTokens(self.language, self.modules(batch.features, batch.feature_mask))
         if aspect not in self.closed:
             lines = _generated(model, batch, self.max_new_tokens[aspect], self.prompt)
             return [Score(line, None, None, text) for line, text in lines]
         answers = self.closed[aspect]
-        return _likeliest(model, batch, answers, [self.prompt.ids(a) for a in answers], self.prompt, self.layout)
+        return _likeliest(model, batch, answers, [self.prompt.answer(a) for a in answers], self.prompt, self.layout)
 
 
 def _likeliest(

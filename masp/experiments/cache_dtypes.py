@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from masp.artifacts.trained import NONE, Trained, default_aspect_path, default_soft_prompt_path, load_trained
-from masp.cache.codec import TORCH_NAMES, encode_features, restore, store
+from masp.cache.codec import TORCH_NAMES, encode_features, is_finite, restore, store
 from masp.cache.fingerprint import model_part
 from masp.cache.manifest import quarantined_keys
 from masp.config import Config
@@ -25,6 +25,7 @@ from masp.extraction.image_stream import ImageDataset, PreparedImage, batches, i
 from masp.files.text import shortened, shown
 from masp.runtime.devices import encoder_dtype, pick_device, torch_dtype
 from masp.runtime.log import show
+from masp.vlm.features import Features
 from masp.vlm.vision import VisionHalf, load_preprocessor, load_vision_half
 
 REFERENCE = "fp32"
@@ -39,6 +40,8 @@ class _Tally:
     cosine_min: float = 1.0
     error: float = 0.0
     """Of all values, the squared differences."""
+    deep_error: float = 0.0
+    """Of all values of the deep maps."""
     num_not_finite: int = 0
     changes: list[float] = field(default_factory=list)
     """Per image the largest change of a category's score, in nats."""
@@ -59,6 +62,8 @@ class FormatCost:
     """Over tokens, with the reference."""
     cosine_min: float
     relative_error: float
+    deep_relative_error: float | None
+    """Of the deep maps; None if the VLM has none."""
     score_change_mean: float
     """Over images, of the largest change of a category's score, nats."""
     score_change_max: float
@@ -115,20 +120,21 @@ def measure(config: Config, dtypes: Sequence[str], num_images: int) -> Measureme
     scorer_device = pick_device(config.engine.device, "engine.device")
     scorer = EmotionScorer(config, trained, load_questions(config.questions), categories, scorer_device)
     tallies = {dtype: _Tally() for dtype in dtypes}
-    count, tokens, norm, correct, size = 0, 0, 0.0, 0, 0
+    count, tokens, norm, deep_norm, correct, size = 0, 0, 0.0, 0.0, 0, 0
     for images, labels in _chunks(config, samples):
-        grids = [p.grid for p in images]
+        layouts = [p.layout for p in images]
         made = {name: _encode(config, encoder, images) for name, encoder in encoders.items()}
-        exact = [f.float().cpu() for f in made[REFERENCE]]
-        wanted = scorer.score([ScoreRequest(f, grid) for f, grid in zip(exact, grids, strict=True)])
-        count, tokens = count + len(exact), tokens + sum(len(f) for f in exact)
-        norm += sum(float(f.double().square().sum()) for f in exact)
+        exact = [f.moved(lambda tensor: tensor.float().cpu()) for f in made[REFERENCE]]
+        wanted = scorer.score([ScoreRequest(f, layout) for f, layout in zip(exact, layouts, strict=True)])
+        count, tokens = count + len(exact), tokens + sum(len(f.tokens) for f in exact)
+        norm += sum(_squares(f.tokens) for f in exact)
+        deep_norm += sum(_squares(f.deep) for f in exact if f.deep is not None)
         correct += sum(w.prediction == label for w, label in zip(wanted, labels, strict=True))
         size += sum(len(encode_features(store(f, "bf16"))) for f in exact)
         for dtype, tally in tallies.items():
             kept = [_kept(f, dtype, tally) for f in made[encoder_dtype(dtype, device)]]
             good = {i: f for i, f in enumerate(kept) if f is not None}
-            scores = scorer.score([ScoreRequest(f, grids[i]) for i, f in good.items()]) if good else []
+            scores = scorer.score([ScoreRequest(f, layouts[i]) for i, f in good.items()]) if good else []
             for (i, features), score in zip(good.items(), scores, strict=True):
                 _compare(tally, exact[i], features, wanted[i], score, labels[i])
     if not count:
@@ -141,7 +147,7 @@ def measure(config: Config, dtypes: Sequence[str], num_images: int) -> Measureme
         scored_with=scored_with,
         accuracy=correct / count,
         formats={
-            dtype: _cost(tally, encoder_dtype(dtype, device), count, tokens, norm, size)
+            dtype: _cost(tally, encoder_dtype(dtype, device), count, tokens, (norm, deep_norm), size)
             for dtype, tally in tallies.items()
         },
     )
@@ -171,6 +177,8 @@ def table(result: Measurement) -> str:
             f"{row.cosine_mean:>10.6f}{row.cosine_min:>10.6f}{row.relative_error:>9.2%}"
             f"{row.score_change_mean:>14.4f}{row.score_change_max:>9.4f}{changed:>21}{row.accuracy:>10.2%}"
         )
+        if row.deep_relative_error is not None:
+            lines.append(f"       error of the deep maps {row.deep_relative_error:.2%}")
         if row.num_not_finite:
             lines.append(f"       {row.num_not_finite} images have values that {name} cannot hold")
     return "\n".join(lines)
@@ -212,36 +220,44 @@ def _chunks(config: Config, samples: Sequence[Sample]) -> Iterator[tuple[list[Pr
                 yield [p for p, _ in good], [label for _, label in good]
 
 
-def _encode(config: Config, encoder: VisionHalf, images: Sequence[PreparedImage]) -> list[Tensor]:
+def _encode(config: Config, encoder: VisionHalf, images: Sequence[PreparedImage]) -> list[Features]:
     return [
         features
         for batch in batches(images, config.extract.batch_tokens)
-        for features in encoder.encode([p.pixels for p in batch], [p.grid for p in batch])
+        for features in encoder.encode([p.inputs for p in batch], [p.layout for p in batch])
     ]
 
 
-def _kept(features: Tensor, dtype: str, tally: _Tally) -> Tensor | None:
+def _squares(tensor: Tensor) -> float:
+    return float(tensor.double().square().sum())
+
+
+def _kept(features: Features, dtype: str, tally: _Tally) -> Features | None:
     """Features as the cache would give them back, on the CPU; None if the format cannot hold them."""
-    if not torch.isfinite(features).all():
+    if not is_finite(features):
         tally.num_not_finite += 1
         return None
     stored = {name: tensor.cpu() for name, tensor in store(features, dtype).items()}
     tally.num_bytes += len(encode_features(stored))
-    return restore(stored["features"], stored.get("scales")).float()
+    return restore(stored).moved(Tensor.float)
 
 
-def _compare(tally: _Tally, exact: Tensor, kept: Tensor, wanted: Score, score: Score, label: str) -> None:
-    cosine = torch.cosine_similarity(exact, kept, dim=1)
+def _compare(tally: _Tally, exact: Features, kept: Features, wanted: Score, score: Score, label: str) -> None:
+    cosine = torch.cosine_similarity(exact.tokens, kept.tokens, dim=1)
     tally.cosine_sum += float(cosine.double().sum())
     tally.cosine_min = min(tally.cosine_min, float(cosine.min()))
-    tally.error += float((exact.double() - kept.double()).square().sum())
+    tally.error += _squares(exact.tokens.double() - kept.tokens.double())
+    if exact.deep is not None and kept.deep is not None:
+        tally.deep_error += _squares(exact.deep.double() - kept.deep.double())
     assert wanted.scores is not None and score.scores is not None  # scoring is by likelihood
     tally.changes.append(max(abs(a - b) for a, b in zip(wanted.scores, score.scores, strict=True)))
     tally.num_changed += score.prediction != wanted.prediction
     tally.num_correct += score.prediction == label
 
 
-def _cost(tally: _Tally, encoder: str, count: int, tokens: int, norm: float, size: int) -> FormatCost:
+def _cost(tally: _Tally, encoder: str, count: int, tokens: int, norms: tuple[float, float], size: int) -> FormatCost:
+    """The cost of a format; `norms` are the squared norms of features and deep maps, 0 where there are none."""
+    norm, deep_norm = norms
     good = count - tally.num_not_finite
     changed = tally.num_changed + tally.num_not_finite
     return FormatCost(
@@ -251,6 +267,7 @@ def _cost(tally: _Tally, encoder: str, count: int, tokens: int, norm: float, siz
         cosine_mean=tally.cosine_sum / tokens,
         cosine_min=tally.cosine_min,
         relative_error=(tally.error / norm) ** 0.5,
+        deep_relative_error=(tally.deep_error / deep_norm) ** 0.5 if deep_norm else None,
         score_change_mean=sum(tally.changes) / max(good, 1),
         score_change_max=max(tally.changes, default=0.0),
         num_changed=changed,

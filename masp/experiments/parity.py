@@ -218,12 +218,12 @@ class _Comparison:
             question,
             answer,
             num_aspect_tokens=tokens if aspect else tokens * len(self.aspects),
-            grid=None if aspect else sample.grid,
+            image=None if aspect else sample.layout,
             num_soft_tokens=0 if aspect else self.num_soft,
             layout=LAYOUT,
         )
         asked = [self.aspects.index(aspect)] if aspect else None
-        return make_batch([sequence], [sample.features], row_image=[0], row_aspect=asked)
+        return make_batch(self.prompt, [sequence], [sample.features], row_image=[0], row_aspect=asked)
 
     @torch.no_grad()
     def _stage1(self, model: Stage1Model, entry: GoldenStage1) -> None:

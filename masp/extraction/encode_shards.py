@@ -96,7 +96,7 @@ def _run(
                         f"{failed}; finished shards are kept: run the same command again when it can be read"
                     )
                 with progress.stage("encoding"):
-                    features = vision.encode([image.pixels for image in batch], [image.grid for image in batch])
+                    features = vision.encode([image.inputs for image in batch], [image.layout for image in batch])
                     ready = _mark(vision.device, ready)
                 with progress.stage("writing"):
                     background.put(Encoded(shard, batch, features, ready))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from masp.cache.codec import as_read
 from masp.config import Config
 from masp.extraction.image_stream import HasImage, ImageDataset, PreparedImage, batches, image_stream
 from masp.runtime.devices import encoder_dtype, pick_device, torch_dtype
 from masp.runtime.prefetch import ReadAhead
+from masp.vlm.features import Features
 from masp.vlm.vision import load_preprocessor, load_vision_half
 
 
@@ -30,8 +30,8 @@ class Encoder:
         images = ImageDataset(samples, self.preprocessor, self.config.vlm)
         return image_stream(images, num_workers, "evaluate.num_workers", self.device)
 
-    def encode(self, images: Sequence[PreparedImage]) -> list[Tensor]:
-        """Features of any number of images as a cache would return them, each `[T, D]`.
+    def encode(self, images: Sequence[PreparedImage]) -> list[Features]:
+        """Features of any number of images as a cache would return them.
 
         On as many threads as extraction uses.
         """
@@ -39,9 +39,9 @@ class Encoder:
         torch.set_num_threads(extract.num_threads)
         try:
             return [
-                as_read(tensor, self.config.cache.dtype)
+                as_read(features, self.config.cache.dtype)
                 for batch in batches(images, extract.batch_tokens)
-                for tensor in self.vision.encode([image.pixels for image in batch], [image.grid for image in batch])
+                for features in self.vision.encode([i.inputs for i in batch], [i.layout for i in batch])
             ]
         finally:
             torch.set_num_threads(threads)

@@ -18,6 +18,7 @@ from masp.config.schema import VlmConfig
 from masp.data.images import UnreadableImage, decode_image, read_image_file
 from masp.files.text import first_line, reason
 from masp.runtime.prefetch import ReadAhead
+from masp.vlm.features import ImageLayout
 from masp.vlm.vision import Preprocessor
 
 BLANK = (224, 224)
@@ -28,10 +29,9 @@ BLANK = (224, 224)
 class PreparedImage:
     """What a worker made of one image."""
 
-    pixel_values: torch.Tensor | None
-    """`[P, F]` fp32; of a blank if `reason` is given, None if `failure` is."""
-    grid: tuple[int, int, int]
-    num_tokens: int
+    inputs: dict[str, torch.Tensor]
+    """What the encoder takes, by name; of a blank if `reason` is given, empty if `failure` is."""
+    layout: ImageLayout
     image_size: tuple[int, int]
     """Width and height as given to the image processor."""
     source: Source
@@ -42,15 +42,9 @@ class PreparedImage:
     repair: str | None = None
     """What kind of damage was repaired to read the image."""
 
-    @property
-    def pixels(self) -> torch.Tensor:
-        """`pixel_values` of an image without `failure`."""
-        assert self.pixel_values is not None, self.failure
-        return self.pixel_values
-
     def pin_memory(self) -> PreparedImage:
-        """With pixel values in page-locked memory. A DataLoader calls this."""
-        return self if self.pixel_values is None else replace(self, pixel_values=self.pixel_values.pin_memory())
+        """With its inputs in page-locked memory. A DataLoader calls this."""
+        return replace(self, inputs={name: tensor.pin_memory() for name, tensor in self.inputs.items()})
 
 
 class HasImage(Protocol):
@@ -87,22 +81,19 @@ class ImageDataset(Dataset):
             # digested and decoded are the same bytes
             source = Source(len(data), mtime_ns, hashlib.sha256(data).hexdigest())
             image = decode_image(data, self.vlm.max_side, transparency=self.vlm.transparency, repairs=repairs)
-            pixel_values, grid = self.preprocessor(image)
+            inputs, layout = self.preprocessor(image)
         except UnreadableImage as error:
             return self._blank(source, error.reason)
         except OSError as error:
-            return PreparedImage(None, (0, 0, 0), 0, (0, 0), source, failure=f"{path}: {reason(error)}")
+            return PreparedImage({}, ImageLayout(0), (0, 0), source, failure=f"{path}: {reason(error)}")
         except ValueError as error:
             return self._blank(source, f"refused by the image processor: {first_line(error)}")
         repair = repairs[0] if repairs else None
-        return PreparedImage(pixel_values, grid, self._num_tokens(grid), image.size, source, repair=repair)
+        return PreparedImage(inputs, layout, image.size, source, repair=repair)
 
     def _blank(self, source: Source, reason: str) -> PreparedImage:
-        pixel_values, grid = self.preprocessor(Image.new("RGB", BLANK))
-        return PreparedImage(pixel_values, grid, self._num_tokens(grid), BLANK, source, reason=reason)
-
-    def _num_tokens(self, grid: tuple[int, int, int]) -> int:
-        return grid[0] * grid[1] * grid[2] // self.preprocessor.merge_size**2
+        inputs, layout = self.preprocessor(Image.new("RGB", BLANK))
+        return PreparedImage(inputs, layout, BLANK, source, reason=reason)
 
 
 def image_stream(images: ImageDataset, num_workers: int, setting: str, device: str) -> ReadAhead:
@@ -126,10 +117,10 @@ def batches(images: Iterable[PreparedImage], batch_tokens: int) -> Iterator[list
     batch: list[PreparedImage] = []
     tokens = 0
     for image in images:
-        if batch and tokens + image.num_tokens > batch_tokens:
+        if batch and tokens + image.layout.num_tokens > batch_tokens:
             yield batch
             batch, tokens = [], 0
         batch.append(image)
-        tokens += image.num_tokens
+        tokens += image.layout.num_tokens
     if batch:
         yield batch

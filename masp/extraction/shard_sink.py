@@ -20,6 +20,7 @@ from masp.extraction.changes import BadImages
 from masp.extraction.image_stream import PreparedImage
 from masp.extraction.progress import Progress
 from masp.files.text import shown
+from masp.vlm.features import Features
 
 LOG = logging.getLogger(__name__)
 
@@ -33,8 +34,8 @@ class Encoded:
 
     shard: Shard
     images: Sequence[PreparedImage]
-    features: Sequence[torch.Tensor]
-    """Per image `[T, D]`, on the encoder's device."""
+    features: Sequence[Features]
+    """Per image, on the encoder's device."""
     ready: torch.cuda.Event | None
     """On a GPU: when the features are there."""
 
@@ -76,7 +77,7 @@ class Writing:
             if image.repair is not None:
                 self._repaired.setdefault(image.repair, []).append(self._relative(sample.image_path))
             num_bytes += self._writer.add(
-                sample, stored, image_size=image.image_size, grid=image.grid, source=image.source
+                sample, stored, image_size=image.image_size, layout=image.layout, source=image.source
             )
         self._left -= len(encoded.images)
         if not self._left:
@@ -100,14 +101,14 @@ class Writing:
         if encoded.ready is None:
             return [self._finite(features) for features in encoded.features]
         if self._copies is None:
-            self._copies = torch.cuda.Stream(encoded.features[0].device)
+            self._copies = torch.cuda.Stream(encoded.features[0].tokens.device)
         # a stream of their own: on the encoder's, these copies would wait for the batches that were launched since
         with torch.cuda.stream(self._copies):
             self._copies.wait_event(encoded.ready)
             stored = [self._finite(features) for features in encoded.features]
             return [s and {name: tensor.cpu() for name, tensor in s.items()} for s in stored]
 
-    def _finite(self, features: torch.Tensor) -> dict[str, torch.Tensor] | None:
+    def _finite(self, features: Features) -> dict[str, torch.Tensor] | None:
         stored = store(features, self.config.cache.dtype)
         return stored if all_finite(stored) else None
 

@@ -1,4 +1,4 @@
-"""Types of fields that typed files have in common: numbers that fit where they are used, and digests."""
+"""Types of fields that typed files have in common: numbers that fit where they are used, and digests; optional keys."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal, get_args
@@ -27,3 +27,7 @@ SplitOf = Annotated[str, one_of(get_args(Split))]
 """A split of a dataset."""
 DatasetOf = Annotated[str, one_of(get_args(DatasetName))]
 """Which dataset it is; `folder` is any but those that are known by name."""
+
+OMIT_NONE = Field(exclude_if=lambda value: value is None)
+"""`Annotated[T | None, OMIT_NONE] = None`: the key is written only where it has a value, so that files without one are
+the same bytes as before there was such a key."""

@@ -8,55 +8,72 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from masp.models.sequence import ASPECT, FEATURE, SOFT, Batch, Block
+from masp.models.sequence import ASPECT, FEATURE, SOFT, TEXT, Batch, Block
 from masp.models.trainable import AspectModules, SoftPrompt
-from masp.vlm.language import LanguageHalf
+from masp.vlm.caches import repeat
+from masp.vlm.language import LanguageHalf, Tokens
 
 
-def embed(language: LanguageHalf, block: Block, values: Mapping[int, Tensor]) -> Tensor:
+def embed(language: LanguageHalf, block: Block, tokens: Tokens, values: Mapping[int, Tensor]) -> Tensor:
     """Fill a block's positions.
 
     Args:
         language: Language half of the VLM.
         block: Block of `[B, L]` positions.
+        tokens: What stands at them.
         values: Values of the ASPECT, FEATURE and SOFT positions, `[n, D]` each, row by row; the soft prompt `[P, D]`
             is repeated as often as it occurs.
 
     Returns:
         `[B, L, D]` in the language model's dtype.
     """
-    embeds = language.embed(block.ids)
+    embeds = language.embed(tokens)
     for kind, places in block.places.items():
         count = len(places[0])
-        if count:
+        if count and kind in values:
             vectors = values[kind].to(embeds.dtype)
-            embeds = embeds.index_put(places, vectors.repeat(count // len(vectors), 1))
+            adds = kind == FEATURE and language.adds_features
+            embeds = embeds.index_put(places, vectors.repeat(count // len(vectors), 1), accumulate=adds)
     return embeds
 
 
 def _inputs(
-    language: LanguageHalf, batch: Batch, block: Block, aspect_tokens: Tensor | None, soft_prompt: Tensor | None
-) -> Tensor:
+    language: LanguageHalf,
+    batch: Batch,
+    block: Block,
+    types: Mapping[str, Tensor],
+    aspect_tokens: Tensor | None,
+    soft_prompt: Tensor | None,
+) -> tuple[Tensor, Tokens]:
     """Pick each row's aspect tokens and features, and embed the block."""
     images = batch.row_image
     values = {} if soft_prompt is None else {SOFT: soft_prompt}
+    deep = None
     if len(block.places[ASPECT][0]):
         assert aspect_tokens is not None, "a block with aspect tokens needs them"
         asked = (images,) if batch.row_aspect is None else (images, batch.row_aspect)
         values[ASPECT] = aspect_tokens[asked].flatten(0, -2)
     if len(block.places[FEATURE][0]):
-        values[FEATURE] = _features(batch, block.places[FEATURE][0])
-    return embed(language, block, values)
+        at = _feature_places(batch, block.places[FEATURE][0])
+        found = batch.features[at]
+        if batch.deep is not None:
+            deep = batch.deep[at[0], :, at[1]].transpose(0, 1)
+        if language.has_inner_features:
+            deep = found[None] if deep is None else torch.cat([found[None], deep])
+        else:
+            values[FEATURE] = found
+    tokens = Tokens(block.ids, block.kind == TEXT, block.kind == FEATURE, types, deep)
+    return embed(language, block, tokens, values), tokens
 
 
-def _features(batch: Batch, rows: Tensor) -> Tensor:
-    """Features at the FEATURE positions of `rows`, row by row: `[n, D]`.
+def _feature_places(batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Image and place in it of the features at the FEATURE positions of `rows`, row by row: `[n]` each.
 
     By index: how much a mask picks must be counted first, and a GPU would be waited for.
     """
     counts = batch.feature_mask.sum(1)[batch.row_image]
     first = counts.cumsum(0) - counts
-    return batch.features[batch.row_image[rows], torch.arange(len(rows), device=rows.device) - first[rows]]
+    return batch.row_image[rows], torch.arange(len(rows), device=rows.device) - first[rows]
 
 
 def run(
@@ -69,7 +86,7 @@ def run(
         batch: Batch of either stage.
         aspect_tokens: Aspect tokens of the batch's images, `[I, A, N, D]`, or None.
         soft_prompt: Soft prompt `[P, D]`, or None.
-        cache: An empty key/value cache to keep (scoring goes on from it); None to use one only where needed.
+        cache: An empty cache to keep (scoring goes on from it); None to use one only where needed.
 
     Returns:
         Hidden states of the suffix `[B, Ls, D]`.
@@ -79,15 +96,13 @@ def run(
         cache = language.new_cache() if cache is None else cache
         with torch.no_grad():
             block = batch.prefix
+            embeds, tokens = _inputs(language, batch, block, block.types, aspect_tokens, soft_prompt)
+            language(embeds, block.mask, block.positions, cache, tokens)
             if batch.shared_prefix:
-                language(language.embed(block.ids), block.mask, block.positions, cache)
-                cache.batch_repeat_interleave(len(mask))
-            else:
-                embeds = _inputs(language, batch, block, aspect_tokens, soft_prompt)
-                language(embeds, block.mask, block.positions, cache)
+                repeat(cache, len(mask))
         mask = batch.known()
-    embeds = _inputs(language, batch, batch.suffix, aspect_tokens, soft_prompt)
-    return language(embeds, mask, batch.suffix.positions, cache)
+    embeds, tokens = _inputs(language, batch, batch.suffix, batch.known_types(), aspect_tokens, soft_prompt)
+    return language(embeds, mask, batch.suffix.positions, cache, tokens)
 
 
 def row_losses(language: LanguageHalf, hidden: Tensor, batch: Batch, num_logits: int | None = None) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from masp.models.likelihood import NotFiniteError, Scored, _last
+from masp.models.likelihood import NotFiniteError, Scored, _last, following
 from masp.models.sequence import Batch
 
 
@@ -48,6 +48,7 @@ def generate(model: Scored, batch: Batch, max_new_tokens: int, stop: frozenset[i
             break
         mask = torch.cat([mask, mask.new_ones(rows, 1)], dim=1)
         positions = positions + 1
-        hidden = language(language.embed(tokens)[:, None], mask, positions[..., None], cache)
+        words = following(language, batch, tokens[:, None], step)
+        hidden = language(language.embed(words), mask, positions[..., None], cache, words)
         logits = language.exact_logits(hidden[:, -1])[:, : model.num_logits]
     return generated, first.cpu()

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from masp.errors import MaspError
 from masp.models.sequence import Batch
-from masp.vlm.language import LanguageHalf
+from masp.vlm.caches import read_only
+from masp.vlm.language import LanguageHalf, Tokens
 
 MAX_POSITIONS = 512
 """Positions whose logits over the whole vocabulary are held at once: 311 MB of fp32 for 152k words."""
@@ -92,7 +93,25 @@ def cut_short(candidates: Items[Items[int]]) -> list[tuple[int, int]]:
 
 
 def _last(block_mask: Tensor) -> Tensor:
-    return block_mask.sum(1) - 1
+    """Column of each row's last token, on whatever side the padding is."""
+    return (block_mask * torch.arange(block_mask.shape[1], device=block_mask.device)).amax(1)
+
+
+def following(language: LanguageHalf, batch: Batch, ids: Tensor, num_before: int) -> Tokens:
+    """What stands at words behind a batch.
+
+    Args:
+        language: Language half of the VLM.
+        batch: Batch that ends before the answer.
+        ids: `[B, L]` token ids of the words.
+        num_before: Words of the answer before them, which the cache holds too.
+    """
+    kind = int(language.family.runs_whole)  # there the answer has a type of its own
+    types = {
+        name: torch.cat([types, types.new_full((len(ids), num_before + ids.shape[1]), kind)], dim=1)
+        for name, types in batch.known_types().items()
+    }
+    return Tokens(ids, torch.ones_like(ids, dtype=torch.bool), torch.zeros_like(ids, dtype=torch.bool), types)
 
 
 def _log_likelihoods(model: Scored, hidden: Tensor, tokens: Tensor) -> Tensor:
@@ -123,7 +142,8 @@ def score_categories(
     """Log-likelihood of every candidate given the image and the question, in one pass over one shared prefix.
 
     The prefix runs once and leaves its keys and values; then all candidates run as one block behind it, merged into a
-    tree whose mask lets each token see the prefix and its own beginning.
+    tree whose mask lets each token see the prefix and its own beginning. Where a layer keeps a state instead of keys,
+    which cannot branch, they run one after another.
 
     Args:
         model: Model that is scored.
@@ -138,20 +158,18 @@ def score_categories(
         NotFiniteError: A log-likelihood is not finite.
     """
     language = model.language
-    cache = language.new_cache()
+    has_tree = language.family.has_tree
+    cache = language.new_cache(branches=has_tree)
     hidden = model.hidden(batch, cache)
     device, rows = hidden.device, len(hidden)
     last = _last(batch.suffix.mask)
     row = torch.arange(rows, device=device)
+    following_position = batch.suffix.positions[:, row, last][..., None] + 1
 
     tree = candidate_tree(candidates)
-    ids, depth, sees = (t.to(device) for t in (tree.ids, tree.depth, tree.sees))
-    known = batch.known()
-    visible = torch.cat([known[:, None].expand(-1, len(ids), -1), sees[None].expand(rows, -1, -1)], dim=-1)
-    additive = torch.zeros(visible.shape, dtype=hidden.dtype, device=device)
-    additive.masked_fill_(~visible, torch.finfo(hidden.dtype).min)
-    positions = batch.suffix.positions[:, row, last][..., None] + 1 + depth
-    branch = language(language.embed(ids).expand(rows, -1, -1), additive[:, None], positions, cache)
+    run = _run_tree if has_tree else _run_one_by_one
+    branch = run(language, batch, tree, following_position, cache)
+    ids = tree.ids
 
     # what each position must predict: the prefix's end any first token, a node any of its children or the end
     followers: dict[int, dict[int, int]] = {node: {} for node in range(-1, len(ids))}
@@ -172,6 +190,57 @@ def score_categories(
     )
     check_finite(sums.float())
     return sums.float(), (sums / torch.tensor([len(taken) for taken in steps])).float()
+
+
+def _run_tree(language: LanguageHalf, batch: Batch, tree: CandidateTree, start: Tensor, cache) -> Tensor:
+    """Hidden states of all nodes `[B, L, D]`, in one pass with a mask for each type of layer.
+
+    Args:
+        language: Language half of the VLM.
+        batch: Batch that ends before the answer.
+        tree: The candidates.
+        start: `[3, B, 1]` position of an answer's first token.
+        cache: What the decoder keeps of the batch.
+    """
+    device = start.device
+    ids, depth, sees = (t.to(device) for t in (tree.ids, tree.depth, tree.sees))
+    known = batch.known()
+    rows = len(known)
+    visible = torch.cat([known[:, None].expand(-1, len(ids), -1), sees[None].expand(rows, -1, -1)], dim=-1)
+    tokens = following(language, batch, ids.expand(rows, -1), 0)
+    embeds = language.embed(tokens)
+
+    def additive(visible: Tensor) -> Tensor:
+        mask = torch.zeros(visible.shape, dtype=embeds.dtype, device=device)
+        return mask.masked_fill_(~visible, torch.finfo(embeds.dtype).min)[:, None]
+
+    mask: Tensor | dict[str, Tensor] = additive(visible)
+    window = language.family.window
+    if window is not None:
+        # how many real tokens are before each column, and before each node
+        before = torch.cat([known.cumsum(1) - 1, known.sum(1, keepdim=True) + depth], dim=1)
+        apart = before[:, -len(ids) :, None] - before[:, None]
+        near = additive(visible & (apart < window))
+        is_mixed = "full_attention" in language.family.layer_types
+        mask = {"full_attention": additive(visible), "sliding_attention": near} if is_mixed else near
+    return language(embeds, mask, start + depth, cache, tokens)
+
+
+def _run_one_by_one(language: LanguageHalf, batch: Batch, tree: CandidateTree, start: Tensor, cache) -> Tensor:
+    """The same, one candidate after another, for layers that keep a state: each behind the batch as it was left."""
+    known, rows = batch.known(), start.shape[1]
+    found: list[Tensor | None] = [None] * len(tree.ids)
+    for path in tree.paths:
+        if all(found[node] is not None for node in path):
+            continue  # another candidate begins with it
+        ids = tree.ids[list(path)].to(start.device).expand(rows, -1)
+        mask = torch.cat([known, known.new_ones(ids.shape)], dim=1)
+        tokens = following(language, batch, ids, 0)
+        positions = start + torch.arange(len(path), device=start.device)
+        hidden = language(language.embed(tokens), mask, positions, read_only(cache), tokens)
+        for place, node in enumerate(path):
+            found[node] = hidden[:, place]
+    return torch.stack([states for states in found if states is not None], dim=1)
 
 
 def _steps(path: Items[int], ids: Items[int], end: int | None) -> list[tuple[int, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from masp.vlm.features import Features, Grid, ImageLayout
 from masp.vlm.prompt import Prompt
 
 TEXT, ASPECT, FEATURE, SOFT = range(4)
@@ -25,7 +26,7 @@ class Sequence:
     """One sample's input to the language model. `L` positions."""
 
     ids: Tensor
-    """`[L]` token ids; 0 at positions that are not text."""
+    """`[L]` token ids; the placeholder's at positions that are not text."""
     kind: Tensor
     """`[L]` TEXT, ASPECT, FEATURE or SOFT."""
     positions: Tensor
@@ -34,6 +35,8 @@ class Sequence:
     """`[L]` the token to be predicted *at* this position (already shifted), or IGNORED."""
     split: int
     """Everything before this position depends on nothing trained in its stage."""
+    types: Mapping[str, Tensor]
+    """Types of tokens, `[L]` each, that the VLM's language half takes; mostly none."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -42,7 +45,8 @@ class Sequence:
 class _Builder:
     """Grows a sequence piece by piece, in numpy: a step of small images builds hundreds."""
 
-    def __init__(self):
+    def __init__(self, prompt: Prompt):
+        self.prompt, self.placeholder = prompt, prompt.family.image_token_id
         self.ids: list[np.ndarray] = []
         self.kind: list[np.ndarray] = []
         self.positions: list[np.ndarray] = []
@@ -58,7 +62,7 @@ class _Builder:
         self._run(TEXT, np.array(ids, dtype=np.int64))
 
     def slots(self, kind: int, count: int) -> None:
-        self._run(kind, np.zeros(count, dtype=np.int64))
+        self._run(kind, np.full(count, self.placeholder, dtype=np.int64))
 
     def _run(self, kind: int, ids: np.ndarray) -> None:
         """Positions that count on, the same in time, height and width."""
@@ -66,15 +70,32 @@ class _Builder:
         self._add(kind, ids, np.broadcast_to(count, (3, len(ids))))
         self.next += len(ids)
 
-    def features(self, grid: tuple[int, int, int], merge_size: int, flat: bool) -> None:
-        """Vision tokens: positions from the grid as the Qwen family counts them, or plainly one after another."""
-        t, h, w = grid[0], grid[1] // merge_size, grid[2] // merge_size
-        if flat:
-            self.slots(FEATURE, t * h * w)
+    def features(self, count: int, grid: Grid | None, flat: bool) -> None:
+        """Vision tokens: positions by the VLM's own rule, or plainly one after another."""
+        if flat or grid is None:
+            self.slots(FEATURE, count)
             return
-        positions = np.indices((t, h, w)).reshape(3, -1) + self.next
-        self._add(FEATURE, np.zeros(t * h * w, dtype=np.int64), positions)
-        self.next += max(h, w)
+        positions, following = self.prompt.positions(count, grid)
+        self._add(FEATURE, np.full(count, self.placeholder, dtype=np.int64), positions + self.next)
+        self.next += following
+
+    def image(self, layout: ImageLayout | None, num_aspect_tokens: int, flat: bool) -> None:
+        """What stands for the image: aspect tokens before its first placeholder; without a layout, no features."""
+        if layout is None or layout.block is None:
+            self.slots(ASPECT, num_aspect_tokens)
+            if layout is None:
+                self.text(self.prompt.trail)
+            else:
+                self.features(layout.num_tokens, layout.grid, flat)
+            return
+        first = next(place for place, (token, _) in enumerate(layout.block) if token == self.placeholder)
+        for place, (token, count) in enumerate(layout.block):
+            if place == first:
+                self.slots(ASPECT, num_aspect_tokens)
+            if token == self.placeholder:
+                self.features(count, layout.grid if count == layout.num_tokens else None, flat)
+            else:
+                self.text((token,) * count)
 
 
 def build_sequence(
@@ -83,27 +104,27 @@ def build_sequence(
     answer: str | None,
     *,
     num_aspect_tokens: int,
-    grid: tuple[int, int, int] | None,
+    image: ImageLayout | None,
     num_soft_tokens: int,
     layout: str,
 ) -> Sequence:
     """Lay out one sample.
 
-    Stage 1 has the asked aspect's tokens alone (`grid` None); stage 2 has all aspects' tokens, then the features.
+    Stage 1 has the asked aspect's tokens alone (`image` None); stage 2 has all aspects' tokens, then the features.
 
     Args:
         prompt: Chat template of the VLM.
         question: Text of the question.
         answer: Text of the answer, supervised; None to stop before the answer.
         num_aspect_tokens: Number of aspect tokens in the visual block.
-        grid: Patches of the image in time, height and width; None leaves the features out.
+        image: How the image lies in a prompt; None leaves the features out.
         num_soft_tokens: Length of the soft prompt; 0 leaves it out.
         layout: `after_image` (soft prompt after the image; positions by the VLM's own rule; the end token is
             supervised) or `released` (before the image and again before the question; positions count 0, 1, 2 …;
             supervised are the newline after `assistant` and the answer).
     """
-    build = _short_sequence if grid is None else _lay_out
-    return build(prompt, question, answer, num_aspect_tokens, grid, num_soft_tokens, layout)
+    build = _short_sequence if image is None else _lay_out
+    return build(prompt, question, answer, num_aspect_tokens, image, num_soft_tokens, layout)
 
 
 def _lay_out(
@@ -111,29 +132,28 @@ def _lay_out(
     question: str,
     answer: str | None,
     num_aspect_tokens: int,
-    grid: tuple[int, int, int] | None,
+    image: ImageLayout | None,
     num_soft_tokens: int,
     layout: str,
 ) -> Sequence:
     released = layout == "released"
-    build = _Builder()
+    build = _Builder(prompt)
     build.text(prompt.opening)
     if released:
         build.slots(SOFT, num_soft_tokens)
     build.text(prompt.image_start)
+    if image is None:
+        build.text(prompt.lead)
     split = build.length  # stage 1 trains the visual block, stage 2 the soft prompt
-    build.slots(ASPECT, num_aspect_tokens)
-    if grid is not None:
-        build.features(grid, prompt.merge_size, flat=released)
+    build.image(image, num_aspect_tokens, flat=released)
     build.text(prompt.image_end)
-    if num_soft_tokens or grid is not None:
+    if num_soft_tokens or image is not None:
         split = len(prompt.opening) if released else build.length
     build.slots(SOFT, num_soft_tokens)
-    build.text(prompt.ids(question))
-    build.text(prompt.closing)
+    build.text(prompt.question(question))
     start = build.length - 1  # the position that predicts the first answer token
     if answer is not None:
-        build.text(prompt.ids(answer))
+        build.text(prompt.answer(answer))
         if not released:
             build.text((prompt.end,))
     ids = torch.from_numpy(np.concatenate(build.ids))
@@ -142,7 +162,26 @@ def _lay_out(
         first = start - 1 if released else start
         labels[first:-1] = ids[first + 1 :]
     kind, positions = (torch.from_numpy(np.concatenate(x, axis=-1)) for x in (build.kind, build.positions))
-    return Sequence(ids, kind, positions, labels, split)
+    return Sequence(ids, kind, positions, labels, split, _types(prompt, ids, kind, start + 1))
+
+
+def _types(prompt: Prompt, ids: Tensor, kind: Tensor, answer: int) -> dict[str, Tensor]:
+    """Types of a sequence's tokens; aspect tokens and soft prompt count as text.
+
+    Args:
+        prompt: Chat template of the VLM.
+        ids: `[L]`.
+        kind: `[L]`.
+        answer: Where the answer begins.
+    """
+    found = {}
+    for name, typed in prompt.types.items():
+        own = torch.isin(ids, torch.tensor(sorted(typed), dtype=torch.long))
+        types = (own & ((kind == TEXT) | (kind == FEATURE))).long()
+        if prompt.family.runs_whole:
+            types[answer:] = 1
+        found[name] = types
+    return found
 
 
 # in stage 1 the same few questions and answers come again and again, and are short
@@ -151,7 +190,7 @@ _short_sequence = functools.lru_cache(maxsize=8192)(_lay_out)
 
 @dataclass(frozen=True)
 class Block:
-    """Right-padded columns of a batch."""
+    """Padded columns of a batch."""
 
     ids: Tensor
     """`[B, L]`."""
@@ -162,11 +201,16 @@ class Block:
     places: dict[int, tuple[Tensor, Tensor]]
     """For ASPECT, FEATURE and SOFT, rows and columns of their positions, row by row; found here, on the CPU, so that a
     GPU need not be waited for."""
+    kind: Tensor
+    """`[B, L]` TEXT, ASPECT, FEATURE or SOFT."""
+    types: Mapping[str, Tensor]
+    """Types of tokens, `[B, L]` each."""
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Block:
         """The block with each tensor put through `move`."""
         places = {kind: (move(rows), move(columns)) for kind, (rows, columns) in self.places.items()}
-        return Block(move(self.ids), move(self.positions), move(self.mask), places)
+        types = {name: move(types) for name, types in self.types.items()}
+        return Block(move(self.ids), move(self.positions), move(self.mask), places, move(self.kind), types)
 
 
 @dataclass(frozen=True)
@@ -186,6 +230,8 @@ class Batch:
     """`[B]` fp32; 0 marks padding."""
     features: Tensor
     """`[I, T, D]`, padded."""
+    deep: Tensor | None
+    """`[I, K, T, D]` DeepStack maps, padded; None for VLMs without them, and where no features are in the sequences."""
     feature_mask: Tensor
     """`[I, T]`, true at real features."""
     row_image: Tensor
@@ -201,10 +247,19 @@ class Batch:
             return self.suffix.mask
         return torch.cat([self.prefix.mask.expand(len(self.suffix.mask), -1), self.suffix.mask], dim=1)
 
+    def known_types(self) -> dict[str, Tensor]:
+        """Types of the tokens of prefix and suffix, `[B, Lp + Ls]` each."""
+        prefix = self.prefix
+        if prefix is None:
+            return dict(self.suffix.types)
+        rows = len(self.suffix.mask)
+        return {n: torch.cat([prefix.types[n].expand(rows, -1), own], dim=1) for n, own in self.suffix.types.items()}
+
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Batch:
         """Move to a device; features take the language model's dtype."""
         batch = self.moved(lambda tensor: tensor.to(device, non_blocking=True))
-        return replace(batch, features=batch.features.to(dtype))
+        deep = None if batch.deep is None else batch.deep.to(dtype)
+        return replace(batch, features=batch.features.to(dtype), deep=deep)
 
     def pin_memory(self) -> Batch:
         """Page-locked copies, from which transfers to a GPU run beside its work. A DataLoader calls this."""
@@ -221,6 +276,7 @@ class Batch:
             supervised=(move(rows), move(columns)),
             weights=move(self.weights),
             features=move(self.features),
+            deep=None if self.deep is None else move(self.deep),
             feature_mask=move(self.feature_mask),
             row_image=move(self.row_image),
             row_aspect=None if self.row_aspect is None else move(self.row_aspect),
@@ -241,45 +297,58 @@ def _places(mask: Tensor) -> tuple[Tensor, Tensor]:
     return rows, columns
 
 
-def _block(sequences: Items[Sequence], bounds: Items[tuple[int, int]]) -> Block:
+def _block(sequences: Items[Sequence], bounds: Items[tuple[int, int]], padding: int, left: bool) -> Block:
     length = max(1, max(stop - start for start, stop in bounds))
-    ids = torch.zeros(len(sequences), length, dtype=torch.long)
+    ids = torch.full((len(sequences), length), padding, dtype=torch.long)
     kind = torch.full_like(ids, TEXT)
     positions = torch.zeros(3, len(sequences), length, dtype=torch.long)
     mask = torch.zeros(len(sequences), length, dtype=torch.bool)
+    types = {name: torch.zeros_like(ids) for name in sequences[0].types}
     for row, (sequence, (start, stop)) in enumerate(zip(sequences, bounds, strict=True)):
         count = stop - start
-        ids[row, :count] = sequence.ids[start:stop]
-        kind[row, :count] = sequence.kind[start:stop]
-        positions[:, row, :count] = sequence.positions[:, start:stop]
-        mask[row, :count] = True
+        columns = slice(length - count, length) if left else slice(0, count)
+        ids[row, columns] = sequence.ids[start:stop]
+        kind[row, columns] = sequence.kind[start:stop]
+        positions[:, row, columns] = sequence.positions[:, start:stop]
+        mask[row, columns] = True
+        for name, own in types.items():
+            own[row, columns] = sequence.types[name][start:stop]
     places = {slot: _places(kind == slot) for slot in (ASPECT, FEATURE, SOFT)}
-    return Block(ids, positions, mask, places)
+    return Block(ids, positions, mask, places, kind, types)
 
 
 def make_batch(
+    prompt: Prompt,
     sequences: Items[Sequence],
-    features: Items[Tensor],
+    features: Items[Features],
     *,
     row_image: Items[int],
     row_aspect: Items[int] | None = None,
     weights: Items[float] | None = None,
     frozen_prefix: bool = True,
     aspect_tokens: Items[Tensor] | None = None,
+    goes_on: bool = False,
 ) -> Batch:
     """Collate sequences into a batch.
 
+    Padding may not be between a row's tokens where windows and states would count it (`Family.pads_left`): there a
+    prefix is padded on its left, and what tokens will follow is one block padded on its left.
+
     Args:
+        prompt: Chat template of the VLM, by which the sequences were built.
         sequences: Sequences, one per row.
-        features: Features, one `[T, D]` per image.
+        features: Features of each image.
         row_image: Index into `features` of each row.
         row_aspect: Asked aspect of each row (stage 1).
         weights: Weight of each row; ones if None.
         frozen_prefix: Whether what comes before each sequence's `split` runs apart, without gradient.
         aspect_tokens: Aspect tokens, one `[A, N, D]` per image, where they were computed before (stage 2).
+        goes_on: Whether tokens will follow the rows' last ones (scoring).
     """
-    count = len(sequences)
-    starts = [s.split if frozen_prefix else 0 for s in sequences]
+    count, family = len(sequences), prompt.family
+    # then padding may be neither before nor behind what a row has
+    in_one = goes_on and family.pads_left
+    starts = [s.split if frozen_prefix and not in_one and not family.runs_whole else 0 for s in sequences]
     prefix, shared = None, False
     if any(starts):
         # in stage 1 the same system turn opens every row
@@ -290,12 +359,15 @@ def make_batch(
             for s, n in zip(sequences, starts, strict=True)
         )
         heads = sequences[:1] if shared else sequences
-        prefix = _block(heads, [(0, start) for start in starts[: len(heads)]])
-    suffix = _block(sequences, [(start, len(s)) for start, s in zip(starts, sequences, strict=True)])
+        bounds = [(0, start) for start in starts[: len(heads)]]
+        prefix = _block(heads, bounds, family.pad_token_id, family.pads_left)
+    bounds = [(start, len(s)) for start, s in zip(starts, sequences, strict=True)]
+    suffix = _block(sequences, bounds, family.pad_token_id, in_one)
     labels = torch.full_like(suffix.ids, IGNORED)
-    for row, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
-        labels[row, : len(sequence) - start] = sequence.labels[start:]
-    padded, mask = pad_features(features)
+    if not in_one:  # where tokens follow, nothing is supervised
+        for row, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
+            labels[row, : len(sequence) - start] = sequence.labels[start:]
+    padded, mask = pad_features([each.tokens for each in features])
     return Batch(
         prefix=prefix,
         shared_prefix=shared,
@@ -304,8 +376,17 @@ def make_batch(
         supervised=_places(labels != IGNORED),
         weights=torch.ones(count) if weights is None else torch.tensor(weights, dtype=torch.float32),
         features=padded,
+        deep=_pad_deep(features) if any(bool((s.kind == FEATURE).any()) for s in sequences) else None,
         feature_mask=mask,
         row_image=torch.tensor(row_image),
         row_aspect=None if row_aspect is None else torch.tensor(row_aspect),
         aspect_tokens=None if aspect_tokens is None else torch.stack(list(aspect_tokens)),
     )
+
+
+def _pad_deep(features: Items[Features]) -> Tensor | None:
+    """Stack DeepStack maps `[K, T_i, D]` to `[I, K, T, D]`; None where there are none."""
+    maps = [each.deep for each in features if each.deep is not None]
+    if not maps:
+        return None
+    return torch.nn.utils.rnn.pad_sequence([each.transpose(0, 1) for each in maps], batch_first=True).transpose(1, 2)

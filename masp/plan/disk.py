@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import shutil
 from collections import Counter
@@ -17,15 +18,16 @@ from masp.files.text import reason
 from masp.plan.tokens import PlannedImage
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
+_SCALES = (("deep_scales", "F32", 4, False), ("scales", "F32", 4, False))
 _TENSORS = {
-    "fp32": (("features", "F32", 4, True),),
-    "bf16": (("features", "BF16", 2, True),),
-    "fp16": (("features", "F16", 2, True),),
-    "int8": (("scales", "F32", 4, False), ("features", "I8", 1, True)),
-    "fp8": (("scales", "F32", 4, False), ("features", "F8_E4M3", 1, True)),
+    "fp32": (("deep", "F32", 4, True), ("features", "F32", 4, True)),
+    "bf16": (("deep", "BF16", 2, True), ("features", "BF16", 2, True)),
+    "fp16": (("deep", "F16", 2, True), ("features", "F16", 2, True)),
+    "int8": (*_SCALES, ("deep", "I8", 1, True), ("features", "I8", 1, True)),
+    "fp8": (*_SCALES, ("deep", "F8_E4M3", 1, True), ("features", "F8_E4M3", 1, True)),
 }
 """Per precision the tensors of a sample: name, type in safetensors' spelling, bytes of a number, and whether it has one
-number per token and channel or one per token. In safetensors' order: the widest type first."""
+number per token and channel or one per token. In safetensors' order: the widest type first, then by name."""
 
 _BLOCK = 512
 """Bytes of a tar header, and the unit of what follows it."""
@@ -42,13 +44,18 @@ _SIDECAR_BYTES = 900
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def features_bytes(num_tokens: int, hidden_size: int, precision: str) -> int:
+def features_bytes(num_tokens: int, hidden_size: int, precision: str, num_deep_maps: int = 0) -> int:
     """Compute the bytes of the features' safetensors file: numbers, per-token scales and header."""
     entries, end = [], 0
     for name, kind, width, per_channel in _TENSORS[precision]:
-        shape = f"{num_tokens},{hidden_size}" if per_channel else f"{num_tokens}"
-        start, end = end, end + num_tokens * (hidden_size if per_channel else 1) * width
-        entries.append(f'"{name}":{{"dtype":"{kind}","shape":[{shape}],"data_offsets":[{start},{end}]}}')
+        shape = (num_tokens, hidden_size) if per_channel else (num_tokens,)
+        if name.startswith("deep"):
+            shape = (num_deep_maps, *shape)
+        if not all(shape):
+            continue  # safetensors files hold `deep` only where there are maps
+        start, end = end, end + math.prod(shape) * width
+        numbers = ",".join(map(str, shape))
+        entries.append(f'"{name}":{{"dtype":"{kind}","shape":[{numbers}],"data_offsets":[{start},{end}]}}')
     header = len(",".join(entries)) + 2
     return 8 + -(-header // 8) * 8 + end  # the header is padded so that the numbers are aligned
 
@@ -89,26 +96,31 @@ def shard_contents(
     }
 
 
-def tar_sizes(shards: dict[str, list[PlannedImage]], hidden_size: int, precision: str) -> dict[str, int]:
+def tar_sizes(
+    shards: dict[str, list[PlannedImage]], hidden_size: int, precision: str, num_deep_maps: int = 0
+) -> dict[str, int]:
     """Compute the bytes of every tar.
 
     Args:
         shards: Name of each shard -> its images, as `shard_contents` returns them.
         hidden_size: Hidden size D of the language model.
         precision: Number format, one of `PRECISIONS`.
+        num_deep_maps: Number K of the deep maps of a VLM with DeepStack.
     """
     return {
         name: tar_bytes(
-            count * sample_bytes(*kind, hidden_size, precision)
+            count * sample_bytes(*kind, hidden_size, precision, num_deep_maps)
             for kind, count in Counter((len(p.sample.key), p.record_bytes, p.num_tokens) for p in members).items()
         )
         for name, members in shards.items()
     }
 
 
-def sample_bytes(key_length: int, record_bytes: int, num_tokens: int, hidden_size: int, precision: str) -> int:
+def sample_bytes(
+    key_length: int, record_bytes: int, num_tokens: int, hidden_size: int, precision: str, num_deep_maps: int = 0
+) -> int:
     """Compute the bytes that a sample adds to its tar: both members with their headers."""
-    features = features_bytes(num_tokens, hidden_size, precision)
+    features = features_bytes(num_tokens, hidden_size, precision, num_deep_maps)
     return _member(key_length + len(".json"), record_bytes) + _member(key_length + len(".safetensors"), features)
 
 

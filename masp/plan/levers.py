@@ -64,4 +64,4 @@ def pixel_levers(
 
 def _token_side(preprocessor: Preprocessor) -> int:
     """Pixels per side of a vision token."""
-    return preprocessor.processor.patch_size * preprocessor.merge_size
+    return preprocessor.image_processor.patch_size * preprocessor.image_processor.merge_size

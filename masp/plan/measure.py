@@ -21,6 +21,7 @@ from masp.plan.work import StageWork, extraction_flops, stage1_work, stage2_work
 from masp.runtime.devices import encoder_dtype, pick_device, torch_dtype
 from masp.training.stages import STAGES
 from masp.training.steps import Steps
+from masp.vlm.features import Features
 from masp.vlm.flops import LanguageShape, VisionShape
 from masp.vlm.language import LanguageHalf, load_language_half
 from masp.vlm.prompt import load_prompt
@@ -100,8 +101,8 @@ def _encoder_rate(config: Config, vision: VisionShape, images: Sequence[PlannedI
         raise InputError("--measure: none of the images that were tried can be read; give it more of them")
 
     def encode() -> None:
-        for _, pixels, grid in ready:
-            half.encode([pixels], [grid])
+        for _, inputs, layout in ready:
+            half.encode([inputs], [layout])
 
     flops = extraction_flops(vision, [planned for planned, _, _ in ready])
     return Rate(flops / _seconds(encode, device), "FLOP", f"measured here on {len(ready)} images ({device})")
@@ -171,5 +172,6 @@ class _StandIn:
         sample = planned.sample
         return CachedSample(
             sample.key, sample.split, sample.category, dict(sample.answers),
-            torch.randn(planned.num_tokens, self.hidden_size, dtype=dtype), planned.grid, planned.size,
+            Features(torch.randn(planned.num_tokens, self.hidden_size, dtype=dtype)),
+            planned.layout, planned.size,
         )  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import re
 import statistics
 from collections import Counter
@@ -15,6 +14,7 @@ from masp.config import Config
 from masp.data.questions import load_questions
 from masp.data.sample import Sample
 from masp.errors import InputError
+from masp.vlm.features import Grid, ImageLayout
 from masp.vlm.prompt import load_prompt
 from masp.vlm.vision import Preprocessor
 
@@ -29,12 +29,20 @@ class PlannedImage:
     sample: Sample
     size: tuple[int, int]
     """Width and height as the image processor gets them, in pixels."""
-    grid: tuple[int, int, int]
-    """Patches in time, height and width."""
-    num_tokens: int
-    """Vision tokens."""
+    layout: ImageLayout
+    """How the image will lie in a prompt."""
     record_bytes: int
     """Bytes of the image's record in the cache; all of it is known but a digest, whose length is."""
+
+    @property
+    def grid(self) -> Grid | None:
+        """Patches in time, height and width; None for VLMs without a grid."""
+        return self.layout.grid
+
+    @property
+    def num_tokens(self) -> int:
+        """Vision tokens."""
+        return self.layout.num_tokens
 
 
 @dataclass(frozen=True)
@@ -59,11 +67,9 @@ def plan_images(
         sizes: Width and height of each image in pixels, None where the header is damaged.
         preprocessor: Image processor of the VLM.
     """
-    merge = preprocessor.merge_size**2
-    grids = {size: preprocessor.grid(*size) for size in {size for size in sizes if size is not None}}
-    tokens = {size: math.prod(grid) // merge for size, grid in grids.items()}
+    layouts = {size: preprocessor.planned(*size) for size in {size for size in sizes if size is not None}}
     return [
-        PlannedImage(sample, size, grids[size], tokens[size], _record_bytes(sample, size, grids[size]))
+        PlannedImage(sample, size, layouts[size], _record_bytes(sample, size, layouts[size]))
         for sample, size in zip(samples, sizes, strict=True)
         if size is not None
     ]
@@ -71,30 +77,29 @@ def plan_images(
 
 def plan_again(images: Sequence[PlannedImage], preprocessor: Preprocessor) -> list[PlannedImage]:
     """The same images with another image processor, in a fraction of the time of `plan_images`."""
-    merge = preprocessor.merge_size**2
-    grids = {size: preprocessor.grid(*size) for size in {image.size for image in images}}
-    tokens = {size: math.prod(grid) // merge for size, grid in grids.items()}
+    layouts = {size: preprocessor.planned(*size) for size in {image.size for image in images}}
     return [
         PlannedImage(
             image.sample,
             image.size,
-            grids[image.size],
-            tokens[image.size],
-            image.record_bytes - _digits(image.grid) + _digits(grids[image.size]),
+            layouts[image.size],
+            image.record_bytes - _digits(image.grid) + _digits(layouts[image.size].grid),
         )
         for image in images
     ]
 
 
-def _record_bytes(sample: Sample, size: tuple[int, int], grid: tuple[int, int, int]) -> int:
-    record = SampleRecord(sample.key, sample.split, sample.category, dict(sample.answers), size, grid, _DIGEST)
+def _record_bytes(sample: Sample, size: tuple[int, int], layout: ImageLayout) -> int:
+    record = SampleRecord(
+        sample.key, sample.split, sample.category, dict(sample.answers), size, layout.grid, _DIGEST, layout.block
+    )
     return len(encode_record(record))
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _digits(grid: tuple[int, int, int]) -> int:
+def _digits(grid: Grid | None) -> int:
     """What of a record's length depends on the grid."""
-    return sum(len(str(number)) for number in grid)
+    return 0 if grid is None else sum(len(str(number)) for number in grid)
 
 
 def token_statistics(images: Sequence[PlannedImage]) -> TokenStatistics:
@@ -189,5 +194,6 @@ def _tokenizer(path: str) -> tuple[tuple[int, int, int, int], Callable[[str], in
         prompt = load_prompt(path)
     except InputError:  # a directory without a tokenizer is enough for a plan
         return _QWEN_TEMPLATE, lambda text: len(_PIECE.findall(text)), False
-    template = len(prompt.opening), len(prompt.image_start), len(prompt.image_end), len(prompt.closing)
-    return template, lambda text: len(prompt.ids(text)), True
+    closing = len(prompt.question(""))
+    start, end = len(prompt.image_start + prompt.lead), len(prompt.trail + prompt.image_end)
+    return (len(prompt.opening), start, end, closing), lambda text: len(prompt.question(text)) - closing, True

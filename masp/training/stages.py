@@ -35,7 +35,7 @@ from masp.models.sequence import Batch, build_sequence, make_batch
 from masp.models.trainable import AspectModules, SoftPrompt, initial_soft_prompt
 from masp.training.schedule import Rows, TrainingCache
 from masp.training.stage import COURSE, Sources, Stage
-from masp.vlm.families import load_config, resolve_directory
+from masp.vlm.families import family_of
 from masp.vlm.language import LanguageHalf
 from masp.vlm.loading import Partition
 from masp.vlm.prompt import Prompt, load_prompt
@@ -156,13 +156,14 @@ class AspectStage(Stage):
                 self._question(self.aspects[a], epoch, samples[i].key),
                 samples[i].answers[self.aspects[a]],
                 num_aspect_tokens=self.config.aspect_module.num_queries,
-                grid=None,
+                image=None,
                 num_soft_tokens=0,
                 layout=self.settings.layout,
             )
             for i, a in asked
         ]
         return make_batch(
+            prompt,
             sequences,
             [sample.features for sample in samples],
             row_image=[i for i, _ in asked],
@@ -224,7 +225,7 @@ class SoftPromptStage(Stage):
     def load_inputs(self, cache: Cache) -> None:
         if self.settings.soft_prompt_init == "padding_rows":  # refused before anything is loaded
             path, count = self.config.vlm.path, self.settings.num_soft_prompt_tokens
-            num_rows = load_config(resolve_directory(path)).text_config.vocab_size
+            num_rows = family_of(path).vocab_size
             padding_rows(load_prompt(path).tokenizer, count, num_rows)
         self.questions.every_emotion(cache.categories)  # a template that lacks one is refused before anything is loaded
         modules, lineage = load_trained_aspects(self.config, cache.hidden_size, self.sources.model)
@@ -271,13 +272,14 @@ class SoftPromptStage(Stage):
                 self._question(epoch, sample.key),
                 sample.category,
                 num_aspect_tokens=self.num_aspect_tokens,
-                grid=sample.grid if settings.vision_features else None,
+                image=sample.layout if settings.vision_features else None,
                 num_soft_tokens=settings.num_soft_prompt_tokens,
                 layout=settings.layout,
             )
             for sample in samples
         ]
         return make_batch(
+            prompt,
             sequences,
             [sample.features for sample in samples],
             row_image=range(len(samples)),
@@ -296,9 +298,9 @@ class SoftPromptStage(Stage):
     ) -> Stage2Model:
         settings = self.settings
         count = num_logits(settings.layout, prompt, language.vocab_size, settings.num_soft_prompt_tokens)
-        table = language.decoder.embed_tokens.weight
+        table = language.table
         with partition.whole([table]) if partition else nullcontext():
-            soft_prompt = SoftPrompt(self._initial(table, prompt)).to(device)
+            soft_prompt = SoftPrompt(self._initial(table, prompt) * language.embedding_scale).to(device)
         modules = None if self.aspect_modules is None else self.aspect_modules.to(device)
         return Stage2Model(language, modules, soft_prompt, count)
 

@@ -18,7 +18,7 @@ from masp.models.sequence import IGNORED, Batch
 from masp.training.schedule import PADDING, Rows, epoch_places, plan_step
 from masp.training.stage import Stage
 from masp.vlm.families import load_config, resolve_directory
-from masp.vlm.flops import LanguageShape, aspect_module_flops, language_flops, shapes
+from masp.vlm.flops import LanguageShape, aspect_module_flops, language_flops, language_shape
 from masp.vlm.prompt import Prompt
 
 WINDOW_SHARDS = 8
@@ -79,7 +79,7 @@ class Steps(Dataset):
     def __init__(self, stage: Stage, prompt: Prompt, rank: int = 0, num_ranks: int = 1):
         self.stage, self.prompt, self.rank, self.num_ranks = stage, prompt, rank, num_ranks
         self.schedule, self.settings = stage.schedule, stage.settings
-        self.shape = shapes(load_config(resolve_directory(stage.config.vlm.path)))[1]
+        self.shape = language_shape(load_config(resolve_directory(stage.config.vlm.path)))
         self._order = functools.lru_cache(maxsize=2)(self._epoch_order)
 
     def __len__(self) -> int:

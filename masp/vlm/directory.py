@@ -6,11 +6,16 @@ both: transformers believes one of them and does not look at the other.
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from masp.errors import InputError
 from masp.files.regular import is_directory, read_bytes
@@ -44,14 +49,8 @@ REFUSED_KEYS = {
 KERNEL_KEYS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation")
 """Keys that name a kernel; a value with a slash names a repository on the hub, from which code would be loaded."""
 
-CLASSES = {
-    "image_processor_type": (
-        "Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil", "Qwen2_5_VLImageProcessor",
-    ),
-    "tokenizer_class": ("Qwen2Tokenizer", "Qwen2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"),
-    "processor_class": ("Qwen2VLProcessor", "Qwen2_5_VLProcessor"),
-}  # fmt: skip
-"""Classes of transformers that a file may name."""
+CLASS_KEYS = ("image_processor_type", "tokenizer_class", "processor_class")
+"""Keys that name a class; it must be one of transformers."""
 
 SAME_TWICE = (
     ("hidden_size", "text_config.hidden_size"),
@@ -72,7 +71,8 @@ SAME_TWICE = (
     ("rope_scaling.mrope_section", "text_config.rope_parameters.mrope_section"),
     ("rope_scaling.mrope_section", "text_config.rope_scaling.mrope_section"),
 )
-"""Pairs of keys of config.json that state one fact."""
+"""Pairs of keys of config.json that state one fact in the Qwen2 families, which older versions wrote both ways."""
+SAYS_TWICE = ("qwen2_vl", "qwen2_5_vl")
 
 
 def read_json(directory: Path, name: str) -> dict[str, Any] | None:
@@ -150,18 +150,39 @@ def _check_entry(what: str, key: str, value: Any) -> None:
         "/" in str(name) for name in (value.values() if isinstance(value, dict) else [value])
     ):
         raise InputError(f"{what}: asks for code from the hub; MASP never runs it")
-    if key in CLASSES and value is not None and value not in CLASSES[key]:
-        raise InputError(f"{what}: must be one of {', '.join(CLASSES[key])}")
+    if key in CLASS_KEYS and value is not None and not (isinstance(value, str) and value in _classes(key)):
+        kind = key.removesuffix("_type").removesuffix("_class").replace("_", " ")
+        raise InputError(f"{what}: must be the class of {'an' if kind[0] in 'aeiou' else 'a'} {kind} in transformers")
+
+
+@functools.cache
+def _classes(key: str) -> frozenset[str]:
+    """Names of the classes of transformers that a file may name under this key."""
+    if key == "tokenizer_class":
+        names: set[str] = {
+            "PreTrainedTokenizerFast",
+            "TokenizersBackend",
+            *filter(None, TOKENIZER_MAPPING_NAMES.values()),
+        }
+        return frozenset(names | {f"{name}Fast" for name in names})
+    if key == "processor_class":
+        return frozenset(filter(None, PROCESSOR_MAPPING_NAMES.values()))
+    found = {"Qwen2_5_VLImageProcessor"}  # which older versions wrote
+    found |= {name for backends in IMAGE_PROCESSOR_MAPPING_NAMES.values() for name in backends.values() if name}
+    bare = {name.removesuffix("Pil").removesuffix("Fast") for name in found}
+    return frozenset(found | bare | {f"{name}Fast" for name in bare})
 
 
 def _check_agreement(directory: Path, found: Mapping[str, dict[str, Any]]) -> None:
     """Facts that the files state twice are the same."""
     config = found[CONFIG]
-    pairs = [((CONFIG, first), (CONFIG, second)) for first, second in SAME_TWICE]
-    vision = config.get("vision_config")
-    out = "out_hidden_size" if isinstance(vision, dict) and "out_hidden_size" in vision else "hidden_size"
-    text = "text_config.hidden_size" if isinstance(config.get("text_config"), dict) else "hidden_size"
-    pairs.append(((CONFIG, f"vision_config.{out}"), (CONFIG, text)))
+    pairs = []
+    if config.get("model_type") in SAYS_TWICE:
+        pairs += [((CONFIG, first), (CONFIG, second)) for first, second in SAME_TWICE]
+        vision = config.get("vision_config")
+        out = "out_hidden_size" if isinstance(vision, dict) and "out_hidden_size" in vision else "hidden_size"
+        text = "text_config.hidden_size" if isinstance(config.get("text_config"), dict) else "hidden_size"
+        pairs.append(((CONFIG, f"vision_config.{out}"), (CONFIG, text)))
     nested = found.get(PROCESSOR, {}).get("image_processor")
     for name in found.get(IMAGES, {}):
         if isinstance(nested, dict) and name in nested and name not in ("processor_class", "image_processor_type"):
@@ -175,7 +196,9 @@ def _check_agreement(directory: Path, found: Mapping[str, dict[str, Any]]) -> No
             pairs.append(((file, prefix + key), (CONFIG, f"vision_config.{other}")))
     for first, second in pairs:
         values = [_value(found.get(file), key) for file, key in (first, second)]
-        if None not in values and values[0] != values[1]:
+        if None in values or isinstance(values[0], dict) != isinstance(values[1], dict):
+            continue  # some processors state a size as height and width
+        if values[0] != values[1]:
             where = [
                 f"{key} = {shown(value)} in {file}" for (file, key), value in zip((first, second), values, strict=True)
             ]

@@ -41,5 +41,5 @@ class ImageLayout:
     grid: Grid | None = None
     """None for VLMs that do not count positions by a grid."""
     block: Runs | None = None
-    """What the processor writes in place of the image, from the first placeholder to the last, and separators between
-    them; None for `T` placeholders."""
+    """What the processor writes for the image: placeholders, and tokens before, between and behind them; None for `T`
+    placeholders alone."""

@@ -85,13 +85,12 @@ class LanguageShape:
 
 def shapes(config) -> tuple[VisionShape, LanguageShape]:
     """Read the sizes out of a VLM's transformers configuration (Qwen2-VL or Qwen2.5-VL)."""
-    vision, text = config.vision_config, config.text_config
+    vision = config.vision_config
     windowed = config.model_type == "qwen2_5_vl"
     # the families name the same things differently: in Qwen2.5-VL `hidden_size` is the encoder's own width
     width = vision.hidden_size if windowed else vision.embed_dim
     mlp = 3 * width * vision.intermediate_size if windowed else 2 * width * int(width * vision.mlp_ratio)
     full = len({b for b in vision.fullatt_block_indexes if 0 <= b < vision.depth}) if windowed else vision.depth
-    head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return (
         VisionShape(
             depth=vision.depth,
@@ -103,15 +102,21 @@ def shapes(config) -> tuple[VisionShape, LanguageShape]:
             num_full_blocks=full,
             window=vision.window_size // vision.patch_size // vision.spatial_merge_size if windowed else None,
         ),
-        LanguageShape(
-            num_layers=text.num_hidden_layers,
-            width=text.hidden_size,
-            num_heads=text.num_attention_heads,
-            num_kv_heads=text.num_key_value_heads,
-            head_width=head_width,
-            mlp_width=text.intermediate_size,
-            vocabulary=text.vocab_size,
-        ),
+        language_shape(config),
+    )
+
+
+def language_shape(config) -> LanguageShape:
+    """Read the sizes of a VLM's decoder out of its transformers configuration."""
+    text = config.get_text_config()
+    return LanguageShape(
+        num_layers=text.num_hidden_layers,
+        width=text.hidden_size,
+        num_heads=text.num_attention_heads,
+        num_kv_heads=text.num_key_value_heads,
+        head_width=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        mlp_width=text.intermediate_size,
+        vocabulary=text.vocab_size,
     )
 
 

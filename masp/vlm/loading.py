@@ -10,11 +10,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from transformers import AutoModelForImageTextToText
 from transformers.utils import logging
 
 from masp.errors import InputError
-from masp.vlm.families import load_config, plain_vlm_errors, resolve_directory
+from masp.vlm.families import CONSTANTS, TABLES, load_config, model_class, plain_vlm_errors, resolve_directory
 from masp.vlm.weights import check_weights, first_of, unread
 
 
@@ -48,17 +47,14 @@ def part_class(base: type, part: Literal["vision", "language"], partition: Parti
         def __init__(self, config):
             super().__init__(config)
             whole = {*self.state_dict(), *self.all_tied_weights_keys}
-            if part == "vision":
-                del self.model.language_model, self.lm_head
-            else:
-                del self.model.visual
+            _drop(self, super().get_output_embeddings(), part)
             self.other_half = frozenset(whole - {*self.state_dict()})
 
         def get_input_embeddings(self):
-            return None if part == "vision" else self.model.language_model.embed_tokens
+            return None if part == "vision" else super().get_input_embeddings()
 
         def get_output_embeddings(self):
-            return None if part == "vision" else self.lm_head
+            return None if part == "vision" else super().get_output_embeddings()
 
         def tie_weights(self, *args, **kwargs):
             with ExitStack() as stack:
@@ -73,6 +69,32 @@ def part_class(base: type, part: Literal["vision", "language"], partition: Parti
     Part.__name__ = Part.__qualname__ = base.__name__
     Part.__module__ = base.__module__
     return Part
+
+
+def decoder_of(model: Any) -> Any:
+    """The decoder stack inside a VLM of transformers."""
+    while True:
+        inside = model.get_decoder()
+        if inside is model:
+            inside = getattr(model, "model", model)
+        if inside is model:
+            return model
+        model = inside
+
+
+def _drop(model: Any, head: Any, part: Literal["vision", "language"]) -> None:
+    """Delete the half of a VLM that is not wanted, by the place of its decoder: names differ between families."""
+    decoder, inner = decoder_of(model), model.base_model
+    kept = {*TABLES.get(model.config.model_type, ()), CONSTANTS.get(model.config.model_type)}
+    for name, child in list(inner.named_children()):
+        has_language = any(module is decoder or module is head for module in child.modules())
+        if has_language == (part == "vision") and not (part == "language" and name in kept):
+            delattr(inner, name)
+    if part == "vision":
+        for name, module in list(model.named_modules()):
+            if module is head:
+                owner, _, own = name.rpartition(".")
+                delattr(model.get_submodule(owner), own)
 
 
 @contextmanager
@@ -158,7 +180,7 @@ def load_part(
     directory = resolve_directory(path)
     config = load_config(directory)
     check_weights(directory)
-    base: Any = AutoModelForImageTextToText._model_mapping[type(config)]  # a class, whatever its annotation says
+    base = model_class(config)
     cutting = _Cutting(partition) if partition else None
     try:
         with (
@@ -176,7 +198,11 @@ def load_part(
                 use_safetensors=True,
                 trust_remote_code=False,
             )
-    except InputError:
+    except InputError as error:
+        if "attention implementation" in str(error):
+            raise InputError(
+                f"vlm.attention: {attention!r}: a {config.model_type!r} model cannot be run with it; give eager"
+            ) from None
         if cutting and cutting.error:  # not the weights' fault: most often another rank is gone
             raise cutting.error from None
         raise

@@ -2,7 +2,7 @@
 
 A template may be in four files. It is asked with the content of a turn as a string where there is only text, and if it
 cannot take that, with every content as a list of parts. Everything that a prompt is made of must then be in its text,
-in order.
+in order. Templates of models that think before they answer are told not to.
 """
 
 from __future__ import annotations
@@ -33,22 +33,27 @@ class Turn:
     """The text of one turn, cut where its pieces are."""
 
     before: str
-    """All that is before the image, the system text included."""
+    """All that is before the image, a system text included."""
     between: str
     """From the image to the question."""
     closing: str
     """From the question to the answer."""
+    lead: str
+    """White space that belongs to the answer, of templates that ask for one without it."""
     tail: str
-    """Behind the answer."""
+    """Behind the answer; empty where the template writes nothing there."""
+    without_image: str
+    """The prompt for the question alone."""
 
 
-def chat_turn(directory: Path, image: str, tokens: dict[str, str]) -> Turn:
+def chat_turn(directory: Path, image: str, tokens: dict[str, str], has_system: bool) -> Turn:
     """Render the VLM's chat template.
 
     Args:
         directory: Directory of the VLM.
-        image: The token that stands for an image.
+        image: The text that stands for an image.
         tokens: Special tokens by name (`eos_token` …), which a template may use.
+        has_system: Whether the prompt opens with a system turn of `SYSTEM`; else with what the template writes.
 
     Raises:
         InputError: No template was found, it cannot be rendered within the limits, or a piece of the prompt is not in
@@ -57,7 +62,7 @@ def chat_turn(directory: Path, image: str, tokens: dict[str, str]) -> Turn:
     found: dict[str, Turn] = {}
     failures: list[str] = []
     for file, template in _templates(directory).items():
-        turn = _examined(f"{KEY}: {directory / file}", template, image, tokens)
+        turn = _examined(f"{KEY}: {directory / file}", template, image, tokens, has_system)
         if isinstance(turn, Turn):
             found[file] = turn
         else:
@@ -101,18 +106,18 @@ def _templates(directory: Path) -> dict[str, str]:
     return {file: template for file, template in found.items() if template}
 
 
-def _examined(what: str, template: str, image: str, tokens: dict[str, str]) -> Turn | str:
+def _examined(what: str, template: str, image: str, tokens: dict[str, str], has_system: bool) -> Turn | str:
     """The turn that a template writes, or what is wrong with it."""
     problems = []
-    results = json.loads(_rendered(what, template, json.dumps(tokens)))
-    for asked, answered in (results[:2], results[2:]):  # content as strings, then as parts
-        if failed := next((result["error"] for result in (asked, answered) if "error" in result), None):
+    results = json.loads(_rendered(what, template, json.dumps(tokens), has_system))
+    for asked, answered, alone in (results[:3], results[3:]):  # content as strings, then as parts
+        if failed := next((result["error"] for result in (asked, answered, alone) if "error" in result), None):
             kind, _, message = failed.partition(": ")
             problems.append(
                 f"cannot be used: {shortened(one_line((message.strip() or kind).splitlines()[0]), MAX_REASON)}"
             )
             continue
-        turn = _cut(asked["text"], answered["text"], image)
+        turn = _cut(asked["text"], answered["text"], alone["text"], image, has_system)
         if isinstance(turn, Turn):
             return turn
         problems.append(turn)
@@ -120,9 +125,10 @@ def _examined(what: str, template: str, image: str, tokens: dict[str, str]) -> T
     return problems[0]
 
 
-def _cut(asked: str, answered: str, image: str) -> Turn | str:
+def _cut(asked: str, answered: str, alone: str, image: str, has_system: bool) -> Turn | str:
     """Find the pieces of a prompt in its text, each once and in order."""
-    pieces = {"the system text": SYSTEM, "the image": image, "the question": QUESTION}
+    pieces = {"the system text": SYSTEM} if has_system else {}
+    pieces |= {"the image": image, "the question": QUESTION}
     texts, rest = [], asked
     for name, piece in pieces.items():
         before, found, rest = rest.partition(piece)
@@ -133,19 +139,20 @@ def _cut(asked: str, answered: str, image: str) -> Turn | str:
         return f"writes {double} more than once"
     if not rest:
         return "writes nothing between question and answer"
-    if not answered.startswith(asked):
-        return "does not begin the answer with what it writes when it asks for one"
-    before, found, tail = answered.removeprefix(asked).partition(ANSWER)
-    if not found or before:
+    before, found, tail = answered.partition(ANSWER)
+    if not found or (before.startswith(asked) and before[len(asked) :].strip()):
         return f"does not write the answer ({shown(ANSWER)}), or not in its place"
-    if not tail:
-        return "writes nothing to end the answer"
-    return Turn(texts[0] + SYSTEM + texts[1], texts[2], rest, tail)
+    if not (before.startswith(asked) or asked.startswith((before, before.rstrip()))):
+        return "does not begin the answer with what it writes when it asks for one"
+    opening = texts[0] + SYSTEM + texts[1] if has_system else texts[0]
+    return Turn(opening, texts[-1], rest, before[len(asked) :], tail, alone)
 
 
 @functools.lru_cache(maxsize=64)
-def _rendered(what: str, template: str, tokens: str) -> str:
-    """Results of the renderings of a template, in a process of its own: asked and answered, with strings, with parts.
+def _rendered(what: str, template: str, tokens: str, has_system: bool) -> str:
+    """Results of the renderings of a template, in a process of its own, with strings and then with parts.
+
+    Each time asked, answered, and asked without an image.
 
     Raises:
         InputError: It took more time or memory than it may.
@@ -156,12 +163,15 @@ def _rendered(what: str, template: str, tokens: str) -> str:
         def content(text: str, as_parts: bool = as_parts) -> Any:
             return [{"type": "text", "text": text}] if as_parts else text
 
+        opening = [{"role": "system", "content": content(SYSTEM)}] if has_system else []
         user = [{"type": "image"}, {"type": "text", "text": QUESTION}]
-        asked = [{"role": "system", "content": content(SYSTEM)}, {"role": "user", "content": user}]
+        asked = [*opening, {"role": "user", "content": user}]
         answered = [*asked, {"role": "assistant", "content": content(ANSWER)}]
+        alone = [*opening, {"role": "user", "content": content(QUESTION)}]
         calls += [
-            {"messages": asked, "add_generation_prompt": True},
-            {"messages": answered, "add_generation_prompt": False},
+            {"messages": asked, "add_generation_prompt": True, "enable_thinking": False},
+            {"messages": answered, "add_generation_prompt": False, "enable_thinking": False},
+            {"messages": alone, "add_generation_prompt": True, "enable_thinking": False},
         ]
     request = json.dumps({"template": template, "tokens": json.loads(tokens), "calls": calls})
     try:

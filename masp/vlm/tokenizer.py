@@ -1,7 +1,12 @@
-"""The tokenizer of a VLM, whose files are checked before the library compiles what is in them."""
+"""The tokenizer of a VLM, whose steps are tried out in a process of their own before they run in this one."""
 
 from __future__ import annotations
 
+import functools
+import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,14 +16,28 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from masp.errors import InputError
 from masp.files.text import shown
+from masp.vlm import try_tokenizer
 from masp.vlm.directory import CONFIG, KEY, PROCESSOR, TOKENIZER, read_json
 from masp.vlm.families import plain_vlm_errors
 
 FILE = "tokenizer.json"
-PARTS = ("ByteLevel", "NFC", "Sequence", "Split")
-"""Steps that the families' tokenizers take; others could make one letter a gigabyte."""
+PARTS = (
+    "ByteFallback",
+    "ByteLevel",
+    "Digits",
+    "Fuse",
+    "NFC",
+    "NFD",
+    "Punctuation",
+    "Sequence",
+    "Split",
+    "WhitespaceSplit",
+)
+"""Steps that take no long time and make no long text, whatever the text is, if their pattern is one of `PATTERNS`."""
 PATTERNS = (PRETOKENIZE_REGEX,)
-"""Regular expressions of the families' tokenizers. Any other might take forever on some text."""
+"""Regular expressions that are known. Any other might take forever on some text."""
+WALL_S = 120
+"""Seconds after which a trial is given up; the limit of its CPU time is lower, a network disk may be slow."""
 
 
 def load_tokenizer(directory: Path, vocab_size: int) -> PreTrainedTokenizerBase:
@@ -46,18 +65,53 @@ def load_tokenizer(directory: Path, vocab_size: int) -> PreTrainedTokenizerBase:
 
 def _check_file(directory: Path) -> None:
     content = read_json(directory, FILE) or {}
-    what = f"{KEY}: {directory / FILE}"
-    for section in ("normalizer", "pre_tokenizer", "decoder"):
-        for part in _objects(content.get(section)):
-            kind = part.get("type")
-            if kind is not None and kind not in PARTS:
-                raise InputError(f"{what}: {section}: type = {shown(kind)}: must be one of {', '.join(PARTS)}")
-            pattern = part.get("Regex")
-            if pattern is not None and pattern not in PATTERNS:
-                raise InputError(f"{what}: {section}: Regex = {shown(pattern)}: must be that of the supported families")
     model = content.get("model")
     if isinstance(model, dict) and model.get("dropout"):
-        raise InputError(f"{what}: model.dropout = {shown(model['dropout'])}: must be null, or tokens are random")
+        raise InputError(
+            f"{KEY}: {directory / FILE}: model.dropout = {shown(model['dropout'])}: must be null, or tokens are random"
+        )
+    for section in ("normalizer", "pre_tokenizer", "decoder", "post_processor"):
+        for part in _objects(content.get(section)):
+            kind, pattern = part.get("type"), part.get("Regex")
+            if (kind is not None and kind not in PARTS) or (pattern is not None and pattern not in PATTERNS):
+                status = (directory / FILE).stat()
+                _try_out(directory / FILE, (status.st_size, status.st_mtime_ns))
+                return
+
+
+@functools.lru_cache(maxsize=64)
+def _try_out(path: Path, identity: tuple[int, int]) -> None:
+    """Run a tokenizer in a process of its own.
+
+    Args:
+        path: Its file.
+        identity: Size and modification time (ns) of the file, so that another one is tried again.
+
+    Raises:
+        InputError: It took too much time or memory, or made too many tokens.
+    """
+    try:
+        # -P: nothing is imported from the working directory
+        child = subprocess.run(
+            [sys.executable, "-P", try_tokenizer.__file__, str(path)], capture_output=True, timeout=WALL_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        child = None
+    except OSError as error:
+        raise InputError(f"{KEY}: {path} cannot be tried out: {error}") from None
+    if child is None or child.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        raise InputError(
+            f"{KEY}: {path}: short texts cannot be tokenized within {try_tokenizer.CPU_S} s of CPU time: a pattern or "
+            "replacement in it does not end"
+        )
+    if child.returncode or not child.stdout:
+        raise InputError(f"{KEY}: {path}: the tokenizers library fails on short texts with it")
+    found = json.loads(child.stdout)
+    if "tokens" in found:
+        raise InputError(
+            f"{KEY}: {path}: a text of {found['characters']:,} characters becomes {found['tokens']:,} tokens; must be "
+            f"at most {try_tokenizer.MAX_TOKENS} per character"
+        )
 
 
 def _objects(value: Any) -> Iterator[dict[str, Any]]:

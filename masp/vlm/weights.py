@@ -14,9 +14,12 @@ from masp.files.text import first_line, reason, shown
 from masp.vlm.directory import KEY, read_json
 
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
-DTYPES = ("F32", "F16", "BF16")
+DTYPES = ("F32", "F16", "BF16", "I64")
+"""Quantized weights have others; integers of 64 bits are numbers of positions and the like."""
 COMPUTED = re.compile(r"(^|\.)(rotary_emb|rotary_pos_emb)\.(original_)?inv_freq$")
 """Buffers that old checkpoints hold and every model computes."""
+CONVERTED = re.compile(r".*\.(experts|ngram_embedding)\.")
+"""Tensors below these are one in memory, under a name that transformers makes of theirs."""
 MAX_NAMED = 3
 """Tensors that an error names."""
 
@@ -66,7 +69,10 @@ def unread(unexpected: Iterable[str], other_half: Iterable[str]) -> list[str]:
         unexpected: What transformers found no place for while it loaded a half.
         other_half: Names of the other half's tensors, which stay on disk on purpose.
     """
-    return sorted(name for name in set(unexpected) - set(other_half) if not COMPUTED.search(name))
+    known = set(other_half)
+    converted = {match[0] for name in known if (match := CONVERTED.match(name))}
+    left = (name for name in set(unexpected) - known if not COMPUTED.search(name))
+    return sorted(name for name in left if not ((match := CONVERTED.match(name)) and match[0] in converted))
 
 
 def first_of(names: Sequence[str]) -> str:
@@ -97,7 +103,7 @@ def _tensors(path: Path) -> list[str]:
     for name, dtype in dtypes.items():
         if dtype not in DTYPES and not COMPUTED.search(name):
             raise InputError(
-                f"{KEY}: {path}: tensor {shown(name)} has dtype {dtype}; must be one of {', '.join(DTYPES)}: quantized "
-                "weights are not supported"
+                f"{KEY}: {path}: tensor {shown(name)} has dtype {dtype}; must be one of {', '.join(DTYPES[:3])}: "
+                "quantized weights are not supported"
             )
     return names

@@ -62,7 +62,7 @@ def test_read_cache(made):
     lines = result.stdout.splitlines()
     assert lines[0] == f"18 images, features of {cache.hidden_size} numbers per vision token"
     found = [line for line in lines if line.startswith(f"{sample.key}: {sample.category}, ")]
-    assert len(found) == 1 and f"features {list(sample.features.shape)} torch.float32" in found[0]
+    assert len(found) == 1 and f"features {list(sample.features.tokens.shape)} torch.float32" in found[0]
     assert sum(": " in line and "features [" in line for line in lines) == 2
 
 

@@ -44,7 +44,7 @@ def test_kept_tokens_are_those_of_the_modules(made):
     tokens = AspectTokens(cache, config.aspects, digest)
     assert tokens.num_queries == modules.num_queries
     for row in range(len(cache)):
-        features, mask = pad_features([cache.read(row).features.float()])
+        features, mask = pad_features([cache.read(row).features.tokens.float()])
         with torch.no_grad():
             assert torch.allclose(tokens.read(row), modules(features, mask)[0], atol=1e-6)
     tokens.close()

@@ -29,6 +29,13 @@ def test_equal_indices_are_equal_bytes(cache, tmp_path):
     assert len(index) == len(index.keys) == 6
 
 
+def test_there_are_zeros_where_a_vlm_has_no_grid(tmp_path):
+    cache = make_small_cache(tmp_path / "tiles", separator=9)
+    index = load_index(cache / "index.h5")
+    assert index.grid.shape == (6, 3) and not index.grid.any() and index.num_tokens.all()
+    assert verify_cache(cache) == []
+
+
 @pytest.mark.parametrize(
     ("categories", "aspects", "named"),
     [
@@ -81,6 +88,8 @@ INDEX_DAMAGES = {
     "a column has strings": replaced("num_tokens", data=["x"] * 6),
     "a column has another shape": replaced("grid", data=np.ones((6, 2), "i4")),
     "a column is longer": replaced("shard", data=np.zeros(7, "i4")),
+    "a grid that is not whole": replaced("grid", data=np.tile(np.array([1, 0, 2], "i4"), (6, 1))),
+    "a grid that is negative": replaced("grid", data=-np.ones((6, 3), "i4")),
     "a number is negative": replaced("offset", data=-np.ones(6, "i8")),
     "shards that do not exist": replaced("shard", data=np.full(6, 99, "i4")),
     "categories that do not exist": replaced("category", data=np.full(6, 99, "i2")),

@@ -1,6 +1,7 @@
 """Merging sidecars: each is read once, nothing is written before all are known to be good, any order of aspects."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from masp.cache.layout import read_layout, sidecar_path
 from masp.cache.merge import finalize, merge_sidecars
 from masp.cache.reader import open_cache
 from masp.cache.shard_state import UnfinishedCache, absent_shards, finished_sidecars
+from masp.errors import DataError
 from tests.small_cache import make_small_cache
 
 MERGED = ("index.h5", "quarantine.jsonl", "manifest.json")
@@ -65,6 +67,16 @@ def test_a_shard_that_is_not_finished_is_named_and_nothing_is_written(cache, dam
         finalize(cache, layout)
     assert found.value.missing == (name,)
     assert not any((cache / file).exists() for file in MERGED)
+
+
+def test_shards_of_different_numbers_of_deep_maps_are_not_merged(tmp_path):
+    cache, other = (make_small_cache(tmp_path / str(count), num_deep_maps=count) for count in (2, 3))
+    for file in ("train-00001.json", "train-00001.tar"):
+        shutil.copyfile(other / "shards" / file, cache / "shards" / file)
+    before = {name: (cache / name).read_bytes() for name in MERGED}
+    with pytest.raises(DataError, match="sidecar train-00001: num_deep_maps = 3, but 2 in the shards before it"):
+        finalize(cache, read_layout(cache))
+    assert {name: (cache / name).read_bytes() for name in MERGED} == before
 
 
 def test_what_examines_a_sidecar_can_refuse_it_before_anything_is_written(cache):

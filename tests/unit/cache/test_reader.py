@@ -13,14 +13,17 @@ import torch
 import webdataset
 
 from masp.cache import reader
+from masp.cache.codec import TORCH_NAMES
 from masp.cache.layout import LAYOUT, MANIFEST
 from masp.cache.reader import open_cache
 from masp.data.datasets import read_dataset
 from masp.data.images import load_image
 from masp.errors import DataError, InputError
 from masp.files.typed import plain
+from masp.vlm.features import ImageLayout
 from masp.vlm.vision import load_preprocessor, load_vision_half
 from tests.images import make_config
+from tests.small_cache import PLACEHOLDER, make_small_cache
 
 
 def test_features_are_those_of_the_encoder_and_labels_those_of_the_dataset(made, cache):
@@ -34,14 +37,16 @@ def test_features_are_those_of_the_encoder_and_labels_those_of_the_dataset(made,
         assert (cached.key, cached.split, cached.category) == (key, sample.split, sample.category)
         assert cached.answers == sample.answers
         image = load_image(sample.image_path, config.vlm.max_side)
-        pixels, grid = preprocess(image)
-        assert (cached.grid, cached.image_size) == (grid, image.size)
-        assert cached.features.shape == (preprocess.num_tokens(*image.size), cache.hidden_size)
-        torch.testing.assert_close(cached.features, vision.encode([pixels], [grid])[0], rtol=0, atol=1e-5)
+        inputs, layout = preprocess(image)
+        assert (cached.layout, cached.image_size) == (layout, image.size)
+        assert cached.features.tokens.shape == (preprocess.num_tokens(*image.size), cache.hidden_size)
+        (exact,) = vision.encode([inputs], [layout])
+        torch.testing.assert_close(cached.features.tokens, exact.tokens, rtol=0, atol=1e-5)
+        assert cached.features.deep is exact.deep is None
         assert cache.row_of(key) == row
         record = cache.read_record(row)
         assert record.category == sample.category and len(record.source_sha256) == 64
-        assert tuple(cache.index.grid[row]) == grid and cache.index.num_tokens[row] == len(cached.features)
+        assert tuple(cache.index.grid[row]) == layout.grid and cache.index.num_tokens[row] == layout.num_tokens
         assert cache.categories[cache.index.category[row]] == sample.category
 
 
@@ -59,9 +64,9 @@ def test_rows_and_answers_are_told_without_reading_a_shard(cache):
 
 def test_dtype_on_read(cache):
     plain = cache.read(0)
-    assert plain.features.dtype == torch.float32
-    half = cache.read(0, torch.bfloat16).features
-    assert half.dtype == torch.bfloat16 and torch.equal(half, plain.features.bfloat16())
+    assert plain.features.tokens.dtype == torch.float32
+    half = cache.read(0, torch.bfloat16).features.tokens
+    assert half.dtype == torch.bfloat16 and torch.equal(half, plain.features.tokens.bfloat16())
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
@@ -73,10 +78,10 @@ def test_caches_of_half_precision_come_back_bit_for_bit(made, tmp_path, dtype):
     wanted = {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
     config = make_config(root, vlm, tmp_path / "c")
     path = {s.key: s.image_path for s in read_dataset(config.dataset).samples}[cache.index.keys[0]]
-    pixels, grid = load_preprocessor(vlm)(load_image(path, 1024))
-    features = load_vision_half(vlm, wanted).encode([pixels], [grid])[0]
-    assert cache.read(0).features.dtype == wanted
-    torch.testing.assert_close(cache.read(0).features, features, rtol=0.02, atol=0.02)
+    inputs, layout = load_preprocessor(vlm)(load_image(path, 1024))
+    (features,) = load_vision_half(vlm, wanted).encode([inputs], [layout])
+    assert cache.read(0).features.tokens.dtype == wanted
+    torch.testing.assert_close(cache.read(0).features.tokens, features.tokens, rtol=0.02, atol=0.02)
 
 
 def test_stock_webdataset_and_tar_read_the_shards(cache):
@@ -86,7 +91,7 @@ def test_stock_webdataset_and_tar_read_the_shards(cache):
     assert [s["__key__"] for s in samples] == list(cache.index.keys)
     for row, sample in enumerate(samples):
         cached = cache.read(row)
-        assert torch.equal(safetensors.torch.load(sample["safetensors"])["features"], cached.features)
+        assert torch.equal(safetensors.torch.load(sample["safetensors"])["features"], cached.features.tokens)
         assert json.loads(sample["json"])["answers"] == cached.answers
     with tarfile.open(shards[0]) as tar:
         for member in tar:
@@ -102,16 +107,37 @@ def test_the_command_tar_takes_a_shard_apart(cache, tmp_path):
         record = json.loads((tmp_path / f"{key}.json").read_text())
         assert record == plain(cache.read_record(row)) and record["key"] == key
         features = safetensors.torch.load_file(tmp_path / f"{key}.safetensors")["features"]
-        assert torch.equal(features, cache.read(row).features)
+        assert torch.equal(features, cache.read(row).features.tokens)
     assert len([p for p in tmp_path.rglob("*") if p.is_file()]) == 2 * len(cache)
 
 
+@pytest.mark.parametrize("dtype", TORCH_NAMES)
+def test_deep_maps_come_back(tmp_path, dtype):
+    cache = open_cache(make_small_cache(tmp_path / "cache", dtype=dtype, num_deep_maps=3))
+    plain = open_cache(make_small_cache(tmp_path / "plain", dtype=dtype))
+    for row in range(len(cache)):
+        sample, count = cache.read(row), int(cache.index.num_tokens[row])
+        assert sample.features.deep.shape == (3, count, cache.hidden_size)
+        assert sample.features.deep.dtype == sample.features.tokens.dtype == plain.read(row).features.tokens.dtype
+        assert [t.dtype for t in cache.read(row, torch.bfloat16).features.tensors] == 2 * [torch.bfloat16]
+        assert sample.layout == ImageLayout(count, (1, 2, 2 * count))
+    assert (cache.manifest.num_deep_maps, plain.manifest.num_deep_maps) == (3, None)
+
+
+def test_an_image_without_a_grid_and_with_separators(tmp_path):
+    cache = open_cache(make_small_cache(tmp_path / "cache", separator=9))
+    for row in range(len(cache)):
+        count = int(cache.index.num_tokens[row])
+        block = ((PLACEHOLDER, count - 1), (9, 1), (PLACEHOLDER, 1))
+        assert cache.read(row).layout == ImageLayout(count, None, block)
+
+
 def read_in_process(cache, row, pipe):
-    pipe.send(cache.read(row).features.sum().item())
+    pipe.send(cache.read(row).features.tokens.sum().item())
 
 
 def test_a_cache_travels_to_other_processes(cache):
-    expected = cache.read(3).features.sum().item()
+    expected = cache.read(3).features.tokens.sum().item()
     assert cache._files and not pickle.loads(pickle.dumps(cache))._files
     for method in ("fork", "spawn"):
         context = multiprocessing.get_context(method)

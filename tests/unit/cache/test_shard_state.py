@@ -58,6 +58,9 @@ def test_the_error_names_file_key_and_what_would_be_valid(cache):
         (lambda s: s["samples"][0]["features"].update(offset=1 << 40), "features right after its JSON"),
         (lambda s: s["quarantined"].append(s["quarantined"][0]), "each sample once"),
         (lambda s: s.update(format_version=2), "format_version 1"),
+        (lambda s: s.update(num_deep_maps=0), "greater than or equal to 1"),
+        (lambda s: s["samples"][0].pop("grid"), "samples[0].grid is missing"),
+        (lambda s: s["samples"][0].update(grid=[0, 0, 0]), "greater than or equal to 1"),
     ],
 )
 def test_parts_of_a_sidecar_must_agree(cache, change, says):

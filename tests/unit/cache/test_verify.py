@@ -2,16 +2,23 @@
 
 import hashlib
 import io
+import json
 import random
+import shutil
 import tarfile
+from dataclasses import replace
 
 import pytest
+import torch
 
+from masp.cache import writer
+from masp.cache.codec import EIGHT_BIT, TORCH_NAMES, encode_features, encode_record
 from masp.cache.reader import open_cache
 from masp.cache.verify import verify_cache
 from masp.errors import DataError, InputError
 from masp.extraction.job import extract
 from masp.extraction.repair import repair
+from tests.small_cache import make_small_cache
 
 
 def digests(folder):
@@ -107,6 +114,79 @@ def test_a_damaged_sample_is_named(copied):
     (problem,) = verify_cache(folder)
     assert problem.key == cache.index.keys[row] and problem.shard == "train-00000"
     assert "its JSON is damaged" in str(problem)
+
+
+def safetensors_of(folder, row):
+    """Path of the tar with a sample, and where the data of each of its tensors starts and ends in it."""
+    cache = open_cache(folder)
+    path = folder / "shards" / f"{cache.shard_name(int(cache.index.shard[row]))}.tar"
+    start = int(cache.index.offset[row] + cache.index.features_start[row])
+    data = path.read_bytes()
+    body = start + 8 + int.from_bytes(data[start : start + 8], "little")
+    header = json.loads(data[start + 8 : body])
+    return path, {name: [body + place for place in entry["data_offsets"]] for name, entry in header.items()}
+
+
+@pytest.mark.parametrize("dtype", TORCH_NAMES)
+def test_a_bit_of_each_tensor_of_a_sample(tmp_path, dtype):
+    folder = make_small_cache(tmp_path / "cache", dtype=dtype, num_deep_maps=2)
+    assert verify_cache(folder) == []
+    path, tensors = safetensors_of(folder, 3)
+    assert len(tensors) == (4 if dtype in EIGHT_BIT else 2)
+    for start, end in tensors.values():
+        for position in (start, end - 1):
+            flip(path, position)
+            (problem,) = verify_cache(folder)
+            assert problem.key == open_cache(folder).index.keys[3] and problem.what == "its features are damaged"
+            with pytest.raises(DataError, match="the features do not match their checksum"):
+                open_cache(folder).read(3)
+            flip(path, position)
+    assert verify_cache(folder) == []
+
+
+def cut(stored, name, *where):
+    return {**stored, name: stored[name][where].contiguous()}
+
+
+WRONG_FEATURES = {
+    "has 1 deep maps instead of 2": lambda s: cut(s, "deep", slice(0, 1)),
+    "has 0 deep maps instead of 2": lambda s: {"features": s["features"]},
+    "has features of 7 numbers instead of 8": lambda s: {
+        name: tensor[..., :7].contiguous() for name, tensor in s.items()
+    },
+    "has 1 tokens instead of": lambda s: {name: tensor[..., :1, :].contiguous() for name, tensor in s.items()},
+    "with the T and D of the features": lambda s: cut(s, "deep", slice(None), slice(0, 1)),
+    "its features are not finite": lambda s: {**s, "deep": s["deep"] * torch.inf},
+}
+
+
+@pytest.mark.parametrize("what", WRONG_FEATURES)
+def test_features_with_the_right_checksum_and_the_wrong_content(tmp_path, monkeypatch, what):
+    monkeypatch.setattr(writer, "encode_features", lambda stored: encode_features(WRONG_FEATURES[what](stored)))
+    folder = make_small_cache(tmp_path / "cache", num_deep_maps=2)
+    problems = verify_cache(folder)
+    assert len(problems) == 6 and all(p.key and what in str(p) for p in problems), problems
+
+
+def test_a_block_with_another_number_of_tokens(tmp_path, monkeypatch):
+    def longer(record):
+        (token, count), *others = record.block
+        return encode_record(replace(record, block=((token, count + 1), *others)))
+
+    monkeypatch.setattr(writer, "encode_record", longer)
+    problems = verify_cache(make_small_cache(tmp_path / "cache", separator=9))
+    assert len(problems) == 6 and "no token of its block is there 2 times" in str(problems[0])
+
+
+def test_a_shard_with_another_number_of_deep_maps(tmp_path):
+    folder, other = (make_small_cache(tmp_path / str(count), num_deep_maps=count) for count in (2, 3))
+    for file in ("train-00001.json", "train-00001.tar"):
+        shutil.copyfile(other / "shards" / file, folder / "shards" / file)
+    (problem,) = verify_cache(folder)
+    assert str(problem) == "shards/train-00001.json: is not the one that the manifest names"
+    flip(folder / "manifest.json", 77)
+    found = [str(problem) for problem in verify_cache(folder)]
+    assert "shards/train-00001.json: has another number of deep maps than the cache" in found and len(found) == 2
 
 
 def test_a_manifest_of_another_cache_is_noticed(copied, made, tmp_path):

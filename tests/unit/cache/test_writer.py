@@ -3,12 +3,18 @@
 import hashlib
 import os
 import tarfile
+from pathlib import Path
 
 import pytest
+import torch
 
+from masp.cache.codec import store
+from masp.cache.fingerprint import Machine
 from masp.cache.layout import SHARDS, Shard, tar_path
-from masp.cache.shard_state import SidecarFingerprint
+from masp.cache.shard_state import SidecarFingerprint, Source
 from masp.cache.writer import ShardWriter
+from masp.data.sample import Sample
+from masp.vlm.features import Features, ImageLayout
 from tests.small_cache import machine_part, make_small_cache
 
 
@@ -24,6 +30,66 @@ def test_the_same_samples_are_the_same_bytes(tmp_path):
         files = sorted(make_small_cache(tmp_path / name).rglob("*.*"))
         found.append([(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files])
     assert found[0] == found[1] and len(found[0]) == 10
+
+
+OF_FORMAT_1 = {
+    "bf16": (
+        "64dfa637df936b590e85bf0c0e345a18180f8ef4526ce2e36a92e818848aa45e",
+        "ea12d78b0ffe2ee32a4159156645c3d2e292d04d9a8051f4ef31ecc835774ffa",
+    ),
+    "fp16": (
+        "92ba3038787cedb9a66d2df8f1596df6703a725f03cdbf9a6114989c1f9206cd",
+        "09372d77035dfc12675605629040869d3f3ac04934e3225059903a27cff4417e",
+    ),
+    "fp32": (
+        "223bc7f3fb7dd6c3a858fa10e7e98dededa120b3c6038c342ff6859ba9383218",
+        "59d25977a3737784e74c11bacd69046f515523840081a902eb0b26203425b364",
+    ),
+    "int8": (
+        "d1eb584ee6ad131a0a69144e25da4dfc83266fb18dbe18fa46411ddf240b2e45",
+        "112e06b471ddf9daeca66f7502061ad294ce49a4473f71a57c173a704d7f2ee2",
+    ),
+    "fp8": (
+        "8346fc5e1496ea693905e723672f745782e3b0c6e8a197a013efcb61a701f07a",
+        "00569ff56dd15bbcf19c69c53678203ddfbc24003d8e1605a1a35072af7beca3",
+    ),
+}
+"""Of a small cache as it was written before there were deep maps and blocks: the digest of its shards and sidecars, and
+that of its other files."""
+
+
+@pytest.mark.parametrize("dtype", OF_FORMAT_1)
+def test_a_cache_without_deep_maps_is_the_same_bytes_as_ever(tmp_path, dtype):
+    versions = ("libjpeg-turbo 3.1.2", 1, "12.0.0", "pil", "2.13.0", "5.23.0", "1.6.0")
+    folder = make_small_cache(tmp_path / "cache", dtype=dtype, machine=Machine(64, "cpu", "fp32", *versions))
+    others = [folder / name for name in ("index.h5", "layout.json", "manifest.json", "quarantine.jsonl")]
+    assert (digest(folder, sorted(folder.glob("shards/*"))), digest(folder, others)) == OF_FORMAT_1[dtype]
+
+
+def digest(folder, paths):
+    found = hashlib.sha256()
+    for path in paths:
+        found.update(f"{path.relative_to(folder)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return found.hexdigest()
+
+
+@pytest.mark.parametrize("wrong", ["num_tokens", "num_deep_maps"])
+def test_samples_that_do_not_fit_are_a_bug_that_is_noticed(tmp_path, wrong):
+    shard = Shard(0, "train-00000", "train", 0, ())
+    (tmp_path / SHARDS).mkdir()
+    writer = ShardWriter(tmp_path, shard, SidecarFingerprint("0" * 64, machine_part()))
+    given = {"image_size": (4, 3), "source": Source(9, 10, "1" * 64)}
+    stored = store(Features(torch.ones(4, 8), torch.ones(2, 4, 8)), "bf16")
+    writer.add(sample("a"), stored, layout=ImageLayout(4), **given)
+    if wrong == "num_deep_maps":
+        stored = store(Features(torch.ones(4, 8), torch.ones(3, 4, 8)), "bf16")
+    with pytest.raises(AssertionError, match="train/b has"):
+        writer.add(sample("b"), stored, layout=ImageLayout(5 if wrong == "num_tokens" else 4), **given)
+    writer.abandon()
+
+
+def sample(name):
+    return Sample(f"train/{name}", "train", Path("none"), "awe", {})
 
 
 def test_members_have_fixed_owner_mode_and_time(tmp_path):

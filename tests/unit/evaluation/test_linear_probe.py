@@ -20,7 +20,7 @@ class Shifted:
 
     def read(self, row: int):
         sample = self.cache.read(row)
-        sample.features.add_(self.shift * float(self.index.category[row]))
+        sample.features.tokens.add_(self.shift * float(self.index.category[row]))
         return sample
 
 
@@ -29,7 +29,7 @@ def test_the_mean_is_over_the_tokens_of_an_image(tmp_path):
     rows = cache.rows("train")
     means = mean_features(cache, rows)
     assert means.shape == (len(rows), HIDDEN_SIZE) and means.dtype == np.float32
-    np.testing.assert_allclose(means[1], cache.read(int(rows[1])).features.float().mean(0), rtol=1e-6)
+    np.testing.assert_allclose(means[1], cache.read(int(rows[1])).features.tokens.float().mean(0), rtol=1e-6)
 
 
 def test_separable_categories_are_told_apart(tmp_path):

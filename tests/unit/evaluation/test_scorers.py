@@ -6,8 +6,10 @@ import torch
 from masp.artifacts.trained import Trained
 from masp.config import load_config
 from masp.data.questions import Questions
+from masp.errors import InputError
 from masp.evaluation.scorers import AspectScorer, EmotionScorer, ScoreRequest, written_answer
 from masp.models.trainable import AspectModules
+from masp.vlm.features import Features, ImageLayout
 from tests.tiny import make_vlm
 
 HIDDEN = 32
@@ -25,7 +27,7 @@ def requests(aspect=None):
     """Features for which random weights write various lines."""
     generator = torch.Generator().manual_seed(0)
     drawn = [torch.randn(4, HIDDEN, generator=generator) for _ in range(24)]
-    return [ScoreRequest(features, (1, 4, 4), aspect=aspect) for features in drawn]
+    return [ScoreRequest(Features(tokens), ImageLayout(4, (1, 4, 4)), aspect=aspect) for tokens in drawn]
 
 
 @pytest.mark.parametrize(
@@ -57,6 +59,16 @@ def test_upper_and_lower_case_of_category_and_answer_do_not_differ(config):
     assert [score.text for score in again] == [score.text for score in scores]
     assert [score.prediction for score in again] == [swapped.get(written_answer(score.text)) for score in scores]
     assert any(score.prediction for score in again)
+
+
+def test_without_a_grid_there_is_no_map_of_where_aspects_look(config):
+    trained = Trained(AspectModules(["object"], HIDDEN), None, None, None, "after_image")
+    scorer = EmotionScorer(config, trained, QUESTIONS, ("fear", "joy"), "cpu")
+    features = Features(torch.ones(4, HIDDEN))
+    (found,) = scorer.attention([ScoreRequest(features, ImageLayout(4, (1, 4, 4)))])
+    assert found.shape == (1, 2, 2)
+    with pytest.raises(InputError, match="test/a: this VLM has no image grid"):
+        scorer.attention([ScoreRequest(features, ImageLayout(4), name="test/a")])
 
 
 def test_written_aspects_are_compared_in_the_same_form(config):

@@ -10,6 +10,7 @@ from masp.cli.main import main
 from masp.config import load_config
 from masp.errors import InputError
 from masp.experiments.cache_dtypes import measure, report, table
+from masp.vlm.features import Features
 from masp.vlm.vision import VisionHalf
 from tests.runs import make_run
 
@@ -55,11 +56,33 @@ def test_what_a_format_cannot_hold_counts_as_changed(config, monkeypatch):
 
     def overflowing(self, *arguments):
         features = encode(self, *arguments)
-        return [f * torch.inf if self.dtype == torch.float16 else f for f in features]
+        return [f.moved(lambda t: t * torch.inf) if self.dtype == torch.float16 else f for f in features]
 
     monkeypatch.setattr(VisionHalf, "encode", overflowing)
     row = measure(config[1], ["fp16"], 4).formats["fp16"]
     assert row.num_not_finite == row.num_changed == 4
+
+
+def test_the_error_of_deep_maps_is_told_apart(config, monkeypatch):
+    encode = VisionHalf.encode
+
+    def with_maps(self, *arguments):
+        # the second map has one large value per token, which costs int8 the small ones
+        maps = [(f.tokens, torch.cat([torch.full_like(f.tokens[:, :1], 300), f.tokens[:, 1:]], 1))
+                for f in encode(self, *arguments)]  # fmt: skip
+        return [Features(tokens, torch.stack([tokens, spiked])) for tokens, spiked in maps]
+
+    assert measure(config[1], ["int8"], 4).formats["int8"].deep_relative_error is None
+    monkeypatch.setattr(VisionHalf, "encode", with_maps)
+    result = measure(config[1], list(TORCH_NAMES), 4)
+    formats = result.formats
+    assert formats["fp32"].deep_relative_error == 0
+    assert 0 < formats["fp16"].deep_relative_error < formats["bf16"].deep_relative_error < 0.01
+    assert 0 < formats["int8"].deep_relative_error < 0.01
+    assert formats["int8"].deep_relative_error != formats["int8"].relative_error
+    lines = table(result).splitlines()
+    assert sum("error of the deep maps" in line for line in lines) == len(formats)
+    assert formats["bf16"].bytes_per_image > 3 * 2 * result.num_tokens / 4 * result.hidden_size
 
 
 def test_a_split_that_is_not_there(config):

@@ -16,13 +16,18 @@ import torch
 from PIL import Image
 
 from masp.cache import writer
+from masp.cache.codec import TORCH_NAMES
 from masp.cache.layout import LAYOUT
 from masp.cache.reader import open_cache
 from masp.cache.verify import verify_cache
+from masp.cache.writer import ShardWriter
 from masp.config import save_config
+from masp.data.datasets import read_dataset
 from masp.errors import DataError, InputError, StoppedEarly
+from masp.extraction.encoder import Encoder
 from masp.extraction.job import extract
 from masp.runtime.stop import StopFlag
+from masp.vlm.features import Features
 from masp.vlm.vision import VisionHalf
 from tests.images import make_config, make_dataset
 from tests.tiny import make_vlm
@@ -77,7 +82,9 @@ def test_neither_batches_nor_blanks_leak_into_neighbors(data, vlm, plain, tmp_pa
     alone = open_cache(extract(make_config(data, vlm, tmp_path / "c", "extract.batch_tokens=1")))
     together = open_cache(plain)
     for row in range(len(together)):
-        torch.testing.assert_close(alone.read(row).features, together.read(row).features, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            alone.read(row).features.tokens, together.read(row).features.tokens, rtol=0, atol=1e-5
+        )
 
 
 def test_broken_images_are_listed_with_their_reason(plain):
@@ -324,11 +331,78 @@ def test_features_that_are_not_finite_name_their_sample(data, vlm, tmp_path, mon
 
     def broken(self, *arguments):
         *others, last = encode(self, *arguments)
-        return [*others, torch.full_like(last, float("nan"))]
+        return [*others, last.moved(lambda tensor: torch.full_like(tensor, float("nan")))]
 
     monkeypatch.setattr(VisionHalf, "encode", broken)
     with pytest.raises(DataError, match=r"features of sample test/.* are not finite in fp32"):
         extract(make_config(data, vlm, tmp_path / "c"))
+
+
+@pytest.fixture
+def deep_encoder(monkeypatch):
+    """The encoder gives two deep maps beside the features."""
+    encode = VisionHalf.encode
+
+    def with_maps(self, *arguments):
+        return [Features(f.tokens, torch.stack([f.tokens * 2, 1 - f.tokens])) for f in encode(self, *arguments)]
+
+    monkeypatch.setattr(VisionHalf, "encode", with_maps)
+
+
+@pytest.mark.parametrize("dtype", TORCH_NAMES)
+def test_deep_maps_are_extracted_and_resumed_to_the_same_bytes(
+    data, vlm, plain, tmp_path, deep_encoder, monkeypatch, dtype
+):
+    whole = extract(make_config(data, vlm, tmp_path / "whole", f"cache.dtype={dtype}"))
+    config, finish, count = make_config(data, vlm, tmp_path / "c", f"cache.dtype={dtype}"), ShardWriter.finish, []
+
+    def crash_at_third(self):
+        count.append(self)
+        if len(count) == 3:
+            raise Interrupted
+        return finish(self)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(ShardWriter, "finish", crash_at_third)
+        extract(config)
+    assert len(digests(extract(config))) == 4
+    assert digests(tmp_path / "c", "*") == digests(whole, "*") and merged(tmp_path / "c") == merged(whole)
+    assert verify_cache(whole) == []
+    cache, without = open_cache(whole), open_cache(plain)
+    assert cache.manifest.num_deep_maps == 2 and list(cache.index.keys) == list(without.index.keys)
+    for row in range(len(cache)):
+        features = cache.read(row).features
+        tokens, deep = features.tokens.float(), features.deep.float()
+        torch.testing.assert_close(deep[0], 2 * tokens, rtol=0.1, atol=0.02)
+        torch.testing.assert_close(deep[1], 1 - tokens, rtol=0.1, atol=0.1)
+    exact = torch.stack([2 * tokens, 1 - tokens])
+    assert dtype != "fp32" or torch.equal(deep, exact)
+
+
+def test_deep_maps_that_are_not_finite_name_their_sample(data, vlm, tmp_path, deep_encoder, monkeypatch):
+    encode = VisionHalf.encode
+
+    def broken(self, *arguments):
+        *others, last = encode(self, *arguments)
+        last.deep[1, -1, -1] = float("inf")
+        return [*others, last]
+
+    monkeypatch.setattr(VisionHalf, "encode", broken)
+    with pytest.raises(DataError, match=r"features of sample test/.* are not finite in fp32"):
+        extract(make_config(data, vlm, tmp_path / "c"))
+
+
+def test_live_features_have_the_deep_maps_that_a_cache_would_return(data, vlm, tmp_path, deep_encoder):
+    config = make_config(data, vlm, tmp_path / "c", "cache.dtype=fp8")
+    cache, encoder = open_cache(extract(config)), Encoder(config)
+    samples = [s for s in read_dataset(config.dataset).samples if s.key in set(cache.index.keys)][:3]
+    with encoder.stream(samples, 0) as stream:
+        images = list(stream)
+    for sample, image in zip(samples, images, strict=True):
+        (live,), cached = encoder.encode([image]), cache.read(cache.row_of(sample.key))
+        assert image.layout == cached.layout
+        for own, kept in zip(live.tensors, cached.features.tensors, strict=True):
+            torch.testing.assert_close(own, kept, rtol=0.13, atol=0.02)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
@@ -456,7 +530,7 @@ def test_repaired_images_are_counted_and_named(data, vlm, plain, tmp_path, caplo
     intact = open_cache(plain)
     assert len(repaired) == len(intact)
     for row in range(len(intact)):
-        torch.testing.assert_close(repaired.read(row).features, intact.read(row).features, rtol=0, atol=0)
+        torch.testing.assert_close(repaired.read(row).features.tokens, intact.read(row).features.tokens, rtol=0, atol=0)
     caplog.clear()
     extract(make_config(data, vlm, tmp_path / "whole"))
     assert "repaired" not in caplog.text

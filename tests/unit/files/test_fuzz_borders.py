@@ -42,6 +42,7 @@ from masp.errors import MaspError
 from masp.extraction.progress import Timing, read_timings
 from masp.files.sealed import sealed
 from masp.files.typed import encode
+from masp.vlm.features import Features
 from tests.small_cache import make_small_cache
 from tests.unit.files.run_borders import RUN_BORDERS
 from tests.unit.launch.borders import BORDERS as LAUNCH_BORDERS
@@ -93,7 +94,11 @@ def beside_cache(file: str) -> Callable[[Path], bytes]:
 def read_shard(path: Path) -> list:
     with contextlib.closing(open_cache(path.parent.parent)) as cache:
         samples = [cache.read(row) for row in range(len(cache))]
-        return [(s.key, s.split, s.category, s.answers, s.features.tolist(), s.grid, s.image_size) for s in samples]
+        return [(s.key, s.split, s.category, s.answers, listed(s.features), s.layout, s.image_size) for s in samples]
+
+
+def listed(features: Features) -> list:
+    return [tensor.tolist() for tensor in features.tensors]
 
 
 def read_index(path: Path) -> list:
@@ -127,12 +132,18 @@ def record(_: Path) -> bytes:
     return encode_record(SampleRecord("train/awe/1", "train", "awe", {"scene": "sea"}, (40, 30), (1, 2, 2), "1" * 64))
 
 
-def features(dtype: str) -> Callable[[Path], bytes]:
-    return lambda _: encode_features(store(torch.ones(3, 4), dtype))
+def record_with_block(_: Path) -> bytes:
+    block = ((7, 3), (9, 1), (7, 2))
+    return encode_record(SampleRecord("train/awe/1", "train", "awe", {}, (40, 30), None, "1" * 64, block))
+
+
+def features(dtype: str, num_deep_maps: int = 0) -> Callable[[Path], bytes]:
+    deep = torch.ones(num_deep_maps, 3, 4) if num_deep_maps else None
+    return lambda _: encode_features(store(Features(torch.ones(3, 4), deep), dtype))
 
 
 def read_features(path: Path) -> list:
-    return decode_features(memoryview(bytearray(path.read_bytes()))).tolist()
+    return listed(decode_features(memoryview(bytearray(path.read_bytes()))))
 
 
 def vlm(directory: Path) -> bytes:
@@ -218,8 +229,11 @@ BORDERS = (
     ),
     Border("aspect tokens", "binary", aspect_tokens, read_aspect_tokens, "file.h5", checked=True),
     Border("JSON of a sample", "json", record, lambda p: decode_record(p.read_bytes())),
+    Border("JSON of a sample with a block", "json", record_with_block, lambda p: decode_record(p.read_bytes())),
     Border("features, fp32", "binary", features("fp32"), read_features),
     Border("features, int8", "binary", features("int8"), read_features),
+    Border("features with deep maps, fp32", "binary", features("fp32", 2), read_features),
+    Border("features with deep maps, fp8", "binary", features("fp8", 2), read_features),
     Border("timings", "lines", timings, lambda p: read_timings(p.parent), "timings.jsonl", lenient=True),
     Border("memo of digests", "json", memo, _read_memo, lenient=True),
     Border(

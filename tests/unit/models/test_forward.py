@@ -43,7 +43,7 @@ def sequences(parts, layout, answers=True, rows=range(7)):
             f"Which emotion? {'really ' * n}",
             CATEGORIES[n % 6] if answers else None,
             num_aspect_tokens=9,
-            grid=GRIDS[n],
+            image=image_of(GRIDS[n]),
             num_soft_tokens=6,
             layout=layout,
         )
@@ -59,7 +59,9 @@ def test_layers_run_again_in_the_backward_pass_give_the_same(parts, frozen_prefi
     calls = []
     for layer in again.decoder.layers:
         layer.mlp.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
-    batch = make_batch(sequences(parts, "after_image"), parts[4], row_image=range(7), frozen_prefix=frozen_prefix)
+    batch = make_batch(
+        parts[1], sequences(parts, "after_image"), parts[4], row_image=range(7), frozen_prefix=frozen_prefix
+    )
     results = []
     for language in (parts[0], again):
         model = Stage2Model(language, parts[2], parts[3])
@@ -77,7 +79,9 @@ def test_frozen_prefix_equals_full_pass(parts, layout):
     model, features = stage2(parts, layout), parts[4]
     results = []
     for frozen_prefix in (True, False):
-        batch = make_batch(sequences(parts, layout), features, row_image=range(7), frozen_prefix=frozen_prefix)
+        batch = make_batch(
+            parts[1], sequences(parts, layout), features, row_image=range(7), frozen_prefix=frozen_prefix
+        )
         model.zero_grad()
         losses = model(batch)
         losses.sum().backward()
@@ -90,8 +94,10 @@ def test_frozen_prefix_equals_full_pass(parts, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_batch_of_seven_equals_seven_singles(parts, layout):
     model, features = stage2(parts, layout), parts[4]
-    together = model(make_batch(sequences(parts, layout), features, row_image=range(7)))
-    alone = [model(make_batch(sequences(parts, layout, rows=[n]), [features[n]], row_image=[0])) for n in range(7)]
+    together = model(make_batch(parts[1], sequences(parts, layout), features, row_image=range(7)))
+    alone = [
+        model(make_batch(parts[1], sequences(parts, layout, rows=[n]), [features[n]], row_image=[0])) for n in range(7)
+    ]
     assert torch.allclose(together, torch.cat(alone), atol=1e-5)
 
 
@@ -105,16 +111,16 @@ def test_stage1_groups_aspects_of_an_image(parts):
             f"{ASPECTS[a]}? " * (i + 1),
             CATEGORIES[i],
             num_aspect_tokens=3,
-            grid=None,
+            image=None,
             num_soft_tokens=0,
             layout="after_image",
         )
         for i, a in rows
     ]
     images, asked = [i for i, _ in rows], [a for _, a in rows]
-    grouped = model(make_batch(built, features[:3], row_image=images, row_aspect=asked))
+    grouped = model(make_batch(parts[1], built, features[:3], row_image=images, row_aspect=asked))
     alone = [
-        model(make_batch([s], [features[i]], row_image=[0], row_aspect=[a], frozen_prefix=False))
+        model(make_batch(parts[1], [s], [features[i]], row_image=[0], row_aspect=[a], frozen_prefix=False))
         for s, i, a in zip(built, images, asked, strict=True)
     ]
     assert torch.allclose(grouped, torch.cat(alone), atol=1e-5)
@@ -152,10 +158,10 @@ def test_regrouped_attention_equals_multihead_attention(parts):
 @pytest.mark.parametrize("frozen_prefix", [True, False])
 def test_scores_equal_one_category_at_a_time(parts, layout, frozen_prefix):
     model, features, prompt = stage2(parts, layout), parts[4], parts[1]
-    candidates = [prompt.ids(c) for c in CATEGORIES]
+    candidates = [prompt.answer(c) for c in CATEGORIES]
     end = None if layout == "released" else prompt.end
     batch = make_batch(
-        sequences(parts, layout, answers=False), features, row_image=range(7), frozen_prefix=frozen_prefix
+        parts[1], sequences(parts, layout, answers=False), features, row_image=range(7), frozen_prefix=frozen_prefix
     )
     sums, means = score_categories(model, batch, candidates, end)
     for n in range(7):
@@ -165,7 +171,7 @@ def test_scores_equal_one_category_at_a_time(parts, layout, frozen_prefix):
                 f"Which emotion? {'really ' * n}",
                 category,
                 num_aspect_tokens=9,
-                grid=GRIDS[n],
+                image=image_of(GRIDS[n]),
                 num_soft_tokens=6,
                 layout=layout,
             )
@@ -174,7 +180,7 @@ def test_scores_equal_one_category_at_a_time(parts, layout, frozen_prefix):
                 labels[(labels != -100).nonzero()[0]] = -100
             sequence = type(sequence)(sequence.ids, sequence.kind, sequence.positions, labels, sequence.split)
             with torch.no_grad():
-                loss = model(make_batch([sequence], [features[n]], row_image=[0], frozen_prefix=False))
+                loss = model(make_batch(parts[1], [sequence], [features[n]], row_image=[0], frozen_prefix=False))
             count = len(candidates[c]) + (end is not None)
             assert abs(-loss.item() - means[n, c].item()) < 1e-5
             # the loss is a mean, so its rounding is multiplied by the count: equal within 1e-5 of the sum
@@ -196,8 +202,8 @@ def test_which_candidates_are_cut_short_without_an_end():
 
 def test_equal_candidates_tie_exactly_and_few_positions_at_a_time_change_nothing(parts, monkeypatch):
     model, features, prompt = stage2(parts), parts[4], parts[1]
-    batch = make_batch(sequences(parts, "after_image", answers=False), features, row_image=range(7))
-    candidates = [prompt.ids(c) for c in ("sadness", "sad", "sadness")]
+    batch = make_batch(parts[1], sequences(parts, "after_image", answers=False), features, row_image=range(7))
+    candidates = [prompt.answer(c) for c in ("sadness", "sad", "sadness")]
     sums, _ = score_categories(model, batch, candidates, prompt.end)
     assert torch.equal(sums[:, 0], sums[:, 2]) and not torch.allclose(sums[:, 0], sums[:, 1])
     monkeypatch.setattr("masp.models.likelihood.MAX_POSITIONS", 3)
@@ -208,10 +214,10 @@ def test_equal_candidates_tie_exactly_and_few_positions_at_a_time_change_nothing
 def test_generation_does_not_depend_on_the_batch(parts, layout):
     model, features, prompt = stage2(parts, layout), parts[4], parts[1]
     built = sequences(parts, layout, answers=False)
-    together, first = generate(model, make_batch(built, features, row_image=range(7)), 4, prompt.stop)
+    together, first = generate(model, make_batch(parts[1], built, features, row_image=range(7)), 4, prompt.stop)
     for n in range(7):
         alone, logits = generate(
-            model, make_batch([built[n]], [features[n]], row_image=[0], frozen_prefix=False), 4, prompt.stop
+            model, make_batch(parts[1], [built[n]], [features[n]], row_image=[0], frozen_prefix=False), 4, prompt.stop
         )
         assert alone[0] == together[n]
         assert torch.allclose(first[n], logits[0], atol=1e-4)
@@ -226,7 +232,13 @@ def test_positions_follow_the_vlm(parts):
         whole = AutoModelForImageTextToText.from_config(config)
     for grid in GRIDS:
         sequence = build_sequence(
-            prompt, "Which emotion?", "awe", num_aspect_tokens=4, grid=grid, num_soft_tokens=3, layout="after_image"
+            prompt,
+            "Which emotion?",
+            "awe",
+            num_aspect_tokens=4,
+            image=image_of(grid) if grid else None,
+            num_soft_tokens=3,
+            layout="after_image",
         )
         is_feature = (sequence.kind == 2).int()[None]
         expected, _ = whole.model.get_rope_index(
@@ -234,6 +246,12 @@ def test_positions_follow_the_vlm(parts):
         )
         assert torch.equal(expected[:, 0], sequence.positions)
     flat = build_sequence(
-        prompt, "Which emotion?", "awe", num_aspect_tokens=4, grid=GRIDS[0], num_soft_tokens=3, layout="released"
+        prompt,
+        "Which emotion?",
+        "awe",
+        num_aspect_tokens=4,
+        image=image_of(GRIDS[0]),
+        num_soft_tokens=3,
+        layout="released",
     )
     assert torch.equal(flat.positions, torch.arange(len(flat)).expand(3, -1))

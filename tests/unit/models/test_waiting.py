@@ -8,6 +8,7 @@ import torch
 
 from masp.models import forward
 from masp.models.sequence import build_sequence, make_batch
+from masp.vlm.features import ImageLayout
 from masp.vlm.language import load_language_half
 from masp.vlm.prompt import load_prompt
 from masp.vlm.vision import load_vision_half
@@ -27,19 +28,28 @@ def pixels():
     return [torch.randn(h * w, 3 * 2 * 14 * 14, generator=random) for _, h, w in GRIDS]
 
 
+def images(pixels):
+    """Inputs and layouts, as the encoder takes them."""
+    inputs = [{"pixel_values": p, "image_grid_thw": torch.tensor([g])} for p, g in zip(pixels, GRIDS, strict=True)]
+    return inputs, [ImageLayout(h * w // 4, (t, h, w)) for t, h, w in GRIDS]
+
+
 def test_the_encoder_gives_what_transformers_gives(vlm, pixels):
     half = load_vision_half(vlm)
     with torch.inference_mode():
         plain = half.model.model.get_image_features(torch.cat(pixels), torch.tensor(GRIDS)).pooler_output
-    for own, features in zip(half.encode(pixels, GRIDS), plain, strict=True):
-        assert torch.equal(own, features)
+    for own, features in zip(half.encode(*images(pixels)), plain, strict=True):
+        assert torch.equal(own.tokens, features)
 
 
 def test_the_encoder_reads_nothing_back(vlm, pixels):
     half = load_vision_half(vlm)
     half.model.to("meta")
     half.device = torch.device("meta")
-    assert [tuple(f.shape) for f in half.encode(pixels, GRIDS)] == [(6, half.hidden_size), (20, half.hidden_size)]
+    assert [tuple(f.tokens.shape) for f in half.encode(*images(pixels))] == [
+        (6, half.hidden_size),
+        (20, half.hidden_size),
+    ]
 
 
 def test_a_batch_is_filled_and_its_loss_taken_without_reading_back(vlm):

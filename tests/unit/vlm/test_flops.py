@@ -5,6 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from masp.models.trainable import AspectModules
+from masp.vlm.features import ImageLayout
 from masp.vlm.flops import aspect_module_flops, encoder_flops, language_flops, peak_flops, rule_of_thumb, shapes
 from masp.vlm.language import load_language_half
 from masp.vlm.vision import load_preprocessor, load_vision_half
@@ -30,7 +31,9 @@ def test_encoder_matches_what_torch_counts(vlm, size):
     grid = preprocessor.grid(*size)
     vision, _ = shapes(half.model.config)
     pixels = torch.zeros(grid[0] * grid[1] * grid[2], vision.patch_values)
-    assert encoder_flops(vision, grid) == pytest.approx(counted(lambda: half.encode([pixels], [grid])), rel=1e-6)
+    inputs = {"pixel_values": pixels, "image_grid_thw": torch.tensor([grid])}
+    layout = ImageLayout(preprocessor.num_tokens(*size), grid)
+    assert encoder_flops(vision, grid) == pytest.approx(counted(lambda: half.encode([inputs], [layout])), rel=1e-6)
 
 
 def full_rectangle(language, prefix, suffix, gradient):

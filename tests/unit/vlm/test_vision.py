@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from masp.errors import InputError
+from masp.vlm.features import ImageLayout
 from masp.vlm.vision import load_preprocessor, load_vision_half
 
 PROCESSOR = "preprocessor_config.json"
@@ -49,6 +50,8 @@ def test_the_patch_size_of_another_model(vlm, change):
 def test_the_grid_is_that_of_the_pixels(vlm):
     preprocessor = load_preprocessor(str(vlm))
     for size in ((30, 300), (100, 60), (777, 333)):
-        pixels, grid = preprocessor(Image.new("RGB", size))
-        assert grid == preprocessor.grid(*size) and len(pixels) == grid[0] * grid[1] * grid[2]
-        assert preprocessor.num_tokens(*size) == len(pixels) // 4
+        inputs, layout = preprocessor(Image.new("RGB", size))
+        grid, pixels = preprocessor.grid(*size), inputs["pixel_values"]
+        assert layout == ImageLayout(len(pixels) // 4, grid) and len(pixels) == grid[0] * grid[1] * grid[2]
+        assert inputs["image_grid_thw"].tolist() == [list(grid)]
+        assert preprocessor.num_tokens(*size) == layout.num_tokens

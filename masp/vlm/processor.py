@@ -1,0 +1,224 @@
+"""A VLM's stock processor of transformers with the parts that an image needs: tokenizer and image processor.
+
+Without torchvision transformers has no processors for videos, and so refuses to load a processor that could take one.
+The classes here are the stock ones with nothing in place of parts that images do not need.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
+
+from masp.errors import InputError
+from masp.files.text import shown
+from masp.vlm.directory import KEY, PROCESSOR, TOKENIZER, read_json
+from masp.vlm.families import plain_vlm_errors
+from masp.vlm.tokenizer import load_tokenizer
+
+BLANK = (224, 224)
+"""Size of the image by which a processor is examined, and of what replaces an image that cannot be read."""
+_CHEAP = {"do_rescale": False, "do_normalize": False, "resample": 0}
+"""Settings that change pixel values only, for images of which only the size matters."""
+_OPTIONAL = ("torchvision", "timm", "num2words", "sentencepiece")
+"""Packages that processors of some families need."""
+
+
+class _Absent:
+    """In place of a part of a processor that images do not need."""
+
+    model_input_names = ()
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+def load_image_processor(directory: Path) -> Any:
+    """The VLM's image processor (Pillow backend); transformers does not type its settings.
+
+    Raises:
+        InputError: The directory has none that can be used; names a package that it needs.
+    """
+    with _naming_packages(directory), plain_vlm_errors(f"{directory} has no usable image processor"):
+        return AutoImageProcessor.from_pretrained(directory, backend="pil", trust_remote_code=False)
+
+
+def load_processor(directory: Path, config: Any) -> Any:
+    """The VLM's processor; transformers does not type its settings.
+
+    Args:
+        directory: Directory of the VLM.
+        config: Its configuration, of `load_config`.
+
+    Raises:
+        InputError: The directory has none that can be used; names a package that it needs.
+    """
+    parts = {
+        "tokenizer": load_tokenizer(directory, config.get_text_config().vocab_size),
+        "image_processor": load_image_processor(directory),
+    }
+    with _naming_packages(directory), plain_vlm_errors(f"{directory} has no usable processor"):
+        base: Any = _processor_class(directory, config.model_type)
+
+        class Stock(base):
+            def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> None:
+                """The stock check would refuse what stands for an absent part."""
+
+            def __repr__(self) -> str:
+                return f"{base.__name__} for images"
+
+            @classmethod
+            def _get_arguments_from_pretrained(cls, *_: Any, **__: Any) -> list[Any]:
+                return [parts.get(name) or _Absent() for name in cls.get_attributes()]
+
+        Stock.__name__ = base.__name__  # processors look their settings up by it
+        return Stock.from_pretrained(directory, trust_remote_code=False)
+
+
+class _naming_packages:
+    """Turn the error of a missing package into one line that says which to install."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None:
+            return
+        words = str(error).lower()
+        missing = [name for name in _OPTIONAL if name in words and importlib.util.find_spec(name) is None]
+        if missing:
+            raise InputError(
+                f"{KEY}: {self.directory}: its processor needs the package {missing[0]}, which is not installed; "
+                f"`pip install {missing[0]}`"
+            ) from None
+
+
+def _processor_class(directory: Path, model_type: str) -> type[ProcessorMixin]:
+    """The class that transformers has for this type of model; else its class that the directory names."""
+    stated = [(read_json(directory, name) or {}).get("processor_class") for name in (PROCESSOR, TOKENIZER)]
+    name = PROCESSOR_MAPPING_NAMES.get(model_type) or next((name for name in stated if isinstance(name, str)), None)
+    if name is None:
+        raise InputError(f"{KEY}: {directory}: transformers has no processor for {model_type!r}, and no file names one")
+    found = processor_class_from_name(name) if name in PROCESSOR_MAPPING_NAMES.values() else None
+    if not isinstance(found, type) or not issubclass(found, ProcessorMixin):
+        raise InputError(f"{KEY}: {directory}: processor_class = {shown(name)}: not a processor of transformers")
+    return found
+
+
+class _Recorder:
+    """A tokenizer that notes the text that it is given."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.__dict__.update(tokenizer=tokenizer, text=None)
+
+    def __call__(self, text: Any, *args: Any, **kwargs: Any) -> Any:
+        self.__dict__["text"] = text
+        return self.__dict__["tokenizer"](text, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["tokenizer"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.__dict__["tokenizer"], name, value)
+
+
+def marker_of(processor: Any) -> str:
+    """The text that a processor takes for the place of an image.
+
+    Raises:
+        InputError: It has none.
+    """
+    marker = getattr(processor, "image_token", None)
+    if not isinstance(marker, str) or not marker:
+        raise InputError(f"{KEY}: {processor!r} names no token that stands for an image")
+    return marker
+
+
+def write_out(processor: Any, text: str, image: Image.Image, add_special_tokens: bool) -> tuple[str, Any]:
+    """What the processor makes of a text with one image.
+
+    Args:
+        processor: Processor, of `load_processor`.
+        text: Text with one marker.
+        image: RGB image, of which only the size matters.
+        add_special_tokens: Whether the tokenizer adds what it puts around every text.
+
+    Returns:
+        The text with the marker replaced, and all that the processor returns for it (`input_ids` …).
+    """
+    tokenizer = processor.tokenizer
+    recorder = _Recorder(tokenizer)
+    processor.tokenizer = recorder
+    try:
+        out = call(processor, text, image, add_special_tokens=add_special_tokens, images_kwargs=dict(_CHEAP))
+    finally:
+        processor.tokenizer = tokenizer
+    written = recorder.text
+    return written if isinstance(written, str) else written[0], out
+
+
+def call(processor: Any, text: str, image: Image.Image, **settings: Any) -> Any:
+    """The processor's output for one text with one image, in torch tensors."""
+    try:
+        # a list of lists: some processors take a plain list for the images of one sample, others take no nested one
+        out = processor(text=[text], images=[[image]], return_tensors="pt", padding=True, **settings)
+    except ValueError as error:
+        if "nested" not in str(error).lower():
+            raise
+        out = processor(text=[text], images=[image], return_tensors="pt", padding=True, **settings)
+    out.pop("labels", None)
+    return out
+
+
+def blank(width: int, height: int) -> Image.Image:
+    """An image of which only the size matters."""
+    return Image.new("RGB", (width, height))
+
+
+def runs_of(ids: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Run lengths of token ids."""
+    found: list[tuple[int, int]] = []
+    for token in ids:
+        if found and found[-1][0] == token:
+            found[-1] = (token, found[-1][1] + 1)
+        else:
+            found.append((token, 1))
+    return tuple(found)
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids of the special tokens, which no text is tokenized to unless it writes them out."""
+    return frozenset(number for number, token in tokenizer.added_tokens_decoder.items() if token.special)
+
+
+def image_span(ids: Sequence[int], placeholder: int, special: frozenset[int]) -> tuple[int, int]:
+    """Where the image is in token ids: from the first placeholder to the last, and special tokens directly around them.
+
+    Raises:
+        ValueError: There is no placeholder.
+    """
+    if placeholder not in ids:
+        raise ValueError("the processor writes no placeholder of a feature for the image")
+    start = list(ids).index(placeholder)
+    stop = len(ids) - list(ids)[::-1].index(placeholder)
+    while start and ids[start - 1] in special:
+        start -= 1
+    while stop < len(ids) and ids[stop] in special:
+        stop += 1
+    return start, stop
+
+
+def tensors_for(processor_output: Any, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Those of a processor's tensors that the vision half takes; floating-point numbers as fp32."""
+    found = {name: torch.as_tensor(processor_output[name]) for name in names if name in processor_output}
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in found.items()}
