@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from masp.vlm.features import ImageLayout
+
 SPECIAL = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -24,6 +26,12 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 FAMILIES = ("qwen2_vl", "qwen2_5_vl")
+
+
+def layout_of(grid: tuple[int, int, int]) -> ImageLayout:
+    """How an image with this grid lies in a prompt of these VLMs."""
+    t, h, w = grid
+    return ImageLayout(t * h * w // 4, grid)
 
 
 def make_tokenizer(directory: Path):

@@ -8,9 +8,10 @@ from masp.models.generation import generate
 from masp.models.likelihood import candidate_tree, cut_short, score_categories
 from masp.models.sequence import LAYOUTS, build_sequence, make_batch
 from masp.models.trainable import AspectModules, SoftPrompt
+from masp.vlm.features import Features
 from masp.vlm.language import load_language_half
 from masp.vlm.prompt import load_prompt
-from tests.tiny import FAMILIES, make_vlm
+from tests.tiny import FAMILIES, layout_of, make_vlm
 
 ASPECTS = ("scene", "object", "brightness")
 GRIDS = [(1, 4, 4), (1, 2, 6), (1, 6, 4), (1, 2, 2), (1, 4, 8), (1, 8, 2), (1, 6, 6)]
@@ -24,7 +25,7 @@ def parts(request, tmp_path_factory):
     torch.manual_seed(1)
     modules = AspectModules(ASPECTS, language.hidden_size, num_queries=3)
     soft_prompt = SoftPrompt(torch.randn(6, language.hidden_size))
-    features = [torch.randn(g[1] * g[2] // 4, language.hidden_size) for g in GRIDS]
+    features = [Features(torch.randn(g[1] * g[2] // 4, language.hidden_size)) for g in GRIDS]
     return language, prompt, modules, soft_prompt, features
 
 
@@ -43,7 +44,7 @@ def sequences(parts, layout, answers=True, rows=range(7)):
             f"Which emotion? {'really ' * n}",
             CATEGORIES[n % 6] if answers else None,
             num_aspect_tokens=9,
-            image=image_of(GRIDS[n]),
+            image=layout_of(GRIDS[n]),
             num_soft_tokens=6,
             layout=layout,
         )
@@ -171,7 +172,7 @@ def test_scores_equal_one_category_at_a_time(parts, layout, frozen_prefix):
                 f"Which emotion? {'really ' * n}",
                 category,
                 num_aspect_tokens=9,
-                image=image_of(GRIDS[n]),
+                image=layout_of(GRIDS[n]),
                 num_soft_tokens=6,
                 layout=layout,
             )
@@ -236,7 +237,7 @@ def test_positions_follow_the_vlm(parts):
             "Which emotion?",
             "awe",
             num_aspect_tokens=4,
-            image=image_of(grid) if grid else None,
+            image=layout_of(grid),
             num_soft_tokens=3,
             layout="after_image",
         )
@@ -250,7 +251,7 @@ def test_positions_follow_the_vlm(parts):
         "Which emotion?",
         "awe",
         num_aspect_tokens=4,
-        image=image_of(GRIDS[0]),
+        image=layout_of(GRIDS[0]),
         num_soft_tokens=3,
         layout="released",
     )

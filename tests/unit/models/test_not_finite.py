@@ -8,9 +8,10 @@ from masp.evaluation.scorers import ScoreRequest, _finite_for
 from masp.models.generation import generate
 from masp.models.likelihood import NotFiniteError, check_finite, score_categories
 from masp.models.sequence import build_sequence, make_batch
+from masp.vlm.features import Features
 from masp.vlm.language import load_language_half
 from masp.vlm.prompt import load_prompt
-from tests.tiny import make_vlm
+from tests.tiny import layout_of, make_vlm
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -39,8 +40,8 @@ class Overflowing:
 
     def hidden(self, batch, cache=None):
         mask = batch.suffix.mask
-        found = self.language(self.language.embed(torch.zeros_like(mask, dtype=torch.long)), mask,
-                              batch.suffix.positions, cache)  # fmt: skip
+        embeds = torch.zeros(*mask.shape, self.language.hidden_size)
+        found = self.language(embeds, mask, batch.suffix.positions, cache)
         return found * torch.tensor(float("inf"))
 
 
@@ -48,10 +49,10 @@ def test_likelihood_and_generation(tmp_path):
     vlm = str(make_vlm(tmp_path / "vlm"))
     prompt, model = load_prompt(vlm), Overflowing(load_language_half(vlm))
     sequence = build_sequence(
-        prompt, "Q", None, num_aspect_tokens=0, grid=(1, 2, 2), num_soft_tokens=0, layout="after_image"
+        prompt, "Q", None, num_aspect_tokens=0, image=layout_of((1, 2, 2)), num_soft_tokens=0, layout="after_image"
     )
-    batch = make_batch([sequence], [torch.zeros(1, 32)], row_image=range(1), frozen_prefix=False)
+    batch = make_batch(prompt, [sequence], [Features(torch.zeros(1, 32))], row_image=range(1), frozen_prefix=False)
     with pytest.raises(NotFiniteError):
-        score_categories(model, batch, [prompt.ids("joy"), prompt.ids("fear")], prompt.end)
+        score_categories(model, batch, [prompt.answer("joy"), prompt.answer("fear")], prompt.end)
     with pytest.raises(NotFiniteError):
         generate(model, batch, 4, prompt.stop)

@@ -8,11 +8,11 @@ import torch
 
 from masp.models import forward
 from masp.models.sequence import build_sequence, make_batch
-from masp.vlm.features import ImageLayout
+from masp.vlm.features import Features, ImageLayout
 from masp.vlm.language import load_language_half
 from masp.vlm.prompt import load_prompt
 from masp.vlm.vision import load_vision_half
-from tests.tiny import FAMILIES, make_vlm
+from tests.tiny import FAMILIES, layout_of, make_vlm
 
 GRIDS = [(1, 4, 6), (1, 8, 10)]
 
@@ -54,18 +54,24 @@ def test_the_encoder_reads_nothing_back(vlm, pixels):
 
 def test_a_batch_is_filled_and_its_loss_taken_without_reading_back(vlm):
     language, prompt = load_language_half(vlm), load_prompt(vlm)
-    features = [torch.randn(h * w // 4, language.hidden_size) for _, h, w in GRIDS]
+    features = [Features(torch.randn(h * w // 4, language.hidden_size)) for _, h, w in GRIDS]
     sequences = [
         build_sequence(
-            prompt, "Which emotion?", "awe", num_aspect_tokens=0, grid=g, num_soft_tokens=3, layout="after_image"
+            prompt,
+            "Which emotion?",
+            "awe",
+            num_aspect_tokens=0,
+            image=layout_of(g),
+            num_soft_tokens=3,
+            layout="after_image",
         )
         for g in GRIDS
     ]
-    batch = make_batch(sequences, features, row_image=[0, 1], frozen_prefix=False)
-    picked = forward._features(batch, batch.suffix.places[forward.FEATURE][0])
-    assert torch.equal(picked, torch.cat(features))
+    batch = make_batch(prompt, sequences, features, row_image=[0, 1], frozen_prefix=False)
+    at = forward._feature_places(batch, batch.suffix.places[forward.FEATURE][0])
+    assert torch.equal(batch.features[at], torch.cat([each.tokens for each in features]))
     language.to("meta")
     there = batch.to("meta", torch.float32)
     soft_prompt = torch.empty(3, language.hidden_size, device="meta")
-    embeds = forward._inputs(language, there, there.suffix, None, soft_prompt)
+    embeds, _ = forward._inputs(language, there, there.suffix, {}, None, soft_prompt)
     assert forward.row_losses(language, embeds, there).shape == (2,)

@@ -32,7 +32,13 @@ def test_lengths_are_those_of_the_sequences_that_training_builds(vlm, tmp_path, 
         ("stage2", stage2_lengths(config, words, 6), 10, (1, 4, 6), 32),
     ):
         sequence = build_sequence(
-            prompt, question, answer, num_aspect_tokens=tokens, grid=grid, num_soft_tokens=soft, layout=layout
+            prompt,
+            question,
+            answer,
+            num_aspect_tokens=tokens,
+            image=grid and layout_of(grid),
+            num_soft_tokens=soft,
+            layout=layout,
         )
         assert (lengths.prefix, lengths.total) == (sequence.split, len(sequence)), stage
         assert lengths.num_logits == int((sequence.labels != IGNORED).sum()), stage
