@@ -1,7 +1,8 @@
 """Runs `masp …` in separate processes that can be signaled and killed, without importing torch for each of them.
 
-A server process imports what all commands need and forks a child per command. The child runs `masp.cli.main.main` and
-then exits like any Python process, with its exit handlers.
+A server process imports what all commands need and forks a child per command. The child runs what the console script
+runs, `masp.cli.main.run_process`, and so ends as `masp` does. What the server imported is frozen: otherwise each child's
+garbage collector would visit, and so copy, all of it.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SERVER = """
-import json, os, sys
+import gc, json, os, sys
 import deepspeed, h5py, sklearn.metrics, tensorboard, transformers.models.qwen2_vl.modeling_qwen2_vl, webdataset
 import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl, torch.utils.tensorboard
 from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl
 from deepspeed.runtime.zero.muon import muon_optimizer
 import masp.extraction.encode_shards, masp.evaluation.run, masp.evaluation.predict
 import masp.training.loop
-from masp.cli.main import main
+from masp.cli.main import run_process
+gc.collect()
+gc.freeze()
 print("ready", flush=True)
 for line in sys.stdin:
     order = json.loads(line)
@@ -40,7 +43,8 @@ for line in sys.stdin:
     for number, path in ((0, os.devnull), (1, order["stdout"]), (2, order["stderr"])):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
     os.environ.update(order["env"])
-    sys.exit(main(order["argv"]))
+    sys.argv = ["masp", *order["argv"]]
+    run_process()
 """
 
 
