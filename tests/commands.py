@@ -1,8 +1,8 @@
 """Runs `masp …` in separate processes that can be signaled and killed, without importing torch for each of them.
 
 A server process imports what all commands need and forks a child per command. The child runs what the console script
-runs, `masp.cli.main.run_process`, and so ends as `masp` does. What the server imported is frozen: otherwise each child's
-garbage collector would visit, and so copy, all of it.
+runs, `masp.cli.main.run_process`, and so ends as `masp` does. What the server imported is frozen: otherwise the garbage
+collector of each child would visit, and so copy, all of it.
 """
 
 from __future__ import annotations

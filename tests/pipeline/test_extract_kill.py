@@ -12,6 +12,7 @@ from masp.config import save_config
 from tests.images import make_config, make_dataset
 from tests.tiny import make_vlm
 
+
 def digests(folder):
     files = [*(folder / "shards").glob("*"), *(folder / n for n in ("index.h5", "manifest.json", "quarantine.jsonl"))]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
