@@ -18,8 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-SERVER = """
-import gc, json, os, sys
+IMPORTS = """
 import deepspeed, h5py, sklearn.metrics, tensorboard, transformers.models.qwen2_vl.modeling_qwen2_vl, webdataset
 import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl, torch.utils.tensorboard
 from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl
@@ -28,6 +27,11 @@ import masp.extraction.encode_shards, masp.evaluation.run, masp.evaluation.predi
 import masp.training.loop, masp.report.attention, masp.report.page
 from masp.cli.main import run_process
 deepspeed.ops.__compatible_ops__  # found out once, by compiling
+"""
+SERVER = """
+import gc, json, os, sys
+imports, run = sys.argv[1:]
+exec(imports)
 gc.collect()
 gc.freeze()
 print("ready", flush=True)
@@ -45,7 +49,8 @@ for line in sys.stdin:
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
     os.environ.update(order["env"])
     sys.argv = ["masp", *order["argv"]]
-    run_process()
+    exec(run)
+    sys.exit()
 """
 
 
@@ -97,13 +102,14 @@ class Commands:
 
     Args:
         directory: Directory for the output of the commands.
+        imports: What the server does first, once.
+        run: What each process does, with the arguments in `sys.argv`.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, imports: str = IMPORTS, run: str = "run_process()"):
         self.directory, self.count, self.started = directory, 0, []
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
+        command = [sys.executable, "-c", SERVER, imports, run]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
         assert self.process.stdout.readline() == "ready\n"
 
     def order(self, what: dict) -> str:
