@@ -76,8 +76,10 @@ class Memory:
 
     def held(self) -> int:
         """Bytes of tensors on the GPU now; 0 on a CPU."""
+        if self.device != "cuda":
+            return 0
         gc.collect()
-        return torch.cuda.memory_allocated() if self.device == "cuda" else 0
+        return torch.cuda.memory_allocated()
 
     def forget(self) -> None:
         """Reset the peak."""

@@ -1,7 +1,8 @@
 """Runs `masp …` in separate processes that can be signaled and killed, without importing torch for each of them.
 
-A server process imports what all commands need and forks a child per command. The child runs `masp.cli.main.main` and
-then exits like any Python process, with its exit handlers.
+A server process imports what all commands need and forks a child per command. The child runs what the console script
+runs, `masp.cli.main.run_process`, and so ends as `masp` does. What the server imported is frozen: otherwise the garbage
+collector of each child would visit, and so copy, all of it.
 """
 
 from __future__ import annotations
@@ -17,15 +18,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-SERVER = """
-import json, os, sys
+IMPORTS = """
 import deepspeed, h5py, sklearn.metrics, tensorboard, transformers.models.qwen2_vl.modeling_qwen2_vl, webdataset
 import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl, torch.utils.tensorboard
 from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl
 from deepspeed.runtime.zero.muon import muon_optimizer
 import masp.extraction.encode_shards, masp.evaluation.run, masp.evaluation.predict
-import masp.training.loop
-from masp.cli.main import main
+import masp.training.loop, masp.report.attention, masp.report.page
+from masp.cli.main import run_process
+deepspeed.ops.__compatible_ops__  # found out once, by compiling
+"""
+SERVER = """
+import gc, json, os, sys
+imports, run = sys.argv[1:]
+exec(imports)
+gc.collect()
+gc.freeze()
 print("ready", flush=True)
 for line in sys.stdin:
     order = json.loads(line)
@@ -40,7 +48,9 @@ for line in sys.stdin:
     for number, path in ((0, os.devnull), (1, order["stdout"]), (2, order["stderr"])):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
     os.environ.update(order["env"])
-    sys.exit(main(order["argv"]))
+    sys.argv = ["masp", *order["argv"]]
+    exec(run)
+    sys.exit()
 """
 
 
@@ -92,13 +102,14 @@ class Commands:
 
     Args:
         directory: Directory for the output of the commands.
+        imports: What the server does first, once.
+        run: What each process does, with the arguments in `sys.argv`.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, imports: str = IMPORTS, run: str = "run_process()"):
         self.directory, self.count, self.started = directory, 0, []
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
+        command = [sys.executable, "-c", SERVER, imports, run]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
         assert self.process.stdout.readline() == "ready\n"
 
     def order(self, what: dict) -> str:

@@ -1,12 +1,14 @@
-"""How far a part is, from the files that it writes: cheap enough to ask every few seconds."""
+"""How far a part is, from the files that it writes: cheap enough to ask every few seconds.
+
+What is known of caches and evaluations imports torch. It is imported where it is used: the driver of a local submission
+uses none of it, and no training does.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from launch.job.parts import PartName
-from masp.cache.layout import read_layout, sidecar_path
-from masp.cache.manifest import read_manifest
 from masp.config import Config
 from masp.errors import MaspError
 from masp.files.jsonl import parse_object
@@ -31,7 +33,6 @@ def progress(name: PartName, config: Config) -> str:
             case PartName.EXTRACT:
                 return _shards(Path(config.cache.dir))
             case PartName.EVALUATE:
-                # Imports torch, which the progress of the other parts does not need.
                 from masp.evaluation.run import evaluate_dir
 
                 return _scored(evaluate_dir(config), config)
@@ -43,6 +44,8 @@ def progress(name: PartName, config: Config) -> str:
 
 
 def _shards(directory: Path) -> str:
+    from masp.cache.layout import read_layout, sidecar_path
+
     layout = read_layout(directory)
     if layout is None:
         return ""
@@ -76,6 +79,8 @@ def _num_lines(path: Path) -> int:
 
 
 def _scored(directory: Path, config: Config) -> str:
+    from masp.cache.manifest import read_manifest
+
     ledgers = sorted((directory / "ledger").glob("rank-*.jsonl"))
     if not ledgers:
         return ""

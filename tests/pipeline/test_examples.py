@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -54,6 +55,22 @@ def call(name: str, *arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120)
 
 
+@pytest.fixture
+def fails(monkeypatch, capfd):
+    """Runs an example in this process, which it must end with exit code 2; returns its one line."""
+
+    def run(name: str, *arguments: object) -> str:
+        script = str(REPOSITORY / "examples" / f"{name}.py")
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(script, run_name="__main__")
+        line = capfd.readouterr().err
+        assert end.value.code == 2 and line.startswith("error: ") and line.count("\n") == 1, line
+        return line
+
+    return run
+
+
 def test_read_cache(made):
     result = call("read_cache", made.cache, "--limit", "2")
     assert result.returncode == 0, result.stderr
@@ -75,11 +92,8 @@ def test_where_aspects_look(made):
     assert all("5 aspect tokens of norm" in line for line in lines)
 
 
-def test_where_aspects_look_refuses_an_aspect_that_was_not_trained(made):
-    result = call("where_aspects_look", made.cache, made.aspects)
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
-    assert "'facial_expression'" in result.stderr
+def test_where_aspects_look_refuses_an_aspect_that_was_not_trained(made, fails):
+    assert "'facial_expression'" in fails("where_aspects_look", made.cache, made.aspects)
 
 
 def test_accuracy_from_records(made):
@@ -98,9 +112,6 @@ def test_accuracy_from_records_imports_no_torch():
 
 
 @pytest.mark.parametrize("name", ["read_cache", "where_aspects_look", "accuracy_from_records"])
-def test_a_missing_directory_is_one_line(name, tmp_path):
+def test_a_missing_directory_is_one_line(name, fails, tmp_path):
     arguments = [tmp_path / "none"] + ([tmp_path / "aspect.pth"] if name == "where_aspects_look" else [])
-    result = call(name, *arguments)
-    assert result.returncode == 2, result.stderr
-    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
-    assert str(tmp_path / "none") in result.stderr
+    assert str(tmp_path / "none") in fails(name, *arguments)

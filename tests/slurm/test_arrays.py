@@ -50,6 +50,12 @@ def undisturbed_large(config) -> Path:
     return made(config, config.parent / "large", *LARGE)
 
 
+@pytest.fixture
+def few_images(tmp_path) -> Path:
+    """A run that is soon through."""
+    return make_run(tmp_path / "few", num_train=60, num_test=40)
+
+
 def made(config: Path, directory: Path, *more: str) -> Path:
     settings = load_config(config, [*outputs(directory), *more])
     extract(settings)
@@ -124,14 +130,15 @@ def disturb(site: Site, directory: Path, job: str, tasks: list[int], how, apart_
         assert f"job {names[task]} is queued again" in log
 
 
-def test_the_last_task_of_an_extraction_starts_again_alone_and_the_chain_goes_on(site, config, undisturbed, tmp_path):
+def test_the_last_task_of_an_extraction_starts_again_alone_and_the_chain_goes_on(site, few_images, tmp_path):
     settings = [*outputs(tmp_path), "aspects=[]", "stage2.num_epochs=1", "evaluate.batch_size=4"]
     settings = [setting for setting in settings if setting not in UNTRAINED]
-    directory, jobs = site.submitted("pipeline", "--config", config, *settings, *CLUSTER)
+    directory, jobs = site.submitted("pipeline", "--config", few_images, *settings, *CLUSTER)
     disturb(site, directory, jobs["extract"], [LAST], stop)
     until(lambda: site.state(jobs["stage2"])[0] == "COMPLETED", what=lambda: logs(directory))
     until(lambda: all(s == "COMPLETED" for s, _ in site.tasks(jobs["evaluate"]).values()), what=lambda: logs(directory))
-    assert_same_cache(tmp_path, undisturbed)
+    extract(load_config(few_images, outputs(tmp_path / "undisturbed")))
+    assert_same_cache(tmp_path, tmp_path / "undisturbed")
     status = site.call("status", tmp_path / "run")
     assert status.returncode == 0 and status.stdout.count(" finished ") == 3, status.stdout
 

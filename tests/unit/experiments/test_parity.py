@@ -11,6 +11,7 @@ from PIL import Image
 
 from masp.errors import InputError
 from masp.experiments.parity import compare
+from tools import check_parity
 
 
 @pytest.fixture(scope="module")
@@ -21,13 +22,9 @@ def tiny_vlm(shared_dir, tmp_path_factory):
     return folder
 
 
-def check(case, vlm):
-    command = [sys.executable, "tools/check_parity.py", "--case", case, "--vlm", vlm]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
 def test_case0_is_reproduced(shared_dir, tiny_vlm):
-    run = check(shared_dir / "parity" / "case0", tiny_vlm)
+    command = [sys.executable, "tools/check_parity.py", "--case", shared_dir / "parity" / "case0", "--vlm", tiny_vlm]
+    run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout)
     assert result["passed"] and result["generated_ids_equal"]
@@ -51,16 +48,16 @@ def test_the_published_code_drops_transparency(shared_dir, tiny_vlm, tmp_path):
     assert compare(case, str(tiny_vlm)).passed
 
 
-def test_another_number_is_noticed(shared_dir, tiny_vlm, tmp_path):
+def test_another_number_is_noticed(shared_dir, tiny_vlm, tmp_path, monkeypatch, capsys):
     case = shutil.copytree(shared_dir / "parity" / "case0", tmp_path / "case")
     case.chmod(0o755)
     (case / "golden.json").chmod(0o644)
     golden = json.loads((case / "golden.json").read_text())
     golden["stage2"][3]["loss"] += 1e-3
     (case / "golden.json").write_text(json.dumps(golden))
-    run = check(case, tiny_vlm)
-    assert run.returncode == 1
-    assert not json.loads(run.stdout)["passed"]
+    monkeypatch.setattr(sys, "argv", ["check_parity.py", "--case", str(case), "--vlm", str(tiny_vlm)])
+    assert check_parity.main() == 1
+    assert not json.loads(capsys.readouterr().out)["passed"]
 
 
 @pytest.mark.parametrize(

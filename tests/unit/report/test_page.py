@@ -237,12 +237,13 @@ def test_what_is_damaged_is_left_out_and_named(tmp_path):
     assert "Confusion matrix" not in text and "What each part adds" in text and "On several datasets" in text
 
 
-@pytest.mark.parametrize("name", ["evaluate/datasets.json", "evaluate-stage1/metrics.json", "stage1/metrics.jsonl"])
 @pytest.mark.parametrize("text", [b"[" * 100_000, b"{", b"\xff", b'{"step": 1' + b"0" * 5000 + b"}", b'{"step": NaN}'])
-def test_what_no_json_parser_can_take_is_left_out(tmp_path, name, text):
+def test_what_no_json_parser_can_take_is_left_out(tmp_path, text):
     run = make_run(tmp_path)
-    (run / name).write_bytes(text)
-    assert "Confusion matrix" in Page(write_report(run)).text
+    for name in ("evaluate/datasets.json", "evaluate-stage1/metrics.json", "stage1/metrics.jsonl"):
+        (run / name).write_bytes(text)
+    page = Page(write_report(run)).text
+    assert "Confusion matrix" in page and "On several datasets" not in page
 
 
 def test_an_accuracy_that_is_no_number_is_an_error(tmp_path):

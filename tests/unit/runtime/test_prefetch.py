@@ -110,6 +110,7 @@ def test_half_an_item_is_not_waited_for():
         os.kill(reader._items._workers[0].pid, signal.SIGKILL)
         with pytest.raises(InputError, match="worker 0"):
             next(reader)
+        os.kill(reader._items._workers[1].pid, signal.SIGKILL)  # closing would wait for it
 
 
 class Large(Dataset):

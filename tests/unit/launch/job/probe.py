@@ -1,5 +1,13 @@
 """A job that says what it sees, run as submitit runs it."""
 
+IMPORTS = """
+import os
+for name in [name for name in os.environ if name.startswith(("SLURM_", "SUBMITIT_"))]:
+    del os.environ[name]
+import submitit, launch.job.jobs, masp.distributed.liveness, masp.distributed.ranks, masp.runtime.run_directory
+"""
+"""What the server of the probes does before it forks them, which spares each of them the import of torch."""
+
 PROBE = """
 import os, sys, signal, time
 import launch.job.requeue
@@ -19,7 +27,7 @@ class Probe(TrainJob):
             error = eval(what.removeprefix("raise "))
             def train(*_, **__):
                 raise error
-            sys.modules["masp.training.loop"] = types.SimpleNamespace(train=train)  # the real ones import torch
+            sys.modules["masp.training.loop"] = types.SimpleNamespace(train=train)
             sys.modules["masp.training.checkpoint"] = types.SimpleNamespace(latest_name=lambda _: None)
             return TrainJob.work(self, config, stop)
         if what:

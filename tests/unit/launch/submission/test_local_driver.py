@@ -48,6 +48,15 @@ def test_a_driver_ends_with_the_code_of_its_error(tmp_path):
     assert done.stderr.startswith(f"error: {tmp_path / FILE}: ") and done.stderr.count("\n") == 1
 
 
+def test_a_driver_imports_nothing_heavy():
+    """It waits for others for hours."""
+    code = (
+        "import sys, launch.submission.local_driver; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_a_driver_of_another_machine_is_not_signaled(tmp_path):
     with pytest.raises(InputError, match="is run by a process on another machine: cancel it there"):
         local_driver.cancel(tmp_path)
