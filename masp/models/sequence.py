@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ class Sequence:
     """`[L]` the token to be predicted *at* this position (already shifted), or IGNORED."""
     split: int
     """Everything before this position depends on nothing trained in its stage."""
-    types: Mapping[str, Tensor]
+    types: Mapping[str, Tensor] = field(default_factory=dict)
     """Types of tokens, `[L]` each, that the VLM's language half takes; mostly none."""
 
     def __len__(self) -> int:

@@ -132,6 +132,9 @@ _QWEN_TEMPLATE = (14, 1, 1, 5)
 _PIECE = re.compile(r"\w+|[^\w\s]")
 
 
+_Count = Callable[[str], int]
+
+
 @dataclass(frozen=True)
 class Words:
     """Mean numbers of text tokens."""
@@ -164,7 +167,7 @@ def count_words(config: Config, samples: Sequence[Sample], categories: Sequence[
         InputError: The questions file is unusable or lacks an aspect.
     """
     questions = load_questions(config.questions)
-    template, tokens, counted = _tokenizer(config.vlm.path)
+    template, asked, answered, counted = _tokenizer(config.vlm.path)
     by_aspect: dict[str, dict[str, int]] = {aspect: {} for aspect in config.aspects}
     emotions: dict[str, int] = {}
     for sample in samples:
@@ -174,26 +177,31 @@ def count_words(config: Config, samples: Sequence[Sample], categories: Sequence[
                 by_aspect[aspect][answer] = by_aspect[aspect].get(answer, 0) + 1
     return Words(
         *template,
-        questions={a: statistics.mean(tokens(t) for t in questions.templates(a)) for a in config.aspects},
-        answers={aspect: _mean(answers, tokens) for aspect, answers in by_aspect.items()},
-        emotion_question=statistics.mean(map(tokens, questions.every_emotion(categories))),
-        emotion_answer=_mean(emotions, tokens),
+        questions={a: statistics.mean(asked(t) for t in questions.templates(a)) for a in config.aspects},
+        answers={aspect: _mean(answers, answered) for aspect, answers in by_aspect.items()},
+        emotion_question=statistics.mean(map(asked, questions.every_emotion(categories))),
+        emotion_answer=_mean(emotions, answered),
         counted=counted,
     )
 
 
-def _mean(texts: dict[str, int], tokens: Callable[[str], int]) -> float:
+def _mean(texts: dict[str, int], tokens: _Count) -> float:
     """Compute the mean tokens of texts, each weighted by how often it occurs."""
     total = sum(texts.values())
     return sum(tokens(text) * times for text, times in texts.items()) / total if total else 0.0
 
 
-def _tokenizer(path: str) -> tuple[tuple[int, int, int, int], Callable[[str], int], bool]:
-    """Return the tokens of the template's parts, a function that counts those of a text, and whether it is exact."""
+def _tokenizer(path: str) -> tuple[tuple[int, int, int, int], _Count, _Count, bool]:
+    """Return the tokens of the template's parts, what counts those of questions and answers, and whether it is exact."""
     try:
         prompt = load_prompt(path)
     except InputError:  # a directory without a tokenizer is enough for a plan
-        return _QWEN_TEMPLATE, lambda text: len(_PIECE.findall(text)), False
+
+        def words(text: str) -> int:
+            return len(_PIECE.findall(text))
+
+        return _QWEN_TEMPLATE, words, words, False
     closing = len(prompt.question(""))
     start, end = len(prompt.image_start + prompt.lead), len(prompt.trail + prompt.image_end)
-    return (len(prompt.opening), start, end, closing), lambda text: len(prompt.question(text)) - closing, True
+    template = len(prompt.opening), start, end, closing
+    return template, lambda text: len(prompt.question(text)) - closing, lambda text: len(prompt.answer(text)), True

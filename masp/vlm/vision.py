@@ -14,7 +14,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from masp.errors import InputError
-from masp.files.text import first_line
+from masp.files.text import first_line, shown
 from masp.vlm.families import (
     JOINED,
     LAST_AXIS,
@@ -228,8 +228,14 @@ def _check_agreement(directory: Path, config: Any, image_processor: Any) -> None
 
 
 def _set_limits(image_processor: Any, family: Family, min_pixels: int | None, max_pixels: int | None) -> None:
-    size = image_processor.size
-    if family.merge_size is None or not {"shortest_edge", "longest_edge"} <= set(size):
+    stated = getattr(image_processor, "size", None)
+    size = {
+        name: stated.get(name) if isinstance(stated, Mapping) else getattr(stated, name, None)
+        for name in ("shortest_edge", "longest_edge")
+    }
+    if family.model_type in _QWEN and None in size.values():
+        raise ValueError(f"size = {shown(stated)}: must have shortest_edge and longest_edge")
+    if family.merge_size is None or None in size.values():
         for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
             if value is not None:
                 raise InputError(

@@ -6,7 +6,7 @@ import torch
 from masp.models.forward import Stage1Model, Stage2Model, num_logits
 from masp.models.generation import generate
 from masp.models.likelihood import candidate_tree, cut_short, score_categories
-from masp.models.sequence import LAYOUTS, build_sequence, make_batch
+from masp.models.sequence import LAYOUTS, build_sequence, make_batch, pad_features
 from masp.models.trainable import AspectModules, SoftPrompt
 from masp.vlm.features import Features
 from masp.vlm.language import load_language_half
@@ -139,8 +139,7 @@ def test_regrouped_attention_equals_multihead_attention(parts):
             "out_proj.bias": module.out_proj_bias,
         }
     )
-    padded = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
-    mask = torch.arange(padded.shape[1])[None] < torch.tensor([len(f) for f in features])[:, None]
+    padded, mask = pad_features([each.tokens for each in features])
     tokens, weights = module(padded, mask)
     expected, expected_weights = reference(module.query.expand(7, -1, -1), padded, padded, key_padding_mask=~mask)
     assert torch.allclose(tokens, expected, atol=1e-5)

@@ -9,11 +9,12 @@ from masp.data.questions import load_questions
 from masp.errors import InputError
 from masp.plan.tokens import PlannedImage, TokenStatistics, count_words, token_statistics
 from masp.vlm.prompt import load_prompt
+from tests.tiny import layout_of
 from tests.vlm_sizes import save_config_only
 
 
 def test_quantiles():
-    images = [PlannedImage(None, (1, 1), (1, 2, 2 * n), n, 300) for n in range(1, 101)]
+    images = [PlannedImage(None, (1, 1), layout_of((1, 2, 2 * n)), 300) for n in range(1, 101)]
     assert token_statistics(images) == TokenStatistics(min=1, median=50, mean=50.5, p95=95, max=100, total=5050)
 
 
@@ -23,14 +24,19 @@ def test_tokens_are_those_of_the_vlm(config):
     prompt, questions = load_prompt(config.vlm.path), load_questions(config.questions)
     words = count_words(config, train, dataset.categories)
     assert words.counted
-    assert (words.opening, words.closing) == (len(prompt.opening), len(prompt.closing))
+    closing = len(prompt.question(""))
+    assert (words.opening, words.closing) == (len(prompt.opening), closing)
+
+    def asked(text):
+        return len(prompt.question(text)) - closing
+
     for aspect in ("scene", "object"):
         templates, answers = questions.templates(aspect), [s.answers[aspect] for s in train if aspect in s.answers]
-        assert words.questions[aspect] == statistics.mean(len(prompt.ids(text)) for text in templates)
-        assert words.answers[aspect] == pytest.approx(statistics.mean(len(prompt.ids(text)) for text in answers))
+        assert words.questions[aspect] == statistics.mean(asked(text) for text in templates)
+        assert words.answers[aspect] == pytest.approx(statistics.mean(len(prompt.answer(text)) for text in answers))
     assert words.answers["facial_expression"] == 0.0  # nothing is annotated with it
     listed = [template.replace("{categories}", "anger, awe, joy") for template in questions.emotions]
-    assert words.emotion_question == statistics.mean(len(prompt.ids(text)) for text in listed)
+    assert words.emotion_question == statistics.mean(asked(text) for text in listed)
 
 
 def test_without_a_tokenizer_words_are_counted(config, tmp_path):

@@ -12,6 +12,7 @@ from masp.plan.work import stage1_lengths, stage1_work, stage2_lengths, without_
 from masp.vlm.families import load_config as load_vlm_config
 from masp.vlm.flops import encoder_flops, shapes
 from masp.vlm.prompt import load_prompt
+from tests.tiny import layout_of
 
 
 @pytest.mark.parametrize("layout", ["after_image", "released"])
@@ -22,10 +23,11 @@ def test_lengths_are_those_of_the_sequences_that_training_builds(vlm, tmp_path, 
          "aspects=[scene,object]"],
     )  # fmt: skip
     prompt, question, answer = load_prompt(str(vlm)), "Which emotion?", "awe"
-    num_answer = len(prompt.ids(answer))
+    num_answer, closing = len(prompt.answer(answer)), len(prompt.question(""))
+    num_question = len(prompt.question(question)) - closing
     words = Words(
-        len(prompt.opening), len(prompt.image_start), len(prompt.image_end), len(prompt.closing),
-        {"scene": len(prompt.ids(question))}, {"scene": num_answer}, len(prompt.ids(question)), num_answer, True,
+        len(prompt.opening), len(prompt.image_start), len(prompt.image_end), closing,
+        {"scene": num_question}, {"scene": num_answer}, num_question, num_answer, True,
     )  # fmt: skip
     for stage, lengths, tokens, grid, soft in (
         ("stage1", stage1_lengths(config, words, "scene"), 5, None, 0),
@@ -52,7 +54,7 @@ def test_pairs_read_an_image_for_each_of_its_answers(config):
     class Annotated:
         answers = dict.fromkeys(config.aspects[:2], "sea")
 
-    train = [PlannedImage(Annotated, (56, 56), (1, 4, 4), 4, 100)] * 3
+    train = [PlannedImage(Annotated, (56, 56), layout_of((1, 4, 4)), 100)] * 3
     images = stage1_work(config, language, words, train)
     config.stage1.position = "pair"
     config.stage1.global_batch_size = 1
@@ -69,7 +71,7 @@ def test_when_the_cache_has_paid_for_itself(config):
     class Annotated:
         answers = {"scene": "sea", "object": "dog"}  # noqa: RUF012 - a stand-in
 
-    train = [PlannedImage(Annotated, (56, 56), (1, 4, 4), 4, 300)] * 3
+    train = [PlannedImage(Annotated, (56, 56), layout_of((1, 4, 4)), 300)] * 3
     one = encoder_flops(vision, (1, 4, 4))
     config.stage1.num_epochs, config.stage2.num_epochs = 3, 1
     rate = Rate(one, "FLOP", "")
