@@ -84,6 +84,11 @@ class Lineage:
         """Whether features were in the prompt that a soft prompt was trained in."""
         return self.settings.get("stage2.vision_features", True) is not False
 
+    @property
+    def quantization(self) -> str:
+        """`vlm.quantization` that it was trained with."""
+        return str(self.settings.get("vlm.quantization", "none"))
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Header(Lineage):

@@ -107,6 +107,8 @@ class MetricsFile:
     source: str | None = None
     question: str | None = None
     layout: str | None = None
+    quantization: str | None = None
+    """`vlm.quantization`; None where the language half was not quantized."""
     category_map: dict[str, str] | None = None
     notes: tuple[str, ...] | None = None
     time: Annotated[float, Field(ge=0, lt=_END_OF_YEAR_9999)] | None = None

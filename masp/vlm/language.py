@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from masp.config.schema import Quantization
 from masp.vlm.loading import Partition, load_part
 
 EXACT_ROWS = 16384
@@ -133,6 +134,7 @@ def load_language_half(
     device: str = "cpu",
     attention: str = "sdpa",
     partition: Partition | None = None,
+    quantization: Quantization = "none",
 ) -> LanguageHalf:
     """Load decoder, embeddings and vocabulary projection; the encoder's weights are not read from disk.
 
@@ -142,5 +144,6 @@ def load_language_half(
         device: `cpu` or `cuda`.
         attention: Implementation of attention, `sdpa` or `eager`.
         partition: Divides each parameter over the ranks as soon as it is read (see `load_part`).
+        quantization: How the layers keep their weights.
     """
-    return LanguageHalf(load_part(path, "language", dtype, device, attention, partition))
+    return LanguageHalf(load_part(path, "language", dtype, device, attention, partition, quantization))

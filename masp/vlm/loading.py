@@ -13,8 +13,11 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoModelForImageTextToText
 from transformers.utils import logging
 
+from masp.config.schema import Quantization
 from masp.errors import InputError
 from masp.vlm.families import load_config, plain_vlm_errors, resolve_directory
+from masp.vlm.quantized.layers import make_quantized
+from masp.vlm.quantized.rounding import require_library
 from masp.vlm.weights import check_weights, first_of, unread
 
 
@@ -28,7 +31,12 @@ class Partition(Protocol):
         """Make parameters whole while entered, those that were cut."""
 
 
-def part_class(base: type, part: Literal["vision", "language"], partition: Partition | None = None) -> Any:
+def part_class(
+    base: type,
+    part: Literal["vision", "language"],
+    partition: Partition | None = None,
+    quantization: Quantization = "none",
+) -> Any:
     """Derive from a transformers VLM class one that holds only a half.
 
     The other half is built without storage (transformers constructs on the meta device) and dropped before loading,
@@ -38,6 +46,7 @@ def part_class(base: type, part: Literal["vision", "language"], partition: Parti
         base: Class of the VLM.
         part: The half.
         partition: What divides the half's parameters while they are loaded.
+        quantization: How the layers of the language half keep their weights.
     """
 
     class Part(base):
@@ -52,6 +61,7 @@ def part_class(base: type, part: Literal["vision", "language"], partition: Parti
                 del self.model.language_model, self.lm_head
             else:
                 del self.model.visual
+                make_quantized(self.model.language_model, quantization)
             self.other_half = frozenset(whole - {*self.state_dict()})
 
         def get_input_embeddings(self):
@@ -140,6 +150,7 @@ def load_part(
     device: str,
     attention: str,
     partition: Partition | None = None,
+    quantization: Quantization = "none",
 ) -> torch.nn.Module:
     """Load a half of the VLM at `path` (directory or hub name), frozen, in eval mode.
 
@@ -151,10 +162,12 @@ def load_part(
         attention: Implementation of attention, `sdpa` or `eager`.
         partition: Divides the parameters over ranks, each as soon as it is read: a rank never holds the half. All
             ranks call this then.
+        quantization: How the layers of the language half keep their weights; each is quantized as soon as it is read.
 
     Raises:
         InputError: No such VLM, an unsupported family, or weights that do not fit the configuration.
     """
+    require_library(quantization)
     directory = resolve_directory(path)
     config = load_config(directory)
     check_weights(directory)
@@ -166,7 +179,7 @@ def load_part(
             quiet_transformers(),
             cutting or nullcontext(),
         ):
-            model, info = part_class(base, part, partition).from_pretrained(
+            model, info = part_class(base, part, partition, quantization).from_pretrained(
                 directory,
                 config=config,
                 dtype=dtype,
