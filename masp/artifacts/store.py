@@ -34,7 +34,7 @@ from masp.config.schema import Layout
 from masp.errors import DataError, InputError
 from masp.files.atomic import replacing
 from masp.files.regular import open_binary
-from masp.files.text import first_line
+from masp.files.text import first_line, shortened
 from masp.files.typed import Json, decode
 from masp.models.trainable import AspectModules, SoftPrompt, to_released
 
@@ -87,7 +87,7 @@ class Lineage:
     @property
     def quantization(self) -> str:
         """`vlm.quantization` that it was trained with."""
-        return str(self.settings.get("vlm.quantization", "none"))
+        return shortened(str(self.settings.get("vlm.quantization", "none")))  # a file may say anything
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ def assert_same_results(found: Path, expected: Path) -> None:
 @pytest.mark.parametrize(
     "asked",
     [
-        ("evaluate.attention=true", "evaluate.source=live"),
+        ("evaluate.attention=true", "evaluate.source=live", "vlm.quantization=int4"),
         ("evaluate.scoring=generate", "evaluate.batch_size=3"),
         ("evaluate.stage=stage1", "evaluate.batch_size=1"),  # each rank asks for other aspects, and writes other lines
     ],

@@ -45,10 +45,11 @@ class _Quantizing(nn.Module):
     def matrix(self, name: str) -> Tensor:
         """A weight in its own shape and dtype; on the meta device until it has been read."""
         found = self._parameters
-        if name in found:
-            return found[name]  # type: ignore[return-value]  # not yet read, and never None
-        parts = [found.get(f"{name}_{part}") for part in ("values", "scale", "zero_point")]
-        return restored(Rounded(*parts), self.kind).view(self.tables[name])  # type: ignore[arg-type]
+        if (unread := found.get(name)) is not None:
+            return unread
+        values, scale = found[f"{name}_values"], found[f"{name}_scale"]
+        assert values is not None and scale is not None  # both were registered
+        return restored(Rounded(values, scale, found.get(f"{name}_zero_point")), self.kind).view(self.tables[name])
 
 
 def _weight(name: str) -> property:
@@ -58,7 +59,7 @@ def _weight(name: str) -> property:
 class QuantizedLinear(_Quantizing, nn.Linear):
     """A linear layer that quantizes its weight."""
 
-    weight = _weight("weight")  # type: ignore[assignment]
+    weight = _weight("weight")
 
     def forward(self, input: Tensor) -> Tensor:
         return _Product.apply(input, self)
