@@ -255,8 +255,12 @@ def _load(config: Config, evaluation: Evaluation, ranks: Ranks) -> Passes:
 
 
 def _remedy(config: Config, ledgers: Path) -> str:
-    divide = "" if config.evaluate.partition_vlm else ", or divide the VLM over several ranks (evaluate.partition_vlm)"
-    return f"lower evaluate.batch_size, which is {config.evaluate.batch_size}{divide}; {ledgers} keeps what is scored"
+    smaller = (
+        [] if config.evaluate.partition_vlm else ["divide the VLM over several ranks (evaluate.partition_vlm=true)"]
+    )
+    smaller += [] if config.vlm.quantization == "int4" else ["give vlm.quantization=int4"]
+    advice = ", or ".join([f"lower evaluate.batch_size, which is {config.evaluate.batch_size}", *smaller])
+    return f"{advice}; {ledgers} keeps what is scored"
 
 
 @contextmanager

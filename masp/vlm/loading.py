@@ -20,6 +20,9 @@ from masp.vlm.quantized.layers import make_quantized
 from masp.vlm.quantized.rounding import require_library
 from masp.vlm.weights import check_weights, first_of, unread
 
+ENVIRONMENT = "HF_DEACTIVATE_ASYNC_LOAD"
+"""Of transformers: with it, threads do not read ahead."""
+
 
 class Partition(Protocol):
     """Divides parameters over ranks; all ranks call it for the same parameters in the same order."""
@@ -99,11 +102,22 @@ def quiet_transformers():
             logging.enable_progress_bar()
 
 
+@contextmanager
+def one_by_one():
+    """While entered, transformers reads one parameter after another: its threads do not read ahead."""
+    before = os.environ.get(ENVIRONMENT)
+    os.environ[ENVIRONMENT] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[ENVIRONMENT]
+        else:
+            os.environ[ENVIRONMENT] = before
+
+
 class _Cutting:
     """While entered, every parameter that transformers has read is cut before the next one is read."""
-
-    ENVIRONMENT = "HF_DEACTIVATE_ASYNC_LOAD"
-    """Of transformers: with it, threads do not read ahead."""
 
     def __init__(self, partition: Partition):
         self.partition = partition
@@ -111,17 +125,11 @@ class _Cutting:
         self.error: Exception | None = None
 
     def __enter__(self) -> _Cutting:
-        self._before = os.environ.get(self.ENVIRONMENT)
-        os.environ[self.ENVIRONMENT] = "1"
         self._handle = register_module_parameter_registration_hook(self._look_at)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._handle.remove()
-        if self._before is None:
-            del os.environ[self.ENVIRONMENT]
-        else:
-            os.environ[self.ENVIRONMENT] = self._before
 
     def _look_at(self, module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         # transformers marks what it has read, and gives it to its module; a tied one is given twice
@@ -177,6 +185,7 @@ def load_part(
         with (
             plain_vlm_errors(f"the weights in {directory} cannot be loaded"),
             quiet_transformers(),
+            one_by_one() if partition or quantization != "none" else nullcontext(),
             cutting or nullcontext(),
         ):
             model, info = part_class(base, part, partition, quantization).from_pretrained(

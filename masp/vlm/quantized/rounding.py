@@ -18,6 +18,9 @@ GROUP = 64
 """Weights of a row that share a scale and a zero point in `int4`, or as many as divide both; in `int8` a row shares a
 scale."""
 
+AT_ONCE = 1 << 20
+"""Weights that are rounded at once."""
+
 Kind = Literal["int8", "int4"]
 _RANGES = {"int8": (torch.int8, -127, 127), "int4": (torch.uint8, 0, 15)}
 
@@ -52,9 +55,16 @@ def can_be_rounded(columns: int, kind: Kind) -> bool:
     return kind == "int8" or columns % 2 == 0
 
 
-@torch.no_grad()
 def rounded(matrix: Tensor, kind: Kind) -> Rounded:
-    """Quantize a matrix `[rows, columns]`."""
+    """Quantize a matrix `[rows, columns]`, some rows at a time: on the way there are several copies of them in fp32."""
+    parts = [_rounded(rows, kind) for rows in matrix.split(max(1, AT_ONCE // matrix.shape[1]))]
+    values, scales = (torch.cat(tensors) for tensors in zip(*((p.values, p.scale) for p in parts), strict=True))
+    zero_points = [part.zero_point for part in parts if part.zero_point is not None]
+    return Rounded(values, scales, torch.cat(zero_points) if zero_points else None)
+
+
+@torch.no_grad()
+def _rounded(matrix: Tensor, kind: Kind) -> Rounded:
     from torchao.quantization.quant_primitives import MappingType, choose_qparams_affine, quantize_affine
 
     integers, low, high = _RANGES[kind]
