@@ -39,6 +39,7 @@ from masp.runtime.log import show
 from masp.runtime.run_directory import STATUS_FILE as STATUS
 from masp.runtime.run_directory import RunState, noting_failure, read_status, write_status
 from masp.runtime.stop import StopFlag
+from masp.vlm.quantized.rounding import require_library
 
 LOG = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ def open_evaluation(
             asked for beside the scores cannot be had.
     """
     _check_extras(config, feed)
+    require_library(config.vlm.quantization)
     questions = load_questions(config.questions)
     if config.evaluate.stage == "stage1":
         return AspectEvaluation(config, directory, feed, questions)
@@ -255,9 +257,8 @@ def _load(config: Config, evaluation: Evaluation, ranks: Ranks) -> Passes:
 
 
 def _remedy(config: Config, ledgers: Path) -> str:
-    smaller = (
-        [] if config.evaluate.partition_vlm else ["divide the VLM over several ranks (evaluate.partition_vlm=true)"]
-    )
+    divide = "divide the VLM over several ranks (evaluate.partition_vlm=true)"
+    smaller = [] if config.evaluate.partition_vlm else [divide]
     smaller += [] if config.vlm.quantization == "int4" else ["give vlm.quantization=int4"]
     advice = ", or ".join([f"lower evaluate.batch_size, which is {config.evaluate.batch_size}", *smaller])
     return f"{advice}; {ledgers} keeps what is scored"

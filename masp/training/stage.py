@@ -35,6 +35,7 @@ from masp.training.schedule import Rows, Schedule, TrainingCache, make_schedule
 from masp.vlm.language import LanguageHalf, load_language_half
 from masp.vlm.loading import Partition
 from masp.vlm.prompt import Prompt, load_prompt
+from masp.vlm.quantized.rounding import require_library
 
 TrainedModel = Stage1Model | Stage2Model
 
@@ -111,6 +112,7 @@ class Stage(ABC):
             )
         if device == "cpu" and config.engine.precision == "fp16":
             raise InputError("engine.precision = 'fp16': needs a GPU; valid on a CPU are bf16 and fp32")
+        require_library(config.vlm.quantization)
         if config.vlm.quantization != "none" and config.engine.zero_stage == 3:
             raise InputError(
                 f"vlm.quantization = {config.vlm.quantization!r}: not with engine.zero_stage=3, with which DeepSpeed "
