@@ -1,6 +1,7 @@
 """Evaluation and prediction with a language half that is divided over ranks: the numbers of one rank."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def assert_same_results(found: Path, expected: Path) -> None:
     "asked",
     [
         ("evaluate.attention=true", "evaluate.source=live", "vlm.quantization=int4"),
-        ("evaluate.scoring=generate", "evaluate.batch_size=3"),
+        pytest.param(("evaluate.scoring=generate", "evaluate.batch_size=3"), marks=pytest.mark.full),
         ("evaluate.stage=stage1", "evaluate.batch_size=1"),  # each rank asks for other aspects, and writes other lines
     ],
 )
@@ -62,6 +63,21 @@ def test_a_stop_of_one_rank_stops_both_and_a_rank_with_nothing_to_do_takes_part(
     assert_same_results(tmp_path / "two", tmp_path / "one")
 
 
+@pytest.mark.full
+def test_a_rank_that_fails_outside_of_a_pass_takes_part_until_the_others_are_done(commands, world, argv, tmp_path):
+    pictures = tmp_path / "pictures"
+    shutil.copytree(world.folder / "pictures", pictures)
+    first = sorted(pictures.glob("test/*/*"))[0]
+    first.write_bytes(first.read_bytes()[:60])
+    live = ("evaluate.source=live", f"dataset.root={pictures}", "evaluate.batch_size=1", DIVIDED)
+    results = Ranks(commands, 2, *argv(tmp_path / "two", *live)).wait()
+    assert sorted(result.code for result in results) == [0, 3]
+    failed = next(result for result in results if result.code == 3)
+    assert f"{first} cannot be read" in failed.stderr and "only lends its part" in failed.stderr
+    assert len(read_records(tmp_path / "two" / "ledger")) == 12
+
+
+@pytest.mark.full
 def test_a_killed_rank_ends_the_other_and_is_named(commands, argv, tmp_path):
     ranks = Ranks(commands, 2, *argv(tmp_path, "evaluate.batch_size=1", DIVIDED))
     ranks.running[0].when(lambda: any(path.stat().st_size > 0 for path in (tmp_path / "ledger").glob("*.jsonl")))

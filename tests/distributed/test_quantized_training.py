@@ -15,7 +15,7 @@ def losses(output, stage):
 @pytest.mark.parametrize(
     ("stage", "kind", "more"),
     [
-        ("stage1", "int8", ("engine.zero_stage=2",)),
+        pytest.param("stage1", "int8", ("engine.zero_stage=2",), marks=pytest.mark.full),
         ("stage2", "int4", ("engine.zero_stage=1", "engine.gradient_checkpointing=true")),
     ],
 )

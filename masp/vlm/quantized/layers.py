@@ -36,10 +36,12 @@ class _Quantizing(nn.Module):
             return
         found = rounded(param.detach().flatten(0, -2), self.kind)
         self._parameters.pop(name, None)
+        # transformers marks the parameters that it has read; a layer with this mark it does not look at again
+        vars(self)["_is_hf_initialized"] = True
         for part, tensor in vars(found).items():
             if tensor is not None:
                 frozen = nn.Parameter(tensor.contiguous(), requires_grad=False)
-                frozen._is_hf_initialized = True  # type: ignore[attr-defined]  # as transformers marks what it has read
+                frozen._is_hf_initialized = True  # type: ignore[attr-defined]
                 super().register_parameter(f"{name}_{part}", frozen)
 
     def matrix(self, name: str) -> Tensor:

@@ -57,10 +57,20 @@ def can_be_rounded(columns: int, kind: Kind) -> bool:
 
 def rounded(matrix: Tensor, kind: Kind) -> Rounded:
     """Quantize a matrix `[rows, columns]`, some rows at a time: on the way there are several copies of them in fp32."""
-    parts = [_rounded(rows, kind) for rows in matrix.split(max(1, AT_ONCE // matrix.shape[1]))]
-    values, scales = (torch.cat(tensors) for tensors in zip(*((p.values, p.scale) for p in parts), strict=True))
-    zero_points = [part.zero_point for part in parts if part.zero_point is not None]
-    return Rounded(values, scales, torch.cat(zero_points) if zero_points else None)
+    rows, columns = matrix.shape
+    groups = columns // _block(columns, kind)[1]
+    found = Rounded(
+        matrix.new_empty(rows, columns // (2 if kind == "int4" else 1), dtype=_RANGES[kind][0]),
+        matrix.new_empty(rows, groups),
+        matrix.new_empty(rows, groups, dtype=torch.uint8) if kind == "int4" else None,
+    )
+    count = max(1, AT_ONCE // columns)
+    for start in range(0, rows, count):
+        part = _rounded(matrix[start : start + count], kind)
+        for name, tensor in vars(part).items():
+            if tensor is not None:
+                getattr(found, name)[start : start + count] = tensor.view(len(tensor), -1)
+    return found
 
 
 @torch.no_grad()

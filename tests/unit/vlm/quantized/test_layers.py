@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from masp.vlm.language import load_language_half
+from masp.vlm.quantized import layers
 from masp.vlm.quantized.layers import QuantizedLinear, make_quantized
 from masp.vlm.quantized.rounding import restored, rounded
 from tests.tiny import make_vlm
@@ -36,8 +37,8 @@ def vlm(tmp_path_factory):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_quantized_half_is_the_half_with_rounded_weights(vlm, kind):
     half, exact = load_language_half(vlm, quantization=kind), load_language_half(vlm)
-    layers = [m for m in half.modules() if isinstance(m, QuantizedLinear)]
-    assert len(layers) == 7 * 2 and not any(isinstance(m, QuantizedLinear) for m in (half.model.lm_head,))
+    linear = [m for m in half.modules() if isinstance(m, QuantizedLinear)]
+    assert len(linear) == 7 * 2 and not any(isinstance(m, QuantizedLinear) for m in (half.model.lm_head,))
     assert half.dtype == torch.float32 and torch.equal(half.embed(torch.arange(9)), exact.embed(torch.arange(9)))
     inputs = torch.randn(2, 9, half.hidden_size, generator=torch.Generator().manual_seed(0))
     unrounded, _ = states(exact, inputs)
@@ -51,6 +52,19 @@ def test_a_quantized_half_is_the_half_with_rounded_weights(vlm, kind):
         assert torch.allclose(found, expected, atol=1e-6) and torch.allclose(ours, gradient, atol=1e-5, rtol=1e-5)
     change = float((expected - unrounded).norm() / unrounded.norm())
     assert 1e-4 < change < {"int8": 0.1, "int4": 1.0}[kind], change  # it would be 0 if nothing were quantized
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_matrix_is_made_while_loading(vlm, kind, monkeypatch):
+    """It would cost the memory that is to be saved, and with parameters that are divided at once it could not be."""
+
+    def fail(*_):
+        raise AssertionError("a matrix was made")
+
+    monkeypatch.setattr(layers, "restored", fail)
+    half = load_language_half(vlm, quantization=kind)
+    with pytest.raises(AssertionError, match="a matrix was made"):
+        _ = half.decoder.layers[0].mlp.down_proj.weight
 
 
 @pytest.mark.parametrize("kind", KINDS)
