@@ -67,6 +67,7 @@ setup(
     ],
     extras_require={
         "duplicates": ["imagehash>=4.3"],
+        "quantization": ["torchao>=0.18,<0.19"],
         "test": [
             "imagehash>=4.3",
             "hypothesis>=6.100",
@@ -75,6 +76,7 @@ setup(
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "ruff>=0.17",
+            "torchao>=0.18,<0.19",
             "types-PyYAML>=6.0",
         ],
     },

@@ -34,7 +34,7 @@ from masp.config.schema import Layout
 from masp.errors import DataError, InputError
 from masp.files.atomic import replacing
 from masp.files.regular import open_binary
-from masp.files.text import first_line, listed_apart
+from masp.files.text import first_line, listed_apart, shortened
 from masp.files.typed import Json, decode
 from masp.models.trainable import AspectModules, SoftPrompt, to_released
 
@@ -83,6 +83,11 @@ class Lineage:
     def vision_features(self) -> bool:
         """Whether features were in the prompt that a soft prompt was trained in."""
         return self.settings.get("stage2.vision_features", True) is not False
+
+    @property
+    def quantization(self) -> str:
+        """`vlm.quantization` that it was trained with."""
+        return shortened(str(self.settings.get("vlm.quantization", "none")))  # a file may say anything
 
 
 @dataclass(frozen=True, kw_only=True)

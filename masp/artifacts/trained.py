@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from masp.artifacts.store import Lineage, load_aspects, load_soft_prompt, safe_name
 from masp.cache.fingerprint import Fields, differences
 from masp.config import Config
+from masp.config.schema import Quantization
 from masp.errors import InputError
 from masp.files.regular import is_file
 from masp.files.text import shown_apart
@@ -45,6 +47,10 @@ class Trained:
     vision_features: bool = True
     """Whether features are in the prompt."""
 
+    def quantization_notes(self, config: Config) -> list[str]:
+        """How the language half in use differs from the one of training."""
+        return quantization_notes(config.vlm.quantization, (self.aspect_lineage, self.soft_prompt_lineage))
+
     def lineage(self) -> dict[str, Any]:
         """Digests and origins for the record of an evaluation."""
         parts = {"aspect": self.aspect_lineage, "soft_prompt": self.soft_prompt_lineage}
@@ -79,6 +85,24 @@ def check_lineage(lineage: Lineage, key: str, path: str, model: dict[str, Any], 
                 f"({', '.join(lineage.aspects) or 'none'}), but here they are {_short(have)}; "
                 "give the ones it was trained with as checkpoint.aspect"
             )
+
+
+def quantization_notes(quantization: Quantization, lineages: Iterable[Lineage | None]) -> list[str]:
+    """How the language half in use differs from the one behind which artifacts were trained.
+
+    It is the same VLM, rounded: like another `engine.precision`, that changes scores a little and is said and recorded,
+    not refused. So what was trained in 4 bits can be used without them, and the cost of each can be measured.
+
+    Args:
+        quantization: `vlm.quantization` in use.
+        lineages: Lineage of each artifact; None for one that is not there.
+    """
+    return [
+        f"{'the soft prompt was' if lineage.kind == 'soft_prompt' else 'the aspect modules were'} trained with "
+        f"vlm.quantization={lineage.quantization}, and it is {quantization} here"
+        for lineage in lineages
+        if lineage is not None and lineage.origin == "trained" and lineage.quantization != quantization
+    ]
 
 
 def _short(digest: str | None) -> str:

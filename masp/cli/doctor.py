@@ -115,6 +115,8 @@ def _configuration(path: str | None, overrides: Sequence[str]) -> tuple[list[str
         ),
         "output_dir": lambda: _space(Path(config.output_dir)),
     }
+    if config.vlm.quantization != "none":
+        checks["quantization"] = lambda: _describe_quantization(config)
     problems = []
     for name, check in checks.items():
         try:
@@ -153,6 +155,13 @@ def _describe(config: Config, stuck: list[str]) -> list[str]:
 def _describe_questions(questions, config) -> str:
     categories = config.dataset.categories or CATEGORY_SETS.get(config.dataset.name, ())
     return f"{len(questions.every_emotion(categories))} emotion templates"
+
+
+def _describe_quantization(config: Config) -> str:
+    from masp.vlm.quantized.rounding import require_library
+
+    require_library(config.vlm.quantization)
+    return f"{config.vlm.quantization}, torchao {importlib.metadata.version('torchao')}"
 
 
 def _space(directory: Path) -> str:

@@ -23,6 +23,7 @@ Layout = Literal["after_image", "released"]
 Precision = Literal["bf16", "fp16", "fp32"]
 Scoring = Literal["likelihood", "generate"]
 Source = Literal["cache", "live"]
+Quantization = Literal["none", "int8", "int4"]
 StageName = Literal["stage1", "stage2"]
 Transparency = Literal["white", "drop"]
 
@@ -51,6 +52,12 @@ class VlmConfig(Settings):
     """What becomes of transparent pixels: `white` pastes an image on white, `drop` shows the colors stored under the
     transparency. `drop` converts every image as the published code does, by Pillow's own `convert("RGB")`, which also
     cuts 16-bit images off instead of scaling them. Part of the fingerprint."""
+
+    quantization: Quantization = "none"
+    """Weights of the frozen language model's layers: `int8`, with a scale per row, takes half the memory of bf16, and
+    `int4`, with a scale and a zero point per 64 weights, less than a third. Word embeddings, vocabulary projection and
+    encoder stay as they are. Needs the extra `masp[quantization]`; not with `zero_stage` 3. `masp quantization`
+    measures what each costs in accuracy."""
 
 
 @dataclass(kw_only=True)
@@ -273,6 +280,10 @@ class EvaluateConfig(Settings):
 
     batch_size: Count = 16
     """Images that a rank scores at once. Affects memory and speed, not the result."""
+
+    partition_vlm: Boolean = False
+    """Divide the layers of the frozen language model over the ranks, in evaluation and prediction, and make each whole
+    only while it runs: for a VLM that is larger than one GPU. Same scores; all ranks must then run at the same time."""
 
     max_new_tokens: Annotated[int, Field(ge=1, le=1024), Number] = 4
     """Largest length of a line that `generate` writes, in tokens."""

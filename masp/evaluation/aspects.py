@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from masp.artifacts.trained import load_trained_aspects
+from masp.artifacts.trained import load_trained_aspects, quantization_notes
 from masp.cache.fingerprint import fingerprint_digest, layout_notes
 from masp.config import Config
 from masp.data.answers import LEVEL_ASPECTS, LEVELS, LIST_ASPECTS
 from masp.data.questions import Questions
 from masp.errors import InputError
-from masp.evaluation.emotions import length_notes
+from masp.evaluation.emotions import length_notes, quantization_entry
 from masp.evaluation.feed import Feed, Item, machines_of, mixed_notes
 from masp.evaluation.protocol import Evaluation
 from masp.evaluation.scorers import DECISION, AspectScorer, ScoreRequest
@@ -34,6 +34,7 @@ from masp.results.ledgers.table import RecordTable
 from masp.results.metrics_file import METRICS, write_metrics
 from masp.results.records import FILE, write_aspect_records
 from masp.runtime.log import show
+from masp.vlm.language import LanguageHalf
 from masp.vlm.prompt import Prompt, load_prompt
 
 MAX_CLOSED = 64
@@ -94,7 +95,10 @@ class AspectEvaluation(Evaluation):
             for aspect, choices in self.closed.items()
             for note in length_notes(config, self.layout, choices)
         ]
-        self.layout_notes = layout_notes(self.layout, feed.model)
+        self.layout_notes = [
+            *layout_notes(self.layout, feed.model),
+            *quantization_notes(config.vlm.quantization, [lineage]),
+        ]
         self.notes = [*feed.notes(), *self.length_notes, *self.layout_notes]
         self.identity = self._identity()
         self.scorer: AspectScorer | None = None
@@ -114,9 +118,9 @@ class AspectEvaluation(Evaluation):
     def keys_of(self, image: str) -> Sequence[str]:
         return self.keys_by_image[image]
 
-    def load(self, device: str) -> None:
+    def load(self, device: str, language: LanguageHalf) -> None:
         self.scorer = AspectScorer(
-            self.config, self.modules, self.layout, self.questions, self.closed, self.longest, device
+            self.config, self.modules, self.layout, self.questions, self.closed, self.longest, device, language
         )
 
     def score(
@@ -157,6 +161,7 @@ class AspectEvaluation(Evaluation):
             "split": config.evaluate.split,
             "source": config.evaluate.source,
             "layout": self.layout,
+            **quantization_entry(config),
             "notes": [
                 *mixed_notes(machines),
                 *self.feed.notes(),
@@ -207,7 +212,7 @@ class AspectEvaluation(Evaluation):
         }
         if any(aspect not in self.closed for aspect in self.longest):
             identity["decision"] = DECISION
-        return identity
+        return identity | quantization_entry(config)
 
 
 def num_tokens_of_longest(prompt: Prompt, answers: Mapping[str, Iterable[str]]) -> dict[str, int]:

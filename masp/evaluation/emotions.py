@@ -35,6 +35,7 @@ from masp.results.metrics_file import METRICS, write_metrics
 from masp.results.records import FILE, write_emotion_records
 from masp.runtime.log import show
 from masp.taxonomy import normalize_category
+from masp.vlm.language import LanguageHalf
 from masp.vlm.prompt import load_prompt
 
 _KEY = "evaluate.category_map"
@@ -106,14 +107,17 @@ class EmotionEvaluation(Evaluation):
         check_lengths(config, self.categories)
         self.length_notes = length_notes(config, self.trained.layout, self.categories)
         layout = layout_notes(self.trained.layout, feed.model)
-        self.data_notes = [*feed.notes(), *left_out_notes(self.split), *self.length_notes, *layout]
+        quantization = self.trained.quantization_notes(config)
+        self.data_notes = [*feed.notes(), *left_out_notes(self.split), *self.length_notes, *layout, *quantization]
         self.notes = [*machine_notes(self.trained, feed.machine), *self.data_notes]
         self.aspects_shown = list(config.aspects) if config.evaluate.attention and self.trained.aspects else []
         self.identity = self._identity()
         self.scorer: EmotionScorer | None = None
 
-    def load(self, device: str) -> None:
-        self.scorer = EmotionScorer(self.config, self.trained, self.questions, self.categories, device, self.question)
+    def load(self, device: str, language: LanguageHalf) -> None:
+        self.scorer = EmotionScorer(
+            self.config, self.trained, self.questions, self.categories, device, self.question, language
+        )
 
     def score(
         self, items: Sequence[Item], missing: Mapping[str, Sequence[str]]
@@ -170,6 +174,7 @@ class EmotionEvaluation(Evaluation):
             "source": config.evaluate.source,
             "layout": self.trained.layout,
             "vision_features": self.trained.vision_features,
+            **quantization_entry(config),
             "category_map": self.asked.shown(),
             "notes": [*notes, *mixed_notes(machines), *self.data_notes, *self.feed.warnings()],
             "time": time.time(),
@@ -212,7 +217,12 @@ class EmotionEvaluation(Evaluation):
             identity["attention"] = True
         if not trained.vision_features:
             identity["vision_features"] = False
-        return identity
+        return identity | quantization_entry(config)
+
+
+def quantization_entry(config: Config) -> dict[str, str]:
+    """How the language half is quantized, for identity and metrics; empty where it is not, as it was before."""
+    return {} if config.vlm.quantization == "none" else {"quantization": config.vlm.quantization}
 
 
 def check_lengths(config: Config, categories: Sequence[str]) -> None:

@@ -13,9 +13,11 @@ from masp.cache.fingerprint import layout_notes, machine_part, model_part
 from masp.config import Config
 from masp.data.questions import load_questions
 from masp.data.reading import opened
+from masp.distributed.ranks import read_ranks
 from masp.errors import InputError
 from masp.evaluation.emotions import machine_notes
 from masp.evaluation.feed import check_finite_features
+from masp.evaluation.partitioned import joined, load_for_scoring
 from masp.evaluation.scorers import EmotionScorer, ScoreRequest
 from masp.extraction.encoder import Encoder
 from masp.files.text import reason
@@ -23,6 +25,7 @@ from masp.results.metrics import softmax
 from masp.runtime.devices import pick_device
 from masp.taxonomy import CATEGORY_SETS, normalize_category
 from masp.vlm.families import family_of
+from masp.vlm.language import LanguageHalf
 
 
 @dataclass(frozen=True)
@@ -95,11 +98,12 @@ class Predictor:
         self.notes = [
             *machine_notes(self.trained, machine_part(config).fields),
             *layout_notes(self.trained.layout, model),
+            *self.trained.quantization_notes(config),
         ]
         """How the features differ from those of training and of the published code."""
 
     def predict(self, images: Sequence[str], attention: bool = False) -> Iterator[Prediction | Unreadable]:
-        """Predict the emotion of each image in turn.
+        """Predict the emotion of each image in turn; where ranks share the VLM, on rank 0.
 
         Args:
             images: Paths.
@@ -110,10 +114,19 @@ class Predictor:
             DataError: The features of an image are not finite.
         """
         config = self.config
-        categories, encoder = self.categories, Encoder(config)
         config.evaluate.scoring = "likelihood"
         device = pick_device(config.engine.device, "engine.device")
-        scorer = EmotionScorer(config, self.trained, self.questions, categories, device)
+        with joined(config):
+            passes = load_for_scoring(config, device)
+            with passes.scoring():
+                if passes.partition is None or read_ranks().is_rank_0:  # the others lend their parts of the VLM
+                    yield from self._predict(images, attention, device, passes.language)
+
+    def _predict(
+        self, images: Sequence[str], attention: bool, device: str, language: LanguageHalf
+    ) -> Iterator[Prediction | Unreadable]:
+        config, categories, encoder = self.config, self.categories, Encoder(self.config)
+        scorer = EmotionScorer(config, self.trained, self.questions, categories, device, language=language)
         stream = encoder.stream([_Named(Path(image)) for image in images], num_workers=0)
         for path, image in zip(images, stream, strict=True):
             if why := image.reason or image.failure:

@@ -11,6 +11,7 @@ import numpy as np
 from masp.evaluation.feed import Feed, Item
 from masp.results.ledger_format import Record
 from masp.results.ledgers.table import RecordTable
+from masp.vlm.language import LanguageHalf
 
 
 class Evaluation(Protocol):
@@ -29,8 +30,13 @@ class Evaluation(Protocol):
     def keys_of(self, image: str) -> Sequence[str]:
         """Keys of the records that an image needs."""
 
-    def load(self, device: str) -> None:
-        """Get ready to score: loads the VLM's language half."""
+    def load(self, device: str, language: LanguageHalf) -> None:
+        """Get ready to score.
+
+        Args:
+            device: `cpu` or `cuda`.
+            language: The VLM's language half, there.
+        """
 
     def score(
         self, items: Sequence[Item], missing: Mapping[str, Sequence[str]]

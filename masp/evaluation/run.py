@@ -1,6 +1,7 @@
 """Evaluation: score a slice -> ledger -> records and metrics.
 
-Ranks share nothing but files, so none waits for another.
+Ranks share nothing but files, so none waits for another, unless they share the language half
+(`evaluate.partition_vlm`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from masp.evaluation.aspects import AspectEvaluation
 from masp.evaluation.emotions import EmotionEvaluation
 from masp.evaluation.feed import CachedFeed, Feed, open_feed
 from masp.evaluation.linear_probe import write_probe
+from masp.evaluation.partitioned import Passes, joined, load_for_scoring, on_any_rank
 from masp.evaluation.prompts import FIRST, VALIDATION, Wording, other_evaluations, other_wordings, write_table
 from masp.evaluation.protocol import Evaluation
 from masp.files.text import reason, shown
@@ -37,6 +39,7 @@ from masp.runtime.log import show
 from masp.runtime.run_directory import STATUS_FILE as STATUS
 from masp.runtime.run_directory import RunState, noting_failure, read_status, write_status
 from masp.runtime.stop import StopFlag
+from masp.vlm.quantized.rounding import require_library
 
 LOG = logging.getLogger(__name__)
 
@@ -64,6 +67,7 @@ def open_evaluation(
             asked for beside the scores cannot be had.
     """
     _check_extras(config, feed)
+    require_library(config.vlm.quantization)
     questions = load_questions(config.questions)
     if config.evaluate.stage == "stage1":
         return AspectEvaluation(config, directory, feed, questions)
@@ -153,7 +157,7 @@ def _evaluate_one(
 ) -> Path | None:
     """Score one split with one wording; see `evaluate`."""
     ranks, directory = _read_share(), evaluate_dir(config)
-    with noting_failure(directory), plain_write_errors(directory):
+    with noting_failure(directory), plain_write_errors(directory), joined(config, directory):
         evaluation = open_evaluation(config, directory, open_feed(config), known_categories, wording)
         ledgers = Ledgers(
             directory / DIRECTORY,
@@ -177,7 +181,7 @@ def _evaluate_one(
                 if num_done := scoring.num_records - scoring.num_missing:
                     whose = " of this rank" if ranks.size > 1 else ""
                     show(f"evaluate: {num_done} of {scoring.num_records} {evaluation.what}{whose} are scored already")
-            if scoring.missing:
+            if on_any_rank(config, bool(scoring.missing)):
                 _score_slice(config, evaluation, scoring, ranks, stop)
         metrics = ledgers.merge_if_complete(evaluation.finish, scoring)
         if metrics is None:
@@ -201,16 +205,18 @@ def _score_slice(config: Config, evaluation: Evaluation, scoring: Scoring, ranks
     """Append the records that this rank's slice lacks to its ledger."""
     directory, missing = evaluate_dir(config), scoring.missing
     write_status(directory, RunState.RUNNING)
-    _load(config, evaluation, ranks)
+    with plain_memory_errors(_remedy(config, directory / DIRECTORY)):
+        passes = _load(config, evaluation, ranks)
     pause_s = 0.1 if sys.stderr.isatty() else 30.0
     bar = tqdm(total=len(missing), desc="evaluate", unit="img", mininterval=pause_s, disable=not ranks.is_rank_0)
     batches = closing(evaluation.feed.batches(list(missing), config.evaluate.batch_size))
-    with StopFlag() if stop is None else nullcontext(stop) as flag, bar, batches as batches_of_items:
+    flags = StopFlag() if stop is None else nullcontext(stop)
+    with flags as flag, bar, batches as batches_of_items, passes.scoring(flag):
         for items in batches_of_items:
             with plain_memory_errors(_remedy(config, directory / DIRECTORY)):
                 scoring.append(*evaluation.score(items, missing))
             bar.update(len(items))
-            if flag:
+            if flag or passes.is_stopping:
                 raise StoppedEarly(
                     f"evaluate: stopped on request; {directory / DIRECTORY} keeps what is scored, "
                     "the same command scores the rest"
@@ -238,18 +244,24 @@ def _discard_results(directory: Path, tables: Sequence[Path]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _load(config: Config, evaluation: Evaluation, ranks: Ranks) -> None:
-    """Get the device and the VLM."""
+def _load(config: Config, evaluation: Evaluation, ranks: Ranks) -> Passes:
+    """Get the device and the VLM's language half."""
     if config.engine.num_threads:
         torch.set_num_threads(config.engine.num_threads)
     device = pick_device(config.engine.device, "engine.device")
     if device == "cuda":
         claim_gpu(ranks)
-    evaluation.load(device)
+    passes = load_for_scoring(config, device)
+    evaluation.load(device, passes.language)
+    return passes
 
 
 def _remedy(config: Config, ledgers: Path) -> str:
-    return f"lower evaluate.batch_size, which is {config.evaluate.batch_size}; {ledgers} keeps what is scored"
+    divide = "divide the VLM over several ranks (evaluate.partition_vlm=true)"
+    smaller = [] if config.evaluate.partition_vlm else [divide]
+    smaller += [] if config.vlm.quantization == "int4" else ["give vlm.quantization=int4"]
+    advice = ", or ".join([f"lower evaluate.batch_size, which is {config.evaluate.batch_size}", *smaller])
+    return f"{advice}; {ledgers} keeps what is scored"
 
 
 @contextmanager

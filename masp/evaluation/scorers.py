@@ -27,6 +27,7 @@ from masp.runtime.devices import torch_dtype
 from masp.taxonomy import normalize_category
 from masp.vlm.features import Features, ImageLayout
 from masp.vlm.language import LanguageHalf, load_language_half
+from masp.vlm.loading import Partition
 from masp.vlm.prompt import Prompt, load_prompt
 
 DECISION = "first line, lower case"
@@ -84,6 +85,18 @@ def _finite_for(requests: Sequence[ScoreRequest], dtype: torch.dtype) -> Iterato
         ) from None
 
 
+def load_language(config: Config, device: str, partition: Partition | None = None) -> LanguageHalf:
+    """The language half as the configuration asks for it.
+
+    Args:
+        config: Run configuration; `vlm` and `engine.precision` matter.
+        device: `cpu` or `cuda`.
+        partition: Divides it over the ranks while it is loaded.
+    """
+    vlm, dtype = config.vlm, torch_dtype(config.engine.precision)
+    return load_language_half(vlm.path, dtype, device, vlm.attention, partition, vlm.quantization)
+
+
 class Scorer(Protocol):
     """Whatever answers questions about images."""
 
@@ -101,6 +114,7 @@ class EmotionScorer(Scorer):
         categories: Categories in the order of the scores.
         device: `cpu` or `cuda`.
         question: Another wording of the question about the emotion.
+        language: The VLM's language half on that device; None loads it.
     """
 
     def __init__(
@@ -111,13 +125,14 @@ class EmotionScorer(Scorer):
         categories: Sequence[str],
         device: str,
         question: str | None = None,
+        language: LanguageHalf | None = None,
     ):
         self.config, self.categories, self.layout = config, tuple(categories), trained.layout
         self.vision_features = trained.vision_features
         self.device, self.dtype = device, torch_dtype(config.engine.precision)
         self.prompt: Prompt = load_prompt(config.vlm.path)
         self.question = question or questions.emotion_first(self.categories)
-        language = load_language_half(config.vlm.path, self.dtype, device, config.vlm.attention)
+        language = language or load_language(config, device)
         modules = None if trained.aspects is None else trained.aspects.to(device, self.dtype)
         soft_prompt = None if trained.soft_prompt is None else trained.soft_prompt.to(device, self.dtype)
         self.num_soft_tokens = 0 if soft_prompt is None else len(soft_prompt.weight)
@@ -213,6 +228,7 @@ class AspectScorer(Scorer):
         closed: Aspect -> answers whose likelihoods are compared.
         longest: Aspect -> number of tokens of its longest answer; the others may be written no longer.
         device: `cpu` or `cuda`.
+        language: The VLM's language half on that device; None loads it.
     """
 
     def __init__(
@@ -224,11 +240,12 @@ class AspectScorer(Scorer):
         closed: Mapping[str, Sequence[str]],
         longest: Mapping[str, int],
         device: str,
+        language: LanguageHalf | None = None,
     ):
         self.aspects, self.layout, self.closed = list(config.aspects), layout, closed
         self.device, self.dtype = device, torch_dtype(config.engine.precision)
         self.prompt = load_prompt(config.vlm.path)
-        self.language = load_language_half(config.vlm.path, self.dtype, device, config.vlm.attention)
+        self.language = language or load_language(config, device)
         self.modules = modules.to(device, self.dtype).eval()
         self.questions = {aspect: questions.aspect_first(aspect) for aspect in self.aspects}
         # and the end token

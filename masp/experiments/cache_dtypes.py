@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -115,7 +115,8 @@ def measure(config: Config, dtypes: Sequence[str], num_images: int) -> Measureme
         name: load_vision_half(config.vlm.path, torch_dtype(name), device, config.vlm.attention)
         for name in {REFERENCE, *(encoder_dtype(d, device) for d in dtypes)}
     }
-    trained, scored_with = _trained(config, encoders[REFERENCE].hidden_size)
+    config = with_what_is_there(config)
+    trained = load_trained(config, encoders[REFERENCE].hidden_size, model_part(config))
     config = replace(config, evaluate=replace(config.evaluate, scoring="likelihood"))
     scorer_device = pick_device(config.engine.device, "engine.device")
     scorer = EmotionScorer(config, trained, load_questions(config.questions), categories, scorer_device)
@@ -144,7 +145,7 @@ def measure(config: Config, dtypes: Sequence[str], num_images: int) -> Measureme
         num_tokens=tokens,
         hidden_size=encoders[REFERENCE].hidden_size,
         split=config.evaluate.split,
-        scored_with=scored_with,
+        scored_with=in_words(trained),
         accuracy=correct / count,
         formats={
             dtype: _cost(tally, encoder_dtype(dtype, device), count, tokens, (norm, deep_norm), size)
@@ -189,20 +190,29 @@ def _sample(config: Config, num_images: int) -> tuple[tuple[str, ...], list[Samp
     samples = [s for s in dataset.samples if s.split == config.evaluate.split and s.key not in broken]
     if not samples:
         raise InputError(f"evaluate.split = {shown(config.evaluate.split)}: {dataset.root} has no image in this split")
-    samples.sort(key=lambda s: hashlib.sha256(s.key.encode()).digest())
-    return dataset.categories, samples[:num_images]
+    by_key = {sample.key: sample for sample in samples}
+    return dataset.categories, [by_key[key] for key in in_order_of_digests(by_key)[:num_images]]
 
 
-def _trained(config: Config, hidden_size: int) -> tuple[Trained, str]:
-    """What the configuration names or this run has trained; a part that is not there is done without."""
+def with_what_is_there(config: Config) -> Config:
+    """The configuration for scoring with what this run has trained so far, or nothing: a part is done without."""
     checkpoint = config.checkpoint
     if checkpoint.aspect is None and not default_aspect_path(config).is_file():
         checkpoint = replace(checkpoint, aspect=NONE)
     if checkpoint.soft_prompt is None and not default_soft_prompt_path(config).is_file():
         checkpoint = replace(checkpoint, soft_prompt=NONE)
-    trained = load_trained(replace(config, checkpoint=checkpoint), hidden_size, model_part(config))
+    return replace(config, checkpoint=checkpoint)
+
+
+def in_words(trained: Trained) -> str:
+    """What was trained."""
     parts = [n for n, p in (("aspect modules", trained.aspects), ("soft prompt", trained.soft_prompt)) if p is not None]
-    return trained, " and ".join(parts) or "nothing trained (zero-shot)"
+    return " and ".join(parts) or "nothing trained (zero-shot)"
+
+
+def in_order_of_digests(keys: Iterable[str]) -> list[str]:
+    """Sample keys in an order that looks random and is always the same: the first ones are a sample."""
+    return sorted(keys, key=lambda key: hashlib.sha256(key.encode()).digest())
 
 
 def _chunks(config: Config, samples: Sequence[Sample]) -> Iterator[tuple[list[PreparedImage], list[str]]]:

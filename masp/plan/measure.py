@@ -60,7 +60,7 @@ def measure_rates(
     encoder = _encoder_rate(config, vision, _spread(train, num_images))
     language_half = load_language_half(
         config.vlm.path, torch_dtype(config.engine.precision), pick_device(config.engine.device, "engine.device"),
-        config.vlm.attention,
+        config.vlm.attention, quantization=config.vlm.quantization,
     )  # fmt: skip
     rates = {"extract": encoder, "stage1": fallback.stage1, "stage2": fallback.stage2}
     annotated = [p for p in train if any(aspect in p.sample.answers for aspect in config.aspects)]

@@ -234,6 +234,7 @@ def _setting(metrics: MetricsFile, config: RunConfig) -> dict[str, str | float]:
         "split": metrics.split or config.split,
         "scoring": metrics.scoring or config.scoring,
         "layout": metrics.layout or config.layout,
+        "quantization": metrics.quantization,
         "VLM": config.vlm,
         "mean_accuracy": metrics.mean_accuracy,
         "stage": metrics.stage,

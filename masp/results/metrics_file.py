@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field
 
-from masp.config.schema import Layout, Scoring, Source, StageName
+from masp.config.schema import Layout, Quantization, Scoring, Source, StageName
 from masp.errors import DataError
 from masp.files.atomic import write_bytes
 from masp.files.regular import is_file, read_bytes
@@ -109,6 +109,8 @@ class MetricsFile:
     source: Source | None = None
     question: str | None = None
     layout: Layout | None = None
+    quantization: Quantization | None = None
+    """`vlm.quantization`; None where the language half was not quantized."""
     category_map: dict[str, str] | None = None
     notes: tuple[str, ...] | None = None
     time: Annotated[float, Field(ge=0, lt=_END_OF_YEAR_9999)] | None = None

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from masp.artifacts.store import Kind, Lineage, safe_name
+from masp.artifacts.trained import quantization_notes
 from masp.cache.fingerprint import Fields, fingerprint_digest, layout_notes
 from masp.cache.reader import Cache, CachedSample
 from masp.config import Config
@@ -34,6 +35,7 @@ from masp.training.schedule import Rows, Schedule, TrainingCache, make_schedule
 from masp.vlm.language import LanguageHalf, load_language_half
 from masp.vlm.loading import Partition
 from masp.vlm.prompt import Prompt, load_prompt
+from masp.vlm.quantized.rounding import require_library
 
 TrainedModel = Stage1Model | Stage2Model
 
@@ -110,10 +112,23 @@ class Stage(ABC):
             )
         if device == "cpu" and config.engine.precision == "fp16":
             raise InputError("engine.precision = 'fp16': needs a GPU; valid on a CPU are bf16 and fp32")
+        require_library(config.vlm.quantization)
+        if config.vlm.quantization != "none" and config.engine.zero_stage == 3:
+            raise InputError(
+                f"vlm.quantization = {config.vlm.quantization!r}: not with engine.zero_stage=3, with which DeepSpeed "
+                "divides no integers; give engine.zero_stage=2 or less, or vlm.quantization=none"
+            )
 
     def notes(self) -> list[str]:
         """What the user should know before training starts."""
-        return layout_notes(self.settings.layout, self.sources.model)
+        return [
+            *layout_notes(self.settings.layout, self.sources.model),
+            *quantization_notes(self.config.vlm.quantization, self.inputs()),
+        ]
+
+    def inputs(self) -> tuple[Lineage, ...]:
+        """Lineage of the artifacts that the stage builds on."""
+        return ()
 
     @abstractmethod
     def load_inputs(self, cache: Cache) -> None:
@@ -207,7 +222,8 @@ class Stage(ABC):
         """
         vlm, engine = self.config.vlm, self.config.engine
         prompt = load_prompt(vlm.path)
-        language = load_language_half(vlm.path, torch_dtype(engine.precision), device, vlm.attention, partition)
+        dtype = torch_dtype(engine.precision)
+        language = load_language_half(vlm.path, dtype, device, vlm.attention, partition, vlm.quantization)
         if engine.gradient_checkpointing:
             language.recompute_layers()
         torch.manual_seed(self.config.seed)
@@ -238,6 +254,8 @@ class Stage(ABC):
         identity |= {f"{self.name}.{name}": getattr(settings, name) for name in names}
         if settings.schedule != "linear":  # only then: runs from before there was a choice resume
             identity[f"{self.name}.schedule"] = settings.schedule
+        if config.vlm.quantization != "none":
+            identity["vlm.quantization"] = config.vlm.quantization
         return identity | {"num_steps": self.schedule.num_steps}
 
     @abstractmethod

@@ -206,6 +206,7 @@ class SoftPromptStage(Stage):
         super().__init__(config, cache, questions)
         self.settings = config.stage2
         self.aspect_modules: AspectModules | None = None
+        self.aspect_lineage: Lineage | None = None
         self.aspect_tokens: AspectTokens | None = None
         """Computed before, where the configuration asks for that."""
 
@@ -237,11 +238,14 @@ class SoftPromptStage(Stage):
                 f"aspect_module.num_queries = {num_queries}: the aspect modules in checkpoint.aspect have "
                 f"{modules.num_queries}; give the same"
             )
-        self.aspect_modules, self.aspect_digest = modules, lineage.digest
+        self.aspect_modules, self.aspect_lineage, self.aspect_digest = modules, lineage, lineage.digest
         tokens = open_aspect_tokens(self.config, cache, lineage.digest)
         if tokens is not None and tokens.num_queries != num_queries:
             raise DataError(f"{tokens.path} is damaged: {tokens.num_queries} tokens per aspect; must be {num_queries}")
         self.aspect_tokens = tokens
+
+    def inputs(self) -> tuple[Lineage, ...]:
+        return () if self.aspect_lineage is None else (self.aspect_lineage,)
 
     def draw_inputs(self, hidden_size: int) -> None:
         if self.aspects:

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 from transformers.masking_utils import create_masks_for_generate
 
+from masp.config.schema import Quantization
 from masp.errors import InputError
 from masp.vlm.caches import read_only
 from masp.vlm.families import ADDED, CONSTANTS, TABLES, ZEROED, describe
@@ -299,6 +300,7 @@ def load_language_half(
     device: str = "cpu",
     attention: str = "sdpa",
     partition: Partition | None = None,
+    quantization: Quantization = "none",
 ) -> LanguageHalf:
     """Load decoder, embeddings and vocabulary projection; the encoder's weights are not read from disk.
 
@@ -308,5 +310,6 @@ def load_language_half(
         device: `cpu` or `cuda`.
         attention: Implementation of attention, `sdpa` or `eager`.
         partition: Divides each parameter over the ranks as soon as it is read (see `load_part`).
+        quantization: How the layers keep their weights.
     """
-    return LanguageHalf(load_part(path, "language", dtype, device, attention, partition), partition)
+    return LanguageHalf(load_part(path, "language", dtype, device, attention, partition, quantization), partition)

@@ -12,9 +12,15 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers.utils import logging
 
+from masp.config.schema import Quantization
 from masp.errors import InputError
 from masp.vlm.families import CONSTANTS, TABLES, load_config, model_class, plain_vlm_errors, resolve_directory
+from masp.vlm.quantized.layers import make_quantized
+from masp.vlm.quantized.rounding import require_library
 from masp.vlm.weights import check_weights, first_of, unread
+
+ENVIRONMENT = "HF_DEACTIVATE_ASYNC_LOAD"
+"""Of transformers: with it, threads do not read ahead."""
 
 
 class Partition(Protocol):
@@ -27,7 +33,12 @@ class Partition(Protocol):
         """Make parameters whole while entered, those that were cut."""
 
 
-def part_class(base: type, part: Literal["vision", "language"], partition: Partition | None = None) -> Any:
+def part_class(
+    base: type,
+    part: Literal["vision", "language"],
+    partition: Partition | None = None,
+    quantization: Quantization = "none",
+) -> Any:
     """Derive from a transformers VLM class one that holds only a half.
 
     The other half is built without storage (transformers constructs on the meta device) and dropped before loading,
@@ -37,6 +48,7 @@ def part_class(base: type, part: Literal["vision", "language"], partition: Parti
         base: Class of the VLM.
         part: The half.
         partition: What divides the half's parameters while they are loaded.
+        quantization: How the layers of the language half keep their weights.
     """
 
     class Part(base):
@@ -48,6 +60,8 @@ def part_class(base: type, part: Literal["vision", "language"], partition: Parti
             super().__init__(config)
             whole = {*self.state_dict(), *self.all_tied_weights_keys}
             _drop(self, super().get_output_embeddings(), part)
+            if part == "language":
+                make_quantized(decoder_of(self), quantization)
             self.other_half = frozenset(whole - {*self.state_dict()})
 
         def get_input_embeddings(self):
@@ -111,11 +125,22 @@ def quiet_transformers():
             logging.enable_progress_bar()
 
 
+@contextmanager
+def one_by_one():
+    """While entered, transformers reads one parameter after another: its threads do not read ahead."""
+    before = os.environ.get(ENVIRONMENT)
+    os.environ[ENVIRONMENT] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[ENVIRONMENT]
+        else:
+            os.environ[ENVIRONMENT] = before
+
+
 class _Cutting:
     """While entered, every parameter that transformers has read is cut before the next one is read."""
-
-    ENVIRONMENT = "HF_DEACTIVATE_ASYNC_LOAD"
-    """Of transformers: with it, threads do not read ahead."""
 
     def __init__(self, partition: Partition):
         self.partition = partition
@@ -123,17 +148,11 @@ class _Cutting:
         self.error: Exception | None = None
 
     def __enter__(self) -> _Cutting:
-        self._before = os.environ.get(self.ENVIRONMENT)
-        os.environ[self.ENVIRONMENT] = "1"
         self._handle = register_module_parameter_registration_hook(self._look_at)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._handle.remove()
-        if self._before is None:
-            del os.environ[self.ENVIRONMENT]
-        else:
-            os.environ[self.ENVIRONMENT] = self._before
 
     def _look_at(self, module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         # transformers marks what it has read, and gives it to its module; a tied one is given twice
@@ -162,6 +181,7 @@ def load_part(
     device: str,
     attention: str,
     partition: Partition | None = None,
+    quantization: Quantization = "none",
 ) -> torch.nn.Module:
     """Load a half of the VLM at `path` (directory or hub name), frozen, in eval mode.
 
@@ -173,10 +193,12 @@ def load_part(
         attention: Implementation of attention, `sdpa` or `eager`.
         partition: Divides the parameters over ranks, each as soon as it is read: a rank never holds the half. All
             ranks call this then.
+        quantization: How the layers of the language half keep their weights; each is quantized as soon as it is read.
 
     Raises:
         InputError: No such VLM, an unsupported family, or weights that do not fit the configuration.
     """
+    require_library(quantization)
     directory = resolve_directory(path)
     config = load_config(directory)
     check_weights(directory)
@@ -186,9 +208,10 @@ def load_part(
         with (
             plain_vlm_errors(f"the weights in {directory} cannot be loaded"),
             quiet_transformers(),
+            one_by_one() if partition or quantization != "none" else nullcontext(),
             cutting or nullcontext(),
         ):
-            model, info = part_class(base, part, partition).from_pretrained(
+            model, info = part_class(base, part, partition, quantization).from_pretrained(
                 directory,
                 config=config,
                 dtype=dtype,

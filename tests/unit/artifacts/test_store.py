@@ -23,7 +23,7 @@ from masp.artifacts.store import (
     save_aspects,
     save_soft_prompt,
 )
-from masp.artifacts.trained import check_lineage
+from masp.artifacts.trained import check_lineage, quantization_notes
 from masp.errors import DataError, InputError, MaspError
 from masp.models.trainable import AspectModules, SoftPrompt
 
@@ -307,6 +307,19 @@ def test_misfits_are_refused_by_name(modules, aspect_path, soft_path):
         check_lineage(soft, "checkpoint.soft_prompt", "s", MODEL, None)
     imported = replace(soft, origin="imported", model=None, aspect_digest=None)
     check_lineage(imported, "checkpoint.soft_prompt", "s", MODEL, other)
+
+
+def test_another_quantization_than_in_training_is_said():
+    aspect = Lineage("aspect", "trained")
+    soft_prompt = Lineage("soft_prompt", "trained", settings={"vlm.quantization": "int4"})
+    assert quantization_notes("none", [aspect, None]) == quantization_notes("int4", [soft_prompt]) == []
+    assert quantization_notes("int8", [Lineage("aspect", "imported")]) == []  # nobody knows
+    assert quantization_notes("int8", [aspect, soft_prompt]) == [
+        "the aspect modules were trained with vlm.quantization=none, and it is int8 here",
+        "the soft prompt was trained with vlm.quantization=int4, and it is int8 here",
+    ]
+    odd = Lineage("soft_prompt", "trained", settings={"vlm.quantization": ["x" * 10_000]})
+    assert len(quantization_notes("none", [odd])[0]) < 300
 
 
 def test_the_header_is_readable_without_us(soft_path):

@@ -1,5 +1,7 @@
 """`masp doctor`: what it prints of a machine, and of a configuration part by part."""
 
+import importlib.util
+
 import pytest
 
 from masp.cli.main import main
@@ -70,6 +72,15 @@ def test_questions_that_do_not_fit_the_categories_are_a_problem(doctor, tmp_path
     (tmp_path / "own.yaml").write_text("aspects: {}\nemotion: ['Is it joy or fear?']")
     code, rows, _ = doctor(f"questions={tmp_path / 'own.yaml'}", "dataset.categories=[joy,fear,awe]")
     assert code == 2 and "does not name 'awe'" in rows["questions"]
+
+
+def test_a_library_that_a_setting_needs(doctor, monkeypatch):
+    code, rows, _ = doctor("vlm.quantization=int4")
+    assert code == 0 and rows["quantization"].startswith("int4, torchao 0.")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "torchao" else find(name, *a))
+    code, rows, err = doctor("vlm.quantization=int4")
+    assert code == 2 and "torchao is not installed; install it with" in err and "PROBLEM" in rows["quantization"]
 
 
 def test_all_problems_are_shown_at_once(doctor):

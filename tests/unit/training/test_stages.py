@@ -44,10 +44,11 @@ def test_what_was_no_choice_before_is_in_the_identity_only_where_it_is_taken(run
     before = [open_stage(name, run, "cpu").identity() for name in ("stage1", "stage2")]
     run.stage1 = replace(run.stage1, position="pair", schedule="published")
     run.stage2 = replace(run.stage2, schedule="published")
+    run.vlm = replace(run.vlm, quantization="int4")
     after = [open_stage(name, run, "cpu").identity() for name in ("stage1", "stage2")]
     assert [set(a) - set(b) for a, b in zip(after, before, strict=True)] == [
-        {"stage1.position", "stage1.schedule"},
-        {"stage2.schedule"},
+        {"stage1.position", "stage1.schedule", "vlm.quantization"},
+        {"stage2.schedule", "vlm.quantization"},
     ]
 
 
@@ -93,6 +94,18 @@ def test_what_is_built_is_what_is_left(run, name, kind):
     assert lineage.settings == stage.identity()
 
 
+def test_aspect_modules_from_another_quantization_are_used_and_it_is_said(run):
+    stage = open_stage("stage1", run, "cpu")
+    model, _ = stage.build("cpu")
+    stage.directory.mkdir()
+    stage.export({n: p.detach() for n, p in model.named_parameters() if p.requires_grad}, stage.identity())
+    run.checkpoint.aspect = str(stage.artifact)
+    before = open_stage("stage2", run, "cpu").notes()
+    run.vlm = replace(run.vlm, quantization="int8")
+    added = [note for note in open_stage("stage2", run, "cpu").notes() if note not in before]
+    assert added == ["the aspect modules were trained with vlm.quantization=none, and it is int8 here"]
+
+
 def test_an_artifact_that_cannot_be_written(run):
     stage = open_stage("stage2", run, "cpu")  # without a directory
     with pytest.raises(InputError, match=f"output_dir: {stage.artifact} cannot be written: .*No such file"):
@@ -110,6 +123,8 @@ def test_what_a_stage_refuses(run):
     assert "no training image is annotated with any of human_action" in refused("stage1", aspects=["human_action"])
     queries = replace(run.aspect_module, num_queries=2)
     assert "num_queries = 2: the aspect modules in checkpoint.aspect have 5" in refused("stage2", aspect_module=queries)
+    rounded = {"vlm": replace(run.vlm, quantization="int8"), "engine": replace(run.engine, zero_stage=3)}
+    assert "vlm.quantization = 'int8': not with engine.zero_stage=3" in refused("stage1", **rounded)
     cache = replace(run.cache, aspect_tokens=True)
     assert "cache.aspect_tokens = true: " in refused("stage2", cache=cache)
 

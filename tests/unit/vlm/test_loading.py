@@ -9,7 +9,7 @@ from torch import nn
 
 from masp.errors import InputError
 from masp.vlm.language import load_language_half
-from masp.vlm.loading import _Cutting
+from masp.vlm.loading import ENVIRONMENT
 from tests.tiny import make_vlm
 
 
@@ -21,7 +21,7 @@ class Counting:
 
     def cut(self, parameter):
         self.seen.append(parameter)
-        self.environment.add(os.environ.get(_Cutting.ENVIRONMENT))
+        self.environment.add(os.environ.get(ENVIRONMENT))
         if len(self.seen) == self.fails_at:
             raise RuntimeError("connection closed by peer")
 
@@ -31,14 +31,14 @@ class Counting:
 
 @pytest.mark.parametrize("before", [None, "0"])
 def test_each_parameter_is_handed_over_once_and_nothing_stays_behind(tmp_path, monkeypatch, before):
-    monkeypatch.delenv(_Cutting.ENVIRONMENT, raising=False)
+    monkeypatch.delenv(ENVIRONMENT, raising=False)
     if before:
-        monkeypatch.setenv(_Cutting.ENVIRONMENT, before)
+        monkeypatch.setenv(ENVIRONMENT, before)
     vlm, partition = str(make_vlm(tmp_path / "vlm")), Counting()
     half = load_language_half(vlm, partition=partition)
     assert sorted(map(id, partition.seen)) == sorted(map(id, half.parameters()))
     assert not any(parameter.requires_grad for parameter in partition.seen)
-    assert partition.environment == {"1"} and os.environ.get(_Cutting.ENVIRONMENT) == before
+    assert partition.environment == {"1"} and os.environ.get(ENVIRONMENT) == before
     count = len(partition.seen)
     plain = load_language_half(vlm)
     nn.Linear(2, 2)
@@ -52,7 +52,7 @@ def test_a_rank_that_is_gone_is_not_called_damaged_weights(tmp_path):
     partition = Counting(fails_at=3)
     with pytest.raises(RuntimeError, match="connection closed by peer"):
         load_language_half(str(make_vlm(tmp_path / "vlm")), partition=partition)
-    assert len(partition.seen) == 3 and _Cutting.ENVIRONMENT not in os.environ
+    assert len(partition.seen) == 3 and ENVIRONMENT not in os.environ
     nn.Linear(2, 2)
     assert len(partition.seen) == 3
 
