@@ -15,16 +15,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from masp.errors import one_line
 from masp.files.atomic import write_bytes
 from masp.files.sealed import read_sealed, sealed
 from masp.files.text import shortened, shown
 from masp.taxonomy import ASPECTS
-
-if TYPE_CHECKING:
-    from masp.data.sample import Sample
 
 Kind = Literal[
     "ignored",
@@ -145,13 +142,13 @@ class Holdings:
         return lines
 
 
-def holdings_of(samples: Iterable[Sample]) -> Holdings:
-    """Count the samples of a dataset."""
+def holdings_of(kinds: Mapping[tuple[str, str, tuple[str, ...]], int]) -> Holdings:
+    """Count the samples of a dataset; `kinds` says how many there are of each split, category and annotated aspects."""
     categories: dict[str, Counter[str]] = {}
     aspects: dict[str, Counter[str]] = {}
-    for sample in samples:
-        categories.setdefault(sample.split, Counter())[sample.category] += 1
-        aspects.setdefault(sample.split, Counter()).update(sample.answers.keys())
+    for (split, category, names), count in kinds.items():
+        categories.setdefault(split, Counter())[category] += count
+        aspects.setdefault(split, Counter()).update(dict.fromkeys(names, count))
     return Holdings(
         *({split: dict(sorted(c.items())) for split, c in found.items()} for found in (categories, aspects))
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,16 +11,11 @@ from tqdm import tqdm
 from masp.data.images import UnreadableImage, image_size
 from masp.files.text import reason
 from masp.plan.header_memory import HeaderMemory, Size
-from masp.runtime.process_pool import process_pool
+from masp.runtime.process_pool import default_processes, process_pool
 
 _CHUNK = 256
 _ALONE = 1000
 """So few images are read faster than processes start."""
-
-
-def default_processes() -> int:
-    """How many processes read headers: on a network disk they mostly wait, so at least four."""
-    return max(4, min(16, os.cpu_count() or 1))
 
 
 def read_sizes(
