@@ -174,11 +174,11 @@ def finished_sidecar(directory: Path, name: str, layout: Layout) -> Sidecar | No
     Raises:
         InputError: The file system gives no answer.
     """
-    found = digested_sidecar(directory, name, layout)
+    found = digested_sidecar(directory, name, fingerprint_of(layout))
     return found and found[0]
 
 
-def digested_sidecar(directory: Path, name: str, layout: Layout) -> tuple[Sidecar, str] | None:
+def digested_sidecar(directory: Path, name: str, fingerprint: SidecarFingerprint) -> tuple[Sidecar, str] | None:
     """The sidecar of a finished shard and the SHA-256 of its file, otherwise as `finished_sidecar`."""
     path = tar_path(directory, name)
     try:
@@ -189,7 +189,7 @@ def digested_sidecar(directory: Path, name: str, layout: Layout) -> tuple[Sideca
         return None
     except OSError as error:
         raise InputError(f"cache.dir: {path} cannot be examined: {reason(error)}") from None
-    return found if found[0].fingerprint == fingerprint_of(layout) else None
+    return found if found[0].fingerprint == fingerprint else None
 
 
 def finished_sidecars(directory: Path, layout: Layout) -> Iterator[Sidecar]:
@@ -197,11 +197,6 @@ def finished_sidecars(directory: Path, layout: Layout) -> Iterator[Sidecar]:
     for name in layout.shard_names:
         if sidecar := finished_sidecar(directory, name, layout):
             yield sidecar
-
-
-def missing_shards(directory: Path, layout: Layout) -> list[str]:
-    """Names of the shards that are not finished."""
-    return [name for name in layout.shard_names if finished_sidecar(directory, name, layout) is None]
 
 
 def absent_shards(directory: Path, layout: Layout) -> list[str]:

@@ -346,9 +346,7 @@ def _check_annotations_are_unique(entries: Entries, annotations: _Annotations) -
     if annotations.shared is not None:
         path, second = annotations.shared
         first = entries.image_path(entries.annotations.index(path))
-        raise InputError(
-            f"{entries.root}{path}: would annotate both {first} and {second}; give images different names"
-        )
+        raise InputError(f"{entries.root}{path}: would annotate both {first} and {second}; give images different names")
 
 
 def _same_names(entries: Entries) -> list[Finding]:

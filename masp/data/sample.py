@@ -121,7 +121,8 @@ class Samples(Sequence[Sample]):
         """The same samples, in the same order."""
         if isinstance(samples, Samples):
             return samples
-        found, numbers = list(samples), {}
+        found = list(samples)
+        numbers: dict[Label, int] = {}
         labels = [Label(s.category, s._aspects, s._texts) for s in found]
         label = [numbers.setdefault(each, len(numbers)) for each in labels]
         splits = tuple(sorted({sample.split for sample in found}))
@@ -135,6 +136,11 @@ class Samples(Sequence[Sample]):
             splits,
         )
         return Samples(table, np.arange(len(found)))
+
+    @staticmethod
+    def join(parts: Sequence[Samples]) -> Samples:
+        """Samples of one table, at least one part, one after another."""
+        return Samples(parts[0].table, np.concatenate([part.rows for part in parts]))
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -64,6 +64,4 @@ def process_pool(num_processes: int, setting: str | None, work: str) -> Iterator
     except OSError as error:
         if error.errno not in (errno.EAGAIN, errno.ENOMEM):
             raise
-        raise InputError(
-            f"{what}a process cannot be started: {reason(error)}; {then}"
-        ) from None
+        raise InputError(f"{what}a process cannot be started: {reason(error)}; {then}") from None
