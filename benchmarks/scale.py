@@ -260,8 +260,11 @@ def main() -> int:
         case = _make(directory, round(NUM_IMAGES * fraction), round(NUM_SHARDS * fraction))
         for name in arguments.steps:
             found[name][fraction] = cost = measure(functools.partial(STEPS[name], case))
-            print(f"{name:<16} {case.num_images:>10,} images {cost.max_cpu_s:>8.1f} s CPU of one process {cost.cpu_s:>8.1f} s of all {cost.peak_bytes / 1e9:>7.2f} GB "
-                  f"{cost.wall_s:>8.1f} s", flush=True)  # fmt: skip
+            print(
+                f"{name:<16} {case.num_images:>10,} images, CPU s of one process {cost.max_cpu_s:>6.1f}, of all "
+                f"{cost.cpu_s:>6.1f}; {cost.peak_bytes / 1e9:.2f} GB, {cost.wall_s:.1f} s",
+                flush=True,
+            )
         if not arguments.keep:
             shutil.rmtree(directory)
     text = table(found, fractions)

@@ -17,8 +17,7 @@ from masp.cache.layout import (
     read_layout,
     refuse_other_versions,
 )
-from masp.cache.shard_state import MAX_SIDECAR_BYTES, absent_shards, remedy, unfinished
-from masp.cache.sidecars import missing_shards
+from masp.cache.shard_state import MAX_SIDECAR_BYTES, absent_shards, missing_shards, remedy, unfinished
 from masp.data.keys import SampleKey
 from masp.errors import DataError, InputError
 from masp.files.fields import Count, Positive, Sha256, Size

@@ -31,9 +31,10 @@ from masp.cache.shard_state import (
     absent_shards,
     digested_sidecar,
     fingerprint_of,
+    map_shards,
+    map_sidecars,
     unfinished,
 )
-from masp.cache.sidecars import map_shards, map_sidecars
 from masp.data.findings import Contents, Finding, content_findings
 from masp.errors import DataError
 from masp.files.atomic import write_bytes

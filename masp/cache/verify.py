@@ -17,8 +17,7 @@ from masp.cache.findings import FILE, read_findings
 from masp.cache.index import Columns, Index, load_index, shard_columns
 from masp.cache.layout import INDEX, LAYOUT, MANIFEST, QUARANTINE, SHARDS, Layout, read_layout, tar_path
 from masp.cache.manifest import Manifest, ShardFile, read_manifest
-from masp.cache.shard_state import SampleEntry, Sidecar, SidecarFingerprint, fingerprint_of, read_digested
-from masp.cache.sidecars import map_shards
+from masp.cache.shard_state import SampleEntry, Sidecar, SidecarFingerprint, fingerprint_of, map_shards, read_digested
 from masp.errors import DataError
 from masp.files.regular import open_binary
 from masp.files.sealed import CHUNK, digest_file

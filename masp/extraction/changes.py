@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from masp.cache.layout import QUARANTINE, Layout, Shard, sidecar_path
-from masp.cache.shard_state import MAX_SIDECAR_BYTES, SampleEntry, Sidecar, Source
-from masp.cache.sidecars import keys_of, map_sidecars
+from masp.cache.shard_state import MAX_SIDECAR_BYTES, SampleEntry, Sidecar, Source, keys_of, map_sidecars
 from masp.data.images import UnreadableImage, read_image_file
 from masp.errors import DataError, InputError
 from masp.files.regular import open_binary

@@ -35,9 +35,11 @@ from masp.cache.shard_state import (
     absent_shards,
     digested_sidecar,
     fingerprint_of,
+    map_shards,
+    map_sidecars,
+    num_quarantined,
     unfinished,
 )
-from masp.cache.sidecars import map_shards, map_sidecars, num_quarantined
 from masp.config import Config
 from masp.data.datasets import Dataset, ListedDataset, list_dataset
 from masp.data.findings import Finding, log_findings

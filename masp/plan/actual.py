@@ -9,8 +9,7 @@ from pathlib import Path
 
 from masp.cache.layout import MANIFEST, Layout
 from masp.cache.manifest import read_manifest
-from masp.cache.shard_state import Sidecar, finished_sidecars
-from masp.cache.sidecars import keys_of, map_sidecars
+from masp.cache.shard_state import Sidecar, finished_sidecars, keys_of, map_sidecars
 from masp.data.sample import Dataset
 from masp.extraction.progress import read_timings
 from masp.files.regular import exists
