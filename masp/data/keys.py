@@ -15,7 +15,11 @@ from pydantic import Field
 _ALSO_ESCAPED = {".": "%2E", "~": "%7E"}
 
 # Most names have only these characters, of which the dot alone is escaped: ten times faster than quote().
-_PLAIN = re.compile(r"[A-Za-z0-9_./-]+", re.ASCII)
+_PLAIN = {
+    "": re.compile(r"[A-Za-z0-9_.-]+", re.ASCII),
+    "/": re.compile(r"[A-Za-z0-9_./-]+", re.ASCII),
+}
+"""By what is not escaped besides."""
 
 # Keys become tar member names and fixed-width columns of the index. A name of 255 bytes, the longest that common file
 # systems allow, takes 765 characters when every byte is escaped; PAX headers carry any length.
@@ -82,7 +86,7 @@ def path_of(key: str) -> str:
 
 
 def _escape(text: str, safe: str) -> str:
-    if safe and _PLAIN.fullmatch(text):
+    if _PLAIN[safe].fullmatch(text):
         return text.replace(".", "%2E")
     escaped = quote(text, safe=safe, encoding="utf-8", errors="surrogateescape")
     for character, replacement in _ALSO_ESCAPED.items():

@@ -183,6 +183,11 @@ class Samples(Sequence[Sample]):
         return [keys[row] for row in self.rows.tolist()]
 
     @property
+    def paths(self) -> list[str]:
+        """Paths of their image files."""
+        return [self.table.path(row) for row in self.rows.tolist()]
+
+    @property
     def split(self) -> np.ndarray:
         """`[N]` uint8: the split of each, into `table.splits`."""
         return self.table.split[self.rows]

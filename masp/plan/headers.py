@@ -19,8 +19,8 @@ _ALONE = 1000
 
 
 def read_sizes(
-    paths: Sequence[Path], max_side: int | None, num_processes: int | None = None, memory: Path | None = None
-) -> tuple[list[Size | None], list[tuple[Path, str]]]:
+    paths: Sequence[str | Path], max_side: int | None, num_processes: int | None = None, memory: Path | None = None
+) -> tuple[list[Size | None], list[tuple[str | Path, str]]]:
     """Read the headers of image files.
 
     Args:
@@ -43,7 +43,7 @@ def read_sizes(
         for number in np.flatnonzero(remembered.is_known).tolist():
             size = remembered[number]
             sizes[number] = equal.setdefault(size, size)
-    broken: list[tuple[Path, str]] = []
+    broken: list[tuple[str | Path, str]] = []
     for number, entry in zip(unknown, _read_all(paths, unknown, max_side, num_processes), strict=True):
         if isinstance(entry, str):
             broken.append((paths[number], entry))
@@ -57,7 +57,7 @@ def read_sizes(
 
 
 def _read_all(
-    paths: Sequence[Path], numbers: Sequence[int], max_side: int | None, num_processes: int
+    paths: Sequence[str | Path], numbers: Sequence[int], max_side: int | None, num_processes: int
 ) -> Iterator[Size | str]:
     """Size of each of the files with these numbers, or the reason why it cannot be read."""
     chunks = [
@@ -76,7 +76,7 @@ def _read_all(
                     bar.update(len(found))
 
 
-def _measure(paths: Sequence[str], max_side: int | None) -> list[Size | str]:
+def _measure(paths: Sequence[str | Path], max_side: int | None) -> list[Size | str]:
     """Return per file its size, or the reason why it cannot be read."""
     found: list[Size | str] = []
     for path in paths:
