@@ -85,14 +85,13 @@ class ListedDataset:
         Raises:
             DataError: One is damaged. InputError: One cannot be read.
         """
-        table, annotations = self.samples.table, self._listing.entries.annotations
+        table, entries = self.samples.table, self._listing.entries
         unread = samples.rows[~self._is_read[samples.rows]]
         unread = unread[np.argsort(self._order[unread])]  # the first error is that of the first entry
         numbers = {label: number for number, label in enumerate(table.labels)}
         start = 0
-        for chunk in read_annotations(
-            self._listing.entries.root, [annotations[entry] for entry in self._order[unread].tolist()]
-        ):
+        paths = list(map(entries.annotation_path, self._order[unread].tolist()))
+        for chunk in read_annotations(entries.root, paths):
             rows = unread[start : start + len(chunk.numbers)]
             start += len(rows)
             places = np.array(chunk.numbers, dtype=np.int32)

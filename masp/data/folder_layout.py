@@ -104,8 +104,8 @@ class _Directory:
 class _Annotations:
     """The annotation files of all categories. Millions of paths would take gigabytes, so they are made when needed."""
 
-    directories: list[str] = field(default_factory=list)
-    """Paths relative to the root."""
+    prefixes: list[str] = field(default_factory=list)
+    """Directories relative to the root, with a slash at the end."""
     categories: dict[str, _Directory] = field(default_factory=dict)
     others: list[str] = field(default_factory=list)
     """What is not a JSON file in the directory of a category, relative to the root."""
@@ -113,7 +113,7 @@ class _Annotations:
     """The first annotation that is that of two images, and the second image's path."""
 
     def of(self, category: str, name: str, image: str) -> str | None:
-        """The annotation of an image, relative to the root; None if there is none."""
+        """The annotation of an image, as `Entries.annotations` has it; None if there is none."""
         files = self.categories.get(category)
         stem = files.find(name) if files else None
         if files is None or stem is None:
@@ -121,13 +121,13 @@ class _Annotations:
         number = files.stems[stem]
         if number >= 0:
             files.stems[stem] = ~number
-            return self._path(number, stem)
-        path = self._path(~number, stem)
-        self.shared = self.shared or (path, image + name)
-        return path
+        else:
+            number = ~number
+            self.shared = self.shared or (self._path(number, stem), image + name)
+        return self.prefixes[number] if stem == os.path.splitext(name)[0] else self._path(number, stem)
 
     def _path(self, number: int, stem: str) -> str:
-        return f"{self.directories[number]}/{stem}.json"
+        return f"{self.prefixes[number]}{stem}.json"
 
     def findings(self) -> list[Finding]:
         """Annotations that belong to no image."""
@@ -327,7 +327,7 @@ def _read_annotations(root: Path) -> _Annotations:
     found.others += [f"{ANNOTATION_DIRECTORY}/{name}" for name in contents.files]
     for number, directory in enumerate(contents.directories):
         place = f"{ANNOTATION_DIRECTORY}/{directory}"
-        found.directories.append(place)
+        found.prefixes.append(f"{place}/")
         files = found.categories.setdefault(normalize_category(directory), _Directory())
         inside = _contents(path / directory)
         found.others += [f"{place}/{name}/" for name in inside.directories]
@@ -345,7 +345,7 @@ def _read_annotations(root: Path) -> _Annotations:
 def _check_annotations_are_unique(entries: Entries, annotations: _Annotations) -> None:
     if annotations.shared is not None:
         path, second = annotations.shared
-        first = entries.image_path(entries.annotations.index(path))
+        first = entries.image_path(next(n for n in range(len(entries)) if entries.annotation_path(n) == path))
         raise InputError(f"{entries.root}{path}: would annotate both {first} and {second}; give images different names")
 
 

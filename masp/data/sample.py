@@ -279,7 +279,8 @@ class Entries:
     """Emotions, normalized."""
 
     annotations: list[str | None] = field(default_factory=list)
-    """Path that the annotation should have, relative to the root; None if the layout gives none."""
+    """Path that the annotation should have, relative to the root; None if the layout gives none. Of most image folders
+    only the directory with a slash at its end, for a file with the stem of the image."""
 
     moved: dict[int, str] = field(default_factory=dict)
     """Number of an entry -> path of its image relative to the root, where it is another than the key says."""
@@ -302,6 +303,13 @@ class Entries:
         """Path of the image file of an entry."""
         moved = self.moved.get(number)
         return self.root + (moved or self.bases[self.split(number)] + self.relative_path(number))
+
+    def annotation_path(self, number: int) -> str | None:
+        """Path that the annotation of an entry should have, relative to the root."""
+        path = self.annotations[number]
+        if path is None or not path.endswith("/"):
+            return path
+        return f"{path}{os.path.splitext(os.path.basename(self.relative_path(number)))[0]}.json"
 
     def where(self, number: int) -> str:
         """Where an entry is listed, for errors."""
