@@ -213,22 +213,21 @@ class Merged:
             self._columns.setdefault(name, []).append(values)
 
     def content_findings(self) -> list[Finding]:
-        """Images that are there twice, byte for byte; to be called before `summary`, which uses up what it needs."""
+        """Images that are there twice, byte for byte; to be called once, before `summary`, which uses up the keys."""
         digests = np.concatenate(self._sources)
+        self._sources.clear()
         known = np.flatnonzero(digests.any(1))
-        places = known.tolist()
         contents = Contents(
             digests[known],
             np.concatenate(self._entry_splits)[known],
             np.concatenate(self._entry_categories)[known],
             list(self._splits),
-            lambda place: self._contents[places[place]][:-33].decode(),
+            lambda place: self._contents[known[place]][:-33].decode(),
         )
         return content_findings(contents)
 
     def summary(self) -> Summary:
         """Counts and digests over all shards."""
-        self._sources.clear()
         # a key has no byte below that of its end, so this is the order of the keys
         self._contents.sort()
         dataset = hashlib.sha256()
