@@ -81,6 +81,7 @@ def test_processes_give_the_same_bytes_and_problems(cache, monkeypatch):
     before = {name: (cache / name).read_bytes() for name in MERGED}
     expected = merge_sidecars(cache, layout).content_findings()
     monkeypatch.setattr(shard_state, "_MANY", 1)
+    monkeypatch.setattr(shard_state, "default_processes", lambda: 1)
     merged = merge_sidecars(cache, layout)
     assert merged.content_findings() == expected
     finalize(cache, layout, merged)
