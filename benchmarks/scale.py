@@ -3,8 +3,8 @@
     python benchmarks/scale.py [--fraction 0.1 1.0] [--steps NAME …] [--directory DIR] [--markdown FILE]
 
 Makes a dataset of 3.3 million images and a feature cache of 20,000 shards (`benchmarks/scale_data.py` says what is real
-about them), runs each step in a process of its own, and prints the CPU seconds of that process and its children and
-the largest resident memory of any of them: for a part of the images, for all, and the factor between the two. Steps
+about them), runs each step in a process of its own, and prints CPU seconds, of the process that used most and of all
+that the step started, and the largest resident memory of one: for a part of the images, for all, and the factor. Steps
 over the ledgers and metrics of 512 ranks come from `benchmarks/scale_ledgers.py`.
 """
 
@@ -170,6 +170,8 @@ class Cost:
 
     cpu_s: float
     """User and system time of the process and its children."""
+    max_cpu_s: float
+    """The same of the one of them that used most."""
     peak_bytes: int
     """Resident memory, the largest of process and children."""
     wall_s: float
@@ -203,27 +205,41 @@ def _run(step: Callable[[], object], pipe: Connection) -> None:
     import masp.plan.plan
     import masp.training.stages  # noqa: F401
 
-    started, before = time.perf_counter(), _cpu_s()
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the process ends with it
+    ended: list[float] = []
+    _note_children(ended)
+    started, before = time.perf_counter(), _cpu_s(resource.getrusage(resource.RUSAGE_SELF))
     step()
+    own = _cpu_s(resource.getrusage(resource.RUSAGE_SELF)) - before
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    pipe.send(Cost(_cpu_s() - before, peak * 1024, time.perf_counter() - started))
+    pipe.send(Cost(own + sum(ended), max([own, *ended]), peak * 1024, time.perf_counter() - started))
 
 
-def _cpu_s() -> float:
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+def _note_children(ended: list[float]) -> None:
+    """Append the CPU seconds of every child that is waited for, of which the system keeps only the sum."""
+
+    def waitpid(pid: int, options: int) -> tuple[int, int]:
+        pid, status, usage = os.wait4(pid, options)
+        if pid:
+            ended.append(_cpu_s(usage))
+        return pid, status
+
+    os.waitpid = waitpid
+
+
+def _cpu_s(usage: resource.struct_rusage) -> float:
+    return usage.ru_utime + usage.ru_stime
 
 
 def table(found: dict[str, dict[float, Cost]], fractions: list[float]) -> str:
     """The measurements as a Markdown table."""
-    heads = [f"{NUM_IMAGES * f / 1e6:.2f} M: CPU s, peak GB" for f in fractions]
+    heads = [f"{NUM_IMAGES * f / 1e6:.2f} M: CPU s of one process, of all; peak GB" for f in fractions]
     lines = [f"| step | {' | '.join(heads)} | growth | limit |", "|---" * (len(heads) + 3) + "|"]
     for name, costs in found.items():
-        cells = [f"{costs[f].cpu_s:.1f}, {costs[f].peak_bytes / 1e9:.2f}" for f in fractions]
+        cells = [f"{costs[f].max_cpu_s:.1f}, {costs[f].cpu_s:.1f}; {costs[f].peak_bytes / 1e9:.2f}" for f in fractions]
         growth = f"{costs[fractions[-1]].cpu_s / max(costs[fractions[0]].cpu_s, 0.01):.1f}"
         last = costs[fractions[-1]]
-        kept = last.cpu_s <= MAX_CPU_S and last.peak_bytes <= MAX_BYTES
+        kept = last.max_cpu_s <= MAX_CPU_S and last.peak_bytes <= MAX_BYTES
         lines.append(f"| {name} | {' | '.join(cells)} | {growth} | {'kept' if kept else 'exceeded'} |")
     return "\n".join(lines)
 
@@ -244,8 +260,11 @@ def main() -> int:
         case = _make(directory, round(NUM_IMAGES * fraction), round(NUM_SHARDS * fraction))
         for name in arguments.steps:
             found[name][fraction] = cost = measure(functools.partial(STEPS[name], case))
-            print(f"{name:<16} {case.num_images:>10,} images {cost.cpu_s:>8.1f} s CPU {cost.peak_bytes / 1e9:>7.2f} GB "
-                  f"{cost.wall_s:>8.1f} s", flush=True)  # fmt: skip
+            print(
+                f"{name:<16} {case.num_images:>10,} images, CPU s of one process {cost.max_cpu_s:>6.1f}, of all "
+                f"{cost.cpu_s:>6.1f}; {cost.peak_bytes / 1e9:.2f} GB, {cost.wall_s:.1f} s",
+                flush=True,
+            )
         if not arguments.keep:
             shutil.rmtree(directory)
     text = table(found, fractions)

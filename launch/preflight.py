@@ -23,7 +23,7 @@ from masp.cache.layout import check_layout, read_layout
 from masp.config import Config
 from masp.config.fields import describe_settings
 from masp.config.schema import StageName
-from masp.data.datasets import read_dataset
+from masp.data.datasets import list_dataset
 from masp.data.questions import load_questions
 from masp.errors import InputError
 from masp.evaluation.feed import open_feed
@@ -151,7 +151,7 @@ def _check_extraction(config: Config) -> Plan:
         raise InputError(f"cache.dir: {config.cache.dir}: {plan.space.verdict}")
     layout = read_layout(Path(config.cache.dir))
     if layout is not None:
-        dataset = read_dataset(config.dataset)
+        dataset = list_dataset(config.dataset)
         check_layout(
             Path(config.cache.dir),
             layout,

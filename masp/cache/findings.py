@@ -5,37 +5,34 @@ Extraction reads every byte of every image, so it can tell what no listing can: 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 from masp.cache.layout import Layout
 from masp.cache.manifest import Manifest, read_manifest
-from masp.cache.shard_state import Sidecar, finished_sidecars, remedy
-from masp.data.findings import FILE, Content, DatasetRecord, content_findings, load_findings, save_findings
+from masp.cache.merge import merge_sidecars
+from masp.cache.shard_state import remedy
+from masp.data.findings import FILE, DatasetRecord, Finding, load_findings, save_findings
 from masp.data.sample import Dataset
 from masp.errors import DataError
 
 
-def record_findings(directory: Path, layout: Layout, dataset: Dataset) -> DatasetRecord:
+def record_findings(
+    directory: Path, layout: Layout, dataset: Dataset, more: Sequence[Finding] | None = None
+) -> DatasetRecord:
     """Write what the dataset holds and what is to be known about it; deterministic for a dataset and its cache.
 
     Args:
         directory: Directory of the finished cache.
         layout: Its layout.
         dataset: The dataset that it was made from.
+        more: What the bytes of the images show, if the sidecars have been merged just now.
     """
-    record = dataset.record(
-        read_manifest(directory).dataset.digest, content_findings(_contents(finished_sidecars(directory, layout)))
-    )
+    if more is None:
+        more = merge_sidecars(directory, layout).content_findings()
+    record = dataset.record(read_manifest(directory).dataset.digest, more)
     save_findings(directory, record)
     return record
-
-
-def _contents(sidecars: Iterable[Sidecar]) -> Iterator[Content]:
-    for sidecar in sidecars:
-        for entry in sidecar.entries:
-            if entry.source.sha256 is not None:
-                yield Content(entry.source.sha256, sidecar.split, entry.category, entry.key)
 
 
 def read_findings(directory: Path, manifest: Manifest) -> DatasetRecord | None:

@@ -14,8 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from masp.cache.fingerprint import FORMAT_VERSION, Fields, Machine, ModelPart, compare, fingerprint_digest
-from masp.data.sample import Sample
+from masp.data.sample import Sample, Samples
 from masp.errors import DataError, InputError
 from masp.files.fields import DatasetOf, Positive
 from masp.files.sealed import create_sealed, read_sealed, read_sealed_object, sealed
@@ -108,7 +110,7 @@ class Shard:
     name: str
     split: str
     generation: int
-    samples: tuple[Sample, ...]
+    samples: Samples
     """Its samples, in the order of the tar."""
 
 
@@ -125,18 +127,24 @@ def assign(samples: Sequence[Sample], num_shards: int, generation: int = 0, firs
         generation: 0, or which extension of the cache these samples form.
         first_number: Number of the first shard.
     """
-    by_split: dict[str, list[Sample]] = {}
-    for sample in samples:
-        by_split.setdefault(sample.split, []).append(sample)
-    counts = {split: len(by_split[split]) for split in sorted(by_split)}
+    found = Samples.of(samples)
+    by_split = {split: found.in_split(split) for split in found.table.splits}
+    counts = {split: len(members) for split, members in by_split.items() if len(members)}
     shards: list[Shard] = []
     for split, num in _shares(counts, num_shards).items():
-        ordered = sorted(by_split[split], key=lambda s: (hashlib.sha256(s.key.encode()).digest(), s.key))
+        ordered = _mixed(by_split[split])
         for n in range(num):
             run = ordered[len(ordered) * n // num : len(ordered) * (n + 1) // num]
             name = f"{split}-g{generation}-{n:05d}" if generation else f"{split}-{n:05d}"
-            shards.append(Shard(first_number + len(shards), name, split, generation, tuple(run)))
+            shards.append(Shard(first_number + len(shards), name, split, generation, run))
     return shards
+
+
+def _mixed(samples: Samples) -> Samples:
+    """Samples in the order of the SHA-256 of their keys."""
+    digests = b"".join([hashlib.sha256(key.encode()).digest() for key in samples.keys])
+    words = np.frombuffer(digests, dtype=">u8").astype(np.uint64).reshape(-1, 4)
+    return samples[np.lexsort(words.T[::-1])]
 
 
 def _shares(counts: Mapping[str, int], num_shards: int) -> dict[str, int]:
@@ -281,11 +289,14 @@ def shards_of(layout: Layout | None, samples: Sequence[Sample], num_shards: int)
         samples: Samples of the dataset.
         num_shards: `cache.num_shards`, for the first generation.
     """
-    added = layout.added_keys if layout else {}
-    shards = assign([sample for sample in samples if sample.key not in added], num_shards)
-    for number, generation in enumerate(layout.generations[1:] if layout else (), 1):
-        members = [sample for sample in samples if added.get(sample.key) == number]
-        shards += assign(members, generation.num_shards, number, len(shards))
+    found = Samples.of(samples)
+    if layout is None or len(layout.generations) == 1:
+        return assign(found, num_shards)
+    added = layout.added_keys
+    numbers = np.array([added.get(key, 0) for key in found.keys], dtype=np.int32)
+    shards = assign(found[numbers == 0], num_shards)
+    for number, generation in enumerate(layout.generations[1:], 1):
+        shards += assign(found[numbers == number], generation.num_shards, number, len(shards))
     return shards
 
 

@@ -18,12 +18,7 @@ from masp.cache.layout import (
     read_layout,
     refuse_other_versions,
 )
-from masp.cache.shard_state import (
-    MAX_SIDECAR_BYTES,
-    missing_shards,
-    remedy,
-    unfinished,
-)
+from masp.cache.shard_state import MAX_SIDECAR_BYTES, absent_shards, missing_shards, remedy, unfinished
 from masp.data.keys import SampleKey
 from masp.errors import DataError, InputError
 from masp.files.fields import OMIT_NONE, Count, DatasetOf, Positive, Sha256, Size, SplitOf
@@ -189,7 +184,7 @@ def read_manifest(directory: Path) -> Manifest:
     layout = read_layout(directory)
     if layout is None:
         raise InputError(f"cache.dir: {directory} is not a feature cache; make one with `masp extract`")
-    missing = missing_shards(directory, layout)
+    missing = absent_shards(directory, layout) or missing_shards(directory, layout)
     if not missing:
         raise InputError(f"cache.dir: {directory} has all its shards but no manifest; `masp extract` again finishes it")
     raise unfinished(directory, missing, len(layout.shard_names))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
 from masp.cache.fingerprint import FORMAT_VERSION, fingerprint_digest
-from masp.cache.index import Index, join_columns, save_index, shard_columns
+from masp.cache.index import Columns, Index, join_columns, save_index, shard_columns
 from masp.cache.layout import INDEX, MANIFEST, QUARANTINE, Layout, split_of
 from masp.cache.manifest import (
     DatasetId,
@@ -23,11 +25,24 @@ from masp.cache.manifest import (
     ShardFile,
     SplitCounts,
 )
-from masp.cache.shard_state import Sidecar, absent_shards, digested_sidecar, unfinished
+from masp.cache.shard_state import (
+    Sidecar,
+    SidecarFingerprint,
+    absent_shards,
+    digested_sidecar,
+    fingerprint_of,
+    map_shards,
+    map_sidecars,
+    unfinished,
+)
+from masp.data.findings import Contents, Finding, content_findings
 from masp.errors import DataError
 from masp.files.atomic import write_bytes
 from masp.files.sealed import canonical_json, digest_file, sealed
 from masp.files.typed import encode
+
+E = TypeVar("E")
+X = TypeVar("X")
 
 
 @dataclass
@@ -93,6 +108,74 @@ class _Counting:
     categories: dict[str, int] = field(default_factory=dict)
     aspects: dict[str, int] = field(default_factory=dict)
 
+    def add(self, other: _Counting) -> None:
+        """Count those of a shard too."""
+        self.num_shards += other.num_shards
+        self.num_samples += other.num_samples
+        self.num_quarantined += other.num_quarantined
+        self.num_tokens += other.num_tokens
+        for mine, more in ((self.categories, other.categories), (self.aspects, other.aspects)):
+            for name, number in more.items():
+                mine[name] = mine.get(name, 0) + number
+
+
+@dataclass
+class _Summary:
+    """What the merge needs of a shard, made in the process that reads its sidecar."""
+
+    shard: ShardFile
+    hidden_size: int | None
+    """None where no image of the shard could be read."""
+    num_deep_maps: int | None
+    counts: _Counting
+    aspects: list[str]
+    """Those that the bits of its column stand for."""
+    columns: Columns
+    contents: list[bytes]
+    """Per entry its key, a null byte, and the digest of its labels and image."""
+    sources: np.ndarray
+    """`[entries, 32]` uint8: the digest of each image file, zeros where it could not be read."""
+    categories: list[str]
+    """Of each entry."""
+    quarantine: list[bytes]
+    """Lines of the quarantine list."""
+    examined: Any
+    """What `examine` returned."""
+
+
+def _summarize(sidecar: Sidecar, digest: str, split: int, categories: Mapping[str, int]) -> _Summary:
+    """Prepare the sidecar of a shard for merging.
+
+    Raises:
+        DataError: It has a category that the layout does not list.
+    """
+    samples, entries, tar = sidecar.samples, sidecar.entries, sidecar.tar
+    counts = _Counting(1, len(samples), len(sidecar.quarantined), sum([sample.num_tokens for sample in samples]))
+    counts.categories = dict(Counter([sample.category for sample in samples]))
+    counts.aspects = dict(Counter([aspect for sample in samples for aspect in sample.answers]))
+    bits = {aspect: 1 << number for number, aspect in enumerate(counts.aspects)}
+    contents = []
+    for entry in entries:
+        content = canonical_json([entry.category, entry.answers, entry.source.sha256])
+        contents.append(entry.key.encode() + b"\0" + hashlib.sha256(content).digest())
+    sources = bytes.fromhex("".join([entry.source.sha256 or _NO_DIGEST for entry in entries]))
+    return _Summary(
+        shard=ShardFile(sidecar.name, len(samples), tar.bytes, tar.sha256, digest),
+        hidden_size=sidecar.hidden_size if samples else None,
+        num_deep_maps=sidecar.num_deep_maps,
+        counts=counts,
+        aspects=list(bits),
+        columns=shard_columns(sidecar, 0, split, categories, bits),
+        contents=contents,
+        sources=np.frombuffer(sources, dtype=np.uint8).reshape(-1, 32),
+        categories=[entry.category for entry in entries],
+        quarantine=quarantine_lines(sidecar),
+        examined=None,
+    )
+
+
+_NO_DIGEST = "0" * 64
+
 
 class Merged:
     """Sidecars merged into what index, quarantine list and manifest hold, one after another.
@@ -103,48 +186,61 @@ class Merged:
     def __init__(self, layout: Layout):
         """Nothing merged yet of the cache with this layout."""
         self._splits = {name: _Counting() for name in sorted({split_of(name) for name in layout.shard_names})}
-        self._split_numbers = {name: number for number, name in enumerate(self._splits)}
+        self.split_numbers = {name: number for number, name in enumerate(self._splits)}
+        """Split -> its number."""
         self._categories = {category: number for number, category in enumerate(layout.categories)}
-        self._bits: dict[str, int] = {}
+        self._aspects: list[list[str]] = []
         self._columns: dict[str, list[np.ndarray]] = {}
         self._contents: list[bytes] = []
+        self._sources: list[np.ndarray] = []
+        self._entry_splits: list[np.ndarray] = []
+        self._entry_categories: list[np.ndarray] = []
         self._shards: list[ShardFile] = []
         self._hidden_size: int | None = None
         self._num_deep_maps: int | None = None
         self.quarantine: list[bytes] = []
         """Lines of the quarantine list."""
 
-    def add(self, sidecar: Sidecar, digest: str) -> None:
-        """Merge the sidecar of the next shard, in the order of their numbers; `digest` is the SHA-256 of its file.
+    def add(self, shard: _Summary) -> None:
+        """Merge the next shard, in the order of their numbers.
 
         Raises:
-            DataError: It has a category that the layout does not list, or another number of deep maps than others.
+            DataError: It has another number of deep maps than others.
         """
-        split = self._splits[sidecar.split]
-        split.num_shards += 1
-        split.num_samples += len(sidecar.samples)
-        split.num_quarantined += len(sidecar.quarantined)
-        split.num_tokens += sum([sample.num_tokens for sample in sidecar.samples])
-        _count(split.categories, [sample.category for sample in sidecar.samples])
-        _count(split.aspects, [aspect for sample in sidecar.samples for aspect in sample.answers])
-        for aspect in split.aspects:
-            self._bits.setdefault(aspect, 1 << len(self._bits))
-        for entry in sidecar.entries:
-            content = canonical_json([entry.category, entry.answers, entry.source.sha256])
-            self._contents.append(entry.key.encode() + b"\0" + hashlib.sha256(content).digest())
-        self.quarantine += quarantine_lines(sidecar)
-        if sidecar.samples:
-            if self._hidden_size is not None and sidecar.num_deep_maps != self._num_deep_maps:
+        name = split_of(shard.shard.name)
+        self._splits[name].add(shard.counts)
+        self._contents += shard.contents
+        self._sources.append(shard.sources)
+        numbers = [self._categories.setdefault(category, len(self._categories)) for category in shard.categories]
+        self._entry_categories.append(np.array(numbers, dtype=np.int32))
+        self._entry_splits.append(np.full(len(numbers), self.split_numbers[name], dtype=np.uint8))
+        self.quarantine += shard.quarantine
+        if shard.hidden_size is not None:
+            if self._hidden_size is not None and shard.num_deep_maps != self._num_deep_maps:
                 raise DataError(
-                    f"sidecar {sidecar.name}: num_deep_maps = {sidecar.num_deep_maps}, "
+                    f"sidecar {shard.shard.name}: num_deep_maps = {shard.num_deep_maps}, "
                     f"but {self._num_deep_maps} in the shards before it"
                 )
-            self._hidden_size, self._num_deep_maps = sidecar.hidden_size, sidecar.num_deep_maps
-        tar, number = sidecar.tar, len(self._shards)
-        self._shards.append(ShardFile(sidecar.name, len(sidecar.samples), tar.bytes, tar.sha256, digest))
-        columns = shard_columns(sidecar, number, self._split_numbers[sidecar.split], self._categories, self._bits)
-        for name, values in columns.items():
+            self._hidden_size, self._num_deep_maps = shard.hidden_size, shard.num_deep_maps
+        shard.columns["shard"][:] = len(self._shards)
+        self._shards.append(shard.shard)
+        self._aspects.append(shard.aspects)
+        for name, values in shard.columns.items():
             self._columns.setdefault(name, []).append(values)
+
+    def content_findings(self) -> list[Finding]:
+        """Images that are there twice, byte for byte; to be called once, before `summary`, which uses up the keys."""
+        digests = np.concatenate(self._sources)
+        self._sources.clear()
+        known = np.flatnonzero(digests.any(1))
+        contents = Contents(
+            digests[known],
+            np.concatenate(self._entry_splits)[known],
+            np.concatenate(self._entry_categories)[known],
+            list(self._splits),
+            lambda place: self._contents[known[place]][:-33].decode(),
+        )
+        return content_findings(contents)
 
     def summary(self) -> Summary:
         """Counts and digests over all shards."""
@@ -156,7 +252,7 @@ class Merged:
         self._contents.clear()
         return Summary(
             splits={name: SplitCounts(**vars(counts)) for name, counts in self._splits.items()},
-            aspects=sorted(self._bits),
+            aspects=sorted({aspect for aspects in self._aspects for aspect in aspects}),
             shards=self._shards,
             dataset_digest=dataset.hexdigest(),
             hidden_size=self._hidden_size,
@@ -165,25 +261,29 @@ class Merged:
 
     def index(self, aspects: Sequence[str]) -> Index:
         """The index, whose bit `i` of `aspects` stands for `aspects[i]`; uses up the columns."""
-        for values in self._columns["aspects"]:
+        final = {aspect: np.uint64(1 << number) for number, aspect in enumerate(aspects)}
+        for values, local in zip(self._columns["aspects"], self._aspects, strict=True):
             found, values[:] = values.copy(), 0
-            for number, aspect in enumerate(aspects):
-                values |= np.where(found & np.uint64(self._bits[aspect]), np.uint64(1 << number), np.uint64(0))
+            for number, aspect in enumerate(local):
+                values |= np.where(found & np.uint64(1 << number), final[aspect], np.uint64(0))
         return join_columns(self._columns)
 
 
-def _count(counts: dict[str, int], names: list[str]) -> None:
-    for name, number in Counter(names).items():
-        counts[name] = counts.get(name, 0) + number
-
-
-def merge_sidecars(directory: Path, layout: Layout, examine: Callable[[int, Sidecar], object] | None = None) -> Merged:
+def merge_sidecars(
+    directory: Path,
+    layout: Layout,
+    examine: Callable[[E, Sidecar], X] | None = None,
+    shards: Sequence[E | None] = (),
+    accept: Callable[[X], object] | None = None,
+) -> Merged:
     """Read the sidecars of all shards, each once, and merge them; nothing is written.
 
     Args:
         directory: Directory of the cache.
         layout: Layout of the cache.
-        examine: Called with the number and sidecar of each shard before it is merged.
+        examine: Called with the element of `shards` of a finished shard and its sidecar, maybe in another process.
+        shards: Per shard what to examine it with; None where it is not examined.
+        accept: Called with each result of `examine` before the shard is merged, in the order of the shards.
 
     Raises:
         UnfinishedCache: Shards are missing; counts and names them.
@@ -192,17 +292,38 @@ def merge_sidecars(directory: Path, layout: Layout, examine: Callable[[int, Side
     names = layout.shard_names
     missing = absent_shards(directory, layout)
     merged = Merged(layout)
-    for number, name in enumerate(names if not missing else ()):
-        found = digested_sidecar(directory, name, layout)
+    categories = {category: number for number, category in enumerate(layout.categories)}
+    read = functools.partial(_read, directory, fingerprint_of(layout), merged.split_numbers, categories, examine)
+    todo = list(zip(names, shards or [None] * len(names), strict=True)) if not missing else []
+    for (name, shard), found in zip(todo, map_shards(read, todo), strict=True):
         if found is None:
             missing.append(name)
         elif not missing:
-            if examine:
-                examine(number, found[0])
-            merged.add(*found)
+            if shard is not None and accept:
+                accept(found.examined)
+            merged.add(found)
     if missing:
         raise unfinished(directory, missing, len(names))
     return merged
+
+
+def _read(
+    directory: Path,
+    fingerprint: SidecarFingerprint,
+    splits: Mapping[str, int],
+    categories: Mapping[str, int],
+    examine: Callable[[Any, Sidecar], Any] | None,
+    todo: tuple[str, Any],
+) -> _Summary | None:
+    """Read the sidecar of a shard; None if the shard is not finished."""
+    name, shard = todo
+    found = digested_sidecar(directory, name, fingerprint)
+    if found is None:
+        return None
+    examined = examine(shard, found[0]) if examine and shard is not None else None
+    summary = _summarize(*found, splits[found[0].split], categories)
+    summary.examined = examined
+    return summary
 
 
 def quarantine_lines(sidecar: Sidecar) -> list[bytes]:
@@ -210,9 +331,10 @@ def quarantine_lines(sidecar: Sidecar) -> list[bytes]:
     return [encode(QuarantineLine(entry.key, entry.path, entry.reason)) + b"\n" for entry in sidecar.quarantined]
 
 
-def write_quarantine(directory: Path, sidecars: Iterable[Sidecar]) -> QuarantineFile:
-    """Write `quarantine.jsonl`, one line per image that could not be read; returns its count and digest."""
-    return _write_quarantine(directory, [line for sidecar in sidecars for line in quarantine_lines(sidecar)])
+def write_quarantine(directory: Path, layout: Layout) -> QuarantineFile:
+    """Write `quarantine.jsonl`, one line per image that could not be read so far; returns its count and digest."""
+    found = map_sidecars(quarantine_lines, directory, layout)
+    return _write_quarantine(directory, [line for lines in found for line in lines or ()])
 
 
 def _write_quarantine(directory: Path, lines: list[bytes]) -> QuarantineFile:

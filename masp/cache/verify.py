@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable
@@ -13,10 +14,10 @@ import numpy as np
 
 from masp.cache.codec import checksum, decode_features, decode_record, is_finite
 from masp.cache.findings import FILE, read_findings
-from masp.cache.index import Index, load_index, shard_columns
+from masp.cache.index import Columns, Index, load_index, shard_columns
 from masp.cache.layout import INDEX, LAYOUT, MANIFEST, QUARANTINE, SHARDS, Layout, read_layout, tar_path
 from masp.cache.manifest import Manifest, ShardFile, read_manifest
-from masp.cache.shard_state import SampleEntry, Sidecar, fingerprint_of, read_digested
+from masp.cache.shard_state import SampleEntry, Sidecar, SidecarFingerprint, fingerprint_of, map_shards, read_digested
 from masp.errors import DataError
 from masp.files.regular import open_binary
 from masp.files.sealed import CHUNK, digest_file
@@ -85,20 +86,21 @@ def verify_cache(directory: str | Path, advance: Callable[[int], object] | None 
         problems.append(Problem(MANIFEST, "does not agree with layout.json"))
         manifest = None
     index = _IndexCheck(directory, manifest) if manifest is not None else None
+    entries = manifest.shards if manifest else [None] * len(layout.shard_names)
+    check = functools.partial(_check_shard, directory, fingerprint_of(layout), index.numbers if index else None)
     num_maps = {manifest.num_deep_maps} if manifest else set()
-    for number, name in enumerate(layout.shard_names):
-        entry = manifest.shards[number] if manifest else None
-        sidecar, found = _check_shard(directory, name, entry, layout)
-        problems += found
-        if sidecar and sidecar.samples:
-            num_maps = num_maps or {sidecar.num_deep_maps}
-            if sidecar.num_deep_maps not in num_maps:
+    for found in map_shards(check, list(zip(layout.shard_names, entries, strict=True))):
+        problems += found.problems
+        if found.num_deep_maps is not None:
+            name, own = found.num_deep_maps
+            num_maps = num_maps or {own}
+            if own not in num_maps:
                 what = "has another number of deep maps than the cache"
                 problems.append(Problem(f"{SHARDS}/{name}.json", what, name))
         if index:
-            index.compare(number, sidecar)
-        if advance and sidecar:
-            advance(sidecar.tar.bytes)
+            index.compare(found)
+        if advance and found.tar_bytes is not None:
+            advance(found.tar_bytes)
     problems += _check_strangers(directory, layout)
     if manifest is not None and index is not None:
         problems += _check_digest(directory, QUARANTINE, manifest.quarantine.sha256)
@@ -107,29 +109,67 @@ def verify_cache(directory: str | Path, advance: Callable[[int], object] | None 
     return problems
 
 
+@dataclass
+class _Numbers:
+    """What the numbers in the index stand for."""
+
+    splits: dict[str, int]
+    categories: dict[str, int]
+    aspects: dict[str, int]
+    """Aspect -> its bit, as an integer with this bit set."""
+
+
+@dataclass
+class _Checked:
+    """What checking a shard found."""
+
+    problems: list[Problem]
+    tar_bytes: int | None = None
+    """Bytes of the tar as the sidecar says; None if the sidecar is unusable."""
+    columns: Columns | None = None
+    """What its rows in the index should be, but for the shard's number."""
+    mismatch: str = ""
+    """Why it cannot be in the index at all."""
+    num_deep_maps: tuple[str, int | None] | None = None
+    """Name of the shard and its number of deep maps; None if it has no samples."""
+
+
 def _check_shard(
-    directory: Path, name: str, entry: ShardFile | None, layout: Layout
-) -> tuple[Sidecar | None, list[Problem]]:
-    """Check one shard against its sidecar and the manifest's entry; returns the sidecar unless it is unusable."""
+    directory: Path, fingerprint: SidecarFingerprint, numbers: _Numbers | None, shard: tuple[str, ShardFile | None]
+) -> _Checked:
+    """Check one shard against its sidecar and the manifest's entry."""
+    name, entry = shard
     side, tar = f"{SHARDS}/{name}.json", f"{SHARDS}/{name}.tar"
     try:
         read = read_digested(directory, name)
     except DataError:
-        return None, [Problem(side, "damaged", name)]
+        return _Checked([Problem(side, "damaged", name)])
     if read is None:
-        return None, [Problem(side, "missing", name)]
+        return _Checked([Problem(side, "missing", name)])
     sidecar, digest = read
-    if sidecar.name != name or sidecar.fingerprint != fingerprint_of(layout):
-        return None, [Problem(side, "belongs to another cache", name)]
+    if sidecar.name != name or sidecar.fingerprint != fingerprint:
+        return _Checked([Problem(side, "belongs to another cache", name)])
     if entry and digest != entry.sidecar_sha256:
-        return None, [Problem(side, "is not the one that the manifest names", name)]
+        return _Checked([Problem(side, "is not the one that the manifest names", name)])
+    found = _Checked([], sidecar.tar.bytes)
+    if sidecar.samples:
+        found.num_deep_maps = name, sidecar.num_deep_maps
     try:
         with open_binary(tar_path(directory, name)) as file:
-            return sidecar, _check_tar(file, tar, sidecar)
+            found.problems = _check_tar(file, tar, sidecar)
     except FileNotFoundError:
-        return sidecar, [Problem(tar, "missing", name)]
+        found.problems = [Problem(tar, "missing", name)]
     except OSError as error:
-        return sidecar, [Problem(tar, f"cannot be read: {reason(error)}", name)]
+        found.problems = [Problem(tar, f"cannot be read: {reason(error)}", name)]
+    if numbers:
+        try:
+            if sidecar.split not in numbers.splits:
+                raise DataError(f"sidecar {name}: {sidecar.split!r} is not a split of the cache")
+            split = numbers.splits[sidecar.split]
+            found.columns = shard_columns(sidecar, 0, split, numbers.categories, numbers.aspects)
+        except DataError as error:
+            found.mismatch = str(error)
+    return found
 
 
 def _check_tar(file: BinaryIO, path: str, sidecar: Sidecar) -> list[Problem]:
@@ -228,12 +268,17 @@ class _IndexCheck:
 
     def __init__(self, directory: Path, manifest: Manifest):
         """Read the index, if its digest is the manifest's."""
-        self._manifest = manifest
+        self.numbers = _Numbers(
+            {split: number for number, split in enumerate(manifest.splits)},
+            {category: number for number, category in enumerate(manifest.categories)},
+            {aspect: 1 << number for number, aspect in enumerate(manifest.aspects)},
+        )
+        """What its numbers stand for."""
         self._index: Index | None = None
         self._damaged = _check_digest(directory, INDEX, manifest.index.sha256)
         self._problems: list[Problem] = []
         self._wrong: set[str] = set()
-        self._row = self._key_byte = 0
+        self._row = self._key_byte = self._num_shards = 0
         self._comparable = True
         if not self._damaged:
             try:
@@ -241,36 +286,27 @@ class _IndexCheck:
             except DataError as error:
                 self._problems = [Problem(INDEX, str(error))]
 
-    def compare(self, number: int, sidecar: Sidecar | None) -> None:
-        """Compare the rows of the next shard with its sidecar, None where that is a problem already."""
-        self._comparable = self._comparable and sidecar is not None
-        if self._index is None or sidecar is None or not self._comparable:
+    def compare(self, found: _Checked) -> None:
+        """Compare the rows of the next shard with its sidecar, unless that is a problem already."""
+        number, self._num_shards = self._num_shards, self._num_shards + 1
+        self._comparable = self._comparable and found.tar_bytes is not None
+        if self._index is None or not self._comparable:
             return
-        splits, manifest = list(self._manifest.splits), self._manifest
-        try:
-            if sidecar.split not in splits:
-                raise DataError(f"sidecar {sidecar.name}: {sidecar.split!r} is not a split of the cache")
-            expected = shard_columns(
-                sidecar,
-                number,
-                splits.index(sidecar.split),
-                {category: i for i, category in enumerate(manifest.categories)},
-                {aspect: 1 << i for i, aspect in enumerate(manifest.aspects)},
-            )
-        except DataError as error:
-            self._problems.append(Problem(INDEX, str(error)))
+        if found.columns is None:
+            self._problems.append(Problem(INDEX, found.mismatch))
             self._index = None
             return
-        start, end = self._row, self._row + len(sidecar.samples)
+        expected = {**found.columns, "shard": np.full_like(found.columns["shard"], number)}
+        start, end = self._row, self._row + len(expected["shard"])
         key_end = self._key_byte + len(expected["key_text"])
         for name, values in expected.items():
             if name == "key_offsets":
-                found = np.diff(self._index.key_offsets[start : end + 1])
+                rows = np.diff(self._index.key_offsets[start : end + 1])
             elif name == "key_text":
-                found = self._index.key_text[self._key_byte : key_end]
+                rows = self._index.key_text[self._key_byte : key_end]
             else:
-                found = getattr(self._index, name)[start:end]
-            if not np.array_equal(found, values):
+                rows = getattr(self._index, name)[start:end]
+            if not np.array_equal(rows, values):
                 self._wrong.add(name)
         self._row, self._key_byte = end, key_end
 

@@ -51,7 +51,7 @@ def answer_text(aspect: str, value: Any) -> str | None:
     return ", ".join(filter(None, map(_clean, texts))) or None
 
 
-def read_annotation(path: Path) -> Annotation:
+def read_annotation(path: str | Path) -> Annotation:
     """Read one annotation file.
 
     Args:

@@ -12,10 +12,12 @@ import logging
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+import numpy as np
 
 from masp.errors import one_line
 from masp.files.atomic import write_bytes
@@ -23,9 +25,6 @@ from masp.files.fields import SplitOf
 from masp.files.sealed import read_sealed, sealed
 from masp.files.text import shortened, shown
 from masp.taxonomy import ASPECTS
-
-if TYPE_CHECKING:
-    from masp.data.sample import Sample
 
 Kind = Literal[
     "ignored",
@@ -146,13 +145,13 @@ class Holdings:
         return lines
 
 
-def holdings_of(samples: Iterable[Sample]) -> Holdings:
-    """Count the samples of a dataset."""
+def holdings_of(kinds: Mapping[tuple[str, str, tuple[str, ...]], int]) -> Holdings:
+    """Count the samples of a dataset; `kinds` says how many there are of each split, category and annotated aspects."""
     categories: dict[str, Counter[str]] = {}
     aspects: dict[str, Counter[str]] = {}
-    for sample in samples:
-        categories.setdefault(sample.split, Counter())[sample.category] += 1
-        aspects.setdefault(sample.split, Counter()).update(sample.answers.keys())
+    for (split, category, names), count in kinds.items():
+        categories.setdefault(split, Counter())[category] += count
+        aspects.setdefault(split, Counter()).update(dict.fromkeys(names, count))
     return Holdings(
         *({split: dict(sorted(c.items())) for split, c in found.items()} for found in (categories, aspects))
     )
@@ -315,48 +314,71 @@ def load_findings(directory: Path) -> DatasetRecord | None:
 
 
 @dataclass(frozen=True)
-class Content:
-    """An image file by the digest of its bytes."""
+class Contents:
+    """Image files by the digests of their bytes, in columns."""
 
-    digest: str
-    split: str
-    category: str
-    name: str
-    """Its sample key."""
+    digests: np.ndarray
+    """`[N, 32]` uint8: SHA-256."""
+    splits: np.ndarray
+    """`[N]` uint8, into `split_names`."""
+    categories: np.ndarray
+    """`[N]` integers: equal where the category is."""
+    split_names: Sequence[str]
+    key: Callable[[int], str]
+    """From a place to its sample key."""
 
 
-def content_findings(contents: Iterable[Content]) -> list[Finding]:
+def content_findings(contents: Contents) -> list[Finding]:
     """The same bytes in more than one place: in two splits, under two categories, or twice in a split."""
-    first: dict[str, Content] = {}
-    groups: dict[str, list[Content]] = {}
-    for content in contents:  # most are single: only those that are not get a list
-        other = first.setdefault(content.digest, content)
-        if other is not content:
-            groups.setdefault(content.digest, [other]).append(content)
-    ordered = [sorted(group, key=lambda c: c.name) for _, group in sorted(groups.items())]
+    order, starts = _equal_rows(contents.digests)
+    if not len(starts):
+        return []
+    sizes = np.diff(np.append(starts, len(order)))
+    bits = np.bitwise_or.reduceat(np.int64(1) << contents.splits[order].astype(np.int64), starts)
+    is_across = bits & (bits - 1) != 0
+    categories = contents.categories[order]
+    is_torn = np.minimum.reduceat(categories, starts) != np.maximum.reduceat(categories, starts)
+
+    def shown(chosen: np.ndarray) -> tuple[str, ...]:
+        first = np.flatnonzero(chosen)[:MAX_EXAMPLES]
+        groups = [order[starts[group] : starts[group] + sizes[group]].tolist() for group in first]
+        return examples(" = ".join(sorted(map(contents.key, group))[:3]) for group in groups)
+
     found = []
-    across = [g for g in ordered if len({c.split for c in g}) > 1]
-    if across:
-        pairs = sorted("+".join(sorted({c.split for c in g})) for g in across)
-        parts = ", ".join(
-            f"{count:,} in {pair.replace('+', ' and ')}" for pair, count in sorted(Counter(pairs).items())
-        )
-        text = f"{len(across):,} images are in more than one split, byte for byte ({parts}): evaluated after training"
-        found.append(Finding("duplicates", text, len(across), _pairs(across), serious=True))
-    torn = [g for g in ordered if len({c.category for c in g}) > 1]
-    if torn:
-        text = f"{len(torn):,} images have more than one category, byte for byte the same file"
-        found.append(Finding("labels", text, len(torn), _pairs(torn), serious=True))
-    within = [g for g in ordered if len({c.split for c in g}) == 1 and len({c.category for c in g}) == 1]
-    if within:
-        count = sum(len(g) - 1 for g in within)
+    if count := int(is_across.sum()):
+        pairs = {
+            "+".join(sorted(name for bit, name in enumerate(contents.split_names) if mask >> bit & 1)): number
+            for mask, number in zip(*(a.tolist() for a in np.unique(bits[is_across], return_counts=True)), strict=True)
+        }
+        parts = ", ".join(f"{number:,} in {pair.replace('+', ' and ')}" for pair, number in sorted(pairs.items()))
+        text = f"{count:,} images are in more than one split, byte for byte ({parts}): evaluated after training"
+        found.append(Finding("duplicates", text, count, shown(is_across), serious=True))
+    if count := int(is_torn.sum()):
+        text = f"{count:,} images have more than one category, byte for byte the same file"
+        found.append(Finding("labels", text, count, shown(is_torn), serious=True))
+    is_within = ~is_across & ~is_torn
+    if is_within.any():
+        count = int((sizes[is_within] - 1).sum())
         text = f"{count:,} images repeat another one of their split and category, byte for byte"
-        found.append(Finding("duplicates", text, count, _pairs(within)))
+        found.append(Finding("duplicates", text, count, shown(is_within)))
     return found
 
 
-def _pairs(groups: Sequence[Sequence[Content]]) -> tuple[str, ...]:
-    return examples(" = ".join(c.name for c in group[:3]) for group in groups)
+def _equal_rows(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The places of rows that occur more than once, sorted by row, and where each group of equal ones starts."""
+    words = np.ascontiguousarray(digests).view(">u8").astype(np.uint64).reshape(-1, 4)
+    order = np.argsort(words[:, 0], kind="stable")
+    first = words[order, 0]
+    is_next = np.append(first[1:] == first[:-1], False)
+    order = order[is_next | np.roll(is_next, 1)]  # few, as most images are there once
+    order = order[np.lexsort(words[order].T[::-1])]
+    found = words[order]
+    is_start = np.append(True, (found[1:] != found[:-1]).any(1))[: len(order)]
+    starts = np.flatnonzero(is_start)
+    sizes = np.diff(np.append(starts, len(order)))
+    several = np.repeat(sizes > 1, sizes)  # words may be equal where rows are not
+    order, is_start = order[several], is_start[several]
+    return order, np.flatnonzero(is_start)
 
 
 def finding_lines(findings: Iterable[Finding]) -> list[str]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from masp.data.findings import Finding, Ignored, Why, close_to, examples, look_alike
-from masp.data.sample import SPLITS, Entry, Listing
+from masp.data.keys import sample_key
+from masp.data.sample import SPLITS, Entries, Listing, directory_prefix
 from masp.errors import InputError
 from masp.files.regular import is_directory
 from masp.files.text import nfc, reason
@@ -82,29 +83,59 @@ class _Contents:
 
 
 @dataclass
-class _Annotations:
-    """The annotation files of the categories."""
+class _Directory:
+    """The annotation files of a category, by their stems."""
 
-    root: Path
-    files: dict[str, dict[str, Path]] = field(default_factory=dict)
-    """Category -> stem -> file."""
+    stems: dict[str, int] = field(default_factory=dict)
+    """Stem -> number of the directory it is in; once an image has it, that number's complement."""
+    composed: dict[str, str] = field(default_factory=dict)
+    """Stem in composed form -> stem on disk, where they differ."""
+
+    def find(self, name: str) -> str | None:
+        """The stem of an image's annotation, which may be in another Unicode form; None if there is none."""
+        stem = os.path.splitext(name)[0]
+        if stem in self.stems:
+            return stem
+        plain = nfc(stem)
+        return self.composed.get(stem) or (plain if plain in self.stems else self.composed.get(plain))
+
+
+@dataclass
+class _Annotations:
+    """The annotation files of all categories. Millions of paths would take gigabytes, so they are made when needed."""
+
+    prefixes: list[str] = field(default_factory=list)
+    """Directories relative to the root, with a slash at the end."""
+    categories: dict[str, _Directory] = field(default_factory=dict)
     others: list[str] = field(default_factory=list)
     """What is not a JSON file in the directory of a category, relative to the root."""
-    used: set[Path] = field(default_factory=set)
+    shared: tuple[str, str] | None = None
+    """The first annotation that is that of two images, and the second image's path."""
 
-    def of(self, category: str, name: str) -> Path | None:
-        """The annotation of an image, whose name may be in another Unicode form; None if there is none."""
-        files, stem = self.files.get(category, {}), os.path.splitext(name)[0]
-        path = files.get(stem) or files.get(nfc(stem))
-        if path is not None:
-            self.used.add(path)
-        return path
+    def of(self, category: str, name: str, image: str) -> str | None:
+        """The annotation of an image, as `Entries.annotations` has it; None if there is none."""
+        files = self.categories.get(category)
+        stem = files.find(name) if files else None
+        if files is None or stem is None:
+            return None
+        number = files.stems[stem]
+        if number >= 0:
+            files.stems[stem] = ~number
+        else:
+            number = ~number
+            self.shared = self.shared or (self._path(number, stem), image + name)
+        return self.prefixes[number] if stem == os.path.splitext(name)[0] else self._path(number, stem)
+
+    def _path(self, number: int, stem: str) -> str:
+        return f"{self.prefixes[number]}{stem}.json"
 
     def findings(self) -> list[Finding]:
         """Annotations that belong to no image."""
         unused = sorted(
-            os.path.relpath(path, self.root)
-            for path in {path for files in self.files.values() for path in files.values()} - self.used
+            self._path(number, stem)
+            for files in self.categories.values()
+            for stem, number in files.stems.items()
+            if number >= 0
         )
         found = []
         if unused:
@@ -121,9 +152,11 @@ class _Found:
     """What has been listed so far."""
 
     root: Path
-    entries: list[Entry] = field(default_factory=list)
+    entries: Entries
     ignored: list[Ignored] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    odd: bool = False
+    """Whether a path may have more than one Unicode form."""
 
 
 def read_folders(root: Path, categories: tuple[str, ...] | None) -> Listing:
@@ -144,15 +177,15 @@ def read_folders(root: Path, categories: tuple[str, ...] | None) -> Listing:
         InputError: A directory does not have the name of a valid category, two mean the same one, one holds no image,
             or two images would share one annotation.
     """
-    found = _Found(root)
+    found = _Found(root, Entries(directory_prefix(root), {split: f"{split}/" for split in SPLITS}))
     annotations = _read_annotations(root)
     present: set[str] = set()
     for split in SPLITS:
         if is_directory(root / split, key="dataset.root"):
             present |= _read_split(found, split, categories, annotations)
-    _check_annotations_are_unique(found.entries)
+    _check_annotations_are_unique(found.entries, annotations)
     _look_outside(found)
-    found.findings += [*annotations.findings(), *_same_names(found.entries)]
+    found.findings += [*annotations.findings(), *(_same_names(found.entries) if found.odd else ())]
     return Listing(found.entries, tuple(sorted(present)), tuple(found.ignored), tuple(found.findings))
 
 
@@ -180,8 +213,10 @@ def _read_category(found: _Found, split: str, directory: str, category: str, ann
     """List the images of one category directory."""
     path = found.root / split / directory
     contents = _contents(path)
-    images = [name for name in contents.files if is_image_name(name)]
-    others = [name for name in contents.files if not is_image_name(name)]
+    images: list[str] = []
+    others: list[str] = []
+    for name in contents.files:
+        (images if is_image_name(name) else others).append(name)
     if not images:
         count = len(contents.files) + len(contents.directories) + len(contents.hidden)
         raise InputError(
@@ -194,17 +229,16 @@ def _read_category(found: _Found, split: str, directory: str, category: str, ann
             Ignored(f"{split}/{directory}/{name}/", "too deep" if count else "other file", count or 1, split)
         )
     found.ignored += _passed_over(split, f"{split}/{directory}", others, contents.hidden, "extension")
+    entries, prefix = found.entries, f"{found.entries.root}{split}/{directory}/"
     for name in images:
-        found.entries.append(
-            Entry(
-                split=split,
-                relative_path=f"{directory}/{name}",
-                image_path=path / name,
-                category=category,
-                annotation_path=annotations.of(category, name),
-                where=str(path / name),
-            )
-        )
+        try:
+            entries.keys.append(sample_key(split, f"{directory}/{name}"))
+        except ValueError as error:
+            raise InputError(f"{prefix}{name}: {error}") from None
+        entries.annotations.append(annotations.of(category, name, prefix))
+        found.odd = found.odd or not name.isascii()
+    entries.categories += [category] * len(images)
+    found.odd = found.odd or not directory.isascii()
 
 
 def _passed_over(split: str, place: str, files: Iterable[str], hidden: Iterable[str], why: Why) -> list[Ignored]:
@@ -286,46 +320,40 @@ def did_you_mean(category: str, categories: Sequence[str]) -> str:
 def _read_annotations(root: Path) -> _Annotations:
     """List the annotations; a category's directory may be written in another case or form than that of its images."""
     path = root / ANNOTATION_DIRECTORY
-    found = _Annotations(root)
+    found = _Annotations()
     if not is_directory(path, key="dataset.root"):
         return found
     contents = _contents(path)
     found.others += [f"{ANNOTATION_DIRECTORY}/{name}" for name in contents.files]
-    for directory in contents.directories:
-        files = found.files.setdefault(normalize_category(directory), {})
+    for number, directory in enumerate(contents.directories):
+        place = f"{ANNOTATION_DIRECTORY}/{directory}"
+        found.prefixes.append(f"{place}/")
+        files = found.categories.setdefault(normalize_category(directory), _Directory())
         inside = _contents(path / directory)
-        found.others += [f"{ANNOTATION_DIRECTORY}/{directory}/{name}/" for name in inside.directories]
+        found.others += [f"{place}/{name}/" for name in inside.directories]
         for name in inside.files:
             stem, suffix = os.path.splitext(name)
             if suffix != ".json":
-                found.others.append(f"{ANNOTATION_DIRECTORY}/{directory}/{name}")
+                found.others.append(f"{place}/{name}")
                 continue
-            files[stem] = path / directory / name
-            files.setdefault(nfc(stem), path / directory / name)
+            files.stems[stem] = number
+            if not stem.isascii() and (composed := nfc(stem)) != stem:
+                files.composed.setdefault(composed, stem)
     return found
 
 
-def _check_annotations_are_unique(entries: list[Entry]) -> None:
-    users: dict[Path, Entry] = {}
-    for entry in entries:
-        if entry.annotation_path is None:
-            continue
-        other = users.setdefault(entry.annotation_path, entry)
-        if other is not entry:
-            raise InputError(
-                f"{entry.annotation_path}: would annotate both {other.image_path} and {entry.image_path}; "
-                f"give images different names"
-            )
+def _check_annotations_are_unique(entries: Entries, annotations: _Annotations) -> None:
+    if annotations.shared is not None:
+        path, second = annotations.shared
+        first = entries.image_path(next(n for n in range(len(entries)) if entries.annotation_path(n) == path))
+        raise InputError(f"{entries.root}{path}: would annotate both {first} and {second}; give images different names")
 
 
-def _same_names(entries: Iterable[Entry]) -> list[Finding]:
+def _same_names(entries: Entries) -> list[Finding]:
     """Images whose paths differ in nothing but the Unicode form: usually the same image, copied twice."""
-    first: dict[tuple[str, str], str] = {}
-    twice = [
-        f"{entry.split}/{entry.relative_path}"
-        for entry in entries
-        if first.setdefault((entry.split, nfc(entry.relative_path)), entry.relative_path) != entry.relative_path
-    ]
+    first: dict[str, str] = {}
+    paths = (f"{entries.split(number)}/{entries.relative_path(number)}" for number in range(len(entries)))
+    twice = [path for path in paths if first.setdefault(nfc(path), path) != path]
     if not twice:
         return []
     text = f"{len(twice):,} images are called like another one but for the Unicode form of the name"

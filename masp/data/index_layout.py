@@ -1,6 +1,5 @@
 """The layout in which EmoSet's authors ship it: `ROOT/{train,val,test}.json` list images and annotations."""
 
-import dataclasses
 import os
 import posixpath
 from pathlib import Path
@@ -8,8 +7,9 @@ from typing import Any
 
 from masp.data.findings import Finding, Ignored, examples
 from masp.data.folder_layout import did_you_mean, is_image_name
+from masp.data.keys import sample_key
 from masp.data.reading import read_json
-from masp.data.sample import SPLITS, Entry, Listing
+from masp.data.sample import SPLITS, Entries, Listing, directory_prefix
 from masp.errors import InputError
 from masp.files.regular import is_file
 from masp.files.text import nfc, reason, shown
@@ -37,27 +37,29 @@ def read_index_files(root: Path, categories: tuple[str, ...] | None) -> Listing:
             dataset's directory, or lists an image again. The message names file and row.
     """
     valid = categories or read_info(root)
-    entries: list[Entry] = []
+    entries = Entries(directory_prefix(root), dict.fromkeys(SPLITS, ""))
     for split in SPLITS:
         path = root / f"{split}.json"
         if is_file(path, key="dataset.root"):
-            entries += _read_index(root, path, split, valid)
-    found = tuple(sorted({entry.category for entry in entries}))
-    entries, ignored, findings = _compare_with_disk(root, entries)
+            _read_index(entries, path, split, valid)
+    found = tuple(sorted(set(entries.categories)))
+    ignored, findings = _compare_with_disk(root, entries)
     return Listing(entries, valid or found, ignored, findings, lists_annotations=True)
 
 
 class _Directories:
     """The files of the directories that rows name, each listed once."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: Path) -> None:
+        """Nothing listed yet; directories are relative to the root."""
+        self._root = root
         self._listed: dict[str, dict[str, str] | None] = {}
 
     def names(self, directory: str) -> dict[str, str] | None:
         """Name in composed form -> name on disk; None if the directory cannot be listed."""
         if directory not in self._listed:
             try:
-                names = sorted(os.listdir(directory))
+                names = sorted(os.listdir(self._root / directory))
             except (FileNotFoundError, NotADirectoryError):
                 names = []
             except OSError:  # whether its files can be read is for whoever reads them to say
@@ -65,49 +67,48 @@ class _Directories:
             self._listed[directory] = None if names is None else {nfc(n): n for n in names} | {n: n for n in names}
         return self._listed[directory]
 
-    def find(self, path: Path) -> Path | None:
+    def find(self, path: str) -> str | None:
         """The file that a path names, whose name on disk may be in another Unicode form; None if there is none."""
         directory, name = os.path.split(path)
         names = self.names(directory)
         if names is None:
             return path
         on_disk = names.get(name) or names.get(nfc(name))
-        return None if on_disk is None else path if on_disk == name else Path(directory, on_disk)
+        return None if on_disk is None else path if on_disk == name else os.path.join(directory, on_disk)
 
 
-def _compare_with_disk(
-    root: Path, entries: list[Entry]
-) -> tuple[list[Entry], tuple[Ignored, ...], tuple[Finding, ...]]:
+def _compare_with_disk(root: Path, entries: Entries) -> tuple[tuple[Ignored, ...], tuple[Finding, ...]]:
     """Give entries the paths of the files that are there, and find what is missing or not listed.
 
     Keys stay those of the rows. A directory whose own name is in another form than in the rows is not looked for.
     """
-    directories = _Directories()
+    directories = _Directories(root)
     missing: list[str] = []
     used: set[str] = set()
-    for i, entry in enumerate(entries):
-        path = directories.find(entry.image_path)
+    images: set[str] = set()
+    for number, annotation in enumerate(entries.annotations):
+        image = entries.relative_path(number)
+        path = directories.find(image)
         if path is None:
-            missing.append(entry.relative_path)
+            missing.append(image)
         else:
-            used.add(str(path))
-        annotation = entry.annotation_path and (directories.find(entry.annotation_path) or entry.annotation_path)
-        if path not in (None, entry.image_path) or annotation != entry.annotation_path:
-            entries[i] = dataclasses.replace(
-                entry, image_path=path or entry.image_path, annotation_path=annotation or None
-            )
-    images = {os.path.dirname(entry.image_path) for entry in entries}
+            used.add(path)
+            if path != image:
+                entries.moved[number] = path
+        images.add(os.path.dirname(image))
+        if annotation is not None:
+            entries.annotations[number] = directories.find(annotation) or annotation
     unlisted = [
-        Ignored(os.path.relpath(file, root), "not listed")
+        Ignored(file, "not listed")
         for directory in sorted(images)
         for name in sorted(set((directories.names(directory) or {}).values()))
         if is_image_name(name) and not name.startswith(".") and (file := os.path.join(directory, name)) not in used
     ]
     if not missing:
-        return entries, tuple(unlisted), ()
+        return tuple(unlisted), ()
     text = f"{len(missing):,} of {len(entries):,} listed images do not exist"
     serious = 2 * len(missing) > len(entries)
-    return entries, tuple(unlisted), (Finding("missing", text, len(missing), examples(missing), serious),)
+    return tuple(unlisted), (Finding("missing", text, len(missing), examples(missing), serious),)
 
 
 def read_info(root: Path) -> tuple[str, ...] | None:
@@ -141,11 +142,12 @@ def read_info(root: Path) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def _read_index(root: Path, path: Path, split: str, categories: tuple[str, ...] | None) -> list[Entry]:
+def _read_index(entries: Entries, path: Path, split: str, categories: tuple[str, ...] | None) -> None:
+    """Add the images of an index file."""
     rows = _read_json(path)
     if not isinstance(rows, list) or not rows:
         raise InputError(f"{path}: must hold a list of rows, each {_ROW}")
-    entries: list[Entry] = []
+    entries.first_rows[split] = len(entries)
     first_row: dict[str, int] = {}
     for number, row in enumerate(rows, start=1):
         where = f"{path} row {number}"
@@ -163,17 +165,12 @@ def _read_index(root: Path, path: Path, split: str, categories: tuple[str, ...] 
         if image in first_row:
             raise InputError(f"{where}: {shown(image)} is listed again, first in row {first_row[image]}")
         first_row[image] = number
-        entries.append(
-            Entry(
-                split=split,
-                relative_path=image,
-                image_path=root / image,
-                category=category,
-                annotation_path=None if annotation is None else root / annotation,
-                where=where,
-            )
-        )
-    return entries
+        try:
+            entries.keys.append(sample_key(split, image))
+        except ValueError as error:
+            raise InputError(f"{where}: {error}") from None
+        entries.categories.append(category)
+        entries.annotations.append(annotation)
 
 
 def _inside(text: str, where: str) -> str:

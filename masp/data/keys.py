@@ -5,6 +5,7 @@ or the `/` between directories. So it holds no dot (WebDataset cuts a key at the
 plain ASCII whatever the file system allows, and it can be turned back into the path.
 """
 
+import re
 from typing import Annotated
 from urllib.parse import quote, unquote_to_bytes
 
@@ -12,6 +13,13 @@ from pydantic import Field
 
 # quote() never escapes these two, and we must: WebDataset cuts keys at dots, and some file systems expand a tilde.
 _ALSO_ESCAPED = {".": "%2E", "~": "%7E"}
+
+# Most names have only these characters, of which the dot alone is escaped: ten times faster than quote().
+_PLAIN = {
+    "": re.compile(r"[A-Za-z0-9_.-]+", re.ASCII),
+    "/": re.compile(r"[A-Za-z0-9_./-]+", re.ASCII),
+}
+"""By what is not escaped besides."""
 
 # Keys become tar member names and fixed-width columns of the index. A name of 255 bytes, the longest that common file
 # systems allow, takes 765 characters when every byte is escaped; PAX headers carry any length.
@@ -72,7 +80,14 @@ def split_key(key: str) -> tuple[str, str]:
     return arguments
 
 
+def path_of(key: str) -> str:
+    """The relative path in a key that `sample_key` made, which is not checked again."""
+    return _unescape(key.partition("/")[2])
+
+
 def _escape(text: str, safe: str) -> str:
+    if _PLAIN[safe].fullmatch(text):
+        return text.replace(".", "%2E")
     escaped = quote(text, safe=safe, encoding="utf-8", errors="surrogateescape")
     for character, replacement in _ALSO_ESCAPED.items():
         escaped = escaped.replace(character, replacement)
@@ -80,4 +95,7 @@ def _escape(text: str, safe: str) -> str:
 
 
 def _unescape(text: str) -> str:
+    plain = text.replace("%2E", ".")
+    if "%" not in plain:
+        return plain
     return unquote_to_bytes(text).decode("utf-8", errors="surrogateescape")

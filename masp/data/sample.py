@@ -1,21 +1,26 @@
 """Samples, datasets, and how a layout lists them."""
 
-import functools
+from __future__ import annotations
+
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import get_args, overload
+
+import numpy as np
 
 from masp.data.findings import DatasetRecord, Finding, Holdings, Ignored, holdings_of
+from masp.data.keys import path_of
 from masp.taxonomy import Split
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 class Sample:
-    """One image of a dataset. Small, since each process holds all of them, which may be millions."""
+    """One image of a dataset."""
 
     __slots__ = ("_aspects", "_path", "_texts", "category", "key", "split")
 
@@ -34,9 +39,8 @@ class Sample:
         """Describe an image; the arguments are its attributes."""
         self.key, self.split, self.category = key, split, category
         self._path = os.fspath(image_path)
-        # equal strings and tuples of names are kept once: paths and dictionaries would take a kilobyte
-        self._aspects = _equal(tuple(answers))
-        self._texts = tuple(map(_equal, answers.values()))
+        self._aspects: tuple[str, ...] | None = tuple(answers)
+        self._texts = tuple(answers.values())
 
     @property
     def image_path(self) -> Path:
@@ -46,6 +50,7 @@ class Sample:
     @property
     def answers(self) -> dict[str, str]:
         """Aspect -> answer text, of every aspect that is annotated, for example `{"brightness": "very low"}`."""
+        assert self._aspects is not None, f"the annotation of {self.key} has not been read"
         return dict(zip(self._aspects, self._texts, strict=True))
 
     def __eq__(self, other: object) -> bool:
@@ -62,13 +67,153 @@ class Sample:
         return self.key, self.split, self._path, self.category, self.answers
 
 
-T = TypeVar("T")
+@dataclass(frozen=True)
+class Label:
+    """What a dataset says of an image; many images share one."""
+
+    category: str
+    aspects: tuple[str, ...] | None
+    """Annotated aspects; None if the annotation has not been read."""
+    texts: tuple[str, ...]
+    """Their answers."""
 
 
-@functools.lru_cache(maxsize=1 << 16)
-def _equal(value: T) -> T:
-    """The first of equal values, as far as it is remembered."""
-    return value
+@dataclass(frozen=True)
+class Table:
+    """Images in columns, sorted by key: as objects, millions of them would take gigabytes."""
+
+    keys: list[str]
+    split: np.ndarray
+    """`[N]` uint8, into `splits`."""
+    label: np.ndarray
+    """`[N]` int32, into `labels`; changes when annotations are read."""
+    labels: list[Label]
+    directories: dict[str, str]
+    """Split -> directory that the paths in its keys start from, with a slash at its end."""
+    moved: dict[str, str]
+    """Key -> path of the image file, where the key does not give it."""
+    splits: tuple[str, ...] = tuple(sorted(SPLITS))
+
+    def path(self, row: int) -> str:
+        """Path of an image file."""
+        key = self.keys[row]
+        return self.moved.get(key) or self.directories[self.splits[self.split[row]]] + path_of(key)
+
+    def part(self, rows: np.ndarray) -> Table:
+        """A copy of some rows."""
+        used, label = np.unique(self.label[rows], return_inverse=True)
+        keys = [self.keys[row] for row in rows.tolist()]
+        moved = {key: self.moved[key] for key in keys if key in self.moved} if self.moved else {}
+        labels = [self.labels[number] for number in used.tolist()]
+        return Table(keys, self.split[rows], label.astype(np.int32), labels, self.directories, moved, self.splits)
+
+
+class Samples(Sequence[Sample]):
+    """The images of a dataset or some of them: rows of a table, of which a `Sample` is made when it is asked for."""
+
+    __slots__ = ("rows", "table")
+
+    def __init__(self, table: Table, rows: np.ndarray):
+        """Rows `[N]` of a table, in any order."""
+        self.table, self.rows = table, rows
+
+    @staticmethod
+    def of(samples: Iterable[Sample]) -> Samples:
+        """The same samples, in the same order."""
+        if isinstance(samples, Samples):
+            return samples
+        found = list(samples)
+        numbers: dict[Label, int] = {}
+        labels = [Label(s.category, s._aspects, s._texts) for s in found]
+        label = [numbers.setdefault(each, len(numbers)) for each in labels]
+        splits = tuple(sorted({sample.split for sample in found}))
+        table = Table(
+            [sample.key for sample in found],
+            np.array([splits.index(sample.split) for sample in found], dtype=np.uint8),
+            np.array(label, dtype=np.int32),
+            list(numbers),
+            {},
+            {sample.key: sample._path for sample in found},
+            splits,
+        )
+        return Samples(table, np.arange(len(found)))
+
+    @staticmethod
+    def join(parts: Sequence[Samples]) -> Samples:
+        """Samples of one table, at least one part, one after another."""
+        return Samples(parts[0].table, np.concatenate([part.rows for part in parts]))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, place: int) -> Sample: ...
+    @overload
+    def __getitem__(self, place: slice | np.ndarray) -> Samples: ...
+    def __getitem__(self, place: int | slice | np.ndarray) -> Sample | Samples:
+        """A sample; with a slice, a mask or an array of places, some of them."""
+        if isinstance(place, (slice, np.ndarray)):
+            return Samples(self.table, self.rows[place])
+        return self._sample(int(self.rows[place]))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, (Samples, tuple, list)):
+            return NotImplemented
+        return len(self) == len(other) and all(one == another for one, another in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __iter__(self) -> Iterator[Sample]:
+        return map(self._sample, self.rows.tolist())
+
+    def _sample(self, row: int) -> Sample:
+        table = self.table
+        label = table.labels[table.label[row]]
+        sample = Sample(table.keys[row], table.splits[table.split[row]], table.path(row), label.category, {})
+        sample._aspects, sample._texts = label.aspects, label.texts
+        return sample
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle these rows only."""
+        return Samples, (self.table.part(self.rows), np.arange(len(self.rows)))
+
+    @property
+    def keys(self) -> list[str]:
+        """Their keys."""
+        keys = self.table.keys
+        return [keys[row] for row in self.rows.tolist()]
+
+    @property
+    def paths(self) -> list[str]:
+        """Paths of their image files."""
+        return [self.table.path(row) for row in self.rows.tolist()]
+
+    @property
+    def split(self) -> np.ndarray:
+        """`[N]` uint8: the split of each, into `table.splits`."""
+        return self.table.split[self.rows]
+
+    def in_split(self, split: str) -> Samples:
+        """Those of one split."""
+        number = self.table.splits.index(split) if split in self.table.splits else -1
+        return self[self.split == number]
+
+    def kinds(self) -> dict[tuple[str, Label], int]:
+        """How many there are of each split and label, in the order of the splits."""
+        num_labels = len(self.table.labels)
+        codes = self.split.astype(np.int64) * num_labels + self.table.label[self.rows]
+        return {
+            (self.table.splits[code // num_labels], self.table.labels[code % num_labels]): count
+            for code, count in zip(*(found.tolist() for found in np.unique(codes, return_counts=True)), strict=True)
+        }
+
+
+def count_kinds(samples: Iterable[Sample]) -> Counter[tuple[str, str, tuple[str, ...]]]:
+    """How many samples there are of each split, category and annotated aspects."""
+    counts: Counter[tuple[str, str, tuple[str, ...]]] = Counter()
+    for (split, label), count in Samples.of(samples).kinds().items():
+        counts[split, label.category, label.aspects or ()] += count
+    return counts
 
 
 @dataclass(frozen=True)
@@ -84,7 +229,7 @@ class Dataset:
     categories: tuple[str, ...]
     """All categories, in the order in which questions list them."""
 
-    samples: tuple[Sample, ...]
+    samples: Samples
     """All images of all splits, sorted by key."""
 
     ignored: tuple[str, ...] = ()
@@ -96,7 +241,7 @@ class Dataset:
     @cached_property
     def holdings(self) -> Holdings:
         """How many images of what there are."""
-        return holdings_of(self.samples)
+        return holdings_of(count_kinds(self.samples))
 
     def record(self, digest: str = "", more: Iterable[Finding] = ()) -> DatasetRecord:
         """What `findings.json` says of it: the same wherever the dataset is.
@@ -113,34 +258,73 @@ class Dataset:
         return DatasetRecord(1, digest, self.holdings, findings)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One image as a layout lists it, before its key is made and its annotation read."""
+def directory_prefix(root: Path) -> str:
+    """What to put before a relative path to get one below a directory, as `str(root / path)` does."""
+    return str(root / "_")[:-1]
 
-    split: str
-    """`train`, `val` or `test`."""
 
-    relative_path: str
-    """Its path as it enters the key, with `/` between directories."""
+@dataclass
+class Entries:
+    """The images that a layout lists, in columns and in its order, before any annotation is read."""
 
-    image_path: Path
-    """Path of the image file."""
+    root: str
+    """Directory of the dataset with a slash at its end, or nothing for the current one."""
 
-    category: str
-    """The emotion, normalized."""
+    bases: dict[str, str]
+    """Split -> directory that the paths in its keys start from: empty, or relative to the root with a slash."""
 
-    annotation_path: Path | None
-    """Path that its annotation should have, if the layout gives one."""
+    keys: list[str] = field(default_factory=list)
+    """Sample keys."""
 
-    where: str
-    """Where it is listed, for errors."""
+    categories: list[str] = field(default_factory=list)
+    """Emotions, normalized."""
+
+    annotations: list[str | None] = field(default_factory=list)
+    """Path that the annotation should have, relative to the root; None if the layout gives none. Of most image folders
+    only the directory with a slash at its end, for a file with the stem of the image."""
+
+    moved: dict[int, str] = field(default_factory=dict)
+    """Number of an entry -> path of its image relative to the root, where it is another than the key says."""
+
+    first_rows: dict[str, int] = field(default_factory=dict)
+    """Split -> number of its first entry, if it is listed in an index file, one entry in a row."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def split(self, number: int) -> str:
+        """Split of an entry."""
+        return self.keys[number].partition("/")[0]
+
+    def relative_path(self, number: int) -> str:
+        """Path of an entry as it entered the key."""
+        return path_of(self.keys[number])
+
+    def image_path(self, number: int) -> str:
+        """Path of the image file of an entry."""
+        moved = self.moved.get(number)
+        return self.root + (moved or self.bases[self.split(number)] + self.relative_path(number))
+
+    def annotation_path(self, number: int) -> str | None:
+        """Path that the annotation of an entry should have, relative to the root."""
+        path = self.annotations[number]
+        if path is None or not path.endswith("/"):
+            return path
+        return f"{path}{os.path.splitext(os.path.basename(self.relative_path(number)))[0]}.json"
+
+    def where(self, number: int) -> str:
+        """Where an entry is listed, for errors."""
+        split = self.split(number)
+        if split not in self.first_rows:
+            return self.image_path(number)
+        return f"{self.root}{split}.json row {number - self.first_rows[split] + 1}"
 
 
 @dataclass(frozen=True)
 class Listing:
     """What a layout lists."""
 
-    entries: list[Entry]
+    entries: Entries
     """All images of all splits."""
 
     categories: tuple[str, ...]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from masp.cache.layout import QUARANTINE, Layout, Shard, sidecar_path
-from masp.cache.shard_state import MAX_SIDECAR_BYTES, SampleEntry, Sidecar, Source, finished_sidecar
+from masp.cache.shard_state import MAX_SIDECAR_BYTES, SampleEntry, Sidecar, Source, keys_of, map_sidecars
 from masp.data.images import UnreadableImage, read_image_file
 from masp.errors import DataError, InputError
 from masp.files.regular import open_binary
@@ -37,7 +38,7 @@ def changes_in(shard: Shard, sidecar: Sidecar) -> tuple[list[str], bool]:
         entry = entries[sample.key]
         for name, old, new in (
             ("category", entry.category, sample.category),
-            ("answers", entry.answers, dict(sample.answers)),
+            ("answers", entry.answers, sample.answers),
         ):
             if old != new:
                 changes.append(f"sample {sample.key} was cached with {name} {old!r}, now it is {new!r}")
@@ -46,6 +47,30 @@ def changes_in(shard: Shard, sidecar: Sidecar) -> tuple[list[str], bool]:
                 changes.append(f"sample {sample.key}: {sample.image_path} has changed")
             keeps = False
     return changes, keeps
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A finished shard compared with the dataset."""
+
+    has_same_keys: bool
+    """Whether it holds exactly the samples that the dataset now puts there; if not, nothing else was compared."""
+    changes: tuple[str, ...] = ()
+    """What was relabeled or has another image."""
+    keeps: bool = False
+    """Whether it can stay."""
+
+
+def compare_shard(shard: Shard, sidecar: Sidecar) -> Compared:
+    """Compare a finished shard with the dataset as it is now.
+
+    Raises:
+        InputError: The file system gives no answer.
+    """
+    if not same_keys(shard, sidecar):
+        return Compared(False)
+    changes, keeps = changes_in(shard, sidecar)
+    return Compared(True, tuple(changes), keeps)
 
 
 def dataset_changed(directory: Path, changes: Sequence[str], remedy: str = START_ANEW) -> InputError:
@@ -65,12 +90,11 @@ def known_keys(directory: Path, layout: Layout) -> tuple[list[str], set[str]]:
     Sidecars of finished shards and the layout name samples, quarantined ones too. Every sidecar is read once.
     """
     missing, keys = [], set(layout.added_keys)
-    for name in layout.shard_names:
-        sidecar = finished_sidecar(directory, name, layout)
-        if sidecar is None:
+    for name, found in zip(layout.shard_names, map_sidecars(keys_of, directory, layout), strict=True):
+        if found is None:
             missing.append(name)
         else:
-            keys.update(entry.key for entry in sidecar.entries)
+            keys.update(found)
     return missing, keys
 
 

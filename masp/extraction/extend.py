@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from masp.cache.layout import (
     FINISHING,
     LAYOUT,
@@ -68,15 +70,17 @@ def _add_generation(job: Job) -> None:
         shards = shards_of(layout, samples, num_shards)
         if layout.num_samples == {shard.name: len(shard.samples) for shard in shards}:
             return  # nothing came: each of many tasks must not read all sidecars to learn that
+    job.dataset.whole()
     missing, known = known_keys(directory, layout)
     # only sidecars tell which samples were there at first
     if not first.isdisjoint(missing):
         raise unfinished(directory, sorted(missing), len(layout.shard_names))
-    old = replace(job, shards=shards_of(layout, [s for s in samples if s.key in known], num_shards))
+    is_known = np.array([key in known for key in samples.keys], dtype=bool)
+    old = replace(job, shards=shards_of(layout, samples[is_known], num_shards))
     agree(old)
     to_do(old, old.shards, layout)  # names what went or changed
-    new = [sample for sample in samples if sample.key not in known]
-    if not new:
+    new = samples[~is_known]
+    if not len(new):
         return
     check_machine(job, layout)
     extended = replace(layout, generations=(*layout.generations, make_generation(layout, new)))

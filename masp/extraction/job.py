@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -29,23 +30,27 @@ from masp.cache.layout import (
 from masp.cache.manifest import read_manifest
 from masp.cache.merge import finalize, merge_sidecars, write_quarantine
 from masp.cache.shard_state import (
-    Sidecar,
+    SidecarFingerprint,
     UnfinishedCache,
     absent_shards,
-    finished_sidecar,
-    finished_sidecars,
+    digested_sidecar,
+    fingerprint_of,
+    map_shards,
+    map_sidecars,
+    num_quarantined,
     unfinished,
 )
 from masp.config import Config
-from masp.data.datasets import Dataset, read_dataset
-from masp.data.findings import log_findings
+from masp.data.datasets import Dataset, ListedDataset, list_dataset
+from masp.data.findings import Finding, log_findings
+from masp.data.sample import Samples
 from masp.errors import FilesInUse, InputError
 from masp.extraction.changes import (
     BadImages,
-    changes_in,
+    Compared,
+    compare_shard,
     dataset_changed,
     estimate_quarantined,
-    same_keys,
     samples_changed,
 )
 from masp.extraction.encode_shards import encode_shards
@@ -66,19 +71,20 @@ class Job:
 
     config: Config
     directory: Path
-    dataset: Dataset
+    dataset: ListedDataset
+    """Whoever compares shards with it has its annotations read first, `read` of their samples or `whole`."""
     model: Fields
     shards: list[Shard]
     """Shards of all generations, in the order of their numbers."""
 
 
 def prepare(config: Config) -> Job:
-    """Read the dataset, make the directory and determine which shards the cache has.
+    """List the dataset, make the directory and determine which shards the cache has.
 
     Raises:
         InputError: No images, no VLM, or the directory cannot be made.
     """
-    dataset = read_dataset(config.dataset)
+    dataset = list_dataset(config.dataset)
     if not dataset.samples:
         raise InputError(f"dataset.root: {dataset.root} holds no images")
     model = model_fields(resolve_directory(config.vlm.path), config.vlm, config.cache.dtype)
@@ -120,10 +126,12 @@ def extract(
     if not 0 <= task_index < num_tasks:
         raise InputError(f"--task-index {task_index}: must be at least 0 and below --num-tasks, which is {num_tasks}")
     job = prepare(config)
-    if task_index == 0:
-        log_findings(job.dataset.record().findings, LOG)
     directory, alone = job.directory, num_tasks == 1
     mine = job.shards[task_index::num_tasks]
+    if task_index == 0:  # one task reads all annotations, so that what is wrong with them is known at once
+        log_findings(job.dataset.whole().record().findings, LOG)
+    elif mine:
+        job.dataset.read(Samples.join([shard.samples for shard in mine]))
     task = "" if alone else f" (task {task_index} of {num_tasks})"
     with holding(directory, [(0, FINISHING)] if alone else [(shard.number, 1) for shard in mine], task):
         if alone:
@@ -132,7 +140,7 @@ def extract(
         todo = to_do(job, mine, layout, redo or ())
         if not todo and redo is None and exists(directory / MANIFEST, key="cache.dir"):
             if read_findings(directory, read_manifest(directory)) is None:  # of a cache from before they were kept
-                _record_findings(job, layout)
+                _record_findings(job, layout, job.dataset.whole())
             show(f"{directory} is complete: {_summary(directory)}")
             return directory
         if todo:
@@ -173,6 +181,7 @@ def finish(config: Config) -> Path:
     if layout is None:
         raise InputError(f"cache.dir: {config.cache.dir} is not a feature cache; make one with `masp extract`")
     job = prepare(config)
+    job.dataset.whole()
     agree(job)
     if missing := absent_shards(job.directory, layout):
         raise unfinished(job.directory, missing, len(job.shards))
@@ -225,13 +234,18 @@ def to_do(job: Job, mine: Sequence[Shard], layout: Layout, redo: Collection[str]
     """
     todo: list[Shard] = []
     comparison = _Comparison(job, layout)
-    for shard in mine:
-        sidecar = finished_sidecar(job.directory, shard.name, layout)
-        keeps = sidecar is not None and comparison.keeps(shard, sidecar)
-        if not keeps or shard.name in redo:
+    compare = functools.partial(_compare_finished, job.directory, fingerprint_of(layout))
+    for shard, found in zip(mine, map_shards(compare, mine), strict=True):
+        if found is None or not comparison.keeps(found) or shard.name in redo:
             todo.append(shard)
     comparison.check()
     return todo
+
+
+def _compare_finished(directory: Path, fingerprint: SidecarFingerprint, shard: Shard) -> Compared | None:
+    """Compare a shard with its sidecar; None if it is not finished."""
+    found = digested_sidecar(directory, shard.name, fingerprint)
+    return None if found is None else compare_shard(shard, found[0])
 
 
 class _Comparison:
@@ -242,17 +256,16 @@ class _Comparison:
         self._job, self._layout = job, layout
         self._changes: list[str] = []
 
-    def keeps(self, shard: Shard, sidecar: Sidecar) -> bool:
-        """Compare a shard; whether it can stay, which it cannot if an image in quarantine has changed.
+    def keeps(self, found: Compared) -> bool:
+        """Note what was found of a shard; whether it can stay, which it cannot if an image in quarantine has changed.
 
         Raises:
             InputError: Other samples belong to it; names them.
         """
-        if not same_keys(shard, sidecar):
+        if not found.has_same_keys:
             raise self._samples_changed()
-        found, keeps = changes_in(shard, sidecar)
-        self._changes += found
-        return keeps
+        self._changes += found.changes
+        return found.keeps
 
     def check(self) -> None:
         """Refuse what has changed.
@@ -266,8 +279,7 @@ class _Comparison:
             raise dataset_changed(self._job.directory, self._changes)
 
     def _samples_changed(self) -> InputError:
-        keys = (sample.key for sample in self._job.dataset.samples)
-        return samples_changed(self._job.directory, self._layout, keys)
+        return samples_changed(self._job.directory, self._layout, self._job.dataset.samples.keys)
 
 
 def agree(job: Job) -> Layout:
@@ -318,7 +330,7 @@ def _listing_quarantined(directory: Path, layout: Layout) -> Iterator[None]:
         yield
     except BaseException:
         with plain_write_errors(directory):
-            write_quarantine(directory, finished_sidecars(directory, layout))
+            write_quarantine(directory, layout)
         raise
 
 
@@ -336,31 +348,32 @@ def _merge(job: Job, layout: Layout, checked: Sequence[Shard]) -> None:
     with locked(directory / LOCK, [(FINISHING, 1), (0, FINISHING)], key="cache.dir", wait=True):
         if exists(directory / MANIFEST, key="cache.dir"):
             return
+        dataset = job.dataset.whole()
         comparison = _Comparison(job, layout)
-        num_bad, again = 0, []
-
-        def examine(number: int, sidecar: Sidecar) -> None:
-            nonlocal num_bad
-            num_bad += len(sidecar.quarantined)
-            # other tasks may have seen other data
-            if sidecar.name not in names and not comparison.keeps(job.shards[number], sidecar):
-                again.append(sidecar.name)
-
-        merged = merge_sidecars(directory, layout, examine)
+        kept: list[bool] = []
+        # other tasks may have seen other data
+        others = [None if shard.name in names else shard for shard in job.shards]
+        if len(others) != len(layout.shard_names):
+            comparison.check()
+        merged = merge_sidecars(
+            directory, layout, compare_shard, others, lambda found: kept.append(comparison.keeps(found))
+        )
         comparison.check()
-        if again:
+        if again := [s.name for s, keeps in zip(filter(None, others), kept, strict=True) if not keeps]:
             raise InputError(str(unfinished(directory, again, len(job.shards))))
+        num_bad = len(merged.quarantine)
         BadImages(directory, len(job.dataset.samples), job.config.extract.max_bad_fraction).add(num_bad)
+        found = merged.content_findings()
         with plain_write_errors(directory):
             finalize(directory, layout, merged)
-        _record_findings(job, layout)
+        _record_findings(job, layout, dataset, found)
 
 
-def _record_findings(job: Job, layout: Layout) -> None:
+def _record_findings(job: Job, layout: Layout, dataset: Dataset, found: list[Finding] | None = None) -> None:
     """Keep what is known of the dataset in the cache, and say what only the images' bytes tell."""
     with plain_write_errors(job.directory):
-        record = record_findings(job.directory, layout, job.dataset)
-    log_findings(record.findings[len(job.dataset.findings) :], LOG)
+        record = record_findings(job.directory, layout, dataset, found)
+    log_findings(record.findings[len(dataset.findings) :], LOG)
 
 
 def _bad_images(job: Job, todo: Sequence[Shard], layout: Layout) -> BadImages:
@@ -375,7 +388,7 @@ def _bad_images(job: Job, todo: Sequence[Shard], layout: Layout) -> BadImages:
     if bad.allows(estimate):
         bad.add(estimate)
     else:
-        bad.add(sum(len(s.quarantined) for s in finished_sidecars(job.directory, layout) if s.name not in again))
+        bad.add(sum(filter(None, map_sidecars(num_quarantined, job.directory, layout, staying))))
     return bad
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from masp.cache.layout import MANIFEST, Layout, tar_path
+from masp.cache.layout import MANIFEST, Layout
 from masp.cache.manifest import read_manifest
-from masp.cache.shard_state import finished_sidecars
+from masp.cache.shard_state import Sidecar, finished_sidecars, keys_of, map_sidecars
 from masp.data.sample import Dataset
 from masp.extraction.progress import read_timings
 from masp.files.regular import exists
@@ -85,7 +84,7 @@ def is_of(directory: Path, layout: Layout | None, dataset: Dataset) -> bool:
     if layout is None or (layout.dataset, layout.categories) != (dataset.name, dataset.categories):
         return False
     sidecar = next(finished_sidecars(directory, layout), None)
-    return sidecar is None or {entry.key for entry in sidecar.entries} <= {sample.key for sample in dataset.samples}
+    return sidecar is None or set(keys_of(sidecar)) <= set(dataset.samples.keys)
 
 
 def actual_cache(
@@ -114,11 +113,10 @@ def actual_cache(
         sizes = {shard.name: shard.bytes for shard in manifest.shards}
         tokens, images = manifest.num_tokens, manifest.num_samples
     else:
-        sizes, tokens, images = {}, 0, 0
-        for sidecar in finished_sidecars(directory, layout):
-            sizes[sidecar.name] = os.stat(tar_path(directory, sidecar.name)).st_size
-            tokens += sum(sample.num_tokens for sample in sidecar.samples)
-            images += len(sidecar.samples)
+        found = zip(layout.shard_names, map_sidecars(_sizes, directory, layout), strict=True)
+        finished = {name: values for name, values in found if values is not None}
+        sizes = {name: values[0] for name, values in finished.items()}
+        tokens, images = (sum(values[place] for values in finished.values()) for place in (1, 2))
     return ActualCache(
         complete=complete,
         dtype=layout.model["dtype"],
@@ -127,6 +125,11 @@ def actual_cache(
         num_images=Comparison(num_images if complete else None, images),
         num_tokens=Comparison(num_tokens if complete else None, tokens),
     )
+
+
+def _sizes(sidecar: Sidecar) -> tuple[int, int, int]:
+    """Bytes of the tar of a finished shard, tokens and samples."""
+    return sidecar.tar.bytes, sum(sample.num_tokens for sample in sidecar.samples), len(sidecar.samples)
 
 
 def actual_extraction(directory: Path, images_per_s: float) -> ActualExtraction | None:

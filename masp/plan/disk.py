@@ -91,7 +91,7 @@ def shard_contents(
     """
     by_key = {p.sample.key: p for p in planned}
     return {
-        shard.name: [by_key[sample.key] for sample in shard.samples if sample.key in by_key]
+        shard.name: [by_key[key] for key in shard.samples.keys if key in by_key]
         for shard in shards_of(layout, samples, num_shards)
     }
 

@@ -61,7 +61,7 @@ def memory_path(root: Path, max_side: int | None) -> Path:
 class HeaderMemory:
     """The sizes of some image files, as far as they are remembered. Ask for them, set what was missing, save."""
 
-    def __init__(self, path: Path, max_side: int | None, paths: Sequence[Path]):
+    def __init__(self, path: Path, max_side: int | None, paths: Sequence[str | Path]):
         """Look up image files.
 
         Args:
@@ -77,7 +77,7 @@ class HeaderMemory:
         """`[N]` bool: whose sizes are remembered."""
         self._fresh = False
 
-    def _examine(self, paths: Sequence[Path]) -> None:
+    def _examine(self, paths: Sequence[str | Path]) -> None:
         """Digest what identifies each file; one that cannot be examined is never found, and reading it explains why."""
         now = time.time_ns()
         ids = bytearray()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,21 +11,16 @@ from tqdm import tqdm
 from masp.data.images import UnreadableImage, image_size
 from masp.files.text import reason
 from masp.plan.header_memory import HeaderMemory, Size
-from masp.runtime.process_pool import process_pool
+from masp.runtime.process_pool import default_processes, process_pool
 
 _CHUNK = 256
 _ALONE = 1000
 """So few images are read faster than processes start."""
 
 
-def default_processes() -> int:
-    """How many processes read headers: on a network disk they mostly wait, so at least four."""
-    return max(4, min(16, os.cpu_count() or 1))
-
-
 def read_sizes(
-    paths: Sequence[Path], max_side: int | None, num_processes: int | None = None, memory: Path | None = None
-) -> tuple[list[Size | None], list[tuple[Path, str]]]:
+    paths: Sequence[str | Path], max_side: int | None, num_processes: int | None = None, memory: Path | None = None
+) -> tuple[list[Size | None], list[tuple[str | Path, str]]]:
     """Read the headers of image files.
 
     Args:
@@ -49,7 +43,7 @@ def read_sizes(
         for number in np.flatnonzero(remembered.is_known).tolist():
             size = remembered[number]
             sizes[number] = equal.setdefault(size, size)
-    broken: list[tuple[Path, str]] = []
+    broken: list[tuple[str | Path, str]] = []
     for number, entry in zip(unknown, _read_all(paths, unknown, max_side, num_processes), strict=True):
         if isinstance(entry, str):
             broken.append((paths[number], entry))
@@ -63,7 +57,7 @@ def read_sizes(
 
 
 def _read_all(
-    paths: Sequence[Path], numbers: Sequence[int], max_side: int | None, num_processes: int
+    paths: Sequence[str | Path], numbers: Sequence[int], max_side: int | None, num_processes: int
 ) -> Iterator[Size | str]:
     """Size of each of the files with these numbers, or the reason why it cannot be read."""
     chunks = [
@@ -82,7 +76,7 @@ def _read_all(
                     bar.update(len(found))
 
 
-def _measure(paths: Sequence[str], max_side: int | None) -> list[Size | str]:
+def _measure(paths: Sequence[str | Path], max_side: int | None) -> list[Size | str]:
     """Return per file its size, or the reason why it cannot be read."""
     found: list[Size | str] = []
     for path in paths:

@@ -177,7 +177,7 @@ def make_plan(
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
     dataset = read_dataset(config.dataset)
     max_side = config.vlm.max_side
-    paths = [s.image_path for s in dataset.samples]
+    paths = dataset.samples.paths
     sizes, broken = read_sizes(paths, max_side, num_processes, memory_path(dataset.root, max_side))
     images = plan_images(dataset.samples, sizes, preprocessor)
     if not images:
@@ -194,7 +194,7 @@ def _predict(
     config: Config,
     dataset: Dataset,
     images: Sequence[PlannedImage],
-    broken: Sequence[tuple[Path, str]],
+    broken: Sequence[tuple[str | Path, str]],
     vision: VisionShape,
     language: LanguageShape,
     words: Words,
@@ -261,12 +261,12 @@ def _predict(
 
 
 def _image_facts(
-    config: Config, dataset: Dataset, images: Sequence[PlannedImage], broken: Sequence[tuple[Path, str]]
+    config: Config, dataset: Dataset, images: Sequence[PlannedImage], broken: Sequence[tuple[str | Path, str]]
 ) -> ImageFacts:
     splits = {}
-    for name in dict.fromkeys(sample.split for sample in dataset.samples):
+    for name in dataset.holdings.categories:
         readable = [p for p in images if p.sample.split == name]
-        total = sum(sample.split == name for sample in dataset.samples)
+        total = dataset.holdings.num_images(name)
         splits[name] = SplitFacts(total, total - len(readable), token_statistics(readable) if readable else None)
     return ImageFacts(
         num_images=len(dataset.samples),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from masp.artifacts.trained import default_aspect_path
 from masp.config import Config
 from masp.data.findings import WITHOUT_STAGE_1, Finding, meant_by
-from masp.data.sample import Dataset
+from masp.data.sample import Dataset, count_kinds
 from masp.training.schedule import num_steps_of, too_little
 
 
@@ -31,27 +31,29 @@ class Prospect:
 
 def prospects(config: Config, dataset: Dataset) -> tuple[Prospect, Prospect]:
     """What to expect of both stages."""
-    train = [sample for sample in dataset.samples if sample.split == "train"]
-    annotated = [sample for sample in train if any(aspect in sample.answers for aspect in config.aspects)]
-    num_positions = len(annotated)
-    if config.stage1.position == "pair":
-        num_positions = sum(aspect in sample.answers for sample in annotated for aspect in config.aspects)
-    one, two = num_steps_of(num_positions, config.stage1), num_steps_of(len(train), config.stage2)
+    num_train = num_annotated = num_pairs = 0
+    for (split, _, aspects), count in count_kinds(dataset.samples).items():
+        if split == "train":
+            asked = len(set(config.aspects) & set(aspects))
+            num_train, num_pairs = num_train + count, num_pairs + count * asked
+            num_annotated += count if asked else 0
+    num_positions = num_pairs if config.stage1.position == "pair" else num_annotated
+    one, two = num_steps_of(num_positions, config.stage1), num_steps_of(num_train, config.stage2)
     own_modules = bool(config.aspects) and config.checkpoint.aspect is None
-    obstacle = _obstacle_1(config, dataset, len(annotated)) if own_modules else ""
+    obstacle = _obstacle_1(config, dataset, num_annotated) if own_modules else ""
     if not own_modules:
         why = f"checkpoint.aspect = {config.checkpoint.aspect}" if config.aspects else "aspects = []"
-        first = Prospect("stage1", len(annotated), one, "", f"not needed: {why}", "")
+        first = Prospect("stage1", num_annotated, one, "", f"not needed: {why}", "")
     else:
         hint = "" if obstacle else too_little("stage1", one, config.stage1) or ""
-        first = Prospect("stage1", len(annotated), one, obstacle, _summary(obstacle, len(annotated), one), hint)
+        first = Prospect("stage1", num_annotated, one, obstacle, _summary(obstacle, num_annotated, one), hint)
     lacking = obstacle if obstacle and not os.path.isfile(default_aspect_path(config)) else ""
-    if not train:
+    if not num_train:
         lacking = "the dataset has no training image"
     elif lacking:
         lacking = f"it needs aspect modules, and stage 1 cannot train them; {WITHOUT_STAGE_1}"
     hint = "" if lacking else too_little("stage2", two, config.stage2) or ""
-    return first, Prospect("stage2", len(train), two, lacking, _summary(lacking, len(train), two), hint)
+    return first, Prospect("stage2", num_train, two, lacking, _summary(lacking, num_train, two), hint)
 
 
 def prospect_findings(config: Config, dataset: Dataset) -> list[Finding]:

@@ -192,7 +192,7 @@ def _mean(texts: dict[str, int], tokens: _Count) -> float:
 
 
 def _tokenizer(path: str) -> tuple[tuple[int, int, int, int], _Count, _Count, bool]:
-    """Return the tokens of the template's parts, what counts those of questions and answers, and whether it is exact."""
+    """Return the tokens of the template's parts, what counts those of questions and of answers, and if it is exact."""
     try:
         prompt = load_prompt(path)
     except InputError:  # a directory without a tokenizer is enough for a plan

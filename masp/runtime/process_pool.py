@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import multiprocessing
+import os
 import signal
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -16,19 +17,26 @@ from masp.files.text import reason
 from masp.runtime.stop import signal_name
 
 
+def default_processes() -> int:
+    """How many processes read many files: on a network disk they mostly wait, so at least four."""
+    return max(4, min(16, os.cpu_count() or 1))
+
+
 @contextlib.contextmanager
-def process_pool(num_processes: int, setting: str, work: str) -> Iterator[ProcessPoolExecutor]:
+def process_pool(num_processes: int, setting: str | None, work: str) -> Iterator[ProcessPoolExecutor]:
     """Worker processes; spawned, because this one may hold threads by now, which a fork would leave without an owner.
 
     Args:
         num_processes: How many.
-        setting: The setting or option that says how many, for messages.
+        setting: The setting or option that says how many, for messages; None if there is none.
         work: What one of them does, to follow "a process that": "reads image headers".
 
     Raises:
         InputError: One was killed, or none can be started.
     """
     processes: Mapping[int, BaseProcess] = {}
+    what = f"{setting} {num_processes}: " if setting else ""
+    then = "give a lower number" if setting else f"run the same command again with more memory ({num_processes} ran)"
     try:
         with ProcessPoolExecutor(num_processes, mp_context=multiprocessing.get_context("spawn")) as pool:
             processes = pool._processes  # which the pool itself forgets
@@ -50,12 +58,10 @@ def process_pool(num_processes: int, setting: str, work: str) -> Iterator[Proces
         if code >= 0:
             raise  # not killed, but ended by a bug
         raise InputError(
-            f"{setting} {num_processes}: a process that {work} was killed, most often because memory ran out"
-            f" (process {pid}, {signal_name(-code)}); give a lower number"
+            f"{what}a process that {work} was killed, most often because memory ran out"
+            f" (process {pid}, {signal_name(-code)}); {then}"
         ) from None
     except OSError as error:
         if error.errno not in (errno.EAGAIN, errno.ENOMEM):
             raise
-        raise InputError(
-            f"{setting} {num_processes}: a process cannot be started: {reason(error)}; give a lower number"
-        ) from None
+        raise InputError(f"{what}a process cannot be started: {reason(error)}; {then}") from None

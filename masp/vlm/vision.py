@@ -243,8 +243,8 @@ def _set_limits(image_processor: Any, family: Family, min_pixels: int | None, ma
                     "leave it out (vlm.max_side limits every image)"
                 )
         return
-    shortest = min_pixels if min_pixels is not None else size["shortest_edge"]
-    longest = max_pixels if max_pixels is not None else size["longest_edge"]
+    shortest: Any = min_pixels if min_pixels is not None else size["shortest_edge"]
+    longest: Any = max_pixels if max_pixels is not None else size["longest_edge"]
     if shortest > longest:
         raise InputError(f"vlm.min_pixels: {shortest} is above the largest number of pixels, {longest}")
     image_processor.size = {"shortest_edge": shortest, "longest_edge": longest}

@@ -1,18 +1,17 @@
 """Which sample goes to which shard depends on the samples' keys and the number of shards, and on nothing else."""
 
-import types
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from masp.cache.fingerprint import this_machine
 from masp.cache.layout import assign, make_layout, split_of
+from masp.data.sample import Sample
 from masp.errors import DataError
 
 
 def samples_of(**counts):
-    return [types.SimpleNamespace(key=f"{s}/c{i % 3}/{i:04d}", split=s) for s, n in counts.items() for i in range(n)]
+    return [Sample(f"{s}/c{i % 3}/{i:04d}", s, "a.jpg", "awe", {}) for s, n in counts.items() for i in range(n)]
 
 
 @given(

@@ -83,5 +83,23 @@ def test_what_examines_a_sidecar_can_refuse_it_before_anything_is_written(cache)
     def refuse(number, sidecar):
         raise RuntimeError(f"{number} {sidecar.name}")
 
-    with pytest.raises(RuntimeError, match="0 test-00000"):
-        merge_sidecars(cache, read_layout(cache), refuse)
+    names = read_layout(cache).shard_names
+    with pytest.raises(RuntimeError, match=f"1 {names[1]}"):
+        merge_sidecars(cache, read_layout(cache), refuse, [None, *range(1, len(names))])
+
+
+def test_processes_give_the_same_bytes_and_problems(cache, monkeypatch):
+    layout = read_layout(cache)
+    before = {name: (cache / name).read_bytes() for name in MERGED}
+    expected = merge_sidecars(cache, layout).content_findings()
+    monkeypatch.setattr(shard_state, "_MANY", 1)
+    monkeypatch.setattr(shard_state, "default_processes", lambda: 1)
+    merged = merge_sidecars(cache, layout)
+    assert merged.content_findings() == expected
+    finalize(cache, layout, merged)
+    assert {name: (cache / name).read_bytes() for name in MERGED} == before
+    assert shard_state.missing_shards(cache, layout) == []
+    sidecar_path(cache, layout.shard_names[0]).write_bytes(b"{}")
+    assert shard_state.missing_shards(cache, layout) == [layout.shard_names[0]]
+    with pytest.raises(UnfinishedCache):
+        merge_sidecars(cache, layout)

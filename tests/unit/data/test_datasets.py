@@ -2,14 +2,17 @@
 
 import json
 import os
+import pickle
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from masp.config import DatasetConfig
-from masp.data.datasets import SPLITS, read_dataset
+from masp.data.datasets import SPLITS, list_dataset, read_dataset
 from masp.data.findings import NO_ANNOTATIONS
+from masp.data.sample import Samples
 from masp.errors import DataError, InputError, MaspError
 from masp.taxonomy import CATEGORY_SETS
 
@@ -347,3 +350,31 @@ def test_the_order_does_not_depend_on_the_file_system(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", Reversed)
     assert read(tmp_path) == first
+
+
+def test_annotations_of_some_images_are_read_alone(tmp_path):
+    folders(tmp_path, *(f"train/awe/{i}.jpg" for i in range(3)))
+    for i in range(3):
+        write(tmp_path / f"annotation/awe/{i}.json", {"scene": f"place {i}"} if i else "[")
+    listed = list_dataset(DatasetConfig(name="emoset", root=str(tmp_path)))
+    listed.read(listed.samples[1:2])
+    assert listed.samples[1].answers == {"scene": "place 1"} and listed.samples.keys[1] == "train/awe/1%2Ejpg"
+    with pytest.raises(AssertionError, match="has not been read"):
+        assert listed.samples[2].answers
+    with pytest.raises(DataError, match=r"0\.json"):
+        listed.whole()
+    write(tmp_path / "annotation/awe/0.json", {})
+    write(tmp_path / "annotation/awe/1.json", {"scene": "changed"})
+    whole = listed.whole()
+    assert [sample.answers for sample in whole.samples] == [{}, {"scene": "place 1"}, {"scene": "place 2"}]
+    assert whole.holdings.aspects == {"train": {"scene": 2}}
+
+
+def test_some_samples_are_pickled_alone(tmp_path):
+    folders(tmp_path, *(f"train/awe/{i}.jpg" for i in range(200)), "test/joy/x.jpg")
+    samples = read(tmp_path, "folder").samples
+    some = samples[np.array([200, 0])]
+    found = pickle.loads(pickle.dumps(some))
+    assert found == some and [sample.category for sample in found] == ["awe", "joy"]
+    assert len(pickle.dumps(some)) < len(pickle.dumps(samples)) / 3
+    assert Samples.of(list(some)) == some and len(Samples.of([])) == 0
