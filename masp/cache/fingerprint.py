@@ -25,9 +25,9 @@ from masp.files.sealed import canonical_json, digest_file, digest_of
 from masp.files.text import reason, shown_apart
 from masp.files.typed import plain, read
 from masp.runtime.devices import encoder_dtype, pick_device
-from masp.vlm.directory import CONFIG, IMAGES, PROCESSOR, read_json
 from masp.vlm.families import load_config, resolve_directory
-from masp.vlm.weights import check_weights
+from masp.vlm.files.directory import CONFIG, IMAGES, PROCESSOR, read_json
+from masp.vlm.files.weights import check_weights
 
 LOG = logging.getLogger(__name__)
 

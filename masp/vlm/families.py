@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,11 @@ import transformers
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from masp.errors import InputError, MaspError
+from masp.errors import InputError
 from masp.files.regular import is_directory, is_file
-from masp.files.text import all_lines, first_line, shown
-from masp.vlm.directory import check_directory
+from masp.files.text import shown
+from masp.vlm.files.directory import check_directory
+from masp.vlm.files.errors import plain_vlm_errors
 
 JOINED = frozenset(
     "aya_vision cohere2_vision deepseek_vl deepseek_vl_hybrid ernie4_5_vl_moe fast_vlm gemma3 gemma3n gemma4 glm46v "
@@ -52,30 +51,6 @@ SYSTEM_TURN = frozenset({"qwen2_vl", "qwen2_5_vl"})
 writes."""
 TYPE_NAMES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 """What processors call the types of tokens."""
-
-
-@contextmanager
-def plain_vlm_errors(what: str) -> Iterator[None]:
-    """Turn whatever a library raises over the files of a VLM into one line for the user.
-
-    A directory that somebody downloaded may hold anything, and nothing lists what transformers, tokenizers,
-    safetensors and a chat template raise then.
-
-    Args:
-        what: What cannot be done, naming the directory; the first line of the cause follows it.
-
-    Raises:
-        InputError: Instead of what was raised.
-    """
-    try:
-        yield
-    except MaspError:
-        raise
-    except Exception as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else first_line(error)  # whose text is the key alone
-        if reason.endswith(":"):
-            reason = all_lines(error)
-        raise InputError(f"vlm.path: {what}: {reason}") from None
 
 
 def resolve_directory(path: str, weights: bool = True) -> Path:

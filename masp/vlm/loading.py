@@ -14,10 +14,11 @@ from transformers.utils import logging
 
 from masp.config.schema import Quantization
 from masp.errors import InputError
-from masp.vlm.families import CONSTANTS, TABLES, load_config, model_class, plain_vlm_errors, resolve_directory
+from masp.vlm.families import CONSTANTS, TABLES, load_config, model_class, resolve_directory
+from masp.vlm.files.errors import plain_vlm_errors
+from masp.vlm.files.weights import check_weights, first_of, unread
 from masp.vlm.quantized.layers import make_quantized
 from masp.vlm.quantized.rounding import require_library
-from masp.vlm.weights import check_weights, first_of, unread
 
 ENVIRONMENT = "HF_DEACTIVATE_ASYNC_LOAD"
 """Of transformers: with it, threads do not read ahead."""

@@ -18,9 +18,9 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, pr
 
 from masp.errors import InputError
 from masp.files.text import shown
-from masp.vlm.directory import KEY, PROCESSOR, TOKENIZER, read_json
-from masp.vlm.families import plain_vlm_errors
-from masp.vlm.tokenizer import load_tokenizer
+from masp.vlm.files.directory import KEY, PROCESSOR, TOKENIZER, read_json
+from masp.vlm.files.errors import plain_vlm_errors
+from masp.vlm.files.tokenizer import load_tokenizer
 
 BLANK = (224, 224)
 """Size of the image by which a processor is examined, and of what replaces an image that cannot be read."""

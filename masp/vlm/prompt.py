@@ -18,21 +18,14 @@ from transformers import PreTrainedTokenizerBase
 
 from masp.errors import InputError
 from masp.files.text import shown
-from masp.vlm.directory import GENERATION, KEY, read_json
-from masp.vlm.families import (
-    SYSTEM_TURN,
-    TYPE_NAMES,
-    Family,
-    describe,
-    load_config,
-    plain_vlm_errors,
-    resolve_directory,
-)
+from masp.vlm.families import SYSTEM_TURN, TYPE_NAMES, Family, describe, load_config, resolve_directory
 from masp.vlm.features import ImageLayout
+from masp.vlm.files.directory import GENERATION, KEY, read_json
+from masp.vlm.files.errors import plain_vlm_errors
+from masp.vlm.files.template import ANSWER, QUESTION, SYSTEM, Turn, chat_turn
+from masp.vlm.files.tokenizer import check_stated_tokens, load_tokenizer
 from masp.vlm.positions import ImagePositions
 from masp.vlm.processor import BLANK, blank, image_span, load_processor, marker_of, special_ids, write_out
-from masp.vlm.template import ANSWER, QUESTION, SYSTEM, Turn, chat_turn
-from masp.vlm.tokenizer import check_stated_tokens, load_tokenizer
 
 __all__ = ["SYSTEM", "Prompt", "load_prompt"]
 

@@ -25,10 +25,10 @@ from masp.vlm.families import (
     inner_class,
     load_config,
     model_class,
-    plain_vlm_errors,
     resolve_directory,
 )
 from masp.vlm.features import Features, Grid, ImageLayout
+from masp.vlm.files.errors import plain_vlm_errors
 from masp.vlm.loading import load_part
 from masp.vlm.processor import (
     BLANK,

@@ -113,7 +113,7 @@ TESTED_ELSEWHERE = {
     "masp/training/stage.py": ("unit/training/test_stages.py", "stage"),
     "masp/training/validation.py": ("pipeline/test_guards.py", "validate"),
     "masp/vlm/features.py": ("unit/cache/test_codec.py", "masp.vlm.features"),
-    "masp/vlm/render_template.py": ("unit/vlm/test_template.py", "render_template"),
+    "masp/vlm/files/render_template.py": ("unit/vlm/files/test_template.py", "render_template"),
     "masp/vlm/language.py": ("unit/models/test_forward.py", "masp.vlm.language"),
 }
 

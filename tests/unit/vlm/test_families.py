@@ -3,7 +3,8 @@
 import pytest
 
 from masp.errors import InputError
-from masp.vlm.families import load_config, plain_vlm_errors, resolve_directory
+from masp.vlm.families import load_config, resolve_directory
+from masp.vlm.files.errors import plain_vlm_errors
 
 
 @pytest.mark.parametrize(

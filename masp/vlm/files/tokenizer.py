@@ -16,9 +16,9 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from masp.errors import InputError
 from masp.files.text import shown
-from masp.vlm import try_tokenizer
-from masp.vlm.directory import CONFIG, KEY, PROCESSOR, TOKENIZER, read_json
-from masp.vlm.families import plain_vlm_errors
+from masp.vlm.files import try_tokenizer
+from masp.vlm.files.directory import CONFIG, KEY, PROCESSOR, TOKENIZER, read_json
+from masp.vlm.files.errors import plain_vlm_errors
 
 FILE = "tokenizer.json"
 PARTS = (

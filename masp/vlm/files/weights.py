@@ -11,7 +11,7 @@ from safetensors import safe_open
 from masp.errors import InputError
 from masp.files.regular import is_file
 from masp.files.text import first_line, reason, shown
-from masp.vlm.directory import KEY, read_json
+from masp.vlm.files.directory import KEY, read_json
 
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = ("F32", "F16", "BF16", "I64")

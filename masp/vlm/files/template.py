@@ -18,8 +18,8 @@ from typing import Any
 from masp.errors import InputError, one_line
 from masp.files.regular import read_bytes
 from masp.files.text import MAX_REASON, shortened, shown
-from masp.vlm import render_template
-from masp.vlm.directory import KEY, PROCESSOR, TOKENIZER, read_json
+from masp.vlm.files import render_template
+from masp.vlm.files.directory import KEY, PROCESSOR, TOKENIZER, read_json
 
 SYSTEM = "You are a helpful assistant."
 QUESTION, ANSWER = "QUESTION", "ANSWER"

@@ -6,9 +6,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from masp.errors import InputError
+from masp.vlm.files.render_template import render
+from masp.vlm.files.template import chat_turn
 from masp.vlm.prompt import load_prompt
-from masp.vlm.render_template import render
-from masp.vlm.template import chat_turn
 from tests.tiny import CHAT_TEMPLATE
 
 IMAGE = "<|image_pad|>"

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from masp.errors import InputError
+from masp.vlm.files.weights import INDEX, ONE, check_weights
 from masp.vlm.language import load_language_half
 from masp.vlm.vision import load_vision_half
-from masp.vlm.weights import INDEX, ONE, check_weights
 
 
 def refused(vlm, call=check_weights) -> str:

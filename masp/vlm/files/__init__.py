@@ -1,0 +1,1 @@
+"""What do the files of a VLM say, which may come from anyone?"""
