@@ -23,7 +23,8 @@ from masp.cache.manifest import (
     ShardFile,
     SplitCounts,
 )
-from masp.cache.shard_state import Sidecar, absent_shards, digested_sidecar, unfinished
+from masp.cache.shard_state import Sidecar, absent_shards, digested_sidecar, finished_sidecars, unfinished
+from masp.data.answer_table import AnswerTable, save_answers
 from masp.errors import DataError
 from masp.files.atomic import write_bytes
 from masp.files.sealed import canonical_json, digest_file, sealed
@@ -42,7 +43,7 @@ class Summary:
 
 
 def finalize(directory: Path, layout: Layout, merged: Merged | None = None) -> Manifest:
-    """Write `index.h5`, `quarantine.jsonl` and, last, `manifest.json`; returns the manifest.
+    """Write `index.h5`, `answers.safetensors`, `quarantine.jsonl` and, last, `manifest.json`; returns the manifest.
 
     Each is a pure function of the sidecars and the layout. The caller holds the cache's lock.
 
@@ -61,6 +62,8 @@ def finalize(directory: Path, layout: Layout, merged: Merged | None = None) -> M
         raise DataError(f"cache.dir: {directory}: not one image could be read; see {directory / QUARANTINE}")
     index_path = directory / INDEX
     save_index(index_path, merged.index(summary.aspects))
+    index = IndexFile(index_path.stat().st_size, digest_file(index_path))
+    save_answers(directory, index.sha256, AnswerTable.join(merged.answers))
     quarantine = _write_quarantine(directory, merged.quarantine)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -73,7 +76,7 @@ def finalize(directory: Path, layout: Layout, merged: Merged | None = None) -> M
         splits=summary.splits,
         generations=layout.generations,
         shards=tuple(summary.shards),
-        index=IndexFile(index_path.stat().st_size, digest_file(index_path)),
+        index=index,
         quarantine=quarantine,
     )
     write_bytes(directory / MANIFEST, sealed(manifest, omit_none=True))
@@ -110,6 +113,8 @@ class Merged:
         self._hidden_size: int | None = None
         self.quarantine: list[bytes] = []
         """Lines of the quarantine list."""
+        self.answers: list[AnswerTable] = []
+        """Annotated answers of each shard's samples."""
 
     def add(self, sidecar: Sidecar, digest: str) -> None:
         """Merge the sidecar of the next shard, in the order of their numbers; `digest` is the SHA-256 of its file.
@@ -130,6 +135,7 @@ class Merged:
             content = canonical_json([entry.category, entry.answers, entry.source.sha256])
             self._contents.append(entry.key.encode() + b"\0" + hashlib.sha256(content).digest())
         self.quarantine += quarantine_lines(sidecar)
+        self.answers.append(shard_answers(sidecar))
         if sidecar.samples:
             self._hidden_size = sidecar.hidden_size
         tar, number = sidecar.tar, len(self._shards)
@@ -161,6 +167,17 @@ class Merged:
             for number, aspect in enumerate(aspects):
                 values |= np.where(found & np.uint64(self._bits[aspect]), np.uint64(1 << number), np.uint64(0))
         return join_columns(self._columns)
+
+
+def shard_answers(sidecar: Sidecar) -> AnswerTable:
+    """Annotated answers of one shard's samples."""
+    return AnswerTable.of([sample.answers for sample in sidecar.samples])
+
+
+def add_answers(directory: Path, layout: Layout, index_digest: str) -> None:
+    """Write `answers.safetensors` of a finished cache that has none, as those of earlier versions."""
+    tables = [shard_answers(sidecar) for sidecar in finished_sidecars(directory, layout)]
+    save_answers(directory, index_digest, AnswerTable.join(tables))
 
 
 def _count(counts: dict[str, int], names: list[str]) -> None:

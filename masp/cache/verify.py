@@ -16,7 +16,10 @@ from masp.cache.findings import FILE, read_findings
 from masp.cache.index import Index, load_index, shard_columns
 from masp.cache.layout import INDEX, LAYOUT, MANIFEST, QUARANTINE, SHARDS, Layout, read_layout, tar_path
 from masp.cache.manifest import Manifest, ShardFile, read_manifest
+from masp.cache.merge import shard_answers
 from masp.cache.shard_state import SampleEntry, Sidecar, fingerprint_of, read_digested
+from masp.data.answer_table import FILE as ANSWERS
+from masp.data.answer_table import AnswerTable, answers_digest, load_answers
 from masp.errors import DataError
 from masp.files.regular import open_binary
 from masp.files.sealed import CHUNK, digest_file
@@ -84,10 +87,13 @@ def verify_cache(directory: str | Path, advance: Callable[[int], object] | None 
         problems.append(Problem(MANIFEST, "does not agree with layout.json"))
         manifest = None
     index = _IndexCheck(directory, manifest) if manifest is not None else None
+    answers: list[AnswerTable] = []
     for number, name in enumerate(layout.shard_names):
         entry = manifest.shards[number] if manifest else None
         sidecar, found = _check_shard(directory, name, entry, layout)
         problems += found
+        if sidecar:
+            answers.append(shard_answers(sidecar))
         if index:
             index.compare(number, sidecar)
         if advance and sidecar:
@@ -97,6 +103,8 @@ def verify_cache(directory: str | Path, advance: Callable[[int], object] | None 
         problems += _check_digest(directory, QUARANTINE, manifest.quarantine.sha256)
         problems += _check_findings(directory, manifest)
         problems += index.problems()
+        if len(answers) == len(layout.shard_names):  # otherwise the file is made anew with the shard
+            problems += _check_answers(directory, manifest, AnswerTable.join(answers))
     return problems
 
 
@@ -198,6 +206,18 @@ def _check_findings(directory: Path, manifest: Manifest) -> list[Problem]:
     except DataError:
         return [Problem(FILE, "damaged")]
     return []
+
+
+def _check_answers(directory: Path, manifest: Manifest, expected: AnswerTable) -> list[Problem]:
+    """The answers against those of all sidecars; a cache of an earlier version has no such file."""
+    digest = manifest.index.sha256
+    try:
+        found = load_answers(directory, digest, "")
+    except DataError:
+        return [Problem(ANSWERS, "damaged")]
+    if found is None or answers_digest(digest, found) == answers_digest(digest, expected):
+        return []
+    return [Problem(ANSWERS, "does not agree with the sidecars")]
 
 
 class _IndexCheck:
