@@ -35,6 +35,7 @@ from masp.cache.shard_state import (
     map_sidecars,
     unfinished,
 )
+from masp.data.answer_table import AnswerTable, save_answers
 from masp.data.findings import Contents, Finding, content_findings
 from masp.errors import DataError
 from masp.files.atomic import write_bytes
@@ -58,7 +59,7 @@ class Summary:
 
 
 def finalize(directory: Path, layout: Layout, merged: Merged | None = None) -> Manifest:
-    """Write `index.h5`, `quarantine.jsonl` and, last, `manifest.json`; returns the manifest.
+    """Write `index.h5`, `answers.safetensors`, `quarantine.jsonl` and, last, `manifest.json`; returns the manifest.
 
     Each is a pure function of the sidecars and the layout. The caller holds the cache's lock.
 
@@ -77,6 +78,8 @@ def finalize(directory: Path, layout: Layout, merged: Merged | None = None) -> M
         raise DataError(f"cache.dir: {directory}: not one image could be read; see {directory / QUARANTINE}")
     index_path = directory / INDEX
     save_index(index_path, merged.index(summary.aspects))
+    index = IndexFile(index_path.stat().st_size, digest_file(index_path))
+    save_answers(directory, index.sha256, AnswerTable.join(merged.answers))
     quarantine = _write_quarantine(directory, merged.quarantine)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -89,7 +92,7 @@ def finalize(directory: Path, layout: Layout, merged: Merged | None = None) -> M
         splits=summary.splits,
         generations=layout.generations,
         shards=tuple(summary.shards),
-        index=IndexFile(index_path.stat().st_size, digest_file(index_path)),
+        index=index,
         quarantine=quarantine,
         num_deep_maps=summary.num_deep_maps,
     )
@@ -139,6 +142,7 @@ class _Summary:
     """Of each entry."""
     quarantine: list[bytes]
     """Lines of the quarantine list."""
+    answers: AnswerTable
     examined: Any
     """What `examine` returned."""
 
@@ -170,6 +174,7 @@ def _summarize(sidecar: Sidecar, digest: str, split: int, categories: Mapping[st
         sources=np.frombuffer(sources, dtype=np.uint8).reshape(-1, 32),
         categories=[entry.category for entry in entries],
         quarantine=quarantine_lines(sidecar),
+        answers=shard_answers(sidecar),
         examined=None,
     )
 
@@ -200,6 +205,8 @@ class Merged:
         self._num_deep_maps: int | None = None
         self.quarantine: list[bytes] = []
         """Lines of the quarantine list."""
+        self.answers: list[AnswerTable] = []
+        """Annotated answers of each shard's samples."""
 
     def add(self, shard: _Summary) -> None:
         """Merge the next shard, in the order of their numbers.
@@ -215,6 +222,7 @@ class Merged:
         self._entry_categories.append(np.array(numbers, dtype=np.int32))
         self._entry_splits.append(np.full(len(numbers), self.split_numbers[name], dtype=np.uint8))
         self.quarantine += shard.quarantine
+        self.answers.append(shard.answers)
         if shard.hidden_size is not None:
             if self._hidden_size is not None and shard.num_deep_maps != self._num_deep_maps:
                 raise DataError(
@@ -267,6 +275,17 @@ class Merged:
             for number, aspect in enumerate(local):
                 values |= np.where(found & np.uint64(1 << number), final[aspect], np.uint64(0))
         return join_columns(self._columns)
+
+
+def shard_answers(sidecar: Sidecar) -> AnswerTable:
+    """Annotated answers of one shard's samples."""
+    return AnswerTable.of([sample.answers for sample in sidecar.samples])
+
+
+def add_answers(directory: Path, layout: Layout, index_digest: str) -> None:
+    """Write `answers.safetensors` of a finished cache that has none, as those of earlier versions."""
+    tables = [table for table in map_sidecars(shard_answers, directory, layout) if table is not None]
+    save_answers(directory, index_digest, AnswerTable.join(tables))
 
 
 def merge_sidecars(

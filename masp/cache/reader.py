@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,11 +19,15 @@ from masp.cache.layout import INDEX, tar_path
 from masp.cache.manifest import Manifest, read_manifest
 from masp.cache.shard_state import remedy
 from masp.config import Config
+from masp.data.answer_table import FILE as ANSWERS
+from masp.data.answer_table import AnswerTable, load_answers
 from masp.errors import DataError, InputError
 from masp.files.regular import open_descriptor
 from masp.files.sealed import digest_file
 from masp.files.text import reason
 from masp.vlm.features import Features, ImageLayout
+
+LOG = logging.getLogger(__name__)
 
 MAX_OPEN_SHARDS = 256
 """File descriptors that a `Cache` keeps; many systems allow a process 1024."""
@@ -202,6 +207,25 @@ class Cache:
             DataError: As `read`.
         """
         return self._record(row, self._span(row, int(self.index.json_length[row])))
+
+    def answers(self) -> AnswerTable:
+        """The annotated answers of all samples, in the order of the index: from their file, or else out of the tars.
+
+        Raises:
+            DataError: Damaged.
+        """
+        directory = self.directory
+        table = load_answers(directory, self.manifest.index.sha256, remedy(directory))
+        if table is None:
+            LOG.info(
+                "%s has no %s for its index (a cache of an earlier version has none): the annotations of %s images "
+                "are read out of its shards; `masp extract` again writes the file",
+                *(directory, ANSWERS, f"{len(self):,}"),
+            )
+            return AnswerTable.of([self.read_record(row).answers for row in range(len(self))])
+        if len(table) != len(self):
+            raise DataError(f"{directory / ANSWERS} is damaged: it does not agree with the index; {remedy(directory)}")
+        return table
 
     def _record(self, row: int, data: memoryview) -> SampleRecord:
         text = data[: int(self.index.json_length[row])]

@@ -17,7 +17,10 @@ from masp.cache.findings import FILE, read_findings
 from masp.cache.index import Columns, Index, load_index, shard_columns
 from masp.cache.layout import INDEX, LAYOUT, MANIFEST, QUARANTINE, SHARDS, Layout, read_layout, tar_path
 from masp.cache.manifest import Manifest, ShardFile, read_manifest
+from masp.cache.merge import shard_answers
 from masp.cache.shard_state import SampleEntry, Sidecar, SidecarFingerprint, fingerprint_of, map_shards, read_digested
+from masp.data.answer_table import FILE as ANSWERS
+from masp.data.answer_table import AnswerTable, answers_digest, load_answers
 from masp.errors import DataError
 from masp.files.regular import open_binary
 from masp.files.sealed import CHUNK, digest_file
@@ -89,8 +92,11 @@ def verify_cache(directory: str | Path, advance: Callable[[int], object] | None 
     entries = manifest.shards if manifest else [None] * len(layout.shard_names)
     check = functools.partial(_check_shard, directory, fingerprint_of(layout), index.numbers if index else None)
     num_maps = {manifest.num_deep_maps} if manifest else set()
+    answers: list[AnswerTable] = []
     for found in map_shards(check, list(zip(layout.shard_names, entries, strict=True))):
         problems += found.problems
+        if found.answers is not None:
+            answers.append(found.answers)
         if found.num_deep_maps is not None:
             name, own = found.num_deep_maps
             num_maps = num_maps or {own}
@@ -106,6 +112,8 @@ def verify_cache(directory: str | Path, advance: Callable[[int], object] | None 
         problems += _check_digest(directory, QUARANTINE, manifest.quarantine.sha256)
         problems += _check_findings(directory, manifest)
         problems += index.problems()
+        if len(answers) == len(layout.shard_names):  # otherwise the file is made anew with the shard
+            problems += _check_answers(directory, manifest, AnswerTable.join(answers))
     return problems
 
 
@@ -130,6 +138,7 @@ class _Checked:
     """What its rows in the index should be, but for the shard's number."""
     mismatch: str = ""
     """Why it cannot be in the index at all."""
+    answers: AnswerTable | None = None
     num_deep_maps: tuple[str, int | None] | None = None
     """Name of the shard and its number of deep maps; None if it has no samples."""
 
@@ -152,6 +161,7 @@ def _check_shard(
     if entry and digest != entry.sidecar_sha256:
         return _Checked([Problem(side, "is not the one that the manifest names", name)])
     found = _Checked([], sidecar.tar.bytes)
+    found.answers = shard_answers(sidecar)
     if sidecar.samples:
         found.num_deep_maps = name, sidecar.num_deep_maps
     try:
@@ -261,6 +271,18 @@ def _check_findings(directory: Path, manifest: Manifest) -> list[Problem]:
     except DataError:
         return [Problem(FILE, "damaged")]
     return []
+
+
+def _check_answers(directory: Path, manifest: Manifest, expected: AnswerTable) -> list[Problem]:
+    """The answers against those of all sidecars; a cache of an earlier version has no such file."""
+    digest = manifest.index.sha256
+    try:
+        found = load_answers(directory, digest, "")
+    except DataError:
+        return [Problem(ANSWERS, "damaged")]
+    if found is None or answers_digest(digest, found) == answers_digest(digest, expected):
+        return []
+    return [Problem(ANSWERS, "does not agree with the sidecars")]
 
 
 class _IndexCheck:

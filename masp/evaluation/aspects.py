@@ -6,8 +6,8 @@ compared, as for emotions. An aspect with lists or with more answers is open: th
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,14 +18,14 @@ import numpy as np
 from masp.artifacts.trained import load_trained_aspects, quantization_notes
 from masp.cache.fingerprint import fingerprint_digest, layout_notes
 from masp.config import Config
+from masp.data.answer_table import AnswerTable
 from masp.data.answers import LEVEL_ASPECTS, LEVELS, LIST_ASPECTS
 from masp.data.questions import Questions
 from masp.errors import InputError
 from masp.evaluation.emotions import length_notes, quantization_entry
-from masp.evaluation.feed import Feed, Item, machines_of, mixed_notes
+from masp.evaluation.feed import Feed, Item, digest_of_rows, machines_of, mixed_notes
 from masp.evaluation.protocol import Evaluation
 from masp.evaluation.scorers import DECISION, AspectScorer, ScoreRequest
-from masp.files.sealed import digest_of
 from masp.files.text import shown
 from masp.results.aspect_metrics import OpenMetrics, compute_aspect_metrics
 from masp.results.breakdown import SplitCounts
@@ -71,25 +71,20 @@ class AspectEvaluation(Evaluation):
             )
         self.modules, self.lineage = modules, lineage
         self.layout = lineage.layout or config.stage1.layout
-        self.answers, seen = self._read_answers()
-        self.keys_by_image = {
-            key: [f"{key}#{aspect}" for aspect in config.aspects if aspect in self.answers[key]]
-            for key in feed.keys
-            if any(aspect in self.answers[key] for aspect in config.aspects)
-        }
-        """Image -> a record for each of its annotated aspects. A sample key holds no `#`."""
-        self.images = list(self.keys_by_image)
+        annotations, seen = feed.annotations(), feed.different_answers()
+        asked = annotations.has_any(config.aspects)
+        self.images = list(itertools.compress(feed.keys, asked.tolist()))
         if not self.images:
             raise InputError(
                 f"evaluate.split = {shown(config.evaluate.split)}: no image of it is annotated with any of "
                 f"{', '.join(config.aspects)}; stage 1 cannot be evaluated there"
             )
         self.closed = {
-            aspect: choices for aspect in config.aspects if (choices := closed_answers(aspect, seen[aspect]))
+            aspect: choices for aspect in config.aspects if (choices := closed_answers(aspect, seen.get(aspect, set())))
         }
         """Aspect -> answers that are compared; the other aspects are open."""
-        asked = {aspect: seen[aspect] for aspect in config.aspects if seen[aspect]}
-        self.longest = num_tokens_of_longest(load_prompt(config.vlm.path), asked)
+        answers = {aspect: seen[aspect] for aspect in config.aspects if aspect in seen}
+        self.longest = num_tokens_of_longest(load_prompt(config.vlm.path), answers)
         self.length_notes = [
             f"{aspect}: {note}"
             for aspect, choices in self.closed.items()
@@ -100,23 +95,13 @@ class AspectEvaluation(Evaluation):
             *quantization_notes(config.vlm.quantization, [lineage]),
         ]
         self.notes = [*feed.notes(), *self.length_notes, *self.layout_notes]
-        self.identity = self._identity()
+        self.identity = self._identity(annotations.take(np.flatnonzero(asked)))
         self.scorer: AspectScorer | None = None
 
-    def _read_answers(self) -> tuple[dict[str, dict[str, str]], dict[str, set[str]]]:
-        """Answers of every image of the split, and the different answers of each aspect in the whole dataset."""
-        wanted = set(self.feed.keys)
-        seen: dict[str, set[str]] = defaultdict(set)
-        found: dict[str, dict[str, str]] = {}
-        for key, answers in self.feed.answers():
-            for aspect, answer in answers.items():
-                seen[aspect].add(answer)
-            if key in wanted:
-                found[key] = answers
-        return found, seen
-
     def keys_of(self, image: str) -> Sequence[str]:
-        return self.keys_by_image[image]
+        """A record for each of its annotated aspects. A sample key holds no `#`."""
+        answers = self.feed.answers_of(image)
+        return [f"{image}#{aspect}" for aspect in self.config.aspects if aspect in answers]
 
     def load(self, device: str, language: LanguageHalf) -> None:
         self.scorer = AspectScorer(
@@ -136,7 +121,7 @@ class AspectEvaluation(Evaluation):
         return records, []
 
     def problem(self, record: Record) -> str | None:
-        label = self.answers[record.image_key][record.aspect]
+        label = self.feed.answers_of(record.image_key)[record.aspect]
         if record.label != label:
             return f"has label {shown(record.label)}; the dataset says {shown(label)}"
         self.feed.check_unchanged(record.image_key, record.source)
@@ -193,13 +178,19 @@ class AspectEvaluation(Evaluation):
         show(f"evaluate: stage 1: {metrics.accuracy:.4f} of {metrics.num_samples} answers right{lost}: {path}")
         return path
 
-    def _identity(self) -> dict[str, Any]:
+    def _identity(self, annotations: AnswerTable) -> dict[str, Any]:
+        """Everything that a score depends on.
+
+        Args:
+            annotations: Answers of `images`.
+        """
         config = self.config
+        answers = zip(self.images, annotations.rows(), strict=True)
         identity = {
             "stage": "stage1",
             "model": fingerprint_digest(self.feed.model),
             "samples": self.feed.data_digest,
-            "answers": digest_of([[key, *sorted(self.answers[key].items())] for key in self.images]),
+            "answers": digest_of_rows([key, *sorted(found.items())] for key, found in answers),
             "closed": {aspect: list(choices) for aspect, choices in self.closed.items()},
             "longest": self.longest,
             "split": config.evaluate.split,

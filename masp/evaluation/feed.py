@@ -6,8 +6,9 @@ import hashlib
 import itertools
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from masp.cache.fingerprint import differences, machine_part, model_part
 from masp.cache.manifest import quarantined_keys
 from masp.cache.reader import Cache, open_matching_cache
 from masp.config import Config
+from masp.data.answer_table import AnswerTable
 from masp.data.datasets import read_dataset
 from masp.data.findings import DatasetRecord
 from masp.data.sample import Sample
@@ -80,8 +82,12 @@ class Feed(ABC):
         """Features of some images, similar lengths together. Close it: it may hold worker processes."""
 
     @abstractmethod
-    def answers(self) -> Iterator[tuple[str, dict[str, str]]]:
-        """Key and answers of every image of the dataset, all splits."""
+    def different_answers(self) -> dict[str, set[str]]:
+        """Aspect -> its different answers in the dataset, all splits; of every aspect that has any."""
+
+    @abstractmethod
+    def answers_of(self, key: str) -> Mapping[str, str]:
+        """Aspect -> answer of an image of the split, where it is annotated."""
 
     @property
     @abstractmethod
@@ -105,8 +111,8 @@ class Feed(ABC):
         """Category -> its readable images in a split; empty where the dataset has no such split."""
 
     @abstractmethod
-    def annotations(self) -> Iterator[tuple[str, Mapping[str, str]]]:
-        """Key and answers of the annotated images of the split."""
+    def annotations(self) -> AnswerTable:
+        """Annotated answers of the images of the split, in the order of `keys`."""
 
     def digests(self) -> DataDigests:
         """By which two evaluations know whether they scored the same images."""
@@ -169,7 +175,7 @@ def mixed_notes(machines: Sequence[dict[str, Any]]) -> list[str]:
     return [f"features come from different machines: {name} was {', '.join(v)}" for name, v in found.items()]
 
 
-def _digest(rows: Iterable[Sequence[Any]]) -> str:
+def digest_of_rows(rows: Iterable[Sequence[Any]]) -> str:
     """That of the list of all rows, which come in the order of their keys: of millions, a few at a time."""
     digest, rest, separator = hashlib.sha256(b"["), iter(rows), b""
     while part := [list(row) for row in itertools.islice(rest, 4096)]:
@@ -213,10 +219,16 @@ class CachedFeed(Feed):
         with ReadAhead(dataset, range(len(cut)), self.num_workers, "evaluate.num_workers") as batches:
             yield from batches
 
-    def answers(self) -> Iterator[tuple[str, dict[str, str]]]:
-        for row in range(len(self.cache)):
-            record = self.cache.read_record(row)
-            yield record.key, record.answers
+    @cached_property
+    def _answers(self) -> AnswerTable:
+        """Those of all samples of the cache, in the order of its index."""
+        return self.cache.answers()
+
+    def different_answers(self) -> dict[str, set[str]]:
+        return {aspect: set(column.texts) for aspect, column in self._answers.columns.items()}
+
+    def answers_of(self, key: str) -> Mapping[str, str]:
+        return self._answers[self.row_of[key]]
 
     def category_counts(self, split: str) -> dict[str, int]:
         if split not in self.cache.splits:
@@ -224,11 +236,8 @@ class CachedFeed(Feed):
         counts = np.bincount(self.cache.index.category[self.cache.rows(split)], minlength=len(self.categories))
         return {category: int(count) for category, count in zip(self.categories, counts, strict=True) if count}
 
-    def annotations(self) -> Iterator[tuple[str, Mapping[str, str]]]:
-        for key in self.keys:
-            row = self.row_of[key]
-            if self.cache.index.aspects[row]:
-                yield key, self.cache.read_record(row).answers
+    def annotations(self) -> AnswerTable:
+        return self._answers.take(np.array([self.row_of[key] for key in self.keys], dtype=np.int64))
 
     def check_unchanged(self, key: str, source: Sequence[int] | None) -> None:
         """The digest of the features is part of `data_digest`, so they cannot change unnoticed."""
@@ -251,7 +260,7 @@ def _open_cached(config: Config) -> CachedFeed:
         model=model,
         machine=cache.manifest.fingerprint.machine.fields,
         hidden_size=cache.hidden_size,
-        data_digest=_digest(zip(keys, labels, cache.index.features_crc32[rows].tolist(), strict=True)),
+        data_digest=digest_of_rows(zip(keys, labels, cache.index.features_crc32[rows].tolist(), strict=True)),
         num_quarantined=cache.manifest.splits[config.evaluate.split].num_quarantined,
         aspects=tuple(cache.manifest.aspects),
         record=read_findings(cache.directory, cache.manifest),
@@ -278,14 +287,21 @@ class LiveFeed(Feed):
     def live_machine(self) -> dict[str, Any]:
         return self.machine
 
-    def answers(self) -> Iterator[tuple[str, dict[str, str]]]:
-        return ((s.key, dict(s.answers)) for s in self.everything)
+    def different_answers(self) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for sample in self.everything:
+            for aspect, answer in sample.answers.items():
+                found.setdefault(aspect, set()).add(answer)
+        return found
+
+    def answers_of(self, key: str) -> Mapping[str, str]:
+        return self.samples[key].answers
 
     def category_counts(self, split: str) -> dict[str, int]:
         return dict(Counter(sample.category for sample in self.everything if sample.split == split))
 
-    def annotations(self) -> Iterator[tuple[str, Mapping[str, str]]]:
-        return ((key, self.samples[key].answers) for key in self.keys if self.samples[key].answers)
+    def annotations(self) -> AnswerTable:
+        return AnswerTable.of([self.samples[key].answers for key in self.keys])
 
     def check_unchanged(self, key: str, source: Sequence[int] | None) -> None:
         path = self.samples[key].image_path
@@ -347,7 +363,7 @@ def _open_live(config: Config) -> LiveFeed:
         machine=machine_part(config).fields,
         hidden_size=family_of(config.vlm.path).hidden_size,
         # not what the files hold: each record says that of its own, so that mending one leaves the others
-        data_digest=_digest(zip(keys, labels, strict=True)),
+        data_digest=digest_of_rows(zip(keys, labels, strict=True)),
         num_quarantined=len(of_split) - len(samples),
         aspects=tuple(sorted({aspect for s in dataset.samples for aspect in s.answers})),
         record=dataset.record(),

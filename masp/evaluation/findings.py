@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from masp.data.answer_table import NONE
 from masp.data.answers import LIST_ASPECTS
 from masp.errors import MaspError
 from masp.evaluation.feed import Feed
@@ -156,13 +157,15 @@ def value_groups(feed: Feed, outcomes: Iterable[tuple[str, bool]]) -> ValueGroup
         outcomes: Key, and whether the prediction is right, of those that were scored, in the order of the feed.
     """
     groups = ValueGroups(sorted(feed.aspects), LIST_ASPECTS)
+    is_scored, is_right = np.zeros(len(feed.keys), dtype=bool), np.zeros(len(feed.keys), dtype=bool)
     waiting = iter(outcomes)
     current = next(waiting, None)
-    for key, answers in feed.annotations():
-        while current is not None and current[0] < key:
-            current = next(waiting, None)
+    for place, key in enumerate(feed.keys):
         if current is not None and current[0] == key:
-            groups.add(answers, current[1])
+            is_scored[place], is_right[place] = True, current[1]
+            current = next(waiting, None)
+    for aspect, column in feed.annotations().columns.items():
+        groups.add(aspect, column.texts, np.where(is_scored, column.numbers, NONE), is_right)
     return groups
 
 

@@ -28,7 +28,7 @@ from masp.cache.layout import (
     sidecar_path,
 )
 from masp.cache.manifest import read_manifest
-from masp.cache.merge import finalize, merge_sidecars, write_quarantine
+from masp.cache.merge import add_answers, finalize, merge_sidecars, write_quarantine
 from masp.cache.shard_state import (
     SidecarFingerprint,
     UnfinishedCache,
@@ -38,9 +38,11 @@ from masp.cache.shard_state import (
     map_shards,
     map_sidecars,
     num_quarantined,
+    remedy,
     unfinished,
 )
 from masp.config import Config
+from masp.data.answer_table import load_answers
 from masp.data.datasets import Dataset, ListedDataset, list_dataset
 from masp.data.findings import Finding, log_findings
 from masp.data.sample import Samples
@@ -139,8 +141,13 @@ def extract(
         layout = agree(job)
         todo = to_do(job, mine, layout, redo or ())
         if not todo and redo is None and exists(directory / MANIFEST, key="cache.dir"):
-            if read_findings(directory, read_manifest(directory)) is None:  # of a cache from before they were kept
+            manifest = read_manifest(directory)
+            # of a cache from before they were kept
+            if read_findings(directory, manifest) is None:
                 _record_findings(job, layout, job.dataset.whole())
+            if task_index == 0 and load_answers(directory, manifest.index.sha256, remedy(directory)) is None:
+                with plain_write_errors(directory):
+                    add_answers(directory, layout, manifest.index.sha256)
             show(f"{directory} is complete: {_summary(directory)}")
             return directory
         if todo:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from masp.files.fields import SplitOf
 from masp.results.metrics import Count, Share, wilson_interval
 
@@ -131,7 +133,7 @@ class GroupAccuracy:
 
 
 class ValueGroups:
-    """Counts the samples and the right ones per value of every aspect, one sample after another.
+    """Counts the samples and the right ones per value of every aspect.
 
     Args:
         aspects: Aspects in order.
@@ -142,20 +144,26 @@ class ValueGroups:
         self.counts: dict[str, dict[str, list[int]]] = {aspect: {} for aspect in aspects}
         self.lists = frozenset(lists)
 
-    def add(self, answers: Mapping[str, str], is_correct: bool) -> None:
-        """Count a sample.
+    def add(self, aspect: str, answers: Sequence[str], numbers: np.ndarray, is_correct: np.ndarray) -> None:
+        """Count samples by their answer to an aspect.
 
         Args:
-            answers: Aspect -> its annotated answer.
-            is_correct: Whether its emotion was predicted right.
+            aspect: The aspect; one that is not counted is passed over.
+            answers: Different answers.
+            numbers: `[N]`, which of them each sample is annotated with; -1 for none.
+            is_correct: `[N]` bool, whether the emotion of each was predicted right.
         """
-        for aspect, answer in answers.items():
-            if (found := self.counts.get(aspect)) is None:
+        if (found := self.counts.get(aspect)) is None:
+            return
+        totals = np.bincount(numbers[numbers >= 0], minlength=len(answers)).tolist()
+        right = np.bincount(numbers[(numbers >= 0) & is_correct], minlength=len(answers)).tolist()
+        for answer, num_samples, num_correct in zip(answers, totals, right, strict=True):
+            if not num_samples:
                 continue
             for value in dict.fromkeys(answer.split(", ")) if aspect in self.lists else (answer,):
                 pair = found.setdefault(value, [0, 0])
-                pair[0] += 1
-                pair[1] += is_correct
+                pair[0] += num_samples
+                pair[1] += num_correct
 
     def to_json(self) -> dict[str, dict[str, Any]]:
         """Aspect -> value -> `GroupAccuracy` as `metrics.json` spells it, the largest group first; at most `MAX_VALUES`

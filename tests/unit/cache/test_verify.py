@@ -90,7 +90,10 @@ def test_each_damage_is_found_and_mended(copied, damage):
 
 def test_a_byte_flipped_anywhere_is_found(copied):
     folder, _ = copied
-    draw, files = random.Random(0), [p for p in sorted(folder.rglob("*")) if p.suffix in (".tar", ".json", ".h5")]
+    draw, files = (
+        random.Random(0),
+        [p for p in sorted(folder.rglob("*")) if p.suffix in (".tar", ".json", ".h5", ".safetensors")],
+    )
     files.append(folder / "quarantine.jsonl")
     sizes = [path.stat().st_size for path in files]
     # half of them in the tars, as their sizes have it; the others spread over all files

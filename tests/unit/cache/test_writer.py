@@ -29,7 +29,7 @@ def test_the_same_samples_are_the_same_bytes(tmp_path):
     for name in ("one", "other"):
         files = sorted(make_small_cache(tmp_path / name).rglob("*.*"))
         found.append([(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files])
-    assert found[0] == found[1] and len(found[0]) == 10
+    assert found[0] == found[1] and len(found[0]) == 11
 
 
 OF_FORMAT_1 = {

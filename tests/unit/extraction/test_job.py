@@ -105,6 +105,16 @@ def test_a_complete_cache_is_left_alone(data, vlm, plain, capsys, monkeypatch):
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
+def test_a_cache_of_an_earlier_version_gets_its_answers_and_nothing_else_changes(data, vlm, plain, tmp_path):
+    folder = shutil.copytree(plain, tmp_path / "c")
+    before = digests(folder, "*"), merged(folder), (folder / "answers.safetensors").read_bytes()
+    (folder / "answers.safetensors").unlink()
+    extract(make_config(data, vlm, folder), num_tasks=2, task_index=1)
+    assert not (folder / "answers.safetensors").exists()  # one task is enough
+    extract(make_config(data, vlm, folder), num_tasks=2, task_index=0)
+    assert (digests(folder, "*"), merged(folder), (folder / "answers.safetensors").read_bytes()) == before
+
+
 @pytest.mark.parametrize(
     ("override", "named"),
     [

@@ -26,8 +26,8 @@ def run(tmp_path):
         for i, (label, scores) in enumerate(rows)
     ]
     groups = ValueGroups(("scene",))
-    for record in records:
-        groups.add({"scene": "a & b"}, record.label == record.prediction)
+    is_right = np.array([record.label == record.prediction for record in records])
+    groups.add("scene", ("a & b",), np.zeros(len(records), dtype=int), is_right)
     metrics = compute_metrics(records, CATEGORIES)
     wilson = [0.1, 0.9]
     row = {

@@ -60,9 +60,10 @@ def test_categories_that_are_never_predicted_are_remarked_on(predicted, support,
 
 def test_accuracy_per_value_by_hand():
     groups = ValueGroups(("scene", "object"), lists=("object",))
-    groups.add({"scene": "beach", "object": "dog, tree, dog"}, True)
-    groups.add({"scene": "beach"}, False)
-    groups.add({"scene": "city, old", "mood": "x"}, True)
+    is_right = np.array([True, False, True])
+    groups.add("scene", ("beach", "city, old", "of no sample"), np.array([0, 0, 1]), is_right)
+    groups.add("object", ("dog, tree, dog",), np.array([0, -1, -1]), is_right)
+    groups.add("mood", ("x",), np.array([-1, -1, 0]), is_right)
     found = groups.to_json()
     assert {a: list(values) for a, values in found.items()} == {
         "scene": ["beach", "city, old"], "object": ["dog", "tree"]
@@ -75,9 +76,9 @@ def test_accuracy_per_value_by_hand():
 
 def test_large_groups_are_not_marked_and_the_smallest_of_many_are_left_out():
     groups = ValueGroups(("scene", "object"))
-    for number in range(MAX_VALUES + 5):
-        for _ in range(30 if number == 7 else 1):
-            groups.add({"scene": f"place {number:03}"}, True)
+    places = [f"place {number:03}" for number in range(MAX_VALUES + 5)]
+    numbers = np.array([*range(MAX_VALUES + 5), *[7] * 29])
+    groups.add("scene", places, numbers, np.ones(len(numbers), dtype=bool))
     found = groups.to_json()
     assert list(found) == ["scene"] and len(found["scene"]) == MAX_VALUES
     assert next(iter(found["scene"])) == "place 007" and not found["scene"]["place 007"]["is_small"]

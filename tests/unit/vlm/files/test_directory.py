@@ -12,7 +12,7 @@ import pytest
 from masp.errors import InputError
 from masp.vlm.families import load_config
 
-REPOSITORY = Path(__file__).resolve().parents[3]
+REPOSITORY = Path(__file__).resolve().parents[4]
 
 
 def refused(vlm) -> str:
@@ -36,7 +36,7 @@ def test_code_is_refused_before_transformers_sees_it(vlm, name, value):
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        ("config.json", {"model_type": "evil"}, "model_type = 'evil'; supported families: qwen2_vl"),
+        ("config.json", {"model_type": "evil"}, "model_type = 'evil': not a model of transformers"),
         ("config.json", {"attn_implementation": "owner/kernel"}, "asks for code from the hub"),
         ("config.json", {"vision_config__attn_implementation": "owner/kernel:f"}, "asks for code from the hub"),
         ("config.json", {"use_kernels": True}, "asks for code from the hub"),
@@ -48,9 +48,13 @@ def test_code_is_refused_before_transformers_sees_it(vlm, name, value):
         ("config.json", {"vision_config__spatial_patch_size": 16}, "vision_config.spatial_patch_size = 16"),
         ("config.json", {"vocab_size": 7}, "vocab_size = 7 in config.json, but text_config.vocab_size = "),
         ("preprocessor_config.json", {"merge_size": 4}, "but vision_config.spatial_merge_size = 2 in config.json"),
-        ("preprocessor_config.json", {"image_processor_type": "Evil"}, "must be one of Qwen2VLImageProcessor"),
-        ("tokenizer_config.json", {"tokenizer_class": "Evil"}, "must be one of Qwen2Tokenizer"),
-        ("tokenizer_config.json", {"processor_class": "Evil"}, "must be one of Qwen2VLProcessor"),
+        (
+            "preprocessor_config.json",
+            {"image_processor_type": "Evil"},
+            "must be the class of an image processor in transformers",
+        ),
+        ("tokenizer_config.json", {"tokenizer_class": "Evil"}, "must be the class of a tokenizer in transformers"),
+        ("tokenizer_config.json", {"processor_class": "Evil"}, "must be the class of a processor in transformers"),
     ],
 )
 def test_a_key_that_is_refused(vlm, change, name, values, message):

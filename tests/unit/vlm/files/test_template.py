@@ -22,7 +22,7 @@ PARTS = (
 
 def refused(directory) -> str:
     with pytest.raises(InputError) as error:
-        chat_turn(directory, IMAGE, {})
+        chat_turn(directory, IMAGE, {}, has_system=True)
     assert str(directory) in str(error.value) and "\n" not in str(error.value)
     return str(error.value)
 
@@ -40,15 +40,15 @@ def test_a_template_that_takes_lists_only(vlm):
     whole = load_prompt(str(vlm))
     (vlm / "chat_template.jinja").write_text(PARTS)
     parts = load_prompt(str(vlm))
-    assert (parts.opening, parts.closing, parts.end) == (whole.opening, whole.closing, whole.end)
+    assert (parts.opening, parts.after_question, parts.end) == (whole.opening, whole.after_question, whole.end)
 
 
 @pytest.mark.parametrize("name", ["chat_template.json", "processor_config.json", "tokenizer_config.json"])
 def test_the_only_template_is_in_another_file(tmp_path, name):
     (tmp_path / name).write_text(json.dumps({"chat_template": CHAT_TEMPLATE}))
-    assert chat_turn(tmp_path, IMAGE, {}).tail == "<|im_end|>\n"
+    assert chat_turn(tmp_path, IMAGE, {}, has_system=True).tail == "<|im_end|>\n"
     (tmp_path / name).write_text(json.dumps({"chat_template": [{"name": "default", "template": CHAT_TEMPLATE}]}))
-    assert chat_turn(tmp_path, IMAGE, {}).tail == "<|im_end|>\n"
+    assert chat_turn(tmp_path, IMAGE, {}, has_system=True).tail == "<|im_end|>\n"
     (tmp_path / "chat_template.jinja").write_text("Hello " + CHAT_TEMPLATE)
     assert "have chat templates that write different prompts" in refused(tmp_path)
 
@@ -61,15 +61,13 @@ def test_the_only_template_is_in_another_file(tmp_path, name):
         (IMAGE, IMAGE * 2, "the image more than once"),
         ("{{ part['text'] }}", "", "the question"),
         ("{{ part['text'] }}", "{{ part['text'] * 2 }}", "the question more than once"),
-        ("{% for m in messages %}", "{% for m in messages if m.role != 'assistant' %}", "begin the answer"),
-        ("<|im_end|>\n{% endfor %}", "{% endfor %}", "between question and answer|end the answer|begin the answer"),
+        ("{% for m in messages %}", "{% for m in messages if m.role != 'assistant' %}", "write the answer"),
     ],
 )
 def test_a_piece_that_is_lost(tmp_path, old, new, piece):
     assert old in CHAT_TEMPLATE
     (tmp_path / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace(old, new))
-    message = refused(tmp_path)
-    assert any(part in message for part in piece.split("|"))
+    assert piece in refused(tmp_path)
 
 
 @pytest.mark.parametrize(
