@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from masp.vlm.features import ImageLayout
 from masp.vlm.flops import LanguageShape, encoder_flops, language_flops, shapes
 
 MAX_NEW_TOKENS = 4
@@ -62,8 +63,8 @@ class PublishedEncoder:
         self.preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
-        self.grid = (0, 0, 0)
-        """Grid of the last image."""
+        self.layout: ImageLayout
+        """How the last image lies in a prompt."""
 
     @torch.no_grad()
     def __call__(self, path: Path) -> Tensor:
@@ -71,8 +72,7 @@ class PublishedEncoder:
         from masp.data.images import load_image
 
         image = load_image(path, self.vlm.max_side, transparency=self.vlm.transparency)
-        inputs, layout = self.preprocessor(image)
-        self.grid = layout.grid
+        inputs, self.layout = self.preprocessor(image)
         pixels, grid = inputs["pixel_values"].to(self.device, self.dtype), inputs["image_grid_thw"].to(self.device)
         found = self.model.get_image_features(pixels, grid)
         return torch.cat(list(found.pooler_output))
@@ -142,7 +142,7 @@ class PublishedTraining:
         sequence = build_sequence(
             self.prompt, question, answer, layout="released",
             num_aspect_tokens=count if first else count * len(aspects),
-            grid=None if first else self.encoder.grid, num_soft_tokens=0 if first else soft,
+            image=None if first else self.encoder.layout, num_soft_tokens=0 if first else soft,
         )  # fmt: skip
         embeds = self.model.get_input_embeddings()(sequence.ids.to(self.device))
         if first:
@@ -172,7 +172,7 @@ class PublishedTraining:
         language, first = self.language_shape, self.name == "stage1"
         count = self.config.aspect_module.num_queries
         modules = 1 if first else len(self.config.aspects)
-        total = encoder_flops(self.vision_shape, self.encoder.grid)
+        total = encoder_flops(self.vision_shape, self.encoder.layout.grid)
         total += modules * attention_flops(language.width, count, num_features, gradient=first)
         total += language_flops(language, suffix=length, num_logits=length, gradient=True)
         if (

@@ -107,22 +107,28 @@ def _draw(cls: type, config, dtype: torch.dtype, device: str, attention: str) ->
 
 
 def draw_part(
-    path: str, part: str, dtype: torch.dtype, device: str, attention: str, partition: Partition | None = None
+    path: str,
+    part: str,
+    dtype: torch.dtype,
+    device: str,
+    attention: str,
+    partition: Partition | None = None,
+    quantization: str = "none",
 ) -> torch.nn.Module:
     """The result of `masp.vlm.loading.load_part`, with random weights.
 
     Raises:
-        InputError: ZeRO-3 is asked for, which this single-GPU benchmark does not support.
+        InputError: ZeRO-3 or quantization is asked for, which this single-GPU benchmark does not support.
     """
+    if quantization != "none":
+        raise InputError(f"vlm.quantization = {quantization}: this benchmark draws weights; must be none")
     if partition:
         raise InputError("engine.zero_stage = 3: this benchmark uses one GPU; must be 0 to 2")
-    from transformers import AutoModelForImageTextToText
-
-    from masp.vlm.families import load_config, resolve_directory
+    from masp.vlm.families import load_config, model_class, resolve_directory
     from masp.vlm.loading import part_class
 
     config = load_config(resolve_directory(path))
-    cls = part_class(AutoModelForImageTextToText._model_mapping[type(config)], part)
+    cls = part_class(model_class(config), part)
     if part == "vision":  # the other half is drawn before it is dropped, and may take 15 GB: make it small
         config = copy.deepcopy(config)
         config.text_config.num_hidden_layers, config.text_config.vocab_size = 1, 8

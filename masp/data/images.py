@@ -15,8 +15,7 @@ from PIL import Image, TiffImagePlugin
 
 from masp.config.schema import Transparency
 from masp.data.image_files.memory import MAX_BYTES, MAX_METADATA_BYTES, decoding_bytes, fault_before_opening
-from masp.data.image_files.repairs import Repair, repair_of
-from masp.data.pixels import (
+from masp.data.image_files.pixels import (
     SIDES_SWAPPED,
     orientation_of,
     scale_gray_key,
@@ -25,6 +24,7 @@ from masp.data.pixels import (
     upright,
     whiten_key,
 )
+from masp.data.image_files.repairs import Repair, repair_of
 from masp.data.reading import opened, read_whole
 from masp.errors import DataError
 from masp.files.regular import UnsuitableFile
@@ -83,7 +83,7 @@ def load_image(
         path: Path of the image file.
         max_side: See `limited_size`.
         max_aspect_ratio: Largest ratio of the sides that the VLM takes; None takes any.
-        transparency: See `masp.data.pixels.to_rgb`.
+        transparency: See `masp.data.image_files.pixels.to_rgb`.
 
     Returns:
         An image of mode RGB that holds no file open.

@@ -69,7 +69,7 @@ TESTED_ELSEWHERE = {
     "masp/data/image_files/memory.py": ("unit/data/test_images.py", "image_files.memory"),
     "masp/data/image_files/repairs.py": ("unit/data/test_images.py", "image_files.repairs"),
     "masp/data/index_layout.py": ("unit/data/test_datasets.py", "train.json"),
-    "masp/data/pixels.py": ("unit/data/test_images.py", "RGB"),
+    "masp/data/image_files/pixels.py": ("unit/data/test_images.py", "RGB"),
     "masp/data/sample.py": ("unit/data/test_datasets.py", "samples"),
     "masp/demo/tiny_vlm/batch.py": ("unit/demo/tiny_vlm/test_pretrain.py", "tiny_vlm.batch"),
     "masp/demo/tiny_vlm/evaluate.py": ("unit/demo/tiny_vlm/test_weights.py", "tiny_vlm.evaluate"),

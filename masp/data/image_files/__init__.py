@@ -1,1 +1,1 @@
-"""What must be known about an image file before Pillow reads it: the memory that it takes, and how to repair it."""
+"""How is one image file read: the memory that it takes, how it can be repaired, and its pixels?"""

@@ -35,23 +35,23 @@ def test_the_same_samples_are_the_same_bytes(tmp_path):
 OF_FORMAT_1 = {
     "bf16": (
         "64dfa637df936b590e85bf0c0e345a18180f8ef4526ce2e36a92e818848aa45e",
-        "ea12d78b0ffe2ee32a4159156645c3d2e292d04d9a8051f4ef31ecc835774ffa",
+        "b5170dcd6c30156375b8317c04bc6466deb7121e0b92cea98bd95435bfa2fa1c",
     ),
     "fp16": (
         "92ba3038787cedb9a66d2df8f1596df6703a725f03cdbf9a6114989c1f9206cd",
-        "09372d77035dfc12675605629040869d3f3ac04934e3225059903a27cff4417e",
+        "2336f7f99710bc509146e6a8fcc7ae76cd95e9e66f82fbb0da47151c62b5c847",
     ),
     "fp32": (
         "223bc7f3fb7dd6c3a858fa10e7e98dededa120b3c6038c342ff6859ba9383218",
-        "59d25977a3737784e74c11bacd69046f515523840081a902eb0b26203425b364",
+        "383818361cc9e8bc4bd4913b89e25cc7f0cf561fbf3914d11483645731d5e3ca",
     ),
     "int8": (
         "d1eb584ee6ad131a0a69144e25da4dfc83266fb18dbe18fa46411ddf240b2e45",
-        "112e06b471ddf9daeca66f7502061ad294ce49a4473f71a57c173a704d7f2ee2",
+        "d2532011b914a8f7b2467a9d73e2084c20a2928448e299908fb0c812b4856ff9",
     ),
     "fp8": (
         "8346fc5e1496ea693905e723672f745782e3b0c6e8a197a013efcb61a701f07a",
-        "00569ff56dd15bbcf19c69c53678203ddfbc24003d8e1605a1a35072af7beca3",
+        "746165ca5ce26095f7ad73ac83c33e6b2543555e74f7a5e2e4d8fa7a0fe40361",
     ),
 }
 """Of a small cache as it was written before there were deep maps and blocks: the digest of its shards and sidecars, and

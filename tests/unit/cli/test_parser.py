@@ -8,7 +8,9 @@ from masp.cli import main as main_module
 from masp.cli.main import build_parser
 from masp.cli.parser import Parser, add_command, add_local_rank
 
-COMMANDS = "demo make-demo-data plan extract train evaluate predict report compare study doctor cache".split()
+COMMANDS = (
+    "demo make-demo-data plan extract train evaluate predict report compare study doctor cache quantization".split()
+)
 CACHE_ACTIONS = "info verify extend aspects precision".split()
 
 

@@ -624,7 +624,7 @@ def test_a_cut_second_picture_of_an_mpo_does_not_matter():
 def test_strips_give_the_same_pixels(monkeypatch, mode):
     image = transparent("RGB").convert(mode) if mode in ("LAB", "F", "I") else transparent(mode)
     whole = images.to_rgb(image).tobytes()
-    monkeypatch.setattr("masp.data.pixels._STRIP_PIXELS", 50)
+    monkeypatch.setattr("masp.data.image_files.pixels._STRIP_PIXELS", 50)
     assert images.to_rgb(image).tobytes() == whole
 
 

@@ -56,6 +56,7 @@ FREE = {
     "PromptRow": "question",
     "PromptTable": "rows",
     "Note": "world num_pictures",
+    "_Metadata": "aspects",
     "QuarantineEntry": "category answers path reason",
     "QuarantineLine": "path reason",
     "Record": "sample_key label prediction text working_directory host",
