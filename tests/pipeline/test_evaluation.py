@@ -450,7 +450,7 @@ def test_what_others_score_while_this_one_starts_is_not_scored_again(
         commands.ok("evaluate", *settings)
         return begin(*arguments)
 
-    def meanwhile_another(evaluation, device):
+    def meanwhile_another(evaluation, device, language):
         loaded.append(device)
         if window == "loading":
             other = commands.ok("evaluate", *settings, RANK=1, WORLD_SIZE=2, LOCAL_RANK=1)
@@ -458,7 +458,7 @@ def test_what_others_score_while_this_one_starts_is_not_scored_again(
             same = commands("evaluate", *settings)
             assert same.code == 2 and "another process is writing it" in same.stderr, same
             assert json.loads((tmp_path / "status.json").read_text())["state"] == "running"
-        load(evaluation, device)
+        load(evaluation, device, language)
 
     monkeypatch.setattr(EmotionEvaluation, "load", meanwhile_another)
     if window == "before it begins":
