@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from masp.config import Config
 
 _DETAILS = """\
+With a configuration, the VLM is verified on one image, in fp32: its own forward pass against that of its halves. That
+reads the weights twice; --no-verify leaves it out.
+
   masp doctor
   masp doctor --config configs/train.yaml vlm.path=models/Qwen2-VL-7B"""
 PACKAGES = (
@@ -44,6 +47,7 @@ def register(commands: Commands) -> None:
     """Add the parser."""
     summary = "check this machine: versions, devices, Slurm, and a configuration if given"
     parser = add_command(commands, "doctor", summary, _DETAILS)
+    parser.add_argument("--no-verify", action="store_true", help="do not verify the VLM by measurement")
     add_settings(parser)
     parser.set_defaults(run=run)
 
@@ -67,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     _row("slurm", shutil.which("sbatch") or "no sbatch on the PATH: jobs run on this machine only")
     _row("hub", "offline" if os.environ.get("HF_HUB_OFFLINE") == "1" else "allowed (HF_HUB_OFFLINE is not 1)")
     if arguments.config or arguments.overrides:
-        found, stuck = _configuration(arguments.config, arguments.overrides)
+        found, stuck = _configuration(arguments.config, arguments.overrides, not arguments.no_verify)
         problems += found
         remark = f", but {' and '.join(stuck)} cannot be trained as configured (see above)" if stuck else ""
     if problems:
@@ -88,8 +92,8 @@ def _devices() -> None:
     _row("gpu", ", ".join(names) or "none: everything runs on the CPU")
 
 
-def _configuration(path: str | None, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Check what a configuration names, part by part, so that all problems are seen at once.
+def _configuration(path: str | None, overrides: Sequence[str], verify: bool) -> tuple[list[str], list[str]]:
+    """Check what a configuration names, part by part, so that all problems are seen at once; `verify` the VLM too.
 
     Returns:
         The problems, and the stages that cannot be trained as configured.
@@ -117,8 +121,12 @@ def _configuration(path: str | None, overrides: Sequence[str]) -> tuple[list[str
     }
     if config.vlm.quantization != "none":
         checks["quantization"] = lambda: _describe_quantization(config)
-    problems = []
+    if verify:
+        checks["vlm verified"] = lambda: _verified(config)
+    problems: list[str] = []
     for name, check in checks.items():
+        if name == "vlm verified" and any(problem.startswith("vlm.") for problem in problems):
+            continue  # it cannot even be loaded
         try:
             found = check()
             _row(name, *([found] if isinstance(found, str) else found))
@@ -150,6 +158,22 @@ def _describe(config: Config, stuck: list[str]) -> list[str]:
         if each.hint:
             lines.append(f"warning: {each.hint}")
     return lines
+
+
+def _verified(config: Config) -> list[str]:
+    """Compare the VLM's own forward pass with ours.
+
+    Raises:
+        InputError: They differ, or the VLM is refused.
+    """
+    from masp.experiments.family_check import check_family, describe
+    from masp.runtime.devices import pick_device
+
+    device = pick_device(config.engine.device, "engine.device")
+    result, halves = check_family(config.vlm.path, config.vlm.attention, device)
+    if not result.passed:
+        raise InputError(str(result.reason) if not result.supported else f"vlm.path: {result.reason}")
+    return list(describe(result, halves))
 
 
 def _describe_questions(questions, config) -> str:

@@ -24,6 +24,10 @@ ENVIRONMENT = "HF_DEACTIVATE_ASYNC_LOAD"
 """Of transformers: with it, threads do not read ahead."""
 
 
+class AttentionError(InputError):
+    """The VLM cannot be run with this implementation of attention."""
+
+
 class Partition(Protocol):
     """Divides parameters over ranks; all ranks call it for the same parameters in the same order."""
 
@@ -224,7 +228,7 @@ def load_part(
             )
     except InputError as error:
         if "attention implementation" in str(error):
-            raise InputError(
+            raise AttentionError(
                 f"vlm.attention: {attention!r}: a {config.model_type!r} model cannot be run with it; give eager"
             ) from None
         if cutting and cutting.error:  # not the weights' fault: most often another rank is gone
