@@ -1,4 +1,4 @@
-"""Small VLMs of many families: random weights beside their stock processors, from definitions in the shared directory."""
+"""Small VLMs of many families, of random weights, whose definitions are in the shared directory."""
 
 from __future__ import annotations
 

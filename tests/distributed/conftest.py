@@ -1,5 +1,6 @@
 """Fixtures of the tests in this directory."""
 
+from tests.family_vlms import family_vlm
 from tests.fixtures import commands, trained, world
 
-__all__ = ["commands", "trained", "world"]
+__all__ = ["commands", "family_vlm", "trained", "world"]
