@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 MAX_SIDE = "vlm.max_side=150"
 """What their processors of small images take."""
@@ -16,6 +15,8 @@ MAX_SIDE = "vlm.max_side=150"
 
 def make_family_vlm(shared: Path, family: str, directory: Path) -> Path:
     """Write a VLM of a family that `families/zoo.py` of the shared directory defines; returns its directory."""
+    import torch
+
     sys.path.insert(0, str(shared / "families"))
     try:
         with torch.no_grad():
