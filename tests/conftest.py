@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.family_vlms import family_vlm
+
+__all__ = ["family_vlm"]
+
 # Set before any heavy import, and inherited by every process that a test starts.
 os.environ.update(
     HF_HUB_OFFLINE="1",

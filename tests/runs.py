@@ -17,6 +17,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 def make_run(directory: Path, num_train: int = 12, num_test: int = 6) -> Path:
     """Write images, VLM and configuration; returns the configuration, whose outputs go to `<directory>/run`."""
+    images = make_dataset(directory / "pictures", num_train, num_test)
+    return make_config_file(directory, make_vlm(directory / "vlm"), images, max_pixels=12544)
+
+
+def make_config_file(directory: Path, vlm: Path, images: Path, max_pixels: int | None = None) -> Path:
+    """Write the configuration of a run on given images; returns its path. Outputs go to `<directory>/run`."""
     stage = {
         "num_epochs": 2,
         "learning_rate": 0.01,
@@ -28,8 +34,8 @@ def make_run(directory: Path, num_train: int = 12, num_test: int = 6) -> Path:
         "output_dir": str(directory / "run"),
         "questions": str(REPOSITORY / "configs" / "questions.yaml"),
         "aspects": ["scene", "object", "brightness"],
-        "vlm": {"path": str(make_vlm(directory / "vlm")), "max_pixels": 12544},
-        "dataset": {"name": "folder", "root": str(make_dataset(directory / "pictures", num_train, num_test))},
+        "vlm": {"path": str(vlm)} | ({"max_pixels": max_pixels} if max_pixels else {}),
+        "dataset": {"name": "folder", "root": str(images)},
         "cache": {"dir": str(directory / "cache"), "dtype": "fp32", "num_shards": 4},
         "extract": {"num_workers": 0, "num_threads": 1, "batch_tokens": 64, "device": "cpu"},
         "stage1": stage,

@@ -48,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, settings, unused=["cache.dir", "dataset.root"])
     from masp.data.images import load_image
     from masp.evaluation.predict import Predictor, Unreadable, check_images
+    from masp.evaluation.token_grid import check_token_grid
     from masp.report.attention import page_entry, write_page
 
     check_images(paths)
@@ -56,6 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
         LOG.info("%s", note)
     if arguments.attention and predictor.trained.aspects is None:
         raise InputError(f"--attention {arguments.attention}: this run has no aspect modules to show")
+    if arguments.attention:
+        check_token_grid(config.vlm, f"--attention {arguments.attention}")
     broken: list[str] = []
     entries: list[PageEntry] = []
     for found in predictor.predict(paths, attention=bool(arguments.attention)):

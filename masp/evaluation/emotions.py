@@ -24,6 +24,7 @@ from masp.evaluation.findings import count_split, emotion_findings, left_out_not
 from masp.evaluation.prompts import FIRST, Wording
 from masp.evaluation.protocol import Evaluation
 from masp.evaluation.scorers import DECISION, EmotionScorer, ScoreRequest
+from masp.evaluation.token_grid import check_token_grid
 from masp.files.text import MAX_REASON, listed_apart, shortened, shown
 from masp.models.likelihood import cut_short
 from masp.results.attention_maps import read_attention
@@ -111,6 +112,8 @@ class EmotionEvaluation(Evaluation):
         self.data_notes = [*feed.notes(), *left_out_notes(self.split), *self.length_notes, *layout, *quantization]
         self.notes = [*machine_notes(self.trained, feed.machine), *self.data_notes]
         self.aspects_shown = list(config.aspects) if config.evaluate.attention and self.trained.aspects else []
+        if self.aspects_shown:
+            check_token_grid(config.vlm, "evaluate.attention = true")
         self.identity = self._identity()
         self.scorer: EmotionScorer | None = None
 

@@ -18,6 +18,7 @@ from masp.artifacts.trained import Trained
 from masp.config import Config
 from masp.data.questions import Questions
 from masp.errors import InputError
+from masp.evaluation.token_grid import NO_TOKEN_GRID, token_grid
 from masp.models.forward import Stage2Model, num_logits, run
 from masp.models.generation import generate
 from masp.models.likelihood import NotFiniteError, Scored, check_finite, score_categories
@@ -183,7 +184,7 @@ class EmotionScorer(Scorer):
             Per image `[A, height, width]` over its vision tokens, fp32; every map sums to one.
 
         Raises:
-            InputError: The VLM has no image grid.
+            InputError: The tokens of an image form no grid that is known.
         """
         padded, mask = pad_features([request.features.tokens for request in requests])
         modules = self.model.aspect_modules
@@ -192,15 +193,12 @@ class EmotionScorer(Scorer):
         weights = torch.stack([w.float().mean(1) for w in found.values()], dim=1).cpu().numpy()
         with _finite_for(requests, self.dtype):
             check_finite(torch.from_numpy(weights))
-        side, found_maps = self.prompt.family.merge_size or 1, []
+        found_maps = []
         for maps, request in zip(weights, requests, strict=True):
-            if request.layout.grid is None:
-                raise InputError(
-                    f"{request.name}: this VLM has no image grid, so it is not known where in the image its tokens lie"
-                )
-            t, h, w = request.layout.grid
-            shape = len(modules.aspects), t * h // side, w // side
-            found_maps.append(maps[:, : request.layout.num_tokens].reshape(shape))
+            grid = token_grid(request.layout)
+            if grid is None:
+                raise InputError(f"{request.name}: {NO_TOKEN_GRID}")
+            found_maps.append(maps[:, : request.layout.num_tokens].reshape(len(modules.aspects), *grid))
         return found_maps
 
 

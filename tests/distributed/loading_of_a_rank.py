@@ -15,7 +15,7 @@ from masp.config.schema import EngineConfig, StageConfig
 from masp.distributed.ranks import join, read_ranks
 from masp.errors import InputError
 from masp.training.engine import Partition, deepspeed_config
-from masp.vlm.language import load_language_half
+from masp.vlm.language import Tokens, load_language_half
 
 
 def config(precision: str) -> dict:
@@ -66,11 +66,15 @@ def tensors(vlm: str) -> dict:
         "frozen": not any(p.requires_grad for p in parameters.values()),
     }
     expected = load_language_half(vlm)
-    seen["tied"] = [h.model.lm_head.weight is h.decoder.embed_tokens.weight for h in (half, expected)]
+    seen["tied"] = [h.head.weight is h.table for h in (half, expected)]
     seen["names"] = sorted(parameters) == sorted(name for name, _ in expected.named_parameters())
     with partition.whole(parameters.values()):
         seen["equal"] = all(torch.equal(parameters[name], p) for name, p in expected.named_parameters())
     seen["buffers"] = [torch.equal(a, b) for a, b in zip(half.buffers(), expected.buffers(), strict=True)]
+    ids = torch.arange(half.vocab_size)[None]
+    tokens = Tokens(ids, torch.ones_like(ids) == 1, torch.zeros_like(ids) == 1)
+    with partition.whole(half.model.get_input_embeddings().parameters()):
+        seen["constants"] = torch.equal(half.embed(tokens), expected.embed(tokens))
     return seen
 
 

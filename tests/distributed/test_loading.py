@@ -69,6 +69,20 @@ def test_each_parameter_is_divided_before_the_next_is_read(tmp_path):
 
 
 @pytest.mark.full
+def test_of_every_kind_of_family(tmp_path, family_vlm):
+    """Tied heads, tables of the other half, constants, experts, per-layer tables, states."""
+    families = "gemma3 gemma4_e ovis2 granite4_vision qwen3_5 qwen3_vl qwen3_vl_moe qwen4_exp paligemma minicpmv4_6"
+    for seen in of_ranks("tensors", tmp_path, *map(family_vlm, families.split())):
+        for name in families.split():
+            one = seen[name]
+            assert one["equal"] and one["names"] and all(one["buffers"]) and one["frozen"], (name, one)
+            assert one["constants"] and one["tied"][0] == one["tied"][1], (name, one)
+            # what is not divisible by the number of ranks is padded
+            assert 0.5 <= one["part_bytes"] / one["whole_bytes"] < 0.51, (name, one)
+            assert one["bytes_outside_parts"] == 0 and one["most_bytes"] < one["whole_bytes"], (name, one)
+
+
+@pytest.mark.full
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
 def test_the_memory_of_a_rank_stays_below_the_models(tmp_path):
     vlm = make_vlm(tmp_path / "vlm", hidden=1024, layers=14)  # 532 MB in fp32, 266 in bf16

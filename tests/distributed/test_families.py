@@ -1,0 +1,55 @@
+"""Kinds of VLMs on two ranks: the losses of one rank, whether the language model is divided over the ranks or not."""
+
+import json
+
+import pytest
+
+from tests.commands import Ranks
+from tests.family_vlms import MAX_SIDE
+from tests.images import make_dataset
+from tests.runs import make_config_file
+
+FULL = pytest.mark.full
+STAGES = ("stage1", "stage2")
+
+
+@pytest.mark.parametrize(
+    ("family", "zeros"),
+    [
+        ("gemma3", (3,)),  # sliding windows, scaled words, a tied head
+        *(
+            pytest.param(name, (0, 3), marks=FULL)
+            for name in (
+                "gemma3",
+                "qwen3_vl",  # M-RoPE, DeepStack
+                "qwen3_5",  # recurrent layers
+                "gemma4_e",  # tables of single layers
+                "ovis2",  # words of the other half
+                "granite4_vision",  # features inside only
+                "paligemma",  # no prefix
+                "ernie4_5_vl_moe",  # experts by type of token
+            )
+        ),
+    ],
+)
+def test_two_ranks_have_the_losses_of_one(commands, family_vlm, tmp_path, family, zeros):
+    config = make_config_file(tmp_path, family_vlm(family), make_dataset(tmp_path / "pictures", 9, 2))
+    aspect = f"checkpoint.aspect={tmp_path / 'alone' / 'stage1' / 'aspect.safetensors'}"
+    commands.ok("extract", "--config", config, MAX_SIDE)
+
+    def argv(stage: str, output: str, zero: int) -> list[str]:
+        # Adam turns the rounding of tiny gradients into whole steps, so the steps are small
+        few = (f"{stage}.num_epochs=2", f"{stage}.log_every=1", f"{stage}.learning_rate=1e-4")
+        engine = (f"engine.zero_stage={zero}", f"output_dir={tmp_path / output}", aspect, MAX_SIDE)
+        return ["train", "--stage", stage, "--config", str(config), *few, *engine]
+
+    def losses(stage: str, output: str) -> list[float]:
+        return [json.loads(line)["loss"] for line in (tmp_path / output / stage / "metrics.jsonl").open()]
+
+    for stage in STAGES:
+        commands.ok(*argv(stage, "alone", 0))
+        expected = losses(stage, "alone")
+        assert len(set(expected)) == len(expected) > 3
+        for zero in zeros:
+            Ranks(commands, 2, *argv(stage, f"zero{zero}", zero)).ok()
+            assert losses(stage, f"zero{zero}") == pytest.approx(expected, abs=1e-4), (stage, zero)
