@@ -38,6 +38,7 @@ Kind = Literal[
     "labels",
     "training",
     "cache",
+    "vlm",
 ]
 Why = Literal["too deep", "no category", "extension", "hidden", "no split", "not listed", "other file"]
 

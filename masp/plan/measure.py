@@ -22,7 +22,7 @@ from masp.runtime.devices import encoder_dtype, pick_device, torch_dtype
 from masp.training.stages import STAGES
 from masp.training.steps import Steps
 from masp.vlm.features import Features
-from masp.vlm.flops import LanguageShape, VisionShape
+from masp.vlm.flops import EncoderEstimate, LanguageShape, VisionShape
 from masp.vlm.language import LanguageHalf, load_language_half
 from masp.vlm.prompt import load_prompt
 from masp.vlm.vision import load_preprocessor, load_vision_half
@@ -34,7 +34,7 @@ _MIN_SECONDS = 1.0
 
 def measure_rates(
     config: Config,
-    vision: VisionShape,
+    vision: VisionShape | EncoderEstimate,
     language: LanguageShape,
     words: Words,
     train: Sequence[PlannedImage],
@@ -85,7 +85,7 @@ def _spread(images: Sequence[PlannedImage], count: int) -> list[PlannedImage]:
     return [ordered[place] for place in places]
 
 
-def _encoder_rate(config: Config, vision: VisionShape, images: Sequence[PlannedImage]) -> Rate:
+def _encoder_rate(config: Config, vision: VisionShape | EncoderEstimate, images: Sequence[PlannedImage]) -> Rate:
     device = pick_device(config.extract.device, "extract.device")
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
     dtype = torch_dtype(encoder_dtype(config.cache.dtype, device))

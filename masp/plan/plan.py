@@ -33,9 +33,9 @@ from masp.plan.work import (
     stage2_work,
     without_cache,
 )
-from masp.vlm.families import load_config, resolve_directory
-from masp.vlm.flops import LanguageShape, VisionShape, shapes
-from masp.vlm.vision import load_preprocessor
+from masp.vlm.families import family_of, load_config, resolve_directory
+from masp.vlm.flops import FORMULAS, EncoderEstimate, LanguageShape, VisionShape, language_shape, shapes
+from masp.vlm.vision import estimate_encoder, load_preprocessor
 
 NUM_BROKEN_SHOWN = 10
 MAX_PROCESSES = 1024
@@ -173,8 +173,10 @@ def make_plan(
     directory = resolve_directory(config.vlm.path, weights=measure is not None)
     config = dataclasses.replace(config, vlm=dataclasses.replace(config.vlm, path=str(directory)))
     # what cannot work is refused before headers are read
-    vision, language = shapes(load_config(directory))
+    vlm = load_config(directory)
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
+    language = language_shape(vlm)
+    vision = shapes(vlm)[0] if vlm.model_type in FORMULAS else estimate_encoder(vlm, preprocessor)
     dataset = read_dataset(config.dataset)
     max_side = config.vlm.max_side
     paths = dataset.samples.paths
@@ -195,7 +197,7 @@ def _predict(
     dataset: Dataset,
     images: Sequence[PlannedImage],
     broken: Sequence[tuple[str | Path, str]],
-    vision: VisionShape,
+    vision: VisionShape | EncoderEstimate,
     language: LanguageShape,
     words: Words,
     rates: Rates,
@@ -205,6 +207,9 @@ def _predict(
     layout = read_layout(Path(config.cache.dir))
     is_same = is_of(Path(config.cache.dir), layout, dataset)
     findings = (*dataset.findings, *prospect_findings(config, dataset))
+    if isinstance(vision, EncoderEstimate):
+        text = "the encoder's time is an estimate: 2 FLOP per parameter and patch, and no attention"
+        findings = (*findings, Finding("vlm", text, 1))
     if layout is not None and not is_same:
         text = (
             f"cache.dir: {config.cache.dir} holds features of another dataset, which the prediction is not compared "
@@ -212,7 +217,8 @@ def _predict(
         )
         findings, layout = (*findings, Finding("cache", text, 1, serious=True)), None
     shards = shard_contents(dataset.samples, images, config.cache.num_shards, layout)
-    tars = tar_sizes(shards, hidden, dtype)
+    num_maps = family_of(config.vlm.path).num_deep_maps
+    tars = tar_sizes(shards, hidden, dtype, num_maps)
     tokens = token_statistics(images)
     flops = extraction_flops(vision, images)
     extract = estimate_extraction(flops, len(images), rates.extract)
@@ -239,7 +245,7 @@ def _predict(
             hidden_size=hidden,
             bytes=sum(tars.values()),
             index_bytes=index_bytes(images),
-            bytes_by_precision={p: sum(tar_sizes(shards, hidden, p).values()) for p in PRECISIONS},
+            bytes_by_precision={p: sum(tar_sizes(shards, hidden, p, num_maps).values()) for p in PRECISIONS},
             num_shards=len(tars),
             shard_bytes=Range(min(tars.values()), max(tars.values())),
         ),

@@ -10,7 +10,15 @@ from masp.config import Config
 from masp.config.schema import Stage1Config, Stage2Config
 from masp.plan.rates import Rate
 from masp.plan.tokens import PlannedImage, Words
-from masp.vlm.flops import LanguageShape, VisionShape, aspect_module_flops, encoder_flops, language_flops
+from masp.vlm.features import ImageLayout
+from masp.vlm.flops import (
+    EncoderEstimate,
+    LanguageShape,
+    VisionShape,
+    aspect_module_flops,
+    image_flops,
+    language_flops,
+)
 
 
 @dataclass(frozen=True)
@@ -206,9 +214,9 @@ def _images_together(settings: Stage1Config | Stage2Config, tokens: float) -> fl
     return max(1.0, min(settings.micro_batch_size, settings.global_batch_size, settings.micro_batch_tokens // tokens))
 
 
-def extraction_flops(vision: VisionShape, images: Iterable[PlannedImage]) -> float:
+def extraction_flops(vision: VisionShape | EncoderEstimate, images: Iterable[PlannedImage]) -> float:
     """Compute the FLOP of the encoder over these images, each once."""
-    return sum(encoder_flops(vision, grid) * count for grid, count in Counter(p.grid for p in images).items())
+    return sum(image_flops(vision, layout) * count for layout, count in Counter(p.layout for p in images).items())
 
 
 @dataclass(frozen=True)
@@ -224,7 +232,7 @@ class Alternative:
 
 def without_cache(
     config: Config,
-    vision: VisionShape,
+    vision: VisionShape | EncoderEstimate,
     train: Sequence[PlannedImage],
     extraction: float,
     rate: Rate,
@@ -246,10 +254,10 @@ def without_cache(
     def asked(p: PlannedImage) -> int:
         return sum(aspect in p.sample.answers for aspect in config.aspects)
 
-    runs: Counter[tuple[int, int, int]] = Counter()
+    runs: Counter[ImageLayout] = Counter()
     for p in train:
-        runs[p.grid] += asked(p) if per_aspect else min(1, asked(p))
-    stage1 = sum(encoder_flops(vision, grid) * count for grid, count in runs.items())
+        runs[p.layout] += asked(p) if per_aspect else min(1, asked(p))
+    stage1 = sum(image_flops(vision, layout) * count for layout, count in runs.items())
     epochs = [stage1] * (config.stage1.num_epochs if stage1 else 0)
     epochs += [extraction_flops(vision, train)] * config.stage2.num_epochs
     spent, pays = 0.0, None

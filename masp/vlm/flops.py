@@ -13,13 +13,14 @@ formulas with the operations that torch counts while the models run.
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
 
 from torch import Tensor
+from transformers.integrations.heterogeneity.configuration_utils import AmbiguousGlobalPerLayerAttributeError
 
-Grid = tuple[int, int, int]
-"""Patches of an image in time, height and width, before the merge."""
+from masp.vlm.features import Grid, ImageLayout
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,15 @@ class VisionShape:
     def num_parameters(self) -> int:
         """Weights of the whole encoder, without biases and norms."""
         return self.depth * self.block_parameters + self.patch_values * self.width + self.merger_parameters
+
+
+@dataclass(frozen=True)
+class EncoderEstimate:
+    """An encoder whose operations no formula here counts: 2 FLOP per parameter and patch, without attention."""
+
+    num_parameters: int
+    patches_per_token: float
+    """Patches that the encoder sees per token of the language model."""
 
 
 @dataclass(frozen=True)
@@ -107,17 +117,50 @@ def shapes(config) -> tuple[VisionShape, LanguageShape]:
 
 
 def language_shape(config) -> LanguageShape:
-    """Read the sizes of a VLM's decoder out of its transformers configuration."""
+    """Read the sizes of a VLM's decoder out of its transformers configuration.
+
+    Of experts, those that a token meets count; layers with a state count as layers with attention.
+    """
     text = config.get_text_config()
+
+    def stated(name: str) -> Any:
+        try:
+            return getattr(text, name, None)
+        except AmbiguousGlobalPerLayerAttributeError:  # of most layers
+            return statistics.mode(getattr(layer, name) for layer in text.per_layer_config)
+
+    width, experts = stated("moe_intermediate_size"), 0
+    for name in ("num_experts_per_tok", "top_k_experts", "moe_k"):
+        experts = experts or stated(name) or 0
+    if isinstance(width, (list, tuple)):
+        width = width[0]
+    mlp = width * experts + (stated("shared_expert_intermediate_size") or 0) if width and experts else None
     return LanguageShape(
         num_layers=text.num_hidden_layers,
         width=text.hidden_size,
         num_heads=text.num_attention_heads,
-        num_kv_heads=text.num_key_value_heads,
-        head_width=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-        mlp_width=text.intermediate_size,
+        num_kv_heads=stated("num_key_value_heads") or text.num_attention_heads,
+        head_width=stated("head_dim") or text.hidden_size // text.num_attention_heads,
+        mlp_width=mlp or stated("intermediate_size"),
         vocabulary=text.vocab_size,
     )
+
+
+FORMULAS = ("qwen2_vl", "qwen2_5_vl")
+"""Families whose encoders `shapes` knows."""
+
+
+def image_flops(vision: VisionShape | EncoderEstimate, layout: ImageLayout) -> float:
+    """FLOP of the encoder for one image (no gradient).
+
+    Args:
+        vision: Sizes of the encoder, or an estimate.
+        layout: How the image lies in a prompt.
+    """
+    if isinstance(vision, EncoderEstimate):
+        return 2.0 * vision.num_parameters * vision.patches_per_token * layout.num_tokens
+    assert layout.grid is not None  # of these families
+    return encoder_flops(vision, layout.grid)
 
 
 def encoder_flops(vision: VisionShape, grid: Grid) -> float:

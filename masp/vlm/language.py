@@ -18,7 +18,7 @@ from transformers.masking_utils import create_masks_for_generate
 from masp.config.schema import Quantization
 from masp.errors import InputError
 from masp.vlm.caches import read_only
-from masp.vlm.families import ADDED, CONSTANTS, TABLES, ZEROED, describe
+from masp.vlm.families import ADDED, CONSTANTS, TABLES, ZEROED, deep_layers, describe
 from masp.vlm.loading import Partition, decoder_of, load_part
 from masp.vlm.positions import ImagePositions
 
@@ -197,7 +197,7 @@ class LanguageHalf(nn.Module):
             else:
                 found |= {
                     "vision_mask": tokens.is_feature[..., None],
-                    "deepstack_features": dict(zip(_deep_layers(self.model.config), deep, strict=True)),
+                    "deepstack_features": dict(zip(deep_layers(self.model.config), deep, strict=True)),
                 }
         return found
 
@@ -217,11 +217,6 @@ class LanguageHalf(nn.Module):
         if self._cap is not None:
             return torch.tanh(logits / self._cap) * self._cap
         return logits if self._scale is None else logits / self._scale
-
-
-def _deep_layers(config: Any) -> list[int]:
-    """Layers of the decoder before which DeepStack maps are added, in a family that names them."""
-    return [layer for _, layer in config.deepstack_layer_map] + list(config.spatial_target_layers)
 
 
 def _constants(model: Any, partition: Partition | None) -> dict[int, Tensor]:

@@ -29,7 +29,8 @@ from masp.vlm.families import (
 )
 from masp.vlm.features import Features, Grid, ImageLayout
 from masp.vlm.files.errors import plain_vlm_errors
-from masp.vlm.loading import load_part
+from masp.vlm.flops import EncoderEstimate
+from masp.vlm.loading import load_part, part_class
 from masp.vlm.processor import (
     BLANK,
     blank,
@@ -73,6 +74,11 @@ class Preprocessor:
     def image_processor(self) -> Any:
         """The part of the processor that makes pixel values."""
         return self.processor.image_processor
+
+    @property
+    def has_pixel_limits(self) -> bool:
+        """Whether `vlm.min_pixels` and `vlm.max_pixels` mean something to the image processor."""
+        return None not in _limits(self.image_processor).values() and self.family.merge_size is not None
 
     def __call__(self, image: Image.Image) -> tuple[dict[str, torch.Tensor], ImageLayout]:
         """Prepare one RGB image.
@@ -227,14 +233,19 @@ def _check_agreement(directory: Path, config: Any, image_processor: Any) -> None
             )
 
 
-def _set_limits(image_processor: Any, family: Family, min_pixels: int | None, max_pixels: int | None) -> None:
+def _limits(image_processor: Any) -> dict[str, int | None]:
+    """The image processor's limits of pixels; None where it has none."""
     stated = getattr(image_processor, "size", None)
-    size = {
+    return {
         name: stated.get(name) if isinstance(stated, Mapping) else getattr(stated, name, None)
         for name in ("shortest_edge", "longest_edge")
     }
+
+
+def _set_limits(image_processor: Any, family: Family, min_pixels: int | None, max_pixels: int | None) -> None:
+    size = _limits(image_processor)
     if family.model_type in _QWEN and None in size.values():
-        raise ValueError(f"size = {shown(stated)}: must have shortest_edge and longest_edge")
+        raise ValueError(f"size = {shown(image_processor.size)}: must have shortest_edge and longest_edge")
     if family.merge_size is None or None in size.values():
         for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
             if value is not None:
@@ -357,6 +368,24 @@ def _joined(tensors: Sequence[torch.Tensor], is_last: bool) -> torch.Tensor:
 def _flat(features: Any) -> torch.Tensor:
     """Features of all images `[sum of T, D]`, from a list per image or one tensor `[tiles, n, D]`."""
     return torch.cat(list(features)) if isinstance(features, (list, tuple)) else features.flatten(0, -2)
+
+
+def estimate_encoder(config: Any, preprocessor: Preprocessor) -> EncoderEstimate:
+    """What an encoder takes for which there is no formula.
+
+    Args:
+        config: Configuration of the VLM, of `load_config`.
+        preprocessor: Its processor.
+    """
+    with torch.device("meta"):
+        model: Any = part_class(model_class(config), "vision")(config)
+    vision = getattr(config, "vision_config", None)
+    patch, frames = getattr(vision, "patch_size", 14), getattr(vision, "temporal_patch_size", 1)
+    patch = max(patch) if isinstance(patch, (list, tuple)) else patch
+    inputs, layout = preprocessor(blank(*_TRIED[0]))
+    values = sum(tensor.numel() for name, tensor in inputs.items() if "pixel_values" in name)
+    patches = values / (3 * frames * patch**2)
+    return EncoderEstimate(sum(each.numel() for each in model.parameters()), patches / layout.num_tokens)
 
 
 def load_vision_half(
