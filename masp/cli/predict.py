@@ -48,8 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, settings, unused=["cache.dir", "dataset.root"])
     from masp.data.images import load_image
     from masp.evaluation.predict import Predictor, Unreadable, check_images
-    from masp.evaluation.token_grid import check_token_grid
     from masp.report.attention import page_entry, write_page
+    from masp.vlm.token_grid import check_token_grid
 
     check_images(paths)
     predictor = Predictor(config)

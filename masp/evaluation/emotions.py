@@ -24,7 +24,6 @@ from masp.evaluation.findings import count_split, emotion_findings, left_out_not
 from masp.evaluation.prompts import FIRST, Wording
 from masp.evaluation.protocol import Evaluation
 from masp.evaluation.scorers import DECISION, EmotionScorer, ScoreRequest
-from masp.evaluation.token_grid import check_token_grid
 from masp.files.text import MAX_REASON, listed_apart, shortened, shown
 from masp.models.likelihood import cut_short
 from masp.results.attention_maps import read_attention
@@ -38,6 +37,7 @@ from masp.runtime.log import show
 from masp.taxonomy import normalize_category
 from masp.vlm.language import LanguageHalf
 from masp.vlm.prompt import load_prompt
+from masp.vlm.token_grid import check_token_grid
 
 _KEY = "evaluate.category_map"
 

@@ -18,7 +18,6 @@ from masp.artifacts.trained import Trained
 from masp.config import Config
 from masp.data.questions import Questions
 from masp.errors import InputError
-from masp.evaluation.token_grid import NO_TOKEN_GRID, token_grid
 from masp.models.forward import Stage2Model, num_logits, run
 from masp.models.generation import generate
 from masp.models.likelihood import NotFiniteError, Scored, check_finite, score_categories
@@ -30,6 +29,7 @@ from masp.vlm.features import Features, ImageLayout
 from masp.vlm.language import LanguageHalf, load_language_half
 from masp.vlm.loading import Partition
 from masp.vlm.prompt import Prompt, load_prompt
+from masp.vlm.token_grid import NO_TOKEN_GRID, token_grid
 
 DECISION = "first line, lower case"
 """How a generated text becomes an answer; part of the identity of an evaluation that generates."""

@@ -4,8 +4,8 @@ import pytest
 
 from masp.config.schema import VlmConfig
 from masp.errors import InputError
-from masp.evaluation.token_grid import check_token_grid, token_grid
 from masp.vlm.features import ImageLayout
+from masp.vlm.token_grid import check_token_grid, token_grid
 from tests.tiny import make_vlm
 
 

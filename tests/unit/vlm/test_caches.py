@@ -1,0 +1,76 @@
+"""Caches of earlier tokens: used without being changed, and repeated."""
+
+import pytest
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
+
+from masp.vlm.caches import read_only, repeat
+
+
+def random(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def filled() -> DynamicCache:
+    """Six earlier tokens in layers of three kinds."""
+    cache = DynamicCache()
+    cache.layers = [DynamicLayer(), DynamicSlidingWindowLayer(4), LinearAttentionLayer()]
+    for layer in cache.layers[:2]:
+        layer.update(random(2, 3, 6, 8), random(2, 3, 6, 8))
+    cache.layers[2].update_conv_state(random(2, 5, 4), conv_kernel_size=4)
+    cache.layers[2].update_recurrent_state(random(2, 3, 8, 8))
+    return cache
+
+
+def states(cache):
+    found = [tensor for layer in cache.layers[:2] for tensor in (layer.keys, layer.values)]
+    return [*found, cache.layers[2].conv_states[0], cache.layers[2].recurrent_states[0]]
+
+
+def used(cache):
+    """What the layers give with two new tokens."""
+    new = random(2, 3, 2, 8)
+    found = [tensor for layer in cache.layers[:2] for tensor in layer.update(new, new)]
+    return [
+        *found,
+        cache.layers[2].update_conv_state(random(2, 5, 2)),
+        cache.layers[2].update_recurrent_state(new[:, :, :1]),
+    ]
+
+
+def test_a_second_use_is_as_the_first_and_nothing_is_changed():
+    cache = filled()
+    before = [tensor.clone() for tensor in states(cache)]
+    frozen = read_only(cache)
+    first, second = used(frozen), used(frozen)
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other)
+    for tensor, kept in zip(states(cache), before, strict=True):
+        assert torch.equal(tensor, kept)
+    # the same as the cache itself would give, which is changed by that
+    for one, other in zip(first[:-1], used(cache)[:-1], strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(cache.layers[0].keys[..., :1, :], frozen.layers[0].keys[..., -1:, :])
+    assert cache.layers[0].keys.shape[-2] == 8 and frozen.layers[0].keys.shape[-2] == 6
+
+
+def test_a_gradient_passes_through_a_state_that_is_not_overwritten():
+    frozen = read_only(filled())
+    weight = torch.ones((), requires_grad=True)
+    found = frozen.layers[2].update_recurrent_state(random(2, 3, 8, 8) * weight)
+    again = frozen.layers[2].update_recurrent_state(found * weight)
+    again.square().sum().backward()
+    assert weight.grad is not None and float(weight.grad) != 0
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_one_row_becomes_many(count):
+    cache = DynamicCache()
+    cache.layers = [DynamicLayer(), LinearAttentionLayer()]
+    cache.layers[0].update(random(1, 3, 6, 8), random(1, 3, 6, 8))
+    cache.layers[1].update_conv_state(random(1, 5, 4), conv_kernel_size=4)
+    keys, conv = cache.layers[0].keys.clone(), cache.layers[1].conv_states[0].clone()
+    repeat(cache, count)
+    assert torch.equal(cache.layers[0].keys, keys.expand(count, -1, -1, -1))
+    assert torch.equal(cache.layers[1].conv_states[0], conv.expand(count, -1, -1))
