@@ -68,10 +68,12 @@ setup(
     extras_require={
         "duplicates": ["imagehash>=4.3"],
         "quantization": ["torchao>=0.18,<0.19"],
+        "smolvlm": ["num2words>=0.5.14"],
         "test": [
             "imagehash>=4.3",
             "hypothesis>=6.100",
             "mypy>=2.4",
+            "num2words>=0.5.14",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",

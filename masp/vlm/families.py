@@ -94,8 +94,8 @@ def load_config(directory: Path) -> Any:
         raise InputError(f"{what}: not a model of transformers {transformers.__version__}")
     with plain_vlm_errors(f"{directory}/config.json cannot be read as a VLM"):
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    if refusal := _refusal(config):
-        raise InputError(f"{what}: {refusal}")
+    if why := refusal(config):
+        raise InputError(f"{what}: {why}")
     return config
 
 
@@ -115,7 +115,7 @@ def inner_class(base: Any) -> Any:
     return base
 
 
-def _refusal(config: Any) -> str | None:
+def refusal(config: Any) -> str | None:
     """Why a VLM with this configuration cannot be run in halves; None if nothing is known against it."""
     try:
         base = model_class(config)

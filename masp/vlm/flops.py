@@ -94,7 +94,7 @@ class LanguageShape:
 
 
 def shapes(config) -> tuple[VisionShape, LanguageShape]:
-    """Read the sizes out of a VLM's transformers configuration (Qwen2-VL or Qwen2.5-VL)."""
+    """Read the sizes out of the configuration of a Qwen2-VL or Qwen2.5-VL."""
     vision = config.vision_config
     windowed = config.model_type == "qwen2_5_vl"
     # the families name the same things differently: in Qwen2.5-VL `hidden_size` is the encoder's own width
