@@ -122,10 +122,10 @@ def _configuration(path: str | None, overrides: Sequence[str], verify: bool) -> 
     if config.vlm.quantization != "none":
         checks["quantization"] = lambda: _describe_quantization(config)
     if verify:
-        checks["vlm verified"] = lambda: _verified(config)
+        checks["verified"] = lambda: _verified(config)
     problems: list[str] = []
     for name, check in checks.items():
-        if name == "vlm verified" and any(problem.startswith("vlm.") for problem in problems):
+        if name == "verified" and any(problem.startswith("vlm.") for problem in problems):
             continue  # it cannot even be loaded
         try:
             found = check()

@@ -50,6 +50,7 @@ def test_a_sound_configuration(doctor, tmp_path):
     assert (code, err) == (0, "")
     assert rows["dataset"] == "folder: 18 train, 6 test" and rows["cache"] == "none yet"
     assert rows["vlm"].startswith("qwen2_vl, ") and "emotion templates" in rows["questions"]
+    assert rows["verified"] == "'qwen2_vl': verified" and rows["stock"].startswith("model")
     assert rows["output_dir"].startswith(f"{tmp_path / 'run'}, ") and rows["output_dir"].endswith(" GB free")
     assert not (tmp_path / "run").exists()
 
