@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 import statistics
 from collections import Counter
@@ -40,6 +41,17 @@ class PlannedImage:
         return self.layout.grid
 
     @property
+    def amount(self) -> int:
+        """How much the encoder gets of it: patches, or where they are not known, vision tokens."""
+        return self.num_tokens if self.grid is None else math.prod(self.grid)
+
+    @property
+    def block_length(self) -> int:
+        """Tokens that the processor writes for it: placeholders and separators."""
+        block = self.layout.block
+        return self.num_tokens if block is None else sum(count for _, count in block)
+
+    @property
     def num_tokens(self) -> int:
         """Vision tokens."""
         return self.layout.num_tokens
@@ -67,7 +79,7 @@ def plan_images(
         sizes: Width and height of each image in pixels, None where the header is damaged.
         preprocessor: Image processor of the VLM.
     """
-    layouts = {size: preprocessor.planned(*size) for size in {size for size in sizes if size is not None}}
+    layouts = {size: preprocessor.layout(*size) for size in {size for size in sizes if size is not None}}
     return [
         PlannedImage(sample, size, layouts[size], _record_bytes(sample, size, layouts[size]))
         for sample, size in zip(samples, sizes, strict=True)
@@ -77,7 +89,7 @@ def plan_images(
 
 def plan_again(images: Sequence[PlannedImage], preprocessor: Preprocessor) -> list[PlannedImage]:
     """The same images with another image processor, in a fraction of the time of `plan_images`."""
-    layouts = {size: preprocessor.planned(*size) for size in {image.size for image in images}}
+    layouts = {size: preprocessor.layout(*size) for size in {image.size for image in images}}
     return [
         PlannedImage(
             image.sample,
@@ -150,6 +162,10 @@ class Words:
     emotion_answer: float
     counted: bool
     """Whether they were counted with the VLM's own tokenizer; otherwise a word or a punctuation mark counts as one."""
+    lead: int = 0
+    """What the processor writes for an image before its first placeholder."""
+    trail: int = 0
+    """And behind its last."""
 
 
 def count_words(config: Config, samples: Sequence[Sample], categories: Sequence[str]) -> Words:
@@ -164,7 +180,7 @@ def count_words(config: Config, samples: Sequence[Sample], categories: Sequence[
         InputError: The questions file is unusable or lacks an aspect.
     """
     questions = load_questions(config.questions)
-    template, tokens, counted = _tokenizer(config.vlm.path)
+    template, (lead, trail), tokens, counted = _tokenizer(config.vlm.path)
     by_aspect: dict[str, dict[str, int]] = {aspect: {} for aspect in config.aspects}
     emotions: dict[str, int] = {}
     for sample in samples:
@@ -179,6 +195,8 @@ def count_words(config: Config, samples: Sequence[Sample], categories: Sequence[
         emotion_question=statistics.mean(map(tokens, questions.every_emotion(categories))),
         emotion_answer=_mean(emotions, tokens),
         counted=counted,
+        lead=lead,
+        trail=trail,
     )
 
 
@@ -188,12 +206,15 @@ def _mean(texts: dict[str, int], tokens: Callable[[str], int]) -> float:
     return sum(tokens(text) * times for text, times in texts.items()) / total if total else 0.0
 
 
-def _tokenizer(path: str) -> tuple[tuple[int, int, int, int], Callable[[str], int], bool]:
-    """Return the tokens of the template's parts, a function that counts those of a text, and whether it is exact."""
+def _tokenizer(
+    path: str,
+) -> tuple[tuple[int, int, int, int], tuple[int, int], Callable[[str], int], bool]:
+    """Return the tokens of the template's parts, those of lead and trail, a function that counts those of a text, and whether it is exact."""
     try:
         prompt = load_prompt(path)
     except InputError:  # a directory without a tokenizer is enough for a plan
-        return _QWEN_TEMPLATE, lambda text: len(_PIECE.findall(text)), False
+        return _QWEN_TEMPLATE, (0, 0), lambda text: len(_PIECE.findall(text)), False
     closing = len(prompt.question(""))
-    start, end = len(prompt.image_start + prompt.lead), len(prompt.trail + prompt.image_end)
-    return (len(prompt.opening), start, end, closing), lambda text: len(prompt.question(text)) - closing, True
+    template = len(prompt.opening), len(prompt.image_start), len(prompt.image_end), closing
+    around = len(prompt.lead), len(prompt.trail)
+    return template, around, lambda text: len(prompt.question(text)) - closing, True

@@ -175,7 +175,7 @@ def _estimated_language(model: Any, family: Family) -> LanguageCost:
     heads = text.num_attention_heads
     try:
         width = getattr(text, "head_dim", None) or text.hidden_size // heads
-    except AttributeError:  # it differs between layers
+    except (AttributeError, RuntimeError):  # it differs between layers
         width = text.hidden_size // heads
     pair = PairCost(4.0 * len(decoder.layers) * heads * width)
     return LanguageCost(family.hidden_size, family.vocab_size, 2 * weights, 4 * weights, (pair,), is_estimate=True)

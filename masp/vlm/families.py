@@ -232,6 +232,17 @@ def describe(config: Any) -> Family:
     )
 
 
+def num_deep_maps(config: Any) -> int:
+    """Number K of the DeepStack maps that a VLM's encoder returns beside the features.
+
+    Args:
+        config: Its configuration, of `load_config`.
+    """
+    if config.model_type in ZEROED:  # the first map takes the place of the features
+        return len(config.deepstack_layer_map) + len(config.spatial_target_layers) - 1
+    return len(getattr(getattr(config, "vision_config", None), "deepstack_visual_indexes", None) or ())
+
+
 @functools.lru_cache(maxsize=8)
 def _family(directory: Path) -> Family:
     return describe(load_config(directory))

@@ -248,14 +248,15 @@ def language_flops(
         num_logits: Number of positions of the suffix that are projected to the vocabulary.
         gradient: Whether the suffix is under a gradient (of its inputs, never of the weights).
     """
-    before, after = language.token_flops * prefix, language.token_flops * suffix
-    if gradient:
-        after = language.gradient_token_flops * suffix
-    for kind in language.pairs:
-        early, late = _pairs(kind, prefix, suffix)
-        before, after = before + kind.flops * early, after + (3 if gradient else 1) * kind.flops * late
+    pairs = [(kind.flops, *_pairs(kind, prefix, suffix)) for kind in language.pairs]
+    total = language.token_flops * prefix
+    for flops, early, _ in pairs:
+        total = total + flops * early
+    total = total + (language.gradient_token_flops if gradient else language.token_flops) * suffix
+    for flops, _, late in pairs:
+        total = total + (3 if gradient else 1) * flops * late
     logits = 2.0 * language.width * language.vocabulary * num_logits
-    return before + after + (2 if gradient else 1) * logits
+    return total + (2 if gradient else 1) * logits
 
 
 @overload

@@ -74,6 +74,11 @@ class Preprocessor:
         """The part of the processor that makes pixel values."""
         return self.processor.image_processor
 
+    @property
+    def has_pixel_limits(self) -> bool:
+        """Whether the image processor has a smallest and a largest number of pixels."""
+        return _has_limits(self.image_processor, self.family)
+
     def __call__(self, image: Image.Image) -> tuple[dict[str, torch.Tensor], ImageLayout]:
         """Prepare one RGB image.
 
@@ -146,12 +151,6 @@ class Preprocessor:
         if (width, height) not in self._counts:
             self._counts[width, height] = self.layout(width, height).num_tokens
         return self._counts[width, height]
-
-    def planned(self, width: int, height: int) -> ImageLayout:
-        """How an image of this size will lie in a prompt, without separators where they take long to find out."""
-        if self.has_plain_block:
-            return self.layout(width, height)
-        return ImageLayout(self.num_tokens(width, height), self.grid(width, height))
 
     def layout(self, width: int, height: int) -> ImageLayout:
         """How an image of this size in pixels lies in a prompt."""
@@ -227,9 +226,13 @@ def _check_agreement(directory: Path, config: Any, image_processor: Any) -> None
             )
 
 
+def _has_limits(image_processor: Any, family: Family) -> bool:
+    return family.merge_size is not None and {"shortest_edge", "longest_edge"} <= set(image_processor.size)
+
+
 def _set_limits(image_processor: Any, family: Family, min_pixels: int | None, max_pixels: int | None) -> None:
     size = image_processor.size
-    if family.merge_size is None or not {"shortest_edge", "longest_edge"} <= set(size):
+    if not _has_limits(image_processor, family):
         for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
             if value is not None:
                 raise InputError(
