@@ -100,7 +100,7 @@ def language_cost(path: str | Path) -> LanguageShape | LanguageCost:
 
 def _counted_language(half: LanguageHalf, family: Family) -> LanguageCost:
     short, long = (_run(half, length, gradient=False) for length in _LENGTHS)
-    layers = {name: kind for name, kind in zip(_layer_names(half), _layer_kinds(half, family), strict=True)}
+    layers = dict(zip(_layer_names(half), _layer_kinds(half, family), strict=True))
     by_kind: dict[str, float] = {}
     for name, kind in layers.items():
         square = _square(sum(short[1].get(name, {}).values()), sum(long[1].get(name, {}).values()))
@@ -147,7 +147,7 @@ def _layer_kinds(half: LanguageHalf, family: Family) -> list[str]:
 
 def _run(half: LanguageHalf, length: int, gradient: bool) -> tuple[float, Mapping[str, Mapping[Any, int]]]:
     ids, yes = torch.zeros(1, length, dtype=torch.long), torch.ones(1, length, dtype=torch.bool)
-    types = {name: ids for name in (*half.family.mask_types, "moe_mm_token_type_ids")}
+    types = dict.fromkeys((*half.family.mask_types, "moe_mm_token_type_ids"), ids)
     if "moe_mm_token_type_ids" not in half.takes:
         del types["moe_mm_token_type_ids"]
     embeds = torch.empty(1, length, half.hidden_size, device="meta", requires_grad=gradient)
@@ -199,7 +199,7 @@ def encoder_curve(
             height in pixels.
         prepare: Prepares an image of a width and height.
     """
-    by_amount = dict(sorted({amount: size for amount, size in sizes}.items()))
+    by_amount = dict(sorted(dict(sizes).items()))
     amounts = list(by_amount)
     last = len(amounts) - 1
     places = sorted({round(k * last / (_NUM_SIZES - 1)) for k in range(_NUM_SIZES)})
