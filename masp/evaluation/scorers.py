@@ -184,6 +184,11 @@ class EmotionScorer(Scorer):
                     f"{request.name}: this VLM has no image grid, so it is not known where in the image its tokens lie"
                 )
             t, h, w = request.layout.grid
+            if t * h * w != side**2 * request.layout.num_tokens:
+                raise InputError(
+                    f"{request.name}: this VLM's {request.layout.num_tokens} tokens do not form one grid of {t} x {h} x "
+                    f"{w} patches, so it is not known where in the image they lie"
+                )
             shape = len(modules.aspects), t * h // side, w // side
             found_maps.append(maps[:, : request.layout.num_tokens].reshape(shape))
         return found_maps

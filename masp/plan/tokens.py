@@ -209,7 +209,8 @@ def _mean(texts: dict[str, int], tokens: Callable[[str], int]) -> float:
 def _tokenizer(
     path: str,
 ) -> tuple[tuple[int, int, int, int], tuple[int, int], Callable[[str], int], bool]:
-    """Return the tokens of the template's parts, those of lead and trail, a function that counts those of a text, and whether it is exact."""
+    """Return the tokens of the template's parts, those of lead and trail, a function that counts those of a text, and
+    whether it is exact."""
     try:
         prompt = load_prompt(path)
     except InputError:  # a directory without a tokenizer is enough for a plan
