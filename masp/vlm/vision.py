@@ -227,7 +227,7 @@ def _check_agreement(directory: Path, config: Any, image_processor: Any) -> None
 
 
 def _has_limits(image_processor: Any, family: Family) -> bool:
-    return family.merge_size is not None and {"shortest_edge", "longest_edge"} <= set(image_processor.size)
+    return family.merge_size is not None and {"shortest_edge", "longest_edge"} <= set(dict(image_processor.size))
 
 
 def _set_limits(image_processor: Any, family: Family, min_pixels: int | None, max_pixels: int | None) -> None:
