@@ -9,7 +9,7 @@ from masp.errors import InputError
 from masp.plan.disk import tar_sizes
 from masp.plan.tokens import PlannedImage, plan_again
 from masp.plan.work import extraction_flops
-from masp.vlm.flops import EncoderEstimate, VisionShape
+from masp.vlm.flops import Encoder
 from masp.vlm.vision import Preprocessor, load_preprocessor
 
 TOKEN_LIMITS = (1024, 512, 256, 128)
@@ -31,7 +31,7 @@ class Lever:
 
 
 def pixel_levers(
-    config: Config, vision: VisionShape | EncoderEstimate, shards: dict[str, list[PlannedImage]], hidden_size: int
+    config: Config, vision: Encoder, shards: dict[str, list[PlannedImage]], hidden_size: int, num_deep_maps: int = 0
 ) -> list[Lever]:
     """Compute what lower values of `vlm.max_pixels` would save.
 
@@ -40,12 +40,16 @@ def pixel_levers(
         vision: Sizes of the encoder.
         shards: Name of each shard -> its images.
         hidden_size: Hidden size D of the language model.
+        num_deep_maps: Number K of the deep maps of a VLM with DeepStack.
+
+    Returns:
+        One for each limit below the largest image; none where the image processor has no such limit.
     """
     largest = max(p.num_tokens for members in shards.values() for p in members)
-    unlimited = load_preprocessor(config.vlm.path)
-    if not unlimited.has_pixel_limits:
+    original = load_preprocessor(config.vlm.path)
+    if not original.has_pixel_limits:
         return []
-    side, num_maps = _token_side(unlimited), unlimited.family.num_deep_maps
+    side = _token_side(original)
     levers = []
     for limit in (limit for limit in TOKEN_LIMITS if limit < largest):
         try:
@@ -58,7 +62,7 @@ def pixel_levers(
             Lever(
                 setting=f"vlm.max_pixels={limit * side**2}",
                 mean_tokens=sum(p.num_tokens for p in images) / len(images),
-                bytes=sum(tar_sizes(smaller, hidden_size, config.cache.dtype, num_maps).values()),
+                bytes=sum(tar_sizes(smaller, hidden_size, config.cache.dtype, num_deep_maps).values()),
                 extraction_flops=extraction_flops(vision, images),
             )
         )

@@ -21,21 +21,22 @@ from masp.plan.work import StageWork, extraction_flops, stage1_work, stage2_work
 from masp.runtime.devices import encoder_dtype, pick_device, torch_dtype
 from masp.training.stages import STAGES
 from masp.training.steps import Steps
+from masp.vlm.families import load_config, num_deep_maps, resolve_directory
 from masp.vlm.features import Features
-from masp.vlm.flops import EncoderEstimate, LanguageShape, VisionShape
+from masp.vlm.flops import Encoder, Language
 from masp.vlm.language import LanguageHalf, load_language_half
 from masp.vlm.prompt import load_prompt
 from masp.vlm.vision import load_preprocessor, load_vision_half
 
-WorkOf = Callable[[Config, LanguageShape, Words, Sequence[PlannedImage]], StageWork]
+WorkOf = Callable[[Config, Language, Words, Sequence[PlannedImage]], StageWork]
 _MIN_SECONDS = 1.0
 """A measurement repeats until it has taken this long."""
 
 
 def measure_rates(
     config: Config,
-    vision: VisionShape | EncoderEstimate,
-    language: LanguageShape,
+    vision: Encoder,
+    language: Language,
     words: Words,
     train: Sequence[PlannedImage],
     num_images: int,
@@ -85,7 +86,7 @@ def _spread(images: Sequence[PlannedImage], count: int) -> list[PlannedImage]:
     return [ordered[place] for place in places]
 
 
-def _encoder_rate(config: Config, vision: VisionShape | EncoderEstimate, images: Sequence[PlannedImage]) -> Rate:
+def _encoder_rate(config: Config, vision: Encoder, images: Sequence[PlannedImage]) -> Rate:
     device = pick_device(config.extract.device, "extract.device")
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
     dtype = torch_dtype(encoder_dtype(config.cache.dtype, device))
@@ -111,7 +112,7 @@ def _encoder_rate(config: Config, vision: VisionShape | EncoderEstimate, images:
 def _stage_seconds(config: Config, name: StageName, language: LanguageHalf, images: Sequence[PlannedImage]) -> float:
     """Measure forward and backward passes of one epoch over these images, cut into batches as training does."""
     device, dtype = pick_device(config.engine.device, "engine.device"), language.dtype
-    cache = _StandIn(images, language.hidden_size)
+    cache = _StandIn(images, language.hidden_size, num_deep_maps(load_config(resolve_directory(config.vlm.path))))
     config = replace(config, **{name: replace(getattr(config, name), validate_every=None)})  # steps only
     stage, prompt = STAGES[name](config, cache, load_questions(config.questions)), load_prompt(config.vlm.path)
     steps = Steps(stage, prompt)
@@ -155,8 +156,8 @@ class _StandInIndex:
 class _StandIn:
     """A cache of random features for these images, with what training steps read of a cache."""
 
-    def __init__(self, images: Sequence[PlannedImage], hidden_size: int):
-        self.images, self.hidden_size, self.splits = images, hidden_size, ("train",)
+    def __init__(self, images: Sequence[PlannedImage], hidden_size: int, num_deep: int):
+        self.images, self.hidden_size, self.num_deep, self.splits = images, hidden_size, num_deep, ("train",)
         self.categories = tuple(sorted({p.sample.category for p in images}))
         tokens = np.array([p.num_tokens for p in images])
         self.index = _StandInIndex(tokens, np.zeros(len(images), dtype=np.int32), [p.sample.key for p in images])
@@ -169,9 +170,10 @@ class _StandIn:
 
     def read(self, row: int, dtype: torch.dtype | None = None) -> CachedSample:
         planned = self.images[row]
-        sample = planned.sample
+        sample, shape = planned.sample, (planned.num_tokens, self.hidden_size)
+        deep = torch.randn(self.num_deep, *shape, dtype=dtype) if self.num_deep else None
         return CachedSample(
             sample.key, sample.split, sample.category, dict(sample.answers),
-            Features(torch.randn(planned.num_tokens, self.hidden_size, dtype=dtype)),
+            Features(torch.randn(shape, dtype=dtype), deep),
             planned.layout, planned.size,
         )  # fmt: skip

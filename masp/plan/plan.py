@@ -33,9 +33,11 @@ from masp.plan.work import (
     stage2_work,
     without_cache,
 )
-from masp.vlm.families import family_of, load_config, resolve_directory
-from masp.vlm.flops import FORMULAS, EncoderEstimate, LanguageShape, VisionShape, language_shape, shapes
-from masp.vlm.vision import estimate_encoder, load_preprocessor
+from masp.vlm.counting import encoder_curve, known_encoder, language_cost
+from masp.vlm.families import load_config, num_deep_maps, resolve_directory
+from masp.vlm.flops import Encoder, Language
+from masp.vlm.processor import blank
+from masp.vlm.vision import load_preprocessor
 
 NUM_BROKEN_SHOWN = 10
 MAX_PROCESSES = 1024
@@ -125,6 +127,8 @@ class Plan:
     space: Space
     extract: ExtractionEstimate
     stages: dict[str, StageEstimate]
+    flops_estimated: bool
+    """Whether the VLM's operations could not be counted, so that its number of weights stands for them."""
     text_tokens_counted: bool
     """Whether text tokens were counted with the VLM's own tokenizer rather than estimated."""
     without_cache: dict[str, Alternative]
@@ -173,10 +177,8 @@ def make_plan(
     directory = resolve_directory(config.vlm.path, weights=measure is not None)
     config = dataclasses.replace(config, vlm=dataclasses.replace(config.vlm, path=str(directory)))
     # what cannot work is refused before headers are read
-    vlm = load_config(directory)
+    vlm, language = load_config(directory), language_cost(directory)
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
-    language = language_shape(vlm)
-    vision = shapes(vlm)[0] if vlm.model_type in FORMULAS else estimate_encoder(vlm, preprocessor)
     dataset = read_dataset(config.dataset)
     max_side = config.vlm.max_side
     paths = dataset.samples.paths
@@ -185,6 +187,9 @@ def make_plan(
     if not images:
         why = f"; {broken[0][0]}: {broken[0][1]}" if broken else ""
         raise InputError(f"dataset.root: {dataset.root} holds no image that can be read{why}")
+    vision = known_encoder(vlm) or encoder_curve(
+        directory, ((p.amount, p.size) for p in images), lambda *size: preprocessor(blank(*size))
+    )
     train = [p for p in images if p.sample.split == "train"]
     words = count_words(config, [p.sample for p in train], dataset.categories)
     if measure is not None:
@@ -197,19 +202,17 @@ def _predict(
     dataset: Dataset,
     images: Sequence[PlannedImage],
     broken: Sequence[tuple[str | Path, str]],
-    vision: VisionShape | EncoderEstimate,
-    language: LanguageShape,
+    vision: Encoder,
+    language: Language,
     words: Words,
     rates: Rates,
 ) -> Plan:
     hidden, dtype = language.width, config.cache.dtype
+    num_deep = num_deep_maps(load_config(Path(config.vlm.path)))
     train = [p for p in images if p.sample.split == "train"]
     layout = read_layout(Path(config.cache.dir))
     is_same = is_of(Path(config.cache.dir), layout, dataset)
     findings = (*dataset.findings, *prospect_findings(config, dataset))
-    if isinstance(vision, EncoderEstimate):
-        text = "the encoder's time is an estimate: 2 FLOP per parameter and patch, and no attention"
-        findings = (*findings, Finding("vlm", text, 1))
     if layout is not None and not is_same:
         text = (
             f"cache.dir: {config.cache.dir} holds features of another dataset, which the prediction is not compared "
@@ -217,8 +220,7 @@ def _predict(
         )
         findings, layout = (*findings, Finding("cache", text, 1, serious=True)), None
     shards = shard_contents(dataset.samples, images, config.cache.num_shards, layout)
-    num_maps = family_of(config.vlm.path).num_deep_maps
-    tars = tar_sizes(shards, hidden, dtype, num_maps)
+    tars = tar_sizes(shards, hidden, dtype, num_deep)
     tokens = token_statistics(images)
     flops = extraction_flops(vision, images)
     extract = estimate_extraction(flops, len(images), rates.extract)
@@ -245,19 +247,20 @@ def _predict(
             hidden_size=hidden,
             bytes=sum(tars.values()),
             index_bytes=index_bytes(images),
-            bytes_by_precision={p: sum(tar_sizes(shards, hidden, p, num_maps).values()) for p in PRECISIONS},
+            bytes_by_precision={p: sum(tar_sizes(shards, hidden, p, num_deep).values()) for p in PRECISIONS},
             num_shards=len(tars),
             shard_bytes=Range(min(tars.values()), max(tars.values())),
         ),
         space=check_space(config.cache.dir, sum(tars.values()) + index_bytes(images)),
         extract=extract,
         stages=stages,
+        flops_estimated=any(getattr(half, "is_estimate", False) for half in (vision, language)),
         text_tokens_counted=words.counted,
         without_cache={
             "per_aspect_and_epoch": without_cache(config, vision, train, flops, rates.extract, per_aspect=True),
             "per_image_and_epoch": without_cache(config, vision, train, flops, rates.extract, per_aspect=False),
         },
-        levers=tuple(pixel_levers(config, vision, shards, hidden)),
+        levers=tuple(pixel_levers(config, vision, shards, hidden, num_deep)),
         actual=Actual(
             cache=actual_cache(Path(config.cache.dir), layout, tars, tokens.total, len(images)),
             extract=actual_extraction(Path(config.cache.dir), extract.images_per_s) if is_same else None,

@@ -106,6 +106,8 @@ def _work(plan: Plan) -> list[str]:
         by_source.setdefault(f"{speed} ({rate.source})", []).append(name)
     lines += [f"rate of {', '.join(names)}: {source}" for source, names in by_source.items()]
     lines.append("reads: what the cache must deliver per second to keep one such machine busy")
+    if plan.flops_estimated:
+        lines.append("FLOP are estimated from the number of weights: the VLM's operations cannot be counted")
     if not plan.text_tokens_counted:
         lines.append("text tokens are estimated: the VLM's directory has no usable tokenizer")
     return lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 import statistics
 from collections import Counter
@@ -38,6 +39,17 @@ class PlannedImage:
     def grid(self) -> Grid | None:
         """Patches in time, height and width; None for VLMs without a grid."""
         return self.layout.grid
+
+    @property
+    def amount(self) -> int:
+        """How much the encoder gets of it: patches, or where they are not known, vision tokens."""
+        return self.num_tokens if self.grid is None else math.prod(self.grid)
+
+    @property
+    def block_length(self) -> int:
+        """Tokens that the processor writes for it: placeholders and separators."""
+        block = self.layout.block
+        return self.num_tokens if block is None else sum(count for _, count in block)
 
     @property
     def num_tokens(self) -> int:
@@ -153,6 +165,10 @@ class Words:
     emotion_answer: float
     counted: bool
     """Whether they were counted with the VLM's own tokenizer; otherwise a word or a punctuation mark counts as one."""
+    lead: int = 0
+    """What the processor writes for an image before its first placeholder."""
+    trail: int = 0
+    """And behind its last."""
 
 
 def count_words(config: Config, samples: Sequence[Sample], categories: Sequence[str]) -> Words:
@@ -167,7 +183,7 @@ def count_words(config: Config, samples: Sequence[Sample], categories: Sequence[
         InputError: The questions file is unusable or lacks an aspect.
     """
     questions = load_questions(config.questions)
-    template, asked, answered, counted = _tokenizer(config.vlm.path)
+    template, (lead, trail), asked, answered, counted = _tokenizer(config.vlm.path)
     by_aspect: dict[str, dict[str, int]] = {aspect: {} for aspect in config.aspects}
     emotions: dict[str, int] = {}
     for sample in samples:
@@ -182,6 +198,8 @@ def count_words(config: Config, samples: Sequence[Sample], categories: Sequence[
         emotion_question=statistics.mean(map(asked, questions.every_emotion(categories))),
         emotion_answer=_mean(emotions, answered),
         counted=counted,
+        lead=lead,
+        trail=trail,
     )
 
 
@@ -191,8 +209,12 @@ def _mean(texts: dict[str, int], tokens: _Count) -> float:
     return sum(tokens(text) * times for text, times in texts.items()) / total if total else 0.0
 
 
-def _tokenizer(path: str) -> tuple[tuple[int, int, int, int], _Count, _Count, bool]:
-    """Return the tokens of the template's parts, what counts those of questions and of answers, and if it is exact."""
+_Around = tuple[int, int]
+
+
+def _tokenizer(path: str) -> tuple[tuple[int, int, int, int], _Around, _Count, _Count, bool]:
+    """Return the tokens of the template's parts, those of lead and trail, what counts those of questions and of
+    answers, and whether it is exact."""
     try:
         prompt = load_prompt(path)
     except InputError:  # a directory without a tokenizer is enough for a plan
@@ -200,8 +222,12 @@ def _tokenizer(path: str) -> tuple[tuple[int, int, int, int], _Count, _Count, bo
         def words(text: str) -> int:
             return len(_PIECE.findall(text))
 
-        return _QWEN_TEMPLATE, words, words, False
+        return _QWEN_TEMPLATE, (0, 0), words, words, False
     closing = len(prompt.question(""))
-    start, end = len(prompt.image_start + prompt.lead), len(prompt.trail + prompt.image_end)
-    template = len(prompt.opening), start, end, closing
-    return template, lambda text: len(prompt.question(text)) - closing, lambda text: len(prompt.answer(text)), True
+    template = len(prompt.opening), len(prompt.image_start), len(prompt.image_end), closing
+    around = len(prompt.lead), len(prompt.trail)
+
+    def asked(text: str) -> int:
+        return len(prompt.question(text)) - closing
+
+    return template, around, asked, lambda text: len(prompt.answer(text)), True

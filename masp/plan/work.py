@@ -10,15 +10,8 @@ from masp.config import Config
 from masp.config.schema import Stage1Config, Stage2Config
 from masp.plan.rates import Rate
 from masp.plan.tokens import PlannedImage, Words
-from masp.vlm.features import ImageLayout
-from masp.vlm.flops import (
-    EncoderEstimate,
-    LanguageShape,
-    VisionShape,
-    aspect_module_flops,
-    image_flops,
-    language_flops,
-)
+from masp.vlm.features import Grid
+from masp.vlm.flops import Encoder, Language, VisionShape, aspect_module_flops, encoder_flops, language_flops
 
 
 @dataclass(frozen=True)
@@ -136,14 +129,18 @@ def stage1_lengths(config: Config, words: Words, aspect: str) -> Lengths:
     """Compute the lengths of a row of stage 1, where the tokens of one aspect replace the image."""
     released = config.stage1.layout == "released"
     answer = words.answers[aspect] + 1  # its end token, or in `released` the newline before it
-    text = words.image_end + words.questions[aspect] + words.closing + words.answers[aspect] + (not released)
-    return Lengths(words.opening + words.image_start, True, config.aspect_module.num_queries + text, answer)
+    text = (
+        words.trail + words.image_end + words.questions[aspect] + words.closing + words.answers[aspect] + (not released)
+    )
+    return Lengths(
+        words.opening + words.image_start + words.lead, True, config.aspect_module.num_queries + text, answer
+    )
 
 
-def stage2_lengths(config: Config, words: Words, num_tokens: int) -> Lengths:
-    """Compute the lengths of a row of stage 2: all aspects, `num_tokens` vision tokens and the soft prompt."""
+def stage2_lengths(config: Config, words: Words, block_length: int) -> Lengths:
+    """Compute the lengths of a row of stage 2: all aspects, an image with its separators and the soft prompt."""
     settings = config.stage2
-    visual = words.image_start + len(config.aspects) * config.aspect_module.num_queries + num_tokens + words.image_end
+    visual = words.image_start + len(config.aspects) * config.aspect_module.num_queries + block_length + words.image_end
     text = words.emotion_question + words.closing + words.emotion_answer
     if settings.layout == "released":
         prefix, suffix = words.opening, 2 * settings.num_soft_prompt_tokens + visual + text
@@ -154,7 +151,7 @@ def stage2_lengths(config: Config, words: Words, num_tokens: int) -> Lengths:
     return Lengths(prefix, settings.layout == "released", suffix, words.emotion_answer + 1)
 
 
-def row_flops(language: LanguageShape, lengths: Lengths, rows_together: float) -> float:
+def row_flops(language: Language, lengths: Lengths, rows_together: float) -> float:
     """Compute the FLOP of one row of training.
 
     Args:
@@ -170,7 +167,7 @@ def row_flops(language: LanguageShape, lengths: Lengths, rows_together: float) -
     return whole - language_flops(language, suffix=lengths.prefix, gradient=False) * (1 - 1 / max(1.0, rows_together))
 
 
-def stage1_work(config: Config, language: LanguageShape, words: Words, train: Sequence[PlannedImage]) -> StageWork:
+def stage1_work(config: Config, language: Language, words: Words, train: Sequence[PlannedImage]) -> StageWork:
     """Compute the work of stage 1, on the training images that have an answer to any configured aspect."""
     settings, num_queries = config.stage1, config.aspect_module.num_queries
     asked = Counter(aspect for p in train for aspect in p.sample.answers if aspect in config.aspects)
@@ -195,12 +192,12 @@ def stage1_work(config: Config, language: LanguageShape, words: Words, train: Se
     return StageWork(settings.num_epochs, num_positions, num_rows, tokens, flops)
 
 
-def stage2_work(config: Config, language: LanguageShape, words: Words, train: Sequence[PlannedImage]) -> StageWork:
+def stage2_work(config: Config, language: Language, words: Words, train: Sequence[PlannedImage]) -> StageWork:
     """Compute the work of stage 2, on all training images."""
     num_aspects, num_queries = len(config.aspects), config.aspect_module.num_queries
     tokens = flops = 0.0
-    for num_tokens, count in Counter(p.num_tokens for p in train).items():
-        lengths = stage2_lengths(config, words, num_tokens)
+    for (num_tokens, length), count in Counter((p.num_tokens, p.block_length) for p in train).items():
+        lengths = stage2_lengths(config, words, length)
         together = _images_together(config.stage2, lengths.total)
         tokens += count * (lengths.suffix + lengths.prefix / (max(1.0, together) if lengths.shared else 1))
         flops += count * row_flops(language, lengths, together)
@@ -214,9 +211,17 @@ def _images_together(settings: Stage1Config | Stage2Config, tokens: float) -> fl
     return max(1.0, min(settings.micro_batch_size, settings.global_batch_size, settings.micro_batch_tokens // tokens))
 
 
-def extraction_flops(vision: VisionShape | EncoderEstimate, images: Iterable[PlannedImage]) -> float:
+def extraction_flops(vision: Encoder, images: Iterable[PlannedImage]) -> float:
     """Compute the FLOP of the encoder over these images, each once."""
-    return sum(image_flops(vision, layout) * count for layout, count in Counter(p.layout for p in images).items())
+    kinds = Counter((p.grid, p.amount) for p in images)
+    return sum(_image_flops(vision, *kind) * count for kind, count in kinds.items())
+
+
+def _image_flops(vision: Encoder, grid: Grid | None, amount: int) -> float:
+    if isinstance(vision, VisionShape):
+        assert grid is not None  # families with a formula have grids
+        return encoder_flops(vision, grid)
+    return vision.flops(amount)
 
 
 @dataclass(frozen=True)
@@ -232,7 +237,7 @@ class Alternative:
 
 def without_cache(
     config: Config,
-    vision: VisionShape | EncoderEstimate,
+    vision: Encoder,
     train: Sequence[PlannedImage],
     extraction: float,
     rate: Rate,
@@ -254,10 +259,10 @@ def without_cache(
     def asked(p: PlannedImage) -> int:
         return sum(aspect in p.sample.answers for aspect in config.aspects)
 
-    runs: Counter[ImageLayout] = Counter()
+    runs: Counter[tuple[Grid | None, int]] = Counter()
     for p in train:
-        runs[p.layout] += asked(p) if per_aspect else min(1, asked(p))
-    stage1 = sum(image_flops(vision, layout) * count for layout, count in runs.items())
+        runs[p.grid, p.amount] += asked(p) if per_aspect else min(1, asked(p))
+    stage1 = sum(_image_flops(vision, *kind) * count for kind, count in runs.items())
     epochs = [stage1] * (config.stage1.num_epochs if stage1 else 0)
     epochs += [extraction_flops(vision, train)] * config.stage2.num_epochs
     spent, pays = 0.0, None

@@ -17,8 +17,8 @@ from torch.utils.data import Dataset
 from masp.models.sequence import IGNORED, Batch
 from masp.training.schedule import PADDING, Rows, epoch_places, plan_step
 from masp.training.stage import Stage
-from masp.vlm.families import load_config, resolve_directory
-from masp.vlm.flops import LanguageShape, aspect_module_flops, language_flops, language_shape
+from masp.vlm.counting import language_cost
+from masp.vlm.flops import Language, aspect_module_flops, language_flops
 from masp.vlm.prompt import Prompt
 
 WINDOW_SHARDS = 8
@@ -79,7 +79,7 @@ class Steps(Dataset):
     def __init__(self, stage: Stage, prompt: Prompt, rank: int = 0, num_ranks: int = 1):
         self.stage, self.prompt, self.rank, self.num_ranks = stage, prompt, rank, num_ranks
         self.schedule, self.settings = stage.schedule, stage.settings
-        self.shape = language_shape(load_config(resolve_directory(stage.config.vlm.path)))
+        self.shape = language_cost(stage.config.vlm.path)
         self._order = functools.lru_cache(maxsize=2)(self._epoch_order)
 
     def __len__(self) -> int:
@@ -158,7 +158,7 @@ class HeldOutSteps(Steps):
         return self._read(held_out.only(part), None)
 
 
-def batch_flops(language: LanguageShape, batch: Batch, num_queries: int, num_aspects: int) -> float:
+def batch_flops(language: Language, batch: Batch, num_queries: int, num_aspects: int) -> float:
     """FLOP of forward and backward pass of a batch; padding counts nothing.
 
     Args:

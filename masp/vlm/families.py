@@ -159,8 +159,6 @@ class Family:
     """Types of tokens (`TYPE_NAMES`) on which attention masks depend."""
     runs_whole: bool
     """Whether nothing of a prompt can run before all of it is known."""
-    num_deep_maps: int = 0
-    """K, the DeepStack maps of an image beside its features."""
 
     @property
     def is_plain(self) -> bool:
@@ -206,8 +204,6 @@ def describe(config: Any) -> Family:
         window=window if "sliding_attention" in kinds else None,
         mask_types=tuple(name for name in TYPE_NAMES if name in names),
         runs_whole=config.model_type in WHOLE,
-        num_deep_maps=len(getattr(vision, "deepstack_visual_indexes", None) or ())
-        + max(0, len(deep_layers(config)) - 1),
     )
 
 
@@ -215,6 +211,17 @@ def deep_layers(config: Any) -> list[int]:
     """Layers of the decoder before which maps are added, where a family names them; the first map is the features."""
     pairs = getattr(config, "deepstack_layer_map", None) or ()
     return [layer for _, layer in pairs] + list(getattr(config, "spatial_target_layers", None) or ())
+
+
+def num_deep_maps(config: Any) -> int:
+    """Number K of the DeepStack maps that a VLM's encoder returns beside the features.
+
+    Args:
+        config: Its configuration, of `load_config`.
+    """
+    if config.model_type in ZEROED:  # the first map takes the place of the features
+        return len(deep_layers(config)) - 1
+    return len(getattr(getattr(config, "vision_config", None), "deepstack_visual_indexes", None) or ())
 
 
 @functools.lru_cache(maxsize=8)

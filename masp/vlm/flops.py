@@ -1,4 +1,7 @@
-"""How many floating-point operations the frozen VLM takes, from its configuration alone. Pure arithmetic.
+"""How many floating-point operations the frozen VLM takes. Pure arithmetic.
+
+The sizes of the Qwen2 families are read from the configuration; what other VLMs take per token is counted
+(`masp.vlm.counting`).
 
 What is counted: a matrix product of a parameter with a token is 2 FLOP per parameter; layers that are frozen but under
 a gradient cost 4 (forward, and the gradient of their input; none for the weights). Attention is counted apart: 4
@@ -13,6 +16,7 @@ formulas with the operations that torch counts while the models run.
 
 from __future__ import annotations
 
+import bisect
 import statistics
 from dataclasses import dataclass
 from typing import Any, overload
@@ -20,7 +24,7 @@ from typing import Any, overload
 from torch import Tensor
 from transformers.integrations.heterogeneity.configuration_utils import AmbiguousGlobalPerLayerAttributeError
 
-from masp.vlm.features import Grid, ImageLayout
+from masp.vlm.features import Grid
 
 
 @dataclass(frozen=True)
@@ -60,15 +64,6 @@ class VisionShape:
 
 
 @dataclass(frozen=True)
-class EncoderEstimate:
-    """An encoder whose operations no formula here counts: 2 FLOP per parameter and patch, without attention."""
-
-    num_parameters: int
-    patches_per_token: float
-    """Patches that the encoder sees per token of the language model."""
-
-
-@dataclass(frozen=True)
 class LanguageShape:
     """The decoder and its projection to the vocabulary."""
 
@@ -91,6 +86,75 @@ class LanguageShape:
     def num_parameters(self) -> int:
         """Weights that a token meets, the vocabulary's projection included."""
         return self.num_layers * self.layer_parameters + self.width * self.vocabulary
+
+    @property
+    def token_flops(self) -> float:
+        """FLOP of all layers per token, without attended pairs."""
+        return 2.0 * self.num_layers * self.layer_parameters
+
+    @property
+    def gradient_token_flops(self) -> float:
+        """The same forward and backward."""
+        return 2 * self.token_flops
+
+    @property
+    def pairs(self) -> tuple[PairCost, ...]:
+        """What attention takes."""
+        return (PairCost(4.0 * self.num_layers * self.num_heads * self.head_width),)
+
+
+@dataclass(frozen=True)
+class PairCost:
+    """What the layers of one kind take for attention."""
+
+    flops: float
+    """FLOP of all these layers per query and key."""
+    window: int | None = None
+    """Keys that a query sees at most, itself included; None: all earlier ones."""
+    chunk: int | None = None
+    """Keys are seen within chunks of so many; None: everywhere."""
+
+
+@dataclass(frozen=True)
+class LanguageCost:
+    """What a decoder takes, as it was counted."""
+
+    width: int
+    """D."""
+    vocabulary: int
+    token_flops: float
+    """FLOP of all layers per token, without attended pairs."""
+    gradient_token_flops: float
+    """The same forward and backward, with the gradient of the input."""
+    pairs: tuple[PairCost, ...]
+    is_estimate: bool
+    """Whether the VLM could not be counted, so that its number of weights stands for it."""
+
+
+Language = LanguageShape | LanguageCost
+
+
+@dataclass(frozen=True)
+class EncoderCurve:
+    """What an encoder takes, as it was counted for a few sizes of images."""
+
+    points: tuple[tuple[float, float], ...]
+    """How much the encoder gets of an image (patches, or numbers in its pixel values), ascending, and FLOP for each of
+    these."""
+    is_estimate: bool
+    """Whether the VLM could not be counted, so that its number of weights stands for it."""
+
+    def flops(self, amount: float) -> float:
+        """FLOP for one image. Between two points, FLOP per patch are linear: attention adds a square."""
+        amounts = [x for x, _ in self.points]
+        if len(amounts) == 1:
+            return amount * self.points[0][1]
+        right = min(max(bisect.bisect_left(amounts, amount), 1), len(amounts) - 1)
+        (x0, y0), (x1, y1) = self.points[right - 1 : right + 1]
+        return amount * (y0 + (y1 - y0) * (amount - x0) / (x1 - x0))
+
+
+Encoder = VisionShape | EncoderCurve
 
 
 def shapes(config) -> tuple[VisionShape, LanguageShape]:
@@ -146,23 +210,6 @@ def language_shape(config) -> LanguageShape:
     )
 
 
-FORMULAS = ("qwen2_vl", "qwen2_5_vl")
-"""Families whose encoders `shapes` knows."""
-
-
-def image_flops(vision: VisionShape | EncoderEstimate, layout: ImageLayout) -> float:
-    """FLOP of the encoder for one image (no gradient).
-
-    Args:
-        vision: Sizes of the encoder, or an estimate.
-        layout: How the image lies in a prompt.
-    """
-    if isinstance(vision, EncoderEstimate):
-        return 2.0 * vision.num_parameters * vision.patches_per_token * layout.num_tokens
-    assert layout.grid is not None  # of these families
-    return encoder_flops(vision, layout.grid)
-
-
 def encoder_flops(vision: VisionShape, grid: Grid) -> float:
     """FLOP of the encoder, merger included, for one image (no gradient).
 
@@ -195,14 +242,14 @@ def _window_pairs(window: int, merge_size: int, grid: Grid) -> int:
 
 @overload
 def language_flops(
-    language: LanguageShape, *, prefix: float = 0, suffix: float, num_logits: float = 0, gradient: bool
+    language: Language, *, prefix: float = 0, suffix: float, num_logits: float = 0, gradient: bool
 ) -> float: ...
 @overload
 def language_flops(
-    language: LanguageShape, *, prefix: Tensor, suffix: Tensor, num_logits: Tensor, gradient: bool
+    language: Language, *, prefix: Tensor, suffix: Tensor, num_logits: Tensor, gradient: bool
 ) -> Tensor: ...
 def language_flops(
-    language: LanguageShape,
+    language: Language,
     *,
     prefix: float | Tensor = 0,
     suffix: float | Tensor,
@@ -218,14 +265,36 @@ def language_flops(
         num_logits: Number of positions of the suffix that are projected to the vocabulary.
         gradient: Whether the suffix is under a gradient (of its inputs, never of the weights).
     """
-    linear = 2.0 * language.num_layers * language.layer_parameters
-    pair = 4.0 * language.num_layers * language.num_heads * language.head_width
-    before = linear * prefix + pair * prefix * (prefix + 1) / 2
-    pairs = suffix * prefix + suffix * (suffix + 1) / 2
+    pairs = [(kind.flops, *_pairs(kind, prefix, suffix)) for kind in language.pairs]
+    total = language.token_flops * prefix
+    for flops, early, _ in pairs:
+        total = total + flops * early
+    total = total + (language.gradient_token_flops if gradient else language.token_flops) * suffix
+    for flops, _, late in pairs:
+        total = total + (3 if gradient else 1) * flops * late
     logits = 2.0 * language.width * language.vocabulary * num_logits
-    if gradient:
-        return before + 2 * linear * suffix + 3 * pair * pairs + 2 * logits
-    return before + linear * suffix + pair * pairs + logits
+    return total + (2 if gradient else 1) * logits
+
+
+@overload
+def _pairs(kind: PairCost, prefix: float, suffix: float) -> tuple[float, float]: ...
+@overload
+def _pairs(kind: PairCost, prefix: float | Tensor, suffix: float | Tensor) -> tuple[float | Tensor, float | Tensor]: ...
+def _pairs(kind: PairCost, prefix: float | Tensor, suffix: float | Tensor) -> tuple[float | Tensor, float | Tensor]:
+    """Pairs that causal attention multiplies in the prefix, and in the suffix behind it."""
+    if kind.window is None and kind.chunk is None:
+        return prefix * (prefix + 1) / 2, suffix * prefix + suffix * (suffix + 1) / 2
+    early = _limited_pairs(kind, prefix)
+    return early, _limited_pairs(kind, prefix + suffix) - early
+
+
+def _limited_pairs(kind: PairCost, length: float | Tensor) -> float | Tensor:
+    if kind.window is not None:
+        full = length.clamp(max=kind.window) if isinstance(length, Tensor) else min(length, kind.window)
+        return full * (full + 1) / 2 + (length - full) * kind.window
+    assert kind.chunk is not None
+    rest = length % kind.chunk
+    return (length - rest) * (kind.chunk + 1) / 2 + rest * (rest + 1) / 2
 
 
 @overload

@@ -50,7 +50,12 @@ class LanguageHalf(nn.Module):
     hidden_size: int
     vocab_size: int
 
-    def __init__(self, model: nn.Module, partition: Partition | None = None):
+    def __init__(self, model: nn.Module, partition: Partition | None = None, counts_only: bool = False):
+        """Args:
+        model: VLM without its encoder.
+        partition: What its parameters are divided by.
+        counts_only: The weights have no numbers, so that nothing can be read from them.
+        """
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.family = describe(self.model.config)
@@ -58,9 +63,10 @@ class LanguageHalf(nn.Module):
         self.hidden_size, self.vocab_size = self.family.hidden_size, self.family.vocab_size
         self.recomputes = False
         self.has_grid_positions = ImagePositions(self.model.config).has_grid
-        self._takes = frozenset(inspect.signature(self.decoder.forward).parameters)
-        self._constants = _constants(self.model, partition)
-        self._cap, self._scale = _head(self.model, partition)
+        self.takes = frozenset(inspect.signature(self.decoder.forward).parameters)
+        """Names of what the decoder takes."""
+        self._constants = {} if counts_only else _constants(self.model, partition)
+        self._cap, self._scale = (None, None) if counts_only else _head(self.model, partition)
 
     def train(self, mode: bool = True) -> LanguageHalf:
         """Stay in eval mode whatever the trainer says: the VLM is never changed, nor its behavior."""
@@ -183,16 +189,16 @@ class LanguageHalf(nn.Module):
     def _extra(self, tokens: Tokens, embeds: Tensor) -> dict[str, Any]:
         """What this decoder takes beside embeddings, mask and positions."""
         found: dict[str, Any] = {}
-        if "per_layer_inputs" in self._takes and getattr(self.decoder, "hidden_size_per_layer_input", None):
+        if "per_layer_inputs" in self.takes and getattr(self.decoder, "hidden_size_per_layer_input", None):
             ids = tokens.ids.masked_fill(~tokens.is_word, self.family.pad_token_id)
             found["per_layer_inputs"] = self.decoder.get_per_layer_inputs(ids)
-        if "ple_input_ids" in self._takes:
+        if "ple_input_ids" in self.takes:
             found["ple_input_ids"] = tokens.ids
         if "moe_mm_token_type_ids" in tokens.types:
             found["moe_mm_token_type_ids"] = tokens.types["moe_mm_token_type_ids"][:, -tokens.ids.shape[1] :]
         if tokens.deep is not None and tokens.deep.shape[1]:
             deep = list(tokens.deep.to(embeds.dtype))
-            if "deepstack_visual_embeds" in self._takes:
+            if "deepstack_visual_embeds" in self.takes:
                 found |= {"visual_pos_masks": tokens.is_feature, "deepstack_visual_embeds": deep}
             else:
                 found |= {

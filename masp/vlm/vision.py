@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -27,10 +27,9 @@ from masp.vlm.families import (
     model_class,
     resolve_directory,
 )
-from masp.vlm.features import Features, Grid, ImageLayout
+from masp.vlm.features import Features, Grid, ImageLayout, Runs
 from masp.vlm.files.errors import plain_vlm_errors
-from masp.vlm.flops import EncoderEstimate
-from masp.vlm.loading import load_part, part_class
+from masp.vlm.loading import load_part
 from masp.vlm.processor import (
     BLANK,
     blank,
@@ -49,8 +48,23 @@ Inputs = Mapping[str, torch.Tensor]
 """What `get_image_features` of a VLM takes for one image, by name."""
 
 _TRIED = ((1024, 768), (640, 427), (1024, 300), (90, 60))
-"""Sizes at which transformers' own count of tokens must be right before it is believed for all others."""
+"""Sizes at which a processor's own count of tokens must be right before it is believed for all others."""
 _QWEN = ("qwen2_vl", "qwen2_5_vl")
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """What a processor writes around an image's placeholders, and how many tokens more than those it counts."""
+
+    more: int
+    before: Runs
+    behind: Runs
+
+    def layout(self, stated: int, placeholder: int) -> ImageLayout:
+        """How an image lies in a prompt of which the processor says this count."""
+        count = stated - self.more
+        around = self.before or self.behind
+        return ImageLayout(count, None, (*self.before, (placeholder, count), *self.behind) if around else None)
 
 
 @dataclass
@@ -66,9 +80,9 @@ class Preprocessor:
     """Token ids that the processor writes before and after a blank, beside the block."""
     has_plain_block: bool = True
     """Whether an image's block is one placeholder per token, as many as its grid says."""
-    _counts: dict[tuple[int, int], int] = field(default_factory=dict)
+    _layouts: dict[tuple[int, int], ImageLayout] = field(default_factory=dict)
     _grids: dict[tuple[int, int], Grid | None] = field(default_factory=dict)
-    _counts_itself: bool | None = None
+    _rule: _Rule | Literal[False] | None = None
 
     @property
     def image_processor(self) -> Any:
@@ -131,14 +145,32 @@ class Preprocessor:
 
     def num_tokens(self, width: int, height: int) -> int:
         """How many vision tokens `T` the language model gets for an image of this size in pixels."""
+        return self.planned(width, height).num_tokens
+
+    def planned(self, width: int, height: int) -> ImageLayout:
+        """The same as `layout`, a hundred times as fast where the processor's own count of tokens can be relied on."""
         if self.has_plain_block:
-            grid = self.grid(width, height)
-            assert grid is not None
-            return self._merged(grid)
-        if self._counts_itself is None:
-            self._counts_itself = all(self._stated(*size) == self._counted(*size) for size in _TRIED)
-        stated = self._stated(width, height) if self._counts_itself else None
-        return self._counted(width, height) if stated is None else stated
+            return self.layout(width, height)
+        if self._rule is None:
+            self._rule = self._examined()
+        stated = self._stated(width, height) if isinstance(self._rule, _Rule) else None
+        if stated is not None and isinstance(self._rule, _Rule):
+            return self._rule.layout(stated, self.family.image_token_id)
+        if (width, height) not in self._layouts:
+            self._layouts[width, height] = self.layout(width, height)
+        return self._layouts[width, height]
+
+    def _examined(self) -> _Rule | Literal[False]:
+        """What turns the processor's own count into a layout; False if nothing does at the sizes that are tried."""
+        rules = set()
+        for size in _TRIED:
+            stated, layout = self._stated(*size), self.layout(*size)
+            runs = layout.block or ((self.family.image_token_id, layout.num_tokens),)
+            places = [place for place, (token, _) in enumerate(runs) if token == self.family.image_token_id]
+            if stated is None or layout.grid is not None or len(places) != 1:
+                return False
+            rules.add(_Rule(stated - layout.num_tokens, runs[: places[0]], runs[places[0] + 1 :]))
+        return rules.pop() if len(rules) == 1 else False
 
     def _stated(self, width: int, height: int) -> int | None:
         """What the processor itself says of such an image; None if it says nothing."""
@@ -146,18 +178,6 @@ class Preprocessor:
             return self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)])["num_image_tokens"][0]
         except (AttributeError, KeyError, TypeError):  # processors without this help, or with half of it
             return None
-
-    def _counted(self, width: int, height: int) -> int:
-        """Tokens of a blank of this size."""
-        if (width, height) not in self._counts:
-            self._counts[width, height] = self.layout(width, height).num_tokens
-        return self._counts[width, height]
-
-    def planned(self, width: int, height: int) -> ImageLayout:
-        """How an image of this size will lie in a prompt, without separators where they take long to find out."""
-        if self.has_plain_block:
-            return self.layout(width, height)
-        return ImageLayout(self.num_tokens(width, height), self.grid(width, height))
 
     def layout(self, width: int, height: int) -> ImageLayout:
         """How an image of this size in pixels lies in a prompt."""
@@ -368,24 +388,6 @@ def _joined(tensors: Sequence[torch.Tensor], is_last: bool) -> torch.Tensor:
 def _flat(features: Any) -> torch.Tensor:
     """Features of all images `[sum of T, D]`, from a list per image or one tensor `[tiles, n, D]`."""
     return torch.cat(list(features)) if isinstance(features, (list, tuple)) else features.flatten(0, -2)
-
-
-def estimate_encoder(config: Any, preprocessor: Preprocessor) -> EncoderEstimate:
-    """What an encoder takes for which there is no formula.
-
-    Args:
-        config: Configuration of the VLM, of `load_config`.
-        preprocessor: Its processor.
-    """
-    with torch.device("meta"):
-        model: Any = part_class(model_class(config), "vision")(config)
-    vision = getattr(config, "vision_config", None)
-    patch, frames = getattr(vision, "patch_size", 14), getattr(vision, "temporal_patch_size", 1)
-    patch = max(patch) if isinstance(patch, (list, tuple)) else patch
-    inputs, layout = preprocessor(blank(*_TRIED[0]))
-    values = sum(tensor.numel() for name, tensor in inputs.items() if "pixel_values" in name)
-    patches = values / (3 * frames * patch**2)
-    return EncoderEstimate(sum(each.numel() for each in model.parameters()), patches / layout.num_tokens)
 
 
 def load_vision_half(

@@ -62,7 +62,9 @@ def test_from_images_to_the_report(commands, family_vlm, tmp_path, family, capsy
         return said.out
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
+    planned = json.loads(masp(*argv("plan", "whole"), "--json"))["cache"]["bytes"]
     masp(*argv("extract", "whole"))
+    assert planned == sum(path.stat().st_size for path in (whole / "cache" / "shards").glob("*.tar"))
     for stage in STAGES:
         masp(*argv(f"train --stage {stage}", "whole"))
 

@@ -256,7 +256,8 @@ def logits_of_sequence(vlm, sequence):
 def test_the_header_tells_the_number_of_tokens(family_vlm, family):
     preprocessor = load_preprocessor(str(family_vlm(family)))
     for size in HEADERS:
-        assert preprocessor.num_tokens(*size) == preprocessor(image(*size))[1].num_tokens, size
+        layout = preprocessor(image(*size))[1]
+        assert preprocessor.num_tokens(*size) == layout.num_tokens and preprocessor.planned(*size) == layout, size
 
 
 @pytest.mark.parametrize(("family", "reason"), REFUSED.items())
