@@ -4,7 +4,6 @@ A test whose requirement is missing is skipped with the reason. `.ci/run` sets `
 skips into failures, so that a skipped check is never mistaken for a passed one.
 """
 
-import gc
 import os
 import shutil
 from pathlib import Path
@@ -35,12 +34,6 @@ def pytest_collection_modifyitems(items):
         for mark, fixture in _MARK_FIXTURES.items():
             if item.get_closest_marker(mark) and fixture not in item.fixturenames:
                 item.fixturenames.append(fixture)
-
-
-def pytest_collection_finish():
-    """What is imported and collected stays; otherwise every full run of the garbage collector would visit it again."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(scope="session")

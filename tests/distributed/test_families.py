@@ -24,10 +24,8 @@ STAGES = ("stage1", "stage2")
                 "qwen3_vl",  # M-RoPE, DeepStack
                 "qwen3_5",  # recurrent layers
                 "gemma4_e",  # tables of single layers
-                "ovis2",  # words of the other half
                 "granite4_vision",  # features inside only
                 "paligemma",  # no prefix
-                "ernie4_5_vl_moe",  # experts by type of token
             )
         ),
     ],

@@ -71,7 +71,7 @@ def test_each_parameter_is_divided_before_the_next_is_read(tmp_path):
 @pytest.mark.full
 def test_of_every_kind_of_family(tmp_path, family_vlm):
     """Tied heads, tables of the other half, constants, experts, per-layer tables, states."""
-    families = "gemma3 gemma4_e ovis2 granite4_vision qwen3_5 qwen3_vl qwen3_vl_moe qwen4_exp paligemma minicpmv4_6"
+    families = "gemma3 gemma4_e granite4_vision qwen3_5 qwen3_vl qwen3_vl_moe qwen4_exp paligemma minicpmv4_6"
     for seen in of_ranks("tensors", tmp_path, *map(family_vlm, families.split())):
         for name in families.split():
             one = seen[name]
