@@ -68,7 +68,8 @@ def test_a_directory_with_two_json_files_is_enough(tmp_path):
 
 
 KEYS = {
-    "": "dataset vlm images tokens cache space extract stages flops_estimated text_tokens_counted without_cache levers actual",
+    "": "dataset vlm images tokens cache space extract stages flops_estimated text_tokens_counted without_cache levers "
+    "actual",
     "dataset": "name root notes findings holdings obstacles",
     "dataset.holdings": "categories aspects",
     "images": "num_images num_broken max_bad_fraction broken splits",
