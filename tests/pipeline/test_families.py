@@ -2,12 +2,16 @@
 
 import json
 import signal
+from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from masp.cache.reader import open_cache
 from masp.cli.main import main
 from tests.family_vlms import MAX_SIDE
 from tests.images import make_dataset
@@ -100,3 +104,49 @@ def test_from_images_to_the_report(commands, family_vlm, tmp_path, family, capsy
     (line,) = masp(*argv("predict", "whole", str(picture), "--json")).splitlines()
     assert sum(json.loads(line)["probabilities"].values()) == pytest.approx(1)
     assert str(whole / "report.html") in masp("report", str(whole))
+
+
+@pytest.mark.parametrize(
+    ("family", "spread", "precision", "tolerance"),
+    [
+        ("qwen3_5", 10, "fp32", 2e-5),
+        pytest.param("minicpmv4_6", 4, "fp32", 2e-5, marks=FULL),
+        pytest.param("gemma3", 1, "fp32", 2e-5, marks=FULL),  # whose images all have as many tokens
+        # half precision rounds in other places
+        pytest.param("qwen3_5", 10, "bf16", 2e-2, marks=FULL),
+        pytest.param("minicpmv4_6", 4, "bf16", 2e-2, marks=FULL),
+        pytest.param("gemma3", 1, "bf16", 2e-2, marks=FULL),
+    ],
+)
+def test_rows_of_very_different_length_have_the_losses_they_have_alone(
+    family_vlm, tmp_path, family, spread, precision, tolerance
+):
+    """Padded on the left, in one batch or one by one, with and without a frozen prefix, layers run again or not."""
+    random = np.random.default_rng(0)
+    for number, size in enumerate([(28, 28), (420, 400), (60, 400), (400, 30), (150, 100), (33, 50), (300, 300)]):
+        for split in ("train", "test"):
+            path = tmp_path / "pictures" / split / ("awe" if number % 2 else "joy") / f"{split}_{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+    config = make_config_file(tmp_path, family_vlm(family), tmp_path / "pictures")
+    assert main(["extract", "--config", str(config)]) == 0
+    with closing(open_cache(tmp_path / "cache")) as cache:
+        lengths = cache.index.num_tokens
+    assert max(lengths) >= spread * min(lengths)
+
+    def losses(name: str, *more: str) -> list[float]:
+        few = ("stage2.num_epochs=2", "stage2.global_batch_size=7", "stage2.learning_rate=1e-3", "stage2.log_every=1")
+        settings = (f"output_dir={tmp_path / name}", f"engine.precision={precision}", "checkpoint.aspect=none")
+        assert main(["train", "--stage", "stage2", "--config", str(config), *few, *settings, *more]) == 0
+        return [json.loads(line)["loss"] for line in (tmp_path / name / "stage2" / "metrics.jsonl").open()]
+
+    alone = losses("alone", "stage2.micro_batch_size=1", "stage2.frozen_prefix=false")
+    assert len(alone) == 2 and alone[0] != alone[1]
+    for name, more in {
+        "together": (),
+        "alone_behind_prefixes": ("stage2.micro_batch_size=1",),
+        "by_three_and_by_tokens": ("stage2.micro_batch_size=3", "stage2.micro_batch_tokens=250"),
+        "again": ("engine.gradient_checkpointing=true",),
+        "whole": ("stage2.frozen_prefix=false",),
+    }.items():
+        assert losses(name, "stage2.micro_batch_size=7", *more) == pytest.approx(alone, abs=tolerance), name
