@@ -15,6 +15,7 @@ from deepspeed.utils import (
     safe_set_full_optimizer_state,
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
+    set_z3_leaf_module,
 )
 from torch import Tensor, nn
 
@@ -30,6 +31,10 @@ from masp.training.checkpoint import EngineCounters
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """State of DeepSpeed's dynamic loss scaler."""
+BY_DATA = "Indexer"
+"""In the names of classes of transformers that run a part of theirs once per token or so. Under ZeRO 3 the parameters
+of such a module are gathered together, when it begins: ranks have other tokens, and would each wait for a collective
+that the others never enter."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,9 @@ class Engine:
         if len(plain) < len(list(model.parameters())):
             for parameter in plain:  # DeepSpeed casts a model only where nothing was divided before
                 parameter.data = parameter.data.to(self.dtype)
+        for module in model.modules():
+            if BY_DATA in type(module).__name__:
+                set_z3_leaf_module(module, True)
         parts = model.parts()
         part_of = {id(p): name for name, module in parts.items() for p in module.parameters()}
         self.inner = torch.optim.AdamW(optimizer_groups(parts, stage.weight_decay))

@@ -25,6 +25,7 @@ STAGES = ("stage1", "stage2")
                 "qwen3_5",  # recurrent layers
                 "gemma4_e",  # tables of single layers
                 "granite4_vision",  # features inside only
+                "qwen4_exp",  # parts that run as often as the data say
                 "paligemma",  # no prefix
             )
         ),
