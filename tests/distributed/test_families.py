@@ -7,7 +7,7 @@ import pytest
 from tests.commands import Ranks
 from tests.family_vlms import MAX_SIDE
 from tests.images import make_dataset
-from tests.runs import make_config_file
+from tests.runs import assert_same, make_config_file, numbers
 
 FULL = pytest.mark.full
 STAGES = ("stage1", "stage2")
@@ -52,3 +52,21 @@ def test_two_ranks_have_the_losses_of_one(commands, family_vlm, tmp_path, family
         for zero in zeros:
             Ranks(commands, 2, *argv(stage, f"zero{zero}", zero)).ok()
             assert losses(stage, f"zero{zero}") == pytest.approx(expected, abs=1e-4), (stage, zero)
+
+
+@FULL
+@pytest.mark.parametrize(
+    "family", "gemma3 qwen3_vl qwen3_5 gemma4 gemma4_e granite4_vision qwen3_vl_moe qwen4_exp paligemma".split()
+)
+def test_divided_over_two_ranks_it_scores_as_whole_on_one(commands, family_vlm, tmp_path, family):
+    images = make_dataset(tmp_path / "pictures", 6, 5)
+    config = make_config_file(tmp_path, family_vlm(family), images)
+    commands.ok("extract", "--config", config, MAX_SIDE)
+    zero_shot = ("checkpoint.aspect=none", "checkpoint.soft_prompt=none", MAX_SIDE)
+    for scoring in ("likelihood", "generate"):
+        argv = ("evaluate", "--config", config, *zero_shot, f"evaluate.scoring={scoring}", "evaluate.max_new_tokens=6")
+        commands.ok(*argv, f"output_dir={tmp_path / 'whole' / scoring}")
+        divided = (f"output_dir={tmp_path / 'divided' / scoring}", "evaluate.partition_vlm=true")
+        Ranks(commands, 2, *argv, *divided).ok()
+        found, expected = (numbers(tmp_path / n / scoring / "evaluate" / "metrics.json") for n in ("divided", "whole"))
+        assert_same(found, expected)
