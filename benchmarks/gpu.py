@@ -156,7 +156,7 @@ def extraction_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
     def published() -> Side:
         half = draw_part(config.vlm.path, "vision", torch.bfloat16, args.device, config.vlm.attention)
         encode, counted = PublishedEncoder(config, half.model), Counted()
-        paths = itertools.cycle(sample.image_path for sample in samples)
+        paths = itertools.cycle(sample.image for sample in samples)
 
         def step() -> int:
             encode(next(paths)).cpu()
@@ -270,7 +270,7 @@ def evaluation_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
         model = draw_whole(config.vlm.path, torch.bfloat16, args.device)
         score = PublishedScoring(released, questions.emotion_first(CATEGORIES), model)
         samples = [s for s in read_dataset(config.dataset).samples if s.split == config.evaluate.split]
-        paths = itertools.cycle(sample.image_path for sample in samples)
+        paths = itertools.cycle(sample.image for sample in samples)
         return stepwise(lambda: len(score([next(paths)])), score, args.device)
 
     return {"masp": ours, "published": published}

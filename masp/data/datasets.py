@@ -21,9 +21,9 @@ from masp.data.findings import (
     ignored_findings,
     key_findings,
 )
-from masp.data.folder_layout import meant_by_name, read_folders
-from masp.data.index_layout import read_index_files
 from masp.data.sample import SPLITS, Dataset, Entries, Label, Listing, Sample, Samples, Table, count_kinds
+from masp.data.sources.folders import meant_by_name, read_folders
+from masp.data.sources.index_files import read_index_files
 from masp.errors import DataError, InputError
 from masp.files.regular import exists, is_directory, is_file
 from masp.files.text import reason

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import get_args, overload
+from typing import Protocol, get_args, overload
 
 import numpy as np
 
 from masp.data.findings import DatasetRecord, Finding, Holdings, Ignored, holdings_of
+from masp.data.image_files.stored import Location, StoredImage
 from masp.data.keys import path_of
 from masp.taxonomy import Split
 
@@ -22,7 +23,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 class Sample:
     """One image of a dataset."""
 
-    __slots__ = ("_aspects", "_path", "_texts", "category", "key", "split")
+    __slots__ = ("_aspects", "_texts", "category", "image", "key", "split")
 
     key: str
     """Sample key, its name in caches and ledgers; see `masp.data.keys`."""
@@ -33,19 +34,15 @@ class Sample:
     category: str
     """The emotion that it evokes."""
 
-    def __init__(
-        self, key: str, split: str, image_path: str | os.PathLike[str], category: str, answers: Mapping[str, str]
-    ):
+    image: Location
+    """Where the image is: the path of its file or its place in a larger one, which has not been opened yet."""
+
+    def __init__(self, key: str, split: str, image: Location, category: str, answers: Mapping[str, str]):
         """Describe an image; the arguments are its attributes."""
         self.key, self.split, self.category = key, split, category
-        self._path = os.fspath(image_path)
+        self.image = image if isinstance(image, StoredImage) else os.fspath(image)
         self._aspects: tuple[str, ...] | None = tuple(answers)
         self._texts = tuple(answers.values())
-
-    @property
-    def image_path(self) -> Path:
-        """Path of the image file, which has not been opened yet."""
-        return Path(self._path)
 
     @property
     def answers(self) -> dict[str, str]:
@@ -64,7 +61,7 @@ class Sample:
 
     @property
     def _fields(self) -> tuple[object, ...]:
-        return self.key, self.split, self._path, self.category, self.answers
+        return self.key, self.split, self.image, self.category, self.answers
 
 
 @dataclass(frozen=True)
@@ -76,6 +73,31 @@ class Label:
     """Annotated aspects; None if the annotation has not been read."""
     texts: tuple[str, ...]
     """Their answers."""
+
+
+class Places(Protocol):
+    """Where images inside larger files are, in columns."""
+
+    def __getitem__(self, row: int, /) -> StoredImage: ...
+
+    def part(self, rows: np.ndarray) -> Places:
+        """Those of some rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Which images a reader can only read together, such as the rows of a row group."""
+
+    names: list[str]
+    """Names of the blocks, which depend on nothing but the files that hold them."""
+
+    numbers: np.ndarray
+    """`[N]` int32: the block of each image, into `names`."""
+
+    def part(self, rows: np.ndarray) -> Blocks:
+        """Those of some rows."""
+        return Blocks(self.names, self.numbers[rows])
 
 
 @dataclass(frozen=True)
@@ -90,12 +112,18 @@ class Table:
     labels: list[Label]
     directories: dict[str, str]
     """Split -> directory that the paths in its keys start from, with a slash at its end."""
-    moved: dict[str, str]
-    """Key -> path of the image file, where the key does not give it."""
+    moved: Mapping[str, Location]
+    """Key -> where the image is, where the key does not give the path of its file."""
     splits: tuple[str, ...] = tuple(sorted(SPLITS))
+    places: Places | None = None
+    """Where images are, if inside larger files."""
+    blocks: Blocks | None = None
+    """Which are read together, if any."""
 
-    def path(self, row: int) -> str:
-        """Path of an image file."""
+    def image(self, row: int) -> Location:
+        """Where an image is."""
+        if self.places is not None:
+            return self.places[row]
         key = self.keys[row]
         return self.moved.get(key) or self.directories[self.splits[self.split[row]]] + path_of(key)
 
@@ -105,7 +133,11 @@ class Table:
         keys = [self.keys[row] for row in rows.tolist()]
         moved = {key: self.moved[key] for key in keys if key in self.moved} if self.moved else {}
         labels = [self.labels[number] for number in used.tolist()]
-        return Table(keys, self.split[rows], label.astype(np.int32), labels, self.directories, moved, self.splits)
+        places = self.places and self.places.part(rows)
+        blocks = self.blocks and self.blocks.part(rows)
+        return Table(
+            keys, self.split[rows], label.astype(np.int32), labels, self.directories, moved, self.splits, places, blocks
+        )
 
 
 class Samples(Sequence[Sample]):
@@ -133,7 +165,7 @@ class Samples(Sequence[Sample]):
             np.array(label, dtype=np.int32),
             list(numbers),
             {},
-            {sample.key: sample._path for sample in found},
+            {sample.key: sample.image for sample in found},
             splits,
         )
         return Samples(table, np.arange(len(found)))
@@ -169,7 +201,7 @@ class Samples(Sequence[Sample]):
     def _sample(self, row: int) -> Sample:
         table = self.table
         label = table.labels[table.label[row]]
-        sample = Sample(table.keys[row], table.splits[table.split[row]], table.path(row), label.category, {})
+        sample = Sample(table.keys[row], table.splits[table.split[row]], table.image(row), label.category, {})
         sample._aspects, sample._texts = label.aspects, label.texts
         return sample
 
@@ -184,9 +216,9 @@ class Samples(Sequence[Sample]):
         return [keys[row] for row in self.rows.tolist()]
 
     @property
-    def paths(self) -> list[str]:
-        """Paths of their image files."""
-        return [self.table.path(row) for row in self.rows.tolist()]
+    def images(self) -> list[Location]:
+        """Where their images are."""
+        return [self.table.image(row) for row in self.rows.tolist()]
 
     @property
     def split(self) -> np.ndarray:

@@ -27,6 +27,8 @@ from masp.config import Config
 from masp.data.answer_table import AnswerTable
 from masp.data.datasets import read_dataset
 from masp.data.findings import DatasetRecord
+from masp.data.image_files.stored import Location, image_status
+from masp.data.images import UnreadableImage, read_image_file
 from masp.data.sample import Sample
 from masp.errors import DataError, InputError
 from masp.extraction.encoder import Encoder
@@ -304,12 +306,12 @@ class LiveFeed(Feed):
         return AnswerTable.of([self.samples[key].answers for key in self.keys])
 
     def check_unchanged(self, key: str, source: Sequence[int] | None) -> None:
-        path = self.samples[key].image_path
+        image = self.samples[key].image
         if key not in self.now:
-            self.now[key] = _source_now(path)
+            self.now[key] = _source_now(image)
         if source is None or self.now[key] != tuple(source):
             raise InputError(
-                f"{path} has changed since it was scored; choose another evaluate.output_dir, or delete the ledgers"
+                f"{image} has changed since it was scored; choose another evaluate.output_dir, or delete the ledgers"
             )
 
     def batches(self, keys: Sequence[str], batch_size: int) -> Generator[list[Item]]:
@@ -326,14 +328,14 @@ class LiveFeed(Feed):
                 part = [(sample, next(stream)) for sample in samples[start : start + batch_size]]
                 good = [(s, image) for s, image in part if not (image.reason or image.failure)]
                 bad += [
-                    f"{s.image_path} cannot be read: {reason}"
+                    f"{s.image} cannot be read: {reason}"
                     for s, image in part
                     if (reason := image.reason or image.failure)
                 ]
                 if not good:
                     continue
                 features = encoder.encode([image for _, image in good])
-                check_finite_features(features, [str(s.image_path) for s, _ in good], self.config.cache.dtype)
+                check_finite_features(features, [str(s.image) for s, _ in good], self.config.cache.dtype)
                 yield [
                     Item(s.key, f, image.layout, dict(s.answers), None, image.source.size_and_time)
                     for (s, image), f in zip(good, features, strict=True)
@@ -373,9 +375,10 @@ def _open_live(config: Config) -> LiveFeed:
     )
 
 
-def _source_now(path: Path) -> tuple[int, int] | None:
+def _source_now(image: Location) -> tuple[int, int] | None:
     try:
-        status = path.stat()
-    except OSError:
+        status = image_status(image)
+        num_bytes = len(read_image_file(image)) if status.num_bytes is None else status.num_bytes
+    except (OSError, UnreadableImage):
         return None
-    return status.st_size, status.st_mtime_ns
+    return num_bytes, status.mtime_ns

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from masp.artifacts.trained import Trained, load_trained
 from masp.cache.fingerprint import layout_notes, machine_part, model_part
 from masp.config import Config
+from masp.data.image_files.stored import Location
 from masp.data.questions import load_questions
 from masp.data.reading import opened
 from masp.distributed.ranks import read_ranks
@@ -52,7 +52,7 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class _Named:
-    image_path: Path
+    image: Location
 
 
 def check_images(images: Sequence[str]) -> None:
@@ -127,7 +127,7 @@ class Predictor:
     ) -> Iterator[Prediction | Unreadable]:
         config, categories, encoder = self.config, self.categories, Encoder(self.config)
         scorer = EmotionScorer(config, self.trained, self.questions, categories, device, language=language)
-        stream = encoder.stream([_Named(Path(image)) for image in images], num_workers=0)
+        stream = encoder.stream([_Named(image) for image in images], num_workers=0)
         for path, image in zip(images, stream, strict=True):
             if why := image.reason or image.failure:
                 yield Unreadable(path, why)

@@ -8,6 +8,7 @@ It is replaced in one step, so a kill at any time leaves the old one.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 
+from masp.data.image_files.stored import Location, StoredImage
 from masp.errors import MaspError
 from masp.files.atomic import write_bytes
 from masp.files.fields import Count, Sha256
@@ -61,36 +63,38 @@ def memory_path(root: Path, max_side: int | None) -> Path:
 class HeaderMemory:
     """The sizes of some image files, as far as they are remembered. Ask for them, set what was missing, save."""
 
-    def __init__(self, path: Path, max_side: int | None, paths: Sequence[str | Path]):
+    def __init__(self, path: Path, max_side: int | None, images: Sequence[Location]):
         """Look up image files.
 
         Args:
             path: File of the memory, see `memory_path`.
             max_side: `vlm.max_side`, which sizes depend on.
-            paths: Image files, which are examined but not opened.
+            images: Where the images are; their files are examined but not opened.
         """
         self._path, self._max_side = path, max_side
-        self._rows = np.zeros(len(paths), dtype=_ROW)
-        self._settled = np.zeros(len(paths), dtype=bool)
-        self._examine(paths)
+        self._rows = np.zeros(len(images), dtype=_ROW)
+        self._settled = np.zeros(len(images), dtype=bool)
+        self._examine(images)
         self.is_known = self._look_up(_read(path, max_side))
         """`[N]` bool: whose sizes are remembered."""
         self._fresh = False
 
-    def _examine(self, paths: Sequence[str | Path]) -> None:
+    def _examine(self, images: Sequence[Location]) -> None:
         """Digest what identifies each file; one that cannot be examined is never found, and reading it explains why."""
         now = time.time_ns()
         ids = bytearray()
-        for number, path in enumerate(paths):
+        examine = functools.lru_cache(64)(os.stat)  # thousands of images are in one container
+        for number, image in enumerate(images):
             try:
-                found = os.stat(path)
+                found = examine(image.container) if isinstance(image, StoredImage) else os.stat(image)
             except (OSError, ValueError):
                 ids += bytes(16)
                 continue
             newest = max(found.st_mtime_ns, found.st_ctime_ns)
             self._settled[number] = newest + SETTLED_NS < now
+            name = repr(image) if isinstance(image, StoredImage) else image
             times = f"{found.st_mtime_ns} {found.st_ctime_ns}"
-            text = f"{found.st_size} {times} {found.st_ino} {found.st_dev} {path}".encode("utf-8", "surrogateescape")
+            text = f"{found.st_size} {times} {found.st_ino} {found.st_dev} {name}".encode("utf-8", "surrogateescape")
             ids += hashlib.blake2b(text, digest_size=16).digest()
         pairs = np.frombuffer(bytes(ids), dtype="<u8").reshape(-1, 2)
         self._rows["id"], self._rows["check"] = pairs[:, 0], pairs[:, 1]

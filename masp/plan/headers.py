@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from masp.data.image_files.stored import Location
 from masp.data.images import UnreadableImage, image_size
 from masp.files.text import reason
 from masp.plan.header_memory import HeaderMemory, Size
@@ -19,34 +20,34 @@ _ALONE = 1000
 
 
 def read_sizes(
-    paths: Sequence[str | Path], max_side: int | None, num_processes: int | None = None, memory: Path | None = None
-) -> tuple[list[Size | None], list[tuple[str | Path, str]]]:
-    """Read the headers of image files.
+    images: Sequence[Location], max_side: int | None, num_processes: int | None = None, memory: Path | None = None
+) -> tuple[list[Size | None], list[tuple[Location, str]]]:
+    """Read the headers of images.
 
     Args:
-        paths: Image files.
+        images: Where the images are.
         max_side: `vlm.max_side`, see `masp.data.images.limited_size`.
         num_processes: Number of processes that read; None for `default_processes()`, 1 for this one alone.
         memory: File in which sizes are remembered, see `masp.plan.header_memory`; only what it does not know is read.
             None reads every header.
 
     Returns:
-        Per file its width and height in pixels as the image processor will get it, None if it cannot be read; and the
-        files that cannot be read, each with the reason.
+        Per image its width and height in pixels as the image processor will get it, None if it cannot be read; and the
+        images that cannot be read, each with the reason.
     """
     num_processes = default_processes() if num_processes is None else num_processes
-    remembered = None if memory is None else HeaderMemory(memory, max_side, paths)
-    unknown: Sequence[int] = range(len(paths)) if remembered is None else np.flatnonzero(~remembered.is_known).tolist()
-    sizes: list[Size | None] = [None] * len(paths)
+    remembered = None if memory is None else HeaderMemory(memory, max_side, images)
+    unknown: Sequence[int] = range(len(images)) if remembered is None else np.flatnonzero(~remembered.is_known).tolist()
+    sizes: list[Size | None] = [None] * len(images)
     equal: dict[Size, Size] = {}  # millions of images have thousands of sizes
     if remembered is not None:
         for number in np.flatnonzero(remembered.is_known).tolist():
             size = remembered[number]
             sizes[number] = equal.setdefault(size, size)
-    broken: list[tuple[str | Path, str]] = []
-    for number, entry in zip(unknown, _read_all(paths, unknown, max_side, num_processes), strict=True):
+    broken: list[tuple[Location, str]] = []
+    for number, entry in zip(unknown, _read_all(images, unknown, max_side, num_processes), strict=True):
         if isinstance(entry, str):
-            broken.append((paths[number], entry))
+            broken.append((images[number], entry))
             continue
         sizes[number] = equal.setdefault(entry, entry)
         if remembered is not None:
@@ -57,12 +58,11 @@ def read_sizes(
 
 
 def _read_all(
-    paths: Sequence[str | Path], numbers: Sequence[int], max_side: int | None, num_processes: int
+    images: Sequence[Location], numbers: Sequence[int], max_side: int | None, num_processes: int
 ) -> Iterator[Size | str]:
-    """Size of each of the files with these numbers, or the reason why it cannot be read."""
-    chunks = [
-        [str(paths[number]) for number in numbers[start : start + _CHUNK]] for start in range(0, len(numbers), _CHUNK)
-    ]
+    """Size of each of the images with these numbers, or the reason why it cannot be read."""
+    starts = range(0, len(numbers), _CHUNK)
+    chunks = [[images[number] for number in numbers[start : start + _CHUNK]] for start in starts]
     with tqdm(total=len(numbers), desc="headers", unit="image", delay=1.0, leave=False, disable=None) as bar:
         if num_processes == 1 or len(numbers) <= _ALONE:
             for chunk in chunks:
@@ -76,12 +76,12 @@ def _read_all(
                     bar.update(len(found))
 
 
-def _measure(paths: Sequence[str | Path], max_side: int | None) -> list[Size | str]:
-    """Return per file its size, or the reason why it cannot be read."""
+def _measure(images: Sequence[Location], max_side: int | None) -> list[Size | str]:
+    """Return per image its size, or the reason why it cannot be read."""
     found: list[Size | str] = []
-    for path in paths:
+    for image in images:
         try:
-            found.append(image_size(path, max_side))
+            found.append(image_size(image, max_side))
         except UnreadableImage as error:
             found.append(error.reason)
         except OSError as error:  # the disk is at fault, not the image; extraction would try again and then stop

@@ -94,8 +94,8 @@ def _encoder_rate(config: Config, vision: Encoder, images: Sequence[PlannedImage
     ready = []
     for planned in images:
         try:
-            path, vlm = planned.sample.image_path, config.vlm
-            ready.append((planned, *preprocessor(load_image(path, vlm.max_side, transparency=vlm.transparency))))
+            image, vlm = planned.sample.image, config.vlm
+            ready.append((planned, *preprocessor(load_image(image, vlm.max_side, transparency=vlm.transparency))))
         except (UnreadableImage, OSError):
             continue  # its header was whole, the rest is not: extraction would put it in quarantine
     if not ready:

@@ -12,6 +12,7 @@ from masp.cache.layout import read_layout
 from masp.config import Config
 from masp.data.datasets import Dataset, read_dataset
 from masp.data.findings import Finding, Holdings
+from masp.data.image_files.stored import Location
 from masp.errors import InputError
 from masp.plan.actual import Actual, actual_cache, actual_extraction, actual_stages, is_of
 from masp.plan.disk import PRECISIONS, Space, check_space, index_bytes, shard_contents, tar_sizes
@@ -181,8 +182,7 @@ def make_plan(
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
     dataset = read_dataset(config.dataset)
     max_side = config.vlm.max_side
-    paths = dataset.samples.paths
-    sizes, broken = read_sizes(paths, max_side, num_processes, memory_path(dataset.root, max_side))
+    sizes, broken = read_sizes(dataset.samples.images, max_side, num_processes, memory_path(dataset.root, max_side))
     images = plan_images(dataset.samples, sizes, preprocessor)
     if not images:
         why = f"; {broken[0][0]}: {broken[0][1]}" if broken else ""
@@ -201,7 +201,7 @@ def _predict(
     config: Config,
     dataset: Dataset,
     images: Sequence[PlannedImage],
-    broken: Sequence[tuple[str | Path, str]],
+    broken: Sequence[tuple[Location, str]],
     vision: Encoder,
     language: Language,
     words: Words,
@@ -270,7 +270,7 @@ def _predict(
 
 
 def _image_facts(
-    config: Config, dataset: Dataset, images: Sequence[PlannedImage], broken: Sequence[tuple[str | Path, str]]
+    config: Config, dataset: Dataset, images: Sequence[PlannedImage], broken: Sequence[tuple[Location, str]]
 ) -> ImageFacts:
     splits = {}
     for name in dataset.holdings.categories:

@@ -65,7 +65,7 @@ def test_image_folders(tmp_path):
         ("train/anger/a%2Epng", "train", "anger"),
         ("train/anger/b%2EJPG", "train", "anger"),
     ]
-    assert all(s.image_path.is_file() and s.answers == {} for s in dataset.samples)
+    assert all(Path(s.image).is_file() and s.answers == {} for s in dataset.samples)
     assert dataset.categories == CATEGORY_SETS["emoset"]
     assert (dataset.name, dataset.root, dataset.ignored) == ("emoset", tmp_path, ())
     assert texts(dataset) == [
@@ -133,7 +133,7 @@ def test_names_of_any_kind(tmp_path):
     dataset = read(tmp_path)
     assert len({s.key for s in dataset.samples}) == len(names)
     assert [s.key for s in dataset.samples] == sorted(s.key for s in dataset.samples)
-    assert {s.image_path.name for s in dataset.samples} == set(names)
+    assert {Path(s.image).name for s in dataset.samples} == set(names)
 
 
 def test_links_are_followed(tmp_path):
@@ -234,7 +234,7 @@ def test_index_files(tmp_path):
         ("val/image/fear/c%2Ejpg", "fear", {}),
     ]
     # Whether an image exists is extraction's question.
-    assert dataset.samples[1].image_path == tmp_path / "image/awe/a.jpg"
+    assert dataset.samples[1].image == str(tmp_path / "image/awe/a.jpg")
     assert f"1 of 3 images have no annotation: {tmp_path / 'image/fear/c.jpg'}" in texts(dataset)
     assert "3 of 3 listed images do not exist: image/amusement/b.jpg, image/awe/a.jpg, image/fear/c.jpg" in texts(
         dataset

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,7 +106,7 @@ def test_annotations_are_found_in_any_unicode_form(tmp_path, directory, stem):
     write(tmp_path / f"annotation/{directory}/{stem}.x.json", ANNOTATION)
     dataset = read(tmp_path, "folder")
     assert dataset.categories == (NFC,)
-    assert all(sample.answers["scene"] == "beach" and sample.image_path.is_file() for sample in dataset.samples)
+    assert all(sample.answers["scene"] == "beach" and Path(sample.image).is_file() for sample in dataset.samples)
     # Keys are the bytes of the names: those of existing caches stay valid.
     assert len({s.key for s in dataset.samples}) == 2 and "e%CC%81" in dataset.samples[0].key
 
@@ -125,7 +126,7 @@ def test_index_files_in_another_unicode_form_than_the_disk(tmp_path):
     folders(tmp_path, f"{NFD}.jpg", f"{NFC}2.jpg")
     write(tmp_path / f"{NFD}.json", ANNOTATION)
     dataset = read(tmp_path, "folder")
-    assert dataset.categories == (NFC,) and all(s.image_path.is_file() for s in dataset.samples)
+    assert dataset.categories == (NFC,) and all(Path(s.image).is_file() for s in dataset.samples)
     assert dataset.samples[1].answers["scene"] == "beach"
     assert not of_kind(dataset, "missing") and not of_kind(dataset, "ignored")
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from masp.data.findings import Finding, Ignored, examples
-from masp.data.folder_layout import did_you_mean, is_image_name
 from masp.data.keys import sample_key
 from masp.data.reading import read_json
 from masp.data.sample import SPLITS, Entries, Listing, directory_prefix
+from masp.data.sources.folders import did_you_mean, is_image_name
 from masp.errors import InputError
 from masp.files.regular import is_file
 from masp.files.text import nfc, reason, shown
