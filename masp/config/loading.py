@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +40,8 @@ class _Layer:
     """Its name in messages."""
     lines: dict[str, int]
     """The line of each key, by its dotted name."""
+    is_entry: bool = False
+    """Whether it is one entry of a setting that is a mapping; any other layer gives such a setting as a whole."""
 
     def place(self, name: str) -> str:
         return f"{self.source} line {self.lines[name]}" if name in self.lines else self.source
@@ -83,7 +85,7 @@ def load_settings(
     tree: Tree = {}
     for layer in [*([] if file is None else _read_files(Path(file), root)), *_read_overrides(overrides, root)]:
         _check_layer(layer, root)
-        _merge(tree, layer.tree)
+        _merge(tree, layer.tree, () if layer.is_entry else describe_settings(root))
     for name in unused:
         section, _, key = name.rpartition(".")
         tree.setdefault(section, {}).setdefault(key, NOT_GIVEN)
@@ -147,7 +149,8 @@ def _read_overrides(overrides: Sequence[str], root: type) -> list[_Layer]:
         tree = _override_value(text.strip(), name, root)
         for part in reversed(name.split(".", _MAX_PARTS)):
             tree = {part: tree}
-        layers.append(_Layer(tree, _COMMAND_LINE, {}))
+        is_entry = name not in describe_settings(root) and name.rpartition(".")[0] in describe_settings(root)
+        layers.append(_Layer(tree, _COMMAND_LINE, {}, is_entry))
     return layers
 
 
@@ -160,10 +163,13 @@ def _override_value(text: str, name: str, root: type) -> Any:
     return parse_yaml(text, f"{_COMMAND_LINE}: {one_line(shortened(name))}")[0]
 
 
-def _merge(tree: Tree, other: Tree) -> None:
+def _merge(tree: Tree, other: Tree, whole: Collection[str], prefix: str = "") -> None:
+    """Put what one layer gives over what others gave; what is called as in `whole` is replaced, not merged."""
     for key, value in other.items():
-        if isinstance(value, dict):
-            _merge(tree.setdefault(key, {}), value)
+        if isinstance(value, dict) and prefix + key not in whole:
+            if not isinstance(tree.get(key), dict):
+                tree[key] = {}
+            _merge(tree[key], value, whole, f"{prefix}{key}.")
         else:
             tree[key] = value
 
@@ -245,6 +251,7 @@ def _check_together(config: Config, where: str) -> None:
         raise InputError(
             f"{where}: stage2.vision_features = false: with {key} nothing of the image would be in the prompt"
         )
+    _check_splits(config, where)
     categories = config.dataset.categories
     if categories is not None:
         words = [normalize_category(category) for category in categories]
@@ -253,3 +260,18 @@ def _check_together(config: Config, where: str) -> None:
                 f"{where}: dataset.categories = {shown(categories)}: must name one or more different categories "
                 f"(case and underscores make no difference), or be null"
             )
+
+
+def _check_splits(config: Config, where: str) -> None:
+    """Check that the splits are given all by fractions or all by files, and that fractions are those of a whole."""
+    splits = config.dataset.split
+    if splits is None:
+        return
+    fractions = [value for value in splits.values() if isinstance(value, float)]
+    if not splits or (fractions and len(fractions) < len(splits)):
+        problem = "must give every split a fraction, or every split the file that lists its images"
+    elif fractions and abs(sum(fractions) - 1) > 1e-6:
+        problem = f"the fractions must add up to 1, not {sum(fractions):g}"
+    else:
+        return
+    raise InputError(f"{where}: dataset.split = {shown(splits)}: {problem}")

@@ -5,11 +5,23 @@ The string under a field is its documentation; `tools/config_reference.py` turns
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import BeforeValidator, Field, GetPydanticSchema
+from pydantic import AfterValidator, BeforeValidator, Field, GetPydanticSchema
 
-from masp.config.fields import Boolean, Count, Fraction, Item, Number, PathText, Positive, Settings, UniqueList
+from masp.config.fields import (
+    Boolean,
+    Count,
+    Fraction,
+    Item,
+    Mapping,
+    Number,
+    PathText,
+    Positive,
+    Settings,
+    Text,
+    UniqueList,
+)
 from masp.taxonomy import ASPECTS, DatasetName, Split
 
 # One of `ASPECTS`; to the type checker a string, since code does not depend on which aspects there are.
@@ -26,6 +38,20 @@ Source = Literal["cache", "live"]
 Quantization = Literal["none", "int8", "int4"]
 StageName = Literal["stage1", "stage2"]
 Transparency = Literal["white", "drop"]
+
+
+def _check_columns(columns: dict[str, str]) -> dict[str, str]:
+    known = ("image", "label", "split", "id", *ASPECTS)
+    if unknown := sorted(set(columns) - set(known)):
+        raise ValueError(f"{unknown[0]!r} is not something that a column may hold; valid are {', '.join(known)}")
+    return columns
+
+
+def _check_splits(splits: dict[str, float | str]) -> dict[str, float | str]:
+    known = get_args(Split)
+    if unknown := sorted(set(splits) - set(known)):
+        raise ValueError(f"{unknown[0]!r} is not a split; valid are {', '.join(known)}")
+    return splits
 
 
 @dataclass
@@ -60,6 +86,13 @@ class VlmConfig(Settings):
     measures what each costs in accuracy."""
 
 
+ColumnNames = Annotated[Mapping[Text], AfterValidator(_check_columns), Field(examples=["image: file, label: emotion"])]
+LabelNames = Annotated[Mapping[Text | None], Field(examples=["0: amusement, 1: anger, 2: null"])]
+Splits = Annotated[
+    Mapping[Fraction | PathText], AfterValidator(_check_splits), Field(examples=["train: 0.8, val: 0.1, test: 0.1"])
+]
+
+
 @dataclass(kw_only=True)
 class DatasetConfig(Settings):
     """The labeled images."""
@@ -69,7 +102,33 @@ class DatasetConfig(Settings):
     other."""
 
     root: PathText
-    """Directory that contains `train/`, `val/`, `test/`, or `train.json`, `val.json`, `test.json`."""
+    """Where the images are: a directory, a file, a pattern of files (`data/{00000..00099}.tar`, `data/*.parquet`), or
+    `hf://owner/name` of the Hugging Face Hub. docs/datasets.md shows what may be there."""
+
+    format: Literal["auto", "folders", "emoset", "table", "webdataset", "parquet", "arrow"] = "auto"
+    """What is there. `auto` looks and says what it found: `folders`, whose names are the categories; `emoset`, index
+    files as EmoSet has them; `table`, a `.csv`, `.tsv` or `.jsonl` file with a row per image; `webdataset`, tars;
+    `parquet` and `arrow`, as the Hugging Face Hub and its `datasets` library have them."""
+
+    columns: ColumnNames | None = None
+    """Columns of a table, of tars, parquet or arrow files by what they hold: `image`, `label`, `split`, `id`, and any
+    aspect. null, or what is not given: the usual names, such as `file_name` and `emotion`."""
+
+    distribution: Annotated[UniqueList[Item], Field(examples=[["anger", "joy", "neutral"]])] | None = None
+    """Columns with the votes or probabilities of an image, one per category and named like it."""
+
+    label_names: LabelNames | PathText | None = None
+    """Category of each label, where labels are numbers or other words than the categories, or a YAML or JSON file with
+    such a mapping; the images of a label with null are left out."""
+
+    split: Splits | None = None
+    """How to divide images that the dataset itself does not divide: `{train: 0.8, val: 0.1, test: 0.1}` by a hash of
+    each image's name, in every category alike and copies of an image together; or `{train: train.txt, test: test.txt}`,
+    files that list the images. Where the dataset has a split `test`, only its `train` is divided, as in
+    `{train: 0.9, val: 0.1}`."""
+
+    split_seed: Annotated[int, Field(ge=0, le=2**32 - 1), Number] = 0
+    """Seed of the division by fractions."""
 
     categories: Annotated[UniqueList[Item], Field(examples=[["joy", "fear"]])] | None = None
     """Categories in the order in which questions list them; null takes the named dataset's own, for `folder` the names

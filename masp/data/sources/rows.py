@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -27,19 +28,11 @@ class Column:
 
     @staticmethod
     def of(values: Iterable[Value]) -> Column:
-        """A column of the values of all rows, in order. 1, 1.0 and True are three values."""
-        places: dict[Hashable, int] = {}
-        found: list[Value] = []
-        codes = []
+        """A column of the values of all rows, in order."""
+        builder = ColumnBuilder()
         for value in values:
-            if value is None:
-                codes.append(-1)
-                continue
-            place = places.setdefault((type(value), value), len(found))
-            if place == len(found):
-                found.append(value)
-            codes.append(place)
-        return Column(np.array(codes, dtype=np.int32), found)
+            builder.append(value)
+        return builder.column()
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -51,6 +44,30 @@ class Column:
     def part(self, rows: np.ndarray) -> Column:
         """Those of some rows."""
         return Column(self.codes[rows], self.values)
+
+
+class ColumnBuilder:
+    """Collects a column value by value. 1, 1.0 and True are three values."""
+
+    def __init__(self) -> None:
+        """No value yet."""
+        self._codes = array("i")
+        self._places: dict[Hashable, int] = {}
+        self._values: list[Value] = []
+
+    def append(self, value: Value) -> None:
+        """Add the value of the next row."""
+        if value is None:
+            self._codes.append(-1)
+            return
+        place = self._places.setdefault((type(value), value), len(self._values))
+        if place == len(self._values):
+            self._values.append(value)
+        self._codes.append(place)
+
+    def column(self) -> Column:
+        """The column of all values."""
+        return Column(np.array(self._codes, dtype=np.int32), self._values)
 
 
 @dataclass

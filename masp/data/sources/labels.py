@@ -1,0 +1,414 @@
+"""From the columns of a source to what a dataset says of each image: split, category, aspects, distribution."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from masp.config.schema import DatasetConfig
+from masp.config.yaml_text import read_yaml
+from masp.data.answers import LEVEL_ASPECTS, LIST_ASPECTS, answer_text
+from masp.data.findings import Finding, close_to, examples
+from masp.data.sample import Label
+from masp.data.sources.folders import did_you_mean
+from masp.data.sources.rows import Column, Header, Rows, RowSource, Value
+from masp.data.sources.split_words import SPLIT_WORDS
+from masp.errors import InputError
+from masp.files.text import nfc, shown
+from masp.files.typed import is_text
+from masp.taxonomy import ASPECTS, Split, normalize_category
+
+NO_SPLIT = 255
+"""Number of the split of an image that has none yet."""
+SPLITS: tuple[Split, ...] = ("test", "train", "val")
+"""What the other numbers mean."""
+
+USUAL: Mapping[str, tuple[str, ...]] = {
+    "image": ("image", "img", "image_path", "file_name", "filename", "file", "path", "filepath", "file_path", "name"),
+    "label": ("label", "emotion", "category", "class", "labels", "emotions", "emotion_category", "target", "cls"),
+    "split": ("split", "subset", "partition", "usage", "set", "fold"),
+}
+"""The usual names of columns, in the order in which they are looked for."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column of a source holds what."""
+
+    image: str | None
+    label: str | None
+    split: str | None
+    identity: str | None
+    aspects: dict[str, str]
+    """Aspect -> column."""
+    distribution: tuple[str, ...] = ()
+    """Votes or probabilities, a column per category."""
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Those whose values are needed."""
+        named = (self.label, self.split, *self.aspects.values(), *self.distribution)
+        return tuple(dict.fromkeys(name for name in named if name is not None))
+
+
+@dataclass
+class LabeledRows:
+    """Rows with what is known of them."""
+
+    rows: Rows
+    split: np.ndarray
+    """`[N]` uint8, into `SPLITS`, or `NO_SPLIT`."""
+    label: np.ndarray
+    """`[N]` int32, into `labels`; -1 for an image that is left out."""
+    labels: list[Label]
+    categories: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+
+def read_labeled(source: RowSource, config: DatasetConfig, categories: tuple[str, ...] | None) -> LabeledRows:
+    """Read all rows of a source and what it says of them.
+
+    Args:
+        source: The source.
+        config: Section `dataset` of the configuration.
+        categories: Valid categories, normalized; None takes those of the rows.
+
+    Raises:
+        InputError: A column is missing, or a value in it is not valid; the message names row, column and value.
+    """
+    header = source.header()
+    columns = choose_columns(header, config, source)
+    rows = source.read(columns.wanted, columns.image, columns.identity)
+    if not len(rows):
+        raise InputError(f"dataset.root = {config.root!r}: these {source.kind} hold no image")
+    names = _label_names(config.label_names)
+    split = _splits(rows, columns, len(rows))
+    found = _Labeling(rows, config, categories, header, names)
+    codes, valid = found.categories(columns)
+    aspects = [(aspect, *found.answers(aspect, name)) for aspect, name in columns.aspects.items()]
+    label, labels = _combined(codes, valid, aspects, found.distributions)
+    return LabeledRows(rows, split, label, labels, valid, tuple(found.findings))
+
+
+def choose_columns(header: Header, config: DatasetConfig, source: RowSource) -> Columns:
+    """Which columns hold what: those that the configuration names, else those with the usual names.
+
+    Raises:
+        InputError: A named column is not there, or none can hold the images or the labels.
+    """
+    lower: dict[str, str] = {}
+    for name in header.columns:
+        lower.setdefault(name.lower(), name)
+    named = config.columns or {}
+    for key, name in named.items():
+        if name not in header.columns:
+            raise InputError(f"dataset.columns.{key} = {shown(name)}: {_no_column(name, header, source)}")
+    for name in config.distribution or ():
+        if name not in header.columns:
+            raise InputError(f"dataset.distribution = {config.distribution}: {_no_column(name, header, source)}")
+
+    def usual(key: str) -> str | None:
+        if key in named:
+            return named[key]
+        return next((lower[name] for name in USUAL[key] if name in lower), None)
+
+    image = named.get("image") or next(iter(header.image_columns), None) or usual("image")
+    if image is None and header.has_image_column:
+        raise InputError(
+            f"dataset.root = {config.root!r}: no column of these {source.kind} seems to hold the images; name it, as "
+            f"in dataset.columns.image={header.columns[0] if header.columns else 'file'}; there are "
+            f"{', '.join(header.columns)}"
+        )
+    label = None if config.distribution and "label" not in named else usual("label")
+    if label is None and not config.distribution:
+        others = [name for name in header.columns if name != image]
+        raise InputError(
+            f"dataset.root = {config.root!r}: no column of these {source.kind} seems to hold the labels; name it, as "
+            f"in dataset.columns.label={others[0] if others else 'emotion'}; there are {', '.join(header.columns)}"
+        )
+    aspects = {aspect: named.get(aspect) or lower[aspect] for aspect in ASPECTS if aspect in named or aspect in lower}
+    return Columns(image, label, usual("split"), named.get("id"), aspects, tuple(config.distribution or ()))
+
+
+def _no_column(name: str, header: Header, source: RowSource) -> str:
+    close = close_to(name, header.columns)
+    meant = f"; did you mean {shown(close)}?" if close else ""
+    return f"these {source.kind} have no column {shown(name)}; there are {', '.join(header.columns)}{meant}"
+
+
+def _label_names(names: Mapping[str, str | None] | str | None) -> dict[str, str | None] | None:
+    """Label -> category as the configuration or a file gives them."""
+    if not isinstance(names, str):
+        return None if names is None else dict(names)
+    found = read_yaml(Path(names))[0]
+    for label, category in found.items():
+        if category is not None and not isinstance(category, str):
+            raise InputError(f"{names}: {label} = {shown(category)}: must be a category, or null to leave it out")
+    return {str(label): category for label, category in found.items()}
+
+
+def split_number(word: str, where: str) -> int:
+    """The split that a word means.
+
+    Raises:
+        InputError: None.
+    """
+    split = SPLIT_WORDS.get(word.strip().lower())
+    if split is None:
+        raise InputError(
+            f"{where}: {shown(word)} does not name a split; valid are {', '.join(sorted(SPLIT_WORDS))}"
+        )
+    return SPLITS.index(split)
+
+
+def _splits(rows: Rows, columns: Columns, count: int) -> np.ndarray:
+    column, name = (rows.columns[columns.split], columns.split) if columns.split else (rows.split_names, "")
+    if column is None:
+        return np.full(count, NO_SPLIT, dtype=np.uint8)
+    numbers = [
+        split_number(str(value), _first_place(rows, column, code, name)) for code, value in enumerate(column.values)
+    ]
+    return np.array([*numbers, NO_SPLIT], dtype=np.uint8)[column.codes]
+
+
+def _first_place(rows: Rows, column: Column, code: int, name: str) -> str:
+    """Where a value stands first."""
+    where = rows.where(int(np.argmax(column.codes == code)))
+    return f"{where}: {name}" if name else where
+
+
+class _Labeling:
+    """Makes categories, answers and distributions of the values in columns."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        config: DatasetConfig,
+        categories: tuple[str, ...] | None,
+        header: Header,
+        names: Mapping[str, str | None] | None,
+    ):
+        self.rows, self.config, self.header, self.names = rows, config, header, names
+        self.valid = categories
+        self.findings: list[Finding] = []
+        self.distributions: tuple[np.ndarray, list[tuple[float, ...]]] | None = None
+
+    def categories(self, columns: Columns) -> tuple[np.ndarray, tuple[str, ...]]:
+        """The category of each row `[N]`, -1 if it is left out, and the categories."""
+        if columns.distribution:
+            return self._voted(columns)
+        assert columns.label is not None
+        column = self.rows.columns[columns.label]
+        meant = [self._meant(code, value, columns.label, column) for code, value in enumerate(column.values)]
+        present = {category for each in meant for category in each}
+        valid = self.valid or tuple(sorted(present))
+        numbers = {category: number for number, category in enumerate(valid)}
+        several = [each for each in meant if len(each) > 1]
+        if several:
+            self.distributions = self._of_lists(meant, column, valid)
+        first = [min((numbers[category] for category in each), default=-1) for each in meant]
+        codes = np.array([*first, -1], dtype=np.int32)[column.codes]
+        self._left_out(codes, columns.label)
+        return codes, valid
+
+    def _meant(self, code: int, value: Value, name: str, column: Column) -> tuple[str, ...]:
+        """The categories that a label means; none where its images are left out."""
+        if isinstance(value, tuple):
+            return tuple(dict.fromkeys(c for each in value for c in self._meant(code, each, name, column)))
+        text = nfc(str(value).strip()) if value is not None else ""
+        if not text:
+            return ()
+        known = self.header.label_names.get(name)
+        if known is not None and isinstance(value, int):
+            if value == -1:  # how `datasets` marks an image without label
+                return ()
+            if not 0 <= value < len(known):
+                where = _first_place(self.rows, column, code, name)
+                raise InputError(f"{where} = {value}: the file itself names only the labels 0 to {len(known) - 1}")
+            text = known[value]
+        if self.names is not None:
+            return self._mapped(text, lambda: _first_place(self.rows, column, code, name))
+        if not isinstance(value, str) and known is None:
+            where = _first_place(self.rows, column, code, name)
+            raise InputError(
+                f"{where} = {shown(value)}: labels are numbers; dataset.label_names must say what they mean, for "
+                f"example dataset.label_names={{{value}: joy}}"
+            )
+        return (self._checked(text, lambda: _first_place(self.rows, column, code, name)),)
+
+    def _mapped(self, text: str, where: Callable[[], str]) -> tuple[str, ...]:
+        assert self.names is not None
+        lower = {normalize_category(label): category for label, category in self.names.items()}
+        if text in self.names:
+            category = self.names[text]
+        elif normalize_category(text) in lower:
+            category = lower[normalize_category(text)]
+        else:
+            raise InputError(
+                f"{where()} = {shown(text)}: dataset.label_names does not have this label; it has "
+                f"{', '.join(self.names)}; null leaves the images of a label out"
+            )
+        return () if category is None else (self._checked(category, lambda: f"dataset.label_names.{text}"),)
+
+    def _checked(self, text: str, where: Callable[[], str]) -> str:
+        category = normalize_category(text)
+        if not category or not is_text(category):
+            raise InputError(f"{where()} = {shown(text)}: must be text that names a category")
+        if self.valid is not None and category not in self.valid:
+            raise InputError(
+                f"{where()} = {shown(text)}: not a category of this dataset; valid are {', '.join(self.valid)} "
+                f"(dataset.name chooses the set, dataset.categories sets another one, dataset.label_names translates)"
+                f"{did_you_mean(category, self.valid)}"
+            )
+        return category
+
+    def _left_out(self, codes: np.ndarray, name: str) -> None:
+        places = np.flatnonzero(codes < 0)
+        if len(places) == len(codes):
+            raise InputError(f"{self.rows.where(0)}: {name}: no image has a label, or dataset.label_names leaves all out")
+        if len(places):
+            text = f"{len(places):,} of {len(codes):,} images have no label, or one that is left out; they are not used"
+            shown_rows = examples(self.rows.where(int(row)) for row in places[:3])
+            self.findings.append(Finding("labels", text, len(places), shown_rows, serious=2 * len(places) > len(codes)))
+
+    def _of_lists(
+        self, meant: Sequence[tuple[str, ...]], column: Column, valid: tuple[str, ...]
+    ) -> tuple[np.ndarray, list[tuple[float, ...]]]:
+        """Several labels of an image as a distribution over them."""
+        numbers = {category: number for number, category in enumerate(valid)}
+        found = []
+        for each in meant:
+            weights = [0.0] * len(valid)
+            for category in each:
+                weights[numbers[category]] = 1 / len(each)
+            found.append(tuple(weights))
+        return column.codes, found
+
+    def _voted(self, columns: Columns) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Categories and distributions from the votes of raters."""
+        meant = {}
+        for name in columns.distribution:
+            category = self._mapped(name, lambda: "dataset.distribution") if self.names else (normalize_category(name),)
+            meant[name] = category
+        valid = self.valid or tuple(c for each in meant.values() for c in each)
+        votes = np.zeros((len(self.rows), len(valid)))
+        for name, each in meant.items():
+            values = self._numbers(name)
+            for category in each:
+                if category not in valid:
+                    self._checked(category, lambda: "dataset.distribution")
+                votes[:, valid.index(category)] += values
+        total = votes.sum(1)
+        has_votes = total > 0
+        shares = np.where(has_votes[:, None], votes, 1) / np.where(has_votes, total, len(valid))[:, None]
+        best = shares.max(1)
+        is_tied = has_votes & ((shares == best[:, None]).sum(1) > 1)
+        codes = shares.argmax(1).astype(np.int32)
+        if columns.label is not None:
+            codes, _ = self.categories(Columns(None, columns.label, None, None, {}))
+        else:
+            codes[~has_votes | is_tied] = -1
+            self._say_left_out(~has_votes, "nobody voted on")
+            self._say_left_out(is_tied, "with as many votes for one category as for another")
+        kinds, inverse = np.unique(np.round(shares, 12), axis=0, return_inverse=True)
+        self.distributions = inverse.reshape(-1).astype(np.int32), [tuple(row) for row in kinds.tolist()]
+        return codes, valid
+
+    def _say_left_out(self, which: np.ndarray, why: str) -> None:
+        places = np.flatnonzero(which)
+        if len(places):
+            text = f"{len(places):,} of {len(which):,} images, {why}, are not used"
+            self.findings.append(
+                Finding("labels", text, len(places), examples(self.rows.where(int(row)) for row in places[:3]))
+            )
+
+    def _numbers(self, name: str) -> np.ndarray:
+        """Votes or probabilities of a column `[N]`; none counts as 0."""
+        column = self.rows.columns[name]
+        found = [0.0] * (len(column.values) + 1)
+        for code, value in enumerate(column.values):
+            try:
+                number = float(value) if isinstance(value, str | int | float) else -1.0
+            except ValueError:
+                number = -1.0
+            if not 0 <= number < float("inf"):
+                where = _first_place(self.rows, column, code, name)
+                raise InputError(f"{where} = {shown(value)}: must be a number of votes, or a probability")
+            found[code] = number
+        return np.array(found)[column.codes]
+
+    def answers(self, aspect: str, name: str) -> tuple[np.ndarray, list[str | None]]:
+        """Code of the answer of each row `[N]`, and the answers; the last one is None."""
+        column = self.rows.columns[name]
+        found: list[str | None] = []
+        for code, value in enumerate(column.values):
+            try:
+                found.append(answer_text(aspect, _annotated(aspect, value)))
+            except ValueError as error:
+                where = _first_place(self.rows, column, code, name)
+                raise InputError(f"{where} = {shown(value)}: {error}, or be left out") from None
+        return column.codes, [*found, None]
+
+
+def _annotated(aspect: str, value: Value) -> Any:
+    """A value of a column as annotation files have it: tables know only text."""
+    if isinstance(value, tuple):
+        return list(value)
+    if not isinstance(value, str):
+        return value
+    if aspect in LEVEL_ASPECTS:
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    if aspect in LIST_ASPECTS:
+        if value.startswith("["):
+            try:
+                return json.loads(value)
+            except ValueError:
+                return [value]
+        return [value]
+    return value
+
+
+def _combined(
+    category: np.ndarray,
+    valid: tuple[str, ...],
+    aspects: Iterable[tuple[str, np.ndarray, list[str | None]]],
+    distributions: tuple[np.ndarray, list[tuple[float, ...]]] | None,
+) -> tuple[np.ndarray, list[Label]]:
+    """The label of each row `[N]` and the different labels."""
+    parts = [(category, [*valid])]
+    columns: list[tuple[np.ndarray, Sequence[Any]]] = [*parts]
+    names = []
+    for aspect, codes, answers in aspects:
+        names.append(aspect)
+        columns.append((codes, answers))
+    if distributions is not None:
+        columns.append(distributions)
+    code = category.astype(np.int64)
+    kinds = [(int(number),) for number in np.unique(code).tolist()]
+    code = np.searchsorted(np.array([kind[0] for kind in kinds]), code)
+    for codes, values in columns[1:]:
+        size = len(values) + 1
+        mixed = code * size + np.where(codes < 0, len(values) - 1, codes)
+        found, code = np.unique(mixed, return_inverse=True)
+        kinds = [(*kinds[each // size], each % size) for each in found.tolist()]
+    labels = []
+    numbers = np.full(len(kinds), -1, dtype=np.int32)
+    for number, kind in enumerate(kinds):
+        if kind[0] < 0:
+            continue
+        said = {
+            name: answer
+            for name, (_, answers), place in zip(names, columns[1:], kind[1:], strict=False)
+            if (answer := answers[place]) is not None
+        }
+        numbers[number] = len(labels)
+        labels.append(Label(valid[kind[0]], tuple(said), tuple(said.values())))
+    return numbers[code], labels
