@@ -110,6 +110,7 @@ class _Counting:
     num_tokens: int = 0
     categories: dict[str, int] = field(default_factory=dict)
     aspects: dict[str, int] = field(default_factory=dict)
+    num_distributions: int = 0
 
     def add(self, other: _Counting) -> None:
         """Count those of a shard too."""
@@ -117,9 +118,14 @@ class _Counting:
         self.num_samples += other.num_samples
         self.num_quarantined += other.num_quarantined
         self.num_tokens += other.num_tokens
+        self.num_distributions += other.num_distributions
         for mine, more in ((self.categories, other.categories), (self.aspects, other.aspects)):
             for name, number in more.items():
                 mine[name] = mine.get(name, 0) + number
+
+    def counts(self) -> SplitCounts:
+        """As the manifest has them."""
+        return SplitCounts(**{**vars(self), "num_distributions": self.num_distributions or None})
 
 
 @dataclass
@@ -155,12 +161,15 @@ def _summarize(sidecar: Sidecar, digest: str, split: int, categories: Mapping[st
     """
     samples, entries, tar = sidecar.samples, sidecar.entries, sidecar.tar
     counts = _Counting(1, len(samples), len(sidecar.quarantined), sum([sample.num_tokens for sample in samples]))
+    counts.num_distributions = sum([sample.distribution is not None for sample in samples])
     counts.categories = dict(Counter([sample.category for sample in samples]))
     counts.aspects = dict(Counter([aspect for sample in samples for aspect in sample.answers]))
     bits = {aspect: 1 << number for number, aspect in enumerate(counts.aspects)}
     contents = []
     for entry in entries:
-        content = canonical_json([entry.category, entry.answers, entry.source.sha256])
+        # only where there is one, so that the digest of a dataset with labels alone stays what it was
+        votes = [] if entry.distribution is None else [entry.distribution]
+        content = canonical_json([entry.category, entry.answers, entry.source.sha256, *votes])
         contents.append(entry.key.encode() + b"\0" + hashlib.sha256(content).digest())
     sources = bytes.fromhex("".join([entry.source.sha256 or _NO_DIGEST for entry in entries]))
     return _Summary(
@@ -259,7 +268,7 @@ class Merged:
             dataset.update(content)
         self._contents.clear()
         return Summary(
-            splits={name: SplitCounts(**vars(counts)) for name, counts in self._splits.items()},
+            splits={name: counts.counts() for name, counts in self._splits.items()},
             aspects=sorted({aspect for aspects in self._aspects for aspect in aspects}),
             shards=self._shards,
             dataset_digest=dataset.hexdigest(),

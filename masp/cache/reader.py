@@ -48,6 +48,8 @@ class CachedSample:
     """How the image lies in the prompt."""
     image_size: tuple[int, int]
     """Width and height of the image that was given to the image processor."""
+    distribution: tuple[float, ...] | None = None
+    """Probability of each of the cache's categories; None where the dataset has only labels."""
 
 
 def open_cache(directory: str | Path) -> Cache:
@@ -75,6 +77,8 @@ def open_cache(directory: str | Path) -> Cache:
 def _fits(index: Index, manifest: Manifest) -> bool:
     """Whether the numbers in an index stand for something in the manifest."""
     if len(index) != manifest.num_samples:
+        return False
+    if index.distribution is not None and index.distribution.shape[1] != len(manifest.categories):
         return False
     limits = ((index.shard, manifest.shards), (index.split, manifest.splits), (index.category, manifest.categories))
     return all(int(column.max(initial=0)) < len(names) for column, names in limits)
@@ -157,6 +161,10 @@ class Cache:
         bit = np.uint64(1 << self.manifest.aspects.index(aspect))
         return (self.index.aspects[rows] & bit) != 0
 
+    def has_distribution(self, rows: np.ndarray) -> np.ndarray:
+        """Which of these rows have a distribution over the categories, bool, without reading a shard."""
+        return (self.index.distributions(rows) > 0).sum(axis=1) > 0
+
     def check_model(self, fields: Fields) -> None:
         """Refuse this cache unless its features are those of the given VLM and settings.
 
@@ -198,6 +206,7 @@ class Cache:
             features=features if dtype is None else features.moved(lambda tensor: tensor.to(dtype)),
             layout=ImageLayout(len(features.tokens), record.grid, record.block),
             image_size=record.image_size,
+            distribution=record.distribution,
         )
 
     def read_record(self, row: int) -> SampleRecord:
@@ -232,9 +241,13 @@ class Cache:
         if checksum(text) != self.index.json_crc32[row]:
             raise self._damaged(row, "the JSON member does not match its checksum")
         try:
-            return decode_record(text)
+            record = decode_record(text)
         except DataError as error:
             raise self._damaged(row, str(error)) from None
+        if record.distribution is not None and len(record.distribution) != len(self.categories):
+            count = len(record.distribution)
+            raise self._damaged(row, f"its distribution has {count} numbers, for {len(self.categories)} categories")
+        return record
 
     def _span(self, row: int, length: int) -> memoryview:
         """The first `length` bytes of a sample in its tar, writable."""

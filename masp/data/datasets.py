@@ -6,6 +6,7 @@ import bisect
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,7 @@ class ListedDataset:
             found = []
             for kind in kinds.tolist():
                 aspects, texts = chunk.answers[(kind & 0xFFFFFFFF) - 1] if kind & 0xFFFFFFFF else ((), ())
-                label = Label(table.labels[kind >> 32].category, aspects, texts)
+                label = replace(table.labels[kind >> 32], aspects=aspects, texts=texts)
                 found.append(numbers.setdefault(label, len(numbers)))
                 if found[-1] == len(table.labels):
                     table.labels.append(label)

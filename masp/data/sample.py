@@ -23,7 +23,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 class Sample:
     """One image of a dataset."""
 
-    __slots__ = ("_aspects", "_texts", "category", "image", "key", "split")
+    __slots__ = ("_aspects", "_texts", "category", "distribution", "image", "key", "split")
 
     key: str
     """Sample key, its name in caches and ledgers; see `masp.data.keys`."""
@@ -37,9 +37,20 @@ class Sample:
     image: Location
     """Where the image is: the path of its file or its place in a larger one, which has not been opened yet."""
 
-    def __init__(self, key: str, split: str, image: Location, category: str, answers: Mapping[str, str]):
+    distribution: tuple[float, ...] | None
+    """See `Label.distribution`."""
+
+    def __init__(
+        self,
+        key: str,
+        split: str,
+        image: Location,
+        category: str,
+        answers: Mapping[str, str],
+        distribution: tuple[float, ...] | None = None,
+    ):
         """Describe an image; the arguments are its attributes."""
-        self.key, self.split, self.category = key, split, category
+        self.key, self.split, self.category, self.distribution = key, split, category, distribution
         self.image = image if isinstance(image, StoredImage) else os.fspath(image)
         self._aspects: tuple[str, ...] | None = tuple(answers)
         self._texts = tuple(answers.values())
@@ -61,7 +72,7 @@ class Sample:
 
     @property
     def _fields(self) -> tuple[object, ...]:
-        return self.key, self.split, self.image, self.category, self.answers
+        return self.key, self.split, self.image, self.category, self.answers, self.distribution
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,9 @@ class Label:
     """Annotated aspects; None if the annotation has not been read."""
     texts: tuple[str, ...]
     """Their answers."""
+    distribution: tuple[float, ...] | None = None
+    """The probability of each of the dataset's categories, in their order, from votes of raters or the like; `category`
+    is the one with the largest. None where the dataset has only labels."""
 
 
 class Places(Protocol):
@@ -156,7 +170,7 @@ class Samples(Sequence[Sample]):
             return samples
         found = list(samples)
         numbers: dict[Label, int] = {}
-        labels = [Label(s.category, s._aspects, s._texts) for s in found]
+        labels = [Label(s.category, s._aspects, s._texts, s.distribution) for s in found]
         label = [numbers.setdefault(each, len(numbers)) for each in labels]
         splits = tuple(sorted({sample.split for sample in found}))
         table = Table(
@@ -201,7 +215,8 @@ class Samples(Sequence[Sample]):
     def _sample(self, row: int) -> Sample:
         table = self.table
         label = table.labels[table.label[row]]
-        sample = Sample(table.keys[row], table.splits[table.split[row]], table.image(row), label.category, {})
+        split = table.splits[table.split[row]]
+        sample = Sample(table.keys[row], split, table.image(row), label.category, {}, label.distribution)
         sample._aspects, sample._texts = label.aspects, label.texts
         return sample
 

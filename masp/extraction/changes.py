@@ -38,6 +38,7 @@ def changes_in(shard: Shard, sidecar: Sidecar) -> tuple[list[str], bool]:
         for name, old, new in (
             ("category", entry.category, sample.category),
             ("answers", entry.answers, sample.answers),
+            ("distribution", entry.distribution, sample.distribution),
         ):
             if old != new:
                 changes.append(f"sample {sample.key} was cached with {name} {old!r}, now it is {new!r}")

@@ -42,6 +42,9 @@ INDEX_BYTES = 125
 _SIDECAR_BYTES = 900
 """About, per sample: labels, offsets, checksums and the image file's digest, as indented JSON."""
 
+_PROBABILITY_BYTES = 32
+"""About, per number of a distribution: 8 bytes in the index, the rest as a line of the sidecar."""
+
 
 @functools.lru_cache(maxsize=1 << 16)
 def features_bytes(num_tokens: int, hidden_size: int, precision: str, num_deep_maps: int = 0) -> int:
@@ -131,7 +134,10 @@ def tar_bytes(members: Iterable[int]) -> int:
 
 def index_bytes(planned: Iterable[PlannedImage]) -> int:
     """Estimate the bytes of index and sidecars."""
-    return sum(INDEX_BYTES + _SIDECAR_BYTES + 3 * len(p.sample.key) for p in planned)
+    return sum(
+        INDEX_BYTES + _SIDECAR_BYTES + 3 * len(p.sample.key) + _PROBABILITY_BYTES * len(p.sample.distribution or ())
+        for p in planned
+    )
 
 
 @dataclass(frozen=True)

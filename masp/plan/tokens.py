@@ -103,8 +103,9 @@ def plan_again(images: Sequence[PlannedImage], preprocessor: Preprocessor) -> li
 
 def _record_bytes(sample: Sample, size: tuple[int, int], layout: ImageLayout) -> int:
     record = SampleRecord(
-        sample.key, sample.split, sample.category, dict(sample.answers), size, layout.grid, _DIGEST, layout.block
-    )
+        sample.key, sample.split, sample.category, dict(sample.answers), size, layout.grid, _DIGEST, layout.block,
+        sample.distribution,
+    )  # fmt: skip
     return len(encode_record(record))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ def choose_columns(header: Header, config: DatasetConfig, source: RowSource) -> 
         return next((lower[name] for name in USUAL[key] if name in lower), None)
 
     image = named.get("image") or next(iter(header.image_columns), None) or usual("image")
-    if image is None and header.has_image_column:
+    if image is None and not header.rows_are_images:
         raise InputError(
             f"dataset.root = {config.root!r}: no column of these {source.kind} seems to hold the images; name it, as "
             f"in dataset.columns.image={header.columns[0] if header.columns else 'file'}; there are "
@@ -379,36 +379,27 @@ def _annotated(aspect: str, value: Value) -> Any:
 def _combined(
     category: np.ndarray,
     valid: tuple[str, ...],
-    aspects: Iterable[tuple[str, np.ndarray, list[str | None]]],
+    aspects: Sequence[tuple[str, np.ndarray, list[str | None]]],
     distributions: tuple[np.ndarray, list[tuple[float, ...]]] | None,
 ) -> tuple[np.ndarray, list[Label]]:
     """The label of each row `[N]` and the different labels."""
-    parts = [(category, [*valid])]
-    columns: list[tuple[np.ndarray, Sequence[Any]]] = [*parts]
-    names = []
-    for aspect, codes, answers in aspects:
-        names.append(aspect)
-        columns.append((codes, answers))
-    if distributions is not None:
-        columns.append(distributions)
-    code = category.astype(np.int64)
-    kinds = [(int(number),) for number in np.unique(code).tolist()]
-    code = np.searchsorted(np.array([kind[0] for kind in kinds]), code)
-    for codes, values in columns[1:]:
-        size = len(values) + 1
-        mixed = code * size + np.where(codes < 0, len(values) - 1, codes)
+    code = category.astype(np.int64) + 1
+    kinds = [(number,) for number in range(len(valid) + 1)]
+    for codes, values in [*((codes, answers) for _, codes, answers in aspects), *filter(None, [distributions])]:
+        size = len(values)
+        mixed = code * size + np.where(codes < 0, size - 1, codes)
         found, code = np.unique(mixed, return_inverse=True)
         kinds = [(*kinds[each // size], each % size) for each in found.tolist()]
-    labels = []
+    labels: list[Label] = []
     numbers = np.full(len(kinds), -1, dtype=np.int32)
-    for number, kind in enumerate(kinds):
-        if kind[0] < 0:
-            continue
-        said = {
-            name: answer
-            for name, (_, answers), place in zip(names, columns[1:], kind[1:], strict=False)
-            if (answer := answers[place]) is not None
-        }
-        numbers[number] = len(labels)
-        labels.append(Label(valid[kind[0]], tuple(said), tuple(said.values())))
+    for number, (place, *places) in enumerate(kinds):
+        if place:
+            texts = {
+                aspect: answer
+                for (aspect, _, answers), at in zip(aspects, places, strict=False)
+                if (answer := answers[at]) is not None
+            }
+            shares = distributions[1][places[-1]] if distributions else None
+            numbers[number] = len(labels)
+            labels.append(Label(valid[place - 1], tuple(texts), tuple(texts.values()), shares))
     return numbers[code], labels

@@ -116,6 +116,9 @@ class Header:
     image_columns: tuple[str, ...] = ()
     """Those that hold the bytes of images, or can say where images are inside larger files."""
 
+    rows_are_images: bool = False
+    """Whether every row is an image by itself, so that no column has to say where it is."""
+
     label_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Column -> names of the numbers 0, 1, 2 … in it, where the source knows them."""
 
