@@ -113,7 +113,7 @@ def extraction_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
     from masp.vlm.flops import encoder_flops, shapes
     from masp.vlm.vision import load_preprocessor, load_vision_half
 
-    samples = read_dataset(config.dataset).samples
+    samples = read_dataset(config.dataset, config.cache.dir).samples
     preprocessor = load_preprocessor(config.vlm.path)
     grid = preprocessor.grid(*args.size)
     tokens = preprocessor.num_tokens(*args.size)
@@ -269,7 +269,9 @@ def evaluation_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
         released.checkpoint.soft_prompt = str(default_soft_prompt_path(config).with_suffix(".pt"))
         model = draw_whole(config.vlm.path, torch.bfloat16, args.device)
         score = PublishedScoring(released, questions.emotion_first(CATEGORIES), model)
-        samples = [s for s in read_dataset(config.dataset).samples if s.split == config.evaluate.split]
+        samples = [
+            s for s in read_dataset(config.dataset, config.cache.dir).samples if s.split == config.evaluate.split
+        ]
         paths = itertools.cycle(sample.image for sample in samples)
         return stepwise(lambda: len(score([next(paths)])), score, args.device)
 

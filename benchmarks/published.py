@@ -93,7 +93,7 @@ class PublishedTraining:
         from masp.vlm.prompt import load_prompt
 
         self.config, self.name = config, name
-        dataset = read_dataset(config.dataset)
+        dataset = read_dataset(config.dataset, config.cache.dir)
         self.categories = dataset.categories
         self.samples = [s for s in dataset.samples if s.split == "train"]
         self.prompt, self.questions = load_prompt(config.vlm.path), load_questions(config.questions)

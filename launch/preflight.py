@@ -151,7 +151,7 @@ def _check_extraction(config: Config) -> Plan:
         raise InputError(f"cache.dir: {config.cache.dir}: {plan.space.verdict}")
     layout = read_layout(Path(config.cache.dir))
     if layout is not None:
-        dataset = list_dataset(config.dataset)
+        dataset = list_dataset(config.dataset, config.cache.dir)
         check_layout(
             Path(config.cache.dir),
             layout,

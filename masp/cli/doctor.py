@@ -147,7 +147,7 @@ def _describe(config: Config, stuck: list[str]) -> list[str]:
     from masp.data.findings import finding_lines
     from masp.plan.prospects import prospects
 
-    dataset = read_dataset(config.dataset)
+    dataset = read_dataset(config.dataset, config.cache.dir)
     holdings = dataset.holdings
     lines = [f"{dataset.name}: " + ", ".join(f"{holdings.num_images(split)} {split}" for split in holdings.splits)]
     lines += [*holdings.table(), *finding_lines(dataset.findings)]

@@ -50,7 +50,9 @@ def _check_keys(value: Any) -> Any:
     """The same mapping with its integer keys as text."""
     if not isinstance(value, dict):
         raise _NOT_VALID
-    return {str(key) if isinstance(key, int) and not isinstance(key, bool) else key: each for key, each in value.items()}
+    return {
+        str(key) if isinstance(key, int) and not isinstance(key, bool) else key: each for key, each in value.items()
+    }
 
 
 def _check_unique(items: Sequence[str]) -> Sequence[str]:
@@ -124,8 +126,8 @@ def _settings(root: type, prefix: str) -> Iterator[Setting]:
 
 def _valid(schema: dict[str, Any]) -> str:
     if "anyOf" in schema:
-        words = ["null" if each["type"] == "null" else _valid(each) for each in schema["anyOf"]]
-        return f"{', '.join(words[:-1])}, or {words[-1]}"
+        kinds = ["null" if each["type"] == "null" else _valid(each) for each in schema["anyOf"]]
+        return f"{', '.join(kinds[:-1])}, or {kinds[-1]}"
     if "enum" in schema:
         return f"one of {', '.join(schema['enum'])}"
     match schema["type"]:

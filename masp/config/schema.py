@@ -30,6 +30,7 @@ Aspect = Annotated[str, GetPydanticSchema(lambda _source, handler: handler(Liter
 AnyCaseName = Annotated[
     DatasetName, BeforeValidator(lambda name: name.strip().lower() if isinstance(name, str) else name)
 ]
+DatasetFormat = Literal["folders", "emoset", "table", "webdataset", "parquet", "arrow"]
 Device = Literal["auto", "cpu", "cuda"]
 Layout = Literal["after_image", "released"]
 Precision = Literal["bf16", "fp16", "fp32"]
@@ -105,7 +106,7 @@ class DatasetConfig(Settings):
     """Where the images are: a directory, a file, a pattern of files (`data/{00000..00099}.tar`, `data/*.parquet`), or
     `hf://owner/name` of the Hugging Face Hub. docs/datasets.md shows what may be there."""
 
-    format: Literal["auto", "folders", "emoset", "table", "webdataset", "parquet", "arrow"] = "auto"
+    format: Literal["auto", DatasetFormat] = "auto"
     """What is there. `auto` looks and says what it found: `folders`, whose names are the categories; `emoset`, index
     files as EmoSet has them; `table`, a `.csv`, `.tsv` or `.jsonl` file with a row per image; `webdataset`, tars;
     `parquet` and `arrow`, as the Hugging Face Hub and its `datasets` library have them."""

@@ -40,7 +40,7 @@ Kind = Literal[
     "cache",
     "vlm",
 ]
-Why = Literal["too deep", "no category", "extension", "hidden", "no split", "not listed", "other file"]
+Why = Literal["too deep", "no category", "extension", "hidden", "no split", "not listed", "other file", "left out"]
 
 MAX_EXAMPLES = 3
 _MAX_EXAMPLE = 200
@@ -54,6 +54,7 @@ _WORDS: dict[Why, str] = {
     "no split": "outside the splits",
     "not listed": "that no index file lists",
     "other file": "other files, such as text",
+    "left out": "that dataset.label_names leaves out",
 }
 _ORDER = {"train": 0, "val": 1, "test": 2}
 """Order of the splits in tables."""

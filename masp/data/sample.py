@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,10 @@ from masp.data.keys import path_of
 from masp.taxonomy import Split
 
 SPLITS: tuple[Split, ...] = get_args(Split)
+UNDIVIDED = "undivided"
+"""In keys of images that have no split yet."""
+NO_SPLIT = 255
+"""Where numbers mean splits: of an image that has none."""
 
 
 class Sample:
@@ -336,6 +341,9 @@ class Entries:
     first_rows: dict[str, int] = field(default_factory=dict)
     """Split -> number of its first entry, if it is listed in an index file, one entry in a row."""
 
+    left_out: dict[str, list[int]] = field(default_factory=dict)
+    """Split -> for each row of its index file that is left out, how many entries there were before."""
+
     def __len__(self) -> int:
         return len(self.keys)
 
@@ -361,10 +369,11 @@ class Entries:
 
     def where(self, number: int) -> str:
         """Where an entry is listed, for errors."""
-        split = self.split(number)
-        if split not in self.first_rows:
+        if not self.first_rows:
             return self.image_path(number)
-        return f"{self.root}{split}.json row {number - self.first_rows[split] + 1}"
+        split, first = max((e for e in self.first_rows.items() if e[1] <= number), key=lambda e: e[1])
+        before = bisect.bisect_right(self.left_out.get(split, []), number)
+        return f"{self.root}{split}.json row {number - first + before + 1}"
 
 
 @dataclass(frozen=True)

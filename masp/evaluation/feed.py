@@ -349,7 +349,7 @@ class LiveFeed(Feed):
 
 
 def _open_live(config: Config) -> LiveFeed:
-    dataset = read_dataset(config.dataset)
+    dataset = read_dataset(config.dataset, config.cache.dir)
     broken = quarantined_keys(Path(config.cache.dir))
     of_split = [s for s in dataset.samples if s.split == config.evaluate.split]
     samples = {s.key: s for s in of_split if s.key not in broken}

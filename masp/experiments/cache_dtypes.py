@@ -186,7 +186,7 @@ def table(result: Measurement) -> str:
 
 
 def _sample(config: Config, num_images: int) -> tuple[tuple[str, ...], list[Sample]]:
-    dataset, broken = read_dataset(config.dataset), quarantined_keys(Path(config.cache.dir))
+    dataset, broken = read_dataset(config.dataset, config.cache.dir), quarantined_keys(Path(config.cache.dir))
     samples = [s for s in dataset.samples if s.split == config.evaluate.split and s.key not in broken]
     if not samples:
         raise InputError(f"evaluate.split = {shown(config.evaluate.split)}: {dataset.root} has no image in this split")

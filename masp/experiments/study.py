@@ -96,7 +96,9 @@ def _is_annotated(config: Config) -> bool | None:
     if not Path(config.dataset.root).is_dir():
         return None  # what is drawn for the demo is annotated, and anything else is an error of the extraction
     try:
-        samples = [sample for sample in read_dataset(config.dataset).samples if sample.split == "train"]
+        samples = [
+            sample for sample in read_dataset(config.dataset, config.cache.dir).samples if sample.split == "train"
+        ]
     except MaspError as error:  # a list can be printed anywhere
         LOG.info("whether the images are annotated is not known: %s", error)
         return None

@@ -44,6 +44,7 @@ from masp.cache.shard_state import (
 from masp.config import Config
 from masp.data.answer_table import load_answers
 from masp.data.datasets import Dataset, ListedDataset, list_dataset
+from masp.data.division import record_division
 from masp.data.findings import Finding, log_findings
 from masp.data.sample import Samples
 from masp.errors import FilesInUse, InputError
@@ -86,7 +87,7 @@ def prepare(config: Config) -> Job:
     Raises:
         InputError: No images, no VLM, or the directory cannot be made.
     """
-    dataset = list_dataset(config.dataset)
+    dataset = list_dataset(config.dataset, config.cache.dir)
     if not dataset.samples:
         raise InputError(f"dataset.root: {dataset.root} holds no images")
     model = model_fields(resolve_directory(config.vlm.path), config.vlm, config.cache.dtype)
@@ -96,6 +97,8 @@ def prepare(config: Config) -> Job:
     except OSError as error:
         raise InputError(f"cache.dir: {directory} cannot be made: {reason(error)}") from None
     layout = read_layout(directory)
+    with plain_write_errors(directory):
+        record_division(directory, dataset.division)
     return Job(config, directory, dataset, model, shards_of(layout, dataset.samples, config.cache.num_shards))
 
 

@@ -51,7 +51,7 @@ def record_near_duplicates(config: Config) -> DatasetRecord:
     record = read_findings(directory, read_manifest(directory))
     if record is None:
         raise InputError(f"cache.dir: {directory}: findings were not recorded; run `masp extract` again, which does so")
-    samples = read_dataset(config.dataset).samples
+    samples = read_dataset(config.dataset, config.cache.dir).samples
     hashes, is_known = _hashes(samples, config.extract.num_workers)
     readable = [sample for sample, known in zip(samples, is_known, strict=True) if known]
     pairs = list(near_pairs(readable, hashes[is_known]))

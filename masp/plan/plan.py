@@ -180,7 +180,7 @@ def make_plan(
     # what cannot work is refused before headers are read
     vlm, language = load_config(directory), language_cost(directory)
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
-    dataset = read_dataset(config.dataset)
+    dataset = read_dataset(config.dataset, config.cache.dir)
     max_side = config.vlm.max_side
     sizes, broken = read_sizes(dataset.samples.images, max_side, num_processes, memory_path(dataset.root, max_side))
     images = plan_images(dataset.samples, sizes, preprocessor)

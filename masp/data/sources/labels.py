@@ -3,57 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from masp.config.schema import DatasetConfig
-from masp.config.yaml_text import read_yaml
 from masp.data.answers import LEVEL_ASPECTS, LIST_ASPECTS, answer_text
-from masp.data.findings import Finding, close_to, examples
-from masp.data.sample import Label
-from masp.data.sources.folders import did_you_mean
+from masp.data.findings import Finding, examples
+from masp.data.sample import NO_SPLIT, SPLITS, Label
+from masp.data.sources.category_names import CategoryNames, category_names
+from masp.data.sources.columns import Columns, choose_columns
 from masp.data.sources.rows import Column, Header, Rows, RowSource, Value
 from masp.data.sources.split_words import SPLIT_WORDS
 from masp.errors import InputError
 from masp.files.text import nfc, shown
-from masp.files.typed import is_text
-from masp.taxonomy import ASPECTS, Split, normalize_category
-
-NO_SPLIT = 255
-"""Number of the split of an image that has none yet."""
-SPLITS: tuple[Split, ...] = ("test", "train", "val")
-"""What the other numbers mean."""
-
-USUAL: Mapping[str, tuple[str, ...]] = {
-    "image": ("image", "img", "image_path", "file_name", "filename", "file", "path", "filepath", "file_path", "name"),
-    "label": ("label", "emotion", "category", "class", "labels", "emotions", "emotion_category", "target", "cls"),
-    "split": ("split", "subset", "partition", "usage", "set", "fold"),
-}
-"""The usual names of columns, in the order in which they are looked for."""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which column of a source holds what."""
-
-    image: str | None
-    label: str | None
-    split: str | None
-    identity: str | None
-    aspects: dict[str, str]
-    """Aspect -> column."""
-    distribution: tuple[str, ...] = ()
-    """Votes or probabilities, a column per category."""
-
-    @property
-    def wanted(self) -> tuple[str, ...]:
-        """Those whose values are needed."""
-        named = (self.label, self.split, *self.aspects.values(), *self.distribution)
-        return tuple(dict.fromkeys(name for name in named if name is not None))
 
 
 @dataclass
@@ -86,70 +51,12 @@ def read_labeled(source: RowSource, config: DatasetConfig, categories: tuple[str
     rows = source.read(columns.wanted, columns.image, columns.identity)
     if not len(rows):
         raise InputError(f"dataset.root = {config.root!r}: these {source.kind} hold no image")
-    names = _label_names(config.label_names)
     split = _splits(rows, columns, len(rows))
-    found = _Labeling(rows, config, categories, header, names)
+    found = _Labeling(rows, category_names(config, categories), header)
     codes, valid = found.categories(columns)
     aspects = [(aspect, *found.answers(aspect, name)) for aspect, name in columns.aspects.items()]
     label, labels = _combined(codes, valid, aspects, found.distributions)
     return LabeledRows(rows, split, label, labels, valid, tuple(found.findings))
-
-
-def choose_columns(header: Header, config: DatasetConfig, source: RowSource) -> Columns:
-    """Which columns hold what: those that the configuration names, else those with the usual names.
-
-    Raises:
-        InputError: A named column is not there, or none can hold the images or the labels.
-    """
-    lower: dict[str, str] = {}
-    for name in header.columns:
-        lower.setdefault(name.lower(), name)
-    named = config.columns or {}
-    for key, name in named.items():
-        if name not in header.columns:
-            raise InputError(f"dataset.columns.{key} = {shown(name)}: {_no_column(name, header, source)}")
-    for name in config.distribution or ():
-        if name not in header.columns:
-            raise InputError(f"dataset.distribution = {config.distribution}: {_no_column(name, header, source)}")
-
-    def usual(key: str) -> str | None:
-        if key in named:
-            return named[key]
-        return next((lower[name] for name in USUAL[key] if name in lower), None)
-
-    image = named.get("image") or next(iter(header.image_columns), None) or usual("image")
-    if image is None and not header.rows_are_images:
-        raise InputError(
-            f"dataset.root = {config.root!r}: no column of these {source.kind} seems to hold the images; name it, as "
-            f"in dataset.columns.image={header.columns[0] if header.columns else 'file'}; there are "
-            f"{', '.join(header.columns)}"
-        )
-    label = None if config.distribution and "label" not in named else usual("label")
-    if label is None and not config.distribution:
-        others = [name for name in header.columns if name != image]
-        raise InputError(
-            f"dataset.root = {config.root!r}: no column of these {source.kind} seems to hold the labels; name it, as "
-            f"in dataset.columns.label={others[0] if others else 'emotion'}; there are {', '.join(header.columns)}"
-        )
-    aspects = {aspect: named.get(aspect) or lower[aspect] for aspect in ASPECTS if aspect in named or aspect in lower}
-    return Columns(image, label, usual("split"), named.get("id"), aspects, tuple(config.distribution or ()))
-
-
-def _no_column(name: str, header: Header, source: RowSource) -> str:
-    close = close_to(name, header.columns)
-    meant = f"; did you mean {shown(close)}?" if close else ""
-    return f"these {source.kind} have no column {shown(name)}; there are {', '.join(header.columns)}{meant}"
-
-
-def _label_names(names: Mapping[str, str | None] | str | None) -> dict[str, str | None] | None:
-    """Label -> category as the configuration or a file gives them."""
-    if not isinstance(names, str):
-        return None if names is None else dict(names)
-    found = read_yaml(Path(names))[0]
-    for label, category in found.items():
-        if category is not None and not isinstance(category, str):
-            raise InputError(f"{names}: {label} = {shown(category)}: must be a category, or null to leave it out")
-    return {str(label): category for label, category in found.items()}
 
 
 def split_number(word: str, where: str) -> int:
@@ -160,9 +67,7 @@ def split_number(word: str, where: str) -> int:
     """
     split = SPLIT_WORDS.get(word.strip().lower())
     if split is None:
-        raise InputError(
-            f"{where}: {shown(word)} does not name a split; valid are {', '.join(sorted(SPLIT_WORDS))}"
-        )
+        raise InputError(f"{where}: {shown(word)} does not name a split; valid are {', '.join(sorted(SPLIT_WORDS))}")
     return SPLITS.index(split)
 
 
@@ -185,16 +90,8 @@ def _first_place(rows: Rows, column: Column, code: int, name: str) -> str:
 class _Labeling:
     """Makes categories, answers and distributions of the values in columns."""
 
-    def __init__(
-        self,
-        rows: Rows,
-        config: DatasetConfig,
-        categories: tuple[str, ...] | None,
-        header: Header,
-        names: Mapping[str, str | None] | None,
-    ):
-        self.rows, self.config, self.header, self.names = rows, config, header, names
-        self.valid = categories
+    def __init__(self, rows: Rows, names: CategoryNames, header: Header):
+        self.rows, self.names, self.header = rows, names, header
         self.findings: list[Finding] = []
         self.distributions: tuple[np.ndarray, list[tuple[float, ...]]] | None = None
 
@@ -206,7 +103,7 @@ class _Labeling:
         column = self.rows.columns[columns.label]
         meant = [self._meant(code, value, columns.label, column) for code, value in enumerate(column.values)]
         present = {category for each in meant for category in each}
-        valid = self.valid or tuple(sorted(present))
+        valid = self.names.valid or tuple(sorted(present))
         numbers = {category: number for number, category in enumerate(valid)}
         several = [each for each in meant if len(each) > 1]
         if several:
@@ -231,46 +128,21 @@ class _Labeling:
                 where = _first_place(self.rows, column, code, name)
                 raise InputError(f"{where} = {value}: the file itself names only the labels 0 to {len(known) - 1}")
             text = known[value]
-        if self.names is not None:
-            return self._mapped(text, lambda: _first_place(self.rows, column, code, name))
-        if not isinstance(value, str) and known is None:
+        if not isinstance(value, str) and known is None and self.names.translated is None:
             where = _first_place(self.rows, column, code, name)
             raise InputError(
                 f"{where} = {shown(value)}: labels are numbers; dataset.label_names must say what they mean, for "
                 f"example dataset.label_names={{{value}: joy}}"
             )
-        return (self._checked(text, lambda: _first_place(self.rows, column, code, name)),)
-
-    def _mapped(self, text: str, where: Callable[[], str]) -> tuple[str, ...]:
-        assert self.names is not None
-        lower = {normalize_category(label): category for label, category in self.names.items()}
-        if text in self.names:
-            category = self.names[text]
-        elif normalize_category(text) in lower:
-            category = lower[normalize_category(text)]
-        else:
-            raise InputError(
-                f"{where()} = {shown(text)}: dataset.label_names does not have this label; it has "
-                f"{', '.join(self.names)}; null leaves the images of a label out"
-            )
-        return () if category is None else (self._checked(category, lambda: f"dataset.label_names.{text}"),)
-
-    def _checked(self, text: str, where: Callable[[], str]) -> str:
-        category = normalize_category(text)
-        if not category or not is_text(category):
-            raise InputError(f"{where()} = {shown(text)}: must be text that names a category")
-        if self.valid is not None and category not in self.valid:
-            raise InputError(
-                f"{where()} = {shown(text)}: not a category of this dataset; valid are {', '.join(self.valid)} "
-                f"(dataset.name chooses the set, dataset.categories sets another one, dataset.label_names translates)"
-                f"{did_you_mean(category, self.valid)}"
-            )
-        return category
+        category = self.names.of(text, lambda: _first_place(self.rows, column, code, name))
+        return () if category is None else (category,)
 
     def _left_out(self, codes: np.ndarray, name: str) -> None:
         places = np.flatnonzero(codes < 0)
         if len(places) == len(codes):
-            raise InputError(f"{self.rows.where(0)}: {name}: no image has a label, or dataset.label_names leaves all out")
+            raise InputError(
+                f"{self.rows.where(0)}: {name}: no image has a label, or dataset.label_names leaves all out"
+            )
         if len(places):
             text = f"{len(places):,} of {len(codes):,} images have no label, or one that is left out; they are not used"
             shown_rows = examples(self.rows.where(int(row)) for row in places[:3])
@@ -291,18 +163,12 @@ class _Labeling:
 
     def _voted(self, columns: Columns) -> tuple[np.ndarray, tuple[str, ...]]:
         """Categories and distributions from the votes of raters."""
-        meant = {}
-        for name in columns.distribution:
-            category = self._mapped(name, lambda: "dataset.distribution") if self.names else (normalize_category(name),)
-            meant[name] = category
-        valid = self.valid or tuple(c for each in meant.values() for c in each)
+        meant = {name: self.names.of(name, lambda: "dataset.distribution") for name in columns.distribution}
+        valid = self.names.valid or tuple(dict.fromkeys(c for c in meant.values() if c is not None))
         votes = np.zeros((len(self.rows), len(valid)))
-        for name, each in meant.items():
-            values = self._numbers(name)
-            for category in each:
-                if category not in valid:
-                    self._checked(category, lambda: "dataset.distribution")
-                votes[:, valid.index(category)] += values
+        for name, category in meant.items():
+            if category is not None:
+                votes[:, valid.index(category)] += self._numbers(name)
         total = votes.sum(1)
         has_votes = total > 0
         shares = np.where(has_votes[:, None], votes, 1) / np.where(has_votes, total, len(valid))[:, None]
@@ -384,8 +250,9 @@ def _combined(
 ) -> tuple[np.ndarray, list[Label]]:
     """The label of each row `[N]` and the different labels."""
     code = category.astype(np.int64) + 1
-    kinds = [(number,) for number in range(len(valid) + 1)]
-    for codes, values in [*((codes, answers) for _, codes, answers in aspects), *filter(None, [distributions])]:
+    kinds: list[tuple[int, ...]] = [(number,) for number in range(len(valid) + 1)]
+    columns: list[tuple[np.ndarray, Sequence[object]]] = [(codes, answers) for _, codes, answers in aspects]
+    for codes, values in [*columns, *([distributions] if distributions else [])]:
         size = len(values)
         mixed = code * size + np.where(codes < 0, size - 1, codes)
         found, code = np.unique(mixed, return_inverse=True)

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from masp.data.findings import Finding, Ignored
+from masp.data.image_files.stored import Location
 from masp.data.sample import Blocks, Places
 
 Value = str | int | float | bool | None | tuple["Value", ...]
@@ -104,6 +105,13 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.identities)
+
+    def image(self, row: int) -> Location:
+        """Where the image of a row is."""
+        if self.places is not None:
+            return self.places[row]
+        assert self.paths is not None, "rows have places or paths"
+        return self.paths[row]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from masp.config.schema import DatasetConfig
+from masp.data.sources.columns import USUAL
 from masp.data.sources.rows import Column, ColumnBuilder, Header, Rows, Value
 from masp.data.sources.split_words import split_word
 from masp.errors import InputError
@@ -97,6 +99,17 @@ class TableSource:
             if exists(self.root / directory / relative, key="dataset.root"):
                 return directory
         return ""
+
+
+def lists_images(file: Path, config: DatasetConfig) -> bool:
+    """Whether a table has a column that seems to hold paths of images, as many tables beside images have not."""
+    if (config.columns or {}).get("image") is not None:
+        return True
+    try:
+        with _reading(file) as text:
+            return any(name.lower() in USUAL["image"] for name in _columns(file, text))
+    except InputError:
+        return False
 
 
 class _Where:
@@ -204,7 +217,9 @@ def _value(value: Any) -> Value:
 def _path(value: Value, where: str) -> str:
     """The path of an image file in its shortest form, checked."""
     if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{where}: must be the path of an image file, not {'empty' if value is None else shown(value)}")
+        raise InputError(
+            f"{where}: must be the path of an image file, not {'empty' if value is None else shown(value)}"
+        )
     if _URL.match(value):
         raise InputError(
             f"{where}: {shown(value)}: a URL, where the path of an image file must be; download the images first (the "
