@@ -43,6 +43,7 @@ setup(
     package_data={"masp": ["py.typed", "**/*.j2", "demo/tiny_vlm/weights/*"], "launch": ["py.typed"]},
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
+        "braceexpand>=0.1.7",
         "deepspeed>=0.19.8,<0.20",
         "h5py>=3.12",
         "huggingface_hub>=1.31",

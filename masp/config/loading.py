@@ -83,7 +83,8 @@ def load_settings(
     file = None if path is None else find_packaged(str(path))
     where = file or _COMMAND_LINE
     tree: Tree = {}
-    names = list(describe_settings(root))
+    kind: type = root
+    names = list(describe_settings(kind))
     for layer in [*([] if file is None else _read_files(Path(file), root)), *_read_overrides(overrides, root)]:
         _check_layer(layer, root)
         _merge(tree, layer.tree, [] if layer.is_entry else names)

@@ -115,7 +115,7 @@ def _divided(listing: Listing, config: DatasetConfig, recorded: Division | None)
         entries.image_path,
     )
     split, division = divide(images, config, recorded)
-    bases: dict[str, str] = dict.fromkeys(SPLITS, "") if UNDIVIDED in entries.bases else entries.bases
+    bases = dict.fromkeys(SPLITS, "") | {s: base for s, base in entries.bases.items() if s != UNDIVIDED}
     divided = Entries(entries.root, bases, first_rows=entries.first_rows, left_out=entries.left_out)
     for number in np.flatnonzero(split != NO_SPLIT).tolist():
         before, now = entries.split(number), SPLITS[split[number]]

@@ -151,10 +151,13 @@ def _by_fractions(
     first = _copies(images, free)
     carry = np.zeros(len(numbers))
     shares = np.array(list(fractions.values()))
-    for category in np.unique(images.category[free]).tolist():
-        groups: dict[int, list[int]] = defaultdict(list)
-        for row in free[images.category[free] == category].tolist():
-            groups[first.get(row, row)].append(row)
+    copies: dict[int, list[int]] = defaultdict(list)
+    for row in free.tolist():
+        copies[first.get(row, row)].append(row)
+    by_category: dict[int, dict[int, list[int]]] = defaultdict(dict)
+    for row, rows in copies.items():
+        by_category[int(images.category[row])][row] = rows
+    for _, groups in sorted(by_category.items()):
         ordered = sorted(groups, key=lambda row: _hash(config.split_seed, images.names[row]))
         size = sum(map(len, groups.values()))
         wanted = shares * size + carry

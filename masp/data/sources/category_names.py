@@ -48,7 +48,7 @@ class CategoryNames:
                 return None
             category = normalize_category(translated)
         if not category or not is_text(category):
-            raise InputError(f"{where()}: {shown(label)}: must be text that names a category")
+            raise InputError(f"{where()}: {shown(label)} is not a category: must be text that names one")
         if self.valid is not None and category not in self.valid:
             raise InputError(
                 f"{where()}: {shown(category)} is not a category of this dataset; valid are {', '.join(self.valid)} "

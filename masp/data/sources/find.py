@@ -77,7 +77,7 @@ def find_dataset(config: DatasetConfig) -> Found:
     if is_file(path, key="dataset.root"):
         return _of_files(config, path.parent, (path,))
     if not is_directory(path, key="dataset.root"):
-        what = "not a directory" if exists(path) else "no such directory"
+        what = "neither a file nor a directory" if exists(path) else "no such directory"
         raise InputError(f"dataset.root = {root!r}: {what}")
     return _of_directory(config, path)
 

@@ -3,7 +3,7 @@
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,10 +11,11 @@ from masp.data.findings import Finding, Ignored, Why, close_to, examples
 from masp.data.keys import sample_key
 from masp.data.sample import SPLITS, UNDIVIDED, Entries, Listing, directory_prefix
 from masp.data.sources.category_names import CategoryNames
+from masp.data.sources.split_words import SPLIT_WORDS
 from masp.errors import InputError
 from masp.files.regular import is_directory
 from masp.files.text import nfc, reason
-from masp.taxonomy import Split, normalize_category
+from masp.taxonomy import normalize_category
 
 # How the name of a file in a category directory must end to count as an image. Some of these formats Pillow reads only
 # where it was built with them; such a file is then reported as unreadable, never passed over.
@@ -180,35 +181,48 @@ def read_folders(root: Path, names: CategoryNames) -> Listing:
             or two images would share one annotation.
     """
     start, splits = _find_start(root)
-    bases: dict[str, str] = {split: f"{start}{split}/" for split in SPLITS} if splits else {UNDIVIDED: ""}
+    bases = {split: f"{start}{name}/" for split, name in splits.items()} or {UNDIVIDED: ""}
     found = _Found(root, Entries(directory_prefix(root), bases), names)
     annotations = _read_annotations(root)
     present: set[str] = set()
-    for split in splits:
-        present |= _read_split(found, f"{start}{split}", split, annotations)
+    for split, name in splits.items():
+        present |= _read_split(found, f"{start}{name}", split, annotations)
     if not splits:
         present = _read_split(found, start.rstrip("/"), "", annotations)
     _check_annotations_are_unique(found.entries, annotations)
-    _look_outside(found, start)
+    _look_outside(found, start, splits.values())
     found.findings += [*annotations.findings(), *(_same_names(found.entries) if found.odd else ())]
     return Listing(found.entries, tuple(sorted(present)), tuple(found.ignored), tuple(found.findings))
 
 
-def _find_start(root: Path) -> tuple[str, list[Split]]:
-    """The directory of the splits, or else of the categories, relative to the root; and the splits.
+def _find_start(root: Path) -> tuple[str, dict[str, str]]:
+    """The directory of the splits, or else of the categories, relative to the root; and the splits with their names.
 
     It is the root, or while there is only one directory with images and no directory of a split, that directory.
     """
     start, here = "", root
     while True:
-        splits = [split for split in SPLITS if is_directory(here / split, key="dataset.root")]
-        if splits:
+        if splits := _splits_in(here):
             return start, splits
         contents = _contents(here)
         with_images = [n for n in contents.directories if n != ANNOTATION_DIRECTORY and count_images(here / n)]
         if len(with_images) != 1 or any(map(is_image_name, _contents(here / with_images[0]).files)):
-            return start, splits
+            return start, {}
         start, here = f"{start}{with_images[0]}/", here / with_images[0]
+
+
+def _splits_in(directory: Path) -> dict[str, str]:
+    """Split -> name of its directory; other words than `train`, `val` and `test` count only where none of these is."""
+    names = _contents(directory).directories
+    if exact := {split: split for split in SPLITS if split in names}:
+        return dict(exact)
+    found: dict[str, str] = {}
+    for name in names:
+        if (split := SPLIT_WORDS.get(name.lower())) and count_images(directory / name):
+            if split in found:
+                raise InputError(f"{directory / name}: means the split {split}, and so does {directory / found[split]}")
+            found[split] = name
+    return {split: found[split] for split in SPLITS if split in found}
 
 
 def _read_split(found: _Found, place: str, split: str, annotations: _Annotations) -> set[str]:
@@ -221,7 +235,12 @@ def _read_split(found: _Found, place: str, split: str, annotations: _Annotations
         path = here / directory
         if not split and (directory == ANNOTATION_DIRECTORY or not count_images(path)):
             continue
-        category = found.names.of(directory, lambda path=path: str(path))  # type: ignore[misc]
+        try:
+            category = found.names.of(directory, lambda path=path: str(path))  # type: ignore[misc]
+        except InputError as error:
+            if split or (meant := meant_by_name(directory)) not in SPLITS:
+                raise
+            raise InputError(f"{error}; if it is a split, rename it to {meant}/") from None
         if category is None:  # left out by dataset.label_names
             left_out = f"{path.relative_to(found.root)}/"
             found.ignored.append(Ignored(left_out, "left out", count_images(path), split))
@@ -301,13 +320,13 @@ def _passed_over(split: str, place: str, files: Iterable[str], hidden: Iterable[
     return found + [Ignored(f"{place}{name}", "hidden", split=split) for name in hidden]
 
 
-def _look_outside(found: _Found, start: str) -> None:
+def _look_outside(found: _Found, start: str, splits: Collection[str]) -> None:
     """Directories with images beside the splits, and images in the root itself."""
     if UNDIVIDED in found.entries.bases:  # every directory was a category
         return
     contents = _contents(found.root)
     for name in contents.directories:
-        if name in (*SPLITS, ANNOTATION_DIRECTORY) or start.startswith(f"{name}/"):
+        if name in (*splits, ANNOTATION_DIRECTORY) or start.startswith(f"{name}/"):
             continue
         meant = meant_by_name(name)
         suffixes = (".json",) if meant == ANNOTATION_DIRECTORY else IMAGE_EXTENSIONS

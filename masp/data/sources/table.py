@@ -35,7 +35,7 @@ _MAX_PATH = 4096
 class TableSource:
     """Rows of tables that have the same columns."""
 
-    kind = "table"
+    kind = "tables"
 
     def __init__(self, root: Path, files: Sequence[Path], image_directory: str | None = None):
         """Tables that are not read yet.
