@@ -93,8 +93,6 @@ def _is_annotated(config: Config) -> bool | None:
         cache = open_cache(config.cache.dir)
         rows = cache.rows("train")
         return any(cache.has_answer(rows, aspect).any() for aspect in config.aspects)
-    if not Path(config.dataset.root).is_dir():
-        return None  # what is drawn for the demo is annotated, and anything else is an error of the extraction
     try:
         samples = [
             sample for sample in read_dataset(config.dataset, config.cache.dir).samples if sample.split == "train"

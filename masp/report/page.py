@@ -22,6 +22,7 @@ from masp.files.text import reason
 from masp.report.attention import Attended, attended_images
 from masp.report.charts import calibration_chart
 from masp.report.html import environment
+from masp.report.images import Images
 from masp.report.mistakes import Mistakes, mistakes
 from masp.report.run_config import RunConfig, find_config
 from masp.report.run_tables import write_run_tables
@@ -185,7 +186,7 @@ def _gather(run_dir: Path, evaluate_dir: Path) -> Page:
         confusion=confusion_table(metrics),
         calibration=calibration_chart("calibration", metrics.calibration) if metrics.calibration else None,
         stages=training_stages(run_dir, evaluate_dir, config),
-        mistakes=mistakes(evaluate_dir, metrics, config.dataset_root) if metrics.per_aspect is None else None,
+        mistakes=mistakes(evaluate_dir, metrics, Images(config)) if metrics.per_aspect is None else None,
         aspects=aspects,
         datasets=datasets,
         holdings=holdings,

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from masp.config.schema import Transparency
+from pydantic import TypeAdapter, ValidationError
+
+from masp.config.schema import DatasetConfig, Transparency
 from masp.config.yaml_text import MAX_FILE_BYTES, parse_yaml
 from masp.errors import InputError
 from masp.files.regular import is_file, read_bytes
@@ -20,6 +22,9 @@ class RunConfig:
     """The whole file."""
     dataset_name: str | None = None
     dataset_root: Path | None = None
+    dataset: DatasetConfig | None = None
+    """The whole section; None if a part of it is not valid."""
+    cache_dir: Path | None = None
     split: str | None = None
     scoring: str | None = None
     layout: str | None = None
@@ -44,14 +49,15 @@ def find_config(*directories: Path) -> RunConfig:
         tree, _ = parse_yaml(text, str(path))
     except InputError:  # shown as it is
         tree = None
-    root, aspect, soft_prompt = (
-        _text(tree, *key) for key in (("dataset", "root"), ("checkpoint", "aspect"), ("checkpoint", "soft_prompt"))
-    )
+    root, cache_dir = _text(tree, "dataset", "root"), _text(tree, "cache", "dir")
+    aspect, soft_prompt = _text(tree, "checkpoint", "aspect"), _text(tree, "checkpoint", "soft_prompt")
     max_side, transparency = _at(tree, "vlm", "max_side"), _at(tree, "vlm", "transparency")
     return RunConfig(
         text=text,
         dataset_name=_text(tree, "dataset", "name"),
         dataset_root=None if root is None else Path(root),
+        dataset=_dataset(tree),
+        cache_dir=None if cache_dir is None else Path(cache_dir),
         split=_text(tree, "evaluate", "split"),
         scoring=_text(tree, "evaluate", "scoring"),
         layout=_text(tree, "stage2", "layout"),
@@ -61,6 +67,13 @@ def find_config(*directories: Path) -> RunConfig:
         aspect=None if aspect is None else Path(aspect),
         soft_prompt=None if soft_prompt is None else Path(soft_prompt),
     )
+
+
+def _dataset(tree: Any) -> DatasetConfig | None:
+    try:
+        return TypeAdapter(DatasetConfig).validate_python(_at(tree, "dataset"))
+    except ValidationError:  # from another version of MASP; the file itself is shown
+        return None
 
 
 def _at(tree: Any, *key: str) -> Any:

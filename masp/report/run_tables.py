@@ -17,7 +17,7 @@ from masp.errors import InputError
 from masp.files.atomic import replacing
 from masp.files.text import reason
 from masp.report.export import Cell, Interval, Table, spreadsheet_text, write_tables
-from masp.report.mistakes import image_of
+from masp.report.images import shown_name
 from masp.report.tables import AspectRow, ShownDataset, ShownVariant
 from masp.results.metrics import softmax
 from masp.results.metrics_file import MetricsFile, PromptTable
@@ -176,7 +176,7 @@ def _write_records(path: Path, source: Path) -> Path:
                           for name in (prediction, label)]  # fmt: skip
                     writer.writerow(
                         [
-                            *map(spreadsheet_text, (key, image_of(key, None)[0], label, prediction or "")),
+                            *map(spreadsheet_text, (key, shown_name(key), label, prediction or "")),
                             int(label == prediction),
                             *of,
                             *("" if np.isnan(value) else repr(float(value)) for value in (*chances, *scores[offset])),
