@@ -22,13 +22,13 @@ from masp.config.fields import (
     Text,
     UniqueList,
 )
-from masp.taxonomy import ASPECTS, DatasetName, Split
+from masp.taxonomy import ASPECTS, DatasetName, Split, dataset_name
 
 # One of `ASPECTS`; to the type checker a string, since code does not depend on which aspects there are.
 Aspect = Annotated[str, GetPydanticSchema(lambda _source, handler: handler(Literal[*ASPECTS]))]
 # Authors write "Emotion6" and "EmoSet".
 AnyCaseName = Annotated[
-    DatasetName, BeforeValidator(lambda name: name.strip().lower() if isinstance(name, str) else name)
+    DatasetName, BeforeValidator(lambda name: dataset_name(name) if isinstance(name, str) else name)
 ]
 DatasetFormat = Literal["folders", "emoset", "table", "webdataset", "parquet", "arrow"]
 Device = Literal["auto", "cpu", "cuda"]

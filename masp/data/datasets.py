@@ -24,6 +24,7 @@ from masp.data.findings import (
     key_findings,
 )
 from masp.data.keys import sample_key
+from masp.data.named.catalog import named_rows
 from masp.data.sample import (
     NO_SPLIT,
     SPLITS,
@@ -83,21 +84,26 @@ def list_dataset(config: DatasetConfig, cache_dir: str | Path | None = None) -> 
     Raises:
         InputError: The root is not a dataset, or something in it is not as its format requires; the message names it.
     """
+    valid, recorded = _named_categories(config), read_division(cache_dir)
+    named = named_rows(config)
+    if named is not None:
+        root = Path(config.root)
+        return _of_rows(config, root, read_labeled(named, config, valid), recorded, named.kind)
     found = find_dataset(config)
     if config.format == "auto" and found.format not in ("folders", "emoset"):
         count = f": {len(found.files):,} files" if found.files else ""
         LOG.info("%s is read as the format %s%s", config.root, found.format, count)
-    valid, recorded = _named_categories(config), read_division(cache_dir)
     source = found.rows()
     if source is not None:
-        return _of_rows(config, found.root, read_labeled(source, config, valid), recorded)
+        return _of_rows(config, found.root, read_labeled(source, config, valid), recorded, source.kind)
     names = category_names(config, valid)
     read = read_index_files if found.format == "emoset" else read_folders
     listing, division = _divided(read(found.root, names), config, recorded)
     categories = valid or listing.categories
     entries = listing.entries
     order = np.array(sorted(range(len(entries)), key=entries.keys.__getitem__), dtype=np.int32)
-    return ListedDataset(config.name, found.root, categories, _table(entries, order), order, listing, division)
+    kind = "index files" if found.format == "emoset" else "image folders"
+    return ListedDataset(config.name, found.root, categories, _table(entries, order), order, listing, division, kind)
 
 
 def _divided(listing: Listing, config: DatasetConfig, recorded: Division | None) -> tuple[Listing, Division | None]:
@@ -142,7 +148,9 @@ def _unlisted_findings(split: np.ndarray, name: Callable[[int], str]) -> list[Fi
     return [Finding("ignored", text, without.size, examples(map(name, without[:3].tolist())))]
 
 
-def _of_rows(config: DatasetConfig, root: Path, labeled: LabeledRows, recorded: Division | None) -> ListedDataset:
+def _of_rows(
+    config: DatasetConfig, root: Path, labeled: LabeledRows, recorded: Division | None, kind: str
+) -> ListedDataset:
     """The dataset of a source of rows; its annotations are known."""
     rows = labeled.rows
     kept = np.flatnonzero(labeled.label >= 0)
@@ -179,7 +187,7 @@ def _of_rows(config: DatasetConfig, root: Path, labeled: LabeledRows, recorded: 
         findings.append(Finding("annotations", NO_ANNOTATIONS, len(table.keys)))
     entries = Entries(directory_prefix(root), {})
     listing = Listing(entries, labeled.categories, rows.ignored, tuple(findings))
-    return ListedDataset(config.name, root, labeled.categories, table, None, listing, division)
+    return ListedDataset(config.name, root, labeled.categories, table, None, listing, division, kind)
 
 
 def _check_names(names: Sequence[str], kept: np.ndarray, rows: Rows) -> None:
@@ -208,6 +216,7 @@ class ListedDataset:
         order: np.ndarray | None,
         listing: Listing,
         division: Division | None,
+        kind: str,
     ):
         """Nothing read yet of what was listed.
 
@@ -217,8 +226,9 @@ class ListedDataset:
             order: `[N]` number of the entry in each row of the table; None if the table already has the annotations.
             listing: What was listed.
             division: How the images were divided by fractions, if they were.
+            kind: What it was listed from, in words: `parquet files`.
         """
-        self.name, self.root, self.categories = name, root, categories
+        self.name, self.root, self.categories, self.kind = name, root, categories, kind
         self.division = division
         self._listing = listing
         self._order = np.zeros(0, dtype=np.int32) if order is None else order

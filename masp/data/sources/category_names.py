@@ -47,6 +47,11 @@ class CategoryNames:
             if translated is None:
                 return None
             category = normalize_category(translated)
+        elif self.valid is None and category.isdecimal():
+            raise InputError(
+                f"{where()} = {shown(label)}: labels are numbers; dataset.label_names must say what they mean, for "
+                f"example dataset.label_names={{{category}: joy}}"
+            )
         if not category or not is_text(category):
             raise InputError(f"{where()}: {shown(label)} is not a category: must be text that names one")
         if self.valid is not None and category not in self.valid:

@@ -69,15 +69,16 @@ def choose_columns(header: Header, config: DatasetConfig, source: RowSource) -> 
             f"in dataset.columns.image={header.columns[0] if header.columns else 'file'}; there are "
             f"{', '.join(header.columns)}"
         )
+    distribution = tuple(config.distribution or header.distribution)
     label = None if config.distribution and "label" not in named else usual("label")
-    if label is None and not config.distribution:
+    if label is None and not distribution:
         others = [name for name in header.columns if name != image]
         raise InputError(
             f"dataset.root = {config.root!r}: no column of these {source.kind} seems to hold the labels; name it, as "
             f"in dataset.columns.label={others[0] if others else 'emotion'}; there are {', '.join(header.columns)}"
         )
     aspects = {aspect: named.get(aspect) or lower[aspect] for aspect in ASPECTS if aspect in named or aspect in lower}
-    return Columns(image, label, usual("split"), named.get("id"), aspects, tuple(config.distribution or ()))
+    return Columns(image, label, usual("split"), named.get("id"), aspects, distribution)
 
 
 def _no_column(name: str, header: Header, source: RowSource) -> str:

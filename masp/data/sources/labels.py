@@ -20,6 +20,9 @@ from masp.data.sources.split_words import SPLIT_WORDS
 from masp.errors import InputError
 from masp.files.text import nfc, shown
 
+Distributions = tuple[np.ndarray, list[tuple[float, ...] | None]]
+"""Code of the distribution of each row `[N]`, and the different distributions."""
+
 
 @dataclass
 class LabeledRows:
@@ -93,7 +96,7 @@ class _Labeling:
     def __init__(self, rows: Rows, names: CategoryNames, header: Header):
         self.rows, self.names, self.header = rows, names, header
         self.findings: list[Finding] = []
-        self.distributions: tuple[np.ndarray, list[tuple[float, ...]]] | None = None
+        self.distributions: Distributions | None = None
 
     def categories(self, columns: Columns) -> tuple[np.ndarray, tuple[str, ...]]:
         """The category of each row `[N]`, -1 if it is left out, and the categories."""
@@ -128,12 +131,6 @@ class _Labeling:
                 where = _first_place(self.rows, column, code, name)
                 raise InputError(f"{where} = {value}: the file itself names only the labels 0 to {len(known) - 1}")
             text = known[value]
-        if not isinstance(value, str) and known is None and self.names.translated is None:
-            where = _first_place(self.rows, column, code, name)
-            raise InputError(
-                f"{where} = {shown(value)}: labels are numbers; dataset.label_names must say what they mean, for "
-                f"example dataset.label_names={{{value}: joy}}"
-            )
         category = self.names.of(text, lambda: _first_place(self.rows, column, code, name))
         return () if category is None else (category,)
 
@@ -148,12 +145,10 @@ class _Labeling:
             shown_rows = examples(self.rows.where(int(row)) for row in places[:3])
             self.findings.append(Finding("labels", text, len(places), shown_rows, serious=2 * len(places) > len(codes)))
 
-    def _of_lists(
-        self, meant: Sequence[tuple[str, ...]], column: Column, valid: tuple[str, ...]
-    ) -> tuple[np.ndarray, list[tuple[float, ...]]]:
+    def _of_lists(self, meant: Sequence[tuple[str, ...]], column: Column, valid: tuple[str, ...]) -> Distributions:
         """Several labels of an image as a distribution over them."""
         numbers = {category: number for number, category in enumerate(valid)}
-        found = []
+        found: list[tuple[float, ...] | None] = []
         for each in meant:
             weights = [0.0] * len(valid)
             for category in each:
@@ -181,8 +176,9 @@ class _Labeling:
             codes[~has_votes | is_tied] = -1
             self._say_left_out(~has_votes, "nobody voted on")
             self._say_left_out(is_tied, "with as many votes for one category as for another")
-        kinds, inverse = np.unique(np.round(shares, 12), axis=0, return_inverse=True)
-        self.distributions = inverse.reshape(-1).astype(np.int32), [tuple(row) for row in kinds.tolist()]
+        kinds, inverse = np.unique(shares, axis=0, return_inverse=True)
+        inverse = np.where(has_votes, inverse.reshape(-1), len(kinds)).astype(np.int32)
+        self.distributions = inverse, [*map(tuple, kinds.tolist()), None]
         return codes, valid
 
     def _say_left_out(self, which: np.ndarray, why: str) -> None:
@@ -246,7 +242,7 @@ def _combined(
     category: np.ndarray,
     valid: tuple[str, ...],
     aspects: Sequence[tuple[str, np.ndarray, list[str | None]]],
-    distributions: tuple[np.ndarray, list[tuple[float, ...]]] | None,
+    distributions: Distributions | None,
 ) -> tuple[np.ndarray, list[Label]]:
     """The label of each row `[N]` and the different labels."""
     code = category.astype(np.int64) + 1

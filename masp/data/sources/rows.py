@@ -130,6 +130,9 @@ class Header:
     label_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Column -> names of the numbers 0, 1, 2 … in it, where the source knows them."""
 
+    distribution: tuple[str, ...] = ()
+    """Columns with votes or probabilities, where the source knows them."""
+
 
 class RowSource(Protocol):
     """A dataset whose images are listed in rows."""
