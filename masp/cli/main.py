@@ -31,6 +31,7 @@ from masp.runtime.stop import end_process
 
 COMMANDS = (
     demo,
+    datasets,
     plan,
     extract,
     train,
@@ -40,7 +41,6 @@ COMMANDS = (
     compare,
     study,
     doctor,
-    datasets,
     cache,
     quantization,
 )

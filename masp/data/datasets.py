@@ -84,7 +84,7 @@ def list_dataset(config: DatasetConfig, cache_dir: str | Path | None = None) -> 
     Raises:
         InputError: The root is not a dataset, or something in it is not as its format requires; the message names it.
     """
-    valid, recorded = _named_categories(config), read_division(cache_dir)
+    valid, recorded = _named_categories(config), read_division(cache_dir) if config.split else None
     named = named_rows(config)
     if named is not None:
         root = Path(config.root)
