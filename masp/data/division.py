@@ -16,9 +16,10 @@ from masp.config.schema import DatasetConfig
 from masp.data.image_files.stored import Location, digest_image, open_image
 from masp.data.sample import NO_SPLIT, SPLITS
 from masp.errors import InputError
+from masp.files.atomic import write_bytes
 from masp.files.fields import SplitOf
 from masp.files.regular import UnsuitableFile, open_binary
-from masp.files.sealed import create_sealed, read_sealed
+from masp.files.sealed import create_sealed, read_sealed, sealed
 from masp.files.text import nfc, reason, shown
 
 FILE = "splits.json"
@@ -100,17 +101,19 @@ def read_division(directory: str | Path | None) -> Division | None:
     return None if directory is None else read_sealed(Division, Path(directory) / FILE)
 
 
-def record_division(directory: Path, division: Division | None) -> None:
-    """Keep with a cache how its images are divided.
+def record_division(directory: Path, division: Division | None, *, grown: bool = False) -> None:
+    """Keep with a cache how its images are divided, unless it does so already.
+
+    Args:
+        directory: Directory of the cache.
+        division: The division, which contains what was recorded before; None if there is none.
+        grown: Also record images that were added.
 
     Raises:
-        InputError: Another call has recorded another division meanwhile.
         OSError: The directory cannot be written.
     """
-    if division is None or create_sealed(directory / FILE, division):
-        return
-    if read_division(directory) != division:
-        raise InputError(f"cache.dir: {directory / FILE} records another division of the images; run the command again")
+    if division is not None and not create_sealed(directory / FILE, division) and grown:
+        write_bytes(directory / FILE, sealed(division))
 
 
 def _check_same(config: DatasetConfig, recorded: Division) -> None:
@@ -169,9 +172,10 @@ def _by_fractions(
             split[groups[row]] = numbers[min(number, len(numbers) - 1)]
             place += len(groups[row])
         carry = wanted - counts
-    names = {
-        s: tuple(sorted(images.names[row] for row in np.flatnonzero(split == _NUMBERS[s]).tolist())) for s in fractions
-    }
+    names = {}
+    for name in fractions:
+        here = {images.names[row] for row in np.flatnonzero(split == _NUMBERS[name]).tolist()}
+        names[name] = tuple(sorted(here.union(recorded.names.get(name, ()) if recorded else ())))
     return split, Division(dict(fractions), config.split_seed, names)
 
 

@@ -20,6 +20,7 @@ from masp.cache.layout import (
 )
 from masp.cache.shard_state import absent_shards, finished_sidecar, unfinished
 from masp.config import Config
+from masp.data.division import record_division
 from masp.errors import InputError
 from masp.extraction.changes import known_keys
 from masp.extraction.job import Job, agree, check_machine, extract, holding, prepare, to_do
@@ -85,6 +86,7 @@ def _add_generation(job: Job) -> None:
     check_machine(job, layout)
     extended = replace(layout, generations=(*layout.generations, make_generation(layout, new)))
     with holding(directory, [(0, FINISHING)]), plain_write_errors(directory):
+        record_division(directory, job.dataset.division, grown=True)
         (directory / MANIFEST).unlink(missing_ok=True)  # what it says is no longer so
         write_bytes(directory / LAYOUT, layout_bytes(extended))
     show(f"cache: {directory}: {len(new):,} new images form generation {len(layout.generations)}")

@@ -75,9 +75,14 @@ def test_what_a_cache_recorded_stays(tmp_path):
     assert read_division(tmp_path) == division
     after, grown = divide(images, config(FRACTIONS), read_division(tmp_path))
     assert (after[:40] == before).all()
-    record_division(tmp_path, division)  # the same again is nothing new
-    with pytest.raises(InputError, match="another division"):
-        record_division(tmp_path, grown)
+    record_division(tmp_path, grown)  # of many tasks, the first one records
+    assert read_division(tmp_path) == division
+    record_division(tmp_path, grown, grown=True)
+    assert read_division(tmp_path) == grown and set(division.names["train"]) < set(grown.names["train"])
+    # an image that went is still recorded: should it come back, it goes where it was
+    fewer = Undivided(images.names[5:], images.split[5:], images.category[5:], lambda n: images.image(n + 5))
+    split, still = divide(fewer, config(FRACTIONS), grown)
+    assert (split == after[5:]).all() and still == grown
 
 
 @pytest.mark.parametrize(
