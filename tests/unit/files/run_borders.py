@@ -22,7 +22,7 @@ from masp.experiments.seed_groups import read_settings
 from masp.files.jsonl import cut_lines
 from masp.files.typed import decode, read
 from masp.models.trainable import AspectModules, SoftPrompt
-from masp.plan.header_memory import HeaderMemory, _read
+from masp.plan.headers.memory import HeaderMemory, _read
 from masp.plan.rates import read_speeds
 from masp.results.attention_maps import AttentionFile, read_attention
 from masp.results.ledger import read_records
