@@ -9,6 +9,8 @@ import pytest
 
 from masp.errors import InputError
 from masp.report.page import write_report
+from masp.results.aspect_metrics import compute_aspect_metrics
+from masp.results.aspect_records import write_aspect_records
 from masp.results.breakdown import SplitCounts, ValueGroups
 from masp.results.ledger_format import Record
 from masp.results.metrics import compute_metrics
@@ -110,3 +112,16 @@ def test_tables_that_cannot_be_written_are_one_line(run, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=f"^--tables {tmp_path / 'file'}: cannot be written"):
         write_report(run, tables=tmp_path / "file")
+
+
+def test_answers_about_aspects_have_a_line_each(run, tmp_path):
+    beside = run / "evaluate-stage1"
+    beside.mkdir()
+    record = Record("test/a#object", "dog", "dog", text="dog")
+    write_aspect_records(beside / "records.h5", [record], {})
+    write_report(run, tables=tmp_path / "tables")
+    assert [line[2] for line in read(tmp_path / "tables" / "records-stage1.csv")] == ["aspect", "object"]
+    metrics = compute_aspect_metrics([record], ["object"], {}, 1)
+    (beside / "metrics.json").write_text(json.dumps(metrics.to_json()))
+    write_report(beside, tables=tmp_path / "alone")
+    assert {path.name for path in (tmp_path / "alone").glob("records*")} == {"records-stage1.csv"}
