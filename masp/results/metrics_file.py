@@ -23,8 +23,10 @@ from pydantic import AfterValidator, Field
 from masp.config.schema import Layout, Quantization, Scoring, Source, StageName
 from masp.errors import DataError
 from masp.files.atomic import write_bytes
+from masp.files.json_text import parse_json
 from masp.files.regular import is_file, read_bytes
 from masp.files.sealed import digest_of
+from masp.files.text import all_lines
 from masp.files.typed import Json, as_json, decode
 from masp.results.breakdown import GroupAccuracy, MajorityClass
 from masp.results.metrics import CalibrationBin, CategoryMetrics, Count, Share
@@ -325,12 +327,14 @@ def _metrics(values: dict[str, Any], where: str, problems: list[str]) -> Metrics
 
 def _read_object(path: Path) -> dict[str, Any]:
     data = read_bytes(path)
+    remedy = "delete it and run the command that writes it again"
     try:
-        value = json.loads(data or b"")
-    except (ValueError, RecursionError):
-        value = None
+        # a number that is not finite is left out with its key, not with the whole file
+        value = parse_json(data or b"", finite=False)
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON: {all_lines(error)}; {remedy}") from None
     if not isinstance(value, dict):
-        raise DataError(f"{path}: not a JSON object; delete it and run the command that writes it again")
+        raise DataError(f"{path}: not a JSON object; {remedy}")
     return value
 
 
