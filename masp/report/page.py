@@ -163,6 +163,7 @@ def _gather(run_dir: Path, evaluate_dir: Path) -> Page:
             problem = next((p for p in problems if p.startswith(f"{path}: {name}")), f"{path}: {name} is missing")
             raise DataError(f"{problem}; run `masp evaluate` again")
     config = find_config(evaluate_dir, run_dir)
+    problems += config.problems
     lineage = lineage_rows(metrics.lineage)
     summary = read_summary(run_dir / SUMMARY, problems) if is_file(run_dir / SUMMARY) else {}
     prompts = _optional(read_prompts, evaluate_dir / PROMPTS, problems)

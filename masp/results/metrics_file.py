@@ -46,8 +46,12 @@ T = TypeVar("T")
 
 _END_OF_YEAR_9999 = 253_402_300_800
 
+_ROUNDING = 1e-9
+
 Interval = tuple[Share, Share]
 """Both ends of a 95 % interval."""
+Number = Annotated[int, Field(ge=1, le=2**53)]
+"""Of a template or an order."""
 
 
 def _rectangular(rows: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
@@ -155,9 +159,9 @@ class DatasetRow:
 class PromptRow:
     """One wording of the question."""
 
-    template: Count
+    template: Number
     """Its number in the questions file, from 1."""
-    order: Count
+    order: Number
     """1: the categories in their own order; others are other orders."""
     question: str
     accuracy: Share
@@ -177,7 +181,7 @@ class PromptTable:
     """Name of the wording -> its row; the first is the evaluation itself."""
     mean: Share
     """Of the accuracies."""
-    spread: float
+    spread: Annotated[float, Field(ge=0)]
     """Their standard deviation."""
     lowest: Share
     highest: Share
@@ -185,6 +189,12 @@ class PromptTable:
     """Mean over pairs of wordings: share of the images with the same prediction."""
     agreement_of_all: Share
     """Share of the images with the same prediction under every wording."""
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise ValueError("must hold at least one wording")
+        if not self.lowest <= self.mean + _ROUNDING <= self.highest + 2 * _ROUNDING:
+            raise ValueError("must have a mean between lowest and highest")
 
 
 @dataclass(frozen=True)
@@ -201,6 +211,10 @@ class ProbeFile:
     """Images of the training split."""
     data_digest: str
     """Of the images that were evaluated, see `masp.results.records.DataDigests`."""
+
+    def __post_init__(self) -> None:
+        if not self.num_samples or abs(self.accuracy - self.num_correct / self.num_samples) > _ROUNDING:
+            raise ValueError("must have the accuracy num_correct / num_samples")
 
 
 @dataclass(frozen=True)
@@ -291,7 +305,7 @@ def _read_object_of(kind: type[T], path: Path) -> T | None:
     if not is_file(path):
         return None
     values = _read_object(path)
-    if (digest := values.pop("digest", None)) is not None and digest != _digest(values):
+    if values.pop("digest", None) != _digest(values):
         raise _not_its_digest(path)
     return decode(kind, json.dumps(values).encode(), str(path), surrogates=True)
 

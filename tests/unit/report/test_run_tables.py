@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from masp.errors import InputError
+from masp.files.sealed import sealed
 from masp.report.page import write_report
 from masp.results.aspect_metrics import compute_aspect_metrics
 from masp.results.aspect_records import write_aspect_records
@@ -52,7 +53,7 @@ def run(tmp_path):
     directory = tmp_path / "run" / "evaluate"
     directory.mkdir(parents=True)
     (directory / "metrics.json").write_text(json.dumps(found))
-    (directory / "prompts.json").write_text(json.dumps(table))
+    (directory / "prompts.json").write_bytes(sealed(table))
     write_emotion_records(directory / "records.h5", records, CATEGORIES, (), ())
     return tmp_path / "run"
 
