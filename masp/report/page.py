@@ -41,6 +41,7 @@ from masp.report.tables import (
     yardstick_rows,
 )
 from masp.report.training_curves import TrainingStage, training_stages
+from masp.results.aspect_records import DIRECTORY as STAGE1
 from masp.results.metrics_file import (
     METRICS,
     PROBE,
@@ -148,7 +149,7 @@ def write_report(run_dir: str | Path, output: str | Path | None = None, tables: 
 def _find_evaluation(run_dir: Path) -> Path:
     if not is_directory(run_dir):
         raise InputError(f"{run_dir}: no such run directory; run `masp evaluate --config …` first, in its output_dir")
-    for directory in (run_dir / "evaluate", run_dir):
+    for directory in (run_dir / "evaluate", run_dir, run_dir / STAGE1):
         if is_file(directory / METRICS):
             return directory
     raise InputError(f"{run_dir}: no evaluate/metrics.json; run `masp evaluate --config … output_dir={run_dir}` first")

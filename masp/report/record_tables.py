@@ -19,6 +19,7 @@ from masp.report.mistakes import image_of
 from masp.results.aspect_metrics import token_f1
 from masp.results.aspect_records import AspectRecords, read_aspect_records
 from masp.results.metrics import softmax
+from masp.results.metrics_file import check_written_with
 from masp.results.records import Records, read_records_file
 
 _CHUNK = 10_000
@@ -35,9 +36,11 @@ def write_emotion_table(path: Path, source: Path) -> Path:
         `path`.
 
     Raises:
-        InputError: It cannot be written. DataError: `source` is damaged.
+        InputError: It cannot be written. DataError: `source` is damaged, or not the file that the metrics beside it
+            were written with.
     """
     records = read_records_file(source)
+    check_written_with(source, records.digest)
     fixed = ["sample_key", "image", "label", "prediction", "correct", "probability", "label_probability"]
     names = [f"probability {c}" for c in records.categories] + [f"score {c}" for c in records.categories]
     return _write(path, [*fixed, *names], _emotion_lines(records))
@@ -70,13 +73,16 @@ def write_aspect_table(path: Path, source: Path) -> Path:
         `path`.
 
     Raises:
-        InputError: It cannot be written. DataError: `source` is damaged.
+        InputError: It cannot be written. DataError: `source` is damaged, or not the file that the metrics beside it
+            were written with.
     """
+    records = read_aspect_records(source)
+    check_written_with(source, records.digest)
     names = [
         "sample_key", "image", "aspect", "label", "prediction", "correct", "probability", "label_probability", "score",
         "label_score", "token_f1", "text",
     ]  # fmt: skip
-    return _write(path, names, _aspect_lines(read_aspect_records(source)))
+    return _write(path, names, _aspect_lines(records))
 
 
 def _aspect_lines(records: AspectRecords) -> Iterator[list[str]]:

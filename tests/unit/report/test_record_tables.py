@@ -9,6 +9,7 @@ from masp.errors import DataError, InputError
 from masp.report.record_tables import write_aspect_table, write_emotion_table
 from masp.results.aspect_records import write_aspect_records
 from masp.results.ledger_format import Record
+from masp.results.metrics_file import write_metrics
 from masp.results.records import write_emotion_records
 
 
@@ -54,6 +55,18 @@ def test_a_line_per_annotated_aspect(tmp_path):
     written = rows[1]
     assert (written["prediction"], written["text"], written["probability"]) == ("'=dog", "'=Dog", "")
     assert float(written["token_f1"]) == pytest.approx(2 / 3) and rows[0]["token_f1"] == ""
+
+
+def test_records_of_another_evaluation_make_no_table(tmp_path):
+    scored = [Record("test/b", "joy", "joy", scores=(0.0,), mean_scores=(0.0,))]
+    answered = [Record("a#object", "dog", "dog", text="dog")]
+    write_metrics(tmp_path / "metrics.json", {"accuracy": 1.0, "lineage": {"records": "0" * 64}})
+    write_emotion_records(tmp_path / "records.h5", scored, ["joy"], (), ())
+    with pytest.raises(DataError, match="not the file that metrics.json beside it was written with"):
+        write_emotion_table(tmp_path / "r.csv", tmp_path / "records.h5")
+    write_aspect_records(tmp_path / "records.h5", answered, {})
+    with pytest.raises(DataError, match="not the file that metrics.json beside it was written with"):
+        write_aspect_table(tmp_path / "r.csv", tmp_path / "records.h5")
 
 
 def test_what_cannot_be_read_or_written_is_one_line(tmp_path):
