@@ -20,7 +20,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from masp.plan.headers import read_sizes
+from masp.plan.headers.reading import read_sizes
 from masp.runtime.process_pool import default_processes
 
 SIZES = ((1024, 768), (768, 1024), (800, 600), (640, 427), (1280, 853), (500, 500))

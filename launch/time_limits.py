@@ -53,13 +53,11 @@ def check_time(parts: Sequence[Part], config: Config, cluster: ClusterConfig, pl
 
 def expected_hours(part: Part, config: Config, plan: Plan) -> float | None:
     """How long a part takes with all its processes at once; None where no rate is known."""
+    parallel = min(len(part.jobs), part.max_parallel)
     if part.name == PartName.EXTRACT:
-        if not part.resources.gpus_per_task:
-            return None
-        parallel = min(len(part.jobs), part.max_parallel, config.cache.num_shards)
-        return plan.extract.hours / parallel
+        return plan.extract.hours / min(parallel, config.cache.num_shards) if part.resources.gpus_per_task else None
     if part.name == PartName.EVALUATE:
-        return None  # one forward pass over one split: short beside everything else
+        return plan.evaluate.hours / parallel if part.resources.gpus_per_task else None
     stage = plan.stages[part.name]
     if is_file(Path(config.output_dir) / part.name / "metrics.jsonl"):
         rate = getattr(rates_of_run(config.output_dir, stated_rates(1.0, 1.0)), part.name)

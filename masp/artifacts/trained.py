@@ -80,6 +80,11 @@ def check_lineage(lineage: Lineage, key: str, path: str, model: dict[str, Any], 
     if lineage.kind == "soft_prompt":
         have = modules.digest if modules else None
         if lineage.aspect_digest != have:
+            if lineage.aspect_digest is None:
+                raise InputError(
+                    f"{key}: {path} was trained without aspect modules, but here they are {_short(have)}; give "
+                    f"checkpoint.aspect={NONE}"
+                )
             raise InputError(
                 f"{key}: {path} was trained with aspect modules {_short(lineage.aspect_digest)} "
                 f"({', '.join(lineage.aspects) or 'none'}), but here they are {_short(have)}; "

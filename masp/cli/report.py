@@ -18,7 +18,10 @@ def register(commands: Commands) -> None:
     parser.add_argument("run_dir", metavar="RUN_DIR", help="the run's output_dir")
     parser.add_argument("--output", metavar="FILE", default=None, help="the page (default RUN_DIR/report.html)")
     parser.add_argument(
-        "--tables", metavar="DIR", default=None, help="also write every table there as CSV and LaTeX, and records.csv"
+        "--tables",
+        metavar="DIR",
+        default=None,
+        help="also write every table there as CSV and LaTeX, records.csv and records-stage1.csv",
     )
     parser.set_defaults(run=run)
 

@@ -1,11 +1,11 @@
 """Reading the files of a dataset, which may be anything and are often on a shared disk."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from masp.errors import MaspError
+from masp.files.json_text import parse_json
 from masp.files.regular import UnsuitableFile, open_binary, open_descriptor
 from masp.files.retry import retry_io
 from masp.files.text import all_lines, reason
@@ -49,7 +49,7 @@ def _read_once(path: str | Path) -> bytes:
 
 
 def read_json(path: str | Path, error: type[MaspError]) -> Any:
-    """Read a JSON file, with or without a byte order mark.
+    """Read a JSON file, with or without a byte order mark; no object in it may have a key twice.
 
     Args:
         path: Path of the file.
@@ -63,8 +63,8 @@ def read_json(path: str | Path, error: type[MaspError]) -> Any:
         OSError: It cannot be read, also after several tries.
     """
     try:
-        return json.loads(read_whole(path).decode("utf-8-sig"))
+        return parse_json(read_whole(path).decode("utf-8-sig"), finite=False)
     except UnsuitableFile as problem:
         raise error(f"{path}: cannot be read: {reason(problem)}") from None
-    except (ValueError, RecursionError) as problem:
+    except ValueError as problem:
         raise error(f"{path}: is not valid JSON: {all_lines(problem)}") from None

@@ -28,11 +28,12 @@ from masp.evaluation.protocol import Evaluation
 from masp.evaluation.scorers import DECISION, AspectScorer, ScoreRequest
 from masp.files.text import shown
 from masp.results.aspect_metrics import OpenMetrics, compute_aspect_metrics
+from masp.results.aspect_records import write_aspect_records
 from masp.results.breakdown import SplitCounts
 from masp.results.ledger_format import Record, generated_problem, likelihood_problem
 from masp.results.ledgers.table import RecordTable
 from masp.results.metrics_file import METRICS, write_metrics
-from masp.results.records import FILE, write_aspect_records
+from masp.results.records import FILE
 from masp.runtime.log import show
 from masp.vlm.language import LanguageHalf
 from masp.vlm.prompt import Prompt, load_prompt

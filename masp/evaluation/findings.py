@@ -19,7 +19,7 @@ from masp.results.breakdown import MajorityClass, SplitCounts, ValueGroups, few_
 from masp.results.ledger_format import Record
 from masp.results.ledgers.table import RecordTable
 from masp.results.metrics import Metrics
-from masp.results.metrics_file import METRICS, read_metrics
+from masp.results.metrics_file import METRICS, check_written_with, read_metrics
 from masp.results.records import FILE, read_records_file
 from masp.results.temperature import TemperatureScaling, calibration, fit_temperature, is_at_limit
 
@@ -187,6 +187,7 @@ def _temperature_scaling(
         if found.protocol != protocol:
             return TemperatureScaling(reason=f"{path} was not evaluated in the same way; delete it to score it again")
         theirs = read_records_file(path / FILE)
+        check_written_with(path / FILE, theirs.digest)
     except MaspError as error:  # the metrics of this split do not depend on it
         return TemperatureScaling(reason=str(error))
     temperature = fit_temperature(theirs.scores, _columns(theirs.labels, theirs.categories))

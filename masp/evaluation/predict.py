@@ -74,6 +74,8 @@ def _why_unreadable(image: str) -> str:
             return ""
     except FileNotFoundError:
         return "file not found"
+    except IsADirectoryError:
+        return "a directory; name the image files in it"
     except (OSError, ValueError) as error:
         return reason(error)
 

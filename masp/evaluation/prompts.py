@@ -20,7 +20,15 @@ import numpy as np
 from masp.config import Config
 from masp.data.questions import Questions
 from masp.errors import DataError
-from masp.results.metrics_file import METRICS, PROMPTS, PromptRow, PromptTable, read_metrics, write_object
+from masp.results.metrics_file import (
+    METRICS,
+    PROMPTS,
+    PromptRow,
+    PromptTable,
+    check_written_with,
+    read_metrics,
+    write_object,
+)
 from masp.results.records import FILE, read_records_file
 from masp.runtime.log import show
 
@@ -141,6 +149,7 @@ def _table(places: dict[Wording, Path]) -> PromptTable:
             what = problems[0] if problems else f"{place / METRICS}: holds no accuracy"
             raise DataError(f"{what}; run `masp evaluate` again")
         records = read_records_file(place / FILE)
+        check_written_with(place / FILE, records.digest)
         keys = keys or records.keys
         if records.keys != keys:
             raise DataError(f"{place / FILE}: not the samples of {places[FIRST] / FILE}; run `masp evaluate` again")

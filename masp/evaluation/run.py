@@ -30,6 +30,7 @@ from masp.evaluation.partitioned import Passes, joined, load_for_scoring, on_any
 from masp.evaluation.prompts import FIRST, VALIDATION, Wording, other_evaluations, other_wordings, write_table
 from masp.evaluation.protocol import Evaluation
 from masp.files.text import reason, shown
+from masp.results.aspect_records import DIRECTORY as STAGE1
 from masp.results.ledger import DIRECTORY, Ledgers, Scoring
 from masp.results.ledgers.slices import Slice
 from masp.results.metrics_file import DATASETS, METRICS, PROBE, PROMPTS
@@ -46,7 +47,7 @@ LOG = logging.getLogger(__name__)
 
 def evaluate_dir(config: Config) -> Path:
     """Where ledgers, records and metrics go."""
-    name = "evaluate" if config.evaluate.stage == "stage2" else "evaluate-stage1"
+    name = "evaluate" if config.evaluate.stage == "stage2" else STAGE1
     return Path(config.evaluate.output_dir or Path(config.output_dir) / name)
 
 

@@ -23,6 +23,7 @@ from masp.files.text import reason, shown_apart
 from masp.report.export import Interval, Signed, Table, markdown_escaped, markdown_table, write_tables
 from masp.results.intervals import percentiles
 from masp.results.metrics import wilson_interval
+from masp.results.metrics_file import check_written_with
 from masp.results.records import FILE, Records, read_records_file
 
 _NUM_RESAMPLES = 10_000
@@ -118,6 +119,8 @@ def compare(runs: Sequence[str], output: str | Path, split: str | None = None) -
         if real.count(path) > 1:
             raise InputError(f"compare: {run} is given twice; each run can be compared with others only")
     found = [read_records_file(path) for path in paths]
+    for path, records in zip(paths, found, strict=True):
+        check_written_with(path, records.digest)
     notes = []
     for name, path, records in zip(names[1:], paths[1:], found[1:], strict=True):
         note = check_same_samples(names[0], found[0], f"{name} ({path})", records)

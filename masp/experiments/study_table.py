@@ -22,6 +22,7 @@ from masp.files.atomic import write_bytes
 from masp.files.text import reason, shortened
 from masp.report.export import Interval, Signed, Table, markdown_table, write_tables
 from masp.results.intervals import percentiles
+from masp.results.metrics_file import check_written_with
 from masp.results.records import FILE, Records, read_records_file
 from masp.runtime.log import show
 
@@ -156,6 +157,7 @@ def study(directory: Path, variants: Sequence[Variant], seeds: Sequence[int]) ->
             path = directory / f"seed-{seed}" / variant.name / "evaluate" / FILE
             if path.is_file():
                 records = read_records_file(path)
+                check_written_with(path, records.digest)
                 first = first or (str(path), records)
                 note = check_same_samples(*first, str(path), records)
                 unsure += [note] if note and records is not first[1] else []

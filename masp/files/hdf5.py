@@ -26,6 +26,8 @@ MAX_BYTES = 64 << 30
 """Default size limit of a file: the attention maps of a million images."""
 MAX_RATIO = 200
 """A compressed dataset may be this much larger than what the file holds of it; deflate itself reaches 1,032."""
+MAX_NAMES = 1000
+"""In a group."""
 MAX_STRING = 1 << 16
 """Bytes of a string."""
 _START = 1 << 20
@@ -83,6 +85,17 @@ class Hdf5File:
                 return False
             group = group[part]
         return True
+
+    def names(self, name: str) -> list[str]:
+        """What a group holds, in the order of the names.
+
+        Raises:
+            ValueError: It is missing, not a group of the file itself, or holds too many.
+        """
+        group = self._file[name] if self.has(name) else None
+        if not isinstance(group, h5py.Group) or len(group) > MAX_NAMES:
+            raise ValueError(f"{name} must be a group of at most {MAX_NAMES:,} names")
+        return sorted(group)
 
     def attribute(self, name: str) -> int | str | None:
         """An attribute of the file that is one integer or one string of fixed length; None if it is anything else."""

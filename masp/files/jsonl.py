@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from masp.errors import DataError, MaspError
 from masp.files.atomic import write_all, write_bytes
+from masp.files.json_text import parse_json
 from masp.files.locks import try_lock
 from masp.files.regular import open_descriptor, read_bytes
 from masp.files.typed import decode
@@ -153,7 +154,7 @@ def _step(line: bytes) -> int | None:
 def parse_object(line: bytes) -> dict[str, Any] | None:
     """The JSON object of a line; None if it is not one."""
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
+        value = parse_json(line, finite=False)
+    except ValueError:
         return None
     return value if isinstance(value, dict) else None

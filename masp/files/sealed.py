@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any, TypeVar
 
 from masp.errors import DataError
 from masp.files.atomic import create_bytes
+from masp.files.json_text import parse_json
 from masp.files.regular import MAX_BYTES, open_binary, read_bytes
 from masp.files.typed import canonical_json, decode, plain
 
@@ -169,20 +169,9 @@ def _matching_body(data: bytes) -> bytes | None:
 
 def _object(data: bytes, name: str) -> dict[str, Any]:
     try:
-        value = json.loads(data, parse_constant=_not_finite, parse_float=_finite)
-    except (ValueError, RecursionError):
+        value = parse_json(data)
+    except ValueError:
         raise DataError(f"{name} is damaged: it is not JSON") from None
     if not isinstance(value, dict):
         raise DataError(f"{name} is damaged: it is not a JSON object")
     return value
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        _not_finite(text)
-    return value
-
-
-def _not_finite(text: str) -> None:
-    raise ValueError(f"{text} is not a finite number")

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Optional, TypeVar
 from pydantic import AfterValidator, ConfigDict, JsonValue, TypeAdapter, ValidationError
 
 from masp.errors import DataError, MaspError, one_line
+from masp.files.json_text import parse_json
 from masp.files.regular import MAX_BYTES, read_bytes
 from masp.files.text import MAX_REASON, shortened, shown
 
@@ -67,15 +68,15 @@ def decode(
     try:
         value = _adapter(kind).validate_json(data)
     except ValidationError as problem:
-        if surrogates and "surrogate" in problem.errors(include_url=False, include_input=False)[0]["msg"]:
-            return _decode_with_surrogates(kind, data, name, error)
+        if surrogates and "hex escape" in problem.errors(include_url=False, include_input=False)[0]["msg"]:
+            return _decode_with_surrogates(kind, data, name, error, unique_keys)
         raise error(_line(kind, name, problem)) from None
     if value is None:
         raise error(f"{name}: must be an object, not null")
     if unique_keys:
         try:
-            json.loads(data, object_pairs_hook=_unique)
-        except (ValueError, RecursionError) as problem:
+            parse_json(data, finite=False)
+        except ValueError as problem:
             raise error(f"{name}: not valid JSON: {problem}") from None
     return value
 
@@ -142,13 +143,13 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return _ADAPTERS[kind]
 
 
-def _decode_with_surrogates(kind: type[T], data: bytes, name: str, error: type[MaspError]) -> T:
+def _decode_with_surrogates(kind: type[T], data: bytes, name: str, error: type[MaspError], unique_keys: bool) -> T:
     """Decode text with lone surrogates, which pydantic's parser refuses.
 
     Types are checked on a copy with question marks instead; then the original is converted without strict checks.
     """
     try:
-        found = json.loads(data)
+        found = parse_json(data, finite=False, unique_keys=unique_keys)
         copy = json.dumps(found, ensure_ascii=False).encode("utf-8", "replace")
     except (ValueError, RecursionError) as problem:
         raise error(f"{name}: not valid JSON: {problem}") from None
@@ -157,13 +158,6 @@ def _decode_with_surrogates(kind: type[T], data: bytes, name: str, error: type[M
         return _adapter(kind).validate_python(found, strict=False)
     except ValidationError as problem:  # a check of `__post_init__` that the copy passed
         raise error(_line(kind, name, problem)) from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> None:
-    if len(dict(pairs)) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"{shown(twice)} is given twice")
 
 
 def _line(kind: type, name: str, problem: ValidationError) -> str:
@@ -225,4 +219,4 @@ def as_json(value: Any) -> Any:
     Raises:
         ValueError: A number is not finite.
     """
-    return json.loads(json.dumps(value, allow_nan=False))
+    return parse_json(json.dumps(value, allow_nan=False))

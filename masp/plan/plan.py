@@ -16,8 +16,9 @@ from masp.data.image_files.stored import Location
 from masp.errors import InputError
 from masp.plan.actual import Actual, actual_cache, actual_extraction, actual_stages, is_of
 from masp.plan.disk import PRECISIONS, Space, check_space, index_bytes, shard_contents, tar_sizes
-from masp.plan.header_memory import memory_path
-from masp.plan.headers import read_sizes
+from masp.plan.evaluation import EvaluationEstimate, estimate_evaluation, evaluation_rate, evaluation_work
+from masp.plan.headers.memory import memory_path
+from masp.plan.headers.reading import read_sizes
 from masp.plan.levers import Lever, pixel_levers
 from masp.plan.measure import measure_rates
 from masp.plan.prospects import obstacles, prospect_findings
@@ -128,6 +129,7 @@ class Plan:
     space: Space
     extract: ExtractionEstimate
     stages: dict[str, StageEstimate]
+    evaluate: EvaluationEstimate
     flops_estimated: bool
     """Whether the VLM's operations could not be counted, so that its number of weights stands for them."""
     text_tokens_counted: bool
@@ -225,10 +227,13 @@ def _predict(
     flops = extraction_flops(vision, images)
     extract = estimate_extraction(flops, len(images), rates.extract)
     mean_bytes = sum(tars.values()) / len(images)
-    stages = {
-        "stage1": estimate_stage(stage1_work(config, language, words, train), rates.stage1, mean_bytes),
-        "stage2": estimate_stage(stage2_work(config, language, words, train), rates.stage2, mean_bytes),
+    works = {
+        "stage1": stage1_work(config, language, words, train),
+        "stage2": stage2_work(config, language, words, train),
     }
+    stages = {name: estimate_stage(work, getattr(rates, name), mean_bytes) for name, work in works.items()}
+    scoring = evaluation_work(config, vision, language, images, dataset.categories)
+    scoring_rate = evaluation_rate(config, rates, works)
     return Plan(
         dataset=DatasetFacts(
             name=dataset.name,
@@ -254,6 +259,7 @@ def _predict(
         space=check_space(config.cache.dir, sum(tars.values()) + index_bytes(images)),
         extract=extract,
         stages=stages,
+        evaluate=estimate_evaluation(config, scoring, scoring_rate, rates.extract, mean_bytes),
         flops_estimated=any(getattr(half, "is_estimate", False) for half in (vision, language)),
         text_tokens_counted=words.counted,
         without_cache={

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from masp.data.findings import finding_lines
 from masp.errors import one_line
 from masp.plan.actual import Comparison
+from masp.plan.evaluation import EvaluationEstimate
 from masp.plan.plan import Plan, SplitFacts
 from masp.plan.work import ExtractionEstimate, StageEstimate
 
@@ -86,14 +87,19 @@ def _work(plan: Plan) -> list[str]:
     heads = f"{'FLOP/image':>15}{'FLOP':>15}{'GPU time':>12}{'images/s':>11}{'reads':>13}"
     lines = [f"{'':<9}{'images':>10}{'epochs':>8}{heads}"]
     readable = plan.images.num_images - plan.images.num_broken
-    rows: list[tuple[str, int, int, ExtractionEstimate | StageEstimate, str]] = [
+    rows: list[tuple[str, int, int, ExtractionEstimate | StageEstimate | EvaluationEstimate, str]] = [
         ("extract", readable, 1, plan.extract, "")
     ]
     for name, stage in plan.stages.items():
         rows.append((name, stage.num_images, stage.num_epochs, stage, f"{size(stage.reads_bytes_per_s)}/s"))
+    scoring = plan.evaluate
+    num_scored = scoring.num_images + scoring.num_validation_images
+    reads = f"{size(scoring.reads_bytes_per_s)}/s" if scoring.reads_bytes_per_s else ""
+    rows.append(("evaluate", num_scored, scoring.num_wordings, scoring, reads))
     for name, num_images, epochs, work, reads in rows:
         if not num_images:
-            lines.append(f"{name:<9}{0:>10}  nothing to learn from")
+            nothing = "nothing to score" if work is scoring else "nothing to learn from"
+            lines.append(f"{name:<9}{0:>10}  {nothing}")
             continue
         lines.append(
             f"{name:<9}{num_images:>10,}{epochs:>8}{flop(work.flops_per_image):>15}{flop(work.flops):>15}"
@@ -105,6 +111,10 @@ def _work(plan: Plan) -> list[str]:
         speed = f"{flop(rate.per_second)}/s" if rate.unit == "FLOP" else f"{rate.per_second:,.0f} tokens/s"
         by_source.setdefault(f"{speed} ({rate.source})", []).append(name)
     lines += [f"rate of {', '.join(names)}: {source}" for source, names in by_source.items()]
+    if scoring.num_wordings > 1 or scoring.num_validation_images:
+        more = f", and {scoring.num_validation_images:,} of val once" if scoring.num_validation_images else ""
+        wordings = f"{scoring.num_wordings} wordings of the question" if scoring.num_wordings > 1 else "one wording"
+        lines.append(f"evaluate: {scoring.num_images:,} images of {scoring.split} in {wordings}{more}")
     lines.append("reads: what the cache must deliver per second to keep one such machine busy")
     if plan.flops_estimated:
         lines.append("FLOP are estimated from the number of weights: the VLM's operations cannot be counted")

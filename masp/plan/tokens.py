@@ -15,6 +15,7 @@ from masp.config import Config
 from masp.data.questions import load_questions
 from masp.data.sample import Sample
 from masp.errors import InputError
+from masp.vlm.families import family_of
 from masp.vlm.features import Grid, ImageLayout
 from masp.vlm.prompt import load_prompt
 from masp.vlm.vision import Preprocessor
@@ -140,12 +141,54 @@ def token_statistics(images: Sequence[PlannedImage]) -> TokenStatistics:
     )
 
 
-_QWEN_TEMPLATE = (14, 1, 1, 5)
-"""Tokens of the Qwen family's template: opening with the system turn, image start, image end, closing."""
 _PIECE = re.compile(r"\w+|[^\w\s]")
 
 
-_Count = Callable[[str], int]
+@dataclass(frozen=True)
+class TextTokens:
+    """How a VLM turns text into tokens, or where its directory has no tokenizer, about how."""
+
+    question: Callable[[str], int]
+    """Number of tokens of a question's text."""
+    answer: Callable[[str], tuple[int, ...]]
+    """Token ids of an answer."""
+    counted: bool
+    """Whether the VLM's own tokenizer counts; otherwise a word or a punctuation mark is one token."""
+    opening: int = 14
+    """System turn and the start of the user turn; this and the next are those of the Qwen family."""
+    image_start: int = 1
+    image_end: int = 1
+    closing: int = 5
+    """From the end of the question to the start of the answer."""
+    lead: int = 0
+    """What the processor writes for an image before its first placeholder."""
+    trail: int = 0
+    """And behind its last."""
+
+
+def text_tokens(path: str) -> TextTokens:
+    """Load the tokenizer of the VLM in a directory; one without a tokenizer is enough for a plan."""
+    try:
+        prompt = load_prompt(path)
+    except InputError:
+        numbers: dict[str, int] = {}
+
+        def pieces(text: str) -> tuple[int, ...]:
+            return tuple(numbers.setdefault(piece, len(numbers)) for piece in _PIECE.findall(text))
+
+        return TextTokens(lambda text: len(pieces(text)), pieces, counted=False)
+    closing = len(prompt.question(""))
+    return TextTokens(
+        question=lambda text: len(prompt.question(text)) - closing,
+        answer=prompt.answer,
+        counted=True,
+        opening=len(prompt.opening),
+        image_start=len(prompt.image_start),
+        image_end=len(prompt.image_end),
+        closing=closing,
+        lead=len(prompt.lead),
+        trail=len(prompt.trail),
+    )
 
 
 @dataclass(frozen=True)
@@ -170,6 +213,8 @@ class Words:
     """What the processor writes for an image before its first placeholder."""
     trail: int = 0
     """And behind its last."""
+    runs_whole: bool = False
+    """Whether nothing of a prompt can run before all of it is known, so that no prefix is kept apart."""
 
 
 def count_words(config: Config, samples: Sequence[Sample], categories: Sequence[str]) -> Words:
@@ -184,7 +229,7 @@ def count_words(config: Config, samples: Sequence[Sample], categories: Sequence[
         InputError: The questions file is unusable or lacks an aspect.
     """
     questions = load_questions(config.questions)
-    template, (lead, trail), asked, answered, counted = _tokenizer(config.vlm.path)
+    text = text_tokens(config.vlm.path)
     by_aspect: dict[str, dict[str, int]] = {aspect: {} for aspect in config.aspects}
     emotions: dict[str, int] = {}
     for sample in samples:
@@ -193,42 +238,22 @@ def count_words(config: Config, samples: Sequence[Sample], categories: Sequence[
             if aspect in by_aspect:
                 by_aspect[aspect][answer] = by_aspect[aspect].get(answer, 0) + 1
     return Words(
-        *template,
-        questions={a: statistics.mean(asked(t) for t in questions.templates(a)) for a in config.aspects},
-        answers={aspect: _mean(answers, answered) for aspect, answers in by_aspect.items()},
-        emotion_question=statistics.mean(map(asked, questions.every_emotion(categories))),
-        emotion_answer=_mean(emotions, answered),
-        counted=counted,
-        lead=lead,
-        trail=trail,
+        opening=text.opening,
+        image_start=text.image_start,
+        image_end=text.image_end,
+        closing=text.closing,
+        questions={a: statistics.mean(map(text.question, questions.templates(a))) for a in config.aspects},
+        answers={aspect: _mean(answers, text) for aspect, answers in by_aspect.items()},
+        emotion_question=statistics.mean(map(text.question, questions.every_emotion(categories))),
+        emotion_answer=_mean(emotions, text),
+        counted=text.counted,
+        lead=text.lead,
+        trail=text.trail,
+        runs_whole=family_of(config.vlm.path).runs_whole,
     )
 
 
-def _mean(texts: dict[str, int], tokens: _Count) -> float:
-    """Compute the mean tokens of texts, each weighted by how often it occurs."""
-    total = sum(texts.values())
-    return sum(tokens(text) * times for text, times in texts.items()) / total if total else 0.0
-
-
-_Around = tuple[int, int]
-
-
-def _tokenizer(path: str) -> tuple[tuple[int, int, int, int], _Around, _Count, _Count, bool]:
-    """Return the tokens of the template's parts, those of lead and trail, what counts those of questions and of
-    answers, and whether it is exact."""
-    try:
-        prompt = load_prompt(path)
-    except InputError:  # a directory without a tokenizer is enough for a plan
-
-        def words(text: str) -> int:
-            return len(_PIECE.findall(text))
-
-        return _QWEN_TEMPLATE, (0, 0), words, words, False
-    closing = len(prompt.question(""))
-    template = len(prompt.opening), len(prompt.image_start), len(prompt.image_end), closing
-    around = len(prompt.lead), len(prompt.trail)
-
-    def asked(text: str) -> int:
-        return len(prompt.question(text)) - closing
-
-    return template, around, asked, lambda text: len(prompt.answer(text)), True
+def _mean(answers: dict[str, int], text: TextTokens) -> float:
+    """Compute the mean tokens of answers, each weighted by how often it occurs."""
+    total = sum(answers.values())
+    return sum(len(text.answer(answer)) * times for answer, times in answers.items()) / total if total else 0.0

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from masp.artifacts.trained import prompt_aspects
 from masp.config import Config
 from masp.config.schema import Stage1Config, Stage2Config
 from masp.plan.rates import Rate
@@ -132,21 +133,24 @@ def stage1_lengths(config: Config, words: Words, aspect: str) -> Lengths:
     text = (
         words.trail + words.image_end + words.questions[aspect] + words.closing + words.answers[aspect] + (not released)
     )
-    return Lengths(
-        words.opening + words.image_start + words.lead, True, config.aspect_module.num_queries + text, answer
-    )
+    prefix, suffix = words.opening + words.image_start + words.lead, config.aspect_module.num_queries + text
+    if words.runs_whole:
+        prefix, suffix = 0, prefix + suffix
+    return Lengths(prefix, True, suffix, answer)
 
 
 def stage2_lengths(config: Config, words: Words, block_length: int) -> Lengths:
     """Compute the lengths of a row of stage 2: all aspects, an image with its separators and the soft prompt."""
     settings = config.stage2
-    visual = words.image_start + len(config.aspects) * config.aspect_module.num_queries + block_length + words.image_end
+    aspect_tokens = len(prompt_aspects(config)) * config.aspect_module.num_queries
+    image = block_length if settings.vision_features else words.lead + words.trail
+    visual = words.image_start + aspect_tokens + image + words.image_end
     text = words.emotion_question + words.closing + words.emotion_answer
     if settings.layout == "released":
         prefix, suffix = words.opening, 2 * settings.num_soft_prompt_tokens + visual + text
     else:
         prefix, suffix = words.opening + visual, settings.num_soft_prompt_tokens + text + 1
-    if not settings.frozen_prefix:
+    if words.runs_whole or not settings.frozen_prefix:
         prefix, suffix = 0, prefix + suffix
     return Lengths(prefix, settings.layout == "released", suffix, words.emotion_answer + 1)
 
@@ -194,7 +198,7 @@ def stage1_work(config: Config, language: Language, words: Words, train: Sequenc
 
 def stage2_work(config: Config, language: Language, words: Words, train: Sequence[PlannedImage]) -> StageWork:
     """Compute the work of stage 2, on all training images."""
-    num_aspects, num_queries = len(config.aspects), config.aspect_module.num_queries
+    num_aspects, num_queries = len(prompt_aspects(config)), config.aspect_module.num_queries
     tokens = flops = 0.0
     for (num_tokens, length), count in Counter((p.num_tokens, p.block_length) for p in train).items():
         lengths = stage2_lengths(config, words, length)
@@ -202,7 +206,7 @@ def stage2_work(config: Config, language: Language, words: Words, train: Sequenc
         tokens += count * (lengths.suffix + lengths.prefix / (max(1.0, together) if lengths.shared else 1))
         flops += count * row_flops(language, lengths, together)
         modules = aspect_module_flops(language.width, num_queries, num_tokens, gradient=False)
-        flops += count * num_aspects * modules
+        flops += 0 if config.cache.aspect_tokens else count * num_aspects * modules
     return StageWork(config.stage2.num_epochs, len(train), len(train), tokens, flops)
 
 

@@ -42,6 +42,7 @@ from masp.report.tables import (
     yardstick_rows,
 )
 from masp.report.training_curves import TrainingStage, training_stages
+from masp.results.aspect_records import DIRECTORY as STAGE1
 from masp.results.metrics_file import (
     METRICS,
     PROBE,
@@ -149,7 +150,7 @@ def write_report(run_dir: str | Path, output: str | Path | None = None, tables: 
 def _find_evaluation(run_dir: Path) -> Path:
     if not is_directory(run_dir):
         raise InputError(f"{run_dir}: no such run directory; run `masp evaluate --config …` first, in its output_dir")
-    for directory in (run_dir / "evaluate", run_dir):
+    for directory in (run_dir / "evaluate", run_dir, run_dir / STAGE1):
         if is_file(directory / METRICS):
             return directory
     raise InputError(f"{run_dir}: no evaluate/metrics.json; run `masp evaluate --config … output_dir={run_dir}` first")
@@ -164,6 +165,7 @@ def _gather(run_dir: Path, evaluate_dir: Path) -> Page:
             problem = next((p for p in problems if p.startswith(f"{path}: {name}")), f"{path}: {name} is missing")
             raise DataError(f"{problem}; run `masp evaluate` again")
     config = find_config(evaluate_dir, run_dir)
+    problems += config.problems
     lineage = lineage_rows(metrics.lineage)
     summary = read_summary(run_dir / SUMMARY, problems) if is_file(run_dir / SUMMARY) else {}
     prompts = _optional(read_prompts, evaluate_dir / PROMPTS, problems)

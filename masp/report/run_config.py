@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from masp.config.schema import DatasetConfig, Transparency
+from masp.config.fields import describe_settings, sections
+from masp.config.schema import Config, DatasetConfig, Layout, Scoring, Transparency
 from masp.config.yaml_text import MAX_FILE_BYTES, parse_yaml
 from masp.errors import InputError
 from masp.files.regular import is_file, read_bytes
+from masp.files.text import shown
+from masp.taxonomy import Split
 
 
 @dataclass(frozen=True)
@@ -25,9 +30,9 @@ class RunConfig:
     dataset: DatasetConfig | None = None
     """The whole section; None if a part of it is not valid."""
     cache_dir: Path | None = None
-    split: str | None = None
-    scoring: str | None = None
-    layout: str | None = None
+    split: Split | None = None
+    scoring: Scoring | None = None
+    layout: Layout | None = None
     vlm: str | None = None
     max_side: int | None = None
     """Longer side to which images were brought first."""
@@ -37,6 +42,8 @@ class RunConfig:
     """File of the aspect modules."""
     soft_prompt: Path | None = None
     """File of the soft prompt."""
+    problems: tuple[str, ...] = ()
+    """What of these settings is not valid, a line each."""
 
 
 def find_config(*directories: Path) -> RunConfig:
@@ -45,43 +52,68 @@ def find_config(*directories: Path) -> RunConfig:
     if path is None:
         return RunConfig()
     text = (read_bytes(path, max_bytes=MAX_FILE_BYTES) or b"").decode(errors="replace")
+    problems: list[str] = []
     try:
         tree, _ = parse_yaml(text, str(path))
-    except InputError:  # shown as it is
-        tree = None
-    root, cache_dir = _text(tree, "dataset", "root"), _text(tree, "cache", "dir")
-    aspect, soft_prompt = _text(tree, "checkpoint", "aspect"), _text(tree, "checkpoint", "soft_prompt")
-    max_side, transparency = _at(tree, "vlm", "max_side"), _at(tree, "vlm", "transparency")
+    except InputError as error:  # shown as it is
+        tree, problems = None, [str(error)]
+
+    def setting(name: str) -> Any:
+        return _setting(tree, name, str(path), problems)
+
+    root, cache_dir = setting("dataset.root"), setting("cache.dir")
+    aspect, soft_prompt = setting("checkpoint.aspect"), setting("checkpoint.soft_prompt")
     return RunConfig(
         text=text,
-        dataset_name=_text(tree, "dataset", "name"),
+        dataset_name=setting("dataset.name"),
         dataset_root=None if root is None else Path(root),
         dataset=_dataset(tree),
         cache_dir=None if cache_dir is None else Path(cache_dir),
-        split=_text(tree, "evaluate", "split"),
-        scoring=_text(tree, "evaluate", "scoring"),
-        layout=_text(tree, "stage2", "layout"),
-        vlm=_text(tree, "vlm", "path"),
-        max_side=max_side if type(max_side) is int and max_side > 0 else None,
-        transparency="drop" if transparency == "drop" else "white",
+        split=setting("evaluate.split"),
+        scoring=setting("evaluate.scoring"),
+        layout=setting("stage2.layout"),
+        vlm=setting("vlm.path"),
+        max_side=setting("vlm.max_side"),
+        transparency=setting("vlm.transparency") or "white",
         aspect=None if aspect is None else Path(aspect),
         soft_prompt=None if soft_prompt is None else Path(soft_prompt),
+        problems=tuple(dict.fromkeys(problems)),
     )
 
 
 def _dataset(tree: Any) -> DatasetConfig | None:
     try:
-        return TypeAdapter(DatasetConfig).validate_python(_at(tree, "dataset"))
-    except ValidationError:  # from another version of MASP; the file itself is shown
+        return TypeAdapter(DatasetConfig).validate_python(tree.get("dataset") if isinstance(tree, dict) else None)
+    except ValidationError:  # what of it is shown is checked, and named, by itself
         return None
 
 
-def _at(tree: Any, *key: str) -> Any:
-    for part in key:
-        tree = tree.get(part) if isinstance(tree, dict) else None
-    return tree
+def _setting(tree: Any, name: str, where: str, problems: list[str]) -> Any:
+    """A setting of a file, checked as the configuration itself checks it; None if it is not there, or not valid.
+
+    Args:
+        tree: Content of the file.
+        name: Dotted name.
+        where: Name of the file in problems.
+        problems: Gets a line if the setting is not valid.
+    """
+    section, key = name.split(".")
+    for part, held in (("the file", tree), (section, tree.get(section) if isinstance(tree, dict) else None)):
+        if held is not None and not isinstance(held, dict):
+            problems.append(f"{where}: {part} = {shown(held)}: must hold 'key: value' lines")
+            return None
+    value = ((tree or {}).get(section) or {}).get(key)
+    if value is None:
+        return None
+    try:
+        return _adapter(name).validate_python(value)
+    except ValidationError:
+        problems.append(f"{where}: {name} = {shown(value)}: must be {describe_settings(Config)[name].valid}")
+        return None
 
 
-def _text(tree: Any, *key: str) -> str | None:
-    value = _at(tree, *key)
-    return value if isinstance(value, str) and "\0" not in value else None
+@functools.cache
+def _adapter(name: str) -> TypeAdapter[Any]:
+    section, key = name.split(".")
+    hints = typing.get_type_hints(sections(Config)[section], include_extras=True)
+    return TypeAdapter(hints[key], config=ConfigDict(allow_inf_nan=False))

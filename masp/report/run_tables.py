@@ -1,34 +1,29 @@
 """The tables of a run as files: what `masp report --tables DIR` writes.
 
 `metrics`, `categories`, `confusion`, `calibration`, `aspect-values`, and where they exist `aspects`, `datasets`,
-`prompts` and `variants`, each as CSV and LaTeX; `records.csv` has a line per image. `masp.report.export` says how cells
-are spelled. Columns keep their order; new ones come last.
+`prompts` and `variants`, each as CSV and LaTeX; `records.csv` has a line per image, and `records-stage1.csv` one per
+annotated aspect of an image (`masp.report.record_tables`). `masp.report.export` says how cells are spelled. Columns
+keep their order; new ones come last.
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from masp.errors import InputError
-from masp.files.atomic import replacing
-from masp.files.text import reason
-from masp.report.export import Cell, Interval, Table, spreadsheet_text, write_tables
-from masp.report.images import shown_name
+from masp.files.regular import is_file
+from masp.report.export import Cell, Interval, Table, write_tables
+from masp.report.record_tables import write_aspect_table, write_emotion_table
 from masp.report.tables import AspectRow, ShownDataset, ShownVariant
-from masp.results.metrics import softmax
+from masp.results.aspect_records import DIRECTORY as STAGE1
 from masp.results.metrics_file import MetricsFile, PromptTable
-from masp.results.records import FILE, read_records_file
+from masp.results.records import FILE
 
 _METRICS = (
     "accuracy", "accuracy_of_split", "balanced_accuracy", "macro_f1", "weighted_f1", "top2_accuracy", "nll", "brier",
     "ece", "coverage",
 )  # fmt: skip
 _COUNTS = ("num_samples", "num_correct", "num_in_split", "num_quarantined", "num_left_out", "num_unparsable")
-_CHUNK = 10_000
 
 
 def write_run_tables(
@@ -54,8 +49,12 @@ def write_run_tables(
         *_others(aspects, datasets, variants, prompts),
     ]
     written = write_tables(directory, [table for table in tables if table.rows], "--tables")
-    if metrics.per_aspect is None and (evaluate_dir / FILE).is_file():
-        written.append(_write_records(directory / "records.csv", evaluate_dir / FILE))
+    is_stage1 = metrics.per_aspect is not None
+    stage1 = (evaluate_dir if is_stage1 else evaluate_dir.parent / STAGE1) / FILE
+    if not is_stage1 and is_file(evaluate_dir / FILE):
+        written.append(write_emotion_table(directory / "records.csv", evaluate_dir / FILE))
+    if is_file(stage1):
+        written.append(write_aspect_table(directory / "records-stage1.csv", stage1))
     return written
 
 
@@ -150,38 +149,3 @@ def _others(
             [(r.title, r.accuracy, Interval(r.ci)) for r in variants],
         ),
     ]  # fmt: skip
-
-
-def _write_records(path: Path, source: Path) -> Path:
-    """Write a line per image: what it is, what was predicted, and the probability and score of every category."""
-    records = read_records_file(source)
-    fixed = ["sample_key", "image", "label", "prediction", "correct", "probability", "label_probability"]
-    names = [f"probability {c}" for c in records.categories] + [f"score {c}" for c in records.categories]
-    position = {category: index for index, category in enumerate(records.categories)}
-    try:
-        with (
-            replacing(path) as temporary,
-            open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
-        ):
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow([*fixed, *map(spreadsheet_text, names)])
-            for start in range(0, len(records.keys), _CHUNK):
-                scores = records.scores[start : start + _CHUNK]
-                probabilities = softmax(scores)
-                for offset in range(len(scores)):
-                    row = start + offset
-                    key, label, prediction = records.keys[row], records.labels[row], records.predictions[row]
-                    chances = probabilities[offset]
-                    of = ["" if name is None or np.isnan(chances).any() else repr(float(chances[position[name]]))
-                          for name in (prediction, label)]  # fmt: skip
-                    writer.writerow(
-                        [
-                            *map(spreadsheet_text, (key, shown_name(key), label, prediction or "")),
-                            int(label == prediction),
-                            *of,
-                            *("" if np.isnan(value) else repr(float(value)) for value in (*chances, *scores[offset])),
-                        ]
-                    )
-    except OSError as error:
-        raise InputError(f"--tables {path.parent}: {path.name} cannot be written: {reason(error)}") from None
-    return path

@@ -12,6 +12,7 @@ from masp.data.findings import Finding, load_findings
 from masp.errors import MaspError
 from masp.files.regular import is_file
 from masp.report.charts import calibration_chart
+from masp.results.aspect_records import DIRECTORY as STAGE1
 from masp.results.metrics_file import (
     DATASETS,
     METRICS,
@@ -170,7 +171,7 @@ def aspect_rows(evaluate_dir: Path, metrics: MetricsFile, problems: list[str]) -
         problems: What is damaged is left out, and a line appended that says so.
     """
     if metrics.per_aspect is None:
-        path = evaluate_dir.parent / "evaluate-stage1" / METRICS
+        path = evaluate_dir.parent / STAGE1 / METRICS
         try:
             metrics = read_metrics(path, problems) if is_file(path) else MetricsFile()
         except MaspError as error:

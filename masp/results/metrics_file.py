@@ -23,8 +23,10 @@ from pydantic import AfterValidator, Field
 from masp.config.schema import Layout, Quantization, Scoring, Source, StageName
 from masp.errors import DataError
 from masp.files.atomic import write_bytes
+from masp.files.json_text import parse_json
 from masp.files.regular import is_file, read_bytes
 from masp.files.sealed import digest_of
+from masp.files.text import all_lines
 from masp.files.typed import Json, as_json, decode
 from masp.results.breakdown import GroupAccuracy, MajorityClass
 from masp.results.metrics import CalibrationBin, CategoryMetrics, Count, Share
@@ -44,8 +46,12 @@ T = TypeVar("T")
 
 _END_OF_YEAR_9999 = 253_402_300_800
 
+_ROUNDING = 1e-9
+
 Interval = tuple[Share, Share]
 """Both ends of a 95 % interval."""
+Number = Annotated[int, Field(ge=1, le=2**53)]
+"""Of a template or an order."""
 
 
 def _rectangular(rows: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
@@ -153,9 +159,9 @@ class DatasetRow:
 class PromptRow:
     """One wording of the question."""
 
-    template: Count
+    template: Number
     """Its number in the questions file, from 1."""
-    order: Count
+    order: Number
     """1: the categories in their own order; others are other orders."""
     question: str
     accuracy: Share
@@ -175,7 +181,7 @@ class PromptTable:
     """Name of the wording -> its row; the first is the evaluation itself."""
     mean: Share
     """Of the accuracies."""
-    spread: float
+    spread: Annotated[float, Field(ge=0)]
     """Their standard deviation."""
     lowest: Share
     highest: Share
@@ -183,6 +189,12 @@ class PromptTable:
     """Mean over pairs of wordings: share of the images with the same prediction."""
     agreement_of_all: Share
     """Share of the images with the same prediction under every wording."""
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise ValueError("must hold at least one wording")
+        if not self.lowest <= self.mean + _ROUNDING <= self.highest + 2 * _ROUNDING:
+            raise ValueError("must have a mean between lowest and highest")
 
 
 @dataclass(frozen=True)
@@ -199,6 +211,10 @@ class ProbeFile:
     """Images of the training split."""
     data_digest: str
     """Of the images that were evaluated, see `masp.results.records.DataDigests`."""
+
+    def __post_init__(self) -> None:
+        if not self.num_samples or abs(self.accuracy - self.num_correct / self.num_samples) > _ROUNDING:
+            raise ValueError("must have the accuracy num_correct / num_samples")
 
 
 @dataclass(frozen=True)
@@ -261,6 +277,24 @@ def read_metrics(path: Path, problems: list[str]) -> MetricsFile:
     return _metrics(values, str(path), problems)
 
 
+def check_written_with(records: Path, digest: str) -> None:
+    """Refuse records that belong to another evaluation than the `metrics.json` beside them, as after copying one file.
+
+    Args:
+        records: `records.h5`.
+        digest: Digest of its content.
+
+    Raises:
+        InputError: `metrics.json` may not be read. DataError: It is damaged, or was written with other records.
+    """
+    path = records.with_name(METRICS)
+    if is_file(path) and read_metrics(path, []).records_digest not in (None, digest):
+        raise DataError(
+            f"{records}: not the file that {METRICS} beside it was written with; delete both and run the same "
+            "`masp evaluate` again, which writes them from the ledgers"
+        )
+
+
 def read_datasets(path: Path, problems: list[str]) -> dict[str, DatasetRow]:
     """Read `datasets.json`; arguments and errors as `read_metrics`."""
     return _rows(DatasetRow, path, problems)
@@ -289,7 +323,7 @@ def _read_object_of(kind: type[T], path: Path) -> T | None:
     if not is_file(path):
         return None
     values = _read_object(path)
-    if (digest := values.pop("digest", None)) is not None and digest != _digest(values):
+    if values.pop("digest", None) != _digest(values):
         raise _not_its_digest(path)
     return decode(kind, json.dumps(values).encode(), str(path), surrogates=True)
 
@@ -325,12 +359,14 @@ def _metrics(values: dict[str, Any], where: str, problems: list[str]) -> Metrics
 
 def _read_object(path: Path) -> dict[str, Any]:
     data = read_bytes(path)
+    remedy = "delete it and run the command that writes it again"
     try:
-        value = json.loads(data or b"")
-    except (ValueError, RecursionError):
-        value = None
+        # a number that is not finite is left out with its key, not with the whole file
+        value = parse_json(data or b"", finite=False)
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON: {all_lines(error)}; {remedy}") from None
     if not isinstance(value, dict):
-        raise DataError(f"{path}: not a JSON object; delete it and run the command that writes it again")
+        raise DataError(f"{path}: not a JSON object; {remedy}")
     return value
 
 

@@ -13,7 +13,7 @@ Datasets (`N` samples in the order of their keys, `C` categories):
 
 Evaluations of stage 1 have `aspect` [N] beside `sample_key`, and instead of `categories` and `scores` a group
 `answers/<aspect>` with `row` (into the datasets above), `categories`, `scores` and `mean_scores` for every aspect whose
-answers are compared by likelihood.
+answers are compared by likelihood; `masp.results.aspect_records` writes and reads them.
 
 Strings are UTF-8, of a fixed number of bytes that is that of the longest one. Attributes of the file: `format_version`,
 `digest` (the version and SHA-256 of all datasets but `attention/weights`, and of the attributes), and of evaluations of
@@ -45,8 +45,8 @@ FILE = "records.h5"
 
 VERSION = 2
 
-_STRINGS = Column("S", (None,))
-_OUTCOMES = ("sample_key", "label", "prediction", "text")
+STRINGS = Column("S", (None,))
+OUTCOMES = ("sample_key", "label", "prediction", "text")
 
 
 @dataclass(frozen=True)
@@ -86,16 +86,16 @@ class Records:
     @cached_property
     def labels(self) -> list[str]:
         """The right categories."""
-        return _words(self.columns["label"])
+        return words_of(self.columns["label"])
 
     @cached_property
     def predictions(self) -> list[str | None]:
         """The predicted categories; None: the generated line named no category."""
-        return [text or None for text in _words(self.columns["prediction"])]
+        return [text or None for text in words_of(self.columns["prediction"])]
 
     def outcome(self, row: int) -> tuple[str, str, str | None]:
         """Sample key, label and prediction of one sample."""
-        key, label, prediction = (self.columns[name][row].decode() for name in _OUTCOMES[:3])
+        key, label, prediction = (self.columns[name][row].decode() for name in OUTCOMES[:3])
         return key, label, prediction or None
 
     @cached_property
@@ -115,8 +115,8 @@ class Records:
         return self.columns["label"] == self.columns["prediction"]
 
 
-def _words(column: np.ndarray) -> list[str]:
-    """Few different strings, each decoded once."""
+def words_of(column: np.ndarray) -> list[str]:
+    """The strings of a column with few different ones, each decoded once."""
     different, numbers = np.unique(column, return_inverse=True)
     words = [text.decode() for text in different.tolist()]
     return [words[number] for number in numbers.tolist()]
@@ -147,7 +147,7 @@ def write_emotion_records(
         OSError: the file cannot be written.
     """
     table = RecordTable.of(records)
-    with _Writer(path) as writer:
+    with RecordsWriter(path) as writer:
         writer.strings("sample_key", table.keys)
         writer.outcomes(table)
         writer.scores("", table.scores, table.mean_scores, np.arange(len(table)), categories)
@@ -156,56 +156,32 @@ def write_emotion_records(
         return writer.seal({} if data is None else vars(data))
 
 
-def write_aspect_records(path: Path, records: Sequence[Record], answers: Mapping[str, Sequence[str]]) -> str:
-    """Write the records of an evaluation of stage 1.
-
-    Args:
-        path: `records.h5`.
-        records: Merged records.
-        answers: Aspect -> answers in the order of the scores, where they are compared by likelihood.
-
-    Returns:
-        Digest of the content.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    table = RecordTable.of(records)
-    with _Writer(path) as writer:
-        writer.strings("sample_key", [key.rpartition("#")[0] for key in table.keys])
-        writer.strings("aspect", [key.rpartition("#")[2] for key in table.keys])
-        writer.outcomes(table)
-        for aspect, choices in answers.items():
-            rows = table.rows_of(aspect)
-            writer.put(f"answers/{aspect}/row", rows)
-            writer.scores(f"answers/{aspect}/", table.scores, table.mean_scores, rows, choices)
-        return writer.seal({})
-
-
-class _Digest:
+class ContentDigest:
     """SHA-256 of named arrays and attributes, whatever their order."""
 
     def __init__(self) -> None:
         self._parts: dict[str, str] = {}
 
     def add(self, name: str, values: np.ndarray) -> None:
+        """Add an array under its name."""
         found = hashlib.sha256(f"{values.dtype.str} {values.shape} ".encode())
         for start in range(0, len(values), CHUNK):
             found.update(np.ascontiguousarray(values[start : start + CHUNK]).tobytes())
         self._parts[name] = found.hexdigest()
 
     def of(self, attributes: Mapping[str, str]) -> str:
+        """The digest of what was added, and of attributes."""
         lines = [f"{name} {value}\n" for name, value in sorted((self._parts | dict(attributes)).items())]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-class _Writer(contextlib.AbstractContextManager):
+class RecordsWriter(contextlib.AbstractContextManager):
     """A file that is written and gets its name at the end of the block."""
 
     def __init__(self, path: Path):
-        self._stack, self._digest, self._path = contextlib.ExitStack(), _Digest(), path
+        self._stack, self._digest, self._path = contextlib.ExitStack(), ContentDigest(), path
 
-    def __enter__(self) -> _Writer:
+    def __enter__(self) -> RecordsWriter:
         with contextlib.ExitStack() as stack:
             temporary = stack.enter_context(replacing(self._path))
             # checksums of its own for the library's metadata, which the format's first version has not
@@ -217,24 +193,28 @@ class _Writer(contextlib.AbstractContextManager):
         return self._stack.__exit__(*exception)  # type: ignore[arg-type]
 
     def put(self, name: str, values: np.ndarray) -> None:
+        """Write a dataset."""
         is_text = values.dtype.kind == "S"
         shown = values.view(h5py.string_dtype("utf-8", values.dtype.itemsize)) if is_text else values
         self._file.create_dataset(name, data=shown, track_times=False)
         self._digest.add(name, values)
 
     def strings(self, name: str, texts: Sequence[str]) -> None:
+        """Write a column of strings."""
         self.put(name, _as_bytes(texts))
 
     def words(self, name: str, column: Texts) -> None:
-        """A column of strings of which many are equal."""
+        """Write a column of strings of which many are equal."""
         self.put(name, _as_bytes([*column.words, ""])[column.codes])  # -1 is the last one
 
     def outcomes(self, table: RecordTable) -> None:
+        """Write labels, predictions and texts."""
         self.words("label", table.labels)
         self.words("prediction", table.predictions)
         self.words("text", table.texts)
 
     def scores(self, group: str, scores: Numbers, means: Numbers, rows: np.ndarray, categories: Sequence[str]) -> None:
+        """Write the scores of some rows, and what they are scores of."""
         self.strings(f"{group}categories", categories)
         for name, column in (("scores", scores), ("mean_scores", means)):
             values = np.empty((len(rows), len(categories)), dtype="<f4")
@@ -244,6 +224,7 @@ class _Writer(contextlib.AbstractContextManager):
             self.put(group + name, values)
 
     def attention(self, count: int, aspects: Sequence[str], maps: Iterable[np.ndarray]) -> None:
+        """Write attention maps, one after another."""
         group = self._file.create_group("attention")
         self.strings("attention/aspects", aspects)
         shape = (0, len(aspects))
@@ -284,27 +265,29 @@ def read_records_file(path: str | Path) -> Records:
         InputError: The file is missing, or of another format or stage. DataError: It is damaged.
     """
     path = Path(path)
-    with _reading(path) as file:
+    with reading_records(path) as file:
         if file.has("answers") or file.has("aspect"):
             raise InputError(f"{path}: holds no scores of categories: it is an evaluation of stage 1, not of emotions")
-        digest = _Digest()
-        columns = {name: _column(file, name, _STRINGS, digest) for name in (*_OUTCOMES, "categories")}
+        digest = ContentDigest()
+        columns = {name: read_column(file, name, STRINGS, digest) for name in (*OUTCOMES, "categories")}
         categories = columns.pop("categories")
         count = len(columns["sample_key"])
-        for name in _OUTCOMES:
+        for name in OUTCOMES:
             if len(columns[name]) != count:
                 raise ValueError(f"lengths differ: sample_key {count}, {name} {len(columns[name])}")
         if not count:
             raise ValueError("it holds no sample")
+        if not len(categories):
+            raise ValueError("it holds no category")
         floats = Column("<f4", (count, len(categories)))
-        scores = _column(file, "scores", floats, digest)
-        _column(file, "mean_scores", floats, digest)
+        scores = read_column(file, "scores", floats, digest)
+        read_column(file, "mean_scores", floats, digest)
         maps = _read_attention(file, count, digest)
         attributes = {name: value for name in ("data_digest", "made_by") if (value := _text(file, name)) is not None}
         if attributes and len(attributes) < 2:
             raise ValueError("it must have data_digest and made_by, or neither")
         found = digest.of(attributes)
-        _check_digest(file, found)
+        check_digest(file, found)
         records = Records(
             columns=columns,
             categories=tuple(text.decode() for text in categories.tolist()),
@@ -327,14 +310,14 @@ class _Attention:
     checksums: np.ndarray
 
 
-def _read_attention(file: Hdf5File, count: int, digest: _Digest) -> _Attention | None:
+def _read_attention(file: Hdf5File, count: int, digest: ContentDigest) -> _Attention | None:
     """All of the attention maps but themselves; None if there are none."""
     if not file.has("attention"):
         return None
-    aspects = _column(file, "attention/aspects", _STRINGS, digest)
-    offsets = _column(file, "attention/offsets", Column("<i8", (count + 1,)), digest)
-    grid = _column(file, "attention/grid", Column("<i4", (count, 2)), digest)
-    checksums = _column(file, "attention/crc32", Column("<u4", (count,)), digest)
+    aspects = read_column(file, "attention/aspects", STRINGS, digest)
+    offsets = read_column(file, "attention/offsets", Column("<i8", (count + 1,)), digest)
+    grid = read_column(file, "attention/grid", Column("<i4", (count, 2)), digest)
+    checksums = read_column(file, "attention/crc32", Column("<u4", (count,)), digest)
     if offsets[0] != 0 or (grid < 1).any() or (np.diff(offsets) != grid.astype("i8").prod(axis=1)).any():
         raise ValueError("attention/offsets do not belong to attention/grid")
     return _Attention(tuple(text.decode() for text in aspects.tolist()), offsets, grid, checksums)
@@ -356,8 +339,8 @@ def read_maps(path: str | Path, records: Records, keys: Sequence[str]) -> dict[s
     """
     if not records.aspects:
         return {}
-    with _reading(Path(path)) as file:
-        found_maps = _read_attention(file, len(records), _Digest())
+    with reading_records(Path(path)) as file:
+        found_maps = _read_attention(file, len(records), ContentDigest())
         if found_maps is None or found_maps.aspects != records.aspects:
             raise ValueError("it is not the file that its records were read from")
         offsets, grid = found_maps.offsets, found_maps.grid
@@ -374,7 +357,12 @@ def read_maps(path: str | Path, records: Records, keys: Sequence[str]) -> dict[s
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[Hdf5File]:
+def reading_records(path: Path) -> Iterator[Hdf5File]:
+    """Open a `records.h5` of this version; whatever is wrong with it is one line.
+
+    Raises:
+        InputError: The file is missing, or of another format. DataError: It is damaged, or the block raised something.
+    """
     if not is_file(path):
         raise InputError(f"{path}: no such file; run `masp evaluate` first")
     # what has another name may be somebody else's file, and not ours to delete
@@ -401,12 +389,14 @@ def _text(file: Hdf5File, name: str) -> str | None:
     return value
 
 
-def _column(file: Hdf5File, name: str, column: Column, digest: _Digest) -> np.ndarray:
+def read_column(file: Hdf5File, name: str, column: Column, digest: ContentDigest) -> np.ndarray:
+    """Read a dataset, and add it to the digest."""
     values = file.dataset(name, column).read()
     digest.add(name, values)
     return values
 
 
-def _check_digest(file: Hdf5File, found: str) -> None:
+def check_digest(file: Hdf5File, found: str) -> None:
+    """Raises ValueError unless the content has the digest that the file states."""
     if _text(file, "digest") != f"{VERSION}:{found}":
         raise ValueError("its content is not that of its digest")

@@ -28,6 +28,7 @@ from masp.vlm.families import (
     resolve_directory,
 )
 from masp.vlm.features import Features, Grid, ImageLayout, Runs
+from masp.vlm.files.directory import IMAGES
 from masp.vlm.files.errors import plain_vlm_errors
 from masp.vlm.loading import load_part
 from masp.vlm.processor import (
@@ -50,6 +51,8 @@ Inputs = Mapping[str, torch.Tensor]
 _TRIED = ((1024, 768), (640, 427), (1024, 300), (90, 60))
 """Sizes at which a processor's own count of tokens must be right before it is believed for all others."""
 _QWEN = ("qwen2_vl", "qwen2_5_vl")
+MAX_SIDE = 1 << 13
+"""Pixels to whose square an image processor may enlarge an image: 0.8 GB of fp32."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +218,8 @@ def load_preprocessor(path: str, min_pixels: int | None = None, max_pixels: int 
     with plain_vlm_errors(f"{directory} has no usable image processor"):
         _check_agreement(directory, config, image_processor)
         _set_limits(image_processor, family, min_pixels, max_pixels)
+        where = f"vlm.path: {directory}/{IMAGES}" if min_pixels is None else "vlm.min_pixels"
+        _check_sizes(image_processor, family, where)
     names = tuple(inspect.signature(inner_class(model_class(config)).get_image_features).parameters)
     if family.model_type in _QWEN:  # whose processor adds nothing to its image processor
         return Preprocessor(_ImageProcessorOnly(image_processor), family, names)
@@ -279,6 +284,24 @@ def _set_limits(image_processor: Any, family: Family, min_pixels: int | None, ma
     if shortest > longest:
         raise InputError(f"vlm.min_pixels: {shortest} is above the largest number of pixels, {longest}")
     image_processor.size = {"shortest_edge": shortest, "longest_edge": longest}
+
+
+def _check_sizes(image_processor: Any, family: Family, where: str) -> None:
+    """Refuse sizes to which every image would be enlarged, and that no memory holds."""
+    is_area = family.merge_size is not None and None not in _limits(image_processor).values()
+    for name in ("size", "crop_size", "pad_size", "max_image_size", "image_size"):
+        stated = getattr(image_processor, name, None)
+        sides = stated if isinstance(stated, Mapping) else getattr(stated, "__dict__", {"": stated})
+        if is_area and name == "size":  # numbers of pixels, of which the upper one enlarges nothing
+            sides, most, unit = {"shortest_edge": sides["shortest_edge"]}, MAX_SIDE**2, "pixels"
+        else:
+            most, unit = MAX_SIDE, "pixels per side"
+        for key, value in sides.items():
+            if isinstance(value, int) and value > most:
+                dotted = f"{name}.{key}".removesuffix(".")
+                raise InputError(
+                    f"{where}: {dotted} = {value:,}: images would be enlarged to it; must be at most {most:,} {unit}"
+                )
 
 
 class VisionHalf:

@@ -89,7 +89,6 @@ TESTED_ELSEWHERE = {
     "masp/demo/world/write_dataset.py": ("unit/demo/world/test_draw.py", "write_dataset"),
     "masp/evaluation/feed.py": ("pipeline/test_evaluation.py", "masp.evaluation.feed"),
     "masp/evaluation/partitioned.py": ("distributed/test_partitioned_evaluation.py", "evaluate.partition_vlm"),
-    "masp/evaluation/predict.py": ("pipeline/test_pipeline.py", '"predict"'),
     "masp/evaluation/protocol.py": ("pipeline/test_evaluation.py", "stage1"),
     "masp/evaluation/run.py": ("pipeline/test_evaluation.py", "masp.evaluation.run"),
     "masp/evaluation/transfer.py": ("pipeline/test_study.py", "masp.evaluation.transfer"),

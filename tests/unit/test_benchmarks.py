@@ -8,7 +8,7 @@ from benchmarks import scale_ledgers
 from benchmarks.cache import main as cache_main
 from benchmarks.evaluation import main as evaluation_main
 from benchmarks.headers import write_images
-from masp.plan.headers import read_sizes
+from masp.plan.headers.reading import read_sizes
 from tests.tiny import make_tokenizer
 
 TINY = "--rounds 1 --samples 6 --tokens 10 --hidden 32 --shards 2 --images 3 --side 70 --width 64 --depth 1 --rows 1000"

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from masp.errors import DataError, InputError
+from masp.files.json_text import is_json
 from masp.files.jsonl import parse_object
 from masp.files.regular import opened
 from masp.files.text import shortened, shown, shown_apart
@@ -172,13 +173,7 @@ def _whole_lines(file: BinaryIO, path: Path, start: int) -> Iterator[list[bytes]
 
 def _is_cut(line: bytes) -> bool:
     """Whether a last line that is ended is not JSON all the same: two kills, the second of which wrote the end."""
-    try:
-        json.loads(line)
-    except RecursionError:
-        return False
-    except ValueError:  # includes bytes that are not UTF-8
-        return True
-    return False
+    return not is_json(line)
 
 
 def _header(path: Path, line: bytes) -> Header:

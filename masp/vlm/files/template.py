@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from masp.errors import InputError, one_line
+from masp.files.json_text import parse_json
 from masp.files.regular import read_bytes
 from masp.files.text import MAX_REASON, shortened, shown
 from masp.vlm.files import render_template
@@ -109,7 +110,7 @@ def _templates(directory: Path) -> dict[str, str]:
 def _examined(what: str, template: str, image: str, tokens: dict[str, str], has_system: bool) -> Turn | str:
     """The turn that a template writes, or what is wrong with it."""
     problems = []
-    results = json.loads(_rendered(what, template, json.dumps(tokens), has_system))
+    results = parse_json(_rendered(what, template, json.dumps(tokens), has_system))
     for asked, answered, alone in (results[:3], results[3:]):  # content as strings, then as parts
         if failed := next((result["error"] for result in (asked, answered, alone) if "error" in result), None):
             kind, _, message = failed.partition(": ")
@@ -173,7 +174,7 @@ def _rendered(what: str, template: str, tokens: str, has_system: bool) -> str:
             {"messages": answered, "add_generation_prompt": False, "enable_thinking": False},
             {"messages": alone, "add_generation_prompt": True, "enable_thinking": False},
         ]
-    request = json.dumps({"template": template, "tokens": json.loads(tokens), "calls": calls})
+    request = json.dumps({"template": template, "tokens": parse_json(tokens), "calls": calls})
     try:
         # -P: nothing is imported from the working directory
         child = subprocess.run(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from masp.errors import InputError
+from masp.files.json_text import parse_json
 from masp.files.text import shown
 from masp.vlm.files import try_tokenizer
 from masp.vlm.files.directory import CONFIG, KEY, PROCESSOR, TOKENIZER, read_json
@@ -106,7 +106,7 @@ def _try_out(path: Path, identity: tuple[int, int]) -> None:
         )
     if child.returncode or not child.stdout:
         raise InputError(f"{KEY}: {path}: the tokenizers library fails on short texts with it")
-    found = json.loads(child.stdout)
+    found = parse_json(child.stdout)
     if "tokens" in found:
         raise InputError(
             f"{KEY}: {path}: a text of {found['characters']:,} characters becomes {found['tokens']:,} tokens; must be "

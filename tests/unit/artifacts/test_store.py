@@ -303,6 +303,8 @@ def test_misfits_are_refused_by_name(modules, aspect_path, soft_path):
         InputError, match=r"trained with aspect modules [0-9a-f]{12} \(scene, object\), but .* 0123456789"
     ):
         check_lineage(soft, "checkpoint.soft_prompt", "s", MODEL, other)
+    with pytest.raises(InputError, match=r"s was trained without aspect modules, .*; give checkpoint.aspect=none$"):
+        check_lineage(replace(soft, aspect_digest=None, aspects=()), "checkpoint.soft_prompt", "s", MODEL, aspect)
     with pytest.raises(InputError, match="but here they are none"):
         check_lineage(soft, "checkpoint.soft_prompt", "s", MODEL, None)
     imported = replace(soft, origin="imported", model=None, aspect_digest=None)

@@ -80,3 +80,11 @@ def test_roots_that_no_file_system_answers_for(root, monkeypatch):
 
     monkeypatch.setattr(os, "stat", stale)
     assert refused(root).endswith("train cannot be examined: Stale file handle")
+
+
+def test_a_key_that_is_given_twice_has_no_answer(root, tmp_path):
+    (root / "annotation/awe/a.json").write_text('{"scene": "sea", "brightness": 0.5, "scene": "wood"}')
+    assert refused(root).endswith("annotation/awe/a.json: is not valid JSON: 'scene' is given twice")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "train.json").write_text('[["awe", "a.jpg", {"a": 1, "a": 2}]]')
+    assert refused(tmp_path / "other").endswith("train.json: is not valid JSON: 'a' is given twice")

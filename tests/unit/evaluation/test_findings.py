@@ -131,7 +131,7 @@ def test_a_validation_split_that_was_scored_otherwise_gives_no_temperature(feeds
     records = as_records(feeds.test, OWN)
     metrics = compute_metrics(records, ("awe", "fear"))
     split = count_split(feeds.test, OWN)
-    for text, reason in (('{"protocol": "another"}', "not evaluated in the same way"), ("{", "not a JSON object")):
+    for text, reason in (('{"protocol": "another"}', "not evaluated in the same way"), ("{", "not valid JSON")):
         (tmp_path / "val" / "metrics.json").write_text(text)
         found = emotion_findings(feeds.test, tmp_path, {}, "test", split, OWN, metrics, RecordTable.of(records))
         assert reason in found["temperature_scaling"]["reason"] and found["temperature_scaling"]["scaled"] is None

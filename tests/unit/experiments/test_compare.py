@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from masp.cli.settings import is_setting
-from masp.errors import InputError
+from masp.errors import DataError, InputError
 from masp.experiments.compare import PairTest, compare, compare_pair, markdown, names_of
 from masp.results.ledger_format import Record
-from masp.results.records import DataDigests, write_emotion_records
+from masp.results.metrics_file import write_metrics
+from masp.results.records import DataDigests, read_records_file, write_emotion_records
 
 CATEGORIES = ("fear", "joy")
 
@@ -96,6 +97,17 @@ def test_other_pictures_of_the_same_names_are_refused(tmp_path):
         result = compare([first, found], tmp_path / "out")
         assert len(result.notes) == 1 and re.search(why, result.notes[0]), name
         assert "Note: whether the images are the same" in markdown(result)
+
+
+def test_records_beside_the_metrics_of_another_evaluation_are_refused(tmp_path):
+    runs = [make_run(tmp_path / name, [True] * 4) for name in "ab"]
+    metrics = tmp_path / "b" / "evaluate" / "metrics.json"
+    own = read_records_file(metrics.with_name("records.h5")).digest
+    write_metrics(metrics, {"accuracy": 1.0, "lineage": {"records": own}})
+    compare(runs, tmp_path / "out")
+    write_metrics(metrics, {"accuracy": 1.0, "lineage": {"records": "0" * 64}})
+    with pytest.raises(DataError, match="b/evaluate/records.h5: not the file that metrics.json beside it was written"):
+        compare(runs, tmp_path / "out")
 
 
 def test_an_output_that_cannot_be_written(tmp_path):

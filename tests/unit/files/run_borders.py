@@ -22,15 +22,27 @@ from masp.experiments.seed_groups import read_settings
 from masp.files.jsonl import cut_lines
 from masp.files.typed import decode, read
 from masp.models.trainable import AspectModules, SoftPrompt
-from masp.plan.header_memory import HeaderMemory, _read
+from masp.plan.headers.memory import HeaderMemory, _read
 from masp.plan.rates import read_speeds
+from masp.report.run_config import RunConfig, find_config
+from masp.results.aspect_records import read_aspect_records, write_aspect_records
 from masp.results.attention_maps import AttentionFile, read_attention
 from masp.results.ledger import read_records
 from masp.results.ledger_file import Ledger
 from masp.results.ledger_format import MapPlace, Record
 from masp.results.ledgers.index import LedgerIndex
 from masp.results.ledgers.slices import Slice, SliceLog
-from masp.results.metrics_file import read_datasets, read_metrics, read_summary
+from masp.results.metrics_file import (
+    ProbeFile,
+    PromptRow,
+    PromptTable,
+    read_datasets,
+    read_metrics,
+    read_probe,
+    read_prompts,
+    read_summary,
+    write_object,
+)
 from masp.results.records import DataDigests, read_records_file, write_emotion_records
 from masp.runtime.run_directory import RunState, _Holder, read_status, write_status
 from masp.training.checkpoint import (
@@ -66,6 +78,24 @@ ROW = {
     "accuracy_ci95": [0.3, 0.95],
     "category_map": {"joy": "awe"},
 }
+FIRST = PromptRow(1, 1, "Which of awe, fear?", 0.75, (0.3, 0.95), 0.7, 0.5, 1.0)
+WORDINGS = PromptTable(
+    num_samples=4,
+    rows={"first": FIRST, "order-2": PromptRow(1, 2, "Which of fear, awe?", 0.5, (0.15, 0.85), None, None, 0.75)},
+    mean=0.625,
+    spread=0.18,
+    lowest=0.5,
+    highest=0.75,
+    agreement_of_pairs=0.75,
+    agreement_of_all=0.75,
+)
+PROBE = ProbeFile(4, 3, 0.75, (0.3, 0.95), 20, 30, "0" * 64)
+SHOWN = b"""dataset: {name: emoset, root: data}
+evaluate: {split: val, scoring: generate}
+stage2: {layout: released}
+vlm: {path: vlm, max_side: 100, transparency: drop}
+checkpoint: {aspect: a.pth}
+"""
 SPEED = {
     "step": 2,
     "epoch": 0.5,
@@ -117,6 +147,32 @@ def records_file(directory: Path) -> bytes:
     path = directory / "records.h5"
     write_emotion_records(path, records(), CATEGORIES, (), (), DataDigests("a" * 64, "b" * 64))
     return path.read_bytes()
+
+
+def aspect_records_file(directory: Path) -> bytes:
+    answered = [
+        Record("test/a#scene", "sea", "sea", scores=(-0.5, -1.5), mean_scores=(-0.5, -1.5)),
+        Record("test/a#object", "dog", "cat", text="cat"),
+    ]
+    write_aspect_records(directory / "records.h5", answered, {"scene": ("sea", "wood")})
+    return (directory / "records.h5").read_bytes()
+
+
+def read_aspect_content(path: Path) -> list:
+    found = read_aspect_records(path)
+    compared = {
+        aspect: (answers.rows.tolist(), answers.answers, answers.scores.tolist(), answers.mean_scores.tolist())
+        for aspect, answers in found.compared.items()
+    }
+    return [found.keys, found.aspects, found.labels, found.predictions, found.texts, compared]
+
+
+def written(value: PromptTable | ProbeFile) -> Callable[[Path], bytes]:
+    def make(directory: Path) -> bytes:
+        write_object(directory / "written.json", value)
+        return (directory / "written.json").read_bytes()
+
+    return make
 
 
 def read_records_content(path: Path) -> list:
@@ -199,6 +255,16 @@ def read_other(path: Path) -> object:
     own = path.with_name("own.yaml")
     own.write_bytes(CONFIG)
     return dataset_configs(load_config(own), [str(path)])
+
+
+def read_shown(path: Path) -> RunConfig:
+    """What a report takes from a configuration: whatever is damaged, each setting is valid or named."""
+    found = find_config(path.parent)
+    assert found.split in (None, "train", "val", "test") and found.scoring in (None, "likelihood", "generate")
+    assert found.layout in (None, "after_image", "released") and found.transparency in ("white", "drop")
+    for line in found.problems:
+        assert str(path) in line and "\n" not in line and len(line) < 2000, line
+    return found
 
 
 def strict(read: Callable[[Path, list[str]], object]) -> Callable[[Path], object]:
@@ -314,6 +380,10 @@ RUN_BORDERS = (
     RunBorder("golden.json", "json", content(GOLDEN), lambda p: read(Golden, p), "golden.json"),
     RunBorder("ledger", "lines", ledger, lambda p: read_records(p.parent), "rank-0.jsonl"),
     RunBorder("records.h5", "binary", records_file, read_records_content, "records.h5", checked=True),
+    RunBorder("records.h5 of stage 1", "binary", aspect_records_file, read_aspect_content, "records.h5", checked=True),
+    RunBorder("prompts.json", "sealed", written(WORDINGS), read_prompts, "prompts.json"),
+    RunBorder("linear_probe.json", "sealed", written(PROBE), read_probe, "linear_probe.json"),
+    RunBorder("settings that a report shows", "yaml", lambda _: SHOWN, read_shown, "config.yaml", lenient=True),
     RunBorder("metrics.json", "json", content(METRICS), strict(read_metrics), "metrics.json"),
     RunBorder("datasets.json", "json", content({"mine": ROW}), strict(read_datasets), "datasets.json"),
     RunBorder("summary.json", "json", content({"masp": ROW}), strict(read_summary), "summary.json"),

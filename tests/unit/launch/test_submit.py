@@ -147,3 +147,12 @@ def test_a_local_dry_run_names_the_processes_of_each_part(capsys, config_path, t
     assert printed.out == f"stage1: 1 x 1 processes on this machine: {tmp_path / 'run' / 'stage1'}\n"
     assert "error: cache.dir: " in printed.err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_checks_what_a_submission_checks(config_path, tmp_path, capsys):
+    given = ["--cluster", str(LOCAL), "--config", str(config_path), f"output_dir={tmp_path / 'run'}"]
+    given += [f"cache.dir={tmp_path / 'cache'}", f"dataset.root={tmp_path / 'none'}"]
+    for more in ([], ["--dry-run"]):
+        assert main(["extract", *given, *more]) == 2
+        assert f"dataset.root = '{tmp_path / 'none'}': no such directory" in capsys.readouterr().err
+        assert not list(tmp_path.rglob("submission.json"))

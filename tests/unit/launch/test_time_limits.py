@@ -17,12 +17,19 @@ from tests.unit.launch.fake_slurm import LOCAL, SLURM
 def test_expected_time_is_compared_with_limit_and_restarts(config_path):
     config = load_config(config_path, ["output_dir=/none"])
     stages = {"stage1": SimpleNamespace(hours=100.0), "stage2": SimpleNamespace(hours=8.0)}
-    plan = SimpleNamespace(extract=SimpleNamespace(hours=60.0), stages=stages)
+    scoring = SimpleNamespace(hours=30.0)
+    plan = SimpleNamespace(extract=SimpleNamespace(hours=60.0), stages=stages, evaluate=scoring)
     settings = ["train.gpus_per_task=1", "train.nodes=2", "train.tasks_per_node=2", "train.timeout_min=600"]
     settings += ["extract.gpus_per_task=1", "extract.num_tasks=4", "extract.timeout_min=900"]
+    settings += [
+        "evaluate.gpus_per_task=1",
+        "evaluate.num_tasks=8",
+        "evaluate.max_parallel=5",
+        "evaluate.timeout_min=900",
+    ]
     cluster = load_cluster(SLURM, [*settings, "max_requeues=2"])
     parts = make_parts("pipeline", None, config, cluster, Path("config.yaml"))
-    assert [expected_hours(part, config, plan) for part in parts] == [15.0, 25.0, 2.0, None]
+    assert [expected_hours(part, config, plan) for part in parts] == [15.0, 25.0, 2.0, 6.0]
     (note,) = check_time(parts, config, cluster, plan)
     assert note.startswith("stage1 is expected to take 25.0 h and will start again about 2 times")
     cluster = load_cluster(SLURM, [*settings, "max_requeues=1"])

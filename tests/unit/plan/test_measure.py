@@ -9,7 +9,7 @@ from tests.vlm_sizes import save_config_only
 
 def test_measured_rates(config):
     result = make_plan(config, measure=3)
-    for work in (result.extract, *result.stages.values()):
+    for work in (result.extract, *result.stages.values(), result.evaluate):
         assert "measured here on" in work.rate.source and work.rate.per_second > 0
     with pytest.raises(InputError, match="--measure 0"):
         make_plan(config, measure=0)

@@ -68,8 +68,8 @@ def test_a_directory_with_two_json_files_is_enough(tmp_path):
 
 
 KEYS = {
-    "": "dataset vlm images tokens cache space extract stages flops_estimated text_tokens_counted without_cache levers "
-    "actual",
+    "": "dataset vlm images tokens cache space extract stages evaluate flops_estimated text_tokens_counted "
+    "without_cache levers actual",
     "dataset": "name root notes findings holdings obstacles",
     "dataset.holdings": "categories aspects",
     "images": "num_images num_broken max_bad_fraction broken splits",
@@ -84,6 +84,8 @@ KEYS = {
     "stages": "stage1 stage2",
     "stages.stage1": "num_images num_sequences num_epochs tokens_per_image flops_per_image flops hours images_per_s "
     "reads_bytes_per_s rate",
+    "evaluate": "stage split scoring num_images num_validation_images num_wordings num_sequences tokens_per_image "
+    "flops_per_image flops hours images_per_s reads_bytes_per_s rate",
     "without_cache": "per_aspect_and_epoch per_image_and_epoch",
     "without_cache.per_image_and_epoch": "encoder_flops encoder_hours pays_after_epochs",
     "actual": "cache extract stages",

@@ -1,5 +1,6 @@
 """Lengths of sequences, and when the cache has paid for itself."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,21 @@ def test_lengths_are_those_of_the_sequences_that_training_builds(vlm, tmp_path, 
         assert (lengths.prefix, lengths.total) == (sequence.split, len(sequence)), stage
         assert lengths.num_logits == int((sequence.labels != IGNORED).sum()), stage
         assert lengths.shared == (stage == "stage1" or layout == "released")
+
+
+def test_what_is_left_out_or_runs_whole_changes_the_lengths(config):
+    words = Words(10, 1, 1, 5, {"scene": 6.0}, {"scene": 2.0}, 20.0, 2.0, True, lead=3, trail=4)
+    whole = replace(words, runs_whole=True)
+    for lengths in (
+        lambda words: stage1_lengths(config, words, "scene"),
+        lambda words: stage2_lengths(config, words, 9),
+    ):
+        assert (lengths(whole).prefix, lengths(whole).suffix) == (0, lengths(words).total) and lengths(words).prefix
+    both = stage2_lengths(config, words, 9).total
+    config.stage2.vision_features = False
+    assert both - stage2_lengths(config, words, 9).total == 9 - 3 - 4
+    config.stage2.vision_features, config.checkpoint.aspect = True, "none"
+    assert both - stage2_lengths(config, words, 9).total == 6 * 5
 
 
 def test_pairs_read_an_image_for_each_of_its_answers(config):

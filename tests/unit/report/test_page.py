@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -170,6 +171,8 @@ def test_an_evaluation_of_stage_1_alone(tmp_path):
     page = Page(write_report(folder))
     assert "3 of 16 samples right" in page.text and "Stage 1: answers per aspect" in page.text
     assert "mistakes" not in page.text.lower()
+    shutil.rmtree(run / "evaluate")
+    assert "3 of 16 samples right" in Page(write_report(run)).text
 
 
 @pytest.mark.parametrize("path", ["evaluate/records.h5", "evaluate/datasets.json", "evaluate-stage1/metrics.json"])

@@ -1,5 +1,6 @@
 """What a report takes from a run's configuration, whoever wrote it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,4 +34,30 @@ def test_the_first_directory_that_has_one_counts(tmp_path):
 )  # fmt: skip
 def test_what_is_damaged_is_kept_as_text_and_not_used(tmp_path, text):
     (tmp_path / "config.yaml").write_text(text)
-    assert find_config(tmp_path) == RunConfig(text=text)
+    found = find_config(tmp_path)
+    assert replace(found, problems=()) == RunConfig(text=text)
+    assert all(str(tmp_path / "config.yaml") in line and "\n" not in line for line in found.problems)
+    assert found.problems or text == "\ufffe"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("evaluate: {split: tset}", "evaluate.split = 'tset': must be one of train, val, test"),
+        ("evaluate: {scoring: Likelihood}", "evaluate.scoring = 'Likelihood': must be one of likelihood, generate"),
+        ("stage2: {layout: 3}", "stage2.layout = 3: must be one of after_image, released"),
+        ("vlm: {transparency: black}", "vlm.transparency = 'black': must be one of white, drop"),
+        ("vlm: {max_side: 0}", "vlm.max_side = 0: must be an integer of at least 1, or null"),
+        ("dataset: {name: elsewhere}", "dataset.name = 'elsewhere': must be one of emoset, "),
+        ("dataset: {root: '  '}", "dataset.root = '  ': must be a non-empty string"),
+        ("dataset: 3", "dataset = 3: must hold 'key: value' lines"),
+        ("[1]", "the file = [1]: must hold 'key: value' lines"),
+        ("evaluate: {split: test, split: val}", "'evaluate.split' is given twice"),
+    ],
+)
+def test_a_setting_that_no_configuration_may_have_is_named(tmp_path, text, problem):
+    (tmp_path / "config.yaml").write_text(text)
+    found = find_config(tmp_path)
+    assert len(found.problems) == 1 and problem in found.problems[0], found.problems
+    assert found.problems[0].startswith(str(tmp_path / "config.yaml"))
+    assert replace(found, problems=()) == RunConfig(text=text)

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from masp.errors import InputError
+from masp.files.sealed import sealed
 from masp.report.page import write_report
+from masp.results.aspect_metrics import compute_aspect_metrics
+from masp.results.aspect_records import write_aspect_records
 from masp.results.breakdown import SplitCounts, ValueGroups
 from masp.results.ledger_format import Record
 from masp.results.metrics import compute_metrics
@@ -50,7 +53,7 @@ def run(tmp_path):
     directory = tmp_path / "run" / "evaluate"
     directory.mkdir(parents=True)
     (directory / "metrics.json").write_text(json.dumps(found))
-    (directory / "prompts.json").write_text(json.dumps(table))
+    (directory / "prompts.json").write_bytes(sealed(table))
     write_emotion_records(directory / "records.h5", records, CATEGORIES, (), ())
     return tmp_path / "run"
 
@@ -110,3 +113,16 @@ def test_tables_that_cannot_be_written_are_one_line(run, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=f"^--tables {tmp_path / 'file'}: cannot be written"):
         write_report(run, tables=tmp_path / "file")
+
+
+def test_answers_about_aspects_have_a_line_each(run, tmp_path):
+    beside = run / "evaluate-stage1"
+    beside.mkdir()
+    record = Record("test/a#object", "dog", "dog", text="dog")
+    write_aspect_records(beside / "records.h5", [record], {})
+    write_report(run, tables=tmp_path / "tables")
+    assert [line[2] for line in read(tmp_path / "tables" / "records-stage1.csv")] == ["aspect", "object"]
+    metrics = compute_aspect_metrics([record], ["object"], {}, 1)
+    (beside / "metrics.json").write_text(json.dumps(metrics.to_json()))
+    write_report(beside, tables=tmp_path / "alone")
+    assert {path.name for path in (tmp_path / "alone").glob("records*")} == {"records-stage1.csv"}

@@ -9,7 +9,7 @@ import pytest
 from masp.errors import DataError, InputError
 from masp.results.attention_maps import AttentionFile, read_attention
 from masp.results.ledger_format import Record
-from masp.results.records import DataDigests, read_maps, read_records_file, write_aspect_records, write_emotion_records
+from masp.results.records import DataDigests, read_maps, read_records_file, write_emotion_records
 
 CATEGORIES = ("fear", "joy", "quiet €")
 
@@ -65,20 +65,6 @@ def test_maps_of_any_size_go_through_the_ledgers_file_into_the_records(tmp_path)
     assert np.array_equal(maps["test/2"]["object"], attended[2][1]) and maps["test/0"]["scene"].shape == (2, 3)
 
 
-def test_stage_1_has_scores_where_answers_were_compared(tmp_path):
-    records = [
-        Record("test/a#brightness", "low", "high", scores=(0.0, 1.0), mean_scores=(0.0, 1.0)),
-        Record("test/a#object", "dog, tree", "dog", text="dog"),
-    ]
-    write_aspect_records(tmp_path / "records.h5", records, {"brightness": ("low", "high")})
-    with h5py.File(tmp_path / "records.h5") as file:
-        assert file["aspect"].asstr()[:].tolist() == ["brightness", "object"]
-        assert file["answers/brightness/row"][:].tolist() == [0] and list(file["answers"]) == ["brightness"]
-        assert file["answers/brightness/scores"][:].tolist() == [[0.0, 1.0]]
-    with pytest.raises(InputError, match="evaluation of stage 1"):
-        read_records_file(tmp_path / "records.h5")
-
-
 def test_what_cannot_be_read_says_what_to_run(tmp_path):
     with pytest.raises(InputError, match="masp evaluate"):
         read_records_file(tmp_path / "none.h5")
@@ -110,6 +96,7 @@ def replace(path, name, value):
         ("mean_scores", np.zeros((4, 3), "f4"), "its content is not that of its digest"),
         ("scores", np.zeros((4, 2), "f4"), "scores has the shape"),
         ("categories", np.zeros((3, 3), "S2"), "categories has the shape"),
+        ("categories", np.zeros(0, "S2"), "it holds no category"),
         ("label", "fear", "label is object"),
     ],
 )

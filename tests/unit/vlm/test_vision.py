@@ -1,5 +1,7 @@
 """Image processors of other models, and encoders that do not fit their weights: one line that names the directory."""
 
+import json
+
 import pytest
 from PIL import Image
 
@@ -32,6 +34,32 @@ def test_an_image_processor_of_another_kind(vlm, change, values):
 def test_settings_of_the_image_processor_that_are_a_list(vlm):
     (vlm / PROCESSOR).write_text("[]")
     assert "preprocessor_config.json" in refused(load_preprocessor, vlm)
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        (
+            {"min_pixels": 10**12, "max_pixels": 10**13},
+            "size.shortest_edge = 1,000,000,000,000: images would be enlarged",
+        ),
+        ({"size": {"shortest_edge": 8192**2 + 1, "longest_edge": 10**9}}, "must be at most 67,108,864 pixels"),
+        ({"crop_size": {"height": 10**6, "width": 10}}, "crop_size.height = 1,000,000: images would be enlarged to it"),
+    ],
+)
+def test_sizes_that_no_memory_holds(vlm, change, values, problem):
+    if "size" in values:
+        settings = json.loads((vlm / PROCESSOR).read_text())
+        (vlm / PROCESSOR).write_text(json.dumps({k: v for k, v in settings.items() if not k.endswith("_pixels")}))
+    change(PROCESSOR, **values)
+    line = refused(load_preprocessor, vlm)
+    assert f"{vlm}/{PROCESSOR}: " in line and problem in line
+
+
+def test_a_lower_limit_that_no_memory_holds(vlm):
+    with pytest.raises(InputError, match=r"^vlm.min_pixels: size.shortest_edge = 10,000,000,000: images would be enl"):
+        load_preprocessor(str(vlm), 10**10, 10**11)
+    assert load_preprocessor(str(vlm), 10**4, 10**11).num_tokens(500, 500) == 324  # an upper limit enlarges nothing
 
 
 @pytest.mark.parametrize(("name", "value"), [("patch_size", 16), ("merge_size", 4), ("temporal_patch_size", 1)])

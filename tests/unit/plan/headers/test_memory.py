@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from masp.plan import header_memory, headers
-from masp.plan.header_memory import HeaderMemory, memory_path
-from masp.plan.headers import read_sizes
+from masp.plan.headers import memory as header_memory
+from masp.plan.headers import reading as headers
+from masp.plan.headers.memory import HeaderMemory, memory_path
+from masp.plan.headers.reading import read_sizes
 from tests.unit.plan.photographs import photographs
 
 SIZES = [(40 + i, 50) for i in range(6)]

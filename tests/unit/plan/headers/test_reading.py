@@ -1,11 +1,11 @@
 """Reading the sizes of images."""
 
-from masp.plan.headers import read_sizes
+from masp.plan.headers.reading import read_sizes
 from tests.unit.plan.photographs import photographs
 
 
 def test_processes_read_the_same_as_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("masp.plan.headers._ALONE", 0)
+    monkeypatch.setattr("masp.plan.headers.reading._ALONE", 0)
     root = photographs(tmp_path, [(40 + i, 50) for i in range(9)])
     paths = [*sorted(root.rglob("*.jpg")), root / "none.jpg"]
     alone = read_sizes(paths, 44, num_processes=1)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from masp.data.image_files.stored import Location
 from masp.data.images import UnreadableImage, image_size
 from masp.files.text import reason
-from masp.plan.header_memory import HeaderMemory, Size
+from masp.plan.headers.memory import HeaderMemory, Size
 from masp.runtime.process_pool import default_processes, process_pool
 
 _CHUNK = 256
@@ -28,7 +28,7 @@ def read_sizes(
         images: Where the images are.
         max_side: `vlm.max_side`, see `masp.data.images.limited_size`.
         num_processes: Number of processes that read; None for `default_processes()`, 1 for this one alone.
-        memory: File in which sizes are remembered, see `masp.plan.header_memory`; only what it does not know is read.
+        memory: File in which sizes are remembered, see `masp.plan.headers.memory`; only what it does not know is read.
             None reads every header.
 
     Returns:

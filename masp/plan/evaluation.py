@@ -1,0 +1,301 @@
+"""What an evaluation computes: tokens and FLOP of every question that it asks, with either scoring."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from masp.artifacts.trained import NONE, prompt_aspects
+from masp.config import Config
+from masp.config.schema import Split
+from masp.data.questions import load_questions
+from masp.evaluation.aspects import closed_answers
+from masp.evaluation.emotions import map_categories, parse_map
+from masp.evaluation.prompts import FIRST, VALIDATION, other_wordings
+from masp.models.likelihood import candidate_tree
+from masp.plan.rates import Rate, Rates
+from masp.plan.tokens import PlannedImage, TextTokens, text_tokens
+from masp.plan.work import StageWork, extraction_flops
+from masp.vlm.families import Family, family_of
+from masp.vlm.flops import Encoder, Language, aspect_module_flops, language_flops
+
+
+@dataclass(frozen=True)
+class AnswerTokens:
+    """The tokens that run behind a question to score what may be answered."""
+
+    depths: dict[int, int]
+    """Number of tokens of the answer before a token -> how many such tokens run."""
+    num_logits: int
+    """Positions that are projected to the vocabulary, the question's last one included."""
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens run."""
+        return sum(self.depths.values())
+
+
+@dataclass(frozen=True)
+class EvaluationWork:
+    """The work of an evaluation."""
+
+    num_images: int
+    """Images that are scored, each once."""
+    num_validation_images: int
+    """Images of the validation split that are scored beside them (`evaluate.validation`)."""
+    num_wordings: int
+    """Wordings of the question that the images are scored with."""
+    num_sequences: int
+    """Questions that are asked about images, over all wordings and both splits."""
+    tokens: float
+    """Tokens that the language model reads."""
+    flops: float
+    """FLOP of the language model and the aspect modules."""
+    encoder_flops: float
+    """FLOP of the encoder, with `evaluate.source: live`."""
+
+    @property
+    def num_passes(self) -> int:
+        """How often features are read or encoded."""
+        return self.num_images * self.num_wordings + self.num_validation_images
+
+
+@dataclass(frozen=True)
+class EvaluationEstimate:
+    """The work of an evaluation, and how long it takes at some rate."""
+
+    stage: str
+    """`evaluate.stage`."""
+    split: str
+    """`evaluate.split`."""
+    scoring: str
+    """`evaluate.scoring`; in stage 1 the answers of an aspect decide."""
+    num_images: int
+    num_validation_images: int
+    num_wordings: int
+    num_sequences: int
+    tokens_per_image: float
+    """Tokens that the language model reads per image and wording."""
+    flops_per_image: float
+    """FLOP per image and wording."""
+    flops: float
+    """FLOP of the whole evaluation."""
+    hours: float
+    images_per_s: float
+    """Images per second, each as often as it has wordings."""
+    reads_bytes_per_s: float
+    """What the cache must deliver; 0 with `evaluate.source: live`."""
+    rate: Rate
+
+
+def estimate_evaluation(
+    config: Config, work: EvaluationWork, rate: Rate, encoder: Rate, bytes_per_image: float
+) -> EvaluationEstimate:
+    """Combine the work of an evaluation with rates.
+
+    Args:
+        config: Run configuration.
+        work: Work of the evaluation; it may have no images.
+        rate: How fast the language model is, in FLOP.
+        encoder: How fast the encoder is.
+        bytes_per_image: Mean bytes that the cache holds of an image.
+    """
+    passes, flops = work.num_passes, work.flops + work.encoder_flops
+    hours = rate.hours(work.flops, work.tokens) + encoder.hours(work.encoder_flops, 0.0)
+    images_per_s = passes / (hours * 3600) if hours else 0.0
+    return EvaluationEstimate(
+        stage=config.evaluate.stage,
+        split=config.evaluate.split,
+        scoring=config.evaluate.scoring,
+        num_images=work.num_images,
+        num_validation_images=work.num_validation_images,
+        num_wordings=work.num_wordings,
+        num_sequences=work.num_sequences,
+        tokens_per_image=work.tokens / passes if passes else 0.0,
+        flops_per_image=flops / passes if passes else 0.0,
+        flops=flops,
+        hours=hours,
+        images_per_s=images_per_s,
+        reads_bytes_per_s=images_per_s * bytes_per_image if config.evaluate.source == "cache" else 0.0,
+        rate=rate,
+    )
+
+
+def evaluation_rate(config: Config, rates: Rates, stages: dict[str, StageWork]) -> Rate:
+    """The rate of the stage that is evaluated, in FLOP.
+
+    Tokens per second of training cannot be taken as they are, since a token costs less without a gradient; FLOP can.
+
+    Args:
+        config: Run configuration.
+        rates: Rates of encoder and stages.
+        stages: Stage -> its work.
+    """
+    rate: Rate = getattr(rates, config.evaluate.stage)
+    work = stages[config.evaluate.stage]
+    if rate.unit == "FLOP":
+        return rate
+    if not work.tokens:
+        return rates.extract
+    return Rate(rate.per_second * work.flops / work.tokens, "FLOP", f"{rate.source}, tokens as FLOP")
+
+
+def evaluation_work(
+    config: Config,
+    vision: Encoder,
+    language: Language,
+    images: Sequence[PlannedImage],
+    categories: Sequence[str],
+) -> EvaluationWork:
+    """Compute the work of the evaluation that `evaluate` asks for.
+
+    Args:
+        config: Run configuration, whose `vlm.path` is a directory.
+        vision: Sizes of the encoder.
+        language: Sizes of the language model.
+        images: Images of all splits.
+        categories: Categories of the dataset.
+
+    Raises:
+        InputError: Questions or `evaluate.category_map` are unusable.
+    """
+    asked = _Asked(config, language, text_tokens(config.vlm.path), family_of(config.vlm.path))
+    work = asked.aspects(images) if config.evaluate.stage == "stage1" else asked.emotions(images, categories)
+    scored, validation, num_wordings, num_sequences, tokens, flops = work
+    is_live = config.evaluate.source == "live"
+    encoder = num_wordings * extraction_flops(vision, scored) + extraction_flops(vision, validation) if is_live else 0.0
+    return EvaluationWork(len(scored), len(validation), num_wordings, num_sequences, tokens, flops, encoder)
+
+
+_Found = tuple[list[PlannedImage], list[PlannedImage], int, int, float, float]
+"""Images that are scored, those of the validation split, wordings, sequences, tokens, FLOP."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    config: Config
+    language: Language
+    text: TextTokens
+    family: Family
+
+    def emotions(self, images: Sequence[PlannedImage], categories: Sequence[str]) -> _Found:
+        settings, questions = self.config.evaluate, load_questions(self.config.questions)
+        mapping = parse_map(settings.category_map)
+        # what was trained is not known yet, nor what other datasets the map is for
+        asked = map_categories(categories, (), mapping, self.config.dataset.name, mapping)
+
+        def of(split: Split) -> list[PlannedImage]:
+            return [p for p in images if p.sample.split == split and p.sample.category in asked.means]
+
+        others = other_wordings(questions, asked.categories) if settings.prompts == "all" else []
+        lengths = [self.text.question(w.question(questions, asked.categories)) for w in (FIRST, *others)]
+        if settings.scoring == "generate":
+            answer = generated_tokens(settings.max_new_tokens)
+        else:
+            answer = compared_tokens([self.text.answer(c) for c in asked.categories], self.family.has_tree)
+        scored = of(settings.split)
+        validation = of(VALIDATION) if settings.validation and settings.split != VALIDATION else []
+        tokens = flops = 0.0
+        for part, asked_lengths in ((scored, lengths), (validation, lengths[:1])):
+            kinds = Counter((p.num_tokens, p.block_length) for p in part)
+            for (num_tokens, block_length), count in kinds.items():
+                for length in asked_lengths:
+                    around = self._emotion_length(block_length) + length
+                    tokens += count * (around + answer.num_tokens)
+                    flops += count * (answer_flops(self.language, around, answer) + self._modules(num_tokens))
+        num_sequences = len(scored) * len(lengths) + len(validation)
+        return scored, validation, len(lengths), num_sequences, tokens, flops
+
+    def _emotion_length(self, block_length: int) -> int:
+        """Tokens of the prompt but its question, see `masp.models.sequence`; nothing of it is kept apart."""
+        config, text = self.config, self.text
+        settings, soft = config.stage2, 0
+        if config.checkpoint.soft_prompt != NONE:
+            is_twice = (config.checkpoint.layout or settings.layout) == "released"
+            soft = settings.num_soft_prompt_tokens * (2 if is_twice else 1)
+        aspects = len(prompt_aspects(config)) * config.aspect_module.num_queries
+        image = block_length if settings.vision_features else text.lead + text.trail
+        return text.opening + text.image_start + aspects + image + text.image_end + soft + text.closing
+
+    def _modules(self, num_tokens: int) -> float:
+        """FLOP of all aspect modules for one image."""
+        config = self.config
+        if config.cache.aspect_tokens and config.evaluate.stage == "stage2":
+            return 0.0
+        module = aspect_module_flops(self.language.width, config.aspect_module.num_queries, num_tokens, gradient=False)
+        return len(prompt_aspects(config)) * module
+
+    def aspects(self, images: Sequence[PlannedImage]) -> _Found:
+        config, text, questions = self.config, self.text, load_questions(self.config.questions)
+        aspects, split = prompt_aspects(config), config.evaluate.split
+        scored = [p for p in images if p.sample.split == split and any(a in p.sample.answers for a in aspects)]
+        asked = Counter((a, p.num_tokens) for p in scored for a in aspects if a in p.sample.answers)
+        seen: dict[str, set[str]] = {aspect: set() for aspect in aspects}
+        for p in images:
+            for aspect in aspects:
+                if aspect in p.sample.answers:
+                    seen[aspect].add(p.sample.answers[aspect])
+        opening = text.opening + text.image_start + text.lead
+        rest = config.aspect_module.num_queries + text.trail + text.image_end + text.closing
+        shares_opening = not (self.family.pads_left or self.family.runs_whole)
+        tokens = flops = 0.0
+        for aspect in aspects:
+            counts = {num_tokens: count for (name, num_tokens), count in asked.items() if name == aspect}
+            count = sum(counts.values())
+            if not count:
+                continue
+            if closed := closed_answers(aspect, seen[aspect]):
+                answer = compared_tokens([text.answer(choice) for choice in closed], self.family.has_tree)
+            else:
+                answer = generated_tokens(max(len(text.answer(choice)) for choice in seen[aspect]) + 1)
+            suffix = rest + text.question(questions.aspect_first(aspect))
+            # the questions of a batch that are about this aspect share one pass of the system turn
+            together = max(1.0, min(config.evaluate.batch_size, len(scored)) * count / len(scored))
+            openings = count / together if shares_opening else count
+            tokens += count * (suffix + answer.num_tokens) + openings * opening
+            flops += count * answer_flops(self.language, opening + suffix, answer)
+            flops -= (count - openings) * language_flops(self.language, suffix=opening, gradient=False)
+            flops += sum(number * self._modules(num_tokens) for num_tokens, number in counts.items())
+        return scored, [], 1, sum(asked.values()), tokens, flops
+
+
+def compared_tokens(candidates: Iterable[Sequence[int]], has_tree: bool) -> AnswerTokens:
+    """What runs to compare the likelihoods of answers, see `masp.models.likelihood`.
+
+    Args:
+        candidates: Token ids of each.
+        has_tree: Whether answers that begin alike share that beginning, in one pass; otherwise each runs alone, but for
+            one that an earlier one begins with.
+    """
+    tree = candidate_tree(list(candidates))
+    if has_tree:
+        return AnswerTokens(dict(Counter(tree.depth.tolist())), len(tree.ids) + 1)
+    done: set[int] = set()
+    depths: Counter[int] = Counter()
+    for path in tree.paths:
+        if not done.issuperset(path):
+            depths.update(range(len(path)))
+            done.update(path)
+    return AnswerTokens(dict(depths), len(tree.ids) + 1)
+
+
+def generated_tokens(max_new_tokens: int) -> AnswerTokens:
+    """What runs to write an answer of the largest length; the last token is not read again."""
+    return AnswerTokens(dict.fromkeys(range(max_new_tokens - 1), 1), max_new_tokens)
+
+
+def answer_flops(language: Language, length: int, answer: AnswerTokens) -> float:
+    """FLOP of a prompt and of the tokens that score its answers, without a gradient.
+
+    Args:
+        language: Sizes of the language model.
+        length: Tokens of the prompt up to its answer.
+        answer: What runs behind it. Each of its tokens sees the prompt, and those before it in its own answer.
+    """
+    flops = language_flops(language, suffix=length, num_logits=answer.num_logits, gradient=False)
+    for depth, count in answer.depths.items():
+        before = length + depth
+        behind = language_flops(language, prefix=before, suffix=1, gradient=False)
+        flops += count * (behind - language_flops(language, suffix=before, gradient=False))
+    return flops

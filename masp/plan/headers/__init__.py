@@ -1,0 +1,1 @@
+"""How large are many images, by their headers alone?"""
