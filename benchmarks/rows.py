@@ -1,10 +1,10 @@
-"""Measures how long it takes to list the rows of a large dataset in parquet files, arrow files and tars, and the memory.
+"""Measures how long listing the rows of a large dataset takes, in parquet files, arrow files and tars, and the memory.
 
     python benchmarks/rows.py [--rows 1000000] [--files 8] [--group 1000] [--kinds parquet arrow tars] [--dir DIR]
 
-Writes files with so many images of a few bytes, a category, an id and a caption each, and lists them in a process of its
-own. Target for a million: less than 30 s and less than 1 GB of memory, on two cores. Prints a table; `--json FILE` also
-writes the figures.
+Writes files with so many images of a few bytes, a category, an id and a caption each, and lists them in a process of
+its own. Target for a million: less than 30 s and less than 1 GB of memory, on two cores. Prints a table; `--json FILE`
+also writes the figures.
 """
 
 from __future__ import annotations

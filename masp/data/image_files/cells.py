@@ -194,9 +194,7 @@ def _decoded(file: _OpenFile, cell: Cell) -> _Group:
     if not 0 <= cell.group < metadata.num_row_groups:
         raise ValueError(f"the file has {metadata.num_row_groups} row groups")
     batch_rows = check_chunks(file.file.fileno(), metadata.row_group(cell.group), leaves_of(metadata, [cell.column]))
-    found = file.parquet.iter_batches(
-        batch_rows, row_groups=[cell.group], columns=[cell.column], use_threads=False
-    )
+    found = file.parquet.iter_batches(batch_rows, row_groups=[cell.group], columns=[cell.column], use_threads=False)
     batches, total = [], 0
     for batch in found:
         batches.append(batch.column(cell.column))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,9 +74,7 @@ class ArrowPlaces:
 
     def part(self, rows: np.ndarray) -> ArrowPlaces:
         """Those of some rows."""
-        return ArrowPlaces(
-            self.containers, self.root, self.container[rows], self.row[rows], self.images.part(rows)
-        )
+        return ArrowPlaces(self.containers, self.root, self.container[rows], self.row[rows], self.images.part(rows))
 
 
 @dataclass(frozen=True)
@@ -191,15 +189,15 @@ def _read_part(directory: Path, split: str) -> _Part:
     files = state.get("_data_files")
     if not isinstance(files, list) or not files:
         raise InputError(f"{path}: _data_files = {shown(files)}: must be a list of files")
-    names = [entry.get("filename") if isinstance(entry, dict) else entry for entry in files]
-    names = [_plain_name(name, f"{path}: _data_files") for name in names]
+    entries = [entry.get("filename") if isinstance(entry, dict) else entry for entry in files]
+    names = tuple(_plain_name(name, f"{path}: _data_files") for name in entries)
     own = state.get("_split")
     labels = None
     if exists(directory / INFO_FILE, key="dataset.root"):
         info = _read_object(directory / INFO_FILE)
         if info.get("features") is not None:
             labels = label_names(info["features"], str(directory / INFO_FILE))
-    return _Part(directory, split or (own if isinstance(own, str) and own else None), tuple(names), labels)
+    return _Part(directory, split or (own if isinstance(own, str) and own else None), names, labels)
 
 
 def _read_object(path: Path) -> dict[str, Any]:

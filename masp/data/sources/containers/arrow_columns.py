@@ -11,16 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from masp.data.sources.containers.listed_files import MAX_TEXT_BYTES
 from masp.data.sources.rows import Column, Value
 from masp.errors import InputError
 from masp.files.text import all_lines, shortened, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-MAX_TEXT_BYTES = 1 << 20
-"""Size limit of a value that says something of an image."""
-
 
 def require_pyarrow(what: str) -> None:
     """Check that pyarrow is installed.
@@ -39,12 +36,12 @@ def kind_of(kind: pa.DataType) -> str:
     """What the values of a type are, in a word that does not depend on how they are stored.
 
     Returns:
-        `text`, `bytes`, `integers`, `numbers`, `booleans`, `nothing` (a column of nulls), `images` (a struct of bytes and
-        path), `lists of …`, or the name of any other type.
+        `text`, `bytes`, `integers`, `numbers`, `booleans`, `nothing` (a column of nulls), `images` (a struct of bytes
+        and path), `lists of …`, or the name of any other type.
     """
     from pyarrow import types
 
-    if isinstance(kind, _extension_type()):
+    if _is_extension(kind):
         return kind_of(kind.storage_type)
     if types.is_dictionary(kind):
         return kind_of(kind.value_type)
@@ -70,10 +67,10 @@ _KINDS = {
 }
 
 
-def _extension_type() -> type:
+def _is_extension(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
-    return pa.BaseExtensionType
+    return isinstance(kind, pa.BaseExtensionType)
 
 
 def is_image_struct(kind: pa.StructType) -> bool:
@@ -109,7 +106,9 @@ def label_names(features: Any, where: str) -> dict[str, tuple[str, ...]]:
         names = feature["names"]
         is_valid = isinstance(names, list) and names and all(isinstance(name, str) and name for name in names)
         if not is_valid or len(set(names)) < len(names):
-            raise InputError(f"{where}: the names of column {shown(column)} = {shown(names)}: must be different strings")
+            raise InputError(
+                f"{where}: the names of column {shown(column)} = {shown(names)}: must be different strings"
+            )
         found[column] = tuple(names)
     return found
 
@@ -128,29 +127,53 @@ def column_of(array: pa.Array, name: str, where: Callable[[int], str]) -> Column
     import pyarrow as pa
 
     try:
-        column = _encoded(array)
-        _check_lengths(column)
-        return column
+        return _checked(array)
     except pa.ArrowNotImplementedError:
         raise InputError(f"{where(0)}: column {shown(name)} has {kind_of(array.type)}; must have {_VALID}") from None
-    except (pa.ArrowException, ValueError, IndexError) as error:
-        if len(array) < 2:
-            problem = all_lines(error).replace(" at string index 0", "").removeprefix("In chunk 0: ")
-            raise InputError(f"{where(0)}: column {shown(name)} is damaged: {problem}") from None
-    # One row after another, to name the one: the halves that are fine take no time.
-    half = len(array) // 2
-    column_of(array.slice(0, half), name, where)
-    column_of(array.slice(half), name, lambda row: where(row + half))
-    raise InputError(f"{where(0)}: column {shown(name)} is damaged in this row or in one of the next {len(array) - 1:,}")
+    except _damage() as error:
+        row, problem = _first_damaged(array, error)
+        raise InputError(f"{where(row)}: column {shown(name)} is damaged: {all_lines(problem)}") from None
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    """What reading damaged arrays raises."""
+    import pyarrow as pa
+
+    return pa.ArrowException, ValueError, IndexError
+
+
+def _first_damaged(array: pa.Array, error: Exception) -> tuple[int, Exception]:
+    """The first damaged row of an array, and what is wrong with it; the first one where all of it is damaged."""
+    from pyarrow import types
+
+    if types.is_dictionary(array.type):
+        value, error = _first_damaged(array.dictionary, error)
+        rows = np.flatnonzero(array.indices.to_numpy(zero_copy_only=False) == value)
+        return (int(rows[0]) if len(rows) else 0), error
+    start = 0
+    while len(array) > 1:
+        half = len(array) // 2
+        try:
+            _checked(array.slice(0, half))
+            array, start = array.slice(half), start + half
+        except _damage() as found:
+            array, error = array.slice(0, half), found
+    try:
+        _checked(array)
+    except _damage() as found:
+        return start, found
+    return 0, error
 
 
 _VALID = "text, integers, floats, booleans or lists of them"
 
 
-def _check_lengths(column: Column) -> None:
+def _checked(array: pa.Array) -> Column:
+    column = _encoded(array)
     for value in column.values:
         if isinstance(value, str) and len(value) > MAX_TEXT_BYTES // 4 and len(value.encode()) > MAX_TEXT_BYTES:
-            raise ValueError(f"{shown(value[:20])} is longer than {MAX_TEXT_BYTES >> 20} MiB")
+            raise ValueError(f"{shown(value[:20])} … is longer than {MAX_TEXT_BYTES >> 20} MiB")
+    return column
 
 
 def _encoded(array: pa.Array) -> Column:
@@ -158,7 +181,7 @@ def _encoded(array: pa.Array) -> Column:
     from pyarrow import types
 
     kind = array.type
-    if isinstance(kind, _extension_type()):
+    if _is_extension(kind):
         return _encoded(array.storage)
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         return _encoded_lists(array)

@@ -100,7 +100,8 @@ def _sections(values: pa.Array, name: str, buffer: pa.Buffer, where: Callable[[i
     from pyarrow import types
 
     if not (types.is_binary(values.type) or types.is_large_binary(values.type)):
-        raise InputError(f"{where(0)}: column {shown(name)} has {kind_of(values.type)} stored as {values.type}; must be binary")
+        stored = f"{kind_of(values.type)} stored as {values.type}"
+        raise InputError(f"{where(0)}: column {shown(name)} has {stored}; must be binary or large_binary")
     try:
         values.validate(full=True)
     except pa.ArrowInvalid as error:

@@ -40,7 +40,7 @@ def check_stream(buffer: pa.Buffer, file: BinaryIO, path: str) -> None:
 
     start = buffer.slice(0, min(8, buffer.size)).to_pybytes()
     if start[:6] == b"ARROW1":
-        raise InputError(f"{path}: is an arrow file for random access (Feather); must be a stream, as datasets saves it")
+        raise InputError(f"{path}: is a Feather file (Arrow for random access); must be a stream, as datasets saves it")
     if start[:4] != _CONTINUATION:
         raise not_of_this_kind(file, path, "an arrow file as datasets saves it")
     source = pa.BufferReader(buffer)
@@ -54,8 +54,7 @@ def check_stream(buffer: pa.Buffer, file: BinaryIO, path: str) -> None:
         message = pa.ipc.read_message(source)
         if _is_compressed(message.metadata.to_pybytes()):
             raise InputError(
-                f"{path}: its values are compressed; save it without: "
-                "`datasets.load_from_disk(OLD).save_to_disk(NEW)`"
+                f"{path}: its values are compressed; save it without: `datasets.load_from_disk(OLD).save_to_disk(NEW)`"
             )
         number += 1
     raise InputError(f"{path}: is cut short: it ends after {number:,} messages without the mark of its end")

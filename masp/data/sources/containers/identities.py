@@ -10,6 +10,7 @@ from masp.data.sources.rows import Column, Value
 from masp.errors import InputError
 from masp.files.text import shown
 
+
 def identities_of(column: Column, name: str, where: Callable[[int], str]) -> list[str]:
     """The names of images that a column gives.
 

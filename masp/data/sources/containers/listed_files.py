@@ -1,4 +1,4 @@
-"""The files that a source of rows consists of: their names below the dataset's directory, and whether they are whole."""
+"""The files that a source of rows consists of: their names below the dataset's directory, opening them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from masp.data.sources.split_words import split_word
 from masp.errors import InputError
 from masp.files.regular import open_binary
 from masp.files.text import reason, shown
+
+MAX_TEXT_BYTES = 1 << 20
+"""Size limit of a value that says something of an image."""
 
 _POINTER = b"version https://git-lfs"
 _COMPRESSED = {b"\x1f\x8b": "gzip -d", b"\x28\xb5\x2f\xfd": "zstd -d", b"BZh": "bzip2 -d", b"\xfd7zXZ\x00": "xz -d"}
@@ -54,7 +57,7 @@ def listed_files(root: Path, files: Sequence[Path], extension: str) -> list[List
         if name.lower().endswith(extension):
             name = name[: -len(extension)]
         if other := found.get(name):
-            raise InputError(f"{path}: its images would be called like those of {other.path}; rename one of these files")
+            raise InputError(f"{path}: its images would be called like those of {other.path}; rename one of the files")
         found[name] = ListedFile(path, name)
     return list(found.values())
 

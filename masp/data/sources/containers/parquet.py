@@ -70,9 +70,7 @@ class CellPlaces:
         """An image."""
         file, row = self.files[self.file[number]], int(self.row[number])
         group = int(np.searchsorted(file.starts, row, side="right")) - 1
-        return Cell(
-            file.path, f"row {row}", self.column, group, row - int(file.starts[group]), file.version, self.root
-        )
+        return Cell(file.path, f"row {row}", self.column, group, row - int(file.starts[group]), file.version, self.root)
 
     def part(self, rows: np.ndarray) -> CellPlaces:
         """Those of some rows, without the files that these do not need."""
@@ -176,7 +174,8 @@ def _read_footer(listed: ListedFile) -> _Footer:
         version = version_of(file.fileno())
         counts = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
         if any(count < 0 for count in counts) or sum(counts) != metadata.num_rows or sum(counts) > 8 * version[0]:
-            raise ValueError(f"it claims {metadata.num_rows:,} rows, row groups {sum(counts):,}, in {version[0]:,} bytes")
+            claim = f"{metadata.num_rows:,} rows, {sum(counts):,} in its row groups"
+            raise ValueError(f"it claims {claim}, in {version[0]:,} bytes")
         names = list(schema.names)
         if len(set(names)) < len(names):
             raise ValueError(f"column {shown(next(n for n in names if names.count(n) > 1))} is there twice")
@@ -241,8 +240,8 @@ def _check_image_sizes(path: str, metadata: pq.FileMetaData, image: str) -> None
 def _places(footers: Sequence[_Footer], root: str, image: str) -> CellPlaces:
     files = tuple(CellFile(footer.listed.path, footer.version, footer.starts) for footer in footers)
     counts = [footer.num_rows for footer in footers]
-    rows = [np.arange(count, dtype=np.int64) for count in counts]
-    return CellPlaces(files, image, root, np.repeat(np.arange(len(files), dtype=np.int32), counts), np.concatenate(rows))
+    rows = np.concatenate([np.arange(count, dtype=np.int64) for count in counts])
+    return CellPlaces(files, image, root, np.repeat(np.arange(len(files), dtype=np.int32), counts), rows)
 
 
 def _blocks(footers: Sequence[_Footer]) -> Blocks:

@@ -7,12 +7,12 @@ import re
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
 import numpy as np
 
 from masp.data.findings import MAX_EXAMPLES
-from masp.data.sources.containers.arrow_columns import MAX_TEXT_BYTES
-from masp.data.sources.containers.listed_files import not_of_this_kind, open_listed
+from masp.data.sources.containers.listed_files import MAX_TEXT_BYTES, not_of_this_kind, open_listed
 from masp.data.sources.containers.tar_members import BLOCK, Member, TarScan
 from masp.data.sources.folders import IMAGE_EXTENSIONS
 from masp.data.sources.rows import Column, ColumnBuilder, Value
@@ -25,8 +25,8 @@ TEXTS = ("cls", "txt")
 _JSON = "json"
 _IMAGES = frozenset(extension[1:] for extension in IMAGE_EXTENSIONS)
 _NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)
-"""WebDataset cuts a name at the first dot of the base name; names without one, or that begin with one, are no members of
-samples."""
+"""WebDataset cuts a name at the first dot of the base name; names without one, or that begin with one, are not members
+of samples."""
 _NESTED = object()
 
 
@@ -80,7 +80,7 @@ def read_samples(path: str, columns: Iterable[str], most: int | None = None) -> 
     try:
         with open_listed(path) as file:
             scan = TarScan(file, path)
-            _check_start(scan, file, path)
+            _check_start(file, path)
             reader.read(scan, most)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {reason(error)}") from None
@@ -93,14 +93,14 @@ def column_names(path: str, most: int) -> list[str]:
     try:
         with open_listed(path) as file:
             scan = TarScan(file, path)
-            _check_start(scan, file, path)
+            _check_start(file, path)
             reader.read(scan, most)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {reason(error)}") from None
     return list(reader.keys)
 
 
-def _check_start(scan: TarScan, file, path: str) -> None:
+def _check_start(file: BinaryIO, path: str) -> None:
     """Check that a file is a tar: its first block is a header, or zeros if there are no members."""
     start = os.pread(file.fileno(), BLOCK, 0)
     is_header = start[257:262] == b"ustar" or start[148:156].strip(b"\0 ").isdigit()
@@ -118,7 +118,8 @@ class _Reader:
         self.keys: dict[str, None] = {}
         """Columns that there are, in the order in which they are met; only with `keep_keys`."""
         wants_json = keep_keys or any(name not in TEXTS for name in self._builders)
-        self._wanted = {name for name in TEXTS if keep_keys or name in self._builders} | ({_JSON} if wants_json else set())
+        self._wanted = {name for name in TEXTS if keep_keys or name in self._builders}
+        self._wanted |= {_JSON} if wants_json else set()
         self._names: list[str] = []
         self._offsets, self._sizes = array("q"), array("q")
         self._without_image, self._others, self._nested = Counted(), Counted(), Counted()
