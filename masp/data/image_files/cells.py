@@ -9,11 +9,12 @@ import posixpath
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, BinaryIO
 
-from masp.data.image_files.parquet_pages import DELTA_ROWS, MAX_CHUNK_BYTES, check_pages
+from masp.data.image_files.parquet_pages import DELTA_ROWS, MAX_CHUNK_BYTES, MAX_CHUNK_VALUES, check_pages
 from masp.data.image_files.stored import StoredImage
 from masp.data.reading import opened
 from masp.files.regular import UnsuitableFile, open_binary
@@ -194,6 +195,7 @@ def _decoded(file: _OpenFile, cell: Cell) -> _Group:
     if not 0 <= cell.group < metadata.num_row_groups:
         raise ValueError(f"the file has {metadata.num_row_groups} row groups")
     batch_rows = check_chunks(file.file.fileno(), metadata.row_group(cell.group), leaves_of(metadata, [cell.column]))
+    batch_rows = min(batch_rows, _BATCH_ROWS)
     found = file.parquet.iter_batches(batch_rows, row_groups=[cell.group], columns=[cell.column], use_threads=False)
     batches, total = [], 0
     for batch in found:
@@ -212,13 +214,14 @@ def leaves_of(metadata: pq.FileMetaData, columns: list[str]) -> list[int]:
     return [number for number, path in enumerate(paths) if path in columns or path.startswith(starts)]
 
 
-def check_chunks(descriptor: int, group: pq.RowGroupMetaData, leaves: list[int]) -> int:
+def check_chunks(descriptor: int, group: pq.RowGroupMetaData, leaves: list[int], coded: Collection[int] = ()) -> int:
     """Check what the pages of some columns claim, before they are decoded.
 
     Args:
         descriptor: The open file.
         group: The row group.
         leaves: Numbers of the physical columns.
+        coded: Those of which each different value is kept once, so that their rows take little.
 
     Returns:
         How many rows may be decoded at a time.
@@ -227,13 +230,15 @@ def check_chunks(descriptor: int, group: pq.RowGroupMetaData, leaves: list[int])
         ValueError: They claim too much, or are damaged.
         OSError: The file cannot be read.
     """
-    batch_rows = _BATCH_ROWS
+    batch_rows = MAX_CHUNK_VALUES
     for number in leaves:
         chunk = group.column(number)
         start = chunk.data_page_offset
         if chunk.has_dictionary_page and 0 < (chunk.dictionary_page_offset or 0) < start:
             start = chunk.dictionary_page_offset
         totals = check_pages(descriptor, start, chunk.total_compressed_size, chunk.num_values)
+        if number in coded:
+            continue
         # Each row may be the largest value of the dictionary.
         batch_rows = min(batch_rows, max(1, MAX_CHUNK_BYTES // max(1, totals.dictionary_bytes)))
         if totals.has_deltas:

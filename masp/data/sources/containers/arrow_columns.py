@@ -41,7 +41,7 @@ def kind_of(kind: pa.DataType) -> str:
     """
     from pyarrow import types
 
-    if _is_extension(kind):
+    if is_extension(kind):
         return kind_of(kind.storage_type)
     if types.is_dictionary(kind):
         return kind_of(kind.value_type)
@@ -67,7 +67,8 @@ _KINDS = {
 }
 
 
-def _is_extension(kind: pa.DataType) -> bool:
+def is_extension(kind: pa.DataType) -> bool:
+    """Whether a type gives another one a meaning of its own, as `arrow.json` does."""
     import pyarrow as pa
 
     return isinstance(kind, pa.BaseExtensionType)
@@ -181,7 +182,7 @@ def _encoded(array: pa.Array) -> Column:
     from pyarrow import types
 
     kind = array.type
-    if _is_extension(kind):
+    if is_extension(kind):
         return _encoded(array.storage)
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         return _encoded_lists(array)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from masp.data.image_files.cells import Cell, Version, check_chunks, leaves_of, version_of
 from masp.data.image_files.parquet_pages import MAX_CHUNK_BYTES
 from masp.data.sample import Blocks, directory_prefix
-from masp.data.sources.containers.arrow_columns import column_of, kind_of, require_pyarrow
+from masp.data.sources.containers.arrow_columns import column_of, is_extension, kind_of, require_pyarrow
 from masp.data.sources.containers.arrow_files import (
     FileColumns,
     RowNames,
@@ -37,10 +37,13 @@ from masp.errors import InputError
 from masp.files.text import all_lines, reason, shown
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
 _MAGIC = b"PAR1"
 _BATCH_ROWS = 1 << 16
+_CODED = frozenset(["PLAIN", "RLE", "BIT_PACKED", "RLE_DICTIONARY", "PLAIN_DICTIONARY"])
+"""Encodings of text of which Arrow can keep each different value once."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ class _Footer(FileColumns):
     version: Version
     starts: np.ndarray
     """First row of each row group, and the number of rows."""
+    coded: frozenset[str]
+    """Columns of text that can be read with each different value once."""
 
     @property
     def num_rows(self) -> int:
@@ -181,7 +186,8 @@ def _read_footer(listed: ListedFile) -> _Footer:
             raise ValueError(f"column {shown(next(n for n in names if names.count(n) > 1))} is there twice")
         kinds = {field.name: kind_of(field.type) for field in schema}
         starts = np.cumsum([0, *counts], dtype=np.int64)
-        return _Footer(listed, kinds, labels_in(schema.metadata, listed.path), version, starts)
+        labels = labels_in(schema.metadata, listed.path)
+        return _Footer(listed, kinds, labels, version, starts, _coded(metadata, schema))
 
 
 def _read_file(
@@ -196,7 +202,8 @@ def _read_file(
         where: Names a row of the file.
     """
     path, wanted = footer.listed.path, list(builders)
-    with _opened(footer.listed, read_dictionary=_text_leaves(footer)) as (file, parquet):
+    coded = [name for name in wanted if name in footer.coded]
+    with _opened(footer.listed, read_dictionary=coded) as (file, parquet):
         if version_of(file.fileno()) != footer.version:
             raise InputError(f"{path}: has changed while it was read; run the same command again")
         metadata = parquet.metadata
@@ -204,11 +211,11 @@ def _read_file(
             _check_image_sizes(path, metadata, image)
         if not wanted:
             return
-        leaves = leaves_of(metadata, wanted)
+        leaves, coded_leaves = leaves_of(metadata, wanted), leaves_of(metadata, coded)
         batch_rows = _BATCH_ROWS
         for number in range(metadata.num_row_groups):
-            rows = check_chunks(file.fileno(), metadata.row_group(number), leaves)
-            batch_rows = min(batch_rows, rows if rows < 1024 else batch_rows)
+            rows = check_chunks(file.fileno(), metadata.row_group(number), leaves, coded_leaves)
+            batch_rows = min(batch_rows, rows)
         num_rows = 0
         for batch in parquet.iter_batches(batch_rows, columns=wanted, use_threads=False):
             start = num_rows
@@ -219,9 +226,18 @@ def _read_file(
             raise ValueError(f"it claims {footer.num_rows:,} rows and has {num_rows:,}")
 
 
-def _text_leaves(footer: _Footer) -> list[str]:
-    """Columns of text, which are read with each different value once."""
-    return [name for name, kind in footer.kinds.items() if kind == "text"]
+def _coded(metadata: pq.FileMetaData, schema: pa.Schema) -> frozenset[str]:
+    """Columns of text that can be read with each different value once, as they are written."""
+    leaves = {metadata.schema.column(number).path: number for number in range(len(metadata.schema))}
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    return frozenset(
+        field.name
+        for field in schema
+        if kind_of(field.type) == "text"
+        and not is_extension(field.type)
+        and (leaf := leaves.get(field.name)) is not None
+        and all(_CODED.issuperset(group.column(leaf).encodings) for group in groups)
+    )
 
 
 def _check_image_sizes(path: str, metadata: pq.FileMetaData, image: str) -> None:
