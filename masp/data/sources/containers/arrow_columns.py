@@ -19,6 +19,7 @@ from masp.files.text import all_lines, shortened, shown
 if TYPE_CHECKING:
     import pyarrow as pa
 
+
 def require_pyarrow(what: str) -> None:
     """Check that pyarrow is installed.
 

@@ -16,9 +16,9 @@ from masp.data.sources.containers.listed_files import MAX_TEXT_BYTES, not_of_thi
 from masp.data.sources.containers.tar_members import BLOCK, Member, TarScan
 from masp.data.sources.folders import IMAGE_EXTENSIONS
 from masp.data.sources.rows import Column, ColumnBuilder, Value
-from masp.errors import InputError
+from masp.errors import InputError, one_line
 from masp.files.jsonl import parse_object
-from masp.files.text import reason, shown
+from masp.files.text import MAX_REASON, reason, shortened, shown
 
 TEXTS = ("cls", "txt")
 """Members whose text is a column of that name."""
@@ -144,7 +144,7 @@ class _Reader:
                 key, image, parts = own_key, None, {}
                 if key in seen:
                     raise InputError(
-                        f"{self._path}: {member.name}: the key {shown(key)} occurs twice: the members of a sample must "
+                        f"{self._at(member)}: the key {shown(key)} occurs twice: the members of a sample must "
                         "follow one another, and each sample needs a key of its own (`tar --sort=name`)"
                     )
                 seen.add(key)
@@ -152,12 +152,12 @@ class _Reader:
             if extension in _IMAGES:
                 if image is not None:
                     raise InputError(
-                        f"{self._path}: {member.name}: a sample must have one image, and {image.name} belongs to the "
+                        f"{self._at(member)}: a sample must have one image, and {_shown(image.name)} belongs to the "
                         "same one"
                     )
                 image = member
             elif extension in parts:
-                raise InputError(f"{self._path}: {member.name}: its sample has two members {shown(extension)}")
+                raise InputError(f"{self._at(member)}: its sample has two members {shown(extension)}")
             elif extension in self._wanted:
                 parts[extension] = member
             elif extension not in TEXTS and extension != _JSON:
@@ -176,13 +176,16 @@ class _Reader:
             self._nested,
         )
 
+    def _at(self, member: Member) -> str:
+        return f"{self._path}: {_shown(member.name)}"
+
     def _check(self, member: Member) -> None:
         """Check that a member is a file below the place where the tar would be unpacked."""
         name = member.name
         if member.kind != "file":
-            raise InputError(f"{self._path}: {name}: is a {member.kind}; must be a regular file")
+            raise InputError(f"{self._at(member)}: is a {member.kind}; must be a regular file")
         if not name or name[0] == "/" or "\0" in name or (".." in name and ".." in name.split("/")):
-            raise InputError(f"{self._path}: {shown(name)}: must be a relative path without '..'")
+            raise InputError(f"{self._at(member)}: must be a relative path without '..'")
 
     def _finish(self, scan: TarScan, key: str, image: Member | None, parts: dict[str, Member]) -> None:
         """Add a sample; `key` is empty before the first one."""
@@ -209,21 +212,19 @@ class _Reader:
 
     def _text(self, scan: TarScan, member: Member) -> bytes:
         if member.size > MAX_TEXT_BYTES:
-            raise InputError(
-                f"{self._path}: {member.name}: {member.size:,} bytes of text; must be at most {MAX_TEXT_BYTES:,}"
-            )
+            raise InputError(f"{self._at(member)}: {member.size:,} bytes of text; must be at most {MAX_TEXT_BYTES:,}")
         text = scan.content(member)
         try:
             text.decode()
         except UnicodeDecodeError as error:
-            raise InputError(f"{self._path}: {member.name}: must be text in UTF-8: {error}") from None
+            raise InputError(f"{self._at(member)}: must be text in UTF-8: {error}") from None
         return text.removeprefix(b"\xef\xbb\xbf")
 
     def _values(self, member: Member, text: bytes) -> dict[str, Value]:
         """The values of an object that are wanted, without those that are objects themselves."""
         found = parse_object(text)
         if found is None:
-            raise InputError(f"{self._path}: {member.name}: must be a JSON object, not {shown(text.decode())}")
+            raise InputError(f"{self._at(member)}: must be a JSON object, not {shown(text.decode())}")
         values: dict[str, Value] = {}
         for key, value in found.items():
             if self._keep_keys or key in self._builders:
@@ -233,6 +234,11 @@ class _Reader:
                 else:
                     values[key] = plain  # type: ignore[assignment]
         return values
+
+
+def _shown(name: str) -> str:
+    """A member's name on one line."""
+    return shortened(one_line(name), MAX_REASON)
 
 
 def _plain(extension: str, text: bytes) -> Value:

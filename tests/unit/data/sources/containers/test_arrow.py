@@ -127,7 +127,7 @@ def test_descriptions_that_are_not_valid(root):
         path.write_text(text)
         assert words in refused(ArrowSource(root).header)
     path.unlink()
-    assert "state.json: cannot be read: No such file or directory; a directory that" in refused(ArrowSource(root).header)
+    assert "state.json: cannot be read: No such file or directory; a dir" in refused(ArrowSource(root).header)
     state = root / "test/state.json"
     for text, words in (
         ('{"_data_files": []}', "must be a list of files"),
