@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, BinaryIO
 
+from masp.data.image_files.parquet_footer import RowGroup, read_footer
 from masp.data.image_files.parquet_pages import DELTA_ROWS, MAX_CHUNK_BYTES, MAX_CHUNK_VALUES, check_pages
 from masp.data.image_files.stored import StoredImage
 from masp.data.reading import opened
@@ -119,6 +120,7 @@ class _OpenFile:
 
     file: BinaryIO
     parquet: pq.ParquetFile
+    groups: list[RowGroup]
     version: Version
 
 
@@ -182,7 +184,9 @@ class _Groups:
             if version != cell.version:
                 file.close()
                 raise OSError(errno.ESTALE, "has changed since it was listed", cell.container)
-            found = _OpenFile(file, pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False), version)
+            groups = read_footer(file.fileno())
+            parquet = pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+            found = _OpenFile(file, parquet, groups, version)
             self._files[cell.container] = found
         self._files.move_to_end(cell.container)
         while len(self._files) > MAX_OPEN_FILES:
@@ -191,10 +195,8 @@ class _Groups:
 
 
 def _decoded(file: _OpenFile, cell: Cell) -> _Group:
-    metadata = file.parquet.metadata
-    if not 0 <= cell.group < metadata.num_row_groups:
-        raise ValueError(f"the file has {metadata.num_row_groups} row groups")
-    batch_rows = check_chunks(file.file.fileno(), metadata.row_group(cell.group), leaves_of(metadata, [cell.column]))
+    leaves = leaves_of(file.parquet.schema, [cell.column])
+    batch_rows = check_chunks(file.file.fileno(), file.groups[cell.group], leaves)
     batch_rows = min(batch_rows, _BATCH_ROWS)
     found = file.parquet.iter_batches(batch_rows, row_groups=[cell.group], columns=[cell.column], use_threads=False)
     batches, total = [], 0
@@ -206,15 +208,14 @@ def _decoded(file: _OpenFile, cell: Cell) -> _Group:
     return _Group([0, *accumulate(map(len, batches))], batches, total)
 
 
-def leaves_of(metadata: pq.FileMetaData, columns: list[str]) -> list[int]:
+def leaves_of(schema: pq.ParquetSchema, columns: list[str]) -> list[int]:
     """Numbers of the physical columns that make up some columns; those called `NAME.…` may be among them, too."""
-    schema = metadata.schema
     starts = tuple(f"{name}." for name in columns)
     paths = (schema.column(number).path for number in range(len(schema)))
     return [number for number, path in enumerate(paths) if path in columns or path.startswith(starts)]
 
 
-def check_chunks(descriptor: int, group: pq.RowGroupMetaData, leaves: list[int], coded: Collection[int] = ()) -> int:
+def check_chunks(descriptor: int, group: RowGroup, leaves: list[int], coded: Collection[int] = ()) -> int:
     """Check what the pages of some columns claim, before they are decoded.
 
     Args:
@@ -232,11 +233,8 @@ def check_chunks(descriptor: int, group: pq.RowGroupMetaData, leaves: list[int],
     """
     batch_rows = MAX_CHUNK_VALUES
     for number in leaves:
-        chunk = group.column(number)
-        start = chunk.data_page_offset
-        if chunk.has_dictionary_page and 0 < (chunk.dictionary_page_offset or 0) < start:
-            start = chunk.dictionary_page_offset
-        totals = check_pages(descriptor, start, chunk.total_compressed_size, chunk.num_values)
+        chunk = group.chunks[number]
+        totals = check_pages(descriptor, chunk.start, chunk.num_bytes, chunk.num_values)
         if number in coded:
             continue
         # Each row may be the largest value of the dictionary.

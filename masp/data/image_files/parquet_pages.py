@@ -1,8 +1,7 @@
 """Headers of the pages of a parquet file, read before the pages are decoded.
 
 What a page takes once it is decoded is in its own header, and a damaged or malicious file can claim any size there:
-kilobytes that become gigabytes. Arrow decodes such pages without asking, and gives no access to their headers. They are
-structures of Thrift's compact protocol, of which only the integers are needed here.
+kilobytes that become gigabytes. Arrow decodes such pages without asking, and gives no access to their headers.
 """
 
 from __future__ import annotations
@@ -10,6 +9,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from typing import Any
+
+from masp.data.image_files.thrift import read_structure
 
 MAX_CHUNK_BYTES = 1 << 30
 """Largest size of a column in one row group, not compressed."""
@@ -64,7 +65,7 @@ def check_pages(descriptor: int, start: int, length: int, num_values: int) -> Pa
         if place >= end:
             raise ValueError(f"its pages have {seen:,} values; the file says {num_values:,}")
         try:
-            header, stop = _structure(window, place - base, 0)
+            header, stop = read_structure(window, place - base)
         except IndexError:  # behind the window, or across its end
             window, base = os.pread(descriptor, min(_WINDOW, end - place), place), place
             header, stop = _parse_first(descriptor, window, place, end)
@@ -102,65 +103,10 @@ def _integer(header: dict[int, Any], field: int) -> int:
 def _parse_first(descriptor: int, window: bytes, place: int, end: int) -> tuple[dict[int, Any], int]:
     """The header at the beginning of a window, which is made larger if it must be, and where in it the header ends."""
     try:
-        return _structure(window, 0, 0)
+        return read_structure(window, 0)
     except IndexError:
         window = os.pread(descriptor, min(_MAX_HEADER, end - place), place)
     try:
-        return _structure(window, 0, 0)
+        return read_structure(window, 0)
     except IndexError:
         raise ValueError("the header of a page is cut short or damaged") from None
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise ValueError("the header of a page is damaged")
-
-
-def _structure(data: bytes, at: int, depth: int) -> tuple[dict[int, Any], int]:
-    """Fields by number: integers and structures; of other fields only where they end.
-
-    Returns:
-        The fields, and where the structure ends.
-
-    Raises:
-        IndexError: It ends behind the data. ValueError: It is not a header of a page.
-    """
-    if depth > 8:
-        raise ValueError("the header of a page is damaged")
-    fields: dict[int, Any] = {}
-    number = 0
-    while byte := data[at]:
-        at += 1
-        if delta := byte >> 4:
-            number += delta
-        else:
-            zigzag, at = _varint(data, at)
-            number = (zigzag >> 1) ^ -(zigzag & 1)
-        fields[number], at = _value(data, at, byte & 0x0F, depth)
-    return fields, at + 1
-
-
-def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
-    if kind in (1, 2):  # a boolean, which is its kind
-        return None, at
-    if kind == 3:
-        return None, at + 1
-    if kind in (4, 5, 6):
-        zigzag, at = _varint(data, at)
-        return (zigzag >> 1) ^ -(zigzag & 1), at
-    if kind == 7:
-        return None, at + 8
-    if kind == 8:
-        length, at = _varint(data, at)
-        return None, at + length
-    if kind == 12:
-        return _structure(data, at, depth + 1)
-    raise ValueError("the header of a page is damaged")  # lists and maps, which no header of a page has

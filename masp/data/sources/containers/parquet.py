@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from masp.data.image_files.cells import Cell, Version, check_chunks, leaves_of, version_of
+from masp.data.image_files.parquet_footer import RowGroup, read_footer
 from masp.data.image_files.parquet_pages import MAX_CHUNK_BYTES
 from masp.data.sample import Blocks, directory_prefix
 from masp.data.sources.containers.arrow_columns import column_of, is_extension, kind_of, require_pyarrow
@@ -37,13 +38,10 @@ from masp.errors import InputError
 from masp.files.text import all_lines, reason, shown
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
 _MAGIC = b"PAR1"
 _BATCH_ROWS = 1 << 16
-_CODED = frozenset(["PLAIN", "RLE", "BIT_PACKED", "RLE_DICTIONARY", "PLAIN_DICTIONARY"])
-"""Encodings of text of which Arrow can keep each different value once."""
 
 
 @dataclass(frozen=True)
@@ -175,19 +173,16 @@ def _opened(listed: ListedFile, **options: object) -> Iterator[tuple[BinaryIO, p
 
 def _read_footer(listed: ListedFile) -> _Footer:
     with _opened(listed) as (file, parquet):
-        metadata, schema = parquet.metadata, parquet.schema_arrow
-        version = version_of(file.fileno())
-        counts = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
-        if any(count < 0 for count in counts) or sum(counts) != metadata.num_rows or sum(counts) > 8 * version[0]:
-            claim = f"{metadata.num_rows:,} rows, {sum(counts):,} in its row groups"
-            raise ValueError(f"it claims {claim}, in {version[0]:,} bytes")
+        schema, version, groups = parquet.schema_arrow, version_of(file.fileno()), read_footer(file.fileno())
         names = list(schema.names)
         if len(set(names)) < len(names):
             raise ValueError(f"column {shown(next(n for n in names if names.count(n) > 1))} is there twice")
+        if any(len(group.chunks) != len(parquet.schema) for group in groups):
+            raise ValueError("a row group does not have all columns")
         kinds = {field.name: kind_of(field.type) for field in schema}
-        starts = np.cumsum([0, *counts], dtype=np.int64)
+        starts = np.cumsum([0, *(group.num_rows for group in groups)], dtype=np.int64)
         labels = labels_in(schema.metadata, listed.path)
-        return _Footer(listed, kinds, labels, version, starts, _coded(metadata, schema))
+        return _Footer(listed, kinds, labels, version, starts, _coded(groups, parquet))
 
 
 def _read_file(
@@ -206,16 +201,15 @@ def _read_file(
     with _opened(footer.listed, read_dictionary=coded) as (file, parquet):
         if version_of(file.fileno()) != footer.version:
             raise InputError(f"{path}: has changed while it was read; run the same command again")
-        metadata = parquet.metadata
+        groups = read_footer(file.fileno())
         if image is not None:
-            _check_image_sizes(path, metadata, image)
+            _check_image_sizes(path, groups, leaves_of(parquet.schema, [image]))
         if not wanted:
             return
-        leaves, coded_leaves = leaves_of(metadata, wanted), leaves_of(metadata, coded)
+        leaves, coded_leaves = leaves_of(parquet.schema, wanted), leaves_of(parquet.schema, coded)
         batch_rows = _BATCH_ROWS
-        for number in range(metadata.num_row_groups):
-            rows = check_chunks(file.fileno(), metadata.row_group(number), leaves, coded_leaves)
-            batch_rows = min(batch_rows, rows)
+        for group in groups:
+            batch_rows = min(batch_rows, check_chunks(file.fileno(), group, leaves, coded_leaves))
         num_rows = 0
         for batch in parquet.iter_batches(batch_rows, columns=wanted, use_threads=False):
             start = num_rows
@@ -226,25 +220,24 @@ def _read_file(
             raise ValueError(f"it claims {footer.num_rows:,} rows and has {num_rows:,}")
 
 
-def _coded(metadata: pq.FileMetaData, schema: pa.Schema) -> frozenset[str]:
-    """Columns of text that can be read with each different value once, as they are written."""
-    leaves = {metadata.schema.column(number).path: number for number in range(len(metadata.schema))}
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+def _coded(groups: Sequence[RowGroup], parquet: pq.ParquetFile) -> frozenset[str]:
+    """Columns of text of which Arrow can keep each different value once, as they are written."""
+    schema = parquet.schema
+    leaves = {schema.column(number).path: number for number in range(len(schema))}
     return frozenset(
         field.name
-        for field in schema
+        for field in parquet.schema_arrow
         if kind_of(field.type) == "text"
         and not is_extension(field.type)
         and (leaf := leaves.get(field.name)) is not None
-        and all(_CODED.issuperset(group.column(leaf).encodings) for group in groups)
+        and all(group.chunks[leaf].is_coded for group in groups)
     )
 
 
-def _check_image_sizes(path: str, metadata: pq.FileMetaData, image: str) -> None:
+def _check_image_sizes(path: str, groups: Sequence[RowGroup], leaves: Sequence[int]) -> None:
     """Refuse row groups that are too large to decode, which is how they are read."""
-    leaves = leaves_of(metadata, [image])
-    for number in range(metadata.num_row_groups):
-        size = sum(metadata.row_group(number).column(leaf).total_uncompressed_size for leaf in leaves)
+    for number, group in enumerate(groups):
+        size = sum(group.chunks[leaf].num_plain_bytes for leaf in leaves)
         if size > MAX_CHUNK_BYTES:
             raise InputError(
                 f"{path}: row group {number} has {size:,} bytes of images, which are decoded together; at most "
