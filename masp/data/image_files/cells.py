@@ -203,8 +203,8 @@ def _decoded(file: _OpenFile, cell: Cell) -> _Group:
     for batch in found:
         batches.append(batch.column(cell.column))
         total += batches[-1].nbytes
-        if total > 2 * MAX_CHUNK_BYTES:
-            raise ValueError(f"its images take more than {2 * MAX_CHUNK_BYTES >> 30} GiB once decoded")
+        if total > MAX_CHUNK_BYTES:
+            raise ValueError(f"its images take more than {MAX_CHUNK_BYTES >> 30} GiB once decoded")
     return _Group([0, *accumulate(map(len, batches))], batches, total)
 
 
@@ -238,7 +238,7 @@ def check_chunks(descriptor: int, group: RowGroup, leaves: list[int], coded: Col
         if number in coded:
             continue
         # Each row may be the largest value of the dictionary.
-        batch_rows = min(batch_rows, max(1, MAX_CHUNK_BYTES // max(1, totals.dictionary_bytes)))
+        batch_rows = min(batch_rows, max(1, MAX_CHUNK_BYTES // 4 // max(1, totals.dictionary_bytes)))
         if totals.has_deltas:
             batch_rows = min(batch_rows, DELTA_ROWS)
     return batch_rows

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 _MAGIC = b"PAR1"
 _BATCH_ROWS = 1 << 16
+_MIN_CHARACTERS = 256 << 20
+"""So much text may be in any file; text of images takes more only in large files."""
 
 
 @dataclass(frozen=True)
@@ -210,11 +212,15 @@ def _read_file(
         batch_rows = _BATCH_ROWS
         for group in groups:
             batch_rows = min(batch_rows, check_chunks(file.fileno(), group, leaves, coded_leaves))
-        num_rows = 0
+        num_rows = num_characters = 0
         for batch in parquet.iter_batches(batch_rows, columns=wanted, use_threads=False):
             start = num_rows
             for name in wanted:
-                builders[name].extend(column_of(batch.column(name), name, shifted(where, start)))
+                column = column_of(batch.column(name), name, shifted(where, start))
+                builders[name].extend(column)
+                num_characters += sum(len(value) for value in column.values if isinstance(value, str))
+            if num_characters > max(_MIN_CHARACTERS, 16 * footer.version[0]):
+                raise ValueError(f"{', '.join(wanted)}: a file of {footer.version[0]:,} bytes makes gigabytes of text")
             num_rows += len(batch)
         if num_rows != footer.num_rows:
             raise ValueError(f"it claims {footer.num_rows:,} rows and has {num_rows:,}")

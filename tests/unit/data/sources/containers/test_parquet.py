@@ -1,10 +1,12 @@
 """Parquet files: columns of all rows without the images, and images by row group."""
 
+import contextlib
 import errno
 import json
 import multiprocessing
 import os
 import pickle
+import random
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from masp.data.image_files import cells
-from masp.data.images import UnreadableImage, image_size, load_image
+from masp.data.images import UnreadableImage, image_size, load_image, read_image_file
 from masp.data.sources.containers import arrow_columns
 from masp.data.sources.containers.parquet import ParquetSource
+from masp.errors import InputError
 from masp.files.regular import UnsuitableFile
 from tests.unit.data.sources.containers.made import image, refused
 
@@ -325,3 +328,45 @@ def test_damaged_images_are_told_from_disks_that_fail(tmp_path):
     for _ in range(2):
         with pytest.raises(UnreadableImage, match="row group 1 is damaged"):
             load_image(places[2])
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "zstd", "row_group_size": 3, "data_page_version": "2.0"}])
+def test_a_changed_byte_is_one_line_or_another_value(tmp_path, options):
+    columns = {"word": [f"word {n % 4}" for n in range(12)], "tags": [["a", "b"][: n % 3] for n in range(12)]}
+    path = write(tmp_path, "a.parquet", table(range(12), **columns), **options)
+    whole, dice, num_refused = path.read_bytes(), random.Random(7), 0
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    for _ in range(150):
+        content = bytearray(whole)
+        for _ in range(dice.choice((1, 1, 8))):
+            start = dice.choice((4, footer))
+            content[dice.randrange(start, len(content))] = dice.choice((0, 1, 127, 255, dice.randrange(256)))
+        if dice.random() < 0.1:
+            del content[dice.randrange(len(content)) :]
+        path.write_bytes(content)
+        try:
+            opened = source(tmp_path)
+            header = opened.header()
+            known = [name for name in ("label", "word", "tags") if name in header.columns]
+            rows = opened.read(known, next(iter(header.image_columns), None), None)
+        except InputError as error:
+            assert "\n" not in str(error) and str(path) in str(error)
+            num_refused += 1
+            continue
+        for row in range(len(rows)):
+            with contextlib.suppress(UnreadableImage):
+                read_image_file(rows.places[row])
+    assert 20 < num_refused < 150
+
+
+def test_the_process_survives_a_footer_that_ends_arrow(tmp_path):
+    """Arrow's Python interface to the metadata of a column ends the process where a histogram has another length."""
+    path = write(tmp_path, "a.parquet", table(range(12), tags=[["a"]] * 12))
+    whole = path.read_bytes()
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    # The elements of lists are made to be never null, which the histogram of their levels contradicts.
+    changed = whole[footer:].replace(b"\x25\x02\x18\x07element", b"\x25\x00\x18\x07element")
+    assert changed != whole[footer:]
+    path.write_bytes(whole[:footer] + changed)
+    line = refused(lambda: source(tmp_path).read(["tags"], "image", None))
+    assert "damaged, or not a parquet file that can be read" in line
