@@ -214,8 +214,9 @@ def _find_start(root: Path) -> tuple[str, dict[str, str]]:
 def _splits_in(directory: Path) -> dict[str, str]:
     """Split -> name of its directory; other words than `train`, `val` and `test` count only where none of these is."""
     names = _contents(directory).directories
-    if exact := {split: split for split in SPLITS if split in names}:
-        return dict(exact)
+    exact: dict[str, str] = {split: split for split in SPLITS if split in names}
+    if exact:
+        return exact
     found: dict[str, str] = {}
     for name in names:
         if (split := SPLIT_WORDS.get(name.lower())) and count_images(directory / name):

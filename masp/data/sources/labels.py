@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from masp.data.sources.columns import Columns, choose_columns
 from masp.data.sources.rows import Column, Header, Rows, RowSource, Value
 from masp.data.sources.split_words import SPLIT_WORDS
 from masp.errors import InputError
+from masp.files.json_text import parse_json
 from masp.files.text import nfc, shown
 
 Distributions = tuple[np.ndarray, list[tuple[float, ...] | None]]
@@ -231,7 +231,7 @@ def _annotated(aspect: str, value: Value) -> Any:
     if aspect in LIST_ASPECTS:
         if value.startswith("["):
             try:
-                return json.loads(value)
+                return parse_json(value)
             except ValueError:
                 return [value]
         return [value]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import json
 import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from masp.data.sources.columns import USUAL
 from masp.data.sources.rows import Column, ColumnBuilder, Header, Rows, Value
 from masp.data.sources.split_words import split_word
 from masp.errors import InputError
+from masp.files.json_text import parse_json
 from masp.files.regular import UnsuitableFile, exists, open_binary
 from masp.files.text import nfc, reason, shown
 
@@ -199,8 +199,8 @@ def _objects(file: Path, text: TextIO) -> Iterator[tuple[int, Mapping[str, Value
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line)
+        except ValueError as error:
             raise InputError(f"{file} line {number}: not valid JSON: {reason(error)}") from None
         if not isinstance(row, dict):
             raise InputError(f'{file} line {number}: must be an object such as {{"image": "0001.jpg", "label": "joy"}}')
