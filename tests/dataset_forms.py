@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-CATEGORIES = ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "sadness")
+CATEGORIES = ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "joy", "sadness")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def read_items(root: Path, count: int) -> list[Item]:
     for path in paths:
         note = root / "annotation" / path.parent.name / f"{path.stem}.json"
         answers = json.loads(note.read_text()) if note.is_file() else {}
-        name = f"{path.parts[-3]}_{path.parent.name}_{path.stem}"
+        name = f"{path.parts[-3]}_{path.parent.name}_{path.stem}".replace(".", "-")  # WebDataset cuts keys at dots
         items.append(Item(name, path.parts[-3], path.parent.name.lower(), path.read_bytes(), answers))
     assert len(items) == count and len({item.name for item in items}) == count
     return items
