@@ -68,6 +68,7 @@ setup(
     ],
     extras_require={
         "duplicates": ["imagehash>=4.3"],
+        "parquet": ["pyarrow>=18"],
         "quantization": ["torchao>=0.18,<0.19"],
         "smolvlm": ["num2words>=0.5.14"],
         "test": [
@@ -75,6 +76,7 @@ setup(
             "hypothesis>=6.100",
             "mypy>=2.4",
             "num2words>=0.5.14",
+            "pyarrow>=18",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",

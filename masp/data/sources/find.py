@@ -48,15 +48,15 @@ class Found:
             case "table":
                 return TableSource(self.root, self.files)
             case "webdataset":
-                from masp.data.sources.tars import TarSource
+                from masp.data.sources.containers.tars import TarSource
 
                 return TarSource(self.root, self.files)
             case "parquet":
-                from masp.data.sources.parquet import ParquetSource
+                from masp.data.sources.containers.parquet import ParquetSource
 
                 return ParquetSource(self.root, self.files)
             case "arrow":
-                from masp.data.sources.arrow import ArrowSource
+                from masp.data.sources.containers.arrow import ArrowSource
 
                 return ArrowSource(self.root)
         return None

@@ -66,6 +66,15 @@ class ColumnBuilder:
             self._values.append(value)
         self._codes.append(place)
 
+    def extend(self, piece: Column) -> None:
+        """Add the values of the next rows."""
+        places = np.full(len(piece.values) + 1, -1, dtype=np.int32)  # the last one is that of code -1
+        for number, value in enumerate(piece.values):
+            place = places[number] = self._places.setdefault((type(value), value), len(self._values))
+            if place == len(self._values):
+                self._values.append(value)
+        self._codes.frombytes(places[piece.codes].tobytes())
+
     def column(self) -> Column:
         """The column of all values."""
         return Column(np.array(self._codes, dtype=np.int32), self._values)
