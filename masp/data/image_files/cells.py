@@ -165,7 +165,10 @@ class _Groups:
 
         try:
             file = self._opened(cell)
-            return _decoded(file, cell)
+            group = _decoded(file, cell)
+            if version_of(file.file.fileno()) != cell.version:
+                raise _changed(cell)
+            return group
         except (pa.ArrowException, ValueError, KeyError, IndexError) as error:
             return all_lines(error)
         except OSError as error:
@@ -183,7 +186,7 @@ class _Groups:
             version = version_of(file.fileno())
             if version != cell.version:
                 file.close()
-                raise OSError(errno.ESTALE, "has changed since it was listed", cell.container)
+                raise _changed(cell)
             groups = read_footer(file.fileno())
             parquet = pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
             found = _OpenFile(file, parquet, groups, version)
@@ -192,6 +195,10 @@ class _Groups:
         while len(self._files) > MAX_OPEN_FILES:
             self._files.popitem(last=False)
         return found
+
+
+def _changed(cell: Cell) -> OSError:
+    return OSError(errno.ESTALE, "has changed since it was listed", cell.container)
 
 
 def _decoded(file: _OpenFile, cell: Cell) -> _Group:

@@ -24,6 +24,7 @@ from masp.data.sources.containers.arrow_columns import column_of, kind_of, label
 from masp.data.sources.containers.arrow_files import (
     FileColumns,
     RowNames,
+    check_readable,
     common_columns,
     has_paths,
     image_paths,
@@ -126,6 +127,7 @@ class ArrowSource:
         is_path = has_paths(files, image)
         assert image is not None
         wanted = [*columns, *([identity] if identity else []), *([image] if is_path else [])]
+        check_readable(files, wanted)
         builders = {name: ColumnBuilder() for name in wanted}
         counts, found_images = [], []
         for file in tqdm(files, desc="arrow files", unit="file", delay=1.0, leave=False, disable=None):

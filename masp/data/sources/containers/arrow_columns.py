@@ -56,6 +56,8 @@ def kind_of(kind: pa.DataType) -> str:
     return shortened(str(kind))
 
 
+READABLE = ("text", "integers", "numbers", "booleans", "bytes", "decimals", "times", "nothing")
+"""Kinds of values that can be read, and lists of which."""
 _KINDS = {
     "text": ("string", "large_string", "string_view"),
     "bytes": ("binary", "large_binary", "binary_view"),
@@ -195,7 +197,7 @@ def _encoded(array: pa.Array) -> Column:
     if types.is_null(kind):
         return Column(np.full(len(array), -1, dtype=np.int32), [])
     word = kind_of(kind)
-    if word not in ("text", "integers", "numbers", "booleans", "bytes", "decimals", "times"):
+    if word not in READABLE:
         raise pa.ArrowNotImplementedError(word)
     if word in ("bytes", "decimals", "times") or types.is_string_view(kind):
         array = array.cast(pa.large_string())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from masp.data.image_files.cells import path_inside
-from masp.data.sources.containers.arrow_columns import label_names
+from masp.data.sources.containers.arrow_columns import READABLE, label_names
 from masp.data.sources.containers.listed_files import ListedFile
 from masp.data.sources.rows import Column, Header
 from masp.errors import InputError
@@ -18,6 +18,7 @@ from masp.files.text import all_lines, shown
 HUGGING_FACE_KEY = b"huggingface"
 """Where files that `datasets` writes keep what it knows of their columns."""
 _MAX_METADATA = 64 << 20
+_LISTS = "lists of "
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,24 @@ def has_paths(files: Sequence[FileColumns], image: str | None) -> bool:
             "paths as text"
         )
     return kind == "text"
+
+
+def check_readable(files: Sequence[FileColumns], columns: Iterable[str]) -> None:
+    """Check that columns have values that `arrow_columns.column_of` reads.
+
+    Raises:
+        InputError: One has not; the message names it.
+    """
+    for file in files:
+        for name in columns:
+            kind = file.kinds[name]
+            while kind.startswith(_LISTS):
+                kind = kind.removeprefix(_LISTS)
+            if kind not in READABLE:
+                raise InputError(
+                    f"{file.listed.path}: column {shown(name)} has {file.kinds[name]}; must have text, numbers, "
+                    "booleans or lists of them"
+                )
 
 
 def image_paths(root: str, column: Column, name: str, where: Callable[[int], str]) -> list[str]:

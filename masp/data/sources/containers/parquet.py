@@ -19,6 +19,7 @@ from masp.data.sources.containers.arrow_columns import column_of, is_extension, 
 from masp.data.sources.containers.arrow_files import (
     FileColumns,
     RowNames,
+    check_readable,
     common_columns,
     has_paths,
     image_paths,
@@ -130,6 +131,7 @@ class ParquetSource:
         counts = [footer.num_rows for footer in footers]
         where = RowNames([file.path for file in self._files], counts)
         wanted = [*columns, *([identity] if identity else []), *([image] if is_path else [])]
+        check_readable(footers, wanted)
         builders = {name: ColumnBuilder() for name in wanted}
         with tqdm(total=sum(counts), desc="rows", unit="row", delay=1.0, leave=False, disable=None) as progress:
             for number, footer in enumerate(footers):

@@ -11,8 +11,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, NamedTuple
 
 from masp.errors import InputError
 from masp.files.text import all_lines, shown
@@ -42,8 +41,7 @@ _FILE, _PAX, _GLOBAL_PAX = ord("0"), ord("x"), ord("g")
 _PLAIN_KEYS = frozenset([b"atime", b"ctime", b"mtime", b"uid", b"gid", b"uname", b"gname", b"comment"])
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """A member of a tar."""
 
     name: str
@@ -69,12 +67,12 @@ class TarScan:
         self._window, self._base = b"", 0
         self._last = ""
 
-    def content(self, member: Member) -> bytes:
-        """What is in a member, which must be small."""
-        start = member.offset - self._base
-        if start >= 0 and start + member.size <= len(self._window):
-            return self._window[start : start + member.size]
-        return os.pread(self._descriptor, member.size, member.offset)
+    def content(self, offset: int, size: int) -> bytes:
+        """A small part of the tar, such as what is in a member."""
+        start = offset - self._base
+        if start >= 0 and start + size <= len(self._window):
+            return self._window[start : start + size]
+        return os.pread(self._descriptor, size, offset)
 
     def members(self) -> Iterator[Member]:
         """All members, in their order.
@@ -172,7 +170,7 @@ class TarScan:
             raise self._damaged(place, f"a PAX header claims {length:,} bytes; at most {_MAX_EXTENSION_BYTES:,}")
         if end > self._size:
             raise self._cut_short()
-        data = self.content(Member("", "file", start, length))
+        data = self.content(start, length)
         name, size = None, -1
         while data:
             number = data.partition(b" ")[0]
@@ -255,7 +253,7 @@ _LINKS: dict[bytes, MemberKind] = {
 
 
 def _octal(field: bytes) -> int:
-    digits = field.strip(b"\0 ")
+    digits = field.rstrip(b"\0 ").lstrip(b" ")
     if not digits.isdigit():
         raise _Unusual
     try:

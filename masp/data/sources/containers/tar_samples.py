@@ -213,7 +213,7 @@ class _Reader:
     def _text(self, scan: TarScan, member: Member) -> bytes:
         if member.size > MAX_TEXT_BYTES:
             raise InputError(f"{self._at(member)}: {member.size:,} bytes of text; must be at most {MAX_TEXT_BYTES:,}")
-        text = scan.content(member)
+        text = scan.content(member.offset, member.size)
         try:
             text.decode()
         except UnicodeDecodeError as error:

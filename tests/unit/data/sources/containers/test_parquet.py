@@ -256,7 +256,9 @@ def test_text_must_be_utf8(tmp_path):
     write(tmp_path, "a.parquet", table(range(2), word=["x", "y" * (1 << 20) + "z"]))
     assert "row 1: column 'word' is damaged: 'yyyy" in refused(lambda: source(tmp_path).read(["word"], "image", None))
     write(tmp_path, "a.parquet", table(range(1), word=pa.array([{"a": 1}])))
-    assert "must have text, integers" in refused(lambda: source(tmp_path).read(["word"], "image", None))
+    assert "a.parquet: column 'word' has struct<a: int64>; must have text, numbers" in refused(
+        lambda: source(tmp_path).read(["word"], "image", None)
+    )
     assert "column 'label' has integers: the column of the images must" in refused(
         lambda: source(tmp_path).read([], "label", None)
     )
