@@ -4,10 +4,10 @@
     python benchmarks/versions.py --before ../before --tokenizer DIR [--json FILE]
 
 On a CPU in fp32, with VLMs of random weights (hidden 256, 4 layers, encoder 4 x 256, the family's vocabulary) and
-images of 640 x 400: extraction, both stages of training, and evaluation from the cache, as `benchmarks/gpu.py` runs its side
-"masp". Both versions are open at the same time, in a process of one thread each, and take turns: before, after, after,
-before. A line gives the medians of CPU seconds per sample, and medians over the pairs of turns of the ratio after /
-before, in CPU time and in wall time: above 1, the version is slower. CPU time suffers less from other load.
+images of 640 x 400: extraction, both stages of training, and evaluation from the cache, as `benchmarks/gpu.py` runs its
+side "masp". Both versions are open at the same time, in a process of one thread each, and take turns: before, after,
+after, before. A line gives the medians of CPU milliseconds per sample, and medians over the pairs of turns of the ratio
+after / before, in CPU time and in wall time: above 1, the version is slower. CPU time suffers less from other load.
 """
 
 from __future__ import annotations
@@ -164,9 +164,8 @@ def main(argv: list[str] | None = None) -> int:
     from benchmarks.random_vlm import make_vlm
 
     size, found = (args.width, args.height), {}
-    print(
-        f"{'':<25}{'before':>9}{'after':>9}{'ratio (quartiles), CPU':>25}{'wall':>9}\n{'':<25}{'ms of CPU a sample':>18}"
-    )
+    print(f"{'':<25}{'ms of CPU a sample':>18}")
+    print(f"{'':<25}{'before':>9}{'after':>9}{'CPU ratio (quartiles)':>25}{'wall':>8}")
     for model in args.models:
         with tempfile.TemporaryDirectory(prefix="masp-versions-") as base:
             directory = Path(base)

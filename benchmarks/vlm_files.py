@@ -1,4 +1,4 @@
-"""What lies in the directory of a VLM beside its weights: configuration, processor, chat template and a small tokenizer."""
+"""What is in the directory of a VLM beside its weights: configuration, processor, chat template, a small tokenizer."""
 
 from __future__ import annotations
 
