@@ -11,7 +11,11 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
-from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
+from transformers.vision_utils import (
+    get_vision_interpolation_indices_and_weights,
+    get_vision_position_ids,
+    get_vision_window_index,
+)
 
 from masp.errors import InputError
 from masp.files.text import first_line, shown
@@ -53,6 +57,8 @@ _TRIED = ((1024, 768), (640, 427), (1024, 300), (90, 60))
 _QWEN = ("qwen2_vl", "qwen2_5_vl")
 MAX_SIDE = 1 << 13
 """Pixels to whose square an image processor may enlarge an image: 0.8 GB of fp32."""
+_GRIDS_ON_CPU = frozenset((*_QWEN, *"qwen3_vl qwen3_vl_moe qwen3_5 qwen3_5_moe qwen4_exp".split()))
+"""Encoders of which every layer asks for the lengths of the images: on a GPU, that would be waited for."""
 
 
 @dataclass(frozen=True)
@@ -341,7 +347,7 @@ class VisionHalf:
             for name in inputs[0]
         }
         joined = {name: t.to(self.dtype) if t.is_floating_point() else t for name, t in joined.items()}
-        if kind in _QWEN:
+        if kind in _GRIDS_ON_CPU:
             joined |= self._places(joined["image_grid_thw"])
         inner = self.model.base_model
         try:
@@ -371,14 +377,14 @@ class VisionHalf:
         return [Features(own, None if m is None else m) for own, m in zip(tokens.split(counts), maps, strict=True)]
 
     def _moved(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """On the encoder's device, from page-locked memory without waiting. Qwen's grids stay on the CPU: every layer
-        asks for the lengths of the images, and a GPU would be waited for."""
-        if name == "image_grid_thw" and self.family.model_type in _QWEN:
+        """On the encoder's device, from page-locked memory without waiting."""
+        if name == "image_grid_thw" and self.family.model_type in _GRIDS_ON_CPU:
             return tensor
         return tensor.to(self.device, non_blocking=True)
 
     def _places(self, grid: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the encoder would compute from grids on its device: rotary positions, and where it has windows, those.
+        """What the encoder would compute from grids on its device: rotary positions, and where it has windows or a
+        table of positions, those.
 
         Args:
             grid: `[I, 3]`, on the CPU.
@@ -386,6 +392,15 @@ class VisionHalf:
         vision = self.model.config.vision_config
         found = {"image_position_ids": get_vision_position_ids(grid, vision.spatial_merge_size)}
         lengths: dict[str, torch.Tensor] = {}
+        encoder = self.model.base_model.visual
+        if hasattr(encoder, "interpolation_mode"):
+            found["image_interp_indices"], found["image_interp_weights"] = get_vision_interpolation_indices_and_weights(
+                grid,
+                encoder.num_grid_per_side,
+                encoder.interpolation_mode,
+                encoder.interpolation_align_corners,
+                vision.spatial_merge_size,
+            )
         if self.family.model_type == "qwen2_5_vl":
             found["image_window_index"], lengths["image_cu_window_seqlens"] = get_vision_window_index(
                 grid, vision.spatial_merge_size, vision.window_size, vision.patch_size
