@@ -6,8 +6,10 @@
 On a CPU in fp32, with VLMs of random weights (hidden 256, 4 layers, encoder 4 x 256, the family's vocabulary) and
 images of 640 x 400: extraction, both stages of training, and evaluation from the cache, as `benchmarks/gpu.py` runs its
 side "masp". Both versions are open at the same time, in a process of one thread each, and take turns: before, after,
-after, before. A line gives the medians of CPU milliseconds per sample, and medians over the pairs of turns of the ratio
-after / before, in CPU time and in wall time: above 1, the version is slower. CPU time suffers less from other load.
+after, before. Other load only adds to what a turn takes, so the fastest turn of a process counts. Processes of the same
+code differ by a few per cent, for as long as they live, so several pairs of processes are measured (`--pairs`). A line
+gives the fastest CPU milliseconds per sample of both versions, and the median over the pairs of after / before, in CPU
+time (with its range) and in wall time: above 1, the later version is slower.
 """
 
 from __future__ import annotations
@@ -105,36 +107,36 @@ def serve(settings: dict[str, Any]) -> None:
         }), flush=True)  # fmt: skip
 
 
-def compare(before: Version, after: Version, part: str, rounds: int, seconds: float) -> dict[str, Any]:
-    """Let two versions take turns at a part."""
+def take_turns(before: Version, after: Version, part: str, rounds: int, seconds: float) -> dict[str, list[float]]:
+    """Fastest CPU and wall seconds per sample of a part, each of both versions."""
     for version in (before, after):
         version(part, 0.0)
     turns: dict[Version, list[dict[str, float]]] = {before: [], after: []}
     for number in range(rounds):
         for version in (before, after) if number % 2 == 0 else (after, before):
             turns[version].append(version(part, seconds))
+    return {
+        name: [min(turn[key] / turn["samples"] for turn in turns[version]) for version in (before, after)]
+        for name, key in (("cpu", "cpu_seconds"), ("wall", "seconds"))
+    }
 
-    def per_sample(version: Version, key: str) -> list[float]:
-        return [turn[key] / turn["samples"] for turn in turns[version]]
 
-    found: dict[str, Any] = {"rounds": rounds}
-    for key, name in (("cpu_seconds", "cpu"), ("seconds", "wall")):
-        pairs = [b / a for a, b in zip(per_sample(before, key), per_sample(after, key), strict=True)]
-        quarters = statistics.quantiles(pairs, n=4) if len(pairs) > 1 else pairs * 3
-        found[name] = {
-            "before": statistics.median(per_sample(before, key)), "after": statistics.median(per_sample(after, key)),
-            "ratio": statistics.median(pairs), "quartiles": [quarters[0], quarters[2]],
-        }  # fmt: skip
+def summary(pairs: list[dict[str, list[float]]]) -> dict[str, Any]:
+    """Ratios over all pairs of processes."""
+    found: dict[str, Any] = {}
+    for name in ("cpu", "wall"):
+        ratios = [after / before for before, after in (pair[name] for pair in pairs)]
+        before, after = (min(pair[name][which] for pair in pairs) for which in (0, 1))
+        found[name] = {"before": before, "after": after, "ratio": statistics.median(ratios), "ratios": ratios}
     return found
 
 
 def show(model: str, part: str, row: dict[str, Any]) -> str:
     """A line of the table."""
     cpu, wall = row["cpu"], row["wall"]
-    low, high = cpu["quartiles"]
     return (
         f"{model:<14}{part:<11}{1e3 * cpu['before']:>9.1f}{1e3 * cpu['after']:>9.1f}"
-        f"{cpu['ratio']:>8.3f} ({low:.3f} to {high:.3f}){wall['ratio']:>8.3f}"
+        f"{cpu['ratio']:>8.3f} ({min(cpu['ratios']):.3f} to {max(cpu['ratios']):.3f}){wall['ratio']:>8.3f}"
     )
 
 
@@ -147,11 +149,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--scale", choices=("small", "tiny"), default="small")
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="of the Qwen2-VL family (default: a small one)")
     for name, default, what in (
-        ("rounds", 15, "turns of each version"), ("images", 30, "images to extract"), ("width", 640, "of the images"),
+        ("pairs", 5, "pairs of processes"), ("rounds", 5, "turns of each process"), ("images", 30, "images to extract"), ("width", 640, "of the images"),
         ("height", 400, "of the images"), ("batch", 24, "images per step"),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{what} ({default})")
-    parser.add_argument("--seconds", type=float, default=3.0, help="per turn (extraction always takes all images)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="per turn (extraction always takes all images)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--serve", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -165,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
 
     size, found = (args.width, args.height), {}
     print(f"{'':<25}{'ms of CPU a sample':>18}")
-    print(f"{'':<25}{'before':>9}{'after':>9}{'CPU ratio (quartiles)':>25}{'wall':>8}")
+    print(f"{'':<25}{'before':>9}{'after':>9}{'CPU ratio (range)':>25}{'wall':>8}")
     for model in args.models:
         with tempfile.TemporaryDirectory(prefix="masp-versions-") as base:
             directory = Path(base)
@@ -174,18 +176,22 @@ def main(argv: list[str] | None = None) -> int:
                 "images": str(make_images(directory / "images", args.images * 4 // 5, args.images // 5, size)),
                 "size": size, "batch": args.batch,
             }  # fmt: skip
-            versions = []
-            for name in ("before", "after"):
-                (directory / name).mkdir()
-                checkout = getattr(args, name).resolve()
-                versions.append(Version(checkout, shared | {"directory": str(directory / name)}))
-            try:
-                for part in args.parts:
-                    row = found[f"{model} {part}"] = compare(*versions, part, args.rounds, args.seconds)
-                    print(show(model, part, row), flush=True)
-            finally:
-                for version in versions:
-                    version.close()
+            measured: dict[str, list[dict[str, list[float]]]] = {part: [] for part in args.parts}
+            for pair in range(args.pairs):
+                versions = []
+                for name in ("before", "after"):
+                    own = directory / f"{name}-{pair}"
+                    own.mkdir()
+                    versions.append(Version(getattr(args, name).resolve(), shared | {"directory": str(own)}))
+                try:
+                    for part in args.parts:
+                        measured[part].append(take_turns(*versions, part, args.rounds, args.seconds))
+                finally:
+                    for version in versions:
+                        version.close()
+            for part, pairs in measured.items():
+                found[f"{model} {part}"] = summary(pairs)
+                print(show(model, part, found[f"{model} {part}"]), flush=True)
         if args.json:
             args.json.write_text(json.dumps(found, indent=1) + "\n")
     return 0
