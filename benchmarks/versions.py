@@ -149,7 +149,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--scale", choices=("small", "tiny"), default="small")
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="of the Qwen2-VL family (default: a small one)")
     for name, default, what in (
-        ("pairs", 5, "pairs of processes"), ("rounds", 5, "turns of each process"), ("images", 30, "images to extract"), ("width", 640, "of the images"),
+        ("pairs", 5, "pairs of processes"), ("rounds", 5, "turns of each process"),
+        ("images", 30, "images to extract"), ("width", 640, "of the images"),
         ("height", 400, "of the images"), ("batch", 24, "images per step"),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{what} ({default})")
