@@ -5,6 +5,8 @@ The meta device stands in for one: it computes no values, so whatever would read
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import masking_utils
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
@@ -117,16 +119,32 @@ def test_halves_of_other_families_meet_only_what_is_on_their_device(other_vlm, m
         made = make_batch(prompt, sequences, cached, row_image=[0, 1], **settings)
         return made.to("meta", torch.bfloat16)
 
-    stage1 = Stage1Model(language, aspects)
-    stage1(batch("dog", aspect_tokens=5, soft=0, row_aspect=[0, 1])).sum().backward()
-    stage2 = Stage2Model(language, aspects, soft_prompt)
-    stage2(batch("awe", aspect_tokens=10, soft=8)).sum().backward()
+    first = batch("dog", aspect_tokens=5, soft=0, row_aspect=[0, 1])
+    second = batch("awe", aspect_tokens=10, soft=8)
+    with NoTransfers():
+        Stage1Model(language, aspects)(first).sum().backward()
+        stage2 = Stage2Model(language, aspects, soft_prompt)  # which freezes the modules
+        stage2(second).sum().backward()
     assert all(parameter.grad.is_meta for parameter in (*aspects.parameters(), soft_prompt.weight))
     # what is read at the end of scoring is all of it that is read
     monkeypatch.setattr(likelihood, "_log_likelihoods", reading(likelihood._log_likelihoods))
     question = batch(None, aspect_tokens=10, soft=8, frozen_prefix=False, goes_on=True)
     scores, _ = likelihood.score_categories(stage2, question, [prompt.answer("awe"), prompt.answer("fear")], prompt.end)
     assert scores.shape == (2, 2)
+
+
+class NoTransfers(TorchDispatchMode):
+    """Within it, no tensor of the CPU but a number goes to the meta device: a GPU would be waited for."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        given, returned = (
+            [leaf for leaf in tree_leaves(part) if isinstance(leaf, torch.Tensor) and leaf.dim()]
+            for part in ((args, kwargs), found)
+        )
+        is_mixed = {tensor.is_meta for tensor in (*given, *returned)} == {True, False}
+        assert not is_mixed, f"{func} takes {[tuple(tensor.shape) for tensor in given if not tensor.is_meta]} over"
+        return found
 
 
 def reading(function):
