@@ -7,8 +7,8 @@ To check on a CPU that it runs:
     python benchmarks/gpu.py --device cpu --scale tiny
 
 It uses VLMs of published sizes (tests/vlm_sizes.py) in bf16, with random weights that are drawn on the GPU, and images
-of 640 x 480. It needs no network, and about 10 GB in the temporary directory (`--dir`). The measured code is the real
-code of extraction, training and scoring:
+of 640 x 480. It needs no network, and in the temporary directory (`--dir`) up to 13 GB, for InternVL3 31 GB. The
+measured code is the real code of extraction, training and scoring:
 
 - extraction: `masp extract`, from JPEG files to a finished cache. "encoder": its encoder alone, on preprocessed images.
 - stage1, stage2: optimizer steps of `masp train`, fed from that cache by its DataLoader workers.
