@@ -148,7 +148,8 @@ def extraction_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
     from masp.extraction.image_stream import ImageDataset, batches
     from masp.extraction.job import extract
     from masp.extraction.progress import TIMINGS
-    from masp.vlm.vision import load_preprocessor, load_vision_half
+    from masp.vlm.preprocessor import load_preprocessor
+    from masp.vlm.vision import load_vision_half
 
     samples = read_dataset(config.dataset).samples
     preprocessor = load_preprocessor(config.vlm.path)

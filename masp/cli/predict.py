@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     from masp.data.images import load_image
     from masp.evaluation.predict import Predictor, Unreadable, check_images
     from masp.report.attention import page_entry, write_page
-    from masp.vlm.token_grid import check_token_grid
+    from masp.vlm.preprocessor import check_token_grid
 
     check_images(paths)
     predictor = Predictor(config)

@@ -36,8 +36,8 @@ from masp.results.records import FILE, write_emotion_records
 from masp.runtime.log import show
 from masp.taxonomy import normalize_category
 from masp.vlm.language import LanguageHalf
+from masp.vlm.preprocessor import check_token_grid
 from masp.vlm.prompt import load_prompt
-from masp.vlm.token_grid import check_token_grid
 
 _KEY = "evaluate.category_map"
 

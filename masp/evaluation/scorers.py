@@ -28,8 +28,8 @@ from masp.taxonomy import normalize_category
 from masp.vlm.features import Features, ImageLayout
 from masp.vlm.language import LanguageHalf, load_language_half
 from masp.vlm.loading import Partition
+from masp.vlm.preprocessor import NO_TOKEN_GRID, token_grid
 from masp.vlm.prompt import Prompt, load_prompt
-from masp.vlm.token_grid import NO_TOKEN_GRID, token_grid
 
 DECISION = "first line, lower case"
 """How a generated text becomes an answer; part of the identity of an evaluation that generates."""

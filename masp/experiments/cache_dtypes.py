@@ -26,7 +26,8 @@ from masp.files.text import shortened, shown
 from masp.runtime.devices import encoder_dtype, pick_device, torch_dtype
 from masp.runtime.log import show
 from masp.vlm.features import Features
-from masp.vlm.vision import VisionHalf, load_preprocessor, load_vision_half
+from masp.vlm.preprocessor import load_preprocessor
+from masp.vlm.vision import VisionHalf, load_vision_half
 
 REFERENCE = "fp32"
 

@@ -19,7 +19,7 @@ from masp.data.images import UnreadableImage, decode_image, read_image_file
 from masp.files.text import first_line, reason
 from masp.runtime.prefetch import ReadAhead
 from masp.vlm.features import ImageLayout
-from masp.vlm.vision import Preprocessor
+from masp.vlm.preprocessor import Preprocessor
 
 BLANK = (224, 224)
 """Size of what replaces an image that cannot be read. One size for all: a broken header may claim any."""

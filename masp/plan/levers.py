@@ -10,7 +10,7 @@ from masp.plan.disk import tar_sizes
 from masp.plan.tokens import PlannedImage, plan_again
 from masp.plan.work import extraction_flops
 from masp.vlm.flops import Encoder
-from masp.vlm.vision import Preprocessor, load_preprocessor
+from masp.vlm.preprocessor import Preprocessor, load_preprocessor
 
 TOKEN_LIMITS = (1024, 512, 256, 128)
 """Vision tokens that `vlm.max_pixels` may be set to allow."""

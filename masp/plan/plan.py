@@ -37,8 +37,8 @@ from masp.plan.work import (
 from masp.vlm.counting import encoder_curve, known_encoder, language_cost
 from masp.vlm.families import load_config, num_deep_maps, resolve_directory
 from masp.vlm.flops import Encoder, Language
+from masp.vlm.preprocessor import load_preprocessor
 from masp.vlm.processor import blank
-from masp.vlm.vision import load_preprocessor
 
 NUM_BROKEN_SHOWN = 10
 MAX_PROCESSES = 1024

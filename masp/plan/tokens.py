@@ -17,8 +17,8 @@ from masp.data.sample import Sample
 from masp.errors import InputError
 from masp.vlm.families import family_of
 from masp.vlm.features import Grid, ImageLayout
+from masp.vlm.preprocessor import Preprocessor
 from masp.vlm.prompt import load_prompt
-from masp.vlm.vision import Preprocessor
 
 _DIGEST = "0" * 64
 """As long as the digest that the cache's record of an image will hold."""

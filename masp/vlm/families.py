@@ -23,6 +23,9 @@ from masp.files.text import shown
 from masp.vlm.files.directory import check_directory
 from masp.vlm.files.errors import plain_vlm_errors
 
+QWEN2 = frozenset({"qwen2_vl", "qwen2_5_vl"})
+"""Families of the published work: their processor adds nothing to its image processor, and their places in the encoder
+and their cost are computed by formulas."""
 JOINED = frozenset(
     "aya_vision cohere2_vision deepseek_vl deepseek_vl_hybrid ernie4_5_vl_moe fast_vlm gemma3 gemma3n gemma4 glm46v "
     "glm4v glm4v_moe granite4_vision idefics3 internvl janus kimi_k25 lfm2_vl llama4 llava llava_next llava_onevision "
@@ -46,7 +49,7 @@ TABLES = {"gemma3n": ("embed_vision", "embed_audio")}
 """Modules of the vision half that hold word embeddings too: of ids beyond the language model's table."""
 CONSTANTS = {"ovis2": "visual_embeddings_table"}
 """Module of the vision half whose last rows are the embeddings of the `visual_indicator_token_ids`."""
-SYSTEM_TURN = frozenset({"qwen2_vl", "qwen2_5_vl"})
+SYSTEM_TURN = QWEN2
 """Their prompts open with a system turn of MASP's own, as the published ones do; others with what their template
 writes."""
 TYPE_NAMES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")

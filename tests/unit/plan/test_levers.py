@@ -10,7 +10,7 @@ from masp.plan.tokens import plan_images
 from masp.plan.work import extraction_flops
 from masp.vlm.families import load_config
 from masp.vlm.flops import shapes
-from masp.vlm.vision import load_preprocessor
+from masp.vlm.preprocessor import load_preprocessor
 
 
 @pytest.fixture

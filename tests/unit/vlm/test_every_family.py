@@ -20,8 +20,9 @@ from masp.models.sequence import build_sequence, make_batch
 from masp.vlm.families import load_config, model_class
 from masp.vlm.language import LanguageHalf, load_language_half
 from masp.vlm.loading import AttentionError, quiet_transformers
+from masp.vlm.preprocessor import load_preprocessor
 from masp.vlm.prompt import load_prompt
-from masp.vlm.vision import load_preprocessor, load_vision_half
+from masp.vlm.vision import load_vision_half
 
 WORKING = (
     "qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe qwen3_5 qwen3_5_moe qwen4_exp internvl llava llava_next gemma3 gemma4 "

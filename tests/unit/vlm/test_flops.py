@@ -8,7 +8,8 @@ from masp.models.trainable import AspectModules
 from masp.vlm.features import ImageLayout
 from masp.vlm.flops import aspect_module_flops, encoder_flops, language_flops, peak_flops, rule_of_thumb, shapes
 from masp.vlm.language import load_language_half
-from masp.vlm.vision import load_preprocessor, load_vision_half
+from masp.vlm.preprocessor import load_preprocessor
+from masp.vlm.vision import load_vision_half
 from tests.tiny import FAMILIES, make_vlm
 from tests.vlm_sizes import real_config
 
