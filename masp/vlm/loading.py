@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -10,6 +11,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from masp.config.schema import Quantization
@@ -179,6 +181,13 @@ class _Cutting:
             raise RuntimeError(f"{len(whole)} parameters were loaded and not divided, first {whole[0]}")
 
 
+def _has_sdpa(base: Any, config: Any) -> bool:
+    """Whether every model inside a VLM, as transformers has them, can be run with `sdpa`."""
+    with torch.device("meta"), quiet_transformers():
+        model = base._from_config(copy.deepcopy(config), attn_implementation="eager")
+    return all(module._supports_sdpa for module in model.modules() if isinstance(module, PreTrainedModel))
+
+
 def load_part(
     path: str,
     part: Literal["vision", "language"],
@@ -226,8 +235,8 @@ def load_part(
                 use_safetensors=True,
                 trust_remote_code=False,
             )
-    except InputError as error:
-        if "attention implementation" in str(error):
+    except InputError:
+        if attention == "sdpa" and not _has_sdpa(base, config):
             raise AttentionError(
                 f"vlm.attention: {attention!r}: a {config.model_type!r} model cannot be run with it; give eager"
             ) from None

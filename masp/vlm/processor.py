@@ -6,28 +6,31 @@ The classes here are the stock ones with nothing in place of parts that images d
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.models.auto.image_processing_auto import (
+    IMAGE_PROCESSOR_MAPPING_NAMES,
+    get_image_processor_class_from_name,
+)
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
 
 from masp.errors import InputError
 from masp.files.text import shown
-from masp.vlm.files.directory import KEY, PROCESSOR, TOKENIZER, read_json
-from masp.vlm.files.errors import plain_vlm_errors
+from masp.vlm.files.directory import IMAGES, KEY, PROCESSOR, TOKENIZER, read_json
+from masp.vlm.files.errors import missing_package, needs, plain_vlm_errors
 from masp.vlm.files.tokenizer import load_tokenizer
 
 BLANK = (224, 224)
 """Size of the image by which a processor is examined, and of what replaces an image that cannot be read."""
 _CHEAP = {"do_rescale": False, "do_normalize": False, "resample": 0}
 """Settings that change pixel values only, for images of which only the size matters."""
-_OPTIONAL = ("torchvision", "timm", "num2words", "sentencepiece")
-"""Packages that processors of some families need."""
+_FLAT = frozenset({"GotOcr2Processor"})
+"""Classes of processors that take a list of lists of images for the pages of one sample."""
 
 
 class _Absent:
@@ -46,8 +49,24 @@ def load_image_processor(directory: Path) -> Any:
     Raises:
         InputError: The directory has none that can be used; names a package that it needs.
     """
-    with _naming_packages(directory), plain_vlm_errors(f"{directory} has no usable image processor"):
+    what = f"{directory} has no usable image processor"
+    with plain_vlm_errors(what):
+        if (package := missing_package(_image_processor_classes(directory))) is not None:
+            raise InputError(f"{KEY}: {what}: {needs(package)}")
         return AutoImageProcessor.from_pretrained(directory, backend="pil", trust_remote_code=False)
+
+
+def _image_processor_classes(directory: Path) -> Iterator[Any]:
+    """What transformers has of the image processor that the files name: classes, or stand-ins of such as cannot be
+    imported; Pillow's first."""
+    nested = (read_json(directory, PROCESSOR) or {}).get("image_processor")
+    stated = [(read_json(directory, IMAGES) or {}).get("image_processor_type")]
+    stated += [nested.get("image_processor_type")] if isinstance(nested, dict) else []
+    name = next((name for name in stated if isinstance(name, str)), "").removesuffix("Fast")
+    for backends in IMAGE_PROCESSOR_MAPPING_NAMES.values():
+        if name in backends.values():
+            names = [backends.get("pil"), *backends.values()]
+            yield from (get_image_processor_class_from_name(each) for each in names if each)
 
 
 def load_processor(directory: Path, config: Any) -> Any:
@@ -64,7 +83,7 @@ def load_processor(directory: Path, config: Any) -> Any:
         "tokenizer": load_tokenizer(directory, config.get_text_config().vocab_size),
         "image_processor": load_image_processor(directory),
     }
-    with _naming_packages(directory), plain_vlm_errors(f"{directory} has no usable processor"):
+    with plain_vlm_errors(f"{directory} has no usable processor"):
         base: Any = _processor_class(directory, config.model_type)
 
         class Stock(base):
@@ -82,27 +101,6 @@ def load_processor(directory: Path, config: Any) -> Any:
         return Stock.from_pretrained(directory, trust_remote_code=False)
 
 
-class _naming_packages:
-    """Turn the error of a missing package into one line that says which to install."""
-
-    def __init__(self, directory: Path):
-        self.directory = directory
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None:
-            return
-        words = str(error).lower()
-        missing = [name for name in _OPTIONAL if name in words and importlib.util.find_spec(name) is None]
-        if missing:
-            raise InputError(
-                f"{KEY}: {self.directory}: its processor needs the package {missing[0]}, which is not installed; "
-                f"`pip install {missing[0]}`"
-            ) from None
-
-
 def _processor_class(directory: Path, model_type: str) -> type[ProcessorMixin]:
     """The class that transformers has for this type of model; else its class that the directory names."""
     stated = [(read_json(directory, name) or {}).get("processor_class") for name in (PROCESSOR, TOKENIZER)]
@@ -110,6 +108,8 @@ def _processor_class(directory: Path, model_type: str) -> type[ProcessorMixin]:
     if name is None:
         raise InputError(f"{KEY}: {directory}: transformers has no processor for {model_type!r}, and no file names one")
     found = processor_class_from_name(name) if name in PROCESSOR_MAPPING_NAMES.values() else None
+    if (package := missing_package([found])) is not None:
+        raise InputError(f"{KEY}: {directory} has no usable processor: {needs(package)}")
     if not isinstance(found, type) or not issubclass(found, ProcessorMixin):
         raise InputError(f"{KEY}: {directory}: processor_class = {shown(name)}: not a processor of transformers")
     return found
@@ -169,13 +169,9 @@ def write_out(processor: Any, text: str, image: Image.Image, add_special_tokens:
 
 def call(processor: Any, text: str, image: Image.Image, **settings: Any) -> Any:
     """The processor's output for one text with one image, in torch tensors."""
-    try:
-        # a list of lists: some processors take a plain list for the images of one sample, others take no nested one
-        out = processor(text=[text], images=[[image]], return_tensors="pt", padding=True, **settings)
-    except ValueError as error:
-        if "nested" not in str(error).lower():
-            raise
-        out = processor(text=[text], images=[image], return_tensors="pt", padding=True, **settings)
+    # a list of lists: some processors take a plain list for the images of one sample
+    images = [image] if type(processor).__name__ in _FLAT else [[image]]
+    out = processor(text=[text], images=images, return_tensors="pt", padding=True, **settings)
     out.pop("labels", None)
     return out
 
