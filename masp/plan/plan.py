@@ -185,7 +185,8 @@ def make_plan(
     max_side = config.vlm.max_side
     paths = dataset.samples.paths
     sizes, broken = read_sizes(paths, max_side, num_processes, memory_path(dataset.root, max_side))
-    images = plan_images(dataset.samples, sizes, preprocessor)
+    images, refused = plan_images(dataset.samples, sizes, preprocessor, num_processes)
+    broken += refused
     if not images:
         why = f"; {broken[0][0]}: {broken[0][1]}" if broken else ""
         raise InputError(f"dataset.root: {dataset.root} holds no image that can be read{why}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,13 +16,14 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from masp.config.schema import VlmConfig
 from masp.errors import InputError
-from masp.files.text import shown
+from masp.files.text import first_line, shown
 from masp.vlm.families import QWEN2, Family, describe, inner_class, load_config, model_class, resolve_directory
 from masp.vlm.features import Grid, ImageLayout, Runs
 from masp.vlm.files.directory import IMAGES
 from masp.vlm.files.errors import plain_vlm_errors
 from masp.vlm.processor import (
     BLANK,
+    CHEAP,
     blank,
     call,
     image_span,
@@ -39,6 +41,21 @@ _TRIED = ((1024, 768), (640, 427), (1024, 300), (90, 60))
 MAX_SIDE = 1 << 13
 """Pixels to whose square an image processor may enlarge an image: 0.8 GB of fp32."""
 NO_TOKEN_GRID = "the tokens that this VLM makes of an image form no grid of its own, so there is no map of them"
+
+
+class RefusedImage(ValueError):
+    """The VLM's processor cannot take an image of this size; the message says why."""
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Turn the error of a processor over an image into a `RefusedImage`."""
+    try:
+        yield
+    except RefusedImage:
+        raise
+    except ValueError as error:
+        raise RefusedImage(f"refused by the VLM's processor: {first_line(error)}") from None
 
 
 @dataclass(frozen=True)
@@ -65,6 +82,8 @@ class Preprocessor:
     family: Family
     names: tuple[str, ...]
     """What `get_image_features` takes."""
+    origin: tuple[str, int | None, int | None]
+    """Arguments of `load_preprocessor`, by which another process loads it too."""
     around: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
     """Token ids that the processor writes before and after a blank, beside the block."""
     has_plain_block: bool = True
@@ -72,6 +91,9 @@ class Preprocessor:
     _layouts: dict[tuple[int, int], ImageLayout] = field(default_factory=dict)
     _grids: dict[tuple[int, int], Grid | None] = field(default_factory=dict)
     _rule: _Rule | Literal[False] | None = None
+
+    def __reduce__(self) -> Any:
+        return load_preprocessor, self.origin
 
     @property
     def image_processor(self) -> Any:
@@ -90,22 +112,23 @@ class Preprocessor:
             What the vision half takes of it, and how it lies in a prompt.
 
         Raises:
-            ValueError: The processor cannot take this image.
+            RefusedImage: The processor cannot take this image.
         """
-        if self.has_plain_block:
-            out = self.image_processor(images=[image], return_tensors="pt")
-            grid = _grid(out)
-            assert grid is not None  # examined when it was loaded
-            return tensors_for(out, self.names), ImageLayout(self._merged(grid), grid)
-        out = call(self.processor, marker_of(self.processor), image, add_special_tokens=False)
-        return tensors_for(out, self.names), self._layout(out)
+        with _refusing():
+            if self.has_plain_block:
+                out = self.image_processor(images=[image], return_tensors="pt")
+                grid = _grid(out)
+                assert grid is not None  # examined when it was loaded
+                return tensors_for(out, self.names), ImageLayout(self._merged(grid), grid)
+            out = call(self.processor, marker_of(self.processor), image, add_special_tokens=False)
+            return tensors_for(out, self.names), self._layout(out)
 
     def _layout(self, out: Any) -> ImageLayout:
         ids = out["input_ids"][0].tolist()
         start, stop = image_span(ids, self.family.image_token_id, special_ids(self.processor.tokenizer))
         if (tuple(ids[:start]), tuple(ids[stop:])) != self.around:
             raise ValueError(
-                "the processor writes other text around it than around others (pan and scan?), which no cache holds"
+                "it writes other text around this image than around others (pan and scan?), and a cache holds no text"
             )
         block = ids[start:stop]
         count = block.count(self.family.image_token_id)
@@ -130,7 +153,7 @@ class Preprocessor:
             return 1, rows // patch, columns // patch
         if not self.has_plain_block:
             return None
-        return _grid(processor(images=[blank(width, height)], return_tensors="pt"))
+        return _grid(processor(images=[blank(width, height)], return_tensors="pt", **CHEAP))
 
     def num_tokens(self, width: int, height: int) -> int:
         """How many vision tokens `T` the language model gets for an image of this size in pixels."""
@@ -142,7 +165,8 @@ class Preprocessor:
             return self.layout(width, height)
         if self._rule is None:
             self._rule = self._examined()
-        stated = self._stated(width, height) if isinstance(self._rule, _Rule) else None
+        with _refusing():
+            stated = self._stated(width, height) if isinstance(self._rule, _Rule) else None
         if stated is not None and isinstance(self._rule, _Rule):
             return self._rule.layout(stated, self.family.image_token_id)
         if (width, height) not in self._layouts:
@@ -153,7 +177,10 @@ class Preprocessor:
         """What turns the processor's own count into a layout; False if nothing does at the sizes that are tried."""
         rules = set()
         for size in _TRIED:
-            stated, layout = self._stated(*size), self.layout(*size)
+            try:
+                stated, layout = self._stated(*size), self.layout(*size)
+            except RefusedImage:
+                return False
             runs = layout.block or ((self.family.image_token_id, layout.num_tokens),)
             places = [place for place, (token, _) in enumerate(runs) if token == self.family.image_token_id]
             if stated is None or layout.grid is not None or len(places) != 1:
@@ -169,13 +196,18 @@ class Preprocessor:
             return None
 
     def layout(self, width: int, height: int) -> ImageLayout:
-        """How an image of this size in pixels lies in a prompt."""
-        if self.has_plain_block:
-            grid = self.grid(width, height)
-            assert grid is not None
-            return ImageLayout(self._merged(grid), grid)
-        _, out = write_out(self.processor, marker_of(self.processor), blank(width, height), False)
-        return self._layout(out)
+        """How an image of this size in pixels lies in a prompt.
+
+        Raises:
+            RefusedImage: The processor cannot take such an image.
+        """
+        with _refusing():
+            if self.has_plain_block:
+                grid = self.grid(width, height)
+                assert grid is not None
+                return ImageLayout(self._merged(grid), grid)
+            _, out = write_out(self.processor, marker_of(self.processor), blank(width, height), False)
+            return self._layout(out)
 
 
 def _grid(out: Any) -> Grid | None:
@@ -206,12 +238,13 @@ def load_preprocessor(path: str, min_pixels: int | None = None, max_pixels: int 
         _set_limits(image_processor, family, min_pixels, max_pixels)
         where = f"vlm.path: {directory}/{IMAGES}" if min_pixels is None else "vlm.min_pixels"
         _check_sizes(image_processor, family, where)
+    origin = path, min_pixels, max_pixels
     names = tuple(inspect.signature(inner_class(model_class(config)).get_image_features).parameters)
     if family.model_type in QWEN2:  # whose processor adds nothing to its image processor
-        return Preprocessor(_ImageProcessorOnly(image_processor), family, names)
+        return Preprocessor(_ImageProcessorOnly(image_processor), family, names, origin)
     processor = load_processor(directory, config)
     processor.image_processor = image_processor
-    found = Preprocessor(processor, family, names, has_plain_block=False)
+    found = Preprocessor(processor, family, names, origin, has_plain_block=False)
     with plain_vlm_errors(f"{directory} has no usable processor"):
         _, out = write_out(processor, marker_of(processor), blank(*BLANK), False)
         ids, grid = out["input_ids"][0].tolist(), _grid(out)

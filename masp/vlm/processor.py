@@ -6,6 +6,7 @@ The classes here are the stock ones with nothing in place of parts that images d
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,15 @@ from masp.vlm.files.tokenizer import load_tokenizer
 
 BLANK = (224, 224)
 """Size of the image by which a processor is examined, and of what replaces an image that cannot be read."""
-_CHEAP = {"do_rescale": False, "do_normalize": False, "resample": 0}
+CHEAP = {"do_rescale": False, "do_normalize": False, "resample": 0}
 """Settings that change pixel values only, for images of which only the size matters."""
 _FLAT = frozenset({"GotOcr2Processor"})
 """Classes of processors that take a list of lists of images for the pages of one sample."""
+
+
+# Of an image 1 or 3 pixels wide it says that it has to guess which axis is that of the channels. It guesses the first,
+# where it has moved them itself.
+logging.getLogger("transformers.image_utils").setLevel(logging.ERROR)
 
 
 class _Absent:
@@ -160,7 +166,7 @@ def write_out(processor: Any, text: str, image: Image.Image, add_special_tokens:
     recorder = _Recorder(tokenizer)
     processor.tokenizer = recorder
     try:
-        out = call(processor, text, image, add_special_tokens=add_special_tokens, images_kwargs=dict(_CHEAP))
+        out = call(processor, text, image, add_special_tokens=add_special_tokens, images_kwargs=dict(CHEAP))
     finally:
         processor.tokenizer = tokenizer
     written = recorder.text

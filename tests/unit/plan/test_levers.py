@@ -20,7 +20,7 @@ def shards(config):
 
     samples = read_dataset(config.dataset).samples[:3]
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, 600 * 28 * 28)
-    return {"train-00000": plan_images(samples, [(1000, 700), (400, 300), (60, 60)], preprocessor)}
+    return {"train-00000": plan_images(samples, [(1000, 700), (400, 300), (60, 60)], preprocessor)[0]}
 
 
 def test_every_limit_below_the_largest_image_is_a_lever(config, shards):

@@ -1,6 +1,7 @@
 """What a VLM's processor makes of an image: of other VLMs, of sizes alone, and where its tokens lie."""
 
 import json
+import pickle
 
 import pytest
 from PIL import Image
@@ -8,7 +9,7 @@ from PIL import Image
 from masp.config.schema import VlmConfig
 from masp.errors import InputError
 from masp.vlm.features import ImageLayout
-from masp.vlm.preprocessor import check_token_grid, load_preprocessor, token_grid
+from masp.vlm.preprocessor import RefusedImage, check_token_grid, load_preprocessor, token_grid
 from tests.tiny import make_vlm
 
 PROCESSOR = "preprocessor_config.json"
@@ -71,6 +72,62 @@ def test_the_grid_is_that_of_the_pixels(vlm):
         assert layout == ImageLayout(len(pixels) // 4, grid) and len(pixels) == grid[0] * grid[1] * grid[2]
         assert inputs["image_grid_thw"].tolist() == [list(grid)]
         assert preprocessor.num_tokens(*size) == layout.num_tokens
+
+
+SMALL = [(w, h) for w in (1, 2, 3, 4, 40) for h in (1, 2, 3, 4, 40) if (w, h) != (40, 40)] + [(3, 300), (300, 3)]
+"""Sizes whose number of rows or columns could be taken for a number of channels, and some that could not."""
+
+
+def colors_are_kept(preprocessor, caplog):
+    """An image of one color has that color's numbers at every size, and as many tokens as its header says."""
+    color = (200, 100, 50)
+    inputs, _ = preprocessor(Image.new("RGB", (56, 56), color))
+    names = [name for name in inputs if name.endswith("pixel_values")]
+    # images are padded with 0
+    known = {name: {0.0, *inputs[name].round(decimals=1).unique().tolist()} for name in names}
+    assert "pixel_values" in names
+    for size in SMALL:
+        found, layout = preprocessor(Image.new("RGB", size, color))
+        for name in names:
+            assert {*found[name].round(decimals=1).unique().tolist()} <= known[name], (size, name)
+        assert preprocessor.planned(*size) == preprocessor.layout(*size) == layout, size
+    assert not caplog.records
+
+
+def test_images_of_one_or_three_rows_or_columns(vlm, caplog):
+    colors_are_kept(load_preprocessor(str(vlm)), caplog)
+
+
+# not deepseek_vl_hybrid, which scales a copy of the padded image down: colors mix at the edge
+@pytest.mark.parametrize(
+    "family",
+    "qwen3_vl internvl llava llava_next gemma3 gemma4 paligemma smolvlm idefics3 glm4v glm46v minicpmv4_6 "
+    "deepseek_vl granite4_vision".split(),
+)
+def test_images_of_one_or_three_rows_or_columns_of_every_family(family_vlm, caplog, family):
+    colors_are_kept(load_preprocessor(str(family_vlm(family))), caplog)
+
+
+def test_an_image_that_the_processor_refuses(vlm):
+    preprocessor = load_preprocessor(str(vlm))
+    for refuse in (lambda: preprocessor(Image.new("RGB", (1, 300))), lambda: preprocessor.planned(1, 300)):
+        with pytest.raises(RefusedImage, match="^refused by the VLM's processor: absolute aspect ratio must be"):
+            refuse()
+
+
+def test_an_image_around_which_the_processor_writes_other_text(family_vlm):
+    preprocessor = load_preprocessor(str(family_vlm("gemma3")))
+    assert preprocessor.planned(60, 60) == preprocessor(Image.new("RGB", (60, 60)))[1]
+    preprocessor.around = ((5,), ())  # as if others had had that
+    for refuse in (lambda: preprocessor(Image.new("RGB", (60, 60))), lambda: preprocessor.layout(60, 60)):
+        with pytest.raises(RefusedImage, match="^refused by the VLM's processor: it writes other text around"):
+            refuse()
+
+
+def test_another_process_gets_the_same_preprocessor(vlm):
+    preprocessor = load_preprocessor(str(vlm), 28 * 28 * 4, 28 * 28 * 9)
+    again = pickle.loads(pickle.dumps(preprocessor))
+    assert again.origin == preprocessor.origin and again.planned(700, 90) == preprocessor.planned(700, 90)
 
 
 @pytest.mark.parametrize(
