@@ -64,18 +64,23 @@ class Prompt:
 
     @functools.lru_cache(maxsize=65536)  # noqa: B019 - a Prompt lives as long as its process
     def question(self, text: str) -> tuple[int, ...]:
-        """Token ids from the image to the answer: the question, and what the template writes around it."""
-        return self.ids(self.before_question + text + self.after_question)[1:]
+        """Token ids from the image to the answer: the question, and what the template writes around it.
+
+        Raises:
+            InputError: The question holds a special token that the tokenizer cannot read as text.
+        """
+        return self._around(self.before_question, text, self.after_question)[1:]
 
     @functools.lru_cache(maxsize=65536)  # noqa: B019
     def answer(self, text: str) -> tuple[int, ...]:
         """Token ids of an answer behind a question, without the token that ends it.
 
         Raises:
-            InputError: The tokenizer joins its first letters with what is before it.
+            InputError: The tokenizer joins its first letters with what is before it, or cannot read a special token in
+                it as text.
         """
         before = self.ids(self.before_answer)
-        found = self.ids(self.before_answer + self.answer_lead + text + self._text([self.end]))
+        found = self._around(self.before_answer, self.answer_lead + text, self._text([self.end]))
         if found[: len(before)] != before or found[-1] != self.end:
             raise InputError(
                 f"{KEY}: the tokenizer joins the answer {shown(text)} with what the chat template writes around it"
@@ -84,8 +89,38 @@ class Prompt:
 
     @functools.lru_cache(maxsize=65536)  # noqa: B019
     def ids(self, text: str) -> tuple[int, ...]:
-        """Token ids of a text by itself, which may write special tokens out."""
+        """Token ids of a text of the template by itself, which may write special tokens out."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def plain_ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of a user's text by itself, in which the name of a special token is a text like any other."""
+        return tuple(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+    def _around(self, before: str, text: str, after: str) -> tuple[int, ...]:
+        """Token ids of a user's text with what the template writes directly around it."""
+        if not (named := self._special.findall(text)):
+            return self.ids(before + text + after)
+        # no tokenizer joins letters over a special token: those of the template cut the text out
+        cuts = [match.end() for match in self._special.finditer(before)]
+        first = self._special.search(after)
+        start, stop = cuts[-1] if cuts else 0, first.start() if first else len(after)
+
+        def cut(inside: str) -> tuple[int, ...]:
+            plain = self.plain_ids(before[start:] + inside + after[:stop])
+            return self.ids(before[:start]) + plain + self.ids(after[stop:])
+
+        if cut(QUESTION) != self.ids(before + QUESTION + after) or self.family.image_token_id in self.plain_ids(text):
+            raise InputError(
+                f"{KEY}: the tokenizer takes {shown(named[0])} in the text {shown(text)} for a special token; write it "
+                "in another way"
+            )
+        return cut(text)
+
+    @functools.cached_property
+    def _special(self) -> re.Pattern[str]:
+        """Finds special tokens in a text."""
+        # the placeholder is not one everywhere
+        return _special_pattern(self.tokenizer, special_ids(self.tokenizer) | {self.family.image_token_id})
 
     def block(self, layout: ImageLayout) -> tuple[int, ...]:
         """Token ids that the processor writes for an image."""
@@ -257,10 +292,15 @@ def _types(out: Any, ids: Sequence[int], family: Family) -> dict[str, frozenset[
 
 def _from_last_special(text: str, tokenizer: PreTrainedTokenizerBase, special: frozenset[int]) -> str:
     """The end of a text from its last special token on; all of it if it has none."""
-    tokens = [tokenizer.added_tokens_decoder[number].content for number in special]
-    pattern = "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
-    found = [match.start() for match in re.finditer(pattern, text)] if tokens else []
+    found = [match.start() for match in _special_pattern(tokenizer, special).finditer(text)]
     return text[found[-1] :] if found else text
+
+
+def _special_pattern(tokenizer: PreTrainedTokenizerBase, numbers: frozenset[int]) -> re.Pattern[str]:
+    """Finds tokens in a text; nothing if there are none."""
+    added = tokenizer.added_tokens_decoder
+    tokens = sorted((added[number].content for number in numbers if number in added), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
 
 
 def stop_tokens(directory: Path, num_tokens: int) -> list[int]:
