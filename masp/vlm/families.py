@@ -45,6 +45,8 @@ ZEROED = frozenset({"granite4_vision"})
 """The placeholder's embedding is 0: all features enter inside, the first map at the first layer."""
 PROJECTED = frozenset({"llama4"})
 """`get_image_features` stops before the projector."""
+RASTER = frozenset({"gemma3", "llava", "paligemma"})
+"""Each image becomes one square, of which features are the rows, one after another."""
 TABLES = {"gemma3n": ("embed_vision", "embed_audio")}
 """Modules of the vision half that hold word embeddings too: of ids beyond the language model's table."""
 CONSTANTS = {"ovis2": "visual_embeddings_table"}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
@@ -17,8 +19,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from masp.config.schema import VlmConfig
 from masp.errors import InputError
 from masp.files.text import first_line, shown
-from masp.vlm.families import QWEN2, Family, describe, inner_class, load_config, model_class, resolve_directory
-from masp.vlm.features import Grid, ImageLayout, Runs
+from masp.vlm.families import QWEN2, RASTER, Family, describe, inner_class, load_config, model_class, resolve_directory
+from masp.vlm.features import Grid, ImageLayout, Runs, token_grid
 from masp.vlm.files.directory import IMAGES
 from masp.vlm.files.errors import plain_vlm_errors
 from masp.vlm.processor import (
@@ -40,7 +42,10 @@ _TRIED = ((1024, 768), (640, 427), (1024, 300), (90, 60))
 """Sizes at which a processor's own count of tokens must be right before it is believed for all others."""
 MAX_SIDE = 1 << 13
 """Pixels to whose square an image processor may enlarge an image: 0.8 GB of fp32."""
-NO_TOKEN_GRID = "the tokens that this VLM makes of an image form no grid of its own, so there is no map of them"
+NO_TOKEN_GRID = "the vision tokens of this VLM do not form one grid over the image, so no attention map can be drawn"
+CROPPED = "this VLM sees only the center of an image, the rest of which an attention map would not cover"
+_NEAR = 16
+"""Levels of 0 to 255 that two ways of scaling a smooth image may differ by."""
 
 
 class RefusedImage(ValueError):
@@ -323,27 +328,48 @@ def _check_sizes(image_processor: Any, family: Family, where: str) -> None:
                 )
 
 
-def token_grid(layout: ImageLayout) -> tuple[int, int] | None:
-    """Rows and columns in which the tokens of an image lie; None where they form no grid that is known."""
-    if layout.grid is None:
-        return None
-    t, h, w = layout.grid
-    side = math.isqrt(t * h * w // layout.num_tokens)  # patches per side that are merged into one token
-    if not side or h % side or w % side or t * h * w != side * side * layout.num_tokens:
-        return None
-    return t * h // side, w // side
-
-
-def check_token_grid(vlm: VlmConfig, setting: str) -> None:
-    """Refuse a VLM of which no map can be made, before anything large is loaded.
+def load_token_grid(vlm: VlmConfig, setting: str) -> Callable[[ImageLayout], tuple[int, int]]:
+    """What tells the rows and columns of an image's tokens; refuses a VLM of which no map can be drawn.
 
     Args:
         vlm: The VLM.
         setting: What asks for maps, for the message.
 
     Raises:
-        InputError: The tokens of an image form no grid that is known.
+        InputError: The tokens of an image form no grid over it that is known.
     """
     preprocessor = load_preprocessor(vlm.path, vlm.min_pixels, vlm.max_pixels)
-    if token_grid(preprocessor.layout(*_TRIED[1])) is None:
+    is_raster = preprocessor.family.model_type in RASTER
+    if is_raster and getattr(preprocessor.image_processor, "do_center_crop", False):
+        raise InputError(f"{setting}: {CROPPED}")
+    grid_of = functools.partial(token_grid, is_square=is_raster and _is_stretched(preprocessor))
+    if grid_of(preprocessor.layout(*_TRIED[1])) is None:
         raise InputError(f"{setting}: {NO_TOKEN_GRID}")
+
+    def checked(layout: ImageLayout) -> tuple[int, int]:
+        grid = grid_of(layout)
+        if grid is None:
+            raise InputError(f"{setting}: {NO_TOKEN_GRID}")
+        return grid
+
+    return checked
+
+
+def _is_stretched(preprocessor: Preprocessor) -> bool:
+    """Whether the processor makes one square of every image by stretching all of it."""
+    for width, height in ((240, 120), (120, 240)):
+        # red grows from left to right, green from top to bottom
+        red, green = np.meshgrid(_ramp(width), _ramp(height))
+        image = Image.fromarray(np.stack([red, green, 0 * red], axis=-1).round().astype(np.uint8))
+        out = call(preprocessor.processor, marker_of(preprocessor.processor), image, images_kwargs=dict(CHEAP))
+        *tiles, channels, rows, columns = out["pixel_values"].shape
+        if math.prod(tiles) != 1 or channels != 3 or rows != columns:
+            return False
+        pixels, expected = out["pixel_values"].reshape(3, rows, columns).numpy(), _ramp(rows)
+        if max(abs(pixels[0] - expected).max(), abs(pixels[1] - expected[:, None]).max()) > _NEAR:
+            return False
+    return True
+
+
+def _ramp(count: int) -> np.ndarray:
+    return (np.arange(count) + 0.5) / count * 255

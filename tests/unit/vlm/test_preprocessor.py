@@ -1,6 +1,7 @@
 """What a VLM's processor makes of an image: of other VLMs, of sizes alone, and where its tokens lie."""
 
 import json
+import math
 import pickle
 
 import pytest
@@ -8,9 +9,10 @@ from PIL import Image
 
 from masp.config.schema import VlmConfig
 from masp.errors import InputError
-from masp.vlm.features import ImageLayout
-from masp.vlm.preprocessor import RefusedImage, check_token_grid, load_preprocessor, token_grid
-from tests.tiny import make_vlm
+from masp.vlm.families import RASTER
+from masp.vlm.features import ImageLayout, token_grid
+from masp.vlm.preprocessor import RefusedImage, load_preprocessor, load_token_grid
+from masp.vlm.vision import load_vision_half
 
 PROCESSOR = "preprocessor_config.json"
 
@@ -149,11 +151,60 @@ def test_rows_and_columns_of_tokens(num_tokens, grid, expected):
     assert token_grid(ImageLayout(num_tokens, grid)) == expected
 
 
-def test_a_vlm_with_a_grid_is_taken(tmp_path):
-    check_token_grid(VlmConfig(str(make_vlm(tmp_path / "vlm"))), "--attention page.html")
+def test_tokens_of_a_square_into_which_the_image_was_stretched():
+    assert token_grid(ImageLayout(256), is_square=True) == (16, 16)
+    assert token_grid(ImageLayout(256)) is None and token_grid(ImageLayout(255), is_square=True) is None
+    assert token_grid(ImageLayout(0), is_square=True) is None
+    assert token_grid(ImageLayout(6, (1, 4, 6)), is_square=True) == (2, 3)  # the VLM's own grid comes first
 
 
-@pytest.mark.parametrize("family", ["gemma3", "internvl"])
+def test_a_vlm_with_a_grid_is_taken(vlm):
+    grid_of = load_token_grid(VlmConfig(str(vlm)), "--attention page.html")
+    assert grid_of(ImageLayout(6, (1, 4, 6))) == (2, 3)
+
+
+@pytest.mark.parametrize("family", ["internvl", "deepseek_vl", "gemma4", "llava_next"])
 def test_a_vlm_without_one_is_refused_by_the_setting(family_vlm, family):
-    with pytest.raises(InputError, match="^--attention page.html: the tokens .* form no grid"):
-        check_token_grid(VlmConfig(str(family_vlm(family))), "--attention page.html")
+    with pytest.raises(InputError, match="^--attention page.html: the vision tokens of this VLM do not form one grid"):
+        load_token_grid(VlmConfig(str(family_vlm(family))), "--attention page.html")
+
+
+def test_a_vlm_that_sees_the_center_of_an_image(family_vlm):
+    with pytest.raises(InputError, match="^--attention page.html: this VLM sees only the center of an image"):
+        load_token_grid(VlmConfig(str(family_vlm("llava"))), "--attention page.html")
+
+
+@pytest.mark.parametrize(("family", "side"), [("gemma3", 2), ("paligemma", 4)])
+def test_a_vlm_that_makes_one_square_of_an_image(family_vlm, family, side):
+    grid_of = load_token_grid(VlmConfig(str(family_vlm(family))), "--attention page.html")
+    assert grid_of(load_preprocessor(str(family_vlm(family))).layout(1024, 300)) == (side, side)
+
+
+@pytest.mark.parametrize("family", sorted(RASTER))
+def test_the_features_of_a_square_are_its_rows(family_vlm, family):
+    """Without attention between patches, what changes in a cell of the image changes the feature of that cell alone."""
+    directory = str(family_vlm(family))
+    preprocessor, vision = load_preprocessor(directory), load_vision_half(directory)
+    projections = [module for name, module in vision.model.named_modules() if name.endswith("attn.out_proj")]
+    assert projections
+    for projection in projections:
+        projection.weight.zero_()
+
+    def features(image):
+        inputs, layout = preprocessor(image)
+        return vision.encode([inputs], [layout])[0].tokens
+
+    plain = Image.new("RGB", (56, 56), (90, 90, 90))
+    before = features(plain)
+    side = math.isqrt(len(before))
+    for cell in range(len(before)):
+        row, column = divmod(cell, side)
+        image, size = plain.copy(), 56 // side
+        image.paste((250, 20, 20), (column * size, row * size, (column + 1) * size, (row + 1) * size))
+        assert (features(image) != before).any(dim=-1).nonzero().tolist() == [[cell]]
+
+
+def test_an_image_that_is_padded_is_not_stretched(family_vlm, monkeypatch):
+    monkeypatch.setattr("masp.vlm.preprocessor.RASTER", {"deepseek_vl"})
+    with pytest.raises(InputError, match="do not form one grid"):
+        load_token_grid(VlmConfig(str(family_vlm("deepseek_vl"))), "evaluate.attention = true")
