@@ -75,7 +75,7 @@ def resolve_directory(path: str, weights: bool = True) -> Path:
         return directory
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise InputError(f"vlm.path: {path!r} is not a directory; give that of a VLM, or a hub name (owner/name)")
-    with plain_vlm_errors(f"{path!r} is not a directory here and cannot be downloaded from the hub"):
+    with plain_vlm_errors(f"{path!r} is not a local directory and cannot be downloaded from the hub"):
         # no code, no pickles
         patterns = ["*.json", "*.txt", "*.model", "*.jinja", *(["*.safetensors"] if weights else [])]
         return Path(snapshot_download(path, allow_patterns=patterns))
@@ -128,17 +128,17 @@ def refusal(config: Any) -> str | None:
         return "not an image-text-to-text model: it does not answer a question about an image"
     text = config.get_text_config()
     if config.is_encoder_decoder or getattr(text, "is_encoder_decoder", False):
-        return "an encoder-decoder: MASP trains around a decoder that sees image and question in one sequence"
+        return "an encoder-decoder: MASP needs a decoder that reads image and question in one sequence"
     if getattr(text, "cross_attention_layers", None):
-        return "its features enter by cross-attention, not in the place of tokens"
+        return "its image features enter through cross-attention, not in place of input tokens"
     inner = inner_class(base)
     if not hasattr(inner, "get_image_features"):
-        return f"its class {base.__name__} has no get_image_features, so its features cannot be computed apart"
+        return f"its class {base.__name__} has no get_image_features, so image features cannot be computed separately"
     asked = [name for name in inspect.signature(inner.get_image_features).parameters if "input_ids" in name]
     if asked:
-        return f"its features depend on the question ({asked[0]}), so they cannot be computed once per image"
+        return f"its image features depend on the question ({asked[0]}), so they cannot be computed once per image"
     if not isinstance(getattr(config, "image_token_id", None), int):
-        return "config.json names no image_token_id, so there is no token in whose place features could be put"
+        return "config.json has no image_token_id, the placeholder that image features replace"
     return None
 
 

@@ -238,7 +238,7 @@ def load_part(
     except InputError:
         if attention == "sdpa" and not _has_sdpa(base, config):
             raise AttentionError(
-                f"vlm.attention: {attention!r}: a {config.model_type!r} model cannot be run with it; give eager"
+                f"vlm.attention: {attention!r}: not supported by {config.model_type!r} models; must be eager"
             ) from None
         if cutting and cutting.error:  # not the weights' fault: most often another rank is gone
             raise cutting.error from None
@@ -251,8 +251,8 @@ def load_part(
         )
     if extra := unread(info["unexpected_keys"], model.other_half):
         raise InputError(
-            f"vlm.path: the weights in {directory} hold {len(extra)} tensors that a {config.model_type!r} model has "
-            f"no place for: {first_of(extra)}; without them it would be another model"
+            f"vlm.path: the weights in {directory} hold {len(extra)} tensors that {config.model_type!r} models do not "
+            f"have: {first_of(extra)}; leaving them out would change the VLM"
         )
     if cutting:
         cutting.check(model)

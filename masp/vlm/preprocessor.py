@@ -133,7 +133,7 @@ class Preprocessor:
         start, stop = image_span(ids, self.family.image_token_id, special_ids(self.processor.tokenizer))
         if (tuple(ids[:start]), tuple(ids[stop:])) != self.around:
             raise ValueError(
-                "it writes other text around this image than around others (pan and scan?), and a cache holds no text"
+                "it writes different text around this image than around others (pan and scan?); a cache holds no text"
             )
         block = ids[start:stop]
         count = block.count(self.family.image_token_id)
@@ -278,7 +278,7 @@ def _check_agreement(directory: Path, config: Any, image_processor: Any) -> None
         if type(needed) is int and type(stated) is int and stated != needed:
             raise InputError(
                 f"vlm.path: {directory}: {name} = {stated!r} in preprocessor_config.json, but the encoder of "
-                f"config.json needs {needed}: the image processor of another VLM"
+                f"config.json needs {needed}: this image processor belongs to another VLM"
             )
 
 
@@ -299,8 +299,8 @@ def _set_limits(image_processor: Any, family: Family, min_pixels: int | None, ma
         for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
             if value is not None:
                 raise InputError(
-                    f"vlm.{name}: {value}: the image processor of a {family.model_type!r} model has no such limit; "
-                    "leave it out (vlm.max_side limits every image)"
+                    f"vlm.{name}: {value}: the image processor of {family.model_type!r} models has no such limit; "
+                    "remove it (vlm.max_side limits the size of every image)"
                 )
         return
     shortest: Any = min_pixels if min_pixels is not None else size["shortest_edge"]

@@ -146,7 +146,7 @@ def marker_of(processor: Any) -> str:
     """
     marker = getattr(processor, "image_token", None)
     if not isinstance(marker, str) or not marker:
-        raise InputError(f"{KEY}: {processor!r} names no token that stands for an image")
+        raise InputError(f"{KEY}: {processor!r} has no image_token, which marks the place of an image in a prompt")
     return marker
 
 
@@ -207,10 +207,10 @@ def image_span(ids: Sequence[int], placeholder: int, special: frozenset[int]) ->
     """Where the image is in token ids: from the first placeholder to the last, and special tokens directly around them.
 
     Raises:
-        ValueError: There is no placeholder.
+        ValueError: The token ids contain no placeholder.
     """
     if placeholder not in ids:
-        raise ValueError("the processor writes no placeholder of a feature for the image")
+        raise ValueError("the processor writes no image placeholder for an image")
     start = list(ids).index(placeholder)
     stop = len(ids) - list(ids)[::-1].index(placeholder)
     while start and ids[start - 1] in special:

@@ -83,7 +83,7 @@ class Prompt:
         found = self._around(self.before_answer, self.answer_lead + text, self._text([self.end]))
         if found[: len(before)] != before or found[-1] != self.end:
             raise InputError(
-                f"{KEY}: the tokenizer joins the answer {shown(text)} with what the chat template writes around it"
+                f"{KEY}: the tokenizer merges characters of the answer {shown(text)} with those of the chat template"
             )
         return found[len(before) : -1]
 
@@ -111,8 +111,8 @@ class Prompt:
 
         if cut(QUESTION) != self.ids(before + QUESTION + after) or self.family.image_token_id in self.plain_ids(text):
             raise InputError(
-                f"{KEY}: the tokenizer takes {shown(named[0])} in the text {shown(text)} for a special token; write it "
-                "in another way"
+                f"{KEY}: the text {shown(text)} contains {shown(named[0])}, which the tokenizer can only read as a "
+                "special token; reword it"
             )
         return cut(text)
 
@@ -180,7 +180,7 @@ def _token_of(directory: Path, config: Any, tokenizer: PreTrainedTokenizerBase, 
         return ""
     found = tokenizer.convert_ids_to_tokens(number) if 0 <= number < len(tokenizer) else None
     if not isinstance(found, str):
-        raise InputError(f"{KEY}: {directory}/config.json: {name} = {number} is not a token of the tokenizer")
+        raise InputError(f"{KEY}: {directory}/config.json: {name} = {number} is not a token id of the tokenizer")
     return found
 
 
@@ -221,12 +221,12 @@ def _assembled(
     """
     ids, special, placeholder = [int(n) for n in out["input_ids"][0]], special_ids(tokenizer), family.image_token_id
     if placeholder not in ids:
-        raise InputError(f"{KEY}: the processor in {directory} writes no placeholder of a feature for the image")
+        raise InputError(f"{KEY}: the processor in {directory} writes no image placeholder for an image")
     first = ids.index(placeholder) - block.index(placeholder)
     last = first + len(block)
     if ids[first:last] != block:
         raise InputError(
-            f"{KEY}: the processor in {directory} writes an image in a prompt in another way than by itself"
+            f"{KEY}: the processor in {directory} expands an image in a prompt to other tokens than an image alone"
         )
     # what the template itself writes around an image: special tokens that the prompt has for an image alone
     others = {*tokenizer(turn.without_image, add_special_tokens=True)["input_ids"]}
@@ -260,8 +260,8 @@ def _assembled(
     )
     if not found or list(prompt.question(QUESTION)) != ids[stop:]:
         raise InputError(
-            f"{KEY}: the tokenizer in {directory} joins letters of the chat template with those of a question, whose "
-            "token ids would not be those of the whole prompt"
+            f"{KEY}: the tokenizer in {directory} merges characters of the chat template with those of the question, "
+            "so that the question has no token ids of its own"
         )
     prompt.answer(ANSWER)
     return prompt
@@ -271,7 +271,10 @@ def _end(directory: Path, tokenizer: PreTrainedTokenizerBase, tail: str, special
     """The token that ends an answer: what the template writes behind one; else the tokenizer's own."""
     if not tail.strip():
         if not isinstance(tokenizer.eos_token_id, int):
-            raise InputError(f"{KEY}: the chat template in {directory} writes nothing to end the answer")
+            raise InputError(
+                f"{KEY}: the chat template in {directory} writes nothing after an answer, and the tokenizer has no "
+                "eos_token"
+            )
         return tokenizer.eos_token_id
     first = tokenizer(tail.lstrip(), add_special_tokens=False)["input_ids"][0]
     if first not in special and first not in tokenizer.get_added_vocab().values():

@@ -70,7 +70,7 @@ class VisionHalf:
         except (IndexError, ValueError) as error:  # of its own code, over inputs that its processor made
             shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in joined.items())
             raise InputError(
-                f"vlm.path: the encoder of this {kind!r} model cannot take what its processor made ({shapes}): "
+                f"vlm.path: the encoder of this {kind!r} model rejects the output of its processor ({shapes}): "
                 f"{first_line(error)}"
             ) from None
         deep = [
@@ -86,7 +86,7 @@ class VisionHalf:
         if len(tokens) != sum(counts):
             raise InputError(
                 f"vlm.path: the encoder of this {kind!r} model returns {len(tokens)} features for {sum(counts)} "
-                "placeholders: encoder and processor do not belong together"
+                "placeholders: encoder and processor do not match"
             )
         maps = torch.stack(deep).split(counts, dim=1) if deep else [None] * len(counts)
         return [Features(own, None if m is None else m) for own, m in zip(tokens.split(counts), maps, strict=True)]

@@ -113,7 +113,7 @@ TESTED_ELSEWHERE = {
     "masp/training/stage.py": ("unit/training/test_stages.py", "stage"),
     "masp/training/validation.py": ("pipeline/test_guards.py", "validate"),
     "masp/vlm/files/errors.py": ("unit/vlm/test_families.py", "plain_vlm_errors"),
-    "masp/vlm/files/try_tokenizer.py": ("unit/vlm/files/test_tokenizer.py", "fails on short texts"),
+    "masp/vlm/files/try_tokenizer.py": ("unit/vlm/files/test_tokenizer.py", "crashes on short texts"),
     "masp/vlm/features.py": ("unit/cache/test_codec.py", "masp.vlm.features"),
     "masp/vlm/files/render_template.py": ("unit/vlm/files/test_template.py", "render_template"),
     "masp/vlm/language.py": ("unit/models/test_forward.py", "masp.vlm.language"),

@@ -33,7 +33,7 @@ def plain_vlm_errors(what: str) -> Iterator[None]:
     except Exception as error:
         if (package := _asked_package(error)) is not None:
             raise InputError(f"vlm.path: {what}: {needs(package)}") from None
-        reason = f"no {error}" if isinstance(error, KeyError) else first_line(error)  # whose text is the key alone
+        reason = f"missing {error}" if isinstance(error, KeyError) else first_line(error)  # whose text is the key alone
         if reason.endswith(":"):
             reason = all_lines(error)
         raise InputError(f"vlm.path: {what}: {reason}") from None

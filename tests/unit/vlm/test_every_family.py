@@ -30,9 +30,9 @@ WORKING = (
     "granite4_vision"
 ).split()
 REFUSED = {
-    "mllama": "its features enter by cross-attention",
-    "instructblip": "its features depend on the question",
-    "blip_2": "names no token that stands for an image",
+    "mllama": "its image features enter through cross-attention",
+    "instructblip": "its image features depend on the question",
+    "blip_2": "has no image_token",
 }
 SIZES = ((150, 100), (60, 75))
 HEADERS = ((1024, 768), (768, 1024), (640, 427), (1024, 300), (333, 500), (90, 60), (1000, 1000))

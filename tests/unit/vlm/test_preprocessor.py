@@ -122,7 +122,7 @@ def test_an_image_around_which_the_processor_writes_other_text(family_vlm):
     assert preprocessor.planned(60, 60) == preprocessor(Image.new("RGB", (60, 60)))[1]
     preprocessor.around = ((5,), ())  # as if others had had that
     for refuse in (lambda: preprocessor(Image.new("RGB", (60, 60))), lambda: preprocessor.layout(60, 60)):
-        with pytest.raises(RefusedImage, match="^refused by the VLM's processor: it writes other text around"):
+        with pytest.raises(RefusedImage, match="^refused by the VLM's processor: it writes different text around"):
             refuse()
 
 

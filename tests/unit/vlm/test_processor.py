@@ -40,7 +40,7 @@ def test_where_an_image_is(ids, span):
 
 
 def test_a_text_without_a_placeholder():
-    with pytest.raises(ValueError, match="writes no placeholder"):
+    with pytest.raises(ValueError, match="writes no image placeholder"):
         image_span([1, 2, 3], 9, frozenset({1}))
 
 
@@ -57,7 +57,7 @@ def test_the_processor_of_a_vlm_writes_a_placeholder_per_token(vlm):
 
 
 def test_a_processor_that_names_no_marker():
-    with pytest.raises(InputError, match="names no token that stands for an image"):
+    with pytest.raises(InputError, match="has no image_token"):
         marker_of(SimpleNamespace(image_token=None))
 
 

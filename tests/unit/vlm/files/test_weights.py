@@ -49,14 +49,14 @@ def test_shards(vlm):
 
 def test_a_list_that_differs_from_the_files(vlm):
     shard(vlm, extra=torch.ones(1))
-    assert f"tensor 'extra' is in b.safetensors, but {INDEX} says nothing of it" in refused(vlm)
+    assert f"tensor 'extra' is in b.safetensors, but {INDEX} puts it in no file" in refused(vlm)
 
 
 @pytest.mark.parametrize("cut", [0, 4, 8, 100, -1])
 def test_a_file_cut_short(vlm, cut):
     data = (vlm / ONE).read_bytes()
     (vlm / ONE).write_bytes(data[:cut])
-    assert "is not a whole safetensors file: " in refused(vlm)
+    assert "is not a complete safetensors file: " in refused(vlm)
 
 
 @pytest.mark.parametrize(
@@ -70,9 +70,9 @@ def test_a_file_cut_short(vlm, cut):
 def test_sizes_that_the_file_does_not_have(vlm, entry):
     header = json.dumps({"x": entry}).encode()
     (vlm / ONE).write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    assert "is not a whole safetensors file: " in refused(vlm)
+    assert "is not a complete safetensors file: " in refused(vlm)
     (vlm / ONE).write_bytes((2**40).to_bytes(8, "little") + header)
-    assert "is not a whole safetensors file: " in refused(vlm)
+    assert "is not a complete safetensors file: " in refused(vlm)
 
 
 def test_quantized_tensors(vlm):
