@@ -7,7 +7,7 @@ import pytest
 
 from masp.errors import InputError
 from masp.vlm.processor import special_ids
-from masp.vlm.prompt import Prompt, load_prompt
+from masp.vlm.prompt import Prompt, _end, load_prompt
 
 TEXT_ONLY = "{% for m in messages %}<|im_start|>{{ m['role'] + '\n' + m['content'] }}<|im_end|>\n{% endfor %}"
 
@@ -107,3 +107,17 @@ def test_a_placeholder_that_is_not_a_special_token(whole_vlm):
     family = dataclasses.replace(prompt.family, image_token_id=prompt.ids("<picture>")[0])
     with pytest.raises(InputError, match="'a <picture>' contains '<picture>', which the tokenizer can only read"):
         dataclasses.replace(prompt, family=family).answer("a <picture>")
+
+
+def test_the_token_that_ends_an_answer(whole_vlm):
+    tokenizer = load_prompt(str(whole_vlm)).tokenizer
+    special = special_ids(tokenizer)
+    end, other = (tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("im_end", "endoftext"))
+    assert tokenizer.eos_token_id == end
+    assert _end(whole_vlm, tokenizer, "", special) == end  # the template writes nothing
+    assert _end(whole_vlm, tokenizer, " <|endoftext|>\n", special) == other
+    with pytest.raises(InputError, match="ends an answer with '!', which does not begin with a special token"):
+        _end(whole_vlm, tokenizer, "!", special)
+    tokenizer.eos_token = None
+    with pytest.raises(InputError, match="writes nothing after an answer, and the tokenizer has no eos_token$"):
+        _end(whole_vlm, tokenizer, "\n", special)
