@@ -8,7 +8,7 @@ import sys
 
 from masp.cli.extract import add_task_arguments, share_of_tasks
 from masp.cli.parser import Commands, add_command
-from masp.cli.settings import add_settings, is_setting
+from masp.cli.settings import add_sample, add_settings, is_setting
 from masp.errors import DataError, InputError
 from masp.runtime.log import show
 
@@ -48,10 +48,7 @@ def register(commands: Commands) -> None:
     parser.set_defaults(run=run_aspects)
 
     parser = actions.add_parser("precision", help="measure what each number format costs", description=_PRECISION)
-    parser.add_argument("--dtype", action="append", metavar="NAME", help="a format, may be repeated (default: all)")
-    parser.add_argument("--num-images", type=int, default=256, metavar="N", help="size of the sample (default 256)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    add_settings(parser)
+    add_sample(parser, "--dtype", "a format")
     parser.set_defaults(run=run_precision)
 
 
