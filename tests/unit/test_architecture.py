@@ -99,7 +99,6 @@ TESTED_ELSEWHERE = {
     "masp/models/trainable.py": ("unit/models/test_forward.py", "AspectModules"),
     "masp/models/generation.py": ("unit/models/test_forward.py", "generation"),
     "masp/models/likelihood.py": ("unit/models/test_forward.py", "masp.models.likelihood"),
-    "masp/models/sequence.py": ("unit/models/test_forward.py", "masp.models.sequence"),
     "masp/report/charts.py": ("unit/report/test_page.py", "calibration"),
     "masp/report/html.py": ("unit/report/test_page.py", "hostile"),
     "masp/report/tables.py": ("unit/report/test_page.py", "confusion"),
@@ -116,7 +115,6 @@ TESTED_ELSEWHERE = {
     "masp/vlm/files/try_tokenizer.py": ("unit/vlm/files/test_tokenizer.py", "crashes on short texts"),
     "masp/vlm/features.py": ("unit/cache/test_codec.py", "masp.vlm.features"),
     "masp/vlm/files/render_template.py": ("unit/vlm/files/test_template.py", "render_template"),
-    "masp/vlm/language.py": ("unit/models/test_forward.py", "masp.vlm.language"),
 }
 
 
