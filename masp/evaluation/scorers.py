@@ -29,7 +29,7 @@ from masp.taxonomy import normalize_category
 from masp.vlm.features import Features, ImageLayout
 from masp.vlm.language import LanguageHalf, load_language_half
 from masp.vlm.loading import Partition
-from masp.vlm.preprocessor import load_token_grid
+from masp.vlm.preprocessor import NO_TOKEN_GRID, load_token_grid
 from masp.vlm.prompt import Prompt, load_prompt
 
 DECISION = "first line, lower case"
@@ -197,11 +197,13 @@ class EmotionScorer(Scorer):
         found_maps = []
         for maps, request in zip(weights, requests, strict=True):
             grid = self._token_grid(request.layout)
+            if grid is None:
+                raise InputError(f"{request.name}: {NO_TOKEN_GRID}")
             found_maps.append(maps[:, : request.layout.num_tokens].reshape(len(modules.aspects), *grid))
         return found_maps
 
     @functools.cached_property
-    def _token_grid(self) -> Callable[[ImageLayout], tuple[int, int]]:
+    def _token_grid(self) -> Callable[[ImageLayout], tuple[int, int] | None]:
         return load_token_grid(self.config.vlm, "evaluate.attention = true")
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +17,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from masp.config.schema import VlmConfig
 from masp.errors import InputError
-from masp.files.text import first_line, shown
+from masp.files.text import first_line
 from masp.vlm.families import QWEN2, RASTER, Family, describe, inner_class, load_config, model_class, resolve_directory
 from masp.vlm.features import Grid, ImageLayout, Runs, token_grid
 from masp.vlm.files.directory import IMAGES
@@ -28,11 +27,15 @@ from masp.vlm.processor import (
     CHEAP,
     blank,
     call,
+    check_agreement,
+    check_sizes,
     image_span,
     load_image_processor,
     load_processor,
     marker_of,
+    pixel_limits,
     runs_of,
+    set_pixel_limits,
     special_ids,
     tensors_for,
     write_out,
@@ -40,8 +43,6 @@ from masp.vlm.processor import (
 
 _TRIED = ((1024, 768), (640, 427), (1024, 300), (90, 60))
 """Sizes at which a processor's own count of tokens must be right before it is believed for all others."""
-MAX_SIDE = 1 << 13
-"""Pixels to whose square an image processor may enlarge an image: 0.8 GB of fp32."""
 NO_TOKEN_GRID = "the vision tokens of this VLM do not form one grid over the image, so no attention map can be drawn"
 CROPPED = "this VLM sees only the center of an image, the rest of which an attention map would not cover"
 _NEAR = 16
@@ -93,7 +94,7 @@ class Preprocessor:
     """Token ids that the processor writes before and after a blank, beside the block."""
     has_plain_block: bool = True
     """Whether an image's block is one placeholder per token, as many as its grid says."""
-    _layouts: dict[tuple[int, int], ImageLayout] = field(default_factory=dict)
+    _layouts: dict[tuple[int, ...], ImageLayout] = field(default_factory=dict)
     _grids: dict[tuple[int, int], Grid | None] = field(default_factory=dict)
     _rule: _Rule | Literal[False] | None = None
 
@@ -108,7 +109,7 @@ class Preprocessor:
     @property
     def has_pixel_limits(self) -> bool:
         """Whether `vlm.min_pixels` and `vlm.max_pixels` mean something to the image processor."""
-        return None not in _limits(self.image_processor).values() and self.family.merge_size is not None
+        return None not in pixel_limits(self.image_processor).values() and self.family.merge_size is not None
 
     def __call__(self, image: Image.Image) -> tuple[dict[str, torch.Tensor], ImageLayout]:
         """Prepare one RGB image.
@@ -174,9 +175,18 @@ class Preprocessor:
             stated = self._stated(width, height) if isinstance(self._rule, _Rule) else None
         if stated is not None and isinstance(self._rule, _Rule):
             return self._rule.layout(stated, self.family.image_token_id)
-        if (width, height) not in self._layouts:
-            self._layouts[width, height] = self.layout(width, height)
-        return self._layouts[width, height]
+        with _refusing():
+            key = self._tiles(width, height) or (width, height)
+        if key not in self._layouts:
+            self._layouts[key] = self.layout(width, height)
+        return self._layouts[key]
+
+    def _tiles(self, width: int, height: int) -> tuple[int, ...] | None:
+        """Number, rows and columns of an image's tiles where the image processor tells all of them: images that have
+        them in common lie in a prompt alike."""
+        tell = getattr(self.image_processor, "get_number_of_image_patches", None)
+        found = None if tell is None else tell(height, width, {})
+        return found if isinstance(found, tuple) else None
 
     def _examined(self) -> _Rule | Literal[False]:
         """What turns the processor's own count into a layout; False if nothing does at the sizes that are tried."""
@@ -239,10 +249,10 @@ def load_preprocessor(path: str, min_pixels: int | None = None, max_pixels: int 
     family = describe(config)
     image_processor = load_image_processor(directory)
     with plain_vlm_errors(f"{directory} has no usable image processor"):
-        _check_agreement(directory, config, image_processor)
-        _set_limits(image_processor, family, min_pixels, max_pixels)
+        check_agreement(directory, config, image_processor)
+        set_pixel_limits(image_processor, family, min_pixels, max_pixels)
         where = f"vlm.path: {directory}/{IMAGES}" if min_pixels is None else "vlm.min_pixels"
-        _check_sizes(image_processor, family, where)
+        check_sizes(image_processor, family, where)
     origin = path, min_pixels, max_pixels
     names = tuple(inspect.signature(inner_class(model_class(config)).get_image_features).parameters)
     if family.model_type in QWEN2:  # whose processor adds nothing to its image processor
@@ -267,69 +277,8 @@ class _ImageProcessorOnly:
     image_processor: Any
 
 
-def _check_agreement(directory: Path, config: Any, image_processor: Any) -> None:
-    """What the image processor and the encoder both state is the same in both."""
-    vision = getattr(config, "vision_config", None)
-    for name, other in (
-        ("patch_size", "patch_size"), ("temporal_patch_size", "temporal_patch_size"),
-        ("merge_size", "spatial_merge_size"),
-    ):  # fmt: skip
-        needed, stated = getattr(vision, other, None), getattr(image_processor, name, None)
-        if type(needed) is int and type(stated) is int and stated != needed:
-            raise InputError(
-                f"vlm.path: {directory}: {name} = {stated!r} in preprocessor_config.json, but the encoder of "
-                f"config.json needs {needed}: this image processor belongs to another VLM"
-            )
-
-
-def _limits(image_processor: Any) -> dict[str, int | None]:
-    """The image processor's limits of pixels; None where it has none."""
-    stated = getattr(image_processor, "size", None)
-    return {
-        name: stated.get(name) if isinstance(stated, Mapping) else getattr(stated, name, None)
-        for name in ("shortest_edge", "longest_edge")
-    }
-
-
-def _set_limits(image_processor: Any, family: Family, min_pixels: int | None, max_pixels: int | None) -> None:
-    size = _limits(image_processor)
-    if family.model_type in QWEN2 and None in size.values():
-        raise ValueError(f"size = {shown(image_processor.size)}: must have shortest_edge and longest_edge")
-    if family.merge_size is None or None in size.values():
-        for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
-            if value is not None:
-                raise InputError(
-                    f"vlm.{name}: {value}: the image processor of {family.model_type!r} models has no such limit; "
-                    "remove it (vlm.max_side limits the size of every image)"
-                )
-        return
-    shortest: Any = min_pixels if min_pixels is not None else size["shortest_edge"]
-    longest: Any = max_pixels if max_pixels is not None else size["longest_edge"]
-    if shortest > longest:
-        raise InputError(f"vlm.min_pixels: {shortest} is above the largest number of pixels, {longest}")
-    image_processor.size = {"shortest_edge": shortest, "longest_edge": longest}
-
-
-def _check_sizes(image_processor: Any, family: Family, where: str) -> None:
-    """Refuse sizes to which every image would be enlarged, and that no memory holds."""
-    is_area = family.merge_size is not None and None not in _limits(image_processor).values()
-    for name in ("size", "crop_size", "pad_size", "max_image_size", "image_size"):
-        stated = getattr(image_processor, name, None)
-        sides = stated if isinstance(stated, Mapping) else getattr(stated, "__dict__", {"": stated})
-        if is_area and name == "size":  # numbers of pixels, of which the upper one enlarges nothing
-            sides, most, unit = {"shortest_edge": sides["shortest_edge"]}, MAX_SIDE**2, "pixels"
-        else:
-            most, unit = MAX_SIDE, "pixels per side"
-        for key, value in sides.items():
-            if isinstance(value, int) and value > most:
-                dotted = f"{name}.{key}".removesuffix(".")
-                raise InputError(
-                    f"{where}: {dotted} = {value:,}: images would be enlarged to it; must be at most {most:,} {unit}"
-                )
-
-
-def load_token_grid(vlm: VlmConfig, setting: str) -> Callable[[ImageLayout], tuple[int, int]]:
-    """What tells the rows and columns of an image's tokens; refuses a VLM of which no map can be drawn.
+def load_token_grid(vlm: VlmConfig, setting: str) -> Callable[[ImageLayout], tuple[int, int] | None]:
+    """`masp.vlm.features.token_grid` for images of a VLM; refuses one of which no map can be drawn.
 
     Args:
         vlm: The VLM.
@@ -345,14 +294,7 @@ def load_token_grid(vlm: VlmConfig, setting: str) -> Callable[[ImageLayout], tup
     grid_of = functools.partial(token_grid, is_square=is_raster and _is_stretched(preprocessor))
     if grid_of(preprocessor.layout(*_TRIED[1])) is None:
         raise InputError(f"{setting}: {NO_TOKEN_GRID}")
-
-    def checked(layout: ImageLayout) -> tuple[int, int]:
-        grid = grid_of(layout)
-        if grid is None:
-            raise InputError(f"{setting}: {NO_TOKEN_GRID}")
-        return grid
-
-    return checked
+    return grid_of
 
 
 def _is_stretched(preprocessor: Preprocessor) -> bool:

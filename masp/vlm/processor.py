@@ -7,7 +7,7 @@ The classes here are the stock ones with nothing in place of parts that images d
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, pr
 
 from masp.errors import InputError
 from masp.files.text import shown
+from masp.vlm.families import QWEN2, Family
 from masp.vlm.files.directory import IMAGES, KEY, PROCESSOR, TOKENIZER, read_json
 from masp.vlm.files.errors import missing_package, needs, plain_vlm_errors
 from masp.vlm.files.tokenizer import load_tokenizer
@@ -30,6 +31,8 @@ BLANK = (224, 224)
 """Size of the image by which a processor is examined, and of what replaces an image that cannot be read."""
 CHEAP = {"do_rescale": False, "do_normalize": False, "resample": 0}
 """Settings that change pixel values only, for images of which only the size matters."""
+MAX_SIDE = 1 << 13
+"""Pixels to whose square an image processor may enlarge an image: 0.8 GB of fp32."""
 _FLAT = frozenset({"GotOcr2Processor"})
 """Classes of processors that take a list of lists of images for the pages of one sample."""
 
@@ -73,6 +76,85 @@ def _image_processor_classes(directory: Path) -> Iterator[Any]:
         if name in backends.values():
             names = [backends.get("pil"), *backends.values()]
             yield from (get_image_processor_class_from_name(each) for each in names if each)
+
+
+def check_agreement(directory: Path, config: Any, image_processor: Any) -> None:
+    """What the image processor and the encoder both state is the same in both.
+
+    Raises:
+        InputError: It differs.
+    """
+    vision = getattr(config, "vision_config", None)
+    for name, other in (
+        ("patch_size", "patch_size"), ("temporal_patch_size", "temporal_patch_size"),
+        ("merge_size", "spatial_merge_size"),
+    ):  # fmt: skip
+        needed, stated = getattr(vision, other, None), getattr(image_processor, name, None)
+        if type(needed) is int and type(stated) is int and stated != needed:
+            raise InputError(
+                f"vlm.path: {directory}: {name} = {stated!r} in preprocessor_config.json, but the encoder of "
+                f"config.json needs {needed}: this image processor belongs to another VLM"
+            )
+
+
+def pixel_limits(image_processor: Any) -> dict[str, int | None]:
+    """The image processor's limits of pixels; None where it has none."""
+    stated = getattr(image_processor, "size", None)
+    return {
+        name: stated.get(name) if isinstance(stated, Mapping) else getattr(stated, name, None)
+        for name in ("shortest_edge", "longest_edge")
+    }
+
+
+def set_pixel_limits(image_processor: Any, family: Family, min_pixels: int | None, max_pixels: int | None) -> None:
+    """Set limits of an image's pixels; None for the image processor's own.
+
+    Raises:
+        InputError: They contradict each other, or the image processor has none. ValueError: Its own are not usable.
+    """
+    size = pixel_limits(image_processor)
+    if family.model_type in QWEN2 and None in size.values():
+        raise ValueError(f"size = {shown(image_processor.size)}: must have shortest_edge and longest_edge")
+    if family.merge_size is None or None in size.values():
+        for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
+            if value is not None:
+                raise InputError(
+                    f"vlm.{name}: {value}: the image processor of {family.model_type!r} models has no such limit; "
+                    "remove it (vlm.max_side limits the size of every image)"
+                )
+        return
+    shortest: Any = min_pixels if min_pixels is not None else size["shortest_edge"]
+    longest: Any = max_pixels if max_pixels is not None else size["longest_edge"]
+    if shortest > longest:
+        raise InputError(f"vlm.min_pixels: {shortest} is above the largest number of pixels, {longest}")
+    image_processor.size = {"shortest_edge": shortest, "longest_edge": longest}
+
+
+def check_sizes(image_processor: Any, family: Family, where: str) -> None:
+    """Refuse sizes to which every image would be enlarged, and that no memory holds.
+
+    Args:
+        image_processor: Image processor, with its limits of pixels set.
+        family: Facts of the VLM.
+        where: File or setting that states them, for the message.
+
+    Raises:
+        InputError: Names the size.
+    """
+    is_area = family.merge_size is not None and None not in pixel_limits(image_processor).values()
+    for name in ("size", "crop_size", "pad_size", "max_image_size", "image_size"):
+        stated = getattr(image_processor, name, None)
+        sides = stated if isinstance(stated, Mapping) else getattr(stated, "__dict__", {"": stated})
+        if is_area and name == "size":  # numbers of pixels, of which the upper one enlarges nothing
+            sides, most, unit = {"shortest_edge": sides["shortest_edge"]}, MAX_SIDE**2, "pixels"
+        else:
+            most, unit = MAX_SIDE, "pixels per side"
+        for key, value in sides.items():
+            if isinstance(value, int) and value > most:
+                dotted = f"{name}.{key}".removesuffix(".")
+                raise InputError(
+                    f"{where}: {dotted} = {value:,}: images would be enlarged to it; must be at most {most:,} {unit}"
+                )
 
 
 def load_processor(directory: Path, config: Any) -> Any:

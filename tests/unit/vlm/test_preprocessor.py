@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -108,6 +109,18 @@ def test_images_of_one_or_three_rows_or_columns(vlm, caplog):
 )
 def test_images_of_one_or_three_rows_or_columns_of_every_family(family_vlm, caplog, family):
     colors_are_kept(load_preprocessor(str(family_vlm(family))), caplog)
+
+
+@pytest.mark.parametrize("family", ["smolvlm", "idefics3"])
+def test_images_with_the_same_tiles_lie_alike(family_vlm, family, monkeypatch):
+    preprocessor, asked = load_preprocessor(str(family_vlm(family))), []
+    layout = type(preprocessor).layout
+    monkeypatch.setattr(type(preprocessor), "layout", lambda self, *size: asked.append(size) or layout(self, *size))
+    draw = np.random.default_rng(0)
+    sizes = [tuple(map(int, size)) for size in draw.integers(1, 700, (150, 2))]
+    found = [preprocessor.planned(*size) for size in sizes]
+    assert len(asked) < 40
+    assert found == [layout(preprocessor, *size) for size in sizes]
 
 
 def test_an_image_that_the_processor_refuses(vlm):
