@@ -18,9 +18,10 @@ from masp.models.sequence import build_sequence, make_batch
 from masp.models.trainable import AspectModules, SoftPrompt
 from masp.vlm.features import Features, ImageLayout
 from masp.vlm.language import LanguageHalf, load_language_half
+from masp.vlm.preprocessor import load_preprocessor
 from masp.vlm.processor import blank
 from masp.vlm.prompt import load_prompt
-from masp.vlm.vision import VisionHalf, load_preprocessor, load_vision_half
+from masp.vlm.vision import VisionHalf, load_vision_half
 from tests.tiny import FAMILIES, layout_of, make_vlm
 
 GRIDS = [(1, 4, 6), (1, 8, 10)]

@@ -12,9 +12,10 @@ from masp.training.steps import batch_flops
 from masp.vlm.counting import encoder_curve, language_cost
 from masp.vlm.features import Features
 from masp.vlm.language import LanguageHalf
+from masp.vlm.preprocessor import load_preprocessor
 from masp.vlm.processor import blank
 from masp.vlm.prompt import load_prompt
-from masp.vlm.vision import VisionHalf, load_preprocessor
+from masp.vlm.vision import VisionHalf
 
 ASPECTS = ("scene", "object")
 NUM_QUERIES, NUM_SOFT_TOKENS = 5, 8
