@@ -103,6 +103,7 @@ class Transfers:
                 try:
                     done.put((item, work(item), None))
                 except BaseException as error:
+                    over.set()  # nothing else is begun
                     done.put((item, None, error))
 
         # As daemons they do not keep a process that was stopped from ending while one of them is inside a library.
