@@ -121,7 +121,8 @@ class Hub:
                 elif line["key"] == "deletedFile":
                     del files[value["path"]]
             commit = found.commit(files)
-            return 200, {"success": True, "commitOid": commit, "commitUrl": f"{self.endpoint}/commit/{commit}"}
+            url = f"{self.endpoint}/datasets/{name}/commit/{commit}"
+            return 200, {"success": True, "commitOid": commit, "commitUrl": url}
         assert what == "resolve", rest
         revision, _, path = more.partition("/")
         files = found.files(revision)

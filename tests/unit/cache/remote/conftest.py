@@ -1,11 +1,18 @@
 """A small cache, the commands on it, and processes that can be killed between any two files."""
 
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from masp.cache.layout import LAYOUT, layout_bytes, make_generation, read_layout, shards_of
+from masp.cache.merge import finalize
 from masp.cache.remote import transfers
+from masp.cache.shard_state import Source, fingerprint_of
+from masp.cache.writer import ShardWriter
 from masp.cli.main import main
+from masp.data.sample import Sample
 from tests.commands import Commands
 from tests.hub_server import Hub
 from tests.small_cache import make_small_cache
@@ -117,3 +124,19 @@ def flip(path, position=-700):
     data = bytearray(path.read_bytes())
     data[position] ^= 16
     path.write_bytes(data)
+
+
+def extend(directory):
+    """Add two images, which cannot be read, as a generation of their own."""
+    layout = read_layout(directory)
+    added = [Sample(f"train/awe/{n}%2Ejpg", "train", Path("none"), "awe", {}) for n in ("x", "y")]
+    extended = replace(layout, generations=(*layout.generations, make_generation(layout, added)))
+    (directory / LAYOUT).write_bytes(layout_bytes(extended))
+    for shard in shards_of(extended, added, 3):
+        if shard.generation:
+            writer = ShardWriter(directory, shard, fingerprint_of(extended))
+            for sample in shard.samples:
+                writer.quarantine(sample, "train/awe/x.jpg", "file not found", Source(None, None, None))
+            writer.finish()
+    finalize(directory, extended)
+    return directory

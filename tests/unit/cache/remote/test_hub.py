@@ -10,7 +10,7 @@ from masp.cache.layout import MANIFEST
 from masp.cache.remote.hub import HubPlace
 from masp.cache.verify import verify_cache
 from masp.errors import InputError
-from tests.unit.cache.remote.conftest import content
+from tests.unit.cache.remote.conftest import content, extend
 
 NUMBERS = itertools.count()
 
@@ -44,7 +44,7 @@ def test_there_and_back(hub, name, cache, processes, tmp_path):
     result = processes.ok("cache", "pull", f"hf://datasets/{name}", tmp_path / "back")
     assert "7 files fetched, every digest is the manifest's" in result.last_line
     assert content(tmp_path / "back") == content(cache) and verify_cache(tmp_path / "back") == []
-    assert list(tmp_path.iterdir()).__len__() == 2  # nothing beside it
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", "back"}
 
 
 def test_the_layout_is_the_first_commit_and_the_manifest_the_last(hub, name, cache, processes):
@@ -199,7 +199,8 @@ def test_a_half_arrived_other_cache_is_refused(hub, name, cache, other, processe
 def test_strange_files_are_not_fetched(hub, name, cache, processes, tmp_path):
     processes.ok("cache", "push", cache, f"hf://{name}")
     repository = hub.repositories[name]
-    repository.commit({**repository.files(), "../evil": b"x", "/etc/evil": b"x", "shards/../../evil": b"x", "a.py": b"x"})
+    strange = ("../evil", "/etc/evil", "shards/../../evil", "a.py")
+    repository.commit({**repository.files(), **dict.fromkeys(strange, b"x")})
     processes.ok("cache", "pull", f"hf://{name}", tmp_path / "back")
     assert content(tmp_path / "back") == content(cache)
     assert not hub.asked("GET", "evil|a[.]py")
@@ -237,3 +238,17 @@ def test_offline(cache, run, tmp_path):
     assert code == 2 and "the hub is turned off" in error
     with pytest.raises(InputError, match="turned off"):
         HubPlace("hf://owner/name", public=False)
+
+
+def test_a_later_state_replaces_an_earlier_one(hub, name, cache, processes, tmp_path):
+    processes.ok("cache", "push", cache, f"hf://{name}")
+    processes.ok("cache", "pull", f"hf://{name}", tmp_path / "back")
+    hub.requests.clear()
+    extend(cache)
+    first = len(hub.repositories[name].commits)
+    processes.ok("cache", "push", cache, f"hf://{name}")
+    assert files(hub, name) == content(cache)
+    assert MANIFEST not in files(hub, name, first)  # from the first change to the last it is not a whole cache
+    assert len(hub.asked("PUT", "^/upload/")) == 1  # the new shard; those images are in quarantine, not in the index
+    processes.ok("cache", "pull", f"hf://{name}", tmp_path / "back")
+    assert content(tmp_path / "back") == content(cache)

@@ -16,7 +16,7 @@ from masp.data.findings import DatasetRecord, Finding, Holdings, save_findings
 from masp.errors import InputError
 from masp.files.sealed import sealed, unseal_object
 from tests.small_cache import make_small_cache
-from tests.unit.cache.remote.conftest import content, flip, times
+from tests.unit.cache.remote.conftest import content, extend, flip, times
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_other_files_are_not_fetched(source, run, tmp_path):
     (source / "aspect-tokens").mkdir()
     (source / "aspect-tokens" / "x.h5").write_bytes(b"x")
     assert run("cache", "pull", source, tmp_path / "target")[0] == 0
-    assert {name for name in content(source)} - set(content(tmp_path / "target")) == {
+    assert set(content(source)) - set(content(tmp_path / "target")) == {
         "run.py",
         "shards/train-00009.tar",
         "aspect-tokens/x.h5",
@@ -193,7 +193,7 @@ def test_what_follows_from_the_sidecars_is_made_here(source, run, tmp_path):
 
 def test_findings_come_along_if_they_are_whole(source, run, tmp_path, capsys):
     digest = open_cache(source).manifest.dataset.digest
-    save_findings(source, DatasetRecord(1, digest, Holdings({}, {}), (Finding("test", "a finding", 1, ()),)))
+    save_findings(source, DatasetRecord(1, digest, Holdings({}, {}), (Finding("ignored", "x is ignored", 1),)))
     assert run("cache", "pull", source, tmp_path / "one")[0] == 0
     assert content(tmp_path / "one") == content(source)
     flip(source / "findings.json", 30)
@@ -233,14 +233,13 @@ def test_no_room(source, run, monkeypatch, tmp_path):
 
 def test_killed_at_any_moment_the_same_command_goes_on(source, processes, tmp_path):
     target = tmp_path / "target"
-    for number in range(1, 12):
-        result = processes("cache", "pull", source, target, KILL_AT=2)
-        if result.code == 0:
-            break
+    num_calls = 1
+    while (result := processes("cache", "pull", source, target, KILL_AT=2)).code != 0:
+        num_calls += 1
         assert result.code == -9 and MANIFEST not in content(target)
         with pytest.raises(InputError, match="unfinished|not a feature cache|no manifest"):
             open_cache(target)
-    assert number == len(content(source))
+    assert num_calls == len(content(source))  # one file a time
     assert content(target) == content(source)
 
 
@@ -254,3 +253,17 @@ def test_json_of_the_manifest_is_untouched(source, run, tmp_path):
     run("cache", "pull", source, tmp_path / "target")
     found = json.loads((tmp_path / "target" / MANIFEST).read_bytes())
     assert found == json.loads((source / MANIFEST).read_bytes())
+
+
+def test_images_that_were_added_are_fetched_alone(source, run, tmp_path):
+    target = tmp_path / "target"
+    run("cache", "pull", source, target)
+    earlier = shutil.copytree(source, tmp_path / "earlier")
+    before = times(target)
+    extend(source)
+    code, _, _ = run("cache", "pull", source, target)
+    assert code == 0 and content(target) == content(source) and verify_cache(target) == []
+    shards = {path for path in before if path.parent.name == "shards"}
+    assert {path: times(target)[path] for path in shards} == {path: before[path] for path in shards}
+    code, _, error = run("cache", "pull", earlier, target)
+    assert code == 2 and "holds a later state of this cache" in error
