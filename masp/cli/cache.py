@@ -201,7 +201,12 @@ def run_push(arguments: argparse.Namespace) -> int:
     _check_num_threads(arguments)
     from masp.cache.remote.push import push
 
-    push(Path(arguments.dir), arguments.target, num_threads=arguments.num_threads, public=arguments.public)
+    push(
+        _directory(arguments.dir, "`masp cache pull` fetches a cache from there"),
+        arguments.target,
+        num_threads=arguments.num_threads,
+        public=arguments.public,
+    )
     return 0
 
 
@@ -210,8 +215,18 @@ def run_pull(arguments: argparse.Namespace) -> int:
     _check_num_threads(arguments)
     from masp.cache.remote.pull import pull
 
-    pull(arguments.source, Path(arguments.dir), num_threads=arguments.num_threads)
+    pull(
+        arguments.source,
+        _directory(arguments.dir, "`masp cache push` sends a cache there"),
+        num_threads=arguments.num_threads,
+    )
     return 0
+
+
+def _directory(path: str, hint: str) -> Path:
+    if "://" in path:
+        raise InputError(f"CACHE: must be a directory, not {path}; {hint}")
+    return Path(path)
 
 
 def _check_num_threads(arguments: argparse.Namespace) -> None:

@@ -92,7 +92,7 @@ class BucketPlace(Place):
     def remove(self, name: str) -> None:
         """Remove a file."""
         with self._errors(name):
-            self._fs.rm_file(self._path(name))
+            self._fs.rm(self._path(name))
 
     def settle(self, last: bool = False) -> None:
         """Nothing to do: files are there when they have been sent."""

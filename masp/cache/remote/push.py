@@ -104,6 +104,25 @@ def _send(
             for _ in transfers.each(send, stage):
                 patiently(place.settle)
             patiently(functools.partial(place.settle, last=True))
+            if stage is parcels and parcels:
+                patiently(place.look)
+                _check_arrived(place, parcels)
+
+
+def _check_arrived(place: Place, parcels: list[list[CacheFile]]) -> None:
+    """Compare what a target lists with what was sent, before the manifest says that it is whole.
+
+    Raises:
+        InputError: A file is not there, although sending it did not fail: a hub ignores what a `.gitignore` names.
+    """
+    lost = [
+        f.name for parcel in parcels for f in parcel if f.name not in place.sizes or not f.fits(place.sizes[f.name])
+    ]
+    if lost:
+        raise InputError(
+            f"{place.where(lost[0])} did not arrive, and {len(lost) - 1:,} other files, although nothing failed; does "
+            "a .gitignore there leave them out, or does another process write there?"
+        )
 
 
 def _flat(parcels: Iterable[Iterable[CacheFile]]) -> list[CacheFile]:

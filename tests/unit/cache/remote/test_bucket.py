@@ -1,12 +1,14 @@
 """Buckets, in the file systems that fsspec has itself: `memory://` and `file://`."""
 
+import shutil
+
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from masp.cache.layout import MANIFEST
 from masp.cache.verify import verify_cache
-from tests.unit.cache.remote.conftest import content, flip
+from tests.unit.cache.remote.conftest import content, extend, flip
 
 
 @pytest.fixture
@@ -107,6 +109,32 @@ def test_another_cache_is_refused(cache, other, run, bucket, tmp_path):
     assert {**before, **held(store)} == before
 
 
+def test_a_later_state_replaces_an_earlier_one(cache, run, bucket, tmp_path):
+    url, store = bucket
+    run("cache", "push", cache, url)
+    earlier = shutil.copytree(cache, tmp_path / "earlier")
+    extend(cache)
+    assert run("cache", "push", cache, url)[0] == 0
+    assert held(store) == content(cache)
+    code, _, error = run("cache", "push", earlier, url)
+    assert code == 2 and "holds a later state of this cache" in error
+
+
+def test_what_is_lost_without_a_failure_is_noticed(cache, run, bucket, monkeypatch):
+    url, store = bucket
+    sent = MemoryFileSystem.put_file
+
+    def losing(self, local, path, **options):
+        sent(self, local, path, **options)
+        if path.endswith("train-00001.json"):
+            store[path.replace(".json", ".tar")].truncate(9)
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", losing)
+    code, _, error = run("cache", "push", cache, url)
+    assert code == 2 and f"{url}/shards/train-00001.tar did not arrive, and 0 other files" in error
+    assert MANIFEST not in held(store)
+
+
 def test_the_first_file_cut_short_is_sent_again(cache, run, tmp_path):
     """A file of a file system that is not atomic, as `file://`, appears before it is whole."""
     target = tmp_path / "target"
@@ -144,6 +172,10 @@ def test_what_is_not_installed_or_not_known(cache, run, tmp_path):
     assert code == 2 and "TARGET: must be hf://owner/name, a URL that fsspec knows, or a directory" in error
     code, _, error = run("cache", "pull", "memory://bucket/nothing", tmp_path / "target")
     assert code == 2 and error == "error: SOURCE: memory://bucket/nothing: nothing is there"
+    code, _, error = run("cache", "push", "hf://owner/name", tmp_path / "target")
+    assert code == 2 and "CACHE: must be a directory, not hf://owner/name; `masp cache pull` fetches" in error
+    code, _, error = run("cache", "pull", cache, "s3://bucket/path")
+    assert code == 2 and "CACHE: must be a directory, not s3://bucket/path; `masp cache push` sends" in error
     code, _, error = run("cache", "push", cache, "memory://bucket/x", "--public")
     assert code == 2 and "--public is for repositories of the hub" in error
     assert not (tmp_path / "target").exists()

@@ -206,6 +206,18 @@ def test_strange_files_are_not_fetched(hub, name, cache, processes, tmp_path):
     assert not hub.asked("GET", "evil|a[.]py")
 
 
+def test_what_a_gitignore_leaves_out_is_noticed(hub, name, cache, processes):
+    def before(method, path):
+        if "/preupload/" in path:
+            return lambda data: data.replace(b'"shouldIgnore": false', b'"shouldIgnore": true')
+        return None
+
+    hub.before = before
+    error = error_of(processes("cache", "push", cache, f"hf://{name}"))
+    assert "did not arrive, and 8 other files, although nothing failed; does a .gitignore there" in error
+    assert files(hub, name) == {}
+
+
 def test_what_the_hub_refuses_is_one_line(hub, name, cache, processes, tmp_path):
     error = error_of(processes("cache", "pull", f"hf://{name}", tmp_path / "back"))
     assert error.startswith(f"error: SOURCE: hf://{name}: no such dataset repository, or you may not see it")
