@@ -187,8 +187,8 @@ def read_manifest(directory: Path) -> Manifest:
     missing = absent_shards(directory, layout) or missing_shards(directory, layout)
     if not missing:
         raise InputError(
-            f"cache.dir: {directory} has all its shards but no manifest; run the `masp extract` or `masp cache "
-            "pull` again that makes it, it finishes it"
+            f"cache.dir: {directory} has all its shards but no manifest; `masp extract` again finishes it; where it is "
+            "being fetched, `masp cache pull` again"
         )
     raise unfinished(directory, missing, len(layout.shard_names))
 
