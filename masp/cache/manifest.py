@@ -188,7 +188,7 @@ def read_manifest(directory: Path) -> Manifest:
     if not missing:
         raise InputError(
             f"cache.dir: {directory} has all its shards but no manifest; `masp extract` again finishes it; where it is "
-            "being fetched, `masp cache pull` again"
+            "fetched, `masp cache pull` again"
         )
     raise unfinished(directory, missing, len(layout.shard_names))
 

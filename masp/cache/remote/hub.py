@@ -8,7 +8,6 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, HfFileSystem, is_offline_mode
 from huggingface_hub.errors import (
@@ -23,7 +22,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 from huggingface_hub.utils import logging as hub_logging
 
-from masp.cache.remote.place import Advance, CacheFile, Place, Unreachable, check_source
+from masp.cache.remote.place import Advance, CacheFile, Place, Unreachable, check_source, source_chunks
 from masp.errors import InputError, MaspError
 from masp.files.sealed import CHUNK
 from masp.files.text import all_lines
@@ -124,8 +123,8 @@ class HubPlace(Place):
             return digest == file.sha256
         if self.sizes[file.name] > 2 * _SMALL_BYTES:  # in git, where somebody else has put it
             return False
-        source = check_source(file)
-        data = source.read_bytes() if isinstance(source, Path) else source
+        check_source(file)
+        data = b"".join(source_chunks(file))
         return digest == hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
     def send(self, files: Sequence[CacheFile], advance: Advance) -> None:
