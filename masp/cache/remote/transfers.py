@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from tqdm import tqdm
 
@@ -34,18 +34,18 @@ class Transfers:
     """Use as `with Transfers(…) as transfers`.
 
     Args:
-        what: One word before the bar.
+        stage: What the bar shows: files are compared, sent or fetched.
         num_bytes: Bytes that will be moved.
         num_threads: Files that are moved at the same time.
         stop: Set when the command is to stop.
     """
 
-    def __init__(self, what: str, num_bytes: int, num_threads: int, stop: StopFlag):
+    def __init__(self, stage: Literal["check", "push", "pull"], num_bytes: int, num_threads: int, stop: StopFlag):
         self._num_threads, self._stop = num_threads, stop
         self._is_over = threading.Event()
         self._lock = threading.Lock()
         pause_s = 0.1 if sys.stderr.isatty() else 30.0  # a log file is not a screen
-        self._bar = tqdm(total=num_bytes, unit="B", unit_scale=True, desc=what, mininterval=pause_s)
+        self._bar = tqdm(total=num_bytes, unit="B", unit_scale=True, desc=stage, mininterval=pause_s)
 
     def __enter__(self) -> Transfers:
         return self

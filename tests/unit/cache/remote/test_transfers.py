@@ -13,7 +13,7 @@ from masp.runtime.stop import StopFlag
 
 
 def test_every_item_is_done_once():
-    with Transfers("test", 0, 3, StopFlag()) as transfers:
+    with Transfers("check", 0, 3, StopFlag()) as transfers:
         found = dict(transfers.each(lambda n: n * n, range(50)))
     assert found == {n: n * n for n in range(50)}
 
@@ -25,7 +25,7 @@ def test_nothing_is_begun_after_a_failure():
         begun.append(n)
         raise DataError(f"file {n}")
 
-    with Transfers("test", 0, 1, StopFlag()) as transfers, pytest.raises(DataError, match="file 0"):
+    with Transfers("check", 0, 1, StopFlag()) as transfers, pytest.raises(DataError, match="file 0"):
         list(transfers.each(work, range(9)))
     time.sleep(0.05)
     assert begun == [0]
@@ -47,7 +47,7 @@ def test_what_runs_beside_a_failure_ends_at_its_next_step():
                 ended.set()
                 raise
 
-    with Transfers("test", 0, 2, StopFlag()) as transfers, pytest.raises(DataError, match="broken"):
+    with Transfers("check", 0, 2, StopFlag()) as transfers, pytest.raises(DataError, match="broken"):
         list(transfers.each(work, range(2)))
     assert ended.wait(10)
 
@@ -62,14 +62,14 @@ def test_a_request_to_stop_ends_what_is_inside_a_library(monkeypatch):
         release.wait(30)
 
     start = time.monotonic()
-    with Transfers("test", 0, 1, stop) as transfers, pytest.raises(StoppedEarly, match="the same command goes on"):
+    with Transfers("check", 0, 1, stop) as transfers, pytest.raises(StoppedEarly, match="the same command goes on"):
         list(transfers.each(work, range(3)))
     assert running.is_set() and time.monotonic() - start < 10
     release.set()
 
 
 def test_bytes_of_a_failed_attempt_are_taken_back():
-    with Transfers("test", 100, 1, StopFlag()) as transfers:
+    with Transfers("check", 100, 1, StopFlag()) as transfers:
         with pytest.raises(Unreachable), transfers.counting() as advance:
             advance(60)
             assert transfers._bar.n == 60
