@@ -45,6 +45,7 @@ setup(
     install_requires=[
         "braceexpand>=0.1.7",
         "deepspeed>=0.19.8,<0.20",
+        "fsspec>=2025.3",
         "h5py>=3.12",
         "huggingface_hub>=1.31",
         "isal>=1.7",

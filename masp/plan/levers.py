@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from masp.config import Config
 from masp.errors import InputError
 from masp.plan.disk import tar_sizes
-from masp.plan.tokens import PlannedImage, plan_again
+from masp.plan.tokens import PlannedImage, layouts_of, plan_again
 from masp.plan.work import extraction_flops
 from masp.vlm.flops import Encoder
-from masp.vlm.vision import Preprocessor, load_preprocessor
+from masp.vlm.preprocessor import Preprocessor, load_preprocessor
 
 TOKEN_LIMITS = (1024, 512, 256, 128)
 """Vision tokens that `vlm.max_pixels` may be set to allow."""
@@ -56,7 +56,8 @@ def pixel_levers(
             preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, limit * side**2)
         except InputError:  # below the smallest number of pixels
             break
-        smaller = {name: plan_again(members, preprocessor) for name, members in shards.items()}
+        layouts = layouts_of((p.size for members in shards.values() for p in members), preprocessor)
+        smaller = {name: plan_again(members, layouts) for name, members in shards.items()}
         images = [p for members in smaller.values() for p in members]
         levers.append(
             Lever(

@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import re
 import statistics
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
+
+import torch
+from tqdm import tqdm
 
 from masp.cache.codec import SampleRecord, encode_record
 from masp.config import Config
+from masp.data.image_files.stored import Location
 from masp.data.questions import load_questions
 from masp.data.sample import Sample
 from masp.errors import InputError
+from masp.plan.headers.memory import Size
+from masp.runtime.process_pool import process_pool
 from masp.vlm.families import family_of
 from masp.vlm.features import Grid, ImageLayout
+from masp.vlm.preprocessor import Preprocessor, RefusedImage, load_preprocessor
 from masp.vlm.prompt import load_prompt
-from masp.vlm.vision import Preprocessor
 
+_ALONE_S = 20.0
+"""Seconds of counting tokens that one process does alone; others take half as long to start."""
+_TRIAL_S = 1.0
+"""Seconds after which it is known how long it takes."""
+_CHUNK = 64
 _DIGEST = "0" * 64
 """As long as the digest that the cache's record of an image will hold."""
 
@@ -71,35 +85,103 @@ class TokenStatistics:
 
 
 def plan_images(
-    samples: Sequence[Sample], sizes: Sequence[tuple[int, int] | None], preprocessor: Preprocessor
-) -> list[PlannedImage]:
+    samples: Sequence[Sample],
+    sizes: Sequence[Size | None],
+    preprocessor: Preprocessor,
+    num_processes: int | None = None,
+) -> tuple[list[PlannedImage], list[tuple[Location, str]]]:
     """Compute grid and tokens of every image whose header can be read, without decoding it.
 
     Args:
         samples: Samples of the dataset.
         sizes: Width and height of each image in pixels, None where the header is damaged.
         preprocessor: Image processor of the VLM.
+        num_processes: See `layouts_of`.
+
+    Returns:
+        The images, and the files of those that the VLM's processor refuses by their size, each with the reason.
     """
-    layouts = {size: preprocessor.planned(*size) for size in {size for size in sizes if size is not None}}
-    return [
-        PlannedImage(sample, size, layouts[size], _record_bytes(sample, size, layouts[size]))
-        for sample, size in zip(samples, sizes, strict=True)
-        if size is not None
-    ]
+    layouts = layouts_of((size for size in sizes if size is not None), preprocessor, num_processes)
+    images: list[PlannedImage] = []
+    refused: list[tuple[Location, str]] = []
+    for sample, size in zip(samples, sizes, strict=True):
+        if size is None:
+            continue
+        layout = layouts[size]
+        if isinstance(layout, str):
+            refused.append((sample.image, layout))
+        else:
+            images.append(PlannedImage(sample, size, layout, _record_bytes(sample, size, layout)))
+    return images, refused
 
 
-def plan_again(images: Sequence[PlannedImage], preprocessor: Preprocessor) -> list[PlannedImage]:
-    """The same images with another image processor, in a fraction of the time of `plan_images`."""
-    layouts = {size: preprocessor.planned(*size) for size in {image.size for image in images}}
-    return [
-        PlannedImage(
-            image.sample,
-            image.size,
-            layouts[image.size],
-            image.record_bytes - _digits(image.grid) + _digits(layouts[image.size].grid),
-        )
-        for image in images
-    ]
+def plan_again(images: Sequence[PlannedImage], layouts: Mapping[Size, ImageLayout | str]) -> list[PlannedImage]:
+    """The same images with another image processor, in a fraction of the time of `plan_images`.
+
+    Args:
+        images: Planned images.
+        layouts: What `layouts_of` gives for their sizes; those that the other processor refuses are left out.
+    """
+    found = []
+    for image in images:
+        layout = layouts[image.size]
+        if not isinstance(layout, str):
+            record_bytes = image.record_bytes - _digits(image.grid) + _digits(layout.grid)
+            found.append(PlannedImage(image.sample, image.size, layout, record_bytes))
+    return found
+
+
+def layouts_of(
+    sizes: Iterable[Size], preprocessor: Preprocessor, num_processes: int | None = None
+) -> dict[Size, ImageLayout | str]:
+    """How images lie in a prompt, by their size; the reason for those that the VLM's processor refuses.
+
+    A processor that cannot count the tokens of an image has to be asked about every size (4 to 200 ms). Where that
+    takes long, several processes do it.
+
+    Args:
+        sizes: Widths and heights in pixels, in any number.
+        preprocessor: Image processor of the VLM.
+        num_processes: How many processes at most; None for one per core.
+    """
+    different = list(dict.fromkeys(sizes))
+    found: dict[Size, ImageLayout | str] = {}
+    num_processes = (os.cpu_count() or 1) if num_processes is None else num_processes
+    start = time.monotonic()
+    with tqdm(total=len(different), desc="image sizes", unit="size", delay=1.0, leave=False, disable=None) as bar:
+        for size in different:
+            found[size] = _layout_of(size, preprocessor)
+            bar.update()
+            spent = time.monotonic() - start
+            if num_processes > 1 and spent > _TRIAL_S and spent * (len(different) / len(found) - 1) > _ALONE_S:
+                break
+        rest = different[len(found) :]
+        if rest:
+            chunks = [rest[at : at + _CHUNK] for at in range(0, len(rest), _CHUNK)]
+            with process_pool(num_processes, "--processes", "counts the tokens of images") as pool:
+                parts = pool.map(_layouts_there, repeat(preprocessor.origin), chunks)
+                for chunk, part in zip(chunks, parts, strict=True):
+                    found.update(zip(chunk, part, strict=True))
+                    bar.update(len(chunk))
+    return found
+
+
+def _layout_of(size: Size, preprocessor: Preprocessor) -> ImageLayout | str:
+    try:
+        return preprocessor.planned(*size)
+    except RefusedImage as error:
+        return str(error)
+
+
+def _layouts_there(origin: tuple[str, int | None, int | None], sizes: Sequence[Size]) -> list[ImageLayout | str]:
+    """The layouts of some sizes, in a process of its own."""
+    return [_layout_of(size, _loaded(*origin)) for size in sizes]
+
+
+@functools.cache
+def _loaded(path: str, min_pixels: int | None, max_pixels: int | None) -> Preprocessor:
+    torch.set_num_threads(1)
+    return load_preprocessor(path, min_pixels, max_pixels)
 
 
 def _record_bytes(sample: Sample, size: tuple[int, int], layout: ImageLayout) -> int:

@@ -17,7 +17,13 @@ from tests.dataset_forms import FORMS, read_items, write_form
 from tests.images import CATEGORIES, make_config, make_dataset
 from tests.tiny import make_vlm
 
-ZERO_SHOT = ("checkpoint.soft_prompt=none", "checkpoint.aspect=none", "engine.device=cpu", "evaluate.num_workers=0")
+ZERO_SHOT = (
+    "checkpoint.soft_prompt=none",
+    "checkpoint.aspect=none",
+    "engine.device=cpu",
+    "engine.precision=fp32",
+    "evaluate.num_workers=0",
+)
 
 
 def make(tmp_path: Path, name: str, items, vlm, *settings: str):

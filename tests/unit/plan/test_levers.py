@@ -10,7 +10,7 @@ from masp.plan.tokens import plan_images
 from masp.plan.work import extraction_flops
 from masp.vlm.families import load_config
 from masp.vlm.flops import shapes
-from masp.vlm.vision import load_preprocessor
+from masp.vlm.preprocessor import load_preprocessor
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def shards(config):
 
     samples = read_dataset(config.dataset).samples[:3]
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, 600 * 28 * 28)
-    return {"train-00000": plan_images(samples, [(1000, 700), (400, 300), (60, 60)], preprocessor)}
+    return {"train-00000": plan_images(samples, [(1000, 700), (400, 300), (60, 60)], preprocessor)[0]}
 
 
 def test_every_limit_below_the_largest_image_is_a_lever(config, shards):

@@ -7,7 +7,8 @@ import pytest
 from masp.data.datasets import read_dataset
 from masp.data.questions import load_questions
 from masp.errors import InputError
-from masp.plan.tokens import PlannedImage, TokenStatistics, count_words, token_statistics
+from masp.plan.tokens import PlannedImage, TokenStatistics, count_words, layouts_of, plan_again, token_statistics
+from masp.vlm.preprocessor import load_preprocessor
 from masp.vlm.prompt import load_prompt
 from tests.tiny import layout_of
 from tests.vlm_sizes import save_config_only
@@ -51,3 +52,20 @@ def test_a_missing_questions_file(config):
     config.questions = "/no/such.yaml"
     with pytest.raises(InputError, match="/no/such.yaml"):
         count_words(config, [], ("joy",))
+
+
+@pytest.mark.full
+def test_several_processes_find_the_same_layouts_as_one(vlm, monkeypatch):
+    preprocessor = load_preprocessor(str(vlm))
+    sizes = [(90 + n, 60) for n in range(70)] + [(2, 900)]
+    alone = layouts_of(sizes, preprocessor, num_processes=1)
+    assert alone[90, 60] == preprocessor.layout(90, 60) and "aspect ratio" in alone[2, 900]
+    monkeypatch.setattr("masp.plan.tokens._TRIAL_S", -1)
+    monkeypatch.setattr("masp.plan.tokens._ALONE_S", -1)
+    assert layouts_of(sizes, preprocessor, num_processes=2) == alone
+
+
+def test_images_that_another_processor_refuses_are_left_out():
+    images = [PlannedImage(None, (n, n), layout_of((1, 2, 2 * n)), 300) for n in (1, 2)]
+    (left,) = plan_again(images, {(1, 1): "refused", (2, 2): layout_of((1, 2, 100))})
+    assert left.layout == layout_of((1, 2, 100)) and left.record_bytes == 302

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from masp.data.sources.containers.arrow_columns import READABLE, label_names
 from masp.data.sources.containers.listed_files import ListedFile
 from masp.data.sources.rows import Column, Header
 from masp.errors import InputError
+from masp.files.json_text import parse_json
 from masp.files.text import all_lines, shown
 
 HUGGING_FACE_KEY = b"huggingface"
@@ -44,8 +44,8 @@ def labels_in(metadata: dict[bytes, bytes] | None, path: str) -> dict[str, tuple
     try:
         if len(text) > _MAX_METADATA:
             raise ValueError(f"{len(text):,} bytes")
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        found = parse_json(text)
+    except ValueError as error:
         raise InputError(f"{path}: its metadata of the key 'huggingface' are damaged: {all_lines(error)}") from None
     info = found.get("info") if isinstance(found, dict) else None
     return label_names(info.get("features") if isinstance(info, dict) else None, path)
