@@ -21,6 +21,7 @@ from launch.time_limits import check_time
 from masp.cache.fingerprint import model_part
 from masp.cache.layout import check_layout, read_layout
 from masp.config import Config
+from masp.config.feature_source import cache_directory, evaluation_source
 from masp.config.fields import describe_settings
 from masp.config.schema import StageName
 from masp.data.datasets import list_dataset
@@ -104,13 +105,14 @@ def _check_paths(parts: Sequence[Part], config: Config, cluster: ClusterConfig, 
     written = {"output_dir": config.output_dir}
     for part in parts:
         if part.name == PartName.EXTRACT:
-            written["cache.dir"] = config.cache.dir
+            written["cache.dir"] = str(part.result)
         elif part.name == PartName.EVALUATE:
             written["evaluate.output_dir"] = str(part.result.parent)
     for key, path in written.items():
         check_writable(key, path)
     if cluster.executor == "slurm":
-        read = {"dataset.root": config.dataset.root, "cache.dir": config.cache.dir}
+        read = {"dataset.root": config.dataset.root}
+        read |= {} if config.cache.dir is None else {"cache.dir": config.cache.dir}
         read |= {"vlm.path": config.vlm.path} if exists(Path(config.vlm.path), key="vlm.path") else {}
         lone = [
             f"{key} = {path}"
@@ -172,7 +174,7 @@ def _check_artifacts(names: Sequence[PartName], config: Config) -> None:
     if first in (PartName.STAGE1, PartName.STAGE2):
         _check_checkpoint(first, config)
         return
-    if config.evaluate.source != "cache":
+    if evaluation_source(config) != "cache":
         return  # this would need the machine that makes the features, which is not this one
     directory = evaluate_dir(config)
     evaluation = open_evaluation(config, directory, open_feed(config))
@@ -215,7 +217,7 @@ def _decided_by(part: PartName, config: Config) -> tuple[str, ...]:
     """How settings begin that a finished part alone reads; others are compared by what builds on it."""
     if part != PartName.EXTRACT:
         return (f"{part}.",)
-    return ("cache.num_shards",) if config.evaluate.source == "live" else ("cache.num_shards", "extract.")
+    return ("cache.num_shards",) if evaluation_source(config) == "live" else ("cache.num_shards", "extract.")
 
 
 def _setting(config: Config, name: str) -> Any:

@@ -19,6 +19,7 @@ from masp.cache.layout import INDEX, tar_path
 from masp.cache.manifest import Manifest, read_manifest
 from masp.cache.shard_state import remedy
 from masp.config import Config
+from masp.config.feature_source import cache_directory
 from masp.data.answer_table import FILE as ANSWERS
 from masp.data.answer_table import AnswerTable, load_answers
 from masp.errors import DataError, InputError
@@ -86,7 +87,7 @@ def open_matching_cache(config: Config) -> tuple[Cache, Fields]:
     Returns:
         The cache, and the model part of its fingerprint.
     """
-    cache = open_cache(config.cache.dir)
+    cache = open_cache(cache_directory(config))
     model = model_part(config)
     cache.check_model(model)
     return cache, model

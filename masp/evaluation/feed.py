@@ -24,6 +24,7 @@ from masp.cache.fingerprint import differences, machine_part, model_part
 from masp.cache.manifest import quarantined_keys
 from masp.cache.reader import Cache, open_matching_cache
 from masp.config import Config
+from masp.config.feature_source import evaluation_source
 from masp.data.answer_table import AnswerTable
 from masp.data.datasets import read_dataset
 from masp.data.findings import DatasetRecord
@@ -133,12 +134,12 @@ class Feed(ABC):
 
 
 def open_feed(config: Config) -> Feed:
-    """Open what `evaluate.source` names.
+    """Open what `evaluate.source` names, or without a cache the images.
 
     Raises:
         InputError: no cache, a cache of another VLM, or no such split.
     """
-    return _open_cached(config) if config.evaluate.source == "cache" else _open_live(config)
+    return _open_cached(config) if evaluation_source(config) == "cache" else _open_live(config)
 
 
 def check_finite_features(features: Sequence[Features], images: Sequence[str], dtype: str) -> None:

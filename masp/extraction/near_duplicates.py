@@ -17,6 +17,7 @@ from tqdm import tqdm
 from masp.cache.findings import read_findings
 from masp.cache.manifest import read_manifest
 from masp.config import Config
+from masp.config.feature_source import cache_directory
 from masp.data.datasets import read_dataset
 from masp.data.findings import DatasetRecord, Finding, examples, save_findings
 from masp.data.images import UnreadableImage, load_image
@@ -46,7 +47,7 @@ def record_near_duplicates(config: Config) -> DatasetRecord:
         raise InputError(
             "--near-duplicates: imagehash is not installed; install it with `pip install masp[duplicates]`"
         )
-    directory = Path(config.cache.dir)
+    directory = cache_directory(config)
     record = read_findings(directory, read_manifest(directory))
     if record is None:
         raise InputError(f"cache.dir: {directory}: findings were not recorded; run `masp extract` again, which does so")

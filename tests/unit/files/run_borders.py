@@ -20,9 +20,10 @@ from masp.evaluation.transfer import dataset_configs
 from masp.experiments.parity import Golden
 from masp.experiments.seed_groups import read_settings
 from masp.files.jsonl import cut_lines
+from masp.files.remembered import read_rows
 from masp.files.typed import decode, read
 from masp.models.trainable import AspectModules, SoftPrompt
-from masp.plan.headers.memory import HeaderMemory, _read
+from masp.plan.headers.memory import COLUMNS, HeaderMemory, made_by
 from masp.plan.rates import read_speeds
 from masp.report.run_config import RunConfig, find_config
 from masp.results.aspect_records import read_aspect_records, write_aspect_records
@@ -375,7 +376,7 @@ RUN_BORDERS = (
     ),
     RunBorder("findings.json", "sealed", findings, lambda p: load_findings(p.parent), "findings.json"),
     RunBorder(
-        "sizes of images", "binary", header_memory, lambda p: _read(p, None).tolist(), "headers.bin", lenient=True
+        "sizes of images", "binary", header_memory, lambda p: read_rows(p, made_by(None), COLUMNS).tolist(), "headers.bin", lenient=True
     ),
     RunBorder("golden.json", "json", content(GOLDEN), lambda p: read(Golden, p), "golden.json"),
     RunBorder("ledger", "lines", ledger, lambda p: read_records(p.parent), "rank-0.jsonl"),
