@@ -21,7 +21,7 @@ from launch.time_limits import check_time
 from masp.cache.fingerprint import model_part
 from masp.cache.layout import check_layout, read_layout
 from masp.config import Config
-from masp.config.feature_source import cache_directory, evaluation_source
+from masp.config.feature_source import evaluation_source
 from masp.config.fields import describe_settings
 from masp.config.schema import StageName
 from masp.data.datasets import list_dataset

@@ -170,12 +170,13 @@ class Cache:
         found = self.manifest.fingerprint.model
         compare(found, fields, f"cache.dir: {self.directory}", "extract into a new cache.dir or give the old value")
 
-    def read(self, row: int, dtype: torch.dtype | None = None) -> CachedSample:
+    def read(self, row: int, dtype: torch.dtype | None = None, *, epoch: int | None = None) -> CachedSample:
         """Read a sample.
 
         Args:
             row: Row of the index.
             dtype: Number format of the features; None for the cache's.
+            epoch: Epoch of training, which makes no difference: only images that are read live can be changed.
 
         Raises:
             DataError: A byte of it is damaged or missing; names shard, key and the command that rebuilds the shard.

@@ -18,7 +18,6 @@ from torch.utils.data import Dataset
 
 from masp.artifacts.aspect_tokens import AspectTokens, open_aspect_tokens
 from masp.artifacts.trained import load_trained_aspects
-from masp.cache.codec import is_finite
 from masp.cache.findings import read_findings
 from masp.cache.fingerprint import differences, machine_part, model_part
 from masp.cache.manifest import quarantined_keys
@@ -30,7 +29,8 @@ from masp.data.datasets import read_dataset
 from masp.data.findings import DatasetRecord
 from masp.data.sample import Sample
 from masp.errors import DataError, InputError
-from masp.extraction.encoder import Encoder
+from masp.extraction.encoder import Encoder, check_finite_features
+from masp.extraction.live.images import open_live
 from masp.files.sealed import canonical_json, digest_of
 from masp.files.text import shown
 from masp.results.ledgers.table import RecordTable
@@ -140,25 +140,6 @@ def open_feed(config: Config) -> Feed:
         InputError: no cache, a cache of another VLM, or no such split.
     """
     return _open_cached(config) if evaluation_source(config) == "cache" else _open_live(config)
-
-
-def check_finite_features(features: Sequence[Features], images: Sequence[str], dtype: str) -> None:
-    """Refuse features that were encoded now, and are not finite, before anything is made of them.
-
-    Args:
-        features: Features of some images.
-        images: What the error names each by.
-        dtype: `cache.dtype`.
-
-    Raises:
-        DataError: Names the first such image.
-    """
-    for image, found in zip(images, features, strict=True):
-        if not is_finite(found):
-            cause = "the weights of vlm.path are damaged"
-            if dtype != "fp32":
-                cause += f", or {dtype} cannot hold them: try cache.dtype=fp32, with what was trained on such features"
-            raise DataError(f"{image}: the features are not finite in {dtype}; {cause}")
 
 
 def machines_of(feed: Feed, records: RecordTable) -> list[dict[str, Any]]:
@@ -348,8 +329,13 @@ class LiveFeed(Feed):
 
 
 def _open_live(config: Config) -> LiveFeed:
-    dataset = read_dataset(config.dataset)
-    broken = quarantined_keys(Path(config.cache.dir))
+    model, record = model_part(config), None
+    if config.cache.dir is None:
+        images = open_live(config, model)
+        dataset, broken, record = images.dataset, images.unreadable_keys(), images.record
+    else:
+        dataset = read_dataset(config.dataset)
+        broken = quarantined_keys(Path(config.cache.dir))
     of_split = [s for s in dataset.samples if s.split == config.evaluate.split]
     samples = {s.key: s for s in of_split if s.key not in broken}
     if not samples:
@@ -360,14 +346,14 @@ def _open_live(config: Config) -> LiveFeed:
         keys=keys,
         labels=labels,
         categories=dataset.categories,
-        model=model_part(config),
+        model=model,
         machine=machine_part(config).fields,
         hidden_size=family_of(config.vlm.path).hidden_size,
         # not what the files hold: each record says that of its own, so that mending one leaves the others
         data_digest=digest_of_rows(zip(keys, labels, strict=True)),
         num_quarantined=len(of_split) - len(samples),
         aspects=tuple(sorted({aspect for s in dataset.samples for aspect in s.answers})),
-        record=dataset.record(),
+        record=record or dataset.record(),
         config=config,
         samples=samples,
         everything=[s for s in dataset.samples if s.key not in broken],

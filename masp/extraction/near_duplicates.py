@@ -9,7 +9,6 @@ import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm

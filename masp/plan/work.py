@@ -11,8 +11,9 @@ from masp.config import Config
 from masp.config.schema import Stage1Config, Stage2Config
 from masp.plan.rates import Rate
 from masp.plan.tokens import PlannedImage, Words
-from masp.vlm.features import Grid
-from masp.vlm.flops import Encoder, Language, VisionShape, aspect_module_flops, encoder_flops, language_flops
+from masp.vlm.counting import image_flops
+from masp.vlm.features import ImageLayout
+from masp.vlm.flops import Encoder, Language, aspect_module_flops, language_flops
 
 
 @dataclass(frozen=True)
@@ -217,15 +218,8 @@ def _images_together(settings: Stage1Config | Stage2Config, tokens: float) -> fl
 
 def extraction_flops(vision: Encoder, images: Iterable[PlannedImage]) -> float:
     """Compute the FLOP of the encoder over these images, each once."""
-    kinds = Counter((p.grid, p.amount) for p in images)
-    return sum(_image_flops(vision, *kind) * count for kind, count in kinds.items())
-
-
-def _image_flops(vision: Encoder, grid: Grid | None, amount: int) -> float:
-    if isinstance(vision, VisionShape):
-        assert grid is not None  # families with a formula have grids
-        return encoder_flops(vision, grid)
-    return vision.flops(amount)
+    layouts = Counter(p.layout for p in images)
+    return sum(image_flops(vision, layout) * count for layout, count in layouts.items())
 
 
 @dataclass(frozen=True)
@@ -263,10 +257,10 @@ def without_cache(
     def asked(p: PlannedImage) -> int:
         return sum(aspect in p.sample.answers for aspect in config.aspects)
 
-    runs: Counter[tuple[Grid | None, int]] = Counter()
+    runs: Counter[ImageLayout] = Counter()
     for p in train:
-        runs[p.grid, p.amount] += asked(p) if per_aspect else min(1, asked(p))
-    stage1 = sum(_image_flops(vision, *kind) * count for kind, count in runs.items())
+        runs[p.layout] += asked(p) if per_aspect else min(1, asked(p))
+    stage1 = sum(image_flops(vision, layout) * count for layout, count in runs.items())
     epochs = [stage1] * (config.stage1.num_epochs if stage1 else 0)
     epochs += [extraction_flops(vision, train)] * config.stage2.num_epochs
     spent, pays = 0.0, None

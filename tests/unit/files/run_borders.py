@@ -333,7 +333,7 @@ def header_memory(directory: Path) -> bytes:
     image.write_bytes(b"1")
     os.utime(image, (1, 1))
     memory = HeaderMemory(directory / "headers.bin", None, [image])
-    memory._settled[:] = True  # an hour later
+    memory._memory._settled[:] = True  # an hour later
     memory[0] = (40, 30)
     memory.save()
     return (directory / "headers.bin").read_bytes()
@@ -376,7 +376,12 @@ RUN_BORDERS = (
     ),
     RunBorder("findings.json", "sealed", findings, lambda p: load_findings(p.parent), "findings.json"),
     RunBorder(
-        "sizes of images", "binary", header_memory, lambda p: read_rows(p, made_by(None), COLUMNS).tolist(), "headers.bin", lenient=True
+        "sizes of images",
+        "binary",
+        header_memory,
+        lambda p: read_rows(p, made_by(None), COLUMNS).tolist(),
+        "headers.bin",
+        lenient=True,
     ),
     RunBorder("golden.json", "json", content(GOLDEN), lambda p: read(Golden, p), "golden.json"),
     RunBorder("ledger", "lines", ledger, lambda p: read_records(p.parent), "rank-0.jsonl"),
