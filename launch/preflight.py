@@ -50,7 +50,7 @@ class Findings:
     """One line each, for the user."""
 
     plan: Plan | None = None
-    """What `masp plan` says, if extraction is among the parts."""
+    """What `masp plan` says, if the encoder runs in one of the parts: in extraction, or without a cache in training."""
 
 
 def preflight(parts: Sequence[Part], config: Config, cluster: ClusterConfig) -> Findings:
@@ -69,7 +69,7 @@ def preflight(parts: Sequence[Part], config: Config, cluster: ClusterConfig) -> 
     for part in parts:
         _check_devices(part, config, cluster)
     _check_paths(parts, config, cluster, findings)
-    if PartName.EXTRACT in names:
+    if PartName.EXTRACT in names or (config.cache.dir is None and names != [PartName.EVALUATE]):
         findings.plan = _check_extraction(config)
         if obstacle := next((o for stage, o in findings.plan.dataset.obstacles.items() if stage in names), None):
             raise InputError(f"dataset.root: {config.dataset.root}: {obstacle}")
@@ -86,6 +86,11 @@ def _check_devices(part: Part, config: Config, cluster: ClusterConfig) -> None:
     section = config.extract if part.name == PartName.EXTRACT else config.engine
     setting = "extract.device" if part.name == PartName.EXTRACT else "engine.device"
     gpus = part.resources.gpus_per_task
+    if config.cache.dir is None and config.extract.device == "cuda" and not gpus:
+        raise InputError(
+            f"extract.device = 'cuda', but cluster.{key}.gpus_per_task = 0, and with cache.dir = null the encoder runs "
+            f"in {part.name}: ask for a GPU, or set 'cpu'"
+        )
     if section.device == "cuda" and not gpus:
         raise InputError(f"{setting} = 'cuda', but cluster.{key}.gpus_per_task = 0: ask for a GPU, or set 'cpu'")
     if section.device == "cpu" and gpus:
@@ -149,6 +154,8 @@ def check_writable(key: str, path: str) -> None:
 def _check_extraction(config: Config) -> Plan:
     """Check dataset, VLM, space for the cache, and a cache that was begun already; returns the plan."""
     plan = make_plan(config)
+    if config.cache.dir is None or plan.space is None:
+        return plan
     if not plan.space.fits:
         raise InputError(f"cache.dir: {config.cache.dir}: {plan.space.verdict}")
     layout = read_layout(Path(config.cache.dir))
@@ -171,6 +178,10 @@ def _check_artifacts(names: Sequence[PartName], config: Config) -> None:
         load_questions(config.questions)
         return
     first = names[0]
+    if config.cache.dir is None:  # what a checkpoint says can be compared where all images are read, not here
+        load_questions(config.questions)
+        model_part(config)
+        return
     if first in (PartName.STAGE1, PartName.STAGE2):
         _check_checkpoint(first, config)
         return
@@ -225,7 +236,12 @@ def _setting(config: Config, name: str) -> Any:
 
 
 def _check_checkpoint(part: PartName, config: Config) -> None:
-    """A checkpoint that a part of training has left was made with these settings."""
+    """A checkpoint that a part of training has left was made with these settings.
+
+    Without a cache, that depends on the bytes of all images, which training itself reads and compares.
+    """
+    if config.cache.dir is None:
+        return
     stage: StageName = "stage1" if part == PartName.STAGE1 else "stage2"
     found = open_stage(stage, config, "cpu" if config.engine.device == "cpu" else "cuda")
     check_latest(found.directory / "checkpoints", found.identity())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from masp.artifacts.trained import prompt_aspects
 from masp.config import Config
@@ -76,8 +76,12 @@ class StageEstimate:
     hours: float
     images_per_s: float
     reads_bytes_per_s: float
-    """What the cache must deliver."""
+    """What the cache must deliver; 0 without one."""
     rate: Rate
+    encoder_flops: float = 0.0
+    """FLOP of the encoder, contained in `flops`; 0 with a cache."""
+    encoder_hours: float = 0.0
+    """How long it takes, contained in `hours`."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,34 @@ def estimate_stage(work: StageWork, rate: Rate, bytes_per_image: float) -> Stage
         images_per_s=images_per_s,
         reads_bytes_per_s=images_per_s * bytes_per_image,
         rate=rate,
+    )
+
+
+def estimate_live_stage(
+    work: StageWork, rate: Rate, encoder_flops: float, num_images: int, encoder_rate: Rate
+) -> StageEstimate:
+    """Combine the work of a stage that runs the encoder, because there is no cache, with rates.
+
+    Args:
+        work: Work of the stage beside the encoder's; it may have no images.
+        rate: How fast it is done.
+        encoder_flops: FLOP of the encoder for each of the stage's images once.
+        num_images: Number of these images; with `stage1.position: pair` an image is encoded for each of its pairs.
+        encoder_rate: How fast the encoder's are done.
+    """
+    runs = work.num_epochs * work.num_images / num_images if num_images else 0.0
+    flops = encoder_flops * runs
+    base, encoder_hours = estimate_stage(work, rate, 0.0), encoder_rate.hours(flops, 0.0)
+    hours = base.hours if rate.includes_encoder else base.hours + encoder_hours
+    seen = work.num_images * work.num_epochs
+    return replace(
+        base,
+        flops_per_image=(base.flops + flops) / seen if seen else 0.0,
+        flops=base.flops + flops,
+        hours=hours,
+        images_per_s=seen / (hours * 3600) if hours else 0.0,
+        encoder_flops=flops,
+        encoder_hours=encoder_hours,
     )
 
 
@@ -172,11 +204,16 @@ def row_flops(language: Language, lengths: Lengths, rows_together: float) -> flo
     return whole - language_flops(language, suffix=lengths.prefix, gradient=False) * (1 - 1 / max(1.0, rows_together))
 
 
+def annotated(config: Config, train: Sequence[PlannedImage]) -> list[PlannedImage]:
+    """The training images that have an answer to any configured aspect."""
+    return [p for p in train if any(aspect in p.sample.answers for aspect in config.aspects)]
+
+
 def stage1_work(config: Config, language: Language, words: Words, train: Sequence[PlannedImage]) -> StageWork:
     """Compute the work of stage 1, on the training images that have an answer to any configured aspect."""
     settings, num_queries = config.stage1, config.aspect_module.num_queries
     asked = Counter(aspect for p in train for aspect in p.sample.answers if aspect in config.aspects)
-    images = [p for p in train if any(aspect in p.sample.answers for aspect in config.aspects)]
+    images = annotated(config, train)
     if not images:
         return StageWork(settings.num_epochs, 0, 0, 0.0, 0.0)
     num_rows = sum(asked.values())
