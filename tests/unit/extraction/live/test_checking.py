@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -91,6 +92,27 @@ def test_what_can_be_read_is_remembered_until_it_changes(config, opened, tmp_pat
     opened.clear()
     config.vlm.max_side = 100  # images are prepared in another way
     assert (check(config)[1].sizes <= 100).all() and len(opened) == len(samples)
+
+
+def test_of_several_processes_one_makes_the_pass(config, opened, monkeypatch, tmp_path):
+    begun, real = tmp_path / "begun", image_stream.read_image_file
+
+    def slow(path):
+        begun.touch()  # the lock is held by now
+        time.sleep(0.01)
+        return real(path)
+
+    child = os.fork()
+    if not child:
+        monkeypatch.setattr(image_stream, "read_image_file", slow)
+        check(config)
+        os._exit(0)
+    while not begun.exists():
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
+        time.sleep(0.005)
+    samples, found = check(config)
+    assert os.waitpid(child, 0)[1] == 0
+    assert sorted(opened) == sorted(os.path.basename(samples.paths[place]) for place in found.reasons)
 
 
 def test_an_image_that_was_mended_is_no_longer_left_out(config):

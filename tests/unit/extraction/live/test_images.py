@@ -118,10 +118,3 @@ def test_without_a_broken_image_no_list_is_left(own, tmp_path):
     (tmp_path / "quarantine.jsonl").write_text(json.dumps({"key": "old"}))
     open_live(own).save_quarantine(tmp_path)
     assert not (tmp_path / "quarantine.jsonl").exists()
-
-
-def test_a_dataset_without_images_is_refused(own, tmp_path):
-    own.dataset.root = str(tmp_path / "none")
-    (tmp_path / "none" / "train" / "joy").mkdir(parents=True)
-    with pytest.raises(InputError, match="dataset.root: .* holds no images"):
-        open_live(own)
