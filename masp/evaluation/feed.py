@@ -269,6 +269,12 @@ class LiveFeed(Feed):
     def live_machine(self) -> dict[str, Any]:
         return self.machine
 
+    def notes(self) -> list[str]:
+        if self.config.cache.dir is not None or not self.num_quarantined:
+            return super().notes()
+        images = "image of the split" if self.num_quarantined == 1 else "images of the split"
+        return [f"{self.num_quarantined} {images} cannot be read: not evaluated"]
+
     def different_answers(self) -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}
         for sample in self.everything:

@@ -377,11 +377,16 @@ class Trainer:
     def memory_remedy(self) -> str:
         """What to change where memory runs out."""
         settings, name, config = self.settings, self.stage.name, self.config
+        encoder = ""
+        if self.stage.live:
+            encoder = (
+                f"; the encoder takes less with a lower extract.batch_tokens, which is {config.extract.batch_tokens}"
+            )
         smaller = "" if config.vlm.quantization == "int4" else "; if the VLM does not fit, give vlm.quantization=int4"
         if config.vlm.quantization == "none" and config.engine.zero_stage < 3:
             smaller += " or engine.zero_stage=3 on several ranks"
         return (
             f"lower {name}.micro_batch_size, which is {settings.micro_batch_size}, or {name}.micro_batch_tokens, which "
             f"is {settings.micro_batch_tokens}; neither changes the result, and the run goes on from its checkpoint"
-            f"{smaller}"
+            f"{encoder}{smaller}"
         )

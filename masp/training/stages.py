@@ -377,4 +377,5 @@ def _of_images(name: StageName, config: Config, questions: Questions) -> tuple[S
     stage.sources = Sources(images.model, machine_part(config).fields, None, images.hidden_size, images.digest)
     stage.record, stage.num_quarantined = images.record, images.num_quarantined("train")
     stage.live = images
+    _ = images.encoder_cost  # not in each of the workers that will be forked
     return stage, None

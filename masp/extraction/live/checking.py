@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -115,7 +116,7 @@ def check_images(config: Config, images: ImageDataset, paths: Sequence[str], mod
 
 
 @contextlib.contextmanager
-def _alone(lock) -> Iterator[None]:
+def _alone(lock: Path) -> Iterator[None]:
     """Wait until no other process makes the pass; where there can be no lock, each makes its own."""
     with contextlib.ExitStack() as stack:
         try:

@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -92,15 +93,19 @@ class LiveImages:
         self.samples: Samples = dataset.samples[self._places]
         self.index = LiveIndex(checked.num_tokens[self._places], numbers[is_good].astype(np.int32), self.samples.keys)
         self.splits = tuple(sorted({shard.split for shard in shards}))
-        path = resolve_directory(config.vlm.path)
-        vlm = load_config(path)
         self.hidden_size = images.preprocessor.family.hidden_size
-        self._num_deep = num_deep_maps(vlm)
-        self._encoder: Encoder = known_encoder(vlm) or encoder_curve(path, self._amounts(), self._prepared)
+        self._num_deep = num_deep_maps(load_config(resolve_directory(config.vlm.path)))
         self.digest, self.record = self._described()
 
     def __len__(self) -> int:
         return len(self._places)
+
+    @cached_property
+    def encoder_cost(self) -> Encoder:
+        """What the encoder takes for an image; whoever starts workers that read asks for it before, since it may have
+        to be counted."""
+        path = resolve_directory(self.config.vlm.path)
+        return known_encoder(load_config(path)) or encoder_curve(path, self._amounts(), self._prepared)
 
     def rows(self, split: str) -> np.ndarray:
         """Rows of a split, ascending, int64.
@@ -148,12 +153,12 @@ class LiveImages:
         image = self.images.prepare(place, change)
         if why := image.failure or image.reason:
             raise DataError(
-                f"sample {sample.key}: {self.images.samples[place].image_path} can no longer be read: {why}; the same "
+                f"sample {sample.key}: {self._path(place)} can no longer be read: {why}; the same "
                 "command goes on when it can, from the last checkpoint"
             )
         if image.source.sha256 != self.checked.digest(place):
             raise InputError(
-                f"sample {sample.key}: {self.images.samples[place].image_path} has changed since this run began; "
+                f"sample {sample.key}: {self._path(place)} has changed since this run began; "
                 "restore it, or train on the new images with another output_dir"
             )
         shape = image.layout.num_tokens, self.hidden_size
@@ -168,7 +173,7 @@ class LiveImages:
             layout=image.layout,
             image_size=image.image_size,
             image=image,
-            encoder_flops=image_flops(self._encoder, image.layout),
+            encoder_flops=image_flops(self.encoder_cost, image.layout),
         )
 
     def log(self) -> None:
@@ -190,13 +195,17 @@ class LiveImages:
         path, samples, root = directory / QUARANTINE, self.dataset.samples, self.dataset.root
         lines = []
         for place in sorted(self.checked.reasons):
-            image = self.images.samples[place].image_path
+            image = self._path(place)
             shown = image.relative_to(root) if image.is_relative_to(root) else image
             lines.append(encode(QuarantineLine(samples[place].key, str(shown), self.checked.reasons[place])))
         if lines:
             write_bytes(path, b"\n".join(lines) + b"\n")
         else:
             path.unlink(missing_ok=True)
+
+    def _path(self, place: int) -> Path:
+        """Path of the image file at a place in the dataset."""
+        return self.dataset.samples[place].image_path
 
     def _amounts(self) -> list[tuple[float, tuple[int, int]]]:
         """How much the encoder gets of images, and their sizes: of each size of an image once."""
