@@ -50,7 +50,7 @@ class Findings:
     """One line each, for the user."""
 
     plan: Plan | None = None
-    """What `masp plan` says, if the encoder runs in one of the parts: in extraction, or without a cache in training."""
+    """What `masp plan` says, if the encoder runs in a part: in extraction, or without a cache in any other."""
 
 
 def preflight(parts: Sequence[Part], config: Config, cluster: ClusterConfig) -> Findings:
@@ -69,7 +69,7 @@ def preflight(parts: Sequence[Part], config: Config, cluster: ClusterConfig) -> 
     for part in parts:
         _check_devices(part, config, cluster)
     _check_paths(parts, config, cluster, findings)
-    if PartName.EXTRACT in names or (config.cache.dir is None and names != [PartName.EVALUATE]):
+    if PartName.EXTRACT in names or config.cache.dir is None:
         findings.plan = _check_extraction(config)
         if obstacle := next((o for stage, o in findings.plan.dataset.obstacles.items() if stage in names), None):
             raise InputError(f"dataset.root: {config.dataset.root}: {obstacle}")

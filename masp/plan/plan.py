@@ -249,7 +249,7 @@ def _predict(
         for name, work in works.items()
     }
     scoring = evaluation_work(config, vision, language, images, dataset.categories)
-    scoring_rate = evaluation_rate(config, rates, works)
+    scoring_rate = evaluation_rate(config, rates, works, stages)
     return Plan(
         dataset=DatasetFacts(
             name=dataset.name,

@@ -1,4 +1,4 @@
-"""What is remembered of files; `test_header_memory.py` tests damage and files that change."""
+"""What is remembered of files; `tests/unit/plan/headers/test_memory.py` tests damage and files that change."""
 
 import numpy as np
 import pytest

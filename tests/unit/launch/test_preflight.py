@@ -85,7 +85,7 @@ def test_without_a_cache_the_plan_is_made_and_no_image_is_decoded(config_path, t
     overrides = [f"output_dir={tmp_path / 'run'}", "cache.dir=null"]
     plan = looked(config_path, "pipeline", *overrides).plan
     assert plan.space is None and plan.stages["stage2"].encoder_flops > 0
-    assert looked(config_path, "evaluate", *overrides).plan is None
+    assert looked(config_path, "evaluate", *overrides).plan.evaluate.num_images == 6
 
 
 def test_processes_without_work_are_told(config_path, tmp_path):
