@@ -133,7 +133,7 @@ class Trainer:
     def __init__(self, config: Config, name: StageName, ranks: Ranks, lock: RunLock, stop: StopRequests):
         self.config, self.ranks, self.lock, self.stop = config, ranks, lock, stop
         self.device = pick_device(config.engine.device, "engine.device")
-        self.stage = open_stage(name, config, self.device)
+        self.stage = open_stage(name, config, self.device, stop.flag)
         self.settings, self.directory = self.stage.settings, self.stage.directory
         self.identity = self.stage.identity()
         self.num_steps = self.stage.schedule.num_steps

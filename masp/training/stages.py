@@ -35,6 +35,7 @@ from masp.extraction.live.images import open_live
 from masp.models.forward import Stage1Model, Stage2Model, num_logits
 from masp.models.sequence import Batch, build_sequence, make_batch
 from masp.models.trainable import AspectModules, SoftPrompt, initial_soft_prompt
+from masp.runtime.stop import StopFlag
 from masp.training.schedule import Rows, TrainingCache
 from masp.training.stage import COURSE, Sources, Stage
 from masp.vlm.families import family_of
@@ -338,22 +339,24 @@ class SoftPromptStage(Stage):
 STAGES: dict[StageName, type[Stage]] = {"stage1": AspectStage, "stage2": SoftPromptStage}
 
 
-def open_stage(name: StageName, config: Config, device: str) -> Stage:
+def open_stage(name: StageName, config: Config, device: str, stop: StopFlag | None = None) -> Stage:
     """A stage that can be trained.
 
     Args:
         name: Name of the stage.
         config: Run configuration.
         device: Where the model will be, `cpu` or `cuda`.
+        stop: Looked at while images are examined, without a cache; None for no request to stop.
 
     Raises:
         InputError: Cache, questions, VLM or aspect modules are missing or do not fit, or there is nothing to learn.
         DataError: One of them is damaged, or without a cache too many images are.
+        StoppedEarly: As `stop` asked.
     """
     STAGES[name].check_settings(config, device)
     questions = load_questions(config.questions)
     stage, cache = (
-        _of_images(name, config, questions) if config.cache.dir is None else _of_cache(name, config, questions)
+        _of_images(name, config, questions, stop) if config.cache.dir is None else _of_cache(name, config, questions)
     )
     stage.check_samples()  # nothing to learn from is refused before anything is loaded
     stage.load_inputs(cache)
@@ -370,9 +373,9 @@ def _of_cache(name: StageName, config: Config, questions: Questions) -> tuple[St
     return stage, cache
 
 
-def _of_images(name: StageName, config: Config, questions: Questions) -> tuple[Stage, None]:
+def _of_images(name: StageName, config: Config, questions: Questions, stop: StopFlag | None) -> tuple[Stage, None]:
     """A stage whose features are computed live, without a cache."""
-    images = open_live(config)
+    images = open_live(config, stop=stop)
     stage = STAGES[name](config, images, questions)
     stage.sources = Sources(images.model, machine_part(config).fields, None, images.hidden_size, images.digest)
     stage.record, stage.num_quarantined = images.record, images.num_quarantined("train")

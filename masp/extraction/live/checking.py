@@ -21,13 +21,14 @@ from tqdm import tqdm
 
 from masp.cache.fingerprint import Fields
 from masp.config import Config
-from masp.errors import DataError, MaspError
+from masp.errors import DataError, MaspError, StoppedEarly
 from masp.extraction.image_stream import ImageDataset
 from masp.files.locks import locked
 from masp.files.remembered import Remembered, memory_file
 from masp.files.sealed import digest_of
 from masp.files.typed import Json
 from masp.runtime.prefetch import ReadAhead
+from masp.runtime.stop import StopFlag
 
 LOG = logging.getLogger(__name__)
 
@@ -87,7 +88,9 @@ class _Checks(Dataset):
         return _Checked(image.layout.num_tokens, image.image_size, image.source.sha256, image.reason)
 
 
-def check_images(config: Config, images: ImageDataset, paths: Sequence[str], model: Fields) -> CheckedImages:
+def check_images(
+    config: Config, images: ImageDataset, paths: Sequence[str], model: Fields, stop: StopFlag | None = None
+) -> CheckedImages:
     """Find out which images can be read and how many vision tokens each has.
 
     Args:
@@ -95,9 +98,11 @@ def check_images(config: Config, images: ImageDataset, paths: Sequence[str], mod
         images: The images.
         paths: Path of each.
         model: Model part of the fingerprint.
+        stop: Looked at after each image; None for no request to stop.
 
     Raises:
         DataError: Too many images cannot be read, or the file system does not answer.
+        StoppedEarly: As `stop` asked; what was found out is remembered.
     """
     made_by: dict[str, Json] = {
         "format_version": FORMAT_VERSION,
@@ -108,7 +113,7 @@ def check_images(config: Config, images: ImageDataset, paths: Sequence[str], mod
     path = memory_file("images", config.dataset.root, made_by["settings"])
     with _alone(path.with_suffix(".lock")):
         memory = Remembered(path, made_by, COLUMNS, paths)
-        reasons = _examine(config, images, memory)
+        reasons = _examine(config, images, memory, stop)
     rows = memory.rows
     found = CheckedImages(rows["num_tokens"].copy(), rows["size"].copy(), rows["sha256"].copy(), reasons)
     _refuse_too_many(config, found, paths)
@@ -127,7 +132,7 @@ def _alone(lock: Path) -> Iterator[None]:
         yield
 
 
-def _examine(config: Config, images: ImageDataset, memory: Remembered) -> dict[int, str]:
+def _examine(config: Config, images: ImageDataset, memory: Remembered, stop: StopFlag | None) -> dict[int, str]:
     """Fill the rows of images that are not known; returns why some cannot be read."""
     unknown = np.flatnonzero(~memory.is_known).tolist()
     reasons: dict[int, str] = {}
@@ -149,6 +154,10 @@ def _examine(config: Config, images: ImageDataset, memory: Remembered) -> dict[i
                     memory.save(rows["num_tokens"] > 0)
                     saved_at = time.monotonic()
                 bar.update()
+                if stop:
+                    raise StoppedEarly(
+                        "stopped on request while the images were examined; the same command goes on where it was"
+                    )
     finally:
         memory.save(rows["num_tokens"] > 0)  # what cannot be read is tried again
     return reasons

@@ -31,6 +31,7 @@ from masp.extraction.live.augmentation import Change
 from masp.extraction.live.checking import CheckedImages, check_images, named
 from masp.files.atomic import write_bytes
 from masp.files.typed import encode
+from masp.runtime.stop import StopFlag
 from masp.vlm.counting import encoder_amount, encoder_curve, image_flops, known_encoder
 from masp.vlm.families import load_config, num_deep_maps, resolve_directory
 from masp.vlm.features import Features
@@ -240,16 +241,18 @@ class LiveImages:
         return digest, dataset.record(digest, content_findings(contents))
 
 
-def open_live(config: Config, model: Fields | None = None) -> LiveImages:
+def open_live(config: Config, model: Fields | None = None, stop: StopFlag | None = None) -> LiveImages:
     """List the dataset of a configuration without a cache, and find out which of its images can be read.
 
     Args:
         config: Run configuration.
         model: Model part of its fingerprint, where it is known already.
+        stop: Looked at while images are examined; None for no request to stop.
 
     Raises:
         InputError: There are no images, or no VLM.
         DataError: Too many images cannot be read, or the file system does not answer.
+        StoppedEarly: As `stop` asked.
     """
     model = model_part(config) if model is None else model
     dataset = read_dataset(config.dataset)
@@ -257,5 +260,5 @@ def open_live(config: Config, model: Fields | None = None) -> LiveImages:
         raise InputError(f"dataset.root: {dataset.root} holds no images")
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
     images = ImageDataset(dataset.samples, preprocessor, config.vlm)
-    checked = check_images(config, images, dataset.samples.paths, model)
+    checked = check_images(config, images, dataset.samples.paths, model, stop)
     return LiveImages(config, dataset, checked, images, model)

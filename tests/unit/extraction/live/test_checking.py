@@ -13,12 +13,13 @@ from PIL import Image
 from masp.cache.fingerprint import model_part
 from masp.cache.reader import open_cache
 from masp.data.datasets import read_dataset
-from masp.errors import DataError
+from masp.errors import DataError, StoppedEarly
 from masp.extraction import image_stream
 from masp.extraction.image_stream import ImageDataset
 from masp.extraction.job import extract
 from masp.extraction.live.checking import check_images
 from masp.files import remembered
+from masp.runtime.stop import StopFlag
 from masp.vlm.vision import load_preprocessor
 from tests.images import make_config, make_dataset
 from tests.tiny import make_vlm
@@ -48,11 +49,11 @@ def opened(monkeypatch):
     return names
 
 
-def check(config):
+def check(config, stop=None):
     samples = read_dataset(config.dataset).samples
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
     images = ImageDataset(samples, preprocessor, config.vlm)
-    return samples, check_images(config, images, samples.paths, model_part(config))
+    return samples, check_images(config, images, samples.paths, model_part(config), stop)
 
 
 def same(one, other):
@@ -113,6 +114,27 @@ def test_of_several_processes_one_makes_the_pass(config, opened, monkeypatch, tm
     samples, found = check(config)
     assert os.waitpid(child, 0)[1] == 0
     assert sorted(opened) == sorted(os.path.basename(samples.paths[place]) for place in found.reasons)
+
+
+def test_a_stopped_pass_goes_on_where_it_was(config, opened):
+    stop = StopFlag()
+    reading = image_stream.read_image_file
+
+    def stopping(path):
+        if len(opened) == 4:
+            stop.set()
+        return reading(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_stream, "read_image_file", stopping)
+        with pytest.raises(StoppedEarly, match="while the images were examined; the same command goes on where it was"):
+            check(config, stop)
+    first = opened.copy()
+    opened.clear()
+    samples, found = check(config)
+    broken = {os.path.basename(samples.paths[place]) for place in found.reasons}
+    assert len(first) == 5 and not (set(first) - broken) & set(opened)
+    assert set(first) | set(opened) == {os.path.basename(path) for path in samples.paths}
 
 
 def test_an_image_that_was_mended_is_no_longer_left_out(config):
