@@ -36,8 +36,8 @@ from masp.vlm.counting import encoder_amount, encoder_curve, image_flops, known_
 from masp.vlm.families import load_config, num_deep_maps, resolve_directory
 from masp.vlm.features import Features
 from masp.vlm.flops import Encoder
+from masp.vlm.preprocessor import load_preprocessor
 from masp.vlm.processor import blank
-from masp.vlm.vision import load_preprocessor
 
 LOG = logging.getLogger(__name__)
 

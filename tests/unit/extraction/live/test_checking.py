@@ -20,7 +20,7 @@ from masp.extraction.job import extract
 from masp.extraction.live.checking import check_images
 from masp.files import remembered
 from masp.runtime.stop import StopFlag
-from masp.vlm.vision import load_preprocessor
+from masp.vlm.preprocessor import load_preprocessor
 from tests.images import make_config, make_dataset
 from tests.tiny import make_vlm
 
