@@ -165,12 +165,10 @@ def _summarize(sidecar: Sidecar, digest: str, split: int, categories: Mapping[st
     counts.categories = dict(Counter([sample.category for sample in samples]))
     counts.aspects = dict(Counter([aspect for sample in samples for aspect in sample.answers]))
     bits = {aspect: 1 << number for number, aspect in enumerate(counts.aspects)}
-    contents = []
-    for entry in entries:
-        # only where there is one, so that the digest of a dataset with labels alone stays what it was
-        votes = [] if entry.distribution is None else [entry.distribution]
-        content = canonical_json([entry.category, entry.answers, entry.source.sha256, *votes])
-        contents.append(entry.key.encode() + b"\0" + hashlib.sha256(content).digest())
+    contents = [
+        content_of(entry.key, entry.category, entry.answers, entry.source.sha256, entry.distribution)
+        for entry in entries
+    ]
     sources = bytes.fromhex("".join([entry.source.sha256 or _NO_DIGEST for entry in entries]))
     return _Summary(
         shard=ShardFile(sidecar.name, len(samples), tar.bytes, tar.sha256, digest),
@@ -186,6 +184,36 @@ def _summarize(sidecar: Sidecar, digest: str, split: int, categories: Mapping[st
         answers=shard_answers(sidecar),
         examined=None,
     )
+
+
+def content_of(
+    key: str,
+    category: str,
+    answers: Mapping[str, str],
+    sha256: str | None,
+    distribution: tuple[float, ...] | None,
+) -> bytes:
+    """A sample as the digest of its dataset sees it: its key, a null byte, and the digest of its labels and image.
+
+    Args:
+        key: Sample key.
+        category: Its category.
+        answers: Aspect -> answer.
+        sha256: Digest of the image file; None if not a byte of it could be read.
+        distribution: Probability of each category; None if it has only a label.
+    """
+    # only where there is one, so that the digest of a dataset with labels alone stays what it was
+    votes = [] if distribution is None else [distribution]
+    return key.encode() + b"\0" + hashlib.sha256(canonical_json([category, answers, sha256, *votes])).digest()
+
+
+def dataset_digest(contents: list[bytes]) -> str:
+    """Digest of a dataset, which its manifest holds; sorts what `content_of` made of its samples."""
+    contents.sort()  # a key has no byte below that of its end, so this is the order of the keys
+    digest = hashlib.sha256()
+    for content in contents:
+        digest.update(content)
+    return digest.hexdigest()
 
 
 _NO_DIGEST = "0" * 64
@@ -261,17 +289,13 @@ class Merged:
 
     def summary(self) -> Summary:
         """Counts and digests over all shards."""
-        # a key has no byte below that of its end, so this is the order of the keys
-        self._contents.sort()
-        dataset = hashlib.sha256()
-        for content in self._contents:
-            dataset.update(content)
+        digest = dataset_digest(self._contents)
         self._contents.clear()
         return Summary(
             splits={name: counts.counts() for name, counts in self._splits.items()},
             aspects=sorted({aspect for aspects in self._aspects for aspect in aspects}),
             shards=self._shards,
-            dataset_digest=dataset.hexdigest(),
+            dataset_digest=digest,
             hidden_size=self._hidden_size,
             num_deep_maps=self._num_deep_maps,
         )

@@ -19,6 +19,7 @@ from masp.cache.layout import INDEX, tar_path
 from masp.cache.manifest import Manifest, read_manifest
 from masp.cache.shard_state import remedy
 from masp.config import Config
+from masp.config.feature_source import cache_directory
 from masp.data.answer_table import FILE as ANSWERS
 from masp.data.answer_table import AnswerTable, load_answers
 from masp.errors import DataError, InputError
@@ -90,7 +91,7 @@ def open_matching_cache(config: Config) -> tuple[Cache, Fields]:
     Returns:
         The cache, and the model part of its fingerprint.
     """
-    cache = open_cache(config.cache.dir)
+    cache = open_cache(cache_directory(config))
     model = model_part(config)
     cache.check_model(model)
     return cache, model
@@ -177,12 +178,13 @@ class Cache:
         found = self.manifest.fingerprint.model
         compare(found, fields, f"cache.dir: {self.directory}", "extract into a new cache.dir or give the old value")
 
-    def read(self, row: int, dtype: torch.dtype | None = None) -> CachedSample:
+    def read(self, row: int, dtype: torch.dtype | None = None, *, epoch: int | None = None) -> CachedSample:
         """Read a sample.
 
         Args:
             row: Row of the index.
             dtype: Number format of the features; None for the cache's.
+            epoch: Epoch of training, which makes no difference: only images that are read live can be changed.
 
         Raises:
             DataError: A byte of it is damaged or missing; names shard, key and the command that rebuilds the shard.

@@ -248,6 +248,15 @@ def _check_together(config: Config, where: str) -> None:
     low, high = config.vlm.min_pixels, config.vlm.max_pixels
     if low is not None and high is not None and low > high:
         raise InputError(f"{where}: vlm.min_pixels = {low}: must be at most vlm.max_pixels, which is {high}")
+    if config.cache.dir is None and config.cache.aspect_tokens:
+        raise InputError(
+            f"{where}: cache.aspect_tokens = true: with cache.dir = null there is no cache to read them from"
+        )
+    if config.cache.dir is not None and config.dataset.augment != "none":
+        raise InputError(
+            f"{where}: dataset.augment = {config.dataset.augment!r}: features in a cache are the same in every epoch; "
+            "give cache.dir=null to compute them in training, or dataset.augment=none"
+        )
     if not config.stage2.vision_features and (not config.aspects or config.checkpoint.aspect == "none"):
         key = "checkpoint.aspect = none" if config.aspects else "aspects = []"
         raise InputError(

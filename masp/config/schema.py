@@ -36,6 +36,7 @@ Layout = Literal["after_image", "released"]
 Precision = Literal["bf16", "fp16", "fp32"]
 Scoring = Literal["likelihood", "generate"]
 Source = Literal["cache", "live"]
+Augmentation = Literal["none", "flip", "crop"]
 Quantization = Literal["none", "int8", "int4"]
 StageName = Literal["stage1", "stage2"]
 Transparency = Literal["white", "drop"]
@@ -135,13 +136,20 @@ class DatasetConfig(Settings):
     """Categories in the order in which questions list them; null takes the named dataset's own, for `folder` the names
     of the subdirectories."""
 
+    augment: Augmentation = "none"
+    """Random changes of the images that training sees, with `cache.dir: null` only, anew in each epoch: `flip` mirrors
+    an image left to right with probability 1/2, `crop` takes a part of it (from half of its area to all, its sides in a
+    ratio of 3/4 to 4/3 of the image's own) and scales it to the size of the image. Validation and evaluation see the
+    images as they are."""
+
 
 @dataclass
 class CacheConfig(Settings):
     """The feature cache."""
 
-    dir: PathText
-    """Cache directory. One cache serves one VLM and one dataset."""
+    dir: PathText | None
+    """Cache directory. One cache serves one VLM and one dataset. null: no cache; training and evaluation run the
+    encoder on the images themselves, each time that they see one, which is slower and takes no disk space."""
 
     dtype: Literal["bf16", "fp16", "fp32", "int8", "fp8"] = "bf16"
     """Number format of the stored features. `int8` and `fp8` (e4m3), with a scale per token, halve the size of the
@@ -153,12 +161,14 @@ class CacheConfig(Settings):
     aspect modules. They are found by the digests of cache and modules; if there are none, it is an error."""
 
     num_shards: Annotated[int, Field(ge=1, le=100_000), Number] = 64
-    """Number of tar shards over all splits; no shard contains two splits. Another number makes another cache."""
+    """Number of tar shards over all splits; no shard contains two splits. Another number makes another cache, and
+    another order of training, also without a cache."""
 
 
 @dataclass
 class ExtractConfig(Settings):
-    """The job that fills the cache."""
+    """The job that fills the cache. Without a cache, the encoder in training and evaluation: workers and
+    `max_bad_fraction` are then those of the pass that tries to read every image before training."""
 
     num_workers: Annotated[int, Field(ge=0, le=512), Number] = 2
     """Processes that read and decode images; 0: the main process does."""
@@ -302,7 +312,7 @@ class EngineConfig(Settings):
     """Device of training; `auto` takes a GPU if there is one."""
 
     num_workers: Annotated[int, Field(ge=0, le=512), Number] = 2
-    """Processes per rank that read the cache; 0: the main process does."""
+    """Processes per rank that read the cache, or without one the images; 0: the main process does."""
 
     num_threads: Annotated[int, Field(ge=1, le=1024), Number] | None = None
     """CPU threads per rank; null leaves it to torch."""
@@ -336,7 +346,8 @@ class EvaluateConfig(Settings):
     category, in upper or lower case."""
 
     source: Source = "cache"
-    """Where features come from: `cache` reads them, `live` runs the encoder on the images."""
+    """Where features come from: `cache` reads them, `live` runs the encoder on the images, as both do with
+    `cache.dir: null`."""
 
     batch_size: Count = 16
     """Images that a rank scores at once. Affects memory and speed, not the result."""

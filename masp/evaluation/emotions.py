@@ -17,6 +17,7 @@ import numpy as np
 from masp.artifacts.trained import Trained, load_trained
 from masp.cache.fingerprint import differences, fingerprint_digest, layout_notes
 from masp.config import Config
+from masp.config.feature_source import evaluation_source
 from masp.data.questions import Questions
 from masp.errors import InputError
 from masp.evaluation.feed import Feed, Item, machines_of, mixed_notes
@@ -174,7 +175,7 @@ class EmotionEvaluation(Evaluation):
             "dataset": config.dataset.name,
             "split": config.evaluate.split,
             "scoring": config.evaluate.scoring,
-            "source": config.evaluate.source,
+            "source": evaluation_source(config),
             "layout": self.trained.layout,
             "vision_features": self.trained.vision_features,
             **quantization_entry(config),
@@ -205,7 +206,7 @@ class EmotionEvaluation(Evaluation):
             "scoring": config.evaluate.scoring,
             "max_new_tokens": config.evaluate.max_new_tokens if config.evaluate.scoring == "generate" else None,
             "precision": config.engine.precision,
-            "source": config.evaluate.source,
+            "source": evaluation_source(config),
             "layout": trained.layout,
             "aspects": list(config.aspects) if trained.aspects is not None else [],
             "aspect_digest": trained.aspect_lineage.digest if trained.aspect_lineage else None,

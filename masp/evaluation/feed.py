@@ -18,12 +18,12 @@ from torch.utils.data import Dataset
 
 from masp.artifacts.aspect_tokens import AspectTokens, open_aspect_tokens
 from masp.artifacts.trained import load_trained_aspects
-from masp.cache.codec import is_finite
 from masp.cache.findings import read_findings
 from masp.cache.fingerprint import differences, machine_part, model_part
 from masp.cache.manifest import quarantined_keys
 from masp.cache.reader import Cache, open_matching_cache
 from masp.config import Config
+from masp.config.feature_source import evaluation_source
 from masp.data.answer_table import AnswerTable
 from masp.data.datasets import read_dataset
 from masp.data.findings import DatasetRecord
@@ -31,7 +31,8 @@ from masp.data.image_files.stored import Location, image_status
 from masp.data.images import UnreadableImage, read_image_file
 from masp.data.sample import Sample
 from masp.errors import DataError, InputError
-from masp.extraction.encoder import Encoder
+from masp.extraction.encoder import Encoder, check_finite_features
+from masp.extraction.live.images import open_live
 from masp.files.sealed import canonical_json, digest_of
 from masp.files.text import shown
 from masp.results.ledgers.table import RecordTable
@@ -135,31 +136,12 @@ class Feed(ABC):
 
 
 def open_feed(config: Config) -> Feed:
-    """Open what `evaluate.source` names.
+    """Open what `evaluate.source` names, or without a cache the images.
 
     Raises:
         InputError: no cache, a cache of another VLM, or no such split.
     """
-    return _open_cached(config) if config.evaluate.source == "cache" else _open_live(config)
-
-
-def check_finite_features(features: Sequence[Features], images: Sequence[str], dtype: str) -> None:
-    """Refuse features that were encoded now, and are not finite, before anything is made of them.
-
-    Args:
-        features: Features of some images.
-        images: What the error names each by.
-        dtype: `cache.dtype`.
-
-    Raises:
-        DataError: Names the first such image.
-    """
-    for image, found in zip(images, features, strict=True):
-        if not is_finite(found):
-            cause = "the weights of vlm.path are damaged"
-            if dtype != "fp32":
-                cause += f", or {dtype} cannot hold them: try cache.dtype=fp32, with what was trained on such features"
-            raise DataError(f"{image}: the features are not finite in {dtype}; {cause}")
+    return _open_cached(config) if evaluation_source(config) == "cache" else _open_live(config)
 
 
 def machines_of(feed: Feed, records: RecordTable) -> list[dict[str, Any]]:
@@ -289,6 +271,12 @@ class LiveFeed(Feed):
     def live_machine(self) -> dict[str, Any]:
         return self.machine
 
+    def notes(self) -> list[str]:
+        if self.config.cache.dir is not None or not self.num_quarantined:
+            return super().notes()
+        images = "image of the split" if self.num_quarantined == 1 else "images of the split"
+        return [f"{self.num_quarantined} {images} cannot be read: not evaluated"]
+
     def different_answers(self) -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}
         for sample in self.everything:
@@ -349,8 +337,13 @@ class LiveFeed(Feed):
 
 
 def _open_live(config: Config) -> LiveFeed:
-    dataset = read_dataset(config.dataset, config.cache.dir)
-    broken = quarantined_keys(Path(config.cache.dir))
+    model, record = model_part(config), None
+    if config.cache.dir is None:
+        images = open_live(config, model)
+        dataset, broken, record = images.dataset, images.unreadable_keys(), images.record
+    else:
+        dataset = read_dataset(config.dataset, config.cache.dir)
+        broken = quarantined_keys(Path(config.cache.dir))
     of_split = [s for s in dataset.samples if s.split == config.evaluate.split]
     samples = {s.key: s for s in of_split if s.key not in broken}
     if not samples:
@@ -361,14 +354,14 @@ def _open_live(config: Config) -> LiveFeed:
         keys=keys,
         labels=labels,
         categories=dataset.categories,
-        model=model_part(config),
+        model=model,
         machine=machine_part(config).fields,
         hidden_size=family_of(config.vlm.path).hidden_size,
         # not what the files hold: each record says that of its own, so that mending one leaves the others
         data_digest=digest_of_rows(zip(keys, labels, strict=True)),
         num_quarantined=len(of_split) - len(samples),
         aspects=tuple(sorted({aspect for s in dataset.samples for aspect in s.answers})),
-        record=dataset.record(),
+        record=record or dataset.record(),
         config=config,
         samples=samples,
         everything=[s for s in dataset.samples if s.key not in broken],

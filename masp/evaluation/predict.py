@@ -16,10 +16,9 @@ from masp.data.reading import opened
 from masp.distributed.ranks import read_ranks
 from masp.errors import InputError
 from masp.evaluation.emotions import machine_notes
-from masp.evaluation.feed import check_finite_features
 from masp.evaluation.partitioned import joined, load_for_scoring
 from masp.evaluation.scorers import EmotionScorer, ScoreRequest
-from masp.extraction.encoder import Encoder
+from masp.extraction.encoder import Encoder, check_finite_features
 from masp.files.text import reason
 from masp.results.metrics import softmax
 from masp.runtime.devices import pick_device

@@ -20,6 +20,7 @@ from masp.cache.layout import (
 )
 from masp.cache.shard_state import absent_shards, finished_sidecar, unfinished
 from masp.config import Config
+from masp.config.feature_source import cache_directory
 from masp.data.division import record_division
 from masp.errors import InputError
 from masp.extraction.changes import known_keys
@@ -51,7 +52,7 @@ def extend(config: Config, *, num_tasks: int = 1, task_index: int = 0) -> Path:
             or the machine is not the cache's. Nothing has been touched then.
         DataError, StoppedEarly: As `masp.extraction.job.extract`.
     """
-    directory = Path(config.cache.dir)
+    directory = cache_directory(config)
     if read_layout(directory) is None:
         raise InputError(f"cache.dir: {directory} is not a feature cache; make one with `masp extract`")
     job = prepare(config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -70,6 +70,16 @@ class ImageDataset(Dataset):
         return len(self.samples)
 
     def __getitem__(self, position: int) -> PreparedImage:
+        return self.prepare(position)
+
+    def prepare(self, position: int, change: Callable[[Image.Image], Image.Image] | None = None) -> PreparedImage:
+        """Read and prepare the image of a sample.
+
+        Args:
+            position: Number of the sample.
+            change: What is done to the decoded image before it is preprocessed, see
+                `masp.extraction.live.augmentation`; None for nothing.
+        """
         place = self.samples[position].image
         source = Source(None, None, None)
         repairs: list[str] = []
@@ -80,7 +90,7 @@ class ImageDataset(Dataset):
             # digested and decoded are the same bytes
             source = Source(len(data), mtime_ns, hashlib.sha256(data).hexdigest())
             image = decode_image(data, self.vlm.max_side, transparency=self.vlm.transparency, repairs=repairs)
-            inputs, layout = self.preprocessor(image)
+            inputs, layout = self.preprocessor(image if change is None else change(image))
         except UnreadableImage as error:
             return self._blank(source, error.reason)
         except OSError as error:

@@ -9,7 +9,6 @@ import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from masp.cache.findings import read_findings
 from masp.cache.manifest import read_manifest
 from masp.config import Config
+from masp.config.feature_source import cache_directory
 from masp.data.datasets import read_dataset
 from masp.data.findings import DatasetRecord, Finding, examples, save_findings
 from masp.data.image_files.stored import Location
@@ -47,7 +47,7 @@ def record_near_duplicates(config: Config) -> DatasetRecord:
         raise InputError(
             "--near-duplicates: imagehash is not installed; install it with `pip install masp[duplicates]`"
         )
-    directory = Path(config.cache.dir)
+    directory = cache_directory(config)
     record = read_findings(directory, read_manifest(directory))
     if record is None:
         raise InputError(f"cache.dir: {directory}: findings were not recorded; run `masp extract` again, which does so")

@@ -263,7 +263,18 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """Page-locked copies, from which transfers to a GPU run beside its work. A DataLoader calls this."""
-        return self.moved(Tensor.pin_memory)
+        return self.moved(lambda tensor: tensor if tensor.is_meta else tensor.pin_memory())
+
+    def with_features(self, features: Items[Features]) -> Batch:
+        """The batch with other features in the place of its own, which may be on the meta device until they are known.
+
+        Args:
+            features: Features of each image, of the shapes that the batch was made with.
+        """
+        padded, _ = pad_features([each.tokens for each in features])
+        if padded.shape != self.features.shape:
+            raise ValueError(f"the batch has features {list(self.features.shape)}, but these are {list(padded.shape)}")
+        return replace(self, features=padded, deep=None if self.deep is None else _pad_deep(features))
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with each tensor put through `move`."""

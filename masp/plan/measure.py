@@ -169,7 +169,7 @@ class _StandIn:
     def has_answer(self, rows: np.ndarray, aspect: str) -> np.ndarray:
         return np.array([aspect in self.images[row].sample.answers for row in rows], dtype=bool)
 
-    def read(self, row: int, dtype: torch.dtype | None = None) -> CachedSample:
+    def read(self, row: int, dtype: torch.dtype | None = None, *, epoch: int | None = None) -> CachedSample:
         planned = self.images[row]
         sample, shape = planned.sample, (planned.num_tokens, self.hidden_size)
         deep = torch.randn(self.num_deep, *shape, dtype=dtype) if self.num_deep else None

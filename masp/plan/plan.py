@@ -28,7 +28,9 @@ from masp.plan.work import (
     Alternative,
     ExtractionEstimate,
     StageEstimate,
+    annotated,
     estimate_extraction,
+    estimate_live_stage,
     estimate_stage,
     extraction_flops,
     stage1_work,
@@ -102,9 +104,10 @@ class Range:
 
 @dataclass(frozen=True)
 class CachePlan:
-    """The cache that extraction will make."""
+    """The cache that extraction will make, or would make if there were to be one."""
 
-    dir: str
+    dir: str | None
+    """`cache.dir`; None where features are computed live."""
     dtype: str
     hidden_size: int
     bytes: int
@@ -126,8 +129,10 @@ class Plan:
     images: ImageFacts
     tokens: TokenStatistics
     cache: CachePlan
-    space: Space
+    space: Space | None
+    """None without a cache, which nothing is written to."""
     extract: ExtractionEstimate
+    """Without a cache: what it would take."""
     stages: dict[str, StageEstimate]
     evaluate: EvaluationEstimate
     flops_estimated: bool
@@ -141,7 +146,8 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Return what `masp plan --json` prints."""
         found = dataclasses.asdict(self)
-        found["space"] |= {"fits": self.space.fits, "verdict": self.space.verdict}
+        if self.space is not None:
+            found["space"] |= {"fits": self.space.fits, "verdict": self.space.verdict}
         return found
 
 
@@ -213,8 +219,9 @@ def _predict(
     hidden, dtype = language.width, config.cache.dtype
     num_deep = num_deep_maps(load_config(Path(config.vlm.path)))
     train = [p for p in images if p.sample.split == "train"]
-    layout = read_layout(Path(config.cache.dir))
-    is_same = is_of(Path(config.cache.dir), layout, dataset)
+    directory = None if config.cache.dir is None else Path(config.cache.dir)
+    layout = None if directory is None else read_layout(directory)
+    is_same = directory is not None and is_of(directory, layout, dataset)
     findings = (*dataset.findings, *prospect_findings(config, dataset))
     if layout is not None and not is_same:
         text = (
@@ -232,9 +239,17 @@ def _predict(
         "stage1": stage1_work(config, language, words, train),
         "stage2": stage2_work(config, language, words, train),
     }
-    stages = {name: estimate_stage(work, getattr(rates, name), mean_bytes) for name, work in works.items()}
+    seen = {"stage1": annotated(config, train), "stage2": train}
+    stages = {
+        name: estimate_stage(work, getattr(rates, name), mean_bytes)
+        if directory is not None
+        else estimate_live_stage(
+            work, getattr(rates, name), extraction_flops(vision, seen[name]), len(seen[name]), rates.extract
+        )
+        for name, work in works.items()
+    }
     scoring = evaluation_work(config, vision, language, images, dataset.categories)
-    scoring_rate = evaluation_rate(config, rates, works)
+    scoring_rate = evaluation_rate(config, rates, works, stages)
     return Plan(
         dataset=DatasetFacts(
             name=dataset.name,
@@ -257,7 +272,7 @@ def _predict(
             num_shards=len(tars),
             shard_bytes=Range(min(tars.values()), max(tars.values())),
         ),
-        space=check_space(config.cache.dir, sum(tars.values()) + index_bytes(images)),
+        space=None if directory is None else check_space(directory, sum(tars.values()) + index_bytes(images)),
         extract=extract,
         stages=stages,
         evaluate=estimate_evaluation(config, scoring, scoring_rate, rates.extract, mean_bytes),
@@ -269,8 +284,8 @@ def _predict(
         },
         levers=tuple(pixel_levers(config, vision, shards, hidden, num_deep)),
         actual=Actual(
-            cache=actual_cache(Path(config.cache.dir), layout, tars, tokens.total, len(images)),
-            extract=actual_extraction(Path(config.cache.dir), extract.images_per_s) if is_same else None,
+            cache=None if directory is None else actual_cache(directory, layout, tars, tokens.total, len(images)),
+            extract=actual_extraction(directory, extract.images_per_s) if directory is not None and is_same else None,
             stages=actual_stages(config.output_dir, stages, dataset),
         ),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
 import re
 import statistics
@@ -24,6 +23,7 @@ from masp.data.sample import Sample
 from masp.errors import InputError
 from masp.plan.headers.memory import Size
 from masp.runtime.process_pool import process_pool
+from masp.vlm.counting import encoder_amount
 from masp.vlm.families import family_of
 from masp.vlm.features import Grid, ImageLayout
 from masp.vlm.preprocessor import Preprocessor, RefusedImage, load_preprocessor
@@ -58,7 +58,7 @@ class PlannedImage:
     @property
     def amount(self) -> int:
         """How much the encoder gets of it: patches, or where they are not known, vision tokens."""
-        return self.num_tokens if self.grid is None else math.prod(self.grid)
+        return encoder_amount(self.layout)
 
     @property
     def block_length(self) -> int:

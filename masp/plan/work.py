@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from masp.artifacts.trained import prompt_aspects
 from masp.config import Config
 from masp.config.schema import Stage1Config, Stage2Config
 from masp.plan.rates import Rate
 from masp.plan.tokens import PlannedImage, Words
-from masp.vlm.features import Grid
-from masp.vlm.flops import Encoder, Language, VisionShape, aspect_module_flops, encoder_flops, language_flops
+from masp.vlm.counting import image_flops
+from masp.vlm.features import ImageLayout
+from masp.vlm.flops import Encoder, Language, aspect_module_flops, language_flops
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,12 @@ class StageEstimate:
     hours: float
     images_per_s: float
     reads_bytes_per_s: float
-    """What the cache must deliver."""
+    """What the cache must deliver; 0 without one."""
     rate: Rate
+    encoder_flops: float = 0.0
+    """FLOP of the encoder, contained in `flops`; 0 with a cache."""
+    encoder_hours: float = 0.0
+    """How long it takes, contained in `hours`."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,34 @@ def estimate_stage(work: StageWork, rate: Rate, bytes_per_image: float) -> Stage
         images_per_s=images_per_s,
         reads_bytes_per_s=images_per_s * bytes_per_image,
         rate=rate,
+    )
+
+
+def estimate_live_stage(
+    work: StageWork, rate: Rate, encoder_flops: float, num_images: int, encoder_rate: Rate
+) -> StageEstimate:
+    """Combine the work of a stage that runs the encoder, because there is no cache, with rates.
+
+    Args:
+        work: Work of the stage beside the encoder's; it may have no images.
+        rate: How fast it is done.
+        encoder_flops: FLOP of the encoder for each of the stage's images once.
+        num_images: Number of these images; with `stage1.position: pair` an image is encoded for each of its pairs.
+        encoder_rate: How fast the encoder's are done.
+    """
+    runs = work.num_epochs * work.num_images / num_images if num_images else 0.0
+    flops = encoder_flops * runs
+    base, encoder_hours = estimate_stage(work, rate, 0.0), encoder_rate.hours(flops, 0.0)
+    hours = base.hours if rate.includes_encoder else base.hours + encoder_hours
+    seen = work.num_images * work.num_epochs
+    return replace(
+        base,
+        flops_per_image=(base.flops + flops) / seen if seen else 0.0,
+        flops=base.flops + flops,
+        hours=hours,
+        images_per_s=seen / (hours * 3600) if hours else 0.0,
+        encoder_flops=flops,
+        encoder_hours=encoder_hours,
     )
 
 
@@ -171,11 +204,16 @@ def row_flops(language: Language, lengths: Lengths, rows_together: float) -> flo
     return whole - language_flops(language, suffix=lengths.prefix, gradient=False) * (1 - 1 / max(1.0, rows_together))
 
 
+def annotated(config: Config, train: Sequence[PlannedImage]) -> list[PlannedImage]:
+    """The training images that have an answer to any configured aspect."""
+    return [p for p in train if any(aspect in p.sample.answers for aspect in config.aspects)]
+
+
 def stage1_work(config: Config, language: Language, words: Words, train: Sequence[PlannedImage]) -> StageWork:
     """Compute the work of stage 1, on the training images that have an answer to any configured aspect."""
     settings, num_queries = config.stage1, config.aspect_module.num_queries
     asked = Counter(aspect for p in train for aspect in p.sample.answers if aspect in config.aspects)
-    images = [p for p in train if any(aspect in p.sample.answers for aspect in config.aspects)]
+    images = annotated(config, train)
     if not images:
         return StageWork(settings.num_epochs, 0, 0, 0.0, 0.0)
     num_rows = sum(asked.values())
@@ -217,15 +255,8 @@ def _images_together(settings: Stage1Config | Stage2Config, tokens: float) -> fl
 
 def extraction_flops(vision: Encoder, images: Iterable[PlannedImage]) -> float:
     """Compute the FLOP of the encoder over these images, each once."""
-    kinds = Counter((p.grid, p.amount) for p in images)
-    return sum(_image_flops(vision, *kind) * count for kind, count in kinds.items())
-
-
-def _image_flops(vision: Encoder, grid: Grid | None, amount: int) -> float:
-    if isinstance(vision, VisionShape):
-        assert grid is not None  # families with a formula have grids
-        return encoder_flops(vision, grid)
-    return vision.flops(amount)
+    layouts = Counter(p.layout for p in images)
+    return sum(image_flops(vision, layout) * count for layout, count in layouts.items())
 
 
 @dataclass(frozen=True)
@@ -263,10 +294,10 @@ def without_cache(
     def asked(p: PlannedImage) -> int:
         return sum(aspect in p.sample.answers for aspect in config.aspects)
 
-    runs: Counter[tuple[Grid | None, int]] = Counter()
+    runs: Counter[ImageLayout] = Counter()
     for p in train:
-        runs[p.grid, p.amount] += asked(p) if per_aspect else min(1, asked(p))
-    stage1 = sum(_image_flops(vision, *kind) * count for kind, count in runs.items())
+        runs[p.layout] += asked(p) if per_aspect else min(1, asked(p))
+    stage1 = sum(image_flops(vision, layout) * count for layout, count in runs.items())
     epochs = [stage1] * (config.stage1.num_epochs if stage1 else 0)
     epochs += [extraction_flops(vision, train)] * config.stage2.num_epochs
     spent, pays = 0.0, None

@@ -38,6 +38,8 @@ class RunConfig:
     """Longer side to which images were brought first."""
     transparency: Transparency = "white"
     """What became of transparent pixels."""
+    has_cache: bool = True
+    """Whether features come from a cache, rather than from the encoder wherever they are needed."""
     aspect: Path | None = None
     """File of the aspect modules."""
     soft_prompt: Path | None = None
@@ -63,6 +65,7 @@ def find_config(*directories: Path) -> RunConfig:
 
     root, cache_dir = setting("dataset.root"), setting("cache.dir")
     aspect, soft_prompt = setting("checkpoint.aspect"), setting("checkpoint.soft_prompt")
+    cache = tree.get("cache") if isinstance(tree, dict) else None
     return RunConfig(
         text=text,
         dataset_name=setting("dataset.name"),
@@ -75,6 +78,7 @@ def find_config(*directories: Path) -> RunConfig:
         vlm=setting("vlm.path"),
         max_side=setting("vlm.max_side"),
         transparency=setting("vlm.transparency") or "white",
+        has_cache=not (isinstance(cache, dict) and "dir" in cache and cache["dir"] is None),
         aspect=None if aspect is None else Path(aspect),
         soft_prompt=None if soft_prompt is None else Path(soft_prompt),
         problems=tuple(dict.fromkeys(problems)),

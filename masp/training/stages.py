@@ -24,15 +24,18 @@ from masp.artifacts.trained import (
     prompt_aspects,
 )
 from masp.cache.findings import read_findings
+from masp.cache.fingerprint import machine_part
 from masp.cache.reader import Cache, CachedSample, open_matching_cache
 from masp.config import Config
 from masp.config.schema import Stage1Config, Stage2Config, StageName
 from masp.data.findings import WITHOUT_STAGE_1, meant_by
 from masp.data.questions import Questions, load_questions
 from masp.errors import DataError, InputError
+from masp.extraction.live.images import open_live
 from masp.models.forward import Stage1Model, Stage2Model, num_logits
 from masp.models.sequence import Batch, build_sequence, make_batch
 from masp.models.trainable import AspectModules, SoftPrompt, initial_soft_prompt
+from masp.runtime.stop import StopFlag
 from masp.training.schedule import Rows, TrainingCache
 from masp.training.stage import COURSE, Sources, Stage
 from masp.vlm.families import family_of
@@ -68,7 +71,7 @@ class AspectStage(Stage):
             raise InputError("aspects = []: stage 1 trains aspect modules; name at least one aspect, or train stage 2")
         super().check_settings(config, device)
 
-    def load_inputs(self, cache: Cache) -> None:
+    def load_inputs(self, cache: Cache | None) -> None:
         for aspect in self.aspects:
             self.questions.templates(aspect)  # an aspect without questions is refused before anything is loaded
 
@@ -86,7 +89,7 @@ class AspectStage(Stage):
         found = super()._rows(split)
         if split == "train" and not len(found.rows):
             raise InputError(
-                f"cache.dir: {self.config.cache.dir}: no training image is annotated with any of "
+                f"{self.where}: no training image is annotated with any of "
                 f"{', '.join(self.aspects)}: stage 1 has nothing to learn from; {WITHOUT_STAGE_1}"
                 f"{self._meant(self.aspects)}"
             )
@@ -223,13 +226,15 @@ class SoftPromptStage(Stage):
         """Aspect tokens in a prompt."""
         return len(self.aspects) * self.config.aspect_module.num_queries
 
-    def load_inputs(self, cache: Cache) -> None:
+    def load_inputs(self, cache: Cache | None) -> None:
         if self.settings.soft_prompt_init == "padding_rows":  # refused before anything is loaded
             path, count = self.config.vlm.path, self.settings.num_soft_prompt_tokens
             num_rows = family_of(path).vocab_size
             padding_rows(load_prompt(path).tokenizer, count, num_rows)
-        self.questions.every_emotion(cache.categories)  # a template that lacks one is refused before anything is loaded
-        modules, lineage = load_trained_aspects(self.config, cache.hidden_size, self.sources.model)
+        self.questions.every_emotion(
+            self.cache.categories
+        )  # a template that lacks one is refused before anything is loaded
+        modules, lineage = load_trained_aspects(self.config, self.sources.hidden_size, self.sources.model)
         if modules is None or lineage is None:
             return
         num_queries = self.config.aspect_module.num_queries
@@ -239,7 +244,7 @@ class SoftPromptStage(Stage):
                 f"{modules.num_queries}; give the same"
             )
         self.aspect_modules, self.aspect_lineage, self.aspect_digest = modules, lineage, lineage.digest
-        tokens = open_aspect_tokens(self.config, cache, lineage.digest)
+        tokens = None if cache is None else open_aspect_tokens(self.config, cache, lineage.digest)
         if tokens is not None and tokens.num_queries != num_queries:
             raise DataError(f"{tokens.path} is damaged: {tokens.num_queries} tokens per aspect; must be {num_queries}")
         self.aspect_tokens = tokens
@@ -334,26 +339,46 @@ class SoftPromptStage(Stage):
 STAGES: dict[StageName, type[Stage]] = {"stage1": AspectStage, "stage2": SoftPromptStage}
 
 
-def open_stage(name: StageName, config: Config, device: str) -> Stage:
+def open_stage(name: StageName, config: Config, device: str, stop: StopFlag | None = None) -> Stage:
     """A stage that can be trained.
 
     Args:
         name: Name of the stage.
         config: Run configuration.
         device: Where the model will be, `cpu` or `cuda`.
+        stop: Looked at while images are examined, without a cache; None for no request to stop.
 
     Raises:
         InputError: Cache, questions, VLM or aspect modules are missing or do not fit, or there is nothing to learn.
-        DataError: One of them is damaged.
+        DataError: One of them is damaged, or without a cache too many images are.
+        StoppedEarly: As `stop` asked.
     """
     STAGES[name].check_settings(config, device)
     questions = load_questions(config.questions)
-    cache, model = open_matching_cache(config)
-    stage = STAGES[name](config, cache, questions)
-    manifest = cache.manifest
-    stage.sources = Sources(model, manifest.fingerprint.machine.fields, manifest.index.sha256, cache.hidden_size)
-    stage.record = read_findings(cache.directory, manifest)
-    stage.num_quarantined = manifest.splits["train"].num_quarantined if "train" in manifest.splits else 0
+    stage, cache = (
+        _of_images(name, config, questions, stop) if config.cache.dir is None else _of_cache(name, config, questions)
+    )
     stage.check_samples()  # nothing to learn from is refused before anything is loaded
     stage.load_inputs(cache)
     return stage
+
+
+def _of_cache(name: StageName, config: Config, questions: Questions) -> tuple[Stage, Cache]:
+    """A stage that learns from a cache, and the cache."""
+    cache, model = open_matching_cache(config)
+    stage, manifest = STAGES[name](config, cache, questions), cache.manifest
+    stage.sources = Sources(model, manifest.fingerprint.machine.fields, manifest.index.sha256, cache.hidden_size)
+    stage.record = read_findings(cache.directory, manifest)
+    stage.num_quarantined = manifest.splits["train"].num_quarantined if "train" in manifest.splits else 0
+    return stage, cache
+
+
+def _of_images(name: StageName, config: Config, questions: Questions, stop: StopFlag | None) -> tuple[Stage, None]:
+    """A stage whose features are computed live, without a cache."""
+    images = open_live(config, stop=stop)
+    stage = STAGES[name](config, images, questions)
+    stage.sources = Sources(images.model, machine_part(config).fields, None, images.hidden_size, images.digest)
+    stage.record, stage.num_quarantined = images.record, images.num_quarantined("train")
+    stage.live = images
+    _ = images.encoder_cost  # not in each of the workers that will be forked
+    return stage, None

@@ -302,7 +302,7 @@ def test_every_module_has_its_tests():
         (("masp.models", "masp.vlm"), ("masp.distributed", "masp.cache", "torch.distributed", "deepspeed"), ()),
         (("masp.data", "masp.cache"), ("masp.distributed", "torch.distributed"), ()),
         (("masp.results", "masp.report", "masp.config", "masp.files"), ("torch", "transformers"), ()),
-        (("masp.files",), ("numpy",), ("masp.files.hdf5",)),
+        (("masp.files",), ("numpy",), ("masp.files.hdf5", "masp.files.remembered")),
     ],
 )
 def test_who_may_import_whom(importer, imported, allowed):

@@ -20,9 +20,10 @@ from masp.evaluation.transfer import dataset_configs
 from masp.experiments.parity import Golden
 from masp.experiments.seed_groups import read_settings
 from masp.files.jsonl import cut_lines
+from masp.files.remembered import read_rows
 from masp.files.typed import decode, read
 from masp.models.trainable import AspectModules, SoftPrompt
-from masp.plan.headers.memory import HeaderMemory, _read
+from masp.plan.headers.memory import COLUMNS, HeaderMemory, made_by
 from masp.plan.rates import read_speeds
 from masp.report.run_config import RunConfig, find_config
 from masp.results.aspect_records import read_aspect_records, write_aspect_records
@@ -332,7 +333,7 @@ def header_memory(directory: Path) -> bytes:
     image.write_bytes(b"1")
     os.utime(image, (1, 1))
     memory = HeaderMemory(directory / "headers.bin", None, [image])
-    memory._settled[:] = True  # an hour later
+    memory._memory._settled[:] = True  # an hour later
     memory[0] = (40, 30)
     memory.save()
     return (directory / "headers.bin").read_bytes()
@@ -375,7 +376,12 @@ RUN_BORDERS = (
     ),
     RunBorder("findings.json", "sealed", findings, lambda p: load_findings(p.parent), "findings.json"),
     RunBorder(
-        "sizes of images", "binary", header_memory, lambda p: _read(p, None).tolist(), "headers.bin", lenient=True
+        "sizes of images",
+        "binary",
+        header_memory,
+        lambda p: read_rows(p, made_by(None), COLUMNS).tolist(),
+        "headers.bin",
+        lenient=True,
     ),
     RunBorder("golden.json", "json", content(GOLDEN), lambda p: read(Golden, p), "golden.json"),
     RunBorder("ledger", "lines", ledger, lambda p: read_records(p.parent), "rank-0.jsonl"),

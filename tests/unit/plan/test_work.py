@@ -9,7 +9,15 @@ from masp.config import load_config
 from masp.models.sequence import IGNORED, build_sequence
 from masp.plan.rates import Rate
 from masp.plan.tokens import PlannedImage, Words
-from masp.plan.work import stage1_lengths, stage1_work, stage2_lengths, without_cache
+from masp.plan.work import (
+    StageWork,
+    estimate_live_stage,
+    estimate_stage,
+    stage1_lengths,
+    stage1_work,
+    stage2_lengths,
+    without_cache,
+)
 from masp.vlm.families import load_config as load_vlm_config
 from masp.vlm.flops import encoder_flops, shapes
 from masp.vlm.prompt import load_prompt
@@ -79,6 +87,26 @@ def test_pairs_read_an_image_for_each_of_its_answers(config):
     assert pairs.flops_per_epoch > images.flops_per_epoch
     # alone in its micro-batch, each pair runs the system turn
     assert pairs.tokens_per_epoch == 6 * stage1_lengths(config, words, config.aspects[0]).total
+
+
+@pytest.mark.parametrize("position", ["image", "pair"])
+def test_without_a_cache_each_stage_runs_the_encoder_for_what_it_sees(position):
+    work = StageWork(num_epochs=3, num_images=8 if position == "pair" else 4, num_rows=8, tokens_per_epoch=50.0,
+                     flops_per_epoch=100.0)  # fmt: skip
+    slow, fast = Rate(10.0, "FLOP", ""), Rate(20.0, "FLOP", "")
+    with_cache, found = estimate_stage(work, slow, 5.0), estimate_live_stage(work, slow, 40.0, 4, fast)
+    runs = 3 * work.num_images / 4
+    assert found.encoder_flops == 40 * runs and found.encoder_hours == pytest.approx(40 * runs / 20 / 3600)
+    assert found.flops == with_cache.flops + found.encoder_flops
+    assert found.hours == pytest.approx(with_cache.hours + found.encoder_hours)
+    assert found.flops_per_image * 3 * work.num_images == pytest.approx(found.flops)
+    assert found.images_per_s == pytest.approx(3 * work.num_images / found.hours / 3600)
+    assert (with_cache.encoder_flops, found.reads_bytes_per_s) == (0, 0) and with_cache.reads_bytes_per_s > 0
+    # the tokens per second of a run without a cache were measured beside the encoder
+    measured = Rate(10.0, "tokens", "", includes_encoder=True)
+    assert estimate_live_stage(work, measured, 40.0, 4, fast).hours == estimate_stage(work, measured, 0.0).hours
+    nothing = estimate_live_stage(StageWork(3, 0, 0, 0.0, 0.0), slow, 0.0, 0, fast)
+    assert (nothing.hours, nothing.images_per_s, nothing.encoder_flops) == (0, 0, 0)
 
 
 def test_when_the_cache_has_paid_for_itself(config):

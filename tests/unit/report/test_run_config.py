@@ -25,6 +25,11 @@ def test_the_first_directory_that_has_one_counts(tmp_path):
     )
 
 
+def test_a_run_without_a_cache(tmp_path):
+    (tmp_path / "config.yaml").write_text("cache: {dir: null}\n")
+    assert find_config(tmp_path) == RunConfig("cache: {dir: null}\n", has_cache=False)
+
+
 @pytest.mark.parametrize(
     "text",
     ["a: &a [*a, *a]", "a: [" * 5000, "? [a]\n: 1", "!!python/object:os.system {}", "\t", "a:\nb", "[]", "3", "\ufffe",
