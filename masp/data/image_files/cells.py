@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from masp.data.image_files.parquet_footer import RowGroup, read_footer
 from masp.data.image_files.parquet_pages import DELTA_ROWS, MAX_CHUNK_BYTES, MAX_CHUNK_VALUES, check_pages
-from masp.data.image_files.stored import StoredImage
+from masp.data.image_files.stored import StoredImage, open_image
 from masp.data.reading import opened
 from masp.files.regular import UnsuitableFile, open_binary
 from masp.files.text import all_lines, shown
@@ -91,7 +91,8 @@ class Cell(StoredImage):
         value = _groups.value(self)
         if isinstance(value, bytes):
             return io.BytesIO(value)
-        return Linked(self.container, self.name, self.root, value).open()
+        linked = Linked(self.container, self.name, self.root, value)
+        return open_image(linked)
 
 
 @dataclass(frozen=True)
