@@ -21,15 +21,28 @@ def read_only(cache: Any) -> Any:
     """
     found = DynamicCache()
     found.layers = [_frozen(layer) for layer in cache.layers]
+    setattr(cache, _LAST, found)
     return found
+
+
+_LAST = "last_read_only"
+"""What a cache knows its last read-only copy by."""
 
 
 class _Frozen:
     """What replaces the methods by which a decoder layer puts new states into a layer of a cache."""
 
+    more: tuple[tuple[Tensor, Tensor], ...] = ()
+    """Keys and values behind those of the prefix, of passes before this one."""
+    added: tuple[Tensor, Tensor] | None = None
+    """Those of this pass; the same however often it is repeated."""
+
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         own: Any = self
-        return torch.cat([own.keys, key_states], dim=-2), torch.cat([own.values, value_states], dim=-2)
+        self.added = key_states, value_states
+        before = ((own.keys, own.values), *self.more) if own.is_initialized else self.more  # or without a prefix
+        keys, values = zip(*before, self.added, strict=True)
+        return torch.cat(keys, dim=-2), torch.cat(values, dim=-2)
 
     def update_indexer(self, indexer_key_states: Tensor) -> Tensor:
         own: Any = self
@@ -50,6 +63,7 @@ def _frozen(layer: Any) -> Any:
     methods: dict[str, Any] = {
         name: method for name, method in vars(_Frozen).items() if name.startswith("update") and hasattr(kind, name)
     }
+    methods |= {"more": _Frozen.more, "added": _Frozen.added}
     if hasattr(layer, "indexer_position_ids"):  # which its decoder layer lengthens by itself
         kept = layer.indexer_position_ids
         methods["indexer_position_ids"] = property(lambda _: kept, lambda *_: None)
@@ -58,7 +72,35 @@ def _frozen(layer: Any) -> Any:
     return found
 
 
-def repeat(cache: Any, count: int, device: torch.device) -> None:
-    """Make one row of a cache on a device `count` equal rows, in place."""
-    # not `batch_repeat_interleave`, which layers with states lack; from the CPU, every layer would wait for a GPU
-    cache.reorder_cache(torch.zeros(count, dtype=torch.long, device=device))
+def behind(cache: Any) -> Any:
+    """The cache that the pass behind the last one goes on from.
+
+    Args:
+        cache: Cache that the last pass was given: extended in place, or read-only, and then the states that it added
+            are put behind it here. Only of layers that keep keys and values.
+    """
+    last = getattr(cache, _LAST, None)
+    if last is None:
+        return cache
+    found = DynamicCache()
+    found.layers = [_longer(layer) for layer in last.layers]
+    return found
+
+
+def _longer(layer: Any) -> Any:
+    if isinstance(layer, DummyLayer):
+        return layer
+    found = _frozen(layer)
+    found.more, found.added = (*layer.more, layer.added), None
+    return found
+
+
+def take_rows(cache: Any, rows: Tensor) -> None:
+    """Make some rows of a cache all of its rows, in place; one may be taken several times.
+
+    Args:
+        cache: Cache of transformers.
+        rows: Rows, on the device of the cache: from the CPU, every layer would wait for a GPU.
+    """
+    # not `batch_repeat_interleave`, which layers with states lack
+    cache.reorder_cache(rows)

@@ -5,7 +5,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
-from masp.vlm.caches import read_only, repeat
+from masp.vlm.caches import read_only, take_rows
 
 
 def random(*shape):
@@ -71,6 +71,6 @@ def test_one_row_becomes_many(count):
     cache.layers[0].update(random(1, 3, 6, 8), random(1, 3, 6, 8))
     cache.layers[1].update_conv_state(random(1, 5, 4), conv_kernel_size=4)
     keys, conv = cache.layers[0].keys.clone(), cache.layers[1].conv_states[0].clone()
-    repeat(cache, count, torch.device("cpu"))
+    take_rows(cache, torch.zeros(count, dtype=torch.long))
     assert torch.equal(cache.layers[0].keys, keys.expand(count, -1, -1, -1))
     assert torch.equal(cache.layers[1].conv_states[0], conv.expand(count, -1, -1))
