@@ -62,9 +62,17 @@ def test_what_is_learned_differs(trained):
     assert not any(torch.allclose(found[a], found[b], atol=1e-4) for a, b in ((0, 1), (0, 2), (1, 2)))
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_two_ranks_learn_what_one_learns(commands, settings, trained, tmp_path, loss):
-    Ranks(commands, 2, "train", "--stage", "stage2", *settings(tmp_path, loss)).ok()
+@pytest.mark.parametrize(
+    ("loss", "engine"),
+    [
+        ("weighted", ()),
+        ("drawn", ()),
+        pytest.param("weighted", ("engine.zero_stage=3",), marks=pytest.mark.full),
+        pytest.param("weighted", ("engine.zero_stage=3", "engine.gradient_checkpointing=true"), marks=pytest.mark.full),
+    ],
+)
+def test_two_ranks_learn_what_one_learns(commands, settings, trained, tmp_path, loss, engine):
+    Ranks(commands, 2, "train", "--stage", "stage2", *settings(tmp_path, loss, *engine)).ok()
     assert torch.allclose(soft_prompt(tmp_path), soft_prompt(trained[loss]), atol=1e-5, rtol=0)
     assert losses(tmp_path) == pytest.approx(losses(trained[loss]), abs=1e-5)
 
