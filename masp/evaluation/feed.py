@@ -179,11 +179,14 @@ def mixed_notes(machines: Sequence[dict[str, Any]]) -> list[str]:
     return [f"features come from different machines: {name} was {', '.join(v)}" for name, v in found.items()]
 
 
-def with_distributions(rows: Iterable[tuple[Any, ...]], distributions: np.ndarray | None) -> Iterable[tuple[Any, ...]]:
-    """Rows for `digest_of_rows`, with the distribution behind each where there is one: others stay what they were."""
+def digest_of_data(rows: Iterable[Sequence[Any]], distributions: np.ndarray | None) -> str:
+    """That of rows and, where there are any, their distributions `[N, C]`: without, it is what it was before."""
+    digest = digest_of_rows(rows)
     if distributions is None:
-        return rows
-    return ((*row, *([found.tolist()] if found.any() else [])) for row, found in zip(rows, distributions, strict=True))
+        return digest
+    whole = hashlib.sha256(f"{digest} {distributions.shape} ".encode())
+    whole.update(np.ascontiguousarray(distributions, dtype="<f8").data)
+    return whole.hexdigest()
 
 
 def digest_of_rows(rows: Iterable[Sequence[Any]]) -> str:
@@ -273,7 +276,7 @@ def _open_cached(config: Config) -> CachedFeed:
         model=model,
         machine=cache.manifest.fingerprint.machine.fields,
         hidden_size=cache.hidden_size,
-        data_digest=digest_of_rows(with_distributions(zip(keys, labels, crc, strict=True), distributions)),
+        data_digest=digest_of_data(zip(keys, labels, crc, strict=True), distributions),
         num_quarantined=cache.manifest.splits[config.evaluate.split].num_quarantined,
         aspects=tuple(cache.manifest.aspects),
         record=read_findings(cache.directory, cache.manifest),
@@ -378,7 +381,7 @@ def _open_live(config: Config) -> LiveFeed:
         machine=machine_part(config).fields,
         hidden_size=family_of(config.vlm.path).hidden_size,
         # not what the files hold: each record says that of its own, so that mending one leaves the others
-        data_digest=digest_of_rows(with_distributions(zip(keys, labels, strict=True), distributions)),
+        data_digest=digest_of_data(zip(keys, labels, strict=True), distributions),
         num_quarantined=len(of_split) - len(samples),
         aspects=tuple(sorted({aspect for s in dataset.samples for aspect in s.answers})),
         record=dataset.record(),

@@ -12,7 +12,7 @@ from torch import Tensor
 from masp.errors import MaspError
 from masp.models.candidates import CandidateTree, candidate_tree, steps_of
 from masp.models.sequence import Batch
-from masp.vlm.caches import behind, read_only
+from masp.vlm.caches import behind, go_on_from, read_only
 from masp.vlm.language import LanguageHalf, Tokens
 
 MAX_POSITIONS = 512
@@ -179,7 +179,7 @@ def answer_losses(model: Scored, batch: Batch) -> Tensor:
     """
     language, answers = model.language, batch.answers
     assert answers is not None and language.family.has_tree, "these have one row per answer"
-    cache = language.new_cache(branches=True)
+    cache = go_on_from(language.new_cache(branches=True))
     hidden = model.hidden(batch, cache)
     row = torch.arange(len(hidden), device=hidden.device)
     start = batch.suffix.positions[:, row, _last(batch.suffix.mask)][..., None] + 1

@@ -5,6 +5,7 @@ Whatever differs between stage 1 and stage 2 is an attribute or a method here; t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -265,9 +266,13 @@ class SoftPromptStage(Stage):
         seen = num_tokens if self.settings.vision_features else 0 * num_tokens
         own = self.settings.num_soft_prompt_tokens + TEXT_TOKENS
         if weighs_answers(self.settings, 0 if self.settings.validate_every is None else None):
-            own += more_tokens(load_prompt(self.config.vlm.path), self.cache.categories, own)
+            own += self._more_tokens(own)
         lengths = seen + self.num_aspect_tokens + own
         return Rows(rows, np.ones(len(rows), dtype=np.int64), lengths)
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019 - a stage lives as long as its process
+    def _more_tokens(self, own: int) -> int:
+        return more_tokens(load_prompt(self.config.vlm.path), self.cache.categories, own)
 
     def absent_parts(self, positions: Rows) -> tuple[str, ...]:
         return ()

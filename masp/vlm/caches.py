@@ -19,14 +19,15 @@ def read_only(cache: Any) -> Any:
     Args:
         cache: Cache of transformers, of which each layer has seen a prefix.
     """
-    found = DynamicCache()
-    found.layers = [_frozen(layer) for layer in cache.layers]
-    setattr(cache, _LAST, found)
+    found, notes = DynamicCache(), hasattr(cache, _LAST)
+    found.layers = [_frozen(layer, notes) for layer in cache.layers]
+    if notes:
+        setattr(cache, _LAST, found)
     return found
 
 
 _LAST = "last_read_only"
-"""What a cache knows its last read-only copy by."""
+"""Name of the attribute by which a cache that is to be gone on from knows its last read-only copy."""
 
 
 class _Frozen:
@@ -34,14 +35,18 @@ class _Frozen:
 
     more: tuple[tuple[Tensor, Tensor], ...] = ()
     """Keys and values behind those of the prefix, of passes before this one."""
+    notes: bool = False
+    """Whether to remember those of this pass, which keeps them in memory."""
     added: tuple[Tensor, Tensor] | None = None
-    """Those of this pass; the same however often it is repeated."""
+    """Those that were remembered. A repeated pass has the same, so the first ones stay: with later ones, all that led
+    to them would stay in memory."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         own: Any = self
-        self.added = key_states, value_states
+        if self.notes and self.added is None:
+            self.added = key_states, value_states
         before = ((own.keys, own.values), *self.more) if own.is_initialized else self.more  # or without a prefix
-        keys, values = zip(*before, self.added, strict=True)
+        keys, values = zip(*before, (key_states, value_states), strict=True)
         return torch.cat(keys, dim=-2), torch.cat(values, dim=-2)
 
     def update_indexer(self, indexer_key_states: Tensor) -> Tensor:
@@ -56,7 +61,7 @@ class _Frozen:
         return recurrent_states
 
 
-def _frozen(layer: Any) -> Any:
+def _frozen(layer: Any, notes: bool = False) -> Any:
     if isinstance(layer, DummyLayer):  # which holds nothing
         return layer
     kind = type(layer)
@@ -68,18 +73,24 @@ def _frozen(layer: Any) -> Any:
         kept = layer.indexer_position_ids
         methods["indexer_position_ids"] = property(lambda _: kept, lambda *_: None)
     found: Any = object.__new__(type(f"ReadOnly{kind.__name__}", (kind,), methods))
-    found.__dict__ |= layer.__dict__
+    found.__dict__ |= layer.__dict__ | {"notes": notes}
     return found
+
+
+def go_on_from(cache: Any) -> Any:
+    """The same cache, behind whose last pass another one will go on, see `behind`; nothing may have been run yet."""
+    setattr(cache, _LAST, None)
+    return cache
 
 
 def behind(cache: Any) -> Any:
     """The cache that the pass behind the last one goes on from.
 
     Args:
-        cache: Cache that the last pass was given: extended in place, or read-only, and then the states that it added
-            are put behind it here. Only of layers that keep keys and values.
+        cache: Cache of `go_on_from` that the last pass was given: extended in place, or read-only, and then the keys
+            and values that it added are put behind it here.
     """
-    last = getattr(cache, _LAST, None)
+    last = getattr(cache, _LAST)
     if last is None:
         return cache
     found = DynamicCache()

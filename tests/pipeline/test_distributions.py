@@ -133,6 +133,17 @@ def test_evaluation_report_and_comparison(commands, settings, trained, voted, tm
     agreed = [p[row][cache.categories.index(records.predictions[place])] for row, place in enumerate(there)]
     assert found["distributions"]["expected_accuracy"] == pytest.approx(np.mean(agreed))
 
+    left, *kept = cache.categories
+    mapped = tmp_path / "mapped"
+    more = (f"evaluate.category_map=[{left}=]", f"evaluate.output_dir={mapped}")
+    commands.ok("evaluate", *settings(run, "weighted", *more))
+    fewer = read_records_file(mapped / "records.h5")
+    assert set(fewer.labels) == set(kept) and len(fewer) == sum(label != left for label in records.labels)
+    for key, own in zip(fewer.keys, fewer.distribution, strict=True):
+        whole = cache.read(cache.row_of(key)).distribution
+        rest = np.array(whole[1:]) if whole else np.zeros(len(kept))
+        assert own == pytest.approx(rest / (rest.sum() or 1))
+
     tables = tmp_path / "tables"
     commands.ok("report", run, "--tables", tables)
     assert "Jensen–Shannon divergence" in (run / "report.html").read_text(encoding="utf-8")
