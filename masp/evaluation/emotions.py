@@ -27,12 +27,12 @@ from masp.evaluation.scorers import DECISION, EmotionScorer, ScoreRequest
 from masp.files.text import MAX_REASON, listed_apart, shortened, shown
 from masp.models.likelihood import cut_short
 from masp.results.attention_maps import read_attention
-from masp.results.distributions import asked_distributions
 from masp.results.ledger import DIRECTORY, itself
 from masp.results.ledger_format import Record, generated_problem, likelihood_problem
 from masp.results.ledgers.table import RecordTable
 from masp.results.metrics import compute_metrics
 from masp.results.metrics_file import METRICS, write_metrics
+from masp.results.probabilities.distributions import asked_distributions
 from masp.results.records import FILE, write_emotion_records
 from masp.runtime.log import show
 from masp.taxonomy import normalize_category

@@ -16,13 +16,13 @@ from masp.evaluation.feed import Feed
 from masp.evaluation.prompts import VALIDATION
 from masp.files.sealed import digest_of
 from masp.results.breakdown import MajorityClass, SplitCounts, ValueGroups, few_predicted, majority_class
-from masp.results.distributions import MEASURES
 from masp.results.ledger_format import Record
 from masp.results.ledgers.table import RecordTable
 from masp.results.metrics import Metrics
 from masp.results.metrics_file import METRICS, check_written_with, read_metrics
+from masp.results.probabilities.distributions import MEASURES
+from masp.results.probabilities.temperature import TemperatureScaling, calibration, fit_temperature, is_at_limit
 from masp.results.records import FILE, read_records_file
-from masp.results.temperature import TemperatureScaling, calibration, fit_temperature, is_at_limit
 
 
 def count_split(feed: Feed, means: Mapping[str, str]) -> SplitCounts:

@@ -30,10 +30,10 @@ from masp.files.atomic import write_bytes
 from masp.files.regular import is_file
 from masp.files.text import reason, shown_apart
 from masp.report.export import Interval, Signed, Table, markdown_escaped, markdown_table, write_tables
-from masp.results.distributions import DistributionMetrics
 from masp.results.intervals import percentiles
 from masp.results.metrics import wilson_interval
 from masp.results.metrics_file import check_written_with
+from masp.results.probabilities.distributions import DistributionMetrics
 from masp.results.records import FILE, Records, read_records_file
 
 _NUM_RESAMPLES = 10_000

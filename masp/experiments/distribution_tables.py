@@ -10,7 +10,8 @@ import numpy as np
 
 from masp.errors import InputError
 from masp.report.export import Cell, Interval, Signed, Table
-from masp.results.distributions import (
+from masp.results.intervals import mean_interval
+from masp.results.probabilities.distributions import (
     MEASURES,
     DistributionMetrics,
     Measured,
@@ -18,7 +19,6 @@ from masp.results.distributions import (
     measure_distributions,
     summarize,
 )
-from masp.results.intervals import mean_interval
 from masp.results.records import Records
 
 

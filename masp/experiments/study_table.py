@@ -22,9 +22,9 @@ from masp.experiments.variants import FULL, Variant
 from masp.files.atomic import write_bytes
 from masp.files.text import reason, shortened
 from masp.report.export import Interval, Signed, Table, markdown_table, write_tables
-from masp.results.distributions import DistributionMetrics
 from masp.results.intervals import percentiles
 from masp.results.metrics_file import check_written_with
+from masp.results.probabilities.distributions import DistributionMetrics
 from masp.results.records import FILE, Records, read_records_file
 from masp.runtime.log import show
 

@@ -26,16 +26,16 @@ from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_
 
 from masp.errors import DataError
 from masp.files.text import MAX_REASON, shortened, shown
-from masp.results.distributions import (
+from masp.results.intervals import NUM_BINS, calibration_interval, mean_interval, percentiles
+from masp.results.ledger_format import Record
+from masp.results.ledgers.table import CHUNK, RecordTable
+from masp.results.probabilities.distributions import (
     DistributionMetrics,
     largest_expected_accuracy,
     log_softmax,
     measure_distributions,
     summarize,
 )
-from masp.results.intervals import NUM_BINS, calibration_interval, mean_interval, percentiles
-from masp.results.ledger_format import Record
-from masp.results.ledgers.table import CHUNK, RecordTable
 
 Z95 = 1.959963984540054
 

@@ -29,9 +29,9 @@ from masp.files.sealed import digest_of
 from masp.files.text import all_lines
 from masp.files.typed import Json, as_json, decode
 from masp.results.breakdown import GroupAccuracy, MajorityClass
-from masp.results.distributions import DistributionMetrics
 from masp.results.metrics import CalibrationBin, CategoryMetrics, Count, Share
-from masp.results.temperature import TemperatureScaling
+from masp.results.probabilities.distributions import DistributionMetrics
+from masp.results.probabilities.temperature import TemperatureScaling
 from masp.taxonomy import Split
 
 METRICS = "metrics.json"

@@ -11,9 +11,9 @@ from masp.experiments.compare import compare, markdown
 from masp.experiments.distribution_tables import measures_of
 from masp.experiments.study_table import study, write_table
 from masp.experiments.variants import FULL, Variant
-from masp.results.distributions import MEASURES
 from masp.results.ledger_format import Record
 from masp.results.metrics import compute_metrics
+from masp.results.probabilities.distributions import MEASURES
 from masp.results.records import read_records_file, write_emotion_records
 
 CATEGORIES = ("fear", "joy", "awe")

@@ -10,7 +10,10 @@ from scipy.spatial.distance import cosine, jensenshannon
 from scipy.special import softmax
 from scipy.stats import entropy
 
-from masp.results.distributions import (
+from masp.results.ledger_format import Record
+from masp.results.metrics import compute_metrics
+from masp.results.metrics_file import read_metrics, write_metrics
+from masp.results.probabilities.distributions import (
     MEASURES,
     asked_distributions,
     largest_expected_accuracy,
@@ -18,9 +21,6 @@ from masp.results.distributions import (
     measure_distributions,
     summarize,
 )
-from masp.results.ledger_format import Record
-from masp.results.metrics import compute_metrics
-from masp.results.metrics_file import read_metrics, write_metrics
 from masp.results.records import WITH_DISTRIBUTIONS, read_records_file, write_emotion_records
 
 CATEGORIES = ("anger", "awe", "fear", "joy")
