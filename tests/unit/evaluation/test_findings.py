@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from masp.cache.reader import open_cache
-from masp.evaluation.feed import CachedFeed
+from masp.data.sample import Sample
+from masp.evaluation.feed import CachedFeed, _distributions, digest_of_data, digest_of_rows
 from masp.evaluation.findings import (
     count_split,
     emotion_findings,
@@ -152,3 +153,16 @@ def test_a_line_about_the_distributions_of_the_data(feeds, tmp_path):
     for text in (" of at most 0.7125, KL divergence 0.", "JS divergence 0.", "cosine similarity 0."):
         assert text in about[0]
     assert about[0].endswith(" on the 8 images with a distribution")
+
+
+def test_the_digest_of_the_data_holds_their_distributions_where_there_are_any():
+    rows, votes = [("a", "awe"), ("b", "fear")], np.array([[0.5, 0.5], [0.0, 0.0]])
+    assert digest_of_data(rows, None) == digest_of_rows(rows)
+    found = {digest_of_data(rows, None), digest_of_data(rows, votes), digest_of_data(rows, votes[:, ::-1] * [1, 0.5])}
+    assert len(found) == 3 and digest_of_data(rows, votes.copy()) in found
+
+
+def test_distributions_of_images_that_are_read_live():
+    samples = [Sample("test/a", "test", "a", "awe", {}, (0.75, 0.25)), Sample("test/b", "test", "b", "awe", {})]
+    assert _distributions(samples, 2).tolist() == [[0.75, 0.25], [0.0, 0.0]]
+    assert _distributions(samples[1:], 2) is None
