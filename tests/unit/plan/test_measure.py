@@ -20,8 +20,8 @@ def test_measured_rates(config):
 
 
 def test_weighted_answers_are_measured_too(config, monkeypatch):
-    def with_votes(dataset_config):
-        dataset = read_dataset(dataset_config)
+    def with_votes(*arguments):
+        dataset = read_dataset(*arguments)
         count = len(dataset.categories)
         samples = Samples.of(dataset.samples)
         labels = [replace(label, distribution=(1 / count,) * count) for label in samples.table.labels]
