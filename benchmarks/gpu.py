@@ -253,7 +253,7 @@ def evaluation_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
     from masp.data.questions import load_questions
     from masp.evaluation.feed import open_feed
     from masp.evaluation.scorers import EmotionScorer, ScoreRequest
-    from masp.models.likelihood import candidate_tree
+    from masp.models.candidates import candidate_tree
     from masp.models.sequence import build_sequence
     from masp.vlm.flops import aspect_module_flops, language_flops
 

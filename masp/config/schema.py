@@ -289,6 +289,14 @@ class Stage2Config(StageConfig):
     the aspects, the categories and the question; `padding_rows`, as the published code: the rows of the embedding table
     behind the tokenizer's last token, which no token uses."""
 
+    targets: Literal["label", "distribution"] = "label"
+    """What is learned of an image: its `label`, or the `distribution` over the categories, for datasets with votes of
+    raters or probabilities. An image without a distribution is trained on its label."""
+
+    distribution_loss: Literal["weighted", "drawn"] = "weighted"
+    """How a distribution is learned: `weighted` takes the loss of every category, weighted with its probability, in one
+    pass; `drawn` takes one category as the answer, drawn anew in each epoch."""
+
     vision_features: Boolean = True
     """Put the vision features into the prompt, after the aspect tokens. Without them, an ablation, the language model
     sees of the image only the aspect tokens."""

@@ -33,6 +33,7 @@ from masp.results.ledger_format import Record, generated_problem, likelihood_pro
 from masp.results.ledgers.table import RecordTable
 from masp.results.metrics import compute_metrics
 from masp.results.metrics_file import METRICS, write_metrics
+from masp.results.probabilities.distributions import asked_distributions
 from masp.results.records import FILE, write_emotion_records
 from masp.runtime.log import show
 from masp.taxonomy import normalize_category
@@ -152,12 +153,15 @@ class EmotionEvaluation(Evaluation):
         config, ledgers = self.config, self.directory / DIRECTORY
         machines = machines_of(self.feed, records)
         notes = dict.fromkeys(note for machine in machines for note in machine_notes(self.trained, machine))
-        metrics = compute_metrics(records, self.categories, len(self.images), config.seed)
+        distributions = self.distributions()
+        metrics = compute_metrics(records, self.categories, len(self.images), config.seed, distributions)
         shown = records if self.aspects_shown else ()
         maps = (read_attention(ledgers, record.attention) for record in shown if record.attention)
         digests = self.feed.digests()
         path = self.directory / FILE
-        written = write_emotion_records(path, records, self.categories, self.aspects_shown, maps, digests)
+        written = write_emotion_records(
+            path, records, self.categories, self.aspects_shown, maps, digests, distributions
+        )
         results = {
             **metrics.to_json(),
             **emotion_findings(
@@ -193,6 +197,16 @@ class EmotionEvaluation(Evaluation):
         write_metrics(path, results)
         show(*summary_lines(results, path))
         return path
+
+    def distributions(self) -> np.ndarray | None:
+        """`[N, C]`: the distribution of each image over the categories that are asked, zeros where it has none."""
+        found = self.feed.distributions
+        if found is None:
+            return None
+        kept = np.array([label in self.asked.means for label in self.feed.labels])
+        found = found if kept.all() else found[kept]
+        found = asked_distributions(found, self.feed.categories, self.asked.means, self.categories)
+        return found if found.any() else None
 
     def _identity(self) -> dict[str, Any]:
         """Everything that a score depends on; ranks and batch size do not belong to it."""

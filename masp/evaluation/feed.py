@@ -79,6 +79,8 @@ class Feed(ABC):
     """Aspects that some image of the dataset is annotated with."""
     record: DatasetRecord | None = field(default=None, kw_only=True)
     """What is known of the dataset; None where its cache does not say."""
+    distributions: np.ndarray | None = field(default=None, kw_only=True)
+    """`[N, C]` fp64: the distribution of each image over `categories`, zeros where it has none; None if none has."""
 
     @abstractmethod
     def batches(self, keys: Sequence[str], batch_size: int) -> Generator[list[Item]]:
@@ -159,6 +161,16 @@ def mixed_notes(machines: Sequence[dict[str, Any]]) -> list[str]:
     return [f"features come from different machines: {name} was {', '.join(v)}" for name, v in found.items()]
 
 
+def digest_of_data(rows: Iterable[Sequence[Any]], distributions: np.ndarray | None) -> str:
+    """That of rows and, where there are any, their distributions `[N, C]`: without, it is what it was before."""
+    digest = digest_of_rows(rows)
+    if distributions is None:
+        return digest
+    whole = hashlib.sha256(f"{digest} {distributions.shape} ".encode())
+    whole.update(np.ascontiguousarray(distributions, dtype="<f8").data)
+    return whole.hexdigest()
+
+
 def digest_of_rows(rows: Iterable[Sequence[Any]]) -> str:
     """That of the list of all rows, which come in the order of their keys: of millions, a few at a time."""
     digest, rest, separator = hashlib.sha256(b"["), iter(rows), b""
@@ -233,6 +245,8 @@ def _open_cached(config: Config) -> CachedFeed:
     rows = rows[sorted(range(len(rows)), key=lambda i: cache.index.keys[rows[i]])]
     keys = [cache.index.keys[row] for row in rows]
     labels = [cache.categories[cache.index.category[row]] for row in rows]
+    distributions = cache.index.distributions(rows) if cache.has_distribution(rows).any() else None
+    crc = cache.index.features_crc32[rows].tolist()
     tokens = None
     if config.cache.aspect_tokens and config.evaluate.stage == "stage2":
         _, lineage = load_trained_aspects(config, cache.hidden_size, model)
@@ -244,10 +258,11 @@ def _open_cached(config: Config) -> CachedFeed:
         model=model,
         machine=cache.manifest.fingerprint.machine.fields,
         hidden_size=cache.hidden_size,
-        data_digest=digest_of_rows(zip(keys, labels, cache.index.features_crc32[rows].tolist(), strict=True)),
+        data_digest=digest_of_data(zip(keys, labels, crc, strict=True), distributions),
         num_quarantined=cache.manifest.splits[config.evaluate.split].num_quarantined,
         aspects=tuple(cache.manifest.aspects),
         record=read_findings(cache.directory, cache.manifest),
+        distributions=distributions,
         cache=cache,
         row_of=dict(zip(keys, rows.tolist(), strict=True)),
         num_workers=config.evaluate.num_workers,
@@ -350,6 +365,7 @@ def _open_live(config: Config) -> LiveFeed:
         raise InputError(f"evaluate.split = {shown(config.evaluate.split)}: {dataset.root} has no image in this split")
     keys = sorted(samples)
     labels = [samples[key].category for key in keys]
+    distributions = _distributions([samples[key] for key in keys], len(dataset.categories))
     return LiveFeed(
         keys=keys,
         labels=labels,
@@ -358,14 +374,22 @@ def _open_live(config: Config) -> LiveFeed:
         machine=machine_part(config).fields,
         hidden_size=family_of(config.vlm.path).hidden_size,
         # not what the files hold: each record says that of its own, so that mending one leaves the others
-        data_digest=digest_of_rows(zip(keys, labels, strict=True)),
+        data_digest=digest_of_data(zip(keys, labels, strict=True), distributions),
         num_quarantined=len(of_split) - len(samples),
         aspects=tuple(sorted({aspect for s in dataset.samples for aspect in s.answers})),
         record=record or dataset.record(),
+        distributions=distributions,
         config=config,
         samples=samples,
         everything=[s for s in dataset.samples if s.key not in broken],
     )
+
+
+def _distributions(samples: Sequence[Sample], width: int) -> np.ndarray | None:
+    """Distributions of samples as the rows of an array, zeros where there is none; None if no sample has one."""
+    if all(sample.distribution is None for sample in samples):
+        return None
+    return np.array([sample.distribution or (0.0,) * width for sample in samples])
 
 
 def _source_now(image: Location) -> tuple[int, int] | None:

@@ -202,7 +202,7 @@ def make_plan(
     train = [p for p in images if p.sample.split == "train"]
     words = count_words(config, [p.sample for p in train], dataset.categories)
     if measure is not None:
-        rates = measure_rates(config, vision, language, words, train or images, measure, rates)
+        rates = measure_rates(config, vision, language, words, train or images, measure, rates, dataset.categories)
     return _predict(config, dataset, images, broken, vision, language, words, rates)
 
 

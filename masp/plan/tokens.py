@@ -21,8 +21,10 @@ from masp.data.image_files.stored import Location
 from masp.data.questions import load_questions
 from masp.data.sample import Sample
 from masp.errors import InputError
+from masp.models.candidates import candidate_tree
 from masp.plan.headers.memory import Size
 from masp.runtime.process_pool import process_pool
+from masp.training.targets import weighs_answers
 from masp.vlm.counting import encoder_amount
 from masp.vlm.families import family_of
 from masp.vlm.features import Grid, ImageLayout
@@ -297,6 +299,20 @@ class Words:
     """And behind its last."""
     runs_whole: bool = False
     """Whether nothing of a prompt can run before all of it is known, so that no prefix is kept apart."""
+    weighted: WeightedWords | None = None
+    """Where every category of an image is an answer (`stage2.distribution_loss: weighted`)."""
+
+
+@dataclass(frozen=True)
+class WeightedWords:
+    """Mean numbers of a training image whose categories are all its answers, each with its probability."""
+
+    answers: float
+    """Categories with a probability above 0."""
+    tokens: float
+    """Text tokens of these answers, without their end; those that several begin with count once in a tree."""
+    is_tree: bool
+    """Whether all run behind one question; otherwise each has a row of its own."""
 
 
 def count_words(config: Config, samples: Sequence[Sample], categories: Sequence[str]) -> Words:
@@ -332,7 +348,33 @@ def count_words(config: Config, samples: Sequence[Sample], categories: Sequence[
         lead=text.lead,
         trail=text.trail,
         runs_whole=family_of(config.vlm.path).runs_whole,
+        weighted=_weighted_words(config, text, samples, categories),
     )
+
+
+def _weighted_words(
+    config: Config, text: TextTokens, samples: Sequence[Sample], categories: Sequence[str]
+) -> WeightedWords | None:
+    """Count the answers of images whose categories are all answers; None where one is."""
+    if not weighs_answers(config.stage2, 0) or not samples:
+        return None
+    kinds = Counter(
+        (sample.category,)
+        if sample.distribution is None
+        else tuple(c for c, p in zip(categories, sample.distribution, strict=True) if p > 0)
+        for sample in samples
+    )
+    is_tree = family_of(config.vlm.path).has_tree
+    ids = {category: text.answer(category) for category in categories}
+
+    def tokens(kind: tuple[str, ...]) -> int:
+        answers = [ids[category] for category in kind]
+        return len(candidate_tree(answers).ids) if is_tree else sum(map(len, answers))
+
+    total = sum(kinds.values())
+    num_answers = sum(len(kind) * count for kind, count in kinds.items())
+    num_tokens = sum(tokens(kind) * count for kind, count in kinds.items())
+    return WeightedWords(num_answers / total, num_tokens / total, is_tree)
 
 
 def _mean(answers: dict[str, int], text: TextTokens) -> float:

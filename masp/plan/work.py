@@ -28,11 +28,13 @@ class Lengths:
     """Tokens that run with gradient."""
     num_logits: float
     """Supervised positions."""
+    num_suffixes: float = 1.0
+    """Suffixes that run behind one prefix: more than one where each answer has its own."""
 
     @property
     def total(self) -> float:
-        """Length of prefix and suffix."""
-        return self.prefix + self.suffix
+        """Length of the prefix and all its suffixes."""
+        return self.prefix + self.num_suffixes * self.suffix
 
 
 @dataclass(frozen=True)
@@ -178,14 +180,20 @@ def stage2_lengths(config: Config, words: Words, block_length: int) -> Lengths:
     aspect_tokens = len(prompt_aspects(config)) * config.aspect_module.num_queries
     image = block_length if settings.vision_features else words.lead + words.trail
     visual = words.image_start + aspect_tokens + image + words.image_end
-    text = words.emotion_question + words.closing + words.emotion_answer
-    if settings.layout == "released":
-        prefix, suffix = words.opening, 2 * settings.num_soft_prompt_tokens + visual + text
+    text = words.emotion_question + words.closing
+    released, weighted = settings.layout == "released", words.weighted
+    if released:
+        prefix, before = words.opening, 2 * settings.num_soft_prompt_tokens + visual + text
     else:
-        prefix, suffix = words.opening + visual, settings.num_soft_prompt_tokens + text + 1
+        prefix, before = words.opening + visual, settings.num_soft_prompt_tokens + text
     if words.runs_whole or not settings.frozen_prefix:
-        prefix, suffix = 0, prefix + suffix
-    return Lengths(prefix, settings.layout == "released", suffix, words.emotion_answer + 1)
+        prefix, before = 0, prefix + before
+    if weighted is None:
+        return Lengths(prefix, released, before + words.emotion_answer + (not released), words.emotion_answer + 1)
+    if weighted.is_tree:  # each token of the tree predicts what follows it, and the question's last one the first
+        return Lengths(prefix, released, before + weighted.tokens, weighted.tokens + 1)
+    answer = weighted.tokens / weighted.answers
+    return Lengths(prefix, released, before + answer + (not released), answer + 1, weighted.answers)
 
 
 def row_flops(language: Language, lengths: Lengths, rows_together: float) -> float:
@@ -196,12 +204,12 @@ def row_flops(language: Language, lengths: Lengths, rows_together: float) -> flo
         lengths: Lengths of the row.
         rows_together: Rows of a micro-batch, over which a shared prefix is divided.
     """
-    whole = language_flops(
+    whole = lengths.num_suffixes * language_flops(
         language, prefix=lengths.prefix, suffix=lengths.suffix, num_logits=lengths.num_logits, gradient=True
     )
-    if not lengths.shared:
-        return whole
-    return whole - language_flops(language, suffix=lengths.prefix, gradient=False) * (1 - 1 / max(1.0, rows_together))
+    num_prefixes = 1 / max(1.0, rows_together) if lengths.shared else 1.0
+    again = lengths.num_suffixes - num_prefixes
+    return whole - again * language_flops(language, suffix=lengths.prefix, gradient=False)
 
 
 def annotated(config: Config, train: Sequence[PlannedImage]) -> list[PlannedImage]:
@@ -241,7 +249,8 @@ def stage2_work(config: Config, language: Language, words: Words, train: Sequenc
     for (num_tokens, length), count in Counter((p.num_tokens, p.block_length) for p in train).items():
         lengths = stage2_lengths(config, words, length)
         together = _images_together(config.stage2, lengths.total)
-        tokens += count * (lengths.suffix + lengths.prefix / (max(1.0, together) if lengths.shared else 1))
+        prefix = lengths.prefix / (max(1.0, together) if lengths.shared else 1)
+        tokens += count * (lengths.num_suffixes * lengths.suffix + prefix)
         flops += count * row_flops(language, lengths, together)
         modules = aspect_module_flops(language.width, num_queries, num_tokens, gradient=False)
         flops += 0 if config.cache.aspect_tokens else count * num_aspects * modules

@@ -70,6 +70,15 @@ _TILES = (
 )
 
 
+_DISTRIBUTION_TILES = {
+    "expected_accuracy": ("Expected accuracy", "of a rater, at most {:.1%}", True),
+    "kl_divergence": ("KL divergence", "from the data's distribution, nats", False),
+    "js_divergence": ("Jensen–Shannon divergence", "from the data's distribution, nats", False),
+    "cosine_similarity": ("Cosine similarity", "to the data's distribution", False),
+}
+"""Name -> title, explanation, and whether it is a share."""
+
+
 @dataclass(frozen=True)
 class Tile:
     """One figure beside the accuracy."""
@@ -183,7 +192,8 @@ def _gather(run_dir: Path, evaluate_dir: Path) -> Page:
             Tile(title, hint, value, is_share, getattr(metrics, f"{name}_ci95", None))
             for name, title, hint, is_share in _TILES
             if (value := getattr(metrics, name)) is not None
-        ],
+        ]
+        + _distribution_tiles(metrics),
         variants=variant_rows(summary),
         confusion=confusion_table(metrics),
         calibration=calibration_chart("calibration", metrics.calibration) if metrics.calibration else None,
@@ -199,6 +209,18 @@ def _gather(run_dir: Path, evaluate_dir: Path) -> Page:
         lineage=lineage,
         config_text=config.text,
     )
+
+
+def _distribution_tiles(metrics: MetricsFile) -> list[Tile]:
+    """How near the model's probabilities are to the distributions of the data, where these have any."""
+    found = metrics.distributions
+    tiles = []
+    for name, value, interval in found.rows() if found else ():
+        title, hint, is_share = _DISTRIBUTION_TILES[name]
+        assert found is not None
+        on = "" if found.num_samples == metrics.num_samples else f"; on {found.num_samples:,} images that have one"
+        tiles.append(Tile(title, hint.format(found.expected_accuracy_limit) + on, value, is_share, interval))
+    return tiles
 
 
 def _optional(read: Callable[[Path], T | None], path: Path, problems: list[str]) -> T | None:

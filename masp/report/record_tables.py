@@ -26,7 +26,8 @@ _CHUNK = 10_000
 
 
 def write_emotion_table(path: Path, source: Path) -> Path:
-    """Write a line per image: what it is, what was predicted, and the probability and score of every category.
+    """Write a line per image: what it is, what was predicted, and the probability and score of every category; then
+    those of the data's own distribution, where they have any.
 
     Args:
         path: CSV file.
@@ -43,6 +44,7 @@ def write_emotion_table(path: Path, source: Path) -> Path:
     check_written_with(source, records.digest)
     fixed = ["sample_key", "image", "label", "prediction", "correct", "probability", "label_probability"]
     names = [f"probability {c}" for c in records.categories] + [f"score {c}" for c in records.categories]
+    names += [] if records.distribution is None else [f"distribution {c}" for c in records.categories]
     return _write(path, [*fixed, *names], _emotion_lines(records))
 
 
@@ -56,7 +58,16 @@ def _emotion_lines(records: Records) -> Iterator[list[str]]:
                 *_outcome(key, label, prediction or ""),
                 *(_number(chances, position.get(name or "")) for name in (prediction, label)),
                 *(_number(values, place) for values in (chances, sums) for place in range(len(values))),
+                *_own_distribution(records, row),
             ]
+
+
+def _own_distribution(records: Records, row: int) -> list[str]:
+    """The data's own probabilities of the categories; empty cells where the sample has none."""
+    if records.distribution is None:
+        return []
+    own = records.distribution[row]
+    return [repr(float(value)) for value in own] if own.any() else [""] * len(own)
 
 
 def write_aspect_table(path: Path, source: Path) -> Path:

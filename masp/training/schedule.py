@@ -59,6 +59,9 @@ class TrainingCache(Protocol):
     def has_answer(self, rows: np.ndarray, aspect: str) -> np.ndarray:
         """Which of these rows are annotated with an aspect."""
 
+    def has_distribution(self, rows: np.ndarray) -> np.ndarray:
+        """Which of these rows have a distribution over the categories."""
+
     def read(self, row: int, *, epoch: int | None = None) -> CachedSample:
         """One sample, in an epoch of training; None: as validation sees it."""
 

@@ -5,6 +5,7 @@ Whatever differs between stage 1 and stage 2 is an attribute or a method here; t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -34,10 +35,13 @@ from masp.errors import DataError, InputError
 from masp.extraction.live.images import open_live
 from masp.models.forward import Stage1Model, Stage2Model, num_logits
 from masp.models.sequence import Batch, build_sequence, make_batch
+from masp.models.sequence import Sequence as TokenSequence
 from masp.models.trainable import AspectModules, SoftPrompt, initial_soft_prompt
+from masp.models.weighted import make_weighted_batch
 from masp.runtime.stop import StopFlag
 from masp.training.schedule import Rows, TrainingCache
 from masp.training.stage import COURSE, Sources, Stage
+from masp.training.targets import answer_of, check_targets, more_tokens, target_notes, weighs_answers, weights_of
 from masp.vlm.families import family_of
 from masp.vlm.language import LanguageHalf
 from masp.vlm.loading import Partition
@@ -249,6 +253,14 @@ class SoftPromptStage(Stage):
             raise DataError(f"{tokens.path} is damaged: {tokens.num_queries} tokens per aspect; must be {num_queries}")
         self.aspect_tokens = tokens
 
+    def check_samples(self) -> None:
+        cache, root = self.config.cache.dir, self.config.dataset.root
+        place = f"dataset.root: {root}" if cache is None else f"cache.dir: {cache}"
+        check_targets(self.settings, self.cache, self.schedule.rows, place)
+
+    def notes(self) -> list[str]:
+        return [*super().notes(), *target_notes(self.settings, self.cache, self.schedule.rows)]
+
     def inputs(self) -> tuple[Lineage, ...]:
         return () if self.aspect_lineage is None else (self.aspect_lineage,)
 
@@ -259,8 +271,15 @@ class SoftPromptStage(Stage):
 
     def _usable(self, rows: np.ndarray, num_tokens: np.ndarray) -> Rows:
         seen = num_tokens if self.settings.vision_features else 0 * num_tokens
-        lengths = seen + self.num_aspect_tokens + self.settings.num_soft_prompt_tokens + TEXT_TOKENS
+        own = self.settings.num_soft_prompt_tokens + TEXT_TOKENS
+        if weighs_answers(self.settings, 0 if self.settings.validate_every is None else None):
+            own += self._more_tokens(own)
+        lengths = seen + self.num_aspect_tokens + own
         return Rows(rows, np.ones(len(rows), dtype=np.int64), lengths)
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019 - a stage lives as long as its process
+    def _more_tokens(self, own: int) -> int:
+        return more_tokens(load_prompt(self.config.vlm.path), self.cache.categories, own)
 
     def absent_parts(self, positions: Rows) -> tuple[str, ...]:
         return ()
@@ -274,27 +293,37 @@ class SoftPromptStage(Stage):
         epoch: int | None,
         aspects: Sequence[int] | None = None,
     ) -> Batch:
-        settings, tokens = self.settings, self.aspect_tokens
-        sequences = [
-            build_sequence(
+        settings, categories = self.settings, self.cache.categories
+        features = [sample.features for sample in samples]
+        tokens = None if self.aspect_tokens is None else [self.aspect_tokens.read(row) for row in rows]
+
+        def build(image: int, answer: str | None) -> TokenSequence:
+            sample = samples[image]
+            return build_sequence(
                 prompt,
                 self._question(epoch, sample.key),
-                sample.category,
+                answer,
                 num_aspect_tokens=self.num_aspect_tokens,
                 image=sample.layout if settings.vision_features else None,
                 num_soft_tokens=settings.num_soft_prompt_tokens,
                 layout=settings.layout,
             )
-            for sample in samples
-        ]
+
+        if weighs_answers(settings, epoch):
+            answers = [weights_of(sample, categories) for sample in samples]
+            return make_weighted_batch(
+                prompt, build, answers, features, weights=weights, layout=settings.layout,
+                frozen_prefix=settings.frozen_prefix, aspect_tokens=tokens,
+            )  # fmt: skip
+        asked = [answer_of(settings, sample, categories, self.config.seed, epoch) for sample in samples]
         return make_batch(
             prompt,
-            sequences,
-            [sample.features for sample in samples],
+            [build(image, answer) for image, answer in enumerate(asked)],
+            features,
             row_image=range(len(samples)),
             weights=weights,
             frozen_prefix=settings.frozen_prefix,
-            aspect_tokens=None if tokens is None else [tokens.read(row) for row in rows],
+            aspect_tokens=tokens,
         )
 
     def _question(self, epoch: int | None, key: str) -> str:
@@ -327,6 +356,9 @@ class SoftPromptStage(Stage):
         identity: dict[str, Any] = {"checkpoint.aspect": self.aspect_digest}
         if not self.settings.vision_features:  # only then: runs from before there was a choice resume
             identity["stage2.vision_features"] = False
+        if self.settings.targets != "label":
+            names = ("targets", "distribution_loss")
+            identity |= {f"stage2.{name}": getattr(self.settings, name) for name in names}
         return identity
 
     def untrained(self, state: dict[str, Tensor]) -> tuple[str, ...]:

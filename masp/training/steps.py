@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -127,7 +128,7 @@ class Steps(Dataset):
             batches=batches,
             total_weight=float(part.weights.sum()),
             num_images=len(part.rows),
-            num_tokens=sum(int(b.suffix.mask.sum()) + (int(b.prefix.mask.sum()) if b.prefix else 0) for b in batches),
+            num_tokens=sum(batch.num_tokens for batch in batches),
             flops=sum(self._flops(batch) for batch in batches)
             + sum(sample.encoder_flops for samples in live for sample in samples),
             keys=[keys for _, keys, _ in built],
@@ -191,14 +192,26 @@ def batch_flops(language: Language, batch: Batch, num_queries: int, num_aspects:
     real = batch.weights > 0
     suffix = batch.suffix.mask.sum(1)[real].double()
     labels = (batch.labels != IGNORED).sum(1)[real].double()
-    prefix = suffix * 0
-    if batch.prefix is not None:  # a shared one is held as one row
-        prefix = batch.prefix.mask.sum(1).double().expand(len(real))[real]
+    if batch.answers is not None:
+        suffix += batch.answers.mask.sum(1)[real]
+        labels += torch.bincount(batch.answers.rows, minlength=len(real))[real]
+    prefix, prefixes = suffix * 0, suffix[:0]
+    if batch.prefix is not None:
+        lengths = batch.prefix.mask.sum(1).double()
+        of_row = torch.arange(len(real)) if batch.prefix_row is None else batch.prefix_row
+        prefix, prefixes = lengths[of_row[real]], lengths[of_row[real].unique()]
     total = language_flops(language, prefix=prefix, suffix=suffix, num_logits=labels, gradient=True).sum()
-    if batch.shared_prefix and len(suffix):  # run once for all rows
-        total -= (len(suffix) - 1) * language_flops(language, prefix=float(prefix[0]), suffix=0, gradient=False)
-    tokens = batch.feature_mask.sum(1)[batch.row_image][real].double()
+    total += _prefix_flops(language, prefixes) - _prefix_flops(language, prefix)  # one of several rows runs once
     trained = batch.row_aspect is not None
+    # stage 1 trains a module per row; in stage 2 all modules run once per image
+    images = batch.row_image[real] if trained else batch.row_image[real].unique()
+    tokens = batch.feature_mask.sum(1)[images].double()
     per_row = 1 if trained else num_aspects * (batch.aspect_tokens is None)
     total += (per_row * aspect_module_flops(language.width, num_queries, tokens, gradient=trained)).sum()
     return float(total)
+
+
+def _prefix_flops(language: Language, lengths: Tensor) -> Tensor:
+    """FLOP of prefixes `[n]`, without anything behind them."""
+    nothing = torch.zeros_like(lengths)
+    return language_flops(language, prefix=lengths, suffix=nothing, num_logits=nothing, gradient=False).sum()

@@ -14,8 +14,8 @@ from masp.data.answers import LEVELS
 from masp.errors import DataError
 from masp.results.ledger import read_records
 from masp.results.ledger_format import Record, encode_line
+from masp.results.probabilities.temperature import fit_temperature
 from masp.results.records import read_maps, read_records_file
-from masp.results.temperature import fit_temperature
 from masp.runtime.run_directory import noting_failure, read_status
 from tests.images import make_config, make_dataset
 from tests.runs import assert_same, numbers

@@ -134,6 +134,7 @@ TESTED_ELSEWHERE = {
     "masp/models/trainable.py": ("unit/models/test_forward.py", "AspectModules"),
     "masp/models/generation.py": ("unit/models/test_forward.py", "generation"),
     "masp/models/likelihood.py": ("unit/models/test_forward.py", "masp.models.likelihood"),
+    "masp/models/weighted.py": ("unit/models/test_candidates.py", "masp.models.weighted"),
     "masp/report/charts.py": ("unit/report/test_page.py", "calibration"),
     "masp/report/html.py": ("unit/report/test_page.py", "hostile"),
     "masp/report/tables.py": ("unit/report/test_page.py", "confusion"),

@@ -127,6 +127,12 @@ class LiveImages:
         has = np.array([aspect in (label.aspects or ()) for label in table.labels], dtype=bool)
         return has[table.label[self.samples.rows[rows]]]
 
+    def has_distribution(self, rows: np.ndarray) -> np.ndarray:
+        """Which of these rows have a distribution over the categories, bool."""
+        table = self.samples.table
+        has = np.array([label.distribution is not None for label in table.labels], dtype=bool)
+        return has[table.label[self.samples.rows[rows]]]
+
     def num_quarantined(self, split: str) -> int:
         """Images of a split that cannot be read."""
         samples = self.dataset.samples

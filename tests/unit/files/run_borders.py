@@ -176,9 +176,16 @@ def written(value: PromptTable | ProbeFile) -> Callable[[Path], bytes]:
     return make
 
 
+def records_with_distributions(directory: Path) -> bytes:
+    path, votes = directory / "records.h5", np.array([[0.5, 0.5], [0.0, 0.0]])
+    write_emotion_records(path, records(), CATEGORIES, (), (), None, votes)
+    return path.read_bytes()
+
+
 def read_records_content(path: Path) -> list:
     found = read_records_file(path)
-    return [found.keys, found.labels, found.predictions, found.categories, found.scores.tolist(), found.data]
+    votes = None if found.distribution is None else found.distribution.tolist()
+    return [found.keys, found.labels, found.predictions, found.categories, found.scores.tolist(), found.data, votes]
 
 
 def checkpoint(file: str) -> Callable[[Path], bytes]:
@@ -390,6 +397,14 @@ RUN_BORDERS = (
     RunBorder("prompts.json", "sealed", written(WORDINGS), read_prompts, "prompts.json"),
     RunBorder("linear_probe.json", "sealed", written(PROBE), read_probe, "linear_probe.json"),
     RunBorder("settings that a report shows", "yaml", lambda _: SHOWN, read_shown, "config.yaml", lenient=True),
+    RunBorder(
+        "records.h5 with distributions",
+        "binary",
+        records_with_distributions,
+        read_records_content,
+        "records.h5",
+        checked=True,
+    ),
     RunBorder("metrics.json", "json", content(METRICS), strict(read_metrics), "metrics.json"),
     RunBorder("datasets.json", "json", content({"mine": ROW}), strict(read_datasets), "datasets.json"),
     RunBorder("summary.json", "json", content({"masp": ROW}), strict(read_summary), "summary.json"),

@@ -6,8 +6,17 @@ import pytest
 
 from masp.data.datasets import read_dataset
 from masp.data.questions import load_questions
+from masp.data.sample import Sample
 from masp.errors import InputError
-from masp.plan.tokens import PlannedImage, TokenStatistics, count_words, layouts_of, plan_again, token_statistics
+from masp.plan.tokens import (
+    PlannedImage,
+    TokenStatistics,
+    WeightedWords,
+    count_words,
+    layouts_of,
+    plan_again,
+    token_statistics,
+)
 from masp.vlm.preprocessor import load_preprocessor
 from masp.vlm.prompt import load_prompt
 from tests.tiny import layout_of
@@ -46,6 +55,23 @@ def test_without_a_tokenizer_words_are_counted(config, tmp_path):
     words = count_words(config, [s for s in dataset.samples if "object" in s.answers], dataset.categories)
     assert not words.counted and words.opening == 14
     assert words.answers["object"] == 3  # "dog, tree"
+
+
+@pytest.mark.parametrize("has_tree", [True, False])
+def test_answers_that_all_count_are_those_that_training_runs(config, monkeypatch, has_tree):
+    monkeypatch.setattr("masp.vlm.families.Family.has_tree", has_tree)
+    categories = ("awe", "fear", "fear of heights")
+    votes = [None, (0.5, 0.5, 0.0), (0.0, 0.4, 0.6), (0.0, 0.4, 0.6)]
+    samples = [Sample(f"train/{n}", "train", "none", "awe", {}, own) for n, own in enumerate(votes)]
+    assert count_words(config, samples, categories).weighted is None
+    config.stage2.targets = "distribution"
+    awe, fear, heights = (len(load_prompt(config.vlm.path).answer(category)) for category in categories)
+    assert heights > fear  # and begins with it
+    words = count_words(config, samples, categories)
+    tokens = [awe, awe + fear, *([heights] * 2 if has_tree else [fear + heights] * 2)]
+    assert words.weighted == WeightedWords(pytest.approx(7 / 4), pytest.approx(sum(tokens) / 4), has_tree)
+    config.stage2.distribution_loss = "drawn"
+    assert count_words(config, samples, categories).weighted is None
 
 
 def test_a_missing_questions_file(config):

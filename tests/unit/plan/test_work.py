@@ -4,11 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from masp.config import load_config
 from masp.models.sequence import IGNORED, build_sequence
+from masp.models.weighted import make_weighted_batch
 from masp.plan.rates import Rate
-from masp.plan.tokens import PlannedImage, Words
+from masp.plan.tokens import PlannedImage, WeightedWords, Words
 from masp.plan.work import (
     StageWork,
     estimate_live_stage,
@@ -16,9 +18,12 @@ from masp.plan.work import (
     stage1_lengths,
     stage1_work,
     stage2_lengths,
+    stage2_work,
     without_cache,
 )
+from masp.training.steps import batch_flops
 from masp.vlm.families import load_config as load_vlm_config
+from masp.vlm.features import Features
 from masp.vlm.flops import encoder_flops, shapes
 from masp.vlm.prompt import load_prompt
 from tests.tiny import layout_of
@@ -69,6 +74,41 @@ def test_what_is_left_out_or_runs_whole_changes_the_lengths(config):
     assert both - stage2_lengths(config, words, 9).total == 9 - 3 - 4
     config.stage2.vision_features, config.checkpoint.aspect = True, "none"
     assert both - stage2_lengths(config, words, 9).total == 6 * 5
+
+
+@pytest.mark.parametrize("has_tree", [True, False])
+@pytest.mark.parametrize("frozen_prefix", [True, False])
+def test_lengths_of_weighted_answers_are_those_that_training_runs(config, monkeypatch, has_tree, frozen_prefix):
+    monkeypatch.setattr("masp.vlm.families.Family.has_tree", has_tree)
+    config.aspects, config.stage2.frozen_prefix = ["scene", "object"], frozen_prefix
+    config.stage2.targets = "distribution"
+    prompt, question, votes = load_prompt(config.vlm.path), "Which emotion?", {"awe": 0.5, "fear": 0.25, "joy": 0.25}
+
+    def build(image, answer):
+        return build_sequence(
+            prompt, question, answer, num_aspect_tokens=10, image=layout_of((1, 4, 6)), num_soft_tokens=32,
+            layout="after_image",
+        )  # fmt: skip
+
+    features = [Features(torch.zeros(6, 32))]
+    batch = make_weighted_batch(
+        prompt, build, [votes], features, weights=[1.0], layout="after_image", frozen_prefix=frozen_prefix
+    )
+    closing, num_answer = len(prompt.question("")), sum(len(prompt.answer(answer)) for answer in votes)
+    words = Words(
+        len(prompt.opening), len(prompt.image_start), len(prompt.image_end), closing, {}, {},
+        len(prompt.question(question)) - closing, 0.0, True, weighted=WeightedWords(3, num_answer, has_tree),
+    )  # fmt: skip
+    lengths = stage2_lengths(config, words, 6)
+    assert lengths.total == pytest.approx(batch.num_tokens) and not lengths.shared
+    predicting = len(batch.supervised[0]) if batch.answers is None else len(batch.answers.rows)
+    assert lengths.num_suffixes * lengths.num_logits == pytest.approx(predicting)
+    # what is planned of a whole epoch is what training counts of its steps
+    _, language = shapes(load_vlm_config(Path(config.vlm.path)))
+    planned = stage2_work(config, language, words, [PlannedImage(None, (56, 56), layout_of((1, 4, 6)), 300)])
+    counted = batch_flops(language, batch, config.aspect_module.num_queries, 2)
+    assert planned.flops_per_epoch == pytest.approx(counted, rel=1e-6 if has_tree else 1e-3)  # of a mean length
+    assert planned.tokens_per_epoch == pytest.approx(batch.num_tokens)
 
 
 def test_pairs_read_an_image_for_each_of_its_answers(config):
