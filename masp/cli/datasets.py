@@ -61,7 +61,8 @@ def _list() -> None:
 
 
 def _look(root: str, settings: list[str]) -> None:
-    from masp.config import load_config
+    from masp.config.loading import check_together, load_settings
+    from masp.config.schema import Config
     from masp.data.datasets import list_dataset
     from masp.data.findings import finding_lines
 
@@ -69,7 +70,7 @@ def _look(root: str, settings: list[str]) -> None:
         raise InputError(f"{unnamed[0]!r} must be KEY=VALUE, for example name=emotion6")
     overrides = [setting if setting.startswith("dataset.") else f"dataset.{setting}" for setting in settings]
     overrides = [f"dataset.root={root}", *overrides, "vlm.path=none", "cache.dir=none"]
-    config = load_config(None, overrides).dataset
+    config = load_settings(Config, None, overrides, check_together).dataset
     listed = list_dataset(config)
     dataset = listed.whole()
     counts = ", ".join(f"{dataset.holdings.num_images(split):,} {split}" for split in dataset.holdings.splits)

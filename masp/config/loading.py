@@ -50,7 +50,7 @@ class _Layer:
 def load_config(path: str | Path | None, overrides: Sequence[str] = (), unused: Sequence[str] = ()) -> Config:
     """Load and check the configuration of a run; see `load_settings`. `vlm.path` and `questions` may name MASP's own
     files, see `find_packaged`."""
-    config = load_settings(Config, path, overrides, _check_together, unused)
+    config = load_settings(Config, path, overrides, check_together, unused)
     config.vlm.path, config.questions = find_packaged(config.vlm.path), find_packaged(config.questions)
     return config
 
@@ -59,7 +59,7 @@ def load_settings(
     root: type[T],
     path: str | Path | None,
     overrides: Sequence[str] = (),
-    check_together: Callable[[T, str], None] | None = None,
+    check: Callable[[T, str], None] | None = None,
     unused: Sequence[str] = (),
 ) -> T:
     """Load and check settings of any kind.
@@ -70,7 +70,7 @@ def load_settings(
         path: YAML file (see `find_packaged`), or None for the defaults alone. Its key `base` names a file, relative
             to its own directory, whose settings it starts from.
         overrides: `key=value` strings, the key dotted and the value in YAML; the last one of a key wins.
-        check_together: Checks rules about more than one value; gets the settings and the name of their source.
+        check: Checks rules about more than one value; gets the settings and the name of their source.
         unused: Dotted names of required paths that the command does not use, and that need not be given.
 
     Returns:
@@ -99,8 +99,8 @@ def load_settings(
         raise InputError(
             f"{where}: {' and '.join(missing)} must be given, in the file or as {missing[0]}=… on the command line"
         ) from None
-    if check_together is not None:
-        check_together(settings, where)
+    if check is not None:
+        check(settings, where)
     return settings
 
 
@@ -243,7 +243,7 @@ def _suggestion(name: str, prefix: str, root: type) -> str:
     return f"valid keys here: {', '.join(here)}"
 
 
-def _check_together(config: Config, where: str) -> None:
+def check_together(config: Config, where: str) -> None:
     """Check the rules about more than one value."""
     low, high = config.vlm.min_pixels, config.vlm.max_pixels
     if low is not None and high is not None and low > high:

@@ -91,7 +91,7 @@ def list_dataset(config: DatasetConfig, cache_dir: str | Path | None = None) -> 
         return _of_rows(config, root, read_labeled(named, config, valid), recorded, named.kind)
     found = find_dataset(config)
     if config.format == "auto" and found.format not in ("folders", "emoset"):
-        count = f": {len(found.files):,} files" if found.files else ""
+        count = f" ({len(found.files):,} files)" if len(found.files) > 1 else ""
         LOG.info("%s is read as the format %s%s", config.root, found.format, count)
     source = found.rows()
     if source is not None:

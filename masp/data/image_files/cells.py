@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import posixpath
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from masp.data.image_files.parquet_footer import RowGroup, read_footer
 from masp.data.image_files.parquet_pages import DELTA_ROWS, MAX_CHUNK_BYTES, MAX_CHUNK_VALUES, check_pages
+from masp.data.image_files.paths import path_inside, why_not_inside
 from masp.data.image_files.stored import StoredImage, open_image
 from masp.data.reading import opened
 from masp.files.regular import UnsuitableFile, open_binary
@@ -41,13 +41,6 @@ def version_of(descriptor: int) -> Version:
     return status.st_size, status.st_mtime_ns
 
 
-def path_inside(text: str) -> str | None:
-    """A path relative to a dataset's directory in its shortest form; None if it leaves the directory or is none."""
-    path = posixpath.normpath(text) if text.strip() else "."
-    is_outside = path == "." or path.startswith("/") or path.split("/")[0] == ".." or "\0" in path
-    return None if is_outside else path
-
-
 @dataclass(frozen=True, slots=True)
 class Linked(StoredImage):
     """An image that a row does not hold but names: a file of its own, or none."""
@@ -63,7 +56,7 @@ class Linked(StoredImage):
             raise UnsuitableFile(errno.EINVAL, "holds no image", str(self))
         path = path_inside(self.path)
         if path is None:
-            problem = f"names {shown(self.path)}; must be a path relative to the dataset's directory and inside it"
+            problem = f"names {shown(self.path)}; {why_not_inside(self.path)}"
             raise UnsuitableFile(errno.EINVAL, problem, str(self))
         return opened(self.root + path)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import posixpath
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from masp.config.schema import DatasetConfig
+from masp.data.image_files.paths import path_inside, why_not_inside
 from masp.data.sources.folders import is_image_name
 from masp.data.sources.rows import ColumnBuilder, Header, Rows, Value
 from masp.errors import InputError
@@ -176,7 +176,7 @@ def _lines(path: Path) -> list[tuple[int, str]]:
 
 def _inside(text: str, where: str) -> str:
     """A path in its shortest form, checked to stay in the dataset's directory."""
-    path = posixpath.normpath(text.replace("\\", "/"))
-    if path.startswith("/") or path.split("/")[0] == ".." or path == "." or "\0" in path:
-        raise InputError(f"{where}: {shown(text)}: must be the path of a file inside the dataset's directory")
+    path = path_inside(text)
+    if path is None:
+        raise InputError(f"{where}: {shown(text)}: {why_not_inside(text)}")
     return path

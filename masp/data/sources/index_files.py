@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from masp.data.findings import Finding, Ignored, examples
+from masp.data.image_files.paths import MAX_PATH_LENGTH
 from masp.data.keys import sample_key
 from masp.data.reading import read_json
 from masp.data.sample import SPLITS, Entries, Listing, directory_prefix
@@ -18,8 +19,6 @@ from masp.files.typed import is_text
 from masp.taxonomy import normalize_category
 
 INFO_FILE = "info.json"
-MAX_PATH_LENGTH = 4096
-"""Longest path that Linux opens."""
 _ROW = '["emotion", "image path", "annotation path"], with an id after the emotion or without'
 
 

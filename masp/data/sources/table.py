@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import posixpath
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -14,6 +12,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from masp.config.schema import DatasetConfig
+from masp.data.image_files.paths import is_url, path_inside, why_not_inside
 from masp.data.sources.columns import USUAL
 from masp.data.sources.rows import Column, ColumnBuilder, Header, Rows, Value
 from masp.data.sources.split_words import split_word
@@ -28,8 +27,6 @@ MAX_LINE = 1 << 20
 EXTENSIONS = (".csv", ".tsv", ".jsonl")
 _IMAGE_DIRECTORIES = ("", "images/", "image/", "imgs/", "img/", "data/")
 """Where the images of a table are, relative to its directory."""
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_MAX_PATH = 4096
 
 
 class TableSource:
@@ -220,17 +217,9 @@ def _path(value: Value, where: str) -> str:
         raise InputError(
             f"{where}: must be the path of an image file, not {'empty' if value is None else shown(value)}"
         )
-    if _URL.match(value):
-        raise InputError(
-            f"{where}: {shown(value)}: a URL, where the path of an image file must be; download the images first (the "
-            "tars that img2dataset writes can be read as they are)"
-        )
-    path = posixpath.normpath(value.replace("\\", "/"))
-    if path.split("/")[0] == ".." or path in (".", "/") or "\0" in path or len(path) > _MAX_PATH:
-        raise InputError(
-            f"{where}: {shown(value)}: must be the path of an image file, relative to the directory of the table and "
-            "inside it, or absolute"
-        )
+    path = path_inside(value, absolute=True)
+    if path is None:
+        raise InputError(f"{where}: {shown(value)}: {why_not_inside(value)}{'' if is_url(value) else ', or absolute'}")
     return path
 
 

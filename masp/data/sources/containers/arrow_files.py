@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from masp.data.image_files.cells import path_inside
+from masp.data.image_files.paths import INSIDE, path_inside, why_not_inside
 from masp.data.sources.containers.arrow_columns import READABLE, label_names
 from masp.data.sources.containers.listed_files import ListedFile
 from masp.data.sources.rows import Column, Header
@@ -137,10 +137,9 @@ def image_paths(root: str, column: Column, name: str, where: Callable[[int], str
     is_bad = np.array([text is None for text in texts] + [True])  # the last one is that of code -1
     if (bad := np.flatnonzero(is_bad[column.codes])).size:
         row = int(bad[0])
-        raise InputError(
-            f"{where(row)}: column {shown(name)} = {shown(column[row])}: must be the path of a file, relative to the "
-            "dataset's directory and inside it"
-        )
+        value = column[row]
+        why = why_not_inside(value) if isinstance(value, str) else INSIDE
+        raise InputError(f"{where(row)}: column {shown(name)} = {shown(value)}: {why}")
     return [f"{root}{texts[code]}" for code in column.codes.tolist()]
 
 
