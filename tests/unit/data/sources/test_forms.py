@@ -12,7 +12,10 @@ from masp.config import load_config
 from masp.data.datasets import read_dataset
 from masp.data.images import load_image
 from masp.data.keys import path_of
+from masp.errors import InputError
+from masp.extraction.extend import extend
 from masp.extraction.job import extract
+from masp.extraction.repair import repair
 from masp.plan.headers.reading import read_sizes
 from tests.dataset_forms import FORMS, read_items, write_form
 from tests.images import make_config, make_dataset
@@ -103,3 +106,49 @@ def test_images_of_a_row_group_come_into_one_shard(items, vlm, tmp_path):
     order = [int(key.rpartition("/")[2]) // 5 for shard in assign(dataset.samples, 2) for key in shard.samples.keys]
     changes = np.count_nonzero(np.diff(order))
     assert changes <= 2 * len(set(order))  # each split reads each group once
+
+
+NAMED_ROWS = ("folders", "table_jsonl", "webdataset", "parquet", "arrow")
+"""Forms in which an image keeps its name when others come or go."""
+
+
+@pytest.mark.parametrize("name", NAMED_ROWS)
+def test_images_that_come_go_or_change_are_named(name, items, vlm, expected, tmp_path):
+    fewer = items[:14] if name == "webdataset" else items[:18]
+    config = make_config(
+        "none", vlm, tmp_path / "cache", *settings(write_form(name, tmp_path / "data", fewer)), "extract.batch_tokens=1"
+    )
+    extract(config)
+    form = write_form(name, tmp_path / "data", items)
+    if name == "webdataset":  # the tars were cut elsewhere: the names of their members are others
+        with pytest.raises(InputError, match="is no longer in the dataset"):
+            extract(config)
+        return
+    with pytest.raises(InputError, match=r"sample \S+ is new in the dataset.* `masp cache extend` adds"):
+        extract(config)
+    cache = open_cache(extend(config))
+    found = {form.item_of(path_of(key)): cache.read(row).features.tokens for row, key in enumerate(cache.index.keys)}
+    assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in found)
+    write_form(name, tmp_path / "data", items[1:])
+    with pytest.raises(InputError, match=r"sample \S+ is no longer in the dataset"):
+        extract(config)
+    other = dataclasses.replace(items[0], data=items[1].data)
+    write_form(name, tmp_path / "data", [other, *items[1:]])
+    with pytest.raises(InputError, match=r"sample \S+: .* has changed"):
+        extract(config)
+
+
+@pytest.mark.parametrize("name", ["webdataset", "parquet", "arrow"])
+def test_a_shard_is_rebuilt_and_a_broken_image_named(name, items, vlm, tmp_path):
+    broken = [dataclasses.replace(items[0], data=b"no picture"), *items[1:]]
+    config = make_config("none", vlm, tmp_path / "cache", *settings(write_form(name, tmp_path / "data", broken)))
+    extract(config)
+    quarantine = (tmp_path / "cache/quarantine.jsonl").read_text().splitlines()
+    assert len(quarantine) == 1 and "no image, or of a format" in quarantine[0]
+    assert ("row " if name != "webdataset" else f"{items[0].name}.png") in quarantine[0]
+    tar = next((tmp_path / "cache/shards").glob("train-*.tar"))
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[:-600])
+    assert verify_cache(tmp_path / "cache")
+    repair(config)
+    assert tar.read_bytes() == whole and not verify_cache(tmp_path / "cache")
