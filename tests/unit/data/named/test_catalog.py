@@ -4,6 +4,8 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -26,9 +28,13 @@ def image(path: Path, number: int) -> None:
     Image.new("RGB", (8, 8), color).save(path)
 
 
-def read(name: str, root: Path, *settings: str):
+def read_rows(name: str, root: Path, *settings: str):
     overrides = [f"dataset.{each}" for each in (f"name={name}", f"root={root}", *settings)]
-    dataset = read_dataset(load_config(None, ["vlm.path=x", "cache.dir=x", *overrides]).dataset)
+    return read_dataset(load_config(None, ["vlm.path=x", "cache.dir=x", *overrides]).dataset)
+
+
+def read(name: str, root: Path, *settings: str):
+    dataset = read_rows(name, root, *settings)
     assert all(Path(sample.image).is_file() for sample in dataset.samples)
     return dataset
 
@@ -194,3 +200,27 @@ def test_every_name_is_known_in_any_case():
     for name in NAMED:
         assert dataset_name(name.upper()) == dataset_name(name.title()) == name
     assert dataset_name("Unbiased Emo") == "unbiasedemo" and dataset_name("other") == "other"
+
+
+def test_emoset_of_the_hub(tmp_path):
+    """Its uploads: a text column `emotion` with the aspects, or a numbered `label`."""
+    images = []
+    for n, _ in enumerate(CATEGORY_SETS["emoset"]):
+        image(tmp_path / "one.jpg", n)
+        images.append({"bytes": (tmp_path / "one.jpg").read_bytes(), "path": f"{n}.jpg"})
+    (tmp_path / "one.jpg").unlink()
+    (tmp_path / "text/data").mkdir(parents=True)
+    columns = {"image": images, "image_id": [f"id_{n}" for n in range(8)], "emotion": list(CATEGORY_SETS["emoset"])}
+    aspects = {"brightness": [0.1 * n for n in range(8)], "object": [["dog"]] * 4 + [None] * 4}
+    pq.write_table(pa.table(columns | aspects), tmp_path / "text/data/train-00000-of-00001.parquet")
+    dataset = read_rows("EmoSet", tmp_path / "text", "columns={id: image_id}")
+    assert [sample.key for sample in dataset.samples] == [f"train/id_{n}" for n in range(8)]
+    assert dataset.samples[3].answers == {"brightness": "low", "object": "dog"}
+    assert dataset.samples[3].category == "contentment"
+
+    (tmp_path / "numbers").mkdir()
+    features = {"label": {"names": [name.title() for name in CATEGORY_SETS["emoset"]], "_type": "ClassLabel"}}
+    table = pa.table({"image": images, "label": list(range(8))})
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, tmp_path / "numbers/test.parquet")
+    assert [s.category for s in read_rows("emoset", tmp_path / "numbers").samples] == list(CATEGORY_SETS["emoset"])
