@@ -77,6 +77,10 @@ class Label:
     texts: tuple[str, ...]
     """Their answers."""
 
+    def items(self) -> Iterator[tuple[str, str]]:
+        """Annotated aspects with their answers; none if the annotation has not been read."""
+        return zip(self.aspects or (), self.texts, strict=True)
+
 
 @dataclass(frozen=True)
 class Table:
@@ -184,19 +188,23 @@ class Samples(Sequence[Sample]):
         return [keys[row] for row in self.rows.tolist()]
 
     @property
-    def paths(self) -> list[str]:
+    def paths(self) -> Paths:
         """Paths of their image files."""
-        return [self.table.path(row) for row in self.rows.tolist()]
+        return Paths(self)
 
     @property
     def split(self) -> np.ndarray:
         """`[N]` uint8: the split of each, into `table.splits`."""
         return self.table.split[self.rows]
 
+    def is_in(self, split: str) -> np.ndarray:
+        """Which are in a split, bool `[N]`."""
+        number = self.table.splits.index(split) if split in self.table.splits else -1
+        return self.split == number
+
     def in_split(self, split: str) -> Samples:
         """Those of one split."""
-        number = self.table.splits.index(split) if split in self.table.splits else -1
-        return self[self.split == number]
+        return self[self.is_in(split)]
 
     def kinds(self) -> dict[tuple[str, Label], int]:
         """How many there are of each split and label, in the order of the splits."""
@@ -206,6 +214,27 @@ class Samples(Sequence[Sample]):
             (self.table.splits[code // num_labels], self.table.labels[code % num_labels]): count
             for code, count in zip(*(found.tolist() for found in np.unique(codes, return_counts=True)), strict=True)
         }
+
+
+class Paths(Sequence[str]):
+    """Paths of the image files of some samples, each made when it is asked for."""
+
+    def __init__(self, samples: Samples):
+        """The paths of these samples, in their order."""
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        table, rows = self._samples.table, self._samples.rows
+        if isinstance(place, slice):
+            return [table.path(row) for row in rows[place].tolist()]
+        return table.path(int(rows[place]))
 
 
 def count_kinds(samples: Iterable[Sample]) -> Counter[tuple[str, str, tuple[str, ...]]]:

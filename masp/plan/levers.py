@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from masp.config import Config
 from masp.errors import InputError
-from masp.plan.disk import tar_sizes
-from masp.plan.tokens import PlannedImage, plan_again
+from masp.plan.disk import Shards, tar_sizes
+from masp.plan.tokens import PlannedImages
 from masp.plan.work import extraction_flops
 from masp.vlm.flops import Encoder
 from masp.vlm.vision import Preprocessor, load_preprocessor
@@ -31,21 +31,27 @@ class Lever:
 
 
 def pixel_levers(
-    config: Config, vision: Encoder, shards: dict[str, list[PlannedImage]], hidden_size: int, num_deep_maps: int = 0
+    config: Config,
+    vision: Encoder,
+    images: PlannedImages,
+    shards: Shards,
+    hidden_size: int,
+    num_deep_maps: int = 0,
 ) -> list[Lever]:
     """Compute what lower values of `vlm.max_pixels` would save.
 
     Args:
         config: Run configuration.
         vision: Sizes of the encoder.
-        shards: Name of each shard -> its images.
+        images: Images with readable headers, at least one.
+        shards: Which of them are in which shard.
         hidden_size: Hidden size D of the language model.
         num_deep_maps: Number K of the deep maps of a VLM with DeepStack.
 
     Returns:
         One for each limit below the largest image; none where the image processor has no such limit.
     """
-    largest = max(p.num_tokens for members in shards.values() for p in members)
+    largest = max(p.num_tokens for p, _ in images.groups)
     original = load_preprocessor(config.vlm.path)
     if not original.has_pixel_limits:
         return []
@@ -56,14 +62,13 @@ def pixel_levers(
             preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, limit * side**2)
         except InputError:  # below the smallest number of pixels
             break
-        smaller = {name: plan_again(members, preprocessor) for name, members in shards.items()}
-        images = [p for members in smaller.values() for p in members]
+        smaller = images.again(preprocessor)
         levers.append(
             Lever(
                 setting=f"vlm.max_pixels={limit * side**2}",
-                mean_tokens=sum(p.num_tokens for p in images) / len(images),
-                bytes=sum(tar_sizes(smaller, hidden_size, config.cache.dtype, num_deep_maps).values()),
-                extraction_flops=extraction_flops(vision, images),
+                mean_tokens=int(smaller.num_tokens.sum()) / len(smaller),
+                bytes=sum(tar_sizes(smaller, shards, hidden_size, config.cache.dtype, num_deep_maps).values()),
+                extraction_flops=extraction_flops(vision, smaller),
             )
         )
     return levers

@@ -22,7 +22,7 @@ from masp.plan.levers import Lever, pixel_levers
 from masp.plan.measure import measure_rates
 from masp.plan.prospects import obstacles, prospect_findings
 from masp.plan.rates import DEFAULT_TFLOPS, DEFAULT_UTILIZATION, Rates, rates_of_run, stated_rates
-from masp.plan.tokens import PlannedImage, TokenStatistics, Words, count_words, plan_images, token_statistics
+from masp.plan.tokens import PlannedImages, TokenStatistics, Words, count_words, plan_images, tally, token_statistics
 from masp.plan.work import (
     Alternative,
     ExtractionEstimate,
@@ -190,10 +190,10 @@ def make_plan(
         why = f"; {broken[0][0]}: {broken[0][1]}" if broken else ""
         raise InputError(f"dataset.root: {dataset.root} holds no image that can be read{why}")
     vision = known_encoder(vlm) or encoder_curve(
-        directory, ((p.amount, p.size) for p in images), lambda *size: preprocessor(blank(*size))
+        directory, ((p.amount, p.size) for p, _ in tally(images)), lambda *size: preprocessor(blank(*size))
     )
-    train = [p for p in images if p.sample.split == "train"]
-    words = count_words(config, [p.sample for p in train], dataset.categories)
+    train = images.in_split("train")
+    words = count_words(config, train.samples, dataset.categories)
     if measure is not None:
         rates = measure_rates(config, vision, language, words, train or images, measure, rates)
     return _predict(config, dataset, images, broken, vision, language, words, rates)
@@ -202,7 +202,7 @@ def make_plan(
 def _predict(
     config: Config,
     dataset: Dataset,
-    images: Sequence[PlannedImage],
+    images: PlannedImages,
     broken: Sequence[tuple[str | Path, str]],
     vision: Encoder,
     language: Language,
@@ -211,7 +211,7 @@ def _predict(
 ) -> Plan:
     hidden, dtype = language.width, config.cache.dtype
     num_deep = num_deep_maps(load_config(Path(config.vlm.path)))
-    train = [p for p in images if p.sample.split == "train"]
+    train = images.in_split("train")
     layout = read_layout(Path(config.cache.dir))
     is_same = is_of(Path(config.cache.dir), layout, dataset)
     findings = (*dataset.findings, *prospect_findings(config, dataset))
@@ -222,7 +222,7 @@ def _predict(
         )
         findings, layout = (*findings, Finding("cache", text, 1, serious=True)), None
     shards = shard_contents(dataset.samples, images, config.cache.num_shards, layout)
-    tars = tar_sizes(shards, hidden, dtype, num_deep)
+    tars = tar_sizes(images, shards, hidden, dtype, num_deep)
     tokens = token_statistics(images)
     flops = extraction_flops(vision, images)
     extract = estimate_extraction(flops, len(images), rates.extract)
@@ -252,7 +252,7 @@ def _predict(
             hidden_size=hidden,
             bytes=sum(tars.values()),
             index_bytes=index_bytes(images),
-            bytes_by_precision={p: sum(tar_sizes(shards, hidden, p, num_deep).values()) for p in PRECISIONS},
+            bytes_by_precision={p: sum(tar_sizes(images, shards, hidden, p, num_deep).values()) for p in PRECISIONS},
             num_shards=len(tars),
             shard_bytes=Range(min(tars.values()), max(tars.values())),
         ),
@@ -266,7 +266,7 @@ def _predict(
             "per_aspect_and_epoch": without_cache(config, vision, train, flops, rates.extract, per_aspect=True),
             "per_image_and_epoch": without_cache(config, vision, train, flops, rates.extract, per_aspect=False),
         },
-        levers=tuple(pixel_levers(config, vision, shards, hidden, num_deep)),
+        levers=tuple(pixel_levers(config, vision, images, shards, hidden, num_deep)),
         actual=Actual(
             cache=actual_cache(Path(config.cache.dir), layout, tars, tokens.total, len(images)),
             extract=actual_extraction(Path(config.cache.dir), extract.images_per_s) if is_same else None,
@@ -276,11 +276,11 @@ def _predict(
 
 
 def _image_facts(
-    config: Config, dataset: Dataset, images: Sequence[PlannedImage], broken: Sequence[tuple[str | Path, str]]
+    config: Config, dataset: Dataset, images: PlannedImages, broken: Sequence[tuple[str | Path, str]]
 ) -> ImageFacts:
     splits = {}
     for name in dataset.holdings.categories:
-        readable = [p for p in images if p.sample.split == name]
+        readable = images.in_split(name)
         total = dataset.holdings.num_images(name)
         splits[name] = SplitFacts(total, total - len(readable), token_statistics(readable) if readable else None)
     return ImageFacts(

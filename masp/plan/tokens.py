@@ -7,14 +7,18 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
 
 from masp.cache.codec import SampleRecord, encode_record
 from masp.config import Config
 from masp.data.questions import load_questions
-from masp.data.sample import Sample
+from masp.data.sample import Sample, Samples
 from masp.errors import InputError
+from masp.files.typed import canonical_json
 from masp.vlm.families import family_of
 from masp.vlm.features import Grid, ImageLayout
 from masp.vlm.prompt import load_prompt
@@ -70,54 +74,117 @@ class TokenStatistics:
     total: int
 
 
-def plan_images(
-    samples: Sequence[Sample], sizes: Sequence[tuple[int, int] | None], preprocessor: Preprocessor
-) -> list[PlannedImage]:
+class PlannedImages(Sequence[PlannedImage]):
+    """Images with readable headers in columns: millions of them would take gigabytes as objects.
+
+    Sums over them take their `groups`, of which there are few.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        kind: np.ndarray,
+        kinds: Sequence[tuple[tuple[int, int], ImageLayout]],
+        record_bytes: np.ndarray,
+    ):
+        """Samples, of each the place of its size and layout in `kinds` (int32 `[N]`), and its record's bytes `[N]`."""
+        self.samples, self.kind, self.kinds, self.record_bytes = samples, kind, kinds, record_bytes
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+    @overload
+    def __getitem__(self, place: int) -> PlannedImage: ...
+    @overload
+    def __getitem__(self, place: slice | np.ndarray) -> PlannedImages: ...
+    def __getitem__(self, place: int | slice | np.ndarray) -> PlannedImage | PlannedImages:
+        """An image; with a slice, a mask or an array of places, some of them."""
+        if isinstance(place, (slice, np.ndarray)):
+            return PlannedImages(self.samples[place], self.kind[place], self.kinds, self.record_bytes[place])
+        return PlannedImage(self.samples[place], *self.kinds[self.kind[place]], int(self.record_bytes[place]))
+
+    def in_split(self, split: str) -> PlannedImages:
+        """Those of one split."""
+        return self[self.samples.is_in(split)]
+
+    def with_answers(self, aspects: Iterable[str]) -> PlannedImages:
+        """Those that are annotated with any of these aspects."""
+        table, asked = self.samples.table, set(aspects)
+        is_asked = np.array([bool(asked.intersection(label.aspects or ())) for label in table.labels], dtype=bool)
+        return self[is_asked[table.label[self.samples.rows]]]
+
+    @property
+    def num_tokens(self) -> np.ndarray:
+        """Vision tokens of each, int64 `[N]`."""
+        return np.array([layout.num_tokens for _, layout in self.kinds], dtype=np.int64)[self.kind]
+
+    @functools.cached_property
+    def key_lengths(self) -> np.ndarray:
+        """Characters of each sample key, int32 `[N]`."""
+        return np.fromiter(map(len, self.samples.keys), dtype=np.int32, count=len(self))
+
+    @functools.cached_property
+    def groups(self) -> list[tuple[PlannedImage, int]]:
+        """One image of each size, layout and set of annotated aspects, and how many there are like it."""
+        table = self.samples.table
+        numbers: dict[tuple[str, ...] | None, int] = {}
+        of_label = np.array([numbers.setdefault(label.aspects, len(numbers)) for label in table.labels], dtype=np.int64)
+        codes = of_label[table.label[self.samples.rows]] * len(self.kinds) + self.kind
+        _, first, counts = np.unique(codes, return_index=True, return_counts=True)
+        return [(self[place], count) for place, count in zip(first.tolist(), counts.tolist(), strict=True)]
+
+    def again(self, preprocessor: Preprocessor) -> PlannedImages:
+        """The same images with another image processor, in a fraction of the time of `plan_images`."""
+        kinds = [(size, preprocessor.planned(*size)) for size, _ in self.kinds]
+        more = [_kind_bytes(*new) - _kind_bytes(*old) for new, old in zip(kinds, self.kinds, strict=True)]
+        record_bytes = self.record_bytes + np.array(more, dtype=np.int32)[self.kind]
+        return PlannedImages(self.samples, self.kind, kinds, record_bytes)
+
+
+def tally(images: Sequence[PlannedImage]) -> Iterable[tuple[PlannedImage, int]]:
+    """Images, each with how many there are like it in size, layout and annotated aspects, but not in other respects."""
+    return images.groups if isinstance(images, PlannedImages) else ((image, 1) for image in images)
+
+
+def plan_images(samples: Samples, sizes: np.ndarray, preprocessor: Preprocessor) -> PlannedImages:
     """Compute grid and tokens of every image whose header can be read, without decoding it.
 
     Args:
         samples: Samples of the dataset.
-        sizes: Width and height of each image in pixels, None where the header is damaged.
+        sizes: Width and height of each image in pixels, int32 `[N, 2]`, zeros where the header is damaged.
         preprocessor: Image processor of the VLM.
     """
-    layouts = {size: preprocessor.planned(*size) for size in {size for size in sizes if size is not None}}
-    return [
-        PlannedImage(sample, size, layouts[size], _record_bytes(sample, size, layouts[size]))
-        for sample, size in zip(samples, sizes, strict=True)
-        if size is not None
-    ]
+    is_readable = sizes[:, 0] > 0
+    if not is_readable.all():
+        samples, sizes = samples[is_readable], sizes[is_readable]
+    found, kind = np.unique(sizes[:, 0].astype(np.int64) << 32 | sizes[:, 1], return_inverse=True)
+    pairs = [(code >> 32, code & 0xFFFFFFFF) for code in found.tolist()]
+    kinds = [(size, preprocessor.planned(*size)) for size in pairs]
+    images = PlannedImages(samples, kind.astype(np.int32), kinds, np.zeros(len(kind), dtype=np.int32))
+    return PlannedImages(samples, images.kind, kinds, _record_bytes(images))
 
 
-def plan_again(images: Sequence[PlannedImage], preprocessor: Preprocessor) -> list[PlannedImage]:
-    """The same images with another image processor, in a fraction of the time of `plan_images`."""
-    layouts = {size: preprocessor.planned(*size) for size in {image.size for image in images}}
-    return [
-        PlannedImage(
-            image.sample,
-            image.size,
-            layouts[image.size],
-            image.record_bytes - _digits(image.grid) + _digits(layouts[image.size].grid),
-        )
-        for image in images
-    ]
+def _record_bytes(images: PlannedImages) -> np.ndarray:
+    """Bytes of each image's record, int32 `[N]`: JSON is as long as its parts, of which many images share most."""
+    table, rows = images.samples.table, images.samples.rows
+    labels = [len(canonical_json([label.category, dict(label.items())])) for label in table.labels]
+    splits = list(map(len, table.splits))
+    found = np.array([_kind_bytes(*kind) - len('["",{}]') for kind in images.kinds], dtype=np.int32)[images.kind]
+    found += np.array(labels, dtype=np.int32)[table.label[rows]]
+    found += np.array(splits, dtype=np.int32)[table.split[rows]]
+    return found + images.key_lengths
 
 
-def _record_bytes(sample: Sample, size: tuple[int, int], layout: ImageLayout) -> int:
-    record = SampleRecord(
-        sample.key, sample.split, sample.category, dict(sample.answers), size, layout.grid, _DIGEST, layout.block
-    )
-    return len(encode_record(record))
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def _digits(grid: Grid | None) -> int:
-    """What of a record's length depends on the grid."""
-    return 0 if grid is None else sum(len(str(number)) for number in grid)
+def _kind_bytes(size: tuple[int, int], layout: ImageLayout) -> int:
+    """Bytes of the record of an image without key, split, category and answers."""
+    return len(encode_record(SampleRecord("", "", "", {}, size, layout.grid, _DIGEST, layout.block)))
 
 
 def token_statistics(images: Sequence[PlannedImage]) -> TokenStatistics:
     """Compute the distribution of vision tokens over at least one image."""
-    counts = Counter(image.num_tokens for image in images)
+    counts: Counter[int] = Counter()
+    for image, number in tally(images):
+        counts[image.num_tokens] += number
     total, ordered = len(images), sorted(counts)
 
     def quantile(share: float) -> int:
@@ -231,11 +298,11 @@ def count_words(config: Config, samples: Sequence[Sample], categories: Sequence[
     text = text_tokens(config.vlm.path)
     by_aspect: dict[str, dict[str, int]] = {aspect: {} for aspect in config.aspects}
     emotions: dict[str, int] = {}
-    for sample in samples:
-        emotions[sample.category] = emotions.get(sample.category, 0) + 1
-        for aspect, answer in sample.answers.items():
+    for (_, label), count in Samples.of(samples).kinds().items():
+        emotions[label.category] = emotions.get(label.category, 0) + count
+        for aspect, answer in label.items():
             if aspect in by_aspect:
-                by_aspect[aspect][answer] = by_aspect[aspect].get(answer, 0) + 1
+                by_aspect[aspect][answer] = by_aspect[aspect].get(answer, 0) + count
     return Words(
         opening=text.opening,
         image_start=text.image_start,

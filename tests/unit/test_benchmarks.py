@@ -52,7 +52,7 @@ def test_headers(tmp_path):
     sizes, broken = read_sizes(paths, 1024, num_processes=1)
     assert not broken and len(sizes) == 40
     # turned upright, and never longer than 1024
-    assert sizes[0] == (1024, 768) and sizes[1] == (768, 1024) and max(max(size) for size in sizes) == 1024
+    assert sizes[:2].tolist() == [[1024, 768], [768, 1024]] and sizes.max() == 1024
 
 
 def test_scale_ledgers(tmp_path, capsys):

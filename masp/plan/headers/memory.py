@@ -36,8 +36,6 @@ SETTLED_NS = 2_000_000_000
 
 _ROW = np.dtype([("id", "<u8"), ("check", "<u8"), ("width", "<i4"), ("height", "<i4")])
 
-Size = tuple[int, int]
-
 
 @dataclass(frozen=True)
 class _Head:
@@ -58,66 +56,66 @@ def memory_path(root: Path, max_side: int | None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "masp" / f"headers-{name}.bin"
 
 
-class HeaderMemory:
-    """The sizes of some image files, as far as they are remembered. Ask for them, set what was missing, save."""
+def examine(paths: Sequence[str | Path]) -> tuple[np.ndarray, np.ndarray]:
+    """Digest what identifies each of some image files, which are not opened.
 
-    def __init__(self, path: Path, max_side: int | None, paths: Sequence[str | Path]):
+    Returns:
+        The digests, uint64 `[N, 2]`; and which files are settled, bool `[N]`. One that cannot be examined is not, so
+        that it is never found, and reading it explains why.
+    """
+    now = time.time_ns()
+    ids = bytearray()
+    settled = np.zeros(len(paths), dtype=bool)
+    for number, path in enumerate(paths):
+        try:
+            found = os.stat(path)
+        except (OSError, ValueError):
+            ids += bytes(16)
+            continue
+        settled[number] = max(found.st_mtime_ns, found.st_ctime_ns) + SETTLED_NS < now
+        times = f"{found.st_mtime_ns} {found.st_ctime_ns}"
+        text = f"{found.st_size} {times} {found.st_ino} {found.st_dev} {path}".encode("utf-8", "surrogateescape")
+        ids += hashlib.blake2b(text, digest_size=16).digest()
+    return np.frombuffer(bytes(ids), dtype="<u8").reshape(-1, 2), settled
+
+
+class HeaderMemory:
+    """The sizes of some image files, as far as they are remembered. Look at them, fill in what was missing, save."""
+
+    def __init__(self, path: Path, max_side: int | None, ids: np.ndarray, settled: np.ndarray):
         """Look up image files.
 
         Args:
             path: File of the memory, see `memory_path`.
             max_side: `vlm.max_side`, which sizes depend on.
-            paths: Image files, which are examined but not opened.
+            ids: What `examine` returned of the files.
+            settled: As well.
         """
         self._path, self._max_side = path, max_side
-        self._rows = np.zeros(len(paths), dtype=_ROW)
-        self._settled = np.zeros(len(paths), dtype=bool)
-        self._examine(paths)
-        self.is_known = self._look_up(_read(path, max_side))
+        self._ids, self._settled = ids, settled
+        self.sizes = np.zeros((len(ids), 2), dtype=np.int32)
+        """`[N, 2]`: width and height; zeros where they are not remembered."""
+        self._look_up(_read(path, max_side))
+        self.is_known = self.sizes[:, 0] > 0
         """`[N]` bool: whose sizes are remembered."""
-        self._fresh = False
 
-    def _examine(self, paths: Sequence[str | Path]) -> None:
-        """Digest what identifies each file; one that cannot be examined is never found, and reading it explains why."""
-        now = time.time_ns()
-        ids = bytearray()
-        for number, path in enumerate(paths):
-            try:
-                found = os.stat(path)
-            except (OSError, ValueError):
-                ids += bytes(16)
-                continue
-            newest = max(found.st_mtime_ns, found.st_ctime_ns)
-            self._settled[number] = newest + SETTLED_NS < now
-            times = f"{found.st_mtime_ns} {found.st_ctime_ns}"
-            text = f"{found.st_size} {times} {found.st_ino} {found.st_dev} {path}".encode("utf-8", "surrogateescape")
-            ids += hashlib.blake2b(text, digest_size=16).digest()
-        pairs = np.frombuffer(bytes(ids), dtype="<u8").reshape(-1, 2)
-        self._rows["id"], self._rows["check"] = pairs[:, 0], pairs[:, 1]
-
-    def _look_up(self, known: np.ndarray) -> np.ndarray:
+    def _look_up(self, known: np.ndarray) -> None:
         if not len(known):
-            return np.zeros(len(self._rows), dtype=bool)
-        place = np.minimum(np.searchsorted(known["id"], self._rows["id"]), len(known) - 1)
-        found = known[place]
-        same = (found["id"] == self._rows["id"]) & (found["check"] == self._rows["check"]) & self._settled
-        for name in ("width", "height"):
-            self._rows[name] = np.where(same, found[name], 0)
-        return same
-
-    def __getitem__(self, number: int) -> Size:
-        row = self._rows[number]
-        return int(row["width"]), int(row["height"])
-
-    def __setitem__(self, number: int, size: Size) -> None:
-        self._rows["width"][number], self._rows["height"][number] = size
-        self._fresh = True
+            return
+        place = np.minimum(np.searchsorted(np.ascontiguousarray(known["id"]), self._ids[:, 0]), len(known) - 1)
+        same = (known["id"][place] == self._ids[:, 0]) & (known["check"][place] == self._ids[:, 1]) & self._settled
+        for column, name in enumerate(("width", "height")):
+            self.sizes[:, column] = np.where(same, known[name][place], 0)
 
     def save(self) -> None:
         """Replace the memory by the sizes of these files, if any is new; where that fails, say so and go on."""
-        if not self._fresh:
+        kept = self._settled & (self.sizes[:, 0] > 0)
+        if not (kept & ~self.is_known).any():
             return
-        rows = np.sort(self._rows[self._settled & (self._rows["width"] > 0)], order="id")
+        rows = np.zeros(int(kept.sum()), dtype=_ROW)
+        order = np.argsort(self._ids[kept, 0])
+        rows["id"], rows["check"] = self._ids[kept][order].T
+        rows["width"], rows["height"] = self.sizes[kept][order].T
         data = rows.tobytes()
         head = _Head(FORMAT_VERSION, PIL.__version__, self._max_side, len(rows), hashlib.sha256(data).hexdigest())
         try:
