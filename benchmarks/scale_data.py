@@ -1,7 +1,7 @@
 """A dataset and a feature cache of any number of images, made within minutes, for `benchmarks/scale.py`.
 
-The image files and annotations of the dataset are hard links to a few real ones, so that listing, reading and examining
-them is real. The cache has real sidecars and a real layout for exactly these images; its tars have their true sizes but
+The image files and annotations of the dataset are hard links to thousands of real ones, so that listing, reading and
+examining them is real. The cache has real sidecars and a real layout for exactly these images; its tars have their true sizes but
 no content (sparse files), except in the second cache, whose shards are all links to one real tar and whose sidecars
 say so, so that it can be verified.
 """
@@ -24,6 +24,7 @@ from masp.cache.layout import LAYOUT, SHARDS, Layout, Shard, assign, layout_byte
 from masp.cache.shard_state import Source, fingerprint_of
 from masp.cache.writer import ShardWriter
 from masp.config import Config, load_config
+from masp.data.answers import read_annotation
 from masp.data.keys import sample_key
 from masp.data.sample import Sample
 from masp.files.sealed import digest_file, digest_of
@@ -33,8 +34,11 @@ from masp.vlm.features import Features, ImageLayout
 CATEGORIES = CATEGORY_SETS["emoset"]
 HIDDEN_SIZE = 64
 NUM_TOKENS = 4
-MAX_LINKS = 60_000
-"""ext4 allows a file 65,000 names."""
+NOTES_PER_CATEGORY = 2000
+"""Different annotations; each is that of a few hundred images."""
+IMAGES_ALIKE = 2000
+"""So many images are one file."""
+SCENES = ("sea side", "street", "kitchen", "forest path", "concert hall")
 SPLITS = (("train", 0.8), ("val", 0.05), ("test", 0.15))
 
 
@@ -84,29 +88,49 @@ def _make_dataset(root: Path, num_images: int) -> Iterator[Sample]:
     """Write image folders with annotations; yields the samples as `read_dataset` will find them."""
     source = root.parent / "source"
     source.mkdir()
+    notes_of = {category: _write_notes(source, category) for category in CATEGORIES}
     for split, share in SPLITS:
         count = round(num_images * share)
         for number, category in enumerate(CATEGORIES):
-            answers = {"brightness": 0.5, "colorfulness": 0.2, "scene": "sea side", "object": ["dog", "tree"]}
-            answers |= {"facial_expression": category} if number % 2 else {"human_action": "riding horse"}
-            text = {a: ", ".join(v) if isinstance(v, list) else v for a, v in answers.items()}
-            text |= {"brightness": "moderate", "colorfulness": "low"}
             images, notes = root / split / category, root / "annotation" / category
             images.mkdir(parents=True)
             notes.mkdir(parents=True, exist_ok=True)
-            for n in range(count * number // len(CATEGORIES), count * (number + 1) // len(CATEGORIES)):
-                if n % MAX_LINKS == 0 or n == count * number // len(CATEGORIES):
-                    image, note = (source / f"{split}-{category}-{n}.{end}" for end in ("jpg", "json"))
-                    Image.new("RGB", (640 + 32 * number, 480), (9, 90, 20 * number)).save(image, quality=5)
-                    note.write_text(json.dumps(answers))
-                    digest, status = digest_file(image), os.stat(image)
-                    _SOURCES[image.name] = Source(status.st_size, status.st_mtime_ns, digest)
+            start, stop = (count * end // len(CATEGORIES) for end in (number, number + 1))
+            for n in range(start, stop):
+                if n % IMAGES_ALIKE == 0 or n == start:
+                    image = _write_image(source / f"{split}-{category}-{n}.jpg", n // IMAGES_ALIKE)
+                note, text = notes_of[category][n % NOTES_PER_CATEGORY]
                 name = f"{split}_{category}_{n:07d}"
                 os.link(image, images / f"{name}.jpg")
                 os.link(note, notes / f"{name}.json")
                 key = sample_key(split, f"{category}/{name}.jpg")
                 _SOURCE_OF[key] = image.name
                 yield Sample(key, split, images / f"{name}.jpg", category, text)
+
+
+def _write_image(path: Path, number: int) -> Path:
+    """Write an image whose size few others have."""
+    Image.new("RGB", (400 + 16 * (number % 40), 480 + 16 * (number // 40 % 20)), (9, 90, number % 200)).save(path)
+    status = os.stat(path)
+    _SOURCES[path.name] = Source(status.st_size, status.st_mtime_ns, digest_file(path))
+    return path
+
+
+def _write_notes(source: Path, category: str) -> list[tuple[Path, dict[str, str]]]:
+    """Write annotations that all differ; returns each file with its answers as text."""
+    found = []
+    for number in range(NOTES_PER_CATEGORY):
+        answers: dict[str, object] = {
+            "brightness": number % 11 / 10,
+            "colorfulness": number // 11 % 11 / 10,
+            "scene": f"{SCENES[number % len(SCENES)]} {number % 251}",
+            "object": [f"object {number // 3 % 397}", f"object {number % 389}"],
+        }
+        answers |= {"facial_expression": category} if number % 2 else {"human_action": f"action {number % 263}"}
+        path = source / f"{category}-{number}.json"
+        path.write_text(json.dumps(answers))
+        found.append((path, read_annotation(path).answers))
+    return found
 
 
 _SOURCES: dict[str, Source] = {}
