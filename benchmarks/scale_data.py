@@ -1,9 +1,9 @@
 """A dataset and a feature cache of any number of images, made within minutes, for `benchmarks/scale.py`.
 
 The image files and annotations of the dataset are hard links to thousands of real ones, so that listing, reading and
-examining them is real. The cache has real sidecars and a real layout for exactly these images; its tars have their true sizes but
-no content (sparse files), except in the second cache, whose shards are all links to one real tar and whose sidecars
-say so, so that it can be verified.
+examining them is real. The cache has real sidecars and a real layout for exactly these images; its tars have their true
+sizes but no content (sparse files), except in the second cache, whose shards are all links to one real tar and whose
+sidecars say so, so that it can be verified.
 """
 
 from __future__ import annotations

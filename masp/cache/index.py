@@ -17,6 +17,7 @@ from masp.files.atomic import replacing
 from masp.files.hdf5 import Column, Hdf5File, naming_damage
 from masp.files.regular import is_file
 from masp.files.text import shown
+from masp.runtime.growing_array import GrowingArray
 
 
 class Keys(Sequence):
@@ -94,6 +95,8 @@ _TYPES = {
 }  # fmt: skip
 _WIDTHS = {"grid": 3, "image_size": 2}
 _NO_GRID = (0, 0, 0)
+_KEY_LENGTH = 40
+"""Bytes of a key, about: memory for so many is set aside."""
 _COLUMNS = {
     name: Column(f"<{kind}", (None, _WIDTHS[name]) if name in _WIDTHS else (None,)) for name, kind in _TYPES.items()
 }
@@ -146,16 +149,30 @@ def shard_columns(
     }
 
 
-def join_columns(parts: dict[str, list[np.ndarray]]) -> Index:
-    """Join the columns of all shards, in the order of their numbers, into an index.
+class IndexColumns:
+    """The columns of all shards, added in the order of their numbers."""
 
-    Args:
-        parts: Name of a column -> its part of each shard. Emptied on the way: the parts and the index together would
-            take twice the memory.
-    """
-    lengths = np.concatenate([np.zeros(1, dtype="i8"), *parts.pop("key_offsets")])
-    joined = {name: np.concatenate(parts.pop(name)) for name in list(parts)}
-    return Index(key_offsets=np.cumsum(lengths, dtype="i8"), **joined)
+    def __init__(self, num_rows: int):
+        """Nothing yet of about so many rows."""
+        self._parts = {
+            name: GrowingArray(kind, num_rows * (_KEY_LENGTH if name == "key_text" else 1), _width(name))
+            for name, kind in _TYPES.items()
+        }
+        self._parts["key_offsets"].extend(np.zeros(1, dtype="i8"))
+
+    def add(self, columns: Columns) -> None:
+        """Add the columns of a shard, as `shard_columns` makes them."""
+        key_end = len(self._parts["key_text"])
+        for name, values in columns.items():
+            self._parts[name].extend(key_end + np.cumsum(values) if name == "key_offsets" else values)
+
+    def index(self) -> Index:
+        """The index of what was added; its columns are not copies."""
+        return Index(**{name: part.values for name, part in self._parts.items()})
+
+
+def _width(name: str) -> tuple[int, ...]:
+    return (_WIDTHS[name],) if name in _WIDTHS else ()
 
 
 def save_index(path: Path, index: Index) -> None:

@@ -20,7 +20,7 @@ from masp.cache.manifest import Manifest, ShardFile, read_manifest
 from masp.cache.merge import shard_answers
 from masp.cache.shard_state import SampleEntry, Sidecar, SidecarFingerprint, fingerprint_of, map_shards, read_digested
 from masp.data.answer_table import FILE as ANSWERS
-from masp.data.answer_table import AnswerTable, answers_digest, load_answers
+from masp.data.answer_table import AnswerTable, JoinedAnswers, answers_digest, load_answers
 from masp.errors import DataError
 from masp.files.regular import open_binary
 from masp.files.sealed import CHUNK, digest_file
@@ -92,11 +92,12 @@ def verify_cache(directory: str | Path, advance: Callable[[int], object] | None 
     entries = manifest.shards if manifest else [None] * len(layout.shard_names)
     check = functools.partial(_check_shard, directory, fingerprint_of(layout), index.numbers if index else None)
     num_maps = {manifest.num_deep_maps} if manifest else set()
-    answers: list[AnswerTable] = []
+    answers, num_answered = JoinedAnswers(sum(layout.num_samples.values())), 0
     for found in map_shards(check, list(zip(layout.shard_names, entries, strict=True))):
         problems += found.problems
         if found.answers is not None:
-            answers.append(found.answers)
+            answers.add(found.answers)
+            num_answered += 1
         if found.num_deep_maps is not None:
             name, own = found.num_deep_maps
             num_maps = num_maps or {own}
@@ -112,8 +113,8 @@ def verify_cache(directory: str | Path, advance: Callable[[int], object] | None 
         problems += _check_digest(directory, QUARANTINE, manifest.quarantine.sha256)
         problems += _check_findings(directory, manifest)
         problems += index.problems()
-        if len(answers) == len(layout.shard_names):  # otherwise the file is made anew with the shard
-            problems += _check_answers(directory, manifest, AnswerTable.join(answers))
+        if num_answered == len(layout.shard_names):  # otherwise the file is made anew with the shard
+            problems += _check_answers(directory, manifest, answers.table())
     return problems
 
 

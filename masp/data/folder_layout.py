@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from masp.data.findings import Finding, Ignored, Why, close_to, examples, look_alike
-from masp.data.keys import sample_key
-from masp.data.sample import SPLITS, Entries, Listing, directory_prefix
+from masp.data.keys import sample_key, sample_keys
+from masp.data.sample import SPLITS, Entries, Listing, directory_prefix, split_name
 from masp.errors import InputError
 from masp.files.regular import is_directory
 from masp.files.text import nfc, reason
@@ -91,9 +91,8 @@ class _Directory:
     composed: dict[str, str] = field(default_factory=dict)
     """Stem in composed form -> stem on disk, where they differ."""
 
-    def find(self, name: str) -> str | None:
+    def find(self, stem: str) -> str | None:
         """The stem of an image's annotation, which may be in another Unicode form; None if there is none."""
-        stem = os.path.splitext(name)[0]
         if stem in self.stems:
             return stem
         plain = nfc(stem)
@@ -112,19 +111,32 @@ class _Annotations:
     shared: tuple[str, str] | None = None
     """The first annotation that is that of two images, and the second image's path."""
 
-    def of(self, category: str, name: str, image: str) -> str | None:
-        """The annotation of an image, as `Entries.annotations` has it; None if there is none."""
+    def of(self, category: str, images: Sequence[str], stems: Sequence[str], place: str) -> list[str | None]:
+        """The annotations of images, as `Entries.annotations` has them; None where there is none.
+
+        Args:
+            category: Their category.
+            images: Names of their files.
+            stems: The names without their extensions.
+            place: Path of their directory, with a slash at the end.
+        """
         files = self.categories.get(category)
-        stem = files.find(name) if files else None
-        if files is None or stem is None:
-            return None
-        number = files.stems[stem]
-        if number >= 0:
-            files.stems[stem] = ~number
-        else:
-            number = ~number
-            self.shared = self.shared or (self._path(number, stem), image + name)
-        return self.prefixes[number] if stem == os.path.splitext(name)[0] else self._path(number, stem)
+        if files is None:
+            return [None] * len(images)
+        found: list[str | None] = []
+        for name, own_stem in zip(images, stems, strict=True):
+            stem = files.find(own_stem)
+            if stem is None:
+                found.append(None)
+                continue
+            number = files.stems[stem]
+            if number >= 0:
+                files.stems[stem] = ~number
+            else:
+                number = ~number
+                self.shared = self.shared or (self._path(number, stem), place + name)
+            found.append(self.prefixes[number] if stem == own_stem else self._path(number, stem))
+        return found
 
     def _path(self, number: int, stem: str) -> str:
         return f"{self.prefixes[number]}{stem}.json"
@@ -214,9 +226,15 @@ def _read_category(found: _Found, split: str, directory: str, category: str, ann
     path = found.root / split / directory
     contents = _contents(path)
     images: list[str] = []
+    stems: list[str] = []
     others: list[str] = []
     for name in contents.files:
-        (images if is_image_name(name) else others).append(name)
+        stem, suffix = split_name(name)
+        if suffix.lower() in IMAGE_EXTENSIONS:
+            images.append(name)
+            stems.append(stem)
+        else:
+            others.append(name)
     if not images:
         count = len(contents.files) + len(contents.directories) + len(contents.hidden)
         raise InputError(
@@ -230,15 +248,27 @@ def _read_category(found: _Found, split: str, directory: str, category: str, ann
         )
     found.ignored += _passed_over(split, f"{split}/{directory}", others, contents.hidden, "extension")
     entries, prefix = found.entries, f"{found.entries.root}{split}/{directory}/"
-    for name in images:
-        try:
-            entries.keys.append(sample_key(split, f"{directory}/{name}"))
-        except ValueError as error:
-            raise InputError(f"{prefix}{name}: {error}") from None
-        entries.annotations.append(annotations.of(category, name, prefix))
-        found.odd = found.odd or not name.isascii()
+    entries.keys += _keys(split, directory, images, prefix)
+    entries.annotations += annotations.of(category, images, stems, prefix)
     entries.categories += [category] * len(images)
-    found.odd = found.odd or not directory.isascii()
+    found.odd = found.odd or not directory.isascii() or not "".join(images).isascii()
+
+
+def _keys(split: str, directory: str, images: Sequence[str], place: str) -> list[str]:
+    """Sample keys of the images in a category directory.
+
+    Raises:
+        InputError: One cannot have a key; names it.
+    """
+    try:
+        return sample_keys(split, directory, images)
+    except ValueError:
+        for name in images:
+            try:
+                sample_key(split, f"{directory}/{name}")
+            except ValueError as error:
+                raise InputError(f"{place}{name}: {error}") from None
+        raise
 
 
 def _passed_over(split: str, place: str, files: Iterable[str], hidden: Iterable[str], why: Why) -> list[Ignored]:
@@ -253,7 +283,7 @@ def _passed_over(split: str, place: str, files: Iterable[str], hidden: Iterable[
     """
     found = []
     for name in files:
-        other: Why = "other file" if os.path.splitext(name)[1].lower() in _NO_IMAGE else "extension"
+        other: Why = "other file" if split_name(name)[1].lower() in _NO_IMAGE else "extension"
         found.append(Ignored(f"{place}/{name}", why if is_image_name(name) else other, split=split))
     return found + [Ignored(f"{place}/{name}", "hidden", split=split) for name in hidden]
 
@@ -274,7 +304,7 @@ def _look_outside(found: _Found) -> None:
 
 def is_image_name(name: str) -> bool:
     """Whether a file counts as an image, by its name."""
-    return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
+    return split_name(name)[1].lower() in IMAGE_EXTENSIONS
 
 
 def count_images(path: Path, suffixes: Sequence[str] | frozenset[str] = IMAGE_EXTENSIONS) -> int:
@@ -282,7 +312,7 @@ def count_images(path: Path, suffixes: Sequence[str] | frozenset[str] = IMAGE_EX
     count = seen = 0
     for _, directories, files in os.walk(path):
         directories[:] = sorted(name for name in directories if not _is_litter(name))
-        count += sum(os.path.splitext(name)[1].lower() in suffixes for name in files if not _is_litter(name))
+        count += sum(split_name(name)[1].lower() in suffixes for name in files if not _is_litter(name))
         seen += len(files)
         if seen >= _MAX_COUNTED:
             break
@@ -332,7 +362,7 @@ def _read_annotations(root: Path) -> _Annotations:
         inside = _contents(path / directory)
         found.others += [f"{place}/{name}/" for name in inside.directories]
         for name in inside.files:
-            stem, suffix = os.path.splitext(name)
+            stem, suffix = split_name(name)
             if suffix != ".json":
                 found.others.append(f"{place}/{name}")
                 continue
@@ -366,10 +396,11 @@ def _contents(path: Path) -> _Contents:
     try:
         with os.scandir(path) as listing:
             for item in listing:
-                if not _is_litter(item.name):
-                    (found.directories if item.is_dir() else found.files).append(item.name)
-                elif item.name.startswith(".") and not item.name.startswith("._") and is_image_name(item.name):
-                    found.hidden.append(item.name)  # `._a.jpg` is what macOS knows about `a.jpg`
+                name = item.name
+                if name[0] != "." and name.lower() not in _LITTER:
+                    (found.directories if item.is_dir() else found.files).append(name)
+                elif name[0] == "." and not name.startswith("._") and is_image_name(name):
+                    found.hidden.append(name)  # `._a.jpg` is what macOS knows about `a.jpg`
     except OSError as error:
         raise InputError(f"{path}: cannot list this directory: {reason(error)}") from None
     for names in (found.directories, found.files, found.hidden):
