@@ -8,11 +8,13 @@ sidecars say so, so that it can be verified.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -21,13 +23,14 @@ from benchmarks.extraction_case import make_model
 from masp.cache.codec import store
 from masp.cache.fingerprint import machine_part, model_part
 from masp.cache.layout import LAYOUT, SHARDS, Layout, Shard, assign, layout_bytes, make_layout, sidecar_path, tar_path
+from masp.cache.merge import finalize
 from masp.cache.shard_state import Source, fingerprint_of
 from masp.cache.writer import ShardWriter
 from masp.config import Config, load_config
-from masp.data.answers import read_annotation
-from masp.data.keys import sample_key
+from masp.data.datasets import read_dataset
 from masp.data.sample import Sample
 from masp.files.sealed import digest_file, digest_of
+from masp.runtime.process_pool import default_processes, map_ahead, process_pool
 from masp.taxonomy import CATEGORY_SETS
 from masp.vlm.features import Features, ImageLayout
 
@@ -35,7 +38,7 @@ CATEGORIES = CATEGORY_SETS["emoset"]
 HIDDEN_SIZE = 64
 NUM_TOKENS = 4
 NOTES_PER_CATEGORY = 2000
-"""Different annotations; each is that of a few hundred images."""
+"""Different annotations; at the whole size each is that of two hundred images."""
 IMAGES_ALIKE = 2000
 """So many images are one file."""
 SCENES = ("sea side", "street", "kitchen", "forest path", "concert hall")
@@ -70,55 +73,62 @@ class Case:
 
 
 def make_case(directory: Path, num_images: int, num_shards: int) -> Case:
-    """Write dataset, VLM and both caches, unless they are there already."""
+    """Write dataset, VLM and both caches, unless they are there already; by several processes."""
     case = Case(directory, num_images, num_shards)
     done = directory / "done"
     if not done.exists():
         directory.mkdir(parents=True)
         make_model(directory / "vlm", 64, 1)
-        samples = list(_make_dataset(directory / "data", num_images))
-        shards = assign(samples, num_shards)
-        _make_cache(case.config(), shards)
-        _make_verifiable(case.config("verifiable"), num_shards, len(samples) // num_shards)
+        num_processes = default_processes()
+        with process_pool(num_processes, None, "makes the case") as pool:
+            map_all = functools.partial(map_ahead, pool, num_processes)
+            _make_dataset(directory / "data", num_images, map_all)
+            samples = read_dataset(case.config().dataset).samples
+            assert len(samples) == num_images
+            _make_cache(case.config(), assign(samples, num_shards), map_all)
+            del samples
+            _make_verifiable(case.config("verifiable"), num_shards, num_images // num_shards, map_all)
         done.touch()
     return case
 
 
-def _make_dataset(root: Path, num_images: int) -> Iterator[Sample]:
-    """Write image folders with annotations; yields the samples as `read_dataset` will find them."""
+MapAll = Callable[..., Iterator[Any]]
+"""Calls a function for each of many things in several processes, and returns what it returns."""
+
+
+def _make_dataset(root: Path, num_images: int, map_all: MapAll) -> None:
+    """Write image folders with annotations."""
     source = root.parent / "source"
     source.mkdir()
-    notes_of = {category: _write_notes(source, category) for category in CATEGORIES}
+    for category in CATEGORIES:
+        (root / "annotation" / category).mkdir(parents=True)
+        _write_notes(source, category)
+    work = []
     for split, share in SPLITS:
         count = round(num_images * share)
         for number, category in enumerate(CATEGORIES):
-            images, notes = root / split / category, root / "annotation" / category
-            images.mkdir(parents=True)
-            notes.mkdir(parents=True, exist_ok=True)
+            (root / split / category).mkdir(parents=True)
             start, stop = (count * end // len(CATEGORIES) for end in (number, number + 1))
-            for n in range(start, stop):
-                if n % IMAGES_ALIKE == 0 or n == start:
-                    image = _write_image(source / f"{split}-{category}-{n}.jpg", n // IMAGES_ALIKE)
-                note, text = notes_of[category][n % NOTES_PER_CATEGORY]
-                name = f"{split}_{category}_{n:07d}"
-                os.link(image, images / f"{name}.jpg")
-                os.link(note, notes / f"{name}.json")
-                key = sample_key(split, f"{category}/{name}.jpg")
-                _SOURCE_OF[key] = image.name
-                yield Sample(key, split, images / f"{name}.jpg", category, text)
+            for begin in range(start, stop, IMAGES_ALIKE):
+                work.append((split, category, range(begin, min(stop, begin + IMAGES_ALIKE))))
+    list(map_all(functools.partial(_link, root), work))
 
 
-def _write_image(path: Path, number: int) -> Path:
-    """Write an image whose size few others have."""
-    Image.new("RGB", (400 + 16 * (number % 40), 480 + 16 * (number // 40 % 20)), (9, 90, number % 200)).save(path)
-    status = os.stat(path)
-    _SOURCES[path.name] = Source(status.st_size, status.st_mtime_ns, digest_file(path))
-    return path
+def _link(root: Path, work: tuple[str, str, range]) -> None:
+    """Write an image whose size few others have, and make it that of some samples."""
+    split, category, numbers = work
+    source, number = root.parent / "source", numbers[0] // IMAGES_ALIKE
+    image = source / f"{split}-{category}-{numbers[0]}.jpg"
+    Image.new("RGB", (400 + 16 * (number % 40), 480 + 16 * (number // 40 % 20)), (9, 90, number % 200)).save(image)
+    for n in numbers:
+        name = f"{split}_{category}_{n:07d}"
+        os.link(image, root / split / category / f"{name}.jpg")
+        note = source / f"{category}-{n % NOTES_PER_CATEGORY}.json"
+        os.link(note, root / "annotation" / category / f"{name}.json")
 
 
-def _write_notes(source: Path, category: str) -> list[tuple[Path, dict[str, str]]]:
-    """Write annotations that all differ; returns each file with its answers as text."""
-    found = []
+def _write_notes(source: Path, category: str) -> None:
+    """Write annotations that all differ."""
     for number in range(NOTES_PER_CATEGORY):
         answers: dict[str, object] = {
             "brightness": number % 11 / 10,
@@ -127,14 +137,16 @@ def _write_notes(source: Path, category: str) -> list[tuple[Path, dict[str, str]
             "object": [f"object {number // 3 % 397}", f"object {number % 389}"],
         }
         answers |= {"facial_expression": category} if number % 2 else {"human_action": f"action {number % 263}"}
-        path = source / f"{category}-{number}.json"
-        path.write_text(json.dumps(answers))
-        found.append((path, read_annotation(path).answers))
+        (source / f"{category}-{number}.json").write_text(json.dumps(answers))
+
+
+def _sources(directory: Path) -> dict[int, Source]:
+    """Inode of each different image -> what a sidecar says of its file."""
+    found = {}
+    for path in (directory / "source").glob("*.jpg"):
+        status = os.stat(path)
+        found[status.st_ino] = Source(status.st_size, status.st_mtime_ns, digest_file(path))
     return found
-
-
-_SOURCES: dict[str, Source] = {}
-_SOURCE_OF: dict[str, str] = {}
 
 
 def _layout(config: Config, shards: list[Shard]) -> Layout:
@@ -143,30 +155,34 @@ def _layout(config: Config, shards: list[Shard]) -> Layout:
     )
 
 
-def _make_cache(config: Config, shards: list[Shard]) -> None:
+def _make_cache(config: Config, shards: list[Shard], map_all: MapAll) -> None:
     """A cache that lacks only index and manifest: its tars are as long as they say, and empty."""
     directory = Path(config.cache.dir)
     layout = _layout(config, shards)
     (directory / SHARDS).mkdir(parents=True)
     (directory / LAYOUT).write_bytes(layout_bytes(layout))
     value, block = _template(directory, layout, shards[0])
-    for shard in shards:
-        samples, offset = [], 0
-        for sample in shard.samples:
-            source = _SOURCES[_SOURCE_OF[sample.key]]
-            fields = {"key": sample.key, "category": sample.category, "answers": dict(sample.answers)}
-            members = {
-                "json": {**block["json"], "offset": offset + 512},
-                "features": {**block["features"], "offset": offset + 1536 + 512},
-            }
-            origin = {"bytes": source.bytes, "mtime_ns": source.mtime_ns, "sha256": source.sha256}
-            samples.append({**block, **fields, **members, "source": origin})
-            offset += 2048 + -(-block["features"]["bytes"] // 512) * 512
-        size = -(-(offset + 1024) // 10240) * 10240
-        _write(directory, {**value, "name": shard.name, "split": shard.split, "samples": samples,
-                           "tar": {"bytes": size, "sha256": "5" * 64}})  # fmt: skip
-        with open(tar_path(directory, shard.name), "wb") as file:
-            file.truncate(size)
+    list(map_all(functools.partial(_make_shard, directory, value, block, _sources(directory.parent)), shards, 16))
+
+
+def _make_shard(directory: Path, value: dict, block: dict, sources: dict[int, Source], shard: Shard) -> None:
+    """Write a sidecar, and a tar without content."""
+    samples, offset = [], 0
+    for sample in shard.samples:
+        source = sources[os.stat(sample.image_path).st_ino]
+        fields = {"key": sample.key, "category": sample.category, "answers": dict(sample.answers)}
+        members = {
+            "json": {**block["json"], "offset": offset + 512},
+            "features": {**block["features"], "offset": offset + 1536 + 512},
+        }
+        origin = {"bytes": source.bytes, "mtime_ns": source.mtime_ns, "sha256": source.sha256}
+        samples.append({**block, **fields, **members, "source": origin})
+        offset += 2048 + -(-block["features"]["bytes"] // 512) * 512
+    size = -(-(offset + 1024) // 10240) * 10240
+    _write(directory, {**value, "name": shard.name, "split": shard.split, "samples": samples,
+                       "tar": {"bytes": size, "sha256": "5" * 64}})  # fmt: skip
+    with open(tar_path(directory, shard.name), "wb") as file:
+        file.truncate(size)
 
 
 def _template(directory: Path, layout: Layout, shard: Shard) -> tuple[dict, dict]:
@@ -193,8 +209,8 @@ def _write(directory: Path, value: dict) -> None:
     sidecar_path(directory, value["name"]).write_bytes(text.encode() + b"\n")
 
 
-def _make_verifiable(config: Config, num_shards: int, num_samples: int) -> None:
-    """A finished but for the merge cache whose shards are all the same tar."""
+def _make_verifiable(config: Config, num_shards: int, num_samples: int, map_all: MapAll) -> None:
+    """A finished cache whose shards are all the same tar."""
     directory = Path(config.cache.dir)
     samples = tuple(
         Sample(f"train/awe/{n:07d}%2Ejpg", "train", Path("none"), "awe", {"scene": "sea side", "object": "dog, tree"})
@@ -208,11 +224,16 @@ def _make_verifiable(config: Config, num_shards: int, num_samples: int) -> None:
     for sample in samples:
         _add(writer, sample)
     writer.finish()
-    text = sidecar_path(directory, shards[0].name).read_text()
+    names = [shard.name for shard in shards[1:]]
+    list(map_all(functools.partial(_repeat_shard, directory, shards[0].name), names, 16))
+    finalize(directory, layout)
+
+
+def _repeat_shard(directory: Path, name: str, other: str) -> None:
+    """Make another shard of the same content."""
+    text = sidecar_path(directory, name).read_text()
     value = json.loads(text)
     old = value.pop("digest")
-    for shard in shards[1:]:
-        digest = digest_of({**value, "name": shard.name})
-        changed = text.replace(shards[0].name, shard.name).replace(old, digest)
-        sidecar_path(directory, shard.name).write_text(changed)
-        os.link(tar_path(directory, shards[0].name), tar_path(directory, shard.name))
+    digest = digest_of({**value, "name": other})
+    sidecar_path(directory, other).write_text(text.replace(name, other).replace(old, digest))
+    os.link(tar_path(directory, name), tar_path(directory, other))
