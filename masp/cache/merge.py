@@ -213,7 +213,8 @@ class Merged:
         self._columns = IndexColumns(num_samples)
         self._bits: dict[str, int] = {}
         """Aspect -> the number of its bit in the columns, in order of appearance."""
-        self._digests = GrowingArray(np.uint8, num_samples, (2, 32))
+        self._contents = GrowingArray(np.uint8, num_samples, (32,))
+        self._sources: GrowingArray | None = GrowingArray(np.uint8, num_samples, (32,))
         self._quarantined: list[_Quarantined] = []
         self._quarantined_splits: list[int] = []
         self._shards: list[ShardFile] = []
@@ -232,7 +233,9 @@ class Merged:
         """
         name = split_of(shard.shard.name)
         self._splits[name].add(shard.counts)
-        self._digests.extend(shard.digests)
+        assert self._sources is not None, "the digests of image files have been used up"
+        self._contents.extend(shard.digests[:, 0])
+        self._sources.extend(shard.digests[:, 1])
         self._quarantined += shard.quarantined
         self._quarantined_splits += [self.split_numbers[name]] * len(shard.quarantined)
         self.quarantine += shard.quarantine
@@ -251,11 +254,13 @@ class Merged:
         self._columns.add(shard.columns)
 
     def content_findings(self) -> list[Finding]:
-        """Images that are there twice, byte for byte."""
-        index, more = self._columns.index(), self._quarantined
+        """Images that are there twice, byte for byte; to be called once, as it frees the digests of image files."""
+        assert self._sources is not None, "the digests of image files have been used up"
+        index, more, sources = self._columns.index(), self._quarantined, self._sources.values
+        self._sources = None
         numbers = [self._categories.setdefault(each.category, len(self._categories)) for each in more]
         contents = Contents(
-            _with(self._digests.values[:, 1], np.frombuffer(b"".join([e.source for e in more]), dtype=np.uint8)),
+            _with(sources, np.frombuffer(b"".join([e.source for e in more]), dtype=np.uint8)),
             _with(index.split, np.array(self._quarantined_splits, dtype=np.uint8)),
             _with(index.category, np.array(numbers, dtype=np.int32)),
             list(self._splits),
@@ -280,7 +285,7 @@ class Merged:
         text = _with(index.key_text, np.frombuffer(b"".join([e.key for e in more]), dtype=np.uint8))
         ends = len(index.key_text) + np.cumsum([len(e.key) for e in more], dtype=np.int64)
         offsets = _with(index.key_offsets, ends)
-        contents = _with(self._digests.values[:, 0], np.frombuffer(b"".join([e.content for e in more]), dtype=np.uint8))
+        contents = _with(self._contents.values, np.frombuffer(b"".join([e.content for e in more]), dtype=np.uint8))
         keys, dataset = memoryview(np.ascontiguousarray(text)), hashlib.sha256()
         order = key_order(text, offsets)
         for start in range(0, len(order), _DIGESTED_TOGETHER):

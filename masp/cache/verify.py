@@ -185,33 +185,39 @@ def _check_shard(
 
 def _check_tar(file: BinaryIO, path: str, sidecar: Sidecar) -> list[Problem]:
     """Read a tar once, from its first byte to its last: its digest, and every member against the sidecar."""
-    digest, name, problems = hashlib.sha256(), sidecar.name, []
+    name, problems, tar = sidecar.name, [], _Bytes(file)
     for sample in sidecar.samples:
         for kind, member in (("json", sample.json), ("features", sample.features)):
-            _read(file, member.offset - file.tell(), digest)  # the header, and what fills up the block before it
-            data = _read(file, member.bytes, digest)
+            tar.read(member.offset - tar.position)  # the header, and what fills up the block before it
+            data = tar.read(member.bytes)
             if len(data) != member.bytes:
                 problems.append(Problem(path, f"{_NAMED[kind]} cut off", name, sample.key))
             elif checksum(data) != member.crc32:
                 problems.append(Problem(path, f"{_NAMED[kind]} damaged", name, sample.key))
             elif what := _disagrees(kind, data, sample, sidecar):
                 problems.append(Problem(path, what, name, sample.key))
-    while _read(file, min(CHUNK, sidecar.tar.bytes - file.tell()), digest):
+    while tar.read(min(CHUNK, sidecar.tar.bytes - tar.position)):
         pass
-    size = os.fstat(file.fileno()).st_size
-    if size != sidecar.tar.bytes:  # what is too much is not read: it could be without end
-        problems.append(Problem(path, f"has {size} bytes instead of {sidecar.tar.bytes}", name))
-    if digest.hexdigest() != sidecar.tar.sha256 and not problems:
+    if tar.size != sidecar.tar.bytes:  # what is too much is not read: it could be without end
+        problems.append(Problem(path, f"has {tar.size} bytes instead of {sidecar.tar.bytes}", name))
+    if tar.sha256.hexdigest() != sidecar.tar.sha256 and not problems:
         problems.append(Problem(path, "damaged between its samples", name))
     return problems
 
 
-def _read(file: BinaryIO, count: int, digest: hashlib._Hash) -> bytes:
-    """The next bytes of a file, added to a digest; fewer at its end, however many a sidecar promises."""
-    left = os.fstat(file.fileno()).st_size - file.tell()
-    data = file.read(max(0, min(count, left)))
-    digest.update(data)
-    return data
+class _Bytes:
+    """The bytes of a file from its first on, which are digested while they are read."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self.size, self.position = file, os.fstat(file.fileno()).st_size, 0
+        self.sha256 = hashlib.sha256()
+
+    def read(self, count: int) -> bytes:
+        """The next bytes; fewer at the end, however many a sidecar promises."""
+        data = self._file.read(max(0, min(count, self.size - self.position)))
+        self.sha256.update(data)
+        self.position += len(data)
+        return data
 
 
 def _disagrees(kind: str, data: bytes, sample: SampleEntry, sidecar: Sidecar) -> str | None:

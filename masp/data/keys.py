@@ -102,14 +102,14 @@ def path_of(key: str) -> str:
 
 
 def key_order(text: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """The places of keys in sorted order, int64 `[N]`, without a Python string for each.
+    """The places of keys in sorted order, int32 `[N]`, without a Python string for each.
 
     Args:
         text: All keys as one run of bytes, uint8.
         offsets: Where each starts in it, int64 `[N + 1]`.
     """
-    order = np.arange(len(offsets) - 1)
-    group = np.zeros(len(order), dtype=np.int64)  # of each place of `order`: the first place of its equals so far
+    order = np.arange(len(offsets) - 1, dtype=np.int32)
+    group = np.zeros(len(order), dtype=np.int32)  # of each place of `order`: the first place of its equals so far
     tied = order.copy()  # places of `order` whose keys are equal so far
     for start in range(0, int(np.diff(offsets).max(initial=0)) + _WORD, _WORD):
         words = _words(text, offsets, order[tied], start)

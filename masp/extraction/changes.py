@@ -42,9 +42,9 @@ def changes_in(shard: Shard, sidecar: Sidecar) -> tuple[list[str], bool]:
         ):
             if old != new:
                 changes.append(f"sample {sample.key} was cached with {name} {old!r}, now it is {new!r}")
-        if source_changed(sample.image_path, entry.source):
+        if source_changed(sample.path, entry.source):
             if isinstance(entry, SampleEntry):
-                changes.append(f"sample {sample.key}: {sample.image_path} has changed")
+                changes.append(f"sample {sample.key}: {sample.path} has changed")
             keeps = False
     return changes, keeps
 
@@ -81,7 +81,7 @@ def dataset_changed(directory: Path, changes: Sequence[str], remedy: str = START
 
 def same_keys(shard: Shard, sidecar: Sidecar) -> bool:
     """Whether a finished shard holds exactly the samples that the dataset now puts there."""
-    return {entry.key for entry in sidecar.entries} == {sample.key for sample in shard.samples}
+    return {entry.key for entry in sidecar.entries} == set(shard.samples.keys)
 
 
 def known_keys(directory: Path, layout: Layout) -> tuple[list[str], set[str]]:
@@ -116,7 +116,7 @@ def samples_changed(directory: Path, layout: Layout, keys: Iterable[str]) -> Inp
     return dataset_changed(directory, [f"the dataset has {len(now):,} images, {total:,} when the cache was begun"])
 
 
-def source_changed(path: Path, source: Source) -> bool:
+def source_changed(path: str, source: Source) -> bool:
     """Whether an image file is another than the one that was read, or can be read where it could not.
 
     Size and modification time decide; where only the time differs, the content does.
@@ -131,7 +131,7 @@ def source_changed(path: Path, source: Source) -> bool:
         status = os.stat(path)
         if status.st_size != source.bytes:
             return True
-        return status.st_mtime_ns != source.mtime_ns and digest_file(path) != source.sha256
+        return status.st_mtime_ns != source.mtime_ns and digest_file(Path(path)) != source.sha256
     except UnreadableImage:
         return False
     except (FileNotFoundError, NotADirectoryError, PermissionError):
