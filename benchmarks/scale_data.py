@@ -12,7 +12,6 @@ import functools
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,14 @@ import torch
 from PIL import Image
 
 from benchmarks.extraction_case import make_model
+from benchmarks.scale_case import Case
 from masp.cache.codec import store
 from masp.cache.fingerprint import machine_part, model_part
 from masp.cache.layout import LAYOUT, SHARDS, Layout, Shard, assign, layout_bytes, make_layout, sidecar_path, tar_path
 from masp.cache.merge import finalize
 from masp.cache.shard_state import Source, fingerprint_of
 from masp.cache.writer import ShardWriter
-from masp.config import Config, load_config
+from masp.config import Config
 from masp.data.datasets import read_dataset
 from masp.data.sample import Sample
 from masp.files.sealed import digest_file, digest_of
@@ -43,33 +43,6 @@ IMAGES_ALIKE = 2000
 """So many images are one file."""
 SCENES = ("sea side", "street", "kitchen", "forest path", "concert hall")
 SPLITS = (("train", 0.8), ("val", 0.05), ("test", 0.15))
-
-
-@dataclass(frozen=True)
-class Case:
-    """What was made, and where."""
-
-    directory: Path
-    num_images: int
-    num_shards: int
-
-    def config(self, cache: str = "cache", *overrides: str) -> Config:
-        """The configuration of a cache in this directory."""
-        return load_config(
-            None,
-            [
-                f"vlm.path={self.directory / 'vlm'}",
-                f"dataset.root={self.directory / 'data'}",
-                "dataset.name=emoset",
-                f"cache.dir={self.directory / cache}",
-                f"cache.num_shards={self.num_shards}",
-                f"output_dir={self.directory / 'run'}",
-                "extract.device=cpu",
-                "extract.num_threads=1",
-                "extract.num_workers=0",
-                *overrides,
-            ],
-        )
 
 
 def make_case(directory: Path, num_images: int, num_shards: int) -> Case:
