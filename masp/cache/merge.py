@@ -306,7 +306,7 @@ class Merged:
         return index
 
 
-_DIGESTED_TOGETHER = 1 << 14
+_DIGESTED_TOGETHER = 1 << 11
 
 
 def _with(values: np.ndarray, more: np.ndarray) -> np.ndarray:

@@ -125,7 +125,7 @@ def key_order(text: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 
 _WORD = 8
-_ROWS_AT_A_TIME = 1 << 18
+_ROWS_AT_A_TIME = 1 << 12
 
 
 def _words(text: np.ndarray, offsets: np.ndarray, rows: np.ndarray, start: int) -> np.ndarray:

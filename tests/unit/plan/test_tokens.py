@@ -1,14 +1,20 @@
 """Vision tokens by the sizes of images, and text tokens as the tokenizer counts them."""
 
 import statistics
+import tracemalloc
 
+import numpy as np
 import pytest
 
+from masp.cache.codec import SampleRecord, encode_record
 from masp.data.datasets import read_dataset
 from masp.data.questions import load_questions
+from masp.data.sample import Sample, Samples
 from masp.errors import InputError
-from masp.plan.tokens import PlannedImage, TokenStatistics, count_words, token_statistics
+from masp.plan.disk import tar_sizes
+from masp.plan.tokens import PlannedImage, TokenStatistics, count_words, plan_images, tally, token_statistics
 from masp.vlm.prompt import load_prompt
+from masp.vlm.vision import load_preprocessor
 from tests.tiny import layout_of
 from tests.vlm_sizes import save_config_only
 
@@ -51,3 +57,57 @@ def test_a_missing_questions_file(config):
     config.questions = "/no/such.yaml"
     with pytest.raises(InputError, match="/no/such.yaml"):
         count_words(config, [], ("joy",))
+
+
+def many_samples(count):
+    answers = [{"scene": 'a "bar"', "object": "dög"}, {}, {"brightness": "low"}]
+    return Samples.of(
+        Sample(f"{split}/cafe/{n:07d}%2Ejpg", split, "none", "café" if n % 2 else "awe", answers[n % 3])
+        for n in range(count)
+        for split in ["test" if n % 5 else "train"]
+    )
+
+
+def test_columns_are_what_each_image_would_be(config):
+    samples, sizes = many_samples(60), np.array([(100 + n % 7, 60) for n in range(60)], dtype=np.int32)
+    sizes[[3, 59]] = 0
+    preprocessor = load_preprocessor(config.vlm.path)
+    images = plan_images(samples, sizes, preprocessor)
+    kept = [n for n in range(60) if n not in (3, 59)]
+    assert len(images) == 58 and [image.sample for image in images] == [samples[n] for n in kept]
+    for image, number in zip(images, kept, strict=True):
+        sample, size = samples[number], tuple(sizes[number].tolist())
+        assert (image.size, image.layout) == (size, preprocessor.planned(*size))
+        record = SampleRecord(
+            sample.key, sample.split, sample.category, sample.answers, size, image.grid, "0" * 64, image.layout.block
+        )
+        assert image.record_bytes == len(encode_record(record))
+    train = images.in_split("train")
+    assert [image.sample.split for image in train] == ["train"] * len(train) and len(train) == 12
+    annotated = images.with_answers(["object", "brightness"])
+    assert [image.sample for image in annotated] == [i.sample for i in images if i.sample.answers]
+    assert token_statistics(images) == token_statistics(list(images))
+    assert images.num_tokens.tolist() == [image.num_tokens for image in images]
+    counts = {}
+    for image, count in tally(images):
+        kind = image.size, tuple(image.sample.answers)
+        assert kind not in counts
+        counts[kind] = count
+    assert counts == {k: sum((i.size, tuple(i.sample.answers)) == k for i in images) for k in counts}
+    assert sum(counts.values()) == len(images)
+
+
+def test_an_image_takes_few_bytes_of_memory(config):
+    count, preprocessor = 20_000, load_preprocessor(config.vlm.path)
+    samples = many_samples(count)
+    sizes = np.stack([np.arange(count) % 50 + 100, np.full(count, 90)], axis=1).astype(np.int32)
+    shards = {"train-00000": np.arange(count)}
+    tracemalloc.start()
+    try:
+        images = plan_images(samples, sizes, preprocessor)
+        assert len(images.groups) == 150
+        tar_sizes(images.again(preprocessor), shards, 8, "bf16")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 200 * count, peak / count
