@@ -125,12 +125,16 @@ class PlannedImages(Sequence[PlannedImage]):
 
     @functools.cached_property
     def groups(self) -> list[tuple[PlannedImage, int]]:
-        """One image of each size, layout and set of annotated aspects, and how many there are like it."""
-        table = self.samples.table
-        numbers: dict[tuple[str, ...] | None, int] = {}
-        of_label = np.array([numbers.setdefault(label.aspects, len(numbers)) for label in table.labels], dtype=np.int64)
-        codes = of_label[table.label[self.samples.rows]] * len(self.kinds) + self.kind
-        _, first, counts = np.unique(codes, return_index=True, return_counts=True)
+        """One image of each layout, split, category and set of annotated aspects, and how many there are like it."""
+        table, rows = self.samples.table, self.samples.rows
+        layouts: dict[ImageLayout, int] = {}
+        of_kind = np.array([layouts.setdefault(layout, len(layouts)) for _, layout in self.kinds], dtype=np.int64)
+        labels: dict[tuple[str, tuple[str, ...] | None], int] = {}
+        of_label = np.array(
+            [labels.setdefault((label.category, label.aspects), len(labels)) for label in table.labels], dtype=np.int64
+        )
+        codes = (of_label[table.label[rows]] * len(table.splits) + table.split[rows]) * len(layouts)
+        _, first, counts = np.unique(codes + of_kind[self.kind], return_index=True, return_counts=True)
         return [(self[place], count) for place, count in zip(first.tolist(), counts.tolist(), strict=True)]
 
     def again(self, preprocessor: Preprocessor) -> PlannedImages:
@@ -142,8 +146,19 @@ class PlannedImages(Sequence[PlannedImage]):
 
 
 def tally(images: Sequence[PlannedImage]) -> Iterable[tuple[PlannedImage, int]]:
-    """Images, each with how many there are like it in size, layout and annotated aspects, but not in other respects."""
+    """Images, each with how many there are like it in layout, split, category and annotated aspects."""
     return images.groups if isinstance(images, PlannedImages) else ((image, 1) for image in images)
+
+
+def answers_of(images: Sequence[PlannedImage], aspects: Iterable[str]) -> dict[str, set[str]]:
+    """Aspect -> the different answers that images are annotated with."""
+    samples = images.samples if isinstance(images, PlannedImages) else Samples.of(image.sample for image in images)
+    found: dict[str, set[str]] = {aspect: set() for aspect in aspects}
+    for _, label in samples.kinds():
+        for aspect, answer in label.items():
+            if aspect in found:
+                found[aspect].add(answer)
+    return found
 
 
 def plan_images(samples: Samples, sizes: np.ndarray, preprocessor: Preprocessor) -> PlannedImages:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from masp.artifacts.trained import prompt_aspects
@@ -225,8 +225,13 @@ def _images_together(settings: Stage1Config | Stage2Config, tokens: float) -> fl
 
 def extraction_flops(vision: Encoder, images: Sequence[PlannedImage]) -> float:
     """Compute the FLOP of the encoder over these images, each once."""
+    return groups_flops(vision, tally(images))
+
+
+def groups_flops(vision: Encoder, groups: Iterable[tuple[PlannedImage, int]]) -> float:
+    """The same of images that are given with how many there are like each, as `masp.plan.tokens.tally` returns them."""
     kinds: Counter[tuple[Grid | None, int]] = Counter()
-    for p, count in tally(images):
+    for p, count in groups:
         kinds[p.grid, p.amount] += count
     return sum(_image_flops(vision, *kind) * count for kind, count in kinds.items())
 
