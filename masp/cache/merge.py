@@ -286,7 +286,7 @@ class Merged:
         ends = len(index.key_text) + np.cumsum([len(e.key) for e in more], dtype=np.int64)
         offsets = _with(index.key_offsets, ends)
         contents = _with(self._contents.values, np.frombuffer(b"".join([e.content for e in more]), dtype=np.uint8))
-        keys, dataset = memoryview(np.ascontiguousarray(text)), hashlib.sha256()
+        keys, dataset = np.ascontiguousarray(text).data, hashlib.sha256()
         order = key_order(text, offsets)
         for start in range(0, len(order), _DIGESTED_TOGETHER):
             rows = order[start : start + _DIGESTED_TOGETHER]

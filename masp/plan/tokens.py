@@ -101,7 +101,8 @@ class PlannedImages(Sequence[PlannedImage]):
         """An image; with a slice, a mask or an array of places, some of them."""
         if isinstance(place, (slice, np.ndarray)):
             return PlannedImages(self.samples[place], self.kind[place], self.kinds, self.record_bytes[place])
-        return PlannedImage(self.samples[place], *self.kinds[self.kind[place]], int(self.record_bytes[place]))
+        size, layout = self.kinds[self.kind[place]]
+        return PlannedImage(self.samples[place], size, layout, int(self.record_bytes[place]))
 
     def in_split(self, split: str) -> PlannedImages:
         """Those of one split."""
