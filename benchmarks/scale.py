@@ -288,7 +288,8 @@ def table(found: dict[str, dict[float, Cost]]) -> str:
             last = costs[max(costs)]
             growth = f"{last.cpu_s / max(costs[min(costs)].cpu_s, 0.01):.1f}" if len(costs) > 1 else ""
             kept = last.max_cpu_s <= MAX_CPU_S and last.peak_bytes <= MAX_BYTES
-            lines.append(f"| {name} | {' | '.join(cells)} | {growth} | {'kept' if kept else 'exceeded'} |")
+            verdict = "" if 1.0 not in costs else "kept" if kept else "exceeded"
+            lines.append(f"| {name} | {' | '.join(cells)} | {growth} | {verdict} |")
     return "\n".join(lines)
 
 
