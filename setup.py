@@ -44,6 +44,7 @@ setup(
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
         "deepspeed>=0.19.8,<0.20",
+        "fsspec>=2025.3",
         "h5py>=3.12",
         "huggingface_hub>=1.31",
         "isal>=1.7",

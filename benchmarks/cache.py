@@ -177,7 +177,8 @@ def extraction(arguments: argparse.Namespace, base: Path) -> dict:
     from masp.extraction.image_stream import PreparedImage, batches
     from masp.extraction.job import extract
     from masp.extraction.progress import TIMINGS
-    from masp.vlm.vision import load_preprocessor, load_vision_half
+    from masp.vlm.preprocessor import load_preprocessor
+    from masp.vlm.vision import load_vision_half
 
     root = make_images(base / "images", arguments.images, arguments.side)
     vlm = make_model(base / "vlm", arguments.width, arguments.depth)

@@ -1,25 +1,26 @@
 """Measures every part of the pipeline on one GPU, next to the published procedure and the limits of the device.
 
-    python benchmarks/gpu.py [--models 2b 7b] [--tokenizer DIR] [--json FILE] [--profile DIR]
+    python benchmarks/gpu.py [--models qwen2-vl-7b,qwen3-vl-8b,internvl3-8b,gemma3-4b] [--json FILE] [--profile DIR]
 
-To check on a small model that it runs:
+To check on a CPU that it runs:
 
-    python benchmarks/gpu.py --device cpu --models tiny
+    python benchmarks/gpu.py --device cpu --scale tiny
 
-It uses VLMs of Qwen2-VL's sizes in bf16, with random weights that are drawn on the GPU, and images of 640 x 480. It
-needs no network, and about 10 GB in the temporary directory (`--dir`). The measured code is the real code of
-extraction, training and scoring:
+It uses VLMs of published sizes (tests/vlm_sizes.py) in bf16, with random weights that are drawn on the GPU, and images
+of 640 x 480. It needs no network, and in the temporary directory (`--dir`) up to 13 GB, for InternVL3 31 GB. The
+measured code is the real code of extraction, training and scoring:
 
 - extraction: `masp extract`, from JPEG files to a finished cache. "encoder": its encoder alone, on preprocessed images.
 - stage1, stage2: optimizer steps of `masp train`, fed from that cache by its DataLoader workers.
 - evaluation: the likelihood of all categories, with features from the cache.
 - published: the same parts as the published code runs them (benchmarks/published.py): one image at a time, the encoder
-  every time, logits at every position.
+  every time, logits at every position. Only with the families of Qwen2-VL and Qwen2.5-VL, which it can be run with.
 
 A sample is one aspect of an image in stage 1, and an image in stage 2. TFLOP/s count the operations that a side's own
-procedure needs (masp/vlm/flops.py), so a ratio of rates may be larger than the ratio of TFLOP/s. Memory is the peak of
-what the side itself allocates; on a CPU, it is the peak resident size of the process. The sides take turns, and the
-figures are medians over the rounds. Exit codes: 0 done, 1 a side could not be measured, 2 wrong input.
+procedure needs (masp/vlm/flops.py, masp/vlm/counting.py), so a ratio of rates may be larger than the ratio of TFLOP/s.
+Memory is the peak of what the side itself allocates; on a CPU, it is the peak resident size of the process. The sides
+take turns, and the figures are medians over the rounds. Exit codes: 0 done, 1 a side could not be measured, 2 wrong
+input.
 """
 
 from __future__ import annotations
@@ -99,6 +100,44 @@ def make_config(directory: Path, vlm: Path, images: Path, args: argparse.Namespa
     )  # fmt: skip
 
 
+def runs_published(config) -> bool:
+    """Whether the published procedure can be run with the VLM."""
+    from benchmarks.random_vlm import PUBLISHED
+    from masp.vlm.families import family_of
+
+    return family_of(config.vlm.path).model_type in PUBLISHED
+
+
+def flops_of_image(config, preprocessor, size: tuple[int, int]) -> float:
+    """FLOP of the encoder for an image of a width and height."""
+    from masp.errors import InputError
+    from masp.vlm.counting import encoder_curve, known_encoder
+    from masp.vlm.families import load_config as load_vlm_config
+    from masp.vlm.flops import encoder_flops
+    from masp.vlm.processor import blank
+
+    path = Path(config.vlm.path)
+    if known := known_encoder(load_vlm_config(path)):
+        return encoder_flops(known, preprocessor.grid(*size))
+    curve = encoder_curve(path, [(1.0, size)], lambda *size: preprocessor(blank(*size)))
+    if curve.is_estimate:
+        raise InputError(f"{path}: the operations of its encoder cannot be counted, so no share of a limit is known")
+    return curve.flops(1.0)
+
+
+def counted_language(config):
+    """What the VLM's decoder takes per token and attended pair."""
+    from masp.errors import InputError
+    from masp.vlm.counting import language_cost
+
+    cost = language_cost(config.vlm.path)
+    if getattr(cost, "is_estimate", False):
+        raise InputError(
+            f"{config.vlm.path}: the operations of its decoder cannot be counted, so no share of a limit is known"
+        )
+    return cost
+
+
 def extraction_sides(config, args: argparse.Namespace) -> dict[str, Callable[[], Side]]:
     """Sides of extraction: the whole job, its encoder alone, and one image at a time."""
     from dataclasses import replace
@@ -109,15 +148,13 @@ def extraction_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
     from masp.extraction.image_stream import ImageDataset, batches
     from masp.extraction.job import extract
     from masp.extraction.progress import TIMINGS
-    from masp.vlm.families import load_config as load_vlm_config
-    from masp.vlm.flops import encoder_flops, shapes
-    from masp.vlm.vision import load_preprocessor, load_vision_half
+    from masp.vlm.preprocessor import load_preprocessor
+    from masp.vlm.vision import load_vision_half
 
     samples = read_dataset(config.dataset).samples
     preprocessor = load_preprocessor(config.vlm.path)
-    grid = preprocessor.grid(*args.size)
     tokens = preprocessor.num_tokens(*args.size)
-    flops = encoder_flops(shapes(load_vlm_config(Path(config.vlm.path)))[0], grid)
+    flops = flops_of_image(config, preprocessor, args.size)
     numbers = itertools.count()
 
     def job() -> Side:
@@ -166,7 +203,7 @@ def extraction_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
 
         return stepwise(step, counted, args.device)
 
-    return {"masp": job, "encoder": encoder, "published": published}
+    return {"masp": job, "encoder": encoder} | ({"published": published} if runs_published(config) else {})
 
 
 def bounded(step: Callable[[], int], device: str) -> Callable[[], int]:
@@ -192,6 +229,8 @@ def training_sides(config, stage: str, args: argparse.Namespace) -> dict[str, Ca
     from benchmarks.random_vlm import draw_whole
     from benchmarks.throughput import Ours
 
+    counted_language(config)  # a training step counts with it
+
     def ours() -> Side:
         side = Ours(config, stage, args.device)
         return stepwise(side, side, args.device, side.close)
@@ -200,7 +239,7 @@ def training_sides(config, stage: str, args: argparse.Namespace) -> dict[str, Ca
         side = PublishedTraining(config, stage, draw_whole(config.vlm.path, torch.bfloat16, args.device))
         return stepwise(side, side, args.device)
 
-    return {"masp": ours, "published": published}
+    return {"masp": ours} | ({"published": published} if runs_published(config) else {})
 
 
 def evaluation_sides(config, args: argparse.Namespace) -> dict[str, Callable[[], Side]]:
@@ -216,8 +255,7 @@ def evaluation_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
     from masp.evaluation.scorers import EmotionScorer, ScoreRequest
     from masp.models.likelihood import candidate_tree
     from masp.models.sequence import build_sequence
-    from masp.vlm.families import load_config as load_vlm_config
-    from masp.vlm.flops import aspect_module_flops, language_flops, shapes
+    from masp.vlm.flops import aspect_module_flops, language_flops
 
     questions = load_questions(config.questions)
 
@@ -225,7 +263,7 @@ def evaluation_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
         feed = open_feed(config)
         trained = load_trained(config, feed.hidden_size, feed.model)
         scorer = EmotionScorer(config, trained, questions, CATEGORIES, args.device)
-        language = shapes(load_vlm_config(Path(config.vlm.path)))[1]
+        language = counted_language(config)
         with closing(feed.batches(feed.keys[:1], 1)) as batches:
             image_layout = next(batches)[0].layout
         length = len(build_sequence(
@@ -273,7 +311,7 @@ def evaluation_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
         paths = itertools.cycle(sample.image_path for sample in samples)
         return stepwise(lambda: len(score([next(paths)])), score, args.device)
 
-    return {"masp": ours, "published": published}
+    return {"masp": ours} | ({"published": published} if runs_published(config) else {})
 
 
 def measure_model(model: str, directory: Path, images: Path, args: argparse.Namespace, report: Callable) -> None:
@@ -281,7 +319,7 @@ def measure_model(model: str, directory: Path, images: Path, args: argparse.Name
     from benchmarks.random_vlm import drawn_weights, make_vlm
     from benchmarks.throughput import save_untrained
 
-    config = make_config(directory, make_vlm(directory / "vlm", model, args.tokenizer), images, args)
+    config = make_config(directory, make_vlm(directory / "vlm", model, args.tokenizer, args.scale), images, args)
     with drawn_weights():
         for part in PARTS:
             if part in ("stage1", "stage2"):
@@ -292,8 +330,8 @@ def measure_model(model: str, directory: Path, images: Path, args: argparse.Name
             report(part, measure_sides(sides, args.device, args.rounds, args.seconds, traces))
             if part in ("stage1", "stage2"):
                 save_untrained(config, part, args.device)
-            gc.collect()
             if args.device == "cuda":
+                gc.collect()
                 torch.cuda.empty_cache()
 
 
@@ -307,7 +345,7 @@ def add_utilization(row: dict, best: dict) -> None:
 def show(model: str, part: str, found: dict[str, dict]) -> Iterator[str]:
     """Lines of the table for one part."""
     for side, row in found.items():
-        name = f"{model:<5}{part:<11}{side:<10}"
+        name = f"{model:<14}{part:<11}{side:<10}"
         if "error" in row:
             yield f"{name} not measured: {row['error']}"
             continue
@@ -323,18 +361,23 @@ def show(model: str, part: str, found: dict[str, dict]) -> Iterator[str]:
 
 
 HEADER = (
-    f"{'':<26}{'samples/s':>11}{'tokens/s':>11}{'TFLOP/s':>9}{'product':>8}{'sheet':>8}{'GB':>9}"
+    f"{'':<35}{'samples/s':>11}{'tokens/s':>11}{'TFLOP/s':>9}{'product':>8}{'sheet':>8}{'GB':>9}"
     "    (product, sheet: share of the measured matrix product and of the data sheet)"
 )
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    from benchmarks.random_vlm import MODELS
+    from benchmarks.random_vlm import MODELS, SCALES
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=["2b", "7b"])
+    parser.add_argument(
+        "--models", nargs="+", metavar="NAME", default=["qwen2-vl-2b", "qwen2-vl-7b"], help=f"of {', '.join(MODELS)}"
+    )
+    parser.add_argument(
+        "--scale", choices=SCALES, default="real", help="other sizes of the same families, to check that all runs"
+    )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="of the Qwen2-VL family (default: a small one)")
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="of the models' family (default: a small one)")
     parser.add_argument(
         "--seconds", type=float, default=3.0, help="per side and round (extraction always processes all images)"
     )
@@ -353,6 +396,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="file for the results, updated after every part")
     parser.add_argument("--profile", type=Path, metavar="DIR", help="directory for a trace of one step of every side")
     args = parser.parse_args(argv)
+    args.models = [name for names in args.models for name in names.split(",")]
+    if unknown := [name for name in args.models if name not in MODELS]:
+        parser.error(f"--models: {unknown[0]!r} is not one of {', '.join(MODELS)}")
     if args.workers is None:
         args.workers = min(os.cpu_count() or 1, 16) if args.device == "cuda" else 0
     args.size = (args.width, args.height)
@@ -363,7 +409,7 @@ def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         print(
-            "error: --device cuda: torch finds no GPU; to check that it runs, use --device cpu --models tiny",
+            "error: --device cuda: torch finds no GPU; to check that it runs, use --device cpu --scale tiny",
             file=sys.stderr,
         )
         return 2

@@ -57,7 +57,7 @@ class PublishedEncoder:
     """
 
     def __init__(self, config, model: nn.Module):
-        from masp.vlm.vision import load_preprocessor
+        from masp.vlm.preprocessor import load_preprocessor
 
         self.model, self.vlm = model, config.vlm
         self.preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)

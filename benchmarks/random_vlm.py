@@ -1,109 +1,73 @@
 """VLMs of real sizes whose random weights are drawn on the device that uses them, without a file of weights.
 
-The directory of such a VLM holds its configuration, image processor and tokenizer. In place of the weights it has a
-file with the seed that they are drawn from, so that the digest of its "weights" identifies them. `drawn_weights`
-replaces `masp.vlm.loading.load_part`, which reads a half from files; everything else is the real code.
+The directory of such a VLM holds its configuration, processor and tokenizer. In place of the weights it has a file with
+the seed that they are drawn from, so that the digest of its "weights" identifies them. `drawn_weights` replaces
+`masp.vlm.loading.load_part`, which reads a half from files; everything else is the real code.
 """
 
 from __future__ import annotations
 
-import copy
-import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
 
+from benchmarks.vlm_files import write_files
 from masp.errors import InputError
-from masp.files.text import first_line
 from masp.vlm.loading import Partition
-from tests.vlm_sizes import real_config, save_config_only
+from tests.vlm_sizes import SIZES, at_scale, config_of
 
-NAMES = {"2b": "Qwen2-VL-2B", "7b": "Qwen2-VL-7B"}
-MODELS = (*NAMES, "tiny")
-TIED = ("2b",)
-"""Models whose embedding table is also the vocabulary projection."""
+MODELS = {name.lower(): sizes for name, sizes in SIZES.items()}
+SCALES = ("real", "small", "tiny")
+"""`small` is what a CPU can train; `tiny` is for tests."""
+PUBLISHED = ("qwen2_vl", "qwen2_5_vl")
+"""Families that the published procedure (benchmarks/published.py) can be run with."""
 SEED = 0
 
 
-def vlm_config(model: str):
-    """The transformers configuration of one of MODELS; `tiny` is for running on a CPU."""
-    from transformers import Qwen2VLConfig
-
-    if model != "tiny":
-        config = real_config(NAMES[model])
-        config.tie_word_embeddings = model in TIED
-        return config
-    text = {
-        "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "intermediate_size": 128, "vocab_size": 1000,
-        "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6},
-        "bos_token_id": None, "eos_token_id": None,
-    }  # fmt: skip
-    vision = {
-        "depth": 2, "embed_dim": 64, "num_heads": 4, "hidden_size": 64, "mlp_ratio": 4, "patch_size": 14,
-        "spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3,
-    }  # fmt: skip
-    return Qwen2VLConfig(text_config=text, vision_config=vision)
-
-
-def make_vlm(directory: Path, model: str, tokenizer: Path | None) -> Path:
-    """Write the directory of a VLM without weights.
+def make_vlm(directory: Path, model: str, tokenizer: Path | None, scale: str = "real", weights: bool = False) -> Path:
+    """Write the directory of a VLM.
 
     Args:
         directory: Directory to create.
         model: One of MODELS.
         tokenizer: Directory with the files of the family's tokenizer; None for a small one of bytes and a few words,
             with which texts have about twice as many tokens.
+        scale: One of SCALES.
+        weights: Write random weights; otherwise a file that says that there are none.
 
     Raises:
-        InputError: not a tokenizer of the family.
+        InputError: Not a tokenizer of the family.
     """
-    from transformers import AutoTokenizer
-
-    from tests.tiny import make_tokenizer
-
-    if tokenizer is None:
-        directory.mkdir(parents=True)
-        words = make_tokenizer(directory)
-    else:
-        if not tokenizer.is_dir():
-            raise InputError(f"--tokenizer {tokenizer}: no such directory")
-        shutil.copytree(tokenizer, directory, copy_function=shutil.copyfile)
-        directory.chmod(0o755)  # the source may be read-only
-        try:
-            words = AutoTokenizer.from_pretrained(directory)
-        except (OSError, ValueError) as error:
-            raise InputError(f"--tokenizer {tokenizer}: no tokenizer: {first_line(error)}") from None
-        template = directory / "chat_template.json"
-        if not words.chat_template and template.is_file():
-            (directory / "chat_template.jinja").write_text(json.loads(template.read_text())["chat_template"])
-    config = vlm_config(model)
-    for name, token in (
-        ("vision_start", "vision_start"), ("vision_end", "vision_end"), ("image", "image_pad"), ("video", "video_pad"),
-    ):  # fmt: skip
-        number = words.get_vocab().get(f"<|{token}|>")
-        if number is None:
-            raise InputError(f"--tokenizer {tokenizer}: has no token <|{token}|>; give one of the Qwen2-VL family")
-        setattr(config, f"{name}_token_id", number)
-    text = config.text_config
-    text.vocab_size = max(text.vocab_size, len(words))
-    text.bos_token_id, text.eos_token_id = words.pad_token_id, words.eos_token_id
     from safetensors.torch import save_file
 
-    save_config_only(directory, config)
-    save_file({"seed": torch.tensor([float(SEED)])}, directory / "model.safetensors")
+    config = config_of(at_scale(MODELS[model], scale))
+    write_files(directory, config, tokenizer)
+    if weights:
+        draw_whole(str(directory), torch.float32, "cpu").save_pretrained(directory)
+    else:
+        save_file({"seed": torch.tensor([float(SEED)])}, directory / "model.safetensors")
     return directory
 
 
-def _draw(cls: type, config, dtype: torch.dtype, device: str, attention: str) -> torch.nn.Module:
-    """A model with weights drawn from SEED on the device that uses them."""
+def _draw(cls: Any, config: Any, dtype: torch.dtype, device: str, attention: str) -> Any:
+    """A model with weights drawn from SEED on the device that uses them.
+
+    It is built without storage, as transformers builds what it loads: what a half drops is never held.
+    """
+    with torch.device("meta"):
+        model = cls._from_config(config, dtype=dtype, attn_implementation=attention)
+    model.to_empty(device=device)
     torch.manual_seed(SEED)
-    with torch.device(device):
-        return cls._from_config(config, dtype=dtype, attn_implementation=attention)
+    model.init_weights()  # buffers too: those that no file holds are its work when transformers loads a model
+    with torch.no_grad():
+        for parameter in model.parameters():  # matrices that begin at zero would hide what is before them
+            if parameter.dim() > 1 and not (parameter.is_meta or parameter.any()):
+                parameter.normal_(std=0.02)
+    return model.eval()
 
 
 def draw_part(
@@ -128,12 +92,7 @@ def draw_part(
     from masp.vlm.loading import part_class
 
     config = load_config(resolve_directory(path))
-    cls = part_class(model_class(config), part)
-    if part == "vision":  # the other half is drawn before it is dropped, and may take 15 GB: make it small
-        config = copy.deepcopy(config)
-        config.text_config.num_hidden_layers, config.text_config.vocab_size = 1, 8
-        config.text_config.layer_types = config.text_config.layer_types[:1]
-    return _draw(cls, config, dtype, device, attention).eval().requires_grad_(False)
+    return _draw(part_class(model_class(config), part), config, dtype, device, attention).requires_grad_(False)
 
 
 def draw_whole(path: str, dtype: torch.dtype, device: str) -> torch.nn.Module:

@@ -320,8 +320,12 @@ def make_generation(layout: Layout, samples: Sequence[Sample]) -> Generation:
 
 
 @contextlib.contextmanager
-def plain_write_errors(directory: Path) -> Iterator[None]:
+def plain_write_errors(directory: Path, key: str = "cache.dir") -> Iterator[None]:
     """Turn what a file system refuses while a cache is written into one line for the user.
+
+    Args:
+        directory: Directory of the cache.
+        key: Setting or argument that it comes from.
 
     Raises:
         InputError: For every OSError.
@@ -333,5 +337,5 @@ def plain_write_errors(directory: Path) -> Iterator[None]:
         why = "no space is left" if full else f"writing failed ({reason(error)})"
         then = "free some space" if full else "make it writable"
         raise InputError(
-            f"cache.dir: {directory}: {why}; finished shards are kept: {then} and run the same command again"
+            f"{key}: {directory}: {why}; finished shards are kept: {then} and run the same command again"
         ) from None

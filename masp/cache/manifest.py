@@ -186,7 +186,10 @@ def read_manifest(directory: Path) -> Manifest:
         raise InputError(f"cache.dir: {directory} is not a feature cache; make one with `masp extract`")
     missing = absent_shards(directory, layout) or missing_shards(directory, layout)
     if not missing:
-        raise InputError(f"cache.dir: {directory} has all its shards but no manifest; `masp extract` again finishes it")
+        raise InputError(
+            f"cache.dir: {directory} has all its shards but no manifest; `masp extract` again finishes it; where it is "
+            "fetched, `masp cache pull` again"
+        )
     raise unfinished(directory, missing, len(layout.shard_names))
 
 

@@ -299,7 +299,7 @@ def unfinished(directory: Path, missing: Sequence[str], total: int) -> Unfinishe
     named = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
     error = UnfinishedCache(
         f"cache.dir: {directory} is unfinished: {len(missing)} of {total} shards are missing ({named}); "
-        "run `masp extract` with its configuration again, it resumes"
+        "run `masp extract` with its configuration again, it resumes; where it is fetched, `masp cache pull` again"
     )
     error.missing = tuple(missing)
     return error

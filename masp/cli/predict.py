@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     from masp.data.images import load_image
     from masp.evaluation.predict import Predictor, Unreadable, check_images
     from masp.report.attention import page_entry, write_page
-    from masp.vlm.token_grid import check_token_grid
+    from masp.vlm.preprocessor import load_token_grid
 
     check_images(paths)
     predictor = Predictor(config)
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.attention and predictor.trained.aspects is None:
         raise InputError(f"--attention {arguments.attention}: this run has no aspect modules to show")
     if arguments.attention:
-        check_token_grid(config.vlm, f"--attention {arguments.attention}")
+        load_token_grid(config.vlm, f"--attention {arguments.attention}")
     broken: list[str] = []
     entries: list[PageEntry] = []
     for found in predictor.predict(paths, attention=bool(arguments.attention)):

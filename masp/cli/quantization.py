@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from masp.cli.parser import Commands, add_command
-from masp.cli.settings import add_settings
+from masp.cli.settings import add_sample
 
 _DETAILS = """\
 Scores a sample of the cached images with the language half as it is, and with each value of vlm.quantization, with what
@@ -19,10 +19,7 @@ change, and the accuracy. Takes the validation split if the dataset has one, oth
 def register(commands: Commands) -> None:
     """Add the parser."""
     parser = add_command(commands, "quantization", "measure what vlm.quantization costs in accuracy", _DETAILS)
-    parser.add_argument("--kind", action="append", metavar="NAME", help="int8 or int4, may be repeated (default: all)")
-    parser.add_argument("--num-images", type=int, default=256, metavar="N", help="size of the sample (default 256)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    add_settings(parser)
+    add_sample(parser, "--kind", "int8 or int4")
     parser.set_defaults(run=run)
 
 

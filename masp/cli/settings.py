@@ -32,6 +32,20 @@ def add_settings(parser: argparse.ArgumentParser, default: str | None = None, *,
     )
 
 
+def add_sample(parser: argparse.ArgumentParser, option: str, what: str) -> None:
+    """Add what a measurement on a sample of images takes: what is measured, the sample's size, `--json`, settings.
+
+    Args:
+        parser: Parser of the command.
+        option: Option that says what is measured.
+        what: Its values.
+    """
+    parser.add_argument(option, action="append", metavar="NAME", help=f"{what}, may be repeated (default: all)")
+    parser.add_argument("--num-images", type=int, default=256, metavar="N", help="size of the sample (default 256)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_settings(parser)
+
+
 def setting_names(root: type | None = None) -> list[str]:
     """Dotted names of all settings.
 

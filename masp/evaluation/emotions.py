@@ -36,8 +36,8 @@ from masp.results.records import FILE, write_emotion_records
 from masp.runtime.log import show
 from masp.taxonomy import normalize_category
 from masp.vlm.language import LanguageHalf
+from masp.vlm.preprocessor import load_token_grid
 from masp.vlm.prompt import load_prompt
-from masp.vlm.token_grid import check_token_grid
 
 _KEY = "evaluate.category_map"
 
@@ -113,7 +113,7 @@ class EmotionEvaluation(Evaluation):
         self.notes = [*machine_notes(self.trained, feed.machine), *self.data_notes]
         self.aspects_shown = list(config.aspects) if config.evaluate.attention and self.trained.aspects else []
         if self.aspects_shown:
-            check_token_grid(config.vlm, "evaluate.attention = true")
+            load_token_grid(config.vlm, "evaluate.attention = true")  # before anything large is loaded
         self.identity = self._identity()
         self.scorer: EmotionScorer | None = None
 

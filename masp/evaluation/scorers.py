@@ -5,7 +5,8 @@ They know neither ledgers nor ranks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -28,8 +29,8 @@ from masp.taxonomy import normalize_category
 from masp.vlm.features import Features, ImageLayout
 from masp.vlm.language import LanguageHalf, load_language_half
 from masp.vlm.loading import Partition
+from masp.vlm.preprocessor import NO_TOKEN_GRID, load_token_grid
 from masp.vlm.prompt import Prompt, load_prompt
-from masp.vlm.token_grid import NO_TOKEN_GRID, token_grid
 
 DECISION = "first line, lower case"
 """How a generated text becomes an answer; part of the identity of an evaluation that generates."""
@@ -195,11 +196,15 @@ class EmotionScorer(Scorer):
             check_finite(torch.from_numpy(weights))
         found_maps = []
         for maps, request in zip(weights, requests, strict=True):
-            grid = token_grid(request.layout)
+            grid = self._token_grid(request.layout)
             if grid is None:
                 raise InputError(f"{request.name}: {NO_TOKEN_GRID}")
             found_maps.append(maps[:, : request.layout.num_tokens].reshape(len(modules.aspects), *grid))
         return found_maps
+
+    @functools.cached_property
+    def _token_grid(self) -> Callable[[ImageLayout], tuple[int, int] | None]:
+        return load_token_grid(self.config.vlm, "evaluate.attention = true")
 
 
 @dataclass

@@ -26,7 +26,8 @@ from masp.files.text import shortened, shown
 from masp.runtime.devices import encoder_dtype, pick_device, torch_dtype
 from masp.runtime.log import show
 from masp.vlm.features import Features
-from masp.vlm.vision import VisionHalf, load_preprocessor, load_vision_half
+from masp.vlm.preprocessor import load_preprocessor
+from masp.vlm.vision import VisionHalf, load_vision_half
 
 REFERENCE = "fp32"
 
@@ -104,10 +105,7 @@ def measure(config: Config, dtypes: Sequence[str], num_images: int) -> Measureme
     Raises:
         InputError: unknown formats, no images, or what was trained does not fit. DataError: the disk does not answer.
     """
-    if unknown := [d for d in dtypes if d not in TORCH_NAMES]:
-        raise InputError(f"--dtype {shortened(unknown[0])}: must be one of {', '.join(TORCH_NAMES)}")
-    if num_images < 1:
-        raise InputError(f"--num-images {num_images}: must be at least 1")
+    check_options("--dtype", dtypes, tuple(TORCH_NAMES), num_images)
     categories, samples = _sample(config, num_images)
     device = pick_device(config.extract.device, "extract.device")
     torch.set_num_threads(config.extract.num_threads)
@@ -192,6 +190,24 @@ def _sample(config: Config, num_images: int) -> tuple[tuple[str, ...], list[Samp
         raise InputError(f"evaluate.split = {shown(config.evaluate.split)}: {dataset.root} has no image in this split")
     by_key = {sample.key: sample for sample in samples}
     return dataset.categories, [by_key[key] for key in in_order_of_digests(by_key)[:num_images]]
+
+
+def check_options(option: str, values: Sequence[str], valid: Sequence[str], num_images: int) -> None:
+    """Refuse options of a measurement on a sample of images.
+
+    Args:
+        option: Option that says what is measured.
+        values: What was given to it.
+        valid: What may be.
+        num_images: What was given to `--num-images`.
+
+    Raises:
+        InputError: An unknown value, or no images.
+    """
+    if unknown := [value for value in values if value not in valid]:
+        raise InputError(f"{option} {shortened(unknown[0])}: must be one of {', '.join(valid)}")
+    if num_images < 1:
+        raise InputError(f"--num-images {num_images}: must be at least 1")
 
 
 def with_what_is_there(config: Config) -> Config:

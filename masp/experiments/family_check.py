@@ -29,9 +29,10 @@ from masp.vlm.files.errors import plain_vlm_errors
 from masp.vlm.files.template import chat_turn
 from masp.vlm.language import LanguageHalf, load_language_half
 from masp.vlm.loading import AttentionError, quiet_transformers
+from masp.vlm.preprocessor import Preprocessor, load_preprocessor
 from masp.vlm.processor import call, load_processor, marker_of
 from masp.vlm.prompt import Prompt, load_prompt
-from masp.vlm.vision import Preprocessor, load_preprocessor, load_vision_half
+from masp.vlm.vision import load_vision_half
 
 QUESTION = "Which emotion does this image evoke? Choose one of: joy, fear."
 SIZE = (150, 100)

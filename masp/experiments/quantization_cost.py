@@ -11,14 +11,12 @@ from typing import get_args
 
 from masp.config import Config
 from masp.config.schema import Quantization
-from masp.errors import InputError
 from masp.evaluation.emotions import EmotionEvaluation
 from masp.evaluation.feed import open_feed
 from masp.evaluation.prompts import VALIDATION
 from masp.evaluation.run import evaluate_dir, open_evaluation
 from masp.evaluation.scorers import load_language
-from masp.experiments.cache_dtypes import in_order_of_digests, in_words, with_what_is_there
-from masp.files.text import shortened
+from masp.experiments.cache_dtypes import check_options, in_order_of_digests, in_words, with_what_is_there
 from masp.results.ledger_format import Record
 from masp.runtime.devices import pick_device
 from masp.runtime.log import show
@@ -76,11 +74,7 @@ def measure(config: Config, kinds: Sequence[str], num_images: int) -> Measuremen
     Raises:
         InputError: Unknown values, no cache, torchao is missing, or what was trained does not fit.
     """
-    for kind in kinds:
-        if kind not in KINDS:
-            raise InputError(f"--kind {shortened(kind)}: must be one of {', '.join(KINDS)}")
-    if num_images < 1:
-        raise InputError(f"--num-images {num_images}: must be at least 1")
+    check_options("--kind", kinds, KINDS, num_images)
     wanted = [kind for kind in KINDS if kind in (*kinds, REFERENCE)]
     require_library(wanted[-1])
     evaluation, keys = _sample(config, num_images)

@@ -22,7 +22,8 @@ from masp.extraction.shard_sink import Encoded, Writing
 from masp.runtime.background import Background
 from masp.runtime.devices import encoder_dtype, pick_device, torch_dtype
 from masp.runtime.stop import StopFlag
-from masp.vlm.vision import VisionHalf, load_preprocessor, load_vision_half
+from masp.vlm.preprocessor import load_preprocessor
+from masp.vlm.vision import VisionHalf, load_vision_half
 
 QUEUED_BATCHES = 4
 """How many encoded batches may wait to be written. They stay on the GPU: 60 MB each at 8192 tokens of 3584 in bf16."""

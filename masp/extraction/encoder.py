@@ -12,7 +12,8 @@ from masp.extraction.image_stream import HasImage, ImageDataset, PreparedImage, 
 from masp.runtime.devices import encoder_dtype, pick_device, torch_dtype
 from masp.runtime.prefetch import ReadAhead
 from masp.vlm.features import Features
-from masp.vlm.vision import load_preprocessor, load_vision_half
+from masp.vlm.preprocessor import load_preprocessor
+from masp.vlm.vision import load_vision_half
 
 
 class Encoder:

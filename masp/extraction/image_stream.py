@@ -16,10 +16,10 @@ from torch.utils.data import Dataset
 from masp.cache.shard_state import Source
 from masp.config.schema import VlmConfig
 from masp.data.images import UnreadableImage, decode_image, read_image_file
-from masp.files.text import first_line, reason
+from masp.files.text import reason
 from masp.runtime.prefetch import ReadAhead
 from masp.vlm.features import ImageLayout
-from masp.vlm.vision import Preprocessor
+from masp.vlm.preprocessor import Preprocessor, RefusedImage
 
 BLANK = (224, 224)
 """Size of what replaces an image that cannot be read. One size for all: a broken header may claim any."""
@@ -86,8 +86,8 @@ class ImageDataset(Dataset):
             return self._blank(source, error.reason)
         except OSError as error:
             return PreparedImage({}, ImageLayout(0), (0, 0), source, failure=f"{path}: {reason(error)}")
-        except ValueError as error:
-            return self._blank(source, f"refused by the image processor: {first_line(error)}")
+        except RefusedImage as error:
+            return self._blank(source, str(error))
         repair = repairs[0] if repairs else None
         return PreparedImage(inputs, layout, image.size, source, repair=repair)
 

@@ -62,7 +62,7 @@ from masp.files.text import reason
 from masp.runtime.log import show
 from masp.runtime.stop import StopFlag
 from masp.vlm.families import resolve_directory
-from masp.vlm.vision import load_preprocessor
+from masp.vlm.preprocessor import load_preprocessor
 
 LOG = logging.getLogger(__name__)
 

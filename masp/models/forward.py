@@ -99,7 +99,7 @@ def run(
             embeds, tokens = _inputs(language, batch, block, block.types, aspect_tokens, soft_prompt)
             language(embeds, block.mask, block.positions, cache, tokens)
             if batch.shared_prefix:
-                repeat(cache, len(mask))
+                repeat(cache, len(mask), mask.device)
         mask = batch.known()
     embeds, tokens = _inputs(language, batch, batch.suffix, batch.known_types(), aspect_tokens, soft_prompt)
     return language(embeds, mask, batch.suffix.positions, cache, tokens)

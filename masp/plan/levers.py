@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from masp.config import Config
 from masp.errors import InputError
 from masp.plan.disk import Shards, tar_sizes
-from masp.plan.tokens import PlannedImages
+from masp.plan.tokens import PlannedImages, layouts_of
 from masp.plan.work import extraction_flops
 from masp.vlm.flops import Encoder
-from masp.vlm.vision import Preprocessor, load_preprocessor
+from masp.vlm.preprocessor import Preprocessor, load_preprocessor
 
 TOKEN_LIMITS = (1024, 512, 256, 128)
 """Vision tokens that `vlm.max_pixels` may be set to allow."""
@@ -62,12 +64,16 @@ def pixel_levers(
             preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, limit * side**2)
         except InputError:  # below the smallest number of pixels
             break
-        smaller = images.again(preprocessor)
+        layouts = layouts_of([size for size, _ in images.kinds], preprocessor)
+        kept = images.is_planned(layouts)
+        place_of = np.cumsum(kept) - 1
+        smaller = images.again(layouts)[kept]
+        left = {name: place_of[places[kept[places]]] for name, places in shards.items()}
         levers.append(
             Lever(
                 setting=f"vlm.max_pixels={limit * side**2}",
                 mean_tokens=int(smaller.num_tokens.sum()) / len(smaller),
-                bytes=sum(tar_sizes(smaller, shards, hidden_size, config.cache.dtype, num_deep_maps).values()),
+                bytes=sum(tar_sizes(smaller, left, hidden_size, config.cache.dtype, num_deep_maps).values()),
                 extraction_flops=extraction_flops(vision, smaller),
             )
         )

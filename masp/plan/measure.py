@@ -25,8 +25,9 @@ from masp.vlm.families import load_config, num_deep_maps, resolve_directory
 from masp.vlm.features import Features
 from masp.vlm.flops import Encoder, Language
 from masp.vlm.language import LanguageHalf, load_language_half
+from masp.vlm.preprocessor import load_preprocessor
 from masp.vlm.prompt import load_prompt
-from masp.vlm.vision import load_preprocessor, load_vision_half
+from masp.vlm.vision import load_vision_half
 
 WorkOf = Callable[[Config, Language, Words, Sequence[PlannedImage]], StageWork]
 _MIN_SECONDS = 1.0

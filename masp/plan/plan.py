@@ -37,8 +37,8 @@ from masp.plan.work import (
 from masp.vlm.counting import encoder_curve, known_encoder, language_cost
 from masp.vlm.families import load_config, num_deep_maps, resolve_directory
 from masp.vlm.flops import Encoder, Language
+from masp.vlm.preprocessor import load_preprocessor
 from masp.vlm.processor import blank
-from masp.vlm.vision import load_preprocessor
 
 NUM_BROKEN_SHOWN = 10
 MAX_PROCESSES = 1024
@@ -185,7 +185,8 @@ def make_plan(
     max_side = config.vlm.max_side
     paths = dataset.samples.paths
     sizes, broken = read_sizes(paths, max_side, num_processes, memory_path(dataset.root, max_side))
-    images = plan_images(dataset.samples, sizes, preprocessor)
+    images, refused = plan_images(dataset.samples, sizes, preprocessor, num_processes)
+    broken += refused
     if not images:
         why = f"; {broken[0][0]}: {broken[0][1]}" if broken else ""
         raise InputError(f"dataset.root: {dataset.root} holds no image that can be read{why}")

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import re
 import statistics
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
 from typing import overload
 
 import numpy as np
+import torch
+from tqdm import tqdm
 
 from masp.cache.codec import SampleRecord, encode_record
 from masp.config import Config
@@ -19,10 +25,19 @@ from masp.data.questions import load_questions
 from masp.data.sample import Sample, Samples
 from masp.errors import InputError
 from masp.files.typed import canonical_json
+from masp.runtime.process_pool import process_pool
 from masp.vlm.families import family_of
 from masp.vlm.features import Grid, ImageLayout
+from masp.vlm.preprocessor import Preprocessor, RefusedImage, load_preprocessor
 from masp.vlm.prompt import load_prompt
-from masp.vlm.vision import Preprocessor
+
+_ALONE_S = 20.0
+"""Seconds of counting tokens that one process does alone; others take half as long to start."""
+_TRIAL_S = 1.0
+"""Seconds after which it is known how long it takes."""
+_CHUNK = 64
+Size = tuple[int, int]
+"""Width and height in pixels."""
 
 _DIGEST = "0" * 64
 """As long as the digest that the cache's record of an image will hold."""
@@ -138,12 +153,24 @@ class PlannedImages(Sequence[PlannedImage]):
         _, first, counts = np.unique(codes + of_kind[self.kind], return_index=True, return_counts=True)
         return [(self[place], count) for place, count in zip(first.tolist(), counts.tolist(), strict=True)]
 
-    def again(self, preprocessor: Preprocessor) -> PlannedImages:
-        """The same images with another image processor, in a fraction of the time of `plan_images`."""
-        kinds = [(size, preprocessor.planned(*size)) for size, _ in self.kinds]
-        more = [_kind_bytes(*new) - _kind_bytes(*old) for new, old in zip(kinds, self.kinds, strict=True)]
+    def again(self, layouts: Mapping[Size, ImageLayout | str]) -> PlannedImages:
+        """The same images with another image processor, in a fraction of the time of `plan_images`.
+
+        Args:
+            layouts: What `layouts_of` gives for their sizes. Images that the other processor refuses stay as they are;
+                `is_planned` says which these are not.
+        """
+        kinds, more = [], []
+        for size, old in self.kinds:
+            layout = layouts[size]
+            kinds.append((size, old if isinstance(layout, str) else layout))
+            more.append(_kind_bytes(*kinds[-1]) - _kind_bytes(size, old))
         record_bytes = self.record_bytes + np.array(more, dtype=np.int32)[self.kind]
         return PlannedImages(self.samples, self.kind, kinds, record_bytes)
+
+    def is_planned(self, layouts: Mapping[Size, ImageLayout | str]) -> np.ndarray:
+        """Which images another processor does not refuse, bool `[N]`; `layouts` is what `layouts_of` gives."""
+        return np.array([not isinstance(layouts[size], str) for size, _ in self.kinds], dtype=bool)[self.kind]
 
 
 def tally(images: Sequence[PlannedImage]) -> Iterable[tuple[PlannedImage, int]]:
@@ -162,22 +189,88 @@ def answers_of(images: Sequence[PlannedImage], aspects: Iterable[str]) -> dict[s
     return found
 
 
-def plan_images(samples: Samples, sizes: np.ndarray, preprocessor: Preprocessor) -> PlannedImages:
+def plan_images(
+    samples: Samples, sizes: np.ndarray, preprocessor: Preprocessor, num_processes: int | None = None
+) -> tuple[PlannedImages, list[tuple[str | Path, str]]]:
     """Compute grid and tokens of every image whose header can be read, without decoding it.
 
     Args:
         samples: Samples of the dataset.
         sizes: Width and height of each image in pixels, int32 `[N, 2]`, zeros where the header is damaged.
         preprocessor: Image processor of the VLM.
+        num_processes: See `layouts_of`.
+
+    Returns:
+        The images, and the files of those that the VLM's processor refuses by their size, each with the reason.
     """
-    is_readable = sizes[:, 0] > 0
-    if not is_readable.all():
-        samples, sizes = samples[is_readable], sizes[is_readable]
-    found, kind = np.unique(sizes[:, 0].astype(np.int64) << 32 | sizes[:, 1], return_inverse=True)
-    pairs = [(code >> 32, code & 0xFFFFFFFF) for code in found.tolist()]
-    kinds = [(size, preprocessor.planned(*size)) for size in pairs]
-    images = PlannedImages(samples, kind.astype(np.int32), kinds, np.zeros(len(kind), dtype=np.int32))
-    return PlannedImages(samples, images.kind, kinds, _record_bytes(images))
+    codes = sizes[:, 0].astype(np.int64) << 32 | sizes[:, 1]
+    different, kind = np.unique(codes, return_inverse=True)
+    pairs = [(code >> 32, code & 0xFFFFFFFF) for code in different.tolist()]
+    layouts = layouts_of([size for size in pairs if size[0]], preprocessor, num_processes)
+    found = [layouts.get(size, "") for size in pairs]
+    kinds = [(size, layout) for size, layout in zip(pairs, found, strict=True) if not isinstance(layout, str)]
+    is_kept = np.array([not isinstance(layout, str) for layout in found], dtype=bool)
+    number_of = (np.cumsum(is_kept) - 1).astype(np.int32)
+    is_refused = np.array([bool(size[0]) for size in pairs], dtype=bool) & ~is_kept
+    refused: list[tuple[str | Path, str]] = [
+        (samples.paths[place], str(found[kind[place]])) for place in np.flatnonzero(is_refused[kind]).tolist()
+    ]
+    planned = np.flatnonzero(is_kept[kind])
+    images = PlannedImages(samples[planned], number_of[kind[planned]], kinds, np.zeros(len(planned), dtype=np.int32))
+    return PlannedImages(images.samples, images.kind, kinds, _record_bytes(images)), refused
+
+
+def layouts_of(
+    sizes: Iterable[Size], preprocessor: Preprocessor, num_processes: int | None = None
+) -> dict[Size, ImageLayout | str]:
+    """How images lie in a prompt, by their size; the reason for those that the VLM's processor refuses.
+
+    A processor that cannot count the tokens of an image has to be asked about every size (4 to 200 ms). Where that
+    takes long, several processes do it.
+
+    Args:
+        sizes: Widths and heights in pixels, in any number.
+        preprocessor: Image processor of the VLM.
+        num_processes: How many processes at most; None for one per core.
+    """
+    different = list(dict.fromkeys(sizes))
+    found: dict[Size, ImageLayout | str] = {}
+    num_processes = (os.cpu_count() or 1) if num_processes is None else num_processes
+    start = time.monotonic()
+    with tqdm(total=len(different), desc="image sizes", unit="size", delay=1.0, leave=False, disable=None) as bar:
+        for size in different:
+            found[size] = _layout_of(size, preprocessor)
+            bar.update()
+            spent = time.monotonic() - start
+            if num_processes > 1 and spent > _TRIAL_S and spent * (len(different) / len(found) - 1) > _ALONE_S:
+                break
+        rest = different[len(found) :]
+        if rest:
+            chunks = [rest[at : at + _CHUNK] for at in range(0, len(rest), _CHUNK)]
+            with process_pool(num_processes, "--processes", "counts the tokens of images") as pool:
+                parts = pool.map(_layouts_there, repeat(preprocessor.origin), chunks)
+                for chunk, part in zip(chunks, parts, strict=True):
+                    found.update(zip(chunk, part, strict=True))
+                    bar.update(len(chunk))
+    return found
+
+
+def _layout_of(size: Size, preprocessor: Preprocessor) -> ImageLayout | str:
+    try:
+        return preprocessor.planned(*size)
+    except RefusedImage as error:
+        return str(error)
+
+
+def _layouts_there(origin: tuple[str, int | None, int | None], sizes: Sequence[Size]) -> list[ImageLayout | str]:
+    """The layouts of some sizes, in a process of its own."""
+    return [_layout_of(size, _loaded(*origin)) for size in sizes]
+
+
+@functools.cache
+def _loaded(path: str, min_pixels: int | None, max_pixels: int | None) -> Preprocessor:
+    torch.set_num_threads(1)
+    return load_preprocessor(path, min_pixels, max_pixels)
 
 
 def _record_bytes(images: PlannedImages) -> np.ndarray:

@@ -75,11 +75,6 @@ def setup(rank: int | None = None, level: int = logging.INFO) -> None:
         logger.setLevel(level)
     # When it is imported, DeepSpeed sets its own level, and warns on stdout of each machine without a GPU.
     logging.getLogger("DeepSpeed").addFilter(_errors_only)
-    # transformers imports torchao wherever it is installed, which warns of each of its kernels that is not for this
-    # machine, and torch of how it registers its types.
-    if os.environ.get("MASP_DEBUG") != "1":
-        for name in ("torchao", "torch.utils._pytree"):
-            logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _errors_only(record: logging.LogRecord) -> bool:

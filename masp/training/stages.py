@@ -315,7 +315,7 @@ class SoftPromptStage(Stage):
             ids = padding_rows(prompt.tokenizer, count, len(embeddings))
         else:
             question = self.questions.emotion_first(self.cache.categories)
-            ids = prompt.ids(" ".join([*self.config.aspects, question]).replace("_", " "))
+            ids = prompt.plain_ids(" ".join([*self.config.aspects, question]).replace("_", " "))
         return initial_soft_prompt(kind, count, embeddings, ids, torch.Generator().manual_seed(self.config.seed))
 
     def _own_identity(self) -> dict[str, Any]:

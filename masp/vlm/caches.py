@@ -58,7 +58,7 @@ def _frozen(layer: Any) -> Any:
     return found
 
 
-def repeat(cache: Any, count: int) -> None:
-    """Make one row of a cache `count` equal rows, in place."""
-    # not `batch_repeat_interleave`, which layers with states lack
-    cache.reorder_cache(torch.zeros(count, dtype=torch.long))
+def repeat(cache: Any, count: int, device: torch.device) -> None:
+    """Make one row of a cache on a device `count` equal rows, in place."""
+    # not `batch_repeat_interleave`, which layers with states lack; from the CPU, every layer would wait for a GPU
+    cache.reorder_cache(torch.zeros(count, dtype=torch.long, device=device))

@@ -23,6 +23,9 @@ from masp.files.text import shown
 from masp.vlm.files.directory import check_directory
 from masp.vlm.files.errors import plain_vlm_errors
 
+QWEN2 = frozenset({"qwen2_vl", "qwen2_5_vl"})
+"""Families of the published work: their processor adds nothing to its image processor, and their places in the encoder
+and their cost are computed by formulas."""
 JOINED = frozenset(
     "aya_vision cohere2_vision deepseek_vl deepseek_vl_hybrid ernie4_5_vl_moe fast_vlm gemma3 gemma3n gemma4 glm46v "
     "glm4v glm4v_moe granite4_vision idefics3 internvl janus kimi_k25 lfm2_vl llama4 llava llava_next llava_onevision "
@@ -42,11 +45,13 @@ ZEROED = frozenset({"granite4_vision"})
 """The placeholder's embedding is 0: all features enter inside, the first map at the first layer."""
 PROJECTED = frozenset({"llama4"})
 """`get_image_features` stops before the projector."""
+RASTER = frozenset({"gemma3", "llava", "paligemma"})
+"""Each image becomes one square, of which features are the rows, one after another."""
 TABLES = {"gemma3n": ("embed_vision", "embed_audio")}
 """Modules of the vision half that hold word embeddings too: of ids beyond the language model's table."""
 CONSTANTS = {"ovis2": "visual_embeddings_table"}
 """Module of the vision half whose last rows are the embeddings of the `visual_indicator_token_ids`."""
-SYSTEM_TURN = frozenset({"qwen2_vl", "qwen2_5_vl"})
+SYSTEM_TURN = QWEN2
 """Their prompts open with a system turn of MASP's own, as the published ones do; others with what their template
 writes."""
 TYPE_NAMES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
@@ -70,7 +75,7 @@ def resolve_directory(path: str, weights: bool = True) -> Path:
         return directory
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise InputError(f"vlm.path: {path!r} is not a directory; give that of a VLM, or a hub name (owner/name)")
-    with plain_vlm_errors(f"{path!r} is not a directory here and cannot be downloaded from the hub"):
+    with plain_vlm_errors(f"{path!r} is not a local directory and cannot be downloaded from the hub"):
         # no code, no pickles
         patterns = ["*.json", "*.txt", "*.model", "*.jinja", *(["*.safetensors"] if weights else [])]
         return Path(snapshot_download(path, allow_patterns=patterns))
@@ -123,17 +128,17 @@ def refusal(config: Any) -> str | None:
         return "not an image-text-to-text model: it does not answer a question about an image"
     text = config.get_text_config()
     if config.is_encoder_decoder or getattr(text, "is_encoder_decoder", False):
-        return "an encoder-decoder: MASP trains around a decoder that sees image and question in one sequence"
+        return "an encoder-decoder: MASP needs a decoder that reads image and question in one sequence"
     if getattr(text, "cross_attention_layers", None):
-        return "its features enter by cross-attention, not in the place of tokens"
+        return "its image features enter through cross-attention, not in place of input tokens"
     inner = inner_class(base)
     if not hasattr(inner, "get_image_features"):
-        return f"its class {base.__name__} has no get_image_features, so its features cannot be computed apart"
+        return f"its class {base.__name__} has no get_image_features, so image features cannot be computed separately"
     asked = [name for name in inspect.signature(inner.get_image_features).parameters if "input_ids" in name]
     if asked:
-        return f"its features depend on the question ({asked[0]}), so they cannot be computed once per image"
+        return f"its image features depend on the question ({asked[0]}), so they cannot be computed once per image"
     if not isinstance(getattr(config, "image_token_id", None), int):
-        return "config.json names no image_token_id, so there is no token in whose place features could be put"
+        return "config.json has no image_token_id, the placeholder that image features replace"
     return None
 
 

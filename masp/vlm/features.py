@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -43,3 +44,21 @@ class ImageLayout:
     block: Runs | None = None
     """What the processor writes for the image: placeholders, and tokens before, between and behind them; None for `T`
     placeholders alone."""
+
+
+def token_grid(layout: ImageLayout, is_square: bool = False) -> tuple[int, int] | None:
+    """Rows and columns in which the tokens of an image lie; None where they form no grid that is known.
+
+    Args:
+        layout: How the image lies in a prompt.
+        is_square: Whether tokens without a grid of their own are the rows of one square into which the whole image was
+            stretched.
+    """
+    if layout.grid is None:
+        side = math.isqrt(layout.num_tokens)
+        return (side, side) if is_square and side and side * side == layout.num_tokens else None
+    t, h, w = layout.grid
+    side = math.isqrt(t * h * w // layout.num_tokens)  # patches per side that are merged into one token
+    if not side or h % side or w % side or t * h * w != side * side * layout.num_tokens:
+        return None
+    return t * h // side, w // side

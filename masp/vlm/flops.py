@@ -319,15 +319,6 @@ def aspect_module_flops(width: int, num_queries: int, num_tokens: float | Tensor
     return 3 * projections + 2 * attention if gradient else projections + attention
 
 
-def rule_of_thumb(num_parameters: float, num_tokens: float, gradient: bool) -> float:
-    """FLOP by parameters alone: 2 per parameter and token, 4 for frozen layers under a gradient; no attention.
-
-    With the encoder's parameters and the number of *patches*, or with the decoder's parameters including the vocabulary
-    at every position, this gives the round figures that are often quoted (docs/planning.md).
-    """
-    return (4.0 if gradient else 2.0) * num_parameters * num_tokens
-
-
 PEAK_TFLOPS = {
     # by a part of the device's name, more exact ones first: dense, bf16 (fp16 on V100 and T4), from the data sheets
     "GB200": 2500,

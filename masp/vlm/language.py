@@ -282,8 +282,8 @@ def _head(model: Any, partition: Partition | None) -> tuple[float | None, float 
     best = min(errors, key=errors.__getitem__)
     if errors[best] > 0.02 * float(plain.abs().max()):
         raise InputError(
-            f"vlm.path: a {model.config.model_type!r} model changes its logits in a way that is not known here (by "
-            f"{errors[best]:.3g}); it cannot be scored"
+            f"vlm.path: {model.config.model_type!r} models transform their logits in a way that MASP does not support "
+            f"(largest difference {errors[best]:.3g})"
         )
     return best
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -10,6 +11,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from masp.config.schema import Quantization
@@ -179,6 +181,13 @@ class _Cutting:
             raise RuntimeError(f"{len(whole)} parameters were loaded and not divided, first {whole[0]}")
 
 
+def _has_sdpa(base: Any, config: Any) -> bool:
+    """Whether every model inside a VLM, as transformers has them, can be run with `sdpa`."""
+    with torch.device("meta"), quiet_transformers():
+        model = base._from_config(copy.deepcopy(config), attn_implementation="eager")
+    return all(module._supports_sdpa for module in model.modules() if isinstance(module, PreTrainedModel))
+
+
 def load_part(
     path: str,
     part: Literal["vision", "language"],
@@ -226,10 +235,10 @@ def load_part(
                 use_safetensors=True,
                 trust_remote_code=False,
             )
-    except InputError as error:
-        if "attention implementation" in str(error):
+    except InputError:
+        if attention == "sdpa" and not _has_sdpa(base, config):
             raise AttentionError(
-                f"vlm.attention: {attention!r}: a {config.model_type!r} model cannot be run with it; give eager"
+                f"vlm.attention: {attention!r}: not supported by {config.model_type!r} models; must be eager"
             ) from None
         if cutting and cutting.error:  # not the weights' fault: most often another rank is gone
             raise cutting.error from None
@@ -242,8 +251,8 @@ def load_part(
         )
     if extra := unread(info["unexpected_keys"], model.other_half):
         raise InputError(
-            f"vlm.path: the weights in {directory} hold {len(extra)} tensors that a {config.model_type!r} model has "
-            f"no place for: {first_of(extra)}; without them it would be another model"
+            f"vlm.path: the weights in {directory} hold {len(extra)} tensors that {config.model_type!r} models do not "
+            f"have: {first_of(extra)}; leaving them out would change the VLM"
         )
     if cutting:
         cutting.check(model)

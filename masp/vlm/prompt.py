@@ -64,28 +64,63 @@ class Prompt:
 
     @functools.lru_cache(maxsize=65536)  # noqa: B019 - a Prompt lives as long as its process
     def question(self, text: str) -> tuple[int, ...]:
-        """Token ids from the image to the answer: the question, and what the template writes around it."""
-        return self.ids(self.before_question + text + self.after_question)[1:]
+        """Token ids from the image to the answer: the question, and what the template writes around it.
+
+        Raises:
+            InputError: The question holds a special token that the tokenizer cannot read as text.
+        """
+        return self._around(self.before_question, text, self.after_question)[1:]
 
     @functools.lru_cache(maxsize=65536)  # noqa: B019
     def answer(self, text: str) -> tuple[int, ...]:
         """Token ids of an answer behind a question, without the token that ends it.
 
         Raises:
-            InputError: The tokenizer joins its first letters with what is before it.
+            InputError: The tokenizer joins its first letters with what is before it, or cannot read a special token in
+                it as text.
         """
         before = self.ids(self.before_answer)
-        found = self.ids(self.before_answer + self.answer_lead + text + self._text([self.end]))
+        found = self._around(self.before_answer, self.answer_lead + text, self._text([self.end]))
         if found[: len(before)] != before or found[-1] != self.end:
             raise InputError(
-                f"{KEY}: the tokenizer joins the answer {shown(text)} with what the chat template writes around it"
+                f"{KEY}: the tokenizer merges characters of the answer {shown(text)} with those of the chat template"
             )
         return found[len(before) : -1]
 
     @functools.lru_cache(maxsize=65536)  # noqa: B019
     def ids(self, text: str) -> tuple[int, ...]:
-        """Token ids of a text by itself, which may write special tokens out."""
+        """Token ids of a text of the template by itself, which may write special tokens out."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def plain_ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of a user's text by itself, in which the name of a special token is a text like any other."""
+        return tuple(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+    def _around(self, before: str, text: str, after: str) -> tuple[int, ...]:
+        """Token ids of a user's text with what the template writes directly around it."""
+        if not (named := self._special.findall(text)):
+            return self.ids(before + text + after)
+        # no tokenizer joins letters over a special token: those of the template cut the text out
+        cuts = [match.end() for match in self._special.finditer(before)]
+        first = self._special.search(after)
+        start, stop = cuts[-1] if cuts else 0, first.start() if first else len(after)
+
+        def cut(inside: str) -> tuple[int, ...]:
+            plain = self.plain_ids(before[start:] + inside + after[:stop])
+            return self.ids(before[:start]) + plain + self.ids(after[stop:])
+
+        if cut(QUESTION) != self.ids(before + QUESTION + after) or self.family.image_token_id in self.plain_ids(text):
+            raise InputError(
+                f"{KEY}: the text {shown(text)} contains {shown(named[0])}, which the tokenizer can only read as a "
+                "special token; reword it"
+            )
+        return cut(text)
+
+    @functools.cached_property
+    def _special(self) -> re.Pattern[str]:
+        """Finds special tokens in a text."""
+        # the placeholder is not one everywhere
+        return _special_pattern(self.tokenizer, special_ids(self.tokenizer) | {self.family.image_token_id})
 
     def block(self, layout: ImageLayout) -> tuple[int, ...]:
         """Token ids that the processor writes for an image."""
@@ -145,7 +180,7 @@ def _token_of(directory: Path, config: Any, tokenizer: PreTrainedTokenizerBase, 
         return ""
     found = tokenizer.convert_ids_to_tokens(number) if 0 <= number < len(tokenizer) else None
     if not isinstance(found, str):
-        raise InputError(f"{KEY}: {directory}/config.json: {name} = {number} is not a token of the tokenizer")
+        raise InputError(f"{KEY}: {directory}/config.json: {name} = {number} is not a token id of the tokenizer")
     return found
 
 
@@ -186,12 +221,12 @@ def _assembled(
     """
     ids, special, placeholder = [int(n) for n in out["input_ids"][0]], special_ids(tokenizer), family.image_token_id
     if placeholder not in ids:
-        raise InputError(f"{KEY}: the processor in {directory} writes no placeholder of a feature for the image")
+        raise InputError(f"{KEY}: the processor in {directory} writes no image placeholder for an image")
     first = ids.index(placeholder) - block.index(placeholder)
     last = first + len(block)
     if ids[first:last] != block:
         raise InputError(
-            f"{KEY}: the processor in {directory} writes an image in a prompt in another way than by itself"
+            f"{KEY}: the processor in {directory} expands an image in a prompt to other tokens than an image alone"
         )
     # what the template itself writes around an image: special tokens that the prompt has for an image alone
     others = {*tokenizer(turn.without_image, add_special_tokens=True)["input_ids"]}
@@ -225,8 +260,8 @@ def _assembled(
     )
     if not found or list(prompt.question(QUESTION)) != ids[stop:]:
         raise InputError(
-            f"{KEY}: the tokenizer in {directory} joins letters of the chat template with those of a question, whose "
-            "token ids would not be those of the whole prompt"
+            f"{KEY}: the tokenizer in {directory} merges characters of the chat template with those of the question, "
+            "so that the question has no token ids of its own"
         )
     prompt.answer(ANSWER)
     return prompt
@@ -236,7 +271,10 @@ def _end(directory: Path, tokenizer: PreTrainedTokenizerBase, tail: str, special
     """The token that ends an answer: what the template writes behind one; else the tokenizer's own."""
     if not tail.strip():
         if not isinstance(tokenizer.eos_token_id, int):
-            raise InputError(f"{KEY}: the chat template in {directory} writes nothing to end the answer")
+            raise InputError(
+                f"{KEY}: the chat template in {directory} writes nothing after an answer, and the tokenizer has no "
+                "eos_token"
+            )
         return tokenizer.eos_token_id
     first = tokenizer(tail.lstrip(), add_special_tokens=False)["input_ids"][0]
     if first not in special and first not in tokenizer.get_added_vocab().values():
@@ -257,10 +295,15 @@ def _types(out: Any, ids: Sequence[int], family: Family) -> dict[str, frozenset[
 
 def _from_last_special(text: str, tokenizer: PreTrainedTokenizerBase, special: frozenset[int]) -> str:
     """The end of a text from its last special token on; all of it if it has none."""
-    tokens = [tokenizer.added_tokens_decoder[number].content for number in special]
-    pattern = "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
-    found = [match.start() for match in re.finditer(pattern, text)] if tokens else []
+    found = [match.start() for match in _special_pattern(tokenizer, special).finditer(text)]
     return text[found[-1] :] if found else text
+
+
+def _special_pattern(tokenizer: PreTrainedTokenizerBase, numbers: frozenset[int]) -> re.Pattern[str]:
+    """Finds tokens in a text; nothing if there are none."""
+    added = tokenizer.added_tokens_decoder
+    tokens = sorted((added[number].content for number in numbers if number in added), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
 
 
 def stop_tokens(directory: Path, num_tokens: int) -> list[int]:

@@ -54,6 +54,12 @@ TESTED_ELSEWHERE = {
     "launch/jobs.py": ("unit/launch/job/test_jobs.py", "launch.jobs"),
     "launch/task.py": ("unit/launch/job/test_task.py", "launch.task"),
     "masp/artifacts/trained.py": ("unit/artifacts/test_store.py", "masp.artifacts.trained"),
+    "masp/cache/remote/address.py": ("unit/cache/remote/test_bucket.py", "must be hf://owner/name, a URL"),
+    "masp/cache/remote/cache_files.py": ("unit/cache/remote/test_pull.py", "the manifest says"),
+    "masp/cache/remote/derived.py": ("unit/cache/remote/test_pull.py", "what_follows_from_the_sidecars"),
+    "masp/cache/remote/directory.py": ("unit/cache/remote/test_push.py", "in_a_directory"),
+    "masp/cache/remote/place.py": ("unit/cache/remote/test_push.py", "a_damaged_file_of_the_cache"),
+    "masp/cache/remote/present.py": ("unit/cache/remote/test_push.py", "is_not_sent_again"),
     "masp/cli/cache.py": ("pipeline/test_cache_damage.py", '"cache", "verify"'),
     "masp/cli/compare.py": ("unit/experiments/test_compare.py", '"compare"'),
     "masp/cli/demo.py": ("unit/test_packaging.py", '"make-demo-data"'),
@@ -99,7 +105,6 @@ TESTED_ELSEWHERE = {
     "masp/models/trainable.py": ("unit/models/test_forward.py", "AspectModules"),
     "masp/models/generation.py": ("unit/models/test_forward.py", "generation"),
     "masp/models/likelihood.py": ("unit/models/test_forward.py", "masp.models.likelihood"),
-    "masp/models/sequence.py": ("unit/models/test_forward.py", "masp.models.sequence"),
     "masp/report/charts.py": ("unit/report/test_page.py", "calibration"),
     "masp/report/html.py": ("unit/report/test_page.py", "hostile"),
     "masp/report/tables.py": ("unit/report/test_page.py", "confusion"),
@@ -113,10 +118,9 @@ TESTED_ELSEWHERE = {
     "masp/training/stage.py": ("unit/training/test_stages.py", "stage"),
     "masp/training/validation.py": ("pipeline/test_guards.py", "validate"),
     "masp/vlm/files/errors.py": ("unit/vlm/test_families.py", "plain_vlm_errors"),
-    "masp/vlm/files/try_tokenizer.py": ("unit/vlm/files/test_tokenizer.py", "fails on short texts"),
+    "masp/vlm/files/try_tokenizer.py": ("unit/vlm/files/test_tokenizer.py", "crashes on short texts"),
     "masp/vlm/features.py": ("unit/cache/test_codec.py", "masp.vlm.features"),
     "masp/vlm/files/render_template.py": ("unit/vlm/files/test_template.py", "render_template"),
-    "masp/vlm/language.py": ("unit/models/test_forward.py", "masp.vlm.language"),
 }
 
 

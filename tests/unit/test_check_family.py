@@ -47,7 +47,7 @@ def test_numbers_that_differ(check, tmp_path, monkeypatch):
         (lambda vlm: (vlm / "preprocessor_config.json").unlink(), "image processor"),
         (lambda vlm: (vlm / "chat_template.jinja").unlink(), "has no chat template"),
         (lambda vlm: (vlm / "tokenizer.json").write_text("{"), "tokenizer.json"),
-        (lambda vlm: change(vlm, "model_type", "mllama"), "by cross-attention"),
+        (lambda vlm: change(vlm, "model_type", "mllama"), "through cross-attention"),
         (lambda vlm: change(vlm, "image_token_id", 7), "image"),
     ],
 )

@@ -66,7 +66,7 @@ def render(template: str, variables: dict) -> str:
         raise TemplateError(message)
 
     def strftime_now(_):
-        raise TemplateError("it depends on the date, so the same question would not always be the same")
+        raise TemplateError("it depends on the date, so the same question would give different prompts")
 
     def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -134,17 +134,17 @@ def _cut(asked: str, answered: str, alone: str, image: str, has_system: bool) ->
     for name, piece in pieces.items():
         before, found, rest = rest.partition(piece)
         if not found:
-            return f"does not write {name} ({shown(piece)}), or not in its place"
+            return f"does not write {name} ({shown(piece)}) where it belongs"
         texts.append(before)
     if double := next((name for name, piece in pieces.items() if asked.count(piece) > 1), None):
         return f"writes {double} more than once"
     if not rest:
-        return "writes nothing between question and answer"
+        return "writes nothing between the question and the answer"
     before, found, tail = answered.partition(ANSWER)
     if not found or (before.startswith(asked) and before[len(asked) :].strip()):
-        return f"does not write the answer ({shown(ANSWER)}), or not in its place"
+        return f"does not write the answer ({shown(ANSWER)}) where it belongs"
     if not (before.startswith(asked) or asked.startswith((before, before.rstrip()))):
-        return "does not begin the answer with what it writes when it asks for one"
+        return "does not write its generation prompt before an answer"
     opening = texts[0] + SYSTEM + texts[1] if has_system else texts[0]
     return Turn(opening, texts[-1], rest, before[len(asked) :], tail, alone)
 

@@ -101,11 +101,11 @@ def _try_out(path: Path, identity: tuple[int, int]) -> None:
         raise InputError(f"{KEY}: {path} cannot be tried out: {error}") from None
     if child is None or child.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
         raise InputError(
-            f"{KEY}: {path}: short texts cannot be tokenized within {try_tokenizer.CPU_S} s of CPU time: a pattern or "
-            "replacement in it does not end"
+            f"{KEY}: {path}: short texts cannot be tokenized within {try_tokenizer.CPU_S} s of CPU time: one of its "
+            "patterns or replacements does not terminate"
         )
     if child.returncode or not child.stdout:
-        raise InputError(f"{KEY}: {path}: the tokenizers library fails on short texts with it")
+        raise InputError(f"{KEY}: {path}: the tokenizers library crashes on short texts with this file")
     found = parse_json(child.stdout)
     if "tokens" in found:
         raise InputError(

@@ -56,8 +56,8 @@ def check_weights(directory: Path) -> list[Path]:
     if has_index and place != held:
         name = min(set(place.items()) ^ set(held.items()))[0]
         raise InputError(
-            f"{KEY}: {directory}: tensor {shown(name)} is in {held.get(name, 'no file')}, but {INDEX} says "
-            f"{place.get(name, 'nothing of it')}"
+            f"{KEY}: {directory}: tensor {shown(name)} is in {held.get(name, 'no file')}, but {INDEX} puts it "
+            f"in {place.get(name, 'no file')}"
         )
     return [directory / name for name in named]
 
@@ -99,7 +99,7 @@ def _tensors(path: Path) -> list[str]:
     except OSError as error:
         raise InputError(f"{KEY}: {path} cannot be read: {reason(error)}") from None
     except Exception as error:  # safetensors has no list of what it raises over damaged headers
-        raise InputError(f"{KEY}: {path} is not a whole safetensors file: {first_line(error)}") from None
+        raise InputError(f"{KEY}: {path} is not a complete safetensors file: {first_line(error)}") from None
     for name, dtype in dtypes.items():
         if dtype not in DTYPES and not COMPUTED.search(name):
             raise InputError(

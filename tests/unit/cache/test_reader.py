@@ -21,7 +21,8 @@ from masp.data.images import load_image
 from masp.errors import DataError, InputError
 from masp.files.typed import plain
 from masp.vlm.features import ImageLayout
-from masp.vlm.vision import load_preprocessor, load_vision_half
+from masp.vlm.preprocessor import load_preprocessor
+from masp.vlm.vision import load_vision_half
 from tests.images import make_config
 from tests.small_cache import PLACEHOLDER, make_small_cache
 

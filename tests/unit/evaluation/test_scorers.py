@@ -67,7 +67,7 @@ def test_without_a_grid_there_is_no_map_of_where_aspects_look(config):
     features = Features(torch.ones(4, HIDDEN))
     (found,) = scorer.attention([ScoreRequest(features, ImageLayout(4, (1, 4, 4)))])
     assert found.shape == (1, 2, 2)
-    with pytest.raises(InputError, match="test/a: the tokens that this VLM makes of an image form no grid"):
+    with pytest.raises(InputError, match="test/a: the vision tokens of this VLM do not form one grid"):
         scorer.attention([ScoreRequest(features, ImageLayout(4), name="test/a")])
 
 

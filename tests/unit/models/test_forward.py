@@ -1,5 +1,8 @@
 """The language half's passes: prefix against full pass, batch against single, scores against a plain computation."""
 
+import dataclasses
+import json
+
 import pytest
 import torch
 
@@ -178,7 +181,7 @@ def test_scores_equal_one_category_at_a_time(parts, layout, frozen_prefix):
             labels = sequence.labels.clone()
             if layout == "released":  # its loss also covers the newline after `assistant`
                 labels[(labels != -100).nonzero()[0]] = -100
-            sequence = type(sequence)(sequence.ids, sequence.kind, sequence.positions, labels, sequence.split)
+            sequence = dataclasses.replace(sequence, labels=labels)
             with torch.no_grad():
                 loss = model(make_batch(parts[1], [sequence], [features[n]], row_image=[0], frozen_prefix=False))
             count = len(candidates[c]) + (end is not None)
@@ -255,3 +258,43 @@ def test_positions_follow_the_vlm(parts):
         layout="released",
     )
     assert torch.equal(flat.positions, torch.arange(len(flat)).expand(3, -1))
+
+
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory):
+    """A VLM of two layers, of which the second sees 8 tokens."""
+    directory = make_vlm(tmp_path_factory.mktemp("windowed") / "vlm")
+    config = json.loads((directory / "config.json").read_text())
+    layers = ["full_attention", "sliding_attention"]
+    config["text_config"] |= {"use_sliding_window": True, "sliding_window": 8, "layer_types": layers}
+    (directory / "config.json").write_text(json.dumps(config))
+    language, prompt = load_language_half(str(directory)), load_prompt(str(directory))
+    assert language.family.window == 8 and language.family.has_tree and language.family.pads_left
+    torch.manual_seed(1)
+    modules = AspectModules(ASPECTS, language.hidden_size, num_queries=3)
+    features = [Features(torch.randn(g[1] * g[2] // 4, language.hidden_size)) for g in GRIDS]
+    return language, prompt, modules, SoftPrompt(torch.randn(6, language.hidden_size)), features
+
+
+def test_candidates_behind_a_window_as_a_tree_and_one_by_one(windowed, monkeypatch):
+    model, prompt = stage2(windowed), windowed[1]
+    built = sequences(windowed, "after_image", answers=False)
+    candidates = [prompt.answer(category) for category in (*CATEGORIES, "a very long feeling of awe")]
+
+    def scores(rows=range(7)):
+        batch = make_batch(
+            prompt, [built[n] for n in rows], [windowed[4][n] for n in rows], row_image=range(len(rows)), goes_on=True
+        )
+        return score_categories(model, batch, candidates, prompt.end)[0]
+
+    tree = scores()
+    assert torch.allclose(torch.cat([scores([n]) for n in range(7)]), tree, atol=1e-4)
+    with monkeypatch.context() as patch:
+        patch.setattr("masp.vlm.families.Family.has_tree", False)
+        assert torch.allclose(scores(), tree, atol=1e-4)
+    # without the window the tree would see more
+    model.language.family = dataclasses.replace(model.language.family, window=None)
+    try:
+        assert (scores() - tree).abs().max() > 1e-2
+    finally:
+        model.language.family = dataclasses.replace(model.language.family, window=8)

@@ -35,8 +35,8 @@ from masp.vlm.families import load_config as load_vlm_config
 from masp.vlm.features import Features
 from masp.vlm.flops import language_flops, shapes
 from masp.vlm.language import LanguageHalf
+from masp.vlm.preprocessor import load_preprocessor
 from masp.vlm.prompt import load_prompt
-from masp.vlm.vision import load_preprocessor
 from tests.images import CATEGORIES
 
 SIZES = [(60, 90), (140, 84), (100, 100)]
@@ -47,7 +47,7 @@ def images(config):
     """Planned images of both splits, three sizes in turn."""
     samples = read_dataset(config.dataset).samples
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
-    return plan_images(samples, np.array([SIZES[i % len(SIZES)] for i in range(len(samples))], "i4"), preprocessor)
+    return plan_images(samples, np.array([SIZES[i % len(SIZES)] for i in range(len(samples))], "i4"), preprocessor)[0]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from masp.plan.tokens import plan_images
 from masp.plan.work import extraction_flops
 from masp.vlm.families import load_config
 from masp.vlm.flops import shapes
-from masp.vlm.vision import load_preprocessor
+from masp.vlm.preprocessor import load_preprocessor
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def images(config):
 
     samples = read_dataset(config.dataset).samples[:3]
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, 600 * 28 * 28)
-    return plan_images(samples, np.array([(1000, 700), (400, 300), (60, 60)], dtype=np.int32), preprocessor)
+    return plan_images(samples, np.array([(1000, 700), (400, 300), (60, 60)], dtype=np.int32), preprocessor)[0]
 
 
 SHARDS = {"train-00000": np.arange(3)}

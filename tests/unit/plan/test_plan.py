@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as resize
 
 from masp.cache.layout import tar_path
 from masp.cache.reader import open_cache
@@ -45,6 +46,25 @@ def test_every_tar_has_exactly_the_predicted_size(config, dtype, tmp_path):
         sum(f.stat().st_size for f in cache.directory.rglob("*.json")) + (cache.directory / "index.h5").stat().st_size
     )
     assert predicted.cache.index_bytes == pytest.approx(others, rel=0.6)  # a small cache has its fixed parts
+
+
+def test_an_image_that_the_processor_refuses_is_listed_and_goes_to_quarantine(config, tmp_path, monkeypatch):
+    def smart_resize(height, width, *limits, **named):
+        if (width, height) == (211, 70):
+            raise ValueError("211 is too wide")
+        return resize(height, width, *limits, **named)
+
+    for module in ("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl", "masp.vlm.preprocessor"):
+        monkeypatch.setattr(f"{module}.smart_resize", smart_resize)
+    Image.new("RGB", (211, 70)).save(tmp_path / "data" / "train" / "joy" / "strip.png")
+    predicted = make_plan(config)
+    reason = "refused by the VLM's processor: 211 is too wide"
+    (entry,) = predicted.images.broken
+    assert entry.path.endswith("strip.png") and entry.reason == reason and predicted.images.num_broken == 1
+    cache = open_cache(extract(config))
+    quarantine = [json.loads(line) for line in (cache.directory / "quarantine.jsonl").read_text().splitlines()]
+    assert [entry["reason"] for entry in quarantine] == [reason]
+    assert predicted.tokens.total == int(cache.index.num_tokens.sum())
 
 
 def test_a_directory_with_two_json_files_is_enough(tmp_path):

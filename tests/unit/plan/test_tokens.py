@@ -18,12 +18,13 @@ from masp.plan.tokens import (
     TokenStatistics,
     answers_of,
     count_words,
+    layouts_of,
     plan_images,
     tally,
     token_statistics,
 )
+from masp.vlm.preprocessor import RefusedImage, load_preprocessor
 from masp.vlm.prompt import load_prompt
-from masp.vlm.vision import load_preprocessor
 from tests.tiny import layout_of
 from tests.vlm_sizes import save_config_only
 
@@ -81,7 +82,7 @@ def test_columns_are_what_each_image_would_be(config):
     samples, sizes = many_samples(60), np.array([(100 + n % 7, 60) for n in range(60)], dtype=np.int32)
     sizes[[3, 59]] = 0
     preprocessor = load_preprocessor(config.vlm.path)
-    images = plan_images(samples, sizes, preprocessor)
+    images, _ = plan_images(samples, sizes, preprocessor)
     kept = [n for n in range(60) if n not in (3, 59)]
     assert len(images) == 58 and [image.sample for image in images] == [samples[n] for n in kept]
     for image, number in zip(images, kept, strict=True):
@@ -117,10 +118,47 @@ def test_an_image_takes_few_bytes_of_memory(config):
     shards = {"train-00000": np.arange(count)}
     tracemalloc.start()
     try:
-        images = plan_images(samples, sizes, preprocessor)
+        images, _ = plan_images(samples, sizes, preprocessor)
         assert len(images.groups) < 1000
-        tar_sizes(images.again(preprocessor), shards, 8, "bf16")
+        again = images.again(layouts_of([size for size, _ in images.kinds], preprocessor))
+        tar_sizes(again, shards, 8, "bf16")
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert peak < 200 * count, peak / count
+
+
+@pytest.mark.full
+def test_several_processes_find_the_same_layouts_as_one(vlm, monkeypatch):
+    preprocessor = load_preprocessor(str(vlm))
+    sizes = [(90 + n, 60) for n in range(70)] + [(2, 900)]
+    alone = layouts_of(sizes, preprocessor, num_processes=1)
+    assert alone[90, 60] == preprocessor.layout(90, 60) and "aspect ratio" in alone[2, 900]
+    monkeypatch.setattr("masp.plan.tokens._TRIAL_S", -1)
+    monkeypatch.setattr("masp.plan.tokens._ALONE_S", -1)
+    assert layouts_of(sizes, preprocessor, num_processes=2) == alone
+
+
+def test_images_that_another_processor_refuses_are_left_out(config):
+    preprocessor, sizes = load_preprocessor(config.vlm.path), np.array([(100, 60), (130, 60)] * 2, dtype=np.int32)
+    images, refused = plan_images(many_samples(4), sizes, preprocessor)
+    assert len(images) == 4 and not refused
+    layouts = {(100, 60): "refused", (130, 60): layout_of((1, 2, 100))}
+    left = images.again(layouts)[images.is_planned(layouts)]
+    assert [image.sample for image in left] == [images[1].sample, images[3].sample]
+    assert {image.layout for image in left} == {layout_of((1, 2, 100))}
+    changed = len(str(layout_of((1, 2, 100)).grid)) - len(str(images[1].grid))
+    assert left.record_bytes.tolist() == [images[place].record_bytes + changed for place in (1, 3)]
+
+
+def test_images_that_the_processor_refuses_are_named():
+    class Refusing:
+        def planned(self, width, height):
+            if width == 130:
+                raise RefusedImage("130 is too wide")
+            return layout_of((1, 2, 2))
+
+    samples, sizes = many_samples(3), np.array([(0, 0), (130, 60), (100, 60)], dtype=np.int32)
+    images, refused = plan_images(samples, sizes, Refusing())
+    assert [image.sample for image in images] == [samples[2]] and images[0].size == (100, 60)
+    assert refused == [(samples.paths[1], "130 is too wide")]

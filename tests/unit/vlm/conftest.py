@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from masp.errors import InputError
 from tests.tiny import make_vlm
 
 
@@ -34,5 +35,18 @@ def change(vlm) -> Callable[..., None]:
             if value is not None:
                 target[inner] = value
         (vlm / name).write_text(json.dumps(content))
+
+    return apply
+
+
+@pytest.fixture
+def refused(vlm) -> Callable[[Callable[[str], object]], str]:
+    """Load something of the VLM and give the one line that refuses it."""
+
+    def apply(load: Callable[[str], object]) -> str:
+        with pytest.raises(InputError) as error:
+            load(str(vlm))
+        assert str(vlm) in str(error.value) and "\n" not in str(error.value) and error.value.exit_code == 2
+        return str(error.value)
 
     return apply

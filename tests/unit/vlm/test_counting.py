@@ -8,8 +8,9 @@ from masp.vlm import counting
 from masp.vlm.counting import encoder_curve, language_cost
 from masp.vlm.families import load_config
 from masp.vlm.flops import EncoderCurve, LanguageCost, PairCost, encoder_flops, language_flops, shapes
+from masp.vlm.preprocessor import load_preprocessor
 from masp.vlm.processor import blank
-from masp.vlm.vision import load_preprocessor, load_vision_half
+from masp.vlm.vision import load_vision_half
 from tests.tiny import FAMILIES, make_vlm
 
 

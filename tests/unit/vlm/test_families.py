@@ -14,7 +14,7 @@ from masp.vlm.files.errors import plain_vlm_errors
         ("[" * 100_000, "not valid JSON"),
         ("{", "not valid JSON"),
         ('{"model_type": "llama"}', "model_type = 'llama': not an image-text-to-text model"),
-        ('{"model_type": "mllama"}', "'mllama': its features enter by cross-attention"),
+        ('{"model_type": "mllama"}', "'mllama': its image features enter through cross-attention"),
         ('{"model_type": "florence2"}', "'florence2': an encoder-decoder"),
         ('{"model_type": "qwen2_vl", "image_token_id": "x"}', "field 'image_token_id': TypeError: .* expected int"),
         ('{"model_type": "new", "auto_map": {"AutoConfig": "code.Config"}}', "MASP never runs it"),
@@ -33,7 +33,7 @@ def test_a_path_that_is_not_a_vlm(tmp_path):
             resolve_directory(path)
     with pytest.raises(InputError, match=f"vlm.path: {tmp_path} has no config.json"):
         resolve_directory(str(tmp_path))
-    with pytest.raises(InputError, match="vlm.path: 'no/such' is not a directory here and cannot be downloaded"):
+    with pytest.raises(InputError, match="vlm.path: 'no/such' is not a local directory and cannot be downloaded"):
         resolve_directory("no/such")  # offline
 
 
@@ -42,7 +42,7 @@ def test_a_path_that_is_not_a_vlm(tmp_path):
     [
         (ValueError("first\nsecond"), "first"),
         (ValueError("first:\n  second\nthird"), "first: second third"),
-        (KeyError("weight_map"), "no 'weight_map'"),
+        (KeyError("weight_map"), "missing 'weight_map'"),
         (MemoryError(), "MemoryError"),
         (Exception("odd"), "odd"),
         (InputError("vlm.path: ours"), None),

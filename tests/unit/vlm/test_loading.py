@@ -6,10 +6,11 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import nn
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextModel
 
 from masp.errors import InputError
 from masp.vlm.language import load_language_half
-from masp.vlm.loading import ENVIRONMENT
+from masp.vlm.loading import ENVIRONMENT, AttentionError
 from tests.tiny import make_vlm
 
 
@@ -72,3 +73,17 @@ def test_an_odd_list_of_weight_files(vlm, content):
     (vlm / "model.safetensors.index.json").write_text(content)
     with pytest.raises(InputError, match=f"vlm.path: {vlm}.*index.json"):
         load_language_half(str(vlm))
+
+
+def test_attention_that_a_part_of_the_vlm_does_not_have(vlm, monkeypatch):
+    monkeypatch.setattr(Qwen2VLTextModel, "_supports_sdpa", False)
+    with pytest.raises(AttentionError, match="'sdpa': not supported by 'qwen2_vl' models; must be eager$"):
+        load_language_half(str(vlm))
+    load_language_half(str(vlm), attention="eager")
+
+
+def test_weights_are_not_taken_for_a_matter_of_attention(vlm):
+    (vlm / "model.safetensors").write_bytes(b"attention implementation")
+    with pytest.raises(InputError) as error:
+        load_language_half(str(vlm))
+    assert not isinstance(error.value, AttentionError)

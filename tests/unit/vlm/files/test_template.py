@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 from masp.errors import InputError
 from masp.vlm.files.render_template import render
-from masp.vlm.files.template import chat_turn
+from masp.vlm.files.template import SYSTEM, Turn, chat_turn
 from masp.vlm.prompt import load_prompt
 from tests.tiny import CHAT_TEMPLATE
 
@@ -89,3 +89,43 @@ def test_a_template_that_loops_grows_or_reaches_out(tmp_path, template):
     (tmp_path / "chat_template.jinja").write_text(template)
     message = refused(tmp_path)
     assert "cannot be" in message or "does not write" in message
+
+
+THINKING = "<|im_start|>assistant\n{% if enable_thinking is not defined or enable_thinking %}<think>\n{% endif %}"
+
+
+def test_a_model_that_thinks_is_told_not_to(tmp_path):
+    template = CHAT_TEMPLATE.replace("<|im_start|>assistant\n", THINKING)
+    assert template != CHAT_TEMPLATE
+    (tmp_path / "chat_template.jinja").write_text(template)
+    turn = chat_turn(tmp_path, IMAGE, {}, has_system=True)
+    assert turn.closing == "<|im_end|>\n<|im_start|>assistant\n" and "<think>" not in str(turn)
+
+
+def test_a_template_that_thinks_whatever_it_is_told_writes_it_into_the_prompt(tmp_path):
+    (tmp_path / "chat_template.jinja").write_text(
+        CHAT_TEMPLATE.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    )
+    turn = chat_turn(tmp_path, IMAGE, {}, has_system=True)
+    assert turn.closing.endswith("assistant\n<think>\n\n</think>\n\n") and turn.lead == ""
+
+
+VICUNA = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}USER: {% if m['content'] is string %}{{ m['content'] }}"
+    "{% else %}{% for p in m['content'] %}{% if p['type'] == 'image' %}<image>\n{% else %}{{ p['text'] }}{% endif %}"
+    "{% endfor %}{% endif %} {% else %}ASSISTANT: {{ m['content'] }}END{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+
+@pytest.mark.parametrize(("end", "tail"), [("</s>", "</s>"), ("", "")])
+def test_white_space_before_an_answer_belongs_to_the_answer(tmp_path, end, tail):
+    (tmp_path / "chat_template.jinja").write_text(VICUNA.replace("END", end))
+    turn = chat_turn(tmp_path, "<image>", {}, has_system=False)
+    assert turn == Turn("USER: ", "\n", " ASSISTANT:", " ", tail, "USER: QUESTION ASSISTANT:")
+
+
+def test_without_a_system_turn_the_prompt_begins_with_what_the_template_writes(tmp_path):
+    (tmp_path / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    assert SYSTEM in chat_turn(tmp_path, IMAGE, {}, has_system=True).before
+    assert chat_turn(tmp_path, IMAGE, {}, has_system=False).before == "<|im_start|>user\n<|vision_start|>"

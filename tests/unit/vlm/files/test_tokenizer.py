@@ -12,11 +12,11 @@ from masp.vlm.prompt import load_prompt
     ("section", "value", "message"),
     [
         ("pre_tokenizer", {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False},
-         "fails on short texts"),
+         "crashes on short texts"),
         ("normalizer", {"type": "Sequence", "normalizers": [
             {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}]},
          "a text of 100 characters becomes 1,099 tokens"),
-        ("decoder", {"type": "Strip", "content": "a", "start": 1, "stop": 1}, "fails on short texts"),
+        ("decoder", {"type": "Strip", "content": "a", "start": 1, "stop": 1}, "crashes on short texts"),
         ("model", {"dropout": 0.1}, "model.dropout = 0.1: must be null"),
     ],
 )  # fmt: skip

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from masp.errors import InputError
-from masp.vlm.files.weights import INDEX, ONE, check_weights
+from masp.vlm.files.weights import INDEX, ONE, check_weights, unread
 from masp.vlm.language import load_language_half
 from masp.vlm.vision import load_vision_half
 
@@ -49,14 +49,14 @@ def test_shards(vlm):
 
 def test_a_list_that_differs_from_the_files(vlm):
     shard(vlm, extra=torch.ones(1))
-    assert f"tensor 'extra' is in b.safetensors, but {INDEX} says nothing of it" in refused(vlm)
+    assert f"tensor 'extra' is in b.safetensors, but {INDEX} puts it in no file" in refused(vlm)
 
 
 @pytest.mark.parametrize("cut", [0, 4, 8, 100, -1])
 def test_a_file_cut_short(vlm, cut):
     data = (vlm / ONE).read_bytes()
     (vlm / ONE).write_bytes(data[:cut])
-    assert "is not a whole safetensors file: " in refused(vlm)
+    assert "is not a complete safetensors file: " in refused(vlm)
 
 
 @pytest.mark.parametrize(
@@ -70,9 +70,9 @@ def test_a_file_cut_short(vlm, cut):
 def test_sizes_that_the_file_does_not_have(vlm, entry):
     header = json.dumps({"x": entry}).encode()
     (vlm / ONE).write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    assert "is not a whole safetensors file: " in refused(vlm)
+    assert "is not a complete safetensors file: " in refused(vlm)
     (vlm / ONE).write_bytes((2**40).to_bytes(8, "little") + header)
-    assert "is not a whole safetensors file: " in refused(vlm)
+    assert "is not a complete safetensors file: " in refused(vlm)
 
 
 def test_quantized_tensors(vlm):
@@ -99,3 +99,16 @@ def test_buffers_that_every_model_computes(vlm):
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
     save_file({**load_file(vlm / ONE), name: torch.ones(4)}, vlm / ONE, {"format": "pt"})
     load_language_half(str(vlm)), load_vision_half(vlm)
+
+
+def test_integers_are_taken(vlm):
+    save_file({**load_file(vlm / ONE), "visual.embeddings.position_ids": torch.arange(4)}, vlm / ONE, {"format": "pt"})
+    assert check_weights(vlm) == [vlm / ONE]
+
+
+def test_experts_that_are_one_tensor_in_memory_belong_to_the_half_that_has_them():
+    other_half = ["model.layers.0.mlp.experts.gate_up_proj", "model.norm.weight"]
+    stored = ["model.layers.0.mlp.experts.7.up_proj.weight", "model.norm.weight"]
+    assert unread(stored, other_half) == []
+    lacking = "model.layers.1.mlp.experts.7.up_proj.weight"  # a layer that no half has
+    assert unread([*stored, lacking, "model.extra.weight"], other_half) == ["model.extra.weight", lacking]
