@@ -43,6 +43,7 @@ setup(
     package_data={"masp": ["py.typed", "**/*.j2", "demo/tiny_vlm/weights/*"], "launch": ["py.typed"]},
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
+        "braceexpand>=0.1.7",
         "deepspeed>=0.19.8,<0.20",
         "fsspec>=2025.3",
         "h5py>=3.12",
@@ -68,6 +69,7 @@ setup(
     ],
     extras_require={
         "duplicates": ["imagehash>=4.3"],
+        "parquet": ["pyarrow>=18"],
         "quantization": ["torchao>=0.18,<0.19"],
         "smolvlm": ["num2words>=0.5.14"],
         "test": [
@@ -75,6 +77,7 @@ setup(
             "hypothesis>=6.100",
             "mypy>=2.4",
             "num2words>=0.5.14",
+            "pyarrow>=18",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",

@@ -151,7 +151,7 @@ def extraction_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
     from masp.vlm.preprocessor import load_preprocessor
     from masp.vlm.vision import load_vision_half
 
-    samples = read_dataset(config.dataset).samples
+    samples = read_dataset(config.dataset, config.cache.dir).samples
     preprocessor = load_preprocessor(config.vlm.path)
     tokens = preprocessor.num_tokens(*args.size)
     flops = flops_of_image(config, preprocessor, args.size)
@@ -193,7 +193,7 @@ def extraction_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
     def published() -> Side:
         half = draw_part(config.vlm.path, "vision", torch.bfloat16, args.device, config.vlm.attention)
         encode, counted = PublishedEncoder(config, half.model), Counted()
-        paths = itertools.cycle(sample.image_path for sample in samples)
+        paths = itertools.cycle(sample.image for sample in samples)
 
         def step() -> int:
             encode(next(paths)).cpu()
@@ -253,7 +253,7 @@ def evaluation_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
     from masp.data.questions import load_questions
     from masp.evaluation.feed import open_feed
     from masp.evaluation.scorers import EmotionScorer, ScoreRequest
-    from masp.models.likelihood import candidate_tree
+    from masp.models.candidates import candidate_tree
     from masp.models.sequence import build_sequence
     from masp.vlm.flops import aspect_module_flops, language_flops
 
@@ -307,8 +307,10 @@ def evaluation_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
         released.checkpoint.soft_prompt = str(default_soft_prompt_path(config).with_suffix(".pt"))
         model = draw_whole(config.vlm.path, torch.bfloat16, args.device)
         score = PublishedScoring(released, questions.emotion_first(CATEGORIES), model)
-        samples = [s for s in read_dataset(config.dataset).samples if s.split == config.evaluate.split]
-        paths = itertools.cycle(sample.image_path for sample in samples)
+        samples = [
+            s for s in read_dataset(config.dataset, config.cache.dir).samples if s.split == config.evaluate.split
+        ]
+        paths = itertools.cycle(sample.image for sample in samples)
         return stepwise(lambda: len(score([next(paths)])), score, args.device)
 
     return {"masp": ours} | ({"published": published} if runs_published(config) else {})

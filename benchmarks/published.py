@@ -93,7 +93,7 @@ class PublishedTraining:
         from masp.vlm.prompt import load_prompt
 
         self.config, self.name = config, name
-        dataset = read_dataset(config.dataset)
+        dataset = read_dataset(config.dataset, config.cache.dir)
         self.categories = dataset.categories
         self.samples = [s for s in dataset.samples if s.split == "train"]
         self.prompt, self.questions = load_prompt(config.vlm.path), load_questions(config.questions)
@@ -134,7 +134,7 @@ class PublishedTraining:
         sample = self.samples[self.number // len(aspects) % len(self.samples)]
         aspect = aspects[self.number % len(aspects)]
         self.number += 1
-        features = self.encoder(sample.image_path)[None]
+        features = self.encoder(sample.image)[None]
         first = self.name == "stage1"
         question = self.questions.aspect_first(aspect) if first else self.questions.emotion_first(self.categories)
         answer = sample.answers[aspect] if first else sample.category

@@ -43,7 +43,7 @@ def read_data(case: Case) -> None:
     from masp.data.datasets import read_dataset
 
     config = case.config()
-    dataset = read_dataset(config.dataset)
+    dataset = read_dataset(config.dataset, config.cache.dir)
     assert len(dataset.samples) == case.num_images
     assert len(shards_of(None, dataset.samples, case.num_shards)) == case.num_shards
 

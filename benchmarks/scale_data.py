@@ -142,7 +142,7 @@ def _make_shard(directory: Path, value: dict, block: dict, sources: dict[int, So
     """Write a sidecar, and a tar without content."""
     samples, offset = [], 0
     for sample in shard.samples:
-        source = sources[os.stat(sample.image_path).st_ino]
+        source = sources[os.stat(sample.image).st_ino]
         fields = {"key": sample.key, "category": sample.category, "answers": dict(sample.answers)}
         members = {
             "json": {**block["json"], "offset": offset + 512},

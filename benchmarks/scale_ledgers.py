@@ -26,7 +26,9 @@ from pathlib import Path
 import numpy as np
 
 from masp.experiments.compare import compare
+from masp.report.images import Images
 from masp.report.mistakes import mistakes
+from masp.report.run_config import RunConfig
 from masp.results.ledger import DIRECTORY, Ledgers
 from masp.results.ledger_file import Ledger
 from masp.results.ledger_format import Record, likelihood_problem
@@ -193,7 +195,7 @@ def records(size: Size) -> None:
 
 def report(size: Size) -> None:
     """Find the surest mistakes for the report."""
-    assert mistakes(size.directory / "run" / "evaluate", MetricsFile(), None).num_mistakes
+    assert mistakes(size.directory / "run" / "evaluate", MetricsFile(), Images(RunConfig())).num_mistakes
 
 
 def compare_runs(size: Size) -> None:

@@ -76,7 +76,9 @@ def check_start_directory(parts: Sequence[Part], config: Config, cluster: Cluste
 
 def _paths(config: Config) -> dict[str, str]:
     """The paths of a configuration: those that are written, and those that are read and exist."""
-    written = {"output_dir": config.output_dir, "cache.dir": config.cache.dir}
+    written = {"output_dir": config.output_dir}
+    if config.cache.dir is not None:
+        written["cache.dir"] = config.cache.dir
     if config.evaluate.output_dir is not None:
         written["evaluate.output_dir"] = config.evaluate.output_dir
     read = {

@@ -21,6 +21,7 @@ from launch.time_limits import check_time
 from masp.cache.fingerprint import model_part
 from masp.cache.layout import check_layout, read_layout
 from masp.config import Config
+from masp.config.feature_source import evaluation_source
 from masp.config.fields import describe_settings
 from masp.config.schema import StageName
 from masp.data.datasets import list_dataset
@@ -49,7 +50,7 @@ class Findings:
     """One line each, for the user."""
 
     plan: Plan | None = None
-    """What `masp plan` says, if extraction is among the parts."""
+    """What `masp plan` says, if the encoder runs in a part: in extraction, or without a cache in any other."""
 
 
 def preflight(parts: Sequence[Part], config: Config, cluster: ClusterConfig) -> Findings:
@@ -68,7 +69,7 @@ def preflight(parts: Sequence[Part], config: Config, cluster: ClusterConfig) -> 
     for part in parts:
         _check_devices(part, config, cluster)
     _check_paths(parts, config, cluster, findings)
-    if PartName.EXTRACT in names:
+    if PartName.EXTRACT in names or config.cache.dir is None:
         findings.plan = _check_extraction(config)
         if obstacle := next((o for stage, o in findings.plan.dataset.obstacles.items() if stage in names), None):
             raise InputError(f"dataset.root: {config.dataset.root}: {obstacle}")
@@ -85,6 +86,11 @@ def _check_devices(part: Part, config: Config, cluster: ClusterConfig) -> None:
     section = config.extract if part.name == PartName.EXTRACT else config.engine
     setting = "extract.device" if part.name == PartName.EXTRACT else "engine.device"
     gpus = part.resources.gpus_per_task
+    if config.cache.dir is None and config.extract.device == "cuda" and not gpus:
+        raise InputError(
+            f"extract.device = 'cuda', but cluster.{key}.gpus_per_task = 0, and with cache.dir = null the encoder runs "
+            f"in {part.name}: ask for a GPU, or set 'cpu'"
+        )
     if section.device == "cuda" and not gpus:
         raise InputError(f"{setting} = 'cuda', but cluster.{key}.gpus_per_task = 0: ask for a GPU, or set 'cpu'")
     if section.device == "cpu" and gpus:
@@ -104,13 +110,14 @@ def _check_paths(parts: Sequence[Part], config: Config, cluster: ClusterConfig, 
     written = {"output_dir": config.output_dir}
     for part in parts:
         if part.name == PartName.EXTRACT:
-            written["cache.dir"] = config.cache.dir
+            written["cache.dir"] = str(part.result)
         elif part.name == PartName.EVALUATE:
             written["evaluate.output_dir"] = str(part.result.parent)
     for key, path in written.items():
         check_writable(key, path)
     if cluster.executor == "slurm":
-        read = {"dataset.root": config.dataset.root, "cache.dir": config.cache.dir}
+        read = {"dataset.root": config.dataset.root}
+        read |= {} if config.cache.dir is None else {"cache.dir": config.cache.dir}
         read |= {"vlm.path": config.vlm.path} if exists(Path(config.vlm.path), key="vlm.path") else {}
         lone = [
             f"{key} = {path}"
@@ -147,11 +154,13 @@ def check_writable(key: str, path: str) -> None:
 def _check_extraction(config: Config) -> Plan:
     """Check dataset, VLM, space for the cache, and a cache that was begun already; returns the plan."""
     plan = make_plan(config)
+    if config.cache.dir is None or plan.space is None:
+        return plan
     if not plan.space.fits:
         raise InputError(f"cache.dir: {config.cache.dir}: {plan.space.verdict}")
     layout = read_layout(Path(config.cache.dir))
     if layout is not None:
-        dataset = list_dataset(config.dataset)
+        dataset = list_dataset(config.dataset, config.cache.dir)
         check_layout(
             Path(config.cache.dir),
             layout,
@@ -169,10 +178,14 @@ def _check_artifacts(names: Sequence[PartName], config: Config) -> None:
         load_questions(config.questions)
         return
     first = names[0]
+    if config.cache.dir is None:  # what a checkpoint says can be compared where all images are read, not here
+        load_questions(config.questions)
+        model_part(config)
+        return
     if first in (PartName.STAGE1, PartName.STAGE2):
         _check_checkpoint(first, config)
         return
-    if config.evaluate.source != "cache":
+    if evaluation_source(config) != "cache":
         return  # this would need the machine that makes the features, which is not this one
     directory = evaluate_dir(config)
     evaluation = open_evaluation(config, directory, open_feed(config))
@@ -215,7 +228,7 @@ def _decided_by(part: PartName, config: Config) -> tuple[str, ...]:
     """How settings begin that a finished part alone reads; others are compared by what builds on it."""
     if part != PartName.EXTRACT:
         return (f"{part}.",)
-    return ("cache.num_shards",) if config.evaluate.source == "live" else ("cache.num_shards", "extract.")
+    return ("cache.num_shards",) if evaluation_source(config) == "live" else ("cache.num_shards", "extract.")
 
 
 def _setting(config: Config, name: str) -> Any:
@@ -223,7 +236,12 @@ def _setting(config: Config, name: str) -> Any:
 
 
 def _check_checkpoint(part: PartName, config: Config) -> None:
-    """A checkpoint that a part of training has left was made with these settings."""
+    """A checkpoint that a part of training has left was made with these settings.
+
+    Without a cache, that depends on the bytes of all images, which training itself reads and compares.
+    """
+    if config.cache.dir is None:
+        return
     stage: StageName = "stage1" if part == PartName.STAGE1 else "stage2"
     found = open_stage(stage, config, "cpu" if config.engine.device == "cpu" else "cuda")
     check_latest(found.directory / "checkpoints", found.identity())

@@ -1,12 +1,26 @@
 """The emotions that each known dataset distinguishes, and the aspects that the method asks about."""
 
 import unicodedata
-from typing import Literal
+from typing import Literal, get_args
 
 ASPECTS: tuple[str, ...] = ("facial_expression", "object", "scene", "human_action", "brightness", "colorfulness")
 
 # `folder` is a dataset that is none of the known ones: its categories are the names of its own subdirectories.
-DatasetName = Literal["emoset", "emotion6", "artphoto", "abstract", "fi", "flickr", "instagram", "folder"]
+DatasetName = Literal[
+    "emoset",
+    "fi",
+    "emotion6",
+    "artphoto",
+    "abstract",
+    "unbiasedemo",
+    "webemo",
+    "emotionroi",
+    "twitter1",
+    "caer-s",
+    "flickr",
+    "instagram",
+    "folder",
+]
 
 Split = Literal["train", "val", "test"]
 
@@ -21,6 +35,10 @@ CATEGORY_SETS: dict[DatasetName, tuple[str, ...]] = {
     "artphoto": _MIKELS_SHORT,
     "abstract": _MIKELS_SHORT,
     "fi": _MIKELS,
+    "unbiasedemo": ("anger", "fear", "joy", "love", "sadness", "surprise"),
+    "emotionroi": ("anger", "disgust", "fear", "joy", "sadness", "surprise"),
+    "twitter1": ("negative", "positive"),
+    "caer-s": ("anger", "disgust", "fear", "happy", "neutral", "sad", "surprise"),
     "flickr": _POLARITY,
     "instagram": _POLARITY,
 }
@@ -37,3 +55,18 @@ def normalize_category(name: str) -> str:
         form (NFC): the words that a VLM is asked to say.
     """
     return unicodedata.normalize("NFC", " ".join(name.replace("_", " ").lower().split()))
+
+
+def dataset_name(text: str) -> str:
+    """The name of a dataset as `DatasetName` has it, if it is one but for case, spaces and hyphens.
+
+    Args:
+        text: As people write it, for example `CAER-S`, `Unbiased Emo` or `Twitter I`.
+    """
+    plain = _plain(text)
+    return next((name for name in get_args(DatasetName) if _plain(name) == plain), text.strip().lower())
+
+
+def _plain(name: str) -> str:
+    found = "".join(character for character in name.lower() if character.isalnum())
+    return {"emoset118k": "emoset", "twitteri": "twitter1", "twitter": "twitter1", "caer": "caers"}.get(found, found)

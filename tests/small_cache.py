@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -46,6 +47,7 @@ def make_small_cache(
     num_deep_maps: int = 0,
     separator: int | None = None,
     machine: Machine | None = None,
+    votes: Callable[[int], tuple[float, ...] | None] = lambda number: None,
 ) -> Path:
     """Write a cache; the first training sample is in quarantine.
 
@@ -57,10 +59,11 @@ def make_small_cache(
         num_deep_maps: K of a VLM with DeepStack; 0 for one without.
         separator: Token id that the processor writes before the last placeholder, for a VLM without a grid.
         machine: Machine part of the fingerprint; None for this machine's.
+        votes: Distribution over the categories of the sample with a number.
     """
     (directory / SHARDS).mkdir(parents=True)
     samples = [
-        Sample(f"{split}/{CATEGORIES[n % 2]}/{n:03d}%2Ejpg", split, Path("none"), CATEGORIES[n % 2], answers)
+        Sample(f"{split}/{CATEGORIES[n % 2]}/{n:03d}%2Ejpg", split, Path("none"), CATEGORIES[n % 2], answers, votes(n))
         for split, count in (("train", num_train), ("test", num_test))
         for n in range(count)
         for answers in [{"scene": "sea side", "brightness": "low"} if n % 3 else {}]

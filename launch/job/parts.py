@@ -13,6 +13,7 @@ from typing import Literal
 from launch.job.config import ClusterConfig, EvaluatePartConfig, ExtractPartConfig, PartConfig, TrainPartConfig
 from launch.job.jobs import EvaluateJob, ExtractJob, Job, TrainJob
 from masp.config import Config
+from masp.config.feature_source import cache_directory
 from masp.config.schema import StageName
 from masp.errors import InputError
 
@@ -117,6 +118,8 @@ def make_parts(
         # without aspects, or with given aspect modules, the soft prompt alone is trained
         trains_aspects = bool(config.aspects) and config.checkpoint.aspect is None
         names = [name for name in PartName if trains_aspects or name != PartName.STAGE1]
+        if config.cache.dir is None:  # training and evaluation run the encoder
+            names.remove(PartName.EXTRACT)
     else:
         names = [PartName(stage if stage is not None and command == "train" else command)]
     parts = []
@@ -124,7 +127,7 @@ def make_parts(
         if name == PartName.EXTRACT:
             count = cluster.extract.num_tasks
             tasks: tuple[Job, ...] = tuple(ExtractJob(*common, num_tasks=count, task_index=i) for i in range(count))
-            parts.append(Part(name, tasks, cluster.extract, Path(config.cache.dir)))
+            parts.append(Part(name, tasks, cluster.extract, cache_directory(config)))
         elif name == PartName.EVALUATE:
             from masp.evaluation.run import evaluate_dir
 

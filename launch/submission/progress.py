@@ -10,6 +10,7 @@ from pathlib import Path
 
 from launch.job.parts import PartName
 from masp.config import Config
+from masp.config.feature_source import cache_directory, evaluation_source
 from masp.errors import MaspError
 from masp.files.jsonl import parse_object
 from masp.files.regular import exists, opened, read_tail
@@ -31,7 +32,7 @@ def progress(name: PartName, config: Config) -> str:
     try:
         match name:
             case PartName.EXTRACT:
-                return _shards(Path(config.cache.dir))
+                return _shards(cache_directory(config))
             case PartName.EVALUATE:
                 from masp.evaluation.run import evaluate_dir
 
@@ -86,7 +87,7 @@ def _scored(directory: Path, config: Config) -> str:
         return ""
     # the first line of each is a header
     scored = sum(max(0, _num_lines(path) - 1) for path in ledgers)
-    if config.evaluate.source != "cache" or config.evaluate.stage != "stage2":
+    if evaluation_source(config) != "cache" or config.evaluate.stage != "stage2":
         return f"{scored} records"
-    split = read_manifest(Path(config.cache.dir)).splits.get(config.evaluate.split)
+    split = read_manifest(cache_directory(config)).splits.get(config.evaluate.split)
     return f"{scored} of {split.num_samples} samples" if split else f"{scored} records"

@@ -68,11 +68,13 @@ class Lineage:
     aspect_digest: str | None = None
     """Digest of the aspect modules that a soft prompt was trained on."""
     model: dict[str, Json] | None = None
-    """Model part of the fingerprint of the cache that it was trained on; None if imported."""
+    """Model part of the fingerprint of the features that it was trained on; None if imported."""
     machine: dict[str, Json] | None = None
     """Machine part of that fingerprint."""
     cache: str | None = None
-    """Digest of that cache's index."""
+    """Digest of the index of the cache; None where features were computed live."""
+    dataset_digest: str | None = None
+    """Where features were computed live: the digest of the dataset, as the manifest of a cache has it."""
     dataset: str | None = None
     categories: tuple[str, ...] = ()
     layout: Layout | None = None
@@ -147,6 +149,8 @@ def _save_released(path: Path, content: dict[str, Any]) -> None:
 
 def _save(path: Path, tensors: dict[str, Tensor], lineage: Lineage) -> None:
     header = asdict(lineage) | {"digest": digest_tensors(tensors), "version": VERSION}
+    if lineage.dataset_digest is None:  # files of training from a cache are what they were before there was another
+        del header["dataset_digest"]
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={HEADER: json.dumps(header, sort_keys=True)})
 

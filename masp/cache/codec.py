@@ -22,7 +22,7 @@ from safetensors.torch import save
 
 from masp.data.keys import SampleKey
 from masp.errors import DataError
-from masp.files.fields import OMIT_NONE, Count, Positive, Sha256, Size, SplitOf
+from masp.files.fields import OMIT_NONE, Count, Distribution, Positive, Sha256, Size, SplitOf
 from masp.files.typed import decode, encode
 from masp.vlm.features import Features
 
@@ -53,6 +53,8 @@ class SampleRecord:
     """SHA-256 of the image file."""
     block: Annotated[tuple[tuple[Count, Positive], ...] | None, OMIT_NONE] = None
     """`block` of the image's `ImageLayout`."""
+    distribution: Annotated[Distribution | None, OMIT_NONE] = None
+    """Probability of each of the cache's categories; None where the dataset has only labels."""
 
     def __post_init__(self) -> None:
         if self.block is not None and not self.block:

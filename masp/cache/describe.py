@@ -32,6 +32,7 @@ def describe(directory: str | Path) -> str:
         ("aspects", ", ".join(manifest.aspects) or "none"),
         ("features", f"[T, {manifest.hidden_size}] in {manifest.dtype}, on average T = {mean:.1f}"),
         *_deep_maps(manifest),
+        *_distributions(manifest),
         ("size", f"{manifest.num_bytes / 1e9:.3f} GB in {len(manifest.shards)} shards{per_image}"),
         *_generations(manifest),
         ("quarantine", f"{manifest.quarantine.num_samples} images"),
@@ -74,6 +75,12 @@ def _deep_maps(manifest: Manifest) -> list[tuple[str, str]]:
     if manifest.num_deep_maps is None:
         return []
     return [("deep maps", f"[{manifest.num_deep_maps}, T, {manifest.hidden_size}] per image, for DeepStack")]
+
+
+def _distributions(manifest: Manifest) -> list[tuple[str, str]]:
+    """A line for distributions over the categories, which few datasets have."""
+    count = sum(split.num_distributions or 0 for split in manifest.splits.values())
+    return [("votes", f"{count:,} of {manifest.num_samples:,} images have a distribution")] if count else []
 
 
 def _generations(manifest: Manifest) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ from masp.cache.fingerprint import FORMAT_VERSION
 from masp.cache.shard_state import Sidecar
 from masp.errors import DataError
 from masp.files.atomic import replacing
+from masp.files.fields import DISTRIBUTION_ROUNDING
 from masp.files.hdf5 import Column, Hdf5File, naming_damage
 from masp.files.regular import is_file
 from masp.files.text import shown
@@ -78,6 +79,9 @@ class Index:
     """int32 `[N, 3]`: patches in time, height and width, before the merge; zeros where the VLM has no grid."""
     image_size: np.ndarray
     """int32 `[N, 2]`: width and height of the image that was given to the image processor."""
+    distribution: np.ndarray | None = None
+    """float64 `[N, C]`: probability of each of the manifest's categories, zeros where a sample has none; None if no
+    sample has one, as in every cache of an earlier version."""
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -86,6 +90,10 @@ class Index:
     def keys(self) -> Keys:
         """The sample keys as strings."""
         return Keys(self.key_text, self.key_offsets)
+
+    def distributions(self, rows: np.ndarray) -> np.ndarray:
+        """Distributions of some samples, `[n, C]`, zeros where a sample has none; `[n, 0]` if no sample has one."""
+        return np.zeros((len(rows), 0)) if self.distribution is None else self.distribution[rows]
 
 
 _TYPES = {
@@ -97,13 +105,15 @@ _WIDTHS = {"grid": 3, "image_size": 2}
 _NO_GRID = (0, 0, 0)
 _KEY_LENGTH = 40
 """Bytes of a key, about: memory for so many is set aside."""
+_DISTRIBUTION = "distribution"
 _COLUMNS = {
     name: Column(f"<{kind}", (None, _WIDTHS[name]) if name in _WIDTHS else (None,)) for name, kind in _TYPES.items()
 }
 
 
 Columns = dict[str, np.ndarray]
-"""The columns of one shard's samples; `key_offsets` holds the length of each key instead."""
+"""The columns of one shard's samples; `key_offsets` holds the length of each key instead, and `distribution` is
+`[N, 0]` where none of them has one."""
 
 
 def shard_columns(
@@ -119,7 +129,8 @@ def shard_columns(
         aspects: Aspect -> its bit, as an integer with this bit set.
 
     Raises:
-        DataError: The sidecar has a category or aspect that is not among the given ones; names it.
+        DataError: The sidecar has a category or aspect that is not among the given ones, or a distribution over
+            others; names it.
     """
     samples = sidecar.samples
     keys = [s.key.encode() for s in samples]
@@ -143,10 +154,30 @@ def shard_columns(
         }
     except KeyError as error:
         raise DataError(f"sidecar {sidecar.name}: {error} is not a category or aspect of the cache") from None
-    return {
+    columns = {
         name: np.asarray(found, dtype=_TYPES[name]).reshape((-1, _WIDTHS[name]) if name in _WIDTHS else -1)
         for name, found in values.items()
     }
+    return {**columns, _DISTRIBUTION: _distributions(sidecar, len(categories))}
+
+
+def _distributions(sidecar: Sidecar, num_categories: int) -> np.ndarray:
+    """The column `distribution` of one shard's samples."""
+    for sample in sidecar.samples:
+        if sample.distribution is not None and len(sample.distribution) != num_categories:
+            raise DataError(
+                f"sidecar {sidecar.name}: the distribution of {sample.key} has {len(sample.distribution)} numbers, for "
+                f"{num_categories} categories"
+            )
+    if all(sample.distribution is None for sample in sidecar.samples):
+        return np.zeros((len(sidecar.samples), 0))
+    nothing = (0.0,) * num_categories
+    return np.array([sample.distribution or nothing for sample in sidecar.samples], dtype=np.float64)
+
+
+def widened(values: np.ndarray, width: int) -> np.ndarray:
+    """A column `distribution` of `width` categories, or as it is where it has as many."""
+    return values if values.shape[1] == width else np.zeros((len(values), width))
 
 
 class IndexColumns:
@@ -159,16 +190,33 @@ class IndexColumns:
             for name, kind in _TYPES.items()
         }
         self._parts["key_offsets"].extend(np.zeros(1, dtype="i8"))
+        self._num_rows = num_rows
+        self._distribution: GrowingArray | None = None
+        """Made with the first sample that has one."""
 
     def add(self, columns: Columns) -> None:
         """Add the columns of a shard, as `shard_columns` makes them."""
-        key_end = len(self._parts["key_text"])
+        key_end, start = len(self._parts["key_text"]), len(self._parts["shard"])
+        self._add_distributions(columns[_DISTRIBUTION], start)
         for name, values in columns.items():
+            if name == _DISTRIBUTION:
+                continue
             self._parts[name].extend(key_end + np.cumsum(values) if name == "key_offsets" else values)
 
     def index(self) -> Index:
         """The index of what was added; its columns are not copies."""
-        return Index(**{name: part.values for name, part in self._parts.items()})
+        distribution = None if self._distribution is None else self._distribution.values
+        return Index(distribution=distribution, **{name: part.values for name, part in self._parts.items()})
+
+    def _add_distributions(self, values: np.ndarray, start: int) -> None:
+        """Add the column `distribution` of the rows from `start` on."""
+        if self._distribution is None:
+            if not values.shape[1]:
+                return
+            width = values.shape[1]
+            self._distribution = GrowingArray(np.float64, self._num_rows, (width,))
+            self._distribution.extend(np.zeros((start, width)))
+        self._distribution.extend(widened(values, self._distribution.values.shape[1]))
 
 
 def _width(name: str) -> tuple[int, ...]:
@@ -180,6 +228,8 @@ def save_index(path: Path, index: Index) -> None:
     with replacing(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs["format_version"] = FORMAT_VERSION
         for field in fields(Index):
+            if getattr(index, field.name) is None:  # so that an index without distributions is what it was before
+                continue
             file.create_dataset(field.name, data=getattr(index, field.name), track_times=False)
 
 
@@ -195,7 +245,10 @@ def load_index(path: Path) -> Index:
         version = file.attribute("format_version")
         if version != FORMAT_VERSION:
             raise DataError(f"{path}: format_version is {shown(version)}, this version of masp reads {FORMAT_VERSION}")
-        index = Index(**{name: file.dataset(name, column).read() for name, column in _COLUMNS.items()})
+        columns = {name: file.dataset(name, column).read() for name, column in _COLUMNS.items()}
+        if file.has(_DISTRIBUTION):
+            columns[_DISTRIBUTION] = file.dataset(_DISTRIBUTION, Column("<f8", (None, None))).read()
+        index = Index(**columns)
         _check(index)
         return index
 
@@ -208,7 +261,7 @@ def _check(index: Index) -> None:
     """
     num_rows = len(index.shard)
     for field in fields(Index):
-        if field.name != "key_text":
+        if field.name != "key_text" and getattr(index, field.name) is not None:
             expected = num_rows + 1 if field.name == "key_offsets" else num_rows
             _require(len(getattr(index, field.name)) == expected, field.name)
     offsets = index.key_offsets
@@ -224,6 +277,11 @@ def _check(index: Index) -> None:
         _require((getattr(index, name) > 0).all(), name)
     _require((index.grid >= 0).all() and ((index.grid > 0).all(axis=1) == (index.grid > 0).any(axis=1)).all(), "grid")
     _require((index.category >= 0).all(), "category")
+    if index.distribution is not None:
+        # the sum is finite where all numbers are; where it is 0, there is no distribution
+        sums = index.distribution.sum(axis=1)
+        _require((index.distribution >= 0).all(), _DISTRIBUTION)
+        _require(((sums == 0) | (np.abs(sums - 1) <= 2 * DISTRIBUTION_ROUNDING)).all(), _DISTRIBUTION)
 
 
 def _require(condition: bool | np.bool_, name: str) -> None:

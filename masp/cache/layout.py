@@ -141,10 +141,24 @@ def assign(samples: Sequence[Sample], num_shards: int, generation: int = 0, firs
 
 
 def _mixed(samples: Samples) -> Samples:
-    """Samples in the order of the SHA-256 of their keys."""
-    digests = b"".join([hashlib.sha256(key.encode()).digest() for key in samples.keys])
-    words = np.frombuffer(digests, dtype=">u8").astype(np.uint64).reshape(-1, 4)
-    return samples[np.lexsort(words.T[::-1])]
+    """Samples in the order of the SHA-256 of their keys.
+
+    Where images are read in blocks, such as the rows of a row group, the blocks are in the order of the hashes of their
+    names: in that of the keys alone, every shard would read all blocks.
+    """
+    words = _hashes(samples.keys).T[::-1]
+    blocks = samples.table.blocks
+    if blocks is None:
+        return samples[np.lexsort(words)]
+    rank = np.empty(len(blocks.names), dtype=np.int64)
+    rank[np.lexsort(_hashes(blocks.names).T[::-1])] = np.arange(len(blocks.names))
+    return samples[np.lexsort((*words, rank[blocks.numbers[samples.rows]]))]
+
+
+def _hashes(texts: Sequence[str]) -> np.ndarray:
+    """SHA-256 of each text as numbers `[N, 4]`."""
+    digests = b"".join([hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest() for text in texts])
+    return np.frombuffer(digests, dtype=">u8").astype(np.uint64).reshape(-1, 4)
 
 
 def _shares(counts: Mapping[str, int], num_shards: int) -> dict[str, int]:

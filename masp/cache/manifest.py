@@ -60,6 +60,8 @@ class SplitCounts:
     """Category -> number of samples."""
     aspects: dict[str, Positive]
     """Aspect -> number of samples with an answer."""
+    num_distributions: Annotated[Positive | None, OMIT_NONE] = None
+    """Samples with a distribution over the categories; None if there are none."""
 
 
 @dataclass(frozen=True)

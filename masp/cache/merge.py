@@ -114,6 +114,7 @@ class _Counting:
     num_tokens: int = 0
     categories: dict[str, int] = field(default_factory=dict)
     aspects: dict[str, int] = field(default_factory=dict)
+    num_distributions: int = 0
 
     def add(self, other: _Counting) -> None:
         """Count those of a shard too."""
@@ -121,9 +122,14 @@ class _Counting:
         self.num_samples += other.num_samples
         self.num_quarantined += other.num_quarantined
         self.num_tokens += other.num_tokens
+        self.num_distributions += other.num_distributions
         for mine, more in ((self.categories, other.categories), (self.aspects, other.aspects)):
             for name, number in more.items():
                 mine[name] = mine.get(name, 0) + number
+
+    def counts(self) -> SplitCounts:
+        """As the manifest has them."""
+        return SplitCounts(**{**vars(self), "num_distributions": self.num_distributions or None})
 
 
 @dataclass(frozen=True)
@@ -168,6 +174,7 @@ def _summarize(sidecar: Sidecar, digest: str, split: int, categories: Mapping[st
     """
     samples, tar = sidecar.samples, sidecar.tar
     counts = _Counting(1, len(samples), len(sidecar.quarantined), sum([sample.num_tokens for sample in samples]))
+    counts.num_distributions = sum([sample.distribution is not None for sample in samples])
     counts.categories = dict(Counter([sample.category for sample in samples]))
     counts.aspects = dict(Counter([aspect for sample in samples for aspect in sample.answers]))
     bits = {aspect: 1 << number for number, aspect in enumerate(counts.aspects)}
@@ -187,13 +194,52 @@ def _summarize(sidecar: Sidecar, digest: str, split: int, categories: Mapping[st
     )
 
 
+def content_of(
+    category: str, answers: Mapping[str, str], sha256: str | None, distribution: tuple[float, ...] | None
+) -> bytes:
+    """A sample as the digest of its dataset sees it beside its key: the digest of its labels and image, 32 bytes.
+
+    Args:
+        category: Its category.
+        answers: Aspect -> answer.
+        sha256: Digest of the image file; None if not a byte of it could be read.
+        distribution: Probability of each category; None if it has only a label.
+    """
+    # only where there is one, so that the digest of a dataset with labels alone stays what it was
+    votes = [] if distribution is None else [distribution]
+    return hashlib.sha256(canonical_json([category, answers, sha256, *votes])).digest()
+
+
+def dataset_digest(text: np.ndarray, offsets: np.ndarray, contents: np.ndarray) -> str:
+    """Digest of a dataset, which its manifest holds: over key, a null byte, and content, of all samples by their keys.
+
+    Args:
+        text: All sample keys as one run of bytes, uint8.
+        offsets: Where each starts in it, int64 `[N + 1]`.
+        contents: What `content_of` made of each sample, uint8 `[N, 32]`.
+    """
+    keys, dataset = np.ascontiguousarray(text).data, hashlib.sha256()
+    order = key_order(text, offsets)
+    for start in range(0, len(order), _DIGESTED_TOGETHER):
+        rows = order[start : start + _DIGESTED_TOGETHER]
+        starts, stops, found = offsets[rows].tolist(), offsets[rows + 1].tolist(), contents[rows].tobytes()
+        parts = [
+            part
+            for n, (begin, end) in enumerate(zip(starts, stops, strict=True))
+            for part in (keys[begin:end], b"\0", found[32 * n : 32 * n + 32])
+        ]
+        dataset.update(b"".join(parts))
+    return dataset.hexdigest()
+
+
+_DIGESTED_TOGETHER = 1 << 11
 _NO_DIGEST = "0" * 64
 
 
 def _digests(entry: SampleEntry | QuarantineEntry) -> tuple[bytes, bytes]:
     """Digest of an entry's labels and image, and that of its image file."""
-    content = canonical_json([entry.category, entry.answers, entry.source.sha256])
-    return hashlib.sha256(content).digest(), bytes.fromhex(entry.source.sha256 or _NO_DIGEST)
+    content = content_of(entry.category, entry.answers, entry.source.sha256, entry.distribution)
+    return content, bytes.fromhex(entry.source.sha256 or _NO_DIGEST)
 
 
 class Merged:
@@ -271,7 +317,7 @@ class Merged:
     def summary(self) -> Summary:
         """Counts and digests over all shards."""
         return Summary(
-            splits={name: SplitCounts(**vars(counts)) for name, counts in self._splits.items()},
+            splits={name: counts.counts() for name, counts in self._splits.items()},
             aspects=sorted(self._bits),
             shards=self._shards,
             dataset_digest=self._dataset_digest(),
@@ -286,27 +332,13 @@ class Merged:
         ends = len(index.key_text) + np.cumsum([len(e.key) for e in more], dtype=np.int64)
         offsets = _with(index.key_offsets, ends)
         contents = _with(self._contents.values, np.frombuffer(b"".join([e.content for e in more]), dtype=np.uint8))
-        keys, dataset = np.ascontiguousarray(text).data, hashlib.sha256()
-        order = key_order(text, offsets)
-        for start in range(0, len(order), _DIGESTED_TOGETHER):
-            rows = order[start : start + _DIGESTED_TOGETHER]
-            starts, stops, found = offsets[rows].tolist(), offsets[rows + 1].tolist(), contents[rows].tobytes()
-            parts = [
-                part
-                for n, (begin, end) in enumerate(zip(starts, stops, strict=True))
-                for part in (keys[begin:end], b"\0", found[32 * n : 32 * n + 32])
-            ]
-            dataset.update(b"".join(parts))
-        return dataset.hexdigest()
+        return dataset_digest(text, offsets, contents)
 
     def index(self, aspects: Sequence[str]) -> Index:
         """The index, whose bit `i` of `aspects` stands for `aspects[i]`; to be called once, in the end."""
         index = self._columns.index()
         index.aspects[:] = _moved_bits(index.aspects, [aspects.index(aspect) for aspect in self._bits])
         return index
-
-
-_DIGESTED_TOGETHER = 1 << 11
 
 
 def _with(values: np.ndarray, more: np.ndarray) -> np.ndarray:

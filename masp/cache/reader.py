@@ -19,6 +19,7 @@ from masp.cache.layout import INDEX, tar_path
 from masp.cache.manifest import Manifest, read_manifest
 from masp.cache.shard_state import remedy
 from masp.config import Config
+from masp.config.feature_source import cache_directory
 from masp.data.answer_table import FILE as ANSWERS
 from masp.data.answer_table import AnswerTable, load_answers
 from masp.errors import DataError, InputError
@@ -48,6 +49,8 @@ class CachedSample:
     """How the image lies in the prompt."""
     image_size: tuple[int, int]
     """Width and height of the image that was given to the image processor."""
+    distribution: tuple[float, ...] | None = None
+    """Probability of each of the cache's categories; None where the dataset has only labels."""
 
 
 def open_cache(directory: str | Path) -> Cache:
@@ -76,6 +79,8 @@ def _fits(index: Index, manifest: Manifest) -> bool:
     """Whether the numbers in an index stand for something in the manifest."""
     if len(index) != manifest.num_samples:
         return False
+    if index.distribution is not None and index.distribution.shape[1] != len(manifest.categories):
+        return False
     limits = ((index.shard, manifest.shards), (index.split, manifest.splits), (index.category, manifest.categories))
     return all(int(column.max(initial=0)) < len(names) for column, names in limits)
 
@@ -86,7 +91,7 @@ def open_matching_cache(config: Config) -> tuple[Cache, Fields]:
     Returns:
         The cache, and the model part of its fingerprint.
     """
-    cache = open_cache(config.cache.dir)
+    cache = open_cache(cache_directory(config))
     model = model_part(config)
     cache.check_model(model)
     return cache, model
@@ -157,6 +162,10 @@ class Cache:
         bit = np.uint64(1 << self.manifest.aspects.index(aspect))
         return (self.index.aspects[rows] & bit) != 0
 
+    def has_distribution(self, rows: np.ndarray) -> np.ndarray:
+        """Which of these rows have a distribution over the categories, bool, without reading a shard."""
+        return (self.index.distributions(rows) > 0).sum(axis=1) > 0
+
     def check_model(self, fields: Fields) -> None:
         """Refuse this cache unless its features are those of the given VLM and settings.
 
@@ -169,12 +178,13 @@ class Cache:
         found = self.manifest.fingerprint.model
         compare(found, fields, f"cache.dir: {self.directory}", "extract into a new cache.dir or give the old value")
 
-    def read(self, row: int, dtype: torch.dtype | None = None) -> CachedSample:
+    def read(self, row: int, dtype: torch.dtype | None = None, *, epoch: int | None = None) -> CachedSample:
         """Read a sample.
 
         Args:
             row: Row of the index.
             dtype: Number format of the features; None for the cache's.
+            epoch: Epoch of training, which makes no difference: only images that are read live can be changed.
 
         Raises:
             DataError: A byte of it is damaged or missing; names shard, key and the command that rebuilds the shard.
@@ -198,6 +208,7 @@ class Cache:
             features=features if dtype is None else features.moved(lambda tensor: tensor.to(dtype)),
             layout=ImageLayout(len(features.tokens), record.grid, record.block),
             image_size=record.image_size,
+            distribution=record.distribution,
         )
 
     def read_record(self, row: int) -> SampleRecord:
@@ -232,9 +243,13 @@ class Cache:
         if checksum(text) != self.index.json_crc32[row]:
             raise self._damaged(row, "the JSON member does not match its checksum")
         try:
-            return decode_record(text)
+            record = decode_record(text)
         except DataError as error:
             raise self._damaged(row, str(error)) from None
+        if record.distribution is not None and len(record.distribution) != len(self.categories):
+            count = len(record.distribution)
+            raise self._damaged(row, f"its distribution has {count} numbers, for {len(self.categories)} categories")
+        return record
 
     def _span(self, row: int, length: int) -> memoryview:
         """The first `length` bytes of a sample in its tar, writable."""

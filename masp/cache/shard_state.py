@@ -14,7 +14,7 @@ from masp.cache.fingerprint import FORMAT_VERSION, Machine
 from masp.cache.layout import NAME, SHARDS, Layout, sidecar_path, tar_path
 from masp.data.keys import SampleKey
 from masp.errors import DataError, InputError
-from masp.files.fields import OMIT_NONE, Count, Crc32, Positive, Sha256, Size, SplitOf
+from masp.files.fields import OMIT_NONE, Count, Crc32, Distribution, Positive, Sha256, Size, SplitOf
 from masp.files.regular import read_bytes
 from masp.files.sealed import unseal
 from masp.files.text import reason
@@ -72,6 +72,8 @@ class SampleEntry:
     json: Member
     features: Member
     source: Source
+    distribution: Annotated[Distribution | None, OMIT_NONE] = None
+    """Probability of each of the cache's categories; None where the dataset has only labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,8 @@ class QuarantineEntry:
     """As the user knows it: relative to the dataset's root where the image is inside."""
     reason: str
     source: Source
+    distribution: Annotated[Distribution | None, OMIT_NONE] = None
+    """See `SampleEntry`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from masp.cache.codec import checksum, decode_features, decode_record, is_finite
 from masp.cache.findings import FILE, read_findings
-from masp.cache.index import Columns, Index, load_index, shard_columns
+from masp.cache.index import Columns, Index, load_index, shard_columns, widened
 from masp.cache.layout import INDEX, LAYOUT, MANIFEST, QUARANTINE, SHARDS, Layout, read_layout, tar_path
 from masp.cache.manifest import Manifest, ShardFile, read_manifest
 from masp.cache.merge import shard_answers
@@ -228,7 +228,7 @@ def _disagrees(kind: str, data: bytes, sample: SampleEntry, sidecar: Sidecar) ->
         record = decode_record(data)
     except DataError as error:
         return str(error)
-    names = ("key", "category", "answers", "grid", "image_size")
+    names = ("key", "category", "answers", "grid", "image_size", "distribution")
     wrong = next((name for name in names if getattr(record, name) != getattr(sample, name)), None)
     if wrong:
         return f"its {wrong} is not the sidecar's"
@@ -303,6 +303,7 @@ class _IndexCheck:
             {aspect: 1 << number for number, aspect in enumerate(manifest.aspects)},
         )
         """What its numbers stand for."""
+        self._num_categories = len(manifest.categories)
         self._index: Index | None = None
         self._damaged = _check_digest(directory, INDEX, manifest.index.sha256)
         self._problems: list[Problem] = []
@@ -333,6 +334,9 @@ class _IndexCheck:
                 rows = np.diff(self._index.key_offsets[start : end + 1])
             elif name == "key_text":
                 rows = self._index.key_text[self._key_byte : key_end]
+            elif name == "distribution":
+                found_rows = self._index.distributions(np.arange(start, end))
+                rows, values = (widened(column, self._num_categories) for column in (found_rows, values))
             else:
                 rows = getattr(self._index, name)[start:end]
             if not np.array_equal(rows, values):
@@ -349,5 +353,5 @@ class _IndexCheck:
         return [
             Problem(INDEX, f"column {field.name} does not agree with the sidecars")
             for field in fields(Index)
-            if differs or field.name in self._wrong
+            if field.name in self._wrong or (differs and getattr(self._index, field.name) is not None)
         ]

@@ -109,6 +109,7 @@ class ShardWriter:
             grid=layout.grid,
             source_sha256=source.sha256,
             block=layout.block,
+            distribution=sample.distribution,
         )
         text, tensor = encode_record(record), encode_features(stored)
         with plain_write_errors(self._directory):
@@ -125,6 +126,7 @@ class ShardWriter:
                 json=Member(text_offset, len(text), checksum(text)),
                 features=Member(tensor_offset, len(tensor), checksum(tensor)),
                 source=source,
+                distribution=sample.distribution,
             )
         )
         return len(text) + len(tensor)
@@ -132,7 +134,9 @@ class ShardWriter:
     def quarantine(self, sample: Sample, path: str, reason: str, source: Source) -> None:
         """Note a sample whose image cannot be read; `path` is the one that the user knows."""
         self._quarantined.append(
-            QuarantineEntry(sample.key, sample.category, dict(sample.answers), path, reason, source)
+            QuarantineEntry(
+                sample.key, sample.category, dict(sample.answers), path, reason, source, sample.distribution
+            )
         )
 
     def finish(self) -> Sidecar:

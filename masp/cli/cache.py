@@ -143,11 +143,13 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 def _repair(arguments: argparse.Namespace) -> int:
     from masp.config import load_config
+    from masp.config.feature_source import cache_directory
 
     config = load_config(arguments.config, arguments.overrides)
-    if arguments.dir and os.path.realpath(arguments.dir) != os.path.realpath(config.cache.dir):
+    directory = cache_directory(config)
+    if arguments.dir and os.path.realpath(arguments.dir) != os.path.realpath(directory):
         raise InputError(
-            f"cache verify --repair {arguments.dir}: the configuration's cache.dir is {config.cache.dir}; give "
+            f"cache verify --repair {arguments.dir}: the configuration's cache.dir is {directory}; give "
             "the configuration of the cache that is to be repaired"
         )
     from masp.extraction.repair import repair
@@ -155,7 +157,7 @@ def _repair(arguments: argparse.Namespace) -> int:
     problems = repair(config)
     for problem in problems:
         show(str(problem))
-    show(f"cache: {config.cache.dir}: {len(problems)} problems found and repaired")
+    show(f"cache: {directory}: {len(problems)} problems found and repaired")
     return 0
 
 

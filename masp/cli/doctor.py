@@ -99,7 +99,6 @@ def _configuration(path: str | None, overrides: Sequence[str], verify: bool) -> 
         The problems, and the stages that cannot be trained as configured.
     """
     from masp.cache.fingerprint import model_part
-    from masp.cache.reader import open_matching_cache
     from masp.config import load_config
     from masp.data.questions import load_questions
     from masp.vlm.prompt import load_prompt
@@ -112,11 +111,7 @@ def _configuration(path: str | None, overrides: Sequence[str], verify: bool) -> 
             f"{model_part(config)['config.model_type']}, {len(load_prompt(config.vlm.path).tokenizer)} tokens"
         ),
         "dataset": lambda: _describe(config, stuck),
-        "cache": lambda: (
-            f"{len(open_matching_cache(config)[0])} images"
-            if exists(Path(config.cache.dir), key="cache.dir")
-            else "none yet"
-        ),
+        "cache": lambda: _describe_cache(config),
         "output_dir": lambda: _space(Path(config.output_dir)),
     }
     if config.vlm.quantization != "none":
@@ -136,6 +131,16 @@ def _configuration(path: str | None, overrides: Sequence[str], verify: bool) -> 
     return problems, stuck
 
 
+def _describe_cache(config: Config) -> str:
+    from masp.cache.reader import open_matching_cache
+
+    if config.cache.dir is None:
+        return "none (cache.dir = null): training and evaluation run the encoder"
+    if not exists(Path(config.cache.dir), key="cache.dir"):
+        return "none yet"
+    return f"{len(open_matching_cache(config)[0])} images"
+
+
 def _describe(config: Config, stuck: list[str]) -> list[str]:
     """The dataset in one line; below it what it holds, what is to be known about it, and which stages it allows.
 
@@ -147,7 +152,7 @@ def _describe(config: Config, stuck: list[str]) -> list[str]:
     from masp.data.findings import finding_lines
     from masp.plan.prospects import prospects
 
-    dataset = read_dataset(config.dataset)
+    dataset = read_dataset(config.dataset, config.cache.dir)
     holdings = dataset.holdings
     lines = [f"{dataset.name}: " + ", ".join(f"{holdings.num_images(split)} {split}" for split in holdings.splits)]
     lines += [*holdings.table(), *finding_lines(dataset.findings)]

@@ -7,7 +7,21 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from masp import __version__
-from masp.cli import cache, compare, demo, doctor, evaluate, extract, plan, predict, quantization, report, study, train
+from masp.cli import (
+    cache,
+    compare,
+    datasets,
+    demo,
+    doctor,
+    evaluate,
+    extract,
+    plan,
+    predict,
+    quantization,
+    report,
+    study,
+    train,
+)
 from masp.cli.ending import exit_code
 from masp.cli.parser import Parser, add_local_rank
 from masp.cli.settings import parse_arguments
@@ -15,7 +29,21 @@ from masp.runtime import parent as _parent  # noqa: F401 - notes the launcher at
 from masp.runtime.log import say_error
 from masp.runtime.stop import end_process
 
-COMMANDS = (demo, plan, extract, train, evaluate, predict, report, compare, study, doctor, cache, quantization)
+COMMANDS = (
+    demo,
+    datasets,
+    plan,
+    extract,
+    train,
+    evaluate,
+    predict,
+    report,
+    compare,
+    study,
+    doctor,
+    cache,
+    quantization,
+)
 """Command modules, in the order in which `masp --help` lists them."""
 
 EPILOG = """\

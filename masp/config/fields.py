@@ -46,6 +46,15 @@ def _check_not_blank(text: str) -> str:
     return text
 
 
+def _check_keys(value: Any) -> Any:
+    """The same mapping with its integer keys as text."""
+    if not isinstance(value, dict):
+        raise _NOT_VALID
+    return {
+        str(key) if isinstance(key, int) and not isinstance(key, bool) else key: each for key, each in value.items()
+    }
+
+
 def _check_unique(items: Sequence[str]) -> Sequence[str]:
     if len(set(items)) < len(items):
         raise _NOT_VALID
@@ -64,6 +73,8 @@ Item = Annotated[InstanceOf[str], AfterValidator(_check_literal)]
 Text = Annotated[Item, AfterValidator(_check_not_blank), Field(json_schema_extra={"minLength": 1})]
 # A leading `~` becomes the home directory.
 PathText = Annotated[Text, AfterValidator(os.path.expanduser)]
+# A mapping from text to text; YAML's bare numbers are keys and values like any other text.
+Mapping = Annotated[dict[Text, T], BeforeValidator(_check_keys)]
 # No item occurs twice.
 UniqueList = Annotated[list[T], AfterValidator(_check_unique), Field(json_schema_extra={"uniqueItems": True})]
 
@@ -115,7 +126,8 @@ def _settings(root: type, prefix: str) -> Iterator[Setting]:
 
 def _valid(schema: dict[str, Any]) -> str:
     if "anyOf" in schema:
-        return f"{_valid(schema['anyOf'][0])}, or null"
+        kinds = ["null" if each["type"] == "null" else _valid(each) for each in schema["anyOf"]]
+        return f"{', '.join(kinds[:-1])}, or {kinds[-1]}"
     if "enum" in schema:
         return f"one of {', '.join(schema['enum'])}"
     match schema["type"]:
@@ -127,6 +139,8 @@ def _valid(schema: dict[str, Any]) -> str:
             return words + (", each at most once" if schema.get("uniqueItems") else "")
         case "string":
             return "a non-empty string" if "minLength" in schema else "a string"
+        case "object":
+            return f"a mapping such as {{{schema['examples'][0]}}}"
         case "boolean":
             return "true or false"
         case kind:

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +40,8 @@ class _Layer:
     """Its name in messages."""
     lines: dict[str, int]
     """The line of each key, by its dotted name."""
+    is_entry: bool = False
+    """Whether it is one entry of a setting that is a mapping; any other layer gives such a setting as a whole."""
 
     def place(self, name: str) -> str:
         return f"{self.source} line {self.lines[name]}" if name in self.lines else self.source
@@ -48,7 +50,7 @@ class _Layer:
 def load_config(path: str | Path | None, overrides: Sequence[str] = (), unused: Sequence[str] = ()) -> Config:
     """Load and check the configuration of a run; see `load_settings`. `vlm.path` and `questions` may name MASP's own
     files, see `find_packaged`."""
-    config = load_settings(Config, path, overrides, _check_together, unused)
+    config = load_settings(Config, path, overrides, check_together, unused)
     config.vlm.path, config.questions = find_packaged(config.vlm.path), find_packaged(config.questions)
     return config
 
@@ -57,7 +59,7 @@ def load_settings(
     root: type[T],
     path: str | Path | None,
     overrides: Sequence[str] = (),
-    check_together: Callable[[T, str], None] | None = None,
+    check: Callable[[T, str], None] | None = None,
     unused: Sequence[str] = (),
 ) -> T:
     """Load and check settings of any kind.
@@ -68,7 +70,7 @@ def load_settings(
         path: YAML file (see `find_packaged`), or None for the defaults alone. Its key `base` names a file, relative
             to its own directory, whose settings it starts from.
         overrides: `key=value` strings, the key dotted and the value in YAML; the last one of a key wins.
-        check_together: Checks rules about more than one value; gets the settings and the name of their source.
+        check: Checks rules about more than one value; gets the settings and the name of their source.
         unused: Dotted names of required paths that the command does not use, and that need not be given.
 
     Returns:
@@ -81,9 +83,11 @@ def load_settings(
     file = None if path is None else find_packaged(str(path))
     where = file or _COMMAND_LINE
     tree: Tree = {}
+    kind: type = root
+    names = list(describe_settings(kind))
     for layer in [*([] if file is None else _read_files(Path(file), root)), *_read_overrides(overrides, root)]:
         _check_layer(layer, root)
-        _merge(tree, layer.tree)
+        _merge(tree, layer.tree, [] if layer.is_entry else names)
     for name in unused:
         section, _, key = name.rpartition(".")
         tree.setdefault(section, {}).setdefault(key, NOT_GIVEN)
@@ -95,8 +99,8 @@ def load_settings(
         raise InputError(
             f"{where}: {' and '.join(missing)} must be given, in the file or as {missing[0]}=… on the command line"
         ) from None
-    if check_together is not None:
-        check_together(settings, where)
+    if check is not None:
+        check(settings, where)
     return settings
 
 
@@ -147,7 +151,8 @@ def _read_overrides(overrides: Sequence[str], root: type) -> list[_Layer]:
         tree = _override_value(text.strip(), name, root)
         for part in reversed(name.split(".", _MAX_PARTS)):
             tree = {part: tree}
-        layers.append(_Layer(tree, _COMMAND_LINE, {}))
+        is_entry = name not in describe_settings(root) and name.rpartition(".")[0] in describe_settings(root)
+        layers.append(_Layer(tree, _COMMAND_LINE, {}, is_entry))
     return layers
 
 
@@ -160,10 +165,13 @@ def _override_value(text: str, name: str, root: type) -> Any:
     return parse_yaml(text, f"{_COMMAND_LINE}: {one_line(shortened(name))}")[0]
 
 
-def _merge(tree: Tree, other: Tree) -> None:
+def _merge(tree: Tree, other: Tree, whole: Collection[str], prefix: str = "") -> None:
+    """Put what one layer gives over what others gave; what is called as in `whole` is replaced, not merged."""
     for key, value in other.items():
-        if isinstance(value, dict):
-            _merge(tree.setdefault(key, {}), value)
+        if isinstance(value, dict) and prefix + key not in whole:
+            if not isinstance(tree.get(key), dict):
+                tree[key] = {}
+            _merge(tree[key], value, whole, f"{prefix}{key}.")
         else:
             tree[key] = value
 
@@ -235,16 +243,26 @@ def _suggestion(name: str, prefix: str, root: type) -> str:
     return f"valid keys here: {', '.join(here)}"
 
 
-def _check_together(config: Config, where: str) -> None:
+def check_together(config: Config, where: str) -> None:
     """Check the rules about more than one value."""
     low, high = config.vlm.min_pixels, config.vlm.max_pixels
     if low is not None and high is not None and low > high:
         raise InputError(f"{where}: vlm.min_pixels = {low}: must be at most vlm.max_pixels, which is {high}")
+    if config.cache.dir is None and config.cache.aspect_tokens:
+        raise InputError(
+            f"{where}: cache.aspect_tokens = true: with cache.dir = null there is no cache to read them from"
+        )
+    if config.cache.dir is not None and config.dataset.augment != "none":
+        raise InputError(
+            f"{where}: dataset.augment = {config.dataset.augment!r}: features in a cache are the same in every epoch; "
+            "give cache.dir=null to compute them in training, or dataset.augment=none"
+        )
     if not config.stage2.vision_features and (not config.aspects or config.checkpoint.aspect == "none"):
         key = "checkpoint.aspect = none" if config.aspects else "aspects = []"
         raise InputError(
             f"{where}: stage2.vision_features = false: with {key} nothing of the image would be in the prompt"
         )
+    _check_splits(config, where)
     categories = config.dataset.categories
     if categories is not None:
         words = [normalize_category(category) for category in categories]
@@ -253,3 +271,18 @@ def _check_together(config: Config, where: str) -> None:
                 f"{where}: dataset.categories = {shown(categories)}: must name one or more different categories "
                 f"(case and underscores make no difference), or be null"
             )
+
+
+def _check_splits(config: Config, where: str) -> None:
+    """Check that the splits are given all by fractions or all by files, and that fractions are those of a whole."""
+    splits = config.dataset.split
+    if splits is None:
+        return
+    fractions = [value for value in splits.values() if isinstance(value, float)]
+    if not splits or (fractions and len(fractions) < len(splits)):
+        problem = "must give every split a fraction, or every split the file that lists its images"
+    elif fractions and abs(sum(fractions) - 1) > 1e-6:
+        problem = f"the fractions must add up to 1, not {sum(fractions):g}"
+    else:
+        return
+    raise InputError(f"{where}: dataset.split = {shown(splits)}: {problem}")

@@ -5,27 +5,55 @@ The string under a field is its documentation; `tools/config_reference.py` turns
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import BeforeValidator, Field, GetPydanticSchema
+from pydantic import AfterValidator, BeforeValidator, Field, GetPydanticSchema
 
-from masp.config.fields import Boolean, Count, Fraction, Item, Number, PathText, Positive, Settings, UniqueList
-from masp.taxonomy import ASPECTS, DatasetName, Split
+from masp.config.fields import (
+    Boolean,
+    Count,
+    Fraction,
+    Item,
+    Mapping,
+    Number,
+    PathText,
+    Positive,
+    Settings,
+    Text,
+    UniqueList,
+)
+from masp.taxonomy import ASPECTS, DatasetName, Split, dataset_name
 
 # One of `ASPECTS`; to the type checker a string, since code does not depend on which aspects there are.
 Aspect = Annotated[str, GetPydanticSchema(lambda _source, handler: handler(Literal[*ASPECTS]))]
 # Authors write "Emotion6" and "EmoSet".
 AnyCaseName = Annotated[
-    DatasetName, BeforeValidator(lambda name: name.strip().lower() if isinstance(name, str) else name)
+    DatasetName, BeforeValidator(lambda name: dataset_name(name) if isinstance(name, str) else name)
 ]
+DatasetFormat = Literal["folders", "emoset", "table", "webdataset", "parquet", "arrow"]
 Device = Literal["auto", "cpu", "cuda"]
 Layout = Literal["after_image", "released"]
 Precision = Literal["bf16", "fp16", "fp32"]
 Scoring = Literal["likelihood", "generate"]
 Source = Literal["cache", "live"]
+Augmentation = Literal["none", "flip", "crop"]
 Quantization = Literal["none", "int8", "int4"]
 StageName = Literal["stage1", "stage2"]
 Transparency = Literal["white", "drop"]
+
+
+def _check_columns(columns: dict[str, str]) -> dict[str, str]:
+    known = ("image", "label", "split", "id", *ASPECTS)
+    if unknown := sorted(set(columns) - set(known)):
+        raise ValueError(f"{unknown[0]!r} is not something that a column may hold; valid are {', '.join(known)}")
+    return columns
+
+
+def _check_splits(splits: dict[str, float | str]) -> dict[str, float | str]:
+    known = get_args(Split)
+    if unknown := sorted(set(splits) - set(known)):
+        raise ValueError(f"{unknown[0]!r} is not a split; valid are {', '.join(known)}")
+    return splits
 
 
 @dataclass
@@ -60,6 +88,13 @@ class VlmConfig(Settings):
     measures what each costs in accuracy."""
 
 
+ColumnNames = Annotated[Mapping[Text], AfterValidator(_check_columns), Field(examples=["image: file, label: emotion"])]
+LabelNames = Annotated[Mapping[Text | None], Field(examples=["0: amusement, 1: anger, 2: null"])]
+Splits = Annotated[
+    Mapping[Fraction | PathText], AfterValidator(_check_splits), Field(examples=["train: 0.8, val: 0.1, test: 0.1"])
+]
+
+
 @dataclass(kw_only=True)
 class DatasetConfig(Settings):
     """The labeled images."""
@@ -69,19 +104,52 @@ class DatasetConfig(Settings):
     other."""
 
     root: PathText
-    """Directory that contains `train/`, `val/`, `test/`, or `train.json`, `val.json`, `test.json`."""
+    """Where the images are: a directory, a file, a pattern of files (`data/{00000..00099}.tar`, `data/*.parquet`), or
+    `hf://owner/name` of the Hugging Face Hub. docs/datasets.md shows what may be there."""
+
+    format: Literal["auto", DatasetFormat] = "auto"
+    """What is there. `auto` looks and says what it found: `folders`, whose names are the categories; `emoset`, index
+    files as EmoSet has them; `table`, a `.csv`, `.tsv` or `.jsonl` file with a row per image; `webdataset`, tars;
+    `parquet` and `arrow`, as the Hugging Face Hub and its `datasets` library have them."""
+
+    columns: ColumnNames | None = None
+    """Columns of a table, of tars, parquet or arrow files by what they hold: `image`, `label`, `split`, `id`, and any
+    aspect. null, or what is not given: the usual names, such as `file_name` and `emotion`."""
+
+    distribution: Annotated[UniqueList[Item], Field(examples=[["anger", "joy", "neutral"]])] | None = None
+    """Columns with the votes or probabilities of an image, one per category and named like it."""
+
+    label_names: LabelNames | PathText | None = None
+    """Category of each label, where labels are numbers or other words than the categories, or a YAML or JSON file with
+    such a mapping; the images of a label with null are left out."""
+
+    split: Splits | None = None
+    """How to divide images that the dataset itself does not divide: `{train: 0.8, val: 0.1, test: 0.1}` by a hash of
+    each image's name, in every category alike and copies of an image together; or `{train: train.txt, test: test.txt}`,
+    files that list the images. Where the dataset has a split `test`, only its `train` is divided, as in
+    `{train: 0.9, val: 0.1}`."""
+
+    split_seed: Annotated[int, Field(ge=0, le=2**32 - 1), Number] = 0
+    """Seed of the division by fractions."""
 
     categories: Annotated[UniqueList[Item], Field(examples=[["joy", "fear"]])] | None = None
     """Categories in the order in which questions list them; null takes the named dataset's own, for `folder` the names
     of the subdirectories."""
+
+    augment: Augmentation = "none"
+    """Random changes of the images that training sees, with `cache.dir: null` only, anew in each epoch: `flip` mirrors
+    an image left to right with probability 1/2, `crop` takes a part of it (from half of its area to all, its sides in a
+    ratio of 3/4 to 4/3 of the image's own) and scales it to the size of the image. Validation and evaluation see the
+    images as they are."""
 
 
 @dataclass
 class CacheConfig(Settings):
     """The feature cache."""
 
-    dir: PathText
-    """Cache directory. One cache serves one VLM and one dataset."""
+    dir: PathText | None
+    """Cache directory. One cache serves one VLM and one dataset. null: no cache; training and evaluation run the
+    encoder on the images themselves, each time that they see one, which is slower and takes no disk space."""
 
     dtype: Literal["bf16", "fp16", "fp32", "int8", "fp8"] = "bf16"
     """Number format of the stored features. `int8` and `fp8` (e4m3), with a scale per token, halve the size of the
@@ -93,12 +161,14 @@ class CacheConfig(Settings):
     aspect modules. They are found by the digests of cache and modules; if there are none, it is an error."""
 
     num_shards: Annotated[int, Field(ge=1, le=100_000), Number] = 64
-    """Number of tar shards over all splits; no shard contains two splits. Another number makes another cache."""
+    """Number of tar shards over all splits; no shard contains two splits. Another number makes another cache, and
+    another order of training, also without a cache."""
 
 
 @dataclass
 class ExtractConfig(Settings):
-    """The job that fills the cache."""
+    """The job that fills the cache. Without a cache, the encoder in training and evaluation: workers and
+    `max_bad_fraction` are then those of the pass that tries to read every image before training."""
 
     num_workers: Annotated[int, Field(ge=0, le=512), Number] = 2
     """Processes that read and decode images; 0: the main process does."""
@@ -219,6 +289,14 @@ class Stage2Config(StageConfig):
     the aspects, the categories and the question; `padding_rows`, as the published code: the rows of the embedding table
     behind the tokenizer's last token, which no token uses."""
 
+    targets: Literal["label", "distribution"] = "label"
+    """What is learned of an image: its `label`, or the `distribution` over the categories, for datasets with votes of
+    raters or probabilities. An image without a distribution is trained on its label."""
+
+    distribution_loss: Literal["weighted", "drawn"] = "weighted"
+    """How a distribution is learned: `weighted` takes the loss of every category, weighted with its probability, in one
+    pass; `drawn` takes one category as the answer, drawn anew in each epoch."""
+
     vision_features: Boolean = True
     """Put the vision features into the prompt, after the aspect tokens. Without them, an ablation, the language model
     sees of the image only the aspect tokens."""
@@ -242,7 +320,7 @@ class EngineConfig(Settings):
     """Device of training; `auto` takes a GPU if there is one."""
 
     num_workers: Annotated[int, Field(ge=0, le=512), Number] = 2
-    """Processes per rank that read the cache; 0: the main process does."""
+    """Processes per rank that read the cache, or without one the images; 0: the main process does."""
 
     num_threads: Annotated[int, Field(ge=1, le=1024), Number] | None = None
     """CPU threads per rank; null leaves it to torch."""
@@ -276,7 +354,8 @@ class EvaluateConfig(Settings):
     category, in upper or lower case."""
 
     source: Source = "cache"
-    """Where features come from: `cache` reads them, `live` runs the encoder on the images."""
+    """Where features come from: `cache` reads them, `live` runs the encoder on the images, as both do with
+    `cache.dir: null`."""
 
     batch_size: Count = 16
     """Images that a rank scores at once. Affects memory and speed, not the result."""

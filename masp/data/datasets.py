@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import bisect
-import os
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from masp.config.schema import DatasetConfig
 from masp.data.annotations import read_annotations
+from masp.data.division import Division, Undivided, divide, read_division
 from masp.data.findings import (
     NO_ANNOTATIONS,
     Finding,
@@ -21,62 +23,220 @@ from masp.data.findings import (
     ignored_findings,
     key_findings,
 )
-from masp.data.folder_layout import meant_by_name, read_folders
-from masp.data.index_layout import read_index_files
-from masp.data.sample import SPLITS, Dataset, Entries, Label, Listing, Sample, Samples, Table, count_kinds
+from masp.data.keys import sample_key
+from masp.data.named.catalog import named_rows
+from masp.data.sample import (
+    NO_SPLIT,
+    SPLITS,
+    UNDIVIDED,
+    Dataset,
+    Entries,
+    Label,
+    Listing,
+    Sample,
+    Samples,
+    Table,
+    count_kinds,
+    directory_prefix,
+)
+from masp.data.sources.category_names import category_names
+from masp.data.sources.find import find_dataset
+from masp.data.sources.folders import read_folders
+from masp.data.sources.index_files import read_index_files
+from masp.data.sources.labels import LabeledRows, read_labeled
+from masp.data.sources.rows import Rows
 from masp.errors import DataError, InputError
-from masp.files.regular import exists, is_directory, is_file
-from masp.files.text import reason
+from masp.files.text import shown
 from masp.taxonomy import CATEGORY_SETS, normalize_category
+
+LOG = logging.getLogger(__name__)
 
 __all__ = ["SPLITS", "Dataset", "ListedDataset", "Sample", "list_dataset", "read_dataset"]
 
 
-def read_dataset(config: DatasetConfig) -> Dataset:
-    """Read a dataset in either of its two layouts, with all its annotations; see `list_dataset`.
+def read_dataset(config: DatasetConfig, cache_dir: str | Path | None = None) -> Dataset:
+    """Read a dataset with all its annotations; see `list_dataset`.
 
     Raises:
-        InputError: The root is not a dataset, or something in it is not as its layout requires; the message names it.
+        InputError: The root is not a dataset, or something in it is not as its format requires; the message names it.
         DataError: An annotation is damaged or missing where others exist.
     """
-    return list_dataset(config).whole()
+    return list_dataset(config, cache_dir).whole()
 
 
-def list_dataset(config: DatasetConfig) -> ListedDataset:
-    """List a dataset in either of its two layouts, told apart by what the root holds; annotations are not read.
+def list_dataset(config: DatasetConfig, cache_dir: str | Path | None = None) -> ListedDataset:
+    """List a dataset of any format that `masp.data.sources` knows; annotation files are not read.
 
-    - image folders: `ROOT/{train,val,test}/<emotion>/*`, and where there are annotations
-      `ROOT/annotation/<emotion>/<stem>.json`. Keys hold the path relative to the split's directory.
+    - image folders: `ROOT/{train,val,test}/<emotion>/**`, or without splits `ROOT/<emotion>/**`, and where there are
+      annotations `ROOT/annotation/<emotion>/<stem>.json`. Keys hold the path relative to the split's directory, or to
+      the root.
     - index files: `ROOT/{train,val,test}.json`, as EmoSet's authors ship it. Keys hold the path relative to the root.
+    - rows of tables, tars, parquet or arrow files, see `masp.data.sources.rows`. Keys hold the path of the image, the
+      name of the member or the number of the row.
 
-    A dataset need not have every split. Image files are listed, not opened: what cannot be read is found when features
-    are extracted. Categories are compared in lower case, with underscores as spaces.
+    A dataset need not have every split. Images are listed, not opened: what cannot be read is found when features are
+    extracted. Categories are compared in lower case, with underscores as spaces.
 
     Args:
         config: Section `dataset` of the configuration.
+        cache_dir: Directory of the cache, which may say how images were divided into splits; None if there is none.
 
     Raises:
-        InputError: The root is not a dataset, or something in it is not as its layout requires; the message names it.
+        InputError: The root is not a dataset, or something in it is not as its format requires; the message names it.
     """
-    root = Path(config.root)
-    categories = _named_categories(config)
-    listing = _find_layout(root)(root, categories)
-    return ListedDataset(config.name, root, categories or listing.categories, listing)
+    valid, recorded = _named_categories(config), read_division(cache_dir) if config.split else None
+    named = named_rows(config)
+    if named is not None:
+        root = Path(config.root)
+        return _of_rows(config, root, read_labeled(named, config, valid), recorded, named.kind)
+    found = find_dataset(config)
+    if config.format == "auto" and found.format not in ("folders", "emoset"):
+        count = f" ({len(found.files):,} files)" if len(found.files) > 1 else ""
+        LOG.info("%s is read as the format %s%s", config.root, found.format, count)
+    source = found.rows()
+    if source is not None:
+        return _of_rows(config, found.root, read_labeled(source, config, valid), recorded, source.kind)
+    names = category_names(config, valid)
+    read = read_index_files if found.format == "emoset" else read_folders
+    listing, division = _divided(read(found.root, names), config, recorded)
+    categories = valid or listing.categories
+    entries = listing.entries
+    order = np.array(sorted(range(len(entries)), key=entries.keys.__getitem__), dtype=np.int32)
+    kind = "index files" if found.format == "emoset" else "image folders"
+    return ListedDataset(config.name, found.root, categories, _table(entries, order), order, listing, division, kind)
+
+
+def _divided(listing: Listing, config: DatasetConfig, recorded: Division | None) -> tuple[Listing, Division | None]:
+    """A listing whose images all have a split."""
+    entries = listing.entries
+    if config.split is None and UNDIVIDED not in entries.bases:
+        return listing, None
+    names = [entries.bases[entries.split(n)] + entries.relative_path(n) for n in range(len(entries))]
+    numbers = {category: number for number, category in enumerate(dict.fromkeys(entries.categories))}
+    codes = {split: number for number, split in enumerate(SPLITS)} | {UNDIVIDED: NO_SPLIT}
+    images = Undivided(
+        names,
+        np.array([codes[entries.split(n)] for n in range(len(entries))], dtype=np.uint8),
+        np.array([numbers[category] for category in entries.categories], dtype=np.int32),
+        entries.image_path,
+    )
+    split, division = divide(images, config, recorded)
+    bases = dict.fromkeys(SPLITS, "") | {s: base for s, base in entries.bases.items() if s != UNDIVIDED}
+    divided = Entries(entries.root, bases, first_rows=entries.first_rows, left_out=entries.left_out)
+    for number in np.flatnonzero(split != NO_SPLIT).tolist():
+        before, now = entries.split(number), SPLITS[split[number]]
+        path = entries.moved.get(number)
+        if path is None and bases[now] != entries.bases[before]:
+            path = names[number]
+        if path is not None:
+            divided.moved[len(divided)] = path
+        divided.keys.append(f"{now}/{entries.keys[number].partition('/')[2]}")
+        divided.categories.append(entries.categories[number])
+        divided.annotations.append(entries.annotations[number])
+    if len(divided) < len(entries):  # rows of index files are then not entries any more
+        divided.first_rows, divided.left_out = {}, {}
+    findings = (*listing.findings, *_unlisted_findings(split, names.__getitem__))
+    return replace(listing, entries=divided, findings=findings), division
+
+
+def _unlisted_findings(split: np.ndarray, name: Callable[[int], str]) -> list[Finding]:
+    """Images that the files of `dataset.split` do not list."""
+    without = np.flatnonzero(split == NO_SPLIT)
+    if not without.size:
+        return []
+    text = f"{without.size:,} of {len(split):,} images are in none of the files of dataset.split; they are not used"
+    return [Finding("ignored", text, without.size, examples(map(name, without[:3].tolist())))]
+
+
+def _of_rows(
+    config: DatasetConfig, root: Path, labeled: LabeledRows, recorded: Division | None, kind: str
+) -> ListedDataset:
+    """The dataset of a source of rows; its annotations are known."""
+    rows = labeled.rows
+    kept = np.flatnonzero(labeled.label >= 0)
+    names = [rows.identities[row] for row in kept.tolist()]
+    _check_names(names, kept, rows)
+    codes = {category: number for number, category in enumerate(labeled.categories)}
+    category = np.array([codes[label.category] for label in labeled.labels], dtype=np.int32)[labeled.label[kept]]
+    images = Undivided(names, labeled.split[kept], category, lambda n: rows.image(int(kept[n])))
+    split, division = divide(images, config, recorded)
+    findings = [*rows.findings, *labeled.findings, *_unlisted_findings(split, names.__getitem__)]
+    keys = []
+    for number in np.flatnonzero(split != NO_SPLIT).tolist():
+        try:
+            keys.append((sample_key(SPLITS[split[number]], names[number]), number))
+        except ValueError as error:
+            raise InputError(f"{rows.where(int(kept[number]))}: {error}") from None
+    del names
+    keys.sort()
+    chosen = kept[[number for _, number in keys]] if keys else kept[:0]
+    splits = tuple(sorted(SPLITS))
+    number_of = np.array([splits.index(name) for name in SPLITS], dtype=np.uint8)
+    table = Table(
+        keys=[key for key, _ in keys],
+        split=number_of[split[[number for _, number in keys]]] if keys else number_of[:0],
+        label=labeled.label[chosen],
+        labels=labeled.labels,
+        directories={},
+        moved={} if rows.paths is None else {key: rows.paths[row] for (key, _), row in zip(keys, chosen, strict=True)},
+        splits=splits,
+        places=rows.places and rows.places.part(chosen),
+        blocks=rows.blocks and rows.blocks.part(chosen),
+    )
+    if not any(label.aspects for label in labeled.labels):
+        findings.append(Finding("annotations", NO_ANNOTATIONS, len(table.keys)))
+    entries = Entries(directory_prefix(root), {})
+    listing = Listing(entries, labeled.categories, rows.ignored, tuple(findings))
+    return ListedDataset(config.name, root, labeled.categories, table, None, listing, division, kind)
+
+
+def _check_names(names: Sequence[str], kept: np.ndarray, rows: Rows) -> None:
+    if len(set(names)) == len(names):
+        return
+    first: dict[str, int] = {}
+    for number, name in enumerate(names):
+        other = first.setdefault(name, number)
+        if other != number:
+            one, another = rows.where(int(kept[number])), rows.where(int(kept[other]))
+            raise InputError(
+                f"{one}: {shown(name)} is the name of the image in {another} too; every image needs a name of its own "
+                "(dataset.columns.id chooses the column)"
+            )
 
 
 class ListedDataset:
     """A dataset whose annotations are read when they are needed: one of many tasks needs those of its own images."""
 
-    def __init__(self, name: str, root: Path, categories: tuple[str, ...], listing: Listing):
-        """Nothing read yet of what was listed."""
-        self.name, self.root, self.categories = name, root, categories
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        categories: tuple[str, ...],
+        table: Table,
+        order: np.ndarray | None,
+        listing: Listing,
+        division: Division | None,
+        kind: str,
+    ):
+        """Nothing read yet of what was listed.
+
+        Args:
+            name, root, categories: See `Dataset`.
+            table: The images, sorted by key.
+            order: `[N]` number of the entry in each row of the table; None if the table already has the annotations.
+            listing: What was listed.
+            division: How the images were divided by fractions, if they were.
+            kind: What it was listed from, in words: `parquet files`.
+        """
+        self.name, self.root, self.categories, self.kind = name, root, categories, kind
+        self.division = division
         self._listing = listing
-        keys = listing.entries.keys
-        self._order = np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int32)
-        """`[N]`: number of the entry in each row, whose order is that of the keys."""
-        self.samples = Samples(_table(listing.entries, self._order), np.arange(len(keys), dtype=np.int32))
+        self._order = np.zeros(0, dtype=np.int32) if order is None else order
+        self.samples = Samples(table, np.arange(len(table.keys), dtype=np.int32))
         """All images of all splits, sorted by key; their answers have to be read first."""
-        self._is_read, self._is_annotated = np.zeros(len(keys), dtype=bool), np.zeros(len(keys), dtype=bool)
+        self._has_files = order is not None
+        self._is_read = np.full(len(table.keys), order is None, dtype=bool)
+        self._is_annotated = np.zeros(len(table.keys), dtype=bool)
         self._misspelled: Counter[str] = Counter()
 
     def read(self, samples: Samples) -> None:
@@ -99,7 +259,7 @@ class ListedDataset:
             found = []
             for kind in kinds.tolist():
                 aspects, texts = chunk.answers[(kind & 0xFFFFFFFF) - 1] if kind & 0xFFFFFFFF else ((), ())
-                label = Label(table.labels[kind >> 32].category, aspects, texts)
+                label = replace(table.labels[kind >> 32], aspects=aspects, texts=texts)
                 found.append(numbers.setdefault(label, len(numbers)))
                 if found[-1] == len(table.labels):
                     table.labels.append(label)
@@ -123,12 +283,14 @@ class ListedDataset:
         """
         self.read(self.samples)
         listing = self._listing
-        without = np.sort(self._order[~self._is_annotated]).tolist()
-        found = [
-            *_missing_annotations(listing, without),
-            *key_findings(self._misspelled),
-            *(_shared_images(listing.entries) if listing.entries.first_rows else ()),
-        ]
+        found: list[Finding] = []
+        if self._has_files:
+            without = np.sort(self._order[~self._is_annotated]).tolist()
+            found = [
+                *_missing_annotations(listing, without),
+                *key_findings(self._misspelled),
+                *(_shared_images(listing.entries) if listing.entries.first_rows else ()),
+            ]
         holdings = holdings_of(count_kinds(self.samples))
         used = {split: holdings.num_images(split) for split in holdings.categories}
         return Dataset(
@@ -169,32 +331,6 @@ def _named_categories(config: DatasetConfig) -> tuple[str, ...] | None:
     if config.categories is not None:
         return tuple(normalize_category(category) for category in config.categories)
     return CATEGORY_SETS.get(config.name)
-
-
-def _find_layout(root: Path) -> Callable[[Path, tuple[str, ...] | None], Listing]:
-    if not is_directory(root, key="dataset.root"):
-        what = "not a directory" if exists(root) else "no such directory"
-        raise InputError(f"dataset.root = {str(root)!r}: {what}")
-    folders = [f"{split}/" for split in SPLITS if is_directory(root / split, key="dataset.root")]
-    indices = [f"{split}.json" for split in SPLITS if is_file(root / f"{split}.json", key="dataset.root")]
-    if folders and indices:
-        raise InputError(
-            f"dataset.root = {str(root)!r}: holds both {', '.join(folders)} and {', '.join(indices)}, which are two "
-            f"layouts of a dataset; keep one of them"
-        )
-    if not folders and not indices:
-        try:
-            names = sorted(os.listdir(root))
-        except OSError as error:
-            raise InputError(f"dataset.root = {str(root)!r}: cannot be listed: {reason(error)}") from None
-        holds = f"holds {', '.join(names[:5])}{', …' if len(names) > 5 else ''}" if names else "is empty"
-        meant = [f"{name}/ to {split}/" for name in names if (split := meant_by_name(name)) in SPLITS]
-        rename = f"; if these are its splits, rename {', '.join(meant)}" if meant else ""
-        raise InputError(
-            f"dataset.root = {str(root)!r}: {holds}; a dataset has the image folders train/<emotion>/ and "
-            f"test/<emotion>/, or index files train.json and test.json as EmoSet has them{rename}"
-        )
-    return read_folders if folders else read_index_files
 
 
 def _missing_annotations(listing: Listing, without: Sequence[int]) -> list[Finding]:

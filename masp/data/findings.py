@@ -40,20 +40,20 @@ Kind = Literal[
     "cache",
     "vlm",
 ]
-Why = Literal["too deep", "no category", "extension", "hidden", "no split", "not listed", "other file"]
+Why = Literal["no category", "extension", "hidden", "no split", "not listed", "other file", "left out"]
 
 MAX_EXAMPLES = 3
 _MAX_EXAMPLE = 200
 """Characters of an example."""
 
 _WORDS: dict[Why, str] = {
-    "too deep": "in a directory inside a category directory",
     "no category": "in a split but in none of its category directories",
     "extension": "whose extension is not that of an image",
     "hidden": "hidden (the name starts with a dot)",
     "no split": "outside the splits",
     "not listed": "that no index file lists",
     "other file": "other files, such as text",
+    "left out": "that dataset.label_names leaves out",
 }
 _ORDER = {"train": 0, "val": 1, "test": 2}
 """Order of the splits in tables."""

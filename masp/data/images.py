@@ -5,10 +5,8 @@ import errno
 import functools
 import hashlib
 import io
-import os
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO
 
 from PIL import Image, TiffImagePlugin
@@ -25,7 +23,8 @@ from masp.data.image_files.pixels import (
     whiten_key,
 )
 from masp.data.image_files.repairs import Repair, repair_of
-from masp.data.reading import opened, read_whole
+from masp.data.image_files.stored import Location, StoredImage, open_image
+from masp.data.reading import read_whole
 from masp.errors import DataError
 from masp.files.regular import UnsuitableFile
 from masp.files.retry import PERMANENT_ERRORS, retry_io
@@ -52,7 +51,7 @@ _REASONS = {
 class UnreadableImage(DataError):
     """A file that cannot be read as an image, whoever reads it and whenever."""
 
-    def __init__(self, reason: str, path: str | Path | None = None):
+    def __init__(self, reason: str, path: Location | None = None):
         super().__init__(reason if path is None else f"{path}: cannot read this image: {reason}")
         self.reason = reason
 
@@ -72,7 +71,7 @@ class _Damaged(UnreadableImage):
 
 
 def load_image(
-    path: str | Path,
+    image: Location,
     max_side: int | None = None,
     max_aspect_ratio: float | None = MAX_ASPECT_RATIO,
     transparency: Transparency = "white",
@@ -80,7 +79,7 @@ def load_image(
     """Read an image: the first frame, upright, RGB, scaled down to `max_side`.
 
     Args:
-        path: Path of the image file.
+        image: Where the image is.
         max_side: See `limited_size`.
         max_aspect_ratio: Largest ratio of the sides that the VLM takes; None takes any.
         transparency: See `masp.data.image_files.pixels.to_rgb`.
@@ -92,34 +91,34 @@ def load_image(
         UnreadableImage: The file is missing, cannot be opened, is not an image, or is damaged, too large or too long.
         OSError: The disk failed, also after several tries; nothing is known about the image.
     """
-    data = read_image_file(path)
+    data = read_image_file(image)
     try:
         return decode_image(data, max_side, max_aspect_ratio, transparency)
     except UnreadableImage as error:
-        raise UnreadableImage(error.reason, path) from error.__cause__
+        raise UnreadableImage(error.reason, image) from error.__cause__
 
 
-def read_image_file(path: str | Path) -> bytes:
-    """Read an image file's bytes, for `decode_image` and for digests.
+def read_image_file(image: Location) -> bytes:
+    """Read an image's bytes, for `decode_image` and for digests.
 
     Args:
-        path: Path of the file.
+        image: Where the image is.
 
     Returns:
-        Its content.
+        Its bytes as they are stored.
 
     Raises:
         UnreadableImage: The file is missing, not permitted, not a regular file, empty or too large.
         OSError: The disk failed, also after several tries.
     """
     try:
-        data = read_whole(path)
+        data = retry_io(image.read) if isinstance(image, StoredImage) else read_whole(image)
     except UnsuitableFile as error:
-        raise UnreadableImage(reason(error), path) from None
+        raise UnreadableImage(reason(error), image) from None
     except OSError as error:
-        raise _classified(error, path) from None
+        raise _classified(error, image) from None
     if not data:
-        raise UnreadableImage("empty file", path)
+        raise UnreadableImage("empty file", image)
     return data
 
 
@@ -226,12 +225,12 @@ def _decoded(
 
 
 def image_size(
-    path: str | Path, max_side: int | None = None, max_aspect_ratio: float | None = MAX_ASPECT_RATIO
+    image: Location, max_side: int | None = None, max_aspect_ratio: float | None = MAX_ASPECT_RATIO
 ) -> tuple[int, int]:
     """The size of the image that `load_image` would return, from the file's header alone.
 
     Args:
-        path: Path of the image file.
+        image: Where the image is.
         max_side, max_aspect_ratio: See `load_image`.
 
     Returns:
@@ -244,23 +243,23 @@ def image_size(
     """
 
     def measure() -> tuple[int, int]:
-        with opened(path) as file:
-            if not file.seek(0, io.SEEK_END):
+        with open_image(image) as file:
+            num_bytes = file.seek(0, io.SEEK_END)
+            if not num_bytes:
                 raise UnreadableImage("empty file")
             file.seek(0)
-            with _quiet(), _opened_or_repaired(file) as image:
-                num_bytes = os.fstat(file.fileno()).st_size
-                _check_size(image, num_bytes, max_aspect_ratio, max_side)
-                return _final_size(image, orientation_of(image, header_only=True), max_side, max_aspect_ratio)
+            with _quiet(), _opened_or_repaired(file) as header:
+                _check_size(header, num_bytes, max_aspect_ratio, max_side)
+                return _final_size(header, orientation_of(header, header_only=True), max_side, max_aspect_ratio)
 
     try:
         return retry_io(measure)
     except UnreadableImage as error:
-        raise UnreadableImage(error.reason, path) from None
+        raise UnreadableImage(error.reason, image) from None
     except UnsuitableFile as error:
-        raise UnreadableImage(reason(error), path) from None
+        raise UnreadableImage(reason(error), image) from None
     except OSError as error:
-        raise _classified(error, path) from None
+        raise _classified(error, image) from None
 
 
 def limited_size(width: int, height: int, max_side: int | None) -> tuple[int, int]:
@@ -361,10 +360,10 @@ def _final_size(
     return size
 
 
-def _classified(error: OSError, path: str | Path) -> OSError | UnreadableImage:
+def _classified(error: OSError, image: Location) -> OSError | UnreadableImage:
     """The error itself if the disk failed, else what it means for the image."""
     if error.errno in PERMANENT_ERRORS:
-        return UnreadableImage(_REASONS.get(error.errno, f"cannot be opened: {reason(error)}"), path)
+        return UnreadableImage(_REASONS.get(error.errno, f"cannot be opened: {reason(error)}"), image)
     return error
 
 

@@ -9,6 +9,7 @@ of templates, and `{}` in a template about the emotion is the list of categories
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,27 @@ def _draw(*what: object) -> int:
     """A 64-bit number that depends on nothing but `what`."""
     text = "\0".join(str(part) for part in what)
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def drawn_category(
+    categories: Sequence[str], distribution: Sequence[float], seed: int, epoch: int, sample_key: str
+) -> str:
+    """The category that this sample has as its answer in this epoch, drawn from its distribution.
+
+    Args:
+        categories: The categories.
+        distribution: Probability of each; a category of probability 0 is never drawn.
+        seed: Seed of the run.
+        epoch: Number of the epoch.
+        sample_key: Sample key.
+    """
+    place = _draw("answer", seed, epoch, sample_key) / 2**64 * math.fsum(distribution)
+    possible = [(category, p) for category, p in zip(categories, distribution, strict=True) if p > 0]
+    for category, probability in possible:
+        place -= probability
+        if place < 0:
+            return category
+    return possible[-1][0]  # the sum is rounded
 
 
 @dataclass(frozen=True)

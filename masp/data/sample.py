@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import bisect
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import get_args, overload
+from typing import Protocol, get_args, overload
 
 import numpy as np
 
 from masp.data.findings import DatasetRecord, Finding, Holdings, Ignored, holdings_of
+from masp.data.image_files.stored import Location, StoredImage
 from masp.data.keys import path_of
 from masp.taxonomy import Split
 
 SPLITS: tuple[Split, ...] = get_args(Split)
+UNDIVIDED = "undivided"
+"""In keys of images that have no split yet."""
+NO_SPLIT = 255
+"""Where numbers mean splits: of an image that has none."""
 
 
 class Sample:
     """One image of a dataset."""
 
-    __slots__ = ("_aspects", "_path", "_texts", "category", "key", "split")
+    __slots__ = ("_aspects", "_texts", "category", "distribution", "image", "key", "split")
 
     key: str
     """Sample key, its name in caches and ledgers; see `masp.data.keys`."""
@@ -33,24 +39,26 @@ class Sample:
     category: str
     """The emotion that it evokes."""
 
+    image: Location
+    """Where the image is: the path of its file or its place in a larger one, which has not been opened yet."""
+
+    distribution: tuple[float, ...] | None
+    """See `Label.distribution`."""
+
     def __init__(
-        self, key: str, split: str, image_path: str | os.PathLike[str], category: str, answers: Mapping[str, str]
+        self,
+        key: str,
+        split: str,
+        image: Location,
+        category: str,
+        answers: Mapping[str, str],
+        distribution: tuple[float, ...] | None = None,
     ):
         """Describe an image; the arguments are its attributes."""
-        self.key, self.split, self.category = key, split, category
-        self._path = os.fspath(image_path)
+        self.key, self.split, self.category, self.distribution = key, split, category, distribution
+        self.image = image if isinstance(image, StoredImage) else os.fspath(image)
         self._aspects: tuple[str, ...] | None = tuple(answers)
         self._texts = tuple(answers.values())
-
-    @property
-    def image_path(self) -> Path:
-        """Path of the image file, which has not been opened yet."""
-        return Path(self._path)
-
-    @property
-    def path(self) -> str:
-        """The same as a string, in a fraction of the time."""
-        return self._path
 
     @property
     def answers(self) -> dict[str, str]:
@@ -69,7 +77,7 @@ class Sample:
 
     @property
     def _fields(self) -> tuple[object, ...]:
-        return self.key, self.split, self._path, self.category, self.answers
+        return self.key, self.split, self.image, self.category, self.answers, self.distribution
 
 
 @dataclass(frozen=True)
@@ -81,10 +89,38 @@ class Label:
     """Annotated aspects; None if the annotation has not been read."""
     texts: tuple[str, ...]
     """Their answers."""
+    distribution: tuple[float, ...] | None = None
+    """The probability of each of the dataset's categories, in their order, from votes of raters or the like; `category`
+    is the one with the largest. None where the dataset has only labels."""
 
     def items(self) -> Iterator[tuple[str, str]]:
         """Annotated aspects with their answers; none if the annotation has not been read."""
         return zip(self.aspects or (), self.texts, strict=True)
+
+
+class Places(Protocol):
+    """Where images inside larger files are, in columns."""
+
+    def __getitem__(self, row: int, /) -> StoredImage: ...
+
+    def part(self, rows: np.ndarray) -> Places:
+        """Those of some rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Which images a reader can only read together, such as the rows of a row group."""
+
+    names: list[str]
+    """Names of the blocks, which depend on nothing but the files that hold them."""
+
+    numbers: np.ndarray
+    """`[N]` int32: the block of each image, into `names`."""
+
+    def part(self, rows: np.ndarray) -> Blocks:
+        """Those of some rows."""
+        return Blocks(self.names, self.numbers[rows])
 
 
 @dataclass(frozen=True)
@@ -99,12 +135,18 @@ class Table:
     labels: list[Label]
     directories: dict[str, str]
     """Split -> directory that the paths in its keys start from, with a slash at its end."""
-    moved: dict[str, str]
-    """Key -> path of the image file, where the key does not give it."""
+    moved: Mapping[str, Location]
+    """Key -> where the image is, where the key does not give the path of its file."""
     splits: tuple[str, ...] = tuple(sorted(SPLITS))
+    places: Places | None = None
+    """Where images are, if inside larger files."""
+    blocks: Blocks | None = None
+    """Which are read together, if any."""
 
-    def path(self, row: int) -> str:
-        """Path of an image file."""
+    def image(self, row: int) -> Location:
+        """Where an image is."""
+        if self.places is not None:
+            return self.places[row]
         key = self.keys[row]
         return self.moved.get(key) or self.directories[self.splits[self.split[row]]] + path_of(key)
 
@@ -114,7 +156,11 @@ class Table:
         keys = [self.keys[row] for row in rows.tolist()]
         moved = {key: self.moved[key] for key in keys if key in self.moved} if self.moved else {}
         labels = [self.labels[number] for number in used.tolist()]
-        return Table(keys, self.split[rows], label.astype(np.int32), labels, self.directories, moved, self.splits)
+        places = self.places and self.places.part(rows)
+        blocks = self.blocks and self.blocks.part(rows)
+        return Table(
+            keys, self.split[rows], label.astype(np.int32), labels, self.directories, moved, self.splits, places, blocks
+        )
 
 
 class Samples(Sequence[Sample]):
@@ -133,7 +179,7 @@ class Samples(Sequence[Sample]):
             return samples
         found = list(samples)
         numbers: dict[Label, int] = {}
-        labels = [Label(s.category, s._aspects, s._texts) for s in found]
+        labels = [Label(s.category, s._aspects, s._texts, s.distribution) for s in found]
         label = [numbers.setdefault(each, len(numbers)) for each in labels]
         splits = tuple(sorted({sample.split for sample in found}))
         table = Table(
@@ -142,7 +188,7 @@ class Samples(Sequence[Sample]):
             np.array(label, dtype=np.int32),
             list(numbers),
             {},
-            {sample.key: sample._path for sample in found},
+            {sample.key: sample.image for sample in found},
             splits,
         )
         return Samples(table, np.arange(len(found)))
@@ -178,7 +224,8 @@ class Samples(Sequence[Sample]):
     def _sample(self, row: int) -> Sample:
         table = self.table
         label = table.labels[table.label[row]]
-        sample = Sample(table.keys[row], table.splits[table.split[row]], table.path(row), label.category, {})
+        split = table.splits[table.split[row]]
+        sample = Sample(table.keys[row], split, table.image(row), label.category, {}, label.distribution)
         sample._aspects, sample._texts = label.aspects, label.texts
         return sample
 
@@ -193,9 +240,9 @@ class Samples(Sequence[Sample]):
         return [keys[row] for row in self.rows.tolist()]
 
     @property
-    def paths(self) -> Paths:
-        """Paths of their image files."""
-        return Paths(self)
+    def images(self) -> Images:
+        """Where their images are."""
+        return Images(self)
 
     @property
     def split(self) -> np.ndarray:
@@ -221,25 +268,25 @@ class Samples(Sequence[Sample]):
         }
 
 
-class Paths(Sequence[str]):
-    """Paths of the image files of some samples, each made when it is asked for."""
+class Images(Sequence[Location]):
+    """Where the images of some samples are, each made when it is asked for."""
 
     def __init__(self, samples: Samples):
-        """The paths of these samples, in their order."""
+        """Those of these samples, in their order."""
         self._samples = samples
 
     def __len__(self) -> int:
         return len(self._samples)
 
     @overload
-    def __getitem__(self, place: int) -> str: ...
+    def __getitem__(self, place: int) -> Location: ...
     @overload
-    def __getitem__(self, place: slice) -> list[str]: ...
-    def __getitem__(self, place: int | slice) -> str | list[str]:
+    def __getitem__(self, place: slice) -> list[Location]: ...
+    def __getitem__(self, place: int | slice) -> Location | list[Location]:
         table, rows = self._samples.table, self._samples.rows
         if isinstance(place, slice):
-            return [table.path(row) for row in rows[place].tolist()]
-        return table.path(int(rows[place]))
+            return [table.image(row) for row in rows[place].tolist()]
+        return table.image(int(rows[place]))
 
 
 def count_kinds(samples: Iterable[Sample]) -> Counter[tuple[str, str, tuple[str, ...]]]:
@@ -331,6 +378,9 @@ class Entries:
     first_rows: dict[str, int] = field(default_factory=dict)
     """Split -> number of its first entry, if it is listed in an index file, one entry in a row."""
 
+    left_out: dict[str, list[int]] = field(default_factory=dict)
+    """Split -> for each row of its index file that is left out, how many entries there were before."""
+
     def __len__(self) -> int:
         return len(self.keys)
 
@@ -356,10 +406,11 @@ class Entries:
 
     def where(self, number: int) -> str:
         """Where an entry is listed, for errors."""
-        split = self.split(number)
-        if split not in self.first_rows:
+        if not self.first_rows:
             return self.image_path(number)
-        return f"{self.root}{split}.json row {number - self.first_rows[split] + 1}"
+        split, first = max((e for e in self.first_rows.items() if e[1] <= number), key=lambda e: e[1])
+        before = bisect.bisect_right(self.left_out.get(split, []), number)
+        return f"{self.root}{split}.json row {number - first + before + 1}"
 
 
 @dataclass(frozen=True)

@@ -82,8 +82,9 @@ def run_demo(config: Config, num_train: int | None = None, num_test: int | None 
         f"masp make-demo-data {config.dataset.root} --num-train {counts[0]} --num-test {counts[1]} --seed {config.seed}"
     )
     make_demo_data(config.dataset.root, *counts, config.seed)
-    _say("masp extract")
-    extract(config)
+    if config.cache.dir is not None:
+        _say("masp extract")
+        extract(config)
     _say("masp train --stage stage1")
     train(config, "stage1")
     _say("masp train --stage stage2")
@@ -147,12 +148,14 @@ def _summarise(config: Config, metrics: dict[str, Path]) -> Summary:
             raise DataError(f"{path} is missing; run the same command again")
         read_metrics(path, [])  # checks the digest
         found[name] = result
-    num_correct, num_samples, _ = linear_probe(open_cache(config.cache.dir), config.seed)
-    interval = wilson_interval(num_correct, num_samples)
-    found["linear_probe"] = VariantResult(num_correct / num_samples, interval, num_samples)
+    num_samples = found["masp"].num_samples
+    if config.cache.dir is not None:  # the probe is of the features that are there
+        num_correct, num_samples, _ = linear_probe(open_cache(config.cache.dir), config.seed)
+        interval = wilson_interval(num_correct, num_samples)
+        found["linear_probe"] = VariantResult(num_correct / num_samples, interval, num_samples)
     best = best_possible(config.dataset.root, config.evaluate.split)
     found["best_possible"] = VariantResult(best, None, num_samples)
-    return {name: found[name] for name in VARIANTS}
+    return {name: found[name] for name in VARIANTS if name in found}
 
 
 def _table(summary: Summary) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 from masp.artifacts.trained import load_trained_aspects, quantization_notes
 from masp.cache.fingerprint import fingerprint_digest, layout_notes
 from masp.config import Config
+from masp.config.feature_source import evaluation_source
 from masp.data.answer_table import AnswerTable
 from masp.data.answers import LEVEL_ASPECTS, LEVELS, LIST_ASPECTS
 from masp.data.questions import Questions
@@ -145,7 +146,7 @@ class AspectEvaluation(Evaluation):
             "stage": "stage1",
             "dataset": config.dataset.name,
             "split": config.evaluate.split,
-            "source": config.evaluate.source,
+            "source": evaluation_source(config),
             "layout": self.layout,
             **quantization_entry(config),
             "notes": [
@@ -197,7 +198,7 @@ class AspectEvaluation(Evaluation):
             "split": config.evaluate.split,
             "questions": {aspect: self.questions.aspect_first(aspect) for aspect in config.aspects},
             "precision": config.engine.precision,
-            "source": config.evaluate.source,
+            "source": evaluation_source(config),
             "layout": self.layout,
             "aspects": list(config.aspects),
             "aspect_digest": self.lineage.digest,

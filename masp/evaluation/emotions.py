@@ -17,6 +17,7 @@ import numpy as np
 from masp.artifacts.trained import Trained, load_trained
 from masp.cache.fingerprint import differences, fingerprint_digest, layout_notes
 from masp.config import Config
+from masp.config.feature_source import evaluation_source
 from masp.data.questions import Questions
 from masp.errors import InputError
 from masp.evaluation.feed import Feed, Item, machines_of, mixed_notes
@@ -32,6 +33,7 @@ from masp.results.ledger_format import Record, generated_problem, likelihood_pro
 from masp.results.ledgers.table import RecordTable
 from masp.results.metrics import compute_metrics
 from masp.results.metrics_file import METRICS, write_metrics
+from masp.results.probabilities.distributions import asked_distributions
 from masp.results.records import FILE, write_emotion_records
 from masp.runtime.log import show
 from masp.taxonomy import normalize_category
@@ -151,12 +153,15 @@ class EmotionEvaluation(Evaluation):
         config, ledgers = self.config, self.directory / DIRECTORY
         machines = machines_of(self.feed, records)
         notes = dict.fromkeys(note for machine in machines for note in machine_notes(self.trained, machine))
-        metrics = compute_metrics(records, self.categories, len(self.images), config.seed)
+        distributions = self.distributions()
+        metrics = compute_metrics(records, self.categories, len(self.images), config.seed, distributions)
         shown = records if self.aspects_shown else ()
         maps = (read_attention(ledgers, record.attention) for record in shown if record.attention)
         digests = self.feed.digests()
         path = self.directory / FILE
-        written = write_emotion_records(path, records, self.categories, self.aspects_shown, maps, digests)
+        written = write_emotion_records(
+            path, records, self.categories, self.aspects_shown, maps, digests, distributions
+        )
         results = {
             **metrics.to_json(),
             **emotion_findings(
@@ -174,7 +179,7 @@ class EmotionEvaluation(Evaluation):
             "dataset": config.dataset.name,
             "split": config.evaluate.split,
             "scoring": config.evaluate.scoring,
-            "source": config.evaluate.source,
+            "source": evaluation_source(config),
             "layout": self.trained.layout,
             "vision_features": self.trained.vision_features,
             **quantization_entry(config),
@@ -193,6 +198,16 @@ class EmotionEvaluation(Evaluation):
         show(*summary_lines(results, path))
         return path
 
+    def distributions(self) -> np.ndarray | None:
+        """`[N, C]`: the distribution of each image over the categories that are asked, zeros where it has none."""
+        found = self.feed.distributions
+        if found is None:
+            return None
+        kept = np.array([label in self.asked.means for label in self.feed.labels])
+        found = found if kept.all() else found[kept]
+        found = asked_distributions(found, self.feed.categories, self.asked.means, self.categories)
+        return found if found.any() else None
+
     def _identity(self) -> dict[str, Any]:
         """Everything that a score depends on; ranks and batch size do not belong to it."""
         config, trained = self.config, self.trained
@@ -205,7 +220,7 @@ class EmotionEvaluation(Evaluation):
             "scoring": config.evaluate.scoring,
             "max_new_tokens": config.evaluate.max_new_tokens if config.evaluate.scoring == "generate" else None,
             "precision": config.engine.precision,
-            "source": config.evaluate.source,
+            "source": evaluation_source(config),
             "layout": trained.layout,
             "aspects": list(config.aspects) if trained.aspects is not None else [],
             "aspect_digest": trained.aspect_lineage.digest if trained.aspect_lineage else None,

@@ -18,18 +18,21 @@ from torch.utils.data import Dataset
 
 from masp.artifacts.aspect_tokens import AspectTokens, open_aspect_tokens
 from masp.artifacts.trained import load_trained_aspects
-from masp.cache.codec import is_finite
 from masp.cache.findings import read_findings
 from masp.cache.fingerprint import differences, machine_part, model_part
 from masp.cache.manifest import quarantined_keys
 from masp.cache.reader import Cache, open_matching_cache
 from masp.config import Config
+from masp.config.feature_source import evaluation_source
 from masp.data.answer_table import AnswerTable
 from masp.data.datasets import read_dataset
 from masp.data.findings import DatasetRecord
+from masp.data.image_files.stored import Location, image_status
+from masp.data.images import UnreadableImage, read_image_file
 from masp.data.sample import Sample
 from masp.errors import DataError, InputError
-from masp.extraction.encoder import Encoder
+from masp.extraction.encoder import Encoder, check_finite_features
+from masp.extraction.live.images import open_live
 from masp.files.sealed import canonical_json, digest_of
 from masp.files.text import shown
 from masp.results.ledgers.table import RecordTable
@@ -76,6 +79,8 @@ class Feed(ABC):
     """Aspects that some image of the dataset is annotated with."""
     record: DatasetRecord | None = field(default=None, kw_only=True)
     """What is known of the dataset; None where its cache does not say."""
+    distributions: np.ndarray | None = field(default=None, kw_only=True)
+    """`[N, C]` fp64: the distribution of each image over `categories`, zeros where it has none; None if none has."""
 
     @abstractmethod
     def batches(self, keys: Sequence[str], batch_size: int) -> Generator[list[Item]]:
@@ -133,31 +138,12 @@ class Feed(ABC):
 
 
 def open_feed(config: Config) -> Feed:
-    """Open what `evaluate.source` names.
+    """Open what `evaluate.source` names, or without a cache the images.
 
     Raises:
         InputError: no cache, a cache of another VLM, or no such split.
     """
-    return _open_cached(config) if config.evaluate.source == "cache" else _open_live(config)
-
-
-def check_finite_features(features: Sequence[Features], images: Sequence[str], dtype: str) -> None:
-    """Refuse features that were encoded now, and are not finite, before anything is made of them.
-
-    Args:
-        features: Features of some images.
-        images: What the error names each by.
-        dtype: `cache.dtype`.
-
-    Raises:
-        DataError: Names the first such image.
-    """
-    for image, found in zip(images, features, strict=True):
-        if not is_finite(found):
-            cause = "the weights of vlm.path are damaged"
-            if dtype != "fp32":
-                cause += f", or {dtype} cannot hold them: try cache.dtype=fp32, with what was trained on such features"
-            raise DataError(f"{image}: the features are not finite in {dtype}; {cause}")
+    return _open_cached(config) if evaluation_source(config) == "cache" else _open_live(config)
 
 
 def machines_of(feed: Feed, records: RecordTable) -> list[dict[str, Any]]:
@@ -173,6 +159,16 @@ def mixed_notes(machines: Sequence[dict[str, Any]]) -> list[str]:
         for name, _, _ in differences(machines[0], other)
     }
     return [f"features come from different machines: {name} was {', '.join(v)}" for name, v in found.items()]
+
+
+def digest_of_data(rows: Iterable[Sequence[Any]], distributions: np.ndarray | None) -> str:
+    """That of rows and, where there are any, their distributions `[N, C]`: without, it is what it was before."""
+    digest = digest_of_rows(rows)
+    if distributions is None:
+        return digest
+    whole = hashlib.sha256(f"{digest} {distributions.shape} ".encode())
+    whole.update(np.ascontiguousarray(distributions, dtype="<f8").data)
+    return whole.hexdigest()
 
 
 def digest_of_rows(rows: Iterable[Sequence[Any]]) -> str:
@@ -249,6 +245,8 @@ def _open_cached(config: Config) -> CachedFeed:
     rows = rows[sorted(range(len(rows)), key=lambda i: cache.index.keys[rows[i]])]
     keys = [cache.index.keys[row] for row in rows]
     labels = [cache.categories[cache.index.category[row]] for row in rows]
+    distributions = cache.index.distributions(rows) if cache.has_distribution(rows).any() else None
+    crc = cache.index.features_crc32[rows].tolist()
     tokens = None
     if config.cache.aspect_tokens and config.evaluate.stage == "stage2":
         _, lineage = load_trained_aspects(config, cache.hidden_size, model)
@@ -260,10 +258,11 @@ def _open_cached(config: Config) -> CachedFeed:
         model=model,
         machine=cache.manifest.fingerprint.machine.fields,
         hidden_size=cache.hidden_size,
-        data_digest=digest_of_rows(zip(keys, labels, cache.index.features_crc32[rows].tolist(), strict=True)),
+        data_digest=digest_of_data(zip(keys, labels, crc, strict=True), distributions),
         num_quarantined=cache.manifest.splits[config.evaluate.split].num_quarantined,
         aspects=tuple(cache.manifest.aspects),
         record=read_findings(cache.directory, cache.manifest),
+        distributions=distributions,
         cache=cache,
         row_of=dict(zip(keys, rows.tolist(), strict=True)),
         num_workers=config.evaluate.num_workers,
@@ -287,6 +286,12 @@ class LiveFeed(Feed):
     def live_machine(self) -> dict[str, Any]:
         return self.machine
 
+    def notes(self) -> list[str]:
+        if self.config.cache.dir is not None or not self.num_quarantined:
+            return super().notes()
+        images = "image of the split" if self.num_quarantined == 1 else "images of the split"
+        return [f"{self.num_quarantined} {images} cannot be read: not evaluated"]
+
     def different_answers(self) -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}
         for sample in self.everything:
@@ -304,12 +309,12 @@ class LiveFeed(Feed):
         return AnswerTable.of([self.samples[key].answers for key in self.keys])
 
     def check_unchanged(self, key: str, source: Sequence[int] | None) -> None:
-        path = self.samples[key].image_path
+        image = self.samples[key].image
         if key not in self.now:
-            self.now[key] = _source_now(path)
+            self.now[key] = _source_now(image)
         if source is None or self.now[key] != tuple(source):
             raise InputError(
-                f"{path} has changed since it was scored; choose another evaluate.output_dir, or delete the ledgers"
+                f"{image} has changed since it was scored; choose another evaluate.output_dir, or delete the ledgers"
             )
 
     def batches(self, keys: Sequence[str], batch_size: int) -> Generator[list[Item]]:
@@ -326,14 +331,14 @@ class LiveFeed(Feed):
                 part = [(sample, next(stream)) for sample in samples[start : start + batch_size]]
                 good = [(s, image) for s, image in part if not (image.reason or image.failure)]
                 bad += [
-                    f"{s.image_path} cannot be read: {reason}"
+                    f"{s.image} cannot be read: {reason}"
                     for s, image in part
                     if (reason := image.reason or image.failure)
                 ]
                 if not good:
                     continue
                 features = encoder.encode([image for _, image in good])
-                check_finite_features(features, [str(s.image_path) for s, _ in good], self.config.cache.dtype)
+                check_finite_features(features, [str(s.image) for s, _ in good], self.config.cache.dtype)
                 yield [
                     Item(s.key, f, image.layout, dict(s.answers), None, image.source.size_and_time)
                     for (s, image), f in zip(good, features, strict=True)
@@ -347,35 +352,50 @@ class LiveFeed(Feed):
 
 
 def _open_live(config: Config) -> LiveFeed:
-    dataset = read_dataset(config.dataset)
-    broken = quarantined_keys(Path(config.cache.dir))
+    model, record = model_part(config), None
+    if config.cache.dir is None:
+        images = open_live(config, model)
+        dataset, broken, record = images.dataset, images.unreadable_keys(), images.record
+    else:
+        dataset = read_dataset(config.dataset, config.cache.dir)
+        broken = quarantined_keys(Path(config.cache.dir))
     of_split = [s for s in dataset.samples if s.split == config.evaluate.split]
     samples = {s.key: s for s in of_split if s.key not in broken}
     if not samples:
         raise InputError(f"evaluate.split = {shown(config.evaluate.split)}: {dataset.root} has no image in this split")
     keys = sorted(samples)
     labels = [samples[key].category for key in keys]
+    distributions = _distributions([samples[key] for key in keys], len(dataset.categories))
     return LiveFeed(
         keys=keys,
         labels=labels,
         categories=dataset.categories,
-        model=model_part(config),
+        model=model,
         machine=machine_part(config).fields,
         hidden_size=family_of(config.vlm.path).hidden_size,
         # not what the files hold: each record says that of its own, so that mending one leaves the others
-        data_digest=digest_of_rows(zip(keys, labels, strict=True)),
+        data_digest=digest_of_data(zip(keys, labels, strict=True), distributions),
         num_quarantined=len(of_split) - len(samples),
         aspects=tuple(sorted({aspect for s in dataset.samples for aspect in s.answers})),
-        record=dataset.record(),
+        record=record or dataset.record(),
+        distributions=distributions,
         config=config,
         samples=samples,
         everything=[s for s in dataset.samples if s.key not in broken],
     )
 
 
-def _source_now(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
+def _distributions(samples: Sequence[Sample], width: int) -> np.ndarray | None:
+    """Distributions of samples as the rows of an array, zeros where there is none; None if no sample has one."""
+    if all(sample.distribution is None for sample in samples):
         return None
-    return status.st_size, status.st_mtime_ns
+    return np.array([sample.distribution or (0.0,) * width for sample in samples])
+
+
+def _source_now(image: Location) -> tuple[int, int] | None:
+    try:
+        status = image_status(image)
+        num_bytes = len(read_image_file(image)) if status.num_bytes is None else status.num_bytes
+    except (OSError, UnreadableImage):
+        return None
+    return num_bytes, status.mtime_ns

@@ -20,8 +20,9 @@ from masp.results.ledger_format import Record
 from masp.results.ledgers.table import RecordTable
 from masp.results.metrics import Metrics
 from masp.results.metrics_file import METRICS, check_written_with, read_metrics
+from masp.results.probabilities.distributions import MEASURES
+from masp.results.probabilities.temperature import TemperatureScaling, calibration, fit_temperature, is_at_limit
 from masp.results.records import FILE, read_records_file
-from masp.results.temperature import TemperatureScaling, calibration, fit_temperature, is_at_limit
 
 
 def count_split(feed: Feed, means: Mapping[str, str]) -> SplitCounts:
@@ -125,6 +126,8 @@ def summary_lines(results: Mapping[str, Any], path: Path) -> list[str]:
             f"{scaling['fitted_on']}: calibration error {results['ece']:.4f} -> {after['ece']:.4f}, negative "
             f"log-likelihood {results['nll']:.4f} -> {after['nll']:.4f}"
         )
+    if results.get("distributions"):
+        lines.append(_distribution_line(results["distributions"], results["num_samples"]))
     on = f"on {results['num_samples']} images"
     if results["num_in_split"] > results["num_samples"]:
         missing = ", ".join(
@@ -141,6 +144,19 @@ def summary_lines(results: Mapping[str, Any], path: Path) -> list[str]:
         f"evaluate: accuracy {results['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}) {on}{remark}: {path}"
     )
     return lines
+
+
+def _distribution_line(found: Mapping[str, Any], num_samples: int) -> str:
+    """How near the model's probabilities are to those of raters, of what `metrics.json` holds."""
+    parts = []
+    for name, title in MEASURES.items():
+        if found[name] is not None:
+            low, high = found[f"{name}_ci95"]
+            parts.append(f"{title} {found[name]:.4f} (95 % interval {low:.4f} to {high:.4f})")
+    parts[0] += f" of at most {found['expected_accuracy_limit']:.4f}"
+    count = found["num_samples"]
+    on = "" if count == num_samples else f" on the {count:,} images with a distribution"
+    return f"evaluate: against the distributions of the data: {', '.join(parts)}{on}"
 
 
 def protocol_of(identity: Mapping[str, Any]) -> str:

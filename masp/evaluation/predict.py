@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from masp.artifacts.trained import Trained, load_trained
 from masp.cache.fingerprint import layout_notes, machine_part, model_part
 from masp.config import Config
+from masp.data.image_files.stored import Location
 from masp.data.questions import load_questions
 from masp.data.reading import opened
 from masp.distributed.ranks import read_ranks
 from masp.errors import InputError
 from masp.evaluation.emotions import machine_notes
-from masp.evaluation.feed import check_finite_features
 from masp.evaluation.partitioned import joined, load_for_scoring
 from masp.evaluation.scorers import EmotionScorer, ScoreRequest
-from masp.extraction.encoder import Encoder
+from masp.extraction.encoder import Encoder, check_finite_features
 from masp.files.text import reason
 from masp.results.metrics import softmax
 from masp.runtime.devices import pick_device
@@ -52,7 +51,7 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class _Named:
-    image_path: Path
+    image: Location
 
 
 def check_images(images: Sequence[str]) -> None:
@@ -129,7 +128,7 @@ class Predictor:
     ) -> Iterator[Prediction | Unreadable]:
         config, categories, encoder = self.config, self.categories, Encoder(self.config)
         scorer = EmotionScorer(config, self.trained, self.questions, categories, device, language=language)
-        stream = encoder.stream([_Named(Path(image)) for image in images], num_workers=0)
+        stream = encoder.stream([_Named(image) for image in images], num_workers=0)
         for path, image in zip(images, stream, strict=True):
             if why := image.reason or image.failure:
                 yield Unreadable(path, why)

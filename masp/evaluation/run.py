@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from masp.config import Config, save_config
+from masp.config.feature_source import evaluation_source
 from masp.data.findings import log_findings, save_findings
 from masp.data.questions import load_questions
 from masp.distributed.ranks import Ranks, array_share, claim_gpu, read_ranks
@@ -88,8 +89,9 @@ def _check_extras(config: Config, feed: Feed) -> None:
             f"evaluate.validation = true: the dataset has no validation split ({VALIDATION}), so no temperature can be "
             "fitted; leave it out"
         )
-    if asked.linear_probe and (asked.source == "live" or len(feed.category_counts("train")) < 2):
-        why = "needs features in the cache" if asked.source == "live" else "needs a training split of two categories"
+    is_live = evaluation_source(config) == "live"
+    if asked.linear_probe and (is_live or len(feed.category_counts("train")) < 2):
+        why = "needs features in the cache" if is_live else "needs a training split of two categories"
         raise InputError(f"evaluate.linear_probe = true: {why}; leave it out")
 
 

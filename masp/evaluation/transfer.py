@@ -91,7 +91,8 @@ def _what_is_scored(config: Config) -> tuple:
     """What must differ between two datasets of a call, however their paths are spelt."""
     dataset, mapping = config.dataset, parse_map(config.evaluate.category_map)
     return (
-        *(Path(path).resolve() for path in (dataset.root, config.cache.dir)),
+        Path(dataset.root).resolve(),
+        config.cache.dir and Path(config.cache.dir).resolve(),
         dataset.name,
         tuple(dataset.categories or ()),
         config.evaluate.split,

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from masp.cache.codec import TORCH_NAMES, encode_features, is_finite, restore, s
 from masp.cache.fingerprint import model_part
 from masp.cache.manifest import quarantined_keys
 from masp.config import Config
+from masp.config.feature_source import cache_directory
 from masp.data.datasets import read_dataset
 from masp.data.questions import load_questions
 from masp.data.sample import Sample
@@ -184,7 +184,8 @@ def table(result: Measurement) -> str:
 
 
 def _sample(config: Config, num_images: int) -> tuple[tuple[str, ...], list[Sample]]:
-    dataset, broken = read_dataset(config.dataset), quarantined_keys(Path(config.cache.dir))
+    dataset = read_dataset(config.dataset, config.cache.dir)
+    broken = quarantined_keys(cache_directory(config))
     samples = [s for s in dataset.samples if s.split == config.evaluate.split and s.key not in broken]
     if not samples:
         raise InputError(f"evaluate.split = {shown(config.evaluate.split)}: {dataset.root} has no image in this split")

@@ -14,6 +14,15 @@ import numpy as np
 from scipy.stats import binomtest
 
 from masp.errors import InputError
+from masp.experiments.distribution_tables import (
+    MeasurePair,
+    check_same_distributions,
+    distribution_table,
+    measure_pair_table,
+    measure_pairs,
+    measures_of,
+    summary_of,
+)
 from masp.experiments.plots import intervals_figure
 from masp.experiments.seed_groups import Group, GroupPair, RunSettings, differing, group_runs, read_settings
 from masp.experiments.seed_statistics import MIN_SEEDS, holm
@@ -24,6 +33,7 @@ from masp.report.export import Interval, Signed, Table, markdown_escaped, markdo
 from masp.results.intervals import percentiles
 from masp.results.metrics import wilson_interval
 from masp.results.metrics_file import check_written_with
+from masp.results.probabilities.distributions import DistributionMetrics
 from masp.results.records import FILE, Records, read_records_file
 
 _NUM_RESAMPLES = 10_000
@@ -40,6 +50,15 @@ class ComparedRun:
     num_correct: int
     path: str
     """Its `records.h5`."""
+    distributions: DistributionMetrics | None = None
+    """Against the distributions of the data; None if they have none."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The run as `compare.json` spells it: `distributions` only where there are any."""
+        values = asdict(self)
+        if self.distributions is None:
+            del values["distributions"]
+        return values
 
 
 @dataclass(frozen=True)
@@ -86,16 +105,19 @@ class Comparison:
     group_pairs: tuple[GroupPair, ...] = ()
     claims: tuple[str, ...] = ()
     """What may be said of the groups."""
+    distribution_pairs: tuple[MeasurePair, ...] = ()
+    """Where the data have distributions: the differences of every two runs against them."""
 
     def to_json(self) -> dict[str, Any]:
         """The comparison as `compare.json` spells it."""
         return {
-            "runs": {name: asdict(run) for name, run in self.runs.items()},
+            "runs": {name: run.to_json() for name, run in self.runs.items()},
             "pairs": [pair.to_json() for pair in self.pairs],
             "notes": self.notes,
             "groups": {name: asdict(group) for name, group in self.groups.items()},
             "group_pairs": [asdict(pair) for pair in self.group_pairs],
             "claims": self.claims,
+            **({"distribution_pairs": [asdict(p) for p in self.distribution_pairs]} if self.distribution_pairs else {}),
         }
 
 
@@ -125,17 +147,24 @@ def compare(runs: Sequence[str], output: str | Path, split: str | None = None) -
     for name, path, records in zip(names[1:], paths[1:], found[1:], strict=True):
         note = check_same_samples(names[0], found[0], f"{name} ({path})", records)
         notes += [note] if note else []
+        check_same_distributions(names[0], found[0], f"{name} ({path})", records)
+    measured = {name: values for name, records in zip(names, found, strict=True) if (values := measures_of(records))}
+    summaries = [summary_of(records, measured.get(name)) for name, records in zip(names, found, strict=True)]
     correct = {name: correctness(records) for name, records in zip(names, found, strict=True)}
     settings = {name: read_settings(path) for name, path in zip(names, paths, strict=True)}
     notes += _selection_notes(list(settings.values()), found[0].keys)
     groups, group_pairs = group_runs(settings, correct)
     result = Comparison(
-        runs={name: _compared_run(hits, path) for (name, hits), path in zip(correct.items(), paths, strict=True)},
+        runs={
+            name: _compared_run(hits, path, summary)
+            for (name, hits), path, summary in zip(correct.items(), paths, summaries, strict=True)
+        },
         pairs=_pairs(correct),
         notes=tuple(notes),
         groups=groups,
         group_pairs=group_pairs,
         claims=_claims(group_pairs),
+        distribution_pairs=measure_pairs(measured),
     )
     _write(result, Path(output))
     return result
@@ -232,9 +261,9 @@ def correctness(records: Records) -> np.ndarray:
     return records.is_right[records.order]
 
 
-def _compared_run(hits: np.ndarray, path: Path) -> ComparedRun:
+def _compared_run(hits: np.ndarray, path: Path, distributions: DistributionMetrics | None) -> ComparedRun:
     right, count = int(hits.sum()), len(hits)
-    return ComparedRun(right / count, wilson_interval(right, count), count, right, str(path))
+    return ComparedRun(right / count, wilson_interval(right, count), count, right, str(path), distributions)
 
 
 def compare_pair(first: np.ndarray, second: np.ndarray, seed: int = 0) -> PairTest:
@@ -290,6 +319,7 @@ def markdown(result: Comparison) -> str:
     """The comparison as Markdown tables: groups of seeds where there are any, else pairs of runs."""
     lines = markdown_table(_run_table(result))
     tables = [_group_table(result), _group_pair_table(result)] if result.groups else [_pair_table(result)]
+    tables += _distribution_tables(result)
     lines += [line for table in tables if table.rows for line in ("", *markdown_table(table))]
     if result.groups and result.group_pairs:
         lines += ["", "Over seeds and images, paired; p-values corrected for the number of pairs (Holm)."]
@@ -300,7 +330,17 @@ def markdown(result: Comparison) -> str:
 
 def tables_of(result: Comparison) -> list[Table]:
     """All tables of a comparison."""
-    return [_run_table(result), _pair_table(result), _group_table(result), _group_pair_table(result)]
+    tables = [_run_table(result), _pair_table(result), _group_table(result), _group_pair_table(result)]
+    return [*tables, *_distribution_tables(result)]
+
+
+def _distribution_tables(result: Comparison) -> list[Table]:
+    """Those against the distributions of the data; none where they have none."""
+    if not result.distribution_pairs:
+        return []
+    runs = {name: run.distributions for name, run in result.runs.items()}
+    title = "The runs against the distributions of the data"
+    return [distribution_table("distributions", runs, "run", title), measure_pair_table(result.distribution_pairs)]
 
 
 def _run_table(result: Comparison) -> Table:

@@ -144,8 +144,7 @@ def compare(case: Path, vlm: str) -> ParityResult:
         raise InputError(f"--case: {case} has no directory images")
     with tempfile.TemporaryDirectory() as directory:
         config = _config(case, vlm, Path(directory))
-        extract(config)
-        return _Comparison(case, vlm, golden, open_cache(config.cache.dir)).run()
+        return _Comparison(case, vlm, golden, open_cache(extract(config))).run()
 
 
 def _config(case: Path, vlm: str, directory: Path) -> Config:

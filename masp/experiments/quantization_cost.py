@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import get_args
 
 from masp.config import Config
+from masp.config.feature_source import cache_directory
 from masp.config.schema import Quantization
 from masp.evaluation.emotions import EmotionEvaluation
 from masp.evaluation.feed import open_feed
@@ -115,6 +116,7 @@ def table(result: Measurement) -> str:
 
 
 def _sample(config: Config, num_images: int) -> tuple[EmotionEvaluation, list[str]]:
+    cache_directory(config)
     config = copy.deepcopy(with_what_is_there(config))
     asked = config.evaluate
     asked.stage, asked.scoring, asked.source, asked.partition_vlm = "stage2", "likelihood", "cache", False

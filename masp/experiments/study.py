@@ -64,7 +64,8 @@ def run_study(
         "on a cluster submit the commands that `masp study --list` prints, then call `masp study` alone: it takes up "
         "what is finished",
     )
-    extract(config)
+    if config.cache.dir is not None:
+        extract(config)
     if _is_annotated(config) is False:
         config = _without_aspects(config)
     chosen = _choose(config, names)
@@ -89,14 +90,14 @@ def _is_annotated(config: Config) -> bool | None:
     """Whether stage 1 would have something to learn from, or needs nothing; None if that is not known yet."""
     if not config.aspects or config.checkpoint.aspect is not None:
         return True
-    if is_file(Path(config.cache.dir) / MANIFEST):
+    if config.cache.dir is not None and is_file(Path(config.cache.dir) / MANIFEST):
         cache = open_cache(config.cache.dir)
         rows = cache.rows("train")
         return any(cache.has_answer(rows, aspect).any() for aspect in config.aspects)
-    if not Path(config.dataset.root).is_dir():
-        return None  # what is drawn for the demo is annotated, and anything else is an error of the extraction
     try:
-        samples = [sample for sample in read_dataset(config.dataset).samples if sample.split == "train"]
+        samples = [
+            sample for sample in read_dataset(config.dataset, config.cache.dir).samples if sample.split == "train"
+        ]
     except MaspError as error:  # a list can be printed anywhere
         LOG.info("whether the images are annotated is not known: %s", error)
         return None
@@ -116,7 +117,7 @@ def _without_aspects(config: Config) -> Config:
 
 
 def _print_list(config: Config, chosen: Sequence[Variant], seeds: Sequence[int], given: Sequence[str]) -> None:
-    if not is_file(Path(config.cache.dir) / MANIFEST):
+    if config.cache.dir is not None and not is_file(Path(config.cache.dir) / MANIFEST):
         show(f"{'features':<24} first of all, once", f"    {shlex.join(['masp', 'extract', *given])}")
     for variant in chosen:
         show(f"{variant.name:<24} {variant.title}")

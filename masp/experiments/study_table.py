@@ -15,6 +15,7 @@ import numpy as np
 from masp.config.yaml_text import read_yaml
 from masp.errors import InputError
 from masp.experiments.compare import check_same_samples, correctness
+from masp.experiments.distribution_tables import SeedMeans, check_same_distributions, distribution_table
 from masp.experiments.plots import Panel, intervals_figure
 from masp.experiments.seed_statistics import Corrected, SeedTest, claims, compare_seeds, correct
 from masp.experiments.variants import FULL, Variant
@@ -23,6 +24,7 @@ from masp.files.text import reason, shortened
 from masp.report.export import Interval, Signed, Table, markdown_table, write_tables
 from masp.results.intervals import percentiles
 from masp.results.metrics_file import check_written_with
+from masp.results.probabilities.distributions import DistributionMetrics
 from masp.results.records import FILE, Records, read_records_file
 from masp.runtime.log import show
 
@@ -57,6 +59,8 @@ class StudyRow:
     """The difference over images, over seeds and over both; None of the method itself."""
     corrected: Corrected | None
     """p-values corrected for all comparisons of the table, and the claim."""
+    distributions: DistributionMetrics | None = None
+    """Against the distributions of the data, mean over seeds; None if they have none."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,8 @@ def write_table(
         write_bytes(path, json.dumps(result.to_json(), indent=1).encode() + b"\n")
         write_bytes(directory / "study.md", text.encode())
         write_bytes(directory / "study.png", figure)
-        write_tables(directory, (accuracy_table(result), difference_table(result)), "output_dir")
+        tables = (accuracy_table(result), difference_table(result), *distribution_tables(result))
+        write_tables(directory, tables, "output_dir")
     except OSError as error:
         raise InputError(f"output_dir: {directory} cannot be written: {reason(error)}") from None
     missing = "; ".join(
@@ -152,7 +157,9 @@ def study(directory: Path, variants: Sequence[Variant], seeds: Sequence[int]) ->
     first: tuple[str, Records] | None = None
     unsure: list[str] = []
     settings = _Settings()
+    against: dict[str, DistributionMetrics | None] = {}
     for variant in variants:
+        means = SeedMeans()
         for seed in seeds:
             path = directory / f"seed-{seed}" / variant.name / "evaluate" / FILE
             if path.is_file():
@@ -161,10 +168,13 @@ def study(directory: Path, variants: Sequence[Variant], seeds: Sequence[int]) ->
                 first = first or (str(path), records)
                 note = check_same_samples(*first, str(path), records)
                 unsure += [note] if note and records is not first[1] else []
+                check_same_distributions(*first, str(path), records)
+                means.add(records)
                 settings.read(path.parents[1], variant)
                 right.setdefault(variant.name, {})[seed] = correctness(records)
                 if not variant.seeded:
                     break
+        against[variant.name] = means.summary()
     full = right.get(FULL, {})
     rows: dict[str, StudyRow] = {}
     tests: dict[str, SeedTest] = {}
@@ -193,6 +203,7 @@ def study(directory: Path, variants: Sequence[Variant], seeds: Sequence[int]) ->
             behind=False,
             test=test,
             corrected=None,
+            distributions=against[variant.name],
         )
     corrected = correct(tests)
     for name, result in corrected.items():
@@ -284,6 +295,13 @@ def markdown(result: Study) -> str:
         ]
     for claim in result.claims:
         lines += ["", claim]
+    for distributions in distribution_tables(result):
+        lines += [
+            "",
+            "Against the distributions of the data, mean over the training seeds, with 95 % intervals over the images.",
+            "",
+            *markdown_table(distributions),
+        ]
     if result.left_out:
         lines += ["", f"Left out: {'; '.join(f'{name} ({why})' for name, why in result.left_out.items())}."]
     return "\n".join(lines) + "\n"
@@ -297,6 +315,14 @@ def accuracy_table(result: Study) -> Table:
         for row in result.variants.values()
     ]
     return Table("accuracies", "Accuracy of the variants over training seeds", columns, rows)
+
+
+def distribution_tables(result: Study) -> list[Table]:
+    """The variants against the distributions of the data; none where they have none."""
+    rows = {row.title: row.distributions for row in result.variants.values()}
+    title = "The variants against the distributions of the data"
+    table = distribution_table("distributions", rows, "variant", title)
+    return [table] if table.rows else []
 
 
 def difference_table(result: Study) -> Table:

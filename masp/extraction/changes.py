@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,10 +9,10 @@ from pathlib import Path
 
 from masp.cache.layout import QUARANTINE, Layout, Shard, sidecar_path
 from masp.cache.shard_state import MAX_SIDECAR_BYTES, SampleEntry, Sidecar, Source, keys_of, map_sidecars
+from masp.data.image_files.stored import Location, digest_image, image_status
 from masp.data.images import UnreadableImage, read_image_file
 from masp.errors import DataError, InputError
 from masp.files.regular import open_binary
-from masp.files.sealed import digest_file
 from masp.files.text import reason
 
 START_ANEW = "the dataset has changed since the cache was begun; restore it or extract into a new cache.dir"
@@ -39,12 +38,13 @@ def changes_in(shard: Shard, sidecar: Sidecar) -> tuple[list[str], bool]:
         for name, old, new in (
             ("category", entry.category, sample.category),
             ("answers", entry.answers, sample.answers),
+            ("distribution", entry.distribution, sample.distribution),
         ):
             if old != new:
                 changes.append(f"sample {sample.key} was cached with {name} {old!r}, now it is {new!r}")
-        if source_changed(sample.path, entry.source):
+        if source_changed(sample.image, entry.source):
             if isinstance(entry, SampleEntry):
-                changes.append(f"sample {sample.key}: {sample.path} has changed")
+                changes.append(f"sample {sample.key}: {sample.image} has changed")
             keeps = False
     return changes, keeps
 
@@ -116,8 +116,8 @@ def samples_changed(directory: Path, layout: Layout, keys: Iterable[str]) -> Inp
     return dataset_changed(directory, [f"the dataset has {len(now):,} images, {total:,} when the cache was begun"])
 
 
-def source_changed(path: str, source: Source) -> bool:
-    """Whether an image file is another than the one that was read, or can be read where it could not.
+def source_changed(image: Location, source: Source) -> bool:
+    """Whether an image is another than the one that was read, or can be read where it could not.
 
     Size and modification time decide; where only the time differs, the content does.
 
@@ -126,18 +126,18 @@ def source_changed(path: str, source: Source) -> bool:
     """
     try:
         if source.sha256 is None:  # not a byte of it could be read
-            read_image_file(path)
+            read_image_file(image)
             return True
-        status = os.stat(path)
-        if status.st_size != source.bytes:
+        status = image_status(image)
+        if status.num_bytes not in (None, source.bytes):
             return True
-        return status.st_mtime_ns != source.mtime_ns and digest_file(Path(path)) != source.sha256
+        return status.mtime_ns != source.mtime_ns and digest_image(image) != source.sha256
     except UnreadableImage:
         return False
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return True
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {reason(error)}; run the same command again later") from None
+        raise InputError(f"{image} cannot be read: {reason(error)}; run the same command again later") from None
 
 
 _NO_QUARANTINE = b'\n "quarantined": []'

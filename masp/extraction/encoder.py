@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from masp.cache.codec import as_read
+from masp.cache.codec import as_read, is_finite
 from masp.config import Config
+from masp.errors import DataError
 from masp.extraction.image_stream import HasImage, ImageDataset, PreparedImage, batches, image_stream
 from masp.runtime.devices import encoder_dtype, pick_device, torch_dtype
 from masp.runtime.prefetch import ReadAhead
@@ -46,3 +47,22 @@ class Encoder:
             ]
         finally:
             torch.set_num_threads(threads)
+
+
+def check_finite_features(features: Sequence[Features], images: Sequence[str], dtype: str) -> None:
+    """Refuse features that were encoded now, and are not finite, before anything is made of them.
+
+    Args:
+        features: Features of some images.
+        images: What the error names each by.
+        dtype: `cache.dtype`.
+
+    Raises:
+        DataError: Names the first such image.
+    """
+    for image, found in zip(images, features, strict=True):
+        if not is_finite(found):
+            cause = "the weights of vlm.path are damaged"
+            if dtype != "fp32":
+                cause += f", or {dtype} cannot hold them: try cache.dtype=fp32, with what was trained on such features"
+            raise DataError(f"{image}: the features are not finite in {dtype}; {cause}")

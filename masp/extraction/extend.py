@@ -20,6 +20,8 @@ from masp.cache.layout import (
 )
 from masp.cache.shard_state import absent_shards, finished_sidecar, unfinished
 from masp.config import Config
+from masp.config.feature_source import cache_directory
+from masp.data.division import record_division
 from masp.errors import InputError
 from masp.extraction.changes import known_keys
 from masp.extraction.job import Job, agree, check_machine, extract, holding, prepare, to_do
@@ -50,7 +52,7 @@ def extend(config: Config, *, num_tasks: int = 1, task_index: int = 0) -> Path:
             or the machine is not the cache's. Nothing has been touched then.
         DataError, StoppedEarly: As `masp.extraction.job.extract`.
     """
-    directory = Path(config.cache.dir)
+    directory = cache_directory(config)
     if read_layout(directory) is None:
         raise InputError(f"cache.dir: {directory} is not a feature cache; make one with `masp extract`")
     job = prepare(config)
@@ -85,6 +87,7 @@ def _add_generation(job: Job) -> None:
     check_machine(job, layout)
     extended = replace(layout, generations=(*layout.generations, make_generation(layout, new)))
     with holding(directory, [(0, FINISHING)]), plain_write_errors(directory):
+        record_division(directory, job.dataset.division, grown=True)
         (directory / MANIFEST).unlink(missing_ok=True)  # what it says is no longer so
         write_bytes(directory / LAYOUT, layout_bytes(extended))
     show(f"cache: {directory}: {len(new):,} new images form generation {len(layout.generations)}")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -15,6 +13,7 @@ from torch.utils.data import Dataset
 
 from masp.cache.shard_state import Source
 from masp.config.schema import VlmConfig
+from masp.data.image_files.stored import Location, image_status
 from masp.data.images import UnreadableImage, decode_image, read_image_file
 from masp.files.text import reason
 from masp.runtime.prefetch import ReadAhead
@@ -48,18 +47,18 @@ class PreparedImage:
 
 
 class HasImage(Protocol):
-    """Anything with an image file, such as a `masp.data.sample.Sample`."""
+    """Anything with an image, such as a `masp.data.sample.Sample`."""
 
     @property
-    def image_path(self) -> Path:
-        """Path of the image file."""
+    def image(self) -> Location:
+        """Where the image is."""
 
 
 class ImageDataset(Dataset):
     """The images of samples, in their order.
 
     Args:
-        samples: Whatever has an image file.
+        samples: Whatever has an image.
         preprocessor: Image processor of the VLM.
         vlm: Section `vlm` of the configuration (max_side, transparency).
     """
@@ -71,21 +70,31 @@ class ImageDataset(Dataset):
         return len(self.samples)
 
     def __getitem__(self, position: int) -> PreparedImage:
-        path = self.samples[position].image_path
+        return self.prepare(position)
+
+    def prepare(self, position: int, change: Callable[[Image.Image], Image.Image] | None = None) -> PreparedImage:
+        """Read and prepare the image of a sample.
+
+        Args:
+            position: Number of the sample.
+            change: What is done to the decoded image before it is preprocessed, see
+                `masp.extraction.live.augmentation`; None for nothing.
+        """
+        place = self.samples[position].image
         source = Source(None, None, None)
         repairs: list[str] = []
         try:
             # the time first: if the file is replaced meanwhile, the difference will show
-            mtime_ns = os.stat(path).st_mtime_ns if os.path.exists(path) else None
-            data = read_image_file(path)
+            mtime_ns = _modified_ns(place)
+            data = read_image_file(place)
             # digested and decoded are the same bytes
             source = Source(len(data), mtime_ns, hashlib.sha256(data).hexdigest())
             image = decode_image(data, self.vlm.max_side, transparency=self.vlm.transparency, repairs=repairs)
-            inputs, layout = self.preprocessor(image)
+            inputs, layout = self.preprocessor(image if change is None else change(image))
         except UnreadableImage as error:
             return self._blank(source, error.reason)
         except OSError as error:
-            return PreparedImage({}, ImageLayout(0), (0, 0), source, failure=f"{path}: {reason(error)}")
+            return PreparedImage({}, ImageLayout(0), (0, 0), source, failure=f"{place}: {reason(error)}")
         except RefusedImage as error:
             return self._blank(source, str(error))
         repair = repairs[0] if repairs else None
@@ -94,6 +103,14 @@ class ImageDataset(Dataset):
     def _blank(self, source: Source, reason: str) -> PreparedImage:
         inputs, layout = self.preprocessor(Image.new("RGB", BLANK))
         return PreparedImage(inputs, layout, BLANK, source, reason=reason)
+
+
+def _modified_ns(image: Location) -> int | None:
+    """Modification time of an image's file (ns); None if it cannot be examined, and reading it will say why."""
+    try:
+        return image_status(image).mtime_ns
+    except OSError:
+        return None
 
 
 def image_stream(images: ImageDataset, num_workers: int, setting: str, device: str) -> ReadAhead:

@@ -42,8 +42,10 @@ from masp.cache.shard_state import (
     unfinished,
 )
 from masp.config import Config
+from masp.config.feature_source import cache_directory
 from masp.data.answer_table import load_answers
 from masp.data.datasets import Dataset, ListedDataset, list_dataset
+from masp.data.division import record_division
 from masp.data.findings import Finding, log_findings
 from masp.data.sample import Samples
 from masp.errors import FilesInUse, InputError
@@ -86,16 +88,18 @@ def prepare(config: Config) -> Job:
     Raises:
         InputError: No images, no VLM, or the directory cannot be made.
     """
-    dataset = list_dataset(config.dataset)
+    directory = cache_directory(config)
+    dataset = list_dataset(config.dataset, directory)
     if not dataset.samples:
         raise InputError(f"dataset.root: {dataset.root} holds no images")
     model = model_fields(resolve_directory(config.vlm.path), config.vlm, config.cache.dtype)
-    directory = Path(config.cache.dir)
     try:
         (directory / SHARDS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cache.dir: {directory} cannot be made: {reason(error)}") from None
     layout = read_layout(directory)
+    with plain_write_errors(directory):
+        record_division(directory, dataset.division)
     return Job(config, directory, dataset, model, shards_of(layout, dataset.samples, config.cache.num_shards))
 
 
@@ -184,9 +188,10 @@ def finish(config: Config) -> Path:
         InputError: Shards are missing, named, or the directory belongs to another configuration or dataset.
         DataError: Too many images are broken.
     """
-    layout = read_layout(Path(config.cache.dir))
+    directory = cache_directory(config)
+    layout = read_layout(directory)
     if layout is None:
-        raise InputError(f"cache.dir: {config.cache.dir} is not a feature cache; make one with `masp extract`")
+        raise InputError(f"cache.dir: {directory} is not a feature cache; make one with `masp extract`")
     job = prepare(config)
     job.dataset.whole()
     agree(job)

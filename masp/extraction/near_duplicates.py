@@ -9,7 +9,6 @@ import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -17,8 +16,10 @@ from tqdm import tqdm
 from masp.cache.findings import read_findings
 from masp.cache.manifest import read_manifest
 from masp.config import Config
+from masp.config.feature_source import cache_directory
 from masp.data.datasets import read_dataset
 from masp.data.findings import DatasetRecord, Finding, examples, save_findings
+from masp.data.image_files.stored import Location
 from masp.data.images import UnreadableImage, load_image
 from masp.data.sample import Sample
 from masp.errors import InputError
@@ -46,11 +47,11 @@ def record_near_duplicates(config: Config) -> DatasetRecord:
         raise InputError(
             "--near-duplicates: imagehash is not installed; install it with `pip install masp[duplicates]`"
         )
-    directory = Path(config.cache.dir)
+    directory = cache_directory(config)
     record = read_findings(directory, read_manifest(directory))
     if record is None:
         raise InputError(f"cache.dir: {directory}: findings were not recorded; run `masp extract` again, which does so")
-    samples = read_dataset(config.dataset).samples
+    samples = read_dataset(config.dataset, config.cache.dir).samples
     hashes, is_known = _hashes(samples, config.extract.num_workers)
     readable = [sample for sample, known in zip(samples, is_known, strict=True) if known]
     pairs = list(near_pairs(readable, hashes[is_known]))
@@ -65,28 +66,28 @@ def record_near_duplicates(config: Config) -> DatasetRecord:
 
 def _hashes(samples: Sequence[Sample], num_workers: int) -> tuple[np.ndarray, np.ndarray]:
     """The hash of each image as bits `[N, 64]`, and which images could be read `[N]`."""
-    paths = [str(sample.image_path) for sample in samples]
-    bar = tqdm(total=len(paths), desc="looks", unit="img", disable=not sys.stderr.isatty())
+    images = [sample.image for sample in samples]
+    bar = tqdm(total=len(images), desc="looks", unit="img", disable=not sys.stderr.isatty())
     found = []
     if num_workers:
         with process_pool(num_workers, "extract.num_workers", "compares images") as pool:
-            for bits in pool.map(_hash, paths, chunksize=64):
+            for bits in pool.map(_hash, images, chunksize=64):
                 found.append(bits)
                 bar.update()
     else:
-        for path in paths:
-            found.append(_hash(path))
+        for image in images:
+            found.append(_hash(image))
             bar.update()
     bar.close()
     known = np.array([bits is not None for bits in found], dtype=bool)
     return np.array([np.zeros(64, bool) if bits is None else bits for bits in found]).reshape(-1, 64), known
 
 
-def _hash(path: str) -> np.ndarray | None:
+def _hash(image: Location) -> np.ndarray | None:
     import imagehash
 
     try:
-        bits = imagehash.phash(load_image(path, _SIDE)).hash.reshape(64)
+        bits = imagehash.phash(load_image(image, _SIDE)).hash.reshape(64)
     except UnreadableImage:  # in quarantine
         return None
     return bits if 8 <= bits.sum() <= 56 else None  # of plain areas, which all look alike

@@ -8,6 +8,7 @@ from masp.cache.layout import LAYOUT, layout_bytes, plain_write_errors
 from masp.cache.manifest import read_manifest
 from masp.cache.verify import Problem, verify_cache
 from masp.config import Config
+from masp.config.feature_source import cache_directory
 from masp.errors import DataError, InputError
 from masp.extraction.job import extract
 from masp.files.atomic import write_bytes
@@ -23,7 +24,7 @@ def repair(config: Config) -> list[Problem]:
         InputError: The configuration, dataset or machine is not the cache's; nothing has been touched.
         DataError: A shard came out with other bytes than it once had.
     """
-    directory = Path(config.cache.dir)
+    directory = cache_directory(config)
     problems = verify_cache(directory)
     if strange := next((p for p in problems if p.is_stranger), None):
         raise InputError(f"cache.dir: {directory}: {strange}")

@@ -14,6 +14,7 @@ from masp.cache.layout import Layout, Shard
 from masp.cache.shard_state import fingerprint_of
 from masp.cache.writer import ShardWriter
 from masp.config import Config
+from masp.data.image_files.stored import Location
 from masp.data.sample import Sample
 from masp.errors import DataError
 from masp.extraction.changes import BadImages
@@ -67,15 +68,15 @@ class Writing:
         for image, stored in zip(encoded.images, self._stored(encoded), strict=True):
             sample = next(self._samples)
             if image.reason is not None:
-                self._writer.quarantine(sample, self._relative(sample.image_path), image.reason, image.source)
+                self._writer.quarantine(sample, self._relative(sample.image), image.reason, image.source)
                 continue
             if stored is None:
                 raise DataError(
-                    f"the features of sample {sample.key} ({sample.image_path}) are not finite in "
+                    f"the features of sample {sample.key} ({sample.image}) are not finite in "
                     f"{self.config.cache.dtype}; try cache.dtype=fp32 in a new cache.dir, or remove the image"
                 )
             if image.repair is not None:
-                self._repaired.setdefault(image.repair, []).append(self._relative(sample.image_path))
+                self._repaired.setdefault(image.repair, []).append(self._relative(sample.image))
             num_bytes += self._writer.add(
                 sample, stored, image_size=image.image_size, layout=image.layout, source=image.source
             )
@@ -112,7 +113,7 @@ class Writing:
         stored = store(features, self.config.cache.dtype)
         return stored if all_finite(stored) else None
 
-    def _relative(self, path: Path) -> str:
-        """The path as the user knows it."""
-        root = self.config.dataset.root
+    def _relative(self, image: Location) -> str:
+        """The image as the user knows it: relative to the dataset's root where it is inside."""
+        path, root = Path(str(image)), self.config.dataset.root
         return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)

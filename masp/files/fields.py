@@ -1,9 +1,11 @@
-"""Types of fields that typed files have in common: numbers that fit where they are used, and digests; optional keys."""
+"""Types of fields that typed files have in common: numbers that fit where they are used, digests, distributions;
+optional keys."""
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, GetPydanticSchema
+from pydantic import AfterValidator, Field, GetPydanticSchema
 
 from masp.taxonomy import DatasetName, Split
 
@@ -31,3 +33,26 @@ DatasetOf = Annotated[str, one_of(get_args(DatasetName))]
 OMIT_NONE = Field(exclude_if=lambda value: value is None)
 """`Annotated[T | None, OMIT_NONE] = None`: the key is written only where it has a value, so that files without one are
 the same bytes as before there was such a key."""
+
+DISTRIBUTION_ROUNDING = 1e-6
+"""How far the sum of a distribution may be from 1."""
+
+
+def check_distribution(values: tuple[float, ...]) -> tuple[float, ...]:
+    """A distribution over categories, as it is.
+
+    Args:
+        values: Probability of each category.
+
+    Raises:
+        ValueError: There is none, one is negative or not finite, or they do not sum to 1 within 1e-6.
+    """
+    if not values or not all(0 <= value < math.inf for value in values):
+        raise ValueError("must hold a finite number of 0 or more for each category")
+    if abs(math.fsum(values) - 1) > DISTRIBUTION_ROUNDING:
+        raise ValueError("must sum to 1")
+    return values
+
+
+Distribution = Annotated[tuple[float, ...], AfterValidator(check_distribution)]
+"""The probability of each category of a dataset, in their order."""

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from masp.models.likelihood import answer_losses
 from masp.models.sequence import ASPECT, FEATURE, SOFT, TEXT, Batch, Block
 from masp.models.trainable import AspectModules, SoftPrompt
-from masp.vlm.caches import repeat
+from masp.vlm.caches import take_rows
 from masp.vlm.language import LanguageHalf, Tokens
 
 
@@ -47,6 +48,8 @@ def _inputs(
 ) -> tuple[Tensor, Tokens]:
     """Pick each row's aspect tokens and features, and embed the block."""
     images = batch.row_image
+    if block is batch.prefix and batch.prefix_row is not None:  # which has a row per image, or no image
+        images = torch.arange(len(block.ids), device=images.device)
     values = {} if soft_prompt is None else {SOFT: soft_prompt}
     deep = None
     if len(block.places[ASPECT][0]):
@@ -54,7 +57,7 @@ def _inputs(
         asked = (images,) if batch.row_aspect is None else (images, batch.row_aspect)
         values[ASPECT] = aspect_tokens[asked].flatten(0, -2)
     if len(block.places[FEATURE][0]):
-        at = _feature_places(batch, block.places[FEATURE][0])
+        at = _feature_places(batch, images, block.places[FEATURE][0])
         found = batch.features[at]
         if batch.deep is not None:
             deep = batch.deep[at[0], :, at[1]].transpose(0, 1)
@@ -66,14 +69,16 @@ def _inputs(
     return embed(language, block, tokens, values), tokens
 
 
-def _feature_places(batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:
+def _feature_places(batch: Batch, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Image and place in it of the features at the FEATURE positions of `rows`, row by row: `[n]` each.
+
+    `images [B]` is the image of each row.
 
     By index: how much a mask picks must be counted first, and a GPU would be waited for.
     """
-    counts = batch.feature_mask.sum(1)[batch.row_image]
+    counts = batch.feature_mask.sum(1)[images]
     first = counts.cumsum(0) - counts
-    return batch.row_image[rows], torch.arange(len(rows), device=rows.device) - first[rows]
+    return images[rows], torch.arange(len(rows), device=rows.device) - first[rows]
 
 
 def run(
@@ -98,8 +103,8 @@ def run(
             block = batch.prefix
             embeds, tokens = _inputs(language, batch, block, block.types, aspect_tokens, soft_prompt)
             language(embeds, block.mask, block.positions, cache, tokens)
-            if batch.shared_prefix:
-                repeat(cache, len(mask), mask.device)
+            if batch.prefix_row is not None:
+                take_rows(cache, batch.prefix_row)
         mask = batch.known()
     embeds, tokens = _inputs(language, batch, batch.suffix, batch.known_types(), aspect_tokens, soft_prompt)
     return language(embeds, mask, batch.suffix.positions, cache, tokens)
@@ -184,6 +189,8 @@ class Stage2Model(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Losses of the rows `[B]`, fp32."""
+        if batch.answers is not None:
+            return answer_losses(self, batch)
         return row_losses(self.language, self.hidden(batch), batch, self.num_logits)
 
 

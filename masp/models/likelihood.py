@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from masp.errors import MaspError
+from masp.models.candidates import CandidateTree, candidate_tree, steps_of
 from masp.models.sequence import Batch
-from masp.vlm.caches import read_only
+from masp.vlm.caches import behind, go_on_from, read_only
 from masp.vlm.language import LanguageHalf, Tokens
 
 MAX_POSITIONS = 512
@@ -47,39 +47,6 @@ class Scored(Protocol):
 
     def hidden(self, batch: Batch, cache=None) -> Tensor:
         """Hidden states of the batch's suffix `[B, Ls, D]`; keys and values go to the empty `cache`."""
-
-
-@dataclass(frozen=True)
-class CandidateTree:
-    """Candidates merged where they begin alike, one block behind the prefix: `L` nodes, one per different beginning."""
-
-    ids: Tensor
-    """`[L]` the token of each node."""
-    depth: Tensor
-    """`[L]` tokens before it in its candidate."""
-    sees: Tensor
-    """`[L, L]` which nodes a node sees: itself and those before it in its candidate."""
-    paths: tuple[tuple[int, ...], ...]
-    """Per candidate its nodes in order."""
-
-
-def candidate_tree(candidates: Items[Items[int]]) -> CandidateTree:
-    """Merge candidates into a tree.
-
-    Args:
-        candidates: Token ids of each, not empty. One may begin another (`sad`, `sad` `ness`), or equal it.
-    """
-    nodes: dict[tuple[int, ...], int] = {}
-    paths = [
-        tuple(nodes.setdefault(tuple(c[: k + 1]), len(nodes)) for k in range(len(c))) for c in map(tuple, candidates)
-    ]
-    sees = torch.zeros(len(nodes), len(nodes), dtype=torch.bool)
-    for path in paths:
-        for k, node in enumerate(path):
-            sees[node, list(path[: k + 1])] = True
-    ids = torch.tensor([beginning[-1] for beginning in nodes])
-    depth = torch.tensor([len(beginning) - 1 for beginning in nodes])
-    return CandidateTree(ids, depth, sees, tuple(paths))
 
 
 def cut_short(candidates: Items[Items[int]]) -> list[tuple[int, int]]:
@@ -167,13 +134,17 @@ def score_categories(
     following_position = batch.suffix.positions[:, row, last][..., None] + 1
 
     tree = candidate_tree(candidates)
-    run = _run_tree if has_tree else _run_one_by_one
-    branch = run(language, batch, tree, following_position, cache)
     ids = tree.ids
+    if has_tree:
+        sees = tree.sees.to(device).expand(rows, -1, -1)
+        nodes = ids.to(device).expand(rows, -1), tree.depth.to(device), sees
+        branch = _run_nodes(language, batch, *nodes, following_position, cache)
+    else:
+        branch = _run_one_by_one(language, batch, tree, following_position, cache)
 
     # what each position must predict: the prefix's end any first token, a node any of its children or the end
     followers: dict[int, dict[int, int]] = {node: {} for node in range(-1, len(ids))}
-    steps = [_steps(path, tree.ids.tolist(), end) for path in tree.paths]
+    steps = [steps_of(path, ids.tolist(), end) for path in tree.paths]
     for node, token in itertools.chain.from_iterable(steps):
         followers[node].setdefault(token, len(followers[node]))
     width = max(map(len, followers.values()))
@@ -192,22 +163,52 @@ def score_categories(
     return sums.float(), (sums / torch.tensor([len(taken) for taken in steps])).float()
 
 
-def _run_tree(language: LanguageHalf, batch: Batch, tree: CandidateTree, start: Tensor, cache) -> Tensor:
-    """Hidden states of all nodes `[B, L, D]`, in one pass with a mask for each type of layer.
+def answer_losses(model: Scored, batch: Batch) -> Tensor:
+    """Losses of a batch whose rows have several answers, each with a probability.
+
+    The loss of a row is the sum over its answers of probability x mean loss of the answer's tokens, as if each answer
+    had a pass of its own. Prefix and suffix run once; then all answers run as one block behind them, as in
+    `score_categories`. The gradient reaches what is trained through all of them.
+
+    Args:
+        model: Model that is trained, of a family whose candidates may run as a tree.
+        batch: Batch of sequences that stop before the answer, with `answers`.
+
+    Returns:
+        `[B]`, fp32.
+    """
+    language, answers = model.language, batch.answers
+    assert answers is not None and language.family.has_tree, "these have one row per answer"
+    cache = go_on_from(language.new_cache(branches=True))
+    hidden = model.hidden(batch, cache)
+    row = torch.arange(len(hidden), device=hidden.device)
+    start = batch.suffix.positions[:, row, _last(batch.suffix.mask)][..., None] + 1
+    nodes = _run_nodes(language, batch, answers.ids, answers.depth, answers.sees, start, behind(cache))
+    states = torch.cat([hidden, nodes], dim=1)[answers.rows, answers.columns]
+    logits = language.logits(states)[:, : model.num_logits]
+    wanted = logits[answers.target_place, answers.target_token]
+    losses = (logits.logsumexp(-1)[answers.target_place] - wanted) * answers.target_share
+    return torch.zeros(len(hidden), device=losses.device).index_add(0, answers.rows[answers.target_place], losses)
+
+
+def _run_nodes(
+    language: LanguageHalf, batch: Batch, ids: Tensor, depth: Tensor, sees: Tensor, start: Tensor, cache
+) -> Tensor:
+    """Hidden states of the nodes of trees `[B, L, D]`, in one pass with a mask for each type of layer.
 
     Args:
         language: Language half of the VLM.
         batch: Batch that ends before the answer.
-        tree: The candidates.
+        ids: `[B, L]` tokens of the nodes.
+        depth: `[L]` or `[B, L]` tokens before each in its candidate.
+        sees: `[B, L, L]` which nodes a node sees.
         start: `[3, B, 1]` position of an answer's first token.
         cache: What the decoder keeps of the batch.
     """
-    device = start.device
-    ids, depth, sees = (t.to(device) for t in (tree.ids, tree.depth, tree.sees))
+    device, width = start.device, ids.shape[1]
     known = batch.known()
-    rows = len(known)
-    visible = torch.cat([known[:, None].expand(-1, len(ids), -1), sees[None].expand(rows, -1, -1)], dim=-1)
-    tokens = following(language, batch, ids.expand(rows, -1), 0)
+    visible = torch.cat([known[:, None].expand(-1, width, -1), sees], dim=-1)
+    tokens = following(language, batch, ids, 0)
     embeds = language.embed(tokens)
 
     def additive(visible: Tensor) -> Tensor:
@@ -219,7 +220,7 @@ def _run_tree(language: LanguageHalf, batch: Batch, tree: CandidateTree, start: 
     if window is not None:
         # how many real tokens are before each column, and before each node
         before = torch.cat([known.cumsum(1) - 1, known.sum(1, keepdim=True) + depth], dim=1)
-        apart = before[:, -len(ids) :, None] - before[:, None]
+        apart = before[:, -width:, None] - before[:, None]
         near = additive(visible & (apart < window))
         is_mixed = "full_attention" in language.family.layer_types
         mask = {"full_attention": additive(visible), "sliding_attention": near} if is_mixed else near
@@ -241,9 +242,3 @@ def _run_one_by_one(language: LanguageHalf, batch: Batch, tree: CandidateTree, s
         for place, node in enumerate(path):
             found[node] = hidden[:, place]
     return torch.stack([states for states in found if states is not None], dim=1)
-
-
-def _steps(path: Items[int], ids: Items[int], end: int | None) -> list[tuple[int, int]]:
-    """A candidate as pairs of the node that predicts (-1: the prefix's end) and the token that it must predict."""
-    steps = list(zip((-1, *path), (ids[node] for node in path), strict=False))
-    return steps if end is None else [*steps, (path[-1], end)]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from masp.models.candidates import AnswerBlock, WeightedAnswers, answer_block
 from masp.vlm.features import Features, Grid, ImageLayout
 from masp.vlm.prompt import Prompt
 
@@ -219,8 +220,9 @@ class Batch:
 
     prefix: Block | None
     """What nothing trained can reach, run without gradient."""
-    shared_prefix: bool
-    """The prefix is plain text and the same for all rows: it is held, and run, as one row."""
+    prefix_row: Tensor | None
+    """`[B]` row of the prefix that each row goes on from, where several rows have one in common: all, if it is plain
+    text and the same for all of them, or those of an image. None: each row has its own."""
     suffix: Block
     labels: Tensor
     """`[B, Ls]`, for the suffix."""
@@ -240,20 +242,31 @@ class Batch:
     """`[B]` asked aspect of each row (stage 1); None: all aspects (stage 2)."""
     aspect_tokens: Tensor | None = None
     """`[I, A, N, D]` computed before; None: the aspect modules run."""
+    answers: AnswerBlock | None = None
+    """Several answers to each row, weighted; the rows end before the answer then, and have no labels."""
 
     def known(self) -> Tensor:
         """Which tokens of prefix and suffix are real, `[B, Lp + Ls]`."""
         if self.prefix is None:
             return self.suffix.mask
-        return torch.cat([self.prefix.mask.expand(len(self.suffix.mask), -1), self.suffix.mask], dim=1)
+        return torch.cat([self._of_row(self.prefix.mask), self.suffix.mask], dim=1)
 
     def known_types(self) -> dict[str, Tensor]:
         """Types of the tokens of prefix and suffix, `[B, Lp + Ls]` each."""
         prefix = self.prefix
         if prefix is None:
             return dict(self.suffix.types)
-        rows = len(self.suffix.mask)
-        return {n: torch.cat([prefix.types[n].expand(rows, -1), own], dim=1) for n, own in self.suffix.types.items()}
+        return {n: torch.cat([self._of_row(prefix.types[n]), own], dim=1) for n, own in self.suffix.types.items()}
+
+    def _of_row(self, prefixes: Tensor) -> Tensor:
+        """Of what the prefixes have, `[P, Lp]`, each row's."""
+        return prefixes if self.prefix_row is None else prefixes[self.prefix_row]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that run through the language model, padding left out."""
+        blocks = (self.prefix, self.suffix, self.answers)
+        return sum(int(block.mask.sum()) for block in blocks if block is not None)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Batch:
         """Move to a device; features take the language model's dtype."""
@@ -263,7 +276,18 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """Page-locked copies, from which transfers to a GPU run beside its work. A DataLoader calls this."""
-        return self.moved(Tensor.pin_memory)
+        return self.moved(lambda tensor: tensor if tensor.is_meta else tensor.pin_memory())
+
+    def with_features(self, features: Items[Features]) -> Batch:
+        """The batch with other features in the place of its own, which may be on the meta device until they are known.
+
+        Args:
+            features: Features of each image, of the shapes that the batch was made with.
+        """
+        padded, _ = pad_features([each.tokens for each in features])
+        if padded.shape != self.features.shape:
+            raise ValueError(f"the batch has features {list(self.features.shape)}, but these are {list(padded.shape)}")
+        return replace(self, features=padded, deep=None if self.deep is None else _pad_deep(features))
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with each tensor put through `move`."""
@@ -271,6 +295,7 @@ class Batch:
         return replace(
             self,
             prefix=None if self.prefix is None else self.prefix.moved(move),
+            prefix_row=None if self.prefix_row is None else move(self.prefix_row),
             suffix=self.suffix.moved(move),
             labels=move(self.labels),
             supervised=(move(rows), move(columns)),
@@ -281,6 +306,7 @@ class Batch:
             row_image=move(self.row_image),
             row_aspect=None if self.row_aspect is None else move(self.row_aspect),
             aspect_tokens=None if self.aspect_tokens is None else move(self.aspect_tokens),
+            answers=None if self.answers is None else self.answers.moved(move),
         )
 
 
@@ -328,6 +354,7 @@ def make_batch(
     frozen_prefix: bool = True,
     aspect_tokens: Items[Tensor] | None = None,
     goes_on: bool = False,
+    answers: Items[WeightedAnswers] | None = None,
 ) -> Batch:
     """Collate sequences into a batch.
 
@@ -344,23 +371,17 @@ def make_batch(
         frozen_prefix: Whether what comes before each sequence's `split` runs apart, without gradient.
         aspect_tokens: Aspect tokens, one `[A, N, D]` per image, where they were computed before (stage 2).
         goes_on: Whether tokens will follow the rows' last ones (scoring).
+        answers: Answers of each row, whose sequence ends before the answer (stage 2).
     """
     count, family = len(sequences), prompt.family
     # then padding may be neither before nor behind what a row has
     in_one = goes_on and family.pads_left
     starts = [s.split if frozen_prefix and not in_one and not family.runs_whole else 0 for s in sequences]
-    prefix, shared = None, False
+    prefix = prefix_row = None
     if any(starts):
-        # in stage 1 the same system turn opens every row
-        first, start = sequences[0], starts[0]
-        ids, kind = first.ids[:start], first.kind[:start]
-        shared = bool((kind == TEXT).all()) and all(
-            torch.equal(s.ids[:n], ids) and torch.equal(s.kind[:n], kind)
-            for s, n in zip(sequences, starts, strict=True)
-        )
-        heads = sequences[:1] if shared else sequences
-        bounds = [(0, start) for start in starts[: len(heads)]]
-        prefix = _block(heads, bounds, family.pad_token_id, family.pads_left)
+        heads, prefix_row = _heads(sequences, starts, row_image)
+        bounds = [(0, starts[row]) for row in heads]
+        prefix = _block([sequences[row] for row in heads], bounds, family.pad_token_id, family.pads_left)
     bounds = [(start, len(s)) for start, s in zip(starts, sequences, strict=True)]
     suffix = _block(sequences, bounds, family.pad_token_id, in_one)
     labels = torch.full_like(suffix.ids, IGNORED)
@@ -370,7 +391,7 @@ def make_batch(
     padded, mask = pad_features([each.tokens for each in features])
     return Batch(
         prefix=prefix,
-        shared_prefix=shared,
+        prefix_row=prefix_row,
         suffix=suffix,
         labels=labels,
         supervised=_places(labels != IGNORED),
@@ -381,7 +402,34 @@ def make_batch(
         row_image=torch.tensor(row_image),
         row_aspect=None if row_aspect is None else torch.tensor(row_aspect),
         aspect_tokens=None if aspect_tokens is None else torch.stack(list(aspect_tokens)),
+        answers=None if answers is None else answer_block(answers, [stop - start for start, stop in bounds]),
     )
+
+
+def _heads(sequences: Items[Sequence], starts: Items[int], row_image: Items[int]) -> tuple[Items[int], Tensor | None]:
+    """Rows whose prefix runs, and which of these prefixes each row goes on from; None: each from its own.
+
+    In stage 1 the same system turn opens every row; in stage 2 the rows of an image have all before the soft prompt in
+    common.
+    """
+    kind = sequences[0].kind[: starts[0]]
+
+    def equal(row: int, other: int) -> bool:
+        start, mine, its = starts[row], sequences[row], sequences[other]
+        same = start == starts[other] and torch.equal(mine.ids[:start], its.ids[:start])
+        return same and torch.equal(mine.kind[:start], its.kind[:start])
+
+    rows = range(len(sequences))
+    if (kind == TEXT).all() and all(equal(row, 0) for row in rows):
+        return [0], torch.zeros(len(sequences), dtype=torch.long)
+    first: dict[int, int] = {}
+    for row, image in enumerate(row_image):
+        first.setdefault(image, row)
+    if len(first) == len(sequences) or list(first) != list(range(len(first))):
+        return rows, None
+    if not all(equal(row, first[image]) for row, image in enumerate(row_image)):
+        return rows, None  # in stage 1, where what is asked is part of it
+    return list(first.values()), torch.tensor(row_image)
 
 
 def _pad_deep(features: Items[Features]) -> Tensor | None:

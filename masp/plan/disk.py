@@ -43,6 +43,9 @@ INDEX_BYTES = 125
 _SIDECAR_BYTES = 900
 """About, per sample: labels, offsets, checksums and the image file's digest, as indented JSON."""
 
+_PROBABILITY_BYTES = 32
+"""About, per number of a distribution: 8 bytes in the index, the rest as a line of the sidecar."""
+
 
 @functools.lru_cache(maxsize=1 << 16)
 def features_bytes(num_tokens: int, hidden_size: int, precision: str, num_deep_maps: int = 0) -> int:
@@ -128,7 +131,13 @@ def tar_bytes(members: int) -> int:
 
 def index_bytes(planned: PlannedImages) -> int:
     """Estimate the bytes of index and sidecars."""
-    return (INDEX_BYTES + _SIDECAR_BYTES) * len(planned) + 3 * int(planned.key_lengths.sum(dtype=np.int64))
+    table, rows = planned.samples.table, planned.samples.rows
+    probabilities = np.array([len(label.distribution or ()) for label in table.labels], dtype=np.int64)
+    return (
+        (INDEX_BYTES + _SIDECAR_BYTES) * len(planned)
+        + 3 * int(planned.key_lengths.sum(dtype=np.int64))
+        + _PROBABILITY_BYTES * int(probabilities[table.label[rows]].sum())
+    )
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from masp.artifacts.trained import NONE, prompt_aspects
 from masp.config import Config
+from masp.config.feature_source import evaluation_source
 from masp.config.schema import Split
 from masp.data.questions import load_questions
 from masp.evaluation.aspects import closed_answers
@@ -16,7 +17,7 @@ from masp.evaluation.prompts import FIRST, VALIDATION, other_wordings
 from masp.models.likelihood import candidate_tree
 from masp.plan.rates import Rate, Rates
 from masp.plan.tokens import PlannedImage, TextTokens, answers_of, tally, text_tokens
-from masp.plan.work import StageWork, groups_flops
+from masp.plan.work import StageEstimate, StageWork, groups_flops
 from masp.vlm.families import Family, family_of
 from masp.vlm.flops import Encoder, Language, aspect_module_flops, language_flops
 
@@ -53,7 +54,7 @@ class EvaluationWork:
     flops: float
     """FLOP of the language model and the aspect modules."""
     encoder_flops: float
-    """FLOP of the encoder, with `evaluate.source: live`."""
+    """FLOP of the encoder, with `evaluate.source: live` or without a cache."""
 
     @property
     def num_passes(self) -> int:
@@ -85,7 +86,7 @@ class EvaluationEstimate:
     images_per_s: float
     """Images per second, each as often as it has wordings."""
     reads_bytes_per_s: float
-    """What the cache must deliver; 0 with `evaluate.source: live`."""
+    """What the cache must deliver; 0 where the encoder runs instead."""
     rate: Rate
 
 
@@ -117,12 +118,14 @@ def estimate_evaluation(
         flops=flops,
         hours=hours,
         images_per_s=images_per_s,
-        reads_bytes_per_s=images_per_s * bytes_per_image if config.evaluate.source == "cache" else 0.0,
+        reads_bytes_per_s=images_per_s * bytes_per_image if evaluation_source(config) == "cache" else 0.0,
         rate=rate,
     )
 
 
-def evaluation_rate(config: Config, rates: Rates, stages: dict[str, StageWork]) -> Rate:
+def evaluation_rate(
+    config: Config, rates: Rates, stages: Mapping[str, StageWork], estimates: Mapping[str, StageEstimate]
+) -> Rate:
     """The rate of the stage that is evaluated, in FLOP.
 
     Tokens per second of training cannot be taken as they are, since a token costs less without a gradient; FLOP can.
@@ -131,6 +134,7 @@ def evaluation_rate(config: Config, rates: Rates, stages: dict[str, StageWork]) 
         config: Run configuration.
         rates: Rates of encoder and stages.
         stages: Stage -> its work.
+        estimates: Stage -> its estimate, whose FLOP are those of the encoder too where it runs in training.
     """
     rate: Rate = getattr(rates, config.evaluate.stage)
     work = stages[config.evaluate.stage]
@@ -138,7 +142,8 @@ def evaluation_rate(config: Config, rates: Rates, stages: dict[str, StageWork]) 
         return rate
     if not work.tokens:
         return rates.extract
-    return Rate(rate.per_second * work.flops / work.tokens, "FLOP", f"{rate.source}, tokens as FLOP")
+    flops = estimates[config.evaluate.stage].flops if rate.includes_encoder else work.flops
+    return Rate(rate.per_second * flops / work.tokens, "FLOP", f"{rate.source}, tokens as FLOP")
 
 
 def evaluation_work(
@@ -163,7 +168,7 @@ def evaluation_work(
     asked = _Asked(config, language, text_tokens(config.vlm.path), family_of(config.vlm.path))
     work = asked.aspects(images) if config.evaluate.stage == "stage1" else asked.emotions(images, categories)
     scored, validation, num_wordings, num_sequences, tokens, flops = work
-    is_live = config.evaluate.source == "live"
+    is_live = evaluation_source(config) == "live"
     encoder = num_wordings * groups_flops(vision, scored) + groups_flops(vision, validation) if is_live else 0.0
     return EvaluationWork(_num(scored), _num(validation), num_wordings, num_sequences, tokens, flops, encoder)
 

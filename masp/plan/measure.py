@@ -42,6 +42,7 @@ def measure_rates(
     train: PlannedImages,
     num_images: int,
     fallback: Rates,
+    categories: Sequence[str],
 ) -> Rates:
     """Time encoder and training on a few images; loads the weights.
 
@@ -55,6 +56,7 @@ def measure_rates(
         train: Training images.
         num_images: How many of them to take, from the smallest to the largest.
         fallback: Rates of a stage that has nothing to train on.
+        categories: Categories of the dataset.
 
     Raises:
         InputError: Weights or tokenizer are missing, or no image can be read.
@@ -72,7 +74,7 @@ def measure_rates(
     for stage, images, work_of in stages:
         chosen = _spread(images, num_images)
         if chosen:
-            seconds = _stage_seconds(config, stage, language_half, chosen)
+            seconds = _stage_seconds(config, stage, language_half, chosen, categories)
             flops = work_of(config, language, words, chosen).flops_per_epoch
             rates[stage] = Rate(flops / seconds, "FLOP", f"measured here on {len(chosen)} images")
     return Rates(**rates)
@@ -94,8 +96,8 @@ def _encoder_rate(config: Config, vision: Encoder, images: Sequence[PlannedImage
     ready = []
     for planned in images:
         try:
-            path, vlm = planned.sample.image_path, config.vlm
-            ready.append((planned, *preprocessor(load_image(path, vlm.max_side, transparency=vlm.transparency))))
+            image, vlm = planned.sample.image, config.vlm
+            ready.append((planned, *preprocessor(load_image(image, vlm.max_side, transparency=vlm.transparency))))
         except (UnreadableImage, OSError):
             continue  # its header was whole, the rest is not: extraction would put it in quarantine
     if not ready:
@@ -109,10 +111,13 @@ def _encoder_rate(config: Config, vision: Encoder, images: Sequence[PlannedImage
     return Rate(flops / _seconds(encode, device), "FLOP", f"measured here on {len(ready)} images ({device})")
 
 
-def _stage_seconds(config: Config, name: StageName, language: LanguageHalf, images: Sequence[PlannedImage]) -> float:
+def _stage_seconds(
+    config: Config, name: StageName, language: LanguageHalf, images: Sequence[PlannedImage], categories: Sequence[str]
+) -> float:
     """Measure forward and backward passes of one epoch over these images, cut into batches as training does."""
     device, dtype = pick_device(config.engine.device, "engine.device"), language.dtype
-    cache = _StandIn(images, language.hidden_size, num_deep_maps(load_config(resolve_directory(config.vlm.path))))
+    num_deep = num_deep_maps(load_config(resolve_directory(config.vlm.path)))
+    cache = _StandIn(images, language.hidden_size, num_deep, categories)
     config = replace(config, **{name: replace(getattr(config, name), validate_every=None)})  # steps only
     stage, prompt = STAGES[name](config, cache, load_questions(config.questions)), load_prompt(config.vlm.path)
     steps = Steps(stage, prompt)
@@ -156,9 +161,9 @@ class _StandInIndex:
 class _StandIn:
     """A cache of random features for these images, with what training steps read of a cache."""
 
-    def __init__(self, images: Sequence[PlannedImage], hidden_size: int, num_deep: int):
+    def __init__(self, images: Sequence[PlannedImage], hidden_size: int, num_deep: int, categories: Sequence[str]):
         self.images, self.hidden_size, self.num_deep, self.splits = images, hidden_size, num_deep, ("train",)
-        self.categories = tuple(sorted({p.sample.category for p in images}))
+        self.categories = tuple(categories)
         tokens = np.array([p.num_tokens for p in images])
         self.index = _StandInIndex(tokens, np.zeros(len(images), dtype=np.int32), [p.sample.key for p in images])
 
@@ -168,12 +173,15 @@ class _StandIn:
     def has_answer(self, rows: np.ndarray, aspect: str) -> np.ndarray:
         return np.array([aspect in self.images[row].sample.answers for row in rows], dtype=bool)
 
-    def read(self, row: int, dtype: torch.dtype | None = None) -> CachedSample:
+    def has_distribution(self, rows: np.ndarray) -> np.ndarray:
+        return np.array([self.images[row].sample.distribution is not None for row in rows], dtype=bool)
+
+    def read(self, row: int, dtype: torch.dtype | None = None, *, epoch: int | None = None) -> CachedSample:
         planned = self.images[row]
         sample, shape = planned.sample, (planned.num_tokens, self.hidden_size)
         deep = torch.randn(self.num_deep, *shape, dtype=dtype) if self.num_deep else None
         return CachedSample(
             sample.key, sample.split, sample.category, dict(sample.answers),
             Features(torch.randn(shape, dtype=dtype), deep),
-            planned.layout, planned.size,
+            planned.layout, planned.size, sample.distribution,
         )  # fmt: skip

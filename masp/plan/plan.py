@@ -12,6 +12,7 @@ from masp.cache.layout import read_layout
 from masp.config import Config
 from masp.data.datasets import Dataset, read_dataset
 from masp.data.findings import Finding, Holdings
+from masp.data.image_files.stored import Location
 from masp.errors import InputError
 from masp.plan.actual import Actual, actual_cache, actual_extraction, actual_stages, is_of
 from masp.plan.disk import PRECISIONS, Space, check_space, index_bytes, shard_contents, tar_sizes
@@ -28,6 +29,7 @@ from masp.plan.work import (
     ExtractionEstimate,
     StageEstimate,
     estimate_extraction,
+    estimate_live_stage,
     estimate_stage,
     extraction_flops,
     stage1_work,
@@ -101,9 +103,10 @@ class Range:
 
 @dataclass(frozen=True)
 class CachePlan:
-    """The cache that extraction will make."""
+    """The cache that extraction will make, or would make if there were to be one."""
 
-    dir: str
+    dir: str | None
+    """`cache.dir`; None where features are computed live."""
     dtype: str
     hidden_size: int
     bytes: int
@@ -125,8 +128,10 @@ class Plan:
     images: ImageFacts
     tokens: TokenStatistics
     cache: CachePlan
-    space: Space
+    space: Space | None
+    """None without a cache, which nothing is written to."""
     extract: ExtractionEstimate
+    """Without a cache: what it would take."""
     stages: dict[str, StageEstimate]
     evaluate: EvaluationEstimate
     flops_estimated: bool
@@ -140,7 +145,8 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Return what `masp plan --json` prints."""
         found = dataclasses.asdict(self)
-        found["space"] |= {"fits": self.space.fits, "verdict": self.space.verdict}
+        if self.space is not None:
+            found["space"] |= {"fits": self.space.fits, "verdict": self.space.verdict}
         return found
 
 
@@ -181,10 +187,9 @@ def make_plan(
     # what cannot work is refused before headers are read
     vlm, language = load_config(directory), language_cost(directory)
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
-    dataset = read_dataset(config.dataset)
+    dataset = read_dataset(config.dataset, config.cache.dir)
     max_side = config.vlm.max_side
-    paths = dataset.samples.paths
-    sizes, broken = read_sizes(paths, max_side, num_processes, memory_path(dataset.root, max_side))
+    sizes, broken = read_sizes(dataset.samples.images, max_side, num_processes, memory_path(dataset.root, max_side))
     images, refused = plan_images(dataset.samples, sizes, preprocessor, num_processes)
     broken += refused
     if not images:
@@ -196,7 +201,7 @@ def make_plan(
     train = images.in_split("train")
     words = count_words(config, train.samples, dataset.categories)
     if measure is not None:
-        rates = measure_rates(config, vision, language, words, train or images, measure, rates)
+        rates = measure_rates(config, vision, language, words, train or images, measure, rates, dataset.categories)
     return _predict(config, dataset, images, broken, vision, language, words, rates)
 
 
@@ -204,7 +209,7 @@ def _predict(
     config: Config,
     dataset: Dataset,
     images: PlannedImages,
-    broken: Sequence[tuple[str | Path, str]],
+    broken: Sequence[tuple[Location, str]],
     vision: Encoder,
     language: Language,
     words: Words,
@@ -213,8 +218,9 @@ def _predict(
     hidden, dtype = language.width, config.cache.dtype
     num_deep = num_deep_maps(load_config(Path(config.vlm.path)))
     train = images.in_split("train")
-    layout = read_layout(Path(config.cache.dir))
-    is_same = is_of(Path(config.cache.dir), layout, dataset)
+    directory = None if config.cache.dir is None else Path(config.cache.dir)
+    layout = None if directory is None else read_layout(directory)
+    is_same = directory is not None and is_of(directory, layout, dataset)
     findings = (*dataset.findings, *prospect_findings(config, dataset))
     if layout is not None and not is_same:
         text = (
@@ -232,9 +238,17 @@ def _predict(
         "stage1": stage1_work(config, language, words, train),
         "stage2": stage2_work(config, language, words, train),
     }
-    stages = {name: estimate_stage(work, getattr(rates, name), mean_bytes) for name, work in works.items()}
+    seen = {"stage1": train.with_answers(config.aspects), "stage2": train}
+    stages = {
+        name: estimate_stage(work, getattr(rates, name), mean_bytes)
+        if directory is not None
+        else estimate_live_stage(
+            work, getattr(rates, name), extraction_flops(vision, seen[name]), len(seen[name]), rates.extract
+        )
+        for name, work in works.items()
+    }
     scoring = evaluation_work(config, vision, language, images, dataset.categories)
-    scoring_rate = evaluation_rate(config, rates, works)
+    scoring_rate = evaluation_rate(config, rates, works, stages)
     return Plan(
         dataset=DatasetFacts(
             name=dataset.name,
@@ -257,7 +271,7 @@ def _predict(
             num_shards=len(tars),
             shard_bytes=Range(min(tars.values()), max(tars.values())),
         ),
-        space=check_space(config.cache.dir, sum(tars.values()) + index_bytes(images)),
+        space=None if directory is None else check_space(directory, sum(tars.values()) + index_bytes(images)),
         extract=extract,
         stages=stages,
         evaluate=estimate_evaluation(config, scoring, scoring_rate, rates.extract, mean_bytes),
@@ -269,15 +283,15 @@ def _predict(
         },
         levers=tuple(pixel_levers(config, vision, images, shards, hidden, num_deep)),
         actual=Actual(
-            cache=actual_cache(Path(config.cache.dir), layout, tars, tokens.total, len(images)),
-            extract=actual_extraction(Path(config.cache.dir), extract.images_per_s) if is_same else None,
+            cache=None if directory is None else actual_cache(directory, layout, tars, tokens.total, len(images)),
+            extract=actual_extraction(directory, extract.images_per_s) if directory is not None and is_same else None,
             stages=actual_stages(config.output_dir, stages, dataset),
         ),
     )
 
 
 def _image_facts(
-    config: Config, dataset: Dataset, images: PlannedImages, broken: Sequence[tuple[str | Path, str]]
+    config: Config, dataset: Dataset, images: PlannedImages, broken: Sequence[tuple[Location, str]]
 ) -> ImageFacts:
     splits = {}
     for name in dataset.holdings.categories:

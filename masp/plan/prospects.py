@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from masp.artifacts.trained import default_aspect_path
 from masp.config import Config
 from masp.data.findings import WITHOUT_STAGE_1, Finding, meant_by
-from masp.data.sample import Dataset, count_kinds
+from masp.data.sample import Dataset, Samples, count_kinds
 from masp.training.schedule import num_steps_of, too_little
 
 
@@ -52,6 +52,11 @@ def prospects(config: Config, dataset: Dataset) -> tuple[Prospect, Prospect]:
         lacking = "the dataset has no training image"
     elif lacking:
         lacking = f"it needs aspect modules, and stage 1 cannot train them; {WITHOUT_STAGE_1}"
+    elif config.stage2.targets == "distribution" and not _has_distributions(dataset):
+        lacking = (
+            "stage2.targets = 'distribution', and no training image has a distribution over the categories; give "
+            "stage2.targets=label"
+        )
     hint = "" if lacking else too_little("stage2", two, config.stage2) or ""
     return first, Prospect("stage2", num_train, two, lacking, _summary(lacking, num_train, two), hint)
 
@@ -81,6 +86,11 @@ def _obstacle_1(config: Config, dataset: Dataset, num_annotated: int) -> str:
         meant = "".join(meant_by(aspect, dataset.findings) for aspect in empty)
         return f"no training image is annotated with {' or '.join(empty)}{meant}; give aspects=[{rest}]"
     return ""
+
+
+def _has_distributions(dataset: Dataset) -> bool:
+    kinds = Samples.of(dataset.samples).kinds()
+    return any(split == "train" and label.distribution is not None for split, label in kinds)
 
 
 def _summary(obstacle: str, num_images: int, num_steps: int) -> str:

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, with_config
 
 from masp.errors import InputError
 from masp.files.jsonl import read_lines
+from masp.report.run_config import find_config
 
 STAGES = ("stage1", "stage2")
 
@@ -50,6 +51,8 @@ class Rate:
     """`FLOP` or `tokens` (of the language model)."""
     source: str
     """Where the rate comes from, for the user."""
+    includes_encoder: bool = False
+    """Whether it is of a run without a cache, whose tokens took the time of the encoder too."""
 
     def hours(self, flops: float, tokens: float) -> float:
         """Hours that an amount of work takes, which is given in both units."""
@@ -104,7 +107,8 @@ def rates_of_run(run_dir: str | Path, fallback: Rates) -> Rates:
         speeds = read_speeds(Path(run_dir) / stage)
         if speeds:
             rate = statistics.median(speed.tokens_per_second for speed in speeds)
-            found[stage] = Rate(rate, "tokens", f"{run_dir}/{stage}: median of {len(speeds)} lines, all its ranks")
+            source = f"{run_dir}/{stage}: median of {len(speeds)} lines, all its ranks"
+            found[stage] = Rate(rate, "tokens", source, not find_config(Path(run_dir) / stage).has_cache)
     if not found:
         raise InputError(f"--rate-from {run_dir}: holds no stage1/metrics.jsonl or stage2/metrics.jsonl with lines")
     return replace(fallback, **found)

@@ -73,6 +73,11 @@ def _cells(values: Sequence[object]) -> str:
 
 def _cache(plan: Plan) -> list[str]:
     cache = plan.cache
+    if plan.space is None:
+        return [
+            "cache        none (cache.dir = null): the encoder runs in training; a cache would take "
+            f"{size(cache.bytes)} in {cache.dtype}"
+        ]
     sizes = ", ".join(f"{name} {size(count)}" for name, count in cache.bytes_by_precision.items())
     return [
         f"cache        {size(cache.bytes)} in {cache.dtype}, with {size(cache.index_bytes)} of index and "
@@ -84,14 +89,17 @@ def _cache(plan: Plan) -> list[str]:
 
 
 def _work(plan: Plan) -> list[str]:
-    heads = f"{'FLOP/image':>15}{'FLOP':>15}{'GPU time':>12}{'images/s':>11}{'reads':>13}"
+    heads = f"{'FLOP/image':>15}{'FLOP':>15}{'GPU time':>12}{'images/s':>11}"
+    if plan.space is not None:
+        heads += f"{'reads':>13}"
     lines = [f"{'':<9}{'images':>10}{'epochs':>8}{heads}"]
     readable = plan.images.num_images - plan.images.num_broken
-    rows: list[tuple[str, int, int, ExtractionEstimate | StageEstimate | EvaluationEstimate, str]] = [
-        ("extract", readable, 1, plan.extract, "")
-    ]
+    rows: list[tuple[str, int, int, ExtractionEstimate | StageEstimate | EvaluationEstimate, str]] = []
+    if plan.space is not None:
+        rows.append(("extract", readable, 1, plan.extract, ""))
     for name, stage in plan.stages.items():
-        rows.append((name, stage.num_images, stage.num_epochs, stage, f"{size(stage.reads_bytes_per_s)}/s"))
+        reads = "" if plan.space is None else f"{size(stage.reads_bytes_per_s)}/s"
+        rows.append((name, stage.num_images, stage.num_epochs, stage, reads))
     scoring = plan.evaluate
     num_scored = scoring.num_images + scoring.num_validation_images
     reads = f"{size(scoring.reads_bytes_per_s)}/s" if scoring.reads_bytes_per_s else ""
@@ -103,7 +111,7 @@ def _work(plan: Plan) -> list[str]:
             continue
         lines.append(
             f"{name:<9}{num_images:>10,}{epochs:>8}{flop(work.flops_per_image):>15}{flop(work.flops):>15}"
-            f"{duration(work.hours):>12}{work.images_per_s:>11,.1f}{reads:>13}"
+            f"{duration(work.hours):>12}{work.images_per_s:>11,.1f}" + (f"{reads:>13}" if reads else "")
         )
     by_source: dict[str, list[str]] = {}
     for name, _, _, work, _ in rows:
@@ -115,7 +123,15 @@ def _work(plan: Plan) -> list[str]:
         more = f", and {scoring.num_validation_images:,} of val once" if scoring.num_validation_images else ""
         wordings = f"{scoring.num_wordings} wordings of the question" if scoring.num_wordings > 1 else "one wording"
         lines.append(f"evaluate: {scoring.num_images:,} images of {scoring.split} in {wordings}{more}")
-    lines.append("reads: what the cache must deliver per second to keep one such machine busy")
+    if plan.space is not None:
+        lines.append("reads: what the cache must deliver per second to keep one such machine busy")
+    else:
+        lines += [
+            f"{name}: the encoder takes {flop(stage.encoder_flops / stage.num_epochs)} and "
+            f"{duration(stage.encoder_hours / stage.num_epochs)} of each epoch, contained above"
+            for name, stage in plan.stages.items()
+            if stage.num_images
+        ]
     if plan.flops_estimated:
         lines.append("FLOP are estimated from the number of weights: the VLM's operations cannot be counted")
     if not plan.text_tokens_counted:
@@ -125,6 +141,12 @@ def _work(plan: Plan) -> list[str]:
 
 def _worth(plan: Plan) -> list[str]:
     once = duration(plan.extract.hours)
+    if plan.space is None:
+        hours = sum(stage.encoder_hours for stage in plan.stages.values())
+        return [
+            f"Without a cache, training runs the encoder for {duration(hours)}. Extraction would run it for {once}, "
+            f"and keep {size(plan.cache.bytes)} in a cache (cache.dir=DIR)"
+        ]
     lines = [f"The cache costs {once} of the encoder, once. Without it, training would run the encoder"]
     names = {
         "per_aspect_and_epoch": "for every aspect and epoch, as the published procedure does",

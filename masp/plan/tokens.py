@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
 import re
 import statistics
@@ -12,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from pathlib import Path
 from typing import overload
 
 import numpy as np
@@ -21,11 +19,15 @@ from tqdm import tqdm
 
 from masp.cache.codec import SampleRecord, encode_record
 from masp.config import Config
+from masp.data.image_files.stored import Location
 from masp.data.questions import load_questions
-from masp.data.sample import Sample, Samples
+from masp.data.sample import Label, Sample, Samples
 from masp.errors import InputError
 from masp.files.typed import canonical_json
+from masp.models.candidates import candidate_tree
 from masp.runtime.process_pool import process_pool
+from masp.training.targets import weighs_answers
+from masp.vlm.counting import encoder_amount
 from masp.vlm.families import family_of
 from masp.vlm.features import Grid, ImageLayout
 from masp.vlm.preprocessor import Preprocessor, RefusedImage, load_preprocessor
@@ -63,7 +65,7 @@ class PlannedImage:
     @property
     def amount(self) -> int:
         """How much the encoder gets of it: patches, or where they are not known, vision tokens."""
-        return self.num_tokens if self.grid is None else math.prod(self.grid)
+        return encoder_amount(self.layout)
 
     @property
     def block_length(self) -> int:
@@ -191,7 +193,7 @@ def answers_of(images: Sequence[PlannedImage], aspects: Iterable[str]) -> dict[s
 
 def plan_images(
     samples: Samples, sizes: np.ndarray, preprocessor: Preprocessor, num_processes: int | None = None
-) -> tuple[PlannedImages, list[tuple[str | Path, str]]]:
+) -> tuple[PlannedImages, list[tuple[Location, str]]]:
     """Compute grid and tokens of every image whose header can be read, without decoding it.
 
     Args:
@@ -212,8 +214,8 @@ def plan_images(
     is_kept = np.array([not isinstance(layout, str) for layout in found], dtype=bool)
     number_of = (np.cumsum(is_kept) - 1).astype(np.int32)
     is_refused = np.array([bool(size[0]) for size in pairs], dtype=bool) & ~is_kept
-    refused: list[tuple[str | Path, str]] = [
-        (samples.paths[place], str(found[kind[place]])) for place in np.flatnonzero(is_refused[kind]).tolist()
+    refused: list[tuple[Location, str]] = [
+        (samples.images[place], str(found[kind[place]])) for place in np.flatnonzero(is_refused[kind]).tolist()
     ]
     planned = np.flatnonzero(is_kept[kind])
     images = PlannedImages(samples[planned], number_of[kind[planned]], kinds, np.zeros(len(planned), dtype=np.int32))
@@ -276,12 +278,20 @@ def _loaded(path: str, min_pixels: int | None, max_pixels: int | None) -> Prepro
 def _record_bytes(images: PlannedImages) -> np.ndarray:
     """Bytes of each image's record, int32 `[N]`: JSON is as long as its parts, of which many images share most."""
     table, rows = images.samples.table, images.samples.rows
-    labels = [len(canonical_json([label.category, dict(label.items())])) for label in table.labels]
+    labels = list(map(_label_bytes, table.labels))
     splits = list(map(len, table.splits))
-    found = np.array([_kind_bytes(*kind) - len('["",{}]') for kind in images.kinds], dtype=np.int32)[images.kind]
+    found = np.array([_kind_bytes(*kind) for kind in images.kinds], dtype=np.int32)[images.kind]
     found += np.array(labels, dtype=np.int32)[table.label[rows]]
     found += np.array(splits, dtype=np.int32)[table.split[rows]]
     return found + images.key_lengths
+
+
+def _label_bytes(label: Label) -> int:
+    """What category, answers and distribution add to the bytes of a record."""
+    found = len(canonical_json([label.category, dict(label.items())])) - len('["",{}]')
+    if label.distribution is not None:
+        found += len(',"distribution":') + len(canonical_json(label.distribution))
+    return found
 
 
 def _kind_bytes(size: tuple[int, int], layout: ImageLayout) -> int:
@@ -390,6 +400,20 @@ class Words:
     """And behind its last."""
     runs_whole: bool = False
     """Whether nothing of a prompt can run before all of it is known, so that no prefix is kept apart."""
+    weighted: WeightedWords | None = None
+    """Where every category of an image is an answer (`stage2.distribution_loss: weighted`)."""
+
+
+@dataclass(frozen=True)
+class WeightedWords:
+    """Mean numbers of a training image whose categories are all its answers, each with its probability."""
+
+    answers: float
+    """Categories with a probability above 0."""
+    tokens: float
+    """Text tokens of these answers, without their end; those that several begin with count once in a tree."""
+    is_tree: bool
+    """Whether all run behind one question; otherwise each has a row of its own."""
 
 
 def count_words(config: Config, samples: Sequence[Sample], categories: Sequence[str]) -> Words:
@@ -425,7 +449,33 @@ def count_words(config: Config, samples: Sequence[Sample], categories: Sequence[
         lead=text.lead,
         trail=text.trail,
         runs_whole=family_of(config.vlm.path).runs_whole,
+        weighted=_weighted_words(config, text, samples, categories),
     )
+
+
+def _weighted_words(
+    config: Config, text: TextTokens, samples: Sequence[Sample], categories: Sequence[str]
+) -> WeightedWords | None:
+    """Count the answers of images whose categories are all answers; None where one is."""
+    if not weighs_answers(config.stage2, 0) or not samples:
+        return None
+    kinds: Counter[tuple[str, ...]] = Counter()
+    for (_, label), count in Samples.of(samples).kinds().items():
+        if label.distribution is None:
+            kinds[(label.category,)] += count
+        else:
+            kinds[tuple(c for c, p in zip(categories, label.distribution, strict=True) if p > 0)] += count
+    is_tree = family_of(config.vlm.path).has_tree
+    ids = {category: text.answer(category) for category in categories}
+
+    def tokens(kind: tuple[str, ...]) -> int:
+        answers = [ids[category] for category in kind]
+        return len(candidate_tree(answers).ids) if is_tree else sum(map(len, answers))
+
+    total = sum(kinds.values())
+    num_answers = sum(len(kind) * count for kind, count in kinds.items())
+    num_tokens = sum(tokens(kind) * count for kind, count in kinds.items())
+    return WeightedWords(num_answers / total, num_tokens / total, is_tree)
 
 
 def _mean(answers: dict[str, int], text: TextTokens) -> float:

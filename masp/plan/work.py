@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from masp.artifacts.trained import prompt_aspects
 from masp.config import Config
 from masp.config.schema import Stage1Config, Stage2Config
 from masp.plan.rates import Rate
 from masp.plan.tokens import PlannedImage, Words, tally
-from masp.vlm.features import Grid
-from masp.vlm.flops import Encoder, Language, VisionShape, aspect_module_flops, encoder_flops, language_flops
+from masp.vlm.counting import image_flops
+from masp.vlm.features import ImageLayout
+from masp.vlm.flops import Encoder, Language, aspect_module_flops, language_flops
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,13 @@ class Lengths:
     """Tokens that run with gradient."""
     num_logits: float
     """Supervised positions."""
+    num_suffixes: float = 1.0
+    """Suffixes that run behind one prefix: more than one where each answer has its own."""
 
     @property
     def total(self) -> float:
-        """Length of prefix and suffix."""
-        return self.prefix + self.suffix
+        """Length of the prefix and all its suffixes."""
+        return self.prefix + self.num_suffixes * self.suffix
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,12 @@ class StageEstimate:
     hours: float
     images_per_s: float
     reads_bytes_per_s: float
-    """What the cache must deliver."""
+    """What the cache must deliver; 0 without one."""
     rate: Rate
+    encoder_flops: float = 0.0
+    """FLOP of the encoder, contained in `flops`; 0 with a cache."""
+    encoder_hours: float = 0.0
+    """How long it takes, contained in `hours`."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +121,34 @@ def estimate_stage(work: StageWork, rate: Rate, bytes_per_image: float) -> Stage
     )
 
 
+def estimate_live_stage(
+    work: StageWork, rate: Rate, encoder_flops: float, num_images: int, encoder_rate: Rate
+) -> StageEstimate:
+    """Combine the work of a stage that runs the encoder, because there is no cache, with rates.
+
+    Args:
+        work: Work of the stage beside the encoder's; it may have no images.
+        rate: How fast it is done.
+        encoder_flops: FLOP of the encoder for each of the stage's images once.
+        num_images: Number of these images; with `stage1.position: pair` an image is encoded for each of its pairs.
+        encoder_rate: How fast the encoder's are done.
+    """
+    runs = work.num_epochs * work.num_images / num_images if num_images else 0.0
+    flops = encoder_flops * runs
+    base, encoder_hours = estimate_stage(work, rate, 0.0), encoder_rate.hours(flops, 0.0)
+    hours = base.hours if rate.includes_encoder else base.hours + encoder_hours
+    seen = work.num_images * work.num_epochs
+    return replace(
+        base,
+        flops_per_image=(base.flops + flops) / seen if seen else 0.0,
+        flops=base.flops + flops,
+        hours=hours,
+        images_per_s=seen / (hours * 3600) if hours else 0.0,
+        encoder_flops=flops,
+        encoder_hours=encoder_hours,
+    )
+
+
 def estimate_extraction(flops: float, num_images: int, rate: Rate) -> ExtractionEstimate:
     """Combine the work of extraction with a rate.
 
@@ -145,14 +180,20 @@ def stage2_lengths(config: Config, words: Words, block_length: int) -> Lengths:
     aspect_tokens = len(prompt_aspects(config)) * config.aspect_module.num_queries
     image = block_length if settings.vision_features else words.lead + words.trail
     visual = words.image_start + aspect_tokens + image + words.image_end
-    text = words.emotion_question + words.closing + words.emotion_answer
-    if settings.layout == "released":
-        prefix, suffix = words.opening, 2 * settings.num_soft_prompt_tokens + visual + text
+    text = words.emotion_question + words.closing
+    released, weighted = settings.layout == "released", words.weighted
+    if released:
+        prefix, before = words.opening, 2 * settings.num_soft_prompt_tokens + visual + text
     else:
-        prefix, suffix = words.opening + visual, settings.num_soft_prompt_tokens + text + 1
+        prefix, before = words.opening + visual, settings.num_soft_prompt_tokens + text
     if words.runs_whole or not settings.frozen_prefix:
-        prefix, suffix = 0, prefix + suffix
-    return Lengths(prefix, settings.layout == "released", suffix, words.emotion_answer + 1)
+        prefix, before = 0, prefix + before
+    if weighted is None:
+        return Lengths(prefix, released, before + words.emotion_answer + (not released), words.emotion_answer + 1)
+    if weighted.is_tree:  # each token of the tree predicts what follows it, and the question's last one the first
+        return Lengths(prefix, released, before + weighted.tokens, weighted.tokens + 1)
+    answer = weighted.tokens / weighted.answers
+    return Lengths(prefix, released, before + answer + (not released), answer + 1, weighted.answers)
 
 
 def row_flops(language: Language, lengths: Lengths, rows_together: float) -> float:
@@ -163,12 +204,12 @@ def row_flops(language: Language, lengths: Lengths, rows_together: float) -> flo
         lengths: Lengths of the row.
         rows_together: Rows of a micro-batch, over which a shared prefix is divided.
     """
-    whole = language_flops(
+    whole = lengths.num_suffixes * language_flops(
         language, prefix=lengths.prefix, suffix=lengths.suffix, num_logits=lengths.num_logits, gradient=True
     )
-    if not lengths.shared:
-        return whole
-    return whole - language_flops(language, suffix=lengths.prefix, gradient=False) * (1 - 1 / max(1.0, rows_together))
+    num_prefixes = 1 / max(1.0, rows_together) if lengths.shared else 1.0
+    again = lengths.num_suffixes - num_prefixes
+    return whole - again * language_flops(language, suffix=lengths.prefix, gradient=False)
 
 
 def stage1_work(config: Config, language: Language, words: Words, train: Sequence[PlannedImage]) -> StageWork:
@@ -211,7 +252,8 @@ def stage2_work(config: Config, language: Language, words: Words, train: Sequenc
     for (num_tokens, length), count in kinds.items():
         lengths = stage2_lengths(config, words, length)
         together = _images_together(config.stage2, lengths.total)
-        tokens += count * (lengths.suffix + lengths.prefix / (max(1.0, together) if lengths.shared else 1))
+        prefix = lengths.prefix / (max(1.0, together) if lengths.shared else 1)
+        tokens += count * (lengths.num_suffixes * lengths.suffix + prefix)
         flops += count * row_flops(language, lengths, together)
         modules = aspect_module_flops(language.width, num_queries, num_tokens, gradient=False)
         flops += 0 if config.cache.aspect_tokens else count * num_aspects * modules
@@ -230,17 +272,10 @@ def extraction_flops(vision: Encoder, images: Sequence[PlannedImage]) -> float:
 
 def groups_flops(vision: Encoder, groups: Iterable[tuple[PlannedImage, int]]) -> float:
     """The same of images that are given with how many there are like each, as `masp.plan.tokens.tally` returns them."""
-    kinds: Counter[tuple[Grid | None, int]] = Counter()
+    layouts: Counter[ImageLayout] = Counter()
     for p, count in groups:
-        kinds[p.grid, p.amount] += count
-    return sum(_image_flops(vision, *kind) * count for kind, count in kinds.items())
-
-
-def _image_flops(vision: Encoder, grid: Grid | None, amount: int) -> float:
-    if isinstance(vision, VisionShape):
-        assert grid is not None  # families with a formula have grids
-        return encoder_flops(vision, grid)
-    return vision.flops(amount)
+        layouts[p.layout] += count
+    return sum(image_flops(vision, layout) * count for layout, count in layouts.items())
 
 
 @dataclass(frozen=True)
@@ -278,10 +313,10 @@ def without_cache(
     def asked(p: PlannedImage) -> int:
         return sum(aspect in p.sample.answers for aspect in config.aspects)
 
-    runs: Counter[tuple[Grid | None, int]] = Counter()
+    runs: Counter[ImageLayout] = Counter()
     for p, count in tally(train):
-        runs[p.grid, p.amount] += count * (asked(p) if per_aspect else min(1, asked(p)))
-    stage1 = sum(_image_flops(vision, *kind) * count for kind, count in runs.items())
+        runs[p.layout] += count * (asked(p) if per_aspect else min(1, asked(p)))
+    stage1 = sum(image_flops(vision, layout) * count for layout, count in runs.items())
     epochs = [stage1] * (config.stage1.num_epochs if stage1 else 0)
     epochs += [extraction_flops(vision, train)] * config.stage2.num_epochs
     spent, pays = 0.0, None

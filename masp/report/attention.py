@@ -16,7 +16,7 @@ from masp.errors import InputError, MaspError
 from masp.files.atomic import write_bytes
 from masp.files.text import reason
 from masp.report.html import data_address, environment, small
-from masp.report.mistakes import image_of
+from masp.report.images import Images
 from masp.report.run_config import RunConfig
 from masp.results.records import FILE, read_maps, read_records_file
 
@@ -124,8 +124,8 @@ def attended_images(evaluate_dir: Path, config: RunConfig) -> list[Attended]:
     Returns:
         One per image; empty without maps or images.
     """
-    path, root = evaluate_dir / FILE, config.dataset_root
-    if root is None:
+    path, images = evaluate_dir / FILE, Images(config)
+    if images.root is None:
         return []
     try:
         records = read_records_file(path)
@@ -140,7 +140,7 @@ def attended_images(evaluate_dir: Path, config: RunConfig) -> list[Attended]:
         return []
     entries = []
     for key, label, prediction in chosen:
-        name, file = image_of(key, root)
+        name, file = images.find(key)
         if file is None:
             continue
         try:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
+from masp.data.image_files.stored import Location
 from masp.data.images import UnreadableImage, load_image
-from masp.data.keys import split_key
 from masp.errors import MaspError
 from masp.report.html import SIDE, data_address
+from masp.report.images import Images
 from masp.results.ledgers.table import CHUNK
 from masp.results.metrics import softmax
 from masp.results.metrics_file import MetricsFile
@@ -48,13 +49,13 @@ class Mistakes:
     """Why there are no records or no images."""
 
 
-def mistakes(evaluate_dir: Path, metrics: MetricsFile, root: Path | None) -> Mistakes:
+def mistakes(evaluate_dir: Path, metrics: MetricsFile, images: Images) -> Mistakes:
     """The wrong predictions that the model was surest of, with thumbnails; under `generate` the first ones.
 
     Args:
         evaluate_dir: Directory of the evaluation.
         metrics: Its metrics.
-        root: Directory of the dataset, if it is known.
+        images: Finds the images.
     """
     try:
         records = read_records_file(evaluate_dir / FILE)
@@ -69,7 +70,7 @@ def mistakes(evaluate_dir: Path, metrics: MetricsFile, root: Path | None) -> Mis
     shown = []
     for row, probabilities in surest:
         key, label, prediction = records.outcome(row)
-        name, path = image_of(key, root)
+        name, image = images.find(key)
         shown.append(
             Mistake(
                 name=name,
@@ -78,13 +79,13 @@ def mistakes(evaluate_dir: Path, metrics: MetricsFile, root: Path | None) -> Mis
                 text=records.columns["text"][row].decode() or None,
                 probability=probabilities.get(prediction),
                 label_probability=probabilities.get(label),
-                image=_thumbnail(path) if path else None,
+                image=_thumbnail(image) if image else None,
             )
         )
     has_images = any(mistake.image for mistake in shown)
     problem = None
     if shown and not has_images:
-        problem = f"The images are not here: no readable image under {root or 'the dataset root of the config'}."
+        problem = f"The images are not here: no readable image under {images.root or 'the dataset root of the config'}."
     return Mistakes(tuple(shown), len(wrong), by_confidence, has_images, problem)
 
 
@@ -104,31 +105,9 @@ def _surest(records: Records, wrong: np.ndarray) -> tuple[list[tuple[int, dict[s
     ], True
 
 
-def image_of(key: str, root: Path | None) -> tuple[str, Path | None]:
-    """A sample's name to show, and its image if there is one below `root`."""
-    try:
-        split, relative = split_key(key)
-    except ValueError:
-        return key, None
-    name = f"{split}/{relative}"
-    # Records are read from a file that anybody may have written: what they name must not lead out of the dataset.
-    if root is None or ".." in PurePosixPath(relative).parts or ".." in split or "/" in split:
-        return name, None
-    # Datasets listed by index files name images from the root, image folders from the split's directory.
-    candidates = (root / split / relative, root / relative)
-    return name, next((path for path in candidates if _is_file(path)), None)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that is too long, a directory that may not be searched
-        return False
-
-
-def _thumbnail(path: Path) -> str | None:
+def _thumbnail(image: Location) -> str | None:
     """The image, small, as a data address; None if it cannot be read."""
     try:
-        return data_address(load_image(path, SIDE))
+        return data_address(load_image(image, SIDE))
     except (UnreadableImage, OSError):
         return None

@@ -22,6 +22,7 @@ from masp.files.text import reason
 from masp.report.attention import Attended, attended_images
 from masp.report.charts import calibration_chart
 from masp.report.html import environment
+from masp.report.images import Images
 from masp.report.mistakes import Mistakes, mistakes
 from masp.report.run_config import RunConfig, find_config
 from masp.report.run_tables import write_run_tables
@@ -67,6 +68,15 @@ _TILES = (
     ("brier", "Brier score", "0 is best, 2 worst", False),
     ("ece", "Calibration error", "expected, 15 bins", False),
 )
+
+
+_DISTRIBUTION_TILES = {
+    "expected_accuracy": ("Expected accuracy", "of a rater, at most {:.1%}", True),
+    "kl_divergence": ("KL divergence", "from the data's distribution, nats", False),
+    "js_divergence": ("Jensen–Shannon divergence", "from the data's distribution, nats", False),
+    "cosine_similarity": ("Cosine similarity", "to the data's distribution", False),
+}
+"""Name -> title, explanation, and whether it is a share."""
 
 
 @dataclass(frozen=True)
@@ -182,12 +192,13 @@ def _gather(run_dir: Path, evaluate_dir: Path) -> Page:
             Tile(title, hint, value, is_share, getattr(metrics, f"{name}_ci95", None))
             for name, title, hint, is_share in _TILES
             if (value := getattr(metrics, name)) is not None
-        ],
+        ]
+        + _distribution_tiles(metrics),
         variants=variant_rows(summary),
         confusion=confusion_table(metrics),
         calibration=calibration_chart("calibration", metrics.calibration) if metrics.calibration else None,
         stages=training_stages(run_dir, evaluate_dir, config),
-        mistakes=mistakes(evaluate_dir, metrics, config.dataset_root) if metrics.per_aspect is None else None,
+        mistakes=mistakes(evaluate_dir, metrics, Images(config)) if metrics.per_aspect is None else None,
         aspects=aspects,
         datasets=datasets,
         holdings=holdings,
@@ -198,6 +209,18 @@ def _gather(run_dir: Path, evaluate_dir: Path) -> Page:
         lineage=lineage,
         config_text=config.text,
     )
+
+
+def _distribution_tiles(metrics: MetricsFile) -> list[Tile]:
+    """How near the model's probabilities are to the distributions of the data, where these have any."""
+    found = metrics.distributions
+    tiles = []
+    for name, value, interval in found.rows() if found else ():
+        title, hint, is_share = _DISTRIBUTION_TILES[name]
+        assert found is not None
+        on = "" if found.num_samples == metrics.num_samples else f"; on {found.num_samples:,} images that have one"
+        tiles.append(Tile(title, hint.format(found.expected_accuracy_limit) + on, value, is_share, interval))
+    return tiles
 
 
 def _optional(read: Callable[[Path], T | None], path: Path, problems: list[str]) -> T | None:

@@ -15,7 +15,7 @@ from masp.errors import InputError
 from masp.files.atomic import replacing
 from masp.files.text import reason
 from masp.report.export import spreadsheet_text
-from masp.report.mistakes import image_of
+from masp.report.images import shown_name
 from masp.results.aspect_metrics import token_f1
 from masp.results.aspect_records import AspectRecords, read_aspect_records
 from masp.results.metrics import softmax
@@ -26,7 +26,8 @@ _CHUNK = 10_000
 
 
 def write_emotion_table(path: Path, source: Path) -> Path:
-    """Write a line per image: what it is, what was predicted, and the probability and score of every category.
+    """Write a line per image: what it is, what was predicted, and the probability and score of every category; then
+    those of the data's own distribution, where they have any.
 
     Args:
         path: CSV file.
@@ -43,6 +44,7 @@ def write_emotion_table(path: Path, source: Path) -> Path:
     check_written_with(source, records.digest)
     fixed = ["sample_key", "image", "label", "prediction", "correct", "probability", "label_probability"]
     names = [f"probability {c}" for c in records.categories] + [f"score {c}" for c in records.categories]
+    names += [] if records.distribution is None else [f"distribution {c}" for c in records.categories]
     return _write(path, [*fixed, *names], _emotion_lines(records))
 
 
@@ -56,7 +58,16 @@ def _emotion_lines(records: Records) -> Iterator[list[str]]:
                 *_outcome(key, label, prediction or ""),
                 *(_number(chances, position.get(name or "")) for name in (prediction, label)),
                 *(_number(values, place) for values in (chances, sums) for place in range(len(values))),
+                *_own_distribution(records, row),
             ]
+
+
+def _own_distribution(records: Records, row: int) -> list[str]:
+    """The data's own probabilities of the categories; empty cells where the sample has none."""
+    if records.distribution is None:
+        return []
+    own = records.distribution[row]
+    return [repr(float(value)) for value in own] if own.any() else [""] * len(own)
 
 
 def write_aspect_table(path: Path, source: Path) -> Path:
@@ -105,7 +116,7 @@ def _aspect_lines(records: AspectRecords) -> Iterator[list[str]]:
 
 
 def _outcome(key: str, label: str, prediction: str) -> list[str]:
-    texts = map(spreadsheet_text, (key, image_of(key, None)[0], label, prediction))
+    texts = map(spreadsheet_text, (key, shown_name(key), label, prediction))
     return [*texts, str(int(label == prediction))]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from masp.config.fields import describe_settings, sections
-from masp.config.schema import Config, Layout, Scoring, Transparency
+from masp.config.schema import Config, DatasetConfig, Layout, Scoring, Transparency
 from masp.config.yaml_text import MAX_FILE_BYTES, parse_yaml
 from masp.errors import InputError
 from masp.files.regular import is_file, read_bytes
@@ -27,6 +27,9 @@ class RunConfig:
     """The whole file."""
     dataset_name: str | None = None
     dataset_root: Path | None = None
+    dataset: DatasetConfig | None = None
+    """The whole section; None if a part of it is not valid."""
+    cache_dir: Path | None = None
     split: Split | None = None
     scoring: Scoring | None = None
     layout: Layout | None = None
@@ -35,6 +38,8 @@ class RunConfig:
     """Longer side to which images were brought first."""
     transparency: Transparency = "white"
     """What became of transparent pixels."""
+    has_cache: bool = True
+    """Whether features come from a cache, rather than from the encoder wherever they are needed."""
     aspect: Path | None = None
     """File of the aspect modules."""
     soft_prompt: Path | None = None
@@ -58,21 +63,33 @@ def find_config(*directories: Path) -> RunConfig:
     def setting(name: str) -> Any:
         return _setting(tree, name, str(path), problems)
 
-    root, aspect, soft_prompt = map(setting, ("dataset.root", "checkpoint.aspect", "checkpoint.soft_prompt"))
+    root, cache_dir = setting("dataset.root"), setting("cache.dir")
+    aspect, soft_prompt = setting("checkpoint.aspect"), setting("checkpoint.soft_prompt")
+    cache = tree.get("cache") if isinstance(tree, dict) else None
     return RunConfig(
         text=text,
         dataset_name=setting("dataset.name"),
         dataset_root=None if root is None else Path(root),
+        dataset=_dataset(tree),
+        cache_dir=None if cache_dir is None else Path(cache_dir),
         split=setting("evaluate.split"),
         scoring=setting("evaluate.scoring"),
         layout=setting("stage2.layout"),
         vlm=setting("vlm.path"),
         max_side=setting("vlm.max_side"),
         transparency=setting("vlm.transparency") or "white",
+        has_cache=not (isinstance(cache, dict) and "dir" in cache and cache["dir"] is None),
         aspect=None if aspect is None else Path(aspect),
         soft_prompt=None if soft_prompt is None else Path(soft_prompt),
         problems=tuple(dict.fromkeys(problems)),
     )
+
+
+def _dataset(tree: Any) -> DatasetConfig | None:
+    try:
+        return TypeAdapter(DatasetConfig).validate_python(tree.get("dataset") if isinstance(tree, dict) else None)
+    except ValidationError:  # what of it is shown is checked, and named, by itself
+        return None
 
 
 def _setting(tree: Any, name: str, where: str, problems: list[str]) -> Any:

@@ -72,6 +72,10 @@ def _metrics(metrics: MetricsFile) -> Table:
         rows.append(("temperature", scaling.temperature, Interval(None)))
         for name, value in vars(scaling.scaled).items():
             rows.append((f"{name} at that temperature", value, Interval(None)))
+    if found := metrics.distributions:
+        rows += [(name, value, Interval(interval)) for name, value, interval in found.rows()]
+        rows.append(("expected_accuracy_limit", found.expected_accuracy_limit, Interval(None)))
+        rows.append(("num_with_distribution", found.num_samples, Interval(None)))
     return Table("metrics", "Metrics of the evaluation", ("metric", "value", "95 %"), rows, 4)
 
 

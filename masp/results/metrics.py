@@ -29,6 +29,13 @@ from masp.files.text import MAX_REASON, shortened, shown
 from masp.results.intervals import NUM_BINS, calibration_interval, mean_interval, percentiles
 from masp.results.ledger_format import Record
 from masp.results.ledgers.table import CHUNK, RecordTable
+from masp.results.probabilities.distributions import (
+    DistributionMetrics,
+    largest_expected_accuracy,
+    log_softmax,
+    measure_distributions,
+    summarize,
+)
 
 Z95 = 1.959963984540054
 
@@ -113,11 +120,16 @@ class Metrics:
     """Bootstrap, see `masp.results.intervals`; so are the next two."""
     brier_ci95: tuple[float, float] | None = None
     ece_ci95: tuple[float, float] | None = None
+    distributions: DistributionMetrics | None = None
+    """Against the distributions that the data have; None if they have none."""
 
     def to_json(self) -> dict[str, Any]:
         """The metrics as `metrics.json` spells them."""
         bins = None if self.calibration is None else [bin_.to_json() for bin_ in self.calibration]
-        return {**asdict(self), "calibration": bins}
+        values = {**asdict(self), "calibration": bins}
+        if self.distributions is None:  # most datasets have labels alone
+            del values["distributions"]
+        return values
 
 
 def wilson_interval(num_correct: int, num_samples: int) -> tuple[float, float]:
@@ -130,7 +142,11 @@ def wilson_interval(num_correct: int, num_samples: int) -> tuple[float, float]:
 
 
 def compute_metrics(
-    records: Sequence[Record], categories: Sequence[str], num_expected: int | None = None, seed: int = 0
+    records: Sequence[Record],
+    categories: Sequence[str],
+    num_expected: int | None = None,
+    seed: int = 0,
+    distributions: np.ndarray | None = None,
 ) -> Metrics:
     """All metrics of an evaluation.
 
@@ -139,6 +155,7 @@ def compute_metrics(
         categories: All categories, in the order of the scores.
         num_expected: Number of samples that the evaluation has; None: as many as there are records.
         seed: Seed of the bootstrap.
+        distributions: `[N, C]`, the data's distribution of each record, zeros where it has none; None if none has one.
 
     Raises:
         DataError: No record was given, or a record names something that is not a category or has the wrong number of
@@ -175,12 +192,13 @@ def compute_metrics(
         confusion=tuple(map(tuple, confusion[:, : len(columns)].tolist())),
         confusion_columns=columns,
         **(_score_metrics(table, labels, len(categories), seed) if scored else {}),
+        distributions=_distributions(table, predictions, distributions, scored, seed),
     )
 
 
 def softmax(scores: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
     """Probabilities from rows of log-likelihoods, in double precision."""
-    return np.exp(_log_softmax(scores))
+    return np.exp(log_softmax(scores))
 
 
 def confusion_counts(labels: np.ndarray, predictions: np.ndarray, num_categories: int) -> np.ndarray:
@@ -261,7 +279,7 @@ def _score_metrics(records: RecordTable, labels: np.ndarray, num_categories: int
     for start in range(0, len(labels), CHUNK):
         part = np.arange(start, min(start + CHUNK, len(labels)))
         mine, rows = labels[part], np.arange(len(part))
-        log_probabilities = _log_softmax(records.scores.block(part, num_categories))
+        log_probabilities = log_softmax(records.scores.block(part, num_categories))
         probabilities = np.exp(log_probabilities)
         # A stable sort keeps the order of categories among equals, as the prediction does.
         ranked = np.argsort(-log_probabilities, axis=1, kind="stable")
@@ -291,10 +309,15 @@ def _score_metrics(records: RecordTable, labels: np.ndarray, num_categories: int
     }
 
 
-def _log_softmax(scores: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
-    scores = np.asarray(scores, dtype=np.float64)
-    shifted = scores - scores.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+def _distributions(
+    table: RecordTable, predictions: np.ndarray, distributions: np.ndarray | None, scored: bool, seed: int
+) -> DistributionMetrics | None:
+    if distributions is None:
+        return None
+    width = distributions.shape[1]
+    scores = (lambda rows: table.scores.block(rows, width)) if scored else None
+    measured = measure_distributions(distributions, predictions, scores)
+    return summarize(measured, largest_expected_accuracy(distributions), seed)
 
 
 def _diagonal(confusions: np.ndarray) -> np.ndarray:

@@ -30,7 +30,8 @@ from masp.files.text import all_lines
 from masp.files.typed import Json, as_json, decode
 from masp.results.breakdown import GroupAccuracy, MajorityClass
 from masp.results.metrics import CalibrationBin, CategoryMetrics, Count, Share
-from masp.results.temperature import TemperatureScaling
+from masp.results.probabilities.distributions import DistributionMetrics
+from masp.results.probabilities.temperature import TemperatureScaling
 from masp.taxonomy import Split
 
 METRICS = "metrics.json"
@@ -91,6 +92,7 @@ class MetricsFile:
     nll_ci95: tuple[float, float] | None = None
     brier_ci95: tuple[float, float] | None = None
     ece_ci95: Interval | None = None
+    distributions: DistributionMetrics | None = None
     num_in_split: Count | None = None
     num_quarantined: Count | None = None
     num_left_out: Count | None = None

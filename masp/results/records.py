@@ -6,6 +6,8 @@ Datasets (`N` samples in the order of their keys, `C` categories):
     categories                            [C] strings, the order of the columns below
     scores, mean_scores                   [N, C] fp32, nats: summed over a category's tokens, and per token; NaN under
                                           `generate`
+    distribution                          [N, C] fp64: the data's own probabilities, zeros where a sample has none; only
+                                          where some sample has one
     attention/aspects                     [A] strings; the group is there only on request
     attention/weights                     [sum of T, A] fp32: where each aspect looks, a mean over its queries
     attention/offsets, attention/grid     [N + 1] where a sample's rows start; [N, 2] its height and width in tokens
@@ -35,6 +37,7 @@ import numpy as np
 
 from masp.errors import InputError
 from masp.files.atomic import replacing
+from masp.files.fields import DISTRIBUTION_ROUNDING
 from masp.files.hdf5 import Column, Hdf5File, naming_damage
 from masp.files.regular import is_file
 from masp.files.text import shown
@@ -44,6 +47,9 @@ from masp.results.ledgers.table import CHUNK, Numbers, RecordTable, Texts
 FILE = "records.h5"
 
 VERSION = 2
+WITH_DISTRIBUTIONS = 3
+"""`format_version` of a file that has them; everything else is as in `VERSION`."""
+_READABLE = (VERSION, WITH_DISTRIBUTIONS)
 
 STRINGS = Column("S", (None,))
 OUTCOMES = ("sample_key", "label", "prediction", "text")
@@ -74,6 +80,8 @@ class Records:
     """Of the whole content."""
     data: DataDigests | None = None
     """What was scored; None if it is not known."""
+    distribution: np.ndarray | None = None
+    """`[N, C]`, the data's own, zeros where a sample has none; None if no sample has one."""
 
     def __len__(self) -> int:
         return len(self.columns["sample_key"])
@@ -129,6 +137,7 @@ def write_emotion_records(
     aspects: Sequence[str],
     maps: Iterable[np.ndarray],
     data: DataDigests | None = None,
+    distribution: np.ndarray | None = None,
 ) -> str:
     """Write the records of an evaluation of emotions to a temporary name, then rename it.
 
@@ -139,6 +148,7 @@ def write_emotion_records(
         aspects: Aspects of the attention maps; empty writes none.
         maps: One per record, `[A, height, width]` each; read one after another.
         data: What was scored.
+        distribution: `[N, C]` fp64, the data's own, zeros where a sample has none; None if no sample has one.
 
     Returns:
         Digest of the content.
@@ -151,6 +161,9 @@ def write_emotion_records(
         writer.strings("sample_key", table.keys)
         writer.outcomes(table)
         writer.scores("", table.scores, table.mean_scores, np.arange(len(table)), categories)
+        if distribution is not None:
+            writer.version = WITH_DISTRIBUTIONS
+            writer.put("distribution", distribution.astype("<f8", copy=False))
         if aspects:
             writer.attention(len(table), aspects, maps)
         return writer.seal({} if data is None else vars(data))
@@ -180,6 +193,7 @@ class RecordsWriter(contextlib.AbstractContextManager):
 
     def __init__(self, path: Path):
         self._stack, self._digest, self._path = contextlib.ExitStack(), ContentDigest(), path
+        self.version = VERSION
 
     def __enter__(self) -> RecordsWriter:
         with contextlib.ExitStack() as stack:
@@ -246,8 +260,8 @@ class RecordsWriter(contextlib.AbstractContextManager):
     def seal(self, attributes: Mapping[str, str]) -> str:
         """Add the attributes and the digest, which is returned."""
         digest = self._digest.of(attributes)
-        self._file.attrs["format_version"] = VERSION
-        for name, value in {**attributes, "digest": f"{VERSION}:{digest}"}.items():
+        self._file.attrs["format_version"] = self.version
+        for name, value in {**attributes, "digest": f"{self.version}:{digest}"}.items():
             self._file.attrs[name] = np.bytes_(value)
         return digest
 
@@ -282,6 +296,7 @@ def read_records_file(path: str | Path) -> Records:
         floats = Column("<f4", (count, len(categories)))
         scores = read_column(file, "scores", floats, digest)
         read_column(file, "mean_scores", floats, digest)
+        distribution = _read_distribution(file, scores.shape, digest)
         maps = _read_attention(file, count, digest)
         attributes = {name: value for name in ("data_digest", "made_by") if (value := _text(file, name)) is not None}
         if attributes and len(attributes) < 2:
@@ -295,11 +310,22 @@ def read_records_file(path: str | Path) -> Records:
             aspects=() if maps is None else maps.aspects,
             digest=found,
             data=DataDigests(**attributes) if attributes else None,
+            distribution=distribution,
         )
         keys = records.ordered("sample_key")
         if (keys[1:] == keys[:-1]).any():
             raise ValueError("a sample_key occurs twice")
         return records
+
+
+def _read_distribution(file: Hdf5File, shape: tuple[int, ...], digest: ContentDigest) -> np.ndarray | None:
+    if file.attribute("format_version") != WITH_DISTRIBUTIONS:
+        return None
+    found = read_column(file, "distribution", Column("<f8", shape), digest)
+    sums = found.sum(axis=1)
+    if not (found >= 0).all() or not ((sums == 0) | (np.abs(sums - 1) <= 2 * DISTRIBUTION_ROUNDING)).all():
+        raise ValueError("distribution holds rows that are not distributions")
+    return found
 
 
 @dataclass(frozen=True)
@@ -375,10 +401,14 @@ def reading_records(path: Path) -> Iterator[Hdf5File]:
                 f"{path}: format 1 of an earlier version, without checksums; run the same `masp evaluate` again, which "
                 "writes it anew from the ledgers and scores nothing"
             )
-        if version != VERSION and not (_text(file, "digest") or "").startswith(f"{VERSION}:"):
-            raise InputError(f"{path}: format_version is {shown(version)}, this version of MASP reads {VERSION}")
-        if version != VERSION:
-            raise ValueError(f"its format_version is {shown(version)}, its digest is one of {VERSION}")
+        sealed_as = (_text(file, "digest") or "").partition(":")[0]
+        is_ours = sealed_as in map(str, _READABLE)
+        if version not in _READABLE and not is_ours:
+            raise InputError(
+                f"{path}: format_version is {shown(version)}, this version of MASP reads up to {WITH_DISTRIBUTIONS}"
+            )
+        if is_ours and str(version) != sealed_as:
+            raise ValueError(f"its format_version is {shown(version)}, its digest is one of {sealed_as}")
         yield file
 
 
@@ -398,5 +428,5 @@ def read_column(file: Hdf5File, name: str, column: Column, digest: ContentDigest
 
 def check_digest(file: Hdf5File, found: str) -> None:
     """Raises ValueError unless the content has the digest that the file states."""
-    if _text(file, "digest") != f"{VERSION}:{found}":
+    if _text(file, "digest") != f"{file.attribute('format_version')}:{found}":
         raise ValueError("its content is not that of its digest")

@@ -88,8 +88,9 @@ class Checkpoint:
 
 
 _OF_INPUTS = {
-    "cache": "that is the digest of the cache's index, which other images or features change (`masp cache extend`): "
-    "restore the old cache",
+    "cache": "that is the digest of the cache's index, which other images or features change (`masp cache extend`); it "
+    "is None with cache.dir=null: restore the old cache",
+    "dataset": "that is the digest of the images and their labels: restore the old ones",
     "vlm": "that is the digest of the VLM and of how it makes features: restore the old one",
     "categories": "they come from the cache: restore the old one",
     "questions": "that is the digest of the questions file: restore the old file",

@@ -24,9 +24,9 @@ from masp.distributed.collectives import sum_tensor
 from masp.distributed.ranks import Ranks
 from masp.errors import InputError
 from masp.models.forward import Stage1Model, Stage2Model
-from masp.models.sequence import Batch
 from masp.runtime.devices import torch_dtype
 from masp.training.checkpoint import EngineCounters
+from masp.training.steps import Batches
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -208,7 +208,7 @@ class Engine:
         """Add up each gradient before ranks are summed: one that is not finite shows here, and is not yet in Adam."""
         self._probe += gradient.detach().sum(dtype=torch.float32)
 
-    def accumulate(self, batches: Sequence[Batch], total_weight: float, sums: Sequence[float] = ()) -> Accumulated:
+    def accumulate(self, batches: Batches, total_weight: float, sums: Sequence[float] = ()) -> Accumulated:
         """Losses and gradients of a step, without taking it. The only reduction of a step beside DeepSpeed's own.
 
         Args:
@@ -259,7 +259,7 @@ class Engine:
         self._absent = frozenset()
         return float(self.engine.get_global_grad_norm()) if norm is None else norm
 
-    def measure(self, batches: Sequence[Batch]) -> float:
+    def measure(self, batches: Batches) -> float:
         """This rank's sum of weight x loss, without gradient; under ZeRO 3 a collective."""
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         self.row_losses = []

@@ -1,4 +1,4 @@
-"""Training: one loop for both stages. It reads the feature cache, never the encoder."""
+"""Training: one loop for both stages. It reads the feature cache, and runs the encoder only where there is none."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from masp.distributed.collectives import check_agreed, gather, on_rank_0
 from masp.distributed.liveness import Peers, RankLost
 from masp.distributed.ranks import Ranks, join, read_ranks
 from masp.errors import InputError, StoppedEarly, one_line
+from masp.extraction.encoder import Encoder
 from masp.files.text import reason
 from masp.runtime.devices import pick_device, plain_memory_errors
 from masp.runtime.log import say
@@ -27,6 +28,7 @@ from masp.runtime.run_directory import STATUS_FILE, RunInUse, RunLock, RunState,
 from masp.runtime.stop import StopFlag, StopRequests
 from masp.training.checkpoint import Checkpoint, load_latest, load_step, save_checkpoint
 from masp.training.engine import Accumulated, Engine, load_trained, make_partition
+from masp.training.live_features import batches_of
 from masp.training.logs import (
     KeyLog,
     StepResult,
@@ -124,17 +126,20 @@ class Trainer:
     """
 
     engine: Engine
+    encoder: Encoder | None
     steps: Steps
     validation: Validation | None
 
     def __init__(self, config: Config, name: StageName, ranks: Ranks, lock: RunLock, stop: StopRequests):
         self.config, self.ranks, self.lock, self.stop = config, ranks, lock, stop
         self.device = pick_device(config.engine.device, "engine.device")
-        self.stage = open_stage(name, config, self.device)
+        self.stage = open_stage(name, config, self.device, stop.flag)
         self.settings, self.directory = self.stage.settings, self.stage.directory
         self.identity = self.stage.identity()
         self.num_steps = self.stage.schedule.num_steps
         if ranks.is_rank_0:
+            if self.stage.live:
+                self.stage.live.log()
             if self.stage.record:
                 log_findings(self.stage.record.findings, LOG, again=True)
             if note := too_little(name, self.num_steps, self.settings):
@@ -186,7 +191,7 @@ class Trainer:
         """Take one optimizer step over a global batch; all ranks come to the same result."""
         rate = learning_rate(self.num_taken, self.num_steps, self.settings)
         sums = [*self.stop.raised(), step.num_tokens, step.flops]
-        total = self.engine.accumulate(step.batches, step.total_weight, sums)
+        total = self.engine.accumulate(batches_of(step, self.encoder), step.total_weight, sums)
         if not (math.isfinite(total.loss) and total.gradient_is_finite):
             self.refuse(step, total)
         self.engine.leave_out(step.absent)
@@ -230,6 +235,8 @@ class Trainer:
             save_config(self.config, self.directory / "config.yaml")
             write_status(self.directory, RunState.RUNNING, step=self.num_taken, num_steps=self.num_steps)
             cut_key_logs(self.directory, self.num_taken)
+            if self.stage.live:
+                self.stage.live.save_quarantine(self.directory)
         except OSError as error:
             raise InputError(f"output_dir: {self.directory} cannot be written: {reason(error)}") from None
 
@@ -246,6 +253,7 @@ class Trainer:
             load_trained(model, checkpoint.tensors)
             if ranks.is_rank_0:
                 LOG.info("%s: resuming after step %d of %d", self.stage.name, checkpoint.step, self.num_steps)
+        self.encoder = self.stage.load_encoder()
         self.engine = Engine(model, config.engine, settings, ranks, self.device)
         if checkpoint:
             self.engine.load_state(checkpoint.tensors, checkpoint.step, checkpoint.engine)
@@ -254,7 +262,12 @@ class Trainer:
         if self.stage.schedule.held_out is not None:
             held_out = HeldOutSteps(self.stage, prompt, ranks.rank, ranks.size)
             self.validation = Validation(
-                self.directory, settings, config.engine, held_out, checkpoint.validation if checkpoint else None
+                self.directory,
+                settings,
+                config.engine,
+                held_out,
+                checkpoint.validation if checkpoint else None,
+                self.encoder,
             )
 
     def read_ahead(self) -> ReadAhead:
@@ -364,11 +377,16 @@ class Trainer:
     def memory_remedy(self) -> str:
         """What to change where memory runs out."""
         settings, name, config = self.settings, self.stage.name, self.config
+        encoder = ""
+        if self.stage.live:
+            encoder = (
+                f"; the encoder takes less with a lower extract.batch_tokens, which is {config.extract.batch_tokens}"
+            )
         smaller = "" if config.vlm.quantization == "int4" else "; if the VLM does not fit, give vlm.quantization=int4"
         if config.vlm.quantization == "none" and config.engine.zero_stage < 3:
             smaller += " or engine.zero_stage=3 on several ranks"
         return (
             f"lower {name}.micro_batch_size, which is {settings.micro_batch_size}, or {name}.micro_batch_tokens, which "
             f"is {settings.micro_batch_tokens}; neither changes the result, and the run goes on from its checkpoint"
-            f"{smaller}"
+            f"{encoder}{smaller}"
         )

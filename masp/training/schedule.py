@@ -39,7 +39,7 @@ class TrainingIndex(Protocol):
 
 
 class TrainingCache(Protocol):
-    """What training reads of a feature cache."""
+    """What training reads of a feature cache, or of images where there is none."""
 
     @property
     def index(self) -> TrainingIndex:
@@ -59,8 +59,11 @@ class TrainingCache(Protocol):
     def has_answer(self, rows: np.ndarray, aspect: str) -> np.ndarray:
         """Which of these rows are annotated with an aspect."""
 
-    def read(self, row: int) -> CachedSample:
-        """One sample."""
+    def has_distribution(self, rows: np.ndarray) -> np.ndarray:
+        """Which of these rows have a distribution over the categories."""
+
+    def read(self, row: int, *, epoch: int | None = None) -> CachedSample:
+        """One sample, in an epoch of training; None: as validation sees it."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ from masp.config.schema import Stage1Config, Stage2Config, StageName
 from masp.data.findings import DatasetRecord
 from masp.data.questions import Questions
 from masp.errors import InputError
+from masp.extraction.encoder import Encoder
+from masp.extraction.live.images import LiveImages
 from masp.files.sealed import digest_file
 from masp.files.text import reason
 from masp.models.forward import Stage1Model, Stage2Model
@@ -50,13 +52,15 @@ class Sources:
     """What a stage is trained on, by digest."""
 
     model: Fields
-    """Model part of the cache's fingerprint."""
+    """Model part of the fingerprint of the features."""
     machine: Fields
     """Machine part of it."""
-    cache: str
-    """Digest of the cache's index."""
+    cache: str | None
+    """Digest of the cache's index; None where features are computed live."""
     hidden_size: int
     """D."""
+    dataset: str | None = None
+    """Digest of the dataset, where features are computed live: no index stands for it."""
 
 
 class Stage(ABC):
@@ -64,7 +68,7 @@ class Stage(ABC):
 
     Args:
         config: Run configuration.
-        cache: Feature cache that the stage learns from.
+        cache: Feature cache that the stage learns from, or the images where there is none.
         questions: Templates of the questions.
     """
 
@@ -79,6 +83,8 @@ class Stage(ABC):
     """Set by `open_stage`."""
     record: DatasetRecord | None = None
     """What is known of the dataset; set by `open_stage`, None where the cache does not say."""
+    live: LiveImages | None = None
+    """The images, where features are computed live; set by `open_stage`."""
     num_quarantined = 0
     """Training images that extraction could not read."""
     aspect_digest: str | None = None
@@ -126,16 +132,22 @@ class Stage(ABC):
             *quantization_notes(self.config.vlm.quantization, self.inputs()),
         ]
 
+    @property
+    def where(self) -> str:
+        """Where the stage's images come from, for errors: the setting and its value."""
+        config = self.config
+        return f"dataset.root: {config.dataset.root}" if config.cache.dir is None else f"cache.dir: {config.cache.dir}"
+
     def inputs(self) -> tuple[Lineage, ...]:
         """Lineage of the artifacts that the stage builds on."""
         return ()
 
     @abstractmethod
-    def load_inputs(self, cache: Cache) -> None:
-        """Load what the stage builds on beside the cache.
+    def load_inputs(self, cache: Cache | None) -> None:
+        """Load what the stage builds on beside its features.
 
         Args:
-            cache: The cache that the stage learns from.
+            cache: The cache that the stage learns from; None where features are computed live.
 
         Raises:
             InputError: It is missing or does not fit.
@@ -154,7 +166,7 @@ class Stage(ABC):
         """
         if "train" not in self.cache.splits or not len(self.cache.rows("train")):
             bad = f"; {self.num_quarantined} are in quarantine" if self.num_quarantined else ""
-            raise InputError(f"cache.dir: {self.config.cache.dir} has no training image{bad}")
+            raise InputError(f"{self.where} has no training image{bad}")
         train = self._rows("train")
         val = None if self.settings.validate_every is None else self._rows("val")
         return make_schedule(self.cache.index, train, val, self.settings, self.name, self.config.seed, self._positions)
@@ -213,6 +225,10 @@ class Stage(ABC):
             aspects: The one aspect that each image is asked about, by number; None: all.
         """
 
+    def load_encoder(self) -> Encoder | None:
+        """Load the encoder where features are computed live; None where they come from a cache."""
+        return None if self.live is None else Encoder(self.config)
+
     def build(self, device: str, partition: Partition | None = None) -> tuple[TrainedModel, Prompt]:
         """Load the language half, and put what is trained around it, with initial values drawn from the seed.
 
@@ -256,6 +272,9 @@ class Stage(ABC):
             identity[f"{self.name}.schedule"] = settings.schedule
         if config.vlm.quantization != "none":
             identity["vlm.quantization"] = config.vlm.quantization
+        if self.sources.dataset is not None:  # what the index of a cache stands for otherwise
+            identity |= {"dataset": self.sources.dataset, "cache.num_shards": config.cache.num_shards}
+            identity["dataset.augment"] = config.dataset.augment
         return identity | {"num_steps": self.schedule.num_steps}
 
     @abstractmethod
@@ -281,6 +300,7 @@ class Stage(ABC):
             machine=self.sources.machine,
             categories=self.cache.categories,
             cache=self.sources.cache,
+            dataset_digest=self.sources.dataset,
             dataset=safe_name(self.config.dataset.name),
             layout=self.settings.layout,
             settings=identity,

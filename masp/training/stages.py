@@ -5,6 +5,7 @@ Whatever differs between stage 1 and stage 2 is an attribute or a method here; t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,17 +25,23 @@ from masp.artifacts.trained import (
     prompt_aspects,
 )
 from masp.cache.findings import read_findings
+from masp.cache.fingerprint import machine_part
 from masp.cache.reader import Cache, CachedSample, open_matching_cache
 from masp.config import Config
 from masp.config.schema import Stage1Config, Stage2Config, StageName
 from masp.data.findings import WITHOUT_STAGE_1, meant_by
 from masp.data.questions import Questions, load_questions
 from masp.errors import DataError, InputError
+from masp.extraction.live.images import open_live
 from masp.models.forward import Stage1Model, Stage2Model, num_logits
 from masp.models.sequence import Batch, build_sequence, make_batch
+from masp.models.sequence import Sequence as TokenSequence
 from masp.models.trainable import AspectModules, SoftPrompt, initial_soft_prompt
+from masp.models.weighted import make_weighted_batch
+from masp.runtime.stop import StopFlag
 from masp.training.schedule import Rows, TrainingCache
 from masp.training.stage import COURSE, Sources, Stage
+from masp.training.targets import answer_of, check_targets, more_tokens, target_notes, weighs_answers, weights_of
 from masp.vlm.families import family_of
 from masp.vlm.language import LanguageHalf
 from masp.vlm.loading import Partition
@@ -68,7 +75,7 @@ class AspectStage(Stage):
             raise InputError("aspects = []: stage 1 trains aspect modules; name at least one aspect, or train stage 2")
         super().check_settings(config, device)
 
-    def load_inputs(self, cache: Cache) -> None:
+    def load_inputs(self, cache: Cache | None) -> None:
         for aspect in self.aspects:
             self.questions.templates(aspect)  # an aspect without questions is refused before anything is loaded
 
@@ -86,7 +93,7 @@ class AspectStage(Stage):
         found = super()._rows(split)
         if split == "train" and not len(found.rows):
             raise InputError(
-                f"cache.dir: {self.config.cache.dir}: no training image is annotated with any of "
+                f"{self.where}: no training image is annotated with any of "
                 f"{', '.join(self.aspects)}: stage 1 has nothing to learn from; {WITHOUT_STAGE_1}"
                 f"{self._meant(self.aspects)}"
             )
@@ -223,13 +230,15 @@ class SoftPromptStage(Stage):
         """Aspect tokens in a prompt."""
         return len(self.aspects) * self.config.aspect_module.num_queries
 
-    def load_inputs(self, cache: Cache) -> None:
+    def load_inputs(self, cache: Cache | None) -> None:
         if self.settings.soft_prompt_init == "padding_rows":  # refused before anything is loaded
             path, count = self.config.vlm.path, self.settings.num_soft_prompt_tokens
             num_rows = family_of(path).vocab_size
             padding_rows(load_prompt(path).tokenizer, count, num_rows)
-        self.questions.every_emotion(cache.categories)  # a template that lacks one is refused before anything is loaded
-        modules, lineage = load_trained_aspects(self.config, cache.hidden_size, self.sources.model)
+        self.questions.every_emotion(
+            self.cache.categories
+        )  # a template that lacks one is refused before anything is loaded
+        modules, lineage = load_trained_aspects(self.config, self.sources.hidden_size, self.sources.model)
         if modules is None or lineage is None:
             return
         num_queries = self.config.aspect_module.num_queries
@@ -239,10 +248,18 @@ class SoftPromptStage(Stage):
                 f"{modules.num_queries}; give the same"
             )
         self.aspect_modules, self.aspect_lineage, self.aspect_digest = modules, lineage, lineage.digest
-        tokens = open_aspect_tokens(self.config, cache, lineage.digest)
+        tokens = None if cache is None else open_aspect_tokens(self.config, cache, lineage.digest)
         if tokens is not None and tokens.num_queries != num_queries:
             raise DataError(f"{tokens.path} is damaged: {tokens.num_queries} tokens per aspect; must be {num_queries}")
         self.aspect_tokens = tokens
+
+    def check_samples(self) -> None:
+        cache, root = self.config.cache.dir, self.config.dataset.root
+        place = f"dataset.root: {root}" if cache is None else f"cache.dir: {cache}"
+        check_targets(self.settings, self.cache, self.schedule.rows, place)
+
+    def notes(self) -> list[str]:
+        return [*super().notes(), *target_notes(self.settings, self.cache, self.schedule.rows)]
 
     def inputs(self) -> tuple[Lineage, ...]:
         return () if self.aspect_lineage is None else (self.aspect_lineage,)
@@ -254,8 +271,15 @@ class SoftPromptStage(Stage):
 
     def _usable(self, rows: np.ndarray, num_tokens: np.ndarray) -> Rows:
         seen = num_tokens if self.settings.vision_features else 0 * num_tokens
-        lengths = seen + self.num_aspect_tokens + self.settings.num_soft_prompt_tokens + TEXT_TOKENS
+        own = self.settings.num_soft_prompt_tokens + TEXT_TOKENS
+        if weighs_answers(self.settings, 0 if self.settings.validate_every is None else None):
+            own += self._more_tokens(own)
+        lengths = seen + self.num_aspect_tokens + own
         return Rows(rows, np.ones(len(rows), dtype=np.int64), lengths)
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019 - a stage lives as long as its process
+    def _more_tokens(self, own: int) -> int:
+        return more_tokens(load_prompt(self.config.vlm.path), self.cache.categories, own)
 
     def absent_parts(self, positions: Rows) -> tuple[str, ...]:
         return ()
@@ -269,27 +293,37 @@ class SoftPromptStage(Stage):
         epoch: int | None,
         aspects: Sequence[int] | None = None,
     ) -> Batch:
-        settings, tokens = self.settings, self.aspect_tokens
-        sequences = [
-            build_sequence(
+        settings, categories = self.settings, self.cache.categories
+        features = [sample.features for sample in samples]
+        tokens = None if self.aspect_tokens is None else [self.aspect_tokens.read(row) for row in rows]
+
+        def build(image: int, answer: str | None) -> TokenSequence:
+            sample = samples[image]
+            return build_sequence(
                 prompt,
                 self._question(epoch, sample.key),
-                sample.category,
+                answer,
                 num_aspect_tokens=self.num_aspect_tokens,
                 image=sample.layout if settings.vision_features else None,
                 num_soft_tokens=settings.num_soft_prompt_tokens,
                 layout=settings.layout,
             )
-            for sample in samples
-        ]
+
+        if weighs_answers(settings, epoch):
+            answers = [weights_of(sample, categories) for sample in samples]
+            return make_weighted_batch(
+                prompt, build, answers, features, weights=weights, layout=settings.layout,
+                frozen_prefix=settings.frozen_prefix, aspect_tokens=tokens,
+            )  # fmt: skip
+        asked = [answer_of(settings, sample, categories, self.config.seed, epoch) for sample in samples]
         return make_batch(
             prompt,
-            sequences,
-            [sample.features for sample in samples],
+            [build(image, answer) for image, answer in enumerate(asked)],
+            features,
             row_image=range(len(samples)),
             weights=weights,
             frozen_prefix=settings.frozen_prefix,
-            aspect_tokens=None if tokens is None else [tokens.read(row) for row in rows],
+            aspect_tokens=tokens,
         )
 
     def _question(self, epoch: int | None, key: str) -> str:
@@ -322,6 +356,9 @@ class SoftPromptStage(Stage):
         identity: dict[str, Any] = {"checkpoint.aspect": self.aspect_digest}
         if not self.settings.vision_features:  # only then: runs from before there was a choice resume
             identity["stage2.vision_features"] = False
+        if self.settings.targets != "label":
+            names = ("targets", "distribution_loss")
+            identity |= {f"stage2.{name}": getattr(self.settings, name) for name in names}
         return identity
 
     def untrained(self, state: dict[str, Tensor]) -> tuple[str, ...]:
@@ -334,26 +371,46 @@ class SoftPromptStage(Stage):
 STAGES: dict[StageName, type[Stage]] = {"stage1": AspectStage, "stage2": SoftPromptStage}
 
 
-def open_stage(name: StageName, config: Config, device: str) -> Stage:
+def open_stage(name: StageName, config: Config, device: str, stop: StopFlag | None = None) -> Stage:
     """A stage that can be trained.
 
     Args:
         name: Name of the stage.
         config: Run configuration.
         device: Where the model will be, `cpu` or `cuda`.
+        stop: Looked at while images are examined, without a cache; None for no request to stop.
 
     Raises:
         InputError: Cache, questions, VLM or aspect modules are missing or do not fit, or there is nothing to learn.
-        DataError: One of them is damaged.
+        DataError: One of them is damaged, or without a cache too many images are.
+        StoppedEarly: As `stop` asked.
     """
     STAGES[name].check_settings(config, device)
     questions = load_questions(config.questions)
-    cache, model = open_matching_cache(config)
-    stage = STAGES[name](config, cache, questions)
-    manifest = cache.manifest
-    stage.sources = Sources(model, manifest.fingerprint.machine.fields, manifest.index.sha256, cache.hidden_size)
-    stage.record = read_findings(cache.directory, manifest)
-    stage.num_quarantined = manifest.splits["train"].num_quarantined if "train" in manifest.splits else 0
+    stage, cache = (
+        _of_images(name, config, questions, stop) if config.cache.dir is None else _of_cache(name, config, questions)
+    )
     stage.check_samples()  # nothing to learn from is refused before anything is loaded
     stage.load_inputs(cache)
     return stage
+
+
+def _of_cache(name: StageName, config: Config, questions: Questions) -> tuple[Stage, Cache]:
+    """A stage that learns from a cache, and the cache."""
+    cache, model = open_matching_cache(config)
+    stage, manifest = STAGES[name](config, cache, questions), cache.manifest
+    stage.sources = Sources(model, manifest.fingerprint.machine.fields, manifest.index.sha256, cache.hidden_size)
+    stage.record = read_findings(cache.directory, manifest)
+    stage.num_quarantined = manifest.splits["train"].num_quarantined if "train" in manifest.splits else 0
+    return stage, cache
+
+
+def _of_images(name: StageName, config: Config, questions: Questions, stop: StopFlag | None) -> tuple[Stage, None]:
+    """A stage whose features are computed live, without a cache."""
+    images = open_live(config, stop=stop)
+    stage = STAGES[name](config, images, questions)
+    stage.sources = Sources(images.model, machine_part(config).fields, None, images.hidden_size, images.digest)
+    stage.record, stage.num_quarantined = images.record, images.num_quarantined("train")
+    stage.live = images
+    _ = images.encoder_cost  # not in each of the workers that will be forked
+    return stage, None

@@ -7,13 +7,18 @@ resumes anywhere, and DataLoader workers may prepare any step.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from masp.cache.reader import CachedSample
+from masp.extraction.image_stream import PreparedImage
+from masp.extraction.live.images import LiveSample
 from masp.models.sequence import IGNORED, Batch
 from masp.training.schedule import PADDING, Rows, epoch_places, plan_step
 from masp.training.stage import Stage
@@ -23,6 +28,14 @@ from masp.vlm.prompt import Prompt
 
 WINDOW_SHARDS = 8
 """Shards whose samples are mixed; reading stays within so many files at a time."""
+
+
+class Batches(Protocol):
+    """Micro-batches, one after another."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,8 @@ class Step:
     it only pads."""
     absent: tuple[str, ...] = ()
     """Parts of the model that no sample of the global batch asks for."""
+    images: Sequence[Sequence[PreparedImage]] = ()
+    """Where features are computed live: the images of each of `batches`, whose features are still to come."""
 
     def own_keys(self) -> tuple[str, ...]:
         """Sample keys of this rank's part of the step."""
@@ -63,7 +78,8 @@ class Step:
 
     def pin_memory(self) -> Step:
         """Page-locked copies of the batches, as `Batch.pin_memory`."""
-        return replace(self, batches=[batch.pin_memory() for batch in self.batches])
+        images = [[image.pin_memory() for image in part] for part in self.images]
+        return replace(self, batches=[batch.pin_memory() for batch in self.batches], images=images)
 
 
 class Steps(Dataset):
@@ -106,30 +122,36 @@ class Steps(Dataset):
         lengths = [int(length) for length in part.lengths]
         plan = plan_step(lengths, self.num_ranks, self.settings.micro_batch_size, self.settings.micro_batch_tokens)
         built = [self._batch(part, positions, epoch) for positions in plan[self.rank]]
-        batches = [batch for batch, _ in built]
+        batches = [batch for batch, _, _ in built]
+        live = [[sample for sample in samples if isinstance(sample, LiveSample)] for _, _, samples in built]
         return Step(
             batches=batches,
             total_weight=float(part.weights.sum()),
             num_images=len(part.rows),
-            num_tokens=sum(int(b.suffix.mask.sum()) + (int(b.prefix.mask.sum()) if b.prefix else 0) for b in batches),
-            flops=sum(self._flops(batch) for batch in batches),
-            keys=[keys for _, keys in built],
+            num_tokens=sum(batch.num_tokens for batch in batches),
+            flops=sum(self._flops(batch) for batch in batches)
+            + sum(sample.encoder_flops for samples in live for sample in samples),
+            keys=[keys for _, keys, _ in built],
             absent=self.stage.absent_parts(part),
+            images=[[sample.image for sample in samples] for samples in live] if any(live) else (),
         )
 
-    def _batch(self, part: Rows, positions: Sequence[int], epoch: int | None) -> tuple[Batch, list[str | None]]:
+    def _batch(
+        self, part: Rows, positions: Sequence[int], epoch: int | None
+    ) -> tuple[Batch, list[str | None], list[CachedSample]]:
+        """A micro-batch, the key of each of its positions, and their samples."""
         # padding repeats some sample of the step with weight zero: every rank runs the same number of micro-batches
         read = part.only(np.maximum(positions, 0))
         rows = [int(row) for row in read.rows]
         aspects = None if read.aspects is None else [int(aspect) for aspect in read.aspects]
-        samples = [self.stage.cache.read(row) for row in rows]
+        samples = [self.stage.cache.read(row, epoch=epoch) for row in rows]
         weights = [0.0 if position == PADDING else 1.0 for position in positions]
         names = [""] * len(rows) if aspects is None else [f"#{self.stage.aspects[aspect]}" for aspect in aspects]
         keys = [
             None if position == PADDING else f"{sample.key}{name}"
             for position, sample, name in zip(positions, samples, names, strict=True)
         ]
-        return self.stage.batch(self.prompt, rows, samples, weights, epoch, aspects), keys
+        return self.stage.batch(self.prompt, rows, samples, weights, epoch, aspects), keys, samples
 
     def _flops(self, batch: Batch) -> float:
         return batch_flops(self.shape, batch, self.stage.config.aspect_module.num_queries, len(self.stage.aspects))
@@ -170,14 +192,26 @@ def batch_flops(language: Language, batch: Batch, num_queries: int, num_aspects:
     real = batch.weights > 0
     suffix = batch.suffix.mask.sum(1)[real].double()
     labels = (batch.labels != IGNORED).sum(1)[real].double()
-    prefix = suffix * 0
-    if batch.prefix is not None:  # a shared one is held as one row
-        prefix = batch.prefix.mask.sum(1).double().expand(len(real))[real]
+    if batch.answers is not None:
+        suffix += batch.answers.mask.sum(1)[real]
+        labels += torch.bincount(batch.answers.rows, minlength=len(real))[real]
+    prefix, prefixes = suffix * 0, suffix[:0]
+    if batch.prefix is not None:
+        lengths = batch.prefix.mask.sum(1).double()
+        of_row = torch.arange(len(real)) if batch.prefix_row is None else batch.prefix_row
+        prefix, prefixes = lengths[of_row[real]], lengths[of_row[real].unique()]
     total = language_flops(language, prefix=prefix, suffix=suffix, num_logits=labels, gradient=True).sum()
-    if batch.shared_prefix and len(suffix):  # run once for all rows
-        total -= (len(suffix) - 1) * language_flops(language, prefix=float(prefix[0]), suffix=0, gradient=False)
-    tokens = batch.feature_mask.sum(1)[batch.row_image][real].double()
+    total += _prefix_flops(language, prefixes) - _prefix_flops(language, prefix)  # one of several rows runs once
     trained = batch.row_aspect is not None
+    # stage 1 trains a module per row; in stage 2 all modules run once per image
+    images = batch.row_image[real] if trained else batch.row_image[real].unique()
+    tokens = batch.feature_mask.sum(1)[images].double()
     per_row = 1 if trained else num_aspects * (batch.aspect_tokens is None)
     total += (per_row * aspect_module_flops(language.width, num_queries, tokens, gradient=trained)).sum()
     return float(total)
+
+
+def _prefix_flops(language: Language, lengths: Tensor) -> Tensor:
+    """FLOP of prefixes `[n]`, without anything behind them."""
+    nothing = torch.zeros_like(lengths)
+    return language_flops(language, prefix=lengths, suffix=nothing, num_logits=nothing, gradient=False).sum()

@@ -9,11 +9,13 @@ from pathlib import Path
 from masp.config.schema import EngineConfig, StageConfig
 from masp.distributed.collectives import gather, sum_floats
 from masp.errors import InputError
+from masp.extraction.encoder import Encoder
 from masp.files.jsonl import append_line, cut_lines
 from masp.files.text import shown
 from masp.runtime.prefetch import ReadAhead
 from masp.training.checkpoint import ValidationState
 from masp.training.engine import Engine
+from masp.training.live_features import batches_of
 from masp.training.steps import HeldOutSteps
 
 FILE = "validation.jsonl"
@@ -31,6 +33,7 @@ class Validation:
         engine: Settings of the engine.
         steps: The held-out images, this rank's part.
         state: State of an earlier call; None at the start.
+        encoder: The encoder, where features are computed live.
     """
 
     def __init__(
@@ -40,9 +43,10 @@ class Validation:
         engine: EngineConfig,
         steps: HeldOutSteps,
         state: ValidationState | None,
+        encoder: Encoder | None = None,
     ):
         self.path, self.settings, self.engine_settings, self.steps = directory / FILE, settings, engine, steps
-        self.state = state or ValidationState()
+        self.state, self.encoder = state or ValidationState(), encoder
         if steps.rank == 0:
             cut_lines(self.path, self.state.measured)
 
@@ -73,7 +77,7 @@ class Validation:
             self.steps, range(len(self.steps)), self.engine_settings.num_workers, "engine.num_workers"
         ) as parts:
             for part in parts:
-                of_part = engine.measure(part.batches)
+                of_part = engine.measure(batches_of(part, self.encoder))
                 if not math.isfinite(of_part):
                     suspects += [key for key, is_finite in part.finite_keys(engine.row_losses) if not is_finite]
                 total += of_part

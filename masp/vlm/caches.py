@@ -19,17 +19,35 @@ def read_only(cache: Any) -> Any:
     Args:
         cache: Cache of transformers, of which each layer has seen a prefix.
     """
-    found = DynamicCache()
-    found.layers = [_frozen(layer) for layer in cache.layers]
+    found, notes = DynamicCache(), hasattr(cache, _LAST)
+    found.layers = [_frozen(layer, notes) for layer in cache.layers]
+    if notes:
+        setattr(cache, _LAST, found)
     return found
+
+
+_LAST = "last_read_only"
+"""Name of the attribute by which a cache that is to be gone on from knows its last read-only copy."""
 
 
 class _Frozen:
     """What replaces the methods by which a decoder layer puts new states into a layer of a cache."""
 
+    more: tuple[tuple[Tensor, Tensor], ...] = ()
+    """Keys and values behind those of the prefix, of passes before this one."""
+    notes: bool = False
+    """Whether to remember those of this pass, which keeps them in memory."""
+    added: tuple[Tensor, Tensor] | None = None
+    """Those that were remembered. A repeated pass has the same, so the first ones stay: with later ones, all that led
+    to them would stay in memory."""
+
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         own: Any = self
-        return torch.cat([own.keys, key_states], dim=-2), torch.cat([own.values, value_states], dim=-2)
+        if self.notes and self.added is None:
+            self.added = key_states, value_states
+        before = ((own.keys, own.values), *self.more) if own.is_initialized else self.more  # or without a prefix
+        keys, values = zip(*before, (key_states, value_states), strict=True)
+        return torch.cat(keys, dim=-2), torch.cat(values, dim=-2)
 
     def update_indexer(self, indexer_key_states: Tensor) -> Tensor:
         own: Any = self
@@ -43,22 +61,57 @@ class _Frozen:
         return recurrent_states
 
 
-def _frozen(layer: Any) -> Any:
+def _frozen(layer: Any, notes: bool = False) -> Any:
     if isinstance(layer, DummyLayer):  # which holds nothing
         return layer
     kind = type(layer)
     methods: dict[str, Any] = {
         name: method for name, method in vars(_Frozen).items() if name.startswith("update") and hasattr(kind, name)
     }
+    methods |= {"more": _Frozen.more, "added": _Frozen.added}
     if hasattr(layer, "indexer_position_ids"):  # which its decoder layer lengthens by itself
         kept = layer.indexer_position_ids
         methods["indexer_position_ids"] = property(lambda _: kept, lambda *_: None)
     found: Any = object.__new__(type(f"ReadOnly{kind.__name__}", (kind,), methods))
-    found.__dict__ |= layer.__dict__
+    found.__dict__ |= layer.__dict__ | {"notes": notes}
     return found
 
 
-def repeat(cache: Any, count: int, device: torch.device) -> None:
-    """Make one row of a cache on a device `count` equal rows, in place."""
-    # not `batch_repeat_interleave`, which layers with states lack; from the CPU, every layer would wait for a GPU
-    cache.reorder_cache(torch.zeros(count, dtype=torch.long, device=device))
+def go_on_from(cache: Any) -> Any:
+    """The same cache, behind whose last pass another one will go on, see `behind`; nothing may have been run yet."""
+    setattr(cache, _LAST, None)
+    return cache
+
+
+def behind(cache: Any) -> Any:
+    """The cache that the pass behind the last one goes on from.
+
+    Args:
+        cache: Cache of `go_on_from` that the last pass was given: extended in place, or read-only, and then the keys
+            and values that it added are put behind it here.
+    """
+    last = getattr(cache, _LAST)
+    if last is None:
+        return cache
+    found = DynamicCache()
+    found.layers = [_longer(layer) for layer in last.layers]
+    return found
+
+
+def _longer(layer: Any) -> Any:
+    if isinstance(layer, DummyLayer):
+        return layer
+    found = _frozen(layer)
+    found.more, found.added = (*layer.more, layer.added), None
+    return found
+
+
+def take_rows(cache: Any, rows: Tensor) -> None:
+    """Make some rows of a cache all of its rows, in place; one may be taken several times.
+
+    Args:
+        cache: Cache of transformers.
+        rows: Rows, on the device of the cache: from the CPU, every layer would wait for a GPU.
+    """
+    # not `batch_repeat_interleave`, which layers with states lack
+    cache.reorder_cache(rows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from masp.vlm.families import Family, describe, load_config, model_class, resolve_directory
 from masp.vlm.features import ImageLayout
-from masp.vlm.flops import EncoderCurve, LanguageCost, LanguageShape, PairCost, VisionShape, language_shape, shapes
+from masp.vlm.flops import (
+    Encoder,
+    EncoderCurve,
+    LanguageCost,
+    LanguageShape,
+    PairCost,
+    VisionShape,
+    encoder_flops,
+    language_shape,
+    shapes,
+)
 from masp.vlm.language import LanguageHalf, Tokens
 from masp.vlm.loading import decoder_of, part_class, quiet_transformers
 from masp.vlm.vision import Inputs, VisionHalf
@@ -184,6 +195,19 @@ def _estimated_language(model: Any, family: Family) -> LanguageCost:
 def known_encoder(config: Any) -> VisionShape | None:
     """The formula of a VLM's encoder; None if none is known."""
     return shapes(config)[0] if config.model_type in KNOWN else None
+
+
+def image_flops(encoder: Encoder, layout: ImageLayout) -> float:
+    """FLOP of the encoder for an image, by how it lies in a prompt."""
+    if isinstance(encoder, VisionShape):
+        assert layout.grid is not None  # families with a formula have grids
+        return encoder_flops(encoder, layout.grid)
+    return encoder.flops(encoder_amount(layout))
+
+
+def encoder_amount(layout: ImageLayout) -> int:
+    """How much the encoder gets of an image: patches, or where they are not known, vision tokens."""
+    return layout.num_tokens if layout.grid is None else math.prod(layout.grid)
 
 
 def encoder_curve(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import create_masks_for_generate
 
 from masp.config.schema import Quantization
@@ -140,7 +141,10 @@ class LanguageHalf(nn.Module):
         Args:
             branches: A candidate tree comes behind the prefix, which looks at all keys through a mask of its own.
         """
-        return DynamicCache() if branches and not self.family.is_plain else DynamicCache(config=self.text)
+        cache = DynamicCache(config=self.text)
+        if branches and not self.family.is_plain:
+            cache.layers = [DynamicLayer() for _ in range(self.text.num_hidden_layers)]
+        return cache
 
     def forward(
         self,

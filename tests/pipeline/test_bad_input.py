@@ -67,6 +67,27 @@ def test_wrong_type_or_value(fails, world, tmp_path, setting, words):
 
 
 @pytest.mark.parametrize(
+    "command",
+    ["extract", "extract --finalize", "cache verify --repair", "cache extend", "cache aspects", "cache precision",
+     "quantization"],
+)  # fmt: skip
+def test_what_needs_a_cache_in_a_run_without_one(fails, world, tmp_path, command):
+    code, line = fails(*command.split(), *world.settings(tmp_path, "cache.dir=null"))
+    assert code == 2 and line.startswith("cache.dir = null: this run has no cache")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_linear_probe_needs_a_cache(fails, world, trained, tmp_path):
+    given = (f"checkpoint.{name}={path}" for name, path in (
+        ("aspect", trained / "stage1" / "aspect.safetensors"),
+        ("soft_prompt", trained / "stage2" / "soft_prompt_folder.safetensors"),
+    ))  # fmt: skip
+    settings = world.settings(tmp_path, "cache.dir=null", "evaluate.linear_probe=true", *given)
+    code, line = fails("evaluate", *settings)
+    assert code == 2 and line == "evaluate.linear_probe = true: needs features in the cache; leave it out"
+
+
+@pytest.mark.parametrize(
     ("setting", "word"),
     [
         ("dataset.root=/no/such/folder", "dataset.root"),

@@ -14,8 +14,8 @@ from masp.data.answers import LEVELS
 from masp.errors import DataError
 from masp.results.ledger import read_records
 from masp.results.ledger_format import Record, encode_line
+from masp.results.probabilities.temperature import fit_temperature
 from masp.results.records import read_maps, read_records_file
-from masp.results.temperature import fit_temperature
 from masp.runtime.run_directory import noting_failure, read_status
 from tests.images import make_config, make_dataset
 from tests.runs import assert_same, numbers
@@ -389,6 +389,11 @@ def test_images_in_quarantine_are_counted_in_the_notes(commands, world, trained,
     note = "1 image of the split is in quarantine, which extraction could not read: not evaluated"
     for config.evaluate.source in ("cache", "live"):
         assert open_feed(config).notes() == [note]
+    cached, config.cache.dir = open_feed(config), None
+    feed = open_feed(config)
+    assert feed.notes() == ["1 image of the split cannot be read: not evaluated"]
+    assert (feed.keys, feed.labels, feed.num_quarantined) == (cached.keys, cached.labels, 1)
+    assert feed.category_counts("train") == cached.category_counts("train")
     settings = world.settings(
         trained, f"evaluate.output_dir={tmp_path / 'out'}", "evaluate.source=live", f"dataset.root={root}",
         f"cache.dir={tmp_path / 'cache'}", "evaluate.batch_size=6",

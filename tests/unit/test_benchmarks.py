@@ -8,6 +8,7 @@ from benchmarks import scale, scale_ledgers, scale_merge
 from benchmarks.cache import main as cache_main
 from benchmarks.evaluation import main as evaluation_main
 from benchmarks.headers import write_images
+from benchmarks.rows import main as rows_main
 from masp.plan.headers.reading import read_sizes
 from tests.tiny import make_tokenizer
 
@@ -77,3 +78,22 @@ def test_scale_ledgers(tmp_path, capsys):
         step(size)
         assert name
     assert "images per second" in capsys.readouterr().out
+
+
+def test_rows(tmp_path, capsys):
+    arguments = [
+        "--rows",
+        "70",
+        "--files",
+        "3",
+        "--group",
+        "9",
+        "--dir",
+        str(tmp_path),
+        "--json",
+        str(tmp_path / "f.json"),
+    ]
+    assert rows_main(arguments) == 0
+    found = json.loads((tmp_path / "f.json").read_text())
+    assert {kind: figures["rows"] for kind, figures in found.items()} == {"parquet": 70, "arrow": 70, "tars": 70}
+    assert "less than 30 s and 1 GB" in capsys.readouterr().out

@@ -337,7 +337,7 @@ def test_settings_exist(document):
 
 
 def is_file_name(span: str) -> bool:
-    return span.endswith((".py", ".yaml", ".json", ".jsonl", ".h5", ".safetensors", ".pth", ".pt"))
+    return span.endswith((".py", ".yaml", ".json", ".jsonl", ".csv", ".txt", ".h5", ".safetensors", ".pth", ".pt"))
 
 
 def unsafe_to_paste(line: str) -> str | None:

@@ -15,6 +15,10 @@ def test_sets_are_normalised_and_distinct():
         "artphoto": 8,
         "abstract": 8,
         "fi": 8,
+        "unbiasedemo": 6,
+        "emotionroi": 6,
+        "twitter1": 2,
+        "caer-s": 7,
         "flickr": 2,
         "instagram": 2,
     }

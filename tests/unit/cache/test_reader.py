@@ -37,7 +37,7 @@ def test_features_are_those_of_the_encoder_and_labels_those_of_the_dataset(made,
         cached, sample = cache.read(row), samples[key]
         assert (cached.key, cached.split, cached.category) == (key, sample.split, sample.category)
         assert cached.answers == sample.answers
-        image = load_image(sample.image_path, config.vlm.max_side)
+        image = load_image(sample.image, config.vlm.max_side)
         inputs, layout = preprocess(image)
         assert (cached.layout, cached.image_size) == (layout, image.size)
         assert cached.features.tokens.shape == (preprocess.num_tokens(*image.size), cache.hidden_size)
@@ -78,7 +78,7 @@ def test_caches_of_half_precision_come_back_bit_for_bit(made, tmp_path, dtype):
     cache = open_cache(extract(make_config(root, vlm, tmp_path / "c", f"cache.dtype={dtype}", "cache.num_shards=1")))
     wanted = {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
     config = make_config(root, vlm, tmp_path / "c")
-    path = {s.key: s.image_path for s in read_dataset(config.dataset).samples}[cache.index.keys[0]]
+    path = {s.key: s.image for s in read_dataset(config.dataset).samples}[cache.index.keys[0]]
     inputs, layout = load_preprocessor(vlm)(load_image(path, 1024))
     (features,) = load_vision_half(vlm, wanted).encode([inputs], [layout])
     assert cache.read(0).features.tokens.dtype == wanted

@@ -55,6 +55,12 @@ def test_a_sound_configuration(doctor, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_configuration_without_a_cache(doctor):
+    code, rows, err = doctor("cache.dir=null", "--no-verify")
+    assert (code, err) == (0, "")
+    assert rows["cache"] == "none (cache.dir = null): training and evaluation run the encoder"
+
+
 def test_it_counts_what_the_dataset_holds_and_says_which_stages_are_possible(doctor, folder):
     _, rows, _ = doctor("aspects=[scene,object]", "stage2.learning_rate=5e-6", "stage1.learning_rate=0.1")
     assert [rows[name].split() for name in ("anger", "scene", "images")] == [["6", "2"], ["12", "4"], ["18", "6"]]

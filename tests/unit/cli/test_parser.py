@@ -9,9 +9,9 @@ from masp.cli.main import build_parser
 from masp.cli.parser import Parser, add_command, add_local_rank
 
 COMMANDS = (
-    "demo make-demo-data plan extract train evaluate predict report compare study doctor cache quantization".split()
-)
-CACHE_ACTIONS = "info verify extend aspects precision".split()
+    "demo make-demo-data datasets plan extract train evaluate predict report compare study doctor cache quantization"
+).split()
+CACHE_ACTIONS = "info verify extend aspects precision push pull".split()
 
 
 def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

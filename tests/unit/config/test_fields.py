@@ -12,7 +12,7 @@ from masp.errors import InputError
 def test_no_setting_takes_a_value_of_another_type(root):
     """pydantic's own conversions, such as of the string "5" to a number, are for none of them."""
     for name, setting in describe_settings(root).items():
-        wrong = ["[{}]", "{a: 1}"]
+        wrong = ["[{}]", "{a: [1]}"]
         if "number" in setting.valid:
             wrong += ["true", "'1'", ".inf", ".nan"]
         if setting.valid == "true or false":

@@ -110,7 +110,7 @@ def test_home_directory_is_replaced_in_paths(monkeypatch):
         ("aspects.0=scene", "must be a list"),
         ("dataset.categories=[joy, Joy]", "must name one or more different categories"),
         ("dataset.categories=[]", "must name one or more different categories"),
-        ("dataset.name=emosett", "must be one of emoset, emotion6"),
+        ("dataset.name=emosett", "must be one of emoset, fi"),
         ("vlm.path=  ", "vlm.path = null: must be a non-empty string"),
         ("vlm.path=' '", "vlm.path = ' ': must be a non-empty string"),
         ("vlm.path=a\0b", "must not contain a null character"),

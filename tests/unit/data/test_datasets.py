@@ -65,7 +65,7 @@ def test_image_folders(tmp_path):
         ("train/anger/a%2Epng", "train", "anger"),
         ("train/anger/b%2EJPG", "train", "anger"),
     ]
-    assert all(s.image_path.is_file() and s.answers == {} for s in dataset.samples)
+    assert all(Path(s.image).is_file() and s.answers == {} for s in dataset.samples)
     assert dataset.categories == CATEGORY_SETS["emoset"]
     assert (dataset.name, dataset.root, dataset.ignored) == ("emoset", tmp_path, ())
     assert texts(dataset) == [
@@ -104,10 +104,9 @@ def test_what_is_ignored_is_named_but_not_litter(tmp_path):
     folders(tmp_path, "train/anger/deeper/b.png", "train/anger/.DS_Store", "train/anger/._a.png", "train/.git/config")
     folders(tmp_path, "train/anger/Thumbs.db", "train/__MACOSX/a.png", "train/anger/desktop.ini", "train/anger/.a.jpg")
     dataset = read(tmp_path)
-    assert [s.key for s in dataset.samples] == ["train/anger/a%2Epng"]
+    assert [s.key for s in dataset.samples] == ["train/anger/a%2Epng", "train/anger/deeper/b%2Epng"]
     assert dataset.ignored == (
         "train/anger/.a.jpg",
-        "train/anger/deeper/",
         "train/anger/noextension",
         "train/anger/notes.txt",
         "train/readme.md",
@@ -133,7 +132,7 @@ def test_names_of_any_kind(tmp_path):
     dataset = read(tmp_path)
     assert len({s.key for s in dataset.samples}) == len(names)
     assert [s.key for s in dataset.samples] == sorted(s.key for s in dataset.samples)
-    assert {s.image_path.name for s in dataset.samples} == set(names)
+    assert {Path(s.image).name for s in dataset.samples} == set(names)
 
 
 def test_links_are_followed(tmp_path):
@@ -197,13 +196,15 @@ def test_a_damaged_annotation(tmp_path, content, expected):
 
 def test_roots_that_are_no_dataset(tmp_path):
     assert refused(tmp_path / "gone").endswith("no such directory")
-    assert refused(write(tmp_path / "file")).endswith("not a directory")
+    assert ": a dataset of files has only one kind of them, which may be .tar" in refused(write(tmp_path / "file"))
     (tmp_path / "empty").mkdir()
-    assert "is empty; a dataset has the image folders train/<emotion>/" in refused(tmp_path / "empty")
-    folders(tmp_path / "flat", *(f"{name}/1.png" for name in "abcdef"))
-    assert "holds a, b, c, d, e, …; a dataset has the image folders" in refused(tmp_path / "flat")
+    assert "is empty; a dataset has image folders such as train/<emotion>/" in refused(tmp_path / "empty")
+    folders(tmp_path / "flat", *(f"{name}.png" for name in "abcdef"))
+    assert "holds a.png, b.png, c.png, d.png, e.png, …; a dataset has image folders" in refused(tmp_path / "flat")
     folders(index(tmp_path / "both", train=[["awe", "a.png", ""]]), "test/awe/a.png")
-    assert "holds both test/ and train.json, which are two layouts" in refused(tmp_path / "both")
+    assert "several formats, emoset (train.json), folders (images in directories); dataset.format" in refused(
+        tmp_path / "both"
+    )
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -234,7 +235,7 @@ def test_index_files(tmp_path):
         ("val/image/fear/c%2Ejpg", "fear", {}),
     ]
     # Whether an image exists is extraction's question.
-    assert dataset.samples[1].image_path == tmp_path / "image/awe/a.jpg"
+    assert dataset.samples[1].image == str(tmp_path / "image/awe/a.jpg")
     assert f"1 of 3 images have no annotation: {tmp_path / 'image/fear/c.jpg'}" in texts(dataset)
     assert "3 of 3 listed images do not exist: image/amusement/b.jpg, image/awe/a.jpg, image/fear/c.jpg" in texts(
         dataset

@@ -65,7 +65,7 @@ def test_an_index_file_that_is_odd_json(tmp_path, text):
 @pytest.mark.skipif(os.geteuid() != 0, reason="names that are not UTF-8 need a file system that takes them")
 def test_a_category_must_be_text(root):
     os.rename(root / "train/awe", os.fsencode(root / "train") + b"/\xff\xfe")
-    assert "must be text that names a category" in refused(root)
+    assert "is not a category: must be text that names one" in refused(root)
 
 
 def test_roots_that_no_file_system_answers_for(root, monkeypatch):

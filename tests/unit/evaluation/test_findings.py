@@ -2,10 +2,12 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from masp.cache.reader import open_cache
-from masp.evaluation.feed import CachedFeed
+from masp.data.sample import Sample
+from masp.evaluation.feed import CachedFeed, _distributions, digest_of_data, digest_of_rows
 from masp.evaluation.findings import (
     count_split,
     emotion_findings,
@@ -135,3 +137,32 @@ def test_a_validation_split_that_was_scored_otherwise_gives_no_temperature(feeds
         (tmp_path / "val" / "metrics.json").write_text(text)
         found = emotion_findings(feeds.test, tmp_path, {}, "test", split, OWN, metrics, RecordTable.of(records))
         assert reason in found["temperature_scaling"]["reason"] and found["temperature_scaling"]["scaled"] is None
+
+
+def test_a_line_about_the_distributions_of_the_data(feeds, tmp_path):
+    records = as_records(feeds.test, OWN)
+    votes = np.array([[0.8, 0.2], [0.0, 0.0], *[[0.3, 0.7]] * 7])
+    split = count_split(feeds.test, OWN)
+    for distributions, expected in ((None, 0), (votes, 1)):
+        metrics = compute_metrics(records, ("awe", "fear"), distributions=distributions)
+        found = emotion_findings(feeds.test, tmp_path, {}, "test", split, OWN, metrics, RecordTable.of(records))
+        lines = summary_lines({**metrics.to_json(), **found}, tmp_path / "metrics.json")
+        about = [line for line in lines if "distributions of the data" in line]
+        assert len(about) == expected and lines[-1].startswith("evaluate: accuracy ")
+    assert about[0].startswith("evaluate: against the distributions of the data: expected accuracy 0.")
+    for text in (" of at most 0.7125, KL divergence 0.", "JS divergence 0.", "cosine similarity 0."):
+        assert text in about[0]
+    assert about[0].endswith(" on the 8 images with a distribution")
+
+
+def test_the_digest_of_the_data_holds_their_distributions_where_there_are_any():
+    rows, votes = [("a", "awe"), ("b", "fear")], np.array([[0.5, 0.5], [0.0, 0.0]])
+    assert digest_of_data(rows, None) == digest_of_rows(rows)
+    found = {digest_of_data(rows, None), digest_of_data(rows, votes), digest_of_data(rows, votes[:, ::-1] * [1, 0.5])}
+    assert len(found) == 3 and digest_of_data(rows, votes.copy()) in found
+
+
+def test_distributions_of_images_that_are_read_live():
+    samples = [Sample("test/a", "test", "a", "awe", {}, (0.75, 0.25)), Sample("test/b", "test", "b", "awe", {})]
+    assert _distributions(samples, 2).tolist() == [[0.75, 0.25], [0.0, 0.0]]
+    assert _distributions(samples[1:], 2) is None

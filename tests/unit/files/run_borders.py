@@ -20,9 +20,10 @@ from masp.evaluation.transfer import dataset_configs
 from masp.experiments.parity import Golden
 from masp.experiments.seed_groups import read_settings
 from masp.files.jsonl import cut_lines
+from masp.files.remembered import read_rows
 from masp.files.typed import decode, read
 from masp.models.trainable import AspectModules, SoftPrompt
-from masp.plan.headers.memory import HeaderMemory, _read
+from masp.plan.headers.memory import COLUMNS, HeaderMemory, made_by
 from masp.plan.rates import read_speeds
 from masp.report.run_config import RunConfig, find_config
 from masp.results.aspect_records import read_aspect_records, write_aspect_records
@@ -175,9 +176,16 @@ def written(value: PromptTable | ProbeFile) -> Callable[[Path], bytes]:
     return make
 
 
+def records_with_distributions(directory: Path) -> bytes:
+    path, votes = directory / "records.h5", np.array([[0.5, 0.5], [0.0, 0.0]])
+    write_emotion_records(path, records(), CATEGORIES, (), (), None, votes)
+    return path.read_bytes()
+
+
 def read_records_content(path: Path) -> list:
     found = read_records_file(path)
-    return [found.keys, found.labels, found.predictions, found.categories, found.scores.tolist(), found.data]
+    votes = None if found.distribution is None else found.distribution.tolist()
+    return [found.keys, found.labels, found.predictions, found.categories, found.scores.tolist(), found.data, votes]
 
 
 def checkpoint(file: str) -> Callable[[Path], bytes]:
@@ -332,8 +340,8 @@ def header_memory(directory: Path) -> bytes:
     image.write_bytes(b"1")
     os.utime(image, (1, 1))
     memory = HeaderMemory(directory / "headers.bin", None, [image])
-    memory._settled[:] = True  # an hour later
-    memory[0] = (40, 30)
+    memory._memory._settled[:] = True  # an hour later
+    memory.sizes[0] = (40, 30)
     memory.save()
     return (directory / "headers.bin").read_bytes()
 
@@ -375,7 +383,12 @@ RUN_BORDERS = (
     ),
     RunBorder("findings.json", "sealed", findings, lambda p: load_findings(p.parent), "findings.json"),
     RunBorder(
-        "sizes of images", "binary", header_memory, lambda p: _read(p, None).tolist(), "headers.bin", lenient=True
+        "sizes of images",
+        "binary",
+        header_memory,
+        lambda p: read_rows(p, made_by(None), COLUMNS).tolist(),
+        "headers.bin",
+        lenient=True,
     ),
     RunBorder("golden.json", "json", content(GOLDEN), lambda p: read(Golden, p), "golden.json"),
     RunBorder("ledger", "lines", ledger, lambda p: read_records(p.parent), "rank-0.jsonl"),
@@ -384,6 +397,14 @@ RUN_BORDERS = (
     RunBorder("prompts.json", "sealed", written(WORDINGS), read_prompts, "prompts.json"),
     RunBorder("linear_probe.json", "sealed", written(PROBE), read_probe, "linear_probe.json"),
     RunBorder("settings that a report shows", "yaml", lambda _: SHOWN, read_shown, "config.yaml", lenient=True),
+    RunBorder(
+        "records.h5 with distributions",
+        "binary",
+        records_with_distributions,
+        read_records_content,
+        "records.h5",
+        checked=True,
+    ),
     RunBorder("metrics.json", "json", content(METRICS), strict(read_metrics), "metrics.json"),
     RunBorder("datasets.json", "json", content({"mine": ROW}), strict(read_datasets), "datasets.json"),
     RunBorder("summary.json", "json", content({"masp": ROW}), strict(read_summary), "summary.json"),

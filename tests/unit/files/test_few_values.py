@@ -69,7 +69,6 @@ FREE = {
     "TemperatureScaling": "reason",
     "Timing": "device",
     "VlmConfig": "path",
-    "_Head": "pillow",
     "_Hello": "host",
     "_Holder": "host",
     "_News": "text",

@@ -103,7 +103,13 @@ def listed(features: Features) -> list:
 
 def read_index(path: Path) -> list:
     index = load_index(path)
-    return [getattr(index, field.name).tolist() for field in fields(type(index))]
+    columns = [getattr(index, field.name) for field in fields(type(index))]
+    return [None if column is None else column.tolist() for column in columns]
+
+
+def index_with_distributions(directory: Path) -> bytes:
+    make_small_cache(directory / "cache", votes=lambda number: (0.75, 0.25) if number % 2 == 0 else None)
+    return (directory / "cache" / "index.h5").read_bytes()
 
 
 def aspect_tokens(directory: Path) -> bytes:
@@ -135,6 +141,11 @@ def record(_: Path) -> bytes:
 def record_with_block(_: Path) -> bytes:
     block = ((7, 3), (9, 1), (7, 2))
     return encode_record(SampleRecord("train/awe/1", "train", "awe", {}, (40, 30), None, "1" * 64, block))
+
+
+def record_with_distribution(_: Path) -> bytes:
+    grid, votes = (1, 2, 2), (0.25, 0.75)
+    return encode_record(SampleRecord("train/awe/1", "train", "awe", {}, (40, 30), grid, "1" * 64, distribution=votes))
 
 
 def features(dtype: str, num_deep_maps: int = 0) -> Callable[[Path], bytes]:
@@ -211,6 +222,7 @@ BORDERS = (
         "shard", "binary", beside_cache("shards/train-00001.tar"), read_shard, "shards/train-00001.tar", checked=True
     ),
     Border("index", "binary", beside_cache("index.h5"), read_index),
+    Border("index with distributions", "binary", index_with_distributions, read_index),
     Border(
         "index of a cache",
         "binary",
@@ -230,6 +242,12 @@ BORDERS = (
     Border("aspect tokens", "binary", aspect_tokens, read_aspect_tokens, "file.h5", checked=True),
     Border("JSON of a sample", "json", record, lambda p: decode_record(p.read_bytes())),
     Border("JSON of a sample with a block", "json", record_with_block, lambda p: decode_record(p.read_bytes())),
+    Border(
+        "JSON of a sample with a distribution",
+        "json",
+        record_with_distribution,
+        lambda p: decode_record(p.read_bytes()),
+    ),
     Border("features, fp32", "binary", features("fp32"), read_features),
     Border("features, int8", "binary", features("int8"), read_features),
     Border("features with deep maps, fp32", "binary", features("fp32", 2), read_features),

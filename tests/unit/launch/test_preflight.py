@@ -32,6 +32,14 @@ def looked(config_path, command, *overrides, cluster=LOCAL):
         ("evaluate", ["cache.dir=/none"], "/none"),
         ("extract", ["extract.device=cuda"], "extract.device = 'cuda', but cluster.extract.gpus_per_task = 0"),
         (
+            "pipeline",
+            ["cache.dir=null", "extract.device=cuda"],
+            "extract.device = 'cuda', but cluster.train.gpus_per_task = 0, and with cache.dir = null the encoder runs",
+        ),
+        ("train", ["cache.dir=null", "dataset.root=/none"], "dataset.root"),
+        ("evaluate", ["cache.dir=null", "vlm.path=/none"], "vlm.path"),
+        ("pipeline", ["cache.dir=null", "aspects=[facial_expression]"], "no training image is annotated with any of"),
+        (
             "evaluate",
             ["cluster.evaluate.gpus_per_task=1"],
             "engine.device = 'cpu', but cluster.evaluate.gpus_per_task = 1",
@@ -70,6 +78,14 @@ def test_a_cache_of_other_settings_is_refused(config_path, tmp_path):
         looked(config_path, "pipeline", *outputs, "cache.num_shards=3")
     with pytest.raises(InputError, match="max_pixels = 12544, but here it is 6272"):
         looked(config_path, "pipeline", *outputs, "vlm.max_pixels=6272")
+
+
+def test_without_a_cache_the_plan_is_made_and_no_image_is_decoded(config_path, tmp_path, monkeypatch):
+    monkeypatch.setattr("masp.extraction.image_stream.read_image_file", None)
+    overrides = [f"output_dir={tmp_path / 'run'}", "cache.dir=null"]
+    plan = looked(config_path, "pipeline", *overrides).plan
+    assert plan.space is None and plan.stages["stage2"].encoder_flops > 0
+    assert looked(config_path, "evaluate", *overrides).plan.evaluate.num_images == 6
 
 
 def test_processes_without_work_are_told(config_path, tmp_path):

@@ -6,9 +6,10 @@ import json
 import pytest
 import torch
 
+from masp.models.candidates import candidate_tree
 from masp.models.forward import Stage1Model, Stage2Model, num_logits
 from masp.models.generation import generate
-from masp.models.likelihood import candidate_tree, cut_short, score_categories
+from masp.models.likelihood import cut_short, score_categories
 from masp.models.sequence import LAYOUTS, build_sequence, make_batch, pad_features
 from masp.models.trainable import AspectModules, SoftPrompt
 from masp.vlm.features import Features

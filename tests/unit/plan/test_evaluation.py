@@ -30,7 +30,7 @@ from masp.plan.plan import make_plan
 from masp.plan.rates import Rate, Rates
 from masp.plan.render import render
 from masp.plan.tokens import plan_images
-from masp.plan.work import StageWork, extraction_flops
+from masp.plan.work import StageWork, estimate_live_stage, extraction_flops
 from masp.vlm.families import load_config as load_vlm_config
 from masp.vlm.features import Features
 from masp.vlm.flops import language_flops, shapes
@@ -196,7 +196,10 @@ def test_the_encoder_and_the_validation_split(config, images, sizes):
     found = estimate_evaluation(config, work, language, encoder, 1000.0)
     assert found.hours == pytest.approx((work.flops / 2 + work.encoder_flops / 4) / 3600)
     assert found.flops == work.flops + work.encoder_flops and found.reads_bytes_per_s == 0
-    config.evaluate.source = "cache"
+    config.evaluate.source, directory, config.cache.dir = "cache", config.cache.dir, None
+    assert evaluation_work(config, *sizes, images, CATEGORIES) == work  # without a cache, the source is what it can be
+    assert estimate_evaluation(config, work, language, encoder, 1000.0) == found
+    config.cache.dir = directory
     cached = estimate_evaluation(config, replace(work, encoder_flops=0.0), language, encoder, 1000.0)
     assert cached.images_per_s == pytest.approx(2 * work.num_passes / work.flops)
     assert cached.reads_bytes_per_s == cached.images_per_s * 1000
@@ -206,10 +209,13 @@ def test_tokens_per_second_of_training_become_flop(config):
     stated, logged = Rate(7.0, "FLOP", "stated"), Rate(3.0, "tokens", "a run")
     works = {"stage1": StageWork(1, 0, 0, 0.0, 0.0), "stage2": StageWork(2, 4, 4, 10.0, 50.0)}
     rates = Rates(stated, logged, logged)
-    assert evaluation_rate(config, rates, works) == Rate(15.0, "FLOP", "a run, tokens as FLOP")
+    stages = {name: estimate_live_stage(work, stated, 25.0, 4, stated) for name, work in works.items()}
+    assert evaluation_rate(config, rates, works, stages) == Rate(15.0, "FLOP", "a run, tokens as FLOP")
+    beside_the_encoder = Rates(stated, logged, replace(logged, includes_encoder=True))  # 100 FLOP, and 2 x 25
+    assert evaluation_rate(config, beside_the_encoder, works, stages).per_second == 3.0 * 150 / 20
     config.evaluate.stage = "stage1"
-    assert evaluation_rate(config, rates, works) == stated  # nothing to learn from: nothing to convert with
-    assert evaluation_rate(config, Rates(stated, stated, logged), works) == stated
+    assert evaluation_rate(config, rates, works, stages) == stated  # nothing to learn from: nothing to convert with
+    assert evaluation_rate(config, Rates(stated, stated, logged), works, stages) == stated
 
 
 def test_a_plan_shows_it(config):

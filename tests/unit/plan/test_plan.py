@@ -100,10 +100,10 @@ KEYS = {
     "cache.shard_bytes": "min max",
     "space": "folder free_bytes needed_bytes present_bytes fits verdict",
     "extract": "flops_per_image flops hours images_per_s rate",
-    "extract.rate": "per_second unit source",
+    "extract.rate": "per_second unit source includes_encoder",
     "stages": "stage1 stage2",
     "stages.stage1": "num_images num_sequences num_epochs tokens_per_image flops_per_image flops hours images_per_s "
-    "reads_bytes_per_s rate",
+    "reads_bytes_per_s rate encoder_flops encoder_hours",
     "evaluate": "stage split scoring num_images num_validation_images num_wordings num_sequences tokens_per_image "
     "flops_per_image flops hours images_per_s reads_bytes_per_s rate",
     "without_cache": "per_aspect_and_epoch per_image_and_epoch",

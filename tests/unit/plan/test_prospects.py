@@ -82,3 +82,13 @@ def test_the_defaults_on_a_small_set_are_said_to_change_nothing(run):
 def test_the_published_run_is_not_warned_about(run):
     settings = dataclasses.replace(run.stage2, learning_rate=5e-6, num_epochs=1)
     assert too_little("stage2", num_steps_of(94_500, settings), settings) is None
+
+
+def test_distributions_that_no_training_image_has(run):
+    run.stage2.targets = "distribution"
+    without = dataset(run)
+    one, two = prospects(run, without)
+    assert one.obstacle == "" and "no training image has a distribution" in two.obstacle
+    assert "stage2.targets=label" in two.summary and list(obstacles(run, without)) == ["stage2"]
+    without.samples[3].distribution = (1.0,)
+    assert obstacles(run, without) == {}

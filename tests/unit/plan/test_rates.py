@@ -26,6 +26,9 @@ def test_rates(tmp_path):
     assert (found.stage2.unit, found.stage2.per_second) == ("tokens", 1000.0)
     assert found.stage2.hours(flops=0, tokens=3.6e6) == pytest.approx(1)
     assert Rate(2.0, "FLOP", "").hours(7200, 0) == pytest.approx(1)
+    for settings, live in (("cache: {dir: null}", True), ("cache: {dir: there}", False), ("cache: null", False)):
+        (tmp_path / "stage2" / "config.yaml").write_text(settings)
+        assert rates_of_run(tmp_path, rates).stage2.includes_encoder is live
 
 
 BEYOND = "9" * 400  # no float, and more digits than an error line should repeat

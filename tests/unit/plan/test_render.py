@@ -16,6 +16,25 @@ def test_text(config):
     assert "so far" not in text
 
 
+def test_text_without_a_cache(config):
+    with_cache = make_plan(config)
+    config.cache.dir = None
+    plan = make_plan(config)
+    assert plan.space is None and plan.cache == dataclasses.replace(with_cache.cache, dir=None)
+    assert plan.to_dict()["space"] is None and plan.actual == Actual(None, None, {})
+    both = zip(plan.stages.values(), with_cache.stages.values(), strict=True)
+    assert all(one.flops == other.flops + one.encoder_flops > other.flops > 0 for one, other in both)
+    assert plan.stages["stage2"].encoder_flops / config.stage2.num_epochs < plan.extract.flops  # of train alone
+    text = render(plan)
+    assert f"none (cache.dir = null): the encoder runs in training; a cache would take {size(plan.cache.bytes)}" in text
+    assert (
+        f"stage1: the encoder takes {flop(plan.stages['stage1'].encoder_flops / config.stage1.num_epochs)} and" in text
+    )
+    assert "Without a cache, training runs the encoder for" in text
+    for words in ("fits", "reads", "extract ", "paid for itself"):
+        assert words not in text
+
+
 def test_an_unfinished_cache_of_another_precision(config):
     cache = ActualCache(
         False, "int8", Comparison(4, 3), Comparison(2000, 1000), Comparison(None, 7), Comparison(None, 0)

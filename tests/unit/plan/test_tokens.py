@@ -16,6 +16,7 @@ from masp.plan.disk import tar_sizes
 from masp.plan.tokens import (
     PlannedImage,
     TokenStatistics,
+    WeightedWords,
     answers_of,
     count_words,
     layouts_of,
@@ -61,6 +62,23 @@ def test_without_a_tokenizer_words_are_counted(config, tmp_path):
     words = count_words(config, [s for s in dataset.samples if "object" in s.answers], dataset.categories)
     assert not words.counted and words.opening == 14
     assert words.answers["object"] == 3  # "dog, tree"
+
+
+@pytest.mark.parametrize("has_tree", [True, False])
+def test_answers_that_all_count_are_those_that_training_runs(config, monkeypatch, has_tree):
+    monkeypatch.setattr("masp.vlm.families.Family.has_tree", has_tree)
+    categories = ("awe", "fear", "fear of heights")
+    votes = [None, (0.5, 0.5, 0.0), (0.0, 0.4, 0.6), (0.0, 0.4, 0.6)]
+    samples = [Sample(f"train/{n}", "train", "none", "awe", {}, own) for n, own in enumerate(votes)]
+    assert count_words(config, samples, categories).weighted is None
+    config.stage2.targets = "distribution"
+    awe, fear, heights = (len(load_prompt(config.vlm.path).answer(category)) for category in categories)
+    assert heights > fear  # and begins with it
+    words = count_words(config, samples, categories)
+    tokens = [awe, awe + fear, *([heights] * 2 if has_tree else [fear + heights] * 2)]
+    assert words.weighted == WeightedWords(pytest.approx(7 / 4), pytest.approx(sum(tokens) / 4), has_tree)
+    config.stage2.distribution_loss = "drawn"
+    assert count_words(config, samples, categories).weighted is None
 
 
 def test_a_missing_questions_file(config):
@@ -161,4 +179,4 @@ def test_images_that_the_processor_refuses_are_named():
     samples, sizes = many_samples(3), np.array([(0, 0), (130, 60), (100, 60)], dtype=np.int32)
     images, refused = plan_images(samples, sizes, Refusing())
     assert [image.sample for image in images] == [samples[2]] and images[0].size == (100, 60)
-    assert refused == [(samples.paths[1], "130 is too wide")]
+    assert refused == [(samples.images[1], "130 is too wide")]

@@ -4,7 +4,6 @@ import json
 
 from PIL import Image
 
-from masp.report.mistakes import image_of
 from masp.report.page import write_report
 from masp.results.ledger_format import Record
 from masp.results.records import FILE, read_records_file, write_emotion_records
@@ -19,10 +18,6 @@ def test_a_record_cannot_lead_out_of_the_dataset(tmp_path):
     write_emotion_records(run / "evaluate" / FILE, records, HOSTILE, (), ())
     page = Page(write_report(run))
     assert "secret.png" in page.text and not any(tag == "img" for tag, _ in page.tags)
-
-
-def test_a_name_that_no_file_system_takes_is_no_image(tmp_path):
-    assert image_of("test/" + "x" * 5000, tmp_path) == ("test/" + "x" * 5000, None)
 
 
 def test_records_of_another_evaluation_are_not_shown(tmp_path):

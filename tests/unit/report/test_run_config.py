@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from masp.config.schema import DatasetConfig
 from masp.report.run_config import RunConfig, find_config
 
 
@@ -14,8 +15,19 @@ def test_the_first_directory_that_has_one_counts(tmp_path):
     text = "dataset: {root: data, name: folder}\nvlm: {path: v, max_side: 100}\ncheckpoint: {aspect: x/a.pth}\n"
     (tmp_path / "b" / "config.yaml").write_text(text)
     assert find_config(tmp_path / "a", tmp_path / "b") == RunConfig(
-        text, dataset_name="folder", dataset_root=Path("data"), vlm="v", max_side=100, aspect=Path("x/a.pth")
+        text,
+        dataset_name="folder",
+        dataset_root=Path("data"),
+        dataset=DatasetConfig(root="data"),
+        vlm="v",
+        max_side=100,
+        aspect=Path("x/a.pth"),
     )
+
+
+def test_a_run_without_a_cache(tmp_path):
+    (tmp_path / "config.yaml").write_text("cache: {dir: null}\n")
+    assert find_config(tmp_path) == RunConfig("cache: {dir: null}\n", has_cache=False)
 
 
 @pytest.mark.parametrize(

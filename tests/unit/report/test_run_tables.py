@@ -94,6 +94,33 @@ def test_numbers_are_those_of_the_metrics(run, tmp_path):
     assert r"scene & a \& b & 4 & 3 & 0.750" in (tmp_path / "tables" / "aspect-values.tex").read_text()
 
 
+def test_distributions_of_the_data_are_shown_where_there_are_any(run, tmp_path):
+    path = run / "evaluate" / "metrics.json"
+    before = write_report(run, tables=tmp_path / "before").read_text()
+    assert "KL divergence" not in before and "distribution" not in (tmp_path / "before" / "records.csv").read_text()
+    scores = [(0.0, -1.0), (-1.0, 0.0), (-3.0, 0.0), (-2.0, 0.0)]
+    records = [
+        Record(f"test/%3Dx/{i}%2Ejpg", CATEGORIES[i // 2], CATEGORIES[int(np.argmax(own))], own)
+        for i, own in enumerate(scores)
+    ]
+    votes = np.array([[0.9, 0.1], [0.6, 0.4], [0.0, 0.0], [0.0, 1.0]])
+    found = compute_metrics(records, CATEGORIES, distributions=votes).to_json()["distributions"]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"distributions": found}))
+    write_emotion_records(run / "evaluate" / "records.h5", records, CATEGORIES, (), (), None, votes)
+    page = write_report(run, tables=tmp_path / "tables").read_text()
+    for title in ("Expected accuracy", "KL divergence", "Jensen–Shannon divergence", "Cosine similarity"):
+        assert title in page
+    assert "of a rater, at most 83.3%; on 3 images that have one" in page
+    rows = {name: values for name, *values in read(tmp_path / "tables" / "metrics.csv")}
+    assert [float(value) for value in rows["kl_divergence"]] == pytest.approx(
+        [found["kl_divergence"], *found["kl_divergence_ci95"]]
+    )
+    assert rows["num_with_distribution"][0] == "3"
+    head, *lines = read(tmp_path / "tables" / "records.csv")
+    assert head[-2:] == ["distribution =joy", "distribution fear_1"]
+    assert [line[-2:] for line in lines] == [["0.9", "0.1"], ["0.6", "0.4"], ["", ""], ["0.0", "1.0"]]
+
+
 def test_the_page_says_what_was_not_scored_and_what_a_guess_gives(run):
     page = write_report(run).read_text()
     assert "every sample of the split scored" not in page and "6 in the split, 50.0" in page

@@ -52,7 +52,8 @@ def test_counts_add_up_and_everything_is_json():
     assert sum(metrics.confusion[i][i] for i in range(4)) == metrics.num_correct
     assert [values.support for values in metrics.per_category.values()] == list(map(sum, metrics.confusion))
     text = json.dumps(metrics.to_json(), allow_nan=False)
-    assert json.dumps(json.loads(text)) == text and list(json.loads(text)) == [f.name for f in fields(metrics)]
+    assert json.dumps(json.loads(text)) == text
+    assert list(json.loads(text)) == [f.name for f in fields(metrics) if f.name != "distributions"]
     assert set(json.loads(text)["calibration"][0]) == {"from", "to", "num_samples", "mean_confidence", "accuracy"}
 
 

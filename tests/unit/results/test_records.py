@@ -180,7 +180,7 @@ def test_what_a_file_claims_or_keeps_elsewhere_is_not_read(tmp_path, change, pro
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
 
 
-@pytest.mark.parametrize("version", [3, "1", [1, 1], None])
+@pytest.mark.parametrize("version", [4, "1", [1, 1], None])
 def test_another_format_is_refused(tmp_path, version):
     path = tmp_path / "records.h5"
     write_emotion_records(path, make_records(), CATEGORIES, (), ())
@@ -191,8 +191,8 @@ def test_another_format_is_refused(tmp_path, version):
     with pytest.raises(DataError, match="its format_version is .*, its digest is one of 2"):
         read_records_file(path)
     with h5py.File(path, "a") as file:
-        file.attrs["digest"] = np.bytes_("3:" + "0" * 64)
-    with pytest.raises(InputError, match="format_version is .*, this version of MASP reads 2"):
+        file.attrs["digest"] = np.bytes_("4:" + "0" * 64)
+    with pytest.raises(InputError, match="format_version is .*, this version of MASP reads up to 3"):
         read_records_file(path)
 
 

@@ -5,7 +5,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
-from masp.vlm.caches import read_only, repeat
+from masp.vlm.caches import behind, go_on_from, read_only, take_rows
 
 
 def random(*shape):
@@ -71,6 +71,42 @@ def test_one_row_becomes_many(count):
     cache.layers[0].update(random(1, 3, 6, 8), random(1, 3, 6, 8))
     cache.layers[1].update_conv_state(random(1, 5, 4), conv_kernel_size=4)
     keys, conv = cache.layers[0].keys.clone(), cache.layers[1].conv_states[0].clone()
-    repeat(cache, count, torch.device("cpu"))
+    take_rows(cache, torch.zeros(count, dtype=torch.long))
     assert torch.equal(cache.layers[0].keys, keys.expand(count, -1, -1, -1))
     assert torch.equal(cache.layers[1].conv_states[0], conv.expand(count, -1, -1))
+
+
+def test_a_pass_goes_on_from_what_a_repeated_one_added():
+    """The pass is repeated for its gradient, and the cache stays as it was; the next sees prefix and additions once."""
+    draw = torch.Generator().manual_seed(0)
+
+    def states(count):
+        return torch.randn(1, 2, count, 4, generator=draw), torch.randn(1, 2, count, 4, generator=draw)
+
+    prefix, first, second = states(3), states(2), states(1)
+    for is_empty in (False, True):
+        cache = go_on_from(DynamicCache())
+        cache.layers = [DynamicLayer()]
+        if not is_empty:
+            cache.update(*prefix, 0)
+        before = [] if is_empty else [prefix]
+        frozen = read_only(cache)
+        for _ in range(2):
+            keys, values = frozen.update(*first, 0)
+            assert torch.equal(keys, torch.cat([k for k, _ in [*before, first]], -2))
+        longer = behind(cache)
+        for _ in range(2):
+            keys, values = read_only(longer).update(*second, 0)
+            assert torch.equal(keys, torch.cat([k for k, _ in [*before, first, second]], -2))
+            assert torch.equal(values, torch.cat([v for _, v in [*before, first, second]], -2))
+        assert cache.get_seq_length() == (0 if is_empty else 3)
+    plain = DynamicCache()
+    plain.layers = [DynamicLayer()]
+    frozen = read_only(plain)
+    frozen.update(*first, 0)
+    assert frozen.layers[0].added is None  # nobody goes on from it, so nothing is kept
+
+
+def test_what_was_extended_in_place_is_gone_on_from_as_it_is():
+    cache = go_on_from(DynamicCache())
+    assert behind(cache) is cache

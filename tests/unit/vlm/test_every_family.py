@@ -5,6 +5,7 @@ The VLMs are tiny and of random weights; `families/zoo.py` of the shared directo
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from masp.cache.codec import decode_features, encode_features, store
 from masp.experiments.family_check import _difference, _stock_logits, check_family
 from masp.models.forward import row_losses, run
 from masp.models.generation import generate
-from masp.models.likelihood import score_categories
+from masp.models.likelihood import answer_losses, score_categories
 from masp.models.sequence import build_sequence, make_batch
+from masp.models.weighted import make_weighted_batch
 from masp.vlm.families import load_config, model_class
 from masp.vlm.language import LanguageHalf, load_language_half
 from masp.vlm.loading import AttentionError, quiet_transformers
@@ -191,6 +193,39 @@ def test_the_gradient_of_the_soft_prompt_behind_a_frozen_prefix(loaded):
             loaded.language.recompute_layers()
         again, found = gradient(loaded)
         assert torch.allclose(again, losses, atol=1e-5) and _difference(found, whole) <= 2e-5
+
+
+def test_weighted_answers_have_the_loss_and_gradient_of_single_passes(loaded):
+    vlm, draw = loaded, torch.Generator().manual_seed(0)
+    votes = {"joy": 0.25, "fear": 0.15, "joyful": 0.6}
+    aspects = torch.randn(2, 1, 3, vlm.language.hidden_size, generator=draw) * 0.3
+    soft = (torch.randn(4, vlm.language.hidden_size, generator=draw) * 0.3).requires_grad_()
+    model = SimpleNamespace(language=vlm.language, num_logits=None)
+    model.hidden = lambda batch, cache=None: run(vlm.language, batch, aspects, soft, cache)
+
+    def gradient(batch):
+        soft.grad = None
+        losses = answer_losses(model, batch) if batch.answers else row_losses(vlm.language, model.hidden(batch), batch)
+        loss = (losses * batch.weights).sum()
+        loss.backward()
+        return loss.detach(), soft.grad
+
+    slots = {"num_aspect_tokens": 3, "num_soft_tokens": 4}
+    singles = [gradient(vlm.batch(vlm.sequences(answer, **slots))) for answer in votes]
+    loss, whole = (
+        sum(p * single[which] for p, single in zip(votes.values(), singles, strict=True)) for which in range(2)
+    )
+    assert float(whole.abs().max()) > 1e-4
+    for recompute in (False, True):
+        if recompute:
+            vlm.language.recompute_layers()
+        batch = make_weighted_batch(
+            vlm.prompt, lambda image, answer: vlm.sequences(answer, **slots)[image], [votes] * 2, vlm.features,
+            weights=[1.0] * 2, layout="after_image",
+        )  # fmt: skip
+        assert (batch.answers is not None) == vlm.prompt.family.has_tree
+        again, found = gradient(batch)
+        assert abs(float(again - loss)) <= 1e-5 and _difference(found, whole) <= 2e-5
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,12 @@ def test_with_given_aspect_modules_a_pipeline_has_no_stage_1(aspect):
     assert [part.name for part in parts("train", "stage1", f"checkpoint.aspect={aspect}")] == ["stage1"]
 
 
+def test_without_a_cache_a_pipeline_has_no_extraction():
+    assert [part.name for part in parts("pipeline", None, "cache.dir=null")] == ["stage1", "stage2", "evaluate"]
+    with pytest.raises(InputError, match="cache.dir = null: this run has no cache"):
+        parts("extract", None, "cache.dir=null")
+
+
 def test_training_needs_a_stage():
     with pytest.raises(InputError, match="train needs --stage stage1 or --stage stage2"):
         parts("train")

@@ -6,9 +6,10 @@ import os
 import pytest
 from PIL import Image
 
-from masp.plan.headers import memory as header_memory
+from masp.files import remembered
+from masp.files.remembered import examine
 from masp.plan.headers import reading as headers
-from masp.plan.headers.memory import HeaderMemory, examine, memory_path
+from masp.plan.headers.memory import HeaderMemory, memory_path
 from tests.unit.plan.photographs import photographs
 
 SIZES = [(40 + i, 50) for i in range(6)]
@@ -17,7 +18,7 @@ SIZES = [(40 + i, 50) for i in range(6)]
 @pytest.fixture
 def paths(tmp_path, monkeypatch):
     """Images that count as old enough, one file that is none, and one that is not there."""
-    monkeypatch.setattr(header_memory, "SETTLED_NS", -1_000_000_000)
+    monkeypatch.setattr(remembered, "SETTLED_NS", -1_000_000_000)
     root = photographs(tmp_path / "data", SIZES)
     (root / "words.jpg").write_text("no picture")
     return [*sorted((root / "train").rglob("*.jpg")), root / "words.jpg", root / "none.jpg"]
@@ -86,10 +87,12 @@ def test_a_file_that_changed_is_read_again(paths, tmp_path, change):
     assert read_sizes(paths[:1], None, 1)[0] != SIZES[:1]
 
 
-def with_head(name, value):
+def with_head(name, value, *within):
     def change(data):
         line, _, rows = data.partition(b"\n")
-        return json.dumps({**json.loads(line), name: value}).encode() + b"\n" + rows
+        head = json.loads(line)
+        (head[within[0]] if within else head)[name] = value
+        return json.dumps(head).encode() + b"\n" + rows
 
     return change
 
@@ -103,9 +106,9 @@ def with_head(name, value):
         "a flipped bit": lambda data: data[:-3] + bytes([data[-3] ^ 1]) + data[-2:],
         "not JSON": lambda data: b"\xff" + data,
         "no rows": lambda data: data.partition(b"\n")[0],
-        "another Pillow": with_head("pillow", "1.0"),
-        "another version": with_head("format_version", 0),
-        "another limit": with_head("max_side", 20),
+        "another Pillow": with_head("pillow", "1.0", "made_by"),
+        "another version": with_head("format_version", 0, "made_by"),
+        "another limit": with_head("max_side", 20, "made_by"),
         "an unknown key": with_head("more", 1),
     }.items(),
     ids=lambda item: item[0],
@@ -121,9 +124,9 @@ def test_a_memory_that_cannot_be_trusted_is_made_anew(paths, tmp_path, opened, d
 
 
 def test_what_was_written_just_now_is_not_remembered(paths, tmp_path, monkeypatch):
-    monkeypatch.setattr(header_memory, "SETTLED_NS", 2_000_000_000)
+    monkeypatch.setattr(remembered, "SETTLED_NS", 2_000_000_000)
     read_sizes(paths, None, 1, tmp_path / "memory.bin")
-    assert not HeaderMemory(tmp_path / "memory.bin", None, *examine(paths)).is_known.any()
+    assert not HeaderMemory(tmp_path / "memory.bin", None, examine(paths)).is_known.any()
 
 
 def test_where_nothing_can_be_written_headers_are_read(paths, tmp_path):
@@ -140,6 +143,6 @@ def test_a_dataset_has_a_memory_of_its_own_for_each_limit(tmp_path, monkeypatch)
 
 def test_many_files_are_found_by_number(paths, tmp_path):
     read_sizes(paths, None, 1, tmp_path / "memory.bin")
-    again = HeaderMemory(tmp_path / "memory.bin", None, *examine(paths[::-1]))
+    again = HeaderMemory(tmp_path / "memory.bin", None, examine(paths[::-1]))
     assert again.is_known.tolist() == [False, False] + [True] * 6
     assert list(map(tuple, again.sizes[again.is_known].tolist())) == SIZES[::-1]

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from masp.data.findings import Finding, Ignored, examples
-from masp.data.folder_layout import did_you_mean, is_image_name
+from masp.data.image_files.paths import MAX_PATH_LENGTH
 from masp.data.keys import sample_key
 from masp.data.reading import read_json
 from masp.data.sample import SPLITS, Entries, Listing, directory_prefix
+from masp.data.sources.category_names import CategoryNames
+from masp.data.sources.folders import is_image_name
 from masp.errors import InputError
 from masp.files.regular import is_file
 from masp.files.text import nfc, reason, shown
@@ -17,17 +19,15 @@ from masp.files.typed import is_text
 from masp.taxonomy import normalize_category
 
 INFO_FILE = "info.json"
-MAX_PATH_LENGTH = 4096
-"""Longest path that Linux opens."""
 _ROW = '["emotion", "image path", "annotation path"], with an id after the emotion or without'
 
 
-def read_index_files(root: Path, categories: tuple[str, ...] | None) -> Listing:
+def read_index_files(root: Path, names: CategoryNames) -> Listing:
     """List the images of a dataset that comes with index files.
 
     Args:
         root: Directory of the dataset.
-        categories: Valid categories; None takes those of `info.json`, or without it those of the rows.
+        names: Valid categories, and what emotions of rows mean; without, those of `info.json`, or else of the rows.
 
     Returns:
         The images and the categories, in the order of `info.json` or alphabetical.
@@ -36,15 +36,16 @@ def read_index_files(root: Path, categories: tuple[str, ...] | None) -> Listing:
         InputError: A file is not valid JSON, a row is not as it should be, does not have a valid category, leaves the
             dataset's directory, or lists an image again. The message names file and row.
     """
-    valid = categories or read_info(root)
+    if names.valid is None and names.translated is None:
+        names = CategoryNames(read_info(root))
     entries = Entries(directory_prefix(root), dict.fromkeys(SPLITS, ""))
     for split in SPLITS:
         path = root / f"{split}.json"
         if is_file(path, key="dataset.root"):
-            _read_index(entries, path, split, valid)
+            _read_index(entries, path, split, names)
     found = tuple(sorted(set(entries.categories)))
     ignored, findings = _compare_with_disk(root, entries)
-    return Listing(entries, valid or found, ignored, findings, lists_annotations=True)
+    return Listing(entries, names.valid or found, ignored, findings, lists_annotations=True)
 
 
 class _Directories:
@@ -142,7 +143,7 @@ def read_info(root: Path) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def _read_index(entries: Entries, path: Path, split: str, categories: tuple[str, ...] | None) -> None:
+def _read_index(entries: Entries, path: Path, split: str, names: CategoryNames) -> None:
     """Add the images of an index file."""
     rows = _read_json(path)
     if not isinstance(rows, list) or not rows:
@@ -153,14 +154,10 @@ def _read_index(entries: Entries, path: Path, split: str, categories: tuple[str,
         where = f"{path} row {number}"
         if not isinstance(row, list) or len(row) not in (3, 4) or not all(isinstance(item, str) for item in row):
             raise InputError(f"{where}: {shown(row)}: must be {_ROW}")
-        category = normalize_category(row[0])
-        if not category or not is_text(category) or (categories is not None and category not in categories):
-            valid = ", ".join(categories or ["all words"])
-            raise InputError(
-                f"{where}: {shown(row[0])} is not a category of this dataset; valid are {valid} "
-                f"(dataset.name chooses the set, dataset.categories sets another one)"
-                f"{did_you_mean(category, categories or ())}"
-            )
+        category = names.of(row[0], lambda where=where: where)  # type: ignore[misc]
+        if category is None:
+            entries.left_out.setdefault(split, []).append(len(entries))
+            continue
         image, annotation = _inside(row[-2], where), _inside(row[-1], where) if row[-1].strip() else None
         if image in first_row:
             raise InputError(f"{where}: {shown(image)} is listed again, first in row {first_row[image]}")

@@ -1,20 +1,20 @@
-"""The layout of image folders: `ROOT/{train,val,test}/<emotion>/*`, annotated in
+"""Image folders: `ROOT/{train,val,test}/<emotion>/**`, or `ROOT/<emotion>/**` without splits, annotated in
 `ROOT/annotation/<emotion>/<stem>.json`.
 """
 
-import difflib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from masp.data.findings import Finding, Ignored, Why, close_to, examples, look_alike
+from masp.data.findings import Finding, Ignored, Why, close_to, examples
 from masp.data.keys import sample_key, sample_keys
-from masp.data.sample import SPLITS, Entries, Listing, directory_prefix, split_name
+from masp.data.sample import SPLITS, UNDIVIDED, Entries, Listing, directory_prefix, split_name
+from masp.data.sources.category_names import CategoryNames
+from masp.data.sources.split_words import SPLIT_WORDS
 from masp.errors import InputError
 from masp.files.regular import is_directory
 from masp.files.text import nfc, reason
-from masp.files.typed import is_text
 from masp.taxonomy import normalize_category
 
 # How the name of a file in a category directory must end to count as an image. Some of these formats Pillow reads only
@@ -68,6 +68,8 @@ _MEANT = {
     "annotations": ANNOTATION_DIRECTORY,
     "labels": ANNOTATION_DIRECTORY,
 }
+_MAX_DEPTH = 32
+"""Directories below that of a category."""
 _MAX_COUNTED = 100_000
 """Files that are looked at in a directory that is passed over."""
 
@@ -165,22 +167,23 @@ class _Found:
 
     root: Path
     entries: Entries
+    names: CategoryNames
     ignored: list[Ignored] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     odd: bool = False
     """Whether a path may have more than one Unicode form."""
 
 
-def read_folders(root: Path, categories: tuple[str, ...] | None) -> Listing:
+def read_folders(root: Path, names: CategoryNames) -> Listing:
     """List the images of a dataset in image folders.
 
-    What operating systems leave behind is passed over. Everything else that is not an image by its name, hidden, or in
-    a directory where no image belongs is listed as ignored. Directories whose names differ only in their Unicode form
-    are one category.
+    Its splits, or where there are none its categories, may be in a directory of their own. What operating systems leave
+    behind is passed over. Everything else that is not an image by its name, hidden, or in a directory where no image
+    belongs is listed as ignored. Directories whose names differ only in their Unicode form are one category.
 
     Args:
         root: Directory of the dataset.
-        categories: Valid categories; None takes the names of the directories.
+        names: Valid categories, and what names of directories mean.
 
     Returns:
         The images, the categories in alphabetical order, and what was ignored.
@@ -189,73 +192,141 @@ def read_folders(root: Path, categories: tuple[str, ...] | None) -> Listing:
         InputError: A directory does not have the name of a valid category, two mean the same one, one holds no image,
             or two images would share one annotation.
     """
-    found = _Found(root, Entries(directory_prefix(root), {split: f"{split}/" for split in SPLITS}))
+    start, splits = _find_start(root)
+    bases = {split: f"{start}{name}/" for split, name in splits.items()} or {UNDIVIDED: ""}
+    found = _Found(root, Entries(directory_prefix(root), bases), names)
     annotations = _read_annotations(root)
     present: set[str] = set()
-    for split in SPLITS:
-        if is_directory(root / split, key="dataset.root"):
-            present |= _read_split(found, split, categories, annotations)
+    for split, name in splits.items():
+        present |= _read_split(found, f"{start}{name}", split, annotations)
+    if not splits:
+        present = _read_split(found, start.rstrip("/"), "", annotations)
     _check_annotations_are_unique(found.entries, annotations)
-    _look_outside(found)
+    _look_outside(found, start, splits.values())
     found.findings += [*annotations.findings(), *(_same_names(found.entries) if found.odd else ())]
     return Listing(found.entries, tuple(sorted(present)), tuple(found.ignored), tuple(found.findings))
 
 
-def _read_split(found: _Found, split: str, categories: tuple[str, ...] | None, annotations: _Annotations) -> set[str]:
-    """List one split; returns its categories."""
-    contents = _contents(found.root / split)
-    found.ignored += _passed_over(split, split, contents.files, contents.hidden, "no category")
-    if not contents.directories:
-        raise InputError(f"{found.root / split}: holds no category directory such as {_example(categories)}/")
+def _find_start(root: Path) -> tuple[str, dict[str, str]]:
+    """The directory of the splits, or else of the categories, relative to the root; and the splits with their names.
+
+    It is the root, or while there is only one directory with images and no directory of a split, that directory.
+    """
+    start, here = "", root
+    while True:
+        if splits := _splits_in(here):
+            return start, splits
+        contents = _contents(here)
+        with_images = [n for n in contents.directories if n != ANNOTATION_DIRECTORY and count_images(here / n)]
+        if len(with_images) != 1 or any(map(is_image_name, _contents(here / with_images[0]).files)):
+            return start, {}
+        start, here = f"{start}{with_images[0]}/", here / with_images[0]
+
+
+def _splits_in(directory: Path) -> dict[str, str]:
+    """Split -> name of its directory; other words than `train`, `val` and `test` count only where none of these is."""
+    names = _contents(directory).directories
+    exact: dict[str, str] = {split: split for split in SPLITS if split in names}
+    if exact:
+        return exact
+    found: dict[str, str] = {}
+    for name in names:
+        if (split := SPLIT_WORDS.get(name.lower())) and count_images(directory / name):
+            if split in found:
+                raise InputError(f"{directory / name}: means the split {split}, and so does {directory / found[split]}")
+            found[split] = name
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def _read_split(found: _Found, place: str, split: str, annotations: _Annotations) -> set[str]:
+    """List the categories in a directory, relative to the root; returns them."""
+    here = found.root / place
+    contents = _contents(here)
+    found.ignored += _passed_over(split, place, contents.files, contents.hidden, "no category")
     names: dict[str, str] = {}
     for directory in contents.directories:
-        path = found.root / split / directory
-        category = _category(path, categories)
+        path = here / directory
+        if not split and (directory == ANNOTATION_DIRECTORY or not count_images(path)):
+            continue
+        try:
+            category = found.names.of(directory, lambda path=path: str(path))  # type: ignore[misc]
+        except InputError as error:
+            if split or (meant := meant_by_name(directory)) not in SPLITS:
+                raise
+            raise InputError(f"{error}; if it is a split, rename it to {meant}/") from None
+        if category is None:  # left out by dataset.label_names
+            left_out = f"{path.relative_to(found.root)}/"
+            found.ignored.append(Ignored(left_out, "left out", count_images(path), split))
+            continue
         other = names.setdefault(category, directory)
-        if other != directory:
+        if other != directory and found.names.translated is None:
             if nfc(other) != nfc(directory):
                 raise InputError(f"{path}: means the category {category!r}, and so does {path.parent / other}")
             text = f"{split} has the category {category!r} in two directories, whose names differ in their Unicode form"
             found.findings.append(Finding("names", text, 2))
-        _read_category(found, split, directory, category, annotations)
+        _read_category(found, place, directory, category, split, annotations)
+    if not names:
+        example = found.names.valid[0] if found.names.valid else "joy"
+        raise InputError(f"{here}: holds no category directory such as {example}/")
     return set(names)
 
 
-def _read_category(found: _Found, split: str, directory: str, category: str, annotations: _Annotations) -> None:
-    """List the images of one category directory."""
-    path = found.root / split / directory
-    contents = _contents(path)
-    images: list[str] = []
-    stems: list[str] = []
-    others: list[str] = []
-    for name in contents.files:
-        stem, suffix = split_name(name)
-        if suffix.lower() in IMAGE_EXTENSIONS:
-            images.append(name)
-            stems.append(stem)
-        else:
-            others.append(name)
+def _read_category(
+    found: _Found, place: str, directory: str, category: str, split: str, annotations: _Annotations
+) -> None:
+    """List the images in a directory of a category and in all directories below it."""
+    here = f"{place}/{directory}" if place else directory
+    images = 0
+    below = [here]
+    while below:
+        inside = below.pop()
+        contents = _contents(found.root / inside)
+        named: list[str] = []
+        stems: list[str] = []
+        others: list[str] = []
+        for name in contents.files:
+            stem, suffix = split_name(name)
+            if suffix.lower() in IMAGE_EXTENSIONS:
+                named.append(name)
+                stems.append(stem)
+            else:
+                others.append(name)
+        found.ignored += _passed_over(split, inside, others, contents.hidden, "extension")
+        _add(found, inside, named, stems, category, split, annotations)
+        images += len(named)
+        below += [f"{inside}/{name}" for name in reversed(contents.directories)]
+        if inside.count("/") - here.count("/") > _MAX_DEPTH:
+            raise InputError(f"{found.root / inside}: directories are nested more than {_MAX_DEPTH} deep")
     if not images:
+        contents = _contents(found.root / here)
         count = len(contents.files) + len(contents.directories) + len(contents.hidden)
         raise InputError(
-            f"{path}: this category directory holds no image{f' ({count} other things)' if count else ''}; add images "
-            "(.jpg, .png, .webp, …) or remove it"
+            f"{found.root / here}: this category directory holds no image"
+            f"{f' ({count} other things)' if count else ''}; add images (.jpg, .png, .webp, …) or remove it"
         )
-    for name in contents.directories:
-        count = count_images(path / name)
-        found.ignored.append(
-            Ignored(f"{split}/{directory}/{name}/", "too deep" if count else "other file", count or 1, split)
-        )
-    found.ignored += _passed_over(split, f"{split}/{directory}", others, contents.hidden, "extension")
-    entries, prefix = found.entries, f"{found.entries.root}{split}/{directory}/"
-    entries.keys += _keys(split, directory, images, prefix)
+
+
+def _add(
+    found: _Found,
+    place: str,
+    images: Sequence[str],
+    stems: Sequence[str],
+    category: str,
+    split: str,
+    annotations: _Annotations,
+) -> None:
+    """Add the images of one directory, whose names without extensions are `stems`."""
+    entries = found.entries
+    base, of = entries.bases[split or UNDIVIDED], split or UNDIVIDED
+    prefix = f"{entries.root}{place}/"
+    entries.keys += _keys(of, place[len(base) :], images, prefix)
     entries.annotations += annotations.of(category, images, stems, prefix)
     entries.categories += [category] * len(images)
-    found.odd = found.odd or not directory.isascii() or not "".join(images).isascii()
+    found.odd = found.odd or not place.isascii() or not "".join(images).isascii()
 
 
 def _keys(split: str, directory: str, images: Sequence[str], place: str) -> list[str]:
-    """Sample keys of the images in a category directory.
+    """Sample keys of the images in one directory.
 
     Raises:
         InputError: One cannot have a key; names it.
@@ -281,18 +352,20 @@ def _passed_over(split: str, place: str, files: Iterable[str], hidden: Iterable[
         hidden: Hidden files that are called like images.
         why: Why an image among `files` is not part of the dataset; `extension` where there is none.
     """
-    found = []
+    found, place = [], f"{place}/" if place else ""
     for name in files:
         other: Why = "other file" if split_name(name)[1].lower() in _NO_IMAGE else "extension"
-        found.append(Ignored(f"{place}/{name}", why if is_image_name(name) else other, split=split))
-    return found + [Ignored(f"{place}/{name}", "hidden", split=split) for name in hidden]
+        found.append(Ignored(f"{place}{name}", why if is_image_name(name) else other, split=split))
+    return found + [Ignored(f"{place}{name}", "hidden", split=split) for name in hidden]
 
 
-def _look_outside(found: _Found) -> None:
+def _look_outside(found: _Found, start: str, splits: Collection[str]) -> None:
     """Directories with images beside the splits, and images in the root itself."""
+    if UNDIVIDED in found.entries.bases:  # every directory was a category
+        return
     contents = _contents(found.root)
     for name in contents.directories:
-        if name in (*SPLITS, ANNOTATION_DIRECTORY):
+        if name in (*splits, ANNOTATION_DIRECTORY) or start.startswith(f"{name}/"):
             continue
         meant = meant_by_name(name)
         suffixes = (".json",) if meant == ANNOTATION_DIRECTORY else IMAGE_EXTENSIONS
@@ -311,8 +384,8 @@ def count_images(path: Path, suffixes: Sequence[str] | frozenset[str] = IMAGE_EX
     """Files with one of these extensions in a directory and those below it, among the first 100,000 files."""
     count = seen = 0
     for _, directories, files in os.walk(path):
-        directories[:] = sorted(name for name in directories if not _is_litter(name))
-        count += sum(split_name(name)[1].lower() in suffixes for name in files if not _is_litter(name))
+        directories[:] = sorted(name for name in directories if not is_litter(name))
+        count += sum(split_name(name)[1].lower() in suffixes for name in files if not is_litter(name))
         seen += len(files)
         if seen >= _MAX_COUNTED:
             break
@@ -324,27 +397,8 @@ def meant_by_name(name: str) -> str:
     return _MEANT.get(name.lower()) or close_to(name, (*SPLITS, ANNOTATION_DIRECTORY))
 
 
-def _is_litter(name: str) -> bool:
+def is_litter(name: str) -> bool:
     return name.startswith(".") or name.lower() in _LITTER
-
-
-def _category(path: Path, categories: tuple[str, ...] | None) -> str:
-    """The category that the name of a directory means, checked."""
-    category = normalize_category(path.name)
-    if categories is not None and category not in categories:
-        raise InputError(
-            f"{path}: {category!r} is not a category of this dataset; valid are {', '.join(categories)} "
-            f"(dataset.name chooses the set, dataset.categories sets another one){did_you_mean(category, categories)}"
-        )
-    if not category or not is_text(category):
-        raise InputError(f"{path}: the name of this directory must be text that names a category")
-    return category
-
-
-def did_you_mean(category: str, categories: Sequence[str]) -> str:
-    """What to add to an error about a category that is not valid; may be empty."""
-    close = look_alike(category, categories) or difflib.get_close_matches(category, categories, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _read_annotations(root: Path) -> _Annotations:
@@ -406,7 +460,3 @@ def _contents(path: Path) -> _Contents:
     for names in (found.directories, found.files, found.hidden):
         names.sort()
     return found
-
-
-def _example(categories: tuple[str, ...] | None) -> str:
-    return categories[0] if categories else "joy"

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from masp.results.ledger_format import Record
 from masp.results.metrics import compute_metrics
-from masp.results.temperature import HIGHEST, LOWEST, calibration, fit_temperature, is_at_limit
+from masp.results.probabilities.temperature import HIGHEST, LOWEST, calibration, fit_temperature, is_at_limit
 
 
 def draw(count, temperature, num_categories=4, seed=0):
@@ -74,5 +74,5 @@ def test_scores_far_below_zero_and_equal_ones():
 def test_chunks_make_no_difference(monkeypatch):
     scores, labels = draw(100, 2.0)
     whole = calibration(scores, labels, 1.5)
-    monkeypatch.setattr("masp.results.temperature._CHUNK", 7)
+    monkeypatch.setattr("masp.results.probabilities.temperature._CHUNK", 7)
     assert dataclasses.astuple(calibration(scores, labels, 1.5)) == pytest.approx(dataclasses.astuple(whole))

@@ -1,0 +1,1 @@
+"""Published datasets of emotions that images evoke, as they are shipped."""

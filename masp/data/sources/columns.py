@@ -1,0 +1,87 @@
+"""Which column of a source holds what: named by the configuration, or by its usual name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from masp.config.schema import DatasetConfig
+from masp.data.findings import close_to
+from masp.data.sources.rows import Header, RowSource
+from masp.errors import InputError
+from masp.files.text import shown
+from masp.taxonomy import ASPECTS
+
+USUAL: Mapping[str, tuple[str, ...]] = {
+    "image": ("image", "img", "image_path", "file_name", "filename", "file", "path", "filepath", "file_path", "name"),
+    "label": ("label", "emotion", "category", "class", "labels", "emotions", "emotion_category", "target", "cls"),
+    "split": ("split", "subset", "partition", "usage", "set", "fold"),
+}
+"""The usual names of columns, in the order in which they are looked for."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column of a source holds what."""
+
+    image: str | None
+    label: str | None
+    split: str | None
+    identity: str | None
+    aspects: dict[str, str]
+    """Aspect -> column."""
+    distribution: tuple[str, ...] = ()
+    """Votes or probabilities, a column per category."""
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Those whose values are needed."""
+        named = (self.label, self.split, *self.aspects.values(), *self.distribution)
+        return tuple(dict.fromkeys(name for name in named if name is not None))
+
+
+def choose_columns(header: Header, config: DatasetConfig, source: RowSource) -> Columns:
+    """Which columns hold what: those that the configuration names, else those with the usual names.
+
+    Raises:
+        InputError: A named column is not there, or none can hold the images or the labels.
+    """
+    lower: dict[str, str] = {}
+    for name in header.columns:
+        lower.setdefault(name.lower(), name)
+    named = config.columns or {}
+    for key, name in named.items():
+        if name not in header.columns:
+            raise InputError(f"dataset.columns.{key} = {shown(name)}: {_no_column(name, header, source)}")
+    for name in config.distribution or ():
+        if name not in header.columns:
+            raise InputError(f"dataset.distribution = {config.distribution}: {_no_column(name, header, source)}")
+
+    def usual(key: str) -> str | None:
+        if key in named:
+            return named[key]
+        return next((lower[name] for name in USUAL[key] if name in lower), None)
+
+    image = named.get("image") or next(iter(header.image_columns), None) or usual("image")
+    if image is None and not header.rows_are_images:
+        raise InputError(
+            f"dataset.root = {config.root!r}: no column of these {source.kind} seems to hold the images; name it, as "
+            f"in dataset.columns.image={header.columns[0] if header.columns else 'file'}; there are "
+            f"{', '.join(header.columns)}"
+        )
+    distribution = tuple(config.distribution or header.distribution)
+    label = None if config.distribution and "label" not in named else usual("label")
+    if label is None and not distribution:
+        others = [name for name in header.columns if name != image]
+        raise InputError(
+            f"dataset.root = {config.root!r}: no column of these {source.kind} seems to hold the labels; name it, as "
+            f"in dataset.columns.label={others[0] if others else 'emotion'}; there are {', '.join(header.columns)}"
+        )
+    aspects = {aspect: named.get(aspect) or lower[aspect] for aspect in ASPECTS if aspect in named or aspect in lower}
+    return Columns(image, label, usual("split"), named.get("id"), aspects, distribution)
+
+
+def _no_column(name: str, header: Header, source: RowSource) -> str:
+    close = close_to(name, header.columns)
+    meant = f"; did you mean {shown(close)}?" if close else ""
+    return f"these {source.kind} have no column {shown(name)}; there are {', '.join(header.columns)}{meant}"

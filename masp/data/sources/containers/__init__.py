@@ -1,0 +1,1 @@
+"""How are images listed that are inside larger files: parquet and arrow files, tars?"""

@@ -1,0 +1,192 @@
+"""What kind of dataset there is: named by the configuration, or found by looking."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import braceexpand
+
+from masp.config.schema import DatasetConfig, DatasetFormat
+from masp.data.sample import SPLITS
+from masp.data.sources.folders import count_images, is_litter, meant_by_name
+from masp.data.sources.hub import SCHEME, download
+from masp.data.sources.rows import RowSource
+from masp.data.sources.table import EXTENSIONS, TableSource, lists_images
+from masp.errors import InputError
+from masp.files.regular import exists, is_directory, is_file
+from masp.files.text import reason
+
+_PATTERN = re.compile(r"[*?\[{]")
+_SUFFIXES: dict[str, DatasetFormat] = {
+    ".tar": "webdataset",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    **dict.fromkeys(EXTENSIONS, "table"),
+}
+"""Kind of a dataset by the names of its files."""
+_MAX_FILES = 200_000
+
+
+@dataclass(frozen=True)
+class Found:
+    """A dataset as it lies on the disk."""
+
+    format: DatasetFormat
+    root: Path
+    """Its directory."""
+    files: tuple[Path, ...] = ()
+    """Its files, sorted; none where the directory says it all."""
+
+    def rows(self) -> RowSource | None:
+        """Its rows; None if it is directories or index files."""
+        match self.format:
+            case "table":
+                return TableSource(self.root, self.files)
+            case "webdataset":
+                from masp.data.sources.containers.tars import TarSource
+
+                return TarSource(self.root, self.files)
+            case "parquet":
+                from masp.data.sources.containers.parquet import ParquetSource
+
+                return ParquetSource(self.root, self.files)
+            case "arrow":
+                from masp.data.sources.containers.arrow import ArrowSource
+
+                return ArrowSource(self.root)
+        return None
+
+
+def find_dataset(config: DatasetConfig) -> Found:
+    """Find the dataset that `dataset.root` names.
+
+    Raises:
+        InputError: There is none, there are two, or not one of `dataset.format`; the message says what is there.
+    """
+    root = config.root
+    if root.startswith(SCHEME):
+        root = str(download(root))
+    if _PATTERN.search(root) and not exists(Path(root), key="dataset.root"):
+        return _of_files(config, _common(root), _matching(root))
+    path = Path(root)
+    if is_file(path, key="dataset.root"):
+        return _of_files(config, path.parent, (path,))
+    if not is_directory(path, key="dataset.root"):
+        what = "neither a file nor a directory" if exists(path) else "no such directory"
+        raise InputError(f"dataset.root = {root!r}: {what}")
+    return _of_directory(config, path)
+
+
+def _matching(pattern: str) -> tuple[Path, ...]:
+    """The files that a pattern names, sorted."""
+    found: set[str] = set()
+    for part in braceexpand.braceexpand(pattern, escape=False) if "{" in pattern else [pattern]:
+        matches = glob.glob(part, recursive=True) if glob.has_magic(part) else [part]
+        found.update(matches)
+        if not matches or not all(map(os.path.exists, matches)):
+            raise InputError(f"dataset.root = {pattern!r}: there is no file {part}")
+        if len(found) > _MAX_FILES:
+            raise InputError(f"dataset.root = {pattern!r}: names more than {_MAX_FILES:,} files")
+    return tuple(sorted(Path(name) for name in found))
+
+
+def _common(pattern: str) -> Path:
+    """The directory that everything a pattern names is in."""
+    return Path(os.path.dirname(pattern[: _PATTERN.search(pattern).start()] + "x") or ".")  # type: ignore[union-attr]
+
+
+def _of_files(config: DatasetConfig, root: Path, files: tuple[Path, ...]) -> Found:
+    kinds = {_SUFFIXES.get(file.suffix.lower()) for file in files}
+    if len(kinds) != 1 or None in kinds:
+        odd = next((file for file in files if file.suffix.lower() not in _SUFFIXES), files[0])
+        raise InputError(
+            f"dataset.root = {config.root!r}: {odd}: a dataset of files has only one kind of them, which may be "
+            f"{', '.join(_SUFFIXES)}"
+        )
+    (kind,) = kinds
+    assert kind is not None
+    if config.format not in ("auto", kind):
+        raise InputError(f"dataset.format = {config.format}: {files[0]} is of the format {kind}")
+    return Found(kind, root, files)
+
+
+def _of_directory(config: DatasetConfig, root: Path) -> Found:
+    found = _formats(root, config)
+    if config.format != "auto":
+        if config.format not in found:
+            if config.format == "folders":  # its reader says what is missing
+                return Found("folders", root)
+            others = f"; but {' and '.join(found)}" if found else ""
+            raise InputError(f"dataset.root = {str(root)!r}: holds nothing of the format {config.format}{others}")
+        return Found(config.format, root, found[config.format])
+    if not found:
+        raise InputError(_nothing(root))
+    if len(found) > 1:
+        each = ", ".join(f"{kind} ({_example(files, root)})" for kind, files in found.items())
+        raise InputError(
+            f"dataset.root = {str(root)!r}: holds datasets of several formats, {each}; dataset.format chooses one"
+        )
+    ((kind, files),) = found.items()
+    return Found(kind, root, files)
+
+
+def _example(files: Sequence[Path], root: Path) -> str:
+    return str(files[0].relative_to(root)) if files else "images in directories"
+
+
+def _formats(root: Path, config: DatasetConfig) -> dict[DatasetFormat, tuple[Path, ...]]:
+    """Every kind of dataset that a directory holds, with its files."""
+    try:
+        names = sorted(name for name in os.listdir(root) if not is_litter(name))
+    except OSError as error:
+        raise InputError(f"dataset.root = {str(root)!r}: cannot be listed: {reason(error)}") from None
+    found: dict[DatasetFormat, tuple[Path, ...]] = {}
+    if indices := [root / f"{split}.json" for split in SPLITS if is_file(root / f"{split}.json", key="dataset.root")]:
+        found["emoset"] = tuple(indices)
+    if "dataset_dict.json" in names or ("state.json" in names and "dataset_info.json" in names):
+        return {"arrow": ()}
+    for suffix, kind in _SUFFIXES.items():
+        here = [name for name in names if name.lower().endswith(suffix)]
+        files = [root / name for name in here] or (_below(root, names, suffix) if kind != "table" else [])
+        if kind == "table":
+            files = [file for file in files if lists_images(file, config)]
+        if files:
+            found[kind] = (*found.get(kind, ()), *files)
+    if "webdataset" in found:  # img2dataset leaves a parquet file beside each tar
+        stems = {file.with_suffix("") for file in found["webdataset"]}
+        if all(file.with_suffix("") in stems for file in found.get("parquet", ())):
+            found.pop("parquet", None)
+    # what rows list may be in directories, but directories of splits are a dataset of their own
+    if any(name in SPLITS and is_directory(root / name, key="dataset.root") for name in names) or (
+        not found and any(count_images(root / name) for name in names if is_directory(root / name))
+    ):
+        found["folders"] = ()
+    return found
+
+
+def _below(root: Path, names: Sequence[str], suffix: str) -> list[Path]:
+    """Files in the directories of a directory, such as `data/` of a repository of the hub, or `train/`."""
+    files: list[Path] = []
+    for name in names:
+        if is_directory(root / name, key="dataset.root"):
+            files += [
+                p for p in sorted((root / name).iterdir()) if p.suffix.lower() == suffix and not is_litter(p.name)
+            ]
+    return files
+
+
+def _nothing(root: Path) -> str:
+    names = sorted(os.listdir(root))
+    holds = f"holds {', '.join(names[:5])}{', …' if len(names) > 5 else ''}" if names else "is empty"
+    meant = [f"{name}/ to {split}/" for name in names if (split := meant_by_name(name)) in SPLITS]
+    rename = f"; if these are its splits, rename {', '.join(meant)}" if meant else ""
+    return (
+        f"dataset.root = {str(root)!r}: {holds}; a dataset has image folders such as train/<emotion>/ and "
+        "test/<emotion>/ or <emotion>/, index files train.json and test.json as EmoSet has them, a .csv, .tsv or "
+        f".jsonl table, .tar, .parquet or .arrow files{rename}"
+    )

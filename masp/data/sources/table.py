@@ -1,0 +1,229 @@
+"""Tables: `.csv`, `.tsv` and `.jsonl` files with a row per image, which names the image's file."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from masp.config.schema import DatasetConfig
+from masp.data.image_files.paths import is_url, path_inside, why_not_inside
+from masp.data.sources.columns import USUAL
+from masp.data.sources.rows import Column, ColumnBuilder, Header, Rows, Value
+from masp.data.sources.split_words import split_word
+from masp.errors import InputError
+from masp.files.json_text import parse_json
+from masp.files.regular import UnsuitableFile, exists, open_binary
+from masp.files.text import nfc, reason, shown
+
+MAX_LINE = 1 << 20
+"""Longest line or field of a table, in characters."""
+
+EXTENSIONS = (".csv", ".tsv", ".jsonl")
+_IMAGE_DIRECTORIES = ("", "images/", "image/", "imgs/", "img/", "data/")
+"""Where the images of a table are, relative to its directory."""
+
+
+class TableSource:
+    """Rows of tables that have the same columns."""
+
+    kind = "tables"
+
+    def __init__(self, root: Path, files: Sequence[Path], image_directory: str | None = None):
+        """Tables that are not read yet.
+
+        Args:
+            root: Directory that the paths of images are relative to.
+            files: The tables.
+            image_directory: What comes before every path, with a slash at its end; None finds it.
+        """
+        self.root, self.files = root, files
+        self._image_directory = image_directory
+
+    def header(self) -> Header:
+        """The columns of all tables."""
+        columns: tuple[str, ...] | None = None
+        for file in self.files:
+            with _reading(file) as text:
+                found = tuple(_columns(file, text))
+            if columns is not None and set(columns) != set(found):
+                odd = sorted(set(columns) ^ set(found))[0]
+                raise InputError(f"{file}: has other columns than {self.files[0].name}, for example {shown(odd)}")
+            columns = columns or found
+        return Header(columns or ())
+
+    def read(self, columns: Sequence[str], image: str | None, identity: str | None) -> Rows:
+        """Read all rows; see `RowSource.read`."""
+        assert image is not None, "a table has a column of paths"
+        builders = {name: ColumnBuilder() for name in columns}
+        paths: list[str] = []
+        names: list[str] = []
+        firsts: list[int] = []
+        lines: list[int] = []
+        words: list[str | None] = []
+        for file in self.files:
+            firsts.append(len(paths))
+            for line, row in _rows(file):
+                paths.append(_path(row.get(image), f"{file} line {line}: {image}"))
+                lines.append(line)
+                if identity is not None:
+                    names.append(_identity(row.get(identity), f"{file} line {line}: {identity}"))
+                for name, builder in builders.items():
+                    builder.append(row.get(name))
+            words += [split_word(file.relative_to(self.root).as_posix())] * (len(paths) - firsts[-1])
+        directory = self._find_images(paths)
+        return Rows(
+            identities=names if identity is not None else [path.lstrip("/") for path in paths],
+            columns={name: builder.column() for name, builder in builders.items()},
+            where=_Where(self.files, np.array(firsts), np.array(lines, dtype=np.int32)),
+            paths=[path if path.startswith("/") else f"{self.root / directory}/{path}" for path in paths],
+            split_names=Column.of(words),
+        )
+
+    def _find_images(self, paths: Sequence[str]) -> str:
+        """The directory, relative to the root, that paths start from: the first one that has the first image."""
+        if self._image_directory is not None:
+            return self._image_directory
+        relative = next((path for path in paths if not path.startswith("/")), None)
+        if relative is None:
+            return ""
+        for directory in _IMAGE_DIRECTORIES:
+            if exists(self.root / directory / relative, key="dataset.root"):
+                return directory
+        return ""
+
+
+def lists_images(file: Path, config: DatasetConfig) -> bool:
+    """Whether a table has a column that seems to hold paths of images, as many tables beside images have not."""
+    if (config.columns or {}).get("image") is not None:
+        return True
+    try:
+        with _reading(file) as text:
+            return any(name.lower() in USUAL["image"] for name in _columns(file, text))
+    except InputError:
+        return False
+
+
+class _Where:
+    """Names a row by its table and line."""
+
+    def __init__(self, files: Sequence[Path], firsts: np.ndarray, lines: np.ndarray):
+        self._files, self._firsts, self._lines = files, firsts, lines
+
+    def __call__(self, row: int) -> str:
+        file = int(np.searchsorted(self._firsts, row, side="right")) - 1
+        return f"{self._files[file]} line {self._lines[row]}"
+
+
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[TextIO]:
+    """A table as text; what is wrong with it is one line."""
+    try:
+        with io.TextIOWrapper(open_binary(file), encoding="utf-8-sig", newline="") as text:
+            yield text
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: not text in UTF-8 ({error.reason}); save it in this encoding") from None
+    except UnsuitableFile as error:
+        raise InputError(f"{file}: {reason(error)}") from None
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {reason(error)}") from None
+
+
+def _columns(file: Path, text: TextIO) -> list[str]:
+    if file.suffix.lower() == ".jsonl":
+        first = next(_objects(file, text), None)
+        if first is None:
+            raise InputError(f"{file}: holds no row")
+        return list(first[1])
+    names = [name.strip() for name in next(_table_lines(file, text), (0, []))[1]]
+    if not any(names):
+        raise InputError(f"{file}: the first line must name the columns, for example image,label")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"{file}: has the column {shown(twice[0])} twice")
+    return names
+
+
+def _rows(file: Path) -> Iterator[tuple[int, Mapping[str, Value]]]:
+    """Number of the line and values of each row."""
+    with _reading(file) as text:
+        if file.suffix.lower() == ".jsonl":
+            yield from _objects(file, text)
+            return
+        names = _columns(file, text)
+        text.seek(0)
+        lines = _table_lines(file, text)
+        next(lines)
+        for line, values in lines:
+            if len(values) != len(names):
+                raise InputError(
+                    f"{file} line {line}: has {len(values)} values, but there are {len(names)} columns; values that "
+                    "contain the separator must be in quotes"
+                )
+            yield line, {name: value.strip() or None for name, value in zip(names, values, strict=True)}
+
+
+def _table_lines(file: Path, text: TextIO) -> Iterator[tuple[int, list[str]]]:
+    """Number and values of each line that is not empty, the line of the names too."""
+    first = text.readline(MAX_LINE)
+    separators = "\t" if file.suffix.lower() == ".tsv" else ",;\t"
+    separator = max(separators, key=first.count)
+    text.seek(0)
+    reader = csv.reader(_bounded(file, text), delimiter=separator)
+    try:
+        for values in reader:
+            if values:
+                yield reader.line_num, values
+    except csv.Error as error:
+        raise InputError(f"{file} line {reader.line_num}: {error}") from None
+
+
+def _bounded(file: Path, text: TextIO) -> Iterator[str]:
+    number = 0
+    while line := text.readline(MAX_LINE + 1):
+        number += 1
+        if len(line) > MAX_LINE:
+            raise InputError(f"{file} line {number}: is longer than {MAX_LINE:,} characters")
+        yield line.replace("\0", "")
+
+
+def _objects(file: Path, text: TextIO) -> Iterator[tuple[int, Mapping[str, Value]]]:
+    for number, line in enumerate(_bounded(file, text), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = parse_json(line)
+        except ValueError as error:
+            raise InputError(f"{file} line {number}: not valid JSON: {reason(error)}") from None
+        if not isinstance(row, dict):
+            raise InputError(f'{file} line {number}: must be an object such as {{"image": "0001.jpg", "label": "joy"}}')
+        yield number, {name: _value(value) for name, value in row.items()}
+
+
+def _value(value: Any) -> Value:
+    """A value of JSON as a value of a column; objects, which no column of ours holds, count as none."""
+    if isinstance(value, list):
+        return tuple(map(_value, value))
+    return None if isinstance(value, dict) else value
+
+
+def _path(value: Value, where: str) -> str:
+    """The path of an image file in its shortest form, checked."""
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(
+            f"{where}: must be the path of an image file, not {'empty' if value is None else shown(value)}"
+        )
+    path = path_inside(value, absolute=True)
+    if path is None:
+        raise InputError(f"{where}: {shown(value)}: {why_not_inside(value)}{'' if is_url(value) else ', or absolute'}")
+    return path
+
+
+def _identity(value: Value, where: str) -> str:
+    if value is None or isinstance(value, tuple) or not str(value).strip():
+        raise InputError(f"{where}: must name the image, not {'empty' if value is None else shown(value)}")
+    return nfc(str(value).strip())

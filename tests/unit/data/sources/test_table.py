@@ -1,0 +1,190 @@
+"""Tables of images: what is read, and what is refused in which words."""
+
+import json
+import os
+
+import pytest
+from PIL import Image
+
+from masp.config.schema import DatasetConfig
+from masp.data.datasets import read_dataset
+from masp.errors import InputError
+
+LABELS = ("joy", "fear")
+
+
+@pytest.fixture
+def images(tmp_path):
+    (tmp_path / "images/sub").mkdir(parents=True)
+    for n in range(6):
+        Image.new("RGB", (8, 8), (n, 0, 0)).save(tmp_path / "images" / ("sub" if n % 2 else ".") / f"{n}.png")
+    return tmp_path
+
+
+def path(n):
+    return f"sub/{n}.png" if n % 2 else f"{n}.png"
+
+
+def read(root, **settings):
+    return read_dataset(DatasetConfig(root=str(root), **settings))
+
+
+def refused(root, **settings):
+    with pytest.raises(InputError) as error:
+        read(root, **settings)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_table_with_usual_names(images):
+    lines = [
+        "File_Name,Emotion,Split,brightness,object",
+        '0.png,Joy,train,0.5,"[""a dog"", ""ball""]"',
+        "sub/1.png,fear,test,,cat",
+    ]
+    (images / "labels.csv").write_text("\ufeff" + "\r\n".join(lines), encoding="utf-8")
+    dataset = read(images)
+    assert [(s.key, s.category, s.answers) for s in dataset.samples] == [
+        ("test/sub/1%2Epng", "fear", {"object": "cat"}),
+        ("train/0%2Epng", "joy", {"object": "a dog, ball", "brightness": "moderate"}),
+    ]
+    assert all(os.path.isfile(sample.image) for sample in dataset.samples)
+    assert dataset.categories == ("fear", "joy")
+
+
+@pytest.mark.parametrize("form", [",", ";", "\t", "tsv", "jsonl"])
+def test_every_form_of_a_table(images, form):
+    rows = [(path(n), LABELS[n % 2], "train" if n < 4 else "test") for n in range(6)]
+    if form == "jsonl":
+        lines = [json.dumps(dict(zip(("image", "label", "split"), row, strict=True))) for row in rows]
+    else:
+        lines = [("\t" if form == "tsv" else form).join(row) for row in [("image", "label", "split"), *rows]]
+    file = images / f"all.{form if form in ('tsv', 'jsonl') else 'csv'}"
+    file.write_text("\n".join(lines) + "\n")
+    for root in (images, file, str(images / "al*")):
+        dataset = read(root)
+        assert len(dataset.samples) == 6 and len(dataset.samples.in_split("test")) == 2
+        assert all(os.path.isfile(sample.image) for sample in dataset.samples)
+
+
+def test_tables_of_splits_and_absolute_paths(images):
+    for split, numbers in (("training", (0, 1)), ("Val", (2, 3)), ("test", (4,))):
+        rows = [f"{images}/images/{path(n)},{LABELS[n % 2]}" for n in numbers]
+        (images / f"{split}.csv").write_text("\n".join(["path,label", *rows]))
+    dataset = read(images)
+    assert [sample.split for sample in dataset.samples] == ["test", "train", "train", "val", "val"]
+    assert all(os.path.isfile(sample.image) for sample in dataset.samples)
+
+
+def test_columns_ids_and_label_names(images, tmp_path):
+    rows = [f"{n % 3},{path(n)},no {n},extra" for n in range(6)]
+    (images / "x.csv").write_text("\n".join(["code,bild,nr,image", *rows]))
+    columns = {"image": "bild", "label": "code", "id": "nr"}
+    names = {"0": "Joy", "1": "FEAR", "2": None}
+    dataset = read(images, columns=columns, label_names=names, split={"train": 1.0})
+    assert [(s.key, s.category) for s in dataset.samples] == [(f"train/no%20{n}", LABELS[n % 3]) for n in (0, 1, 3, 4)]
+    assert "2 of 6 images have no label, or one that is left out" in " ".join(map(str, dataset.findings))
+    (tmp_path / "names.yaml").write_text("0: joy\n1: fear\n2: null\n")
+    again = read(images, columns=columns, label_names=str(tmp_path / "names.yaml"), split={"train": 1.0})
+    assert again.samples == dataset.samples
+
+
+def test_votes_are_distributions(images):
+    rows = ["0.png,3,1,0", "sub/1.png,0,2,2", "2.png,0,0,0", "sub/3.png,1,0,9"]
+    (images / "votes.csv").write_text("\n".join(["image,Joy,Fear,other", *rows]))
+    dataset = read(images, distribution=["Joy", "Fear", "other"], split={"train": 1.0}, label_names=None)
+    assert dataset.categories == ("joy", "fear", "other")
+    assert [(s.category, s.distribution) for s in dataset.samples] == [
+        ("joy", (0.75, 0.25, 0.0)),
+        ("other", (0.1, 0.0, 0.9)),
+    ]
+    said = " ".join(map(str, dataset.findings))
+    assert "1 of 4 images, nobody voted on" in said and "as many votes for one category as for another" in said
+    fewer = read(
+        images,
+        distribution=["Joy", "Fear", "other"],
+        split={"train": 1.0},
+        label_names={"joy": "joy", "fear": "fear", "other": None},
+    )
+    # a category that is left out takes its votes with it, also from an image that had a tie with it
+    assert [(s.category, s.distribution) for s in fewer.samples] == [
+        ("joy", (0.75, 0.25)),
+        ("fear", (0.0, 1.0)),
+        ("joy", (1.0, 0.0)),
+    ]
+
+
+def test_several_labels_are_a_distribution(images):
+    rows = [
+        {"image": path(0), "label": ["fear", "joy"]},
+        {"image": path(1), "label": ["joy"]},
+        {"image": path(2), "label": "joy"},
+    ]
+    (images / "l.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    dataset = read(images, split={"train": 1.0})
+    assert {s.key[6:]: (s.category, s.distribution) for s in dataset.samples} == {
+        "0%2Epng": ("fear", (0.5, 0.5)),
+        "sub/1%2Epng": ("joy", (0.0, 1.0)),
+        "2%2Epng": ("joy", (0.0, 1.0)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "message"),
+    [
+        ("image,label\n", {}, "these tables hold no image"),
+        ("image,label\n0.png\n", {}, "line 2: has 1 values, but there are 2 columns"),
+        ("image,image\n", {}, "has the column 'image' twice"),
+        ("image,feeling\n0.png,joy\n", {}, "no column of these tables seems to hold the labels"),
+        ("image,label\n0.png,joy\n", {"columns": {"label": "lable"}}, "did you mean 'label'?"),
+        ("image,label\nhttps://a.org/0.png,joy\n", {}, "line 2: image: 'https://a.org/0.png': a URL"),
+        ("image,label\n../0.png,joy\n", {}, "must be the path of an image file, relative"),
+        ("image,label\n,joy\n", {}, "must be the path of an image file, not empty"),
+        ("image,label\n0.png,joy\n./0.png,fear\n", {}, "line 3: '0.png' is the name of the image in"),
+        ("image,label\n0.png,joy\n", {"label_names": {"fear": "fear"}}, "dataset.label_names does not have this label"),
+        ("image,label\n0.png,joy\n", {"name": "emotion6", "label_names": {"joy": "fun"}}, "'fun' is not a category"),
+        ("image,label\n0.png,\n", {}, "no image has a label"),
+        ("image,label,split\n0.png,joy,somewhere\n", {}, "line 2: split: 'somewhere' does not name a split"),
+        ("image,label,brightness\n0.png,joy,7\n", {}, "line 2: brightness = '7': must be a number from 0 to 1"),
+        ("image,a,b\n0.png,1,-1\n", {"distribution": ["a", "b"]}, "line 2: b = '-1': must be a number of votes"),
+        (
+            "image,a,b\n0.png,1,x\n",
+            {"distribution": ["a", "c"]},
+            "dataset.distribution = ['a', 'c']: these tables have no column 'c'",
+        ),
+        ("image,label\n0.png,joy\n", {}, "dataset.split must be given"),
+    ],
+)
+def test_refused_tables(images, text, settings, message):
+    (images / "x.csv").write_text(text)
+    assert message in refused(images / "x.csv", **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.jsonl", b'{"image": "0.png"\n', "line 1: not valid JSON"),
+        ("x.jsonl", b"[1]\n", "line 1: must be an object"),
+        ("x.jsonl", b'{"image": 3, "label": "joy"}\n', "must be the path of an image file, not 3"),
+        (
+            "x.jsonl",
+            b'{"image": "0.png", "label": 3}\n',
+            "line 1: label = '3': labels are numbers",
+        ),
+        ("x.jsonl", b"[" * 5000, "not valid JSON"),
+        ("x.jsonl", b"", "holds no row"),
+        ("x.csv", b"image,label\n\xff.png,joy\n", "not text in UTF-8"),
+        ("x.csv", b'image,label\n"' + b"a" * (2 << 20), "longer than"),
+        ("x.csv", b"", "must name the columns"),
+    ],
+)
+def test_broken_tables(images, name, content, message):
+    (images / name).write_bytes(content)
+    assert message in refused(images / name)
+
+
+def test_what_is_no_file(images):
+    os.mkfifo(images / "x.csv")
+    assert refused(images / "x.csv").endswith("neither a file nor a directory")
+    (images / "y.csv").mkdir()
+    assert "is empty; a dataset has" in refused(images / "y.csv")
