@@ -8,6 +8,7 @@ import textwrap
 
 from masp.cli.parser import Commands, add_command
 from masp.errors import InputError
+from masp.runtime.log import show
 
 _DETAILS = """\
 Without a path: the published datasets that dataset.name knows, with their categories, how they are laid out, where
@@ -54,10 +55,10 @@ def _list() -> None:
             ("from", each.source),
             ("use", each.license),
         )
-        print(f"{name}: {each.title}")
+        show(f"{name}: {each.title}")
         for title, text in rows:
-            print(textwrap.fill(text, 118, initial_indent=f"  {title:<11} ", subsequent_indent=" " * 14))
-    print("Write dataset.name=NAME and dataset.root=PATH; `masp datasets PATH` says what is found there.")
+            show(*textwrap.wrap(text, 118, initial_indent=f"  {title:<11} ", subsequent_indent=" " * 14))
+    show("Write dataset.name=NAME and dataset.root=PATH; `masp datasets PATH` says what is found there.")
 
 
 def _look(root: str, settings: list[str]) -> None:
@@ -74,8 +75,8 @@ def _look(root: str, settings: list[str]) -> None:
     listed = list_dataset(config)
     dataset = listed.whole()
     counts = ", ".join(f"{dataset.holdings.num_images(split):,} {split}" for split in dataset.holdings.splits)
-    print(f"{root}: {listed.kind}, {len(dataset.samples):,} images ({counts})")
-    print("\n".join([*dataset.holdings.table(), *finding_lines(dataset.findings)]))
+    show(f"{root}: {listed.kind}, {len(dataset.samples):,} images ({counts})")
+    show(*dataset.holdings.table(), *finding_lines(dataset.findings))
     for sample in dataset.samples[:3]:
-        print(f"for example {sample.image}: {sample.category}, sample key {sample.key}")
-    print(f"Settings: {shlex.join(overrides[:-2])}")
+        show(f"for example {sample.image}: {sample.category}, sample key {sample.key}")
+    show(f"Settings: {shlex.join(overrides[:-2])}")

@@ -18,6 +18,7 @@ from masp.cache.layout import MANIFEST
 from masp.cache.reader import open_cache
 from masp.config import Config
 from masp.data.datasets import read_dataset
+from masp.data.sources.find import is_there
 from masp.distributed.task_share import require_one_process
 from masp.errors import InputError, MaspError
 from masp.evaluation.run import evaluate
@@ -94,6 +95,8 @@ def _is_annotated(config: Config) -> bool | None:
         cache = open_cache(config.cache.dir)
         rows = cache.rows("train")
         return any(cache.has_answer(rows, aspect).any() for aspect in config.aspects)
+    if not is_there(config.dataset.root):
+        return None  # what is drawn for the demo is annotated, and anything else is an error of the extraction
     try:
         samples = [
             sample for sample in read_dataset(config.dataset, config.cache.dir).samples if sample.split == "train"

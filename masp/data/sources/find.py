@@ -62,6 +62,11 @@ class Found:
         return None
 
 
+def is_there(root: str) -> bool:
+    """Whether `dataset.root` may name a dataset: a pattern and a name of the Hub may, anything else must exist."""
+    return root.startswith(SCHEME) or bool(_PATTERN.search(root)) or exists(Path(root), key="dataset.root")
+
+
 def find_dataset(config: DatasetConfig) -> Found:
     """Find the dataset that `dataset.root` names.
 
