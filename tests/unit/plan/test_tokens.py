@@ -89,8 +89,11 @@ def test_a_missing_questions_file(config):
 
 def many_samples(count):
     answers = [{"scene": 'a "bar"', "object": "dög"}, {}, {"brightness": "low"}]
+    votes = [None, (1 / 3, 2 / 3), (1e-05, 0.99999)]
     return Samples.of(
-        Sample(f"{split}/cafe/{n:07d}%2Ejpg", split, "none", "café" if n % 2 else "awe", answers[n % 3])
+        Sample(
+            f"{split}/cafe/{n:07d}%2Ejpg", split, "none", "café" if n % 2 else "awe", answers[n % 3], votes[n // 2 % 3]
+        )
         for n in range(count)
         for split in ["test" if n % 5 else "train"]
     )
@@ -107,8 +110,9 @@ def test_columns_are_what_each_image_would_be(config):
         sample, size = samples[number], tuple(sizes[number].tolist())
         assert (image.size, image.layout) == (size, preprocessor.planned(*size))
         record = SampleRecord(
-            sample.key, sample.split, sample.category, sample.answers, size, image.grid, "0" * 64, image.layout.block
-        )
+            sample.key, sample.split, sample.category, sample.answers, size, image.grid, "0" * 64, image.layout.block,
+            sample.distribution,
+        )  # fmt: skip
         assert image.record_bytes == len(encode_record(record))
     train = images.in_split("train")
     assert [image.sample.split for image in train] == ["train"] * len(train) and len(train) == 12
