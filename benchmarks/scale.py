@@ -1,18 +1,20 @@
-"""CPU time and memory of what MASP does per image or per shard besides encoding, at 3.3 million images.
+"""CPU time and memory of what MASP does per image, shard or rank besides encoding and scoring, at 3.3 million images.
 
-    python benchmarks/scale.py [--fraction 0.1 1.0] [--steps NAME …] [--directory DIR] [--markdown FILE]
+    python benchmarks/scale.py [--fraction 0.1 1.0] [--steps NAME …] [--directory DIR] [--results FILE]
 
 Makes a dataset of 3.3 million images and a feature cache of 20,000 shards (`benchmarks/scale_data.py` says what is real
-about them), runs each step in a process of its own, and prints CPU seconds, of the process that used most and of all
-that the step started, and the largest resident memory of one: for a part of the images, for all, and the factor. Steps
-over the ledgers and metrics of 512 ranks come from `benchmarks/scale_ledgers.py`.
+about them), and the ledgers of 512 ranks (`benchmarks/scale_ledgers.py`), runs each step in a process of its own, and
+prints a table: CPU seconds of the process that used most and of all that the step started, and the largest resident
+memory of one, for a part of the images and for all. With `--results`, the table also has what earlier calls measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
+import json
 import multiprocessing
 import os
 import resource
@@ -23,14 +25,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # the processes that `masp plan` starts import this file
-    from benchmarks.scale_data import Case
+# The processes that the steps start import this file, so what is large is imported where it is needed.
+from benchmarks.scale_case import Case
 
 NUM_IMAGES = 3_300_000
 NUM_SHARDS = 20_000
 NUM_RANKS = 512
+FEWER_RANKS = 64
+"""To compare what a rank takes."""
 MAX_CPU_S, MAX_BYTES = 60.0, 2e9
 
 
@@ -104,14 +107,9 @@ def describe_cache(case: Case) -> None:
 
 def verify(case: Case) -> None:
     """`masp cache verify` on tars of very small features: what it does besides reading bytes."""
-    from masp.cache.layout import read_layout
-    from masp.cache.merge import finalize
     from masp.cache.verify import verify_cache
 
-    directory = case.directory / "verifiable"
-    if not (directory / "manifest.json").exists():
-        finalize(directory, read_layout(directory))
-    assert not verify_cache(directory)
+    assert not verify_cache(case.directory / "verifiable")
 
 
 def open_for_training(case: Case) -> None:
@@ -151,6 +149,38 @@ STEPS: dict[str, Callable[[Case], None]] = {
     "plan": plan,
     "plan-again": plan,
 }
+
+LEDGER_STEPS = {
+    "evaluate: a rank begins": ("start_rank", NUM_RANKS),
+    "evaluate: a rank appends": ("append", NUM_RANKS),
+    "evaluate: a rank ends": ("end_rank", NUM_RANKS),
+    "evaluate: merge": ("merge", NUM_RANKS),
+    "evaluate: metrics": ("metrics", NUM_RANKS),
+    "evaluate: records.h5": ("records", NUM_RANKS),
+    "report: mistakes": ("report", NUM_RANKS),
+    "compare": ("compare_runs", NUM_RANKS),
+    "evaluate: other ranks, first": ("resume", NUM_RANKS),
+    "evaluate: other ranks, next": ("resume_with_index", NUM_RANKS),
+    f"evaluate: one of {FEWER_RANKS} begins": ("start_rank", FEWER_RANKS),
+    f"evaluate: one of {FEWER_RANKS} ends": ("end_rank", FEWER_RANKS),
+}
+"""Step -> its function in `benchmarks/scale_ledgers.py`, and the number of ranks that left the ledgers."""
+
+
+def _ledger_step(function: str, num_ranks: int, case: Case) -> None:
+    """One step of an evaluation."""
+    from benchmarks import scale_ledgers
+
+    directory = case.directory / f"ledgers-{num_ranks}"
+    getattr(scale_ledgers, function)(scale_ledgers.Size(directory, case.num_images, num_ranks))
+
+
+def _make_ledgers(num_ranks: int, case: Case) -> None:
+    from benchmarks import scale_ledgers
+
+    directory = case.directory / f"ledgers-{num_ranks}"
+    if not directory.exists():
+        scale_ledgers.prepare(directory, case.num_images, num_ranks)
 
 
 @contextlib.contextmanager
@@ -192,10 +222,26 @@ def measure(step: Callable[[], object]) -> Cost:
     return cost
 
 
-def _make(directory: Path, num_images: int, num_shards: int) -> Case:
+def _make(case: Case) -> None:
     from benchmarks.scale_data import make_case
 
-    return make_case(directory, num_images, num_shards)
+    make_case(case.directory, case.num_images, case.num_shards)
+
+
+def measure_all(case: Case, steps: list[str]) -> Iterator[tuple[str, Cost]]:
+    """Make what the steps need and run them. This process stays small: those that it starts count its memory too."""
+    made: set[int] = set()
+    if not LEDGER_STEPS.keys() >= set(steps):
+        measure(functools.partial(_make, case))
+    for name in steps:
+        if name in STEPS:
+            yield name, measure(functools.partial(STEPS[name], case))
+            continue
+        function, num_ranks = LEDGER_STEPS[name]
+        if num_ranks not in made:
+            made.add(num_ranks)
+            measure(functools.partial(_make_ledgers, num_ranks, case))
+        yield name, measure(functools.partial(_ledger_step, function, num_ranks, case))
 
 
 def _run(step: Callable[[], object], pipe: Connection) -> None:
@@ -231,46 +277,58 @@ def _cpu_s(usage: resource.struct_rusage) -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def table(found: dict[str, dict[float, Cost]], fractions: list[float]) -> str:
+def table(found: dict[str, dict[float, Cost]]) -> str:
     """The measurements as a Markdown table."""
-    heads = [f"{NUM_IMAGES * f / 1e6:.2f} M: CPU s of one process, of all; peak GB" for f in fractions]
-    lines = [f"| step | {' | '.join(heads)} | growth | limit |", "|---" * (len(heads) + 3) + "|"]
-    for name, costs in found.items():
-        cells = [f"{costs[f].max_cpu_s:.1f}, {costs[f].cpu_s:.1f}; {costs[f].peak_bytes / 1e9:.2f}" for f in fractions]
-        growth = f"{costs[fractions[-1]].cpu_s / max(costs[fractions[0]].cpu_s, 0.01):.1f}"
-        last = costs[fractions[-1]]
-        kept = last.max_cpu_s <= MAX_CPU_S and last.peak_bytes <= MAX_BYTES
-        lines.append(f"| {name} | {' | '.join(cells)} | {growth} | {'kept' if kept else 'exceeded'} |")
+    fractions = sorted({fraction for costs in found.values() for fraction in costs})
+    heads = [f"{NUM_IMAGES * f:,.0f} images: CPU s, of all; GB" for f in fractions]
+    lines = [f"| step | {' | '.join(heads)} | growth of CPU | limits |", "|---" * (len(heads) + 3) + "|"]
+    for name in [*STEPS, *LEDGER_STEPS]:
+        if costs := found.get(name):
+            cells = [_cell(costs.get(fraction)) for fraction in fractions]
+            last = costs[max(costs)]
+            growth = f"{last.cpu_s / max(costs[min(costs)].cpu_s, 0.01):.1f}" if len(costs) > 1 else ""
+            kept = last.max_cpu_s <= MAX_CPU_S and last.peak_bytes <= MAX_BYTES
+            verdict = "" if 1.0 not in costs else "kept" if kept else "exceeded"
+            lines.append(f"| {name} | {' | '.join(cells)} | {growth} | {verdict} |")
     return "\n".join(lines)
+
+
+def _cell(cost: Cost | None) -> str:
+    return f"{cost.max_cpu_s:.1f}, {cost.cpu_s:.1f}; {cost.peak_bytes / 1e9:.2f}" if cost else "not measured"
+
+
+def _read_results(path: Path | None) -> dict[str, dict[float, Cost]]:
+    if path is None or not path.exists():
+        return {}
+    stored = json.loads(path.read_text())
+    return {name: {float(f): Cost(**cost) for f, cost in costs.items()} for name, costs in stored.items()}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [*STEPS, *LEDGER_STEPS]
     parser.add_argument("--fraction", type=float, nargs="+", default=[0.1, 1.0], metavar="F")
-    parser.add_argument("--steps", nargs="+", default=list(STEPS), choices=list(STEPS), metavar="NAME")
+    parser.add_argument("--steps", nargs="+", default=names, choices=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--directory", type=Path, default=Path("/tmp/masp-scale"))
-    parser.add_argument("--markdown", type=Path, help="write the table here too")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="JSON file to which the measurements are added")
     parser.add_argument("--keep", action="store_true", help="keep the data for another call")
     arguments = parser.parse_args()
-    found: dict[str, dict[float, Cost]] = {name: {} for name in arguments.steps}
-    fractions = sorted(arguments.fraction)
+    found = _read_results(arguments.results)
     os.environ["XDG_CACHE_HOME"] = str(arguments.directory / "memory")
-    for fraction in fractions:
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}", flush=True)
+    for fraction in sorted(arguments.fraction):
         directory = arguments.directory / f"{fraction:g}"
-        case = _make(directory, round(NUM_IMAGES * fraction), round(NUM_SHARDS * fraction))
-        for name in arguments.steps:
-            found[name][fraction] = cost = measure(functools.partial(STEPS[name], case))
-            print(
-                f"{name:<16} {case.num_images:>10,} images, CPU s of one process {cost.max_cpu_s:>6.1f}, of all "
-                f"{cost.cpu_s:>6.1f}; {cost.peak_bytes / 1e9:.2f} GB, {cost.wall_s:.1f} s",
-                flush=True,
-            )
+        case = Case(directory, round(NUM_IMAGES * fraction), round(NUM_SHARDS * fraction))
+        for name, cost in measure_all(case, arguments.steps):
+            found.setdefault(name, {})[fraction] = cost
+            print(f"{name:<30} {case.num_images:>10,} images: {_cell(cost)}, {cost.wall_s:.1f} s, "
+                  f"load {os.getloadavg()[0]:.1f}", flush=True)  # fmt: skip
+            if arguments.results:
+                stored = {n: {str(f): dataclasses.asdict(c) for f, c in costs.items()} for n, costs in found.items()}
+                arguments.results.write_text(json.dumps(stored, indent=1) + "\n")
         if not arguments.keep:
             shutil.rmtree(directory)
-    text = table(found, fractions)
-    print(text)
-    if arguments.markdown:
-        arguments.markdown.write_text(text + "\n")
+    print(table(found))
     return 0
 
 

@@ -1,116 +1,125 @@
 """A dataset and a feature cache of any number of images, made within minutes, for `benchmarks/scale.py`.
 
-The image files and annotations of the dataset are hard links to a few real ones, so that listing, reading and examining
-them is real. The cache has real sidecars and a real layout for exactly these images; its tars have their true sizes but
-no content (sparse files), except in the second cache, whose shards are all links to one real tar and whose sidecars
-say so, so that it can be verified.
+The image files and annotations of the dataset are hard links to thousands of real ones, so that listing, reading and
+examining them is real. The cache has real sidecars and a real layout for exactly these images; its tars have their true
+sizes but no content (sparse files), except in the second cache, whose shards are all links to one real tar and whose
+sidecars say so, so that it can be verified.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 
 from benchmarks.extraction_case import make_model
+from benchmarks.scale_case import Case
 from masp.cache.codec import store
 from masp.cache.fingerprint import machine_part, model_part
 from masp.cache.layout import LAYOUT, SHARDS, Layout, Shard, assign, layout_bytes, make_layout, sidecar_path, tar_path
+from masp.cache.merge import finalize
 from masp.cache.shard_state import Source, fingerprint_of
 from masp.cache.writer import ShardWriter
-from masp.config import Config, load_config
-from masp.data.keys import sample_key
+from masp.config import Config
+from masp.data.datasets import read_dataset
 from masp.data.sample import Sample
 from masp.files.sealed import digest_file, digest_of
+from masp.runtime.process_pool import default_processes, map_ahead, process_pool
 from masp.taxonomy import CATEGORY_SETS
 from masp.vlm.features import Features, ImageLayout
 
 CATEGORIES = CATEGORY_SETS["emoset"]
 HIDDEN_SIZE = 64
 NUM_TOKENS = 4
-MAX_LINKS = 60_000
-"""ext4 allows a file 65,000 names."""
+NOTES_PER_CATEGORY = 2000
+"""Different annotations; at the whole size each is that of two hundred images."""
+IMAGES_ALIKE = 2000
+"""So many images are one file."""
+SCENES = ("sea side", "street", "kitchen", "forest path", "concert hall")
 SPLITS = (("train", 0.8), ("val", 0.05), ("test", 0.15))
 
 
-@dataclass(frozen=True)
-class Case:
-    """What was made, and where."""
-
-    directory: Path
-    num_images: int
-    num_shards: int
-
-    def config(self, cache: str = "cache", *overrides: str) -> Config:
-        """The configuration of a cache in this directory."""
-        return load_config(
-            None,
-            [
-                f"vlm.path={self.directory / 'vlm'}",
-                f"dataset.root={self.directory / 'data'}",
-                "dataset.name=emoset",
-                f"cache.dir={self.directory / cache}",
-                f"cache.num_shards={self.num_shards}",
-                f"output_dir={self.directory / 'run'}",
-                "extract.device=cpu",
-                "extract.num_threads=1",
-                "extract.num_workers=0",
-                *overrides,
-            ],
-        )
-
-
 def make_case(directory: Path, num_images: int, num_shards: int) -> Case:
-    """Write dataset, VLM and both caches, unless they are there already."""
+    """Write dataset, VLM and both caches, unless they are there already; by several processes."""
     case = Case(directory, num_images, num_shards)
     done = directory / "done"
     if not done.exists():
         directory.mkdir(parents=True)
         make_model(directory / "vlm", 64, 1)
-        samples = list(_make_dataset(directory / "data", num_images))
-        shards = assign(samples, num_shards)
-        _make_cache(case.config(), shards)
-        _make_verifiable(case.config("verifiable"), num_shards, len(samples) // num_shards)
+        num_processes = default_processes()
+        with process_pool(num_processes, None, "makes the case") as pool:
+            map_all = functools.partial(map_ahead, pool, num_processes)
+            _make_dataset(directory / "data", num_images, map_all)
+            samples = read_dataset(case.config().dataset).samples
+            assert len(samples) == num_images
+            _make_cache(case.config(), assign(samples, num_shards), map_all)
+            del samples
+            _make_verifiable(case.config("verifiable"), num_shards, num_images // num_shards, map_all)
         done.touch()
     return case
 
 
-def _make_dataset(root: Path, num_images: int) -> Iterator[Sample]:
-    """Write image folders with annotations; yields the samples as `read_dataset` will find them."""
+MapAll = Callable[..., Iterator[Any]]
+"""Calls a function for each of many things in several processes, and returns what it returns."""
+
+
+def _make_dataset(root: Path, num_images: int, map_all: MapAll) -> None:
+    """Write image folders with annotations."""
     source = root.parent / "source"
     source.mkdir()
+    for category in CATEGORIES:
+        (root / "annotation" / category).mkdir(parents=True)
+        _write_notes(source, category)
+    work = []
     for split, share in SPLITS:
         count = round(num_images * share)
         for number, category in enumerate(CATEGORIES):
-            answers = {"brightness": 0.5, "colorfulness": 0.2, "scene": "sea side", "object": ["dog", "tree"]}
-            answers |= {"facial_expression": category} if number % 2 else {"human_action": "riding horse"}
-            text = {a: ", ".join(v) if isinstance(v, list) else v for a, v in answers.items()}
-            text |= {"brightness": "moderate", "colorfulness": "low"}
-            images, notes = root / split / category, root / "annotation" / category
-            images.mkdir(parents=True)
-            notes.mkdir(parents=True, exist_ok=True)
-            for n in range(count * number // len(CATEGORIES), count * (number + 1) // len(CATEGORIES)):
-                if n % MAX_LINKS == 0 or n == count * number // len(CATEGORIES):
-                    image, note = (source / f"{split}-{category}-{n}.{end}" for end in ("jpg", "json"))
-                    Image.new("RGB", (640 + 32 * number, 480), (9, 90, 20 * number)).save(image, quality=5)
-                    note.write_text(json.dumps(answers))
-                    digest, status = digest_file(image), os.stat(image)
-                    _SOURCES[image.name] = Source(status.st_size, status.st_mtime_ns, digest)
-                name = f"{split}_{category}_{n:07d}"
-                os.link(image, images / f"{name}.jpg")
-                os.link(note, notes / f"{name}.json")
-                key = sample_key(split, f"{category}/{name}.jpg")
-                _SOURCE_OF[key] = image.name
-                yield Sample(key, split, images / f"{name}.jpg", category, text)
+            (root / split / category).mkdir(parents=True)
+            start, stop = (count * end // len(CATEGORIES) for end in (number, number + 1))
+            for begin in range(start, stop, IMAGES_ALIKE):
+                work.append((split, category, range(begin, min(stop, begin + IMAGES_ALIKE))))
+    list(map_all(functools.partial(_link, root), work))
 
 
-_SOURCES: dict[str, Source] = {}
-_SOURCE_OF: dict[str, str] = {}
+def _link(root: Path, work: tuple[str, str, range]) -> None:
+    """Write an image whose size few others have, and make it that of some samples."""
+    split, category, numbers = work
+    source, number = root.parent / "source", numbers[0] // IMAGES_ALIKE
+    image = source / f"{split}-{category}-{numbers[0]}.jpg"
+    Image.new("RGB", (400 + 16 * (number % 40), 480 + 16 * (number // 40 % 20)), (9, 90, number % 200)).save(image)
+    for n in numbers:
+        name = f"{split}_{category}_{n:07d}"
+        os.link(image, root / split / category / f"{name}.jpg")
+        note = source / f"{category}-{n % NOTES_PER_CATEGORY}.json"
+        os.link(note, root / "annotation" / category / f"{name}.json")
+
+
+def _write_notes(source: Path, category: str) -> None:
+    """Write annotations that all differ."""
+    for number in range(NOTES_PER_CATEGORY):
+        answers: dict[str, object] = {
+            "brightness": number % 11 / 10,
+            "colorfulness": number // 11 % 11 / 10,
+            "scene": f"{SCENES[number % len(SCENES)]} {number % 251}",
+            "object": [f"object {number // 3 % 397}", f"object {number % 389}"],
+        }
+        answers |= {"facial_expression": category} if number % 2 else {"human_action": f"action {number % 263}"}
+        (source / f"{category}-{number}.json").write_text(json.dumps(answers))
+
+
+def _sources(directory: Path) -> dict[int, Source]:
+    """Inode of each different image -> what a sidecar says of its file."""
+    found = {}
+    for path in (directory / "source").glob("*.jpg"):
+        status = os.stat(path)
+        found[status.st_ino] = Source(status.st_size, status.st_mtime_ns, digest_file(path))
+    return found
 
 
 def _layout(config: Config, shards: list[Shard]) -> Layout:
@@ -119,30 +128,34 @@ def _layout(config: Config, shards: list[Shard]) -> Layout:
     )
 
 
-def _make_cache(config: Config, shards: list[Shard]) -> None:
+def _make_cache(config: Config, shards: list[Shard], map_all: MapAll) -> None:
     """A cache that lacks only index and manifest: its tars are as long as they say, and empty."""
     directory = Path(config.cache.dir)
     layout = _layout(config, shards)
     (directory / SHARDS).mkdir(parents=True)
     (directory / LAYOUT).write_bytes(layout_bytes(layout))
     value, block = _template(directory, layout, shards[0])
-    for shard in shards:
-        samples, offset = [], 0
-        for sample in shard.samples:
-            source = _SOURCES[_SOURCE_OF[sample.key]]
-            fields = {"key": sample.key, "category": sample.category, "answers": dict(sample.answers)}
-            members = {
-                "json": {**block["json"], "offset": offset + 512},
-                "features": {**block["features"], "offset": offset + 1536 + 512},
-            }
-            origin = {"bytes": source.bytes, "mtime_ns": source.mtime_ns, "sha256": source.sha256}
-            samples.append({**block, **fields, **members, "source": origin})
-            offset += 2048 + -(-block["features"]["bytes"] // 512) * 512
-        size = -(-(offset + 1024) // 10240) * 10240
-        _write(directory, {**value, "name": shard.name, "split": shard.split, "samples": samples,
-                           "tar": {"bytes": size, "sha256": "5" * 64}})  # fmt: skip
-        with open(tar_path(directory, shard.name), "wb") as file:
-            file.truncate(size)
+    list(map_all(functools.partial(_make_shard, directory, value, block, _sources(directory.parent)), shards, 16))
+
+
+def _make_shard(directory: Path, value: dict, block: dict, sources: dict[int, Source], shard: Shard) -> None:
+    """Write a sidecar, and a tar without content."""
+    samples, offset = [], 0
+    for sample in shard.samples:
+        source = sources[os.stat(sample.image).st_ino]
+        fields = {"key": sample.key, "category": sample.category, "answers": dict(sample.answers)}
+        members = {
+            "json": {**block["json"], "offset": offset + 512},
+            "features": {**block["features"], "offset": offset + 1536 + 512},
+        }
+        origin = {"bytes": source.bytes, "mtime_ns": source.mtime_ns, "sha256": source.sha256}
+        samples.append({**block, **fields, **members, "source": origin})
+        offset += 2048 + -(-block["features"]["bytes"] // 512) * 512
+    size = -(-(offset + 1024) // 10240) * 10240
+    _write(directory, {**value, "name": shard.name, "split": shard.split, "samples": samples,
+                       "tar": {"bytes": size, "sha256": "5" * 64}})  # fmt: skip
+    with open(tar_path(directory, shard.name), "wb") as file:
+        file.truncate(size)
 
 
 def _template(directory: Path, layout: Layout, shard: Shard) -> tuple[dict, dict]:
@@ -169,8 +182,8 @@ def _write(directory: Path, value: dict) -> None:
     sidecar_path(directory, value["name"]).write_bytes(text.encode() + b"\n")
 
 
-def _make_verifiable(config: Config, num_shards: int, num_samples: int) -> None:
-    """A finished but for the merge cache whose shards are all the same tar."""
+def _make_verifiable(config: Config, num_shards: int, num_samples: int, map_all: MapAll) -> None:
+    """A finished cache whose shards are all the same tar."""
     directory = Path(config.cache.dir)
     samples = tuple(
         Sample(f"train/awe/{n:07d}%2Ejpg", "train", Path("none"), "awe", {"scene": "sea side", "object": "dog, tree"})
@@ -184,11 +197,16 @@ def _make_verifiable(config: Config, num_shards: int, num_samples: int) -> None:
     for sample in samples:
         _add(writer, sample)
     writer.finish()
-    text = sidecar_path(directory, shards[0].name).read_text()
+    names = [shard.name for shard in shards[1:]]
+    list(map_all(functools.partial(_repeat_shard, directory, shards[0].name), names, 16))
+    finalize(directory, layout)
+
+
+def _repeat_shard(directory: Path, name: str, other: str) -> None:
+    """Make another shard of the same content."""
+    text = sidecar_path(directory, name).read_text()
     value = json.loads(text)
     old = value.pop("digest")
-    for shard in shards[1:]:
-        digest = digest_of({**value, "name": shard.name})
-        changed = text.replace(shards[0].name, shard.name).replace(old, digest)
-        sidecar_path(directory, shard.name).write_text(changed)
-        os.link(tar_path(directory, shards[0].name), tar_path(directory, shard.name))
+    digest = digest_of({**value, "name": other})
+    sidecar_path(directory, other).write_text(text.replace(name, other).replace(old, digest))
+    os.link(tar_path(directory, name), tar_path(directory, other))

@@ -10,6 +10,7 @@ of each value), which suits tokens with a few very large entries.
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
 from collections.abc import Iterator, Mapping
@@ -160,16 +161,26 @@ def decode_features(data: memoryview) -> Features:
     Raises:
         DataError: Not a safetensors file with features.
     """
-    what = "the features"
+    what = _FEATURES
     if len(data) < 8:
         raise DataError(f"{what}: cut short")
     (length,) = struct.unpack_from("<Q", data)
     if length > len(data) - 8:
         raise DataError(f"{what}: cut short")
-    header = decode(_Header, bytes(data[8 : 8 + length]), what, unique_keys=False)
+    header = _header(bytes(data[8 : 8 + length]))
     body = data[8 + length :]
     deep = None if header.deep is None else _restored(body, header.deep, header.deep_scales, what)
     return Features(_restored(body, header.features, header.scales, what), deep)
+
+
+_FEATURES = "the features"
+"""What a safetensors file is called in errors."""
+
+
+@functools.lru_cache(maxsize=1024)
+def _header(text: bytes) -> _Header:
+    """Decode a header; images of equal size have equal ones."""
+    return decode(_Header, text, _FEATURES, unique_keys=False)
 
 
 def _restored(body: memoryview, numbers: _Entry, scales: _Entry | None, what: str) -> torch.Tensor:
@@ -190,8 +201,9 @@ def is_finite(features: Features) -> bool:
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    # from the smallest and the largest, over a hundred times as fast as one by one
-    return bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
+    # from the smallest and the largest, which are NaN if any number is: over a hundred times as fast as one by one
+    smallest, largest = torch.aminmax(tensor)
+    return math.isfinite(smallest.item()) and math.isfinite(largest.item())
 
 
 TORCH_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "int8": "int8", "fp8": "float8_e4m3fn"}

@@ -18,6 +18,7 @@ from masp.files.fields import DISTRIBUTION_ROUNDING
 from masp.files.hdf5 import Column, Hdf5File, naming_damage
 from masp.files.regular import is_file
 from masp.files.text import shown
+from masp.runtime.growing_array import GrowingArray
 
 
 class Keys(Sequence):
@@ -102,6 +103,8 @@ _TYPES = {
 }  # fmt: skip
 _WIDTHS = {"grid": 3, "image_size": 2}
 _NO_GRID = (0, 0, 0)
+_KEY_LENGTH = 40
+"""Bytes of a key, about: memory for so many is set aside."""
 _DISTRIBUTION = "distribution"
 _COLUMNS = {
     name: Column(f"<{kind}", (None, _WIDTHS[name]) if name in _WIDTHS else (None,)) for name, kind in _TYPES.items()
@@ -177,19 +180,47 @@ def widened(values: np.ndarray, width: int) -> np.ndarray:
     return values if values.shape[1] == width else np.zeros((len(values), width))
 
 
-def join_columns(parts: dict[str, list[np.ndarray]]) -> Index:
-    """Join the columns of all shards, in the order of their numbers, into an index.
+class IndexColumns:
+    """The columns of all shards, added in the order of their numbers."""
 
-    Args:
-        parts: Name of a column -> its part of each shard. Emptied on the way: the parts and the index together would
-            take twice the memory.
-    """
-    lengths = np.concatenate([np.zeros(1, dtype="i8"), *parts.pop("key_offsets")])
-    votes = parts.pop(_DISTRIBUTION, [])
-    joined = {name: np.concatenate(parts.pop(name)) for name in list(parts)}
-    width = max((part.shape[1] for part in votes), default=0)
-    distribution = np.concatenate([widened(part, width) for part in votes]) if width else None
-    return Index(key_offsets=np.cumsum(lengths, dtype="i8"), distribution=distribution, **joined)
+    def __init__(self, num_rows: int):
+        """Nothing yet of about so many rows."""
+        self._parts = {
+            name: GrowingArray(kind, num_rows * (_KEY_LENGTH if name == "key_text" else 1), _width(name))
+            for name, kind in _TYPES.items()
+        }
+        self._parts["key_offsets"].extend(np.zeros(1, dtype="i8"))
+        self._num_rows = num_rows
+        self._distribution: GrowingArray | None = None
+        """Made with the first sample that has one."""
+
+    def add(self, columns: Columns) -> None:
+        """Add the columns of a shard, as `shard_columns` makes them."""
+        key_end, start = len(self._parts["key_text"]), len(self._parts["shard"])
+        self._add_distributions(columns[_DISTRIBUTION], start)
+        for name, values in columns.items():
+            if name == _DISTRIBUTION:
+                continue
+            self._parts[name].extend(key_end + np.cumsum(values) if name == "key_offsets" else values)
+
+    def index(self) -> Index:
+        """The index of what was added; its columns are not copies."""
+        distribution = None if self._distribution is None else self._distribution.values
+        return Index(distribution=distribution, **{name: part.values for name, part in self._parts.items()})
+
+    def _add_distributions(self, values: np.ndarray, start: int) -> None:
+        """Add the column `distribution` of the rows from `start` on."""
+        if self._distribution is None:
+            if not values.shape[1]:
+                return
+            width = values.shape[1]
+            self._distribution = GrowingArray(np.float64, self._num_rows, (width,))
+            self._distribution.extend(np.zeros((start, width)))
+        self._distribution.extend(widened(values, self._distribution.values.shape[1]))
+
+
+def _width(name: str) -> tuple[int, ...]:
+    return (_WIDTHS[name],) if name in _WIDTHS else ()
 
 
 def save_index(path: Path, index: Index) -> None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from masp.cache.fingerprint import FORMAT_VERSION, fingerprint_digest
-from masp.cache.index import Columns, Index, join_columns, save_index, shard_columns
+from masp.cache.index import Columns, Index, IndexColumns, save_index, shard_columns
 from masp.cache.layout import INDEX, MANIFEST, QUARANTINE, Layout, split_of
 from masp.cache.manifest import (
     DatasetId,
@@ -26,6 +26,8 @@ from masp.cache.manifest import (
     SplitCounts,
 )
 from masp.cache.shard_state import (
+    QuarantineEntry,
+    SampleEntry,
     Sidecar,
     SidecarFingerprint,
     absent_shards,
@@ -35,12 +37,14 @@ from masp.cache.shard_state import (
     map_sidecars,
     unfinished,
 )
-from masp.data.answer_table import AnswerTable, save_answers
+from masp.data.answer_table import AnswerTable, JoinedAnswers, save_answers
 from masp.data.findings import Contents, Finding, content_findings
+from masp.data.keys import key_order
 from masp.errors import DataError
 from masp.files.atomic import write_bytes
 from masp.files.sealed import canonical_json, digest_file, sealed
 from masp.files.typed import encode
+from masp.runtime.growing_array import GrowingArray
 
 E = TypeVar("E")
 X = TypeVar("X")
@@ -79,7 +83,7 @@ def finalize(directory: Path, layout: Layout, merged: Merged | None = None) -> M
     index_path = directory / INDEX
     save_index(index_path, merged.index(summary.aspects))
     index = IndexFile(index_path.stat().st_size, digest_file(index_path))
-    save_answers(directory, index.sha256, AnswerTable.join(merged.answers))
+    save_answers(directory, index.sha256, merged.answers.table())
     quarantine = _write_quarantine(directory, merged.quarantine)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -128,6 +132,18 @@ class _Counting:
         return SplitCounts(**{**vars(self), "num_distributions": self.num_distributions or None})
 
 
+@dataclass(frozen=True)
+class _Quarantined:
+    """What the merge needs of an image that could not be read."""
+
+    key: bytes
+    category: str
+    content: bytes
+    """Digest of labels and image, 32 bytes."""
+    source: bytes
+    """Digest of the image file, 32 bytes: zeros where not even that could be read."""
+
+
 @dataclass
 class _Summary:
     """What the merge needs of a shard, made in the process that reads its sidecar."""
@@ -140,12 +156,9 @@ class _Summary:
     aspects: list[str]
     """Those that the bits of its column stand for."""
     columns: Columns
-    contents: list[bytes]
-    """Per entry its key, a null byte, and the digest of its labels and image."""
-    sources: np.ndarray
-    """`[entries, 32]` uint8: the digest of each image file, zeros where it could not be read."""
-    categories: list[str]
-    """Of each entry."""
+    digests: np.ndarray
+    """`[num_samples, 2, 32]` uint8: of each sample the digest of labels and image, and that of the image file."""
+    quarantined: list[_Quarantined]
     quarantine: list[bytes]
     """Lines of the quarantine list."""
     answers: AnswerTable
@@ -159,17 +172,13 @@ def _summarize(sidecar: Sidecar, digest: str, split: int, categories: Mapping[st
     Raises:
         DataError: It has a category that the layout does not list.
     """
-    samples, entries, tar = sidecar.samples, sidecar.entries, sidecar.tar
+    samples, tar = sidecar.samples, sidecar.tar
     counts = _Counting(1, len(samples), len(sidecar.quarantined), sum([sample.num_tokens for sample in samples]))
     counts.num_distributions = sum([sample.distribution is not None for sample in samples])
     counts.categories = dict(Counter([sample.category for sample in samples]))
     counts.aspects = dict(Counter([aspect for sample in samples for aspect in sample.answers]))
     bits = {aspect: 1 << number for number, aspect in enumerate(counts.aspects)}
-    contents = [
-        content_of(entry.key, entry.category, entry.answers, entry.source.sha256, entry.distribution)
-        for entry in entries
-    ]
-    sources = bytes.fromhex("".join([entry.source.sha256 or _NO_DIGEST for entry in entries]))
+    digests = b"".join([part for sample in samples for part in _digests(sample)])
     return _Summary(
         shard=ShardFile(sidecar.name, len(samples), tar.bytes, tar.sha256, digest),
         hidden_size=sidecar.hidden_size if samples else None,
@@ -177,9 +186,8 @@ def _summarize(sidecar: Sidecar, digest: str, split: int, categories: Mapping[st
         counts=counts,
         aspects=list(bits),
         columns=shard_columns(sidecar, 0, split, categories, bits),
-        contents=contents,
-        sources=np.frombuffer(sources, dtype=np.uint8).reshape(-1, 32),
-        categories=[entry.category for entry in entries],
+        digests=np.frombuffer(digests, dtype=np.uint8).reshape(-1, 2, 32),
+        quarantined=[_Quarantined(e.key.encode(), e.category, *_digests(e)) for e in sidecar.quarantined],
         quarantine=quarantine_lines(sidecar),
         answers=shard_answers(sidecar),
         examined=None,
@@ -187,16 +195,11 @@ def _summarize(sidecar: Sidecar, digest: str, split: int, categories: Mapping[st
 
 
 def content_of(
-    key: str,
-    category: str,
-    answers: Mapping[str, str],
-    sha256: str | None,
-    distribution: tuple[float, ...] | None,
+    category: str, answers: Mapping[str, str], sha256: str | None, distribution: tuple[float, ...] | None
 ) -> bytes:
-    """A sample as the digest of its dataset sees it: its key, a null byte, and the digest of its labels and image.
+    """A sample as the digest of its dataset sees it beside its key: the digest of its labels and image, 32 bytes.
 
     Args:
-        key: Sample key.
         category: Its category.
         answers: Aspect -> answer.
         sha256: Digest of the image file; None if not a byte of it could be read.
@@ -204,25 +207,46 @@ def content_of(
     """
     # only where there is one, so that the digest of a dataset with labels alone stays what it was
     votes = [] if distribution is None else [distribution]
-    return key.encode() + b"\0" + hashlib.sha256(canonical_json([category, answers, sha256, *votes])).digest()
+    return hashlib.sha256(canonical_json([category, answers, sha256, *votes])).digest()
 
 
-def dataset_digest(contents: list[bytes]) -> str:
-    """Digest of a dataset, which its manifest holds; sorts what `content_of` made of its samples."""
-    contents.sort()  # a key has no byte below that of its end, so this is the order of the keys
-    digest = hashlib.sha256()
-    for content in contents:
-        digest.update(content)
-    return digest.hexdigest()
+def dataset_digest(text: np.ndarray, offsets: np.ndarray, contents: np.ndarray) -> str:
+    """Digest of a dataset, which its manifest holds: over key, a null byte, and content, of all samples by their keys.
+
+    Args:
+        text: All sample keys as one run of bytes, uint8.
+        offsets: Where each starts in it, int64 `[N + 1]`.
+        contents: What `content_of` made of each sample, uint8 `[N, 32]`.
+    """
+    keys, dataset = np.ascontiguousarray(text).data, hashlib.sha256()
+    order = key_order(text, offsets)
+    for start in range(0, len(order), _DIGESTED_TOGETHER):
+        rows = order[start : start + _DIGESTED_TOGETHER]
+        starts, stops, found = offsets[rows].tolist(), offsets[rows + 1].tolist(), contents[rows].tobytes()
+        parts = [
+            part
+            for n, (begin, end) in enumerate(zip(starts, stops, strict=True))
+            for part in (keys[begin:end], b"\0", found[32 * n : 32 * n + 32])
+        ]
+        dataset.update(b"".join(parts))
+    return dataset.hexdigest()
 
 
+_DIGESTED_TOGETHER = 1 << 11
 _NO_DIGEST = "0" * 64
+
+
+def _digests(entry: SampleEntry | QuarantineEntry) -> tuple[bytes, bytes]:
+    """Digest of an entry's labels and image, and that of its image file."""
+    content = content_of(entry.category, entry.answers, entry.source.sha256, entry.distribution)
+    return content, bytes.fromhex(entry.source.sha256 or _NO_DIGEST)
 
 
 class Merged:
     """Sidecars merged into what index, quarantine list and manifest hold, one after another.
 
-    A sidecar's samples become arrays before the next one is read: millions of them would take gigabytes as objects.
+    A sidecar's samples become rows of arrays before the next one is read: millions of them would take gigabytes as
+    objects.
     """
 
     def __init__(self, layout: Layout):
@@ -231,19 +255,21 @@ class Merged:
         self.split_numbers = {name: number for number, name in enumerate(self._splits)}
         """Split -> its number."""
         self._categories = {category: number for number, category in enumerate(layout.categories)}
-        self._aspects: list[list[str]] = []
-        self._columns: dict[str, list[np.ndarray]] = {}
-        self._contents: list[bytes] = []
-        self._sources: list[np.ndarray] = []
-        self._entry_splits: list[np.ndarray] = []
-        self._entry_categories: list[np.ndarray] = []
+        num_samples = sum(layout.num_samples.values())
+        self._columns = IndexColumns(num_samples)
+        self._bits: dict[str, int] = {}
+        """Aspect -> the number of its bit in the columns, in order of appearance."""
+        self._contents = GrowingArray(np.uint8, num_samples, (32,))
+        self._sources: GrowingArray | None = GrowingArray(np.uint8, num_samples, (32,))
+        self._quarantined: list[_Quarantined] = []
+        self._quarantined_splits: list[int] = []
         self._shards: list[ShardFile] = []
         self._hidden_size: int | None = None
         self._num_deep_maps: int | None = None
         self.quarantine: list[bytes] = []
         """Lines of the quarantine list."""
-        self.answers: list[AnswerTable] = []
-        """Annotated answers of each shard's samples."""
+        self.answers = JoinedAnswers(num_samples)
+        """Annotated answers of the samples."""
 
     def add(self, shard: _Summary) -> None:
         """Merge the next shard, in the order of their numbers.
@@ -253,13 +279,13 @@ class Merged:
         """
         name = split_of(shard.shard.name)
         self._splits[name].add(shard.counts)
-        self._contents += shard.contents
-        self._sources.append(shard.sources)
-        numbers = [self._categories.setdefault(category, len(self._categories)) for category in shard.categories]
-        self._entry_categories.append(np.array(numbers, dtype=np.int32))
-        self._entry_splits.append(np.full(len(numbers), self.split_numbers[name], dtype=np.uint8))
+        assert self._sources is not None, "the digests of image files have been used up"
+        self._contents.extend(shard.digests[:, 0])
+        self._sources.extend(shard.digests[:, 1])
+        self._quarantined += shard.quarantined
+        self._quarantined_splits += [self.split_numbers[name]] * len(shard.quarantined)
         self.quarantine += shard.quarantine
-        self.answers.append(shard.answers)
+        self.answers.add(shard.answers)
         if shard.hidden_size is not None:
             if self._hidden_size is not None and shard.num_deep_maps != self._num_deep_maps:
                 raise DataError(
@@ -268,46 +294,64 @@ class Merged:
                 )
             self._hidden_size, self._num_deep_maps = shard.hidden_size, shard.num_deep_maps
         shard.columns["shard"][:] = len(self._shards)
+        bits = [self._bits.setdefault(aspect, len(self._bits)) for aspect in shard.aspects]
+        shard.columns["aspects"] = _moved_bits(shard.columns["aspects"], bits)
         self._shards.append(shard.shard)
-        self._aspects.append(shard.aspects)
-        for name, values in shard.columns.items():
-            self._columns.setdefault(name, []).append(values)
+        self._columns.add(shard.columns)
 
     def content_findings(self) -> list[Finding]:
-        """Images that are there twice, byte for byte; to be called once, before `summary`, which uses up the keys."""
-        digests = np.concatenate(self._sources)
-        self._sources.clear()
-        known = np.flatnonzero(digests.any(1))
+        """Images that are there twice, byte for byte; to be called once, as it frees the digests of image files."""
+        assert self._sources is not None, "the digests of image files have been used up"
+        index, more, sources = self._columns.index(), self._quarantined, self._sources.values
+        self._sources = None
+        numbers = [self._categories.setdefault(each.category, len(self._categories)) for each in more]
         contents = Contents(
-            digests[known],
-            np.concatenate(self._entry_splits)[known],
-            np.concatenate(self._entry_categories)[known],
+            _with(sources, np.frombuffer(b"".join([e.source for e in more]), dtype=np.uint8)),
+            _with(index.split, np.array(self._quarantined_splits, dtype=np.uint8)),
+            _with(index.category, np.array(numbers, dtype=np.int32)),
             list(self._splits),
-            lambda place: self._contents[known[place]][:-33].decode(),
+            lambda place: index.keys[place] if place < len(index) else more[place - len(index)].key.decode(),
         )
         return content_findings(contents)
 
     def summary(self) -> Summary:
         """Counts and digests over all shards."""
-        digest = dataset_digest(self._contents)
-        self._contents.clear()
         return Summary(
             splits={name: counts.counts() for name, counts in self._splits.items()},
-            aspects=sorted({aspect for aspects in self._aspects for aspect in aspects}),
+            aspects=sorted(self._bits),
             shards=self._shards,
-            dataset_digest=digest,
+            dataset_digest=self._dataset_digest(),
             hidden_size=self._hidden_size,
             num_deep_maps=self._num_deep_maps,
         )
 
+    def _dataset_digest(self) -> str:
+        """Digest over key, a null byte, and digest of labels and image, of all samples in the order of their keys."""
+        index, more = self._columns.index(), self._quarantined
+        text = _with(index.key_text, np.frombuffer(b"".join([e.key for e in more]), dtype=np.uint8))
+        ends = len(index.key_text) + np.cumsum([len(e.key) for e in more], dtype=np.int64)
+        offsets = _with(index.key_offsets, ends)
+        contents = _with(self._contents.values, np.frombuffer(b"".join([e.content for e in more]), dtype=np.uint8))
+        return dataset_digest(text, offsets, contents)
+
     def index(self, aspects: Sequence[str]) -> Index:
-        """The index, whose bit `i` of `aspects` stands for `aspects[i]`; uses up the columns."""
-        final = {aspect: np.uint64(1 << number) for number, aspect in enumerate(aspects)}
-        for values, local in zip(self._columns["aspects"], self._aspects, strict=True):
-            found, values[:] = values.copy(), 0
-            for number, aspect in enumerate(local):
-                values |= np.where(found & np.uint64(1 << number), final[aspect], np.uint64(0))
-        return join_columns(self._columns)
+        """The index, whose bit `i` of `aspects` stands for `aspects[i]`; to be called once, in the end."""
+        index = self._columns.index()
+        index.aspects[:] = _moved_bits(index.aspects, [aspects.index(aspect) for aspect in self._bits])
+        return index
+
+
+def _with(values: np.ndarray, more: np.ndarray) -> np.ndarray:
+    """Values of all samples with those of the images in quarantine behind them; mostly there are none."""
+    return np.concatenate([values, more.reshape(-1, *values.shape[1:])]) if len(more) else values
+
+
+def _moved_bits(values: np.ndarray, bits: Sequence[int]) -> np.ndarray:
+    """Bit fields, uint64, whose bit `i` becomes bit `bits[i]`."""
+    found = np.zeros_like(values)
+    for number, bit in enumerate(bits):
+        found |= (values >> np.uint64(number) & np.uint64(1)) << np.uint64(bit)
+    return found
 
 
 def shard_answers(sidecar: Sidecar) -> AnswerTable:
@@ -317,8 +361,11 @@ def shard_answers(sidecar: Sidecar) -> AnswerTable:
 
 def add_answers(directory: Path, layout: Layout, index_digest: str) -> None:
     """Write `answers.safetensors` of a finished cache that has none, as those of earlier versions."""
-    tables = [table for table in map_sidecars(shard_answers, directory, layout) if table is not None]
-    save_answers(directory, index_digest, AnswerTable.join(tables))
+    joined = JoinedAnswers(sum(layout.num_samples.values()))
+    for table in map_sidecars(shard_answers, directory, layout):
+        if table is not None:
+            joined.add(table)
+    save_answers(directory, index_digest, joined.table())
 
 
 def merge_sidecars(

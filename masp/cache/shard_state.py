@@ -18,7 +18,7 @@ from masp.files.fields import OMIT_NONE, Count, Crc32, Distribution, Positive, S
 from masp.files.regular import read_bytes
 from masp.files.sealed import unseal
 from masp.files.text import reason
-from masp.runtime.process_pool import default_processes, process_pool
+from masp.runtime.process_pool import default_processes, map_ahead, process_pool
 
 MAX_SIDECAR_BYTES = 4 << 30
 """Size limit; a sidecar has about 700 bytes per sample."""
@@ -228,8 +228,9 @@ def map_shards(function: Callable[[A], R], shards: Sequence[A]) -> Iterator[R]:
     if len(shards) < _MANY:
         yield from map(function, shards)
         return
-    with process_pool(default_processes(), None, "reads the sidecars of a cache") as pool:
-        yield from pool.map(function, shards, chunksize=_CHUNK)
+    num_processes = default_processes()
+    with process_pool(num_processes, None, "reads the sidecars of a cache") as pool:
+        yield from map_ahead(pool, num_processes, function, shards, _CHUNK)
 
 
 def map_sidecars(

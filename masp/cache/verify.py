@@ -20,7 +20,7 @@ from masp.cache.manifest import Manifest, ShardFile, read_manifest
 from masp.cache.merge import shard_answers
 from masp.cache.shard_state import SampleEntry, Sidecar, SidecarFingerprint, fingerprint_of, map_shards, read_digested
 from masp.data.answer_table import FILE as ANSWERS
-from masp.data.answer_table import AnswerTable, answers_digest, load_answers
+from masp.data.answer_table import AnswerTable, JoinedAnswers, answers_digest, load_answers
 from masp.errors import DataError
 from masp.files.regular import open_binary
 from masp.files.sealed import CHUNK, digest_file
@@ -92,11 +92,12 @@ def verify_cache(directory: str | Path, advance: Callable[[int], object] | None 
     entries = manifest.shards if manifest else [None] * len(layout.shard_names)
     check = functools.partial(_check_shard, directory, fingerprint_of(layout), index.numbers if index else None)
     num_maps = {manifest.num_deep_maps} if manifest else set()
-    answers: list[AnswerTable] = []
+    answers, num_answered = JoinedAnswers(sum(layout.num_samples.values())), 0
     for found in map_shards(check, list(zip(layout.shard_names, entries, strict=True))):
         problems += found.problems
         if found.answers is not None:
-            answers.append(found.answers)
+            answers.add(found.answers)
+            num_answered += 1
         if found.num_deep_maps is not None:
             name, own = found.num_deep_maps
             num_maps = num_maps or {own}
@@ -112,8 +113,8 @@ def verify_cache(directory: str | Path, advance: Callable[[int], object] | None 
         problems += _check_digest(directory, QUARANTINE, manifest.quarantine.sha256)
         problems += _check_findings(directory, manifest)
         problems += index.problems()
-        if len(answers) == len(layout.shard_names):  # otherwise the file is made anew with the shard
-            problems += _check_answers(directory, manifest, AnswerTable.join(answers))
+        if num_answered == len(layout.shard_names):  # otherwise the file is made anew with the shard
+            problems += _check_answers(directory, manifest, answers.table())
     return problems
 
 
@@ -184,33 +185,39 @@ def _check_shard(
 
 def _check_tar(file: BinaryIO, path: str, sidecar: Sidecar) -> list[Problem]:
     """Read a tar once, from its first byte to its last: its digest, and every member against the sidecar."""
-    digest, name, problems = hashlib.sha256(), sidecar.name, []
+    name, problems, tar = sidecar.name, [], _Bytes(file)
     for sample in sidecar.samples:
         for kind, member in (("json", sample.json), ("features", sample.features)):
-            _read(file, member.offset - file.tell(), digest)  # the header, and what fills up the block before it
-            data = _read(file, member.bytes, digest)
+            tar.read(member.offset - tar.position)  # the header, and what fills up the block before it
+            data = tar.read(member.bytes)
             if len(data) != member.bytes:
                 problems.append(Problem(path, f"{_NAMED[kind]} cut off", name, sample.key))
             elif checksum(data) != member.crc32:
                 problems.append(Problem(path, f"{_NAMED[kind]} damaged", name, sample.key))
             elif what := _disagrees(kind, data, sample, sidecar):
                 problems.append(Problem(path, what, name, sample.key))
-    while _read(file, min(CHUNK, sidecar.tar.bytes - file.tell()), digest):
+    while tar.read(min(CHUNK, sidecar.tar.bytes - tar.position)):
         pass
-    size = os.fstat(file.fileno()).st_size
-    if size != sidecar.tar.bytes:  # what is too much is not read: it could be without end
-        problems.append(Problem(path, f"has {size} bytes instead of {sidecar.tar.bytes}", name))
-    if digest.hexdigest() != sidecar.tar.sha256 and not problems:
+    if tar.size != sidecar.tar.bytes:  # what is too much is not read: it could be without end
+        problems.append(Problem(path, f"has {tar.size} bytes instead of {sidecar.tar.bytes}", name))
+    if tar.sha256.hexdigest() != sidecar.tar.sha256 and not problems:
         problems.append(Problem(path, "damaged between its samples", name))
     return problems
 
 
-def _read(file: BinaryIO, count: int, digest: hashlib._Hash) -> bytes:
-    """The next bytes of a file, added to a digest; fewer at its end, however many a sidecar promises."""
-    left = os.fstat(file.fileno()).st_size - file.tell()
-    data = file.read(max(0, min(count, left)))
-    digest.update(data)
-    return data
+class _Bytes:
+    """The bytes of a file from its first on, which are digested while they are read."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self.size, self.position = file, os.fstat(file.fileno()).st_size, 0
+        self.sha256 = hashlib.sha256()
+
+    def read(self, count: int) -> bytes:
+        """The next bytes; fewer at the end, however many a sidecar promises."""
+        data = self._file.read(max(0, min(count, self.size - self.position)))
+        self.sha256.update(data)
+        self.position += len(data)
+        return data
 
 
 def _disagrees(kind: str, data: bytes, sample: SampleEntry, sidecar: Sidecar) -> str | None:

@@ -25,6 +25,7 @@ from masp.files.fields import Count, Sha256
 from masp.files.hdf5 import naming_damage
 from masp.files.regular import file_size
 from masp.files.typed import canonical_json, decode, plain
+from masp.runtime.growing_array import GrowingArray
 
 FILE = "answers.safetensors"
 MAX_BYTES = 64 << 30
@@ -76,19 +77,10 @@ class AnswerTable(Sequence[Mapping[str, str]]):
     @classmethod
     def join(cls, tables: Sequence[AnswerTable]) -> AnswerTable:
         """The rows of tables, one table after another."""
-        columns = {}
-        for aspect in sorted({aspect for table in tables for aspect in table.columns}):
-            parts = [table.columns.get(aspect) for table in tables]
-            texts = tuple(sorted({text for part in parts if part for text in part.texts}))
-            number_of = {text: number for number, text in enumerate(texts)}
-            numbers = [
-                np.full(len(table), NONE, dtype=np.int32)
-                if part is None
-                else np.array([*(number_of[text] for text in part.texts), NONE], dtype=np.int32)[part.numbers]
-                for table, part in zip(tables, parts, strict=True)
-            ]  # NONE is also the place of the last entry
-            columns[aspect] = AnswerColumn(np.concatenate(numbers), texts)
-        return cls(columns, sum(map(len, tables)))
+        joined = JoinedAnswers(sum(map(len, tables)))
+        for table in tables:
+            joined.add(table)
+        return joined.table()
 
     def take(self, rows: np.ndarray) -> AnswerTable:
         """Some rows, in the given order."""
@@ -135,6 +127,41 @@ class AnswerTable(Sequence[Mapping[str, str]]):
 
     def __iter__(self) -> Iterator[Mapping[str, str]]:
         return self.rows()
+
+
+class JoinedAnswers:
+    """The rows of tables that are read one after another; none of them is kept."""
+
+    def __init__(self, capacity: int):
+        """Nothing yet of about so many rows."""
+        self._capacity, self._count = capacity, 0
+        self._columns: dict[str, tuple[GrowingArray, dict[str, int]]] = {}
+        """Aspect -> numbers of its answers, which may lack rows at the end, and answer -> number in order of
+        appearance."""
+
+    def add(self, table: AnswerTable) -> None:
+        """Add the rows of a table."""
+        for aspect, column in table.columns.items():
+            if aspect not in self._columns:
+                self._columns[aspect] = GrowingArray(np.int32, self._capacity), {}
+            numbers, number_of = self._columns[aspect]
+            numbers.extend(np.full(self._count - len(numbers), NONE, dtype=np.int32))
+            ours = [number_of.setdefault(text, len(number_of)) for text in column.texts]
+            numbers.extend(np.array([*ours, NONE], dtype=np.int32)[column.numbers])  # NONE is also the last place
+        self._count += len(table)
+
+    def table(self) -> AnswerTable:
+        """The table of all rows; to be called once, in the end."""
+        columns = {}
+        for aspect, (numbers, number_of) in sorted(self._columns.items()):
+            numbers.extend(np.full(self._count - len(numbers), NONE, dtype=np.int32))
+            texts = tuple(sorted(number_of))
+            final = np.full(len(texts) + 1, NONE, dtype=np.int32)
+            final[[number_of[text] for text in texts]] = np.arange(len(texts), dtype=np.int32)
+            values = numbers.values
+            values[:] = final[values]
+            columns[aspect] = AnswerColumn(values, texts)
+        return AnswerTable(columns, self._count)
 
 
 @dataclass(frozen=True)

@@ -268,6 +268,13 @@ class ListedDataset:
             self._misspelled.update(chunk.misspelled)
         self._is_read[unread] = True
 
+    def forget_keys(self) -> None:
+        """Free most of the memory; of what was read, nothing can be asked any more but how many images of what there
+        are."""
+        entries = self._listing.entries
+        for column in (entries.keys, entries.categories, entries.annotations, self.samples.table.keys):
+            column.clear()
+
     def whole(self) -> Dataset:
         """The dataset with all its annotations and what they show.
 

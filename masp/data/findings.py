@@ -319,7 +319,7 @@ class Contents:
     """Image files by the digests of their bytes, in columns."""
 
     digests: np.ndarray
-    """`[N, 32]` uint8: SHA-256."""
+    """`[N, 32]` uint8: SHA-256; zeros of a file that could not be read, which is like no other."""
     splits: np.ndarray
     """`[N]` uint8, into `split_names`."""
     categories: np.ndarray
@@ -367,19 +367,27 @@ def content_findings(contents: Contents) -> list[Finding]:
 
 def _equal_rows(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The places of rows that occur more than once, sorted by row, and where each group of equal ones starts."""
-    words = np.ascontiguousarray(digests).view(">u8").astype(np.uint64).reshape(-1, 4)
-    order = np.argsort(words[:, 0], kind="stable")
-    first = words[order, 0]
+    first = _as_words(digests[:, :8])[:, 0]
+    order = np.argsort(first, kind="stable")
+    first = first[order]
     is_next = np.append(first[1:] == first[:-1], False)
     order = order[is_next | np.roll(is_next, 1)]  # few, as most images are there once
-    order = order[np.lexsort(words[order].T[::-1])]
-    found = words[order]
+    words = _as_words(digests[order])
+    is_known = words.any(1)
+    order, words = order[is_known], words[is_known]
+    by_words = np.lexsort(words.T[::-1])
+    order, found = order[by_words], words[by_words]
     is_start = np.append(True, (found[1:] != found[:-1]).any(1))[: len(order)]
     starts = np.flatnonzero(is_start)
     sizes = np.diff(np.append(starts, len(order)))
     several = np.repeat(sizes > 1, sizes)  # words may be equal where rows are not
     order, is_start = order[several], is_start[several]
     return order, np.flatnonzero(is_start)
+
+
+def _as_words(rows: np.ndarray) -> np.ndarray:
+    """Rows of bytes as numbers of eight of them, uint64, which sort as the bytes do."""
+    return np.ascontiguousarray(rows).view(">u8").astype(np.uint64)
 
 
 def finding_lines(findings: Iterable[Finding]) -> list[str]:

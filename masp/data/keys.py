@@ -6,9 +6,11 @@ plain ASCII whatever the file system allows, and it can be turned back into the 
 """
 
 import re
+from collections.abc import Sequence
 from typing import Annotated
 from urllib.parse import quote, unquote_to_bytes
 
+import numpy as np
 from pydantic import Field
 
 # quote() never escapes these two, and we must: WebDataset cuts keys at dots, and some file systems expand a tilde.
@@ -61,6 +63,20 @@ def sample_key(split: str, relative_path: str) -> str:
     return key
 
 
+def sample_keys(split: str, directory: str, names: Sequence[str]) -> list[str]:
+    """The keys of files in one directory, as `sample_key` makes each of `directory/name`; many at a time take less.
+
+    Raises:
+        ValueError: See `sample_key`.
+    """
+    prefix = f"{sample_key(split, directory)}/"
+    if names and all(names) and _PLAIN[""].fullmatch("".join(names)):
+        keys = (prefix + "\n".join(names).replace(".", "%2E").replace("\n", f"\n{prefix}")).split("\n")
+        if max(map(len, keys)) <= MAX_KEY_LENGTH:
+            return keys
+    return [sample_key(split, f"{directory}/{name}") for name in names]
+
+
 def split_key(key: str) -> tuple[str, str]:
     """The inverse of `sample_key`.
 
@@ -83,6 +99,45 @@ def split_key(key: str) -> tuple[str, str]:
 def path_of(key: str) -> str:
     """The relative path in a key that `sample_key` made, which is not checked again."""
     return _unescape(key.partition("/")[2])
+
+
+def key_order(text: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """The places of keys in sorted order, int32 `[N]`, without a Python string for each.
+
+    Args:
+        text: All keys as one run of bytes, uint8.
+        offsets: Where each starts in it, int64 `[N + 1]`.
+    """
+    order = np.arange(len(offsets) - 1, dtype=np.int32)
+    group = np.zeros(len(order), dtype=np.int32)  # of each place of `order`: the first place of its equals so far
+    tied = order.copy()  # places of `order` whose keys are equal so far
+    for start in range(0, int(np.diff(offsets).max(initial=0)) + _WORD, _WORD):
+        words = _words(text, offsets, order[tied], start)
+        by_word = np.lexsort((words, group[tied]))
+        order[tied] = order[tied[by_word]]
+        words = words[by_word]
+        is_first = np.append(True, (words[1:] != words[:-1]) | np.diff(group[tied]).astype(bool))[: len(tied)]
+        group[tied] = tied[np.maximum.accumulate(np.where(is_first, np.arange(len(tied)), 0))]
+        tied = tied[~(is_first & np.append(is_first[1:], True)[: len(tied)])]
+        if not len(tied):
+            break
+    return order
+
+
+_WORD = 8
+_ROWS_AT_A_TIME = 1 << 12
+
+
+def _words(text: np.ndarray, offsets: np.ndarray, rows: np.ndarray, start: int) -> np.ndarray:
+    """Eight bytes of each key from a place in it, as a number; zeros, which no key holds, beyond its end."""
+    found = np.zeros(len(rows), dtype=np.uint64)
+    for begin in range(0, len(rows), _ROWS_AT_A_TIME):
+        some = rows[begin : begin + _ROWS_AT_A_TIME]
+        places = offsets[some, None] + np.arange(start, start + _WORD)
+        inside = places < offsets[some + 1, None]
+        bytes_ = np.where(inside, text[np.minimum(places, len(text) - 1)], 0).astype(np.uint8)
+        found[begin : begin + len(some)] = bytes_.view(">u8")[:, 0]
+    return found
 
 
 def _escape(text: str, safe: str) -> str:

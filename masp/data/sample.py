@@ -93,6 +93,10 @@ class Label:
     """The probability of each of the dataset's categories, in their order, from votes of raters or the like; `category`
     is the one with the largest. None where the dataset has only labels."""
 
+    def items(self) -> Iterator[tuple[str, str]]:
+        """Annotated aspects with their answers; none if the annotation has not been read."""
+        return zip(self.aspects or (), self.texts, strict=True)
+
 
 class Places(Protocol):
     """Where images inside larger files are, in columns."""
@@ -236,19 +240,23 @@ class Samples(Sequence[Sample]):
         return [keys[row] for row in self.rows.tolist()]
 
     @property
-    def images(self) -> list[Location]:
+    def images(self) -> Images:
         """Where their images are."""
-        return [self.table.image(row) for row in self.rows.tolist()]
+        return Images(self)
 
     @property
     def split(self) -> np.ndarray:
         """`[N]` uint8: the split of each, into `table.splits`."""
         return self.table.split[self.rows]
 
+    def is_in(self, split: str) -> np.ndarray:
+        """Which are in a split, bool `[N]`."""
+        number = self.table.splits.index(split) if split in self.table.splits else -1
+        return self.split == number
+
     def in_split(self, split: str) -> Samples:
         """Those of one split."""
-        number = self.table.splits.index(split) if split in self.table.splits else -1
-        return self[self.split == number]
+        return self[self.is_in(split)]
 
     def kinds(self) -> dict[tuple[str, Label], int]:
         """How many there are of each split and label, in the order of the splits."""
@@ -258,6 +266,27 @@ class Samples(Sequence[Sample]):
             (self.table.splits[code // num_labels], self.table.labels[code % num_labels]): count
             for code, count in zip(*(found.tolist() for found in np.unique(codes, return_counts=True)), strict=True)
         }
+
+
+class Images(Sequence[Location]):
+    """Where the images of some samples are, each made when it is asked for."""
+
+    def __init__(self, samples: Samples):
+        """Those of these samples, in their order."""
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @overload
+    def __getitem__(self, place: int) -> Location: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Location]: ...
+    def __getitem__(self, place: int | slice) -> Location | list[Location]:
+        table, rows = self._samples.table, self._samples.rows
+        if isinstance(place, slice):
+            return [table.image(row) for row in rows[place].tolist()]
+        return table.image(int(rows[place]))
 
 
 def count_kinds(samples: Iterable[Sample]) -> Counter[tuple[str, str, tuple[str, ...]]]:
@@ -308,6 +337,14 @@ class Dataset:
             for f in (*self.findings, *more)
         )
         return DatasetRecord(1, digest, self.holdings, findings)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Stem and extension of a file's name, as `os.path.splitext` has them, in a quarter of the time."""
+    stem, dot, suffix = name.rpartition(".")
+    if not stem or stem[0] == ".":  # a dot in front starts no extension
+        return os.path.splitext(name)
+    return stem, dot + suffix
 
 
 def directory_prefix(root: Path) -> str:
@@ -365,7 +402,7 @@ class Entries:
         path = self.annotations[number]
         if path is None or not path.endswith("/"):
             return path
-        return f"{path}{os.path.splitext(os.path.basename(self.relative_path(number)))[0]}.json"
+        return f"{path}{split_name(self.relative_path(number).rpartition('/')[2])[0]}.json"
 
     def where(self, number: int) -> str:
         """Where an entry is listed, for errors."""

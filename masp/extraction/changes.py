@@ -81,7 +81,7 @@ def dataset_changed(directory: Path, changes: Sequence[str], remedy: str = START
 
 def same_keys(shard: Shard, sidecar: Sidecar) -> bool:
     """Whether a finished shard holds exactly the samples that the dataset now puts there."""
-    return {entry.key for entry in sidecar.entries} == {sample.key for sample in shard.samples}
+    return {entry.key for entry in sidecar.entries} == set(shard.samples.keys)
 
 
 def known_keys(directory: Path, layout: Layout) -> tuple[list[str], set[str]]:

@@ -375,6 +375,7 @@ def _merge(job: Job, layout: Layout, checked: Sequence[Shard]) -> None:
             raise InputError(str(unfinished(directory, again, len(job.shards))))
         num_bad = len(merged.quarantine)
         BadImages(directory, len(job.dataset.samples), job.config.extract.max_bad_fraction).add(num_bad)
+        job.dataset.forget_keys()  # what follows takes as much memory again
         found = merged.content_findings()
         with plain_write_errors(directory):
             finalize(directory, layout, merged)

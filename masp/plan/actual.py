@@ -84,7 +84,10 @@ def is_of(directory: Path, layout: Layout | None, dataset: Dataset) -> bool:
     if layout is None or (layout.dataset, layout.categories) != (dataset.name, dataset.categories):
         return False
     sidecar = next(finished_sidecars(directory, layout), None)
-    return sidecar is None or set(keys_of(sidecar)) <= set(dataset.samples.keys)
+    if sidecar is None:
+        return True
+    cached = set(keys_of(sidecar))
+    return len(cached.intersection(dataset.samples.keys)) == len(cached)
 
 
 def actual_cache(

@@ -6,16 +6,17 @@ import functools
 import math
 import os
 import shutil
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from masp.cache.layout import SHARDS, Layout, shards_of
-from masp.data.sample import Sample
+from masp.data.sample import Samples
 from masp.errors import InputError
 from masp.files.text import reason
-from masp.plan.tokens import PlannedImage
+from masp.plan.tokens import PlannedImages
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
 _SCALES = (("deep_scales", "F32", 4, False), ("scales", "F32", 4, False))
@@ -63,80 +64,79 @@ def features_bytes(num_tokens: int, hidden_size: int, precision: str, num_deep_m
     return 8 + -(-header // 8) * 8 + end  # the header is padded so that the numbers are aligned
 
 
-def _member(length: int, num_bytes: int) -> int:
+def _member(length: np.ndarray, num_bytes: np.ndarray) -> np.ndarray:
     """A member of a GNU tar: a header, what it holds in whole blocks, and for a long name two blocks or more before.
 
     Args:
-        length: Bytes of its name; sample keys are ASCII.
-        num_bytes: Bytes that it holds.
+        length: Bytes of its name, int64 `[N]`; sample keys are ASCII.
+        num_bytes: Bytes that it holds, int64 `[N]`.
     """
-    long_name = _BLOCK + _blocks(length + 1) if length > _LONG_NAME else 0
+    long_name = np.where(length > _LONG_NAME, _BLOCK + _blocks(length + 1), 0)
     return long_name + _BLOCK + _blocks(num_bytes)
 
 
-def _blocks(num_bytes: int) -> int:
+def _blocks(num_bytes: np.ndarray) -> np.ndarray:
     return -(-num_bytes // _BLOCK) * _BLOCK
 
 
-def shard_contents(
-    samples: Sequence[Sample], planned: Iterable[PlannedImage], num_shards: int, layout: Layout | None
-) -> dict[str, list[PlannedImage]]:
+Shards = Mapping[str, np.ndarray]
+"""Name of each shard -> the places of its images with readable headers among all of them."""
+
+
+def shard_contents(samples: Samples, planned: PlannedImages, num_shards: int, layout: Layout | None) -> Shards:
     """Assign the images to shards as extraction will.
 
     Args:
         samples: Samples of the whole dataset, also those with damaged headers: they too decide which image is where.
-        planned: Images with readable headers.
+        planned: Images with readable headers, some of these samples.
         num_shards: `cache.num_shards`.
         layout: Layout of the cache, None if it has not been begun.
-
-    Returns:
-        Name of each shard -> its images with readable headers.
     """
-    by_key = {p.sample.key: p for p in planned}
-    return {
-        shard.name: [by_key[key] for key in shard.samples.keys if key in by_key]
-        for shard in shards_of(layout, samples, num_shards)
-    }
+    place_of = np.full(len(samples.table.keys), -1, dtype=np.int32)
+    place_of[planned.samples.rows] = np.arange(len(planned), dtype=np.int32)
+    places = {shard.name: place_of[shard.samples.rows] for shard in shards_of(layout, samples, num_shards)}
+    return {name: found[found >= 0] for name, found in places.items()}
 
 
 def tar_sizes(
-    shards: dict[str, list[PlannedImage]], hidden_size: int, precision: str, num_deep_maps: int = 0
+    images: PlannedImages, shards: Shards, hidden_size: int, precision: str, num_deep_maps: int = 0
 ) -> dict[str, int]:
     """Compute the bytes of every tar.
 
     Args:
-        shards: Name of each shard -> its images, as `shard_contents` returns them.
+        images: Images with readable headers.
+        shards: Which of them are in which shard, as `shard_contents` returns it.
         hidden_size: Hidden size D of the language model.
         precision: Number format, one of `PRECISIONS`.
         num_deep_maps: Number K of the deep maps of a VLM with DeepStack.
     """
-    return {
-        name: tar_bytes(
-            count * sample_bytes(*kind, hidden_size, precision, num_deep_maps)
-            for kind, count in Counter((len(p.sample.key), p.record_bytes, p.num_tokens) for p in members).items()
-        )
-        for name, members in shards.items()
-    }
+    sizes = sample_bytes(images, hidden_size, precision, num_deep_maps)
+    return {name: tar_bytes(int(sizes[places].sum())) for name, places in shards.items()}
 
 
-def sample_bytes(
-    key_length: int, record_bytes: int, num_tokens: int, hidden_size: int, precision: str, num_deep_maps: int = 0
-) -> int:
-    """Compute the bytes that a sample adds to its tar: both members with their headers."""
-    features = features_bytes(num_tokens, hidden_size, precision, num_deep_maps)
-    return _member(key_length + len(".json"), record_bytes) + _member(key_length + len(".safetensors"), features)
+def sample_bytes(images: PlannedImages, hidden_size: int, precision: str, num_deep_maps: int = 0) -> np.ndarray:
+    """Compute the bytes that each sample adds to its tar, int64 `[N]`: both members with their headers."""
+    features = [features_bytes(kind.num_tokens, hidden_size, precision, num_deep_maps) for _, kind in images.kinds]
+    lengths = images.key_lengths.astype(np.int64)
+    found = _member(lengths + len(".json"), images.record_bytes)
+    found += _member(lengths + len(".safetensors"), np.array(features, dtype=np.int64)[images.kind])
+    return found
 
 
-def tar_bytes(members: Iterable[int]) -> int:
-    """Compute the bytes of a tar of members: two empty blocks close it, and it is filled up to a whole record."""
-    return -(-(sum(members) + 2 * _BLOCK) // _RECORD) * _RECORD
+def tar_bytes(members: int) -> int:
+    """Compute the bytes of a tar from those of its members: two empty blocks close it, and it is filled up to a whole
+    record."""
+    return -(-(members + 2 * _BLOCK) // _RECORD) * _RECORD
 
 
-def index_bytes(planned: Iterable[PlannedImage]) -> int:
+def index_bytes(planned: PlannedImages) -> int:
     """Estimate the bytes of index and sidecars."""
-    return sum(
-        INDEX_BYTES + _SIDECAR_BYTES + 3 * len(p.sample.key) + _PROBABILITY_BYTES * len(p.sample.distribution or ())
-        for p in planned
+    table, rows = planned.samples.table, planned.samples.rows
+    probabilities = np.array([len(label.distribution or ()) for label in table.labels], dtype=np.int64)
+    return (
+        (INDEX_BYTES + _SIDECAR_BYTES) * len(planned)
+        + 3 * int(planned.key_lengths.sum(dtype=np.int64))
+        + _PROBABILITY_BYTES * int(probabilities[table.label[rows]].sum())
     )
 
 

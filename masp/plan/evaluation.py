@@ -16,8 +16,8 @@ from masp.evaluation.emotions import map_categories, parse_map
 from masp.evaluation.prompts import FIRST, VALIDATION, other_wordings
 from masp.models.likelihood import candidate_tree
 from masp.plan.rates import Rate, Rates
-from masp.plan.tokens import PlannedImage, TextTokens, text_tokens
-from masp.plan.work import StageEstimate, StageWork, extraction_flops
+from masp.plan.tokens import PlannedImage, TextTokens, answers_of, tally, text_tokens
+from masp.plan.work import StageEstimate, StageWork, groups_flops
 from masp.vlm.families import Family, family_of
 from masp.vlm.flops import Encoder, Language, aspect_module_flops, language_flops
 
@@ -169,12 +169,18 @@ def evaluation_work(
     work = asked.aspects(images) if config.evaluate.stage == "stage1" else asked.emotions(images, categories)
     scored, validation, num_wordings, num_sequences, tokens, flops = work
     is_live = evaluation_source(config) == "live"
-    encoder = num_wordings * extraction_flops(vision, scored) + extraction_flops(vision, validation) if is_live else 0.0
-    return EvaluationWork(len(scored), len(validation), num_wordings, num_sequences, tokens, flops, encoder)
+    encoder = num_wordings * groups_flops(vision, scored) + groups_flops(vision, validation) if is_live else 0.0
+    return EvaluationWork(_num(scored), _num(validation), num_wordings, num_sequences, tokens, flops, encoder)
 
 
-_Found = tuple[list[PlannedImage], list[PlannedImage], int, int, float, float]
+_Groups = list[tuple[PlannedImage, int]]
+"""Images, each with how many there are like it, see `masp.plan.tokens.tally`."""
+_Found = tuple[_Groups, _Groups, int, int, float, float]
 """Images that are scored, those of the validation split, wordings, sequences, tokens, FLOP."""
+
+
+def _num(groups: _Groups) -> int:
+    return sum(count for _, count in groups)
 
 
 @dataclass(frozen=True)
@@ -190,8 +196,10 @@ class _Asked:
         # what was trained is not known yet, nor what other datasets the map is for
         asked = map_categories(categories, (), mapping, self.config.dataset.name, mapping)
 
-        def of(split: Split) -> list[PlannedImage]:
-            return [p for p in images if p.sample.split == split and p.sample.category in asked.means]
+        def of(split: Split) -> _Groups:
+            return [
+                (p, count) for p, count in tally(images) if p.sample.split == split and p.sample.category in asked.means
+            ]
 
         others = other_wordings(questions, asked.categories) if settings.prompts == "all" else []
         lengths = [self.text.question(w.question(questions, asked.categories)) for w in (FIRST, *others)]
@@ -203,13 +211,15 @@ class _Asked:
         validation = of(VALIDATION) if settings.validation and settings.split != VALIDATION else []
         tokens = flops = 0.0
         for part, asked_lengths in ((scored, lengths), (validation, lengths[:1])):
-            kinds = Counter((p.num_tokens, p.block_length) for p in part)
+            kinds: Counter[tuple[int, int]] = Counter()
+            for p, number in part:
+                kinds[p.num_tokens, p.block_length] += number
             for (num_tokens, block_length), count in kinds.items():
                 for length in asked_lengths:
                     around = self._emotion_length(block_length) + length
                     tokens += count * (around + answer.num_tokens)
                     flops += count * (answer_flops(self.language, around, answer) + self._modules(num_tokens))
-        num_sequences = len(scored) * len(lengths) + len(validation)
+        num_sequences = _num(scored) * len(lengths) + _num(validation)
         return scored, validation, len(lengths), num_sequences, tokens, flops
 
     def _emotion_length(self, block_length: int) -> int:
@@ -234,13 +244,16 @@ class _Asked:
     def aspects(self, images: Sequence[PlannedImage]) -> _Found:
         config, text, questions = self.config, self.text, load_questions(self.config.questions)
         aspects, split = prompt_aspects(config), config.evaluate.split
-        scored = [p for p in images if p.sample.split == split and any(a in p.sample.answers for a in aspects)]
-        asked = Counter((a, p.num_tokens) for p in scored for a in aspects if a in p.sample.answers)
-        seen: dict[str, set[str]] = {aspect: set() for aspect in aspects}
-        for p in images:
-            for aspect in aspects:
-                if aspect in p.sample.answers:
-                    seen[aspect].add(p.sample.answers[aspect])
+        scored = [
+            (p, count)
+            for p, count in tally(images)
+            if p.sample.split == split and any(a in p.sample.answers for a in aspects)
+        ]
+        num_scored = _num(scored)
+        asked: Counter[tuple[str, int]] = Counter()
+        for p, number in scored:
+            asked.update({(a, p.num_tokens): number for a in aspects if a in p.sample.answers})
+        seen = answers_of(images, aspects)
         opening = text.opening + text.image_start + text.lead
         rest = config.aspect_module.num_queries + text.trail + text.image_end + text.closing
         shares_opening = not (self.family.pads_left or self.family.runs_whole)
@@ -256,7 +269,7 @@ class _Asked:
                 answer = generated_tokens(max(len(text.answer(choice)) for choice in seen[aspect]) + 1)
             suffix = rest + text.question(questions.aspect_first(aspect))
             # the questions of a batch that are about this aspect share one pass of the system turn
-            together = max(1.0, min(config.evaluate.batch_size, len(scored)) * count / len(scored))
+            together = max(1.0, min(config.evaluate.batch_size, num_scored) * count / num_scored)
             openings = count / together if shares_opening else count
             tokens += count * (suffix + answer.num_tokens) + openings * opening
             flops += count * answer_flops(self.language, opening + suffix, answer)

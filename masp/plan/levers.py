@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from masp.config import Config
 from masp.errors import InputError
-from masp.plan.disk import tar_sizes
-from masp.plan.tokens import PlannedImage, layouts_of, plan_again
+from masp.plan.disk import Shards, tar_sizes
+from masp.plan.tokens import PlannedImages, layouts_of
 from masp.plan.work import extraction_flops
 from masp.vlm.flops import Encoder
 from masp.vlm.preprocessor import Preprocessor, load_preprocessor
@@ -31,21 +33,27 @@ class Lever:
 
 
 def pixel_levers(
-    config: Config, vision: Encoder, shards: dict[str, list[PlannedImage]], hidden_size: int, num_deep_maps: int = 0
+    config: Config,
+    vision: Encoder,
+    images: PlannedImages,
+    shards: Shards,
+    hidden_size: int,
+    num_deep_maps: int = 0,
 ) -> list[Lever]:
     """Compute what lower values of `vlm.max_pixels` would save.
 
     Args:
         config: Run configuration.
         vision: Sizes of the encoder.
-        shards: Name of each shard -> its images.
+        images: Images with readable headers, at least one.
+        shards: Which of them are in which shard.
         hidden_size: Hidden size D of the language model.
         num_deep_maps: Number K of the deep maps of a VLM with DeepStack.
 
     Returns:
         One for each limit below the largest image; none where the image processor has no such limit.
     """
-    largest = max(p.num_tokens for members in shards.values() for p in members)
+    largest = max(p.num_tokens for p, _ in images.groups)
     original = load_preprocessor(config.vlm.path)
     if not original.has_pixel_limits:
         return []
@@ -56,15 +64,17 @@ def pixel_levers(
             preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, limit * side**2)
         except InputError:  # below the smallest number of pixels
             break
-        layouts = layouts_of((p.size for members in shards.values() for p in members), preprocessor)
-        smaller = {name: plan_again(members, layouts) for name, members in shards.items()}
-        images = [p for members in smaller.values() for p in members]
+        layouts = layouts_of([size for size, _ in images.kinds], preprocessor)
+        kept = images.is_planned(layouts)
+        place_of = np.cumsum(kept) - 1
+        smaller = images.again(layouts)[kept]
+        left = {name: place_of[places[kept[places]]] for name, places in shards.items()}
         levers.append(
             Lever(
                 setting=f"vlm.max_pixels={limit * side**2}",
-                mean_tokens=sum(p.num_tokens for p in images) / len(images),
-                bytes=sum(tar_sizes(smaller, hidden_size, config.cache.dtype, num_deep_maps).values()),
-                extraction_flops=extraction_flops(vision, images),
+                mean_tokens=int(smaller.num_tokens.sum()) / len(smaller),
+                bytes=sum(tar_sizes(smaller, left, hidden_size, config.cache.dtype, num_deep_maps).values()),
+                extraction_flops=extraction_flops(vision, smaller),
             )
         )
     return levers

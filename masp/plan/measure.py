@@ -16,7 +16,7 @@ from masp.data.images import UnreadableImage, load_image
 from masp.data.questions import load_questions
 from masp.errors import InputError
 from masp.plan.rates import Rate, Rates
-from masp.plan.tokens import PlannedImage, Words
+from masp.plan.tokens import PlannedImage, PlannedImages, Words
 from masp.plan.work import StageWork, extraction_flops, stage1_work, stage2_work
 from masp.runtime.devices import encoder_dtype, pick_device, torch_dtype
 from masp.training.stages import STAGES
@@ -39,7 +39,7 @@ def measure_rates(
     vision: Encoder,
     language: Language,
     words: Words,
-    train: Sequence[PlannedImage],
+    train: PlannedImages,
     num_images: int,
     fallback: Rates,
     categories: Sequence[str],
@@ -67,9 +67,8 @@ def measure_rates(
         config.vlm.attention, quantization=config.vlm.quantization,
     )  # fmt: skip
     rates = {"extract": encoder, "stage1": fallback.stage1, "stage2": fallback.stage2}
-    annotated = [p for p in train if any(aspect in p.sample.answers for aspect in config.aspects)]
-    stages: tuple[tuple[StageName, Sequence[PlannedImage], WorkOf], ...] = (
-        ("stage1", annotated, stage1_work),
+    stages: tuple[tuple[StageName, PlannedImages, WorkOf], ...] = (
+        ("stage1", train.with_answers(config.aspects), stage1_work),
         ("stage2", train, stage2_work),
     )
     for stage, images, work_of in stages:
@@ -81,12 +80,12 @@ def measure_rates(
     return Rates(**rates)
 
 
-def _spread(images: Sequence[PlannedImage], count: int) -> list[PlannedImage]:
+def _spread(images: PlannedImages, count: int) -> list[PlannedImage]:
     """Choose images that are evenly spread over all sizes."""
-    ordered = sorted(images, key=lambda p: (p.num_tokens, p.sample.key))
+    ordered = np.argsort(images.num_tokens, kind="stable")  # equal ones stay in the order of their keys
     count = min(count, len(ordered))
-    places = sorted({round(i * (len(ordered) - 1) / max(1, count - 1)) for i in range(count)}) if ordered else []
-    return [ordered[place] for place in places]
+    places = sorted({round(i * (len(ordered) - 1) / max(1, count - 1)) for i in range(count)})
+    return [images[int(ordered[place])] for place in places]
 
 
 def _encoder_rate(config: Config, vision: Encoder, images: Sequence[PlannedImage]) -> Rate:

@@ -23,12 +23,11 @@ from masp.plan.levers import Lever, pixel_levers
 from masp.plan.measure import measure_rates
 from masp.plan.prospects import obstacles, prospect_findings
 from masp.plan.rates import DEFAULT_TFLOPS, DEFAULT_UTILIZATION, Rates, rates_of_run, stated_rates
-from masp.plan.tokens import PlannedImage, TokenStatistics, Words, count_words, plan_images, token_statistics
+from masp.plan.tokens import PlannedImages, TokenStatistics, Words, count_words, plan_images, tally, token_statistics
 from masp.plan.work import (
     Alternative,
     ExtractionEstimate,
     StageEstimate,
-    annotated,
     estimate_extraction,
     estimate_live_stage,
     estimate_stage,
@@ -197,10 +196,10 @@ def make_plan(
         why = f"; {broken[0][0]}: {broken[0][1]}" if broken else ""
         raise InputError(f"dataset.root: {dataset.root} holds no image that can be read{why}")
     vision = known_encoder(vlm) or encoder_curve(
-        directory, ((p.amount, p.size) for p in images), lambda *size: preprocessor(blank(*size))
+        directory, ((p.amount, p.size) for p, _ in tally(images)), lambda *size: preprocessor(blank(*size))
     )
-    train = [p for p in images if p.sample.split == "train"]
-    words = count_words(config, [p.sample for p in train], dataset.categories)
+    train = images.in_split("train")
+    words = count_words(config, train.samples, dataset.categories)
     if measure is not None:
         rates = measure_rates(config, vision, language, words, train or images, measure, rates, dataset.categories)
     return _predict(config, dataset, images, broken, vision, language, words, rates)
@@ -209,7 +208,7 @@ def make_plan(
 def _predict(
     config: Config,
     dataset: Dataset,
-    images: Sequence[PlannedImage],
+    images: PlannedImages,
     broken: Sequence[tuple[Location, str]],
     vision: Encoder,
     language: Language,
@@ -218,7 +217,7 @@ def _predict(
 ) -> Plan:
     hidden, dtype = language.width, config.cache.dtype
     num_deep = num_deep_maps(load_config(Path(config.vlm.path)))
-    train = [p for p in images if p.sample.split == "train"]
+    train = images.in_split("train")
     directory = None if config.cache.dir is None else Path(config.cache.dir)
     layout = None if directory is None else read_layout(directory)
     is_same = directory is not None and is_of(directory, layout, dataset)
@@ -230,7 +229,7 @@ def _predict(
         )
         findings, layout = (*findings, Finding("cache", text, 1, serious=True)), None
     shards = shard_contents(dataset.samples, images, config.cache.num_shards, layout)
-    tars = tar_sizes(shards, hidden, dtype, num_deep)
+    tars = tar_sizes(images, shards, hidden, dtype, num_deep)
     tokens = token_statistics(images)
     flops = extraction_flops(vision, images)
     extract = estimate_extraction(flops, len(images), rates.extract)
@@ -239,7 +238,7 @@ def _predict(
         "stage1": stage1_work(config, language, words, train),
         "stage2": stage2_work(config, language, words, train),
     }
-    seen = {"stage1": annotated(config, train), "stage2": train}
+    seen = {"stage1": train.with_answers(config.aspects), "stage2": train}
     stages = {
         name: estimate_stage(work, getattr(rates, name), mean_bytes)
         if directory is not None
@@ -268,7 +267,7 @@ def _predict(
             hidden_size=hidden,
             bytes=sum(tars.values()),
             index_bytes=index_bytes(images),
-            bytes_by_precision={p: sum(tar_sizes(shards, hidden, p, num_deep).values()) for p in PRECISIONS},
+            bytes_by_precision={p: sum(tar_sizes(images, shards, hidden, p, num_deep).values()) for p in PRECISIONS},
             num_shards=len(tars),
             shard_bytes=Range(min(tars.values()), max(tars.values())),
         ),
@@ -282,7 +281,7 @@ def _predict(
             "per_aspect_and_epoch": without_cache(config, vision, train, flops, rates.extract, per_aspect=True),
             "per_image_and_epoch": without_cache(config, vision, train, flops, rates.extract, per_aspect=False),
         },
-        levers=tuple(pixel_levers(config, vision, shards, hidden, num_deep)),
+        levers=tuple(pixel_levers(config, vision, images, shards, hidden, num_deep)),
         actual=Actual(
             cache=None if directory is None else actual_cache(directory, layout, tars, tokens.total, len(images)),
             extract=actual_extraction(directory, extract.images_per_s) if directory is not None and is_same else None,
@@ -292,11 +291,11 @@ def _predict(
 
 
 def _image_facts(
-    config: Config, dataset: Dataset, images: Sequence[PlannedImage], broken: Sequence[tuple[Location, str]]
+    config: Config, dataset: Dataset, images: PlannedImages, broken: Sequence[tuple[Location, str]]
 ) -> ImageFacts:
     splits = {}
     for name in dataset.holdings.categories:
-        readable = [p for p in images if p.sample.split == name]
+        readable = images.in_split(name)
         total = dataset.holdings.num_images(name)
         splits[name] = SplitFacts(total, total - len(readable), token_statistics(readable) if readable else None)
     return ImageFacts(

@@ -11,7 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
+from typing import overload
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -19,10 +21,10 @@ from masp.cache.codec import SampleRecord, encode_record
 from masp.config import Config
 from masp.data.image_files.stored import Location
 from masp.data.questions import load_questions
-from masp.data.sample import Sample
+from masp.data.sample import Label, Sample, Samples
 from masp.errors import InputError
+from masp.files.typed import canonical_json
 from masp.models.candidates import candidate_tree
-from masp.plan.headers.memory import Size
 from masp.runtime.process_pool import process_pool
 from masp.training.targets import weighs_answers
 from masp.vlm.counting import encoder_amount
@@ -36,6 +38,9 @@ _ALONE_S = 20.0
 _TRIAL_S = 1.0
 """Seconds after which it is known how long it takes."""
 _CHUNK = 64
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
 _DIGEST = "0" * 64
 """As long as the digest that the cache's record of an image will hold."""
 
@@ -86,51 +91,135 @@ class TokenStatistics:
     total: int
 
 
+class PlannedImages(Sequence[PlannedImage]):
+    """Images with readable headers in columns: millions of them would take gigabytes as objects.
+
+    Sums over them take their `groups`, of which there are few.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        kind: np.ndarray,
+        kinds: Sequence[tuple[tuple[int, int], ImageLayout]],
+        record_bytes: np.ndarray,
+    ):
+        """Samples, of each the place of its size and layout in `kinds` (int32 `[N]`), and its record's bytes `[N]`."""
+        self.samples, self.kind, self.kinds, self.record_bytes = samples, kind, kinds, record_bytes
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+    @overload
+    def __getitem__(self, place: int) -> PlannedImage: ...
+    @overload
+    def __getitem__(self, place: slice | np.ndarray) -> PlannedImages: ...
+    def __getitem__(self, place: int | slice | np.ndarray) -> PlannedImage | PlannedImages:
+        """An image; with a slice, a mask or an array of places, some of them."""
+        if isinstance(place, (slice, np.ndarray)):
+            return PlannedImages(self.samples[place], self.kind[place], self.kinds, self.record_bytes[place])
+        size, layout = self.kinds[self.kind[place]]
+        return PlannedImage(self.samples[place], size, layout, int(self.record_bytes[place]))
+
+    def in_split(self, split: str) -> PlannedImages:
+        """Those of one split."""
+        return self[self.samples.is_in(split)]
+
+    def with_answers(self, aspects: Iterable[str]) -> PlannedImages:
+        """Those that are annotated with any of these aspects."""
+        table, asked = self.samples.table, set(aspects)
+        is_asked = np.array([bool(asked.intersection(label.aspects or ())) for label in table.labels], dtype=bool)
+        return self[is_asked[table.label[self.samples.rows]]]
+
+    @property
+    def num_tokens(self) -> np.ndarray:
+        """Vision tokens of each, int64 `[N]`."""
+        return np.array([layout.num_tokens for _, layout in self.kinds], dtype=np.int64)[self.kind]
+
+    @functools.cached_property
+    def key_lengths(self) -> np.ndarray:
+        """Characters of each sample key, int32 `[N]`."""
+        return np.fromiter(map(len, self.samples.keys), dtype=np.int32, count=len(self))
+
+    @functools.cached_property
+    def groups(self) -> list[tuple[PlannedImage, int]]:
+        """One image of each layout, split, category and set of annotated aspects, and how many there are like it."""
+        table, rows = self.samples.table, self.samples.rows
+        layouts: dict[ImageLayout, int] = {}
+        of_kind = np.array([layouts.setdefault(layout, len(layouts)) for _, layout in self.kinds], dtype=np.int64)
+        labels: dict[tuple[str, tuple[str, ...] | None], int] = {}
+        of_label = np.array(
+            [labels.setdefault((label.category, label.aspects), len(labels)) for label in table.labels], dtype=np.int64
+        )
+        codes = (of_label[table.label[rows]] * len(table.splits) + table.split[rows]) * len(layouts)
+        _, first, counts = np.unique(codes + of_kind[self.kind], return_index=True, return_counts=True)
+        return [(self[place], count) for place, count in zip(first.tolist(), counts.tolist(), strict=True)]
+
+    def again(self, layouts: Mapping[Size, ImageLayout | str]) -> PlannedImages:
+        """The same images with another image processor, in a fraction of the time of `plan_images`.
+
+        Args:
+            layouts: What `layouts_of` gives for their sizes. Images that the other processor refuses stay as they are;
+                `is_planned` says which these are not.
+        """
+        kinds, more = [], []
+        for size, old in self.kinds:
+            layout = layouts[size]
+            kinds.append((size, old if isinstance(layout, str) else layout))
+            more.append(_kind_bytes(*kinds[-1]) - _kind_bytes(size, old))
+        record_bytes = self.record_bytes + np.array(more, dtype=np.int32)[self.kind]
+        return PlannedImages(self.samples, self.kind, kinds, record_bytes)
+
+    def is_planned(self, layouts: Mapping[Size, ImageLayout | str]) -> np.ndarray:
+        """Which images another processor does not refuse, bool `[N]`; `layouts` is what `layouts_of` gives."""
+        return np.array([not isinstance(layouts[size], str) for size, _ in self.kinds], dtype=bool)[self.kind]
+
+
+def tally(images: Sequence[PlannedImage]) -> Iterable[tuple[PlannedImage, int]]:
+    """Images, each with how many there are like it in layout, split, category and annotated aspects."""
+    return images.groups if isinstance(images, PlannedImages) else ((image, 1) for image in images)
+
+
+def answers_of(images: Sequence[PlannedImage], aspects: Iterable[str]) -> dict[str, set[str]]:
+    """Aspect -> the different answers that images are annotated with."""
+    samples = images.samples if isinstance(images, PlannedImages) else Samples.of(image.sample for image in images)
+    found: dict[str, set[str]] = {aspect: set() for aspect in aspects}
+    for _, label in samples.kinds():
+        for aspect, answer in label.items():
+            if aspect in found:
+                found[aspect].add(answer)
+    return found
+
+
 def plan_images(
-    samples: Sequence[Sample],
-    sizes: Sequence[Size | None],
-    preprocessor: Preprocessor,
-    num_processes: int | None = None,
-) -> tuple[list[PlannedImage], list[tuple[Location, str]]]:
+    samples: Samples, sizes: np.ndarray, preprocessor: Preprocessor, num_processes: int | None = None
+) -> tuple[PlannedImages, list[tuple[Location, str]]]:
     """Compute grid and tokens of every image whose header can be read, without decoding it.
 
     Args:
         samples: Samples of the dataset.
-        sizes: Width and height of each image in pixels, None where the header is damaged.
+        sizes: Width and height of each image in pixels, int32 `[N, 2]`, zeros where the header is damaged.
         preprocessor: Image processor of the VLM.
         num_processes: See `layouts_of`.
 
     Returns:
         The images, and the files of those that the VLM's processor refuses by their size, each with the reason.
     """
-    layouts = layouts_of((size for size in sizes if size is not None), preprocessor, num_processes)
-    images: list[PlannedImage] = []
-    refused: list[tuple[Location, str]] = []
-    for sample, size in zip(samples, sizes, strict=True):
-        if size is None:
-            continue
-        layout = layouts[size]
-        if isinstance(layout, str):
-            refused.append((sample.image, layout))
-        else:
-            images.append(PlannedImage(sample, size, layout, _record_bytes(sample, size, layout)))
-    return images, refused
-
-
-def plan_again(images: Sequence[PlannedImage], layouts: Mapping[Size, ImageLayout | str]) -> list[PlannedImage]:
-    """The same images with another image processor, in a fraction of the time of `plan_images`.
-
-    Args:
-        images: Planned images.
-        layouts: What `layouts_of` gives for their sizes; those that the other processor refuses are left out.
-    """
-    found = []
-    for image in images:
-        layout = layouts[image.size]
-        if not isinstance(layout, str):
-            record_bytes = image.record_bytes - _digits(image.grid) + _digits(layout.grid)
-            found.append(PlannedImage(image.sample, image.size, layout, record_bytes))
-    return found
+    codes = sizes[:, 0].astype(np.int64) << 32 | sizes[:, 1]
+    different, kind = np.unique(codes, return_inverse=True)
+    pairs = [(code >> 32, code & 0xFFFFFFFF) for code in different.tolist()]
+    layouts = layouts_of([size for size in pairs if size[0]], preprocessor, num_processes)
+    found = [layouts.get(size, "") for size in pairs]
+    kinds = [(size, layout) for size, layout in zip(pairs, found, strict=True) if not isinstance(layout, str)]
+    is_kept = np.array([not isinstance(layout, str) for layout in found], dtype=bool)
+    number_of = (np.cumsum(is_kept) - 1).astype(np.int32)
+    is_refused = np.array([bool(size[0]) for size in pairs], dtype=bool) & ~is_kept
+    refused: list[tuple[Location, str]] = [
+        (samples.images[place], str(found[kind[place]])) for place in np.flatnonzero(is_refused[kind]).tolist()
+    ]
+    planned = np.flatnonzero(is_kept[kind])
+    images = PlannedImages(samples[planned], number_of[kind[planned]], kinds, np.zeros(len(planned), dtype=np.int32))
+    return PlannedImages(images.samples, images.kind, kinds, _record_bytes(images)), refused
 
 
 def layouts_of(
@@ -186,23 +275,35 @@ def _loaded(path: str, min_pixels: int | None, max_pixels: int | None) -> Prepro
     return load_preprocessor(path, min_pixels, max_pixels)
 
 
-def _record_bytes(sample: Sample, size: tuple[int, int], layout: ImageLayout) -> int:
-    record = SampleRecord(
-        sample.key, sample.split, sample.category, dict(sample.answers), size, layout.grid, _DIGEST, layout.block,
-        sample.distribution,
-    )  # fmt: skip
-    return len(encode_record(record))
+def _record_bytes(images: PlannedImages) -> np.ndarray:
+    """Bytes of each image's record, int32 `[N]`: JSON is as long as its parts, of which many images share most."""
+    table, rows = images.samples.table, images.samples.rows
+    labels = list(map(_label_bytes, table.labels))
+    splits = list(map(len, table.splits))
+    found = np.array([_kind_bytes(*kind) for kind in images.kinds], dtype=np.int32)[images.kind]
+    found += np.array(labels, dtype=np.int32)[table.label[rows]]
+    found += np.array(splits, dtype=np.int32)[table.split[rows]]
+    return found + images.key_lengths
 
 
-@functools.lru_cache(maxsize=1 << 16)
-def _digits(grid: Grid | None) -> int:
-    """What of a record's length depends on the grid."""
-    return 0 if grid is None else sum(len(str(number)) for number in grid)
+def _label_bytes(label: Label) -> int:
+    """What category, answers and distribution add to the bytes of a record."""
+    found = len(canonical_json([label.category, dict(label.items())])) - len('["",{}]')
+    if label.distribution is not None:
+        found += len(',"distribution":') + len(canonical_json(label.distribution))
+    return found
+
+
+def _kind_bytes(size: tuple[int, int], layout: ImageLayout) -> int:
+    """Bytes of the record of an image without key, split, category and answers."""
+    return len(encode_record(SampleRecord("", "", "", {}, size, layout.grid, _DIGEST, layout.block)))
 
 
 def token_statistics(images: Sequence[PlannedImage]) -> TokenStatistics:
     """Compute the distribution of vision tokens over at least one image."""
-    counts = Counter(image.num_tokens for image in images)
+    counts: Counter[int] = Counter()
+    for image, number in tally(images):
+        counts[image.num_tokens] += number
     total, ordered = len(images), sorted(counts)
 
     def quantile(share: float) -> int:
@@ -330,11 +431,11 @@ def count_words(config: Config, samples: Sequence[Sample], categories: Sequence[
     text = text_tokens(config.vlm.path)
     by_aspect: dict[str, dict[str, int]] = {aspect: {} for aspect in config.aspects}
     emotions: dict[str, int] = {}
-    for sample in samples:
-        emotions[sample.category] = emotions.get(sample.category, 0) + 1
-        for aspect, answer in sample.answers.items():
+    for (_, label), count in Samples.of(samples).kinds().items():
+        emotions[label.category] = emotions.get(label.category, 0) + count
+        for aspect, answer in label.items():
             if aspect in by_aspect:
-                by_aspect[aspect][answer] = by_aspect[aspect].get(answer, 0) + 1
+                by_aspect[aspect][answer] = by_aspect[aspect].get(answer, 0) + count
     return Words(
         opening=text.opening,
         image_start=text.image_start,
@@ -358,12 +459,12 @@ def _weighted_words(
     """Count the answers of images whose categories are all answers; None where one is."""
     if not weighs_answers(config.stage2, 0) or not samples:
         return None
-    kinds = Counter(
-        (sample.category,)
-        if sample.distribution is None
-        else tuple(c for c, p in zip(categories, sample.distribution, strict=True) if p > 0)
-        for sample in samples
-    )
+    kinds: Counter[tuple[str, ...]] = Counter()
+    for (_, label), count in Samples.of(samples).kinds().items():
+        if label.distribution is None:
+            kinds[(label.category,)] += count
+        else:
+            kinds[tuple(c for c, p in zip(categories, label.distribution, strict=True) if p > 0)] += count
     is_tree = family_of(config.vlm.path).has_tree
     ids = {category: text.answer(category) for category in categories}
 

@@ -10,7 +10,7 @@ from masp.artifacts.trained import prompt_aspects
 from masp.config import Config
 from masp.config.schema import Stage1Config, Stage2Config
 from masp.plan.rates import Rate
-from masp.plan.tokens import PlannedImage, Words
+from masp.plan.tokens import PlannedImage, Words, tally
 from masp.vlm.counting import image_flops
 from masp.vlm.features import ImageLayout
 from masp.vlm.flops import Encoder, Language, aspect_module_flops, language_flops
@@ -212,21 +212,21 @@ def row_flops(language: Language, lengths: Lengths, rows_together: float) -> flo
     return whole - again * language_flops(language, suffix=lengths.prefix, gradient=False)
 
 
-def annotated(config: Config, train: Sequence[PlannedImage]) -> list[PlannedImage]:
-    """The training images that have an answer to any configured aspect."""
-    return [p for p in train if any(aspect in p.sample.answers for aspect in config.aspects)]
-
-
 def stage1_work(config: Config, language: Language, words: Words, train: Sequence[PlannedImage]) -> StageWork:
     """Compute the work of stage 1, on the training images that have an answer to any configured aspect."""
     settings, num_queries = config.stage1, config.aspect_module.num_queries
-    asked = Counter(aspect for p in train for aspect in p.sample.answers if aspect in config.aspects)
-    images = annotated(config, train)
-    if not images:
+    asked: Counter[str] = Counter()
+    num_tokens_of: Counter[int] = Counter()
+    for p, count in tally(train):
+        found = [aspect for aspect in p.sample.answers if aspect in config.aspects]
+        asked.update(dict.fromkeys(found, count))
+        num_tokens_of[p.num_tokens] += count if found else 0
+    num_images = sum(num_tokens_of.values())
+    if not num_images:
         return StageWork(settings.num_epochs, 0, 0, 0.0, 0.0)
     num_rows = sum(asked.values())
-    num_positions = num_rows if settings.position == "pair" else len(images)
-    mean_tokens = sum(p.num_tokens for p in images) / len(images)
+    num_positions = num_rows if settings.position == "pair" else num_images
+    mean_tokens = sum(tokens * count for tokens, count in num_tokens_of.items()) / num_images
     together = _images_together(settings, mean_tokens) * num_rows / num_positions
     tokens = flops = 0.0
     for aspect, count in asked.items():
@@ -236,9 +236,9 @@ def stage1_work(config: Config, language: Language, words: Words, train: Sequenc
     # every module runs on every image that is read, also where the aspect has no answer, so that ranks agree
     modules = len(config.aspects) * sum(
         count * aspect_module_flops(language.width, num_queries, num_tokens, gradient=True)
-        for num_tokens, count in Counter(p.num_tokens for p in images).items()
+        for num_tokens, count in num_tokens_of.items()
     )
-    flops += modules * num_positions / len(images)
+    flops += modules * num_positions / num_images
     return StageWork(settings.num_epochs, num_positions, num_rows, tokens, flops)
 
 
@@ -246,7 +246,10 @@ def stage2_work(config: Config, language: Language, words: Words, train: Sequenc
     """Compute the work of stage 2, on all training images."""
     num_aspects, num_queries = len(prompt_aspects(config)), config.aspect_module.num_queries
     tokens = flops = 0.0
-    for (num_tokens, length), count in Counter((p.num_tokens, p.block_length) for p in train).items():
+    kinds: Counter[tuple[int, int]] = Counter()
+    for p, count in tally(train):
+        kinds[p.num_tokens, p.block_length] += count
+    for (num_tokens, length), count in kinds.items():
         lengths = stage2_lengths(config, words, length)
         together = _images_together(config.stage2, lengths.total)
         prefix = lengths.prefix / (max(1.0, together) if lengths.shared else 1)
@@ -262,9 +265,16 @@ def _images_together(settings: Stage1Config | Stage2Config, tokens: float) -> fl
     return max(1.0, min(settings.micro_batch_size, settings.global_batch_size, settings.micro_batch_tokens // tokens))
 
 
-def extraction_flops(vision: Encoder, images: Iterable[PlannedImage]) -> float:
+def extraction_flops(vision: Encoder, images: Sequence[PlannedImage]) -> float:
     """Compute the FLOP of the encoder over these images, each once."""
-    layouts = Counter(p.layout for p in images)
+    return groups_flops(vision, tally(images))
+
+
+def groups_flops(vision: Encoder, groups: Iterable[tuple[PlannedImage, int]]) -> float:
+    """The same of images that are given with how many there are like each, as `masp.plan.tokens.tally` returns them."""
+    layouts: Counter[ImageLayout] = Counter()
+    for p, count in groups:
+        layouts[p.layout] += count
     return sum(image_flops(vision, layout) * count for layout, count in layouts.items())
 
 
@@ -304,8 +314,8 @@ def without_cache(
         return sum(aspect in p.sample.answers for aspect in config.aspects)
 
     runs: Counter[ImageLayout] = Counter()
-    for p in train:
-        runs[p.layout] += asked(p) if per_aspect else min(1, asked(p))
+    for p, count in tally(train):
+        runs[p.layout] += count * (asked(p) if per_aspect else min(1, asked(p)))
     stage1 = sum(image_flops(vision, layout) * count for layout, count in runs.items())
     epochs = [stage1] * (config.stage1.num_epochs if stage1 else 0)
     epochs += [extraction_flops(vision, train)] * config.stage2.num_epochs

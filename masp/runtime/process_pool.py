@@ -7,14 +7,23 @@ import errno
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from multiprocessing.process import BaseProcess
+from typing import TypeVar
 
 from masp.errors import InputError
 from masp.files.text import reason
 from masp.runtime.stop import signal_name
+
+A = TypeVar("A")
+R = TypeVar("R")
+
+_AHEAD = 3
+"""Pieces of work per process that are prepared before their results are taken."""
 
 
 def default_processes() -> int:
@@ -65,3 +74,31 @@ def process_pool(num_processes: int, setting: str | None, work: str) -> Iterator
         if error.errno not in (errno.EAGAIN, errno.ENOMEM):
             raise
         raise InputError(f"{what}a process cannot be started: {reason(error)}; {then}") from None
+
+
+def map_ahead(
+    pool: ProcessPoolExecutor, num_processes: int, function: Callable[[A], R], work: Iterable[A], chunk: int = 1
+) -> Iterator[R]:
+    """Call a function for many pieces of work in a pool, in their order, not far ahead of what has been taken.
+
+    `ProcessPoolExecutor.map` prepares all work at once and keeps every result until its turn: where this process is the
+    slower one, that is everything at the same time.
+
+    Args:
+        pool: Worker processes.
+        num_processes: How many there are.
+        function: Can be pickled, as can what it returns.
+        work: What it is called with; taken when its turn comes.
+        chunk: How many pieces are sent to a process at a time.
+    """
+    pieces = iter(work)
+    chunks = iter(lambda: list(islice(pieces, chunk)), [])
+    waiting = deque(pool.submit(_call_each, function, each) for each in islice(chunks, _AHEAD * num_processes))
+    while waiting:
+        found = waiting.popleft().result()
+        waiting.extend(pool.submit(_call_each, function, each) for each in islice(chunks, 1))
+        yield from found
+
+
+def _call_each(function: Callable[[A], R], work: list[A]) -> list[R]:
+    return [function(each) for each in work]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import scale_ledgers
+from benchmarks import scale, scale_ledgers, scale_merge
 from benchmarks.cache import main as cache_main
 from benchmarks.evaluation import main as evaluation_main
 from benchmarks.headers import write_images
@@ -53,7 +53,23 @@ def test_headers(tmp_path):
     sizes, broken = read_sizes(paths, 1024, num_processes=1)
     assert not broken and len(sizes) == 40
     # turned upright, and never longer than 1024
-    assert sizes[0] == (1024, 768) and sizes[1] == (768, 1024) and max(max(size) for size in sizes) == 1024
+    assert sizes[:2].tolist() == [[1024, 768], [768, 1024]] and sizes.max() == 1024
+
+
+def test_scale_merge(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["scale_merge.py", "--shards", "3"])
+    assert scale_merge.main() == 0
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()][2:4] == ["merged", "content_findings"]
+
+
+def test_the_table_of_scale_says_what_was_not_measured():
+    small, large = scale.Cost(50.0, 6.0, 10**9, 7.0), scale.Cost(400.0, 61.0, 10**9, 7.0)
+    table = scale.table({"plan": {0.1: small, 1.0: large}, "merge": {0.1: small}}).splitlines()
+    assert table[0].startswith("| step | 330,000 images") and "3,300,000 images" in table[0]
+    assert table[2:] == [
+        "| merge | 6.0, 50.0; 1.00 | not measured |  |  |",
+        "| plan | 6.0, 50.0; 1.00 | 61.0, 400.0; 1.00 | 8.0 | exceeded |",
+    ]
 
 
 def test_scale_ledgers(tmp_path, capsys):

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from masp.data.findings import Finding, Ignored, Why, close_to, examples
-from masp.data.keys import sample_key
-from masp.data.sample import SPLITS, UNDIVIDED, Entries, Listing, directory_prefix
+from masp.data.keys import sample_key, sample_keys
+from masp.data.sample import SPLITS, UNDIVIDED, Entries, Listing, directory_prefix, split_name
 from masp.data.sources.category_names import CategoryNames
 from masp.data.sources.split_words import SPLIT_WORDS
 from masp.errors import InputError
@@ -93,9 +93,8 @@ class _Directory:
     composed: dict[str, str] = field(default_factory=dict)
     """Stem in composed form -> stem on disk, where they differ."""
 
-    def find(self, name: str) -> str | None:
+    def find(self, stem: str) -> str | None:
         """The stem of an image's annotation, which may be in another Unicode form; None if there is none."""
-        stem = os.path.splitext(name)[0]
         if stem in self.stems:
             return stem
         plain = nfc(stem)
@@ -114,19 +113,32 @@ class _Annotations:
     shared: tuple[str, str] | None = None
     """The first annotation that is that of two images, and the second image's path."""
 
-    def of(self, category: str, name: str, image: str) -> str | None:
-        """The annotation of an image, as `Entries.annotations` has it; None if there is none."""
+    def of(self, category: str, images: Sequence[str], stems: Sequence[str], place: str) -> list[str | None]:
+        """The annotations of images, as `Entries.annotations` has them; None where there is none.
+
+        Args:
+            category: Their category.
+            images: Names of their files.
+            stems: The names without their extensions.
+            place: Path of their directory, with a slash at the end.
+        """
         files = self.categories.get(category)
-        stem = files.find(name) if files else None
-        if files is None or stem is None:
-            return None
-        number = files.stems[stem]
-        if number >= 0:
-            files.stems[stem] = ~number
-        else:
-            number = ~number
-            self.shared = self.shared or (self._path(number, stem), image + name)
-        return self.prefixes[number] if stem == os.path.splitext(name)[0] else self._path(number, stem)
+        if files is None:
+            return [None] * len(images)
+        found: list[str | None] = []
+        for name, own_stem in zip(images, stems, strict=True):
+            stem = files.find(own_stem)
+            if stem is None:
+                found.append(None)
+                continue
+            number = files.stems[stem]
+            if number >= 0:
+                files.stems[stem] = ~number
+            else:
+                number = ~number
+                self.shared = self.shared or (self._path(number, stem), place + name)
+            found.append(self.prefixes[number] if stem == own_stem else self._path(number, stem))
+        return found
 
     def _path(self, number: int, stem: str) -> str:
         return f"{self.prefixes[number]}{stem}.json"
@@ -269,10 +281,18 @@ def _read_category(
     while below:
         inside = below.pop()
         contents = _contents(found.root / inside)
-        named = [name for name in contents.files if is_image_name(name)]
-        others = [name for name in contents.files if not is_image_name(name)]
+        named: list[str] = []
+        stems: list[str] = []
+        others: list[str] = []
+        for name in contents.files:
+            stem, suffix = split_name(name)
+            if suffix.lower() in IMAGE_EXTENSIONS:
+                named.append(name)
+                stems.append(stem)
+            else:
+                others.append(name)
         found.ignored += _passed_over(split, inside, others, contents.hidden, "extension")
-        _add(found, inside, named, category, split, annotations)
+        _add(found, inside, named, stems, category, split, annotations)
         images += len(named)
         below += [f"{inside}/{name}" for name in reversed(contents.directories)]
         if inside.count("/") - here.count("/") > _MAX_DEPTH:
@@ -287,21 +307,39 @@ def _read_category(
 
 
 def _add(
-    found: _Found, place: str, images: Sequence[str], category: str, split: str, annotations: _Annotations
+    found: _Found,
+    place: str,
+    images: Sequence[str],
+    stems: Sequence[str],
+    category: str,
+    split: str,
+    annotations: _Annotations,
 ) -> None:
-    """Add the images of one directory."""
+    """Add the images of one directory, whose names without extensions are `stems`."""
     entries = found.entries
     base, of = entries.bases[split or UNDIVIDED], split or UNDIVIDED
-    prefix, start = f"{entries.root}{place}/", place[len(base) :]
-    for name in images:
-        try:
-            entries.keys.append(sample_key(of, f"{start}/{name}"))
-        except ValueError as error:
-            raise InputError(f"{prefix}{name}: {error}") from None
-        entries.annotations.append(annotations.of(category, name, prefix))
-        found.odd = found.odd or not name.isascii()
+    prefix = f"{entries.root}{place}/"
+    entries.keys += _keys(of, place[len(base) :], images, prefix)
+    entries.annotations += annotations.of(category, images, stems, prefix)
     entries.categories += [category] * len(images)
-    found.odd = found.odd or not place.isascii()
+    found.odd = found.odd or not place.isascii() or not "".join(images).isascii()
+
+
+def _keys(split: str, directory: str, images: Sequence[str], place: str) -> list[str]:
+    """Sample keys of the images in one directory.
+
+    Raises:
+        InputError: One cannot have a key; names it.
+    """
+    try:
+        return sample_keys(split, directory, images)
+    except ValueError:
+        for name in images:
+            try:
+                sample_key(split, f"{directory}/{name}")
+            except ValueError as error:
+                raise InputError(f"{place}{name}: {error}") from None
+        raise
 
 
 def _passed_over(split: str, place: str, files: Iterable[str], hidden: Iterable[str], why: Why) -> list[Ignored]:
@@ -316,7 +354,7 @@ def _passed_over(split: str, place: str, files: Iterable[str], hidden: Iterable[
     """
     found, place = [], f"{place}/" if place else ""
     for name in files:
-        other: Why = "other file" if os.path.splitext(name)[1].lower() in _NO_IMAGE else "extension"
+        other: Why = "other file" if split_name(name)[1].lower() in _NO_IMAGE else "extension"
         found.append(Ignored(f"{place}{name}", why if is_image_name(name) else other, split=split))
     return found + [Ignored(f"{place}{name}", "hidden", split=split) for name in hidden]
 
@@ -339,7 +377,7 @@ def _look_outside(found: _Found, start: str, splits: Collection[str]) -> None:
 
 def is_image_name(name: str) -> bool:
     """Whether a file counts as an image, by its name."""
-    return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
+    return split_name(name)[1].lower() in IMAGE_EXTENSIONS
 
 
 def count_images(path: Path, suffixes: Sequence[str] | frozenset[str] = IMAGE_EXTENSIONS) -> int:
@@ -347,7 +385,7 @@ def count_images(path: Path, suffixes: Sequence[str] | frozenset[str] = IMAGE_EX
     count = seen = 0
     for _, directories, files in os.walk(path):
         directories[:] = sorted(name for name in directories if not is_litter(name))
-        count += sum(os.path.splitext(name)[1].lower() in suffixes for name in files if not is_litter(name))
+        count += sum(split_name(name)[1].lower() in suffixes for name in files if not is_litter(name))
         seen += len(files)
         if seen >= _MAX_COUNTED:
             break
@@ -378,7 +416,7 @@ def _read_annotations(root: Path) -> _Annotations:
         inside = _contents(path / directory)
         found.others += [f"{place}/{name}/" for name in inside.directories]
         for name in inside.files:
-            stem, suffix = os.path.splitext(name)
+            stem, suffix = split_name(name)
             if suffix != ".json":
                 found.others.append(f"{place}/{name}")
                 continue
@@ -412,10 +450,11 @@ def _contents(path: Path) -> _Contents:
     try:
         with os.scandir(path) as listing:
             for item in listing:
-                if not is_litter(item.name):
-                    (found.directories if item.is_dir() else found.files).append(item.name)
-                elif item.name.startswith(".") and not item.name.startswith("._") and is_image_name(item.name):
-                    found.hidden.append(item.name)  # `._a.jpg` is what macOS knows about `a.jpg`
+                name = item.name
+                if name[0] != "." and name.lower() not in _LITTER:
+                    (found.directories if item.is_dir() else found.files).append(name)
+                elif name[0] == "." and not name.startswith("._") and is_image_name(name):
+                    found.hidden.append(name)  # `._a.jpg` is what macOS knows about `a.jpg`
     except OSError as error:
         raise InputError(f"{path}: cannot list this directory: {reason(error)}") from None
     for names in (found.directories, found.files, found.hidden):

@@ -223,11 +223,15 @@ class LiveImages:
     def _described(self) -> tuple[str, DatasetRecord]:
         """The digest that a cache of this dataset would have, and what is known of the dataset."""
         dataset, samples, checked = self.dataset, self.dataset.samples, self.checked
+        keys = samples.keys
+        digests = b"".join(
+            content_of(sample.category, sample.answers, checked.digest(place), sample.distribution)
+            for place, sample in enumerate(samples)
+        )
         digest = dataset_digest(
-            [
-                content_of(sample.key, sample.category, sample.answers, checked.digest(place), sample.distribution)
-                for place, sample in enumerate(samples)
-            ]
+            np.frombuffer("".join(keys).encode(), dtype=np.uint8),
+            np.cumsum([0, *map(len, keys)], dtype=np.int64),
+            np.frombuffer(digests, dtype=np.uint8).reshape(-1, 32),
         )
         known = np.flatnonzero(checked.digests.any(1))
         number_of: dict[str, int] = {}

@@ -1,18 +1,32 @@
 """Merging sidecars: each is read once, nothing is written before all are known to be good, any order of aspects."""
 
+import hashlib
 import os
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from masp.cache import shard_state
-from masp.cache.layout import read_layout, sidecar_path
-from masp.cache.merge import finalize, merge_sidecars
+from masp.cache.fingerprint import FORMAT_VERSION
+from masp.cache.layout import Shard, make_layout, read_layout, sidecar_path
+from masp.cache.merge import Merged, _summarize, finalize, merge_sidecars
 from masp.cache.reader import open_cache
-from masp.cache.shard_state import UnfinishedCache, absent_shards, finished_sidecars
+from masp.cache.shard_state import (
+    Member,
+    SampleEntry,
+    Sidecar,
+    Source,
+    TarFile,
+    UnfinishedCache,
+    absent_shards,
+    fingerprint_of,
+    finished_sidecars,
+)
+from masp.data.sample import Sample, Samples
 from masp.errors import DataError
-from tests.small_cache import make_small_cache
+from tests.small_cache import CATEGORIES, machine_part, make_small_cache, model_part
 
 MERGED = ("index.h5", "quarantine.jsonl", "manifest.json")
 
@@ -103,3 +117,42 @@ def test_processes_give_the_same_bytes_and_problems(cache, monkeypatch):
     assert shard_state.missing_shards(cache, layout) == [layout.shard_names[0]]
     with pytest.raises(UnfinishedCache):
         merge_sidecars(cache, layout)
+
+
+def test_an_image_takes_few_bytes_of_memory():
+    num_shards, size = 40, 250
+    sample = Sample("train/awe/0", "train", "none", "awe", {})
+    shards = [Shard(n, f"train-{n:05d}", "train", 0, Samples.of([sample] * size)) for n in range(num_shards)]
+    layout = make_layout("folder", CATEGORIES, num_shards, shards, model_part(), machine_part())
+    tracemalloc.start()
+    try:
+        merged = Merged(layout)
+        for shard in shards:
+            merged.add(_summarize(a_sidecar(layout, shard), "0" * 64, 0, {"awe": 0}))
+        assert len(merged.content_findings()) == 1
+        assert merged.summary().splits["train"].num_samples == num_shards * size
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # as objects they would take ten times that
+    assert peak < 400 * num_shards * size, peak / (num_shards * size)
+
+
+def a_sidecar(layout, shard):
+    """A sidecar of images with long keys, two of which are equal."""
+    samples = tuple(
+        SampleEntry(
+            key=f"train/contentment/train_contentment_{shard.number:05d}_{n:04d}%2Ejpg",
+            category="awe",
+            answers={"scene": f"place {n % 100}", "brightness": "low", "object": f"thing {shard.number}"},
+            image_size=(40, 30),
+            grid=(1, 2, 2),
+            num_tokens=1,
+            json=Member(10 * n, 5, 7),
+            features=Member(10 * n + 5, 5, 7),
+            source=Source(9, 10, hashlib.sha256(b"%d %d" % (shard.number, max(n, 1))).hexdigest()),
+        )
+        for n in range(len(shard.samples))
+    )
+    tar = TarFile(10 * len(samples), "1" * 64)
+    return Sidecar(FORMAT_VERSION, shard.name, "train", 0, tar, fingerprint_of(layout), 8, samples, ())

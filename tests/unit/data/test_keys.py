@@ -2,14 +2,16 @@
 
 import io
 import os
+import random
 import re
 import tarfile
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from masp.data.keys import MAX_KEY_LENGTH, sample_key, split_key
+from masp.data.keys import MAX_KEY_LENGTH, key_order, sample_key, sample_keys, split_key
 
 # Any bytes that a file system on Linux takes as a relative path.
 PATHS = st.binary(min_size=1, max_size=80).filter(lambda b: b"\0" not in b and not b.startswith(b"/")).map(os.fsdecode)
@@ -81,3 +83,25 @@ def test_the_longest_names_survive_tar_and_webdataset():
     with tarfile.open(fileobj=buffer) as tar:
         assert tar.getnames() == [f"{key}.safetensors"]
     assert webdataset.tariterators.base_plus_ext(f"{key}.safetensors") == (key, "safetensors")
+
+
+@pytest.mark.parametrize("start", ["", "train/awe/a_long_start_that_all_have_"])
+@pytest.mark.parametrize("count", [0, 1, 2, 300])
+def test_the_order_of_keys_in_a_run_of_bytes_is_that_of_strings(start, count):
+    draw = random.Random(count)
+    keys = [start + "".join(draw.choices("ab/%", k=draw.randint(1, 25))) for _ in range(count)]
+    keys = draw.sample(sorted(set(keys)), len(set(keys)))
+    text = np.frombuffer("".join(keys).encode(), dtype=np.uint8)
+    order = key_order(text, np.cumsum([0, *map(len, keys)]))
+    assert [keys[place] for place in order] == sorted(keys)
+
+
+@pytest.mark.parametrize("names", [["a.jpg", "b-1.JPG"], ["ä.jpg", "b c.png"], ["~.jpg"], ["x" * 255, "y.jpg"], []])
+@pytest.mark.parametrize("directory", ["awe", "überraschung", "a.b/c"])
+def test_many_keys_are_those_of_one_at_a_time(directory, names):
+    assert sample_keys("train", directory, names) == [sample_key("train", f"{directory}/{name}") for name in names]
+
+
+def test_a_key_that_is_too_long_is_refused_among_many():
+    with pytest.raises(ValueError, match="too long"):
+        sample_keys("train", "d/" * 999 + "d", ["a" * 60, "b"])

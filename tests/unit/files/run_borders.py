@@ -341,7 +341,7 @@ def header_memory(directory: Path) -> bytes:
     os.utime(image, (1, 1))
     memory = HeaderMemory(directory / "headers.bin", None, [image])
     memory._memory._settled[:] = True  # an hour later
-    memory[0] = (40, 30)
+    memory.sizes[0] = (40, 30)
     memory.save()
     return (directory / "headers.bin").read_bytes()
 

@@ -4,6 +4,7 @@ import copy
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -46,7 +47,7 @@ def images(config):
     """Planned images of both splits, three sizes in turn."""
     samples = read_dataset(config.dataset).samples
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
-    return plan_images(samples, [SIZES[i % len(SIZES)] for i in range(len(samples))], preprocessor)[0]
+    return plan_images(samples, np.array([SIZES[i % len(SIZES)] for i in range(len(samples))], "i4"), preprocessor)[0]
 
 
 @pytest.fixture
@@ -183,7 +184,9 @@ def test_what_is_left_out_of_the_prompt_costs_nothing(config, images, sizes):
 def test_the_encoder_and_the_validation_split(config, images, sizes):
     config.evaluate.source, config.evaluate.prompts, config.evaluate.validation = "live", "all", True
     held_out = [p for p in images if p.sample.split == "train"][:2]
-    images = [replace(p, sample=Sample(f"val/{n}", "val", "x", "joy", {})) for n, p in enumerate(held_out)] + images
+    images = [replace(p, sample=Sample(f"val/{n}", "val", "x", "joy", {})) for n, p in enumerate(held_out)] + list(
+        images
+    )
     work = evaluation_work(config, *sizes, images, CATEGORIES)
     test = [p for p in images if p.sample.split == "test"]
     assert (work.num_images, work.num_validation_images, work.num_passes) == (6, 2, 6 * work.num_wordings + 2)

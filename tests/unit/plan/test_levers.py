@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from masp.plan.disk import tar_sizes
@@ -14,28 +15,31 @@ from masp.vlm.preprocessor import load_preprocessor
 
 
 @pytest.fixture
-def shards(config):
-    """A shard of images of one size each, too large for most limits."""
+def images(config):
+    """Images of one size each, too large for most limits."""
     from masp.data.datasets import read_dataset
 
     samples = read_dataset(config.dataset).samples[:3]
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, 600 * 28 * 28)
-    return {"train-00000": plan_images(samples, [(1000, 700), (400, 300), (60, 60)], preprocessor)[0]}
+    return plan_images(samples, np.array([(1000, 700), (400, 300), (60, 60)], dtype=np.int32), preprocessor)[0]
 
 
-def test_every_limit_below_the_largest_image_is_a_lever(config, shards):
+SHARDS = {"train-00000": np.arange(3)}
+
+
+def test_every_limit_below_the_largest_image_is_a_lever(config, images):
     vision, language = shapes(load_config(Path(config.vlm.path)))
-    found = pixel_levers(config, vision, shards, language.width)
-    limits = [limit for limit in TOKEN_LIMITS if limit < max(p.num_tokens for p in shards["train-00000"])]
+    found = pixel_levers(config, vision, images, SHARDS, language.width)
+    limits = [limit for limit in TOKEN_LIMITS if limit < images.num_tokens.max()]
     assert [lever.setting for lever in found] == [f"vlm.max_pixels={n * 28 * 28}" for n in limits] and len(limits) > 1
     for limit, lever in zip(limits, found, strict=True):
         assert lever.mean_tokens <= limit
-        assert lever.bytes < sum(tar_sizes(shards, language.width, config.cache.dtype).values())
-        assert lever.extraction_flops < extraction_flops(vision, shards["train-00000"])
+        assert lever.bytes < sum(tar_sizes(images, SHARDS, language.width, config.cache.dtype).values())
+        assert lever.extraction_flops < extraction_flops(vision, images)
 
 
-def test_a_limit_below_the_smallest_number_of_pixels_is_not_a_lever(config, shards):
+def test_a_limit_below_the_smallest_number_of_pixels_is_not_a_lever(config, images):
     config.vlm.min_pixels = 300 * 28 * 28
     vision, language = shapes(load_config(Path(config.vlm.path)))
-    found = pixel_levers(config, vision, shards, language.width)
+    found = pixel_levers(config, vision, images, SHARDS, language.width)
     assert [lever.setting for lever in found] == [f"vlm.max_pixels={512 * 28 * 28}"]

@@ -10,12 +10,21 @@ from multiprocessing import active_children
 import pytest
 
 from masp.errors import InputError
-from masp.runtime.process_pool import process_pool
+from masp.runtime.process_pool import map_ahead, process_pool
 
 
 def test_results_come_in_order():
     with process_pool(2, "--processes", "counts") as pool:
         assert list(pool.map(abs, range(-3, 3))) == [3, 2, 1, 0, 1, 2]
+
+
+def test_work_is_not_prepared_far_ahead_of_what_has_been_taken():
+    prepared = []
+    with process_pool(2, "--processes", "counts") as pool:
+        found = map_ahead(pool, 2, abs, (prepared.append(n) or -n for n in range(100)), chunk=3)
+        for taken, number in enumerate(found):
+            assert number == taken and len(prepared) <= taken + 3 * (2 * 3 + 1)
+    assert len(prepared) == 100
 
 
 def refused() -> str:

@@ -3,14 +3,13 @@
 import json
 import os
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from masp.files import remembered
+from masp.files.remembered import examine
 from masp.plan.headers import reading as headers
 from masp.plan.headers.memory import HeaderMemory, memory_path
-from masp.plan.headers.reading import read_sizes
 from tests.unit.plan.photographs import photographs
 
 SIZES = [(40 + i, 50) for i in range(6)]
@@ -23,6 +22,12 @@ def paths(tmp_path, monkeypatch):
     root = photographs(tmp_path / "data", SIZES)
     (root / "words.jpg").write_text("no picture")
     return [*sorted((root / "train").rglob("*.jpg")), root / "words.jpg", root / "none.jpg"]
+
+
+def read_sizes(*arguments):
+    """The sizes as a list, zeros where there is none, and what is broken."""
+    sizes, broken = headers.read_sizes(*arguments)
+    return list(map(tuple, sizes.tolist())), broken
 
 
 @pytest.fixture
@@ -121,7 +126,7 @@ def test_a_memory_that_cannot_be_trusted_is_made_anew(paths, tmp_path, opened, d
 def test_what_was_written_just_now_is_not_remembered(paths, tmp_path, monkeypatch):
     monkeypatch.setattr(remembered, "SETTLED_NS", 2_000_000_000)
     read_sizes(paths, None, 1, tmp_path / "memory.bin")
-    assert not HeaderMemory(tmp_path / "memory.bin", None, paths).is_known.any()
+    assert not HeaderMemory(tmp_path / "memory.bin", None, examine(paths)).is_known.any()
 
 
 def test_where_nothing_can_be_written_headers_are_read(paths, tmp_path):
@@ -138,6 +143,6 @@ def test_a_dataset_has_a_memory_of_its_own_for_each_limit(tmp_path, monkeypatch)
 
 def test_many_files_are_found_by_number(paths, tmp_path):
     read_sizes(paths, None, 1, tmp_path / "memory.bin")
-    again = HeaderMemory(tmp_path / "memory.bin", None, paths[::-1])
+    again = HeaderMemory(tmp_path / "memory.bin", None, examine(paths[::-1]))
     assert again.is_known.tolist() == [False, False] + [True] * 6
-    assert [again[int(n)] for n in np.flatnonzero(again.is_known)] == SIZES[::-1]
+    assert list(map(tuple, again.sizes[again.is_known].tolist())) == SIZES[::-1]
