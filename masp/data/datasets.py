@@ -130,13 +130,22 @@ def _divided(listing: Listing, config: DatasetConfig, recorded: Division | None)
             path = names[number]
         if path is not None:
             divided.moved[len(divided)] = path
-        divided.keys.append(f"{now}/{entries.keys[number].partition('/')[2]}")
+        # files may take an image from one split's directory and its namesake from another's
+        is_renamed = division is None and bases[now] != entries.bases[before] and before != UNDIVIDED
+        rest = entries.keys[number].partition("/")[2]
+        divided.keys.append(sample_key(now, names[number]) if is_renamed else f"{now}/{rest}")
         divided.categories.append(entries.categories[number])
         divided.annotations.append(entries.annotations[number])
     if len(divided) < len(entries):  # rows of index files are then not entries any more
         divided.first_rows, divided.left_out = {}, {}
+    _check_not_empty(config, len(divided))
     findings = (*listing.findings, *_unlisted_findings(split, names.__getitem__))
     return replace(listing, entries=divided, findings=findings), division
+
+
+def _check_not_empty(config: DatasetConfig, count: int) -> None:
+    if not count:
+        raise InputError(f"dataset.root = {config.root!r}: no image is left: none has both a label and a split")
 
 
 def _unlisted_findings(split: np.ndarray, name: Callable[[int], str]) -> list[Finding]:
@@ -160,6 +169,7 @@ def _of_rows(
     category = np.array([codes[label.category] for label in labeled.labels], dtype=np.int32)[labeled.label[kept]]
     images = Undivided(names, labeled.split[kept], category, lambda n: rows.image(int(kept[n])))
     split, division = divide(images, config, recorded)
+    _check_not_empty(config, int((split != NO_SPLIT).sum()))
     findings = [*rows.findings, *labeled.findings, *_unlisted_findings(split, names.__getitem__)]
     keys = []
     for number in np.flatnonzero(split != NO_SPLIT).tolist():

@@ -150,8 +150,9 @@ def _by_fractions(
     numbers = [_NUMBERS[name] for name in fractions]
     before = {name: _NUMBERS[s] for s, names in (recorded.names if recorded else {}).items() for name in names}
     split[free] = [before.get(images.names[row], NO_SPLIT) for row in free.tolist()]
-    free = free[split[free] == NO_SPLIT]
     first = _copies(images, free)
+    _follow_recorded(split, free, first)
+    free = free[split[free] == NO_SPLIT]
     carry = np.zeros(len(numbers))
     shares = np.array(list(fractions.values()))
     copies: dict[int, list[int]] = defaultdict(list)
@@ -177,6 +178,17 @@ def _by_fractions(
         here = {images.names[row] for row in np.flatnonzero(split == _NUMBERS[name]).tolist()}
         names[name] = tuple(sorted(here.union(recorded.names.get(name, ()) if recorded else ())))
     return split, Division(dict(fractions), config.split_seed, names)
+
+
+def _follow_recorded(split: np.ndarray, rows: np.ndarray, first: Mapping[int, int]) -> None:
+    """Put new copies of images that were divided before where these are."""
+    known: dict[int, int] = {}
+    for row in rows.tolist():
+        if split[row] != NO_SPLIT:
+            known.setdefault(first.get(row, row), int(split[row]))
+    for row in rows.tolist():
+        if split[row] == NO_SPLIT:
+            split[row] = known.get(first.get(row, row), NO_SPLIT)
 
 
 def _rounded(wanted: np.ndarray, total: int) -> np.ndarray:
@@ -280,5 +292,10 @@ def _listed(path: Path) -> Sequence[tuple[int, str]]:
         raise InputError(f"dataset.split: {path}: not text in UTF-8") from None
     except (UnsuitableFile, OSError) as error:
         raise InputError(f"dataset.split: {path}: cannot be read: {reason(error)}") from None
-    found = [(n, nfc(line.strip().replace("\\", "/").removeprefix("./"))) for n, line in enumerate(lines, 1)]
-    return [(number, name) for number, name in found if name]
+    found = [
+        (n, nfc(line.strip().replace("\\", "/").removeprefix("./").lstrip("/"))) for n, line in enumerate(lines, 1)
+    ]
+    listed = [(number, name) for number, name in found if name]
+    if not listed:
+        raise InputError(f"dataset.split: {path}: lists no image; must have the path of an image in each line")
+    return listed

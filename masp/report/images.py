@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 from pathlib import Path, PurePosixPath
 
 from masp.data.datasets import list_dataset
 from masp.data.image_files.stored import Location
 from masp.data.keys import split_key
+from masp.data.named.catalog import NAMED
+from masp.data.sources.find import find_dataset, is_there
 from masp.errors import MaspError
 from masp.report.run_config import RunConfig
 
@@ -42,13 +43,26 @@ class Images:
         if self.root is None or ".." in PurePosixPath(relative).parts or ".." in split or "/" in split:
             return name, None
         # Datasets listed by index files name images from the root, image folders from the split's directory.
-        candidates = (self.root / split / relative, self.root / relative)
+        candidates = (self.root / split / relative, self.root / relative) if self._keys_are_paths else ()
         return name, next((path for path in candidates if _is_file(path)), None) or self._listed.get(key)
+
+    @functools.cached_property
+    def _keys_are_paths(self) -> bool:
+        """Whether images are files that keys name: image folders and index files whose splits are their own."""
+        if self._dataset is None:
+            return True
+        named = NAMED.get(self._dataset.name)
+        if self._dataset.split is not None or (named is not None and named.read is not None):
+            return False
+        try:
+            return find_dataset(self._dataset).rows() is None
+        except MaspError:
+            return True
 
     @functools.cached_property
     def _listed(self) -> dict[str, Location]:
         """Where all images are; empty if the dataset cannot be listed."""
-        if self._dataset is None or not os.path.exists(self._dataset.root):
+        if self._dataset is None or not is_there(self._dataset.root):
             return {}
         try:
             samples = list_dataset(self._dataset, self._cache_dir).samples

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +17,14 @@ from masp.data.sample import SPLITS
 from masp.data.sources.folders import count_images, is_litter, meant_by_name
 from masp.data.sources.hub import SCHEME, download
 from masp.data.sources.rows import RowSource
+from masp.data.sources.split_words import SPLIT_WORDS
 from masp.data.sources.table import EXTENSIONS, TableSource, lists_images
 from masp.errors import InputError
 from masp.files.regular import exists, is_directory, is_file
 from masp.files.text import reason
 
 _PATTERN = re.compile(r"[*?\[{]")
+_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
 _SUFFIXES: dict[str, DatasetFormat] = {
     ".tar": "webdataset",
     ".parquet": "parquet",
@@ -77,7 +80,10 @@ def find_dataset(config: DatasetConfig) -> Found:
     if root.startswith(SCHEME):
         root = str(download(root))
     if _PATTERN.search(root) and not exists(Path(root), key="dataset.root"):
-        return _of_files(config, _common(root), _matching(root))
+        place, pattern = _divided_pattern(root)
+        files = _matching(root, place, pattern)
+        # the name of a directory may be the only word for the split
+        return _of_files(config, place.parent if place.name.lower() in SPLIT_WORDS else place, files)
     path = Path(root)
     if is_file(path, key="dataset.root"):
         return _of_files(config, path.parent, (path,))
@@ -87,22 +93,41 @@ def find_dataset(config: DatasetConfig) -> Found:
     return _of_directory(config, path)
 
 
-def _matching(pattern: str) -> tuple[Path, ...]:
-    """The files that a pattern names, sorted."""
+def _divided_pattern(root: str) -> tuple[Path, str]:
+    """The directory that everything a pattern names is in, whose own name may contain brackets; and the rest."""
+    parts = Path(root).parts
+    count = 0
+    while count < len(parts) - 1 and is_directory(Path(*parts[: count + 1]), key="dataset.root"):
+        count += 1
+    return Path(*parts[:count]), str(Path(*parts[count:]))
+
+
+def _matching(root: str, place: Path, pattern: str) -> tuple[Path, ...]:
+    """The files in a directory that a pattern names, sorted."""
     found: set[str] = set()
-    for part in braceexpand.braceexpand(pattern, escape=False) if "{" in pattern else [pattern]:
-        matches = glob.glob(part, recursive=True) if glob.has_magic(part) else [part]
+    prefix = glob.escape(str(place)) if str(place) != "." else ""
+    for part in _expanded(root, pattern):
+        matches = glob.glob(os.path.join(prefix, part), recursive=True) if glob.has_magic(part) else []
+        plain = place / part
+        if not matches and exists(plain, key="dataset.root"):
+            matches = [str(plain)]
+        if not matches:
+            raise InputError(f"dataset.root = {root!r}: there is no file {plain}")
         found.update(matches)
-        if not matches or not all(map(os.path.exists, matches)):
-            raise InputError(f"dataset.root = {pattern!r}: there is no file {part}")
         if len(found) > _MAX_FILES:
-            raise InputError(f"dataset.root = {pattern!r}: names more than {_MAX_FILES:,} files")
+            raise InputError(f"dataset.root = {root!r}: names more than {_MAX_FILES:,} files")
     return tuple(sorted(Path(name) for name in found))
 
 
-def _common(pattern: str) -> Path:
-    """The directory that everything a pattern names is in."""
-    return Path(os.path.dirname(pattern[: _PATTERN.search(pattern).start()] + "x") or ".")  # type: ignore[union-attr]
+def _expanded(root: str, pattern: str) -> Iterator[str]:
+    """The patterns that one with braces stands for."""
+    for first, last in _RANGE.findall(pattern):
+        if len(first) > 12 or len(last) > 12 or abs(int(last) - int(first)) >= _MAX_FILES:
+            raise InputError(f"dataset.root = {root!r}: {{{first}..{last}}} names more than {_MAX_FILES:,} files")
+    try:
+        yield from itertools.islice(braceexpand.braceexpand(pattern, escape=False), _MAX_FILES + 1)
+    except ValueError:
+        raise InputError(f"dataset.root = {root!r}: a brace is not closed; a range is {{00000..00009}}") from None
 
 
 def _of_files(config: DatasetConfig, root: Path, files: tuple[Path, ...]) -> Found:
@@ -156,8 +181,8 @@ def _formats(root: Path, config: DatasetConfig) -> dict[DatasetFormat, tuple[Pat
     if "dataset_dict.json" in names or ("state.json" in names and "dataset_info.json" in names):
         return {"arrow": ()}
     for suffix, kind in _SUFFIXES.items():
-        here = [name for name in names if name.lower().endswith(suffix)]
-        files = [root / name for name in here] or (_below(root, names, suffix) if kind != "table" else [])
+        here = [name for name in names if name.lower().endswith(suffix) and is_file(root / name, key="dataset.root")]
+        files = [root / name for name in here] or (_below(root, suffix) if kind != "table" else [])
         if kind == "table":
             files = [file for file in files if lists_images(file, config)]
         if files:
@@ -167,22 +192,41 @@ def _formats(root: Path, config: DatasetConfig) -> dict[DatasetFormat, tuple[Pat
         if all(file.with_suffix("") in stems for file in found.get("parquet", ())):
             found.pop("parquet", None)
     # what rows list may be in directories, but directories of splits are a dataset of their own
-    if any(name in SPLITS and is_directory(root / name, key="dataset.root") for name in names) or (
-        not found and any(count_images(root / name) for name in names if is_directory(root / name))
-    ):
+    directories = [root / name for name in names if is_directory(root / name, key="dataset.root")]
+    if found:
+        has_folders = any(_has_categories(path) for path in directories if path.name in SPLITS)
+    else:  # their reader says what is missing
+        has_folders = any(path.name in SPLITS or count_images(path) for path in directories)
+    if has_folders:
         found["folders"] = ()
     return found
 
 
-def _below(root: Path, names: Sequence[str], suffix: str) -> list[Path]:
-    """Files in the directories of a directory, such as `data/` of a repository of the hub, or `train/`."""
+def _has_categories(directory: Path) -> bool:
+    """Whether a directory has directories with images."""
+    return any(count_images(Path(item.path)) for item in _scanned(directory) if item.is_dir())
+
+
+def _below(directory: Path, suffix: str, depth: int = 2) -> list[Path]:
+    """Files in the directories of a directory, such as `data/` of a repository of the hub, or `train/`, sorted."""
     files: list[Path] = []
-    for name in names:
-        if is_directory(root / name, key="dataset.root"):
-            files += [
-                p for p in sorted((root / name).iterdir()) if p.suffix.lower() == suffix and not is_litter(p.name)
-            ]
-    return files
+    for item in _scanned(directory):
+        if not item.is_dir():
+            continue
+        inside = _scanned(Path(item.path))
+        files += [Path(each.path) for each in inside if each.is_file() and each.name.lower().endswith(suffix)]
+        if depth > 1:
+            files += _below(Path(item.path), suffix, depth - 1)
+    return sorted(set(files))
+
+
+def _scanned(directory: Path) -> list[os.DirEntry[str]]:
+    """What a directory holds, without what operating systems leave behind."""
+    try:
+        with os.scandir(directory) as found:
+            return sorted((item for item in found if not is_litter(item.name)), key=lambda item: item.name)
+    except OSError as error:
+        raise InputError(f"dataset.root: {directory} cannot be listed: {reason(error)}") from None
 
 
 def _nothing(root: Path) -> str:

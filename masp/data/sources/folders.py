@@ -192,7 +192,7 @@ def read_folders(root: Path, names: CategoryNames) -> Listing:
         InputError: A directory does not have the name of a valid category, two mean the same one, one holds no image,
             or two images would share one annotation.
     """
-    start, splits = _find_start(root)
+    start, splits = _find_start(root, names)
     bases = {split: f"{start}{name}/" for split, name in splits.items()} or {UNDIVIDED: ""}
     found = _Found(root, Entries(directory_prefix(root), bases), names)
     annotations = _read_annotations(root)
@@ -207,7 +207,7 @@ def read_folders(root: Path, names: CategoryNames) -> Listing:
     return Listing(found.entries, tuple(sorted(present)), tuple(found.ignored), tuple(found.findings))
 
 
-def _find_start(root: Path) -> tuple[str, dict[str, str]]:
+def _find_start(root: Path, names: CategoryNames) -> tuple[str, dict[str, str]]:
     """The directory of the splits, or else of the categories, relative to the root; and the splits with their names.
 
     It is the root, or while there is only one directory with images and no directory of a split, that directory.
@@ -218,7 +218,12 @@ def _find_start(root: Path) -> tuple[str, dict[str, str]]:
             return start, splits
         contents = _contents(here)
         with_images = [n for n in contents.directories if n != ANNOTATION_DIRECTORY and count_images(here / n)]
-        if len(with_images) != 1 or any(map(is_image_name, _contents(here / with_images[0]).files)):
+        if len(with_images) != 1 or normalize_category(with_images[0]) in (names.valid or ()):
+            return start, {}
+        inside = _contents(here / with_images[0])
+        # one directory with images is no dataset by itself, but several in it may be its categories
+        num_below = sum(count_images(here / with_images[0] / name) > 0 for name in inside.directories)
+        if num_below < 2 and any(map(is_image_name, inside.files)):
             return start, {}
         start, here = f"{start}{with_images[0]}/", here / with_images[0]
 
@@ -246,7 +251,10 @@ def _read_split(found: _Found, place: str, split: str, annotations: _Annotations
     names: dict[str, str] = {}
     for directory in contents.directories:
         path = here / directory
-        if not split and (directory == ANNOTATION_DIRECTORY or not count_images(path)):
+        if not split and (directory == ANNOTATION_DIRECTORY or not (count := count_images(path))):
+            continue
+        if not split and _is_annotations(directory, found.names):
+            found.ignored.append(Ignored(f"{directory}/", "no category", count, meant=f"{ANNOTATION_DIRECTORY}/"))
             continue
         try:
             category = found.names.of(directory, lambda path=path: str(path))  # type: ignore[misc]
@@ -265,10 +273,35 @@ def _read_split(found: _Found, place: str, split: str, annotations: _Annotations
             text = f"{split} has the category {category!r} in two directories, whose names differ in their Unicode form"
             found.findings.append(Finding("names", text, 2))
         _read_category(found, place, directory, category, split, annotations)
+    if not names and found.ignored and all(each.why == "left out" for each in found.ignored):
+        raise InputError(f"{here}: dataset.label_names leaves all categories out")
     if not names:
         example = found.names.valid[0] if found.names.valid else "joy"
         raise InputError(f"{here}: holds no category directory such as {example}/")
+    if not split and not found.names.valid:
+        found.findings += _same_inside(here, names.values())
     return set(names)
+
+
+def _is_annotations(directory: str, names: CategoryNames) -> bool:
+    """Whether a directory is probably the annotations under another name, and not a category."""
+    category = normalize_category(directory)
+    known = (*(names.valid or ()), *(names.translated or ()))
+    return category not in known and _MEANT.get(directory.lower()) == ANNOTATION_DIRECTORY
+
+
+def _same_inside(place: Path, categories: Iterable[str]) -> list[Finding]:
+    """Categories that all hold the same directories and no image beside them: perhaps those are the categories."""
+    inside = [_contents(place / name) for name in categories]
+    below = {tuple(contents.directories) for contents in inside}
+    if len(inside) < 2 or len(below) > 1 or () in below or any(map(is_image_name, inside[0].files)):
+        return []
+    (same,) = below
+    text = (
+        f"all {len(inside)} category directories hold the same directories, {', '.join(same[:5])}; if these are the "
+        "categories, dataset.root must be the directory that they are in"
+    )
+    return [Finding("names", text, len(inside), serious=True)]
 
 
 def _read_category(
@@ -361,7 +394,15 @@ def _passed_over(split: str, place: str, files: Iterable[str], hidden: Iterable[
 
 def _look_outside(found: _Found, start: str, splits: Collection[str]) -> None:
     """Directories with images beside the splits, and images in the root itself."""
-    if UNDIVIDED in found.entries.bases:  # every directory was a category
+    if UNDIVIDED in found.entries.bases:  # every directory with images was a category, or leads to them
+        here = found.root
+        for part in Path(start).parts:
+            found.ignored += [
+                Ignored(str((here / name).relative_to(found.root)), "no category")
+                for name in _contents(here).files
+                if is_image_name(name)
+            ]
+            here /= part
         return
     contents = _contents(found.root)
     for name in contents.directories:
@@ -383,7 +424,16 @@ def is_image_name(name: str) -> bool:
 def count_images(path: Path, suffixes: Sequence[str] | frozenset[str] = IMAGE_EXTENSIONS) -> int:
     """Files with one of these extensions in a directory and those below it, among the first 100,000 files."""
     count = seen = 0
-    for _, directories, files in os.walk(path):
+    been: set[tuple[int, int]] = set()
+    for here, directories, files in os.walk(path, followlinks=True):
+        try:
+            status = os.stat(here)
+        except OSError:
+            continue
+        if (status.st_dev, status.st_ino) in been:  # links may lead in a circle
+            directories.clear()
+            continue
+        been.add((status.st_dev, status.st_ino))
         directories[:] = sorted(name for name in directories if not is_litter(name))
         count += sum(split_name(name)[1].lower() in suffixes for name in files if not is_litter(name))
         seen += len(files)

@@ -5,13 +5,21 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from masp.data.sources.folders import IMAGE_EXTENSIONS
 from masp.errors import InputError, one_line
 from masp.files.text import first_line, shown
 
 SCHEME = "hf://"
+
+
+def _spellings(suffix: str) -> tuple[str, ...]:
+    """An extension as people write it: the Hub's patterns know no other case."""
+    return suffix, suffix.upper(), f".{suffix[1:].title()}"
+
+
 _NAME = re.compile(r"(?:datasets/)?(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _PATTERNS = [f"*{suffix}" for suffix in (".parquet", ".arrow", ".tar", ".json", ".jsonl", ".csv", ".tsv", ".txt")]
-_IMAGES = [f"*{suffix}" for suffix in (".jpg", ".jpeg", ".png", ".webp", ".JPG", ".JPEG", ".PNG")]
+_IMAGES = [f"*{spelled}" for suffix in sorted(IMAGE_EXTENSIONS) for spelled in _spellings(suffix)]
 
 
 def download(name: str) -> Path:

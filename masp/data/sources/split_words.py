@@ -29,13 +29,13 @@ def split_word(path: str) -> str | None:
     """The word in a file's name or directories that names a split, as it is written; None if there is none.
 
     The word must stand alone, between digits or other characters that are not letters. The name of the file counts
-    before those of its directories, the innermost first.
+    before those of its directories, the innermost first; a name with words for two splits (`train_val`) says nothing.
 
     Args:
         path: Path relative to the root of the dataset, with `/` between directories.
     """
     for part in reversed(path.split("/")):
-        for word in _WORD.findall(part):
-            if word.lower() in SPLIT_WORDS:
-                return str(word)
+        words = [word for word in _WORD.findall(part) if word.lower() in SPLIT_WORDS]
+        if words:
+            return words[0] if len({SPLIT_WORDS[word.lower()] for word in words}) == 1 else None
     return None

@@ -379,3 +379,28 @@ def test_some_samples_are_pickled_alone(tmp_path):
     assert found == some and [sample.category for sample in found] == ["awe", "joy"]
     assert len(pickle.dumps(some)) < len(pickle.dumps(samples)) / 3
     assert Samples.of(list(some)) == some and len(Samples.of([])) == 0
+
+
+def test_what_may_be_meant_is_said(tmp_path):
+    folders(tmp_path / "a", *(f"{kind}/{name}/{n}.png" for kind in ("images", "masks") for n, name in enumerate("xy")))
+    split = {"train": 1.0}
+    found = read_dataset(DatasetConfig(root=str(tmp_path / "a"), split=split))
+    assert any("hold the same directories, x, y" in text for text in texts(found))
+    folders(tmp_path / "b", "joy/1.png", "fear/2.png", "annotations/3.png")
+    found = read_dataset(DatasetConfig(root=str(tmp_path / "b"), split=split))
+    assert found.categories == ("fear", "joy") and any("did you mean annotation/?" in text for text in texts(found))
+    folders(tmp_path / "c", "joy/s1/1.png", "joy/s2/2.png")
+    found = read_dataset(DatasetConfig(name="emotion6", root=str(tmp_path / "c"), split=split))
+    assert {sample.category for sample in found.samples} == {"joy"}
+    folders(tmp_path / "d", "images/joy/1.png", "images/fear/2.png", "stray.png", "images/stray.png")
+    found = read_dataset(DatasetConfig(root=str(tmp_path / "d"), split=split))
+    assert found.ignored == ("images/stray.png", "stray.png")
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e/images").mkdir()
+    for name in ("joy", "fear"):
+        (tmp_path / "e/images" / name).symlink_to(tmp_path / "d/images" / name)
+    (tmp_path / "e/images/joy").parent.joinpath("circle").symlink_to(tmp_path / "e")
+    found = read_dataset(
+        DatasetConfig(root=str(tmp_path / "e"), split=split, label_names={"joy": "joy", "fear": "fear", "circle": None})
+    )
+    assert len(found.samples) == 2

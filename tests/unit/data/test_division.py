@@ -168,3 +168,33 @@ def test_folders_and_index_files_are_divided(tmp_path):
         for sample in dataset.samples:
             assert os.path.isfile(sample.image) and sample.key.startswith(f"{sample.split}/{prefix}{sample.category}/")
         assert [s.key for s in dataset.samples] == sorted(s.key for s in dataset.samples)
+
+
+def test_a_copy_that_comes_later_follows_the_first(tmp_path):
+    images = some(tmp_path, 80, copies=[(n, n - 40) for n in range(40, 80)])
+    half = Undivided(images.names[:40], images.split[:40], images.category[:40], images.image)
+    before, division = divide(half, config(FRACTIONS), None)
+    after, _ = divide(images, config(FRACTIONS), division)
+    assert (after[:40] == before).all() and (after[40:] == before).all()
+
+
+def test_lists_may_exchange_images_of_one_name(tmp_path):
+    for n, split in enumerate(("train", "test")):
+        (tmp_path / split / "joy").mkdir(parents=True)
+        Image.new("RGB", (4, 4), (n, 0, 0)).save(tmp_path / split / "joy/0.png")
+    (tmp_path / "train/joy/1.png").write_bytes((tmp_path / "test/joy/0.png").read_bytes())
+    (tmp_path / "train.txt").write_text("test/joy/0.png\ntrain/joy/0.png\n")
+    (tmp_path / "test.txt").write_text("train/joy/1.png\n")
+    lists = {split: str(tmp_path / f"{split}.txt") for split in ("train", "test")}
+    samples = list_dataset(config(lists, root=tmp_path)).whole().samples
+    assert {sample.key: os.path.relpath(sample.image, tmp_path) for sample in samples} == {
+        "test/train/joy/1%2Epng": "train/joy/1.png",
+        "train/joy/0%2Epng": "train/joy/0.png",
+        "train/test/joy/0%2Epng": "test/joy/0.png",
+    }
+
+
+def test_nothing_left_is_an_error(tmp_path):
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(InputError, match="empty.txt: lists no image"):
+        divide(some(tmp_path, 2), config({"train": str(tmp_path / "empty.txt")}), None)

@@ -53,3 +53,11 @@ def test_a_configuration_that_is_not_valid_finds_nothing(tmp_path):
     assert Images(run_with(tmp_path, root=3)).find("test/7") == ("test/7", None)
     assert run_with(tmp_path, root="x", format="other").dataset is None
     assert shown_name("a%20b/c%2Epng") == "a b/c.png"
+
+
+def test_lists_and_columns_decide_before_names_do(tmp_path):
+    for name, color in (("a.png", (9, 0, 0)), ("b.png", (0, 9, 0))):
+        (tmp_path / name).write_bytes(png(color))
+    (tmp_path / "x.csv").write_text("image,label,split,nr\na.png,joy,test,b.png\nb.png,joy,test,a.png\n")
+    images = Images(run_with(tmp_path, root=f"{tmp_path}/x*", columns={"id": "nr"}))
+    assert images.find("test/b%2Epng")[1] == f"{tmp_path}/a.png"

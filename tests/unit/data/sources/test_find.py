@@ -76,3 +76,31 @@ def test_refused(tmp_path, names, root, settings, message):
     with pytest.raises(InputError) as error:
         find(f"{tmp_path}/{root}" if root else tmp_path, **settings)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "count"),
+    [
+        (["train/0.tar", "test/0.tar"], "webdataset", 2),
+        (["default/train/0.parquet", "default/test/0.parquet"], "parquet", 2),
+        (["labels.csv", "train/a.png", "test/b.png"], "table", 1),
+        (["a.csv", "old.tar/x"], "table", 1),
+    ],
+)
+def test_files_in_directories_of_splits(tmp_path, names, kind, count):
+    found = find(files(tmp_path, *names))
+    assert (found.format, len(found.files)) == (kind, count)
+
+
+def test_odd_names_around_a_pattern(tmp_path):
+    files(tmp_path, "x[1]/{y}/train/a.csv", "x[1]/{y}/train/b.csv")
+    found = find(tmp_path / "x[1]/{y}/train/*.csv")
+    assert len(found.files) == 2 and found.root == tmp_path / "x[1]/{y}"  # `train` says what the split is
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"), [("{a", "a brace is not closed"), ("{0..300000000}.tar", "names more than 200,000 files")]
+)
+def test_patterns_that_are_refused(tmp_path, pattern, message):
+    with pytest.raises(InputError, match=message):
+        find(tmp_path / pattern)
