@@ -9,9 +9,9 @@ MAX_PATH_LENGTH = 4096
 """Longest path that Linux opens."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
-INSIDE = "must be the path of an image file, relative to the dataset's directory and inside it"
+INSIDE = "must be the path of a file, relative to the dataset's directory and inside it"
 NO_URL = (
-    "a URL, where the path of an image file must be; download the images first (the tars that img2dataset writes can "
+    "a URL, where the path of a file must be; download the images first (the tars that img2dataset writes can "
     "be read as they are)"
 )
 

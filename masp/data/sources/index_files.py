@@ -1,12 +1,11 @@
 """The layout in which EmoSet's authors ship it: `ROOT/{train,val,test}.json` list images and annotations."""
 
 import os
-import posixpath
 from pathlib import Path
 from typing import Any
 
 from masp.data.findings import Finding, Ignored, examples
-from masp.data.image_files.paths import MAX_PATH_LENGTH
+from masp.data.image_files.paths import path_inside, why_not_inside
 from masp.data.keys import sample_key
 from masp.data.reading import read_json
 from masp.data.sample import SPLITS, Entries, Listing, directory_prefix
@@ -172,12 +171,9 @@ def _read_index(entries: Entries, path: Path, split: str, names: CategoryNames) 
 
 def _inside(text: str, where: str) -> str:
     """A row's path in its shortest form, checked to stay in the dataset's directory."""
-    path = posixpath.normpath(text) if text.strip() else "."
-    too_long = len(path) > MAX_PATH_LENGTH
-    if path == "." or path.startswith("/") or path.split("/")[0] == ".." or "\0" in path or too_long:
-        raise InputError(
-            f"{where}: {shown(text)}: must be the path of a file, relative to the dataset's directory and inside it"
-        )
+    path = path_inside(text)
+    if path is None:
+        raise InputError(f"{where}: {shown(text)}: {why_not_inside(text)}")
     return path
 
 

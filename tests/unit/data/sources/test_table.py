@@ -138,7 +138,7 @@ def test_several_labels_are_a_distribution(images):
         ("image,feeling\n0.png,joy\n", {}, "no column of these tables seems to hold the labels"),
         ("image,label\n0.png,joy\n", {"columns": {"label": "lable"}}, "did you mean 'label'?"),
         ("image,label\nhttps://a.org/0.png,joy\n", {}, "line 2: image: 'https://a.org/0.png': a URL"),
-        ("image,label\n../0.png,joy\n", {}, "must be the path of an image file, relative"),
+        ("image,label\n../0.png,joy\n", {}, "must be the path of a file, relative"),
         ("image,label\n,joy\n", {}, "must be the path of an image file, not empty"),
         ("image,label\n0.png,joy\n./0.png,fear\n", {}, "line 3: '0.png' is the name of the image in"),
         ("image,label\n0.png,joy\n", {"label_names": {"fear": "fear"}}, "dataset.label_names does not have this label"),

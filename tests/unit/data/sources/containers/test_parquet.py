@@ -114,7 +114,7 @@ def test_images_may_be_files(tmp_path):
     assert rows.paths == [f"{tmp_path}/images/1.png"] * 4 and rows.places is None
     write(tmp_path, "a.parquet", pa.table({"file": ["a.png", "/etc/passwd"]}))
     line = refused(lambda: source(tmp_path).read([], "file", None))
-    assert "a.parquet row 1: column 'file' = '/etc/passwd': must be the path of an image file, relative" in line
+    assert "a.parquet row 1: column 'file' = '/etc/passwd': must be the path of a file, relative" in line
 
 
 def test_kinds_of_values(tmp_path):
