@@ -103,17 +103,22 @@ class _Labeling:
         if columns.distribution:
             return self._voted(columns)
         assert columns.label is not None
-        column = self.rows.columns[columns.label]
-        meant = [self._meant(code, value, columns.label, column) for code, value in enumerate(column.values)]
+        return self._labeled(columns.label, ())
+
+    def _labeled(self, name: str, voted: tuple[str, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
+        """The category of each row `[N]`, -1 if it is left out, by a column of labels, and the categories: those that
+        raters could vote for, then others that labels name, sorted."""
+        column = self.rows.columns[name]
+        meant = [self._meant(code, value, name, column) for code, value in enumerate(column.values)]
         present = {category for each in meant for category in each}
-        valid = self.names.valid or tuple(sorted(present))
+        valid = self.names.valid or (*voted, *sorted(present - set(voted)))
         numbers = {category: number for number, category in enumerate(valid)}
         several = [each for each in meant if len(each) > 1]
         if several:
             self.distributions = self._of_lists(meant, column, valid)
-        first = [min((numbers[category] for category in each), default=-1) for each in meant]
+        first = [numbers[each[0]] if each else -1 for each in meant]
         codes = np.array([*first, -1], dtype=np.int32)[column.codes]
-        self._left_out(codes, columns.label)
+        self._left_out(codes, name)
         return codes, valid
 
     def _meant(self, code: int, value: Value, name: str, column: Column) -> tuple[str, ...]:
@@ -160,6 +165,9 @@ class _Labeling:
         """Categories and distributions from the votes of raters."""
         meant = {name: self.names.of(name, lambda: "dataset.distribution") for name in columns.distribution}
         valid = self.names.valid or tuple(dict.fromkeys(c for c in meant.values() if c is not None))
+        labeled = None
+        if columns.label is not None:  # its labels may name categories that nobody could vote for
+            labeled, valid = self._labeled(columns.label, valid)
         votes = np.zeros((len(self.rows), len(valid)))
         for name, category in meant.items():
             if category is not None:
@@ -170,8 +178,8 @@ class _Labeling:
         best = shares.max(1)
         is_tied = has_votes & ((shares == best[:, None]).sum(1) > 1)
         codes = shares.argmax(1).astype(np.int32)
-        if columns.label is not None:
-            codes, _ = self.categories(Columns(None, columns.label, None, None, {}))
+        if labeled is not None:
+            codes = labeled
         else:
             codes[~has_votes | is_tied] = -1
             self._say_left_out(~has_votes, "nobody voted on")

@@ -114,6 +114,19 @@ def test_votes_are_distributions(images):
     ]
 
 
+def test_votes_beside_labels_number_the_same_categories(images):
+    rows = ["0.png,joy,3,1", "sub/1.png,fear,1,2", "2.png,awe,1,2", "sub/3.png,anger,0,2"]
+    (images / "votes.csv").write_text("\n".join(["image,label,joy,fear", *rows]))
+    dataset = read(images, distribution=["joy", "fear"], columns={"label": "label"}, split={"train": 1.0})
+    assert dataset.categories == ("joy", "fear", "anger", "awe")
+    assert [(s.category, s.distribution) for s in dataset.samples] == [
+        ("joy", (0.75, 0.25, 0, 0)),
+        ("awe", pytest.approx((1 / 3, 2 / 3, 0, 0))),
+        ("fear", pytest.approx((1 / 3, 2 / 3, 0, 0))),
+        ("anger", (0, 1, 0, 0)),
+    ]
+
+
 def test_several_labels_are_a_distribution(images):
     rows = [
         {"image": path(0), "label": ["fear", "joy"]},
