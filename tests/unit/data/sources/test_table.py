@@ -8,6 +8,7 @@ from PIL import Image
 
 from masp.config.schema import DatasetConfig
 from masp.data.datasets import read_dataset
+from masp.data.sources.table import lists_images, why_no_table
 from masp.errors import InputError
 
 LABELS = ("joy", "fear")
@@ -146,6 +147,11 @@ def test_several_labels_are_a_distribution(images):
     ("text", "settings", "message"),
     [
         ("image,label\n", {}, "these tables hold no image"),
+        ('image,label\n0.png,joy\n"2.png,fear\nsub/1.png,fear\n', {}, "line 3: unexpected end of data; a quote may"),
+        ('image,label\n"0.png,joy\n2.png,fear",fear\n', {}, "line 2: image = '0.png,joy\\n2.png,fear': must be on one"),
+        ('image,label\n\n"0\n.png",joy\n', {}, "line 3: image = "),
+        ('image,label\n0.png,"joy\nfear"\n', {}, "line 2: label = 'joy\\nfear': must be on one line"),
+        ("image,label\n0.p\0ng,joy\n", {}, "line 2: holds a NUL byte"),
         ("image,label\n0.png\n", {}, "line 2: has 1 values, but there are 2 columns"),
         ("image,image\n", {}, "has the column 'image' twice"),
         ("image,feeling\n0.png,joy\n", {}, "no column of these tables seems to hold the labels"),
@@ -201,3 +207,34 @@ def test_what_is_no_file(images):
     assert refused(images / "x.csv").endswith("neither a file nor a directory")
     (images / "y.csv").mkdir()
     assert "is empty; a dataset has" in refused(images / "y.csv")
+
+
+def test_keys_that_only_later_rows_have(images):
+    rows = [{"image": path(0), "label": "joy"}, {"image": path(1), "label": "fear", "split": "test", "scene": "street"}]
+    (images / "l.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    dataset = read(images, split={"train": 1.0}, columns={"split": "split"})
+    assert dataset.samples[0].answers | dataset.samples[1].answers == {"scene": "street"}
+
+
+def test_lines_of_white_space_are_empty(images):
+    (images / "x.csv").write_text("image,label\n   \n0.png,joy\n\t\n2.png,fear\n")
+    (images / "x.tsv").write_text("image\tlabel\n\t\n0.png\tjoy\n")
+    assert len(read(images / "x.csv", split={"train": 1.0}).samples) == 2
+    assert len(read(images / "x.tsv", split={"train": 1.0}).samples) == 1
+
+
+def test_which_files_are_tables_of_images(images):
+    file = images / "x.csv"
+    config = DatasetConfig(root=str(images))
+    file.write_text("image,width\n0.png,8\n")
+    assert "x.csv: no column seems to hold the labels; name it, as in" in str(why_no_table(file, config))
+    assert not lists_images(file, config)
+    for more in ({"columns": {"label": "width"}}, {"distribution": ["width"]}):
+        named = DatasetConfig(root=str(images), **more)
+        assert why_no_table(file, named) is None and lists_images(file, named)
+    file.write_text("width,label\n8,joy\n")
+    assert "no column seems to hold the paths of images" in str(why_no_table(file, config))
+    file.write_bytes(b"\xff\xfe")
+    assert "not text in UTF-8" in str(why_no_table(file, config))
+    file.write_text("Image,Label\n0.png,joy\n")
+    assert why_no_table(file, config) is None
