@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,11 @@ from masp.data.sources.split_words import SPLIT_WORDS
 from masp.errors import InputError
 from masp.files.json_text import parse_json
 from masp.files.text import nfc, shown
+
+_MAX_VOTES = 1e12
+"""Most votes of an image for a category: sums of larger numbers are not exact."""
+_NO_LABEL = frozenset(("nan", "none", "null", "n/a", "na", "<na>"))
+"""What programs write where there is no value, in lower case."""
 
 Distributions = tuple[np.ndarray, list[tuple[float, ...] | None]]
 """Code of the distribution of each row `[N]`, and the different distributions."""
@@ -125,9 +131,19 @@ class _Labeling:
         """The categories that a label means; none where its images are left out."""
         if isinstance(value, tuple):
             return tuple(dict.fromkeys(c for each in value for c in self._meant(code, each, name, column)))
-        text = nfc(str(value).strip()) if value is not None else ""
-        if not text:
+        if isinstance(value, str) and (several := _listed(value)) is not None:
+            return self._meant(code, several, name, column)
+        if value is None or (isinstance(value, float) and math.isnan(value)):
             return ()
+        text = nfc(str(value).strip())
+        if not text or (text.lower() in _NO_LABEL and not self.names.has(text)):
+            return ()
+        if isinstance(value, bool) and self.names.translated is None:
+            where = _first_place(self.rows, column, code, name)
+            raise InputError(
+                f"{where} = {shown(value)}: labels are true and false; dataset.label_names must say what they mean, "
+                "for example dataset.label_names={true: joy, false: fear}"
+            )
         known = self.header.label_names.get(name)
         if known is not None and isinstance(value, int):
             if value == -1:  # how `datasets` marks an image without label
@@ -204,9 +220,9 @@ class _Labeling:
         for code, value in enumerate(column.values):
             try:
                 number = float(value) if isinstance(value, str | int | float) else -1.0
-            except ValueError:
+            except (ValueError, OverflowError):
                 number = -1.0
-            if not 0 <= number < float("inf"):
+            if not 0 <= number <= _MAX_VOTES:
                 where = _first_place(self.rows, column, code, name)
                 raise InputError(f"{where} = {shown(value)}: must be a number of votes, or a probability")
             found[code] = number
@@ -223,6 +239,17 @@ class _Labeling:
                 where = _first_place(self.rows, column, code, name)
                 raise InputError(f"{where} = {shown(value)}: {error}, or be left out") from None
         return column.codes, [*found, None]
+
+
+def _listed(text: str) -> tuple[str, ...] | None:
+    """Several labels in the text of a table: those of a list of strings in JSON; None for any other text."""
+    if not text.startswith("["):
+        return None
+    try:
+        found = parse_json(text)
+    except ValueError:
+        return None
+    return tuple(found) if isinstance(found, list) and all(isinstance(each, str) for each in found) else None
 
 
 def _annotated(aspect: str, value: Value) -> Any:

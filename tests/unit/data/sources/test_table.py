@@ -8,6 +8,7 @@ from PIL import Image
 
 from masp.config.schema import DatasetConfig
 from masp.data.datasets import read_dataset
+from masp.data.sources.rows import Column, ColumnBuilder
 from masp.data.sources.table import lists_images, why_no_table
 from masp.errors import InputError
 
@@ -238,3 +239,71 @@ def test_which_files_are_tables_of_images(images):
     assert "not text in UTF-8" in str(why_no_table(file, config))
     file.write_text("Image,Label\n0.png,joy\n")
     assert why_no_table(file, config) is None
+
+
+@pytest.mark.parametrize("label", ["-1", "1.0", "inf", "-inf", "1e3", "3"])
+def test_numbers_are_no_categories(images, label):
+    (images / "x.csv").write_text(f"image,label\n0.png,{label}\n")
+    assert f"line 2: label = '{label}': labels are numbers; dataset.label_names must" in refused(images / "x.csv")
+    names = {label.removesuffix(".0"): "joy"}
+    assert read(images / "x.csv", label_names=names, split={"train": 1.0}).samples[0].category == "joy"
+    by_name = read(images / "x.csv", categories=[label, "joy"], split={"train": 1.0})
+    assert by_name.samples[0].category == label
+
+
+def test_numbers_of_json_match_label_names(images):
+    rows = [{"image": path(n), "label": label} for n, label in enumerate([1.0, 0, "1", False])]
+    (images / "l.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    names = {"0": "fear", "1": "joy", "False": "awe"}
+    dataset = read(images, label_names=names, split={"train": 1.0})
+    assert {s.image[-5]: s.category for s in dataset.samples} == {"0": "joy", "1": "fear", "2": "joy", "3": "awe"}
+    (images / "l.jsonl").write_text(json.dumps(rows[3]))
+    assert "label = false: labels are true and false; dataset.label_names must" in refused(images)
+
+
+@pytest.mark.parametrize("text", ["nan", "None", "NULL", "n/a", "NA", "<NA>"])
+def test_words_for_no_label(images, text):
+    (images / "x.csv").write_text(f"image,label\n0.png,{text}\n2.png,joy\n4.png,joy\n")
+    dataset = read(images / "x.csv", split={"train": 1.0})
+    assert dataset.categories == ("joy",) and len(dataset.samples) == 2
+    assert "1 of 3 images have no label, or one that is left out" in " ".join(map(str, dataset.findings))
+    translated = read(images / "x.csv", label_names={text: "calm", "joy": "joy"}, split={"train": 1.0})
+    assert translated.samples[0].category == "calm"
+
+
+def test_lists_of_labels_in_text(images):
+    rows = ['0.png,"[""joy"", ""fear""]"', "2.png,fear", "sub/1.png,[odd"]
+    (images / "x.csv").write_text("\n".join(["image,label", *rows]))
+    dataset = read(images / "x.csv", split={"train": 1.0})
+    assert {s.image[-5]: s.category for s in dataset.samples} == {"0": "joy", "2": "fear", "1": "[odd"}
+    assert dataset.samples[0].distribution == (0, 0.5, 0.5)
+
+
+def test_values_of_lists_keep_their_types():
+    column = Column.of([(1,), (True,), (1.0,), (1,), float("nan"), float("nan")])
+    assert column.codes.tolist() == [0, 1, 2, 0, 3, 3]
+    assert [type(value[0]) for value in column.values[:3]] == [int, bool, float]
+    builder = ColumnBuilder()
+    builder.append((True,))
+    builder.extend(column)
+    assert builder.column().codes.tolist() == [0, 1, 0, 2, 1, 3, 3]
+
+
+@pytest.mark.parametrize("votes", ["1" + "0" * 400, "1e308", "1000000000001"])
+def test_votes_are_finite(images, votes):
+    (images / "v.jsonl").write_text(f'{{"image": "0.png", "a": {votes}, "b": {votes}}}')
+    message = refused(images, distribution=["a", "b"])
+    assert "line 1: a = " in message and "must be a number of votes, or a probability" in message
+
+
+def test_label_names_that_contradict_each_other(images):
+    (images / "x.csv").write_text("image,label\n0.png,joy\n")
+    message = refused(images / "x.csv", label_names={"Very_Joy": "joy", "very joy": "fear"})
+    assert "'Very_Joy' and 'very joy' are the same label, but mean joy and fear" in message
+    assert "dataset.label_names: is empty" in refused(images / "x.csv", label_names={})
+    (images / "names.yaml").write_text("1: joy\n'1.0': fear\n")
+    assert "names.yaml: '1' and '1.0' are the same label" in refused(
+        images / "x.csv", label_names=f"{images}/names.yaml"
+    )
+    (images / "names.yaml").write_text("{}\n")
+    assert "names.yaml: is empty" in refused(images / "x.csv", label_names=f"{images}/names.yaml")
