@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,15 +60,15 @@ def read_labeled(source: RowSource, config: DatasetConfig, categories: tuple[str
     rows = source.read(columns.wanted, columns.image, columns.identity)
     if not len(rows):
         raise InputError(f"dataset.root = {config.root!r}: these {source.kind} hold no image")
-    split = _splits(rows, columns, len(rows))
+    split, findings = _splits(rows, columns, len(rows))
     found = _Labeling(rows, category_names(config, categories), header)
     codes, valid = found.categories(columns)
     aspects = [(aspect, *found.answers(aspect, name)) for aspect, name in columns.aspects.items()]
     label, labels = _combined(codes, valid, aspects, found.distributions)
-    return LabeledRows(rows, split, label, labels, valid, tuple(found.findings))
+    return LabeledRows(rows, split, label, labels, valid, (*findings, *found.findings))
 
 
-def split_number(word: str, where: str) -> int:
+def split_number(word: str, where: str | Callable[[], str]) -> int:
     """The split that a word means.
 
     Raises:
@@ -76,18 +76,42 @@ def split_number(word: str, where: str) -> int:
     """
     split = SPLIT_WORDS.get(word.strip().lower())
     if split is None:
-        raise InputError(f"{where}: {shown(word)} does not name a split; valid are {', '.join(sorted(SPLIT_WORDS))}")
+        place = where if isinstance(where, str) else where()
+        raise InputError(f"{place}: {shown(word)} does not name a split; valid are {', '.join(sorted(SPLIT_WORDS))}")
     return SPLITS.index(split)
 
 
-def _splits(rows: Rows, columns: Columns, count: int) -> np.ndarray:
+def _splits(rows: Rows, columns: Columns, count: int) -> tuple[np.ndarray, tuple[Finding, ...]]:
+    """The split of each row `[N]`. A column that only has a usual name may hold something else, such as numbers of
+    folds, and then counts as absent."""
     column, name = (rows.columns[columns.split], columns.split) if columns.split else (rows.split_names, "")
+    findings: tuple[Finding, ...] = ()
+    if column is not None and name and not columns.split_is_named:
+        odd = [value for value in column.values if not _is_blank(value) and not _is_split(value)]
+        if odd:
+            text = (
+                f"column {shown(name)} is ignored, since {shown(odd[0])} in it does not name a split; "
+                f"dataset.columns.split={name} requires that all its values do"
+            )
+            column, name, findings = rows.split_names, "", (Finding("names", text, len(odd)),)
     if column is None:
-        return np.full(count, NO_SPLIT, dtype=np.uint8)
-    numbers = [
-        split_number(str(value), _first_place(rows, column, code, name)) for code, value in enumerate(column.values)
-    ]
-    return np.array([*numbers, NO_SPLIT], dtype=np.uint8)[column.codes]
+        return np.full(count, NO_SPLIT, dtype=np.uint8), findings
+
+    def number(code: int, value: Value) -> int:
+        if _is_blank(value):
+            return NO_SPLIT
+        return split_number(str(value), lambda: _first_place(rows, column, code, name))
+
+    numbers = [number(code, value) for code, value in enumerate(column.values)]
+    return np.array([*numbers, NO_SPLIT], dtype=np.uint8)[column.codes], findings
+
+
+def _is_blank(value: Value) -> bool:
+    return isinstance(value, str) and not value.strip()
+
+
+def _is_split(value: Value) -> bool:
+    return str(value).strip().lower() in SPLIT_WORDS
 
 
 def _first_place(rows: Rows, column: Column, code: int, name: str) -> str:

@@ -164,7 +164,12 @@ def test_several_labels_are_a_distribution(images):
         ("image,label\n0.png,joy\n", {"label_names": {"fear": "fear"}}, "dataset.label_names does not have this label"),
         ("image,label\n0.png,joy\n", {"name": "emotion6", "label_names": {"joy": "fun"}}, "'fun' is not a category"),
         ("image,label\n0.png,\n", {}, "no image has a label"),
-        ("image,label,split\n0.png,joy,somewhere\n", {}, "line 2: split: 'somewhere' does not name a split"),
+        (
+            "image,label,split\n0.png,joy,somewhere\n",
+            {"columns": {"split": "split"}},
+            "line 2: split: 'somewhere' does not name a split",
+        ),
+        ("image,Label,LABEL\n0.png,joy,fear\n", {}, "have the columns 'Label' and 'LABEL', which differ only in case"),
         ("image,label,brightness\n0.png,joy,7\n", {}, "line 2: brightness = '7': must be a number from 0 to 1"),
         ("image,a,b\n0.png,1,-1\n", {"distribution": ["a", "b"]}, "line 2: b = '-1': must be a number of votes"),
         (
@@ -307,3 +312,23 @@ def test_label_names_that_contradict_each_other(images):
     )
     (images / "names.yaml").write_text("{}\n")
     assert "names.yaml: is empty" in refused(images / "x.csv", label_names=f"{images}/names.yaml")
+
+
+def test_of_names_that_differ_in_case_the_usual_one_counts(images):
+    (images / "x.csv").write_text("image,Label,label,Image\n0.png,fear,joy,no\n")
+    assert read(images / "x.csv", split={"train": 1.0}).samples[0].category == "joy"
+
+
+def test_a_column_that_is_only_called_like_splits(images):
+    rows = [f"{path(n)},joy,{n if n else 'train'}" for n in range(6)]
+    (images / "test.csv").write_text("\n".join(["image,label,fold", *rows]))
+    dataset = read(images)
+    assert len(dataset.samples.in_split("test")) == 6
+    assert "column 'fold' is ignored, since '1' in it does not name a split" in " ".join(map(str, dataset.findings))
+
+
+def test_an_empty_split_is_none(images):
+    rows = [{"image": path(n), "label": "joy", "split": "test" if n else ""} for n in range(2)]
+    (images / "l.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    message = refused(images)
+    assert "dataset.split must be given: nothing in" in message and "0.png is an image" in message
