@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -12,13 +13,15 @@ from typing import Any, TextIO
 import numpy as np
 
 from masp.config.schema import DatasetConfig
+from masp.data.findings import Finding, examples
 from masp.data.image_files.paths import is_url, path_inside, why_not_inside
 from masp.data.sources.columns import USUAL
+from masp.data.sources.index_files import _Directories
 from masp.data.sources.rows import Column, ColumnBuilder, Header, Rows, Value
 from masp.data.sources.split_words import split_word
 from masp.errors import InputError
 from masp.files.json_text import parse_json
-from masp.files.regular import UnsuitableFile, exists, open_binary
+from masp.files.regular import UnsuitableFile, open_binary
 from masp.files.text import nfc, reason, shown
 
 MAX_LINE = 1 << 20
@@ -27,6 +30,8 @@ MAX_LINE = 1 << 20
 EXTENSIONS = (".csv", ".tsv", ".jsonl")
 _IMAGE_DIRECTORIES = ("", "images/", "image/", "imgs/", "img/", "data/")
 """Where the images of a table are, relative to its directory."""
+_NUM_TRIED = 100
+"""Rows by which the one of them is chosen that has most of their images."""
 
 
 class TableSource:
@@ -76,26 +81,40 @@ class TableSource:
                 for name, builder in builders.items():
                     builder.append(row.get(name))
             words += [split_word(file.relative_to(self.root).as_posix())] * (len(paths) - firsts[-1])
-        directory = self._find_images(paths)
+        found, missing = self._find_images(paths)
+        prefix = f"{os.path.abspath(self.root)}/"
         return Rows(
-            identities=names if identity is not None else [path.lstrip("/") for path in paths],
+            identities=names if identity is not None else [path.removeprefix(prefix).lstrip("/") for path in paths],
             columns={name: builder.column() for name, builder in builders.items()},
             where=_Where(self.files, np.array(firsts), np.array(lines, dtype=np.int32)),
-            paths=[path if path.startswith("/") else f"{self.root / directory}/{path}" for path in paths],
+            paths=found,
             split_names=Column.of(words),
+            findings=missing,
         )
 
-    def _find_images(self, paths: Sequence[str]) -> str:
-        """The directory, relative to the root, that paths start from: the first one that has the first image."""
-        if self._image_directory is not None:
-            return self._image_directory
-        relative = next((path for path in paths if not path.startswith("/")), None)
-        if relative is None:
-            return ""
-        for directory in _IMAGE_DIRECTORIES:
-            if exists(self.root / directory / relative, key="dataset.root"):
-                return directory
-        return ""
+    def _find_images(self, paths: Sequence[str]) -> tuple[list[str], tuple[Finding, ...]]:
+        """The files that paths name, whose names on disk may be in another Unicode form, and what is said of those that
+        do not exist; they keep the path that they are listed with."""
+        on_disk = _Directories(self.root)
+        directory = self._image_directory
+        if directory is None:
+            first = [path for path in paths[:_NUM_TRIED] if not path.startswith("/")]
+            directory = max(  # of several with the same number, the first one
+                _IMAGE_DIRECTORIES, key=lambda each: sum(on_disk.find(f"{each}{path}") is not None for path in first)
+            )
+        found: list[str] = []
+        missing: list[str] = []
+        for path in paths:
+            listed = path if path.startswith("/") else f"{directory}{path}"
+            there = on_disk.find(listed)
+            if there is None:
+                missing.append(path)
+            there = there or listed
+            found.append(there if there.startswith("/") else f"{self.root}/{there}")
+        if not missing:
+            return found, ()
+        text = f"{len(missing):,} of {len(paths):,} listed images do not exist"
+        return found, (Finding("missing", text, len(missing), examples(missing), 2 * len(missing) > len(paths)),)
 
 
 def lists_images(file: Path, config: DatasetConfig) -> bool:

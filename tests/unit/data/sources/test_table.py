@@ -2,6 +2,7 @@
 
 import json
 import os
+import unicodedata
 
 import pytest
 from PIL import Image
@@ -76,6 +77,7 @@ def test_tables_of_splits_and_absolute_paths(images):
     dataset = read(images)
     assert [sample.split for sample in dataset.samples] == ["test", "train", "train", "val", "val"]
     assert all(os.path.isfile(sample.image) for sample in dataset.samples)
+    assert dataset.samples[0].key == "test/images/4%2Epng"
 
 
 def test_columns_ids_and_label_names(images, tmp_path):
@@ -332,3 +334,26 @@ def test_an_empty_split_is_none(images):
     (images / "l.jsonl").write_text("\n".join(map(json.dumps, rows)))
     message = refused(images)
     assert "dataset.split must be given: nothing in" in message and "0.png is an image" in message
+
+
+def test_listed_images_that_do_not_exist(images):
+    (images / "x.csv").write_text("image,label\ngone.png,joy\n0.png,joy\n2.png,fear\nsub/7.png,joy\nno/8.png,joy\n")
+    (images / "data").mkdir()
+    Image.new("RGB", (8, 8)).save(images / "data/gone.png")  # not where most images are
+    dataset = read(images / "x.csv", split={"train": 1.0})
+    (missing,) = [finding for finding in dataset.findings if finding.kind == "missing"]
+    assert missing.serious and str(missing).startswith("3 of 5 listed images do not exist: gone.png, sub/7.png")
+    assert {s.image for s in dataset.samples if os.path.exists(s.image)} == {
+        f"{images}/images/0.png",
+        f"{images}/images/2.png",
+    }
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_on_disk_in_another_unicode_form(images, forms):
+    listed, on_disk = (unicodedata.normalize(form, "café.png") for form in forms)
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(images / "images" / on_disk)
+    (images / "x.csv").write_text(f"image,label\n{listed},joy\n0.png,joy\n", encoding="utf-8")
+    dataset = read(images / "x.csv", split={"train": 1.0})
+    assert all(os.path.isfile(sample.image) for sample in dataset.samples)
+    assert not [finding for finding in dataset.findings if finding.kind == "missing"]
