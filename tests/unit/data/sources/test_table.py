@@ -4,6 +4,8 @@ import json
 import os
 import unicodedata
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -357,3 +359,13 @@ def test_names_on_disk_in_another_unicode_form(images, forms):
     dataset = read(images / "x.csv", split={"train": 1.0})
     assert all(os.path.isfile(sample.image) for sample in dataset.samples)
     assert not [finding for finding in dataset.findings if finding.kind == "missing"]
+
+
+def test_a_number_that_is_none_is_no_label(images):
+    """As pandas writes a column of whole numbers in which values are missing."""
+    png = (images / "images/0.png").read_bytes()
+    table = pa.table({"image": [{"bytes": png, "path": None}] * 4, "label": [0.0, float("nan"), 1.0, float("nan")]})
+    pq.write_table(table, images / "x.parquet")
+    dataset = read(images / "x.parquet", label_names={"0": "fear", "1": "joy"}, split={"train": 1.0})
+    assert sorted(s.category for s in dataset.samples) == ["fear", "joy"]
+    assert "2 of 4 images have no label, or one that is left out" in " ".join(map(str, dataset.findings))
