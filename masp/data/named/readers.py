@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from masp.config.schema import DatasetConfig
+from masp.data.findings import Ignored
 from masp.data.image_files.paths import path_inside, why_not_inside
-from masp.data.sources.folders import is_image_name
+from masp.data.sources.folders import is_image_name, is_litter
 from masp.data.sources.rows import ColumnBuilder, Header, Rows, Value
 from masp.errors import InputError
 from masp.files.regular import UnsuitableFile, is_directory, is_file, open_binary
-from masp.files.text import reason, shown
-from masp.taxonomy import CATEGORY_SETS
+from masp.files.text import nfc, reason, shown
+from masp.taxonomy import CATEGORY_SETS, normalize_category
 
 _MAX_BYTES = 64 << 20
 
@@ -33,13 +34,36 @@ class ListedFiles:
     places: list[str] = field(default_factory=list)
     """Where each is listed."""
     values: dict[str, list[Value]] = field(default_factory=dict)
+    ignored: list[Ignored] = field(default_factory=list)
+    _first: dict[str, str] = field(default_factory=dict)
+    """Path -> where it is listed."""
 
     def add(self, path: str, where: str, **values: Value) -> None:
-        """Add an image; every call gives the same columns."""
+        """Add an image; every call gives the same columns.
+
+        Raises:
+            InputError: It is added again.
+        """
+        first = self._first.setdefault(path, where)
+        if first is not where:
+            raise InputError(f"{where}: {shown(path)} is listed again, first in {first}")
         self.paths.append(path)
         self.places.append(where)
         for name, value in values.items():
             self.values.setdefault(name, []).append(value)
+
+    def complete(self, file: Path, before: int = 0) -> None:
+        """Check that a file lists images: that there are more now than before it was read."""
+        if len(self.paths) == before:
+            raise InputError(f"{file}: lists no image")
+
+    def ignore_unlisted(self, directories: Iterable[str]) -> None:
+        """Add to what is ignored the images in some directories, relative to the root, that are not listed."""
+        listed = set(map(nfc, self.paths))
+        for directory in directories:
+            if is_directory(self.root / directory):
+                paths = [f"{directory}{name}" for name in _names(self.root / directory) if is_image_name(name)]
+                self.ignored += [Ignored(path, "not listed") for path in paths if nfc(path) not in listed]
 
     def header(self) -> Header:
         """See `RowSource.header`."""
@@ -61,6 +85,7 @@ class ListedFiles:
             columns=found,
             where=self.places.__getitem__,
             paths=[str(self.root / path) for path in self.paths],
+            ignored=tuple(self.ignored),
         )
 
 
@@ -87,6 +112,8 @@ def emotion6(root: Path, config: DatasetConfig) -> ListedFiles | None:
             )
         image = _inside(values[0], where)
         found.add(f"images/{image}", where, label=image.split("/")[0], **dict(zip(emotions, values[3:], strict=True)))
+    found.complete(path)
+    found.ignore_unlisted(_inside_images(root))
     return found
 
 
@@ -94,12 +121,15 @@ def artphoto(root: Path, config: DatasetConfig) -> ListedFiles | None:
     """`<emotion>_<id>.jpg` in one directory."""
     if not is_directory(root, key="dataset.root"):
         return None
-    names = [name for name in _names(root) if is_image_name(name) and "_" in name]
-    if not names:
+    names = [name for name in _names(root) if is_image_name(name)]
+    if not any("_" in name for name in names):
         return None
     found = ListedFiles("files of ArtPhoto", root)
     for name in names:
-        found.add(name, str(root / name), label=name.partition("_")[0])
+        if "_" in name:
+            found.add(name, str(root / name), label=name.partition("_")[0])
+        else:
+            found.ignored.append(Ignored(name, "no category"))
     return found
 
 
@@ -115,10 +145,14 @@ def abstract(root: Path, config: DatasetConfig) -> ListedFiles | None:
         where = f"{path} line {number}"
         if not emotions:
             emotions = values[1:]
+            names = [normalize_category(name) for name in emotions]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise InputError(f"{where}: has the column {shown(twice[0])} twice")
             continue
         if len(values) != len(emotions) + 1:
             raise InputError(f"{where}: must be a name and {len(emotions)} numbers of votes, not {len(values)} values")
         found.add(_inside(values[0], where), where, **dict(zip(emotions, values[1:], strict=True)))
+    found.complete(path)
     found.distribution = tuple(emotions)
     return found
 
@@ -130,13 +164,15 @@ def emotionroi(root: Path, config: DatasetConfig) -> ListedFiles | None:
         return None
     found = ListedFiles("files of EmotionROI", root)
     for name in ("training", "testing"):
-        path = lists / f"{name}.txt"
+        path, before = lists / f"{name}.txt", len(found.paths)
         for number, line in _lines(path):
             where = f"{path} line {number}"
             image = _inside(line, where)
             if "/" not in image:
                 raise InputError(f"{where}: {shown(line)}: must be <emotion>/<n>.jpg")
             found.add(f"images/{image}", where, label=image.split("/")[0], split=name)
+        found.complete(path, before)
+    found.ignore_unlisted(_inside_images(root))
     return found
 
 
@@ -152,12 +188,23 @@ def twitter(root: Path, config: DatasetConfig) -> ListedFiles | None:
         if label not in ("0", "1") or not name.strip():
             raise InputError(f"{where}: {shown(line)}: must be the name of an image and 0 or 1, as in `1.jpg 1`")
         found.add(_inside(name.strip(), where), where, label=int(label))
+    found.complete(path)
+    found.ignore_unlisted([""])
     return found
 
 
-def _names(directory: Path) -> Iterable[str]:
+def _inside_images(root: Path) -> list[str]:
+    """The directories in `images/`, relative to the root, with a slash at the end."""
+    images = root / "images"
+    if not is_directory(images, key="dataset.root"):
+        return []
+    return [f"images/{name}/" for name in _names(images) if is_directory(images / name)]
+
+
+def _names(directory: Path) -> list[str]:
+    """What is in a directory, but for litter such as `._1.jpg`; sorted."""
     try:
-        return sorted(os.listdir(directory))
+        return sorted(name for name in os.listdir(directory) if not is_litter(name))
     except OSError as error:
         raise InputError(f"dataset.root = {str(directory)!r}: cannot be listed: {reason(error)}") from None
 

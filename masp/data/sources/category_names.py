@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from masp.files.text import shown
 from masp.files.typed import is_text
 from masp.taxonomy import normalize_category
 
+_WHOLE = re.compile(r"^([+-]?\d+)\.0*$")
+
 
 @dataclass(frozen=True)
 class CategoryNames:
@@ -25,6 +28,10 @@ class CategoryNames:
 
     translated: Mapping[str, str | None] | None = None
     """Label, normalized, -> category; None for a label whose images are left out. None: labels are categories."""
+
+    def has(self, label: str) -> bool:
+        """Whether the configuration or the name of the dataset gives a label by itself."""
+        return normalize_category(label) in (self.valid or ()) or _key(label) in (self.translated or {})
 
     def of(self, label: str, where: Callable[[], str]) -> str | None:
         """The category that a label means; None where its images are left out.
@@ -38,16 +45,16 @@ class CategoryNames:
         """
         category = normalize_category(label)
         if self.translated is not None:
-            if category not in self.translated:
+            if _key(label) not in self.translated:
                 raise InputError(
                     f"{where()}: {shown(label)}: dataset.label_names does not have this label; it has "
                     f"{', '.join(self.translated)}; null leaves the images of a label out"
                 )
-            translated = self.translated[category]
+            translated = self.translated[_key(label)]
             if translated is None:
                 return None
             category = normalize_category(translated)
-        elif self.valid is None and category.isdecimal():
+        elif self.valid is None and is_number(category):
             raise InputError(
                 f"{where()} = {shown(label)}: labels are numbers; dataset.label_names must say what they mean, for "
                 f"example dataset.label_names={{{category}: joy}}"
@@ -71,18 +78,47 @@ def category_names(config: DatasetConfig, valid: tuple[str, ...] | None) -> Cate
         valid: Valid categories, normalized; None takes those of the dataset.
 
     Raises:
-        InputError: `dataset.label_names` is a file that cannot be read, or is not such a mapping.
+        InputError: `dataset.label_names` is a file that cannot be read, is not such a mapping, is empty, or gives one
+            label two categories.
     """
     names = config.label_names
-    if isinstance(names, str):
-        path = names
-        names = {str(label): category for label, category in read_yaml(Path(path))[0].items()}
-        for label, category in names.items():
-            if category is not None and not isinstance(category, str):
-                raise InputError(f"{path}: {label} = {shown(category)}: must be a category, or null to leave it out")
     if names is None:
         return CategoryNames(valid)
-    return CategoryNames(valid, {normalize_category(label): category for label, category in names.items()})
+    where = "dataset.label_names"
+    if isinstance(names, str):
+        where = names
+        names = read_yaml(Path(where))[0]
+        for label, category in names.items():
+            if category is not None and not isinstance(category, str):
+                raise InputError(f"{where}: {label} = {shown(category)}: must be a category, or null to leave it out")
+    if not names:
+        raise InputError(f"{where}: is empty; must say what labels mean, as in {{0: joy, 1: fear}}")
+    translated: dict[str, str | None] = {}
+    written: dict[str, object] = {}
+    for label, category in names.items():
+        key = _key(str(label))
+        meant = None if category is None else normalize_category(category)
+        if key in translated and translated[key] != meant:
+            raise InputError(
+                f"{where}: {shown(written[key])} and {shown(label)} are the same label, but mean {translated[key]} and "
+                f"{meant}; leave one out"
+            )
+        translated[key], written[key] = meant, label
+    return CategoryNames(valid, translated)
+
+
+def is_number(label: str) -> bool:
+    """Whether a label is a number, also an infinite one or none (`nan`)."""
+    try:
+        float(label)
+    except ValueError:
+        return False
+    return True
+
+
+def _key(label: str) -> str:
+    """A label as labels are compared: normalized, and whole numbers without `.0`, which tables of numbers add."""
+    return _WHOLE.sub(r"\1", normalize_category(label))
 
 
 def did_you_mean(category: str, categories: Sequence[str]) -> str:

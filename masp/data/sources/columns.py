@@ -32,6 +32,8 @@ class Columns:
     """Aspect -> column."""
     distribution: tuple[str, ...] = ()
     """Votes or probabilities, a column per category."""
+    split_is_named: bool = False
+    """Whether the configuration names the column of splits, which only its usual name says otherwise."""
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -46,9 +48,9 @@ def choose_columns(header: Header, config: DatasetConfig, source: RowSource) -> 
     Raises:
         InputError: A named column is not there, or none can hold the images or the labels.
     """
-    lower: dict[str, str] = {}
+    lower: dict[str, list[str]] = {}
     for name in header.columns:
-        lower.setdefault(name.lower(), name)
+        lower.setdefault(name.lower(), []).append(name)
     named = config.columns or {}
     for key, name in named.items():
         if name not in header.columns:
@@ -57,10 +59,19 @@ def choose_columns(header: Header, config: DatasetConfig, source: RowSource) -> 
         if name not in header.columns:
             raise InputError(f"dataset.distribution = {config.distribution}: {_no_column(name, header, source)}")
 
+    def called(name: str) -> str:
+        found = lower[name]
+        if len(found) > 1 and name not in found:
+            raise InputError(
+                f"dataset.root = {config.root!r}: these {source.kind} have the columns {shown(found[0])} and "
+                f"{shown(found[1])}, which differ only in case; rename one to {name}"
+            )
+        return name if name in found else found[0]
+
     def usual(key: str) -> str | None:
         if key in named:
             return named[key]
-        return next((lower[name] for name in USUAL[key] if name in lower), None)
+        return next((called(name) for name in USUAL[key] if name in lower), None)
 
     image = named.get("image") or next(iter(header.image_columns), None) or usual("image")
     if image is None and not header.rows_are_images:
@@ -77,8 +88,8 @@ def choose_columns(header: Header, config: DatasetConfig, source: RowSource) -> 
             f"dataset.root = {config.root!r}: no column of these {source.kind} seems to hold the labels; name it, as "
             f"in dataset.columns.label={others[0] if others else 'emotion'}; there are {', '.join(header.columns)}"
         )
-    aspects = {aspect: named.get(aspect) or lower[aspect] for aspect in ASPECTS if aspect in named or aspect in lower}
-    return Columns(image, label, usual("split"), named.get("id"), aspects, distribution)
+    aspects = {aspect: named.get(aspect) or called(aspect) for aspect in ASPECTS if aspect in named or aspect in lower}
+    return Columns(image, label, usual("split"), named.get("id"), aspects, distribution, "split" in named)
 
 
 def _no_column(name: str, header: Header, source: RowSource) -> str:

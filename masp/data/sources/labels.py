@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,11 @@ from masp.data.sources.split_words import SPLIT_WORDS
 from masp.errors import InputError
 from masp.files.json_text import parse_json
 from masp.files.text import nfc, shown
+
+_MAX_VOTES = 1e12
+"""Most votes of an image for a category: sums of larger numbers are not exact."""
+_NO_LABEL = frozenset(("nan", "none", "null", "n/a", "na", "<na>"))
+"""What programs write where there is no value, in lower case."""
 
 Distributions = tuple[np.ndarray, list[tuple[float, ...] | None]]
 """Code of the distribution of each row `[N]`, and the different distributions."""
@@ -54,15 +60,15 @@ def read_labeled(source: RowSource, config: DatasetConfig, categories: tuple[str
     rows = source.read(columns.wanted, columns.image, columns.identity)
     if not len(rows):
         raise InputError(f"dataset.root = {config.root!r}: these {source.kind} hold no image")
-    split = _splits(rows, columns, len(rows))
+    split, findings = _splits(rows, columns, len(rows))
     found = _Labeling(rows, category_names(config, categories), header)
     codes, valid = found.categories(columns)
     aspects = [(aspect, *found.answers(aspect, name)) for aspect, name in columns.aspects.items()]
     label, labels = _combined(codes, valid, aspects, found.distributions)
-    return LabeledRows(rows, split, label, labels, valid, tuple(found.findings))
+    return LabeledRows(rows, split, label, labels, valid, (*findings, *found.findings))
 
 
-def split_number(word: str, where: str) -> int:
+def split_number(word: str, where: str | Callable[[], str]) -> int:
     """The split that a word means.
 
     Raises:
@@ -70,18 +76,42 @@ def split_number(word: str, where: str) -> int:
     """
     split = SPLIT_WORDS.get(word.strip().lower())
     if split is None:
-        raise InputError(f"{where}: {shown(word)} does not name a split; valid are {', '.join(sorted(SPLIT_WORDS))}")
+        place = where if isinstance(where, str) else where()
+        raise InputError(f"{place}: {shown(word)} does not name a split; valid are {', '.join(sorted(SPLIT_WORDS))}")
     return SPLITS.index(split)
 
 
-def _splits(rows: Rows, columns: Columns, count: int) -> np.ndarray:
+def _splits(rows: Rows, columns: Columns, count: int) -> tuple[np.ndarray, tuple[Finding, ...]]:
+    """The split of each row `[N]`. A column that only has a usual name may hold something else, such as numbers of
+    folds, and then counts as absent."""
     column, name = (rows.columns[columns.split], columns.split) if columns.split else (rows.split_names, "")
+    findings: tuple[Finding, ...] = ()
+    if column is not None and name and not columns.split_is_named:
+        odd = [value for value in column.values if not _is_blank(value) and not _is_split(value)]
+        if odd:
+            text = (
+                f"column {shown(name)} is ignored, since {shown(odd[0])} in it does not name a split; "
+                f"dataset.columns.split={name} requires that all its values do"
+            )
+            column, name, findings = rows.split_names, "", (Finding("names", text, len(odd)),)
     if column is None:
-        return np.full(count, NO_SPLIT, dtype=np.uint8)
-    numbers = [
-        split_number(str(value), _first_place(rows, column, code, name)) for code, value in enumerate(column.values)
-    ]
-    return np.array([*numbers, NO_SPLIT], dtype=np.uint8)[column.codes]
+        return np.full(count, NO_SPLIT, dtype=np.uint8), findings
+
+    def number(code: int, value: Value) -> int:
+        if _is_blank(value):
+            return NO_SPLIT
+        return split_number(str(value), lambda: _first_place(rows, column, code, name))
+
+    numbers = [number(code, value) for code, value in enumerate(column.values)]
+    return np.array([*numbers, NO_SPLIT], dtype=np.uint8)[column.codes], findings
+
+
+def _is_blank(value: Value) -> bool:
+    return isinstance(value, str) and not value.strip()
+
+
+def _is_split(value: Value) -> bool:
+    return str(value).strip().lower() in SPLIT_WORDS
 
 
 def _first_place(rows: Rows, column: Column, code: int, name: str) -> str:
@@ -103,26 +133,41 @@ class _Labeling:
         if columns.distribution:
             return self._voted(columns)
         assert columns.label is not None
-        column = self.rows.columns[columns.label]
-        meant = [self._meant(code, value, columns.label, column) for code, value in enumerate(column.values)]
+        return self._labeled(columns.label, ())
+
+    def _labeled(self, name: str, voted: tuple[str, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
+        """The category of each row `[N]`, -1 if it is left out, by a column of labels, and the categories: those that
+        raters could vote for, then others that labels name, sorted."""
+        column = self.rows.columns[name]
+        meant = [self._meant(code, value, name, column) for code, value in enumerate(column.values)]
         present = {category for each in meant for category in each}
-        valid = self.names.valid or tuple(sorted(present))
+        valid = self.names.valid or (*voted, *sorted(present - set(voted)))
         numbers = {category: number for number, category in enumerate(valid)}
         several = [each for each in meant if len(each) > 1]
         if several:
             self.distributions = self._of_lists(meant, column, valid)
-        first = [min((numbers[category] for category in each), default=-1) for each in meant]
+        first = [numbers[each[0]] if each else -1 for each in meant]
         codes = np.array([*first, -1], dtype=np.int32)[column.codes]
-        self._left_out(codes, columns.label)
+        self._left_out(codes, name)
         return codes, valid
 
     def _meant(self, code: int, value: Value, name: str, column: Column) -> tuple[str, ...]:
         """The categories that a label means; none where its images are left out."""
         if isinstance(value, tuple):
             return tuple(dict.fromkeys(c for each in value for c in self._meant(code, each, name, column)))
-        text = nfc(str(value).strip()) if value is not None else ""
-        if not text:
+        if isinstance(value, str) and (several := _listed(value)) is not None:
+            return self._meant(code, several, name, column)
+        if value is None or (isinstance(value, float) and math.isnan(value)):
             return ()
+        text = nfc(str(value).strip())
+        if not text or (text.lower() in _NO_LABEL and not self.names.has(text)):
+            return ()
+        if isinstance(value, bool) and self.names.translated is None:
+            where = _first_place(self.rows, column, code, name)
+            raise InputError(
+                f"{where} = {shown(value)}: labels are true and false; dataset.label_names must say what they mean, "
+                "for example dataset.label_names={true: joy, false: fear}"
+            )
         known = self.header.label_names.get(name)
         if known is not None and isinstance(value, int):
             if value == -1:  # how `datasets` marks an image without label
@@ -160,6 +205,9 @@ class _Labeling:
         """Categories and distributions from the votes of raters."""
         meant = {name: self.names.of(name, lambda: "dataset.distribution") for name in columns.distribution}
         valid = self.names.valid or tuple(dict.fromkeys(c for c in meant.values() if c is not None))
+        labeled = None
+        if columns.label is not None:  # its labels may name categories that nobody could vote for
+            labeled, valid = self._labeled(columns.label, valid)
         votes = np.zeros((len(self.rows), len(valid)))
         for name, category in meant.items():
             if category is not None:
@@ -170,8 +218,8 @@ class _Labeling:
         best = shares.max(1)
         is_tied = has_votes & ((shares == best[:, None]).sum(1) > 1)
         codes = shares.argmax(1).astype(np.int32)
-        if columns.label is not None:
-            codes, _ = self.categories(Columns(None, columns.label, None, None, {}))
+        if labeled is not None:
+            codes = labeled
         else:
             codes[~has_votes | is_tied] = -1
             self._say_left_out(~has_votes, "nobody voted on")
@@ -196,9 +244,9 @@ class _Labeling:
         for code, value in enumerate(column.values):
             try:
                 number = float(value) if isinstance(value, str | int | float) else -1.0
-            except ValueError:
+            except (ValueError, OverflowError):
                 number = -1.0
-            if not 0 <= number < float("inf"):
+            if not 0 <= number <= _MAX_VOTES:
                 where = _first_place(self.rows, column, code, name)
                 raise InputError(f"{where} = {shown(value)}: must be a number of votes, or a probability")
             found[code] = number
@@ -215,6 +263,17 @@ class _Labeling:
                 where = _first_place(self.rows, column, code, name)
                 raise InputError(f"{where} = {shown(value)}: {error}, or be left out") from None
         return column.codes, [*found, None]
+
+
+def _listed(text: str) -> tuple[str, ...] | None:
+    """Several labels in the text of a table: those of a list of strings in JSON; None for any other text."""
+    if not text.startswith("["):
+        return None
+    try:
+        found = parse_json(text)
+    except ValueError:
+        return None
+    return tuple(found) if isinstance(found, list) and all(isinstance(each, str) for each in found) else None
 
 
 def _annotated(aspect: str, value: Value) -> Any:

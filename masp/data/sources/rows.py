@@ -48,7 +48,7 @@ class Column:
 
 
 class ColumnBuilder:
-    """Collects a column value by value. 1, 1.0 and True are three values."""
+    """Collects a column value by value. 1, 1.0 and True are three values, in tuples too."""
 
     def __init__(self) -> None:
         """No value yet."""
@@ -61,7 +61,7 @@ class ColumnBuilder:
         if value is None:
             self._codes.append(-1)
             return
-        place = self._places.setdefault((type(value), value), len(self._values))
+        place = self._places.setdefault(_identity(value), len(self._values))
         if place == len(self._values):
             self._values.append(value)
         self._codes.append(place)
@@ -70,7 +70,7 @@ class ColumnBuilder:
         """Add the values of the next rows."""
         places = np.full(len(piece.values) + 1, -1, dtype=np.int32)  # the last one is that of code -1
         for number, value in enumerate(piece.values):
-            place = places[number] = self._places.setdefault((type(value), value), len(self._values))
+            place = places[number] = self._places.setdefault(_identity(value), len(self._values))
             if place == len(self._values):
                 self._values.append(value)
         self._codes.frombytes(places[piece.codes].tobytes())
@@ -78,6 +78,13 @@ class ColumnBuilder:
     def column(self) -> Column:
         """The column of all values."""
         return Column(np.array(self._codes, dtype=np.int32), self._values)
+
+
+def _identity(value: Value) -> Hashable:
+    """What is equal for the same value only; all NaN are one value."""
+    if isinstance(value, tuple):
+        return tuple, tuple(map(_identity, value))
+    return type(value), value if value == value else None
 
 
 @dataclass

@@ -5,20 +5,23 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
 from masp.config.schema import DatasetConfig
+from masp.data.findings import Finding, examples
 from masp.data.image_files.paths import is_url, path_inside, why_not_inside
 from masp.data.sources.columns import USUAL
+from masp.data.sources.index_files import _Directories
 from masp.data.sources.rows import Column, ColumnBuilder, Header, Rows, Value
 from masp.data.sources.split_words import split_word
 from masp.errors import InputError
 from masp.files.json_text import parse_json
-from masp.files.regular import UnsuitableFile, exists, open_binary
+from masp.files.regular import UnsuitableFile, open_binary
 from masp.files.text import nfc, reason, shown
 
 MAX_LINE = 1 << 20
@@ -27,6 +30,8 @@ MAX_LINE = 1 << 20
 EXTENSIONS = (".csv", ".tsv", ".jsonl")
 _IMAGE_DIRECTORIES = ("", "images/", "image/", "imgs/", "img/", "data/")
 """Where the images of a table are, relative to its directory."""
+_NUM_TRIED = 100
+"""Rows by which the one of them is chosen that has most of their images."""
 
 
 class TableSource:
@@ -68,7 +73,7 @@ class TableSource:
         words: list[str | None] = []
         for file in self.files:
             firsts.append(len(paths))
-            for line, row in _rows(file):
+            for line, row in _rows(file, {image, identity, *columns}):
                 paths.append(_path(row.get(image), f"{file} line {line}: {image}"))
                 lines.append(line)
                 if identity is not None:
@@ -76,37 +81,70 @@ class TableSource:
                 for name, builder in builders.items():
                     builder.append(row.get(name))
             words += [split_word(file.relative_to(self.root).as_posix())] * (len(paths) - firsts[-1])
-        directory = self._find_images(paths)
+        found, missing = self._find_images(paths)
+        prefix = f"{os.path.abspath(self.root)}/"
         return Rows(
-            identities=names if identity is not None else [path.lstrip("/") for path in paths],
+            identities=names if identity is not None else [path.removeprefix(prefix).lstrip("/") for path in paths],
             columns={name: builder.column() for name, builder in builders.items()},
             where=_Where(self.files, np.array(firsts), np.array(lines, dtype=np.int32)),
-            paths=[path if path.startswith("/") else f"{self.root / directory}/{path}" for path in paths],
+            paths=found,
             split_names=Column.of(words),
+            findings=missing,
         )
 
-    def _find_images(self, paths: Sequence[str]) -> str:
-        """The directory, relative to the root, that paths start from: the first one that has the first image."""
-        if self._image_directory is not None:
-            return self._image_directory
-        relative = next((path for path in paths if not path.startswith("/")), None)
-        if relative is None:
-            return ""
-        for directory in _IMAGE_DIRECTORIES:
-            if exists(self.root / directory / relative, key="dataset.root"):
-                return directory
-        return ""
+    def _find_images(self, paths: Sequence[str]) -> tuple[list[str], tuple[Finding, ...]]:
+        """The files that paths name, whose names on disk may be in another Unicode form, and what is said of those that
+        do not exist; they keep the path that they are listed with."""
+        on_disk = _Directories(self.root)
+        directory = self._image_directory
+        if directory is None:
+            first = [path for path in paths[:_NUM_TRIED] if not path.startswith("/")]
+            directory = max(  # of several with the same number, the first one
+                _IMAGE_DIRECTORIES, key=lambda each: sum(on_disk.find(f"{each}{path}") is not None for path in first)
+            )
+        found: list[str] = []
+        missing: list[str] = []
+        for path in paths:
+            listed = path if path.startswith("/") else f"{directory}{path}"
+            there = on_disk.find(listed)
+            if there is None:
+                missing.append(path)
+            there = there or listed
+            found.append(there if there.startswith("/") else f"{self.root}/{there}")
+        if not missing:
+            return found, ()
+        text = f"{len(missing):,} of {len(paths):,} listed images do not exist"
+        return found, (Finding("missing", text, len(missing), examples(missing), 2 * len(missing) > len(paths)),)
 
 
 def lists_images(file: Path, config: DatasetConfig) -> bool:
-    """Whether a table has a column that seems to hold paths of images, as many tables beside images have not."""
-    if (config.columns or {}).get("image") is not None:
-        return True
+    """Whether a table has columns that seem to hold paths of images and labels, as many tables beside images have not;
+    columns that the configuration names count, so that what is wrong with them is said later."""
+    return not _lacking((), config) or why_no_table(file, config) is None
+
+
+def why_no_table(file: Path, config: DatasetConfig) -> str | None:
+    """Why a file is no table of images, or cannot be read, in one line that names it; None if it is one."""
     try:
         with _reading(file) as text:
-            return any(name.lower() in USUAL["image"] for name in _columns(file, text))
-    except InputError:
-        return False
+            columns = _columns(file, text)
+    except InputError as error:
+        return str(error)
+    for key in _lacking(columns, config):
+        what = {"image": "the paths of images", "label": "the labels"}[key]
+        return (
+            f"{file}: no column seems to hold {what}; name it, as in dataset.columns.{key}={columns[0]}; there are "
+            f"{', '.join(columns)}"
+        )
+    return None
+
+
+def _lacking(columns: Sequence[str], config: DatasetConfig) -> list[str]:
+    """Which of images and labels neither a usual name nor the configuration finds."""
+    lower = {name.lower() for name in columns}
+    named = {"label"} if config.distribution else set()
+    named |= (config.columns or {}).keys()
+    return [key for key in ("image", "label") if key not in named and not lower & set(USUAL[key])]
 
 
 class _Where:
@@ -136,10 +174,10 @@ def _reading(file: Path) -> Iterator[TextIO]:
 
 def _columns(file: Path, text: TextIO) -> list[str]:
     if file.suffix.lower() == ".jsonl":
-        first = next(_objects(file, text), None)
-        if first is None:
+        keys = dict.fromkeys(name for _, row in _objects(file, text) for name in row)  # not every row has every key
+        if not keys:
             raise InputError(f"{file}: holds no row")
-        return list(first[1])
+        return list(keys)
     names = [name.strip() for name in next(_table_lines(file, text), (0, []))[1]]
     if not any(names):
         raise InputError(f"{file}: the first line must name the columns, for example image,label")
@@ -148,8 +186,8 @@ def _columns(file: Path, text: TextIO) -> list[str]:
     return names
 
 
-def _rows(file: Path) -> Iterator[tuple[int, Mapping[str, Value]]]:
-    """Number of the line and values of each row."""
+def _rows(file: Path, used: Collection[str | None]) -> Iterator[tuple[int, Mapping[str, Value]]]:
+    """Number of the line and values of each row; values of the columns that are used must be on one line."""
     with _reading(file) as text:
         if file.suffix.lower() == ".jsonl":
             yield from _objects(file, text)
@@ -164,22 +202,30 @@ def _rows(file: Path) -> Iterator[tuple[int, Mapping[str, Value]]]:
                     f"{file} line {line}: has {len(values)} values, but there are {len(names)} columns; values that "
                     "contain the separator must be in quotes"
                 )
+            for name, value in zip(names, values, strict=True):
+                if ("\n" in value or "\r" in value) and name in used:
+                    raise InputError(
+                        f"{file} line {line}: {name} = {shown(value)}: must be on one line; a quote may not be closed"
+                    )
             yield line, {name: value.strip() or None for name, value in zip(names, values, strict=True)}
 
 
 def _table_lines(file: Path, text: TextIO) -> Iterator[tuple[int, list[str]]]:
-    """Number and values of each line that is not empty, the line of the names too."""
+    """Number of the first line and values of each row that is not empty, the line of the names too."""
     first = text.readline(MAX_LINE)
     separators = "\t" if file.suffix.lower() == ".tsv" else ",;\t"
     separator = max(separators, key=first.count)
     text.seek(0)
-    reader = csv.reader(_bounded(file, text), delimiter=separator)
+    reader = csv.reader(_bounded(file, text), delimiter=separator, strict=True)
+    line = 1
     try:
         for values in reader:
-            if values:
-                yield reader.line_num, values
+            is_blank = not any(map(str.strip, values)) and (len(values) < 2 or separator.isspace())
+            if not is_blank:
+                yield line, values
+            line = reader.line_num + 1
     except csv.Error as error:
-        raise InputError(f"{file} line {reader.line_num}: {error}") from None
+        raise InputError(f"{file} line {line}: {error}; a quote may not be closed, or not be doubled") from None
 
 
 def _bounded(file: Path, text: TextIO) -> Iterator[str]:
@@ -188,7 +234,9 @@ def _bounded(file: Path, text: TextIO) -> Iterator[str]:
         number += 1
         if len(line) > MAX_LINE:
             raise InputError(f"{file} line {number}: is longer than {MAX_LINE:,} characters")
-        yield line.replace("\0", "")
+        if "\0" in line:
+            raise InputError(f"{file} line {number}: holds a NUL byte; a table is text in UTF-8")
+        yield line
 
 
 def _objects(file: Path, text: TextIO) -> Iterator[tuple[int, Mapping[str, Value]]]:

@@ -224,3 +224,66 @@ def test_emoset_of_the_hub(tmp_path):
     table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     pq.write_table(table, tmp_path / "numbers/test.parquet")
     assert [s.category for s in read_rows("emoset", tmp_path / "numbers").samples] == list(CATEGORY_SETS["emoset"])
+
+
+def ignored(dataset) -> str:
+    return " ".join(str(finding) for finding in dataset.findings if finding.kind == "ignored")
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "header"),
+    [
+        ("emotion6", "ground_truth.txt", "[image_filename]\t[valence]\n"),
+        ("emotion6", "ground_truth.txt", ""),
+        ("abstract", "ABSTRACT_groundTruth.csv", "'','Amusement','Anger'\n"),
+        ("abstract", "ABSTRACT_groundTruth.csv", ""),
+        ("emotionroi", "training_testing_split/training.txt", "\n"),
+        ("twitter1", "five_agree.txt", ""),
+    ],
+)
+def test_lists_without_images(tmp_path, name, file, header):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(header)
+    assert refused(name, tmp_path, DIVIDED if name != "emotionroi" else "split_seed=0").endswith(
+        f"{file}: lists no image"
+    )
+
+
+def test_abstract_with_a_column_twice(tmp_path):
+    (tmp_path / "ABSTRACT_groundTruth.csv").write_text("'','Awe','Anger','awe'\n'1.jpg',1,2,3\n")
+    assert "line 1: has the column 'awe' twice" in refused("abstract", tmp_path, DIVIDED)
+
+
+def test_artphoto_with_litter_and_other_images(tmp_path):
+    for n, name in enumerate(["awe_1.jpg", "awe_2.jpg", "fear_3.jpg", "cover.jpg"]):
+        image(tmp_path / name, n)
+    (tmp_path / "._awe_1.jpg").write_bytes(b"x")
+    dataset = read("artphoto", tmp_path, DIVIDED)
+    assert len(dataset.samples) == 3
+    assert "1 of 4 files are ignored" in ignored(dataset) and "cover.jpg" in ignored(dataset)
+
+
+def test_emotionroi_lists_and_images_that_differ(tmp_path):
+    (tmp_path / "training_testing_split").mkdir()
+    for n in range(4):
+        image(tmp_path / f"images/{('joy', 'fear')[n % 2]}/{n}.jpg", n)
+    (tmp_path / "training_testing_split/training.txt").write_text("joy/0.jpg\nfear/1.jpg\n")
+    (tmp_path / "training_testing_split/testing.txt").write_text("joy/2.jpg\n")
+    dataset = read("emotionroi", tmp_path)
+    assert "1 of 4 files are ignored" in ignored(dataset) and "images/fear/3.jpg" in ignored(dataset)
+    (tmp_path / "training_testing_split/testing.txt").write_text("joy/2.jpg\n./joy/0.jpg\n")
+    message = refused("emotionroi", tmp_path)
+    assert "testing.txt line 2: 'images/joy/0.jpg' is listed again, first in" in message
+    assert message.endswith("training.txt line 1")
+
+
+def test_images_that_lists_of_twitter_and_emotion6_leave_out(tmp_path):
+    for n in range(4):
+        image(tmp_path / f"twitter/{n}.jpg", n)
+        image(tmp_path / f"six/images/joy/{n}.jpg", n)
+    (tmp_path / "twitter/five_agree.txt").write_text("".join(f"{n}.jpg {n % 2}\n" for n in range(3)))
+    dataset = read("twitter1", tmp_path / "twitter", DIVIDED)
+    assert "1 of 4 files are ignored" in ignored(dataset) and "3.jpg" in ignored(dataset)
+    lines = ["\t".join([f"joy/{n}.jpg", "4", "4", *["0", "0", "0", "1", "0", "0", "0"]]) for n in range(3)]
+    (tmp_path / "six/ground_truth.txt").write_text("\n".join(lines))
+    assert "images/joy/3.jpg" in ignored(read("emotion6", tmp_path / "six", DIVIDED))

@@ -2,12 +2,17 @@
 
 import json
 import os
+import unicodedata
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from masp.config.schema import DatasetConfig
 from masp.data.datasets import read_dataset
+from masp.data.sources.rows import Column, ColumnBuilder
+from masp.data.sources.table import lists_images, why_no_table
 from masp.errors import InputError
 
 LABELS = ("joy", "fear")
@@ -74,6 +79,7 @@ def test_tables_of_splits_and_absolute_paths(images):
     dataset = read(images)
     assert [sample.split for sample in dataset.samples] == ["test", "train", "train", "val", "val"]
     assert all(os.path.isfile(sample.image) for sample in dataset.samples)
+    assert dataset.samples[0].key == "test/images/4%2Epng"
 
 
 def test_columns_ids_and_label_names(images, tmp_path):
@@ -114,6 +120,19 @@ def test_votes_are_distributions(images):
     ]
 
 
+def test_votes_beside_labels_number_the_same_categories(images):
+    rows = ["0.png,joy,3,1", "sub/1.png,fear,1,2", "2.png,awe,1,2", "sub/3.png,anger,0,2"]
+    (images / "votes.csv").write_text("\n".join(["image,label,joy,fear", *rows]))
+    dataset = read(images, distribution=["joy", "fear"], columns={"label": "label"}, split={"train": 1.0})
+    assert dataset.categories == ("joy", "fear", "anger", "awe")
+    assert [(s.category, s.distribution) for s in dataset.samples] == [
+        ("joy", (0.75, 0.25, 0, 0)),
+        ("awe", pytest.approx((1 / 3, 2 / 3, 0, 0))),
+        ("fear", pytest.approx((1 / 3, 2 / 3, 0, 0))),
+        ("anger", (0, 1, 0, 0)),
+    ]
+
+
 def test_several_labels_are_a_distribution(images):
     rows = [
         {"image": path(0), "label": ["fear", "joy"]},
@@ -133,6 +152,11 @@ def test_several_labels_are_a_distribution(images):
     ("text", "settings", "message"),
     [
         ("image,label\n", {}, "these tables hold no image"),
+        ('image,label\n0.png,joy\n"2.png,fear\nsub/1.png,fear\n', {}, "line 3: unexpected end of data; a quote may"),
+        ('image,label\n"0.png,joy\n2.png,fear",fear\n', {}, "line 2: image = '0.png,joy\\n2.png,fear': must be on one"),
+        ('image,label\n\n"0\n.png",joy\n', {}, "line 3: image = "),
+        ('image,label\n0.png,"joy\nfear"\n', {}, "line 2: label = 'joy\\nfear': must be on one line"),
+        ("image,label\n0.p\0ng,joy\n", {}, "line 2: holds a NUL byte"),
         ("image,label\n0.png\n", {}, "line 2: has 1 values, but there are 2 columns"),
         ("image,image\n", {}, "has the column 'image' twice"),
         ("image,feeling\n0.png,joy\n", {}, "no column of these tables seems to hold the labels"),
@@ -144,7 +168,12 @@ def test_several_labels_are_a_distribution(images):
         ("image,label\n0.png,joy\n", {"label_names": {"fear": "fear"}}, "dataset.label_names does not have this label"),
         ("image,label\n0.png,joy\n", {"name": "emotion6", "label_names": {"joy": "fun"}}, "'fun' is not a category"),
         ("image,label\n0.png,\n", {}, "no image has a label"),
-        ("image,label,split\n0.png,joy,somewhere\n", {}, "line 2: split: 'somewhere' does not name a split"),
+        (
+            "image,label,split\n0.png,joy,somewhere\n",
+            {"columns": {"split": "split"}},
+            "line 2: split: 'somewhere' does not name a split",
+        ),
+        ("image,Label,LABEL\n0.png,joy,fear\n", {}, "have the columns 'Label' and 'LABEL', which differ only in case"),
         ("image,label,brightness\n0.png,joy,7\n", {}, "line 2: brightness = '7': must be a number from 0 to 1"),
         ("image,a,b\n0.png,1,-1\n", {"distribution": ["a", "b"]}, "line 2: b = '-1': must be a number of votes"),
         (
@@ -188,3 +217,155 @@ def test_what_is_no_file(images):
     assert refused(images / "x.csv").endswith("neither a file nor a directory")
     (images / "y.csv").mkdir()
     assert "is empty; a dataset has" in refused(images / "y.csv")
+
+
+def test_keys_that_only_later_rows_have(images):
+    rows = [{"image": path(0), "label": "joy"}, {"image": path(1), "label": "fear", "split": "test", "scene": "street"}]
+    (images / "l.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    dataset = read(images, split={"train": 1.0}, columns={"split": "split"})
+    assert dataset.samples[0].answers | dataset.samples[1].answers == {"scene": "street"}
+
+
+def test_lines_of_white_space_are_empty(images):
+    (images / "x.csv").write_text("image,label\n   \n0.png,joy\n\t\n2.png,fear\n")
+    (images / "x.tsv").write_text("image\tlabel\n\t\n0.png\tjoy\n")
+    assert len(read(images / "x.csv", split={"train": 1.0}).samples) == 2
+    assert len(read(images / "x.tsv", split={"train": 1.0}).samples) == 1
+
+
+def test_which_files_are_tables_of_images(images):
+    file = images / "x.csv"
+    config = DatasetConfig(root=str(images))
+    file.write_text("image,width\n0.png,8\n")
+    assert "x.csv: no column seems to hold the labels; name it, as in" in str(why_no_table(file, config))
+    assert not lists_images(file, config)
+    for more in ({"columns": {"label": "width"}}, {"distribution": ["width"]}):
+        named = DatasetConfig(root=str(images), **more)
+        assert why_no_table(file, named) is None and lists_images(file, named)
+    file.write_text("width,label\n8,joy\n")
+    assert "no column seems to hold the paths of images" in str(why_no_table(file, config))
+    file.write_bytes(b"\xff\xfe")
+    assert "not text in UTF-8" in str(why_no_table(file, config))
+    file.write_text("Image,Label\n0.png,joy\n")
+    assert why_no_table(file, config) is None
+
+
+@pytest.mark.parametrize("label", ["-1", "1.0", "inf", "-inf", "1e3", "3"])
+def test_numbers_are_no_categories(images, label):
+    (images / "x.csv").write_text(f"image,label\n0.png,{label}\n")
+    assert f"line 2: label = '{label}': labels are numbers; dataset.label_names must" in refused(images / "x.csv")
+    names = {label.removesuffix(".0"): "joy"}
+    assert read(images / "x.csv", label_names=names, split={"train": 1.0}).samples[0].category == "joy"
+    by_name = read(images / "x.csv", categories=[label, "joy"], split={"train": 1.0})
+    assert by_name.samples[0].category == label
+
+
+def test_numbers_of_json_match_label_names(images):
+    rows = [{"image": path(n), "label": label} for n, label in enumerate([1.0, 0, "1", False])]
+    (images / "l.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    names = {"0": "fear", "1": "joy", "False": "awe"}
+    dataset = read(images, label_names=names, split={"train": 1.0})
+    assert {s.image[-5]: s.category for s in dataset.samples} == {"0": "joy", "1": "fear", "2": "joy", "3": "awe"}
+    (images / "l.jsonl").write_text(json.dumps(rows[3]))
+    assert "label = false: labels are true and false; dataset.label_names must" in refused(images)
+
+
+@pytest.mark.parametrize("text", ["nan", "None", "NULL", "n/a", "NA", "<NA>"])
+def test_words_for_no_label(images, text):
+    (images / "x.csv").write_text(f"image,label\n0.png,{text}\n2.png,joy\n4.png,joy\n")
+    dataset = read(images / "x.csv", split={"train": 1.0})
+    assert dataset.categories == ("joy",) and len(dataset.samples) == 2
+    assert "1 of 3 images have no label, or one that is left out" in " ".join(map(str, dataset.findings))
+    translated = read(images / "x.csv", label_names={text: "calm", "joy": "joy"}, split={"train": 1.0})
+    assert translated.samples[0].category == "calm"
+
+
+def test_lists_of_labels_in_text(images):
+    rows = ['0.png,"[""joy"", ""fear""]"', "2.png,fear", "sub/1.png,[odd"]
+    (images / "x.csv").write_text("\n".join(["image,label", *rows]))
+    dataset = read(images / "x.csv", split={"train": 1.0})
+    assert {s.image[-5]: s.category for s in dataset.samples} == {"0": "joy", "2": "fear", "1": "[odd"}
+    assert dataset.samples[0].distribution == (0, 0.5, 0.5)
+
+
+def test_values_of_lists_keep_their_types():
+    column = Column.of([(1,), (True,), (1.0,), (1,), float("nan"), float("nan")])
+    assert column.codes.tolist() == [0, 1, 2, 0, 3, 3]
+    assert [type(value[0]) for value in column.values[:3]] == [int, bool, float]
+    builder = ColumnBuilder()
+    builder.append((True,))
+    builder.extend(column)
+    assert builder.column().codes.tolist() == [0, 1, 0, 2, 1, 3, 3]
+
+
+@pytest.mark.parametrize("votes", ["1" + "0" * 400, "1e308", "1000000000001"])
+def test_votes_are_finite(images, votes):
+    (images / "v.jsonl").write_text(f'{{"image": "0.png", "a": {votes}, "b": {votes}}}')
+    message = refused(images, distribution=["a", "b"])
+    assert "line 1: a = " in message and "must be a number of votes, or a probability" in message
+
+
+def test_label_names_that_contradict_each_other(images):
+    (images / "x.csv").write_text("image,label\n0.png,joy\n")
+    message = refused(images / "x.csv", label_names={"Very_Joy": "joy", "very joy": "fear"})
+    assert "'Very_Joy' and 'very joy' are the same label, but mean joy and fear" in message
+    assert "dataset.label_names: is empty" in refused(images / "x.csv", label_names={})
+    (images / "names.yaml").write_text("1: joy\n'1.0': fear\n")
+    assert "names.yaml: '1' and '1.0' are the same label" in refused(
+        images / "x.csv", label_names=f"{images}/names.yaml"
+    )
+    (images / "names.yaml").write_text("{}\n")
+    assert "names.yaml: is empty" in refused(images / "x.csv", label_names=f"{images}/names.yaml")
+
+
+def test_of_names_that_differ_in_case_the_usual_one_counts(images):
+    (images / "x.csv").write_text("image,Label,label,Image\n0.png,fear,joy,no\n")
+    assert read(images / "x.csv", split={"train": 1.0}).samples[0].category == "joy"
+
+
+def test_a_column_that_is_only_called_like_splits(images):
+    rows = [f"{path(n)},joy,{n if n else 'train'}" for n in range(6)]
+    (images / "test.csv").write_text("\n".join(["image,label,fold", *rows]))
+    dataset = read(images)
+    assert len(dataset.samples.in_split("test")) == 6
+    assert "column 'fold' is ignored, since '1' in it does not name a split" in " ".join(map(str, dataset.findings))
+
+
+def test_an_empty_split_is_none(images):
+    rows = [{"image": path(n), "label": "joy", "split": "test" if n else ""} for n in range(2)]
+    (images / "l.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    message = refused(images)
+    assert "dataset.split must be given: nothing in" in message and "0.png is an image" in message
+
+
+def test_listed_images_that_do_not_exist(images):
+    (images / "x.csv").write_text("image,label\ngone.png,joy\n0.png,joy\n2.png,fear\nsub/7.png,joy\nno/8.png,joy\n")
+    (images / "data").mkdir()
+    Image.new("RGB", (8, 8)).save(images / "data/gone.png")  # not where most images are
+    dataset = read(images / "x.csv", split={"train": 1.0})
+    (missing,) = [finding for finding in dataset.findings if finding.kind == "missing"]
+    assert missing.serious and str(missing).startswith("3 of 5 listed images do not exist: gone.png, sub/7.png")
+    assert {s.image for s in dataset.samples if os.path.exists(s.image)} == {
+        f"{images}/images/0.png",
+        f"{images}/images/2.png",
+    }
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_on_disk_in_another_unicode_form(images, forms):
+    listed, on_disk = (unicodedata.normalize(form, "café.png") for form in forms)
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(images / "images" / on_disk)
+    (images / "x.csv").write_text(f"image,label\n{listed},joy\n0.png,joy\n", encoding="utf-8")
+    dataset = read(images / "x.csv", split={"train": 1.0})
+    assert all(os.path.isfile(sample.image) for sample in dataset.samples)
+    assert not [finding for finding in dataset.findings if finding.kind == "missing"]
+
+
+def test_a_number_that_is_none_is_no_label(images):
+    """As pandas writes a column of whole numbers in which values are missing."""
+    png = (images / "images/0.png").read_bytes()
+    table = pa.table({"image": [{"bytes": png, "path": None}] * 4, "label": [0.0, float("nan"), 1.0, float("nan")]})
+    pq.write_table(table, images / "x.parquet")
+    dataset = read(images / "x.parquet", label_names={"0": "fear", "1": "joy"}, split={"train": 1.0})
+    assert sorted(s.category for s in dataset.samples) == ["fear", "joy"]
+    assert "2 of 4 images have no label, or one that is left out" in " ".join(map(str, dataset.findings))
