@@ -18,7 +18,7 @@ from masp.data.sources.folders import count_images, is_litter, meant_by_name
 from masp.data.sources.hub import SCHEME, download
 from masp.data.sources.rows import RowSource
 from masp.data.sources.split_words import SPLIT_WORDS
-from masp.data.sources.table import EXTENSIONS, TableSource, lists_images
+from masp.data.sources.table import EXTENSIONS, TableSource, lists_images, why_no_table
 from masp.errors import InputError
 from masp.files.regular import exists, is_directory, is_file
 from masp.files.text import reason
@@ -155,7 +155,7 @@ def _of_directory(config: DatasetConfig, root: Path) -> Found:
             raise InputError(f"dataset.root = {str(root)!r}: holds nothing of the format {config.format}{others}")
         return Found(config.format, root, found[config.format])
     if not found:
-        raise InputError(_nothing(root))
+        raise InputError(_nothing(root, config))
     if len(found) > 1:
         each = ", ".join(f"{kind} ({_example(files, root)})" for kind, files in found.items())
         raise InputError(
@@ -229,10 +229,13 @@ def _scanned(directory: Path) -> list[os.DirEntry[str]]:
         raise InputError(f"dataset.root: {directory} cannot be listed: {reason(error)}") from None
 
 
-def _nothing(root: Path) -> str:
+def _nothing(root: Path, config: DatasetConfig) -> str:
     names = sorted(os.listdir(root))
     holds = f"holds {', '.join(names[:5])}{', …' if len(names) > 5 else ''}" if names else "is empty"
     meant = [f"{name}/ to {split}/" for name in names if (split := meant_by_name(name)) in SPLITS]
+    tables = [root / name for name in names if Path(name).suffix.lower() in EXTENSIONS and is_file(root / name)]
+    if tables and (why := why_no_table(tables[0], config)):
+        return f"dataset.root = {str(root)!r}: {why}"
     rename = f"; if these are its splits, rename {', '.join(meant)}" if meant else ""
     return (
         f"dataset.root = {str(root)!r}: {holds}; a dataset has image folders such as train/<emotion>/ and "
