@@ -278,7 +278,7 @@ def _check(index: Index) -> None:
     _require((index.grid >= 0).all() and ((index.grid > 0).all(axis=1) == (index.grid > 0).any(axis=1)).all(), "grid")
     _require((index.category >= 0).all(), "category")
     if index.distribution is not None:
-        # the sum is finite where all numbers are; where it is 0, there is no distribution
+        # a NaN or infinite number makes the sum so too, and fails; a sum of 0 marks a sample without a distribution
         sums = index.distribution.sum(axis=1)
         _require((index.distribution >= 0).all(), _DISTRIBUTION)
         _require(((sums == 0) | (np.abs(sums - 1) <= 2 * DISTRIBUTION_ROUNDING)).all(), _DISTRIBUTION)

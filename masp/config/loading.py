@@ -249,9 +249,7 @@ def check_together(config: Config, where: str) -> None:
     if low is not None and high is not None and low > high:
         raise InputError(f"{where}: vlm.min_pixels = {low}: must be at most vlm.max_pixels, which is {high}")
     if config.cache.dir is None and config.cache.aspect_tokens:
-        raise InputError(
-            f"{where}: cache.aspect_tokens = true: with cache.dir = null there is no cache to read them from"
-        )
+        raise InputError(f"{where}: cache.aspect_tokens = true: needs a cache, but cache.dir = null")
     if config.cache.dir is not None and config.dataset.augment != "none":
         raise InputError(
             f"{where}: dataset.augment = {config.dataset.augment!r}: features in a cache are the same in every epoch; "

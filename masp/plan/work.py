@@ -124,7 +124,7 @@ def estimate_stage(work: StageWork, rate: Rate, bytes_per_image: float) -> Stage
 def estimate_live_stage(
     work: StageWork, rate: Rate, encoder_flops: float, num_images: int, encoder_rate: Rate
 ) -> StageEstimate:
-    """Combine the work of a stage that runs the encoder, because there is no cache, with rates.
+    """Estimate a stage that runs the encoder itself, without a cache.
 
     Args:
         work: Work of the stage beside the encoder's; it may have no images.

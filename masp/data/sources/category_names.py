@@ -117,7 +117,7 @@ def is_number(label: str) -> bool:
 
 
 def _key(label: str) -> str:
-    """A label as labels are compared: normalized, and whole numbers without `.0`, which tables of numbers add."""
+    """The form in which labels are compared: normalized, and without the `.0` that tables add to whole numbers."""
     return _WHOLE.sub(r"\1", normalize_category(label))
 
 

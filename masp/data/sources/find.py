@@ -112,7 +112,7 @@ def _matching(root: str, place: Path, pattern: str) -> tuple[Path, ...]:
         if not matches and exists(plain, key="dataset.root"):
             matches = [str(plain)]
         if not matches:
-            raise InputError(f"dataset.root = {root!r}: there is no file {plain}")
+            raise InputError(f"dataset.root = {root!r}: no such file: {plain}")
         found.update(matches)
         if len(found) > _MAX_FILES:
             raise InputError(f"dataset.root = {root!r}: names more than {_MAX_FILES:,} files")

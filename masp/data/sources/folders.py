@@ -221,7 +221,7 @@ def _find_start(root: Path, names: CategoryNames) -> tuple[str, dict[str, str]]:
         if len(with_images) != 1 or normalize_category(with_images[0]) in (names.valid or ()):
             return start, {}
         inside = _contents(here / with_images[0])
-        # one directory with images is no dataset by itself, but several in it may be its categories
+        # a single directory cannot be the categories; if several directories inside it hold images, those are
         num_below = sum(count_images(here / with_images[0] / name) > 0 for name in inside.directories)
         if num_below < 2 and any(map(is_image_name, inside.files)):
             return start, {}

@@ -24,7 +24,7 @@ from masp.files.text import nfc, shown
 _MAX_VOTES = 1e12
 """Most votes of an image for a category: sums of larger numbers are not exact."""
 _NO_LABEL = frozenset(("nan", "none", "null", "n/a", "na", "<na>"))
-"""What programs write where there is no value, in lower case."""
+"""What programs write for a missing value, in lower case."""
 
 Distributions = tuple[np.ndarray, list[tuple[float, ...] | None]]
 """Code of the distribution of each row `[N]`, and the different distributions."""

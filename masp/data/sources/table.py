@@ -124,7 +124,7 @@ def lists_images(file: Path, config: DatasetConfig) -> bool:
 
 
 def why_no_table(file: Path, config: DatasetConfig) -> str | None:
-    """Why a file is no table of images, or cannot be read, in one line that names it; None if it is one."""
+    """Why a file cannot be used as a table of images, in one line that names it; None if it can."""
     try:
         with _reading(file) as text:
             columns = _columns(file, text)

@@ -1,4 +1,4 @@
-"""What training and evaluation read where there is no cache: images as the encoder takes them, in the order of a cache.
+"""Images for training and evaluation without a cache, prepared for the encoder and in the order of a cache.
 
 The index has the rows that the index of a fresh cache would have, so that training sees the same samples in the same
 order: shards are those of `masp.cache.layout.assign`, and what cannot be read is left out.

@@ -198,7 +198,7 @@ class TarScan:
         except (tarfile.TarError, OSError, ValueError, RecursionError, MemoryError) as error:
             raise self._damaged(place, all_lines(error)) from None
         if found is None:
-            raise self._damaged(place, "there is no valid header")
+            raise self._damaged(place, "the header is not valid")
         kind: MemberKind = "other"
         if found.issparse():
             kind = "sparse file"

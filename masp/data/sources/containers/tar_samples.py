@@ -77,19 +77,19 @@ def read_samples(path: str, columns: Iterable[str], most: int | None = None) -> 
             the member.
     """
     reader = _Reader(path, columns)
-    try:
-        with open_listed(path) as file:
-            scan = TarScan(file, path)
-            _check_start(file, path)
-            reader.read(scan, most)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {reason(error)}") from None
+    _scan(reader, path, most)
     return reader.found()
 
 
 def column_names(path: str, most: int) -> list[str]:
     """The columns that the first samples of a tar have; errors as of `read_samples`."""
     reader = _Reader(path, (), keep_keys=True)
+    _scan(reader, path, most)
+    return list(reader.keys)
+
+
+def _scan(reader: _Reader, path: str, most: int | None) -> None:
+    """Read the samples of a tar, at most so many."""
     try:
         with open_listed(path) as file:
             scan = TarScan(file, path)
@@ -97,7 +97,6 @@ def column_names(path: str, most: int) -> list[str]:
             reader.read(scan, most)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {reason(error)}") from None
-    return list(reader.keys)
 
 
 def _check_start(file: BinaryIO, path: str) -> None:

@@ -66,8 +66,8 @@ def test_patterns_and_files(tmp_path):
         (["a.csv", "b.tar"], "", {}, "several formats, webdataset (b.tar), table (a.csv); dataset.format chooses one"),
         (["a.tar"], "", {"format": "parquet"}, "holds nothing of the format parquet; but webdataset"),
         (["a.tar"], "a.tar", {"format": "table"}, "a.tar is of the format webdataset"),
-        (["a.tar"], "*.parquet", {}, "there is no file"),
-        (["0.tar"], "{0..3}.tar", {}, "there is no file"),
+        (["a.tar"], "*.parquet", {}, "no such file"),
+        (["0.tar"], "{0..3}.tar", {}, "no such file"),
         (["a.tar", "b.csv"], "*", {}, "has only one kind of them"),
     ],
 )
