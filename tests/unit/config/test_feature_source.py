@@ -37,7 +37,7 @@ def test_what_needs_a_cache_says_so():
     ("settings", "message"),
     [
         (["cache.dir=there", "dataset.augment=flip"], "dataset.augment = 'flip': features in a cache are the same"),
-        (["cache.dir=null", "cache.aspect_tokens=true"], "cache.aspect_tokens = true: with cache.dir = null there is"),
+        (["cache.dir=null", "cache.aspect_tokens=true"], "cache.aspect_tokens = true: needs a cache"),
         (["cache.dir=null", "dataset.augment=turn"], "dataset.augment = 'turn': must be one of none, flip, crop"),
     ],
 )
