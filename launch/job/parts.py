@@ -16,6 +16,7 @@ from masp.config import Config
 from masp.config.feature_source import cache_directory
 from masp.config.schema import StageName
 from masp.errors import InputError
+from masp.start.steps import step_names
 
 Command = Literal["extract", "train", "evaluate", "pipeline"]
 COMMANDS: tuple[Command, ...] = typing.get_args(Command)
@@ -115,11 +116,7 @@ def make_parts(
     common = (str(config_path), cluster.max_requeues)
     output = Path(config.output_dir)
     if command == "pipeline":
-        # without aspects, or with given aspect modules, the soft prompt alone is trained
-        trains_aspects = bool(config.aspects) and config.checkpoint.aspect is None
-        names = [name for name in PartName if trains_aspects or name != PartName.STAGE1]
-        if config.cache.dir is None:  # training and evaluation run the encoder
-            names.remove(PartName.EXTRACT)
+        names = [PartName(name) for name in step_names(config)]
     else:
         names = [PartName(stage if stage is not None and command == "train" else command)]
     parts = []

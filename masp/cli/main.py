@@ -15,10 +15,12 @@ from masp.cli import (
     doctor,
     evaluate,
     extract,
+    init,
     plan,
     predict,
     quantization,
     report,
+    run,
     study,
     train,
 )
@@ -32,6 +34,8 @@ from masp.runtime.stop import end_process
 COMMANDS = (
     demo,
     datasets,
+    init,
+    run,
     plan,
     extract,
     train,
@@ -47,6 +51,10 @@ COMMANDS = (
 """Command modules, in the order in which `masp --help` lists them."""
 
 EPILOG = """\
+The short way:
+  masp init DATA --output C     look at the images, write settings that fit them
+  masp run --config C           all that follows, up to the report
+
 The order of work:
   masp plan     --config C      what it will take: bytes, GPU-hours, free space
   masp extract  --config C      run the frozen encoder once per image, into the feature cache

@@ -143,6 +143,18 @@ def dump_yaml(tree: dict[str, Any]) -> str:
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
+def dump_value(value: Any) -> str:
+    """Write a value on one line, as it may stand behind a key.
+
+    Args:
+        value: Dicts, lists and scalars.
+    """
+    text = yaml.dump(
+        [value], Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 30, default_flow_style=True
+    )
+    return text.strip()[1:-1]
+
+
 class _Document:
     """A document while its nodes become values."""
 

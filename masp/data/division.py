@@ -30,6 +30,10 @@ _NUM_THREADS = 8
 _SAMPLE_BYTES = 4096
 
 
+class UndividedError(InputError):
+    """Nothing says of which split the images are, and `dataset.split` is not given."""
+
+
 @dataclass(frozen=True)
 class Division:
     """How images were divided, as `splits.json` keeps it: with a cache, they are never divided again in another way."""
@@ -78,7 +82,7 @@ def divide(images: Undivided, config: DatasetConfig, recorded: Division | None) 
         _check_same(config, recorded)
     if config.split is None:
         if (undecided := np.flatnonzero(images.split == NO_SPLIT)).size:
-            raise InputError(
+            raise UndividedError(
                 f"dataset.split must be given: nothing in {config.root} says whether {images.names[undecided[0]]} "
                 f"{'is an image' if undecided.size == 1 else f'and {undecided.size - 1:,} more are images'} of train, "
                 f"val or test; for example dataset.split={{train: 0.8, val: 0.1, test: 0.1}}"

@@ -18,14 +18,13 @@ from masp.demo.world.write_dataset import best_possible
 from masp.distributed.task_share import require_one_process
 from masp.errors import DataError, InputError
 from masp.evaluation.linear_probe import linear_probe
-from masp.evaluation.run import evaluate
-from masp.extraction.job import extract
 from masp.files.typed import read
 from masp.report.page import write_report
 from masp.results.metrics import wilson_interval
 from masp.results.metrics_file import SUMMARY, Interval, Share, read_metrics, write_rows
 from masp.runtime.log import show
-from masp.training.loop import train
+from masp.start.pipeline import steps_of, take_step
+from masp.start.steps import StepName
 
 VARIANTS = {
     "zero_shot": "the VLM as it is",
@@ -82,21 +81,15 @@ def run_demo(config: Config, num_train: int | None = None, num_test: int | None 
         f"masp make-demo-data {config.dataset.root} --num-train {counts[0]} --num-test {counts[1]} --seed {config.seed}"
     )
     make_demo_data(config.dataset.root, *counts, config.seed)
-    if config.cache.dir is not None:
-        _say("masp extract")
-        extract(config)
-    _say("masp train --stage stage1")
-    train(config, "stage1")
-    _say("masp train --stage stage2")
-    train(config, "stage2")
-    _say("masp evaluate")
-    metrics = {"masp": _written(evaluate(config))}
+    for step in steps_of(config):
+        _say(step.command)
+        metrics = {"masp": take_step(step.name, config)}  # of the last step, the evaluation
     for variant, changed in _baselines(config).items():
         if changed.checkpoint.soft_prompt is None:
             _say(f"masp train --stage stage2 aspects=[] output_dir={changed.output_dir}")
-            train(changed, "stage2")
+            take_step(StepName.STAGE2, changed)
         _say(f"masp evaluate {_settings(changed)}")
-        metrics[variant] = _written(evaluate(changed))
+        metrics[variant] = take_step(StepName.EVALUATE, changed)
     summary = _summarise(config, metrics)
     path = Path(config.output_dir) / SUMMARY
     write_rows(path, {name: result.to_dict() for name, result in summary.items()})
@@ -127,11 +120,6 @@ def _settings(config: Config) -> str:
     aspects = "" if config.aspects else "aspects=[] "
     given = [("aspect", config.checkpoint.aspect), ("soft_prompt", config.checkpoint.soft_prompt)]
     return aspects + " ".join(f"checkpoint.{n}={v}" for n, v in given if v) + f" output_dir={config.output_dir}"
-
-
-def _written(metrics: Path | None) -> Path:
-    assert metrics is not None, "one process scores all samples"
-    return metrics
 
 
 def _summarise(config: Config, metrics: dict[str, Path]) -> Summary:

@@ -89,6 +89,16 @@ def _built(config: Any, part: Literal["vision", "language"]) -> Any:
         )
 
 
+def embedding_scale_of(config: Any) -> float:
+    """The factor by which a VLM multiplies its word embeddings, see `LanguageHalf.embedding_scale`; no weight is read.
+
+    Args:
+        config: Its configuration, of `load_config`.
+    """
+    table = _built(config, "language").get_input_embeddings()
+    return float(getattr(table, "scalar_embed_scale", 1.0))  # its buffer `embed_scale` has no number here
+
+
 @functools.lru_cache(maxsize=8)
 def language_cost(path: str | Path) -> LanguageShape | LanguageCost:
     """What the decoder of the VLM at `path` takes per token and attended pair; by formula where that is known.

@@ -40,6 +40,7 @@ evaluation
 report
 experiments
 plan
+start
 demo
 cli
 """.split("\n")

@@ -1,0 +1,176 @@
+"""What a dataset is, found by looking, and what it allows: the lines of `masp init` and `masp doctor` about it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from masp.config.schema import Config, DatasetConfig
+from masp.data.datasets import list_dataset
+from masp.data.division import UndividedError
+from masp.data.named.catalog import NAMED
+from masp.data.sample import Dataset, Samples
+from masp.data.sources.find import find_dataset
+from masp.errors import InputError
+from masp.files.text import shown
+from masp.taxonomy import CATEGORY_SETS, DatasetName
+
+VAL = TEST = 0.1
+"""Fractions of the images that become validation and test images where a dataset has none."""
+FEW = 10
+"""Training images of a category below which little can be learned of it."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """A dataset as it was found."""
+
+    settings: DatasetConfig
+    """Section `dataset` with which it can be read."""
+    dataset: Dataset
+    kind: str
+    """In words: `image folders`."""
+
+    @property
+    def num_train(self) -> int:
+        """Training images."""
+        return self.dataset.holdings.num_images("train")
+
+    @property
+    def annotated(self) -> dict[str, int]:
+        """Aspect -> number of training images that are annotated with it."""
+        return {aspect: count for aspect, count in self.dataset.holdings.aspects.get("train", {}).items() if count}
+
+
+def look_at(settings: DatasetConfig, given: frozenset[str]) -> Look:
+    """Find out what a dataset is and how it can be read.
+
+    Args:
+        settings: Section `dataset` with the root, and whatever else the user gave.
+        given: Names of the fields of `settings` that the user gave; these stay.
+
+    Raises:
+        InputError: There is no dataset, or nothing that could be learned and measured.
+        DataError: An annotation is damaged.
+    """
+    if "name" not in given:
+        settings = dataclasses.replace(settings, name=_recognized(settings))
+    try:
+        listed = list_dataset(settings)
+        splits = Counter(key.partition("/")[0] for key in listed.samples.keys)
+        fractions = _fractions(splits)
+        if fractions and "split" not in given:
+            settings = dataclasses.replace(settings, split=fractions)
+            listed = list_dataset(settings)
+    except UndividedError:
+        settings = dataclasses.replace(settings, split={"train": 1 - VAL - TEST, "val": VAL, "test": TEST})
+        listed = list_dataset(settings)
+    look = Look(settings, listed.whole(), listed.kind)
+    _check(look)
+    return look
+
+
+def _recognized(settings: DatasetConfig) -> DatasetName:
+    """The published dataset that a directory is laid out as; `folder` if it is none."""
+    root = Path(settings.root)
+    if root.is_dir():
+        own = []
+        for name, each in NAMED.items():
+            try:
+                if each.read is not None and each.read(root, dataclasses.replace(settings, name=name)) is not None:
+                    own.append(name)
+            except InputError:  # it has a file of that name and is something else
+                continue
+        if len(own) == 1:
+            return own[0]
+    if find_dataset(settings).format == "emoset":
+        categories = set(list_dataset(dataclasses.replace(settings, name="folder")).categories)
+        if categories <= set(CATEGORY_SETS["emoset"]):
+            return "emoset"
+    return "folder"
+
+
+def _fractions(splits: Counter[str]) -> dict[str, float | str] | None:
+    """How to divide the training images of a dataset that lacks a validation or a test split; None if it has both.
+
+    Args:
+        splits: Split -> number of its images.
+    """
+    lacking = {split: share for split, share in (("val", VAL), ("test", TEST)) if not splits[split]}
+    if not lacking or not splits["train"]:
+        return None
+    return {"train": 1 - sum(lacking.values()), **lacking}
+
+
+def _check(look: Look) -> None:
+    """Refuse what no accuracy could come of."""
+    dataset, root = look.dataset, look.settings.root
+    counts = dataset.holdings.categories
+    trained = counts.get("train", {})
+    if not look.num_train:
+        raise InputError(f"{root}: has no training images; name a directory train/, or give dataset.split")
+    if len(set().union(*counts.values())) < 2:
+        raise InputError(
+            f"{root}: all {len(dataset.samples):,} images have the category {shown(next(iter(trained)))}; at least two "
+            "categories are needed, each a directory of its own"
+        )
+    if max(trained.values()) < 2 or not dataset.holdings.num_images("test"):
+        most = max(sum(part.get(category, 0) for part in counts.values()) for category in trained)
+        raise InputError(
+            f"{root}: no category has more than {most} image{'s' if most > 1 else ''}, too few to train on some and "
+            f"test on others; {FEW} per category are little already"
+        )
+
+
+def outlook(config: Config, dataset: Dataset) -> list[str]:
+    """What a dataset allows, part by part, and what to do where it lacks something.
+
+    Args:
+        config: Configuration of the run.
+        dataset: Its dataset, with annotations.
+    """
+    holdings = dataset.holdings
+    trained, num_train = holdings.categories.get("train", {}), holdings.num_images("train")
+    lines = [f"labels: {len(trained)} categories in {num_train:,} training images: {', '.join(sorted(trained))}"]
+    if few := sorted(category for category, count in trained.items() if count < FEW):
+        least = ", ".join(f"{category} ({trained[category]})" for category in few)
+        lines.append(f"labels: fewer than {FEW} training images of {least}: collect more, or expect mistakes there")
+    for split, use in (("val", "the best state of training is chosen on"), ("test", "the accuracy is measured on")):
+        count = holdings.num_images(split)
+        lack = f"none: {_remedy(config, split)}"
+        lines.append(f"{split}: " + (f"{count:,} images, which {use}" if count else lack))
+    lines += _aspect_lines(config, dataset)
+    kinds = Samples.of(dataset.samples).kinds()
+    if any(label.distribution is not None for _, label in kinds):
+        lines.append("votes: images have a distribution over the categories (stage2.targets=distribution learns it)")
+    return lines
+
+
+def _remedy(config: Config, split: str) -> str:
+    if split == "val":
+        size = min(config.stage1.validation_size, config.stage2.validation_size)
+        held = f"up to {size} images are held out of train where validate_every is set"
+        return f"{held}; dataset.split={{train: 0.9, val: 0.1}} makes a split of its own"
+    return "nothing can be measured; dataset.split={train: 0.9, test: 0.1} takes it out of train"
+
+
+def _aspect_lines(config: Config, dataset: Dataset) -> list[str]:
+    if not config.aspects:
+        return ["aspects: none in use (aspects = []): the soft prompt is trained alone"]
+    if config.checkpoint.aspect is not None:
+        return [f"aspects: not trained here (checkpoint.aspect = {config.checkpoint.aspect})"]
+    counts, num_train = dataset.holdings.aspects.get("train", {}), dataset.holdings.num_images("train")
+    has = {aspect: counts[aspect] for aspect in config.aspects if counts.get(aspect)}
+    lines = []
+    if has:
+        each = ", ".join(f"{aspect} {count:,}" for aspect, count in has.items())
+        lines.append(f"aspects: annotated by people, of {num_train:,} training images: {each}")
+    if lacking := [aspect for aspect in config.aspects if aspect not in has]:
+        rest = ",".join(has)
+        lines.append(
+            f"aspects: nobody annotated {', '.join(lacking)}: let the VLM do it (masp annotate), or leave them out "
+            f"(aspects=[{rest}])"
+        )
+    return lines

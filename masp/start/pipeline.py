@@ -1,0 +1,145 @@
+"""`masp run`: all steps of a run, one after the other, from the images to the report."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from masp.config import Config
+from masp.data.datasets import read_dataset
+from masp.distributed.task_share import require_one_process
+from masp.errors import InputError, StoppedEarly
+from masp.evaluation.run import evaluate
+from masp.extraction.job import extract
+from masp.plan.plan import Plan, make_plan
+from masp.plan.prospects import obstacles
+from masp.plan.render import duration
+from masp.report.page import write_report
+from masp.results.metrics_file import read_metrics
+from masp.runtime.log import show
+from masp.runtime.stop import StopFlag
+from masp.start.steps import StepName, step_names
+from masp.training.loop import train
+
+NUM_MEASURED = 4
+"""Images on which the speed of this machine is measured before anything is done."""
+_COMMANDS: dict[StepName, str] = {
+    StepName.EXTRACT: "masp extract",
+    StepName.STAGE1: "masp train --stage stage1",
+    StepName.STAGE2: "masp train --stage stage2",
+    StepName.EVALUATE: "masp evaluate",
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a run."""
+
+    name: StepName
+    command: str
+    """The command that is the same, without the settings."""
+
+
+def steps_of(config: Config) -> list[Step]:
+    """The steps of a run, in order."""
+    return [Step(name, _COMMANDS[name]) for name in step_names(config)]
+
+
+def take_step(name: StepName, config: Config, stop: StopFlag | None = None) -> Path:
+    """Do a step, or what an earlier call left of it: each step knows itself what is finished.
+
+    Args:
+        name: The step.
+        config: Run configuration.
+        stop: Looked at while it runs; None lets signals stop it.
+
+    Returns:
+        What it leaves: the cache, an artifact, or `metrics.json`.
+
+    Raises:
+        InputError, DataError, StoppedEarly: See `masp.errors`.
+    """
+    match name:
+        case StepName.EXTRACT:
+            return extract(config, stop=stop)
+        case StepName.STAGE1 | StepName.STAGE2:
+            return train(config, name.value, stop=stop)
+        case StepName.EVALUATE:
+            metrics = evaluate(config, stop=stop)
+            assert metrics is not None, "one process scores all samples"
+            return metrics
+
+
+def run_pipeline(config: Config, settings: str) -> Path:
+    """Take all steps of a run, then write its report; what an earlier call finished is not done again.
+
+    Args:
+        config: Run configuration.
+        settings: The settings as they are given on a command line, `--config C key=value`, for the user.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: A launcher announced several processes, the dataset does not allow a step, or one of a step's.
+        DataError: One of a step's.
+        StoppedEarly: Something asked to stop; the same command goes on.
+    """
+    require_one_process(
+        "run: takes every step itself, as one process", "call it alone, or use python -m launch pipeline"
+    )
+    again = f"`masp run {settings}` goes on from there"
+    with StopFlag() as stop:
+        steps = steps_of(config)
+        if stuck := obstacles(config, read_dataset(config.dataset, config.cache.dir)):
+            stage, why = next(iter(stuck.items()))
+            raise InputError(f"{stage} cannot be trained: {why}")
+        _header(f"masp plan {settings} --measure {NUM_MEASURED}")
+        plan = make_plan(config, measure=NUM_MEASURED)
+        show(*_announced(plan, steps))
+        for step in steps:
+            _check(stop, again)
+            _header(f"{step.command} {settings}")
+            try:
+                left = take_step(step.name, config, stop)
+            except StoppedEarly as error:
+                raise StoppedEarly(f"{error}; {again}") from None
+        _check(stop, again)
+        _header(f"masp report {shlex.quote(config.output_dir)}")
+        report = write_report(config.output_dir)
+    show(*_outcome(left), f"report: {report}")
+    return report
+
+
+def _check(stop: StopFlag, again: str) -> None:
+    """End between two steps if something asked to stop."""
+    if stop:
+        raise StoppedEarly(f"run: stopped on request, between two steps; {again}")
+
+
+def _header(command: str) -> None:
+    show("", f"$ {command}")
+
+
+def _announced(plan: Plan, steps: list[Step]) -> Iterator[str]:
+    """What will be done and how long it will take, by the speed that was measured on a few images."""
+    images = plan.images
+    broken = f", {images.num_broken:,} of them broken" if images.num_broken else ""
+    yield f"{images.num_images:,} images{broken}; what is left of these steps will be done, which take in all:"
+    hours = {StepName.EXTRACT: plan.extract.hours, StepName.EVALUATE: plan.evaluate.hours}
+    hours |= {StepName(name): stage.hours for name, stage in plan.stages.items()}
+    for step in steps:
+        yield f"  {step.name:<10}{duration(hours[step.name]):>10}   {step.command}"
+    total = sum(hours[step.name] for step in steps)
+    yield f"  {'in all':<10}{duration(total):>10}   at the speed of this machine, measured on {NUM_MEASURED} images"
+    if plan.space is not None:
+        yield f"cache: {plan.space.verdict}"
+
+
+def _outcome(path: Path) -> Iterator[str]:
+    """The accuracy with its interval, of `metrics.json`."""
+    metrics = read_metrics(path, [])
+    low, high = metrics.accuracy_ci95
+    yield f"accuracy: {metrics.accuracy:.3f}, 95 % interval {low:.3f} to {high:.3f}, on {metrics.num_samples:,} images"
