@@ -12,6 +12,7 @@ from masp.files.jsonl import parse_object
 from masp.files.regular import is_file, read_bytes
 from masp.report.charts import training_curve
 from masp.report.run_config import RunConfig
+from masp.runtime.run_directory import read_status
 
 _LOG = "metrics.jsonl"
 _MAX_POINTS = 2000
@@ -43,6 +44,8 @@ class TrainingStage:
     """Median."""
     num_skipped: int
     """Lines of the log that cannot be read."""
+    warning: str = ""
+    """What training warned of at its end."""
 
 
 def training_stages(run_dir: Path, evaluate_dir: Path, config: RunConfig) -> list[TrainingStage]:
@@ -56,7 +59,7 @@ def training_stages(run_dir: Path, evaluate_dir: Path, config: RunConfig) -> lis
         ("stage2", "Stage 2: soft prompt", config.soft_prompt),
     ):
         directories = [run_dir / name, evaluate_dir.parent / name, *([checkpoint.parent] if checkpoint else [])]
-        steps, num_skipped = _read_log(directories)
+        steps, num_skipped, warning = _read_log(directories)
         if not steps:
             continue
         losses = [(step.step, step.loss) for step in steps if step.loss is not None]
@@ -75,6 +78,7 @@ def training_stages(run_dir: Path, evaluate_dir: Path, config: RunConfig) -> lis
                 loss=steps[-1].loss,
                 samples_per_second=speeds[len(speeds) // 2] if speeds else None,
                 num_skipped=num_skipped,
+                warning=warning,
             )
         )
     return stages
@@ -87,11 +91,14 @@ def _chart(name: str, points: list[tuple[int, float]], label: str, *, smooth: bo
     return training_curve(name, [step for step, _ in points], [value for _, value in points], label, smooth=smooth)
 
 
-def _read_log(directories: list[Path]) -> tuple[list[LoggedStep], int]:
-    """The last line of every step in order (a resumed run logs some steps again), and how many could not be read."""
+def _read_log(directories: list[Path]) -> tuple[list[LoggedStep], int, str]:
+    """The last line of every step in order (a resumed run logs some steps again), how many could not be read, and what
+    the status beside the log warns of."""
+    status = None
     try:
-        path = next((d / _LOG for d in directories if is_file(d / _LOG)), None)
-        data = (read_bytes(path) if path else None) or b""
+        directory = next((d for d in directories if is_file(d / _LOG)), None)
+        data = (read_bytes(directory / _LOG) if directory else None) or b""
+        status = read_status(directory) if directory else None
     except InputError:  # a report shows what there is
         data = b""
     steps: dict[int, LoggedStep] = {}
@@ -102,7 +109,8 @@ def _read_log(directories: list[Path]) -> tuple[list[LoggedStep], int]:
             num_skipped += 1
         else:
             steps[step.step] = step
-    return [steps[number] for number in sorted(steps)], num_skipped
+    warning = (status.warning if status else None) or ""
+    return [steps[number] for number in sorted(steps)], num_skipped, warning
 
 
 def _logged_step(text: bytes) -> LoggedStep | None:

@@ -65,6 +65,8 @@ class Status:
     """Training: steps taken when the status was written."""
     num_steps: int | None = None
     """Training: steps of the whole stage."""
+    warning: str | None = None
+    """Training: what to look at although the stage is finished."""
 
     def __post_init__(self) -> None:
         if not 0 < self.pid < 1 << 31:  # 0 and negative numbers mean many processes, which is not for a file to say

@@ -21,7 +21,7 @@ from masp.config.schema import StageName
 
 REACH = 8.0
 """Sum of the learning rates of a stage, in units of the RMS of what it trains."""
-MIN_STEPS: dict[StageName, int] = {"stage1": 300, "stage2": 200}
+MIN_STEPS: dict[StageName, int] = {"stage1": 500, "stage2": 300}
 """Optimizer steps that a stage needs at least, however few images there are."""
 MIN_EPOCHS: dict[StageName, int] = {"stage1": 3, "stage2": 1}
 """Epochs of the published configuration; fewer are never chosen."""

@@ -31,7 +31,7 @@ from masp.vlm.flops import peak_flops
 
 CURVES = "loss learning_rate grad_norm samples_per_second tokens_per_second model_flops_utilisation".split()
 """What TensorBoard shows."""
-_LEAST_CHANGE = 0.02
+_LEAST_CHANGE = 0.05
 """Part of its first value by which the loss of a run should fall."""
 KEYS = "keys"
 """Directory of the key log."""
@@ -69,7 +69,7 @@ class StepResult:
 @with_config(ConfigDict(strict=True, extra="ignore", allow_inf_nan=False))
 @dataclass(frozen=True)
 class LossLine:
-    """A line of `metrics.jsonl`, with what tells whether training has moved anything."""
+    """A line of `metrics.jsonl` or `validation.jsonl`, with what tells whether training has moved anything."""
 
     loss: float
 
@@ -153,26 +153,42 @@ class TrainingLog:
         self._board.close()
 
 
-def hardly_moved(directory: Path, stage: str, num_steps: int, learning_rate: float) -> str | None:
+def hardly_moved(
+    directory: Path, stage: str, num_steps: int, learning_rate: float, can_move: bool = True
+) -> str | None:
     """What to say of a finished run whose loss is almost what it was at first; None of any other.
 
+    Compared are the means of the first and of the last fifth of the lines of `metrics.jsonl`. The validation losses, if
+    there are any, must not have fallen either: the first of them is measured when much has been learned already.
+
     Args:
-        directory: Directory of the stage, whose `metrics.jsonl` holds the losses.
+        directory: Directory of the stage.
         stage: Name of the stage.
         num_steps: Steps that were taken.
         learning_rate: `learning_rate` of the stage.
+        can_move: Whether so many steps can change anything; where not, a loss that rose did so by chance.
     """
-    losses = [line.loss for line in read_lines(LossLine, directory / "metrics.jsonl", skip_damaged=True) or ()]
+    losses = _losses(directory / "metrics.jsonl")
     if len(losses) < 2:
         return None
     part = max(1, len(losses) // 5)
     first, last = (sum(some) / part for some in (losses[:part], losses[-part:]))
-    if last < (1 - _LEAST_CHANGE) * first:
+    least = (1 - _LEAST_CHANGE) * first
+    validated = _losses(directory / "validation.jsonl")
+    if last < least or (validated and min(validated) < (1 - _LEAST_CHANGE) * validated[0]):
         return None
+    rose = can_move and last > (1 + _LEAST_CHANGE) * first
+    verb, how = ("rose", "lower") if rose else ("hardly moved", "raise")
+    more = "" if rose else f", or {stage}.num_epochs"
     return (
-        f"{stage}: the loss hardly moved in {num_steps:,} steps, from {first:.4g} to {last:.4g}; if more was expected, "
-        f"raise {stage}.learning_rate, which is {learning_rate:g}, or {stage}.num_epochs"
+        f"{stage}: the loss {verb} in {num_steps:,} steps, from {first:.4g} to {last:.4g}; if more was expected, "
+        f"{how} {stage}.learning_rate, which is {learning_rate:g}{more}"
     )
+
+
+def _losses(path: Path) -> list[float]:
+    """The losses of a log; none where there is no log."""
+    return [line.loss for line in read_lines(LossLine, path, skip_damaged=True) or ()]
 
 
 def device_peak(device: str, precision: str) -> float:

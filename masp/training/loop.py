@@ -346,8 +346,6 @@ class Trainer:
         self.stage.export(state, self.identity)
         self.keep_findings()
         self.note_finished(text)
-        if note := hardly_moved(self.directory, self.stage.name, self.num_taken, self.settings.learning_rate):
-            LOG.warning("%s", note)
 
     def refuse_untrained(self, state: dict[str, torch.Tensor]) -> None:
         """Refuse to save as trained what no step has changed."""
@@ -368,11 +366,17 @@ class Trainer:
                 raise InputError(f"output_dir: {self.directory} cannot be written: {reason(error)}") from None
 
     def note_finished(self, text: str) -> None:
-        """Say, in the status and on the screen, that the stage is done."""
+        """Say, in the status and on the screen, that the stage is done, and whether the loss fell at all."""
         if self.ranks.is_rank_0:
             text = f"{text}: {self.stage.artifact}"
-            write_status(self.directory, RunState.FINISHED, 0, text, step=self.num_taken, num_steps=self.num_steps)
+            counts = {"step": self.num_taken, "num_steps": self.num_steps}
+            name, num_steps, settings = self.stage.name, self.num_taken, self.settings
+            can_move = too_little(name, num_steps, settings) is None
+            warning = hardly_moved(self.directory, name, num_steps, settings.learning_rate, can_move)
+            write_status(self.directory, RunState.FINISHED, 0, text, warning=warning, **counts)
             say(f"{self.stage.name}: {text}")
+            if warning:
+                LOG.warning("%s", warning)
 
     def memory_remedy(self) -> str:
         """What to change where memory runs out."""

@@ -100,6 +100,10 @@ def test_steps_that_change_nothing_are_remarked_on_before_and_after(commands, ru
     stderr = commands.ok("train", "--stage", "stage2", "--config", config, "aspects=[]", *settings).stderr
     assert "warning: stage2: 6 steps at stage2.learning_rate = 5e-06 move a value by at most about 2e-05" in stderr
     assert "warning: stage2: the loss hardly moved in 6 steps, from " in stderr
+    status = json.loads((tmp_path / "stage2" / "status.json").read_text())
+    assert status["state"] == "finished" and f"warning: {status['warning']}" in stderr
+    again = commands.ok("train", "--stage", "stage2", "--config", config, "aspects=[]", *settings)
+    assert f"warning: {status['warning']}" in again.stderr  # a finished stage still says so
 
 
 def test_predict_needs_neither_cache_nor_dataset_and_looks_for_files_first(commands, run, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from masp.report.page import write_report
 from masp.report.run_config import RunConfig
 from masp.report.training_curves import training_stages
+from masp.runtime.run_directory import RunState, write_status
 from tests.unit.report.test_page import Page, make_run
 
 
@@ -36,3 +37,12 @@ def test_without_a_single_line_there_is_no_stage(tmp_path):
     (tmp_path / "stage1" / "metrics.jsonl").write_bytes(b"nothing\n")
     (tmp_path / "stage2" / "metrics.jsonl").mkdir(parents=True)
     assert training_stages(tmp_path, tmp_path / "evaluate", RunConfig()) == []
+
+
+def test_what_training_warned_of_is_shown_with_its_curves(tmp_path):
+    run = make_run(tmp_path)
+    assert "Warning:" not in Page(write_report(run)).text
+    write_status(run / "stage1", RunState.FINISHED, 0, warning="stage1: the loss <b>hardly</b> moved")
+    assert "Warning: stage1: the loss <b>hardly</b> moved" in Page(write_report(run)).text
+    (run / "stage1" / "status.json").write_bytes(b"{")  # a report shows what there is
+    assert "Stage 1: aspect modules" in Page(write_report(run)).text

@@ -9,7 +9,7 @@ import torch
 from masp.errors import DataError, InputError, StoppedEarly, one_line
 from masp.runtime.devices import plain_memory_errors
 from masp.runtime.run_directory import noting_failure, read_status, write_status
-from masp.training.logs import KeyLog, StepResult, TrainingLog, cut_key_logs, read_key_logs
+from masp.training.logs import KeyLog, StepResult, TrainingLog, cut_key_logs, hardly_moved, read_key_logs
 
 STEP = StepResult(
     step=1,
@@ -152,3 +152,32 @@ def test_too_little_memory_is_one_line_with_the_setting_to_change():
 def test_messages_stay_on_one_line_whatever_a_file_is_called():
     assert one_line("a\nb\x1b[31mé – ok") == "a\\nb\\x1b[31mé – ok"
     assert one_line("lone \udce9") == "lone \\udce9"
+
+
+def write_losses(path, losses) -> None:
+    path.write_text("".join(json.dumps({"step": 10 * i, "loss": loss}) + "\n" for i, loss in enumerate(losses, 1)))
+
+
+@pytest.mark.parametrize(
+    ("losses", "remedy"),
+    [
+        ([2.0, 1.95, 1.97, 1.96, 1.94], "raise stage2.learning_rate, which is 0.001, or stage2.num_epochs"),
+        ([2.0, 2.0], "raise stage2.learning_rate"),
+        ([2.0, 2.4, 2.6, 2.5, 2.5], "lower stage2.learning_rate, which is 0.001"),
+        ([2.0, 1.9, 1.8, 1.7, 1.6], None),
+        ([2.0], None),
+        ([], None),
+    ],
+)
+def test_a_loss_that_did_not_fall_is_named_with_the_remedy(tmp_path, losses, remedy):
+    assert hardly_moved(tmp_path, "stage2", 50, 1e-3) is None  # nothing was logged
+    write_losses(tmp_path / "metrics.jsonl", losses)
+    found = hardly_moved(tmp_path, "stage2", 50, 1e-3)
+    assert found is None if remedy is None else found.endswith(remedy) or remedy in found
+    if remedy:
+        assert "hardly moved" in hardly_moved(tmp_path, "stage2", 50, 1e-3, can_move=False)
+        assert f"in 50 steps, from 2 to {losses[-1]:.4g}" in found
+        write_losses(tmp_path / "validation.jsonl", [3.0, 2.9])
+        assert hardly_moved(tmp_path, "stage2", 50, 1e-3) == found
+        write_losses(tmp_path / "validation.jsonl", [3.0, 2.5, 2.9])
+        assert hardly_moved(tmp_path, "stage2", 50, 1e-3) is None
