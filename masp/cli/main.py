@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from masp import __version__
 from masp.cli import (
+    annotate,
     cache,
     compare,
     datasets,
@@ -34,6 +35,7 @@ COMMANDS = (
     datasets,
     plan,
     extract,
+    annotate,
     train,
     evaluate,
     predict,
@@ -50,6 +52,7 @@ EPILOG = """\
 The order of work:
   masp plan     --config C      what it will take: bytes, GPU-hours, free space
   masp extract  --config C      run the frozen encoder once per image, into the feature cache
+  masp annotate --config C      where nobody annotated aspects: have the frozen VLM do it
   masp train --stage stage1 …   train the aspect modules on the cache
   masp train --stage stage2 …   train the soft prompt on top of them
   masp evaluate --config C      score a split, write metrics.json

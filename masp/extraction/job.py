@@ -203,7 +203,9 @@ def finish(config: Config) -> Path:
 
 
 @contextmanager
-def holding(directory: Path, ranges: Sequence[tuple[int, int]], who: str = "") -> Iterator[None]:
+def holding(
+    directory: Path, ranges: Sequence[tuple[int, int]], who: str = "", lock: str = LOCK, work: str = "extraction"
+) -> Iterator[None]:
     """Keep everyone else from writing these shards.
 
     Whoever is merging the sidecars holds all of them for a moment, and is waited for.
@@ -212,23 +214,25 @@ def holding(directory: Path, ranges: Sequence[tuple[int, int]], who: str = "") -
         directory: Directory of the cache.
         ranges: Ranges of the lock file.
         who: What this process is, for the error.
+        lock: Lock file in the directory.
+        work: What these processes do, for the error.
 
     Raises:
         FilesInUse: Another process is writing them.
     """
     while True:
-        with locked(directory / LOCK, ranges, key="cache.dir") as free:
+        with locked(directory / lock, ranges, key="cache.dir") as free:
             if free:
                 yield
                 return
-        with locked(directory / LOCK, [(FINISHING, 1)], key="cache.dir") as nobody_merges:
+        with locked(directory / lock, [(FINISHING, 1)], key="cache.dir") as nobody_merges:
             if nobody_merges:
                 what = f"the shards of this task{who}" if who else "there"
                 raise FilesInUse(
-                    f"cache.dir: {directory}: another extraction is writing {what}; wait for it or stop it"
+                    f"cache.dir: {directory}: another {work} is writing {what}; wait for it or stop it"
                     + (", and give every task an index of its own" if who else "")
                 )
-        with locked(directory / LOCK, [(FINISHING, 1)], key="cache.dir", wait=True):
+        with locked(directory / lock, [(FINISHING, 1)], key="cache.dir", wait=True):
             pass
 
 
