@@ -250,10 +250,12 @@ def _label(value: Value, where: str, categories: frozenset[str]) -> str | None:
     """The label in a row of a table, normalized; None where there is none."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
-    if not isinstance(value, str) or not is_text(value) or is_number(value):
+    label = normalize_category(value) if isinstance(value, str) and is_text(value) else ""
+    if label in categories:
+        return label
+    if not label or (is_number(label) and label not in NO_LABEL):
         raise InputError(f"{where} = {shown(value)}: must be the words of one category, which the VLM is to answer")
-    label = normalize_category(value)
-    return None if label in NO_LABEL and label not in categories else label
+    return None if label in NO_LABEL else label
 
 
 def _unknown(path: Path, name: str, unknown: Sequence[str], count: int, images: DatasetImages) -> list[Finding]:
