@@ -23,7 +23,7 @@ from masp.files.text import nfc, shown
 
 _MAX_VOTES = 1e12
 """Most votes of an image for a category: sums of larger numbers are not exact."""
-_NO_LABEL = frozenset(("nan", "none", "null", "n/a", "na", "<na>"))
+NO_LABEL = frozenset(("nan", "none", "null", "n/a", "na", "<na>"))
 """What programs write for a missing value, in lower case."""
 
 Distributions = tuple[np.ndarray, list[tuple[float, ...] | None]]
@@ -160,7 +160,7 @@ class _Labeling:
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return ()
         text = nfc(str(value).strip())
-        if not text or (text.lower() in _NO_LABEL and not self.names.has(text)):
+        if not text or (text.lower() in NO_LABEL and not self.names.has(text)):
             return ()
         if isinstance(value, bool) and self.names.translated is None:
             where = _first_place(self.rows, column, code, name)
