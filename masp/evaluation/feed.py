@@ -20,12 +20,14 @@ from masp.artifacts.aspect_tokens import AspectTokens, open_aspect_tokens
 from masp.artifacts.trained import load_trained_aspects
 from masp.cache.findings import read_findings
 from masp.cache.fingerprint import differences, machine_part, model_part
+from masp.cache.layout import answer_forms
 from masp.cache.manifest import quarantined_keys
 from masp.cache.reader import Cache, open_matching_cache
-from masp.config import Config
+from masp.config import Config, load_aspects
 from masp.config.feature_source import evaluation_source
 from masp.data.answer_table import AnswerTable
-from masp.data.datasets import read_dataset
+from masp.data.answers import AnswerForm
+from masp.data.datasets import dataset_of
 from masp.data.findings import DatasetRecord
 from masp.data.image_files.stored import Location, image_status
 from masp.data.images import UnreadableImage, read_image_file
@@ -81,6 +83,10 @@ class Feed(ABC):
     """What is known of the dataset; None where its cache does not say."""
     distributions: np.ndarray | None = field(default=None, kw_only=True)
     """`[N, C]` fp64: the distribution of each image over `categories`, zeros where it has none; None if none has."""
+    lists: frozenset[str] = field(default=frozenset(), kw_only=True)
+    """Aspects whose answers are lists."""
+    aspect_notes: Sequence[str] = field(default=(), kw_only=True)
+    """What is to be known about the aspects in use before they are scored."""
 
     @abstractmethod
     def batches(self, keys: Sequence[str], batch_size: int) -> Generator[list[Item]]:
@@ -263,6 +269,11 @@ def _open_cached(config: Config) -> CachedFeed:
         aspects=tuple(cache.manifest.aspects),
         record=read_findings(cache.directory, cache.manifest),
         distributions=distributions,
+        lists=_lists(cache.manifest.answer_forms or answer_forms(load_aspects(config.aspect_definitions))),
+        aspect_notes=[
+            f"the cache holds no answers to {aspect}, which was defined after it was begun"
+            for aspect in cache.unknown_aspects(config.aspects)
+        ],
         cache=cache,
         row_of=dict(zip(keys, rows.tolist(), strict=True)),
         num_workers=config.evaluate.num_workers,
@@ -357,7 +368,7 @@ def _open_live(config: Config) -> LiveFeed:
         images = open_live(config, model)
         dataset, broken, record = images.dataset, images.unreadable_keys(), images.record
     else:
-        dataset = read_dataset(config.dataset, config.cache.dir)
+        dataset = dataset_of(config)
         broken = quarantined_keys(Path(config.cache.dir))
     of_split = [s for s in dataset.samples if s.split == config.evaluate.split]
     samples = {s.key: s for s in of_split if s.key not in broken}
@@ -379,10 +390,16 @@ def _open_live(config: Config) -> LiveFeed:
         aspects=tuple(sorted({aspect for s in dataset.samples for aspect in s.answers})),
         record=record or dataset.record(),
         distributions=distributions,
+        lists=_lists(answer_forms(load_aspects(config.aspect_definitions))),
         config=config,
         samples=samples,
         everything=[s for s in dataset.samples if s.key not in broken],
     )
+
+
+def _lists(forms: Mapping[str, AnswerForm]) -> frozenset[str]:
+    """Aspects whose answers are lists."""
+    return frozenset(name for name, form in forms.items() if form.kind == "list")
 
 
 def _distributions(samples: Sequence[Sample], width: int) -> np.ndarray | None:
