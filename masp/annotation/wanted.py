@@ -13,7 +13,7 @@ from masp.cache.reader import Cache
 from masp.config import Config
 from masp.config.aspects import Aspect, load_aspects
 from masp.data.answer_table import AnswerTable
-from masp.data.datasets import read_dataset
+from masp.data.datasets import dataset_of
 from masp.data.sample import Samples
 from masp.errors import InputError
 from masp.files.sealed import digest_of
@@ -43,7 +43,7 @@ def aspects_to_annotate(config: Config) -> list[Aspect]:
 def open_samples(config: Config) -> Samples | None:
     """The images of the dataset with its own annotations; None, with a warning, where it cannot be read any more."""
     try:
-        return Samples.of(read_dataset(config.dataset, config.cache.dir).samples)
+        return Samples.of(dataset_of(config).samples)
     except InputError as error:
         LOG.warning("annotations that the dataset may have beside those in the cache are not used: %s", error)
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from masp.cache.annotations.reading import Origins, complete
 from masp.cache.codec import SampleRecord, checksum, decode_features, decode_record
 from masp.cache.fingerprint import Fields, compare, model_part
 from masp.cache.index import Index, load_index
-from masp.cache.layout import INDEX, tar_path
+from masp.cache.layout import INDEX, cached_aspects, tar_path
 from masp.cache.manifest import Manifest, read_manifest
 from masp.cache.shard_state import remedy
-from masp.config import Config
+from masp.config import Config, load_aspects
 from masp.config.feature_source import cache_directory
 from masp.data.answer_table import FILE as ANSWERS
 from masp.data.answer_table import NONE, AnswerTable, load_answers
@@ -27,7 +29,7 @@ from masp.data.target.labels import Labels
 from masp.errors import DataError, InputError
 from masp.files.regular import open_descriptor
 from masp.files.sealed import digest_file
-from masp.files.text import reason
+from masp.files.text import reason, shown
 from masp.vlm.features import Features, ImageLayout
 
 LOG = logging.getLogger(__name__)
@@ -105,6 +107,7 @@ def open_matching_cache(config: Config, has_target: bool = True) -> tuple[Cache,
     cache = open_cache(cache_directory(config))
     model = model_part(config)
     cache.check_model(model)
+    cache.check_aspects(config)
     return _as_configured(cache, config, has_target), model
 
 
@@ -119,8 +122,11 @@ def _as_configured(cache: Cache, config: Config, has_target: bool) -> Cache:
         where = f"cache.dir: {cache.directory}"
         own = DatasetImages(index.keys, cache.categories, index.category, index.distribution, cache.answers, where)
         labels = find_labels(config, own)
-    answers = None
-    return cache.seen_with(labels, answers)
+    index_digest, model = cache.manifest.index.sha256, cache.manifest.fingerprint.model
+    found = complete(cache.answers, cache.index.keys, cache.directory, index_digest, model, config)
+    seen = cache.seen_with(labels, None if found is None else found.table)
+    seen.origins = {} if found is None else found.origins
+    return seen
 
 
 class Cache:
@@ -144,6 +150,8 @@ class Cache:
     ):
         self.directory, self.manifest, self.index = directory, manifest, index
         self.labels, self._answers = labels, answers
+        self.origins: Mapping[str, Origins] = {}
+        """Aspect -> who gave its answers, where some are not of people; see `masp.cache.annotations.reading`."""
         self._files: dict[int, int] = {}
 
     def seen_with(self, labels: Labels | None, answers: AnswerTable | None) -> Cache:
@@ -246,6 +254,36 @@ class Cache:
         """
         found = self.manifest.fingerprint.model
         compare(found, fields, f"cache.dir: {self.directory}", "extract into a new cache.dir or give the old value")
+
+    def check_aspects(self, config: Config) -> None:
+        """Refuse this cache if its answers to an aspect in use are in other words than the aspect now has.
+
+        Raises:
+            InputError: Names the aspect and both definitions.
+        """
+        aspects = load_aspects(config.aspect_definitions)
+        used = {name: aspect for name, aspect in aspects.items() if name in config.aspects}
+        forms = self.manifest.answer_forms
+        if forms is not None:
+            cached_aspects(self.directory, {name: forms[name] for name in forms if name in used}, used)
+            return
+        # a cache from before the forms were recorded: one answer tells other words
+        for name, aspect in used.items():
+            has_answer = self.has_answer(np.arange(len(self)), name)
+            if aspect.kind == "level" and has_answer.any():
+                answer = self.read_record(int(has_answer.argmax())).answers[name]
+                if answer not in aspect.vocabulary:
+                    raise InputError(
+                        f"cache.dir: {self.directory} holds the answer {shown(answer)} to {name}, whose words are "
+                        f"{', '.join(aspect.vocabulary)} in {config.aspect_definitions}; define it as before, or "
+                        "extract into a new cache.dir"
+                    )
+
+    def unknown_aspects(self, aspects: Sequence[str]) -> list[str]:
+        """Which of these aspects were defined after this cache was begun, so that it holds no answers to them."""
+        forms = self.manifest.answer_forms
+        has = self.aspects
+        return [aspect for aspect in aspects if forms is not None and aspect not in forms and aspect not in has]
 
     def read(self, row: int, dtype: torch.dtype | None = None, *, epoch: int | None = None) -> CachedSample:
         """Read a sample.

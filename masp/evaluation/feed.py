@@ -20,12 +20,14 @@ from masp.artifacts.aspect_tokens import AspectTokens, open_aspect_tokens
 from masp.artifacts.trained import load_trained_aspects
 from masp.cache.findings import findings_of
 from masp.cache.fingerprint import differences, machine_part, model_part
+from masp.cache.layout import answer_forms
 from masp.cache.manifest import quarantined_keys
 from masp.cache.reader import Cache, open_matching_cache
-from masp.config import Config
+from masp.config import Config, load_aspects
 from masp.config.feature_source import evaluation_source
 from masp.data.answer_table import AnswerTable
-from masp.data.datasets import read_dataset
+from masp.data.answers import AnswerForm
+from masp.data.datasets import dataset_of
 from masp.data.findings import DatasetRecord, Finding
 from masp.data.image_files.stored import Location, image_status
 from masp.data.images import UnreadableImage, read_image_file
@@ -84,6 +86,10 @@ class Feed(ABC):
     """What is to be known of the target's labels, where they are not the dataset's."""
     distributions: np.ndarray | None = field(default=None, kw_only=True)
     """`[N, C]` fp64: the distribution of each image over `categories`, zeros where it has none; None if none has."""
+    lists: frozenset[str] = field(default=frozenset(), kw_only=True)
+    """Aspects whose answers are lists."""
+    aspect_notes: Sequence[str] = field(default=(), kw_only=True)
+    """What is to be known about the aspects in use before they are scored."""
 
     @abstractmethod
     def batches(self, keys: Sequence[str], batch_size: int) -> Generator[list[Item]]:
@@ -273,6 +279,12 @@ def _open_cached(config: Config) -> CachedFeed:
         record=findings_of(cache),
         label_findings=cache.labels.findings if cache.labels else (),
         distributions=distributions,
+        lists=_lists(cache.manifest.answer_forms or answer_forms(load_aspects(config.aspect_definitions))),
+        aspect_notes=[
+            f"the cache holds no answers to {aspect}, which was defined after it was begun"
+            for aspect in cache.unknown_aspects(config.aspects)
+        ]
+        + [f"answers to {aspect}: {origins.text}" for aspect, origins in cache.origins.items()],
         cache=cache,
         row_of=dict(zip(keys, rows.tolist(), strict=True)),
         num_workers=config.evaluate.num_workers,
@@ -369,7 +381,7 @@ def _open_live(config: Config) -> LiveFeed:
         dataset, labels, record = images.dataset, images.labels, images.record
         everything, categories, broken = images.samples, images.categories, images.unreadable_keys()
     else:
-        dataset = read_dataset(config.dataset, config.cache.dir)
+        dataset = dataset_of(config)
         broken = quarantined_keys(Path(config.cache.dir))
         good = dataset.samples[np.array([key not in broken for key in dataset.samples.keys], dtype=bool)]
         seen, labels = label_dataset(config, replace(dataset, samples=good)) if has_target else (dataset, None)
@@ -397,6 +409,7 @@ def _open_live(config: Config) -> LiveFeed:
         record=record,
         label_findings=labels.findings if labels else (),
         distributions=distributions,
+        lists=_lists(answer_forms(load_aspects(config.aspect_definitions))),
         config=config,
         samples=samples,
         everything=labeled,
@@ -407,6 +420,11 @@ def _no_image(config: Config, where: str) -> str:
     """What is wrong where a split has no image to score."""
     of_target = "" if config.target.labels is None else f" that target {config.target.name} has a label for"
     return f"evaluate.split = {shown(config.evaluate.split)}: {where} has no image in this split{of_target}"
+
+
+def _lists(forms: Mapping[str, AnswerForm]) -> frozenset[str]:
+    """Aspects whose answers are lists."""
+    return frozenset(name for name, form in forms.items() if form.kind == "list")
 
 
 def _distributions(samples: Sequence[Sample], width: int) -> np.ndarray | None:

@@ -92,6 +92,7 @@ class AspectStage(Stage):
     def _rows(self, split: str) -> Rows:
         found = super()._rows(split)
         if split == "train" and not len(found.rows):
+            self._refuse_unknown(self.aspects)
             raise InputError(
                 f"{self.where}: no training image is annotated with any of "
                 f"{', '.join(self.aspects)}: stage 1 has nothing to learn from; {WITHOUT_STAGE_1}"
@@ -104,10 +105,23 @@ class AspectStage(Stage):
         findings = self.record.findings if self.record else ()
         return "".join(meant_by(aspect, findings) for aspect in aspects)
 
+    def _refuse_unknown(self, aspects: Sequence[str]) -> None:
+        """Refuse aspects that no training image is annotated with, where the cache is why.
+
+        Raises:
+            InputError: Some were defined after the cache was begun.
+        """
+        if isinstance(self.cache, Cache) and (unknown := self.cache.unknown_aspects(aspects)):
+            raise InputError(
+                f"aspects: {self.where} holds no answers to {' or '.join(unknown)}, defined after it was begun; "
+                "extract into a new cache.dir, or run `masp annotate`, which also reads the annotations of the dataset"
+            )
+
     def check_samples(self) -> None:
         rows = self.schedule.rows
         empty = [aspect for aspect in self.aspects if not self.cache.has_answer(rows, aspect).any()]
         if empty:
+            self._refuse_unknown(empty)
             rest = ",".join(aspect for aspect in self.aspects if aspect not in empty)
             raise InputError(
                 f"aspects: no training image is annotated with {' or '.join(empty)}{self._meant(empty)}, so that "

@@ -6,7 +6,7 @@ aspect, gives no annotation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,12 +61,17 @@ class Completed:
 
 
 def complete(
-    own: AnswerTable, keys: Sequence[str], directory: Path, index_digest: str, model: Fields, config: Config
+    answers: Callable[[], AnswerTable],
+    keys: Sequence[str],
+    directory: Path,
+    index_digest: str,
+    model: Fields,
+    config: Config,
 ) -> Completed | None:
     """The annotations of a cache with the stored answers to the aspects in use; None where nothing is stored.
 
     Args:
-        own: What people annotated, in the order of the index.
+        answers: Returns what people annotated, in the order of the index.
         keys: Keys of the index.
         directory: Directory of the cache.
         index_digest: SHA-256 of its index.
@@ -78,16 +83,16 @@ def complete(
             and both values.
         DataError: A file is damaged.
     """
-    stored = {name: found for name, found in read_stored(directory).items() if name in config.aspects}
+    everything = read_stored(directory)
+    stored = {name: everything[name] for name in config.aspects if name in everything}
     if not stored:
         return None
-    row_of = {key: row for row, key in enumerate(keys)}
+    own, row_of = answers(), {key: row for row, key in enumerate(keys)}
     columns, origins = dict(own.columns), dict[str, Origins]()
     for aspect, found in stored.items():
         check_stored(directory, aspect, found, index_digest, model, config)
-        answers = read_table(directory, aspect, found)
         columns[aspect], origins[aspect] = _merged(
-            own.columns.get(aspect), answers, row_of, config.annotate.min_confidence, found, directory
+            own.columns.get(aspect), read_table(directory, aspect, found), row_of, config.annotate.min_confidence, found, directory
         )
     return Completed(AnswerTable(dict(sorted(columns.items())), len(own)), origins)
 

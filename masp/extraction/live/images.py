@@ -22,7 +22,7 @@ from masp.cache.manifest import QuarantineLine
 from masp.cache.merge import content_of, dataset_digest
 from masp.cache.reader import CachedSample
 from masp.config import Config
-from masp.data.datasets import read_dataset
+from masp.data.datasets import dataset_of
 from masp.data.findings import Contents, DatasetRecord, content_findings
 from masp.data.sample import Dataset, Samples
 from masp.data.target.find_labels import label_dataset
@@ -286,7 +286,7 @@ def open_live(
         StoppedEarly: As `stop` asked.
     """
     model = model_part(config) if model is None else model
-    dataset = read_dataset(config.dataset)
+    dataset = dataset_of(config)
     if not dataset.samples:
         raise InputError(f"dataset.root: {dataset.root} holds no images")
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
