@@ -144,14 +144,14 @@ def extraction_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
 
     from benchmarks.published import PublishedEncoder
     from benchmarks.random_vlm import draw_part
-    from masp.data.datasets import read_dataset
+    from masp.data.datasets import dataset_of
     from masp.extraction.image_stream import ImageDataset, batches
     from masp.extraction.job import extract
     from masp.extraction.progress import TIMINGS
     from masp.vlm.preprocessor import load_preprocessor
     from masp.vlm.vision import load_vision_half
 
-    samples = read_dataset(config.dataset, config.cache.dir).samples
+    samples = dataset_of(config).samples
     preprocessor = load_preprocessor(config.vlm.path)
     tokens = preprocessor.num_tokens(*args.size)
     flops = flops_of_image(config, preprocessor, args.size)
@@ -249,7 +249,7 @@ def evaluation_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
     from benchmarks.published import PublishedScoring
     from benchmarks.random_vlm import draw_whole
     from masp.artifacts.trained import default_aspect_path, default_soft_prompt_path, load_trained
-    from masp.data.datasets import read_dataset
+    from masp.data.datasets import dataset_of
     from masp.data.questions import questions_of
     from masp.evaluation.feed import open_feed
     from masp.evaluation.scorers import EmotionScorer, ScoreRequest
@@ -307,9 +307,7 @@ def evaluation_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
         released.checkpoint.soft_prompt = str(default_soft_prompt_path(config).with_suffix(".pt"))
         model = draw_whole(config.vlm.path, torch.bfloat16, args.device)
         score = PublishedScoring(released, questions.emotion_first(CATEGORIES), model)
-        samples = [
-            s for s in read_dataset(config.dataset, config.cache.dir).samples if s.split == config.evaluate.split
-        ]
+        samples = [s for s in dataset_of(config).samples if s.split == config.evaluate.split]
         paths = itertools.cycle(sample.image for sample in samples)
         return stepwise(lambda: len(score([next(paths)])), score, args.device)
 

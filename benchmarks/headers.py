@@ -87,7 +87,7 @@ def write_parquet(directory: Path, count: int) -> list[Location]:
 
 
 def _listed(directory: Path) -> list[Location]:
-    return list_dataset(DatasetConfig(root=str(directory), label_names={"0": "joy"})).samples.images[:]
+    return list_dataset(DatasetConfig(root=str(directory), label_names={"0": "joy"}), {}).samples.images[:]
 
 
 WRITE = {"files": write_images, "tars": write_tars, "parquet": write_parquet}

@@ -88,12 +88,12 @@ class PublishedTraining:
     """
 
     def __init__(self, config, name: str, model: nn.Module):
-        from masp.data.datasets import read_dataset
+        from masp.data.datasets import dataset_of
         from masp.data.questions import questions_of
         from masp.vlm.prompt import load_prompt
 
         self.config, self.name = config, name
-        dataset = read_dataset(config.dataset, config.cache.dir)
+        dataset = dataset_of(config)
         self.categories = dataset.categories
         self.samples = [s for s in dataset.samples if s.split == "train"]
         self.prompt, self.questions = load_prompt(config.vlm.path), questions_of(config)

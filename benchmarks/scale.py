@@ -40,10 +40,10 @@ MAX_CPU_S, MAX_BYTES = 60.0, 2e9
 def read_data(case: Case) -> None:
     """List the dataset, read its annotations, and assign the images to shards."""
     from masp.cache.layout import shards_of
-    from masp.data.datasets import read_dataset
+    from masp.data.datasets import dataset_of
 
     config = case.config()
-    dataset = read_dataset(config.dataset, config.cache.dir)
+    dataset = dataset_of(config)
     assert len(dataset.samples) == case.num_images
     assert len(shards_of(None, dataset.samples, case.num_shards)) == case.num_shards
 

@@ -27,7 +27,7 @@ from masp.cache.merge import finalize
 from masp.cache.shard_state import Source, fingerprint_of
 from masp.cache.writer import ShardWriter
 from masp.config import Config
-from masp.data.datasets import read_dataset
+from masp.data.datasets import dataset_of
 from masp.data.sample import Sample
 from masp.files.sealed import digest_file, digest_of
 from masp.runtime.process_pool import default_processes, map_ahead, process_pool
@@ -56,7 +56,7 @@ def make_case(directory: Path, num_images: int, num_shards: int) -> Case:
         with process_pool(num_processes, None, "makes the case") as pool:
             map_all = functools.partial(map_ahead, pool, num_processes)
             _make_dataset(directory / "data", num_images, map_all)
-            samples = read_dataset(case.config().dataset).samples
+            samples = dataset_of(case.config()).samples
             assert len(samples) == num_images
             _make_cache(case.config(), assign(samples, num_shards), map_all)
             del samples

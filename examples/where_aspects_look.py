@@ -19,9 +19,9 @@ from torch import Tensor
 from masp.artifacts.store import load_aspects
 from masp.artifacts.trained import check_lineage
 from masp.cache.reader import CachedSample, open_cache
+from masp.config import load_aspects as defined_aspects
 from masp.errors import InputError, MaspError, one_line
 from masp.models.sequence import pad_features
-from masp.taxonomy import ASPECTS
 
 
 def weight_map(weights: Tensor, sample: CachedSample) -> Tensor:
@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cache", metavar="CACHE", help="the directory of a finished cache")
     parser.add_argument("file", metavar="ASPECTS", help="aspect.safetensors, or a released aspect.pth")
-    text = "which aspects (default: the six of the method)"
-    parser.add_argument("--aspects", nargs="+", default=list(ASPECTS), metavar="ASPECT", help=text)
+    text = "which aspects (default: those of configs/aspects.yaml)"
+    parser.add_argument("--aspects", nargs="+", default=list(defined_aspects()), metavar="ASPECT", help=text)
     parser.add_argument("--split", help="the split to read (default: the last one)")
     parser.add_argument("--limit", type=int, default=3, help="how many images to print (default 3)")
     arguments = parser.parse_args(argv)

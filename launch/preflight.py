@@ -19,8 +19,8 @@ from launch.submission.slurm_client import SlurmError, ask, check_answers
 from launch.submission.slurm_scripts import check_installed, parameters, script
 from launch.time_limits import check_time
 from masp.cache.fingerprint import model_part
-from masp.cache.layout import check_layout, read_layout
-from masp.config import Config
+from masp.cache.layout import cached_aspects, check_layout, read_layout
+from masp.config import Config, load_aspects
 from masp.config.feature_source import evaluation_source
 from masp.config.fields import describe_settings
 from masp.config.schema import StageName
@@ -160,7 +160,9 @@ def _check_extraction(config: Config) -> Plan:
         raise InputError(f"cache.dir: {config.cache.dir}: {plan.space.verdict}")
     layout = read_layout(Path(config.cache.dir))
     if layout is not None:
-        dataset = list_dataset(config.dataset, config.cache.dir)
+        aspects = load_aspects(config.aspect_definitions)
+        aspects = cached_aspects(Path(config.cache.dir), layout.answer_forms, aspects)
+        dataset = list_dataset(config.dataset, aspects, config.cache.dir)
         check_layout(
             Path(config.cache.dir),
             layout,

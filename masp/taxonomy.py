@@ -1,9 +1,7 @@
-"""The emotions that each known dataset distinguishes, and the aspects that the method asks about."""
+"""The emotions that each known dataset distinguishes, and how names are compared."""
 
 import unicodedata
 from typing import Literal, get_args
-
-ASPECTS: tuple[str, ...] = ("facial_expression", "object", "scene", "human_action", "brightness", "colorfulness")
 
 # `folder` is a dataset that is none of the known ones: its categories are the names of its own subdirectories.
 DatasetName = Literal[

@@ -11,6 +11,7 @@ from pathlib import Path
 from masp.cache.layout import Layout
 from masp.cache.manifest import Manifest, read_manifest
 from masp.cache.merge import merge_sidecars
+from masp.cache.reader import Cache
 from masp.cache.shard_state import remedy
 from masp.data.findings import FILE, DatasetRecord, Finding, load_findings, save_findings
 from masp.data.sample import Dataset
@@ -49,4 +50,12 @@ def read_findings(directory: Path, manifest: Manifest) -> DatasetRecord | None:
     return record if record is not None and record.dataset == manifest.dataset.digest else None
 
 
-__all__ = ["FILE", "read_findings", "record_findings"]
+def findings_of(cache: Cache) -> DatasetRecord | None:
+    """As `read_findings`, with the images counted by the labels that the cache was opened with."""
+    record = read_findings(cache.directory, cache.manifest)
+    if record is None or cache.labels is None:
+        return record
+    return cache.labels.record(record, cache.splits, cache.index.split)
+
+
+__all__ = ["FILE", "findings_of", "read_findings", "record_findings"]

@@ -13,13 +13,16 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
 from masp.cache.fingerprint import FORMAT_VERSION, Fields, Machine, ModelPart, compare, fingerprint_digest
+from masp.config.aspects import Aspects
+from masp.data.answers import AnswerForm, answer_form
 from masp.data.sample import Sample, Samples
 from masp.errors import DataError, InputError
-from masp.files.fields import DatasetOf, Positive
+from masp.files.fields import OMIT_NONE, DatasetOf, Positive
 from masp.files.sealed import create_sealed, read_sealed, read_sealed_object, sealed
 from masp.files.text import reason
 
@@ -63,6 +66,9 @@ class Layout:
     machine: Machine
     """Machine part, of every feature in the cache."""
     generations: tuple[Generation, ...]
+    answer_forms: Annotated[dict[str, AnswerForm] | None, OMIT_NONE] = None
+    """Aspect -> form of its answers, of all aspects that were defined when the cache was begun: these are read from
+    annotations. None in a cache from before that was recorded."""
 
     def __post_init__(self) -> None:
         if not self.generations or self.generations[0].keys is not None:
@@ -184,11 +190,42 @@ def sidecar_path(directory: Path, name: str) -> Path:
 
 
 def make_layout(
-    dataset: str, categories: Sequence[str], num_shards: int, shards: Sequence[Shard], model: Fields, machine: Machine
+    dataset: str,
+    categories: Sequence[str],
+    num_shards: int,
+    shards: Sequence[Shard],
+    model: Fields,
+    machine: Machine,
+    aspects: Aspects | None = None,
 ) -> Layout:
     """The layout of a new cache, which has one generation of shards."""
     first = Generation(num_shards, {shard.name: len(shard.samples) for shard in shards})
-    return Layout(FORMAT_VERSION, dataset, tuple(categories), model, machine, (first,))
+    forms = None if aspects is None else answer_forms(aspects)
+    return Layout(FORMAT_VERSION, dataset, tuple(categories), model, machine, (first,), forms)
+
+
+def answer_forms(aspects: Aspects) -> dict[str, AnswerForm]:
+    """Aspect -> form of its answers, by name."""
+    return {name: answer_form(aspects[name]) for name in sorted(aspects)}
+
+
+def cached_aspects(directory: Path, forms: Mapping[str, AnswerForm] | None, aspects: Aspects) -> Aspects:
+    """The aspects whose answers a cache holds, whatever has been defined since.
+
+    Args:
+        directory: Directory of the cache.
+        forms: What it records of the aspects that were defined when it was begun; None if it does not.
+        aspects: Aspects that are defined now.
+
+    Raises:
+        InputError: One of them is no longer defined, or its annotations would now become other answers.
+    """
+    if forms is None:
+        return aspects
+    now = {name: str(answer_form(aspects[name])) if name in aspects else "not defined" for name in forms}
+    remedy = "define the aspect as before (aspect_definitions), or extract into a new cache.dir"
+    compare({name: str(form) for name, form in forms.items()}, now, f"cache.dir: {directory}", remedy)
+    return {name: aspect for name, aspect in aspects.items() if name in forms}
 
 
 def split_of(name: str) -> str:
@@ -273,6 +310,10 @@ def agree_on_layout(directory: Path, wanted: Layout) -> Layout:
         num_shards=wanted.generations[0].num_shards,
         model=wanted.model,
     )
+    if None not in (found.answer_forms, wanted.answer_forms) and found.answer_forms != wanted.answer_forms:
+        old, new = ({name: str(form) for name, form in (each.answer_forms or {}).items()} for each in (found, wanted))
+        remedy = "define the aspects as before (aspect_definitions), or extract into a new cache.dir"
+        compare(old, new, f"cache.dir: {directory}", remedy)
     return found
 
 

@@ -19,6 +19,7 @@ from masp.cache.layout import (
     refuse_other_versions,
 )
 from masp.cache.shard_state import MAX_SIDECAR_BYTES, absent_shards, missing_shards, remedy, unfinished
+from masp.data.answers import AnswerForm
 from masp.data.keys import SampleKey
 from masp.errors import DataError, InputError
 from masp.files.fields import OMIT_NONE, Count, DatasetOf, Positive, Sha256, Size, SplitOf
@@ -116,6 +117,8 @@ class Manifest:
     quarantine: QuarantineFile
     num_deep_maps: Annotated[Positive | None, OMIT_NONE] = None
     """K; None if the VLM has no DeepStack."""
+    answer_forms: Annotated[dict[str, AnswerForm] | None, OMIT_NONE] = None
+    """See `Layout.answer_forms`."""
 
     def __post_init__(self) -> None:
         if self.fingerprint.digest != fingerprint_digest(self.fingerprint.model):
@@ -126,6 +129,8 @@ class Manifest:
             raise ValueError("must list the shards of its generations")
         if not self.num_samples or self.num_samples != sum(shard.num_samples for shard in self.shards):
             raise ValueError("must count as many samples in its splits as in its shards")
+        if self.answer_forms is not None and not self.answer_forms.keys() >= set(self.aspects):
+            raise ValueError("must have the form of the answers to each of its aspects")
 
     @property
     def layout(self) -> Layout:
@@ -137,6 +142,7 @@ class Manifest:
             model=self.fingerprint.model,
             machine=self.fingerprint.machine,
             generations=self.generations,
+            answer_forms=self.answer_forms,
         )
 
     @property

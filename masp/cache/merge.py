@@ -99,6 +99,7 @@ def finalize(directory: Path, layout: Layout, merged: Merged | None = None) -> M
         index=index,
         quarantine=quarantine,
         num_deep_maps=summary.num_deep_maps,
+        answer_forms=layout.answer_forms,
     )
     write_bytes(directory / MANIFEST, sealed(manifest, omit_none=True))
     return manifest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,20 +13,23 @@ from typing import Any
 import numpy as np
 import torch
 
+from masp.cache.annotations.reading import Origins, complete
 from masp.cache.codec import SampleRecord, checksum, decode_features, decode_record
 from masp.cache.fingerprint import Fields, compare, model_part
 from masp.cache.index import Index, load_index
-from masp.cache.layout import INDEX, tar_path
+from masp.cache.layout import INDEX, cached_aspects, tar_path
 from masp.cache.manifest import Manifest, read_manifest
 from masp.cache.shard_state import remedy
-from masp.config import Config
+from masp.config import Config, load_aspects
 from masp.config.feature_source import cache_directory
 from masp.data.answer_table import FILE as ANSWERS
-from masp.data.answer_table import AnswerTable, load_answers
+from masp.data.answer_table import NONE, AnswerTable, load_answers
+from masp.data.target.find_labels import DatasetImages, find_labels
+from masp.data.target.labels import Labels
 from masp.errors import DataError, InputError
 from masp.files.regular import open_descriptor
 from masp.files.sealed import digest_file
-from masp.files.text import reason
+from masp.files.text import reason, shown
 from masp.vlm.features import Features, ImageLayout
 
 LOG = logging.getLogger(__name__)
@@ -41,6 +45,7 @@ class CachedSample:
     key: str
     split: str
     category: str
+    """Empty where the target of the run gives the image no label."""
     answers: dict[str, str]
     """Aspect -> answer text, only where annotated."""
     features: Features
@@ -85,24 +90,73 @@ def _fits(index: Index, manifest: Manifest) -> bool:
     return all(int(column.max(initial=0)) < len(names) for column, names in limits)
 
 
-def open_matching_cache(config: Config) -> tuple[Cache, Fields]:
-    """Open the cache and refuse one of another VLM or other settings.
+def open_matching_cache(config: Config, has_target: bool = True) -> tuple[Cache, Fields]:
+    """Open the cache as a run sees it, and refuse one of another VLM or other settings.
+
+    Args:
+        config: Run configuration.
+        has_target: Whether the labels of `config.target` count; False for stage 1, which has no target.
 
     Returns:
         The cache, and the model part of its fingerprint.
+
+    Raises:
+        InputError: The cache is none, or not of these settings, or see `masp.data.target.find_labels`.
+        DataError: It is damaged.
     """
     cache = open_cache(cache_directory(config))
     model = model_part(config)
     cache.check_model(model)
-    return cache, model
+    cache.check_aspects(config)
+    return _as_configured(cache, config, has_target), model
+
+
+def _as_configured(cache: Cache, config: Config, has_target: bool) -> Cache:
+    """A cache with the labels and answers that the configuration gives its images.
+
+    Labels are made of what people annotated; `answers` are those that stage 1 learns and is scored by.
+    """
+    labels = None
+    if has_target:
+        index = cache.index
+        where = f"cache.dir: {cache.directory}"
+        own = DatasetImages(index.keys, cache.categories, index.category, index.distribution, cache.answers, where)
+        labels = find_labels(config, own)
+    index_digest, model = cache.manifest.index.sha256, cache.manifest.fingerprint.model
+    found = complete(cache.answers, cache.index.keys, cache.directory, index_digest, model, config)
+    seen = cache.seen_with(labels, None if found is None else found.table)
+    seen.origins = {} if found is None else found.origins
+    return seen
 
 
 class Cache:
-    """A finished cache, read-only. Picklable; a process opens its own files on first use. One thread at a time."""
+    """A finished cache, read-only. Picklable; a process opens its own files on first use. One thread at a time.
 
-    def __init__(self, directory: Path, manifest: Manifest, index: Index):
+    Args:
+        directory: Directory of the cache.
+        manifest: Its manifest.
+        index: Its index.
+        labels: Labels of its images, in the order of the index, instead of those that it holds; None for these.
+        answers: Annotated answers, in the order of the index, instead of those that it holds; None for these.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        manifest: Manifest,
+        index: Index,
+        labels: Labels | None = None,
+        answers: AnswerTable | None = None,
+    ):
         self.directory, self.manifest, self.index = directory, manifest, index
+        self.labels, self._answers = labels, answers
+        self.origins: Mapping[str, Origins] = {}
+        """Aspect -> who gave its answers, where some are not of people; see `masp.cache.annotations.reading`."""
         self._files: dict[int, int] = {}
+
+    def seen_with(self, labels: Labels | None, answers: AnswerTable | None) -> Cache:
+        """The same cache with other labels or answers; see the arguments of the class."""
+        return Cache(self.directory, self.manifest, self.index, labels, answers)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -120,8 +174,20 @@ class Cache:
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """Names of the categories, in the order that the dataset gives them."""
-        return self.manifest.categories
+        """Names of the categories, in the order in which questions list them."""
+        return self.manifest.categories if self.labels is None else self.labels.categories
+
+    @property
+    def category(self) -> np.ndarray:
+        """Category of each image, `[N]` integers into `categories`; -1 for one without a label."""
+        return self.index.category if self.labels is None else self.labels.category
+
+    @property
+    def aspects(self) -> tuple[str, ...]:
+        """Aspects that any image has an answer for, sorted."""
+        if self._answers is None:
+            return self.manifest.aspects
+        return tuple(sorted(a for a, column in self._answers.columns.items() if (column.numbers != NONE).any()))
 
     @property
     def hidden_size(self) -> int:
@@ -134,14 +200,14 @@ class Cache:
         return tuple(self.manifest.splits)
 
     def rows(self, split: str) -> np.ndarray:
-        """Rows of a split, ascending, int64.
+        """Rows of a split that have a label, ascending, int64.
 
         Raises:
             InputError: The cache has no such split.
         """
         if split not in self.splits:
             raise InputError(f"cache.dir: {self.directory} has no split {split!r}; it has {', '.join(self.splits)}")
-        return np.flatnonzero(self.index.split == self.splits.index(split))
+        return np.flatnonzero((self.index.split == self.splits.index(split)) & (self.category >= 0))
 
     def row_of(self, key: str) -> int:
         """The row of a sample key.
@@ -157,6 +223,9 @@ class Cache:
 
     def has_answer(self, rows: np.ndarray, aspect: str) -> np.ndarray:
         """Which of these rows have an answer for an aspect, bool, without reading a shard."""
+        if self._answers is not None:
+            column = self._answers.columns.get(aspect)
+            return np.zeros(len(rows), dtype=bool) if column is None else column.numbers[rows] != NONE
         if aspect not in self.manifest.aspects:
             return np.zeros(len(rows), dtype=bool)
         bit = np.uint64(1 << self.manifest.aspects.index(aspect))
@@ -164,7 +233,15 @@ class Cache:
 
     def has_distribution(self, rows: np.ndarray) -> np.ndarray:
         """Which of these rows have a distribution over the categories, bool, without reading a shard."""
-        return (self.index.distributions(rows) > 0).sum(axis=1) > 0
+        return (self.distributions(rows) > 0).sum(axis=1) > 0
+
+    def distributions(self, rows: np.ndarray) -> np.ndarray:
+        """Distributions of some rows over `categories`, `[n, C]` fp64, zeros where one has none; `[n, 0]` if no row of
+        the cache has one."""
+        if self.labels is None:
+            return self.index.distributions(rows)
+        found = self.labels.distribution
+        return np.zeros((len(rows), 0)) if found is None else found[rows]
 
     def check_model(self, fields: Fields) -> None:
         """Refuse this cache unless its features are those of the given VLM and settings.
@@ -177,6 +254,36 @@ class Cache:
         """
         found = self.manifest.fingerprint.model
         compare(found, fields, f"cache.dir: {self.directory}", "extract into a new cache.dir or give the old value")
+
+    def check_aspects(self, config: Config) -> None:
+        """Refuse this cache if its answers to an aspect in use are in other words than the aspect now has.
+
+        Raises:
+            InputError: Names the aspect and both definitions.
+        """
+        aspects = load_aspects(config.aspect_definitions)
+        used = {name: aspect for name, aspect in aspects.items() if name in config.aspects}
+        forms = self.manifest.answer_forms
+        if forms is not None:
+            cached_aspects(self.directory, {name: forms[name] for name in forms if name in used}, used)
+            return
+        # a cache from before the forms were recorded: one answer tells other words
+        for name, aspect in used.items():
+            has_answer = self.has_answer(np.arange(len(self)), name)
+            if aspect.kind == "level" and has_answer.any():
+                answer = self.read_record(int(has_answer.argmax())).answers[name]
+                if answer not in aspect.vocabulary:
+                    raise InputError(
+                        f"cache.dir: {self.directory} holds the answer {shown(answer)} to {name}, whose words are "
+                        f"{', '.join(aspect.vocabulary)} in {config.aspect_definitions}; define it as before, or "
+                        "extract into a new cache.dir"
+                    )
+
+    def unknown_aspects(self, aspects: Sequence[str]) -> list[str]:
+        """Which of these aspects were defined after this cache was begun, so that it holds no answers to them."""
+        forms = self.manifest.answer_forms
+        has = self.aspects
+        return [aspect for aspect in aspects if forms is not None and aspect not in forms and aspect not in has]
 
     def read(self, row: int, dtype: torch.dtype | None = None, *, epoch: int | None = None) -> CachedSample:
         """Read a sample.
@@ -200,19 +307,20 @@ class Cache:
             features = decode_features(tensor)
         except DataError as error:
             raise self._damaged(row, str(error)) from None
+        labels, answers = self.labels, self._answers
         return CachedSample(
             key=record.key,
             split=record.split,
-            category=record.category,
-            answers=record.answers,
+            category=record.category if labels is None else labels.name(row),
+            answers=record.answers if answers is None else answers[row],
             features=features if dtype is None else features.moved(lambda tensor: tensor.to(dtype)),
             layout=ImageLayout(len(features.tokens), record.grid, record.block),
             image_size=record.image_size,
-            distribution=record.distribution,
+            distribution=record.distribution if labels is None else labels.shares(row),
         )
 
     def read_record(self, row: int) -> SampleRecord:
-        """Only the JSON member of a sample.
+        """Only the JSON member of a sample, with the label and the answers of the dataset.
 
         Raises:
             DataError: As `read`.
@@ -225,6 +333,8 @@ class Cache:
         Raises:
             DataError: Damaged.
         """
+        if self._answers is not None:
+            return self._answers
         directory = self.directory
         table = load_answers(directory, self.manifest.index.sha256, remedy(directory))
         if table is None:
@@ -246,9 +356,10 @@ class Cache:
             record = decode_record(text)
         except DataError as error:
             raise self._damaged(row, str(error)) from None
-        if record.distribution is not None and len(record.distribution) != len(self.categories):
+        num_categories = len(self.manifest.categories)
+        if record.distribution is not None and len(record.distribution) != num_categories:
             count = len(record.distribution)
-            raise self._damaged(row, f"its distribution has {count} numbers, for {len(self.categories)} categories")
+            raise self._damaged(row, f"its distribution has {count} numbers, for {num_categories} categories")
         return record
 
     def _span(self, row: int, length: int) -> memoryview:

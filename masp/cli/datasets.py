@@ -62,6 +62,7 @@ def _list() -> None:
 
 
 def _look(root: str, settings: list[str]) -> None:
+    from masp.config.aspects import load_aspects
     from masp.config.loading import check_together, default_aspects
     from masp.config.reading import load_settings
     from masp.config.schema import Config
@@ -72,8 +73,9 @@ def _look(root: str, settings: list[str]) -> None:
         raise InputError(f"{unnamed[0]!r} must be KEY=VALUE, for example name=emotion6")
     overrides = [setting if setting.startswith("dataset.") else f"dataset.{setting}" for setting in settings]
     overrides = [f"dataset.root={root}", *overrides, "vlm.path=none", "cache.dir=none"]
-    config = load_settings(Config, None, overrides, check_together, complete=default_aspects).dataset
-    listed = list_dataset(config)
+    settings_of_run = load_settings(Config, None, overrides, check_together, complete=default_aspects)
+    config = settings_of_run.dataset
+    listed = list_dataset(config, load_aspects(settings_of_run.aspect_definitions))
     dataset = listed.whole()
     counts = ", ".join(f"{dataset.holdings.num_images(split):,} {split}" for split in dataset.holdings.splits)
     show(f"{root}: {listed.kind}, {len(dataset.samples):,} images ({counts})")

@@ -148,11 +148,11 @@ def _describe(config: Config, stuck: list[str]) -> list[str]:
         config: Configuration of the run.
         stuck: The stages that it does not allow are appended.
     """
-    from masp.data.datasets import read_dataset
+    from masp.data.datasets import dataset_of
     from masp.data.findings import finding_lines
     from masp.plan.prospects import prospects
 
-    dataset = read_dataset(config.dataset, config.cache.dir)
+    dataset = dataset_of(config)
     holdings = dataset.holdings
     lines = [f"{dataset.name}: " + ", ".join(f"{holdings.num_images(split)} {split}" for split in holdings.splits)]
     lines += [*holdings.table(), *finding_lines(dataset.findings)]

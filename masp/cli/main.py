@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from masp import __version__
 from masp.cli import (
+    annotate,
     cache,
     compare,
     datasets,
@@ -38,6 +39,7 @@ COMMANDS = (
     run,
     plan,
     extract,
+    annotate,
     train,
     evaluate,
     predict,
@@ -58,6 +60,7 @@ The short way:
 The order of work:
   masp plan     --config C      what it will take: bytes, GPU-hours, free space
   masp extract  --config C      run the frozen encoder once per image, into the feature cache
+  masp annotate --config C      where nobody annotated aspects: have the frozen VLM do it
   masp train --stage stage1 …   train the aspect modules on the cache
   masp train --stage stage2 …   train the soft prompt on top of them
   masp evaluate --config C      score a split, write metrics.json

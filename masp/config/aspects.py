@@ -6,6 +6,7 @@ method. Nothing else in MASP knows which aspects there are.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -97,7 +98,7 @@ def load_aspects(path: str | Path = SHIPPED) -> Aspects:
     content, lines = read_yaml(file, "aspect_definitions")
     if not 1 <= len(content) <= MAX_ASPECTS:
         raise InputError(f"{file}: must define 1 to {MAX_ASPECTS} aspects, not {len(content)}")
-    found = {}
+    found: dict[str, Aspect] = {}
     for written, tree in content.items():
         place, name = f"{file} line {lines[written]}", nfc(written)
         if not _NAME.fullmatch(name) or name in RESERVED:
@@ -109,11 +110,18 @@ def load_aspects(path: str | Path = SHIPPED) -> Aspects:
             raise InputError(f"{place}: {name} = {shown(tree)}: must be a section with questions")
         below = f"{written}."
         own_lines = {key.removeprefix(below): line for key, line in lines.items() if key.startswith(below)}
+        if twin := next((other for other in found if _compared(other) == _compared(name)), None):
+            raise InputError(f"{place}: the aspects {shown(twin)} and {shown(name)} differ only in case or - and _")
         settings = check_settings(AspectSettings, tree, f"{file}, aspect {name},", own_lines, place)
         if tree.get("vocabulary") == []:
             raise InputError(f"{place}: {name}.vocabulary = []: must hold the possible answers, or be left out")
         found[name] = _aspect(name, settings, f"{place}: {name}")
     return found
+
+
+def _compared(name: str) -> str:
+    """A name as columns and misspelled keys are compared with it."""
+    return name.casefold().replace("-", "_")
 
 
 def _aspect(name: str, settings: AspectSettings, where: str) -> Aspect:
@@ -127,7 +135,7 @@ def _aspect(name: str, settings: AspectSettings, where: str) -> Aspect:
     if is_level and len(settings.words) < 2:
         raise InputError(f"{where}.words = {shown(settings.words)}: a level needs two or more words")
     bounds = settings.bounds
-    if is_level and (bounds is None or not bounds[0] < bounds[1]):
+    if is_level and (bounds is None or not 0 < bounds[1] - bounds[0] < math.inf):
         raise InputError(f"{where}.bounds = {shown(bounds)}: a level needs two numbers, the lower one first: [0, 1]")
     if bounds is not None and not is_level:
         raise InputError(f"{where}.bounds: only of kind = level")

@@ -224,6 +224,9 @@ class AnnotateConfig(Settings):
     max_new_tokens: Annotated[int, Field(ge=1, le=256), Number] = 32
     """Largest length of an answer that the VLM writes, in tokens."""
 
+    num_workers: Annotated[int, Field(ge=0, le=512), Number] = 2
+    """Processes that read features and decode images; 0: the main process does."""
+
     num_threads: Annotated[int, Field(ge=1, le=1024), Number] = 2
     """CPU threads of the language model; recorded, since the last bits of the probabilities depend on it."""
 

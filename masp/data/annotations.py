@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
+from masp.config.aspects import Aspects
 from masp.data.answers import read_annotation
-from masp.data.findings import close_to
+from masp.data.findings import meant_aspect
 from masp.errors import InputError
 from masp.files.text import reason
 from masp.runtime.process_pool import default_processes, process_pool
-from masp.taxonomy import ASPECTS
 
 # Annotations are small files, often on a network disk: threads wait for many at a time.
 _NUM_THREADS = 8
@@ -37,16 +37,17 @@ class Chunk:
     answers: list[Answers] = field(default_factory=list)
     """Each once: images have few different ones."""
 
-    misspelled: Counter[str] = field(default_factory=Counter)
-    """Key that is nearly an aspect -> number of files that have it and not the aspect itself."""
+    misspelled: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Key that is nearly an aspect, and that aspect -> number of files that have the key and not the aspect itself."""
 
 
-def read_annotations(root: str, paths: Sequence[str | None]) -> Iterator[Chunk]:
+def read_annotations(root: str, paths: Sequence[str | None], aspects: Aspects) -> Iterator[Chunk]:
     """Read annotation files, in their order.
 
     Args:
         root: Directory of the dataset, with a slash at its end.
         paths: Annotation files, relative to the root; None where an image has none.
+        aspects: Aspects to read.
 
     Raises:
         DataError: One is damaged. InputError: One cannot be read.
@@ -55,45 +56,45 @@ def read_annotations(root: str, paths: Sequence[str | None]) -> Iterator[Chunk]:
     size = _PROCESS_CHUNK if many else _THREAD_CHUNK
     chunks = [paths[start : start + size] for start in range(0, len(paths), size)]
     with tqdm(total=len(paths), desc="annotations", unit="image", delay=1.0, leave=False, disable=None) as progress:
-        for chunk in (_by_processes if many else _by_threads)(root, chunks):
+        for chunk in (_by_processes if many else _by_threads)(root, chunks, aspects):
             yield chunk
             progress.update(len(chunk.numbers))
 
 
-def _by_processes(root: str, chunks: list[Sequence[str | None]]) -> Iterator[Chunk]:
+def _by_processes(root: str, chunks: list[Sequence[str | None]], aspects: Aspects) -> Iterator[Chunk]:
     with process_pool(default_processes(), None, "reads annotations") as pool:
-        yield from pool.map(_read_chunk, [root] * len(chunks), chunks)
+        yield from pool.map(_read_chunk, [root] * len(chunks), chunks, [aspects] * len(chunks))
 
 
-def _by_threads(root: str, chunks: list[Sequence[str | None]]) -> Iterator[Chunk]:
+def _by_threads(root: str, chunks: list[Sequence[str | None]], aspects: Aspects) -> Iterator[Chunk]:
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         try:
-            yield from pool.map(_read_chunk, [root] * len(chunks), chunks)
+            yield from pool.map(_read_chunk, [root] * len(chunks), chunks, [aspects] * len(chunks))
         except BaseException:
             # Without this, one broken file is reported only after all others have been read.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _read_chunk(root: str, paths: Sequence[str | None]) -> Chunk:
+def _read_chunk(root: str, paths: Sequence[str | None], aspects: Aspects) -> Chunk:
     chunk = Chunk()
     places: dict[Answers, int] = {}
     for path in paths:
-        chunk.numbers.append(-1 if path is None else _read_one(root + path, chunk, places))
+        chunk.numbers.append(-1 if path is None else _read_one(root + path, aspects, chunk, places))
     chunk.answers = list(places)
     return chunk
 
 
-def _read_one(path: str, chunk: Chunk, places: dict[Answers, int]) -> int:
+def _read_one(path: str, aspects: Aspects, chunk: Chunk, places: dict[Answers, int]) -> int:
     """Read a file; returns the place of its answers, -1 if it does not exist."""
     try:
-        annotation = read_annotation(path)
+        annotation = read_annotation(path, aspects)
     except (FileNotFoundError, NotADirectoryError):
         return -1
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {reason(error)}") from None
-    answers = annotation.answers
+    answers, known = annotation.answers, tuple(aspects)
     for name in annotation.other_keys:
-        if (aspect := close_to(name, ASPECTS)) and aspect not in answers:
-            chunk.misspelled[name] += 1
+        if (aspect := meant_aspect(name, known)) and aspect not in answers:
+            chunk.misspelled[name, aspect] += 1
     return places.setdefault((tuple(answers), tuple(answers.values())), len(places))

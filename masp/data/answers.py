@@ -1,20 +1,19 @@
 """From an annotation, as the author of a dataset wrote it, to the answers that the language model must give."""
 
+from __future__ import annotations
+
 import functools
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from masp.config.aspects import Aspect, Aspects, Kind
 from masp.data.reading import read_json
 from masp.errors import DataError
+from masp.files.fields import OMIT_NONE
 from masp.files.text import nfc, shown
 from masp.files.typed import is_text
-from masp.taxonomy import ASPECTS
-
-LEVELS = ("very low", "low", "moderate", "high", "very high")
-
-LEVEL_ASPECTS = ("brightness", "colorfulness")
-LIST_ASPECTS = ("object",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +26,34 @@ class Annotation:
     """Its keys that are not aspects."""
 
 
-def answer_text(aspect: str, value: Any) -> str | None:
+@dataclass(frozen=True)
+class AnswerForm:
+    """What of the definition of an aspect decides which answer an annotation means; a cache keeps it."""
+
+    kind: Kind
+    bounds: Annotated[tuple[float, float] | None, OMIT_NONE] = None
+    words: Annotated[tuple[str, ...] | None, OMIT_NONE] = None
+    """Of a level, from lowest to highest."""
+
+    def __str__(self) -> str:
+        if self.bounds is None or self.words is None:
+            return f"kind = {self.kind}"
+        low, high = map(_number, self.bounds)
+        return f"a level from {low} to {high} in the words {', '.join(self.words)}"
+
+
+def answer_form(aspect: Aspect) -> AnswerForm:
+    """The form of the answers to an aspect."""
+    return AnswerForm(aspect.kind, aspect.bounds, aspect.vocabulary if aspect.kind == "level" else None)
+
+
+def answer_text(aspect: Aspect, value: Any) -> str | None:
     """The answer that an annotated value means.
 
     Args:
-        aspect: One of `ASPECTS`.
-        value: Value in the annotation: a number from 0 to 1 for brightness and colorfulness, a list of strings for
-            object, else a string; None where there is none.
+        aspect: Aspect that the value is about.
+        value: Value in the annotation: a number between the bounds of a level, a list of strings for a list, else a
+            string; None where there is none.
 
     Returns:
         The answer in lower case, or None if the value is empty (None, empty string, empty list).
@@ -43,19 +63,20 @@ def answer_text(aspect: str, value: Any) -> str | None:
     """
     if value is None:
         return None
-    if aspect in LEVEL_ASPECTS:
-        return _level(value)
-    texts, valid = (value, "a list of strings") if aspect in LIST_ASPECTS else ([value], "a string")
+    if aspect.kind == "level":
+        return _level(aspect, value)
+    texts, valid = (value, "a list of strings") if aspect.kind == "list" else ([value], "a string")
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"must be {valid}")
     return ", ".join(filter(None, map(_clean, texts))) or None
 
 
-def read_annotation(path: str | Path) -> Annotation:
+def read_annotation(path: str | Path, aspects: Aspects) -> Annotation:
     """Read one annotation file.
 
     Args:
         path: A JSON file that holds one object; the values of keys other than the aspects are not looked at.
+        aspects: Aspects to read.
 
     Raises:
         FileNotFoundError: The file does not exist.
@@ -64,29 +85,39 @@ def read_annotation(path: str | Path) -> Annotation:
     """
     annotation = read_json(path, DataError)
     if not isinstance(annotation, dict):
-        raise DataError(f'{path}: must hold one JSON object such as {{"brightness": 0.5}}')
+        raise DataError(f'{path}: must hold one JSON object, such as {{"NAME OF AN ASPECT": "its value"}}')
     by_name = {nfc(key): value for key, value in annotation.items()}
     if len(by_name) < len(annotation):
         twice = next(key for key in annotation if nfc(key) != key)
         raise DataError(f"{path}: has the key {shown(twice)} twice, in two Unicode forms; leave one out")
     answers = {}
-    for aspect in ASPECTS:
+    for name, aspect in aspects.items():
         try:
-            answer = answer_text(aspect, by_name.get(aspect))
+            answer = answer_text(aspect, by_name.get(name))
         except ValueError as error:
-            raise DataError(f"{path}: {aspect} = {shown(by_name[aspect])}: {error}, or be left out") from None
+            raise DataError(f"{path}: {name} = {shown(by_name[name])}: {error}, or be left out") from None
         if answer is not None:
-            answers[aspect] = answer
-    return Annotation(answers, tuple(key for key in by_name if key not in ASPECTS))
+            answers[name] = answer
+    return Annotation(answers, tuple(key for key in by_name if key not in aspects))
 
 
-def _level(value: Any) -> str:
+def _level(aspect: Aspect, value: Any) -> str:
+    assert aspect.bounds is not None, f"{aspect.name} is a level"
+    (low, high), words = aspect.bounds, aspect.vocabulary
     # The comparison is written so that NaN, which JSON readers let pass, fails it.
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise ValueError("must be a number from 0 to 1")
-    # A step includes its lower end, also when arithmetic left it a few bits short (1 - 0.8 is 0.19999999999999996).
-    step = int(value * len(LEVELS) + 1e-9)
-    return LEVELS[min(step, len(LEVELS) - 1)]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ValueError(f"must be a number from {_number(low)} to {_number(high)}")
+    # A step includes its lower end, also when arithmetic left it a few bits short (1 - 0.8 is 0.19999999999999996);
+    # far from zero the bits of a number are coarser.
+    width = high - low
+    short = max(1e-9, 4 * sys.float_info.epsilon * max(abs(low), abs(high)) / width * len(words))
+    step = int((float(value) - low) / width * len(words) + short)
+    return words[min(step, len(words) - 1)]
+
+
+def _number(value: float) -> str:
+    """A number as people write it: 1.0 as `1`."""
+    return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
 
 
 @functools.lru_cache(maxsize=1 << 16)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from masp.config.schema import DatasetConfig
+from masp.config.aspects import Aspects, load_aspects
+from masp.config.schema import Config, DatasetConfig
 from masp.data.annotations import read_annotations
 from masp.data.division import Division, Undivided, divide, read_division
 from masp.data.findings import (
@@ -22,6 +23,7 @@ from masp.data.findings import (
     holdings_of,
     ignored_findings,
     key_findings,
+    vocabulary_findings,
 )
 from masp.data.keys import sample_key
 from masp.data.named.catalog import named_rows
@@ -36,6 +38,7 @@ from masp.data.sample import (
     Sample,
     Samples,
     Table,
+    count_answers,
     count_kinds,
     directory_prefix,
 )
@@ -51,20 +54,29 @@ from masp.taxonomy import CATEGORY_SETS, normalize_category
 
 LOG = logging.getLogger(__name__)
 
-__all__ = ["SPLITS", "Dataset", "ListedDataset", "Sample", "list_dataset", "read_dataset"]
+__all__ = ["SPLITS", "Dataset", "ListedDataset", "Sample", "dataset_of", "list_dataset", "read_dataset"]
 
 
-def read_dataset(config: DatasetConfig, cache_dir: str | Path | None = None) -> Dataset:
+def dataset_of(config: Config) -> Dataset:
+    """The dataset of a run with all its annotations; see `list_dataset`.
+
+    Raises:
+        InputError, DataError: As `read_dataset`.
+    """
+    return read_dataset(config.dataset, load_aspects(config.aspect_definitions), config.cache.dir)
+
+
+def read_dataset(config: DatasetConfig, aspects: Aspects, cache_dir: str | Path | None = None) -> Dataset:
     """Read a dataset with all its annotations; see `list_dataset`.
 
     Raises:
         InputError: The root is not a dataset, or something in it is not as its format requires; the message names it.
         DataError: An annotation is damaged or missing where others exist.
     """
-    return list_dataset(config, cache_dir).whole()
+    return list_dataset(config, aspects, cache_dir).whole()
 
 
-def list_dataset(config: DatasetConfig, cache_dir: str | Path | None = None) -> ListedDataset:
+def list_dataset(config: DatasetConfig, aspects: Aspects, cache_dir: str | Path | None = None) -> ListedDataset:
     """List a dataset of any format that `masp.data.sources` knows; annotation files are not read.
 
     - image folders: `ROOT/{train,val,test}/<emotion>/**`, or without splits `ROOT/<emotion>/**`, and where there are
@@ -79,6 +91,8 @@ def list_dataset(config: DatasetConfig, cache_dir: str | Path | None = None) -> 
 
     Args:
         config: Section `dataset` of the configuration.
+        aspects: Aspects that are read from annotations: all that are defined, not only those in use, so that a cache
+            serves other choices too.
         cache_dir: Directory of the cache, which may say how images were divided into splits; None if there is none.
 
     Raises:
@@ -88,14 +102,16 @@ def list_dataset(config: DatasetConfig, cache_dir: str | Path | None = None) -> 
     named = named_rows(config)
     if named is not None:
         root = Path(config.root)
-        return _of_rows(config, root, read_labeled(named, config, valid), recorded, named.kind)
+        return _of_rows(config, root, read_labeled(named, config, valid, aspects), aspects, recorded, named.kind)
     found = find_dataset(config)
     if config.format == "auto" and found.format not in ("folders", "emoset"):
         count = f" ({len(found.files):,} files)" if len(found.files) > 1 else ""
         LOG.info("%s is read as the format %s%s", config.root, found.format, count)
     source = found.rows()
     if source is not None:
-        return _of_rows(config, found.root, read_labeled(source, config, valid), recorded, source.kind)
+        return _of_rows(
+            config, found.root, read_labeled(source, config, valid, aspects), aspects, recorded, source.kind
+        )
     names = category_names(config, valid)
     read = read_index_files if found.format == "emoset" else read_folders
     listing, division = _divided(read(found.root, names), config, recorded)
@@ -103,7 +119,8 @@ def list_dataset(config: DatasetConfig, cache_dir: str | Path | None = None) -> 
     entries = listing.entries
     order = np.array(sorted(range(len(entries)), key=entries.keys.__getitem__), dtype=np.int32)
     kind = "index files" if found.format == "emoset" else "image folders"
-    return ListedDataset(config.name, found.root, categories, _table(entries, order), order, listing, division, kind)
+    table = _table(entries, order)
+    return ListedDataset(config.name, found.root, categories, aspects, table, order, listing, division, kind)
 
 
 def _divided(listing: Listing, config: DatasetConfig, recorded: Division | None) -> tuple[Listing, Division | None]:
@@ -158,7 +175,7 @@ def _unlisted_findings(split: np.ndarray, name: Callable[[int], str]) -> list[Fi
 
 
 def _of_rows(
-    config: DatasetConfig, root: Path, labeled: LabeledRows, recorded: Division | None, kind: str
+    config: DatasetConfig, root: Path, labeled: LabeledRows, aspects: Aspects, recorded: Division | None, kind: str
 ) -> ListedDataset:
     """The dataset of a source of rows; its annotations are known."""
     rows = labeled.rows
@@ -197,7 +214,7 @@ def _of_rows(
         findings.append(Finding("annotations", NO_ANNOTATIONS, len(table.keys)))
     entries = Entries(directory_prefix(root), {})
     listing = Listing(entries, labeled.categories, rows.ignored, tuple(findings))
-    return ListedDataset(config.name, root, labeled.categories, table, None, listing, division, kind)
+    return ListedDataset(config.name, root, labeled.categories, aspects, table, None, listing, division, kind)
 
 
 def _check_names(names: Sequence[str], kept: np.ndarray, rows: Rows) -> None:
@@ -222,6 +239,7 @@ class ListedDataset:
         name: str,
         root: Path,
         categories: tuple[str, ...],
+        aspects: Aspects,
         table: Table,
         order: np.ndarray | None,
         listing: Listing,
@@ -232,6 +250,7 @@ class ListedDataset:
 
         Args:
             name, root, categories: See `Dataset`.
+            aspects: Aspects that are read from annotations.
             table: The images, sorted by key.
             order: `[N]` number of the entry in each row of the table; None if the table already has the annotations.
             listing: What was listed.
@@ -240,6 +259,7 @@ class ListedDataset:
         """
         self.name, self.root, self.categories, self.kind = name, root, categories, kind
         self.division = division
+        self.aspects = aspects
         self._listing = listing
         self._order = np.zeros(0, dtype=np.int32) if order is None else order
         self.samples = Samples(table, np.arange(len(table.keys), dtype=np.int32))
@@ -247,7 +267,7 @@ class ListedDataset:
         self._has_files = order is not None
         self._is_read = np.full(len(table.keys), order is None, dtype=bool)
         self._is_annotated = np.zeros(len(table.keys), dtype=bool)
-        self._misspelled: Counter[str] = Counter()
+        self._misspelled: Counter[tuple[str, str]] = Counter()
 
     def read(self, samples: Samples) -> None:
         """Read the annotations of some of `samples`, unless they have been read.
@@ -261,7 +281,7 @@ class ListedDataset:
         numbers = {label: number for number, label in enumerate(table.labels)}
         start = 0
         paths = list(map(entries.annotation_path, self._order[unread].tolist()))
-        for chunk in read_annotations(entries.root, paths):
+        for chunk in read_annotations(entries.root, paths, self.aspects):
             rows = unread[start : start + len(chunk.numbers)]
             start += len(rows)
             places = np.array(chunk.numbers, dtype=np.int32)
@@ -313,7 +333,8 @@ class ListedDataset:
                 *ignored_findings(listing.ignored, used),
                 *listing.findings,
                 *found,
-                *coverage_findings(holdings, self.categories),
+                *coverage_findings(holdings, self.categories, self.aspects),
+                *vocabulary_findings(count_answers(self.samples), self.aspects),
             ),
         )
 

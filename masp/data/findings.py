@@ -19,12 +19,12 @@ from typing import Literal
 
 import numpy as np
 
+from masp.config.aspects import Aspect, Aspects
 from masp.errors import one_line
 from masp.files.atomic import write_bytes
 from masp.files.fields import SplitOf
 from masp.files.sealed import read_sealed, sealed
 from masp.files.text import shortened, shown
-from masp.taxonomy import ASPECTS
 
 Kind = Literal[
     "ignored",
@@ -57,6 +57,10 @@ _WORDS: dict[Why, str] = {
 }
 _ORDER = {"train": 0, "val": 1, "test": 2}
 """Order of the splits in tables."""
+_MIN_LENGTH = 5
+"""Letters of a name from which a part of it, or a similar one, may be meant as it."""
+_USUAL_KEYS = frozenset(("id", "image_id", "image", "file_name", "path", "split", "label", "category", "emotion"))
+"""What annotations and tables say beside aspects; none of it is a misspelled aspect."""
 _CLOSE = 0.75
 """Similarity from which one name is taken for a misspelling of another."""
 
@@ -178,7 +182,7 @@ def close_to(name: str, known: tuple[str, ...]) -> str:
     close = difflib.get_close_matches(plain, known, n=1, cutoff=_CLOSE)
     if close:
         return close[0]
-    return next((k for k in known if len(plain) >= 5 and (plain in k or k in plain)), "")
+    return next((k for k in known if len(plain) >= _MIN_LENGTH and (plain in k or k in plain)), "")
 
 
 def _plain(name: str) -> str:
@@ -228,18 +232,82 @@ def ignored_findings(ignored: Sequence[Ignored], used: Mapping[str, int]) -> lis
     return found
 
 
-def key_findings(keys: Mapping[str, int]) -> list[Finding]:
+@functools.lru_cache(maxsize=4096)
+def meant_aspect(name: str, aspects: tuple[str, ...]) -> str:
+    """The aspect that a key or a column is probably a misspelling of; empty if there is none.
+
+    Args:
+        name: Key of an annotation, or name of a column, that is not itself the name of an aspect.
+        aspects: Names of the aspects that are defined.
+    """
+    plain = _plain(name)
+    by_plain = {_plain(aspect): aspect for aspect in aspects}
+    if plain in by_plain or plain in _USUAL_KEYS:
+        return by_plain.get(plain, "")
+    # a short name is near to words that have nothing to do with it: `age` to `image`
+    long = tuple(aspect for aspect in by_plain if len(aspect) >= _MIN_LENGTH)
+    return by_plain.get(plain.removesuffix("s")) or by_plain.get(close_to(plain, long), "")
+
+
+def key_findings(keys: Mapping[tuple[str, str], int]) -> list[Finding]:
     """Annotation keys that are not aspects but nearly.
 
     Args:
-        keys: Key -> number of annotations that have it and not the aspect itself.
+        keys: Key, and aspect that it is near to -> number of annotations that have the key and not the aspect itself.
     """
     found = []
-    for key, count in sorted(keys.items()):
-        if aspect := close_to(key, ASPECTS):
-            text = f"{count:,} annotations have the key {shown(key)}, which is ignored: did you mean {aspect}?"
-            found.append(Finding("annotations", text, count, serious=True, meant=aspect))
+    for (key, aspect), count in sorted(keys.items()):
+        text = f"{count:,} annotations have the key {shown(key)}, which is ignored: did you mean {aspect}?"
+        found.append(Finding("annotations", text, count, serious=True, meant=aspect))
     return found
+
+
+def column_findings(columns: Iterable[str], aspects: tuple[str, ...]) -> list[Finding]:
+    """Columns that nothing is read from, although their names are nearly those of aspects.
+
+    Args:
+        columns: Columns of a table that are not used.
+        aspects: Aspects that are defined and have no column.
+    """
+    found = []
+    for name in columns:
+        if aspect := meant_aspect(name, aspects):
+            text = (
+                f"column {shown(name)} is ignored: did you mean {aspect}? dataset.columns.{aspect}={name} reads it as "
+                "this aspect"
+            )
+            found.append(Finding("annotations", text, 1, serious=True, meant=aspect))
+    return found
+
+
+def vocabulary_findings(answers: Mapping[tuple[str, str], int], aspects: Aspects) -> list[Finding]:
+    """Annotated answers that are not in the vocabulary of their aspect; they are kept.
+
+    Args:
+        answers: Aspect and answer -> number of images with it.
+        aspects: The aspects.
+    """
+    images: Counter[str] = Counter()
+    unknown: dict[str, Counter[str]] = {}
+    vocabularies = {name: frozenset(aspect.vocabulary) for name, aspect in aspects.items() if aspect.vocabulary}
+    for (name, answer), count in answers.items():
+        if name in vocabularies and (parts := _parts(aspects[name], answer) - vocabularies[name]):
+            images[name] += count
+            unknown.setdefault(name, Counter()).update(dict.fromkeys(parts, count))
+    found = []
+    for name, counts in sorted(unknown.items()):
+        text = (
+            f"{images[name]:,} images are annotated with answers to {name} that are not in its vocabulary "
+            f"({len(counts):,} different ones); they are kept"
+        )
+        often = sorted(counts, key=lambda part: (-counts[part], part))
+        found.append(Finding("aspects", text, images[name], examples(map(shown, often))))
+    return found
+
+
+def _parts(aspect: Aspect, answer: str) -> frozenset[str]:
+    """The entries of a list, or the answer itself. An entry with a comma of its own counts as several."""
+    return frozenset(answer.split(", ")) if aspect.kind == "list" else frozenset((answer,))
 
 
 def meant_by(aspect: str, findings: Iterable[Finding]) -> str:
@@ -248,8 +316,14 @@ def meant_by(aspect: str, findings: Iterable[Finding]) -> str:
     return f" ({'; '.join(near)})" if near else ""
 
 
-def coverage_findings(holdings: Holdings, categories: Sequence[str]) -> list[Finding]:
-    """Categories and aspects that are absent, or absent from one split."""
+def coverage_findings(holdings: Holdings, categories: Sequence[str], aspects: Iterable[str]) -> list[Finding]:
+    """Categories and aspects that are absent, or absent from one split.
+
+    Args:
+        holdings: How many images there are of what.
+        categories: Categories of the dataset.
+        aspects: Aspects that are defined.
+    """
     found = []
     splits = holdings.categories
     present = set().union(*splits.values()) if splits else set()
@@ -269,7 +343,7 @@ def coverage_findings(holdings: Holdings, categories: Sequence[str]) -> list[Fin
             text = f"category {name!r} and {', '.join(map(repr, twins))} read the same and are different categories"
             found.append(Finding("categories", text, 1 + len(twins), serious=True))
     annotated = set().union(*holdings.aspects.values()) if holdings.aspects else set()
-    if annotated and (absent := [aspect for aspect in ASPECTS if aspect not in annotated]):
+    if annotated and (absent := [aspect for aspect in aspects if aspect not in annotated]):
         text = f"no image is annotated with {_of(absent, 'aspects', 'aspect')}"
         found.append(Finding("aspects", text, len(absent), tuple(absent)))
     if "train" in splits and (lacking := sorted(annotated - holdings.aspects["train"].keys())):

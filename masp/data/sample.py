@@ -297,6 +297,15 @@ def count_kinds(samples: Iterable[Sample]) -> Counter[tuple[str, str, tuple[str,
     return counts
 
 
+def count_answers(samples: Iterable[Sample]) -> Counter[tuple[str, str]]:
+    """How many samples there are with each aspect and answer."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for (_, label), count in Samples.of(samples).kinds().items():
+        for each in label.items():
+            counts[each] += count
+    return counts
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A dataset that has been read: what there is, in an order that depends on nothing but the files' names."""

@@ -1,7 +1,7 @@
 """The evaluation of stage 1: every annotated aspect of every image, answered from its aspect tokens.
 
-An aspect whose answers are a known few (levels of brightness, expressions) is closed: the likelihood of every answer is
-compared, as for emotions. An aspect with lists or with more answers is open: the model writes its answer.
+An aspect whose answers are a known few (a level, expressions) is closed: the likelihood of every answer is compared, as
+for emotions. An aspect with lists or with more answers is open: the model writes its answer.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 
 from masp.artifacts.trained import load_trained_aspects, quantization_notes
 from masp.cache.fingerprint import fingerprint_digest, layout_notes
-from masp.config import Config
+from masp.config import Config, load_aspects
+from masp.config.aspects import Aspect
 from masp.config.feature_source import evaluation_source
 from masp.data.answer_table import AnswerTable
-from masp.data.answers import LEVEL_ASPECTS, LEVELS, LIST_ASPECTS
 from masp.data.questions import Questions
 from masp.errors import InputError
 from masp.evaluation.emotions import length_notes, quantization_entry
@@ -79,10 +79,13 @@ class AspectEvaluation(Evaluation):
         if not self.images:
             raise InputError(
                 f"evaluate.split = {shown(config.evaluate.split)}: no image of it is annotated with any of "
-                f"{', '.join(config.aspects)}; stage 1 cannot be evaluated there"
+                f"{', '.join(config.aspects)}; stage 1 cannot be evaluated there{'; '.join(['', *feed.aspect_notes])}"
             )
+        defined = load_aspects(config.aspect_definitions)
         self.closed = {
-            aspect: choices for aspect in config.aspects if (choices := closed_answers(aspect, seen.get(aspect, set())))
+            aspect: choices
+            for aspect in config.aspects
+            if (choices := closed_answers(defined[aspect], seen.get(aspect, set())))
         }
         """Aspect -> answers that are compared; the other aspects are open."""
         answers = {aspect: seen[aspect] for aspect in config.aspects if aspect in seen}
@@ -96,7 +99,7 @@ class AspectEvaluation(Evaluation):
             *layout_notes(self.layout, feed.model),
             *quantization_notes(config.vlm.quantization, [lineage]),
         ]
-        self.notes = [*feed.notes(), *self.length_notes, *self.layout_notes]
+        self.notes = [*feed.notes(), *feed.aspect_notes, *self.length_notes, *self.layout_notes]
         self.identity = self._identity(annotations.take(np.flatnonzero(asked)))
         self.scorer: AspectScorer | None = None
 
@@ -152,6 +155,7 @@ class AspectEvaluation(Evaluation):
             "notes": [
                 *mixed_notes(machines),
                 *self.feed.notes(),
+                *self.feed.aspect_notes,
                 *self.feed.warnings(),
                 *self.length_notes,
                 *self.layout_notes,
@@ -213,14 +217,20 @@ def num_tokens_of_longest(prompt: Prompt, answers: Mapping[str, Iterable[str]]) 
     return {aspect: max(len(prompt.answer(text)) for text in texts) for aspect, texts in answers.items()}
 
 
-def closed_answers(aspect: str, seen: set[str]) -> tuple[str, ...]:
+def closed_answers(aspect: Aspect, seen: set[str]) -> tuple[str, ...]:
     """The answers that are compared for an aspect; none where it is open.
 
+    A level has its words. A string has the different answers of the dataset, since these are what its modules learned:
+    a vocabulary may have hundreds that no image of it shows. Where the dataset has only one answer, which says nothing
+    of what else there might have been, the vocabulary and that answer are compared.
+
     Args:
-        seen: its different answers in the dataset.
+        aspect: The aspect.
+        seen: Its different answers in the dataset.
     """
-    if aspect in LEVEL_ASPECTS:
-        return LEVELS
-    if aspect in LIST_ASPECTS or not 2 <= len(seen) <= MAX_CLOSED:
+    if aspect.kind == "level":
+        return aspect.vocabulary
+    if aspect.kind == "list" or not seen:
         return ()
-    return tuple(sorted(seen))
+    choices = seen if len(seen) > 1 else seen.union(aspect.vocabulary)
+    return tuple(sorted(choices)) if 2 <= len(choices) <= MAX_CLOSED else ()

@@ -7,7 +7,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,21 @@ from torch.utils.data import Dataset
 
 from masp.artifacts.aspect_tokens import AspectTokens, open_aspect_tokens
 from masp.artifacts.trained import load_trained_aspects
-from masp.cache.findings import read_findings
+from masp.cache.findings import findings_of
 from masp.cache.fingerprint import differences, machine_part, model_part
+from masp.cache.layout import answer_forms
 from masp.cache.manifest import quarantined_keys
 from masp.cache.reader import Cache, open_matching_cache
-from masp.config import Config
+from masp.config import Config, load_aspects
 from masp.config.feature_source import evaluation_source
 from masp.data.answer_table import AnswerTable
-from masp.data.datasets import read_dataset
-from masp.data.findings import DatasetRecord
+from masp.data.answers import AnswerForm
+from masp.data.datasets import dataset_of
+from masp.data.findings import DatasetRecord, Finding
 from masp.data.image_files.stored import Location, image_status
 from masp.data.images import UnreadableImage, read_image_file
 from masp.data.sample import Sample
+from masp.data.target.find_labels import label_dataset
 from masp.errors import DataError, InputError
 from masp.extraction.encoder import Encoder, check_finite_features
 from masp.extraction.live.images import open_live
@@ -79,8 +82,14 @@ class Feed(ABC):
     """Aspects that some image of the dataset is annotated with."""
     record: DatasetRecord | None = field(default=None, kw_only=True)
     """What is known of the dataset; None where its cache does not say."""
+    label_findings: tuple[Finding, ...] = field(default=(), kw_only=True)
+    """What is to be known of the target's labels, where they are not the dataset's."""
     distributions: np.ndarray | None = field(default=None, kw_only=True)
     """`[N, C]` fp64: the distribution of each image over `categories`, zeros where it has none; None if none has."""
+    lists: frozenset[str] = field(default=frozenset(), kw_only=True)
+    """Aspects whose answers are lists."""
+    aspect_notes: Sequence[str] = field(default=(), kw_only=True)
+    """What is to be known about the aspects in use before they are scored."""
 
     @abstractmethod
     def batches(self, keys: Sequence[str], batch_size: int) -> Generator[list[Item]]:
@@ -127,10 +136,14 @@ class Feed(ABC):
 
     def notes(self) -> list[str]:
         """What whoever reads the results should know about the samples."""
+        found = [str(finding) for finding in self.label_findings]
         if not self.num_quarantined:
-            return []
+            return found
         images = "image of the split is" if self.num_quarantined == 1 else "images of the split are"
-        return [f"{self.num_quarantined} {images} in quarantine, which extraction could not read: not evaluated"]
+        return [
+            *found,
+            f"{self.num_quarantined} {images} in quarantine, which extraction could not read: not evaluated",
+        ]
 
     def warnings(self) -> list[str]:
         """What about the dataset makes results something else than they seem."""
@@ -229,7 +242,7 @@ class CachedFeed(Feed):
     def category_counts(self, split: str) -> dict[str, int]:
         if split not in self.cache.splits:
             return {}
-        counts = np.bincount(self.cache.index.category[self.cache.rows(split)], minlength=len(self.categories))
+        counts = np.bincount(self.cache.category[self.cache.rows(split)], minlength=len(self.categories))
         return {category: int(count) for category, count in zip(self.categories, counts, strict=True) if count}
 
     def annotations(self) -> AnswerTable:
@@ -240,12 +253,14 @@ class CachedFeed(Feed):
 
 
 def _open_cached(config: Config) -> CachedFeed:
-    cache, model = open_matching_cache(config)
+    cache, model = open_matching_cache(config, has_target=config.evaluate.stage == "stage2")
     rows = cache.rows(config.evaluate.split)
+    if not len(rows):
+        raise InputError(_no_image(config, f"cache.dir: {cache.directory}"))
     rows = rows[sorted(range(len(rows)), key=lambda i: cache.index.keys[rows[i]])]
     keys = [cache.index.keys[row] for row in rows]
-    labels = [cache.categories[cache.index.category[row]] for row in rows]
-    distributions = cache.index.distributions(rows) if cache.has_distribution(rows).any() else None
+    labels = [cache.categories[cache.category[row]] for row in rows]
+    distributions = cache.distributions(rows) if cache.has_distribution(rows).any() else None
     crc = cache.index.features_crc32[rows].tolist()
     tokens = None
     if config.cache.aspect_tokens and config.evaluate.stage == "stage2":
@@ -260,9 +275,16 @@ def _open_cached(config: Config) -> CachedFeed:
         hidden_size=cache.hidden_size,
         data_digest=digest_of_data(zip(keys, labels, crc, strict=True), distributions),
         num_quarantined=cache.manifest.splits[config.evaluate.split].num_quarantined,
-        aspects=tuple(cache.manifest.aspects),
-        record=read_findings(cache.directory, cache.manifest),
+        aspects=cache.aspects,
+        record=findings_of(cache),
+        label_findings=cache.labels.findings if cache.labels else (),
         distributions=distributions,
+        lists=_lists(cache.manifest.answer_forms or answer_forms(load_aspects(config.aspect_definitions))),
+        aspect_notes=[
+            f"the cache holds no answers to {aspect}, which was defined after it was begun"
+            for aspect in cache.unknown_aspects(config.aspects)
+        ]
+        + [f"answers to {aspect}: {origins.text}" for aspect, origins in cache.origins.items()],
         cache=cache,
         row_of=dict(zip(keys, rows.tolist(), strict=True)),
         num_workers=config.evaluate.num_workers,
@@ -290,7 +312,8 @@ class LiveFeed(Feed):
         if self.config.cache.dir is not None or not self.num_quarantined:
             return super().notes()
         images = "image of the split" if self.num_quarantined == 1 else "images of the split"
-        return [f"{self.num_quarantined} {images} cannot be read: not evaluated"]
+        found = [str(finding) for finding in self.label_findings]
+        return [*found, f"{self.num_quarantined} {images} cannot be read: not evaluated"]
 
     def different_answers(self) -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}
@@ -352,37 +375,56 @@ class LiveFeed(Feed):
 
 
 def _open_live(config: Config) -> LiveFeed:
-    model, record = model_part(config), None
+    model, has_target = model_part(config), config.evaluate.stage == "stage2"
     if config.cache.dir is None:
-        images = open_live(config, model)
-        dataset, broken, record = images.dataset, images.unreadable_keys(), images.record
+        images = open_live(config, model, has_target=has_target)
+        dataset, labels, record = images.dataset, images.labels, images.record
+        everything, categories, broken = images.samples, images.categories, images.unreadable_keys()
     else:
-        dataset = read_dataset(config.dataset, config.cache.dir)
+        dataset = dataset_of(config)
         broken = quarantined_keys(Path(config.cache.dir))
-    of_split = [s for s in dataset.samples if s.split == config.evaluate.split]
-    samples = {s.key: s for s in of_split if s.key not in broken}
+        good = dataset.samples[np.array([key not in broken for key in dataset.samples.keys], dtype=bool)]
+        seen, labels = label_dataset(config, replace(dataset, samples=good)) if has_target else (dataset, None)
+        everything, categories, record = seen.samples, seen.categories, dataset.record()
+        if labels is not None:
+            record = labels.record(record, everything.table.splits, everything.split)
+    labeled = sorted((s for s in everything if s.category), key=lambda s: s.key)
+    samples = {s.key: s for s in labeled if s.split == config.evaluate.split}
     if not samples:
-        raise InputError(f"evaluate.split = {shown(config.evaluate.split)}: {dataset.root} has no image in this split")
+        raise InputError(_no_image(config, str(dataset.root)))
     keys = sorted(samples)
-    labels = [samples[key].category for key in keys]
-    distributions = _distributions([samples[key] for key in keys], len(dataset.categories))
+    labels_of_keys = [samples[key].category for key in keys]
+    distributions = _distributions([samples[key] for key in keys], len(categories))
     return LiveFeed(
         keys=keys,
-        labels=labels,
-        categories=dataset.categories,
+        labels=labels_of_keys,
+        categories=categories,
         model=model,
         machine=machine_part(config).fields,
         hidden_size=family_of(config.vlm.path).hidden_size,
         # not what the files hold: each record says that of its own, so that mending one leaves the others
-        data_digest=digest_of_data(zip(keys, labels, strict=True), distributions),
-        num_quarantined=len(of_split) - len(samples),
+        data_digest=digest_of_data(zip(keys, labels_of_keys, strict=True), distributions),
+        num_quarantined=sum(s.key in broken for s in dataset.samples.in_split(config.evaluate.split)),
         aspects=tuple(sorted({aspect for s in dataset.samples for aspect in s.answers})),
-        record=record or dataset.record(),
+        record=record,
+        label_findings=labels.findings if labels else (),
         distributions=distributions,
+        lists=_lists(answer_forms(load_aspects(config.aspect_definitions))),
         config=config,
         samples=samples,
-        everything=[s for s in dataset.samples if s.key not in broken],
+        everything=labeled,
     )
+
+
+def _no_image(config: Config, where: str) -> str:
+    """What is wrong where a split has no image to score."""
+    of_target = "" if config.target.labels is None else f" that target {config.target.name} has a label for"
+    return f"evaluate.split = {shown(config.evaluate.split)}: {where} has no image in this split{of_target}"
+
+
+def _lists(forms: Mapping[str, AnswerForm]) -> frozenset[str]:
+    """Aspects whose answers are lists."""
+    return frozenset(name for name, form in forms.items() if form.kind == "list")
 
 
 def _distributions(samples: Sequence[Sample], width: int) -> np.ndarray | None:

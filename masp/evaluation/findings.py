@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from masp.data.answer_table import NONE
-from masp.data.answers import LIST_ASPECTS
 from masp.errors import MaspError
 from masp.evaluation.feed import Feed
 from masp.evaluation.prompts import VALIDATION
@@ -172,7 +171,7 @@ def value_groups(feed: Feed, outcomes: Iterable[tuple[str, bool]]) -> ValueGroup
         feed: The images.
         outcomes: Key, and whether the prediction is right, of those that were scored, in the order of the feed.
     """
-    groups = ValueGroups(sorted(feed.aspects), LIST_ASPECTS)
+    groups = ValueGroups(sorted(feed.aspects), feed.lists)
     is_scored, is_right = np.zeros(len(feed.keys), dtype=bool), np.zeros(len(feed.keys), dtype=bool)
     waiting = iter(outcomes)
     current = next(waiting, None)

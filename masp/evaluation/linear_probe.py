@@ -52,12 +52,12 @@ def linear_probe(
 
     def rows_of(name: str) -> np.ndarray:
         rows = cache.rows(name)
-        return rows[label_of[cache.index.category[rows]] >= 0]
+        return rows[label_of[cache.category[rows]] >= 0]
 
     rows = rows_of("train")
     if len(rows) > MAX_TRAIN:
         rows = np.sort(np.random.default_rng(seed).choice(rows, MAX_TRAIN, replace=False))
-    labels = label_of[cache.index.category[rows]]
+    labels = label_of[cache.category[rows]]
     if len(np.unique(labels)) < 2:
         raise InputError(
             "evaluate.linear_probe = true: the training split has images of fewer than two categories; leave it out"
@@ -72,7 +72,7 @@ def linear_probe(
     for start in range(0, len(tested), _CHUNK):
         part = tested[start : start + _CHUNK]
         predicted = model.predict(mean_features(cache, part))
-        num_correct += int((predicted == label_of[cache.index.category[part]]).sum())
+        num_correct += int((predicted == label_of[cache.category[part]]).sum())
     return num_correct, len(tested), len(rows)
 
 

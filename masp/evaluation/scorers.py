@@ -65,7 +65,7 @@ class ScoreRequest:
 
 
 @contextmanager
-def _finite_for(requests: Sequence[ScoreRequest], dtype: torch.dtype) -> Iterator[None]:
+def finite_for(samples: Sequence[str], dtype: torch.dtype) -> Iterator[None]:
     """Say which sample it is whose output is not finite.
 
     Raises:
@@ -74,7 +74,7 @@ def _finite_for(requests: Sequence[ScoreRequest], dtype: torch.dtype) -> Iterato
     try:
         yield
     except NotFiniteError as error:
-        names = [requests[row].name for row in error.rows]
+        names = [samples[row] for row in error.rows]
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         kind = str(dtype).removeprefix("torch.")
         remedy = (
@@ -167,7 +167,7 @@ class EmotionScorer(Scorer):
             goes_on=True,
             aspect_tokens=tokens or None,
         ).to(self.device, self.dtype)
-        with _finite_for(requests, self.dtype):
+        with finite_for([request.name for request in requests], self.dtype):
             return self._scores(batch)
 
     def _scores(self, batch: Batch) -> list[Score]:
@@ -192,7 +192,7 @@ class EmotionScorer(Scorer):
         assert modules is not None, "there are no aspect modules to look with"
         found = modules.attention(padded.to(self.device, self.dtype), mask.to(self.device))
         weights = torch.stack([w.float().mean(1) for w in found.values()], dim=1).cpu().numpy()
-        with _finite_for(requests, self.dtype):
+        with finite_for([request.name for request in requests], self.dtype):
             check_finite(torch.from_numpy(weights))
         found_maps = []
         for maps, request in zip(weights, requests, strict=True):
@@ -261,7 +261,7 @@ class AspectScorer(Scorer):
             places = [place for place, request in enumerate(requests) if request.aspect == aspect]
             if places:
                 asked = [requests[place] for place in places]
-                with _finite_for(asked, self.dtype):
+                with finite_for([request.name for request in asked], self.dtype):
                     scores = self._score([request.features for request in asked], aspect)
                 found |= dict(zip(places, scores, strict=True))
         return [found[place] for place in range(len(requests))]

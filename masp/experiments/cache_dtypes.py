@@ -16,7 +16,7 @@ from masp.cache.fingerprint import model_part
 from masp.cache.manifest import quarantined_keys
 from masp.config import Config
 from masp.config.feature_source import cache_directory
-from masp.data.datasets import read_dataset
+from masp.data.datasets import dataset_of
 from masp.data.questions import questions_of
 from masp.data.sample import Sample
 from masp.errors import DataError, InputError
@@ -184,7 +184,7 @@ def table(result: Measurement) -> str:
 
 
 def _sample(config: Config, num_images: int) -> tuple[tuple[str, ...], list[Sample]]:
-    dataset = read_dataset(config.dataset, config.cache.dir)
+    dataset = dataset_of(config)
     broken = quarantined_keys(cache_directory(config))
     samples = [s for s in dataset.samples if s.split == config.evaluate.split and s.key not in broken]
     if not samples:

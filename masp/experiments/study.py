@@ -17,7 +17,7 @@ from masp.artifacts.trained import NONE, default_aspect_path
 from masp.cache.layout import MANIFEST
 from masp.cache.reader import open_cache
 from masp.config import Config
-from masp.data.datasets import read_dataset
+from masp.data.datasets import dataset_of
 from masp.data.sources.find import is_there
 from masp.distributed.task_share import require_one_process
 from masp.errors import InputError, MaspError
@@ -98,9 +98,7 @@ def _is_annotated(config: Config) -> bool | None:
     if not is_there(config.dataset.root):
         return None  # what is drawn for the demo is annotated, and anything else is an error of the extraction
     try:
-        samples = [
-            sample for sample in read_dataset(config.dataset, config.cache.dir).samples if sample.split == "train"
-        ]
+        samples = [sample for sample in dataset_of(config).samples if sample.split == "train"]
     except MaspError as error:  # a list can be printed anywhere
         LOG.info("whether the images are annotated is not known: %s", error)
         return None

@@ -21,6 +21,7 @@ from masp.cache.layout import (
     Layout,
     Shard,
     agree_on_layout,
+    cached_aspects,
     make_layout,
     plain_write_errors,
     read_layout,
@@ -41,7 +42,7 @@ from masp.cache.shard_state import (
     remedy,
     unfinished,
 )
-from masp.config import Config
+from masp.config import Config, load_aspects
 from masp.config.feature_source import cache_directory
 from masp.data.answer_table import load_answers
 from masp.data.datasets import Dataset, ListedDataset, list_dataset
@@ -89,7 +90,11 @@ def prepare(config: Config) -> Job:
         InputError: No images, no VLM, or the directory cannot be made.
     """
     directory = cache_directory(config)
-    dataset = list_dataset(config.dataset, directory)
+    layout = read_layout(directory)
+    aspects = load_aspects(config.aspect_definitions)
+    if layout is not None and _binds(directory):
+        aspects = cached_aspects(directory, layout.answer_forms, aspects)
+    dataset = list_dataset(config.dataset, aspects, directory)
     if not dataset.samples:
         raise InputError(f"dataset.root: {dataset.root} holds no images")
     model = model_fields(resolve_directory(config.vlm.path), config.vlm, config.cache.dtype)
@@ -97,7 +102,6 @@ def prepare(config: Config) -> Job:
         (directory / SHARDS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cache.dir: {directory} cannot be made: {reason(error)}") from None
-    layout = read_layout(directory)
     with plain_write_errors(directory):
         record_division(directory, dataset.division)
     return Job(config, directory, dataset, model, shards_of(layout, dataset.samples, config.cache.num_shards))
@@ -133,6 +137,12 @@ def extract(
         raise InputError(f"--task-index {task_index}: must be at least 0 and below --num-tasks, which is {num_tasks}")
     job = prepare(config)
     directory, alone = job.directory, num_tasks == 1
+    if task_index == 0 and (new := _later_aspects(job)):
+        LOG.info(
+            "%s was begun before %s was defined, and does not hold its answers; `masp annotate` reads them, or extract "
+            "into a new cache.dir",
+            *(directory, " or ".join(new)),
+        )
     mine = job.shards[task_index::num_tasks]
     if task_index == 0:  # one task reads all annotations, so that what is wrong with them is known at once
         log_findings(job.dataset.whole().record().findings, LOG)
@@ -178,6 +188,11 @@ def extract(
     return directory
 
 
+def _later_aspects(job: Job) -> list[str]:
+    """The aspects that are defined now and were not when the cache was begun."""
+    return [name for name in load_aspects(job.config.aspect_definitions) if name not in job.dataset.aspects]
+
+
 def finish(config: Config) -> Path:
     """Merge the sidecars of finished shards into index and manifest; encode nothing.
 
@@ -203,7 +218,9 @@ def finish(config: Config) -> Path:
 
 
 @contextmanager
-def holding(directory: Path, ranges: Sequence[tuple[int, int]], who: str = "") -> Iterator[None]:
+def holding(
+    directory: Path, ranges: Sequence[tuple[int, int]], who: str = "", lock: str = LOCK, work: str = "extraction"
+) -> Iterator[None]:
     """Keep everyone else from writing these shards.
 
     Whoever is merging the sidecars holds all of them for a moment, and is waited for.
@@ -212,23 +229,25 @@ def holding(directory: Path, ranges: Sequence[tuple[int, int]], who: str = "") -
         directory: Directory of the cache.
         ranges: Ranges of the lock file.
         who: What this process is, for the error.
+        lock: Lock file in the directory.
+        work: What these processes do, for the error.
 
     Raises:
         FilesInUse: Another process is writing them.
     """
     while True:
-        with locked(directory / LOCK, ranges, key="cache.dir") as free:
+        with locked(directory / lock, ranges, key="cache.dir") as free:
             if free:
                 yield
                 return
-        with locked(directory / LOCK, [(FINISHING, 1)], key="cache.dir") as nobody_merges:
+        with locked(directory / lock, [(FINISHING, 1)], key="cache.dir") as nobody_merges:
             if nobody_merges:
                 what = f"the shards of this task{who}" if who else "there"
                 raise FilesInUse(
-                    f"cache.dir: {directory}: another extraction is writing {what}; wait for it or stop it"
+                    f"cache.dir: {directory}: another {work} is writing {what}; wait for it or stop it"
                     + (", and give every task an index of its own" if who else "")
                 )
-        with locked(directory / LOCK, [(FINISHING, 1)], key="cache.dir", wait=True):
+        with locked(directory / lock, [(FINISHING, 1)], key="cache.dir", wait=True):
             pass
 
 
@@ -308,7 +327,8 @@ def agree(job: Job) -> Layout:
     num_shards, dataset = config.cache.num_shards, job.dataset
     first = [shard for shard in job.shards if not shard.generation]
     return agree_on_layout(
-        job.directory, make_layout(dataset.name, dataset.categories, num_shards, first, job.model, machine)
+        job.directory,
+        make_layout(dataset.name, dataset.categories, num_shards, first, job.model, machine, dataset.aspects),
     )
 
 
@@ -324,9 +344,14 @@ def check_machine(job: Job, layout: Layout) -> None:
 
 def _forget_unused_layout(directory: Path) -> None:
     """Nothing was finished under the layout, so it binds nobody (a wrong setting, noticed and stopped at once)."""
-    if not exists(directory / MANIFEST, key="cache.dir") and not any((directory / SHARDS).glob("*.json")):
+    if not _binds(directory):
         with plain_write_errors(directory):
             (directory / LAYOUT).unlink(missing_ok=True)
+
+
+def _binds(directory: Path) -> bool:
+    """Whether the layout of a cache binds later calls: something was finished under it."""
+    return exists(directory / MANIFEST, key="cache.dir") or any((directory / SHARDS).glob("*.json"))
 
 
 def _encode(job: Job, todo: Sequence[Shard], layout: Layout, stop: StopFlag | None) -> None:

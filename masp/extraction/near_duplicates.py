@@ -17,7 +17,7 @@ from masp.cache.findings import read_findings
 from masp.cache.manifest import read_manifest
 from masp.config import Config
 from masp.config.feature_source import cache_directory
-from masp.data.datasets import read_dataset
+from masp.data.datasets import dataset_of
 from masp.data.findings import DatasetRecord, Finding, examples, save_findings
 from masp.data.image_files.stored import Location
 from masp.data.images import UnreadableImage, load_image
@@ -51,7 +51,7 @@ def record_near_duplicates(config: Config) -> DatasetRecord:
     record = read_findings(directory, read_manifest(directory))
     if record is None:
         raise InputError(f"cache.dir: {directory}: findings were not recorded; run `masp extract` again, which does so")
-    samples = read_dataset(config.dataset, config.cache.dir).samples
+    samples = dataset_of(config).samples
     hashes, is_known = _hashes(samples, config.extract.num_workers)
     readable = [sample for sample, known in zip(samples, is_known, strict=True) if known]
     pairs = list(near_pairs(readable, hashes[is_known]))

@@ -96,18 +96,31 @@ def run(
     Returns:
         Hidden states of the suffix `[B, Ls, D]`.
     """
-    mask = batch.suffix.mask
     if batch.prefix is not None:
         cache = language.new_cache() if cache is None else cache
-        with torch.no_grad():
-            block = batch.prefix
-            embeds, tokens = _inputs(language, batch, block, block.types, aspect_tokens, soft_prompt)
-            language(embeds, block.mask, block.positions, cache, tokens)
-            if batch.prefix_row is not None:
-                take_rows(cache, batch.prefix_row)
-        mask = batch.known()
+        run_prefix(language, batch, aspect_tokens, soft_prompt, cache)
+    return run_suffix(language, batch, aspect_tokens, soft_prompt, cache)
+
+
+@torch.no_grad()
+def run_prefix(
+    language: LanguageHalf, batch: Batch, aspect_tokens: Tensor | None, soft_prompt: Tensor | None, cache
+) -> None:
+    """Run the prefix of a batch that has one, and leave its keys and values in an empty cache, row by row."""
+    block = batch.prefix
+    assert block is not None, "the batch has no prefix"
+    embeds, tokens = _inputs(language, batch, block, block.types, aspect_tokens, soft_prompt)
+    language(embeds, block.mask, block.positions, cache, tokens)
+    if batch.prefix_row is not None:
+        take_rows(cache, batch.prefix_row)
+
+
+def run_suffix(
+    language: LanguageHalf, batch: Batch, aspect_tokens: Tensor | None, soft_prompt: Tensor | None, cache=None
+) -> Tensor:
+    """Run the rest of a batch behind its prefix, which the cache holds; returns hidden states `[B, Ls, D]`."""
     embeds, tokens = _inputs(language, batch, batch.suffix, batch.known_types(), aspect_tokens, soft_prompt)
-    return language(embeds, mask, batch.suffix.positions, cache, tokens)
+    return language(embeds, batch.known(), batch.suffix.positions, cache, tokens)
 
 
 def row_losses(language: LanguageHalf, hidden: Tensor, batch: Batch, num_logits: int | None = None) -> Tensor:

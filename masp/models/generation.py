@@ -10,7 +10,9 @@ from masp.models.sequence import Batch
 
 
 @torch.inference_mode()
-def generate(model: Scored, batch: Batch, max_new_tokens: int, stop: frozenset[int]) -> tuple[list[list[int]], Tensor]:
+def generate(
+    model: Scored, batch: Batch, max_new_tokens: int, stop: frozenset[int], probabilities: list[list[float]] | None = None
+) -> tuple[list[list[int]], Tensor]:
     """Greedy decoding.
 
     Args:
@@ -18,6 +20,7 @@ def generate(model: Scored, batch: Batch, max_new_tokens: int, stop: frozenset[i
         batch: Batch of sequences that stop before the answer.
         max_new_tokens: Largest number of tokens per row.
         stop: Token ids that end a row (kept as its last).
+        probabilities: Receives the probability of each generated token, row by row.
 
     Returns:
         Generated ids of each row, and the logits `[B, V]` of the first generated position (fp32, on the CPU).
@@ -40,6 +43,12 @@ def generate(model: Scored, batch: Batch, max_new_tokens: int, stop: frozenset[i
         if bad := [n for n in range(rows) if going[n] and not finite[n]]:
             raise NotFiniteError(bad)
         tokens = logits.argmax(-1)
+        if probabilities is not None:
+            found = logits.softmax(-1).amax(-1).tolist()
+            probabilities.extend([] for _ in range(rows - len(probabilities)))
+            for row_probabilities, probability, is_going in zip(probabilities, found, going, strict=True):
+                if is_going:
+                    row_probabilities.append(probability)
         for n, token in enumerate(tokens.tolist()):
             if going[n]:
                 generated[n].append(token)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from masp.artifacts.trained import NONE, prompt_aspects
-from masp.config import Config
+from masp.config import Config, load_aspects
 from masp.config.feature_source import evaluation_source
 from masp.config.schema import Split
 from masp.data.questions import questions_of
@@ -253,7 +253,7 @@ class _Asked:
         asked: Counter[tuple[str, int]] = Counter()
         for p, number in scored:
             asked.update({(a, p.num_tokens): number for a in aspects if a in p.sample.answers})
-        seen = answers_of(images, aspects)
+        seen, defined = answers_of(images, aspects), load_aspects(config.aspect_definitions)
         opening = text.opening + text.image_start + text.lead
         rest = config.aspect_module.num_queries + text.trail + text.image_end + text.closing
         shares_opening = not (self.family.pads_left or self.family.runs_whole)
@@ -263,7 +263,7 @@ class _Asked:
             count = sum(counts.values())
             if not count:
                 continue
-            if closed := closed_answers(aspect, seen[aspect]):
+            if closed := closed_answers(defined[aspect], seen[aspect]):
                 answer = compared_tokens([text.answer(choice) for choice in closed], self.family.has_tree)
             else:
                 answer = generated_tokens(max(len(text.answer(choice)) for choice in seen[aspect]) + 1)

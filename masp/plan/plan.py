@@ -10,7 +10,7 @@ from typing import Any
 
 from masp.cache.layout import read_layout
 from masp.config import Config
-from masp.data.datasets import Dataset, read_dataset
+from masp.data.datasets import Dataset, dataset_of
 from masp.data.findings import Finding, Holdings
 from masp.data.image_files.stored import Location
 from masp.errors import InputError
@@ -187,7 +187,7 @@ def make_plan(
     # what cannot work is refused before headers are read
     vlm, language = load_config(directory), language_cost(directory)
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
-    dataset = read_dataset(config.dataset, config.cache.dir)
+    dataset = dataset_of(config)
     max_side = config.vlm.max_side
     sizes, broken = read_sizes(dataset.samples.images, max_side, num_processes, memory_path(dataset.root, max_side))
     images, refused = plan_images(dataset.samples, sizes, preprocessor, num_processes)

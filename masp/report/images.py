@@ -65,7 +65,7 @@ class Images:
         if self._dataset is None or not is_there(self._dataset.root):
             return {}
         try:
-            samples = list_dataset(self._dataset, self._cache_dir).samples
+            samples = list_dataset(self._dataset, {}, self._cache_dir).samples
         except MaspError as error:
             LOG.info("the images are not shown: %s", error)
             return {}

@@ -76,6 +76,8 @@ class Stage(ABC):
     """Key of the stage's settings, and the name of its directory."""
     kind: ClassVar[Kind]
     """Kind of its artifact."""
+    has_target: ClassVar[bool] = False
+    """Whether it learns the target; aspect modules do not depend on it."""
     course: ClassVar[tuple[str, ...]] = COURSE
     """Settings of the stage that decide the course of training."""
     settings: Stage1Config | Stage2Config

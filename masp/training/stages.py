@@ -24,7 +24,7 @@ from masp.artifacts.trained import (
     load_trained_aspects,
     prompt_aspects,
 )
-from masp.cache.findings import read_findings
+from masp.cache.findings import findings_of
 from masp.cache.fingerprint import machine_part
 from masp.cache.reader import Cache, CachedSample, open_matching_cache
 from masp.config import Config
@@ -92,6 +92,7 @@ class AspectStage(Stage):
     def _rows(self, split: str) -> Rows:
         found = super()._rows(split)
         if split == "train" and not len(found.rows):
+            self._refuse_unknown(self.aspects)
             raise InputError(
                 f"{self.where}: no training image is annotated with any of "
                 f"{', '.join(self.aspects)}: stage 1 has nothing to learn from; {WITHOUT_STAGE_1}"
@@ -104,10 +105,23 @@ class AspectStage(Stage):
         findings = self.record.findings if self.record else ()
         return "".join(meant_by(aspect, findings) for aspect in aspects)
 
+    def _refuse_unknown(self, aspects: Sequence[str]) -> None:
+        """Refuse aspects that no training image is annotated with, where the cache is why.
+
+        Raises:
+            InputError: Some were defined after the cache was begun.
+        """
+        if isinstance(self.cache, Cache) and (unknown := self.cache.unknown_aspects(aspects)):
+            raise InputError(
+                f"aspects: {self.where} holds no answers to {' or '.join(unknown)}, defined after it was begun; "
+                "extract into a new cache.dir, or run `masp annotate`, which also reads the annotations of the dataset"
+            )
+
     def check_samples(self) -> None:
         rows = self.schedule.rows
         empty = [aspect for aspect in self.aspects if not self.cache.has_answer(rows, aspect).any()]
         if empty:
+            self._refuse_unknown(empty)
             rest = ",".join(aspect for aspect in self.aspects if aspect not in empty)
             raise InputError(
                 f"aspects: no training image is annotated with {' or '.join(empty)}{self._meant(empty)}, so that "
@@ -205,7 +219,7 @@ class AspectStage(Stage):
 class SoftPromptStage(Stage):
     """Stage 2: the soft prompt learns to make the language model answer with the emotion; aspect modules are frozen."""
 
-    name, kind = "stage2", "soft_prompt"
+    name, kind, has_target = "stage2", "soft_prompt", True
     course = (*COURSE, "num_soft_prompt_tokens", "soft_prompt_init")
     settings: Stage2Config
 
@@ -397,17 +411,17 @@ def open_stage(name: StageName, config: Config, device: str, stop: StopFlag | No
 
 def _of_cache(name: StageName, config: Config, questions: Questions) -> tuple[Stage, Cache]:
     """A stage that learns from a cache, and the cache."""
-    cache, model = open_matching_cache(config)
+    cache, model = open_matching_cache(config, STAGES[name].has_target)
     stage, manifest = STAGES[name](config, cache, questions), cache.manifest
     stage.sources = Sources(model, manifest.fingerprint.machine.fields, manifest.index.sha256, cache.hidden_size)
-    stage.record = read_findings(cache.directory, manifest)
+    stage.record = findings_of(cache)
     stage.num_quarantined = manifest.splits["train"].num_quarantined if "train" in manifest.splits else 0
     return stage, cache
 
 
 def _of_images(name: StageName, config: Config, questions: Questions, stop: StopFlag | None) -> tuple[Stage, None]:
     """A stage whose features are computed live, without a cache."""
-    images = open_live(config, stop=stop)
+    images = open_live(config, stop=stop, has_target=STAGES[name].has_target)
     stage = STAGES[name](config, images, questions)
     stage.sources = Sources(images.model, machine_part(config).fields, None, images.hidden_size, images.digest)
     stage.record, stage.num_quarantined = images.record, images.num_quarantined("train")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -104,6 +105,15 @@ def _longer(layer: Any) -> Any:
     found = _frozen(layer)
     found.more, found.added = (*layer.more, layer.added), None
     return found
+
+
+def hold_same(cache: Any, other: Any) -> None:
+    """Put what one cache holds into an empty one of the same kind; whoever extends that leaves the first as it is.
+
+    Layers that keep keys and values replace them when they grow. Those with states change these in place, so that they
+    have to run again instead.
+    """
+    cache.layers = [copy.copy(layer) for layer in other.layers]
 
 
 def take_rows(cache: Any, rows: Tensor) -> None:

@@ -38,6 +38,7 @@ training
 results
 evaluation
 report
+annotation
 experiments
 plan
 start

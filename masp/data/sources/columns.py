@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from masp.config.aspects import Aspects
 from masp.config.schema import DatasetConfig
 from masp.data.findings import close_to
 from masp.data.sources.rows import Header, RowSource
 from masp.errors import InputError
 from masp.files.text import shown
-from masp.taxonomy import ASPECTS
 
 USUAL: Mapping[str, tuple[str, ...]] = {
     "image": ("image", "img", "image_path", "file_name", "filename", "file", "path", "filepath", "file_path", "name"),
@@ -35,6 +35,11 @@ class Columns:
     split_is_named: bool = False
     """Whether the configuration names the column of splits, which only its usual name says otherwise."""
 
+    def unused(self, header: Header) -> list[str]:
+        """The columns that hold none of this."""
+        used = {self.image, self.label, self.split, self.identity, *self.aspects.values(), *self.distribution}
+        return [name for name in header.columns if name not in used]
+
     @property
     def wanted(self) -> tuple[str, ...]:
         """Those whose values are needed."""
@@ -42,7 +47,7 @@ class Columns:
         return tuple(dict.fromkeys(name for name in named if name is not None))
 
 
-def choose_columns(header: Header, config: DatasetConfig, source: RowSource) -> Columns:
+def choose_columns(header: Header, config: DatasetConfig, source: RowSource, aspects: Aspects) -> Columns:
     """Which columns hold what: those that the configuration names, else those with the usual names.
 
     Raises:
@@ -88,8 +93,12 @@ def choose_columns(header: Header, config: DatasetConfig, source: RowSource) -> 
             f"dataset.root = {config.root!r}: no column of these {source.kind} seems to hold the labels; name it, as "
             f"in dataset.columns.label={others[0] if others else 'emotion'}; there are {', '.join(header.columns)}"
         )
-    aspects = {aspect: named.get(aspect) or called(aspect) for aspect in ASPECTS if aspect in named or aspect in lower}
-    return Columns(image, label, usual("split"), named.get("id"), aspects, distribution, "split" in named)
+    found = {
+        aspect: named.get(aspect) or called(aspect.lower())
+        for aspect in aspects
+        if aspect in named or aspect.lower() in lower
+    }
+    return Columns(image, label, usual("split"), named.get("id"), found, distribution, "split" in named)
 
 
 def _no_column(name: str, header: Header, source: RowSource) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from masp.config.aspects import Aspect, Aspects
 from masp.config.schema import DatasetConfig
-from masp.data.answers import LEVEL_ASPECTS, LIST_ASPECTS, answer_text
-from masp.data.findings import Finding, examples
+from masp.data.answers import answer_text
+from masp.data.findings import Finding, column_findings, examples
 from masp.data.sample import NO_SPLIT, SPLITS, Label
 from masp.data.sources.category_names import CategoryNames, category_names
 from masp.data.sources.columns import Columns, choose_columns
@@ -23,7 +24,7 @@ from masp.files.text import nfc, shown
 
 _MAX_VOTES = 1e12
 """Most votes of an image for a category: sums of larger numbers are not exact."""
-_NO_LABEL = frozenset(("nan", "none", "null", "n/a", "na", "<na>"))
+NO_LABEL = frozenset(("nan", "none", "null", "n/a", "na", "<na>"))
 """What programs write for a missing value, in lower case."""
 
 Distributions = tuple[np.ndarray, list[tuple[float, ...] | None]]
@@ -44,28 +45,33 @@ class LabeledRows:
     findings: tuple[Finding, ...]
 
 
-def read_labeled(source: RowSource, config: DatasetConfig, categories: tuple[str, ...] | None) -> LabeledRows:
+def read_labeled(
+    source: RowSource, config: DatasetConfig, categories: tuple[str, ...] | None, aspects: Aspects
+) -> LabeledRows:
     """Read all rows of a source and what it says of them.
 
     Args:
         source: The source.
         config: Section `dataset` of the configuration.
         categories: Valid categories, normalized; None takes those of the rows.
+        aspects: Aspects that columns may hold.
 
     Raises:
         InputError: A column is missing, or a value in it is not valid; the message names row, column and value.
     """
     header = source.header()
-    columns = choose_columns(header, config, source)
+    columns = choose_columns(header, config, source, aspects)
     rows = source.read(columns.wanted, columns.image, columns.identity)
     if not len(rows):
         raise InputError(f"dataset.root = {config.root!r}: these {source.kind} hold no image")
     split, findings = _splits(rows, columns, len(rows))
     found = _Labeling(rows, category_names(config, categories), header)
     codes, valid = found.categories(columns)
-    aspects = [(aspect, *found.answers(aspect, name)) for aspect, name in columns.aspects.items()]
-    label, labels = _combined(codes, valid, aspects, found.distributions)
-    return LabeledRows(rows, split, label, labels, valid, (*findings, *found.findings))
+    answers = [(aspect, *found.answers(aspects[aspect], name)) for aspect, name in columns.aspects.items()]
+    label, labels = _combined(codes, valid, answers, found.distributions)
+    missing = tuple(aspect for aspect in aspects if aspect not in columns.aspects)
+    findings = (*findings, *found.findings, *column_findings(columns.unused(header), missing))
+    return LabeledRows(rows, split, label, labels, valid, findings)
 
 
 def split_number(word: str, where: str | Callable[[], str]) -> int:
@@ -160,7 +166,7 @@ class _Labeling:
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return ()
         text = nfc(str(value).strip())
-        if not text or (text.lower() in _NO_LABEL and not self.names.has(text)):
+        if not text or (text.lower() in NO_LABEL and not self.names.has(text)):
             return ()
         if isinstance(value, bool) and self.names.translated is None:
             where = _first_place(self.rows, column, code, name)
@@ -252,7 +258,7 @@ class _Labeling:
             found[code] = number
         return np.array(found)[column.codes]
 
-    def answers(self, aspect: str, name: str) -> tuple[np.ndarray, list[str | None]]:
+    def answers(self, aspect: Aspect, name: str) -> tuple[np.ndarray, list[str | None]]:
         """Code of the answer of each row `[N]`, and the answers; the last one is None."""
         column = self.rows.columns[name]
         found: list[str | None] = []
@@ -276,18 +282,18 @@ def _listed(text: str) -> tuple[str, ...] | None:
     return tuple(found) if isinstance(found, list) and all(isinstance(each, str) for each in found) else None
 
 
-def _annotated(aspect: str, value: Value) -> Any:
+def _annotated(aspect: Aspect, value: Value) -> Any:
     """A value of a column as annotation files have it: tables know only text."""
     if isinstance(value, tuple):
         return list(value)
     if not isinstance(value, str):
         return value
-    if aspect in LEVEL_ASPECTS:
+    if aspect.kind == "level":
         try:
             return float(value)
         except ValueError:
             return value
-    if aspect in LIST_ASPECTS:
+    if aspect.kind == "list":
         if value.startswith("["):
             try:
                 return parse_json(value)

@@ -54,8 +54,7 @@ class TableSource:
         """The columns of all tables."""
         columns: tuple[str, ...] | None = None
         for file in self.files:
-            with _reading(file) as text:
-                found = tuple(_columns(file, text))
+            found = tuple(table_columns(file))
             if columns is not None and set(columns) != set(found):
                 odd = sorted(set(columns) ^ set(found))[0]
                 raise InputError(f"{file}: has other columns than {self.files[0].name}, for example {shown(odd)}")
@@ -73,7 +72,7 @@ class TableSource:
         words: list[str | None] = []
         for file in self.files:
             firsts.append(len(paths))
-            for line, row in _rows(file, {image, identity, *columns}):
+            for line, row in table_rows(file, {image, identity, *columns}):
                 paths.append(_path(row.get(image), f"{file} line {line}: {image}"))
                 lines.append(line)
                 if identity is not None:
@@ -126,8 +125,7 @@ def lists_images(file: Path, config: DatasetConfig) -> bool:
 def why_no_table(file: Path, config: DatasetConfig) -> str | None:
     """Why a file cannot be used as a table of images, in one line that names it; None if it can."""
     try:
-        with _reading(file) as text:
-            columns = _columns(file, text)
+        columns = table_columns(file)
     except InputError as error:
         return str(error)
     for key in _lacking(columns, config):
@@ -172,6 +170,16 @@ def _reading(file: Path) -> Iterator[TextIO]:
         raise InputError(f"{file}: cannot be read: {reason(error)}") from None
 
 
+def table_columns(file: Path) -> list[str]:
+    """Names of the columns of a table.
+
+    Raises:
+        InputError: Not a table.
+    """
+    with _reading(file) as text:
+        return _columns(file, text)
+
+
 def _columns(file: Path, text: TextIO) -> list[str]:
     if file.suffix.lower() == ".jsonl":
         keys = dict.fromkeys(name for _, row in _objects(file, text) for name in row)  # not every row has every key
@@ -186,8 +194,12 @@ def _columns(file: Path, text: TextIO) -> list[str]:
     return names
 
 
-def _rows(file: Path, used: Collection[str | None]) -> Iterator[tuple[int, Mapping[str, Value]]]:
-    """Number of the line and values of each row; values of the columns that are used must be on one line."""
+def table_rows(file: Path, used: Collection[str | None]) -> Iterator[tuple[int, Mapping[str, Value]]]:
+    """Number of the line and values of each row; values of the columns that are used must be on one line.
+
+    Raises:
+        InputError: Not a table, or a row of it is not as its first line requires.
+    """
     with _reading(file) as text:
         if file.suffix.lower() == ".jsonl":
             yield from _objects(file, text)

@@ -19,9 +19,8 @@ from masp.demo.tiny_vlm.batch import losses as losses_of
 from masp.demo.tiny_vlm.examples import FAINTEST, TOO_FAINT, Example, Examples, Slot, Turn
 from masp.demo.tiny_vlm.geometry import LOUDER, WORDS, Geometry
 from masp.demo.tiny_vlm.tokenizer import NONE
-from masp.demo.world.factors import LABELS, SENSES, Scene, words
+from masp.demo.world.factors import ASPECTS, LABELS, SENSES, Scene, words
 from masp.models.trainable import AspectModules
-from masp.taxonomy import ASPECTS
 
 WIDTH = 5
 """Aspect tokens per aspect."""

@@ -13,9 +13,8 @@ from masp.demo.tiny_vlm.batch import Packer, embed, hidden_states
 from masp.demo.tiny_vlm.examples import EMOTION, Example, Examples, Turn
 from masp.demo.tiny_vlm.image_pool import draw_pool
 from masp.demo.tiny_vlm.model import encode
-from masp.demo.world.factors import EMOTIONS, SENSES, draw_scene, posterior, words
+from masp.demo.world.factors import ASPECTS, EMOTIONS, SENSES, draw_scene, posterior, words
 from masp.demo.world.factors import Scene as DemoScene
-from masp.taxonomy import ASPECTS
 
 
 def load_demo_vlm(directory: Path):

@@ -15,6 +15,7 @@ from masp.demo.tiny_vlm.geometry import WORDS, token_ids
 from masp.demo.tiny_vlm.tokenizer import NONE
 from masp.demo.world.factors import (
     ABSENT,
+    ASPECTS,
     EMOTIONS,
     LABELS,
     SENSES,
@@ -25,7 +26,6 @@ from masp.demo.world.factors import (
     posterior,
     words,
 )
-from masp.taxonomy import ASPECTS
 
 EMOTION = "emotion"
 FAINTEST, TOO_FAINT = 0.62, 0.48

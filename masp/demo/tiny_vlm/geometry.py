@@ -19,8 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from masp.demo.world.factors import FACTORS, LABELS, SENSES, caption_words
-from masp.taxonomy import ASPECTS
+from masp.demo.world.factors import ASPECTS, FACTORS, LABELS, SENSES, caption_words
 
 SCALE = 0.1
 """Root mean square of the embedding of a label word, and of vision tokens without their mark. It is small compared with

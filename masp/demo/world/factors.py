@@ -1,7 +1,8 @@
 """The demo world: seven factors drawn independently, and an emotion drawn from an exactly known posterior given them.
 
-Six factors are the aspects, with EmoSet's own labels. The seventh, the weather, is visible in the images but in no
-annotation that MASP reads, because an image evokes more than its aspects. The posterior is a softmax of additive
+Six factors are the aspects of the method, with EmoSet's own labels. The seventh, the weather, is visible in the images
+and in the annotations, but none of these aspects, because an image evokes more than is asked about it; whoever defines
+it as an aspect (`configs/aspects-demo.yaml`) can train a module for it. The posterior is a softmax of additive
 logits, one row of `AFFINITY` per label, so the best possible accuracy is known exactly.
 """
 
@@ -18,9 +19,11 @@ from typing import Annotated
 import numpy as np
 from pydantic import AfterValidator, Field
 
-from masp.taxonomy import ASPECTS, CATEGORY_SETS
+from masp.taxonomy import CATEGORY_SETS
 
 EMOTIONS = CATEGORY_SETS["emoset"]
+ASPECTS = ("facial_expression", "object", "scene", "human_action", "brightness", "colorfulness")
+"""The factors about which the VLM was taught questions; `configs/aspects.yaml` has the same."""
 WEATHER = "weather"
 FACTORS = (*ASPECTS, WEATHER)
 """The factors that an emotion depends on, in the order of `Scene.labels`."""

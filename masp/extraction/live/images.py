@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -22,9 +22,11 @@ from masp.cache.manifest import QuarantineLine
 from masp.cache.merge import content_of, dataset_digest
 from masp.cache.reader import CachedSample
 from masp.config import Config
-from masp.data.datasets import read_dataset
+from masp.data.datasets import dataset_of
 from masp.data.findings import Contents, DatasetRecord, content_findings
 from masp.data.sample import Dataset, Samples
+from masp.data.target.find_labels import label_dataset
+from masp.data.target.labels import Labels
 from masp.errors import DataError, InputError
 from masp.extraction.image_stream import ImageDataset, PreparedImage
 from masp.extraction.live.augmentation import Change
@@ -78,11 +80,22 @@ class LiveImages:
         checked: What the pass over its images found, in the order of its samples.
         images: The images, in the order of its samples.
         model: Model part of the fingerprint.
+        has_target: Whether the labels of `config.target` count; False for stage 1, which has no target.
+
+    Raises:
+        InputError: See `masp.data.target.find_labels`.
     """
 
-    def __init__(self, config: Config, dataset: Dataset, checked: CheckedImages, images: ImageDataset, model: Fields):
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        checked: CheckedImages,
+        images: ImageDataset,
+        model: Fields,
+        has_target: bool = True,
+    ):
         self.config, self.dataset, self.checked, self.images, self.model = config, dataset, checked, images, model
-        self.categories = dataset.categories
         shards = assign(dataset.samples, config.cache.num_shards)
         place_of_row = np.empty(len(dataset.samples.table.keys), dtype=np.int64)
         place_of_row[dataset.samples.rows] = np.arange(len(dataset.samples))
@@ -92,11 +105,19 @@ class LiveImages:
         self._places = places[is_good]
         """Place in the dataset of each row of the index."""
         self.samples: Samples = dataset.samples[self._places]
+        self.labels: Labels | None = None
+        """Those of the target, in the order of `samples`, where it has others than the dataset."""
+        self.categories = dataset.categories
+        if has_target:
+            seen, self.labels = label_dataset(config, replace(dataset, samples=self.samples))
+            self.samples, self.categories = seen.samples, seen.categories
         self.index = LiveIndex(checked.num_tokens[self._places], numbers[is_good].astype(np.int32), self.samples.keys)
         self.splits = tuple(sorted({shard.split for shard in shards}))
         self.hidden_size = images.preprocessor.family.hidden_size
         self._num_deep = num_deep_maps(load_config(resolve_directory(config.vlm.path)))
         self.digest, self.record = self._described()
+        if self.labels is not None:
+            self.record = self.labels.record(self.record, self.samples.table.splits, self.samples.split)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -109,7 +130,7 @@ class LiveImages:
         return known_encoder(load_config(path)) or encoder_curve(path, self._amounts(), self._prepared)
 
     def rows(self, split: str) -> np.ndarray:
-        """Rows of a split, ascending, int64.
+        """Rows of a split that have a label, ascending, int64.
 
         Raises:
             InputError: The dataset has no such split.
@@ -118,8 +139,8 @@ class LiveImages:
             raise InputError(
                 f"dataset.root: {self.dataset.root} has no split {split!r}; it has {', '.join(self.splits)}"
             )
-        table = self.samples.table
-        return np.flatnonzero(self.samples.split == table.splits.index(split))
+        is_in = self.samples.is_in(split)
+        return np.flatnonzero(is_in if self.labels is None else is_in & (self.labels.category >= 0))
 
     def has_answer(self, rows: np.ndarray, aspect: str) -> np.ndarray:
         """Which of these rows are annotated with an aspect, bool."""
@@ -248,24 +269,27 @@ class LiveImages:
         return digest, dataset.record(digest, content_findings(contents))
 
 
-def open_live(config: Config, model: Fields | None = None, stop: StopFlag | None = None) -> LiveImages:
+def open_live(
+    config: Config, model: Fields | None = None, stop: StopFlag | None = None, has_target: bool = True
+) -> LiveImages:
     """List the dataset of a configuration without a cache, and find out which of its images can be read.
 
     Args:
         config: Run configuration.
         model: Model part of its fingerprint, where it is known already.
         stop: Looked at while images are examined; None for no request to stop.
+        has_target: See `LiveImages`.
 
     Raises:
-        InputError: There are no images, or no VLM.
+        InputError: There are no images, or no VLM; or see `LiveImages`.
         DataError: Too many images cannot be read, or the file system does not answer.
         StoppedEarly: As `stop` asked.
     """
     model = model_part(config) if model is None else model
-    dataset = read_dataset(config.dataset)
+    dataset = dataset_of(config)
     if not dataset.samples:
         raise InputError(f"dataset.root: {dataset.root} holds no images")
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
     images = ImageDataset(dataset.samples, preprocessor, config.vlm)
     checked = check_images(config, images, dataset.samples.images, model, stop)
-    return LiveImages(config, dataset, checked, images, model)
+    return LiveImages(config, dataset, checked, images, model, has_target)

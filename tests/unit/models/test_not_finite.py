@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from masp.errors import InputError
-from masp.evaluation.scorers import ScoreRequest, _finite_for
+from masp.evaluation.scorers import finite_for
 from masp.models.generation import generate
 from masp.models.likelihood import NotFiniteError, check_finite, score_categories
 from masp.models.sequence import build_sequence, make_batch
@@ -25,8 +25,7 @@ def test_rows_are_named(value):
     ("dtype", "remedy"), [(torch.float16, "use engine.precision=bf16 or fp32"), (torch.bfloat16, "precision=fp32")]
 )
 def test_the_sample_the_dtype_and_the_remedy(dtype, remedy):
-    requests = [ScoreRequest(torch.zeros(1, 1), (1, 2, 2), name=name) for name in ("a", "b")]
-    with pytest.raises(InputError, match=f"sample b is not finite in .*{remedy}"), _finite_for(requests, dtype):
+    with pytest.raises(InputError, match=f"sample b is not finite in .*{remedy}"), finite_for(["a", "b"], dtype):
         raise NotFiniteError([1])
 
 

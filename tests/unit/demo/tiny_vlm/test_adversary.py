@@ -12,8 +12,7 @@ from masp.demo.tiny_vlm.examples import FAINTEST, TOO_FAINT, Example, Slot
 from masp.demo.tiny_vlm.geometry import SCALE, make_louder, token_ids
 from masp.demo.tiny_vlm.pretrain import Trainer
 from masp.demo.tiny_vlm.tokenizer import NONE
-from masp.demo.world.factors import LABELS, Scene, posterior
-from masp.taxonomy import ASPECTS
+from masp.demo.world.factors import ASPECTS, LABELS, Scene, posterior
 
 
 @pytest.fixture

@@ -22,8 +22,7 @@ from masp.demo.tiny_vlm.geometry import (
 from masp.demo.tiny_vlm.model import VOCAB_SIZE, build_model, encode, patches
 from masp.demo.tiny_vlm.pretrain import Trainer
 from masp.demo.tiny_vlm.tokenizer import build_tokenizer
-from masp.demo.world.factors import EMOTIONS, FACTORS, draw_scene, posterior
-from masp.taxonomy import ASPECTS
+from masp.demo.world.factors import ASPECTS, EMOTIONS, FACTORS, draw_scene, posterior
 
 
 @pytest.fixture(scope="module")

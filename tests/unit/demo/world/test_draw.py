@@ -13,7 +13,6 @@ from masp.demo.world.draw import draw_image, measure, world_rng
 from masp.demo.world.write_dataset import best_possible, write_demo_data
 from masp.errors import DataError, InputError
 from masp.files.typed import decode
-from masp.taxonomy import ASPECTS
 
 
 def _scenes(count, seed=0):

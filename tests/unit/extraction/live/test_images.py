@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from masp.cache.findings import read_findings
-from masp.cache.reader import open_cache
+from masp.cache.findings import findings_of, read_findings
+from masp.cache.reader import open_cache, open_matching_cache
 from masp.errors import DataError, InputError
 from masp.extraction.job import extract
 from masp.extraction.live.images import open_live
@@ -54,6 +54,30 @@ def test_the_index_is_that_of_a_cache_and_so_is_what_is_known_of_the_dataset(con
     live.save_quarantine(tmp_path)
     quarantine = "quarantine.jsonl"
     assert (tmp_path / quarantine).read_bytes() == (Path(config.cache.dir) / quarantine).read_bytes()
+
+
+@pytest.mark.parametrize("target", ["labels=brightness", "categories=[joy,anger]", "labels={table}"])
+def test_another_target_gives_live_images_the_labels_that_it_gives_a_cache(config, tmp_path, target):
+    table = tmp_path / "labels.csv"
+    keys = open_live(config).index.keys
+    lines = [f"{key},{('spring', 'autumn')[number % 2]}" for number, key in enumerate(keys) if number % 5]
+    table.write_text("\n".join(["key,label", *lines]))
+    own = make_config(
+        Path(config.dataset.root), Path(config.vlm.path), Path(config.cache.dir), f"target.{target.format(table=table)}"
+    )
+    live, (cache, _) = open_live(own), open_matching_cache(own)
+    assert live.categories == cache.categories and live.labels.findings == cache.labels.findings != ()
+    assert live.labels.digest(live.index.keys) == cache.labels.digest(cache.index.keys)
+    num_rows = 0
+    for split in cache.splits:
+        assert live.rows(split).tolist() == cache.rows(split).tolist()
+        num_rows += len(live.rows(split))
+    assert 0 < num_rows < len(live)
+    for row in range(len(live)):
+        one, other = live.read(row), cache.read(row)
+        assert (one.key, one.category, one.answers) == (other.key, other.category, other.answers)
+    assert live.record == findings_of(cache) and live.digest == cache.manifest.dataset.digest
+    assert open_live(own, has_target=False).categories == ("anger", "awe", "joy")
 
 
 def test_a_split_that_is_not_there_is_refused(config):
