@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from masp.config import load_config
+from masp.config.aspects import load_aspects
 from masp.config.fields import describe_settings
 from masp.config.loading import check_together, default_aspects
 from masp.config.reading import load_settings
@@ -70,7 +71,8 @@ def choose(root: str, overrides: Sequence[str], name: str, machine: Machine) -> 
         raise InputError(f"command line: dataset.root is the first argument, {root}; give one of the two")
     wanted = [f"vlm.path={DEFAULT_VLM}", f"cache.dir=outputs/{name}/cache", *overrides, f"dataset.root={root}"]
     asked = load_settings(Config, None, wanted, check_together, complete=default_aspects)
-    look = look_at(asked.dataset, frozenset(key.removeprefix("dataset.") for key in given if key[:8] == "dataset."))
+    fields = {key.removeprefix("dataset.").partition(".")[0] for key in given if key.startswith("dataset.")}
+    look = look_at(asked.dataset, load_aspects(asked.aspect_definitions), fields)
     scales = read_scales(asked.vlm.path)
     chosen = [
         Choice(choice.key, operator.attrgetter(choice.key)(asked), "as given") if choice.key in given else choice

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from masp.config.aspects import Aspects
 from masp.config.schema import Config, DatasetConfig
 from masp.data.datasets import list_dataset
 from masp.data.division import UndividedError
@@ -44,11 +46,12 @@ class Look:
         return {aspect: count for aspect, count in self.dataset.holdings.aspects.get("train", {}).items() if count}
 
 
-def look_at(settings: DatasetConfig, given: frozenset[str]) -> Look:
+def look_at(settings: DatasetConfig, aspects: Aspects, given: Collection[str]) -> Look:
     """Find out what a dataset is and how it can be read.
 
     Args:
         settings: Section `dataset` with the root, and whatever else the user gave.
+        aspects: The aspects that are defined.
         given: Names of the fields of `settings` that the user gave; these stay.
 
     Raises:
@@ -56,23 +59,23 @@ def look_at(settings: DatasetConfig, given: frozenset[str]) -> Look:
         DataError: An annotation is damaged.
     """
     if "name" not in given:
-        settings = dataclasses.replace(settings, name=_recognized(settings))
+        settings = dataclasses.replace(settings, name=_recognized(settings, aspects))
     try:
-        listed = list_dataset(settings)
+        listed = list_dataset(settings, aspects)
         splits = Counter(key.partition("/")[0] for key in listed.samples.keys)
         fractions = _fractions(splits)
         if fractions and "split" not in given:
             settings = dataclasses.replace(settings, split=fractions)
-            listed = list_dataset(settings)
+            listed = list_dataset(settings, aspects)
     except UndividedError:
         settings = dataclasses.replace(settings, split={"train": 1 - VAL - TEST, "val": VAL, "test": TEST})
-        listed = list_dataset(settings)
+        listed = list_dataset(settings, aspects)
     look = Look(settings, listed.whole(), listed.kind)
     _check(look)
     return look
 
 
-def _recognized(settings: DatasetConfig) -> DatasetName:
+def _recognized(settings: DatasetConfig, aspects: Aspects) -> DatasetName:
     """The published dataset that a directory is laid out as; `folder` if it is none."""
     root = Path(settings.root)
     if root.is_dir():
@@ -86,7 +89,7 @@ def _recognized(settings: DatasetConfig) -> DatasetName:
         if len(own) == 1:
             return own[0]
     if find_dataset(settings).format == "emoset":
-        categories = set(list_dataset(dataclasses.replace(settings, name="folder")).categories)
+        categories = set(list_dataset(dataclasses.replace(settings, name="folder"), aspects).categories)
         if categories <= set(CATEGORY_SETS["emoset"]):
             return "emoset"
     return "folder"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from masp.annotation.job import annotate
 from masp.config import Config
-from masp.data.datasets import read_dataset
+from masp.config.aspects import load_aspects
+from masp.data.datasets import dataset_of
 from masp.distributed.task_share import require_one_process
 from masp.errors import InputError, StoppedEarly
 from masp.evaluation.run import evaluate
@@ -27,6 +30,7 @@ NUM_MEASURED = 4
 """Images on which the speed of this machine is measured before anything is done."""
 _COMMANDS: dict[StepName, str] = {
     StepName.EXTRACT: "masp extract",
+    StepName.ANNOTATE: "masp annotate",
     StepName.STAGE1: "masp train --stage stage1",
     StepName.STAGE2: "masp train --stage stage2",
     StepName.EVALUATE: "masp evaluate",
@@ -42,9 +46,9 @@ class Step:
     """The command that is the same, without the settings."""
 
 
-def steps_of(config: Config) -> list[Step]:
-    """The steps of a run, in order."""
-    return [Step(name, _COMMANDS[name]) for name in step_names(config)]
+def steps_of(config: Config, lacks_aspects: bool = False) -> list[Step]:
+    """The steps of a run, in order; see `step_names`."""
+    return [Step(name, _COMMANDS[name]) for name in step_names(config, lacks_aspects)]
 
 
 def take_step(name: StepName, config: Config, stop: StopFlag | None = None) -> Path:
@@ -64,6 +68,8 @@ def take_step(name: StepName, config: Config, stop: StopFlag | None = None) -> P
     match name:
         case StepName.EXTRACT:
             return extract(config, stop=stop)
+        case StepName.ANNOTATE:
+            return annotate(config, stop=stop)
         case StepName.STAGE1 | StepName.STAGE2:
             return train(config, name.value, stop=stop)
         case StepName.EVALUATE:
@@ -92,10 +98,8 @@ def run_pipeline(config: Config, settings: str) -> Path:
     )
     again = f"`masp run {settings}` goes on from there"
     with StopFlag() as stop:
-        steps = steps_of(config)
-        if stuck := obstacles(config, read_dataset(config.dataset, config.cache.dir)):
-            stage, why = next(iter(stuck.items()))
-            raise InputError(f"{stage} cannot be trained: {why}")
+        lacking = _check_dataset(config)
+        steps = steps_of(config, bool(lacking))
         _header(f"masp plan {settings} --measure {NUM_MEASURED}")
         plan = make_plan(config, measure=NUM_MEASURED)
         show(*_announced(plan, steps))
@@ -111,6 +115,27 @@ def run_pipeline(config: Config, settings: str) -> Path:
         report = write_report(config.output_dir)
     show(*_outcome(left), f"report: {report}")
     return report
+
+
+def _check_dataset(config: Config) -> list[str]:
+    """The aspects in use that nobody annotated, which the VLM is to.
+
+    Raises:
+        InputError: The dataset does not allow a step, whoever annotates it.
+    """
+    dataset, defined = dataset_of(config), load_aspects(config.aspect_definitions)
+    counts = dataset.holdings.aspects.get("train", {})
+    lacking = [name for name in config.aspects if not counts.get(name)] if config.checkpoint.aspect is None else []
+    never = [name for name in lacking if defined[name].annotate == "never"]
+    can_annotate = config.cache.dir is not None and not never
+    answered = [name for name in config.aspects if name not in lacking] if can_annotate else config.aspects
+    if stuck := obstacles(dataclasses.replace(config, aspects=answered), dataset):
+        stage, why = next(iter(stuck.items()))
+        without = (
+            "; masp annotate, which could change that, needs a cache (cache.dir=DIR)" if lacking and not never else ""
+        )
+        raise InputError(f"{stage} cannot be trained: {why}{without if config.cache.dir is None else ''}")
+    return lacking
 
 
 def _check(stop: StopFlag, again: str) -> None:
@@ -129,11 +154,16 @@ def _announced(plan: Plan, steps: list[Step]) -> Iterator[str]:
     broken = f", {images.num_broken:,} of them broken" if images.num_broken else ""
     yield f"{images.num_images:,} images{broken}; what is left of these steps will be done, which take in all:"
     hours = {StepName.EXTRACT: plan.extract.hours, StepName.EVALUATE: plan.evaluate.hours}
-    hours |= {StepName(name): stage.hours for name, stage in plan.stages.items()}
+    hours |= {StepName(name): stage.hours for name, stage in plan.stages.items() if stage.num_images}
+    if StepName.ANNOTATE in [step.name for step in steps]:
+        hours.pop(StepName.STAGE1, None)  # of the few that are annotated already
     for step in steps:
-        yield f"  {step.name:<10}{duration(hours[step.name]):>10}   {step.command}"
-    total = sum(hours[step.name] for step in steps)
-    yield f"  {'in all':<10}{duration(total):>10}   at the speed of this machine, measured on {NUM_MEASURED} images"
+        shown = duration(hours[step.name]) if step.name in hours else "unknown"
+        yield f"  {step.name:<10}{shown:>10}   {step.command}"
+    total = duration(sum(hours.get(step.name, 0.0) for step in steps))
+    unknown = [step.name.value for step in steps if step.name not in hours]
+    rest = f", and {' and '.join(unknown)}, which is known once the VLM annotates" if unknown else ""
+    yield f"  {'in all':<10}{total:>10}   at the speed of this machine, measured on {NUM_MEASURED} images{rest}"
     if plan.space is not None:
         yield f"cache: {plan.space.verdict}"
 

@@ -34,6 +34,8 @@ WARMUP = 0.03
 """Part of the steps over which the learning rate increases, as published."""
 MIN_WARMUP_STEPS = 10
 """Steps that AdamW's moments need before they say anything."""
+MAX_LEARNING_RATE = 10.0
+"""The largest that the settings allow."""
 NUM_VALIDATIONS = 10
 """Validations in a run, so that the best of about ten states is kept."""
 MIN_VALIDATE_EVERY = 10
@@ -85,7 +87,8 @@ def stage_sizes(
     return StageSizes(
         num_epochs=num_epochs,
         global_batch_size=batch_size,
-        learning_rate=_rounded(2 * REACH * rms / num_steps),  # rates of a linear schedule have half of it as their mean
+        # the mean of the rates of a linear schedule is half of the largest
+        learning_rate=min(_rounded(2 * REACH * rms / num_steps), MAX_LEARNING_RATE),
         warmup_ratio=_rounded(warmup_ratio),
         validate_every=max(MIN_VALIDATE_EVERY, num_steps // NUM_VALIDATIONS),
         patience=PATIENCE,
