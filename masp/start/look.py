@@ -119,11 +119,17 @@ def _check(look: Look) -> None:
             f"{root}: all {len(dataset.samples):,} images have the category {shown(next(iter(trained)))}; at least two "
             "categories are needed, each a directory of its own"
         )
-    if max(trained.values()) < 2 or not dataset.holdings.num_images("test"):
+    if max(trained.values()) < 2:
         most = max(sum(part.get(category, 0) for part in counts.values()) for category in trained)
         raise InputError(
             f"{root}: no category has more than {most} image{'s' if most > 1 else ''}, too few to train on some and "
             f"test on others; {FEW} per category are little already"
+        )
+    if not dataset.holdings.num_images("test"):
+        num_images = f"{len(dataset.samples):,} images"
+        raise InputError(
+            f"{root}: none of the {num_images} is a test image, so that nothing could be measured; collect more, or give "
+            "another dataset.split"
         )
 
 
