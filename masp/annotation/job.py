@@ -294,7 +294,7 @@ def _merge(job: Job, aspect: Aspect) -> bool:
         data = table_bytes(aspect.name, answers, question, vlm)
         with plain_write_errors(annotations_directory(directory)):
             sha256 = write_table(directory, aspect.name, data)
-            counts = {origin: 0 for origin in ("vlm", "pixels", "dataset")}
+            counts = dict.fromkeys(("vlm", "pixels", "dataset"), 0)
             for each in answers:
                 counts[each.origin] += each.answer is not None
             stored = StoredAspect(

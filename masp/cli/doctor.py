@@ -142,7 +142,8 @@ def _describe_cache(config: Config) -> str:
 
 
 def _describe(config: Config, stuck: list[str]) -> list[str]:
-    """The dataset in one line; below it what it holds, what is to be known about it, and which stages it allows.
+    """The dataset in one line; below it what it holds, what is to be known about it, which parts of a run it allows and
+    what to do where it lacks something, and the stages.
 
     Args:
         config: Configuration of the run.
@@ -151,11 +152,13 @@ def _describe(config: Config, stuck: list[str]) -> list[str]:
     from masp.data.datasets import dataset_of
     from masp.data.findings import finding_lines
     from masp.plan.prospects import prospects
+    from masp.start.look import outlook
 
     dataset = dataset_of(config)
     holdings = dataset.holdings
     lines = [f"{dataset.name}: " + ", ".join(f"{holdings.num_images(split)} {split}" for split in holdings.splits)]
     lines += [*holdings.table(), *finding_lines(dataset.findings)]
+    lines += outlook(config, dataset)
     for each in prospects(config, dataset):
         lines.append(f"{each.stage:<14} {each.summary}")
         if each.obstacle:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from masp.cache.annotations.manifest import read_stored
 from masp.config.aspects import Aspects
 from masp.config.schema import Config, DatasetConfig
 from masp.data.datasets import list_dataset
@@ -16,6 +17,7 @@ from masp.data.named.catalog import NAMED
 from masp.data.sample import Dataset, Samples
 from masp.data.sources.find import find_dataset
 from masp.errors import InputError
+from masp.files.regular import is_directory
 from masp.files.text import shown
 from masp.taxonomy import CATEGORY_SETS, DatasetName
 
@@ -126,10 +128,9 @@ def _check(look: Look) -> None:
             f"test on others; {FEW} per category are little already"
         )
     if not dataset.holdings.num_images("test"):
-        num_images = f"{len(dataset.samples):,} images"
         raise InputError(
-            f"{root}: none of the {num_images} is a test image, so that nothing could be measured; collect more, or give "
-            "another dataset.split"
+            f"{root}: none of the {len(dataset.samples):,} images is a test image, so that nothing could be measured; "
+            "collect more, or give another dataset.split"
         )
 
 
@@ -176,10 +177,23 @@ def _aspect_lines(config: Config, dataset: Dataset) -> list[str]:
     if has:
         each = ", ".join(f"{aspect} {count:,}" for aspect, count in has.items())
         lines.append(f"aspects: annotated by people, of {num_train:,} training images: {each}")
-    if lacking := [aspect for aspect in config.aspects if aspect not in has]:
+    lacking = [aspect for aspect in config.aspects if aspect not in has]
+    if stored := _stored(config, lacking):
+        each = ", ".join(f"{aspect} {count:,}" for aspect, count in stored.items())
+        lines.append(f"aspects: answered by masp annotate, of all images: {each}")
+        lacking = [aspect for aspect in lacking if aspect not in stored]
+    if lacking:
         rest = ",".join(has)
         lines.append(
             f"aspects: nobody annotated {', '.join(lacking)}: let the VLM do it (masp annotate), or leave them out "
             f"(aspects=[{rest}])"
         )
     return lines
+
+
+def _stored(config: Config, aspects: Sequence[str]) -> dict[str, int]:
+    """Those of some aspects that `masp annotate` has answered in the cache, with the number of answers."""
+    if config.cache.dir is None or not is_directory(Path(config.cache.dir), key="cache.dir"):
+        return {}
+    stored = read_stored(Path(config.cache.dir))
+    return {aspect: sum(stored[aspect].num_answers.values()) for aspect in aspects if aspect in stored}

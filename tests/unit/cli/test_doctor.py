@@ -75,6 +75,22 @@ def test_it_counts_what_the_dataset_holds_and_says_which_stages_are_possible(doc
     assert rows["stage2"] == "18 images, 3 steps" and rows["doctor:"] == "no problem found"
 
 
+def test_it_says_what_the_dataset_allows_and_what_to_do(doctor):
+    _, rows, _ = doctor("aspects=[scene,human_action]", "--no-verify")
+    assert (
+        rows["labels:"] == "fewer than 10 training images of anger (6), awe (6), joy (6): collect more, or expect "
+        "mistakes there"
+    )
+    assert rows["val:"].startswith("none: up to 256 images are held out of train where validate_every is set; ")
+    assert rows["test:"] == "6 images, which the accuracy is measured on"
+    assert (
+        rows["aspects:"] == "nobody annotated human_action: let the VLM do it (masp annotate), or leave them out "
+        "(aspects=[scene])"
+    )
+    _, rows, _ = doctor("aspects=[scene,object]", "--no-verify")
+    assert rows["aspects:"] == "annotated by people, of 18 training images: scene 12, object 12"
+
+
 def test_questions_that_do_not_fit_the_categories_are_a_problem(doctor, tmp_path):
     (tmp_path / "own.yaml").write_text("aspects: {}\nemotion: ['Is it joy or fear?']")
     code, rows, _ = doctor(f"questions={tmp_path / 'own.yaml'}", "dataset.categories=[joy,fear,awe]")
