@@ -79,7 +79,10 @@ def run(directory: Path, side: str, seed: int) -> dict:
 
 def table(runs: list[dict], seeds: list[int]) -> str:
     """The table of the documentation."""
-    lines = [f"| annotated by | {' | '.join(f'seed {seed}' for seed in seeds)} | mean |", "|---|" + "---|" * (len(seeds) + 1)]
+    lines = [
+        f"| annotated by | {' | '.join(f'seed {seed}' for seed in seeds)} | mean |",
+        "|---|" + "---|" * (len(seeds) + 1),
+    ]
     means = {}
     for side in SIDES:
         found = {each["seed"]: each["accuracy"] for each in runs if each["side"] == side}
