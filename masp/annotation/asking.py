@@ -38,7 +38,7 @@ class Answer:
     text: str | None
     """None: the image does not have the aspect, or the VLM wrote nothing that could be an answer."""
     confidence: float
-    """Of likelihoods: the probability of this answer among all. Of a written answer: the mean probability of a token."""
+    """Of likelihoods: the probability of this answer among all. Of a written one: the mean probability of a token."""
 
 
 @dataclass
@@ -142,7 +142,9 @@ class VlmAnnotator:
         """The answer in generated tokens: their first line."""
         count = len(ids)
         if "\n" in self.prompt.decode(list(ids)).strip():
-            count = next(n for n in range(1, count + 1) if "\n" in self.prompt.decode(list(ids[:n])).strip("\n") or n == count)
+            count = next(
+                n for n in range(1, count + 1) if "\n" in self.prompt.decode(list(ids[:n])).strip("\n") or n == count
+            )
         return Answer(
             clean_answer(self.prompt.decode(list(ids)), aspect), float(sum(probabilities[:count]) / max(1, count))
         )

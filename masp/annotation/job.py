@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -18,6 +19,7 @@ from masp.annotation.wanted import Lack, aspects_to_annotate, lacks_of, open_sam
 from masp.cache.annotations.manifest import (
     DIRECTORY,
     LOCK,
+    Origin,
     StoredAspect,
     annotations_directory,
     read_stored,
@@ -98,9 +100,7 @@ def prepare(config: Config) -> Job:
     aspects = aspects_to_annotate(config)
     cache, model = open_own_cache(config)
     questions = questions_of(config)
-    sources = {
-        aspect: answer_source(config, aspect, questions.aspect_first(aspect.name), model) for aspect in aspects
-    }
+    sources = {aspect: answer_source(config, aspect, questions.aspect_first(aspect.name), model) for aspect in aspects}
     is_new = any(aspect.name not in cache.manifest.aspects for aspect in aspects)
     samples = open_samples(config) if is_new or any(a.annotate in FROM_PIXELS for a in aspects) else None
     lacks = lacks_of(config, cache, cache.answers(), samples if is_new else None, aspects)
@@ -206,7 +206,7 @@ def _ask(job: Job, todo: Mapping[int, Mapping[Aspect, Lack]], stop: StopFlag) ->
         StoppedEarly: As `stop` asked.
     """
     config, threads = job.config, torch.get_num_threads()
-    units = [u for number, found in todo.items() for u in units_of(job.cache, number, found, config.annotate.batch_size)]
+    units = [u for number, found in todo.items() for u in _units(job, number, found)]
     images = None if job.samples is None else dict(zip(job.samples.keys, job.samples.images, strict=True))
     reader = UnitReader(job.cache, units, images, config.vlm.transparency)
     torch.set_num_threads(config.annotate.num_threads)
@@ -214,15 +214,15 @@ def _ask(job: Job, todo: Mapping[int, Mapping[Aspect, Lack]], stop: StopFlag) ->
         # workers are forked before there are threads
         with (
             ReadAhead(reader, range(len(units)), config.annotate.num_workers, "annotate.num_workers") as stream,
-            _progress(sum(len(unit.rows) * len(unit.aspects) for unit in units)) as bar,
+            progress(sum(len(unit.rows) * len(unit.aspects) for unit in units)) as bar,
         ):
             vlm = None if all(unit.from_pixels for unit in units) else VlmAnnotator(config, job.questions)
             waiting = iter(units)
             for number, found in todo.items():
                 answers: dict[str, dict[int, Answer]] = {aspect.name: {} for aspect in found}
-                for _ in units_of(job.cache, number, found, config.annotate.batch_size):
+                for _ in _units(job, number, found):
                     unit, item = next(waiting), next(stream)
-                    for name, given in _answered(unit, item, vlm).items():
+                    for name, given in answered(unit, item, vlm).items():
                         answers[name].update(zip(unit.rows, given, strict=True))
                     bar.update(len(unit.rows) * len(unit.aspects))
                     if stop:
@@ -243,15 +243,21 @@ def _ask(job: Job, todo: Mapping[int, Mapping[Aspect, Lack]], stop: StopFlag) ->
         torch.set_num_threads(threads)
 
 
+def _units(job: Job, shard: int, todo: Mapping[Aspect, Lack]) -> list[Unit]:
+    rows = {aspect: lack.asked for aspect, lack in todo.items()}
+    return units_of(job.cache, shard, rows, job.config.annotate.batch_size)
+
+
 @contextmanager
-def _progress(total: int) -> Iterator[tqdm]:
+def progress(total: int) -> Iterator[tqdm]:
     """A bar that counts answers and says how much time is left."""
     pause_s = 0.1 if sys.stderr.isatty() else 30.0  # a log file is not a screen
     with tqdm(total=total, unit="answer", desc="annotate", mininterval=pause_s) as bar:
         yield bar
 
 
-def _answered(unit: Unit, item, vlm: VlmAnnotator | None) -> Mapping[str, Sequence[Answer]]:
+def answered(unit: Unit, item: Any, vlm: VlmAnnotator | None) -> Mapping[str, Sequence[Answer]]:
+    """Aspect -> answer to each image of a unit, of which `UnitReader` gave an item."""
     if unit.from_pixels:
         return {name: [Answer(text, 1.0) for text in texts] for name, texts in item.items()}
     assert vlm is not None, "a unit of the VLM needs it"
@@ -259,7 +265,8 @@ def _answered(unit: Unit, item, vlm: VlmAnnotator | None) -> Mapping[str, Sequen
 
 
 def _part(job: Job, aspect: Aspect, shard: int, lack: Lack, answers: Mapping[int, Answer]) -> Part:
-    keys, asked = job.cache.index.keys, "pixels" if aspect.annotate in FROM_PIXELS else "vlm"
+    keys = job.cache.index.keys
+    asked: Origin = "pixels" if aspect.annotate in FROM_PIXELS else "vlm"
     found = []
     for row, text in zip(lack.rows.tolist(), lack.given, strict=True):
         if text is not None:

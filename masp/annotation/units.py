@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from torch.utils.data import Dataset
 
 from masp.annotation.pixels import level_of
-from masp.annotation.wanted import Lack
 from masp.cache.annotations.source import FROM_PIXELS, MAX_PIXEL_SIDE
 from masp.cache.reader import Cache, CachedSample
 from masp.config.aspects import Aspect
@@ -30,7 +29,7 @@ class Unit:
     from_pixels: bool
 
 
-def units_of(cache: Cache, shard: int, todo: Mapping[Aspect, Lack], batch_size: int) -> list[Unit]:
+def units_of(cache: Cache, shard: int, todo: Mapping[Aspect, Sequence[int]], batch_size: int) -> list[Unit]:
     """Cut a shard's images into batches.
 
     Aspects that the same images lack share their batches; which other aspects there are changes no batch.
@@ -38,12 +37,12 @@ def units_of(cache: Cache, shard: int, todo: Mapping[Aspect, Lack], batch_size: 
     Args:
         cache: The cache.
         shard: Number of the shard.
-        todo: Aspect -> images that lack it.
+        todo: Aspect -> rows of the images to ask about it.
         batch_size: Largest number of images of a batch.
     """
     groups: dict[tuple[bool, tuple[int, ...]], list[Aspect]] = {}
-    for aspect, lack in todo.items():
-        groups.setdefault((aspect.annotate in FROM_PIXELS, lack.asked), []).append(aspect)
+    for aspect, asked in todo.items():
+        groups.setdefault((aspect.annotate in FROM_PIXELS, tuple(asked)), []).append(aspect)
     tokens = cache.index.num_tokens
     units = []
     for (from_pixels, rows), aspects in groups.items():

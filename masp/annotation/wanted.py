@@ -26,17 +26,16 @@ def aspects_to_annotate(config: Config) -> list[Aspect]:
     """The aspects that this configuration annotates, in the order of their definitions.
 
     Raises:
-        InputError: One is not defined, or is defined as never annotated.
+        InputError: One is defined as never annotated.
     """
-    defined, file = load_aspects(config.aspect_definitions), config.aspect_definitions
-    listed = config.annotate.aspects
-    key = "aspects" if listed is None else "annotate.aspects"
+    defined, listed = load_aspects(config.aspect_definitions), config.annotate.aspects
+    for name in listed or ():
+        if defined[name].annotate == "never":
+            raise InputError(
+                f"annotate.aspects = {shown(listed)}: {config.aspect_definitions} says annotate: never for {name}; "
+                "leave it out"
+            )
     names = config.aspects if listed is None else listed
-    for name in names:
-        if name not in defined:
-            raise InputError(f"{key} = {shown(list(names))}: {file} does not define {name!r}; it has {', '.join(defined)}")
-        if listed is not None and defined[name].annotate == "never":
-            raise InputError(f"annotate.aspects = {shown(listed)}: {file} says annotate: never for {name}; leave it out")
     return [aspect for name, aspect in defined.items() if name in names and aspect.annotate != "never"]
 
 
@@ -107,9 +106,7 @@ def _lack(rows: np.ndarray, told: Mapping[int, str], keys: Sequence[str], tar: s
     return Lack(rows, given, wanted_digest(tar, [keys[row] for row in rows.tolist()], given))
 
 
-def _given(
-    cache: Cache, own: AnswerTable, keys: Sequence[str], samples: Samples | None
-) -> dict[str, dict[int, str]]:
+def _given(cache: Cache, own: AnswerTable, keys: Sequence[str], samples: Samples | None) -> dict[str, dict[int, str]]:
     """Aspect -> row -> answer, of the answers that the dataset has to aspects that no image in the cache has."""
     if samples is None:
         return {}

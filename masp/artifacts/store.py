@@ -80,6 +80,16 @@ class Lineage:
     layout: Layout | None = None
     settings: dict[str, Json] = field(default_factory=dict)
     """Seed, steps and hyperparameters, for the record."""
+    answers: dict[str, Json] = field(default_factory=dict)
+    """Of aspect modules: aspect -> how many of its answers in the cache people, the VLM and pixels gave, and the digest
+    of the stored ones; only of aspects with stored answers."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As headers and metrics spell it; without keys of what was not there before there was a choice."""
+        found = asdict(self)
+        if not self.answers:
+            del found["answers"]
+        return found
 
     @property
     def vision_features(self) -> bool:
@@ -148,7 +158,7 @@ def _save_released(path: Path, content: dict[str, Any]) -> None:
 
 
 def _save(path: Path, tensors: dict[str, Tensor], lineage: Lineage) -> None:
-    header = asdict(lineage) | {"digest": digest_tensors(tensors), "version": VERSION}
+    header = lineage.to_json() | {"digest": digest_tensors(tensors), "version": VERSION}
     if lineage.dataset_digest is None:  # files of training from a cache are what they were before there was another
         del header["dataset_digest"]
     with replacing(path) as temporary:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class Trained:
     def lineage(self) -> dict[str, Any]:
         """Digests and origins for the record of an evaluation."""
         parts = {"aspect": self.aspect_lineage, "soft_prompt": self.soft_prompt_lineage}
-        return {name: None if part is None else asdict(part) for name, part in parts.items()}
+        return {name: None if part is None else part.to_json() for name, part in parts.items()}
 
 
 def check_lineage(lineage: Lineage, key: str, path: str, model: dict[str, Any], modules: Lineage | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from masp.cache.annotations.manifest import ORIGINS, read_stored
 from masp.cache.findings import read_findings
 from masp.cache.fingerprint import transparency_of
 from masp.cache.manifest import Manifest, read_manifest
@@ -58,6 +59,7 @@ def describe(directory: str | Path) -> str:
             heads = "".join(f" {split:>9}" for split in splits)
             lines += ["", f"{title:<{width}}{heads}"]
             lines += [f"{name:<{width}}" + "".join(f" {found.get(name, 0):>9,}" for found in counts) for name in names]
+    lines += _stored_answers(directory)
     record = read_findings(directory, manifest)
     if record is None:
         lines += ["", "findings about the dataset were not recorded; `masp extract` again records them"]
@@ -68,6 +70,19 @@ def describe(directory: str | Path) -> str:
                 "images that look nearly alike were not searched for; `masp extract --near-duplicates` does so"
             )
     return "\n".join(map(one_line, lines))
+
+
+def _stored_answers(directory: Path) -> list[str]:
+    """A table of the answers that `masp annotate` stored; nothing where there are none."""
+    stored = read_stored(directory)
+    if not stored:
+        return []
+    width = max(len("annotated"), *map(len, stored))
+    lines = ["", f"{'annotated':<{width}} {'by VLM':>9} {'pixels':>9} {'people':>9} {'absent':>9}  file"]
+    for name, found in stored.items():
+        counts = "".join(f" {found.num_answers.get(origin, 0):>9,}" for origin in ORIGINS)
+        lines.append(f"{name:<{width}}{counts} {found.num_absent:>9,}  {found.sha256[:12]}")
+    return lines
 
 
 def _deep_maps(manifest: Manifest) -> list[tuple[str, str]]:

@@ -13,9 +13,9 @@ _DETAILS = """\
 Stage 1 learns from annotated aspects. This command has the frozen VLM annotate the images of a finished cache: it reads
 the stored features, asks the first question of each aspect and compares the likelihoods of the possible answers (or
 lets the VLM write, where there are none); brightness and colorfulness are computed from the images. Answers go to
-annotations/ in the cache, beside what people annotated, which always wins. Training and evaluation read them from there.
+annotations/ in the cache, beside what people annotated, which always wins; training and evaluation read them there.
 
-Which images: those of aspects that nobody annotated; `annotate.aspects=[scene]` asks about every image without a scene.
+Which images: all of aspects that nobody annotated; annotate.aspects=[scene] asks about every image without a scene.
 Interrupt it at any time: the same command goes on. Several processes share the work like those of `masp extract`.
 
   masp annotate --config configs/train.yaml
@@ -57,6 +57,16 @@ def run(arguments: argparse.Namespace) -> int:
         from masp.annotation.job import forget_answers
 
         forget_answers(config, arguments.forget)
+        return 0
+    if arguments.agreement is not None:
+        from masp.annotation.agreement import measure_agreement
+
+        measure_agreement(config, arguments.agreement)
+        return 0
+    if arguments.review is not None:
+        from masp.annotation.review import review
+
+        review(config, arguments.review)
         return 0
     from masp.annotation.job import annotate
 

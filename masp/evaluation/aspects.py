@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +161,7 @@ class AspectEvaluation(Evaluation):
             ],
             "time": time.time(),
             "lineage": {
-                "aspect": asdict(self.lineage),
+                "aspect": self.lineage.to_json(),
                 "features": {"model": self.feed.model, "machine": machines[0], "other_machines": machines[1:]},
                 "records": written,
             },

@@ -11,7 +11,11 @@ from masp.models.sequence import Batch
 
 @torch.inference_mode()
 def generate(
-    model: Scored, batch: Batch, max_new_tokens: int, stop: frozenset[int], probabilities: list[list[float]] | None = None
+    model: Scored,
+    batch: Batch,
+    max_new_tokens: int,
+    stop: frozenset[int],
+    probabilities: list[list[float]] | None = None,
 ) -> tuple[list[list[int]], Tensor]:
     """Greedy decoding.
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from masp.artifacts.store import Kind, Lineage, safe_name
 from masp.artifacts.trained import quantization_notes
+from masp.cache.annotations.reading import Origins
 from masp.cache.fingerprint import Fields, fingerprint_digest, layout_notes
 from masp.cache.reader import Cache, CachedSample
 from masp.config import Config
@@ -61,6 +62,8 @@ class Sources:
     """D."""
     dataset: str | None = None
     """Digest of the dataset, where features are computed live: no index stands for it."""
+    answers: Mapping[str, Origins] = field(default_factory=dict)
+    """Aspect -> who gave its answers, where some are not of people and the stage learns from them."""
 
 
 class Stage(ABC):
@@ -130,6 +133,7 @@ class Stage(ABC):
     def notes(self) -> list[str]:
         """What the user should know before training starts."""
         return [
+            *(f"answers to {aspect}: {origins.text}" for aspect, origins in self.sources.answers.items()),
             *layout_notes(self.settings.layout, self.sources.model),
             *quantization_notes(self.config.vlm.quantization, self.inputs()),
         ]
@@ -277,6 +281,8 @@ class Stage(ABC):
         if self.sources.dataset is not None:  # what the index of a cache stands for otherwise
             identity |= {"dataset": self.sources.dataset, "cache.num_shards": config.cache.num_shards}
             identity["dataset.augment"] = config.dataset.augment
+        for aspect, origins in self.sources.answers.items():  # what people annotated is part of the index
+            identity[f"answers.{aspect}"] = [origins.file, origins.min_confidence]
         return identity | {"num_steps": self.schedule.num_steps}
 
     @abstractmethod
@@ -306,6 +312,7 @@ class Stage(ABC):
             dataset=safe_name(self.config.dataset.name),
             layout=self.settings.layout,
             settings=identity,
+            answers={aspect: asdict(origins) for aspect, origins in self.sources.answers.items()},
         )
         try:
             self._save(state, lineage)

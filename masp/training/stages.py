@@ -413,7 +413,10 @@ def _of_cache(name: StageName, config: Config, questions: Questions) -> tuple[St
     """A stage that learns from a cache, and the cache."""
     cache, model = open_matching_cache(config, STAGES[name].has_target)
     stage, manifest = STAGES[name](config, cache, questions), cache.manifest
-    stage.sources = Sources(model, manifest.fingerprint.machine.fields, manifest.index.sha256, cache.hidden_size)
+    stage.sources = Sources(
+        model, manifest.fingerprint.machine.fields, manifest.index.sha256, cache.hidden_size,
+        answers=cache.origins if stage.kind == "aspect" else {},
+    )  # fmt: skip
     stage.record = findings_of(cache)
     stage.num_quarantined = manifest.splits["train"].num_quarantined if "train" in manifest.splits else 0
     return stage, cache

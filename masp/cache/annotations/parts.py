@@ -70,7 +70,9 @@ def agree_on_source(cache: Path, aspect: str, source: AnswerSource) -> None:
     if found is None:
         raise DataError(f"{path} appeared and went; is another process deleting this directory?")
     what = f"{cache / DIRECTORY}: aspect {aspect}"
-    check_source(found, source, what, f"give the old value, or forget the answers with `masp annotate --forget {aspect}`")
+    check_source(
+        found, source, what, f"give the old value, or forget the answers with `masp annotate --forget {aspect}`"
+    )
 
 
 def part_path(cache: Path, aspect: str, source: AnswerSource, shard: str) -> Path:

@@ -92,7 +92,12 @@ def complete(
     for aspect, found in stored.items():
         check_stored(directory, aspect, found, index_digest, model, config)
         columns[aspect], origins[aspect] = _merged(
-            own.columns.get(aspect), read_table(directory, aspect, found), row_of, config.annotate.min_confidence, found, directory
+            own.columns.get(aspect),
+            read_table(directory, aspect, found),
+            row_of,
+            config.annotate.min_confidence,
+            found,
+            directory,
         )
     return Completed(AnswerTable(dict(sorted(columns.items())), len(own)), origins)
 

@@ -43,12 +43,6 @@ class AnswerSource:
         }
 
     @property
-    def meaning(self) -> Fields:
-        """The fields that say what was asked of which VLM; the others say how precisely it was computed."""
-        return {f"{p}.{n}": v for p, values in (("definition", self.definition), ("vlm", self.vlm))
-                for n, v in values.items()}  # fmt: skip
-
-    @property
     def digest(self) -> str:
         """SHA-256 of all fields."""
         return digest_of(self.fields)
@@ -104,12 +98,15 @@ def answer_source(config: Config, aspect: Aspect, question: str, model: Fields) 
 
 def prompt_text(prompt: Prompt, question: str) -> str:
     """The prompt of a question as text, special tokens written out; `<image>` stands for the features."""
+
     def text(ids) -> str:
         found = prompt.tokenizer.decode(list(ids), skip_special_tokens=False)
         assert isinstance(found, str)  # of one sequence, not of several
         return found
 
-    return f"{text((*prompt.opening, *prompt.image_start))}<image>{text((*prompt.image_end, *prompt.question(question)))}"
+    return (
+        f"{text((*prompt.opening, *prompt.image_start))}<image>{text((*prompt.image_end, *prompt.question(question)))}"
+    )
 
 
 def check_source(found: AnswerSource, here: AnswerSource, what: str, remedy: str) -> None:

@@ -71,7 +71,7 @@ class Labels:
             counts[name] = {c: n for c, n in sorted(zip(self.categories, count, strict=True)) if n}
         kept = {name: record.holdings.aspects.get(name, {}) for name in counts}
         holdings = Holdings(counts, kept)
-        own = [each for each in coverage_findings(holdings, self.categories) if each.kind == "categories"]
+        own = [each for each in coverage_findings(holdings, self.categories, ()) if each.kind == "categories"]
         others = [each for each in record.findings if each.kind not in ("categories", "labels")]
         return replace(record, holdings=holdings, findings=(*others, *own))
 
