@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 from masp.demo.tiny_vlm import VLM_DIR
 from masp.runtime.run_directory import RunState, read_status
 from tests.pipeline.test_bad_input import fails
-from tests.runs import make_run, numbers
+from tests.runs import REPOSITORY, make_run, numbers
 
 __all__ = ["fails"]
 
@@ -39,6 +40,19 @@ def make_images(root: Path, per_category: int = 40) -> Path:
             image.save(root / category / f"IMG {i:03d}.{suffix}", **({"exif": exif} if suffix == "jpg" else {}))
     (root / "wild" / "IMG 000.png").write_bytes(b"not an image")
     return root
+
+
+def readme_commands() -> list[list[str]]:
+    """The commands of the README's section for new users, as words."""
+    section = (REPOSITORY / "README.md").read_text().partition("## Your own images")[2].partition("\n## ")[0]
+    return [shlex.split(line) for line in section.splitlines() if line.startswith(("    masp ", "    python "))]
+
+
+def test_the_readme_needs_three_commands():
+    init, run, show = readme_commands()
+    assert init == ["masp", "init", "data/mine", "--output", "mine.yaml"]
+    assert run == ["masp", "run", "--config", "mine.yaml"]
+    assert show == ["python", "-m", "webbrowser", "outputs/mine/report.html"]
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +111,12 @@ def test_a_run_that_is_stopped_says_how_it_goes_on_and_does(commands, tmp_path):
     assert resumed.wait().code == 75
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Path:
+    """A configuration that could run, written before anything is captured."""
+    return make_run(tmp_path_factory.mktemp("plain"))
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -107,17 +127,15 @@ def test_a_run_that_is_stopped_says_how_it_goes_on_and_does(commands, tmp_path):
         (("stage1.num_epoch=1",), "did you mean stage1.num_epochs"),
     ],
 )
-def test_what_cannot_be_done_is_one_line_before_anything_is_run(fails, tmp_path, settings, words):
-    config = make_run(tmp_path)
-    code, line = fails("run", "--config", config, *settings)
+def test_what_cannot_be_done_is_one_line_before_anything_is_run(plain, fails, settings, words):
+    code, line = fails("run", "--config", plain, *settings)
     assert code == 2 and words in line
-    assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
+    assert not (plain.parent / "run").exists() and not (plain.parent / "cache").exists()
 
 
-def test_it_runs_as_one_process(fails, tmp_path, monkeypatch):
-    config = make_run(tmp_path)
+def test_it_runs_as_one_process(plain, fails, monkeypatch):
     launcher = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "h", "MASTER_PORT": "1"}
     for name, value in launcher.items():
         monkeypatch.setenv(name, value)
-    code, line = fails("run", "--config", config)
+    code, line = fails("run", "--config", plain)
     assert code == 2 and "run: takes every step itself, as one process" in line and "python -m launch pipeline" in line
