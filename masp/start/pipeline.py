@@ -13,7 +13,7 @@ from masp.config import Config
 from masp.config.aspects import load_aspects
 from masp.data.datasets import dataset_of
 from masp.distributed.task_share import require_one_process
-from masp.errors import InputError, StoppedEarly
+from masp.errors import DataError, InputError, StoppedEarly
 from masp.evaluation.run import evaluate
 from masp.extraction.job import extract
 from masp.plan.plan import Plan, make_plan
@@ -70,8 +70,10 @@ def take_step(name: StepName, config: Config, stop: StopFlag | None = None) -> P
             return extract(config, stop=stop)
         case StepName.ANNOTATE:
             return annotate(config, stop=stop)
-        case StepName.STAGE1 | StepName.STAGE2:
-            return train(config, name.value, stop=stop)
+        case StepName.STAGE1:
+            return train(config, "stage1", stop=stop)
+        case StepName.STAGE2:
+            return train(config, "stage2", stop=stop)
         case StepName.EVALUATE:
             metrics = evaluate(config, stop=stop)
             assert metrics is not None, "one process scores all samples"
@@ -170,6 +172,8 @@ def _announced(plan: Plan, steps: list[Step]) -> Iterator[str]:
 
 def _outcome(path: Path) -> Iterator[str]:
     """The accuracy with its interval, of `metrics.json`."""
-    metrics = read_metrics(path, [])
+    metrics = read_metrics(path, problems := [])
+    if metrics.accuracy is None or metrics.accuracy_ci95 is None:
+        raise DataError(f"{path} is damaged: {'; '.join(problems)}; `masp evaluate` on the same directory repairs it")
     low, high = metrics.accuracy_ci95
     yield f"accuracy: {metrics.accuracy:.3f}, 95 % interval {low:.3f} to {high:.3f}, on {metrics.num_samples:,} images"

@@ -369,11 +369,10 @@ class Trainer:
         """Say, in the status and on the screen, that the stage is done, and whether the loss fell at all."""
         if self.ranks.is_rank_0:
             text = f"{text}: {self.stage.artifact}"
-            counts = {"step": self.num_taken, "num_steps": self.num_steps}
-            name, num_steps, settings = self.stage.name, self.num_taken, self.settings
-            can_move = too_little(name, num_steps, settings) is None
-            warning = hardly_moved(self.directory, name, num_steps, settings.learning_rate, can_move)
-            write_status(self.directory, RunState.FINISHED, 0, text, warning=warning, **counts)
+            name, taken, total, settings = self.stage.name, self.num_taken, self.num_steps, self.settings
+            can_move = too_little(name, taken, settings) is None
+            warning = hardly_moved(self.directory, name, taken, settings.learning_rate, can_move)
+            write_status(self.directory, RunState.FINISHED, 0, text, step=taken, num_steps=total, warning=warning)
             say(f"{self.stage.name}: {text}")
             if warning:
                 LOG.warning("%s", warning)
