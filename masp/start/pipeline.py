@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from masp.annotation.job import annotate
+from masp.artifacts.trained import default_aspect_path, default_soft_prompt_path
+from masp.cache.annotations.manifest import read_stored
+from masp.cache.layout import MANIFEST
 from masp.config import Config
 from masp.config.aspects import load_aspects
+from masp.config.feature_source import cache_directory
 from masp.data.datasets import dataset_of
 from masp.distributed.task_share import require_one_process
 from masp.errors import DataError, InputError, StoppedEarly
-from masp.evaluation.run import evaluate
+from masp.evaluation.run import evaluate, evaluate_dir
 from masp.extraction.job import extract
+from masp.files.regular import is_file
 from masp.plan.plan import Plan, make_plan
 from masp.plan.prospects import obstacles
 from masp.plan.render import duration
 from masp.report.page import write_report
-from masp.results.metrics_file import read_metrics
+from masp.results.metrics_file import METRICS, read_metrics
 from masp.runtime.log import show
 from masp.runtime.stop import StopFlag
 from masp.start.steps import StepName, step_names
@@ -102,20 +107,23 @@ def run_pipeline(config: Config, settings: str) -> Path:
     with StopFlag() as stop:
         lacking = _check_dataset(config)
         steps = steps_of(config, bool(lacking))
-        _header(f"masp plan {settings} --measure {NUM_MEASURED}")
-        plan = make_plan(config, measure=NUM_MEASURED)
-        show(*_announced(plan, steps))
+        left = [step for step in steps if not _is_there(step.name, config, lacking)]
+        if there := [step.name.value for step in steps if step not in left]:
+            show(f"there already, and only checked: {', '.join(there)}")
+        if left:
+            _header(f"masp plan {settings} --measure {NUM_MEASURED}")
+            show(*_announced(make_plan(config, measure=NUM_MEASURED), left))
         for step in steps:
             _check(stop, again)
             _header(f"{step.command} {settings}")
             try:
-                left = take_step(step.name, config, stop)
+                result = take_step(step.name, config, stop)
             except StoppedEarly as error:
                 raise StoppedEarly(f"{error}; {again}") from None
         _check(stop, again)
         _header(f"masp report {shlex.quote(config.output_dir)}")
         report = write_report(config.output_dir)
-    show(*_outcome(left), f"report: {report}")
+    show(*_outcome(result), f"report: {report}")
     return report
 
 
@@ -140,6 +148,21 @@ def _check_dataset(config: Config) -> list[str]:
     return lacking
 
 
+def _is_there(name: StepName, config: Config, lacking: Collection[str]) -> bool:
+    """Whether an earlier call left the result of a step; the step itself decides whether it still holds."""
+    match name:
+        case StepName.EXTRACT:
+            return is_file(cache_directory(config) / MANIFEST, key="cache.dir")
+        case StepName.ANNOTATE:
+            return set(lacking) <= read_stored(cache_directory(config)).keys()
+        case StepName.STAGE1:
+            return is_file(default_aspect_path(config), key="output_dir")
+        case StepName.STAGE2:
+            return is_file(default_soft_prompt_path(config), key="output_dir")
+        case StepName.EVALUATE:
+            return is_file(evaluate_dir(config) / METRICS, key="output_dir")
+
+
 def _check(stop: StopFlag, again: str) -> None:
     """End between two steps if something asked to stop."""
     if stop:
@@ -151,10 +174,15 @@ def _header(command: str) -> None:
 
 
 def _announced(plan: Plan, steps: list[Step]) -> Iterator[str]:
-    """What will be done and how long it will take, by the speed that was measured on a few images."""
+    """What will be done and how long it will take, by the speed that was measured on a few images.
+
+    Args:
+        plan: The plan of the run.
+        steps: The steps that are left.
+    """
     images = plan.images
     broken = f", {images.num_broken:,} of them broken" if images.num_broken else ""
-    yield f"{images.num_images:,} images{broken}; what is left of these steps will be done, which take in all:"
+    yield f"{images.num_images:,} images{broken}; what is to be done, and how long it takes from the beginning:"
     hours = {StepName.EXTRACT: plan.extract.hours, StepName.EVALUATE: plan.evaluate.hours}
     hours |= {StepName(name): stage.hours for name, stage in plan.stages.items() if stage.num_images}
     if StepName.ANNOTATE in [step.name for step in steps]:
@@ -172,7 +200,8 @@ def _announced(plan: Plan, steps: list[Step]) -> Iterator[str]:
 
 def _outcome(path: Path) -> Iterator[str]:
     """The accuracy with its interval, of `metrics.json`."""
-    metrics = read_metrics(path, problems := [])
+    problems: list[str] = []
+    metrics = read_metrics(path, problems)
     if metrics.accuracy is None or metrics.accuracy_ci95 is None:
         raise DataError(f"{path} is damaged: {'; '.join(problems)}; `masp evaluate` on the same directory repairs it")
     low, high = metrics.accuracy_ci95
