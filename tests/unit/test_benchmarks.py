@@ -9,6 +9,10 @@ from benchmarks.cache import main as cache_main
 from benchmarks.evaluation import main as evaluation_main
 from benchmarks.headers import write_images
 from benchmarks.rows import main as rows_main
+from benchmarks.sizes import METHODS
+from benchmarks.sizes import settings_of as settings_of_size
+from benchmarks.sizes import table as table_of_sizes
+from masp.config import load_config
 from masp.plan.headers.reading import read_sizes
 from tests.tiny import make_tokenizer
 
@@ -97,3 +101,16 @@ def test_rows(tmp_path, capsys):
     found = json.loads((tmp_path / "f.json").read_text())
     assert {kind: figures["rows"] for kind, figures in found.items()} == {"parquet": 70, "arrow": 70, "tars": 70}
     assert "less than 30 s and 1 GB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", [140, 1000, 4000])
+def test_sizes(size, repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    found = {method: load_config("configs/demo.yaml", settings_of_size(method, size)) for method in METHODS}
+    assert found["demo"] == load_config("configs/demo.yaml")
+    assert (found["published"].stage2.learning_rate, found["published"].stage2.num_epochs) == (5e-6, 1)
+    rule = found["rule"]
+    assert rule.stage2.validation_size == size // 10 and rule.stage2.validate_every
+    assert 1.0 < rule.stage2.learning_rate < 2.0 and rule.stage1.num_epochs >= 3  # no setting of the demo survives
+    runs = [{"method": "rule", "size": size, "accuracy": 0.5}, {"method": "rule", "size": size, "accuracy": 0.7}]
+    assert table_of_sizes(runs)[-1] == f"| {size:,} | 0.600 (0.500, 0.700) |  |  |"

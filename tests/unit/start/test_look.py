@@ -11,6 +11,7 @@ from masp.config.schema import DatasetConfig
 from masp.data.datasets import dataset_of
 from masp.errors import InputError
 from masp.start.look import look_at, outlook
+from masp.taxonomy import CATEGORY_SETS
 
 ASPECTS = load_aspects()
 
@@ -62,6 +63,19 @@ def test_published_layouts_are_recognized(tmp_path):
     write_demo_data(tmp_path / "world", 12, 8, seed=1)
     found = look(tmp_path / "world")
     assert found.settings.name == "emoset" and found.annotated["brightness"]
+
+
+def test_emotion6_as_it_is_shipped_is_recognized_and_its_namesake_is_not(tmp_path):
+    names = CATEGORY_SETS["emotion6"]
+    make(tmp_path / "six", {f"images/{name}": 10 for name in names})
+    lines = [f"{name}/1{i}.png\t4.2\t5.1\t1.0" + "\t0.0" * 6 for name in names for i in range(10)]
+    (tmp_path / "six/ground_truth.txt").write_text("\n".join(lines) + "\n")
+    found = look(tmp_path / "six")
+    assert found.settings.name == "emotion6" and found.settings.split == {"train": 0.8, "val": 0.1, "test": 0.1}
+    config = load_config(None, ["vlm.path=m", "cache.dir=c", f"dataset.root={tmp_path}"])
+    assert "votes: images have a distribution" in "\n".join(outlook(config, found.dataset))
+    (tmp_path / "six/ground_truth.txt").write_text("what I know for certain\n")
+    assert look(tmp_path / "six").settings.name == "folder"
 
 
 @pytest.mark.parametrize(
