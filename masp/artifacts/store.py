@@ -31,6 +31,7 @@ from masp.artifacts.released_format import (
     require_file,
 )
 from masp.config.schema import Layout
+from masp.data.questions import EMOTION
 from masp.errors import DataError, InputError
 from masp.files.atomic import replacing
 from masp.files.regular import open_binary
@@ -53,6 +54,20 @@ ATTENTION = {
 Kind = Literal["aspect", "soft_prompt"]
 Origin = Literal["trained", "imported"]
 """Trained here, or imported from a file that says nothing about itself."""
+
+
+@dataclass(frozen=True)
+class TargetLineage:
+    """What a soft prompt was trained to recognize."""
+
+    name: str
+    """`target.name`."""
+    questions: str
+    """Digest of the templates of its question."""
+    labels: str | None = None
+    """Digest of which image has which label; None for the labels of the dataset."""
+    source: str = "dataset"
+    """Where they come from, in words: `dataset`, `aspect scene`, `table seasons.csv`."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +95,20 @@ class Lineage:
     layout: Layout | None = None
     settings: dict[str, Json] = field(default_factory=dict)
     """Seed, steps and hyperparameters, for the record."""
+    target: TargetLineage | None = None
+    """Of a soft prompt; None: the emotion, by the labels of the dataset and the questions file."""
+
+    @property
+    def target_name(self) -> str:
+        """Name of the target."""
+        return EMOTION if self.target is None else self.target.name
+
+    def to_json(self) -> dict[str, Any]:
+        """As headers and metrics spell it; without a target where there was none before there was a choice."""
+        found = asdict(self)
+        if self.target is None:
+            del found["target"]
+        return found
 
     @property
     def vision_features(self) -> bool:
@@ -125,6 +154,12 @@ def safe_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", text)
 
 
+def soft_prompt_file(dataset: str, target: str) -> str:
+    """Name of a soft prompt's file: `soft_prompt_<dataset>.safetensors` for the emotion, or else
+    `soft_prompt_<dataset>_<target>.safetensors`."""
+    return f"soft_prompt_{dataset}{'' if target == EMOTION else f'_{target}'}.safetensors"
+
+
 def save_aspects(modules: AspectModules, directory: Path, lineage: Lineage) -> Path:
     """Write `aspect.safetensors`, and `aspect.pth` in the released format; returns the first."""
     path = directory / "aspect.safetensors"
@@ -134,8 +169,8 @@ def save_aspects(modules: AspectModules, directory: Path, lineage: Lineage) -> P
 
 
 def save_soft_prompt(soft_prompt: SoftPrompt, directory: Path, lineage: Lineage) -> Path:
-    """Write `soft_prompt_<dataset>.safetensors`, and `.pt` in the released format; returns the first."""
-    path = directory / f"soft_prompt_{lineage.dataset}.safetensors"
+    """Write the file that `soft_prompt_file` names, and `.pt` in the released format; returns the first."""
+    path = directory / soft_prompt_file(str(lineage.dataset), lineage.target_name)
     weight = soft_prompt.weight.detach().float().cpu().contiguous()
     _save(path, {"weight": weight}, lineage)
     _save_released(path.with_suffix(".pt"), {TOKEN.format(i): row.clone() for i, row in enumerate(weight)})
@@ -148,7 +183,7 @@ def _save_released(path: Path, content: dict[str, Any]) -> None:
 
 
 def _save(path: Path, tensors: dict[str, Tensor], lineage: Lineage) -> None:
-    header = asdict(lineage) | {"digest": digest_tensors(tensors), "version": VERSION}
+    header = lineage.to_json() | {"digest": digest_tensors(tensors), "version": VERSION}
     if lineage.dataset_digest is None:  # files of training from a cache are what they were before there was another
         del header["dataset_digest"]
     with replacing(path) as temporary:

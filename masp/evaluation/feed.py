@@ -373,9 +373,7 @@ def _open_live(config: Config) -> LiveFeed:
         broken = quarantined_keys(Path(config.cache.dir))
         good = dataset.samples[np.array([key not in broken for key in dataset.samples.keys], dtype=bool)]
         seen, labels = label_dataset(config, replace(dataset, samples=good)) if has_target else (dataset, None)
-        everything, categories, record = seen.samples, seen.categories, dataset.record()
-        if labels is not None:
-            record = labels.record(record, everything.table.splits, everything.split)
+        everything, categories, record = seen.samples, seen.categories, (dataset if labels is None else seen).record()
     labeled = sorted((s for s in everything if s.category), key=lambda s: s.key)
     samples = {s.key: s for s in labeled if s.split == config.evaluate.split}
     if not samples:

@@ -20,7 +20,7 @@ from masp.data.datasets import read_dataset
 from masp.data.questions import questions_of
 from masp.data.sample import Sample
 from masp.errors import DataError, InputError
-from masp.evaluation.scorers import EmotionScorer, Score, ScoreRequest
+from masp.evaluation.scorers import Score, ScoreRequest, TargetScorer
 from masp.extraction.image_stream import ImageDataset, PreparedImage, batches, image_stream
 from masp.files.text import shortened, shown
 from masp.runtime.devices import encoder_dtype, pick_device, torch_dtype
@@ -117,7 +117,7 @@ def measure(config: Config, dtypes: Sequence[str], num_images: int) -> Measureme
     trained = load_trained(config, encoders[REFERENCE].hidden_size, model_part(config))
     config = replace(config, evaluate=replace(config.evaluate, scoring="likelihood"))
     scorer_device = pick_device(config.engine.device, "engine.device")
-    scorer = EmotionScorer(config, trained, questions_of(config), categories, scorer_device)
+    scorer = TargetScorer(config, trained, questions_of(config), categories, scorer_device)
     tallies = {dtype: _Tally() for dtype in dtypes}
     count, tokens, norm, deep_norm, correct, size = 0, 0, 0.0, 0.0, 0, 0
     for images, labels in _chunks(config, samples):

@@ -10,6 +10,7 @@ import numpy as np
 
 from masp.config import Config
 from masp.config.aspects import load_aspects
+from masp.config.schema import TargetConfig
 from masp.data.answer_table import AnswerTable
 from masp.data.findings import Finding, examples
 from masp.data.image_files.paths import path_inside
@@ -19,7 +20,7 @@ from masp.data.sources.category_names import did_you_mean, is_number
 from masp.data.sources.labels import NO_LABEL
 from masp.data.sources.rows import Value
 from masp.data.sources.table import EXTENSIONS, table_columns, table_rows
-from masp.data.target.labels import NONE, Labels, relabeled
+from masp.data.target.labels import NONE, Labels, relabeled, relabeled_findings
 from masp.errors import InputError
 from masp.files.text import shown
 from masp.files.typed import is_text
@@ -74,6 +75,17 @@ class _Given:
     findings: tuple[Finding, ...] = ()
 
 
+def labels_source(target: TargetConfig) -> str:
+    """Where the labels of a target come from, in words."""
+    if target.labels is None:
+        return "dataset"
+    return f"table {Path(target.labels).name}" if _is_table(target.labels) else f"aspect {target.labels}"
+
+
+def _is_table(labels: str) -> bool:
+    return labels.lower().endswith(EXTENSIONS)
+
+
 def find_labels(config: Config, images: DatasetImages) -> Labels | None:
     """The labels of the target; None where the configuration says nothing of them, so that the dataset's count.
 
@@ -90,7 +102,7 @@ def find_labels(config: Config, images: DatasetImages) -> Labels | None:
         return None
     if target.labels is None:
         given = _Given(images.categories, images.category)
-    elif target.labels.lower().endswith(EXTENSIONS):
+    elif _is_table(target.labels):
         given = _of_table(Path(target.labels), images, target.categories or ())
     else:
         given = _of_aspect(config, target.labels, images)
@@ -101,7 +113,7 @@ def find_labels(config: Config, images: DatasetImages) -> Labels | None:
     distribution = images.distribution if target.labels is None else None
     if distribution is not None:
         distribution = _restricted(distribution, [images.categories.index(name) for name in categories])
-    findings = (*given.findings, *_left_out(config, given.code, category))
+    findings = (*given.findings, *_left_out(config, given.code, category), *_shown_by_aspect(config))
     return Labels(categories, category, distribution, findings)
 
 
@@ -116,7 +128,8 @@ def label_dataset(config: Config, dataset: Dataset) -> tuple[Dataset, Labels | N
     labels = find_labels(config, DatasetImages.of(dataset))
     if labels is None:
         return dataset, None
-    return replace(dataset, categories=labels.categories, samples=relabeled(dataset.samples, labels)), labels
+    seen = replace(dataset, categories=labels.categories, samples=relabeled(dataset.samples, labels))
+    return replace(seen, findings=relabeled_findings(seen.findings, seen.holdings, seen.categories)), labels
 
 
 def _categories(config: Config, names: Sequence[str], present: set[str]) -> tuple[str, ...]:
@@ -125,8 +138,6 @@ def _categories(config: Config, names: Sequence[str], present: set[str]) -> tupl
     if target.categories is not None:
         found = tuple(normalize_category(name) for name in target.categories)
         setting = f"target.categories = {shown(target.categories)}"
-        if "" in found or len(set(found)) < len(found):
-            raise InputError(f"{setting}: must name different categories (case and underscores make no difference)")
         if absent := [name for name in found if name not in present]:
             raise InputError(
                 f"{setting}: no image has the label {shown(absent[0])}{did_you_mean(absent[0], sorted(present))}; "
@@ -151,6 +162,19 @@ def _left_out(config: Config, before: np.ndarray, after: np.ndarray) -> list[Fin
     why += [f"{count - without:,} have a label that is not in target.categories"] * (count > without)
     text = f"target {config.target.name}: {count:,} of {len(after):,} images are left out: {' and '.join(why)}"
     return [Finding("labels", text, count, serious=2 * count > len(after))]
+
+
+def _shown_by_aspect(config: Config) -> list[Finding]:
+    """That an aspect module is trained on the labels of the target, where one is."""
+    target, others = config.target, [name for name in config.aspects if name != config.target.labels]
+    if len(others) == len(config.aspects) or config.checkpoint.aspect == "none":
+        return []
+    text = (
+        f"target {target.name}: its labels are the answers to aspect {target.labels}, which is in aspects too: stage 1 "
+        "trains that aspect module on the labels of the training images, so the prompt of stage 2 already says the "
+        f"answer; leave it out with aspects=[{','.join(others)}]"
+    )
+    return [Finding("labels", text, 1, serious=True)]
 
 
 def _restricted(distribution: np.ndarray, columns: Sequence[int]) -> np.ndarray:

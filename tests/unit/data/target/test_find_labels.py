@@ -23,7 +23,7 @@ def images(answers=ANSWERS, distribution=None):
 
 
 def config(*overrides):
-    return load_config(None, ["vlm.path=v", "dataset.root=d", "cache.dir=c", *overrides])
+    return load_config(None, ["vlm.path=v", "dataset.root=d", "cache.dir=c", "aspects=[object]", *overrides])
 
 
 def found(*overrides, of=None):
@@ -86,6 +86,17 @@ def test_why_images_are_left_out_is_said_for_each_reason_and_loudly_if_they_are_
         lambda: AnswerTable.of([{"scene": "a"}, {"scene": "b"}, {}, {}, {}]), "cache.dir: c",
     )  # fmt: skip
     assert found("target.labels=scene", of=many).findings[0].serious
+
+
+def test_an_aspect_that_is_target_and_aspect_at_once_is_said_loudly():
+    aspects = ["target.name=place", "target.labels=scene", "aspects=[object,scene,brightness]"]
+    last = found(*aspects).findings[-1]
+    assert last.serious and last.text.startswith(
+        "target place: its labels are the answers to aspect scene, which is in aspects too: "
+    )
+    assert last.text.endswith("leave it out with aspects=[object,brightness]")
+    for without in (["checkpoint.aspect=none"], ["aspects=[object]"]):
+        assert not any(finding.serious for finding in found(*aspects, *without).findings)
 
 
 def test_distributions_are_kept_only_for_the_labels_of_the_dataset():
@@ -194,12 +205,16 @@ def test_no_such_table(tmp_path):
             "no image has the label 'stret'; did you mean 'st",
         ),
         (["target.categories=[joy,sad]"], "no image has the label 'sad'"),
-        (["target.categories=[joy]"], "'joy' alone, but a target needs two or more categories"),
-        (["target.categories=[joy,Joy]"], "must name different categories"),
     ],
 )
 def test_bad_settings(overrides, reason):
     assert reason in refused(*overrides)
+
+
+@pytest.mark.parametrize("categories", ["[]", "[joy]", "[joy,Joy]", "[joy,'_']"])
+def test_categories_that_are_not_two_or_more_are_refused_with_the_settings(categories):
+    with pytest.raises(InputError, match=r"target.categories = .*: must name two or more different categories"):
+        config(f"target.categories={categories}")
 
 
 def test_a_dataset_and_a_cache_of_it_get_the_same_labels(tmp_path):
