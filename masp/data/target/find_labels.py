@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 
@@ -79,11 +80,12 @@ def labels_source(target: TargetConfig) -> str:
     """Where the labels of a target come from, in words."""
     if target.labels is None:
         return "dataset"
-    return f"table {Path(target.labels).name}" if _is_table(target.labels) else f"aspect {target.labels}"
+    return f"table {Path(target.labels).name}" if is_table(target.labels) else f"aspect {target.labels}"
 
 
-def _is_table(labels: str) -> bool:
-    return labels.lower().endswith(EXTENSIONS)
+def is_table(labels: str | None) -> TypeGuard[str]:
+    """Whether `target.labels` names a table."""
+    return labels is not None and labels.lower().endswith(EXTENSIONS)
 
 
 def find_labels(config: Config, images: DatasetImages) -> Labels | None:
@@ -102,7 +104,7 @@ def find_labels(config: Config, images: DatasetImages) -> Labels | None:
         return None
     if target.labels is None:
         given = _Given(images.categories, images.category)
-    elif _is_table(target.labels):
+    elif is_table(target.labels):
         given = _of_table(Path(target.labels), images, target.categories or ())
     else:
         given = _of_aspect(config, target.labels, images)
