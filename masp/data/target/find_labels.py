@@ -23,7 +23,7 @@ from masp.data.sources.rows import Value
 from masp.data.sources.table import EXTENSIONS, table_columns, table_rows
 from masp.data.target.labels import NONE, Labels, relabeled, relabeled_findings
 from masp.errors import InputError
-from masp.files.text import shown
+from masp.files.text import nfc, shortened, shown
 from masp.files.typed import is_text
 from masp.taxonomy import normalize_category
 
@@ -211,7 +211,7 @@ def _of_table(path: Path, images: DatasetImages, categories: Sequence[str]) -> _
     name = next((each for each in ("key", "image") if each in columns), None)
     if name is None or "label" not in columns:
         raise InputError(
-            f"{_KEY}: {path}: must have the columns key (sample keys) or image (paths as in the dataset), and label; "
+            f"{_KEY}: {path}: must have the columns key (sample keys) or image (paths in the dataset), and label; "
             f"has {shown(', '.join(columns))}"
         )
     row_of = _rows_by_key(images.keys) if name == "key" else _rows_by_path(images.keys)
@@ -232,8 +232,8 @@ def _of_table(path: Path, images: DatasetImages, categories: Sequence[str]) -> _
             continue
         if place == _SEVERAL:
             raise InputError(
-                f"{where}: {name} = {shown(image)}: several splits have an image of this path; give the column key, "
-                "with the split in front"
+                f"{where}: {name} = {shown(image)}: several images have this path; put the split in front, as in "
+                f"train/{shortened(image)}"
             )
         if label is None:
             continue
@@ -249,7 +249,7 @@ def _of_table(path: Path, images: DatasetImages, categories: Sequence[str]) -> _
 
 
 _SEVERAL = -2
-"""Instead of the place of an image: the path of images in several splits."""
+"""Instead of the place of an image: the path of several, in different splits."""
 
 
 def _rows_by_key(keys: Sequence[str]) -> dict[str, int]:
@@ -257,10 +257,12 @@ def _rows_by_key(keys: Sequence[str]) -> dict[str, int]:
 
 
 def _rows_by_path(keys: Sequence[str]) -> dict[str, int]:
+    """The place of each image by its path, with and without the split in front."""
     found: dict[str, int] = {}
     for row, key in enumerate(keys):
-        path = path_of(key)
-        found[path] = row if path not in found else _SEVERAL
+        path = nfc(path_of(key))  # a table may spell a name in another Unicode form than the file system
+        for name in (path, f"{key.partition('/')[0]}/{path}"):
+            found[name] = row if name not in found else _SEVERAL
     return found
 
 
@@ -269,7 +271,7 @@ def _image(value: Value, where: str, is_path: bool) -> str:
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{where}: must name an image, not {'empty' if value is None else shown(value)}")
     text = value.strip()
-    return text if not is_path else path_inside(text, absolute=True) or text
+    return text if not is_path else nfc(path_inside(text, absolute=True) or text)
 
 
 def _label(value: Value, where: str, categories: frozenset[str]) -> str | None:

@@ -8,6 +8,7 @@ import pytest
 from masp.config import load_config
 from masp.data.answer_table import AnswerTable
 from masp.data.datasets import read_dataset
+from masp.data.keys import sample_key
 from masp.data.target.find_labels import DatasetImages, find_labels, label_dataset
 from masp.data.target.labels import NONE
 from masp.errors import InputError
@@ -126,7 +127,16 @@ def test_a_table_with_paths(tmp_path):
 
 def test_a_path_that_several_splits_have_is_ambiguous(tmp_path):
     line = refused(table(tmp_path / "t.csv", "image,label", "joy/a.jpg,winter", "fear/b.jpg,summer"))
-    assert "t.csv line 2: image = 'joy/a.jpg': several splits have an image of this path" in line
+    assert "t.csv line 2: image = 'joy/a.jpg': several images have this path; put the split in front, as in" in line
+    lines = ["image,label", "train/joy/a.jpg,winter", "fear/b.jpg,summer", "test/joy/a.jpg,summer"]
+    assert names(found(table(tmp_path / "t.csv", *lines))) == ["summer", "summer", "winter", ""]
+
+
+def test_a_path_in_another_unicode_form(tmp_path):
+    keys = [sample_key("train", "caf\u00e9.jpg"), sample_key("train", "a.jpg")]
+    own = DatasetImages(keys, ("joy", "fear"), np.array([0, 1]), None, lambda: AnswerTable.of([{}, {}]), "cache.dir: c")
+    labels = found(table(tmp_path / "t.csv", "image,label", "cafe\u0301.jpg,winter", "a.jpg,summer"), of=own)
+    assert names(labels) == ["winter", "summer"]
 
 
 def test_rows_that_name_no_image_are_counted_and_refused_only_if_all_are(tmp_path):
@@ -148,7 +158,7 @@ def test_rows_that_name_no_image_are_counted_and_refused_only_if_all_are(tmp_pat
     [
         (
             ["file,label", "a,b"],
-            "must have the columns key (sample keys) or image (paths as in the dataset), and label",
+            "must have the columns key (sample keys) or image (paths in the dataset), and label",
         ),
         (["key,emotion", "a,b"], "and label; has 'key, emotion'"),
         (["key,label", f"{KEYS[0]},a", f"{KEYS[0]},b"], "has the label 'b', but 'a' in line 2; an image has one label"),
