@@ -151,11 +151,16 @@ class Holdings:
 
 
 def holdings_of(kinds: Mapping[tuple[str, str, tuple[str, ...]], int]) -> Holdings:
-    """Count the samples of a dataset; `kinds` says how many there are of each split, category and annotated aspects."""
+    """Count the samples of a dataset; `kinds` says how many there are of each split, category and annotated aspects.
+
+    Samples whose category is "", which the target of a run gives no label, count for their aspects alone.
+    """
     categories: dict[str, Counter[str]] = {}
     aspects: dict[str, Counter[str]] = {}
     for (split, category, names), count in kinds.items():
-        categories.setdefault(split, Counter())[category] += count
+        of_split = categories.setdefault(split, Counter())
+        if category:
+            of_split[category] += count
         aspects.setdefault(split, Counter()).update(dict.fromkeys(names, count))
     return Holdings(
         *({split: dict(sorted(c.items())) for split, c in found.items()} for found in (categories, aspects))

@@ -443,11 +443,11 @@ def test_what_others_score_while_this_one_starts_is_not_scored_again(
     """The same command before the slice is taken; then a rank of another division, and the same command again."""
     import masp.evaluation.run
     from masp.config import load_config
-    from masp.evaluation.emotions import EmotionEvaluation
+    from masp.evaluation.target import TargetEvaluation
     from masp.results.ledger import Ledgers
 
     settings = world.settings(trained, f"evaluate.output_dir={tmp_path}")
-    load, begin = EmotionEvaluation.load, Ledgers.begin
+    load, begin = TargetEvaluation.load, Ledgers.begin
     loaded = []
 
     def meanwhile_the_same(*arguments):
@@ -465,7 +465,7 @@ def test_what_others_score_while_this_one_starts_is_not_scored_again(
             assert json.loads((tmp_path / "status.json").read_text())["state"] == "running"
         load(evaluation, device, language)
 
-    monkeypatch.setattr(EmotionEvaluation, "load", meanwhile_another)
+    monkeypatch.setattr(TargetEvaluation, "load", meanwhile_another)
     if window == "before it begins":
         monkeypatch.setattr(Ledgers, "begin", meanwhile_the_same)
     _becomes_rank(monkeypatch, 0, 1)

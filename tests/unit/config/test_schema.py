@@ -53,7 +53,7 @@ def test_shipped_questions_load():
         questions = load_questions(path)
         assert set(questions.aspects) == set(ASPECTS) and min(map(len, questions.aspects.values())) >= 3, path
     published = load_questions(REPOSITORY / "configs" / "questions-published.yaml")
-    assert all("['joy', 'fear']" in question for question in published.every_emotion(["joy", "fear"]))
+    assert all("['joy', 'fear']" in question for question in published.target_all(["joy", "fear"]))
 
 
 def test_the_reference_is_current_and_complete():

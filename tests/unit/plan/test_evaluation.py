@@ -15,7 +15,7 @@ from masp.data.questions import questions_of
 from masp.data.sample import Sample
 from masp.evaluation.aspects import closed_answers, num_tokens_of_longest
 from masp.evaluation.prompts import FIRST, other_wordings
-from masp.evaluation.scorers import AspectScorer, EmotionScorer, ScoreRequest
+from masp.evaluation.scorers import AspectScorer, ScoreRequest, TargetScorer
 from masp.models.likelihood import candidate_tree
 from masp.models.trainable import AspectModules, SoftPrompt
 from masp.plan.evaluation import (
@@ -109,7 +109,7 @@ def test_emotions_take_what_torch_counts(config, images, sizes, monkeypatch, lay
     work = evaluation_work(config, *sizes, images, CATEGORIES)
     for wording in wordings:
         question = wording.question(questions, CATEGORIES)
-        scorer = EmotionScorer(config, model, questions, CATEGORIES, "cpu", question)
+        scorer = TargetScorer(config, model, questions, CATEGORIES, "cpu", question)
         for p in images:
             counted.run(scorer, [request(p)])
     assert work.num_wordings == len(wordings) and (len(wordings) > 1) == (prompts == "all")

@@ -52,8 +52,8 @@ def test_tokens_are_those_of_the_vlm(config):
         assert words.questions[aspect] == statistics.mean(asked(text) for text in templates)
         assert words.answers[aspect] == pytest.approx(statistics.mean(len(prompt.answer(text)) for text in answers))
     assert words.answers["facial_expression"] == 0.0  # nothing is annotated with it
-    listed = [template.replace("{categories}", "anger, awe, joy") for template in questions.emotions]
-    assert words.emotion_question == statistics.mean(asked(text) for text in listed)
+    listed = [template.replace("{categories}", "anger, awe, joy") for template in questions.target_templates]
+    assert words.target_question == statistics.mean(asked(text) for text in listed)
 
 
 def test_without_a_tokenizer_words_are_counted(config, tmp_path):
