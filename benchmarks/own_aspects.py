@@ -2,11 +2,12 @@
 
     python benchmarks/own_aspects.py [--seeds 1 2 3] [--dir outputs/own-aspects] [--num-train 4000] [--num-test 1000]
 
-One cache with the annotations of all seven aspects of `configs/aspects-demo.yaml`; per training seed, stage 1 and 2
-with the six of the method and with seven, in turns, and stage 2 of both once more without vision features. Prints a
-table of the accuracies, paired comparisons over the same images, and how often the seven modules answer right; writes
-`own_aspects.json`. Every step is a command of `masp`, which resumes: the same call goes on. About ten minutes
-per seed on two cores.
+One cache with the annotations of all seven aspects of `configs/aspects-demo.yaml`; per training seed, stage 1 with the
+seven, then stage 2 with the modules of the six of the method and with all seven, in turns, with the vision features
+(which convey the weather in this world) and without. So two runs that are compared differ in the module of the weather
+alone. Prints a table of the accuracies, paired comparisons over the same images, and how often the modules answer
+right; writes `own_aspects.json`. Every step is a command of `masp`, which resumes: the same call goes on. About twelve
+minutes per seed on one core.
 """
 
 from __future__ import annotations
@@ -50,33 +51,26 @@ def settings(directory: Path, out: Path, aspects: tuple[str, ...], seed: int) ->
 
 def run_seed(directory: Path, seed: int) -> dict[str, Path]:
     """Train and evaluate all variants with one seed; returns the directory of each evaluation."""
-    runs = {
-        name: (
-            aspects,
-            directory / f"seed-{seed}" / name,
-            settings(directory, directory / f"seed-{seed}/{name}", aspects, seed),
-        )
-        for name, aspects in ASPECT_SETS.items()
-    }
+    root = directory / f"seed-{seed}"
+    modules = settings(directory, root, ASPECT_SETS["seven"], seed)
+    masp("train", "--stage", "stage1", *modules)
     found = {}
-    for _, _, given in runs.values():
-        masp("train", "--stage", "stage1", *given)
-    for name, (_, out, given) in runs.items():
-        masp("train", "--stage", "stage2", *given)
-        masp("evaluate", *given)
-        found[name] = out / "evaluate"
-    for name, (aspects, out, _) in runs.items():
-        blind = directory / f"seed-{seed}" / f"{name}-without-features"
-        given = [
-            *settings(directory, blind, aspects, seed),
-            *("stage2.vision_features=false", f"checkpoint.aspect={out}/stage1/aspect.safetensors"),
-        ]
-        masp("train", "--stage", "stage2", *given)
-        masp("evaluate", *given)
-        found[f"{name}, no features"] = blind / "evaluate"
-    _, out, given = runs["seven"]
-    masp("evaluate", *given, "evaluate.stage=stage1")
-    found[ANSWERS] = out / STAGE1
+    for features in (True, False):
+        for name, aspects in ASPECT_SETS.items():
+            name += "" if features else ", no features"
+            out = root / name.replace(", ", "-").replace(" ", "-")
+            given = [
+                *settings(directory, out, aspects, seed),
+                *(
+                    f"stage2.vision_features={str(features).lower()}",
+                    f"checkpoint.aspect={root}/stage1/aspect.safetensors",
+                ),
+            ]
+            masp("train", "--stage", "stage2", *given)
+            masp("evaluate", *given)
+            found[name] = out / "evaluate"
+    masp("evaluate", *modules, "evaluate.stage=stage1")
+    found[ANSWERS] = root / STAGE1
     return found
 
 
