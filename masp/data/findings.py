@@ -303,7 +303,7 @@ def vocabulary_findings(answers: Mapping[tuple[str, str], int], aspects: Aspects
     for name, counts in sorted(unknown.items()):
         text = (
             f"{images[name]:,} images are annotated with answers to {name} that are not in its vocabulary "
-            f"({len(counts):,} different ones); they are kept"
+            f"({len(counts):,} different); they are kept"
         )
         often = sorted(counts, key=lambda part: (-counts[part], part))
         found.append(Finding("aspects", text, images[name], examples(map(shown, often))))

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from masp.cache.reader import open_cache
-from masp.data.answers import LEVELS
 from masp.errors import DataError
 from masp.results.ledger import read_records
 from masp.results.ledger_format import Record, encode_line
@@ -150,7 +149,7 @@ def test_stage_1_is_evaluated_per_aspect(commands, world, trained, tmp_path):
     assert {aspect: values["kind"] for aspect, values in one["per_aspect"].items()} == {
         "scene": "open", "object": "open", "brightness": "closed"
     }  # fmt: skip
-    assert one["per_aspect"]["brightness"]["categories"] == list(LEVELS)
+    assert one["per_aspect"]["brightness"]["categories"] == ["very low", "low", "moderate", "high", "very high"]
     with h5py.File(tmp_path / "two" / "records.h5") as file:
         assert len(file["sample_key"]) == 24 and file["answers/brightness/scores"].shape == (8, 5)
 

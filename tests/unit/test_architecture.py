@@ -371,3 +371,38 @@ def test_whatever_is_imported_is_declared_and_pinned():
     used -= {module.rpartition(".")[2] for module in MODULES if module.startswith("tools.")}
     assert used <= set(declared), sorted(used - set(declared))
     assert {name.lower() for name in declared} <= {name.lower() for name in pinned} | {"python_requires"}
+
+
+# Aspects are the user's: their names are in files of definitions and nowhere else. Of these words, two are also how an
+# aspect can be answered from the pixels, and one is a type of JSON schema.
+NAMES_OF_ASPECTS = {"facial_expression", "object", "scene", "human_action", "brightness", "colorfulness"}
+FROM_PIXELS = {"brightness", "colorfulness"}
+OTHER_MEANING = {"masp/config/aspects.py": FROM_PIXELS, "masp/config/fields.py": {"object"}}
+
+
+def constants(tree: ast.AST) -> Iterator[str]:
+    """The strings that a program works with: neither docstrings nor examples of settings."""
+    for child in ast.iter_child_nodes(tree):
+        if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):
+            continue
+        if isinstance(child, ast.keyword) and child.arg == "examples":
+            continue
+        if isinstance(child, ast.Constant) and isinstance(child.value, str):
+            yield child.value
+        yield from constants(child)
+
+
+def test_nothing_but_the_demo_world_knows_which_aspects_there_are():
+    found, read = {}, 0
+    for path in sorted(MODULES.values()):
+        name = path.relative_to(REPOSITORY).as_posix()
+        if name.startswith("masp/demo/"):
+            continue
+        words = {text for text in constants(ast.parse(path.read_text(encoding="utf-8"))) if text in NAMES_OF_ASPECTS}
+        read += 1
+        known = FROM_PIXELS if name.startswith("masp/annotation/") else OTHER_MEANING.get(name, set())
+        if words - known:
+            found[name] = sorted(words - known)
+    assert read > 200 and not found
+    demo = ast.parse((REPOSITORY / "masp/demo/world/factors.py").read_text(encoding="utf-8"))
+    assert set(constants(demo)) >= NAMES_OF_ASPECTS  # and so this test can find them

@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from masp.artifacts.trained import Trained
-from masp.data.datasets import read_dataset
+from masp.data.datasets import dataset_of
 from masp.data.questions import questions_of
 from masp.data.sample import Sample
 from masp.evaluation.aspects import closed_answers, num_tokens_of_longest
@@ -45,7 +45,7 @@ SIZES = [(60, 90), (140, 84), (100, 100)]
 @pytest.fixture
 def images(config):
     """Planned images of both splits, three sizes in turn."""
-    samples = read_dataset(config.dataset).samples
+    samples = dataset_of(config).samples
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
     return plan_images(samples, np.array([SIZES[i % len(SIZES)] for i in range(len(samples))], "i4"), preprocessor)[0]
 
