@@ -101,7 +101,7 @@ class Ignored:
 
 
 WITHOUT_STAGE_1 = (
-    "train stage 2 with checkpoint.aspect=none (aspects=[] for `masp study`), or with aspect modules that were trained "
+    "have the VLM annotate a cache with `masp annotate`, train stage 2 with checkpoint.aspect=none (aspects=[] for `masp study`), or with aspect modules that were trained "
     "elsewhere, checkpoint.aspect=FILE"
 )
 """What to do where no image is annotated; whoever meets such a dataset says the same."""

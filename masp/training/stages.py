@@ -108,6 +108,11 @@ class AspectStage(Stage):
         findings = self.record.findings if self.record else ()
         return "".join(meant_by(aspect, findings) for aspect in aspects)
 
+    @property
+    def _by_vlm(self) -> str:
+        """How the VLM does it, where there is a cache to read features from."""
+        return " (`masp annotate` lets the VLM do it)" if isinstance(self.cache, Cache) else ""
+
     def _refuse_unknown(self, aspects: Sequence[str]) -> None:
         """Refuse aspects that no training image is annotated with, where the cache is why.
 
@@ -129,7 +134,7 @@ class AspectStage(Stage):
             raise InputError(
                 f"aspects: no training image is annotated with {' or '.join(empty)}{self._meant(empty)}, so that "
                 f"{'its module' if len(empty) == 1 else 'their modules'} would keep random values; give "
-                f"aspects=[{rest}] or annotate images with {'it' if len(empty) == 1 else 'them'}"
+                f"aspects=[{rest}] or annotate images with {'it' if len(empty) == 1 else 'them'}{self._by_vlm}"
             )
 
     def untrained(self, state: dict[str, Tensor]) -> tuple[str, ...]:
