@@ -54,6 +54,7 @@ setup(
         "numpy>=2.0",
         "packaging>=23",
         "pillow>=11",
+        "pyarrow>=18",
         "pydantic>=2.12,<3",
         "pyyaml>=6.0",
         "safetensors>=0.5",
@@ -69,7 +70,7 @@ setup(
     ],
     extras_require={
         "duplicates": ["imagehash>=4.3"],
-        "parquet": ["pyarrow>=18"],
+        "parquet": [],  # pyarrow is always required now; the name stays valid
         "quantization": ["torchao>=0.18,<0.19"],
         "smolvlm": ["num2words>=0.5.14"],
         "test": [
@@ -77,7 +78,6 @@ setup(
             "hypothesis>=6.100",
             "mypy>=2.4",
             "num2words>=0.5.14",
-            "pyarrow>=18",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",

@@ -115,7 +115,7 @@ def our_sides(config) -> dict[str, Callable[[int, int], int]]:
     from masp.artifacts.trained import load_trained
     from masp.data.questions import questions_of
     from masp.evaluation.feed import open_feed
-    from masp.evaluation.scorers import EmotionScorer, ScoreRequest
+    from masp.evaluation.scorers import ScoreRequest, TargetScorer
     from masp.models.likelihood import score_categories
     from masp.models.sequence import build_sequence, make_batch
 
@@ -126,7 +126,7 @@ def our_sides(config) -> dict[str, Callable[[int, int], int]]:
     def open_side(config):
         feed = open_feed(config)
         trained = load_trained(config, feed.hidden_size, feed.model)
-        return feed, EmotionScorer(config, trained, questions, feed.categories, "cpu")
+        return feed, TargetScorer(config, trained, questions, feed.categories, "cpu")
 
     sides = {"masp": open_side(config), "live generate": open_side(live)}
 
@@ -174,7 +174,7 @@ def measure(arguments: argparse.Namespace, directory: Path) -> dict:
     config = make_config(directory, vlm, images, arguments.threads, [f"evaluate.batch_size={arguments.batch_size}"])
     extract(config)
     torch.set_num_threads(arguments.threads)
-    question = questions_of(config).emotion_first(CATEGORIES)
+    question = questions_of(config).target_first(CATEGORIES)
     loop = PublishedScoring(config, question, load_model(config.vlm.path))
     paths = sorted((images / "test").rglob("*.jpg"))
     sides = our_sides(config) | {"published": lambda start, stop: len(loop(paths[start:stop]))}

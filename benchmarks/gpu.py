@@ -252,7 +252,7 @@ def evaluation_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
     from masp.data.datasets import dataset_of
     from masp.data.questions import questions_of
     from masp.evaluation.feed import open_feed
-    from masp.evaluation.scorers import EmotionScorer, ScoreRequest
+    from masp.evaluation.scorers import ScoreRequest, TargetScorer
     from masp.models.candidates import candidate_tree
     from masp.models.sequence import build_sequence
     from masp.vlm.flops import aspect_module_flops, language_flops
@@ -262,7 +262,7 @@ def evaluation_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
     def ours() -> Side:
         feed = open_feed(config)
         trained = load_trained(config, feed.hidden_size, feed.model)
-        scorer = EmotionScorer(config, trained, questions, CATEGORIES, args.device)
+        scorer = TargetScorer(config, trained, questions, CATEGORIES, args.device)
         language = counted_language(config)
         with closing(feed.batches(feed.keys[:1], 1)) as batches:
             image_layout = next(batches)[0].layout
@@ -306,7 +306,7 @@ def evaluation_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
         released.checkpoint.aspect = str(default_aspect_path(config).with_suffix(".pth"))
         released.checkpoint.soft_prompt = str(default_soft_prompt_path(config).with_suffix(".pt"))
         model = draw_whole(config.vlm.path, torch.bfloat16, args.device)
-        score = PublishedScoring(released, questions.emotion_first(CATEGORIES), model)
+        score = PublishedScoring(released, questions.target_first(CATEGORIES), model)
         samples = [s for s in dataset_of(config).samples if s.split == config.evaluate.split]
         paths = itertools.cycle(sample.image for sample in samples)
         return stepwise(lambda: len(score([next(paths)])), score, args.device)

@@ -136,7 +136,7 @@ class PublishedTraining:
         self.number += 1
         features = self.encoder(sample.image)[None]
         first = self.name == "stage1"
-        question = self.questions.aspect_first(aspect) if first else self.questions.emotion_first(self.categories)
+        question = self.questions.aspect_first(aspect) if first else self.questions.target_first(self.categories)
         answer = sample.answers[aspect] if first else sample.category
         count, soft = config.aspect_module.num_queries, config.stage2.num_soft_prompt_tokens
         sequence = build_sequence(

@@ -38,7 +38,7 @@ from masp.results.ledgers.slices import Slice, SliceLog
 from masp.results.ledgers.table import RecordTable
 from masp.results.metrics import compute_metrics
 from masp.results.metrics_file import MetricsFile
-from masp.results.records import FILE, write_emotion_records
+from masp.results.records import FILE, write_target_records
 from masp.taxonomy import CATEGORY_SETS
 
 CATEGORIES = CATEGORY_SETS["emoset"]
@@ -112,7 +112,7 @@ def prepare(directory: Path, num_images: int, num_ranks: int) -> Size:
         pickle.dump(table, file, protocol=5)
     for name in ("run", "other"):
         (directory / name / "evaluate").mkdir(parents=True, exist_ok=True)
-        write_emotion_records(directory / name / "evaluate" / FILE, table, CATEGORIES, (), ())
+        write_target_records(directory / name / "evaluate" / FILE, table, CATEGORIES, (), ())
     return size
 
 
@@ -190,7 +190,7 @@ def metrics(size: Size) -> None:
 
 def records(size: Size) -> None:
     """Write `records.h5`."""
-    write_emotion_records(size.directory / FILE, _table(size), CATEGORIES, (), ())
+    write_target_records(size.directory / FILE, _table(size), CATEGORIES, (), ())
 
 
 def report(size: Size) -> None:

@@ -26,6 +26,7 @@ from masp.config.fields import describe_settings
 from masp.config.schema import StageName
 from masp.data.datasets import list_dataset
 from masp.data.questions import questions_of
+from masp.data.target.find_labels import is_table
 from masp.errors import InputError
 from masp.evaluation.feed import open_feed
 from masp.evaluation.run import evaluate_dir, open_evaluation
@@ -118,6 +119,7 @@ def _check_paths(parts: Sequence[Part], config: Config, cluster: ClusterConfig, 
     if cluster.executor == "slurm":
         read = {"dataset.root": config.dataset.root}
         read |= {} if config.cache.dir is None else {"cache.dir": config.cache.dir}
+        read |= {"target.labels": config.target.labels} if is_table(config.target.labels) else {}
         read |= {"vlm.path": config.vlm.path} if exists(Path(config.vlm.path), key="vlm.path") else {}
         lone = [
             f"{key} = {path}"

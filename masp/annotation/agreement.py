@@ -76,7 +76,7 @@ def measure_agreement(config: Config, num_images: int) -> Path:
         if aspect.name in own.columns:
             rows = [row for row, number in enumerate(own.columns[aspect.name].numbers.tolist()) if number >= 0]
             rows.sort(key=lambda row: hashlib.sha256(keys[row].encode()).digest())
-            chosen[aspect] = sorted(rows[:num_images])
+            chosen[aspect] = tuple(sorted(rows[:num_images]))
     if not chosen:
         raise InputError(
             f"cache.dir: {cache.directory}: people annotated none of {', '.join(a.name for a in aspects)}; there is "
@@ -84,10 +84,10 @@ def measure_agreement(config: Config, num_images: int) -> Path:
         )
     answers = _answers(config, cache, questions, chosen)
     found = {}
-    for aspect, rows in chosen.items():
+    for aspect, asked in chosen.items():
         column = own.columns[aspect.name]
-        theirs = [column.texts[column.numbers[row]] for row in rows]
-        given = [answers[aspect.name][row].text for row in rows]
+        theirs = [column.texts[column.numbers[row]] for row in asked]
+        given = [answers[aspect.name][row].text for row in asked]
         source = answer_source(config, aspect, questions.aspect_first(aspect.name), model)
         found[aspect.name] = AspectAgreement(agreement(theirs, given, aspect.kind == "list", config.seed), source)
     path = annotations_directory(cache.directory) / FILE

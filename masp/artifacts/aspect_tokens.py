@@ -76,7 +76,7 @@ def build_aspect_tokens(config: Config) -> Path:
         InputError: The configuration does without aspect modules, they are missing or do not fit, or what they make of
             an image is not finite.
     """
-    cache, model = open_matching_cache(config)
+    cache, model = open_matching_cache(config, has_target=False)
     modules, lineage = load_trained_aspects(config, cache.hidden_size, model)
     if modules is None or lineage is None:
         raise InputError(

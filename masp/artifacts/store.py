@@ -31,6 +31,7 @@ from masp.artifacts.released_format import (
     require_file,
 )
 from masp.config.schema import Layout
+from masp.data.questions import EMOTION
 from masp.errors import DataError, InputError
 from masp.files.atomic import replacing
 from masp.files.regular import open_binary
@@ -53,6 +54,20 @@ ATTENTION = {
 Kind = Literal["aspect", "soft_prompt"]
 Origin = Literal["trained", "imported"]
 """Trained here, or imported from a file that says nothing about itself."""
+
+
+@dataclass(frozen=True)
+class TargetLineage:
+    """What a soft prompt was trained to recognize."""
+
+    name: str
+    """`target.name`."""
+    questions: str
+    """Digest of the templates of its question."""
+    labels: str | None = None
+    """Digest of which image has which label; None for the labels of the dataset."""
+    source: str = "dataset"
+    """Where they come from, in words: `dataset`, `aspect scene`, `table seasons.csv`."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +98,21 @@ class Lineage:
     answers: dict[str, Json] = field(default_factory=dict)
     """Of aspect modules: aspect -> how many of its answers in the cache people, the VLM and pixels gave, and the digest
     of the stored ones; only of aspects with stored answers."""
+    target: TargetLineage | None = None
+    """Of a soft prompt; None: the emotion, by the labels of the dataset and the questions file."""
+
+    @property
+    def target_name(self) -> str:
+        """Name of the target."""
+        return EMOTION if self.target is None else self.target.name
 
     def to_json(self) -> dict[str, Any]:
         """As headers and metrics spell it; without keys of what was not there before there was a choice."""
         found = asdict(self)
         if not self.answers:
             del found["answers"]
+        if self.target is None:
+            del found["target"]
         return found
 
     @property
@@ -135,6 +159,12 @@ def safe_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", text)
 
 
+def soft_prompt_file(dataset: str, target: str) -> str:
+    """Name of a soft prompt's file: `soft_prompt_<dataset>.safetensors` for the emotion, or else
+    `soft_prompt_<dataset>_<target>.safetensors`."""
+    return f"soft_prompt_{dataset}{'' if target == EMOTION else f'_{target}'}.safetensors"
+
+
 def save_aspects(modules: AspectModules, directory: Path, lineage: Lineage) -> Path:
     """Write `aspect.safetensors`, and `aspect.pth` in the released format; returns the first."""
     path = directory / "aspect.safetensors"
@@ -144,8 +174,8 @@ def save_aspects(modules: AspectModules, directory: Path, lineage: Lineage) -> P
 
 
 def save_soft_prompt(soft_prompt: SoftPrompt, directory: Path, lineage: Lineage) -> Path:
-    """Write `soft_prompt_<dataset>.safetensors`, and `.pt` in the released format; returns the first."""
-    path = directory / f"soft_prompt_{lineage.dataset}.safetensors"
+    """Write the file that `soft_prompt_file` names, and `.pt` in the released format; returns the first."""
+    path = directory / soft_prompt_file(str(lineage.dataset), lineage.target_name)
     weight = soft_prompt.weight.detach().float().cpu().contiguous()
     _save(path, {"weight": weight}, lineage)
     _save_released(path.with_suffix(".pt"), {TOKEN.format(i): row.clone() for i, row in enumerate(weight)})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from masp.artifacts.store import Lineage, load_aspects, load_soft_prompt, safe_name
+from masp.artifacts.store import Lineage, load_aspects, load_soft_prompt, safe_name, soft_prompt_file
 from masp.cache.fingerprint import Fields, differences
 from masp.config import Config
 from masp.config.schema import Quantization
@@ -32,7 +32,7 @@ def default_aspect_path(config: Config) -> Path:
 
 def default_soft_prompt_path(config: Config) -> Path:
     """Where stage 2 of this run leaves its soft prompt."""
-    return Path(config.output_dir) / "stage2" / f"soft_prompt_{safe_name(config.dataset.name)}.safetensors"
+    return Path(config.output_dir) / "stage2" / soft_prompt_file(safe_name(config.dataset.name), config.target.name)
 
 
 @dataclass
@@ -90,6 +90,25 @@ def check_lineage(lineage: Lineage, key: str, path: str, model: dict[str, Any], 
                 f"({', '.join(lineage.aspects) or 'none'}), but here they are {_short(have)}; "
                 "give the ones it was trained with as checkpoint.aspect"
             )
+
+
+def check_target(lineage: Lineage, path: str, target: str) -> None:
+    """Refuse a soft prompt that was trained to recognize something else; an imported one does not say.
+
+    Args:
+        lineage: Lineage of the soft prompt.
+        path: Its file.
+        target: `target.name`.
+
+    Raises:
+        InputError: Names both targets.
+    """
+    if lineage.origin == "trained" and lineage.target_name != target:
+        trained, here = shown_apart(lineage.target_name, target, 100)
+        raise InputError(
+            f"checkpoint.soft_prompt: {path} was trained for target {trained}, but target.name = {here}; give the "
+            "same, or a soft prompt of this target"
+        )
 
 
 def quantization_notes(quantization: Quantization, lineages: Iterable[Lineage | None]) -> list[str]:
@@ -152,6 +171,7 @@ def load_trained(config: Config, hidden_size: int, model: Fields) -> Trained:
             "checkpoint.soft_prompt=none to do without soft prompt"
         )
     soft_prompt, lineage = load_soft_prompt(path, hidden_size)
+    check_target(lineage, path, config.target.name)
     check_lineage(lineage, "checkpoint.soft_prompt", path, model, aspect_lineage)
     if lineage.aspects and tuple(config.aspects) != lineage.aspects:
         here, there = shown_apart(str(config.aspects), str(list(lineage.aspects)), 200)

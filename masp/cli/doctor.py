@@ -138,7 +138,7 @@ def _describe_cache(config: Config) -> str:
         return "none (cache.dir = null): training and evaluation run the encoder"
     if not exists(Path(config.cache.dir), key="cache.dir"):
         return "none yet"
-    return f"{len(open_matching_cache(config)[0])} images"
+    return f"{len(open_matching_cache(config, has_target=False)[0])} images"
 
 
 def _describe(config: Config, stuck: list[str]) -> list[str]:
@@ -151,13 +151,15 @@ def _describe(config: Config, stuck: list[str]) -> list[str]:
     """
     from masp.data.datasets import dataset_of
     from masp.data.findings import finding_lines
+    from masp.data.target.find_labels import label_dataset
     from masp.plan.prospects import prospects
     from masp.start.look import outlook
 
-    dataset = dataset_of(config)
-    holdings = dataset.holdings
-    lines = [f"{dataset.name}: " + ", ".join(f"{holdings.num_images(split)} {split}" for split in holdings.splits)]
-    lines += [*holdings.table(), *finding_lines(dataset.findings)]
+    dataset, labels = label_dataset(config, dataset_of(config))
+    holdings, more = dataset.holdings, () if labels is None else labels.findings
+    counts = ", ".join(f"{holdings.num_images(split)} {split}" for split in holdings.splits)
+    lines = [f"{dataset.name}: {counts}{'' if labels is None else f' with a label of {config.target.name}'}"]
+    lines += [*holdings.table(), *finding_lines((*dataset.findings, *more))]
     lines += outlook(config, dataset)
     for each in prospects(config, dataset):
         lines.append(f"{each.stage:<14} {each.summary}")
@@ -185,8 +187,10 @@ def _verified(config: Config) -> list[str]:
 
 
 def _describe_questions(questions, config) -> str:
-    categories = config.dataset.categories or CATEGORY_SETS.get(config.dataset.name, ())
-    return f"{len(questions.every_emotion(categories))} emotion templates"
+    categories = config.target.categories or ()
+    if config.target.labels is None and not categories:
+        categories = config.dataset.categories or CATEGORY_SETS.get(config.dataset.name, ())
+    return f"{len(questions.target_all(categories))} {config.target.name} templates"
 
 
 def _describe_quantization(config: Config) -> str:

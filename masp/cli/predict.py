@@ -1,4 +1,4 @@
-"""`masp predict`: prints the emotion of each image, and writes the page that shows where the aspects look."""
+"""`masp predict`: prints the target of each image, and writes the page that shows where the aspects look."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ _DETAILS = """\
 
 def register(commands: Commands) -> None:
     """Add the parser."""
-    parser = add_command(commands, "predict", "predict the emotion of images, with probabilities", _DETAILS)
+    parser = add_command(
+        commands, "predict", "predict the emotion (or other target) of images, with probabilities", _DETAILS
+    )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files; `key=value` sets a setting")
     parser.add_argument("--config", required=True, metavar="FILE", help="the configuration of the run that trained")
     parser.add_argument("--json", action="store_true", help="one JSON line per image")
@@ -47,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     paths, settings = separate_settings(arguments.images)
     config = load_config(arguments.config, settings, unused=["cache.dir", "dataset.root"])
     from masp.data.images import load_image
+    from masp.data.questions import EMOTION
     from masp.evaluation.predict import Predictor, Unreadable, check_images
     from masp.report.attention import page_entry, write_page
     from masp.vlm.preprocessor import load_token_grid
@@ -59,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(f"--attention {arguments.attention}: this run has no aspect modules to show")
     if arguments.attention:
         load_token_grid(config.vlm, f"--attention {arguments.attention}")
+    target = None if config.target.name == EMOTION else config.target.name
     broken: list[str] = []
     entries: list[PageEntry] = []
     for found in predictor.predict(paths, attention=bool(arguments.attention)):
@@ -68,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.attention:
             image = load_image(found.image, config.vlm.max_side, transparency=config.vlm.transparency)
             entries.append(page_entry(found.image, image, found.prediction, found.probabilities, found.attention))
-        show(*([_as_json(found)] if arguments.json else _as_text(found)))
+        show(*([_as_json(found, target)] if arguments.json else _as_text(found, target)))
     if entries:
         show(f"attention: {write_page(arguments.attention, entries)}", to=sys.stderr)
     if broken:
@@ -76,11 +80,15 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _as_json(found: Prediction) -> str:
-    return json.dumps({"image": found.image, "prediction": found.prediction, "probabilities": found.probabilities})
+def _as_json(found: Prediction, target: str | None) -> str:
+    of_target = {} if target is None else {"target": target}
+    return json.dumps(
+        {"image": found.image, **of_target, "prediction": found.prediction, "probabilities": found.probabilities}
+    )
 
 
-def _as_text(found: Prediction) -> list[str]:
+def _as_text(found: Prediction, target: str | None) -> list[str]:
     ranked = sorted(found.probabilities.items(), key=lambda item: -item[1])
     shares = "  ".join(f"{name} {share:.3f}" for name, share in ranked)
-    return [f"{found.image}: {found.prediction}", f"    {shares}"]
+    of_target = "" if target is None else f"{target} "
+    return [f"{found.image}: {of_target}{found.prediction}", f"    {shares}"]

@@ -49,12 +49,12 @@ def check_together(config: Config, where: str) -> None:
         )
     _check_splits(config, where)
     _check_aspects(config, where)
-    categories = config.dataset.categories
-    if categories is not None:
-        words = [normalize_category(category) for category in categories]
-        if not words or "" in words or len(set(words)) < len(words):
+    lists = (("dataset", config.dataset.categories, 1, "one"), ("target", config.target.categories, 2, "two"))
+    for section, categories, least, number in lists:
+        words = [normalize_category(category) for category in categories or ()]
+        if categories is not None and (len(words) < least or "" in words or len(set(words)) < len(words)):
             raise InputError(
-                f"{where}: dataset.categories = {shown(categories)}: must name one or more different categories "
+                f"{where}: {section}.categories = {shown(categories)}: must name {number} or more different categories "
                 f"(case and underscores make no difference), or be null"
             )
 

@@ -187,7 +187,8 @@ class ExtractConfig(Settings):
 
 @dataclass
 class TargetConfig(Settings):
-    """What is recognized, if not the emotion: another label set over the same images, features and aspects."""
+    """What is recognized, if not the emotion: another label set over the same images, features and aspects.
+    docs/targets.md describes it."""
 
     name: Annotated[Text, AfterValidator(_check_name)] = "emotion"
     """Name of the target: of its templates in the `questions` file and of what is trained for it."""
@@ -391,8 +392,8 @@ class EvaluateConfig(Settings):
     """Evaluation."""
 
     stage: StageName = "stage2"
-    """Stage that is scored. `stage2`: the emotion of every image; `stage1`: the aspect modules, by the answer to every
-    annotated aspect."""
+    """Stage that is scored. `stage2`: the target, by default the emotion, of every image; `stage1`: the aspect modules,
+    by the answer to every annotated aspect."""
 
     split: Split = "test"
     """Split that is scored."""

@@ -101,7 +101,7 @@ class Ignored:
 
 
 WITHOUT_STAGE_1 = (
-    "train stage 2 with checkpoint.aspect=none (aspects=[] for `masp study`), or with aspect modules that were trained "
+    "have the VLM annotate a cache with `masp annotate`, train stage 2 with checkpoint.aspect=none (aspects=[] for `masp study`), or with aspect modules that were trained "
     "elsewhere, checkpoint.aspect=FILE"
 )
 """What to do where no image is annotated; whoever meets such a dataset says the same."""
@@ -151,11 +151,16 @@ class Holdings:
 
 
 def holdings_of(kinds: Mapping[tuple[str, str, tuple[str, ...]], int]) -> Holdings:
-    """Count the samples of a dataset; `kinds` says how many there are of each split, category and annotated aspects."""
+    """Count the samples of a dataset; `kinds` says how many there are of each split, category and annotated aspects.
+
+    Samples whose category is "", which the target of a run gives no label, count for their aspects alone.
+    """
     categories: dict[str, Counter[str]] = {}
     aspects: dict[str, Counter[str]] = {}
     for (split, category, names), count in kinds.items():
-        categories.setdefault(split, Counter())[category] += count
+        of_split = categories.setdefault(split, Counter())
+        if category:
+            of_split[category] += count
         aspects.setdefault(split, Counter()).update(dict.fromkeys(names, count))
     return Holdings(
         *({split: dict(sorted(c.items())) for split, c in found.items()} for found in (categories, aspects))
@@ -298,7 +303,7 @@ def vocabulary_findings(answers: Mapping[tuple[str, str], int], aspects: Aspects
     for name, counts in sorted(unknown.items()):
         text = (
             f"{images[name]:,} images are annotated with answers to {name} that are not in its vocabulary "
-            f"({len(counts):,} different ones); they are kept"
+            f"({len(counts):,} different); they are kept"
         )
         often = sorted(counts, key=lambda part: (-counts[part], part))
         found.append(Finding("aspects", text, images[name], examples(map(shown, often))))

@@ -34,7 +34,7 @@ from masp.taxonomy import normalize_category
 EMOTION = "emotion"
 """Key of the templates about the emotion, the target of the published code."""
 SLOT, LIST_SLOT = "{categories}", "{categories_list}"
-"""Where an emotion template lists the categories: joined with ", ", or in the published form, `['joy', 'fear']`."""
+"""Where a template of the target lists the categories: joined by ", ", or in the published form, `['joy', 'fear']`."""
 MAX_FILE_BYTES = 1 << 20
 _ALMOST_A_SLOT = re.compile(r"\{\}|\{[^{}]*categor[^{}]*\}", re.IGNORECASE)
 
@@ -73,7 +73,7 @@ class Questions:
     path: str
     aspects: Mapping[str, tuple[str, ...]]
     """Aspect -> its templates, each a whole question."""
-    emotions: tuple[str, ...]
+    target_templates: tuple[str, ...]
     """Templates of the question about the target, each with one `{categories}` or `{categories_list}`, or with neither
     where it names the categories itself."""
     target: str = EMOTION
@@ -88,24 +88,24 @@ class Questions:
         """The question about an aspect in evaluation."""
         return self.templates(aspect)[0]
 
-    def emotion(self, categories: Sequence[str], seed: int, epoch: int, sample_key: str) -> str:
-        """The emotion question of this sample in this epoch, the categories listed in an order of its own."""
-        draw = ("emotion", seed, epoch, sample_key)
-        template = self.emotions[_draw("template", *draw) % len(self.emotions)]
+    def target_question(self, categories: Sequence[str], seed: int, epoch: int, sample_key: str) -> str:
+        """The question about the target of this sample in this epoch, the categories listed in an order of its own."""
+        draw = ("emotion", seed, epoch, sample_key)  # of any target: another word would change what is drawn
+        template = self.target_templates[_draw("template", *draw) % len(self.target_templates)]
         order = sorted(categories, key=lambda category: (_draw("order", *draw, category), category))
         return self._asked(template, order)
 
-    def emotion_first(self, categories: Sequence[str]) -> str:
-        """The emotion question in evaluation: first template, categories as given."""
-        return self._asked(self.emotions[0], categories)
+    def target_first(self, categories: Sequence[str]) -> str:
+        """The question about the target in evaluation: first template, categories as given."""
+        return self._asked(self.target_templates[0], categories)
 
-    def every_emotion(self, categories: Sequence[str]) -> tuple[str, ...]:
-        """The emotion questions of all templates, categories as given.
+    def target_all(self, categories: Sequence[str]) -> tuple[str, ...]:
+        """The questions about the target of all templates, categories as given.
 
         Raises:
             InputError: A template that names the categories itself lacks one of these.
         """
-        return tuple(self._asked(template, categories) for template in self.emotions)
+        return tuple(self._asked(template, categories) for template in self.target_templates)
 
     def _asked(self, template: str, categories: Sequence[str]) -> str:
         """A template with the categories in their place."""

@@ -37,7 +37,7 @@ class Sample:
     """`train`, `val` or `test`."""
 
     category: str
-    """The emotion that it evokes."""
+    """The emotion that it evokes, or another target of a run; empty where that has no label for it."""
 
     image: Location
     """Where the image is: the path of its file or its place in a larger one, which has not been opened yet."""
@@ -375,7 +375,7 @@ class Entries:
     """Sample keys."""
 
     categories: list[str] = field(default_factory=list)
-    """Emotions, normalized."""
+    """Labels of the dataset, normalized."""
 
     annotations: list[str | None] = field(default_factory=list)
     """Path that the annotation should have, relative to the root; None if the layout gives none. Of most image folders

@@ -22,10 +22,10 @@ from masp.config.feature_source import evaluation_source
 from masp.data.answer_table import AnswerTable
 from masp.data.questions import Questions
 from masp.errors import InputError
-from masp.evaluation.emotions import length_notes, quantization_entry
 from masp.evaluation.feed import Feed, Item, digest_of_rows, machines_of, mixed_notes
 from masp.evaluation.protocol import Evaluation
 from masp.evaluation.scorers import DECISION, AspectScorer, ScoreRequest
+from masp.evaluation.target import length_notes, quantization_entry
 from masp.files.text import shown
 from masp.results.aspect_metrics import OpenMetrics, compute_aspect_metrics
 from masp.results.aspect_records import write_aspect_records
@@ -61,7 +61,7 @@ class AspectEvaluation(Evaluation):
     def __init__(self, config: Config, directory: Path, feed: Feed, questions: Questions):
         if config.evaluate.attention:
             raise InputError(
-                "evaluate.attention = true: only evaluations of emotions keep where aspects look; take "
+                "evaluate.attention = true: only evaluations of stage 2 keep where aspects look; take "
                 "evaluate.attention=false with evaluate.stage=stage1"
             )
         self.config, self.directory, self.feed, self.questions = config, directory, feed, questions

@@ -256,7 +256,7 @@ def _open_cached(config: Config) -> CachedFeed:
     cache, model = open_matching_cache(config, has_target=config.evaluate.stage == "stage2")
     rows = cache.rows(config.evaluate.split)
     if not len(rows):
-        raise InputError(_no_image(config, f"cache.dir: {cache.directory}"))
+        raise InputError(no_image(config, f"cache.dir: {cache.directory}"))
     rows = rows[sorted(range(len(rows)), key=lambda i: cache.index.keys[rows[i]])]
     keys = [cache.index.keys[row] for row in rows]
     labels = [cache.categories[cache.category[row]] for row in rows]
@@ -385,13 +385,11 @@ def _open_live(config: Config) -> LiveFeed:
         broken = quarantined_keys(Path(config.cache.dir))
         good = dataset.samples[np.array([key not in broken for key in dataset.samples.keys], dtype=bool)]
         seen, labels = label_dataset(config, replace(dataset, samples=good)) if has_target else (dataset, None)
-        everything, categories, record = seen.samples, seen.categories, dataset.record()
-        if labels is not None:
-            record = labels.record(record, everything.table.splits, everything.split)
+        everything, categories, record = seen.samples, seen.categories, (dataset if labels is None else seen).record()
     labeled = sorted((s for s in everything if s.category), key=lambda s: s.key)
     samples = {s.key: s for s in labeled if s.split == config.evaluate.split}
     if not samples:
-        raise InputError(_no_image(config, str(dataset.root)))
+        raise InputError(no_image(config, str(dataset.root)))
     keys = sorted(samples)
     labels_of_keys = [samples[key].category for key in keys]
     distributions = _distributions([samples[key] for key in keys], len(categories))
@@ -416,7 +414,7 @@ def _open_live(config: Config) -> LiveFeed:
     )
 
 
-def _no_image(config: Config, where: str) -> str:
+def no_image(config: Config, where: str) -> str:
     """What is wrong where a split has no image to score."""
     of_target = "" if config.target.labels is None else f" that target {config.target.name} has a label for"
     return f"evaluate.split = {shown(config.evaluate.split)}: {where} has no image in this split{of_target}"

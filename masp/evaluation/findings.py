@@ -64,7 +64,7 @@ def largest_category(feed: Feed, split: str, means: Mapping[str, str], metrics: 
     return majority_class(counts, source, labels, metrics.categories)
 
 
-def emotion_findings(
+def target_findings(
     feed: Feed,
     directory: Path,
     identity: Mapping[str, Any],
@@ -138,9 +138,11 @@ def summary_lines(results: Mapping[str, Any], path: Path) -> list[str]:
             f" of the {results['num_in_split']} in the split ({missing}; "
             f"{results['accuracy_of_split']:.4f} with those counted as wrong)"
         )
+    of_target = f" of target {results['target']}" if "target" in results else ""
     remark = f"; {results['remark']}" if results["remark"] else ""
     lines.append(
-        f"evaluate: accuracy {results['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}) {on}{remark}: {path}"
+        f"evaluate: accuracy{of_target} {results['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}) "
+        f"{on}{remark}: {path}"
     )
     return lines
 

@@ -1,4 +1,4 @@
-"""The emotion of images that a user names, with the probability of every category."""
+"""The target, by default the emotion, of images that a user names, with the probability of every category."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from masp.data.questions import questions_of
 from masp.data.reading import opened
 from masp.distributed.ranks import read_ranks
 from masp.errors import InputError
-from masp.evaluation.emotions import machine_notes
 from masp.evaluation.partitioned import joined, load_for_scoring
-from masp.evaluation.scorers import EmotionScorer, ScoreRequest
+from masp.evaluation.scorers import ScoreRequest, TargetScorer
+from masp.evaluation.target import machine_notes
 from masp.extraction.encoder import Encoder, check_finite_features
 from masp.files.text import reason
 from masp.results.metrics import softmax
@@ -104,7 +104,7 @@ class Predictor:
         """How the features differ from those of training and of the published code."""
 
     def predict(self, images: Sequence[str], attention: bool = False) -> Iterator[Prediction | Unreadable]:
-        """Predict the emotion of each image in turn; where ranks share the VLM, on rank 0.
+        """Predict the target of each image in turn; where ranks share the VLM, on rank 0.
 
         Args:
             images: Paths.
@@ -127,7 +127,7 @@ class Predictor:
         self, images: Sequence[str], attention: bool, device: str, language: LanguageHalf
     ) -> Iterator[Prediction | Unreadable]:
         config, categories, encoder = self.config, self.categories, Encoder(self.config)
-        scorer = EmotionScorer(config, self.trained, self.questions, categories, device, language=language)
+        scorer = TargetScorer(config, self.trained, self.questions, categories, device, language=language)
         stream = encoder.stream([_Named(image) for image in images], num_workers=0)
         for path, image in zip(images, stream, strict=True):
             if why := image.reason or image.failure:
@@ -145,10 +145,18 @@ class Predictor:
 
 def _categories(config: Config, trained: Trained) -> tuple[str, ...]:
     """What to choose from: as configured, as trained, or the named dataset's."""
-    if config.dataset.categories:
-        return tuple(normalize_category(category) for category in config.dataset.categories)
+    target = config.target
+    # of labels that are not the dataset's, the soft prompt knows the categories
+    chosen = target.categories or (config.dataset.categories if target.labels is None else None)
+    if chosen:
+        return tuple(normalize_category(category) for category in chosen)
     if trained.soft_prompt_lineage and trained.soft_prompt_lineage.categories:
         return trained.soft_prompt_lineage.categories
+    if target.labels is not None:
+        raise InputError(
+            f"target.categories = null: there is no soft prompt that says what the categories of {target.name} are; "
+            "give a list such as target.categories=[spring,autumn]"
+        )
     if config.dataset.name in CATEGORY_SETS:
         return CATEGORY_SETS[config.dataset.name]
     raise InputError(

@@ -44,7 +44,7 @@ DIRECTORY = "prompts"
 
 @dataclass(frozen=True)
 class Wording:
-    """One way to ask for the emotion."""
+    """One way to ask for the target."""
 
     template: int = 0
     """Number of the template in the questions file."""
@@ -60,8 +60,8 @@ class Wording:
 
     def question(self, questions: Questions, categories: Sequence[str]) -> str:
         """The question that is asked."""
-        only = replace(questions, emotions=(questions.emotions[self.template],))
-        return only.emotion_first(ordered(categories, self.order))
+        only = replace(questions, target_templates=(questions.target_templates[self.template],))
+        return only.target_first(ordered(categories, self.order))
 
 
 VALIDATION: Literal["val"] = "val"
@@ -85,7 +85,7 @@ def other_wordings(questions: Questions, categories: Sequence[str]) -> list[Word
 
     Wordings that give a question which an earlier one gives are left out: two categories have two orders.
     """
-    templates = [FIRST, *(Wording(template=n) for n in range(1, len(questions.emotions)))]
+    templates = [FIRST, *(Wording(template=n) for n in range(1, len(questions.target_templates)))]
     orders = [Wording(order=n) for n in range(1, _MAX_TRIED)]
     unique: dict[str, Wording] = {}
     for wording in (*templates, *orders):

@@ -15,7 +15,7 @@ from masp.vlm.language import LanguageHalf
 
 
 class Evaluation(Protocol):
-    """One question about every image of a split: its emotion, or its aspects."""
+    """One question about every image of a split: the target, or its aspects."""
 
     what: str
     """What is counted: `samples`, `answers`."""

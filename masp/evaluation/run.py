@@ -24,12 +24,12 @@ from masp.data.questions import questions_of
 from masp.distributed.ranks import Ranks, array_share, claim_gpu, read_ranks
 from masp.errors import InputError, StoppedEarly
 from masp.evaluation.aspects import AspectEvaluation
-from masp.evaluation.emotions import EmotionEvaluation
 from masp.evaluation.feed import CachedFeed, Feed, open_feed
 from masp.evaluation.linear_probe import write_probe
 from masp.evaluation.partitioned import Passes, joined, load_for_scoring, on_any_rank
 from masp.evaluation.prompts import FIRST, VALIDATION, Wording, other_evaluations, other_wordings, write_table
 from masp.evaluation.protocol import Evaluation
+from masp.evaluation.target import TargetEvaluation
 from masp.files.text import reason, shown
 from masp.results.aspect_records import DIRECTORY as STAGE1
 from masp.results.ledger import DIRECTORY, Ledgers, Scoring
@@ -62,7 +62,7 @@ def open_evaluation(
         directory: Directory of its results.
         feed: The images.
         known_categories: More that may stand in `evaluate.category_map`: those of other datasets.
-        wording: How the emotion is asked for.
+        wording: How the target is asked for.
 
     Raises:
         InputError: what was trained is missing or does not fit, nothing can be asked of these images, or what else is
@@ -73,7 +73,7 @@ def open_evaluation(
     questions = questions_of(config)
     if config.evaluate.stage == "stage1":
         return AspectEvaluation(config, directory, feed, questions)
-    return EmotionEvaluation(config, directory, feed, questions, known_categories, wording)
+    return TargetEvaluation(config, directory, feed, questions, known_categories, wording)
 
 
 def _check_extras(config: Config, feed: Feed) -> None:
@@ -83,7 +83,7 @@ def _check_extras(config: Config, feed: Feed) -> None:
     for name, wanted in extras.items():
         if wanted and asked.stage == "stage1":
             value = shown(getattr(asked, name))
-            raise InputError(f"evaluate.{name} = {value}: only of evaluations of emotions; leave it out of stage 1")
+            raise InputError(f"evaluate.{name} = {value}: only of evaluations of stage 2; leave it out of stage 1")
     if asked.validation and asked.split != VALIDATION and not feed.category_counts(VALIDATION):
         raise InputError(
             f"evaluate.validation = true: the dataset has no validation split ({VALIDATION}), so no temperature can be "
@@ -140,7 +140,7 @@ def evaluate(
 
 def _wordings(config: Config, evaluation: Evaluation) -> list[Wording]:
     """The wordings but the first, where they are asked for."""
-    if config.evaluate.prompts == "first" or not isinstance(evaluation, EmotionEvaluation):
+    if config.evaluate.prompts == "first" or not isinstance(evaluation, TargetEvaluation):
         return []
     found = other_wordings(evaluation.questions, evaluation.categories)
     if read_ranks().is_rank_0:
@@ -199,7 +199,7 @@ def _evaluate_one(
 def _probe(config: Config, evaluation: Evaluation, directory: Path) -> None:
     """Fit and test the linear probe, outside of the lock under which metrics are written: it may take long."""
     feed = evaluation.feed
-    assert isinstance(feed, CachedFeed) and isinstance(evaluation, EmotionEvaluation), "checked before"
+    assert isinstance(feed, CachedFeed) and isinstance(evaluation, TargetEvaluation), "checked before"
     split, means = config.evaluate.split, evaluation.asked.means
     write_probe(feed.cache, config.seed, split, means, feed.data_digest, directory)
 

@@ -59,7 +59,7 @@ class ScoreRequest:
     aspect_tokens: Tensor | None = None
     """`[A, N, D]` computed before; None runs the aspect modules."""
     aspect: str | None = None
-    """The aspect that is asked for; None asks for the emotion."""
+    """The aspect that is asked for; None asks for the target."""
     name: str = "an image"
     """Sample key or path, for errors."""
 
@@ -106,16 +106,16 @@ class Scorer(Protocol):
         """Score a batch of any size; returns one score per request."""
 
 
-class EmotionScorer(Scorer):
+class TargetScorer(Scorer):
     """A VLM's language half with aspect modules and soft prompt.
 
     Args:
         config: Run configuration; `vlm`, `engine`, `evaluate` and `aspects` matter.
         trained: What was trained; its soft prompt decides the layout.
-        questions: Questions; the first emotion template is asked.
+        questions: Questions; the first template of the target is asked.
         categories: Categories in the order of the scores.
         device: `cpu` or `cuda`.
-        question: Another wording of the question about the emotion.
+        question: Another wording of the question about the target.
         language: The VLM's language half on that device; None loads it.
     """
 
@@ -133,7 +133,7 @@ class EmotionScorer(Scorer):
         self.vision_features = trained.vision_features
         self.device, self.dtype = device, torch_dtype(config.engine.precision)
         self.prompt: Prompt = load_prompt(config.vlm.path)
-        self.question = question or questions.emotion_first(self.categories)
+        self.question = question or questions.target_first(self.categories)
         language = language or load_language(config, device)
         modules = None if trained.aspects is None else trained.aspects.to(device, self.dtype)
         soft_prompt = None if trained.soft_prompt is None else trained.soft_prompt.to(device, self.dtype)

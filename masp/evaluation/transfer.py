@@ -11,9 +11,10 @@ from pathlib import Path
 from masp.artifacts.trained import default_aspect_path, default_soft_prompt_path
 from masp.config import Config, load_config
 from masp.errors import DataError, InputError
-from masp.evaluation.emotions import parse_map
 from masp.evaluation.feed import open_feed
 from masp.evaluation.run import evaluate, evaluate_dir, open_evaluation, plain_write_errors
+from masp.evaluation.target import parse_map
+from masp.files.text import shown
 from masp.results.metrics_file import DATASETS, METRICS, DatasetRow, read_metrics, write_rows
 from masp.runtime.log import show
 from masp.runtime.stop import StopFlag
@@ -29,15 +30,17 @@ def evaluate_on(config: Config, files: Sequence[str], stop: StopFlag | None = No
 
     Args:
         config: Run configuration.
-        files: A configuration per dataset, of which `dataset`, `cache.dir`, `evaluate.split` and
-            `evaluate.category_map` count; one that is the same as another, or as the run's own, is skipped.
+        files: A configuration per dataset, of which `dataset`, `cache.dir`, `target.labels`, `target.categories`,
+            `evaluate.split` and `evaluate.category_map` count; one that is the same as another, or as the run's own, is
+            skipped.
         stop: See `masp.evaluation.run.evaluate`.
 
     Returns:
         `datasets.json`; None if other ranks still have samples to score.
 
     Raises:
-        InputError: a file is wrong, two datasets have one name, or categories are neither trained nor mapped.
+        InputError: a file is wrong or of another target, two datasets have one name, or categories are neither trained
+            nor mapped.
         DataError: data of some datasets are damaged; the others are scored.
     """
     configs = dataset_configs(config, files)
@@ -65,6 +68,11 @@ def dataset_configs(config: Config, files: Sequence[str]) -> dict[str, Config]:
     sources = {_what_is_scored(config): "the run's own dataset"}
     for file in files:
         other, name = load_config(file, unused=["vlm.path"]), Path(file).stem
+        if other.target.name != config.target.name:
+            raise InputError(
+                f"--on {file}: target.name = {shown(other.target.name)} there, but {shown(config.target.name)} in this "
+                "run; a soft prompt is evaluated on its own target: give the file this target.name and its labels"
+            )
         mapping = parse_map(config.evaluate.category_map) | parse_map(other.evaluate.category_map)
         other.evaluate.category_map = [f"{theirs}={ours or ''}" for theirs, ours in mapping.items()] or None
         scored = _what_is_scored(other)
@@ -78,6 +86,7 @@ def dataset_configs(config: Config, files: Sequence[str]) -> dict[str, Config]:
             )
         changed = copy.deepcopy(config)
         changed.dataset, changed.cache.dir = other.dataset, other.cache.dir
+        changed.target.labels, changed.target.categories = other.target.labels, other.target.categories
         changed.evaluate.split = other.evaluate.split
         changed.evaluate.output_dir = str(evaluate_dir(config) / "on" / name)
         changed.evaluate.category_map = other.evaluate.category_map
@@ -89,12 +98,14 @@ def dataset_configs(config: Config, files: Sequence[str]) -> dict[str, Config]:
 
 def _what_is_scored(config: Config) -> tuple:
     """What must differ between two datasets of a call, however their paths are spelt."""
-    dataset, mapping = config.dataset, parse_map(config.evaluate.category_map)
+    dataset, target, mapping = config.dataset, config.target, parse_map(config.evaluate.category_map)
     return (
         Path(dataset.root).resolve(),
         config.cache.dir and Path(config.cache.dir).resolve(),
         dataset.name,
         tuple(dataset.categories or ()),
+        target.labels,
+        tuple(target.categories or ()),
         config.evaluate.split,
         frozenset(mapping.items()),
     )

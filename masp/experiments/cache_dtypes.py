@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,8 +20,10 @@ from masp.config.feature_source import cache_directory
 from masp.data.datasets import dataset_of
 from masp.data.questions import questions_of
 from masp.data.sample import Sample
+from masp.data.target.find_labels import label_dataset
 from masp.errors import DataError, InputError
-from masp.evaluation.scorers import EmotionScorer, Score, ScoreRequest
+from masp.evaluation.feed import no_image
+from masp.evaluation.scorers import Score, ScoreRequest, TargetScorer
 from masp.extraction.image_stream import ImageDataset, PreparedImage, batches, image_stream
 from masp.files.text import shortened, shown
 from masp.runtime.devices import encoder_dtype, pick_device, torch_dtype
@@ -117,7 +120,7 @@ def measure(config: Config, dtypes: Sequence[str], num_images: int) -> Measureme
     trained = load_trained(config, encoders[REFERENCE].hidden_size, model_part(config))
     config = replace(config, evaluate=replace(config.evaluate, scoring="likelihood"))
     scorer_device = pick_device(config.engine.device, "engine.device")
-    scorer = EmotionScorer(config, trained, questions_of(config), categories, scorer_device)
+    scorer = TargetScorer(config, trained, questions_of(config), categories, scorer_device)
     tallies = {dtype: _Tally() for dtype in dtypes}
     count, tokens, norm, deep_norm, correct, size = 0, 0, 0.0, 0.0, 0, 0
     for images, labels in _chunks(config, samples):
@@ -186,10 +189,11 @@ def table(result: Measurement) -> str:
 def _sample(config: Config, num_images: int) -> tuple[tuple[str, ...], list[Sample]]:
     dataset = dataset_of(config)
     broken = quarantined_keys(cache_directory(config))
-    samples = [s for s in dataset.samples if s.split == config.evaluate.split and s.key not in broken]
-    if not samples:
-        raise InputError(f"evaluate.split = {shown(config.evaluate.split)}: {dataset.root} has no image in this split")
-    by_key = {sample.key: sample for sample in samples}
+    good = np.array([key not in broken for key in dataset.samples.keys], dtype=bool)
+    dataset, _ = label_dataset(config, replace(dataset, samples=dataset.samples[good]))
+    by_key = {s.key: s for s in dataset.samples if s.split == config.evaluate.split and s.category}
+    if not by_key:
+        raise InputError(no_image(config, str(dataset.root)))
     return dataset.categories, [by_key[key] for key in in_order_of_digests(by_key)[:num_images]]
 
 

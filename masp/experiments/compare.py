@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
+from masp.data.questions import EMOTION
 from masp.errors import InputError
 from masp.experiments.distribution_tables import (
     MeasurePair,
@@ -28,11 +29,11 @@ from masp.experiments.seed_groups import Group, GroupPair, RunSettings, differin
 from masp.experiments.seed_statistics import MIN_SEEDS, holm
 from masp.files.atomic import write_bytes
 from masp.files.regular import is_file
-from masp.files.text import reason, shown_apart
+from masp.files.text import reason, shown, shown_apart
 from masp.report.export import Interval, Signed, Table, markdown_escaped, markdown_table, write_tables
 from masp.results.intervals import percentiles
 from masp.results.metrics import wilson_interval
-from masp.results.metrics_file import check_written_with
+from masp.results.metrics_file import METRICS, check_written_with, read_metrics
 from masp.results.probabilities.distributions import DistributionMetrics
 from masp.results.records import FILE, Records, read_records_file
 
@@ -143,7 +144,7 @@ def compare(runs: Sequence[str], output: str | Path, split: str | None = None) -
     found = [read_records_file(path) for path in paths]
     for path, records in zip(paths, found, strict=True):
         check_written_with(path, records.digest)
-    notes = []
+    notes = _target_notes(names, paths)
     for name, path, records in zip(names[1:], paths[1:], found[1:], strict=True):
         note = check_same_samples(names[0], found[0], f"{name} ({path})", records)
         notes += [note] if note else []
@@ -168,6 +169,25 @@ def compare(runs: Sequence[str], output: str | Path, split: str | None = None) -
     )
     _write(result, Path(output))
     return result
+
+
+def _target_notes(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
+    """What the runs recognize, if it is not the emotion.
+
+    Raises:
+        InputError: Two recognize different targets.
+    """
+    targets = []
+    for path in paths:
+        metrics = path.with_name(METRICS)
+        targets.append(read_metrics(metrics, []).target or EMOTION if is_file(metrics) else EMOTION)
+    for name, target in zip(names[1:], targets[1:], strict=True):
+        if target != targets[0]:
+            raise InputError(
+                f"compare: {names[0]} recognizes the target {shown(targets[0])}, {name} the target {shown(target)}; "
+                "compare runs of one target"
+            )
+    return [] if targets[0] == EMOTION else [f"Target: {targets[0]}."]
 
 
 def _claims(pairs: Sequence[GroupPair]) -> tuple[str, ...]:

@@ -12,11 +12,11 @@ from typing import get_args
 from masp.config import Config
 from masp.config.feature_source import cache_directory
 from masp.config.schema import Quantization
-from masp.evaluation.emotions import EmotionEvaluation
 from masp.evaluation.feed import open_feed
 from masp.evaluation.prompts import VALIDATION
 from masp.evaluation.run import evaluate_dir, open_evaluation
 from masp.evaluation.scorers import load_language
+from masp.evaluation.target import TargetEvaluation
 from masp.experiments.cache_dtypes import check_options, in_order_of_digests, in_words, with_what_is_there
 from masp.results.ledger_format import Record
 from masp.runtime.devices import pick_device
@@ -115,7 +115,7 @@ def table(result: Measurement) -> str:
     return "\n".join(lines)
 
 
-def _sample(config: Config, num_images: int) -> tuple[EmotionEvaluation, list[str]]:
+def _sample(config: Config, num_images: int) -> tuple[TargetEvaluation, list[str]]:
     cache_directory(config)
     config = copy.deepcopy(with_what_is_there(config))
     asked = config.evaluate
@@ -126,11 +126,11 @@ def _sample(config: Config, num_images: int) -> tuple[EmotionEvaluation, list[st
         asked.split = VALIDATION
         feed = open_feed(config)
     evaluation = open_evaluation(config, evaluate_dir(config), feed)
-    assert isinstance(evaluation, EmotionEvaluation)  # the stage is stage2
+    assert isinstance(evaluation, TargetEvaluation)  # the stage is stage2
     return evaluation, in_order_of_digests(evaluation.images)[:num_images]
 
 
-def _scored(evaluation: EmotionEvaluation, kind: Quantization, keys: Sequence[str]) -> tuple[int, dict[str, Record]]:
+def _scored(evaluation: TargetEvaluation, kind: Quantization, keys: Sequence[str]) -> tuple[int, dict[str, Record]]:
     """Bytes of the language half, and the record of each image."""
     config = copy.deepcopy(evaluation.config)
     config.vlm.quantization = kind

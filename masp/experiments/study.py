@@ -195,7 +195,7 @@ def _check_config(config: Config) -> None:
         )
     if config.evaluate.stage != "stage2":
         raise InputError(
-            f"evaluate.stage = {config.evaluate.stage!r}: a study compares predictions of emotions; leave it out"
+            f"evaluate.stage = {config.evaluate.stage!r}: a study compares evaluations of stage 2; leave it out"
         )
 
 

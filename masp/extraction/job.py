@@ -60,7 +60,7 @@ from masp.extraction.changes import (
 )
 from masp.extraction.encode_shards import encode_shards
 from masp.files.locks import locked
-from masp.files.regular import exists
+from masp.files.regular import exists, is_directory
 from masp.files.text import reason
 from masp.runtime.log import show
 from masp.runtime.stop import StopFlag
@@ -90,10 +90,10 @@ def prepare(config: Config) -> Job:
         InputError: No images, no VLM, or the directory cannot be made.
     """
     directory = cache_directory(config)
-    layout = read_layout(directory)
     aspects = load_aspects(config.aspect_definitions)
-    if layout is not None and _binds(directory):
-        aspects = cached_aspects(directory, layout.answer_forms, aspects)
+    begun = read_layout(directory) if is_directory(directory, key="cache.dir") else None
+    if begun is not None and _binds(directory):
+        aspects = cached_aspects(directory, begun.answer_forms, aspects)
     dataset = list_dataset(config.dataset, aspects, directory)
     if not dataset.samples:
         raise InputError(f"dataset.root: {dataset.root} holds no images")
@@ -102,6 +102,7 @@ def prepare(config: Config) -> Job:
         (directory / SHARDS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cache.dir: {directory} cannot be made: {reason(error)}") from None
+    layout = read_layout(directory)
     with plain_write_errors(directory):
         record_division(directory, dataset.division)
     return Job(config, directory, dataset, model, shards_of(layout, dataset.samples, config.cache.num_shards))

@@ -166,7 +166,7 @@ class Stage1Model(nn.Module):
 
 
 class Stage2Model(nn.Module):
-    """Stage 2: aspect tokens, features and soft prompt; the language model answers with the emotion.
+    """Stage 2: aspect tokens, features and soft prompt; the language model answers with the category.
 
     Either of aspect modules and soft prompt may be absent (the baselines).
     """

@@ -12,8 +12,8 @@ from masp.config.feature_source import evaluation_source
 from masp.config.schema import Split
 from masp.data.questions import questions_of
 from masp.evaluation.aspects import closed_answers
-from masp.evaluation.emotions import map_categories, parse_map
 from masp.evaluation.prompts import FIRST, VALIDATION, other_wordings
+from masp.evaluation.target import map_categories, parse_map
 from masp.models.likelihood import candidate_tree
 from masp.plan.rates import Rate, Rates
 from masp.plan.tokens import PlannedImage, TextTokens, answers_of, tally, text_tokens
@@ -166,7 +166,7 @@ def evaluation_work(
         InputError: Questions or `evaluate.category_map` are unusable.
     """
     asked = _Asked(config, language, text_tokens(config.vlm.path), family_of(config.vlm.path))
-    work = asked.aspects(images) if config.evaluate.stage == "stage1" else asked.emotions(images, categories)
+    work = asked.aspects(images) if config.evaluate.stage == "stage1" else asked.target(images, categories)
     scored, validation, num_wordings, num_sequences, tokens, flops = work
     is_live = evaluation_source(config) == "live"
     encoder = num_wordings * groups_flops(vision, scored) + groups_flops(vision, validation) if is_live else 0.0
@@ -190,7 +190,7 @@ class _Asked:
     text: TextTokens
     family: Family
 
-    def emotions(self, images: Sequence[PlannedImage], categories: Sequence[str]) -> _Found:
+    def target(self, images: Sequence[PlannedImage], categories: Sequence[str]) -> _Found:
         settings, questions = self.config.evaluate, questions_of(self.config)
         mapping = parse_map(settings.category_map)
         # what was trained is not known yet, nor what other datasets the map is for
@@ -216,13 +216,13 @@ class _Asked:
                 kinds[p.num_tokens, p.block_length] += number
             for (num_tokens, block_length), count in kinds.items():
                 for length in asked_lengths:
-                    around = self._emotion_length(block_length) + length
+                    around = self._target_length(block_length) + length
                     tokens += count * (around + answer.num_tokens)
                     flops += count * (answer_flops(self.language, around, answer) + self._modules(num_tokens))
         num_sequences = _num(scored) * len(lengths) + _num(validation)
         return scored, validation, len(lengths), num_sequences, tokens, flops
 
-    def _emotion_length(self, block_length: int) -> int:
+    def _target_length(self, block_length: int) -> int:
         """Tokens of the prompt but its question, see `masp.models.sequence`; nothing of it is kept apart."""
         config, text = self.config, self.text
         settings, soft = config.stage2, 0

@@ -69,7 +69,7 @@ def measure_rates(
     rates = {"extract": encoder, "stage1": fallback.stage1, "stage2": fallback.stage2}
     stages: tuple[tuple[StageName, PlannedImages, WorkOf], ...] = (
         ("stage1", train.with_answers(config.aspects), stage1_work),
-        ("stage2", train, stage2_work),
+        ("stage2", train.labeled(), stage2_work),
     )
     for stage, images, work_of in stages:
         chosen = _spread(images, num_images)
@@ -163,7 +163,7 @@ class _StandIn:
 
     def __init__(self, images: Sequence[PlannedImage], hidden_size: int, num_deep: int, categories: Sequence[str]):
         self.images, self.hidden_size, self.num_deep, self.splits = images, hidden_size, num_deep, ("train",)
-        self.categories = tuple(categories)
+        self.categories, self.labels = tuple(categories), None
         tokens = np.array([p.num_tokens for p in images])
         self.index = _StandInIndex(tokens, np.zeros(len(images), dtype=np.int32), [p.sample.key for p in images])
 

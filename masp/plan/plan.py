@@ -13,6 +13,7 @@ from masp.config import Config
 from masp.data.datasets import Dataset, dataset_of
 from masp.data.findings import Finding, Holdings
 from masp.data.image_files.stored import Location
+from masp.data.target.find_labels import label_dataset
 from masp.errors import InputError
 from masp.plan.actual import Actual, actual_cache, actual_extraction, actual_stages, is_of
 from masp.plan.disk import PRECISIONS, Space, check_space, index_bytes, shard_contents, tar_sizes
@@ -60,6 +61,8 @@ class DatasetFacts:
     """Images per split and category, and per split and aspect."""
     obstacles: dict[str, str]
     """Stage -> why it cannot be trained as configured; empty where all can."""
+    target: str
+    """`target.name`: what the categories are of."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,7 @@ def make_plan(
     vlm, language = load_config(directory), language_cost(directory)
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
     dataset = dataset_of(config)
+    seen, labels = label_dataset(config, dataset)
     max_side = config.vlm.max_side
     sizes, broken = read_sizes(dataset.samples.images, max_side, num_processes, memory_path(dataset.root, max_side))
     images, refused = plan_images(dataset.samples, sizes, preprocessor, num_processes)
@@ -195,19 +199,23 @@ def make_plan(
     if not images:
         why = f"; {broken[0][0]}: {broken[0][1]}" if broken else ""
         raise InputError(f"dataset.root: {dataset.root} holds no image that can be read{why}")
+    images = images.with_labels(labels)
     vision = known_encoder(vlm) or encoder_curve(
         directory, ((p.amount, p.size) for p, _ in tally(images)), lambda *size: preprocessor(blank(*size))
     )
     train = images.in_split("train")
-    words = count_words(config, train.samples, dataset.categories)
+    words = count_words(config, train.samples, seen.categories)
     if measure is not None:
-        rates = measure_rates(config, vision, language, words, train or images, measure, rates, dataset.categories)
-    return _predict(config, dataset, images, broken, vision, language, words, rates)
+        rates = measure_rates(config, vision, language, words, train or images, measure, rates, seen.categories)
+    if labels is not None:
+        seen = dataclasses.replace(seen, findings=(*seen.findings, *labels.findings))
+    return _predict(config, dataset, seen, images, broken, vision, language, words, rates)
 
 
 def _predict(
     config: Config,
     dataset: Dataset,
+    seen: Dataset,
     images: PlannedImages,
     broken: Sequence[tuple[Location, str]],
     vision: Encoder,
@@ -221,7 +229,7 @@ def _predict(
     directory = None if config.cache.dir is None else Path(config.cache.dir)
     layout = None if directory is None else read_layout(directory)
     is_same = directory is not None and is_of(directory, layout, dataset)
-    findings = (*dataset.findings, *prospect_findings(config, dataset))
+    findings = (*seen.findings, *prospect_findings(config, seen))
     if layout is not None and not is_same:
         text = (
             f"cache.dir: {config.cache.dir} holds features of another dataset, which the prediction is not compared "
@@ -236,18 +244,18 @@ def _predict(
     mean_bytes = sum(tars.values()) / len(images)
     works = {
         "stage1": stage1_work(config, language, words, train),
-        "stage2": stage2_work(config, language, words, train),
+        "stage2": stage2_work(config, language, words, train.labeled()),
     }
-    seen = {"stage1": train.with_answers(config.aspects), "stage2": train}
+    used = {"stage1": train.with_answers(config.aspects), "stage2": train.labeled()}
     stages = {
         name: estimate_stage(work, getattr(rates, name), mean_bytes)
         if directory is not None
         else estimate_live_stage(
-            work, getattr(rates, name), extraction_flops(vision, seen[name]), len(seen[name]), rates.extract
+            work, getattr(rates, name), extraction_flops(vision, used[name]), len(used[name]), rates.extract
         )
         for name, work in works.items()
     }
-    scoring = evaluation_work(config, vision, language, images, dataset.categories)
+    scoring = evaluation_work(config, vision, language, images, seen.categories)
     scoring_rate = evaluation_rate(config, rates, works, stages)
     return Plan(
         dataset=DatasetFacts(
@@ -255,8 +263,9 @@ def _predict(
             root=str(dataset.root),
             notes=tuple(map(str, findings)),
             findings=findings,
-            holdings=dataset.holdings,
-            obstacles=obstacles(config, dataset),
+            holdings=seen.holdings,
+            obstacles=obstacles(config, seen),
+            target=config.target.name,
         ),
         vlm=config.vlm.path,
         images=_image_facts(config, dataset, images, broken),

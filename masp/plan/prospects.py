@@ -30,12 +30,17 @@ class Prospect:
 
 
 def prospects(config: Config, dataset: Dataset) -> tuple[Prospect, Prospect]:
-    """What to expect of both stages."""
+    """What to expect of both stages.
+
+    Args:
+        config: Run configuration.
+        dataset: The dataset with the labels of the target, see `masp.data.target.find_labels.label_dataset`.
+    """
     num_train = num_annotated = num_pairs = 0
-    for (split, _, aspects), count in count_kinds(dataset.samples).items():
+    for (split, category, aspects), count in count_kinds(dataset.samples).items():
         if split == "train":
             asked = len(set(config.aspects) & set(aspects))
-            num_train, num_pairs = num_train + count, num_pairs + count * asked
+            num_train, num_pairs = num_train + count * bool(category), num_pairs + count * asked
             num_annotated += count if asked else 0
     num_positions = num_pairs if config.stage1.position == "pair" else num_annotated
     one, two = num_steps_of(num_positions, config.stage1), num_steps_of(num_train, config.stage2)
@@ -49,7 +54,8 @@ def prospects(config: Config, dataset: Dataset) -> tuple[Prospect, Prospect]:
         first = Prospect("stage1", num_annotated, one, obstacle, _summary(obstacle, num_annotated, one), hint)
     lacking = obstacle if obstacle and not os.path.isfile(default_aspect_path(config)) else ""
     if not num_train:
-        lacking = "the dataset has no training image"
+        labeled = "" if config.target.labels is None else f" that target {config.target.name} has a label for"
+        lacking = f"the dataset has no training image{labeled}"
     elif lacking:
         lacking = f"it needs aspect modules, and stage 1 cannot train them; {WITHOUT_STAGE_1}"
     elif config.stage2.targets == "distribution" and not _has_distributions(dataset):

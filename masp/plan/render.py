@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from masp.data.findings import finding_lines
+from masp.data.questions import EMOTION
 from masp.errors import one_line
 from masp.plan.actual import Comparison
 from masp.plan.evaluation import EvaluationEstimate
@@ -64,7 +65,8 @@ def _images(plan: Plan) -> list[str]:
 
 
 def _dataset(plan: Plan) -> list[str]:
-    return [*plan.dataset.holdings.table(), *finding_lines(plan.dataset.findings)]
+    target = [] if plan.dataset.target == EMOTION else [f"target: {plan.dataset.target}"]
+    return [*target, *plan.dataset.holdings.table(), *finding_lines(plan.dataset.findings)]
 
 
 def _cells(values: Sequence[object]) -> str:

@@ -22,6 +22,7 @@ from masp.config import Config
 from masp.data.image_files.stored import Location
 from masp.data.questions import questions_of
 from masp.data.sample import Label, Sample, Samples
+from masp.data.target.labels import Labels, relabeled
 from masp.errors import InputError
 from masp.files.typed import canonical_json
 from masp.models.candidates import candidate_tree
@@ -130,6 +131,23 @@ class PlannedImages(Sequence[PlannedImage]):
         table, asked = self.samples.table, set(aspects)
         is_asked = np.array([bool(asked.intersection(label.aspects or ())) for label in table.labels], dtype=bool)
         return self[is_asked[table.label[self.samples.rows]]]
+
+    def labeled(self) -> PlannedImages:
+        """Those that the target of the run gives a label."""
+        table = self.samples.table
+        is_labeled = np.array([bool(label.category) for label in table.labels], dtype=bool)
+        return self[is_labeled[table.label[self.samples.rows]]]
+
+    def with_labels(self, labels: Labels | None) -> PlannedImages:
+        """The same images with the labels of the target, if it has others than the dataset.
+
+        Args:
+            labels: Labels of all images of the dataset, in the order of its table.
+        """
+        if labels is None:
+            return self
+        samples = relabeled(self.samples, labels.take(self.samples.rows))
+        return PlannedImages(samples, self.kind, self.kinds, self.record_bytes)
 
     @property
     def num_tokens(self) -> np.ndarray:
@@ -390,8 +408,8 @@ class Words:
     """Aspect -> tokens of its question, mean over the templates."""
     answers: dict[str, float]
     """Aspect -> tokens of its answer, mean over the training images that have one."""
-    emotion_question: float
-    emotion_answer: float
+    target_question: float
+    target_answer: float
     counted: bool
     """Whether they were counted with the VLM's own tokenizer; otherwise a word or a punctuation mark counts as one."""
     lead: int = 0
@@ -422,7 +440,7 @@ def count_words(config: Config, samples: Sequence[Sample], categories: Sequence[
     Args:
         config: Run configuration.
         samples: Training samples.
-        categories: Categories that the emotion question lists.
+        categories: Categories that the question about the target lists.
 
     Raises:
         InputError: The questions file is unusable or lacks an aspect.
@@ -432,7 +450,8 @@ def count_words(config: Config, samples: Sequence[Sample], categories: Sequence[
     by_aspect: dict[str, dict[str, int]] = {aspect: {} for aspect in config.aspects}
     emotions: dict[str, int] = {}
     for (_, label), count in Samples.of(samples).kinds().items():
-        emotions[label.category] = emotions.get(label.category, 0) + count
+        if label.category:  # the target gives the others no label
+            emotions[label.category] = emotions.get(label.category, 0) + count
         for aspect, answer in label.items():
             if aspect in by_aspect:
                 by_aspect[aspect][answer] = by_aspect[aspect].get(answer, 0) + count
@@ -443,8 +462,8 @@ def count_words(config: Config, samples: Sequence[Sample], categories: Sequence[
         closing=text.closing,
         questions={a: statistics.mean(map(text.question, questions.templates(a))) for a in config.aspects},
         answers={aspect: _mean(answers, text) for aspect, answers in by_aspect.items()},
-        emotion_question=statistics.mean(map(text.question, questions.every_emotion(categories))),
-        emotion_answer=_mean(emotions, text),
+        target_question=statistics.mean(map(text.question, questions.target_all(categories))),
+        target_answer=_mean(emotions, text),
         counted=text.counted,
         lead=text.lead,
         trail=text.trail,
@@ -457,14 +476,18 @@ def _weighted_words(
     config: Config, text: TextTokens, samples: Sequence[Sample], categories: Sequence[str]
 ) -> WeightedWords | None:
     """Count the answers of images whose categories are all answers; None where one is."""
-    if not weighs_answers(config.stage2, 0) or not samples:
+    if not weighs_answers(config.stage2, 0):
         return None
     kinds: Counter[tuple[str, ...]] = Counter()
     for (_, label), count in Samples.of(samples).kinds().items():
+        if not label.category:
+            continue
         if label.distribution is None:
             kinds[(label.category,)] += count
         else:
             kinds[tuple(c for c, p in zip(categories, label.distribution, strict=True) if p > 0)] += count
+    if not kinds:
+        return None
     is_tree = family_of(config.vlm.path).has_tree
     ids = {category: text.answer(category) for category in categories}
 

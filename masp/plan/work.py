@@ -180,7 +180,7 @@ def stage2_lengths(config: Config, words: Words, block_length: int) -> Lengths:
     aspect_tokens = len(prompt_aspects(config)) * config.aspect_module.num_queries
     image = block_length if settings.vision_features else words.lead + words.trail
     visual = words.image_start + aspect_tokens + image + words.image_end
-    text = words.emotion_question + words.closing
+    text = words.target_question + words.closing
     released, weighted = settings.layout == "released", words.weighted
     if released:
         prefix, before = words.opening, 2 * settings.num_soft_prompt_tokens + visual + text
@@ -189,7 +189,7 @@ def stage2_lengths(config: Config, words: Words, block_length: int) -> Lengths:
     if words.runs_whole or not settings.frozen_prefix:
         prefix, before = 0, prefix + before
     if weighted is None:
-        return Lengths(prefix, released, before + words.emotion_answer + (not released), words.emotion_answer + 1)
+        return Lengths(prefix, released, before + words.target_answer + (not released), words.target_answer + 1)
     if weighted.is_tree:  # each token of the tree predicts what follows it, and the question's last one the first
         return Lengths(prefix, released, before + weighted.tokens, weighted.tokens + 1)
     answer = weighted.tokens / weighted.answers

@@ -263,6 +263,7 @@ def _setting(metrics: MetricsFile, config: RunConfig) -> dict[str, str | float]:
         "VLM": config.vlm,
         "mean_accuracy": metrics.mean_accuracy,
         "stage": metrics.stage,
+        "target": metrics.target,
         "source": metrics.source,
     }
     if metrics.time is not None:

@@ -25,13 +25,13 @@ from masp.results.records import Records, read_records_file
 _CHUNK = 10_000
 
 
-def write_emotion_table(path: Path, source: Path) -> Path:
+def write_target_table(path: Path, source: Path) -> Path:
     """Write a line per image: what it is, what was predicted, and the probability and score of every category; then
     those of the data's own distribution, where they have any.
 
     Args:
         path: CSV file.
-        source: `records.h5` of an evaluation of emotions.
+        source: `records.h5` of an evaluation of a target.
 
     Returns:
         `path`.
@@ -45,10 +45,10 @@ def write_emotion_table(path: Path, source: Path) -> Path:
     fixed = ["sample_key", "image", "label", "prediction", "correct", "probability", "label_probability"]
     names = [f"probability {c}" for c in records.categories] + [f"score {c}" for c in records.categories]
     names += [] if records.distribution is None else [f"distribution {c}" for c in records.categories]
-    return _write(path, [*fixed, *names], _emotion_lines(records))
+    return _write(path, [*fixed, *names], _target_lines(records))
 
 
-def _emotion_lines(records: Records) -> Iterator[list[str]]:
+def _target_lines(records: Records) -> Iterator[list[str]]:
     position = {category: index for index, category in enumerate(records.categories)}
     for start in range(0, len(records), _CHUNK):
         scores = records.scores[start : start + _CHUNK]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from masp.files.regular import is_file
 from masp.report.export import Cell, Interval, Table, write_tables
-from masp.report.record_tables import write_aspect_table, write_emotion_table
+from masp.report.record_tables import write_aspect_table, write_target_table
 from masp.report.tables import AspectRow, ShownDataset, ShownVariant
 from masp.results.aspect_records import DIRECTORY as STAGE1
 from masp.results.metrics_file import MetricsFile, PromptTable
@@ -52,7 +52,7 @@ def write_run_tables(
     is_stage1 = metrics.per_aspect is not None
     stage1 = (evaluate_dir if is_stage1 else evaluate_dir.parent / STAGE1) / FILE
     if not is_stage1 and is_file(evaluate_dir / FILE):
-        written.append(write_emotion_table(directory / "records.csv", evaluate_dir / FILE))
+        written.append(write_target_table(directory / "records.csv", evaluate_dir / FILE))
     if is_file(stage1):
         written.append(write_aspect_table(directory / "records-stage1.csv", stage1))
     return written

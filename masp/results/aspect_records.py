@@ -121,7 +121,7 @@ def read_aspect_records(path: str | Path) -> AspectRecords:
     path = Path(path)
     with reading_records(path) as file:
         if file.has("categories"):
-            raise InputError(f"{path}: holds scores of categories: it is an evaluation of emotions, not of stage 1")
+            raise InputError(f"{path}: holds scores of categories: it is an evaluation of stage 2, not of stage 1")
         digest = ContentDigest()
         columns = {name: read_column(file, name, STRINGS, digest) for name in (*OUTCOMES, "aspect")}
         count = len(columns["sample_key"])

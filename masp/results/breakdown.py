@@ -151,7 +151,7 @@ class ValueGroups:
             aspect: The aspect; one that is not counted is passed over.
             answers: Different answers.
             numbers: `[N]`, which of them each sample is annotated with; -1 for none.
-            is_correct: `[N]` bool, whether the emotion of each was predicted right.
+            is_correct: `[N]` bool, whether the target of each was predicted right.
         """
         if (found := self.counts.get(aspect)) is None:
             return

@@ -1,6 +1,6 @@
 """The files that evaluations leave their numbers in, and their readers.
 
-metrics.json    one evaluation: of emotions, or of stage 1 with `per_aspect`
+metrics.json    one evaluation: of a target, or of stage 1 with `per_aspect`
 datasets.json   name of the dataset -> row of the table over several datasets
 prompts.json    one evaluation with several wordings of the question
 linear_probe.json    a linear probe on the images of an evaluation
@@ -111,6 +111,8 @@ class MetricsFile:
     token_f1: Share | None = None
     per_aspect: Mapping[str, MetricsFile] | None = None
     stage: StageName | None = None
+    target: str | None = None
+    """`target.name`; None where it is the emotion."""
     dataset: str | None = None
     split: Split | None = None
     scoring: Scoring | None = None

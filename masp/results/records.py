@@ -19,7 +19,7 @@ answers are compared by likelihood; `masp.results.aspect_records` writes and rea
 
 Strings are UTF-8, of a fixed number of bytes that is that of the longest one. Attributes of the file: `format_version`,
 `digest` (the version and SHA-256 of all datasets but `attention/weights`, and of the attributes), and of evaluations of
-emotions those of `DataDigests`. Whoever reads the file checks the digest.
+targets those of `DataDigests`. Whoever reads the file checks the digest.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class DataDigests:
 
 @dataclass(frozen=True)
 class Records:
-    """An evaluation of emotions, read from `records.h5`; a column is read into memory once."""
+    """An evaluation of a target, read from `records.h5`; a column is read into memory once."""
 
     columns: Mapping[str, np.ndarray]
     """`sample_key`, `label`, `prediction` and `text`: `[N]` bytes each; see there."""
@@ -130,7 +130,7 @@ def words_of(column: np.ndarray) -> list[str]:
     return [words[number] for number in numbers.tolist()]
 
 
-def write_emotion_records(
+def write_target_records(
     path: Path,
     records: Sequence[Record],
     categories: Sequence[str],
@@ -139,7 +139,7 @@ def write_emotion_records(
     data: DataDigests | None = None,
     distribution: np.ndarray | None = None,
 ) -> str:
-    """Write the records of an evaluation of emotions to a temporary name, then rename it.
+    """Write the records of an evaluation of a target to a temporary name, then rename it.
 
     Args:
         path: `records.h5`.
@@ -273,7 +273,7 @@ def _as_bytes(texts: Sequence[str]) -> np.ndarray:
 
 
 def read_records_file(path: str | Path) -> Records:
-    """Read an evaluation of emotions, and check its digest.
+    """Read an evaluation of a target, and check its digest.
 
     Raises:
         InputError: The file is missing, or of another format or stage. DataError: It is damaged.
@@ -281,7 +281,7 @@ def read_records_file(path: str | Path) -> Records:
     path = Path(path)
     with reading_records(path) as file:
         if file.has("answers") or file.has("aspect"):
-            raise InputError(f"{path}: holds no scores of categories: it is an evaluation of stage 1, not of emotions")
+            raise InputError(f"{path}: holds no scores of categories: it is an evaluation of stage 1, not of stage 2")
         digest = ContentDigest()
         columns = {name: read_column(file, name, STRINGS, digest) for name in (*OUTCOMES, "categories")}
         categories = columns.pop("categories")

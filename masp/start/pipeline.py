@@ -16,6 +16,7 @@ from masp.config import Config
 from masp.config.aspects import load_aspects
 from masp.config.feature_source import cache_directory
 from masp.data.datasets import dataset_of
+from masp.data.target.find_labels import label_dataset
 from masp.distributed.task_share import require_one_process
 from masp.errors import DataError, InputError, StoppedEarly
 from masp.evaluation.run import evaluate, evaluate_dir
@@ -133,7 +134,8 @@ def _check_dataset(config: Config) -> list[str]:
     Raises:
         InputError: The dataset does not allow a step, whoever annotates it.
     """
-    dataset, defined = dataset_of(config), load_aspects(config.aspect_definitions)
+    dataset, _ = label_dataset(config, dataset_of(config))
+    defined = load_aspects(config.aspect_definitions)
     counts = dataset.holdings.aspects.get("train", {})
     lacking = [name for name in config.aspects if not counts.get(name)] if config.checkpoint.aspect is None else []
     never = [name for name in lacking if defined[name].annotate == "never"]

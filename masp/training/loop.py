@@ -142,6 +142,8 @@ class Trainer:
                 self.stage.live.log()
             if self.stage.record:
                 log_findings(self.stage.record.findings, LOG, again=True)
+            if labels := self.stage.cache.labels:
+                log_findings(labels.findings, LOG)
             if note := too_little(name, self.num_steps, self.settings):
                 LOG.warning("%s", note)
         self.num_taken = 0

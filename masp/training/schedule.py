@@ -15,6 +15,7 @@ import numpy as np
 
 from masp.cache.reader import CachedSample
 from masp.config.schema import StageConfig
+from masp.data.target.labels import Labels
 from masp.errors import InputError
 from masp.files.sealed import digest_of
 
@@ -48,6 +49,10 @@ class TrainingCache(Protocol):
     @property
     def categories(self) -> tuple[str, ...]:
         """Names of the categories."""
+
+    @property
+    def labels(self) -> Labels | None:
+        """Labels of the target, where they are not those of the dataset."""
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from masp.artifacts.store import Kind, Lineage, safe_name
+from masp.artifacts.store import Kind, Lineage, TargetLineage, safe_name
 from masp.artifacts.trained import quantization_notes
 from masp.cache.annotations.reading import Origins
 from masp.cache.fingerprint import Fields, fingerprint_digest, layout_notes
@@ -147,6 +147,12 @@ class Stage(ABC):
     def inputs(self) -> tuple[Lineage, ...]:
         """Lineage of the artifacts that the stage builds on."""
         return ()
+
+    @property
+    def target(self) -> TargetLineage | None:
+        """What the stage learns, if not the emotion by the labels of the dataset; None for stage 1, which has no
+        target."""
+        return None
 
     @abstractmethod
     def load_inputs(self, cache: Cache | None) -> None:
@@ -313,6 +319,7 @@ class Stage(ABC):
             layout=self.settings.layout,
             settings=identity,
             answers={aspect: asdict(origins) for aspect, origins in self.sources.answers.items()},
+            target=self.target,
         )
         try:
             self._save(state, lineage)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from masp.artifacts.aspect_tokens import AspectTokens, open_aspect_tokens
 from masp.artifacts.released_format import padding_rows
-from masp.artifacts.store import Lineage, save_aspects, save_soft_prompt
+from masp.artifacts.store import Lineage, TargetLineage, save_aspects, save_soft_prompt
 from masp.artifacts.trained import (
     default_aspect_path,
     default_soft_prompt_path,
@@ -30,9 +31,11 @@ from masp.cache.reader import Cache, CachedSample, open_matching_cache
 from masp.config import Config
 from masp.config.schema import Stage1Config, Stage2Config, StageName
 from masp.data.findings import WITHOUT_STAGE_1, meant_by
-from masp.data.questions import Questions, questions_of
+from masp.data.questions import EMOTION, Questions, questions_of
+from masp.data.target.find_labels import labels_source
 from masp.errors import DataError, InputError
 from masp.extraction.live.images import open_live
+from masp.files.sealed import digest_of
 from masp.models.forward import Stage1Model, Stage2Model, num_logits
 from masp.models.sequence import Batch, build_sequence, make_batch
 from masp.models.sequence import Sequence as TokenSequence
@@ -105,6 +108,11 @@ class AspectStage(Stage):
         findings = self.record.findings if self.record else ()
         return "".join(meant_by(aspect, findings) for aspect in aspects)
 
+    @property
+    def _by_vlm(self) -> str:
+        """How the VLM does it, where there is a cache to read features from."""
+        return " (`masp annotate` lets the VLM do it)" if isinstance(self.cache, Cache) else ""
+
     def _refuse_unknown(self, aspects: Sequence[str]) -> None:
         """Refuse aspects that no training image is annotated with, where the cache is why.
 
@@ -126,7 +134,7 @@ class AspectStage(Stage):
             raise InputError(
                 f"aspects: no training image is annotated with {' or '.join(empty)}{self._meant(empty)}, so that "
                 f"{'its module' if len(empty) == 1 else 'their modules'} would keep random values; give "
-                f"aspects=[{rest}] or annotate images with {'it' if len(empty) == 1 else 'them'}"
+                f"aspects=[{rest}] or annotate images with {'it' if len(empty) == 1 else 'them'}{self._by_vlm}"
             )
 
     def untrained(self, state: dict[str, Tensor]) -> tuple[str, ...]:
@@ -217,7 +225,7 @@ class AspectStage(Stage):
 
 
 class SoftPromptStage(Stage):
-    """Stage 2: the soft prompt learns to make the language model answer with the emotion; aspect modules are frozen."""
+    """Stage 2: the soft prompt learns to make the language model name the category; aspect modules are frozen."""
 
     name, kind, has_target = "stage2", "soft_prompt", True
     course = (*COURSE, "num_soft_prompt_tokens", "soft_prompt_init")
@@ -249,7 +257,7 @@ class SoftPromptStage(Stage):
             path, count = self.config.vlm.path, self.settings.num_soft_prompt_tokens
             num_rows = family_of(path).vocab_size
             padding_rows(load_prompt(path).tokenizer, count, num_rows)
-        self.questions.every_emotion(
+        self.questions.target_all(
             self.cache.categories
         )  # a template that lacks one is refused before anything is loaded
         modules, lineage = load_trained_aspects(self.config, self.sources.hidden_size, self.sources.model)
@@ -274,6 +282,18 @@ class SoftPromptStage(Stage):
 
     def notes(self) -> list[str]:
         return [*super().notes(), *target_notes(self.settings, self.cache, self.schedule.rows)]
+
+    @functools.cached_property
+    def target(self) -> TargetLineage | None:
+        target, labels = self.config.target, self.cache.labels
+        if target.name == EMOTION and target.questions is None and labels is None:
+            return None
+        return TargetLineage(
+            target.name,
+            digest_of(list(self.questions.target_templates)),
+            None if labels is None else labels.digest(self.cache.index.keys),
+            labels_source(target),
+        )
 
     def inputs(self) -> tuple[Lineage, ...]:
         return () if self.aspect_lineage is None else (self.aspect_lineage,)
@@ -342,8 +362,8 @@ class SoftPromptStage(Stage):
 
     def _question(self, epoch: int | None, key: str) -> str:
         if epoch is None:
-            return self.questions.emotion_first(self.cache.categories)
-        return self.questions.emotion(self.cache.categories, self.config.seed, epoch, key)
+            return self.questions.target_first(self.cache.categories)
+        return self.questions.target_question(self.cache.categories, self.config.seed, epoch, key)
 
     def around(
         self, language: LanguageHalf, prompt: Prompt, device: str, partition: Partition | None = None
@@ -362,7 +382,7 @@ class SoftPromptStage(Stage):
         if kind == "padding_rows":
             ids = padding_rows(prompt.tokenizer, count, len(embeddings))
         else:
-            question = self.questions.emotion_first(self.cache.categories)
+            question = self.questions.target_first(self.cache.categories)
             ids = prompt.plain_ids(" ".join([*self.config.aspects, question]).replace("_", " "))
         return initial_soft_prompt(kind, count, embeddings, ids, torch.Generator().manual_seed(self.config.seed))
 
@@ -370,6 +390,8 @@ class SoftPromptStage(Stage):
         identity: dict[str, Any] = {"checkpoint.aspect": self.aspect_digest}
         if not self.settings.vision_features:  # only then: runs from before there was a choice resume
             identity["stage2.vision_features"] = False
+        if self.target is not None:
+            identity["target"] = asdict(self.target)
         if self.settings.targets != "label":
             names = ("targets", "distribution_loss")
             identity |= {f"stage2.{name}": getattr(self.settings, name) for name in names}

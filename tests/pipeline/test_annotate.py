@@ -96,4 +96,4 @@ def test_bad_arguments(commands, config, tmp_path, arguments, message):
     save_config(copy_cache(config, tmp_path / "own"), tmp_path / "own.yaml")
     result = commands("annotate", "--config", tmp_path / "own.yaml", *arguments)
     assert result.code == 2 and message in result.stderr
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    (_,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]

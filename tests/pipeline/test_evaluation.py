@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from masp.cache.reader import open_cache
-from masp.data.answers import LEVELS
 from masp.errors import DataError
 from masp.results.ledger import read_records
 from masp.results.ledger_format import Record, encode_line
@@ -150,7 +149,7 @@ def test_stage_1_is_evaluated_per_aspect(commands, world, trained, tmp_path):
     assert {aspect: values["kind"] for aspect, values in one["per_aspect"].items()} == {
         "scene": "open", "object": "open", "brightness": "closed"
     }  # fmt: skip
-    assert one["per_aspect"]["brightness"]["categories"] == list(LEVELS)
+    assert one["per_aspect"]["brightness"]["categories"] == ["very low", "low", "moderate", "high", "very high"]
     with h5py.File(tmp_path / "two" / "records.h5") as file:
         assert len(file["sample_key"]) == 24 and file["answers/brightness/scores"].shape == (8, 5)
 
@@ -443,11 +442,11 @@ def test_what_others_score_while_this_one_starts_is_not_scored_again(
     """The same command before the slice is taken; then a rank of another division, and the same command again."""
     import masp.evaluation.run
     from masp.config import load_config
-    from masp.evaluation.emotions import EmotionEvaluation
+    from masp.evaluation.target import TargetEvaluation
     from masp.results.ledger import Ledgers
 
     settings = world.settings(trained, f"evaluate.output_dir={tmp_path}")
-    load, begin = EmotionEvaluation.load, Ledgers.begin
+    load, begin = TargetEvaluation.load, Ledgers.begin
     loaded = []
 
     def meanwhile_the_same(*arguments):
@@ -465,7 +464,7 @@ def test_what_others_score_while_this_one_starts_is_not_scored_again(
             assert json.loads((tmp_path / "status.json").read_text())["state"] == "running"
         load(evaluation, device, language)
 
-    monkeypatch.setattr(EmotionEvaluation, "load", meanwhile_another)
+    monkeypatch.setattr(TargetEvaluation, "load", meanwhile_another)
     if window == "before it begins":
         monkeypatch.setattr(Ledgers, "begin", meanwhile_the_same)
     _becomes_rank(monkeypatch, 0, 1)

@@ -82,7 +82,7 @@ def test_an_aspect_without_images_is_refused_before_anything_is_loaded(commands,
     done = commands("train", "--stage", "stage1", "--config", config, aspects, f"output_dir={folder / 'other'}")
     assert done.code == 2 and done.stderr.splitlines()[-1] == (
         "error: aspects: no training image is annotated with human_action, so that its module would keep random "
-        "values; give aspects=[scene] or annotate images with it"
+        "values; give aspects=[scene] or annotate images with it (`masp annotate` lets the VLM do it)"
     )
     assert not (folder / "other/stage1/aspect.safetensors").exists()
 

@@ -55,13 +55,21 @@ MAX_COMMANDS = 22
 TESTED_ELSEWHERE = {
     "launch/jobs.py": ("unit/launch/job/test_jobs.py", "launch.jobs"),
     "launch/task.py": ("unit/launch/job/test_task.py", "launch.task"),
+    "masp/annotation/agreement.py": ("pipeline/test_annotate.py", "--agreement"),
+    "masp/annotation/units.py": ("unit/annotation/test_job.py", "is not the image that the cache holds features of"),
+    "masp/annotation/wanted.py": ("unit/annotation/test_job.py", "people_win"),
     "masp/artifacts/trained.py": ("unit/artifacts/test_store.py", "masp.artifacts.trained"),
+    "masp/cache/annotations/manifest.py": ("unit/annotation/test_job.py", "read_stored"),
+    "masp/cache/annotations/parts.py": ("unit/annotation/test_job.py", ".parts/weather-"),
+    "masp/cache/annotations/source.py": ("unit/annotation/test_job.py", "other_settings_are_refused"),
+    "masp/cache/annotations/table.py": ("unit/annotation/test_job.py", "reads_as_one_table"),
     "masp/cache/remote/address.py": ("unit/cache/remote/test_bucket.py", "must be hf://owner/name, a URL"),
     "masp/cache/remote/cache_files.py": ("unit/cache/remote/test_pull.py", "the manifest says"),
     "masp/cache/remote/derived.py": ("unit/cache/remote/test_pull.py", "what_follows_from_the_sidecars"),
     "masp/cache/remote/directory.py": ("unit/cache/remote/test_push.py", "in_a_directory"),
     "masp/cache/remote/place.py": ("unit/cache/remote/test_push.py", "a_damaged_file_of_the_cache"),
     "masp/cache/remote/present.py": ("unit/cache/remote/test_push.py", "is_not_sent_again"),
+    "masp/cli/annotate.py": ("pipeline/test_annotate.py", '"annotate"'),
     "masp/cli/cache.py": ("pipeline/test_cache_damage.py", '"cache", "verify"'),
     "masp/cli/compare.py": ("unit/experiments/test_compare.py", '"compare"'),
     "masp/cli/demo.py": ("unit/test_packaging.py", '"make-demo-data"'),
@@ -374,3 +382,38 @@ def test_whatever_is_imported_is_declared_and_pinned():
     used -= {module.rpartition(".")[2] for module in MODULES if module.startswith("tools.")}
     assert used <= set(declared), sorted(used - set(declared))
     assert {name.lower() for name in declared} <= {name.lower() for name in pinned} | {"python_requires"}
+
+
+# Aspects are the user's: their names are in files of definitions and nowhere else. Of these words, two are also how an
+# aspect can be answered from the pixels, and one is a type of JSON schema.
+NAMES_OF_ASPECTS = {"facial_expression", "object", "scene", "human_action", "brightness", "colorfulness"}
+FROM_PIXELS = {"brightness", "colorfulness"}
+OTHER_MEANING = {"masp/config/aspects.py": FROM_PIXELS, "masp/config/fields.py": {"object"}}
+
+
+def constants(tree: ast.AST) -> Iterator[str]:
+    """The strings that a program works with: neither docstrings nor examples of settings."""
+    for child in ast.iter_child_nodes(tree):
+        if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):
+            continue
+        if isinstance(child, ast.keyword) and child.arg == "examples":
+            continue
+        if isinstance(child, ast.Constant) and isinstance(child.value, str):
+            yield child.value
+        yield from constants(child)
+
+
+def test_nothing_but_the_demo_world_knows_which_aspects_there_are():
+    found, read = {}, 0
+    for path in sorted(MODULES.values()):
+        name = path.relative_to(REPOSITORY).as_posix()
+        if name.startswith("masp/demo/"):
+            continue
+        words = {text for text in constants(ast.parse(path.read_text(encoding="utf-8"))) if text in NAMES_OF_ASPECTS}
+        read += 1
+        known = FROM_PIXELS if name.startswith("masp/annotation/") else OTHER_MEANING.get(name, set())
+        if words - known:
+            found[name] = sorted(words - known)
+    assert read > 200 and not found
+    demo = ast.parse((REPOSITORY / "masp/demo/world/factors.py").read_text(encoding="utf-8"))
+    assert set(constants(demo)) >= NAMES_OF_ASPECTS  # and so this test can find them

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from masp.config import load_config
+from masp.config import load_aspects, load_config
 from masp.data.datasets import read_dataset
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs/datasets.md"
@@ -175,7 +175,7 @@ def test_what_a_row_says_is_enough(writer, settings, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     writer(tmp_path / "DATA")
     settings = [setting.replace("DATA", str(tmp_path / "DATA")) for setting in settings]
-    dataset = read_dataset(load_config(None, ["vlm.path=x", "cache.dir=y", *settings]).dataset)
+    dataset = read_dataset(load_config(None, ["vlm.path=x", "cache.dir=y", *settings]).dataset, load_aspects())
     assert len(dataset.samples) == len(IMAGES)
     assert {sample.category for sample in dataset.samples} in ({"joy", "fear"}, {"awe", "fear"})
     splits = {"train"} if writer is webdataset else {"train", "test"}

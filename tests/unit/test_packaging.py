@@ -112,7 +112,7 @@ def test_every_configuration_that_the_documentation_names_works_outside_the_clon
         log.setup()
         assert "site-packages" in masp.__file__, masp.__file__
         for path in {configs}:
-            assert load_questions(load_config(path).questions).emotions
+            assert load_questions(load_config(path).questions).target_templates
         assert pathlib.Path(load_config("configs/demo.yaml").vlm.path, "config.json").is_file()
         from {load_cluster.__module__} import load_cluster
         for path in {clusters}:

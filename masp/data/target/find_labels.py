@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 
 from masp.config import Config
 from masp.config.aspects import load_aspects
+from masp.config.schema import TargetConfig
 from masp.data.answer_table import AnswerTable
 from masp.data.findings import Finding, examples
 from masp.data.image_files.paths import path_inside
@@ -19,9 +21,9 @@ from masp.data.sources.category_names import did_you_mean, is_number
 from masp.data.sources.labels import NO_LABEL
 from masp.data.sources.rows import Value
 from masp.data.sources.table import EXTENSIONS, table_columns, table_rows
-from masp.data.target.labels import NONE, Labels, relabeled
+from masp.data.target.labels import NONE, Labels, relabeled, relabeled_findings
 from masp.errors import InputError
-from masp.files.text import shown
+from masp.files.text import nfc, shortened, shown
 from masp.files.typed import is_text
 from masp.taxonomy import normalize_category
 
@@ -74,6 +76,18 @@ class _Given:
     findings: tuple[Finding, ...] = ()
 
 
+def labels_source(target: TargetConfig) -> str:
+    """Where the labels of a target come from, in words."""
+    if target.labels is None:
+        return "dataset"
+    return f"table {Path(target.labels).name}" if is_table(target.labels) else f"aspect {target.labels}"
+
+
+def is_table(labels: str | None) -> TypeGuard[str]:
+    """Whether `target.labels` names a table."""
+    return labels is not None and labels.lower().endswith(EXTENSIONS)
+
+
 def find_labels(config: Config, images: DatasetImages) -> Labels | None:
     """The labels of the target; None where the configuration says nothing of them, so that the dataset's count.
 
@@ -90,7 +104,7 @@ def find_labels(config: Config, images: DatasetImages) -> Labels | None:
         return None
     if target.labels is None:
         given = _Given(images.categories, images.category)
-    elif target.labels.lower().endswith(EXTENSIONS):
+    elif is_table(target.labels):
         given = _of_table(Path(target.labels), images, target.categories or ())
     else:
         given = _of_aspect(config, target.labels, images)
@@ -101,7 +115,7 @@ def find_labels(config: Config, images: DatasetImages) -> Labels | None:
     distribution = images.distribution if target.labels is None else None
     if distribution is not None:
         distribution = _restricted(distribution, [images.categories.index(name) for name in categories])
-    findings = (*given.findings, *_left_out(config, given.code, category))
+    findings = (*given.findings, *_left_out(config, given.code, category), *_shown_by_aspect(config))
     return Labels(categories, category, distribution, findings)
 
 
@@ -116,7 +130,8 @@ def label_dataset(config: Config, dataset: Dataset) -> tuple[Dataset, Labels | N
     labels = find_labels(config, DatasetImages.of(dataset))
     if labels is None:
         return dataset, None
-    return replace(dataset, categories=labels.categories, samples=relabeled(dataset.samples, labels)), labels
+    seen = replace(dataset, categories=labels.categories, samples=relabeled(dataset.samples, labels))
+    return replace(seen, findings=relabeled_findings(seen.findings, seen.holdings, seen.categories)), labels
 
 
 def _categories(config: Config, names: Sequence[str], present: set[str]) -> tuple[str, ...]:
@@ -125,8 +140,6 @@ def _categories(config: Config, names: Sequence[str], present: set[str]) -> tupl
     if target.categories is not None:
         found = tuple(normalize_category(name) for name in target.categories)
         setting = f"target.categories = {shown(target.categories)}"
-        if "" in found or len(set(found)) < len(found):
-            raise InputError(f"{setting}: must name different categories (case and underscores make no difference)")
         if absent := [name for name in found if name not in present]:
             raise InputError(
                 f"{setting}: no image has the label {shown(absent[0])}{did_you_mean(absent[0], sorted(present))}; "
@@ -151,6 +164,19 @@ def _left_out(config: Config, before: np.ndarray, after: np.ndarray) -> list[Fin
     why += [f"{count - without:,} have a label that is not in target.categories"] * (count > without)
     text = f"target {config.target.name}: {count:,} of {len(after):,} images are left out: {' and '.join(why)}"
     return [Finding("labels", text, count, serious=2 * count > len(after))]
+
+
+def _shown_by_aspect(config: Config) -> list[Finding]:
+    """That an aspect module is trained on the labels of the target, where one is."""
+    target, others = config.target, [name for name in config.aspects if name != config.target.labels]
+    if len(others) == len(config.aspects) or config.checkpoint.aspect == "none":
+        return []
+    text = (
+        f"target {target.name}: its labels are the answers to aspect {target.labels}, which is in aspects too: stage 1 "
+        "trains that aspect module on the labels of the training images, so the prompt of stage 2 already says the "
+        f"answer; leave it out with aspects=[{','.join(others)}]"
+    )
+    return [Finding("labels", text, 1, serious=True)]
 
 
 def _restricted(distribution: np.ndarray, columns: Sequence[int]) -> np.ndarray:
@@ -185,7 +211,7 @@ def _of_table(path: Path, images: DatasetImages, categories: Sequence[str]) -> _
     name = next((each for each in ("key", "image") if each in columns), None)
     if name is None or "label" not in columns:
         raise InputError(
-            f"{_KEY}: {path}: must have the columns key (sample keys) or image (paths as in the dataset), and label; "
+            f"{_KEY}: {path}: must have the columns key (sample keys) or image (paths in the dataset), and label; "
             f"has {shown(', '.join(columns))}"
         )
     row_of = _rows_by_key(images.keys) if name == "key" else _rows_by_path(images.keys)
@@ -206,8 +232,8 @@ def _of_table(path: Path, images: DatasetImages, categories: Sequence[str]) -> _
             continue
         if place == _SEVERAL:
             raise InputError(
-                f"{where}: {name} = {shown(image)}: several splits have an image of this path; give the column key, "
-                "with the split in front"
+                f"{where}: {name} = {shown(image)}: several images have this path; put the split in front, as in "
+                f"train/{shortened(image)}"
             )
         if label is None:
             continue
@@ -223,7 +249,7 @@ def _of_table(path: Path, images: DatasetImages, categories: Sequence[str]) -> _
 
 
 _SEVERAL = -2
-"""Instead of the place of an image: the path of images in several splits."""
+"""Instead of the place of an image: the path of several, in different splits."""
 
 
 def _rows_by_key(keys: Sequence[str]) -> dict[str, int]:
@@ -231,10 +257,12 @@ def _rows_by_key(keys: Sequence[str]) -> dict[str, int]:
 
 
 def _rows_by_path(keys: Sequence[str]) -> dict[str, int]:
+    """The place of each image by its path, with and without the split in front."""
     found: dict[str, int] = {}
     for row, key in enumerate(keys):
-        path = path_of(key)
-        found[path] = row if path not in found else _SEVERAL
+        path = nfc(path_of(key))  # a table may spell a name in another Unicode form than the file system
+        for name in (path, f"{key.partition('/')[0]}/{path}"):
+            found[name] = row if name not in found else _SEVERAL
     return found
 
 
@@ -243,7 +271,7 @@ def _image(value: Value, where: str, is_path: bool) -> str:
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{where}: must name an image, not {'empty' if value is None else shown(value)}")
     text = value.strip()
-    return text if not is_path else path_inside(text, absolute=True) or text
+    return text if not is_path else nfc(path_inside(text, absolute=True) or text)
 
 
 def _label(value: Value, where: str, categories: frozenset[str]) -> str | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from masp.data.findings import DatasetRecord, Finding, Holdings, coverage_findings
-from masp.data.sample import Samples, Table
+from masp.data.sample import Label, Samples
 
 NONE = -1
 """The number that stands for no category."""
@@ -71,9 +71,24 @@ class Labels:
             counts[name] = {c: n for c, n in sorted(zip(self.categories, count, strict=True)) if n}
         kept = {name: record.holdings.aspects.get(name, {}) for name in counts}
         holdings = Holdings(counts, kept)
-        own = [each for each in coverage_findings(holdings, self.categories, ()) if each.kind == "categories"]
-        others = [each for each in record.findings if each.kind not in ("categories", "labels")]
-        return replace(record, holdings=holdings, findings=(*others, *own))
+        return replace(
+            record, holdings=holdings, findings=relabeled_findings(record.findings, holdings, self.categories)
+        )
+
+
+def relabeled_findings(
+    findings: Sequence[Finding], holdings: Holdings, categories: Sequence[str]
+) -> tuple[Finding, ...]:
+    """What is to be known about a dataset whose images have other labels now.
+
+    Args:
+        findings: What is to be known of it with its own labels.
+        holdings: How many images have which of the other labels.
+        categories: Categories of the other labels.
+    """
+    others = [each for each in findings if each.kind not in ("categories", "labels")]
+    own = [each for each in coverage_findings(holdings, categories, ()) if each.kind == "categories"]
+    return (*others, *own)
 
 
 def relabeled(samples: Samples, labels: Labels) -> Samples:
@@ -86,13 +101,11 @@ def relabeled(samples: Samples, labels: Labels) -> Samples:
     part = samples.table.part(samples.rows)
     width = len(labels.categories) + 1
     codes = part.label.astype(np.int64) * width + labels.category + 1
-    kinds, first, label = np.unique(codes, return_index=True, return_inverse=True)
-    table: Table = replace(
-        part,
-        label=label.astype(np.int32),
-        labels=[
-            replace(part.labels[code // width], category=labels.name(row), distribution=labels.shares(row))
-            for code, row in zip(kinds.tolist(), first.tolist(), strict=True)
-        ],
-    )
+    kinds, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    numbers: dict[Label, int] = {}  # labels that differed in their category alone may be one now
+    found = []
+    for code, row in zip(kinds.tolist(), first.tolist(), strict=True):
+        now = replace(part.labels[code // width], category=labels.name(row), distribution=labels.shares(row))
+        found.append(numbers.setdefault(now, len(numbers)))
+    table = replace(part, label=np.array(found, dtype=np.int32)[inverse], labels=list(numbers))
     return Samples(table, np.arange(len(samples)))

@@ -69,7 +69,7 @@ def caption_accuracy(model, tokenizer, questions: Questions, count: int, seed: i
     rng = np.random.default_rng([seed, 99])
     writer, packer = Examples(tokenizer, questions, rng, model.config.text_config.vocab_size), Packer(tokenizer)
     before = writer.plain_slots("sense", SENSES[0], 1)
-    turn = Turn(EMOTION, questions.emotion_first(EMOTIONS), EMOTIONS[0], before=before)
+    turn = Turn(EMOTION, questions.target_first(EMOTIONS), EMOTIONS[0], before=before)
     reached = best = 0.0
     for start in range(0, count, 50):
         scenes = [draw_scene(rng).only(ASPECTS) for _ in range(min(50, count - start))]

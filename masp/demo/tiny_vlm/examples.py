@@ -128,9 +128,9 @@ class Examples:
             if sense in (None, meant):
                 chances += chance * posterior((known if meant == SENSES[0] else known.only(SHOWN_BY)).labels)
         chances /= chances.sum()
-        question = self.questions.emotion(EMOTIONS, 0, 0, str(self.rng.integers(1 << 62)))
+        question = self.questions.target_question(EMOTIONS, 0, 0, str(self.rng.integers(1 << 62)))
         if self.rng.random() < 0.3:
-            question = self.questions.emotion_first(EMOTIONS)
+            question = self.questions.target_first(EMOTIONS)
         answer = EMOTIONS[self.rng.choice(len(EMOTIONS), p=chances)]
         return Turn(EMOTION, question, answer, chances, self.sense_slots(sense))
 

@@ -47,7 +47,7 @@ def vocabulary_texts(questions: Questions) -> list[str]:
     levels = [word for words_ in CAPTION_LEVELS.values() for word in words_]
     answers = sorted({*labels, *levels, *SENSES, *EMOTIONS, *LEVELS, NONE})
     asked = [t for templates in questions.aspects.values() for t in templates]
-    asked += questions.every_emotion(EMOTIONS)
+    asked += questions.target_all(EMOTIONS)
     parts = sorted({part for text in answers for part in text.split()})
     return [SYSTEM, "system", "user", "assistant", *asked, *answers, *parts, *(f"a, {part}" for part in parts)]
 

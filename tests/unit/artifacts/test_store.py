@@ -11,11 +11,13 @@ from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from masp.artifacts.released_format import TOKEN
 from masp.artifacts.store import (
     Lineage,
+    TargetLineage,
     aspect_digest,
     load_aspects,
     load_soft_prompt,
@@ -23,7 +25,7 @@ from masp.artifacts.store import (
     save_aspects,
     save_soft_prompt,
 )
-from masp.artifacts.trained import check_lineage, quantization_notes
+from masp.artifacts.trained import check_lineage, check_target, quantization_notes
 from masp.errors import DataError, InputError, MaspError
 from masp.models.trainable import AspectModules, SoftPrompt
 
@@ -83,6 +85,26 @@ def test_soft_prompt_in_both_formats(soft_path):
     imported, released = load_soft_prompt(str(soft_path.with_suffix(".pt")), HIDDEN)
     assert torch.equal(own.weight, imported.weight) and imported.weight.shape == (4, HIDDEN)
     assert (released.origin, released.layout, released.digest) == ("imported", None, lineage.digest)
+
+
+def test_a_soft_prompt_of_another_target_says_so_and_has_a_name_of_its_own(modules, soft_path, tmp_path):
+    _, lineage = load_soft_prompt(str(soft_path), HIDDEN)
+    assert lineage.target is None and lineage.target_name == "emotion"
+    with safe_open(soft_path, "pt") as file:  # as it was before there was a choice
+        assert "target" not in json.loads(file.metadata()["masp"])
+    target = TargetLineage("season", "1" * 64, "2" * 64, "table seasons.csv")
+    path = save_soft_prompt(SoftPrompt(torch.randn(4, HIDDEN)), tmp_path, replace(lineage, target=target))
+    assert path.name == "soft_prompt_my-set-2_season.safetensors" and path.with_suffix(".pt").is_file()
+    _, found = load_soft_prompt(str(path), HIDDEN)
+    assert found.target == target and found.target_name == "season"
+    assert found.to_json()["target"] == vars(target) and "target" not in lineage.to_json()
+    check_target(found, "p", "season")
+    check_target(lineage, "p", "emotion")
+    check_target(load_soft_prompt(str(path.with_suffix(".pt")), HIDDEN)[1], "p", "emotion")  # it does not say
+    with pytest.raises(InputError, match="p was trained for target season, but target.name = emotion; give the same"):
+        check_target(found, "p", "emotion")
+    with pytest.raises(InputError, match="p was trained for target emotion, but target.name = season; give the same"):
+        check_target(lineage, "p", "season")
 
 
 def test_a_choice_of_aspects_in_another_order(modules, aspect_path):

@@ -16,7 +16,7 @@ from masp.cache import reader
 from masp.cache.codec import TORCH_NAMES
 from masp.cache.layout import LAYOUT, MANIFEST
 from masp.cache.reader import open_cache
-from masp.data.datasets import read_dataset
+from masp.data.datasets import dataset_of
 from masp.data.images import load_image
 from masp.errors import DataError, InputError
 from masp.files.typed import plain
@@ -31,7 +31,7 @@ def test_features_are_those_of_the_encoder_and_labels_those_of_the_dataset(made,
     root, vlm, folder = made
     config = make_config(root, vlm, folder)
     vision, preprocess = load_vision_half(vlm), load_preprocessor(vlm)
-    samples = {sample.key: sample for sample in read_dataset(config.dataset).samples}
+    samples = {sample.key: sample for sample in dataset_of(config).samples}
     assert len(cache) == len(samples) - 3
     for row, key in enumerate(cache.index.keys):
         cached, sample = cache.read(row), samples[key]
@@ -78,7 +78,7 @@ def test_caches_of_half_precision_come_back_bit_for_bit(made, tmp_path, dtype):
     cache = open_cache(extract(make_config(root, vlm, tmp_path / "c", f"cache.dtype={dtype}", "cache.num_shards=1")))
     wanted = {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
     config = make_config(root, vlm, tmp_path / "c")
-    path = {s.key: s.image for s in read_dataset(config.dataset).samples}[cache.index.keys[0]]
+    path = {s.key: s.image for s in dataset_of(config).samples}[cache.index.keys[0]]
     inputs, layout = load_preprocessor(vlm)(load_image(path, 1024))
     (features,) = load_vision_half(vlm, wanted).encode([inputs], [layout])
     assert cache.read(0).features.tokens.dtype == wanted

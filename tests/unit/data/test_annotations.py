@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from masp.config import load_aspects
 from masp.data import annotations
 from masp.data.annotations import read_annotations
 from masp.errors import DataError, InputError
@@ -19,15 +20,17 @@ def root(tmp_path):
 
 
 def answers(root, paths):
-    found = [[c.answers[n] if n >= 0 else None for n in c.numbers] for c in read_annotations(root, paths)]
+    found = [
+        [c.answers[n] if n >= 0 else None for n in c.numbers] for c in read_annotations(root, paths, load_aspects())
+    ]
     return [each for chunk in found for each in chunk]
 
 
 def test_equal_answers_are_listed_once_and_missing_files_have_none(root):
-    (chunk,) = read_annotations(root, ["0.json", *PATHS])
+    (chunk,) = read_annotations(root, ["0.json", *PATHS], load_aspects())
     assert chunk.numbers == [0, 0, -1, 1, -1, 2]
     assert chunk.answers == [(("scene",), ("sea",)), ((), ()), (("object", "scene"), ("dog", "sea"))]
-    assert chunk.misspelled == {"Scene": 1}
+    assert chunk.misspelled == {("Scene", "scene"): 1}
 
 
 def test_processes_find_the_same(root, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from masp.config import DatasetConfig
+from masp.config import DatasetConfig, load_aspects
 from masp.data.datasets import SPLITS, list_dataset, read_dataset
 from masp.data.findings import NO_ANNOTATIONS
 from masp.data.sample import Samples
@@ -26,7 +26,7 @@ def write(path: Path, content: object = "image") -> Path:
 
 
 def read(root: Path, name: str = "emoset", categories: list[str] | None = None):
-    return read_dataset(DatasetConfig(name=name, root=str(root), categories=categories))
+    return read_dataset(DatasetConfig(name=name, root=str(root), categories=categories), load_aspects())
 
 
 def texts(dataset) -> list[str]:
@@ -357,7 +357,7 @@ def test_annotations_of_some_images_are_read_alone(tmp_path):
     folders(tmp_path, *(f"train/awe/{i}.jpg" for i in range(3)))
     for i in range(3):
         write(tmp_path / f"annotation/awe/{i}.json", {"scene": f"place {i}"} if i else "[")
-    listed = list_dataset(DatasetConfig(name="emoset", root=str(tmp_path)))
+    listed = list_dataset(DatasetConfig(name="emoset", root=str(tmp_path)), load_aspects())
     listed.read(listed.samples[1:2])
     assert listed.samples[1].answers == {"scene": "place 1"} and listed.samples.keys[1] == "train/awe/1%2Ejpg"
     with pytest.raises(AssertionError, match="has not been read"):
@@ -384,16 +384,16 @@ def test_some_samples_are_pickled_alone(tmp_path):
 def test_what_may_be_meant_is_said(tmp_path):
     folders(tmp_path / "a", *(f"{kind}/{name}/{n}.png" for kind in ("images", "masks") for n, name in enumerate("xy")))
     split = {"train": 1.0}
-    found = read_dataset(DatasetConfig(root=str(tmp_path / "a"), split=split))
+    found = read_dataset(DatasetConfig(root=str(tmp_path / "a"), split=split), load_aspects())
     assert any("hold the same directories, x, y" in text for text in texts(found))
     folders(tmp_path / "b", "joy/1.png", "fear/2.png", "annotations/3.png")
-    found = read_dataset(DatasetConfig(root=str(tmp_path / "b"), split=split))
+    found = read_dataset(DatasetConfig(root=str(tmp_path / "b"), split=split), load_aspects())
     assert found.categories == ("fear", "joy") and any("did you mean annotation/?" in text for text in texts(found))
     folders(tmp_path / "c", "joy/s1/1.png", "joy/s2/2.png")
-    found = read_dataset(DatasetConfig(name="emotion6", root=str(tmp_path / "c"), split=split))
+    found = read_dataset(DatasetConfig(name="emotion6", root=str(tmp_path / "c"), split=split), load_aspects())
     assert {sample.category for sample in found.samples} == {"joy"}
     folders(tmp_path / "d", "images/joy/1.png", "images/fear/2.png", "stray.png", "images/stray.png")
-    found = read_dataset(DatasetConfig(root=str(tmp_path / "d"), split=split))
+    found = read_dataset(DatasetConfig(root=str(tmp_path / "d"), split=split), load_aspects())
     assert found.ignored == ("images/stray.png", "stray.png")
     (tmp_path / "e").mkdir()
     (tmp_path / "e/images").mkdir()
@@ -401,6 +401,9 @@ def test_what_may_be_meant_is_said(tmp_path):
         (tmp_path / "e/images" / name).symlink_to(tmp_path / "d/images" / name)
     (tmp_path / "e/images/joy").parent.joinpath("circle").symlink_to(tmp_path / "e")
     found = read_dataset(
-        DatasetConfig(root=str(tmp_path / "e"), split=split, label_names={"joy": "joy", "fear": "fear", "circle": None})
+        DatasetConfig(
+            root=str(tmp_path / "e"), split=split, label_names={"joy": "joy", "fear": "fear", "circle": None}
+        ),
+        load_aspects(),
     )
     assert len(found.samples) == 2

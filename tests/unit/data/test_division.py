@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from masp.config import load_aspects
 from masp.config.schema import DatasetConfig
 from masp.data.datasets import list_dataset
 from masp.data.division import Undivided, divide, read_division, record_division
@@ -163,7 +164,7 @@ def test_folders_and_index_files_are_divided(tmp_path):
     rows = [["joy" if n % 2 else "fear", f"image/{'joy' if n % 2 else 'fear'}/{n}.png", ""] for n in range(20)]
     (tmp_path / "emoset/train.json").write_text(json.dumps(rows))
     for place, prefix in (("flat", ""), ("split", ""), ("emoset", "image/")):
-        dataset = list_dataset(config({"train": 0.5, "test": 0.5}, root=tmp_path / place)).whole()
+        dataset = list_dataset(config({"train": 0.5, "test": 0.5}, root=tmp_path / place), load_aspects()).whole()
         assert Counter(sample.split for sample in dataset.samples) == {"train": 10, "test": 10}
         for sample in dataset.samples:
             assert os.path.isfile(sample.image) and sample.key.startswith(f"{sample.split}/{prefix}{sample.category}/")
@@ -186,7 +187,7 @@ def test_lists_may_exchange_images_of_one_name(tmp_path):
     (tmp_path / "train.txt").write_text("test/joy/0.png\ntrain/joy/0.png\n")
     (tmp_path / "test.txt").write_text("train/joy/1.png\n")
     lists = {split: str(tmp_path / f"{split}.txt") for split in ("train", "test")}
-    samples = list_dataset(config(lists, root=tmp_path)).whole().samples
+    samples = list_dataset(config(lists, root=tmp_path), load_aspects()).whole().samples
     assert {sample.key: os.path.relpath(sample.image, tmp_path) for sample in samples} == {
         "test/train/joy/1%2Epng": "train/joy/1.png",
         "train/joy/0%2Epng": "train/joy/0.png",

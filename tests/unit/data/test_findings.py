@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from masp.config import DatasetConfig, load_aspects
+from masp.data.datasets import read_dataset
 from masp.data.findings import (
     Contents,
     Finding,
@@ -21,12 +23,13 @@ from masp.data.findings import (
     key_findings,
     log_findings,
     look_alike,
+    meant_aspect,
     meant_by,
 )
 from masp.errors import DataError
-from masp.taxonomy import ASPECTS
 from tests.unit.data.test_datasets import ANNOTATION, folders, index, read, refused, texts, write
 
+ASPECTS = tuple(load_aspects())
 NFC, NFD = "café", unicodedata.normalize("NFD", "café")
 
 
@@ -187,8 +190,54 @@ def test_a_wrong_category_names_the_one_that_is_probably_meant(tmp_path, name, m
     ],
 )
 def test_keys_that_are_nearly_an_aspect(key, aspect):
-    assert close_to(key, ASPECTS) == aspect
-    assert [f.meant for f in key_findings({key: 3})] == ([aspect] if aspect else [])
+    assert close_to(key, ASPECTS) == meant_aspect(key, ASPECTS) == aspect
+
+
+def test_misspelled_keys_are_warned_of():
+    (found,) = key_findings({("Colour", "colorfulness"): 3})
+    assert found.serious and found.count == 3 and found.meant == "colorfulness"
+    assert found.text == "3 annotations have the key 'Colour', which is ignored: did you mean colorfulness?"
+
+
+@pytest.mark.parametrize(
+    ("key", "aspect"),
+    [
+        ("Weather", "Weather-Type"),  # a part of it
+        ("weather_type", "Weather-Type"),
+        ("Age", "age"),
+        ("ages", "age"),
+        ("image", ""),  # similar to `age` by its letters, and what it says is known
+        ("page", ""),
+        ("image_id", ""),
+        ("emotion", ""),  # a part of `emotional_tone`, and EmoSet's own key
+        ("emotional tone", "emotional_tone"),
+        ("emotionaltone", "emotional_tone"),
+    ],
+)
+def test_keys_that_are_nearly_an_aspect_of_ones_own(key, aspect):
+    assert meant_aspect(key, ("Weather-Type", "age", "emotional_tone")) == aspect
+
+
+def test_answers_beyond_the_vocabulary_are_kept_and_said(tmp_path):
+    folders(tmp_path, *(f"train/awe/{i}.jpg" for i in range(6)))
+    weather = ["rain", "Fog ", "hail", "hail", "acid_rain", ""]
+    sky = [["sun"], ["sun", "moon"], ["ufo", "sun"], [], ["kite", "ufo"], ["moon"]]
+    for i in range(6):
+        write(tmp_path / f"annotation/awe/{i}.json", {"weather": weather[i], "sky": sky[i], "mood": 0.5})
+    (tmp_path / "aspects.yaml").write_text(
+        "weather: {questions: [Q], vocabulary: [rain, fog]}\n"
+        "sky: {kind: list, questions: [Q], vocabulary: [sun, moon]}\n"
+        "mood: {kind: level, questions: [Q], bounds: [0, 1], words: [sad, glad]}\n"
+    )
+    dataset = read_dataset(DatasetConfig(root=str(tmp_path)), load_aspects(tmp_path / "aspects.yaml"))
+    assert [dict(s.answers).get("weather") for s in dataset.samples][2:5] == ["hail", "hail", "acid rain"]
+    found = [f for f in dataset.findings if "vocabulary" in f.text]
+    text = "{} images are annotated with answers to {} that are not in its vocabulary (2 different); they are kept"
+    assert [str(f) for f in found] == [
+        f"{text.format(2, 'sky')}: 'ufo', 'kite'",
+        f"{text.format(3, 'weather')}: 'hail', 'acid rain'",
+    ]
+    assert [(f.kind, f.count, f.serious) for f in found] == [("aspects", 2, False), ("aspects", 3, False)]
 
 
 def test_misspelled_keys_are_counted_where_the_aspect_is_missing(tmp_path):
@@ -220,7 +269,7 @@ def test_what_a_split_lacks():
         {"train": {"awe": 3, "joy": 1}, "test": {"awe": 1, "fear": 2}},
         {"train": {"scene": 2}, "test": {"scene": 1, "object": 1}},
     )
-    found = {str(f): f.serious for f in coverage_findings(holdings, ("awe", "fear", "joy", "anger"))}
+    found = {str(f): f.serious for f in coverage_findings(holdings, ("awe", "fear", "joy", "anger"), ASPECTS)}
     assert found == {
         "no image has the category: anger": False,
         "train has no image of the category that test has: fear": True,
@@ -232,7 +281,7 @@ def test_what_a_split_lacks():
 
 def test_a_whole_dataset_has_no_findings(tmp_path):
     folders(tmp_path, *(f"{split}/{c}/{split}.jpg" for split in ("train", "test") for c in ("joy", "fear")))
-    everything = ANNOTATION | {"facial_expression": "smile", "human_action": "running"}
+    everything = ANNOTATION | {"facial_expression": "happy", "human_action": "yoga", "scene": "beach"}
     for name in ("joy/train", "joy/test", "fear/train", "fear/test"):
         write(tmp_path / f"annotation/{name}.json", everything)
     dataset = read(tmp_path, "folder")

@@ -15,28 +15,28 @@ CATEGORIES = ("amusement", "anger", "awe", "fear")
 def test_shipped_file_has_several_templates_of_everything():
     questions = load_questions(SHIPPED)
     assert len(questions.aspects) == 6
-    assert all(len(templates) >= 3 for templates in (*questions.aspects.values(), questions.emotions))
+    assert all(len(templates) >= 3 for templates in (*questions.aspects.values(), questions.target_templates))
 
 
 def test_draws_depend_on_every_argument_and_on_nothing_else():
     questions = load_questions(SHIPPED)
-    drawn = [questions.emotion(CATEGORIES, 1, 0, f"train/{i}") for i in range(200)]
-    assert drawn == [questions.emotion(CATEGORIES, 1, 0, f"train/{i}") for i in range(200)]
+    drawn = [questions.target_question(CATEGORIES, 1, 0, f"train/{i}") for i in range(200)]
+    assert drawn == [questions.target_question(CATEGORIES, 1, 0, f"train/{i}") for i in range(200)]
     for other in ((2, 0), (1, 1)):
-        assert drawn != [questions.emotion(CATEGORIES, *other, f"train/{i}") for i in range(200)]
+        assert drawn != [questions.target_question(CATEGORIES, *other, f"train/{i}") for i in range(200)]
     by_template = collections.Counter(questions.aspect("scene", 1, 0, f"train/{i}") for i in range(400))
     assert len(by_template) == len(questions.aspects["scene"]) and min(by_template.values()) > 60
 
 
 def test_the_order_of_categories_given_does_not_move_the_draw():
     questions = load_questions(SHIPPED)
-    assert questions.emotion(CATEGORIES, 0, 0, "k") == questions.emotion(CATEGORIES[::-1], 0, 0, "k")
+    assert questions.target_question(CATEGORIES, 0, 0, "k") == questions.target_question(CATEGORIES[::-1], 0, 0, "k")
 
 
 def test_evaluation_takes_the_first_template_and_the_given_order():
     questions = load_questions(SHIPPED)
     assert questions.aspect_first("scene") == questions.aspects["scene"][0]
-    assert "amusement, anger, awe, fear" in questions.emotion_first(CATEGORIES)
+    assert "amusement, anger, awe, fear" in questions.target_first(CATEGORIES)
 
 
 @pytest.mark.parametrize(
@@ -74,36 +74,36 @@ def write(tmp_path, text, name="questions.yaml"):
 
 def test_the_published_form_of_the_list(tmp_path):
     questions = write(tmp_path, "aspects: {}\nemotion: ['Choose from: {categories_list}']")
-    assert questions.emotion_first(["joy", "disgust"]) == "Choose from: ['joy', 'disgust']"
+    assert questions.target_first(["joy", "disgust"]) == "Choose from: ['joy', 'disgust']"
     # quotes and other alphabets as Python writes them in a list
     odd = ["it's", 'a "b"', "both ' and \"", "žal", "悲しみ", "very happy"]
-    assert questions.emotion_first(odd) == f"Choose from: {odd}"
-    assert "žal" in questions.emotion_first(odd) and '"it\'s"' in questions.emotion_first(odd)
+    assert questions.target_first(odd) == f"Choose from: {odd}"
+    assert "žal" in questions.target_first(odd) and '"it\'s"' in questions.target_first(odd)
 
 
 def test_training_draws_the_order_in_both_forms(tmp_path):
     joined = write(tmp_path, "aspects: {}\nemotion: ['{categories}']")
     listed = write(tmp_path, "aspects: {}\nemotion: ['{categories_list}']")
     keys = [f"train/{i}" for i in range(100)]
-    orders = [joined.emotion(CATEGORIES, 1, 0, key).split(", ") for key in keys]
+    orders = [joined.target_question(CATEGORIES, 1, 0, key).split(", ") for key in keys]
     assert len({tuple(order) for order in orders}) > 15
-    assert [listed.emotion(CATEGORIES, 1, 0, key) for key in keys] == [str(order) for order in orders]
+    assert [listed.target_question(CATEGORIES, 1, 0, key) for key in keys] == [str(order) for order in orders]
 
 
 def test_braces_that_are_no_slot_stay(tmp_path):
     text = """aspects: {scene: ['{}? {categories} {{x}}']}\nemotion: ['{"a": "?"} {} {{a}} of {categories_list}']"""
     questions = write(tmp_path, text)
     assert questions.aspect_first("scene") == "{}? {categories} {{x}}"
-    assert questions.emotion_first(["joy"]) == """{"a": "?"} {} {{a}} of ['joy']"""
+    assert questions.target_first(["joy"]) == """{"a": "?"} {} {{a}} of ['joy']"""
 
 
 def test_a_template_may_name_the_categories_itself(tmp_path):
     questions = write(tmp_path, """aspects: {}\nemotion: ["['Joy', 'very_happy', 'sadness']: {x}?"]""")
-    assert questions.emotion_first(["joy", "sadness", "very happy"]) == "['Joy', 'very_happy', 'sadness']: {x}?"
-    assert questions.emotion(["joy", "sadness"], 0, 0, "k") == "['Joy', 'very_happy', 'sadness']: {x}?"
+    assert questions.target_first(["joy", "sadness", "very happy"]) == "['Joy', 'very_happy', 'sadness']: {x}?"
+    assert questions.target_question(["joy", "sadness"], 0, 0, "k") == "['Joy', 'very_happy', 'sadness']: {x}?"
     for missing in ("fear", "sad", "happy joy"):  # `sad` is not named by `sadness`
         with pytest.raises(InputError, match=f"does not name '{missing}'"):
-            questions.every_emotion(["joy", missing])
+            questions.target_all(["joy", missing])
 
 
 PUBLISHED = """{"scene": ["Which place {is} it?", " And this one? "],
@@ -113,14 +113,14 @@ PUBLISHED = """{"scene": ["Which place {is} it?", " And this one? "],
 def test_a_file_of_the_published_form(tmp_path):
     questions = write(tmp_path, PUBLISHED, "prompts.json")
     assert questions.templates("scene") == ("Which place {is} it?", "And this one?")
-    asked = questions.every_emotion(["joy", "fear"])
+    asked = questions.target_all(["joy", "fear"])
     # as the published code formats: first with the list, then with the joined categories
     for found, template in zip(asked, json.loads(PUBLISHED)["emotion"], strict=True):
         assert found == template.format(["joy", "fear"]).format("joy, fear")
     assert asked[0] == "Pick one: ['joy', 'fear']"
-    assert write(tmp_path, "\ufeff" + PUBLISHED, "Prompts.JSON").emotions == questions.emotions
+    assert write(tmp_path, "\ufeff" + PUBLISHED, "Prompts.JSON").target_templates == questions.target_templates
     own = write(tmp_path, '{"aspects": {"scene": ["Where?"]}, "emotion": ["One of {categories}"]}', "own.json")
-    assert own.emotion_first(["joy", "fear"]) == "One of joy, fear"
+    assert own.target_first(["joy", "fear"]) == "One of joy, fear"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from masp.config import DatasetConfig
+from masp.config import DatasetConfig, load_aspects
 from masp.data.datasets import read_dataset
 from masp.errors import MaspError
 
@@ -22,7 +22,7 @@ def root(tmp_path):
 
 def refused(root):
     with pytest.raises(MaspError) as error:
-        read_dataset(DatasetConfig(name="folder", root=str(root)))
+        read_dataset(DatasetConfig(name="folder", root=str(root)), load_aspects())
     line = str(error.value)
     assert error.value.exit_code in (2, 3) and "\n" not in line and len(line) < 2000
     return line

@@ -1,7 +1,7 @@
 """Which answers of stage 1 are compared, and how long the others may be."""
 
+from masp.config import Aspect, load_aspects
 from masp.data.answer_table import AnswerTable
-from masp.data.answers import LEVELS
 from masp.demo.tiny_vlm import VLM_DIR
 from masp.evaluation.aspects import MAX_CLOSED, closed_answers, num_tokens_of_longest
 from masp.evaluation.feed import digest_of_rows
@@ -10,11 +10,22 @@ from masp.vlm.prompt import load_prompt
 
 
 def test_which_aspects_are_closed():
-    assert closed_answers("brightness", {"low"}) == LEVELS
-    assert closed_answers("object", {"dog", "tree"}) == ()
-    assert closed_answers("scene", {"sea", "city"}) == ("city", "sea")
-    assert closed_answers("scene", {"sea"}) == ()  # nothing to compare it with
-    assert closed_answers("scene", {str(i) for i in range(MAX_CLOSED + 1)}) == ()
+    aspects = load_aspects()
+    assert closed_answers(aspects["brightness"], {"low"}) == ("very low", "low", "moderate", "high", "very high")
+    assert closed_answers(aspects["object"], {"dog", "tree"}) == ()
+    assert closed_answers(aspects["scene"], {"sea", "city"}) == ("city", "sea")
+    assert closed_answers(aspects["scene"], {"sea"}) == ()  # its vocabulary has hundreds
+    assert closed_answers(aspects["scene"], {str(i) for i in range(MAX_CLOSED + 1)}) == ()
+
+
+def test_a_vocabulary_matters_where_the_dataset_says_no_more():
+    weather = Aspect("weather", "text", ("Q",), ("rain", "fog"), None, "likelihood", None)
+    assert closed_answers(weather, {"rain"}) == ("fog", "rain")
+    assert closed_answers(weather, {"hail"}) == ("fog", "hail", "rain")
+    assert closed_answers(weather, {"hail", "rain"}) == ("hail", "rain")  # what the modules can have learned
+    assert closed_answers(weather, set()) == ()  # no image is asked
+    open_one = Aspect("mood", "text", ("Q",), (), None, "generate", None)
+    assert closed_answers(open_one, {"calm"}) == () and closed_answers(open_one, {"calm", "wild"}) == ("calm", "wild")
 
 
 def test_the_longest_answer_is_the_one_with_most_tokens():

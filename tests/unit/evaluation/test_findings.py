@@ -10,11 +10,11 @@ from masp.data.sample import Sample
 from masp.evaluation.feed import CachedFeed, _distributions, digest_of_data, digest_of_rows
 from masp.evaluation.findings import (
     count_split,
-    emotion_findings,
     largest_category,
     left_out_notes,
     protocol_of,
     summary_lines,
+    target_findings,
     value_groups,
 )
 from masp.results.ledger_format import Record
@@ -105,7 +105,7 @@ def test_the_last_line_says_of_which_images_it_is(feeds, tmp_path):
     split = count_split(feeds.train, means)
     records = as_records(feeds.train, means)
     metrics = compute_metrics(records, ("fear",))
-    found = emotion_findings(feeds.train, tmp_path, {}, "train", split, means, metrics, RecordTable.of(records))
+    found = target_findings(feeds.train, tmp_path, {}, "train", split, means, metrics, RecordTable.of(records))
     assert found["coverage"] == 0.5 and found["accuracy_of_split"] == 0.5
     assert found["temperature_scaling"]["reason"] == "the dataset has no validation split"
     *_, guess, last = summary_lines({**metrics.to_json(), **found}, tmp_path / "metrics.json")
@@ -121,7 +121,7 @@ def test_a_whole_split_gets_no_more_words_and_one_category_a_remark(feeds, tmp_p
     records = [Record(r.sample_key, r.label, "awe", (1.0, 0.0)) for r in as_records(feeds.test, OWN)]
     metrics = compute_metrics(records, ("awe", "fear"))
     split = count_split(feeds.test, OWN)
-    found = emotion_findings(feeds.test, tmp_path, {}, "test", split, OWN, metrics, RecordTable.of(records))
+    found = target_findings(feeds.test, tmp_path, {}, "test", split, OWN, metrics, RecordTable.of(records))
     last = summary_lines({**metrics.to_json(), **found}, tmp_path)[-1]
     assert found["coverage"] == 1
     assert last.endswith(f"on 9 images; it never predicts any category but 'awe': {tmp_path}")
@@ -135,7 +135,7 @@ def test_a_validation_split_that_was_scored_otherwise_gives_no_temperature(feeds
     split = count_split(feeds.test, OWN)
     for text, reason in (('{"protocol": "another"}', "not evaluated in the same way"), ("{", "not valid JSON")):
         (tmp_path / "val" / "metrics.json").write_text(text)
-        found = emotion_findings(feeds.test, tmp_path, {}, "test", split, OWN, metrics, RecordTable.of(records))
+        found = target_findings(feeds.test, tmp_path, {}, "test", split, OWN, metrics, RecordTable.of(records))
         assert reason in found["temperature_scaling"]["reason"] and found["temperature_scaling"]["scaled"] is None
 
 
@@ -145,7 +145,7 @@ def test_a_line_about_the_distributions_of_the_data(feeds, tmp_path):
     split = count_split(feeds.test, OWN)
     for distributions, expected in ((None, 0), (votes, 1)):
         metrics = compute_metrics(records, ("awe", "fear"), distributions=distributions)
-        found = emotion_findings(feeds.test, tmp_path, {}, "test", split, OWN, metrics, RecordTable.of(records))
+        found = target_findings(feeds.test, tmp_path, {}, "test", split, OWN, metrics, RecordTable.of(records))
         lines = summary_lines({**metrics.to_json(), **found}, tmp_path / "metrics.json")
         about = [line for line in lines if "distributions of the data" in line]
         assert len(about) == expected and lines[-1].startswith("evaluate: accuracy ")

@@ -13,7 +13,7 @@ class Shifted:
 
     def __init__(self, cache, shift: float):
         self.cache, self.index, self.shift = cache, cache.index, shift
-        self.categories = cache.categories
+        self.categories, self.category = cache.categories, cache.category
 
     def rows(self, split: str):
         return self.cache.rows(split)

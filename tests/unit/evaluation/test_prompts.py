@@ -12,7 +12,7 @@ def test_every_template_and_other_orders_each_once(repository):
     found = other_wordings(questions, CATEGORIES)
     assert [w.name for w in found] == ["template-2", "template-3", "template-4", "order-2", "order-3", "order-5"]
     asked = [w.question(questions, CATEGORIES) for w in (FIRST, *found)]
-    assert len(set(asked)) == 7 and asked[0] == questions.emotion_first(CATEGORIES)
+    assert len(set(asked)) == 7 and asked[0] == questions.target_first(CATEGORIES)
     assert asked[2] == "Out of anger, awe, joy, sadness, which emotion fits best?"
     assert asked[4] == "Which emotion does the picture evoke? Choose one of: sadness, joy, awe, anger."
 

@@ -7,7 +7,7 @@ from masp.artifacts.trained import Trained
 from masp.config import load_config
 from masp.data.questions import Questions
 from masp.errors import InputError
-from masp.evaluation.scorers import AspectScorer, EmotionScorer, ScoreRequest, written_answer
+from masp.evaluation.scorers import AspectScorer, ScoreRequest, TargetScorer, written_answer
 from masp.models.trainable import AspectModules
 from masp.vlm.features import Features, ImageLayout
 from tests.tiny import make_vlm
@@ -48,7 +48,7 @@ def test_the_answer_in_a_text(text, answer):
 
 def test_upper_and_lower_case_of_category_and_answer_do_not_differ(config):
     trained = Trained(None, None, None, None, "after_image")
-    scorer = EmotionScorer(config, trained, QUESTIONS, ("fear", "joy"), "cpu")
+    scorer = TargetScorer(config, trained, QUESTIONS, ("fear", "joy"), "cpu")
     scores = scorer.score(requests())
     assert all(score.prediction is None for score in scores)
     lines = {score.text.split("\n")[0].strip() for score in scores}
@@ -63,7 +63,7 @@ def test_upper_and_lower_case_of_category_and_answer_do_not_differ(config):
 
 def test_without_a_grid_there_is_no_map_of_where_aspects_look(config):
     trained = Trained(AspectModules(["object"], HIDDEN), None, None, None, "after_image")
-    scorer = EmotionScorer(config, trained, QUESTIONS, ("fear", "joy"), "cpu")
+    scorer = TargetScorer(config, trained, QUESTIONS, ("fear", "joy"), "cpu")
     features = Features(torch.ones(4, HIDDEN))
     (found,) = scorer.attention([ScoreRequest(features, ImageLayout(4, (1, 4, 4)))])
     assert found.shape == (1, 2, 2)

@@ -15,7 +15,7 @@ from masp.errors import DataError, InputError
 from masp.experiments.compare import PairTest, compare, compare_pair, markdown, names_of
 from masp.results.ledger_format import Record
 from masp.results.metrics_file import write_metrics
-from masp.results.records import DataDigests, read_records_file, write_emotion_records
+from masp.results.records import DataDigests, read_records_file, write_target_records
 
 CATEGORIES = ("fear", "joy")
 
@@ -31,7 +31,7 @@ def make_run(folder, right, labels=None, prefix="test", data=None):
     ]
     (folder / "evaluate").mkdir(parents=True)
     # the order of the samples is nobody's business
-    write_emotion_records(folder / "evaluate" / "records.h5", records[::-1], CATEGORIES, (), (), data)
+    write_target_records(folder / "evaluate" / "records.h5", records[::-1], CATEGORIES, (), (), data)
     return str(folder)
 
 

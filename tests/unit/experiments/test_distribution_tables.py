@@ -14,7 +14,7 @@ from masp.experiments.variants import FULL, Variant
 from masp.results.ledger_format import Record
 from masp.results.metrics import compute_metrics
 from masp.results.probabilities.distributions import MEASURES
-from masp.results.records import read_records_file, write_emotion_records
+from masp.results.records import read_records_file, write_target_records
 
 CATEGORIES = ("fear", "joy", "awe")
 NUM = 40
@@ -40,7 +40,7 @@ def make_run(folder, seed, votes, categories=CATEGORIES, scored=True):
     ]  # fmt: skip
     (folder / "evaluate").mkdir(parents=True)
     own = None if votes is None else votes[order][:, columns]
-    write_emotion_records(folder / "evaluate" / "records.h5", records, categories, (), (), None, own)
+    write_target_records(folder / "evaluate" / "records.h5", records, categories, (), (), None, own)
     return str(folder), compute_metrics(records, categories, distributions=own).distributions
 
 

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from masp.cache.reader import open_cache
-from masp.data.datasets import read_dataset
+from masp.data.datasets import dataset_of
 from masp.extraction.encoder import Encoder
 from masp.extraction.job import extract
 from tests.images import make_config, make_dataset
@@ -15,7 +15,7 @@ from tests.tiny import make_vlm
 def test_live_features_are_those_of_the_cache(tmp_path):
     root = make_dataset(tmp_path / "data", 6, 3)
     config = make_config(root, make_vlm(tmp_path / "vlm"), tmp_path / "cache", "cache.dtype=int8")
-    cache, samples = open_cache(extract(config)), read_dataset(config.dataset).samples
+    cache, samples = open_cache(extract(config)), dataset_of(config).samples
     encoder = Encoder(config)
     with encoder.stream(samples, 0) as stream:
         images = list(stream)
@@ -38,7 +38,7 @@ def test_transparency_is_the_same_live_and_in_the_cache(tmp_path):
         config = make_config(tmp_path / root, vlm, cache, f"vlm.transparency={transparency}")
         sample = open_cache(extract(config)).read(0)
         encoder = Encoder(config)
-        with encoder.stream(read_dataset(config.dataset).samples, 0) as stream:
+        with encoder.stream(dataset_of(config).samples, 0) as stream:
             (live,) = encoder.encode(list(stream))
         assert torch.equal(live.tokens, sample.features.tokens)
         return sample.features.tokens, open_cache(cache).manifest.fingerprint.model.get("transparency")

@@ -22,7 +22,7 @@ from masp.cache.reader import open_cache
 from masp.cache.verify import verify_cache
 from masp.cache.writer import ShardWriter
 from masp.config import save_config
-from masp.data.datasets import read_dataset
+from masp.data.datasets import dataset_of
 from masp.errors import DataError, InputError, StoppedEarly
 from masp.extraction.encoder import Encoder
 from masp.extraction.job import extract
@@ -405,7 +405,7 @@ def test_deep_maps_that_are_not_finite_name_their_sample(data, vlm, tmp_path, de
 def test_live_features_have_the_deep_maps_that_a_cache_would_return(data, vlm, tmp_path, deep_encoder):
     config = make_config(data, vlm, tmp_path / "c", "cache.dtype=fp8")
     cache, encoder = open_cache(extract(config)), Encoder(config)
-    samples = [s for s in read_dataset(config.dataset).samples if s.key in set(cache.index.keys)][:3]
+    samples = [s for s in dataset_of(config).samples if s.key in set(cache.index.keys)][:3]
     with encoder.stream(samples, 0) as stream:
         images = list(stream)
     for sample, image in zip(samples, images, strict=True):

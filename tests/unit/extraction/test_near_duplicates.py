@@ -11,7 +11,7 @@ from masp.cache.findings import read_findings, record_findings
 from masp.cache.layout import read_layout
 from masp.cache.manifest import read_manifest
 from masp.config import load_config
-from masp.data.datasets import read_dataset
+from masp.data.datasets import dataset_of
 from masp.data.sample import Sample
 from masp.errors import InputError
 from masp.extraction.near_duplicates import near_pairs, record_near_duplicates
@@ -46,7 +46,7 @@ def config(tmp_path):
 
 def record(config):
     directory = Path(config.cache.dir)
-    record_findings(directory, read_layout(directory), read_dataset(config.dataset))
+    record_findings(directory, read_layout(directory), dataset_of(config))
     return directory
 
 

@@ -44,7 +44,7 @@ from masp.results.metrics_file import (
     read_summary,
     write_object,
 )
-from masp.results.records import DataDigests, read_records_file, write_emotion_records
+from masp.results.records import DataDigests, read_records_file, write_target_records
 from masp.runtime.run_directory import RunState, _Holder, read_status, write_status
 from masp.training.checkpoint import (
     Checkpoint,
@@ -146,7 +146,7 @@ def ledger(directory: Path) -> bytes:
 
 def records_file(directory: Path) -> bytes:
     path = directory / "records.h5"
-    write_emotion_records(path, records(), CATEGORIES, (), (), DataDigests("a" * 64, "b" * 64))
+    write_target_records(path, records(), CATEGORIES, (), (), DataDigests("a" * 64, "b" * 64))
     return path.read_bytes()
 
 
@@ -178,7 +178,7 @@ def written(value: PromptTable | ProbeFile) -> Callable[[Path], bytes]:
 
 def records_with_distributions(directory: Path) -> bytes:
     path, votes = directory / "records.h5", np.array([[0.5, 0.5], [0.0, 0.0]])
-    write_emotion_records(path, records(), CATEGORIES, (), (), None, votes)
+    write_target_records(path, records(), CATEGORIES, (), (), None, votes)
     return path.read_bytes()
 
 

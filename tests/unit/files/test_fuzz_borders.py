@@ -35,6 +35,7 @@ from masp.cache.layout import read_layout
 from masp.cache.manifest import quarantined_keys, read_manifest
 from masp.cache.reader import open_cache
 from masp.cache.shard_state import read_sidecar
+from masp.config import load_aspects
 from masp.config.schema import DatasetConfig, VlmConfig
 from masp.data.datasets import read_dataset
 from masp.data.questions import load_questions
@@ -187,7 +188,7 @@ def annotation(directory: Path) -> bytes:
 
 
 def dataset_of(root: Path, name: str = "folder") -> object:
-    dataset = read_dataset(DatasetConfig(name=name, root=str(root)))
+    dataset = read_dataset(DatasetConfig(name=name, root=str(root)), load_aspects())
     return dataset.samples, dataset.categories
 
 

@@ -10,12 +10,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from masp.artifacts.trained import Trained
-from masp.data.datasets import read_dataset
+from masp.data.datasets import dataset_of
 from masp.data.questions import questions_of
 from masp.data.sample import Sample
 from masp.evaluation.aspects import closed_answers, num_tokens_of_longest
 from masp.evaluation.prompts import FIRST, other_wordings
-from masp.evaluation.scorers import AspectScorer, EmotionScorer, ScoreRequest
+from masp.evaluation.scorers import AspectScorer, ScoreRequest, TargetScorer
 from masp.models.likelihood import candidate_tree
 from masp.models.trainable import AspectModules, SoftPrompt
 from masp.plan.evaluation import (
@@ -45,7 +45,7 @@ SIZES = [(60, 90), (140, 84), (100, 100)]
 @pytest.fixture
 def images(config):
     """Planned images of both splits, three sizes in turn."""
-    samples = read_dataset(config.dataset).samples
+    samples = dataset_of(config).samples
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
     return plan_images(samples, np.array([SIZES[i % len(SIZES)] for i in range(len(samples))], "i4"), preprocessor)[0]
 
@@ -109,7 +109,7 @@ def test_emotions_take_what_torch_counts(config, images, sizes, monkeypatch, lay
     work = evaluation_work(config, *sizes, images, CATEGORIES)
     for wording in wordings:
         question = wording.question(questions, CATEGORIES)
-        scorer = EmotionScorer(config, model, questions, CATEGORIES, "cpu", question)
+        scorer = TargetScorer(config, model, questions, CATEGORIES, "cpu", question)
         for p in images:
             counted.run(scorer, [request(p)])
     assert work.num_wordings == len(wordings) and (len(wordings) > 1) == (prompts == "all")

@@ -17,9 +17,9 @@ from masp.vlm.preprocessor import load_preprocessor
 @pytest.fixture
 def images(config):
     """Images of one size each, too large for most limits."""
-    from masp.data.datasets import read_dataset
+    from masp.data.datasets import dataset_of
 
-    samples = read_dataset(config.dataset).samples[:3]
+    samples = dataset_of(config).samples[:3]
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, 600 * 28 * 28)
     return plan_images(samples, np.array([(1000, 700), (400, 300), (60, 60)], dtype=np.int32), preprocessor)[0]
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from masp.data.datasets import read_dataset
+from masp.data.datasets import dataset_of
 from masp.data.sample import Samples
 from masp.errors import InputError
 from masp.plan.plan import make_plan
@@ -20,14 +20,14 @@ def test_measured_rates(config):
 
 
 def test_weighted_answers_are_measured_too(config, monkeypatch):
-    def with_votes(*arguments):
-        dataset = read_dataset(*arguments)
+    def with_votes(config):
+        dataset = dataset_of(config)
         count = len(dataset.categories)
         samples = Samples.of(dataset.samples)
         labels = [replace(label, distribution=(1 / count,) * count) for label in samples.table.labels]
         return replace(dataset, samples=Samples(replace(samples.table, labels=labels), samples.rows))
 
-    monkeypatch.setattr("masp.plan.plan.read_dataset", with_votes)
+    monkeypatch.setattr("masp.plan.plan.dataset_of", with_votes)
     label = make_plan(config, measure=2)
     config.stage2.targets = "distribution"
     result = make_plan(config, measure=2)

@@ -90,7 +90,7 @@ def test_a_directory_with_two_json_files_is_enough(tmp_path):
 KEYS = {
     "": "dataset vlm images tokens cache space extract stages evaluate flops_estimated text_tokens_counted "
     "without_cache levers actual",
-    "dataset": "name root notes findings holdings obstacles",
+    "dataset": "name root notes findings holdings obstacles target",
     "dataset.holdings": "categories aspects",
     "images": "num_images num_broken max_bad_fraction broken splits",
     "images.splits.train": "num_images num_broken tokens",
@@ -155,3 +155,29 @@ def test_command_line(config, repository, tmp_path, capsys):
     assert not (tmp_path / "c").exists()
     assert main([*command[3:], "--utilisation", "2"]) == 2
     assert "--utilization 2" in capsys.readouterr().err
+
+
+def test_another_target_changes_stage_2_and_its_evaluation_alone(config):
+    config.aspects = ["scene", "object"]
+    plain = make_plan(config)
+    config.target.name, config.target.questions = "two", ["Which of {categories}?"]
+    config.target.categories = ["joy", "anger"]
+    plan = make_plan(config)
+    assert plan.dataset.target == "two" and "target: two" in render(plan) and "target:" not in render(plain)
+    assert plan.dataset.holdings.categories == {
+        split: {name: count for name, count in counts.items() if name != "awe"}
+        for split, counts in plain.dataset.holdings.categories.items()
+    }
+    assert any("8 of 24 images are left out" in note for note in plan.dataset.notes)
+    for name in ("cache", "tokens", "images", "extract"):
+        assert getattr(plan, name) == getattr(plain, name), name
+    assert plan.stages["stage1"] == plain.stages["stage1"]
+    assert (plain.stages["stage2"].num_images, plan.stages["stage2"].num_images) == (18, 12)
+    assert (plain.evaluate.num_images, plan.evaluate.num_images) == (6, 4)
+    config.evaluate.stage = "stage1"
+    scored = make_plan(config).evaluate
+    config.target.categories = None
+    assert scored == make_plan(config).evaluate and scored.num_images == 4  # the annotated ones of 6
+    config.target.labels = "weather"
+    with pytest.raises(InputError, match="target.labels = 'weather': not an aspect that images in dataset.root: "):
+        make_plan(config)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from masp.data.findings import WITHOUT_STAGE_1
+from masp.data.findings import WITHOUT_STAGE_1, key_findings
 from masp.data.sample import Dataset, Sample
 from masp.plan.prospects import obstacles, prospect_findings, prospects
 from masp.training.schedule import num_steps_of, too_little
@@ -15,9 +15,8 @@ def dataset(config, num_train: int = 100, answers=("scene", "object", "brightnes
         Sample(f"train/awe/{i}", "train", config.output_dir, "awe", dict.fromkeys(answers, "x"))
         for i in range(num_train)
     ]
-    from masp.data.findings import key_findings
-
-    return Dataset("folder", config.output_dir, ("awe",), tuple(samples), (), tuple(key_findings(misspelled)))
+    found = key_findings({(key, key.lower()): count for key, count in misspelled.items()})
+    return Dataset("folder", config.output_dir, ("awe",), tuple(samples), (), tuple(found))
 
 
 @pytest.fixture

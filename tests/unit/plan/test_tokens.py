@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from masp.cache.codec import SampleRecord, encode_record
-from masp.data.datasets import read_dataset
+from masp.data.datasets import dataset_of
 from masp.data.questions import questions_of
 from masp.data.sample import Sample, Samples
 from masp.errors import InputError
@@ -36,7 +36,7 @@ def test_quantiles():
 
 
 def test_tokens_are_those_of_the_vlm(config):
-    dataset = read_dataset(config.dataset)
+    dataset = dataset_of(config)
     train = [sample for sample in dataset.samples if sample.split == "train"]
     prompt, questions = load_prompt(config.vlm.path), questions_of(config)
     words = count_words(config, train, dataset.categories)
@@ -52,13 +52,13 @@ def test_tokens_are_those_of_the_vlm(config):
         assert words.questions[aspect] == statistics.mean(asked(text) for text in templates)
         assert words.answers[aspect] == pytest.approx(statistics.mean(len(prompt.answer(text)) for text in answers))
     assert words.answers["facial_expression"] == 0.0  # nothing is annotated with it
-    listed = [template.replace("{categories}", "anger, awe, joy") for template in questions.emotions]
-    assert words.emotion_question == statistics.mean(asked(text) for text in listed)
+    listed = [template.replace("{categories}", "anger, awe, joy") for template in questions.target_templates]
+    assert words.target_question == statistics.mean(asked(text) for text in listed)
 
 
 def test_without_a_tokenizer_words_are_counted(config, tmp_path):
     config.vlm.path = str(save_config_only(tmp_path / "bare", "Qwen2-VL-2B"))
-    dataset = read_dataset(config.dataset)
+    dataset = dataset_of(config)
     words = count_words(config, [s for s in dataset.samples if "object" in s.answers], dataset.categories)
     assert not words.counted and words.opening == 14
     assert words.answers["object"] == 3  # "dog, tree"

@@ -6,7 +6,7 @@ from PIL import Image
 
 from masp.report.page import write_report
 from masp.results.ledger_format import Record
-from masp.results.records import FILE, read_records_file, write_emotion_records
+from masp.results.records import FILE, read_records_file, write_target_records
 from tests.unit.report.test_page import HOSTILE, Page, make_run
 
 
@@ -15,7 +15,7 @@ def test_a_record_cannot_lead_out_of_the_dataset(tmp_path):
     Image.new("RGB", (50, 50)).save(tmp_path / "secret.png")
     keys = ("test/%2E%2E/%2E%2E/secret%2Epng", "%2E%2E/secret%2Epng", "no key")
     records = [Record(key, HOSTILE[0], None, text="x") for key in keys]
-    write_emotion_records(run / "evaluate" / FILE, records, HOSTILE, (), ())
+    write_target_records(run / "evaluate" / FILE, records, HOSTILE, (), ())
     page = Page(write_report(run))
     assert "secret.png" in page.text and not any(tag == "img" for tag, _ in page.tags)
 
@@ -26,5 +26,5 @@ def test_records_of_another_evaluation_are_not_shown(tmp_path):
     metrics["lineage"] = {"records": read_records_file(run / "evaluate" / FILE).digest}
     (run / "evaluate" / "metrics.json").write_text(json.dumps(metrics))
     assert "not the file that metrics.json" not in Page(write_report(run)).text
-    write_emotion_records(run / "evaluate" / FILE, [Record("test/a", HOSTILE[0], None, text="x")], HOSTILE, (), ())
+    write_target_records(run / "evaluate" / FILE, [Record("test/a", HOSTILE[0], None, text="x")], HOSTILE, (), ())
     assert "is not the file that metrics.json was written with" in Page(write_report(run)).text

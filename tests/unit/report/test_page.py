@@ -17,7 +17,7 @@ from masp.report.page import write_report
 from masp.results.ledger_file import Ledger
 from masp.results.ledger_format import Record
 from masp.results.metrics import compute_metrics
-from masp.results.records import write_emotion_records
+from masp.results.records import write_target_records
 
 HOSTILE = ("<script>alert(1)</script>", "say \"no\" & 'yes'", "שמחה", "x" * 300)
 NAMES = (
@@ -56,7 +56,7 @@ def make_run(tmp_path, categories=HOSTILE, *, scored=True, with_training=True, w
     (run / "evaluate" / "metrics.json").write_text(json.dumps(metrics))
     maps = [np.arange(1, 7, dtype="f4").reshape(1, 2, 3).repeat(2, 0) / 21 for _ in records]
     aspects = ("scene", "object") if scored else ()
-    write_emotion_records(run / "evaluate" / "records.h5", records, categories, aspects, maps)
+    write_target_records(run / "evaluate" / "records.h5", records, categories, aspects, maps)
     (run / "config.yaml").write_text(f"dataset: {{name: folder, root: {json.dumps(str(root))}}}\n# <script>config()\n")
     if with_training:
         for stage in ("stage1", "stage2"):

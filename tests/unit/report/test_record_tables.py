@@ -6,11 +6,11 @@ import math
 import pytest
 
 from masp.errors import DataError, InputError
-from masp.report.record_tables import write_aspect_table, write_emotion_table
+from masp.report.record_tables import write_aspect_table, write_target_table
 from masp.results.aspect_records import write_aspect_records
 from masp.results.ledger_format import Record
 from masp.results.metrics_file import write_metrics
-from masp.results.records import write_emotion_records
+from masp.results.records import write_target_records
 
 
 def read(path):
@@ -23,8 +23,8 @@ def test_a_line_per_image(tmp_path):
         Record("test/%3Dx/1%2Ejpg", "joy", "=fear", scores=(-1.0, 0.0), mean_scores=(-1.0, 0.0)),
         Record("test/b", "joy", None, text="no category"),
     ]
-    write_emotion_records(tmp_path / "records.h5", records, ("joy", "=fear"), (), ())
-    first, second = read(write_emotion_table(tmp_path / "r.csv", tmp_path / "records.h5"))
+    write_target_records(tmp_path / "records.h5", records, ("joy", "=fear"), (), ())
+    first, second = read(write_target_table(tmp_path / "r.csv", tmp_path / "records.h5"))
     assert (first["image"], first["label"], first["prediction"], first["correct"]) == (
         "test/=x/1.jpg",
         "joy",
@@ -61,9 +61,9 @@ def test_records_of_another_evaluation_make_no_table(tmp_path):
     scored = [Record("test/b", "joy", "joy", scores=(0.0,), mean_scores=(0.0,))]
     answered = [Record("a#object", "dog", "dog", text="dog")]
     write_metrics(tmp_path / "metrics.json", {"accuracy": 1.0, "lineage": {"records": "0" * 64}})
-    write_emotion_records(tmp_path / "records.h5", scored, ["joy"], (), ())
+    write_target_records(tmp_path / "records.h5", scored, ["joy"], (), ())
     with pytest.raises(DataError, match="not the file that metrics.json beside it was written with"):
-        write_emotion_table(tmp_path / "r.csv", tmp_path / "records.h5")
+        write_target_table(tmp_path / "r.csv", tmp_path / "records.h5")
     write_aspect_records(tmp_path / "records.h5", answered, {})
     with pytest.raises(DataError, match="not the file that metrics.json beside it was written with"):
         write_aspect_table(tmp_path / "r.csv", tmp_path / "records.h5")

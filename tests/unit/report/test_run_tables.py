@@ -15,7 +15,7 @@ from masp.results.aspect_records import write_aspect_records
 from masp.results.breakdown import SplitCounts, ValueGroups
 from masp.results.ledger_format import Record
 from masp.results.metrics import compute_metrics
-from masp.results.records import write_emotion_records
+from masp.results.records import write_target_records
 
 CATEGORIES = ("=joy", "fear_1")
 
@@ -54,7 +54,7 @@ def run(tmp_path):
     directory.mkdir(parents=True)
     (directory / "metrics.json").write_text(json.dumps(found))
     (directory / "prompts.json").write_bytes(sealed(table))
-    write_emotion_records(directory / "records.h5", records, CATEGORIES, (), ())
+    write_target_records(directory / "records.h5", records, CATEGORIES, (), ())
     return tmp_path / "run"
 
 
@@ -106,7 +106,7 @@ def test_distributions_of_the_data_are_shown_where_there_are_any(run, tmp_path):
     votes = np.array([[0.9, 0.1], [0.6, 0.4], [0.0, 0.0], [0.0, 1.0]])
     found = compute_metrics(records, CATEGORIES, distributions=votes).to_json()["distributions"]
     path.write_text(json.dumps(json.loads(path.read_text()) | {"distributions": found}))
-    write_emotion_records(run / "evaluate" / "records.h5", records, CATEGORIES, (), (), None, votes)
+    write_target_records(run / "evaluate" / "records.h5", records, CATEGORIES, (), (), None, votes)
     page = write_report(run, tables=tmp_path / "tables").read_text()
     for title in ("Expected accuracy", "KL divergence", "Jensen–Shannon divergence", "Cosine similarity"):
         assert title in page

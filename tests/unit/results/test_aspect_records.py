@@ -7,7 +7,7 @@ import pytest
 from masp.errors import DataError, InputError
 from masp.results.aspect_records import read_aspect_records, write_aspect_records
 from masp.results.ledger_format import Record
-from masp.results.records import ContentDigest, read_records_file, write_emotion_records
+from masp.results.records import ContentDigest, read_records_file, write_target_records
 
 RECORDS = [
     Record("test/a#brightness", "low", "high", scores=(0.0, 1.5), mean_scores=(0.0, 0.75)),
@@ -49,10 +49,8 @@ def test_records_of_emotions_are_something_else(path, tmp_path):
         read_records_file(path)
     emotions = tmp_path / "e" / "records.h5"
     emotions.parent.mkdir()
-    write_emotion_records(
-        emotions, [Record("test/a", "joy", "joy", scores=(0.0,), mean_scores=(0.0,))], ["joy"], (), ()
-    )
-    with pytest.raises(InputError, match="an evaluation of emotions, not of stage 1"):
+    write_target_records(emotions, [Record("test/a", "joy", "joy", scores=(0.0,), mean_scores=(0.0,))], ["joy"], (), ())
+    with pytest.raises(InputError, match="an evaluation of stage 2, not of stage 1"):
         read_aspect_records(emotions)
     with pytest.raises(InputError, match="no such file; run `masp evaluate`"):
         read_aspect_records(tmp_path / "none.h5")

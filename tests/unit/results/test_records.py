@@ -9,7 +9,7 @@ import pytest
 from masp.errors import DataError, InputError
 from masp.results.attention_maps import AttentionFile, read_attention
 from masp.results.ledger_format import Record
-from masp.results.records import DataDigests, read_maps, read_records_file, write_emotion_records
+from masp.results.records import DataDigests, read_maps, read_records_file, write_target_records
 
 CATEGORIES = ("fear", "joy", "quiet €")
 
@@ -31,7 +31,7 @@ def make_records(count=4, scored=True):
 
 def test_the_datasets_that_others_read(tmp_path):
     records = make_records()
-    write_emotion_records(tmp_path / "records.h5", records, CATEGORIES, (), ())
+    write_target_records(tmp_path / "records.h5", records, CATEGORIES, (), ())
     with h5py.File(tmp_path / "records.h5") as file:
         assert [k.decode() for k in file["sample_key"]] == [r.sample_key for r in records]
         assert file["label"].asstr()[:].tolist() == [r.label for r in records]
@@ -46,7 +46,7 @@ def test_the_datasets_that_others_read(tmp_path):
 
 
 def test_generated_lines_have_texts_and_no_scores(tmp_path):
-    write_emotion_records(tmp_path / "records.h5", make_records(scored=False), CATEGORIES, (), ())
+    write_target_records(tmp_path / "records.h5", make_records(scored=False), CATEGORIES, (), ())
     assert np.isnan(read_records_file(tmp_path / "records.h5").scores).all()
     with h5py.File(tmp_path / "records.h5") as file:
         assert file["text"].asstr()[0] == "a\N{REPLACEMENT CHARACTER}b\\udc80 €"
@@ -59,7 +59,7 @@ def test_maps_of_any_size_go_through_the_ledgers_file_into_the_records(tmp_path)
         with contextlib.closing(AttentionFile(tmp_path, "rank-0")) as file:
             where = [file.append(weights) for weights in half]
         assert all(np.array_equal(read_attention(tmp_path, w), weights) for w, weights in zip(where, half, strict=True))
-    write_emotion_records(tmp_path / "r.h5", make_records(), CATEGORIES, ("scene", "object"), iter(attended))
+    write_target_records(tmp_path / "r.h5", make_records(), CATEGORIES, ("scene", "object"), iter(attended))
     maps = read_maps(tmp_path / "r.h5", read_records_file(tmp_path / "r.h5"), ["test/2", "test/0", "test/9"])
     assert sorted(maps) == ["test/0", "test/2"] and list(maps["test/2"]) == ["scene", "object"]
     assert np.array_equal(maps["test/2"]["object"], attended[2][1]) and maps["test/0"]["scene"].shape == (2, 3)
@@ -102,14 +102,14 @@ def replace(path, name, value):
 )
 def test_foreign_and_damaged_datasets_are_named(tmp_path, name, value, problem):
     path = tmp_path / "records.h5"
-    write_emotion_records(path, make_records(), CATEGORIES, (), ())
+    write_target_records(path, make_records(), CATEGORIES, (), ())
     replace(path, name, value)
     with pytest.raises(DataError, match=f"{path} is damaged: .*{problem}"):
         read_records_file(path)
 
 
 def test_a_key_that_occurs_twice_is_damage(tmp_path):
-    write_emotion_records(tmp_path / "records.h5", [make_records()[0]] * 2, CATEGORIES, (), ())
+    write_target_records(tmp_path / "records.h5", [make_records()[0]] * 2, CATEGORIES, (), ())
     with pytest.raises(DataError, match="a sample_key occurs twice"):
         read_records_file(tmp_path / "records.h5")
 
@@ -118,7 +118,7 @@ def test_a_key_that_occurs_twice_is_damage(tmp_path):
 def test_every_flipped_bit_is_found_or_harmless(tmp_path, num_flips):
     path = tmp_path / "records.h5"
     maps = [np.ones((1, 2, 3), "f4") / 6] * 4
-    write_emotion_records(path, make_records(), CATEGORIES, ("scene",), maps, DataDigests("a" * 64, "b" * 64))
+    write_target_records(path, make_records(), CATEGORIES, ("scene",), maps, DataDigests("a" * 64, "b" * 64))
     whole = path.read_bytes()
     records = read_records_file(path)
 
@@ -172,7 +172,7 @@ def _claim(file, name, **settings):
 def test_what_a_file_claims_or_keeps_elsewhere_is_not_read(tmp_path, change, problem):
     path, other = tmp_path / "records.h5", tmp_path / "private"
     other.write_bytes(b"a secret" * 4)
-    write_emotion_records(path, make_records(), CATEGORIES, (), (), DataDigests("a", "b"))
+    write_target_records(path, make_records(), CATEGORIES, (), (), DataDigests("a", "b"))
     with h5py.File(path, "a") as file:
         change(file, str(other))
     with pytest.raises(DataError, match=problem) as error:
@@ -183,7 +183,7 @@ def test_what_a_file_claims_or_keeps_elsewhere_is_not_read(tmp_path, change, pro
 @pytest.mark.parametrize("version", [4, "1", [1, 1], None])
 def test_another_format_is_refused(tmp_path, version):
     path = tmp_path / "records.h5"
-    write_emotion_records(path, make_records(), CATEGORIES, (), ())
+    write_target_records(path, make_records(), CATEGORIES, (), ())
     with h5py.File(path, "a") as file:
         del file.attrs["format_version"]
         if version is not None:
@@ -222,22 +222,22 @@ def test_files_of_the_previous_version_are_refused_with_what_to_run(tmp_path):
 def test_damaged_maps_are_named(tmp_path, name, value, problem):
     path = tmp_path / "records.h5"
     maps = [np.ones((2, h, w), "f4") for h, w in [(2, 3), (1, 1), (2, 2), (1, 3)]]
-    write_emotion_records(path, make_records(), CATEGORIES, ("scene", "object"), maps)
+    write_target_records(path, make_records(), CATEGORIES, ("scene", "object"), maps)
     replace(path, f"attention/{name}", value)
     with pytest.raises(DataError, match=problem):
         read_maps(path, read_records_file(path), ["test/0"])
 
 
 def test_no_samples_are_damage(tmp_path):
-    write_emotion_records(tmp_path / "records.h5", [], CATEGORIES, (), ())
+    write_target_records(tmp_path / "records.h5", [], CATEGORIES, (), ())
     with pytest.raises(DataError, match="holds no sample"):
         read_records_file(tmp_path / "records.h5")
 
 
 def test_a_failure_leaves_the_old_file(tmp_path):
-    write_emotion_records(tmp_path / "records.h5", make_records(), CATEGORIES, (), ())
+    write_target_records(tmp_path / "records.h5", make_records(), CATEGORIES, (), ())
     before = (tmp_path / "records.h5").read_bytes()
     with pytest.raises(ZeroDivisionError):
         maps = (1 / 0 for _ in make_records())
-        write_emotion_records(tmp_path / "records.h5", make_records(), CATEGORIES, ("scene",), maps)
+        write_target_records(tmp_path / "records.h5", make_records(), CATEGORIES, ("scene",), maps)
     assert (tmp_path / "records.h5").read_bytes() == before and len(list(tmp_path.iterdir())) == 1

@@ -133,7 +133,12 @@ def test_the_dataset_says_which_key_was_probably_meant(run, monkeypatch):
     import masp.training.stages as stages
     from masp.data.findings import DatasetRecord, Holdings, key_findings
 
-    record = DatasetRecord(1, "", Holdings({}, {}), tuple(key_findings({"Human Action": 3, "Colourfulness": 2})))
+    record = DatasetRecord(
+        1,
+        "",
+        Holdings({}, {}),
+        tuple(key_findings({("Human Action", "human_action"): 3, ("Colourfulness", "colorfulness"): 2})),
+    )
     monkeypatch.setattr(stages, "read_findings", lambda *_: record)
     run.aspects = ["scene", "human_action", "colorfulness"]
     with pytest.raises(InputError) as error:

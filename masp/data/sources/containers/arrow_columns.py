@@ -1,6 +1,6 @@
 """Columns of Arrow, which parquet and arrow files are read into, as columns of rows.
 
-pyarrow is an optional requirement and takes a moment to import, so it is imported where it is used.
+pyarrow takes a moment to import, so it is imported where it is used. It is not built for every machine.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def require_pyarrow(what: str) -> None:
         InputError: It is not.
     """
     if importlib.util.find_spec("pyarrow") is None:
-        raise InputError(f"{what}: reading these needs pyarrow; install it with `pip install masp[parquet]`")
+        raise InputError(f"{what}: this needs pyarrow; install it with `pip install pyarrow`")
 
 
 def kind_of(kind: pa.DataType) -> str:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from masp.config import load_aspects
 from masp.config.loading import load_config
 from masp.data.datasets import read_dataset
 from masp.data.named.catalog import NAMED
@@ -30,7 +31,7 @@ def image(path: Path, number: int) -> None:
 
 def read_rows(name: str, root: Path, *settings: str):
     overrides = [f"dataset.{each}" for each in (f"name={name}", f"root={root}", *settings)]
-    return read_dataset(load_config(None, ["vlm.path=x", "cache.dir=x", *overrides]).dataset)
+    return read_dataset(load_config(None, ["vlm.path=x", "cache.dir=x", *overrides]).dataset, load_aspects())
 
 
 def read(name: str, root: Path, *settings: str):

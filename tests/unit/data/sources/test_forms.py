@@ -8,8 +8,8 @@ import torch
 
 from masp.cache.reader import open_cache
 from masp.cache.verify import verify_cache
-from masp.config import load_config
-from masp.data.datasets import read_dataset
+from masp.config import load_aspects, load_config
+from masp.data.datasets import dataset_of, read_dataset
 from masp.data.images import load_image
 from masp.data.keys import path_of
 from masp.errors import InputError
@@ -58,7 +58,7 @@ def features(form, vlm, directory, *overrides):
 
 
 def test_every_form_says_the_same(form, items):
-    dataset = read_dataset(load_config(None, ["vlm.path=x", "cache.dir=y", *settings(form)]).dataset)
+    dataset = read_dataset(load_config(None, ["vlm.path=x", "cache.dir=y", *settings(form)]).dataset, load_aspects())
     by_name = {form.item_of(path_of(sample.key)): sample for sample in dataset.samples}
     assert by_name.keys() == {item.name for item in items}
     for item in items:
@@ -100,7 +100,7 @@ def test_any_number_of_tasks_and_workers_gives_the_same_bytes(form, vlm, tmp_pat
 def test_images_of_a_row_group_come_into_one_shard(items, vlm, tmp_path):
     form = write_form("parquet_bytes", tmp_path / "data", items)
     config = make_config("none", vlm, tmp_path / "cache", *settings(form))
-    dataset = read_dataset(config.dataset)
+    dataset = dataset_of(config)
     from masp.cache.layout import assign
 
     order = [int(key.rpartition("/")[2]) // 5 for shard in assign(dataset.samples, 2) for key in shard.samples.keys]

@@ -3,6 +3,7 @@
 import pytest
 from PIL import Image
 
+from masp.config import load_aspects
 from masp.config.schema import DatasetConfig
 from masp.data.datasets import read_dataset
 from masp.data.sources.hub import download
@@ -27,7 +28,7 @@ def hub(tmp_path, monkeypatch):
 
 
 def test_what_was_downloaded_is_read(hub):
-    dataset = read_dataset(DatasetConfig(root="hf://someone/moods"))
+    dataset = read_dataset(DatasetConfig(root="hf://someone/moods"), load_aspects())
     assert [sample.key for sample in dataset.samples] == ["test/fear/2%2Epng", "train/joy/1%2Epng"]
     assert download(f"hf://datasets/someone/moods@{'a' * 40}").name == "a" * 40
 
@@ -43,5 +44,5 @@ def test_what_was_downloaded_is_read(hub):
 )
 def test_refused(hub, name, message):
     with pytest.raises(InputError) as error:
-        read_dataset(DatasetConfig(root=name))
+        read_dataset(DatasetConfig(root=name), load_aspects())
     assert message in str(error.value) and "\n" not in str(error.value)

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from masp.config import load_aspects
 from masp.config.schema import DatasetConfig
 from masp.data.datasets import read_dataset
 from masp.data.sources.rows import Column, ColumnBuilder
@@ -31,7 +32,7 @@ def path(n):
 
 
 def read(root, **settings):
-    return read_dataset(DatasetConfig(root=str(root), **settings))
+    return read_dataset(DatasetConfig(root=str(root), **settings), load_aspects())
 
 
 def refused(root, **settings):

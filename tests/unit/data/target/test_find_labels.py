@@ -8,6 +8,7 @@ import pytest
 from masp.config import load_config
 from masp.data.answer_table import AnswerTable
 from masp.data.datasets import read_dataset
+from masp.data.keys import sample_key
 from masp.data.target.find_labels import DatasetImages, find_labels, label_dataset
 from masp.data.target.labels import NONE
 from masp.errors import InputError
@@ -23,7 +24,7 @@ def images(answers=ANSWERS, distribution=None):
 
 
 def config(*overrides):
-    return load_config(None, ["vlm.path=v", "dataset.root=d", "cache.dir=c", *overrides])
+    return load_config(None, ["vlm.path=v", "dataset.root=d", "cache.dir=c", "aspects=[object]", *overrides])
 
 
 def found(*overrides, of=None):
@@ -88,6 +89,17 @@ def test_why_images_are_left_out_is_said_for_each_reason_and_loudly_if_they_are_
     assert found("target.labels=scene", of=many).findings[0].serious
 
 
+def test_an_aspect_that_is_target_and_aspect_at_once_is_said_loudly():
+    aspects = ["target.name=place", "target.labels=scene", "aspects=[object,scene,brightness]"]
+    last = found(*aspects).findings[-1]
+    assert last.serious and last.text.startswith(
+        "target place: its labels are the answers to aspect scene, which is in aspects too: "
+    )
+    assert last.text.endswith("leave it out with aspects=[object,brightness]")
+    for without in (["checkpoint.aspect=none"], ["aspects=[object]"]):
+        assert not any(finding.serious for finding in found(*aspects, *without).findings)
+
+
 def test_distributions_are_kept_only_for_the_labels_of_the_dataset():
     votes = np.array([[0.9, 0.1], [0.2, 0.8], [0, 0], [0.5, 0.5]])
     labels = found("target.categories=[fear,joy]", of=images(distribution=votes))
@@ -115,7 +127,16 @@ def test_a_table_with_paths(tmp_path):
 
 def test_a_path_that_several_splits_have_is_ambiguous(tmp_path):
     line = refused(table(tmp_path / "t.csv", "image,label", "joy/a.jpg,winter", "fear/b.jpg,summer"))
-    assert "t.csv line 2: image = 'joy/a.jpg': several splits have an image of this path" in line
+    assert "t.csv line 2: image = 'joy/a.jpg': several images have this path; put the split in front, as in" in line
+    lines = ["image,label", "train/joy/a.jpg,winter", "fear/b.jpg,summer", "test/joy/a.jpg,summer"]
+    assert names(found(table(tmp_path / "t.csv", *lines))) == ["summer", "summer", "winter", ""]
+
+
+def test_a_path_in_another_unicode_form(tmp_path):
+    keys = [sample_key("train", "caf\u00e9.jpg"), sample_key("train", "a.jpg")]
+    own = DatasetImages(keys, ("joy", "fear"), np.array([0, 1]), None, lambda: AnswerTable.of([{}, {}]), "cache.dir: c")
+    labels = found(table(tmp_path / "t.csv", "image,label", "cafe\u0301.jpg,winter", "a.jpg,summer"), of=own)
+    assert names(labels) == ["winter", "summer"]
 
 
 def test_rows_that_name_no_image_are_counted_and_refused_only_if_all_are(tmp_path):
@@ -137,7 +158,7 @@ def test_rows_that_name_no_image_are_counted_and_refused_only_if_all_are(tmp_pat
     [
         (
             ["file,label", "a,b"],
-            "must have the columns key (sample keys) or image (paths as in the dataset), and label",
+            "must have the columns key (sample keys) or image (paths in the dataset), and label",
         ),
         (["key,emotion", "a,b"], "and label; has 'key, emotion'"),
         (["key,label", f"{KEYS[0]},a", f"{KEYS[0]},b"], "has the label 'b', but 'a' in line 2; an image has one label"),
@@ -194,12 +215,16 @@ def test_no_such_table(tmp_path):
             "no image has the label 'stret'; did you mean 'st",
         ),
         (["target.categories=[joy,sad]"], "no image has the label 'sad'"),
-        (["target.categories=[joy]"], "'joy' alone, but a target needs two or more categories"),
-        (["target.categories=[joy,Joy]"], "must name different categories"),
     ],
 )
 def test_bad_settings(overrides, reason):
     assert reason in refused(*overrides)
+
+
+@pytest.mark.parametrize("categories", ["[]", "[joy]", "[joy,Joy]", "[joy,'_']"])
+def test_categories_that_are_not_two_or_more_are_refused_with_the_settings(categories):
+    with pytest.raises(InputError, match=r"target.categories = .*: must name two or more different categories"):
+        config(f"target.categories={categories}")
 
 
 def test_a_dataset_and_a_cache_of_it_get_the_same_labels(tmp_path):

@@ -33,6 +33,17 @@ def test_samples_get_other_labels_and_keep_everything_else():
     assert [sample.category for sample in samples] == ["joy", "joy", "fear", "joy"]
 
 
+def test_labels_that_become_equal_are_counted_together():
+    samples = Samples.of([
+        Sample("train/a", "train", "a.jpg", "joy", {"scene": "beach"}),
+        Sample("train/b", "train", "b.jpg", "fear", {"scene": "beach"}),
+        Sample("train/c", "train", "c.jpg", "anger", {}),
+        Sample("train/d", "train", "d.jpg", "fear", {}),
+    ])  # fmt: skip
+    found = relabeled(samples, labels_of(1, 1, NONE, NONE))
+    assert sorted(found.kinds().values()) == [2, 2] and len(found.table.labels) == 2
+
+
 def test_a_part_of_samples_in_another_order():
     part = Samples.of(some_samples())[np.array([3, 0])]
     found = relabeled(part, labels_of(0, 1))

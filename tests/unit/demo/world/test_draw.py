@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from masp.config import load_aspects
 from masp.config.schema import DatasetConfig
 from masp.data.datasets import read_dataset
 from masp.demo.world import factors
@@ -53,10 +54,18 @@ def test_every_factor_matters():
     assert factors.best_possible_accuracy([]) == pytest.approx(1 / len(factors.EMOTIONS), abs=0.05)
 
 
-def test_the_weather_is_not_in_any_annotation_that_masp_reads(tmp_path):
+def test_the_weather_is_annotated_and_read_where_it_is_defined(tmp_path):
     write_demo_data(tmp_path / "data", 20, 5, seed=1)
-    dataset = read_dataset(DatasetConfig(name="emoset", root=str(tmp_path / "data")))
-    assert {aspect for sample in dataset.samples for aspect in sample.answers} == set(ASPECTS)
+    dataset = read_dataset(DatasetConfig(name="emoset", root=str(tmp_path / "data")), load_aspects())
+    assert {aspect for sample in dataset.samples for aspect in sample.answers} == set(factors.ASPECTS)
+    aspects = load_aspects("configs/aspects-demo.yaml")
+    assert tuple(aspects) == factors.FACTORS
+    for name, aspect in aspects.items():
+        expected = factors.LEVELS if aspect.kind == "level" else map(factors.words, factors.LABELS[name])
+        assert set(aspect.vocabulary) == set(expected)
+    dataset = read_dataset(DatasetConfig(name="emoset", root=str(tmp_path / "data")), aspects)
+    assert all(sample.answers["weather"] in aspects["weather"].vocabulary for sample in dataset.samples)
+    assert not [f for f in dataset.findings if "vocabulary" in f.text]
     notes = [json.loads(path.read_text()) for path in (tmp_path / "data" / "annotation").rglob("*.json")]
     assert {note["weather"] for note in notes} <= set(factors.LABELS["weather"])
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from masp.cache.fingerprint import model_part
 from masp.cache.reader import open_cache
-from masp.data.datasets import read_dataset
+from masp.data.datasets import dataset_of
 from masp.errors import DataError, StoppedEarly
 from masp.extraction import image_stream
 from masp.extraction.image_stream import ImageDataset
@@ -50,7 +50,7 @@ def opened(monkeypatch):
 
 
 def check(config, stop=None):
-    samples = read_dataset(config.dataset).samples
+    samples = dataset_of(config).samples
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
     images = ImageDataset(samples, preprocessor, config.vlm)
     return samples, check_images(config, images, samples.images, model_part(config), stop)

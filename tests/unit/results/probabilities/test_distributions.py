@@ -21,7 +21,7 @@ from masp.results.probabilities.distributions import (
     measure_distributions,
     summarize,
 )
-from masp.results.records import WITH_DISTRIBUTIONS, read_records_file, write_emotion_records
+from masp.results.records import WITH_DISTRIBUTIONS, read_records_file, write_target_records
 
 CATEGORIES = ("anger", "awe", "fear", "joy")
 
@@ -138,9 +138,9 @@ def test_generated_answers_have_no_probabilities():
 def test_the_records_keep_them(tmp_path):
     votes, scores, _ = drawn(20)
     path = tmp_path / "records.h5"
-    plain = write_emotion_records(path, records(scores), CATEGORIES, (), ())
+    plain = write_target_records(path, records(scores), CATEGORIES, (), ())
     assert read_records_file(path).distribution is None
-    digest = write_emotion_records(path, records(scores), CATEGORIES, (), (), None, votes)
+    digest = write_target_records(path, records(scores), CATEGORIES, (), (), None, votes)
     found = read_records_file(path)
     assert np.array_equal(found.distribution, votes) and found.digest == digest != plain
     import h5py
@@ -163,7 +163,7 @@ def test_other_values_in_the_records_are_damage(tmp_path):
         (lambda file: file.attrs.__setitem__("format_version", 2), "its format_version is 2, its digest is one of 3"),
         (lambda file: file.attrs.__setitem__("format_version", 9), "its format_version is 9, its digest is one of 3"),
     ):
-        write_emotion_records(path, records(scores), CATEGORIES, (), (), None, votes)
+        write_target_records(path, records(scores), CATEGORIES, (), (), None, votes)
         with h5py.File(path, "r+") as file:
             change(file)
         with pytest.raises(DataError, match=message):

@@ -225,7 +225,7 @@ def test_what_is_not_a_parquet_file(tmp_path):
 def test_pyarrow_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(arrow_columns.importlib.util, "find_spec", lambda name: None)
     line = refused(lambda: ParquetSource(tmp_path, [tmp_path / "a.parquet"]))
-    assert line.endswith("needs pyarrow; install it with `pip install masp[parquet]`")
+    assert line.endswith("needs pyarrow; install it with `pip install pyarrow`")
 
 
 def test_no_rows(tmp_path):

@@ -1,7 +1,7 @@
-"""The evaluation of emotions: which categories are asked, one record per image.
+"""The evaluation of the target: which categories are asked, one record per image.
 
-A soft prompt was trained to name certain emotions. On a dataset that sorts its images into others, nothing says what a
-right answer is; so each of its categories must be one that was trained, or be in `evaluate.category_map`.
+A soft prompt was trained to name certain categories. On a dataset that sorts its images into others, nothing says what
+a right answer is; so each of its categories must be one that was trained, or be in `evaluate.category_map`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from masp.artifacts.trained import Trained, load_trained
 from masp.cache.fingerprint import differences, fingerprint_digest, layout_notes
 from masp.config import Config
 from masp.config.feature_source import evaluation_source
-from masp.data.questions import Questions
+from masp.data.questions import EMOTION, Questions
 from masp.errors import InputError
 from masp.evaluation.feed import Feed, Item, machines_of, mixed_notes
-from masp.evaluation.findings import count_split, emotion_findings, left_out_notes, summary_lines
+from masp.evaluation.findings import count_split, left_out_notes, summary_lines, target_findings
 from masp.evaluation.prompts import FIRST, Wording
 from masp.evaluation.protocol import Evaluation
-from masp.evaluation.scorers import DECISION, EmotionScorer, ScoreRequest
+from masp.evaluation.scorers import DECISION, ScoreRequest, TargetScorer
 from masp.files.text import MAX_REASON, listed_apart, shortened, shown
 from masp.models.likelihood import cut_short
 from masp.results.attention_maps import read_attention
@@ -34,7 +34,7 @@ from masp.results.ledgers.table import RecordTable
 from masp.results.metrics import compute_metrics
 from masp.results.metrics_file import METRICS, write_metrics
 from masp.results.probabilities.distributions import asked_distributions
-from masp.results.records import FILE, write_emotion_records
+from masp.results.records import FILE, write_target_records
 from masp.runtime.log import show
 from masp.taxonomy import normalize_category
 from masp.vlm.language import LanguageHalf
@@ -60,8 +60,8 @@ class Asked:
         return dict(self.means) if self.is_mapped else {}
 
 
-class EmotionEvaluation(Evaluation):
-    """The emotion of every image of a split.
+class TargetEvaluation(Evaluation):
+    """The target, by default the emotion, of every image of a split.
 
     Args:
         config: Run configuration.
@@ -69,7 +69,7 @@ class EmotionEvaluation(Evaluation):
         feed: The images.
         questions: Questions.
         known_categories: Categories of other datasets that are evaluated with the same `evaluate.category_map`.
-        wording: How the emotion is asked for.
+        wording: How the target is asked for.
 
     Raises:
         InputError: aspect modules or soft prompt are missing or do not fit, or the categories were not trained and no
@@ -117,10 +117,10 @@ class EmotionEvaluation(Evaluation):
         if self.aspects_shown:
             load_token_grid(config.vlm, "evaluate.attention = true")  # before anything large is loaded
         self.identity = self._identity()
-        self.scorer: EmotionScorer | None = None
+        self.scorer: TargetScorer | None = None
 
     def load(self, device: str, language: LanguageHalf) -> None:
-        self.scorer = EmotionScorer(
+        self.scorer = TargetScorer(
             self.config, self.trained, self.questions, self.categories, device, self.question, language
         )
 
@@ -159,12 +159,10 @@ class EmotionEvaluation(Evaluation):
         maps = (read_attention(ledgers, record.attention) for record in shown if record.attention)
         digests = self.feed.digests()
         path = self.directory / FILE
-        written = write_emotion_records(
-            path, records, self.categories, self.aspects_shown, maps, digests, distributions
-        )
+        written = write_target_records(path, records, self.categories, self.aspects_shown, maps, digests, distributions)
         results = {
             **metrics.to_json(),
-            **emotion_findings(
+            **target_findings(
                 self.feed,
                 self.directory,
                 self.identity,
@@ -175,6 +173,7 @@ class EmotionEvaluation(Evaluation):
                 records,
             ),
             "stage": "stage2",
+            **target_entry(config),
             "question": self.question,
             "dataset": config.dataset.name,
             "split": config.evaluate.split,
@@ -235,7 +234,12 @@ class EmotionEvaluation(Evaluation):
             identity["attention"] = True
         if not trained.vision_features:
             identity["vision_features"] = False
-        return identity | quantization_entry(config)
+        return identity | target_entry(config) | quantization_entry(config)
+
+
+def target_entry(config: Config) -> dict[str, str]:
+    """The target, for identity and metrics; empty for the emotion, as it was before there were others."""
+    return {} if config.target.name == EMOTION else {"target": config.target.name}
 
 
 def quantization_entry(config: Config) -> dict[str, str]:

@@ -8,7 +8,7 @@ import pytest
 from masp.config import load_config
 from masp.demo.tiny_vlm import VLM_DIR
 from masp.errors import InputError
-from masp.evaluation.emotions import check_lengths, length_notes, map_categories, parse_map
+from masp.evaluation.target import check_lengths, length_notes, map_categories, parse_map
 
 TRAINED = ("anger", "awe", "joy", "sadness")
 
