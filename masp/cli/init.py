@@ -12,7 +12,7 @@ from masp.runtime.log import show
 
 _DETAILS = """\
 Looks at the images and at this machine, and writes a commented file of settings that fit them: splits, categories,
-aspects, how long and how fast to train, number formats, workers. Nothing else is written, and nothing is downloaded.
+aspects, how long and how fast to train, number formats, workers. Nothing else is written, and no VLM is downloaded.
 Settings that are given as key=value win.
 
   masp init data/mine --output mine.yaml

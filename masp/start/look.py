@@ -193,7 +193,10 @@ def _aspect_lines(config: Config, dataset: Dataset) -> list[str]:
 
 def _stored(config: Config, aspects: Sequence[str]) -> dict[str, int]:
     """Those of some aspects that `masp annotate` has answered in the cache, with the number of answers."""
-    if config.cache.dir is None or not is_directory(Path(config.cache.dir), key="cache.dir"):
+    try:
+        if config.cache.dir is None or not is_directory(Path(config.cache.dir), key="cache.dir"):
+            return {}
+    except InputError:  # it cannot be looked at, which whoever opens the cache says
         return {}
     stored = read_stored(Path(config.cache.dir))
     return {aspect: sum(stored[aspect].num_answers.values()) for aspect in aspects if aspect in stored}
