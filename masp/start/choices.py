@@ -129,7 +129,7 @@ def _dataset(look: Look) -> list[Choice]:
     if settings.split is not None:
         counts = look.dataset.holdings
         each = ", ".join(f"{counts.num_images(split):,} {split}" for split in counts.splits)
-        why = f"The images have no splits for all of it; divided by a hash of their names, which gives {each}."
+        why = f"What the images lack of train, val and test is divided by a hash of their names; this gives {each}."
         found.append(Choice("dataset.split", settings.split, why))
     return found
 
@@ -138,10 +138,12 @@ def _cache(name: str, look: Look, machine: Machine) -> list[Choice]:
     num_images = len(look.dataset.samples)
     shards = min(max(num_images // IMAGES_PER_SHARD, MIN_SHARDS), MAX_SHARDS)
     dtype = "fp32" if machine.gpu is None else "bf16"
-    on = "a CPU computes" if machine.gpu is None else "the GPU computes, and half the size of fp32"
+    why = "The encoder computes in this format on a CPU."
+    if machine.gpu is not None:
+        why = "The encoder computes in this format on the GPU; half the size of fp32."
     return [
         Choice("cache.dir", f"outputs/{name}/cache", "Features are computed once and kept here."),
-        Choice("cache.dtype", dtype, f"In this format {on}."),
+        Choice("cache.dtype", dtype, why),
         Choice("cache.num_shards", shards, f"Files of about {IMAGES_PER_SHARD} images, but at least {MIN_SHARDS}."),
         Choice(
             "extract.max_bad_fraction",

@@ -122,8 +122,9 @@ def run_pipeline(config: Config, settings: str) -> Path:
             except StoppedEarly as error:
                 raise StoppedEarly(f"{error}; {again}") from None
         _check(stop, again)
-        _header(f"masp report {shlex.quote(config.output_dir)}")
-        report = write_report(config.output_dir)
+        directory = config.evaluate.output_dir or config.output_dir
+        _header(f"masp report {shlex.quote(directory)}")
+        report = write_report(directory)
     show(*_outcome(result), f"report: {report}")
     return report
 
@@ -143,10 +144,9 @@ def _check_dataset(config: Config) -> list[str]:
     answered = [name for name in config.aspects if name not in lacking] if can_annotate else config.aspects
     if stuck := obstacles(dataclasses.replace(config, aspects=answered), dataset):
         stage, why = next(iter(stuck.items()))
-        without = (
-            "; masp annotate, which could change that, needs a cache (cache.dir=DIR)" if lacking and not never else ""
-        )
-        raise InputError(f"{stage} cannot be trained: {why}{without if config.cache.dir is None else ''}")
+        needs_cache = bool(lacking) and not never and config.cache.dir is None
+        remedy = "; masp annotate, which could change that, needs a cache (cache.dir=DIR)" if needs_cache else ""
+        raise InputError(f"{stage} cannot be trained: {why}{remedy}")
     return lacking
 
 
