@@ -8,6 +8,11 @@ For every number of training images and every seed, both stages are trained and 
     demo       the fixed settings of configs/demo.yaml, which suit 4,000 images
     published  the published hyperparameters, for 94,500 images: 3 epochs at 1e-5 and 1 epoch at 5e-6, batches of 8
 
+and, where --methods asks for them, with what tells whether the rule's two numbers are about right
+
+    half-steps              half as many epochs, at twice the learning rate
+    half-reach, twice-reach half and twice the learning rate
+
 all with the demo's VLM and otherwise the settings of the demo. Each training is one process with one thread, one after
 the other; what is finished is in `sizes.json` and not run again. Prints the table after each one.
 """
@@ -28,6 +33,7 @@ from masp.start.sizing import stage_sizes
 
 NUM_TEST = 500
 METHODS = ("rule", "demo", "published")
+VARIANTS = ("half-steps", "half-reach", "twice-reach")
 VLM = "masp/demo/tiny_vlm/weights"
 PUBLISHED = (
     *("stage1.num_epochs=3", "stage1.learning_rate=1e-5", "stage1.global_batch_size=8"),
@@ -43,7 +49,10 @@ def settings_of(method: str, size: int) -> list[str]:
         return list(PUBLISHED)
     scales, held_out, found = read_scales(VLM), size // 10, []
     for stage, rms in (("stage1", scales.stage1), ("stage2", scales.stage2)):
+        rms *= {"half-reach": 0.5, "twice-reach": 2.0}.get(method, 1.0)
         sizes = stage_sizes(stage, size - held_out, rms)
+        if method == "half-steps":
+            sizes = stage_sizes(stage, size - held_out, rms, num_epochs=max(1, sizes.num_epochs // 2))
         names = ("num_epochs", "global_batch_size", "learning_rate", "warmup_ratio", "validate_every", "patience")
         found += [f"{stage}.{name}={getattr(sizes, name)}" for name in names]
         found += [f"{stage}.checkpoint_every={sizes.validate_every}", f"{stage}.validation_size={held_out}"]
@@ -72,10 +81,11 @@ def run(method: str, size: int, seed: int, directory: Path) -> dict:
 
 def table(runs: Sequence[dict]) -> list[str]:
     """The accuracies as a table in Markdown."""
-    lines = ["| training images | " + " | ".join(METHODS) + " |", "|---|" + "---|" * len(METHODS)]
+    methods = (*METHODS, *(name for name in VARIANTS if any(run["method"] == name for run in runs)))
+    lines = ["| training images | " + " | ".join(methods) + " |", "|---|" + "---|" * len(methods)]
     for size in sorted({run["size"] for run in runs}):
         cells = []
-        for method in METHODS:
+        for method in methods:
             found = [run["accuracy"] for run in runs if (run["size"], run["method"]) == (size, method)]
             each = ", ".join(f"{accuracy:.3f}" for accuracy in found)
             cells.append(f"{statistics.mean(found):.3f} ({each})" if found else "")
@@ -87,7 +97,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[140, 1000, 4000])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=(*METHODS, *VARIANTS))
     parser.add_argument("--dir", type=Path, default=Path("outputs/sizes"))
     arguments = parser.parse_args()
     arguments.dir.mkdir(parents=True, exist_ok=True)

@@ -112,5 +112,9 @@ def test_sizes(size, repository, monkeypatch):
     rule = found["rule"]
     assert rule.stage2.validation_size == size // 10 and rule.stage2.validate_every
     assert 1.0 < rule.stage2.learning_rate < 2.0 and rule.stage1.num_epochs >= 3  # no setting of the demo survives
+    rate, epochs = rule.stage2.learning_rate, rule.stage2.num_epochs
+    for method, factor in (("half-reach", 0.5), ("twice-reach", 2), ("half-steps", epochs / (epochs // 2))):
+        other = load_config("configs/demo.yaml", settings_of_size(method, size))
+        assert other.stage2.learning_rate == pytest.approx(factor * rate, rel=0.05)
     runs = [{"method": "rule", "size": size, "accuracy": 0.5}, {"method": "rule", "size": size, "accuracy": 0.7}]
     assert table_of_sizes(runs)[-1] == f"| {size:,} | 0.600 (0.500, 0.700) |  |  |"
