@@ -15,7 +15,7 @@ from masp.data.images import UnreadableImage, load_image
 from masp.errors import InputError
 from masp.report.html import data_address
 from masp.report.images import shown_name
-from masp.report.review import ReviewedAspect, ReviewedImage, write_review
+from masp.annotation.review_page import ReviewedAspect, ReviewedImage, write_review
 from masp.runtime.log import show
 
 NUM_IMAGES = 300

@@ -57,6 +57,8 @@ FREE = {
     "PromptRow": "question",
     "PromptTable": "rows",
     "Note": "world num_pictures",
+    "StoredAnswer": "key answer",
+    "StoredAnswers": "aspects",
     "_Metadata": "aspects",
     "QuarantineEntry": "category answers path reason",
     "QuarantineLine": "path reason",
@@ -76,12 +78,14 @@ FREE = {
 }
 # Digests, keys and ids: whatever reads them compares them with what they must be.
 COMPARED = {
+    "AnswerSource": "definition machine settings vlm",
     "DatasetRecord": "dataset",
     "Fingerprint": "model",
     "Generation": "shards keys",
-    "Lineage": "digest aspect_digest cache dataset_digest",
+    "Lineage": "digest aspect_digest answers cache dataset_digest",
     "MetricsFile": "protocol",
     "ProbeFile": "data_digest",
+    "Part": "shard",
     "ShardFile": "name",
     "Submitted": "job_ids job_name",
     "PartStatus": "job_ids",
