@@ -88,6 +88,14 @@ class ExtractPartConfig(PartConfig):
 
 
 @dataclass
+class AnnotatePartConfig(ExtractPartConfig):
+    """Annotation by the VLM: an array of tasks, each of which does its share of the shards of the cache."""
+
+    num_tasks: Annotated[int, Field(ge=1, le=100_000), Number] = 4
+    """Tasks of the array. More than the cache has shards leaves some without work."""
+
+
+@dataclass
 class TrainPartConfig(PartConfig):
     """Training: one job over all nodes; both stages ask for the same."""
 
@@ -147,6 +155,7 @@ class ClusterConfig(Settings):
     """Further options of sbatch, each `name=value` without dashes, such as `reservation=lab`."""
 
     extract: ExtractPartConfig = field(default_factory=ExtractPartConfig)
+    annotate: AnnotatePartConfig = field(default_factory=AnnotatePartConfig)
     train: TrainPartConfig = field(default_factory=TrainPartConfig)
     evaluate: EvaluatePartConfig = field(default_factory=EvaluatePartConfig)
 
@@ -173,7 +182,7 @@ def _check_together(cluster: ClusterConfig, where: str) -> None:
                 raise InputError(f"{where}: {name}.nodes = {nodes}: executor 'local' has one node, this machine")
         if cluster.setup:
             raise InputError(f"{where}: setup = {cluster.setup}: with executor 'local', run these lines beforehand")
-    for name in ("extract", "train", "evaluate"):
+    for name in ("extract", "annotate", "train", "evaluate"):
         limit_s = getattr(cluster, name).timeout_min * 60
         if cluster.signal_delay_s >= limit_s:
             raise InputError(
@@ -189,7 +198,7 @@ def _check_together(cluster: ClusterConfig, where: str) -> None:
             raise InputError(f"{where}: setup = {shown(line)}: an option of sbatch; give it as an item of `sbatch`")
     for option in cluster.sbatch:
         _check_sbatch(option, f"{where}: sbatch")
-    for section in ("extract", "train", "evaluate"):
+    for section in ("extract", "annotate", "train", "evaluate"):
         _check_part(getattr(cluster, section), f"{where}: {section}", cluster.executor)
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 from launch.job.config import ClusterConfig, EvaluatePartConfig, ExtractPartConfig, PartConfig, TrainPartConfig
-from launch.job.jobs import EvaluateJob, ExtractJob, Job, TrainJob
+from launch.job.jobs import AnnotateJob, EvaluateJob, ExtractJob, Job, TrainJob
 from masp.config import Config
 from masp.config.feature_source import cache_directory
 from masp.config.schema import StageName
 from masp.errors import InputError
 
-Command = Literal["extract", "train", "evaluate", "pipeline"]
+Command = Literal["extract", "annotate", "train", "evaluate", "pipeline"]
 COMMANDS: tuple[Command, ...] = typing.get_args(Command)
 
 
@@ -25,14 +25,23 @@ class PartName(StrEnum):
     """The parts that a submission may have."""
 
     EXTRACT = "extract"
+    ANNOTATE = "annotate"
     STAGE1 = "stage1"
     STAGE2 = "stage2"
     EVALUATE = "evaluate"
 
     @property
-    def section(self) -> Literal["extract", "train", "evaluate"]:
+    def section(self) -> Literal["extract", "annotate", "train", "evaluate"]:
         """Section of the cluster settings that says what the part asks for."""
-        return "extract" if self == PartName.EXTRACT else "evaluate" if self == PartName.EVALUATE else "train"
+        match self:
+            case PartName.EXTRACT:
+                return "extract"
+            case PartName.ANNOTATE:
+                return "annotate"
+            case PartName.EVALUATE:
+                return "evaluate"
+            case _:
+                return "train"
 
 
 class State(StrEnum):
@@ -118,6 +127,8 @@ def make_parts(
         # without aspects, or with given aspect modules, the soft prompt alone is trained
         trains_aspects = bool(config.aspects) and config.checkpoint.aspect is None
         names = [name for name in PartName if trains_aspects or name != PartName.STAGE1]
+        if not (trains_aspects and config.annotate.aspects and config.cache.dir is not None):
+            names.remove(PartName.ANNOTATE)
         if config.cache.dir is None:  # training and evaluation run the encoder
             names.remove(PartName.EXTRACT)
     else:
@@ -128,6 +139,10 @@ def make_parts(
             count = cluster.extract.num_tasks
             tasks: tuple[Job, ...] = tuple(ExtractJob(*common, num_tasks=count, task_index=i) for i in range(count))
             parts.append(Part(name, tasks, cluster.extract, cache_directory(config)))
+        elif name == PartName.ANNOTATE:
+            count = cluster.annotate.num_tasks
+            tasks = tuple(AnnotateJob(*common, num_tasks=count, task_index=i) for i in range(count))
+            parts.append(Part(name, tasks, cluster.annotate, cache_directory(config)))
         elif name == PartName.EVALUATE:
             from masp.evaluation.run import evaluate_dir
 
