@@ -134,7 +134,7 @@ def test_the_dataset_says_which_key_was_probably_meant(run, monkeypatch):
     from masp.data.findings import DatasetRecord, Holdings, key_findings
 
     record = DatasetRecord(1, "", Holdings({}, {}), tuple(key_findings({"Human Action": 3, "Colourfulness": 2})))
-    monkeypatch.setattr(stages, "read_findings", lambda *_: record)
+    monkeypatch.setattr(stages, "findings_of", lambda *_: record)
     run.aspects = ["scene", "human_action", "colorfulness"]
     with pytest.raises(InputError) as error:
         open_stage("stage1", run, "cpu")
