@@ -210,6 +210,12 @@ def test_nothing_to_report_says_what_to_run(tmp_path, exists):
     assert "\n" not in str(error.value) and str(folder) in str(error.value)
 
 
+def test_a_file_in_the_place_of_a_run_is_called_one(tmp_path):
+    (tmp_path / "metrics.json").write_text("{}")
+    with pytest.raises(InputError, match="metrics.json is a file; name the directory of the run"):
+        write_report(tmp_path / "metrics.json")
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"accuracy": "x", "num_samples": 1, "num_correct": 1}'])
 def test_damaged_metrics_are_an_error(tmp_path, text):
     (tmp_path / "metrics.json").write_text(text)
