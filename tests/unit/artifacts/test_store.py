@@ -92,7 +92,7 @@ def test_a_choice_of_aspects_in_another_order(modules, aspect_path):
         turned, lineage = load_aspects(str(path), ["object", "scene"], HIDDEN)
         assert turned.aspects == ("object", "scene") and lineage.digest == aspect_digest(modules)
         assert torch.equal(turned.by_aspect["scene"].query, modules.by_aspect["scene"].query)
-        with pytest.raises(InputError, match="holds no aspect 'brightness'; it has object, scene"):
+        with pytest.raises(InputError, match="holds no aspect 'brightness'; it has object, scene, so give aspects="):
             load_aspects(str(path), ["scene", "brightness"], HIDDEN)
 
 

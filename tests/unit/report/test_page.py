@@ -1,6 +1,7 @@
 """The report: complete, self-contained, and never fooled by a name."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -295,6 +296,14 @@ def test_an_output_that_is_a_directory_is_refused(tmp_path):
     run = make_run(tmp_path)
     with pytest.raises(InputError, match="is a directory"):
         write_report(run, tmp_path)
+
+
+def test_an_output_that_is_a_device_or_a_fifo_is_not_replaced(tmp_path):
+    run, output = make_run(tmp_path), tmp_path / "fifo"
+    os.mkfifo(output)
+    with pytest.raises(InputError, match="fifo: cannot be written: not a regular file; give --output another file"):
+        write_report(run, output)
+    assert output.is_fifo()
 
 
 def browse(chromium, page, screenshot, profile, width):
