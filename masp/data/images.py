@@ -13,6 +13,7 @@ from PIL import Image, TiffImagePlugin
 
 from masp.config.schema import Transparency
 from masp.data.image_files.memory import MAX_BYTES, MAX_METADATA_BYTES, decoding_bytes, fault_before_opening
+from masp.data.image_files.other_formats import other_format
 from masp.data.image_files.pixels import (
     SIDES_SWAPPED,
     orientation_of,
@@ -319,7 +320,10 @@ def _opened(file: IO[bytes]) -> Image.Image:
         raise UnreadableImage(f"too large: more than {MAX_PIXELS} pixels") from None
     except Image.UnidentifiedImageError:
         # Pillow's message holds a memory address, which would differ from run to run.
-        raise _Damaged("no image, or of a format that is not supported") from None
+        file.seek(0)
+        found = other_format(file.read(1024))
+        seems = f" (this seems to be {found})" if found else ""
+        raise _Damaged(f"no image, or of a format that is not supported{seems}") from None
     except (MemoryError, UnreadableImage):
         raise
     except OSError as error:

@@ -490,6 +490,34 @@ def test_signed_sixteen_bits_are_stretched():
     assert np.abs(gray_of(tiff(values, 1, kind=2)) - RAMP * 255).max() <= 1
 
 
+def test_unsigned_integers_of_32_bits_are_not_taken_for_negative():
+    values = np.rint(RAMP * (2**32 - 1)).astype(np.uint32)
+    assert np.abs(gray_of(tiff(values, 1)) - RAMP * 255).max() <= 1
+    signed = np.rint(RAMP * 60000 - 30000).astype(np.int32)
+    for order in "<>":
+        assert np.abs(gray_of(tiff(signed, 1, kind=2, order=order)) - RAMP * 255).max() <= 1
+
+
+def bitmap(alpha: np.ndarray) -> bytes:
+    """A BMP of version 4 with a fourth channel, which Pillow does not write."""
+    height, width = alpha.shape
+    pixels = np.dstack([PICTURE[:height, :width, ::-1], alpha])[::-1].astype(np.uint8).tobytes()
+    header = struct.pack("<IiiHHIIiiII", 108, width, height, 1, 32, 3, len(pixels), 0, 0, 0, 0)
+    header += struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + b"BGRs" + bytes(48)
+    return b"BM" + struct.pack("<IHHI", 14 + len(header) + len(pixels), 0, 0, 14 + len(header)) + header + pixels
+
+
+@pytest.mark.parametrize("transparency", ["white", "drop"])
+def test_a_bmp_whose_alpha_is_empty_is_opaque(transparency):
+    empty, half = np.zeros((40, 60)), np.zeros((40, 60))
+    half[20:] = 255
+    assert close(decode_image(bitmap(empty), transparency=transparency), PICTURE, 0)
+    page = PICTURE.copy()
+    if transparency == "white":
+        page[:20] = 255
+    assert close(decode_image(bitmap(half), transparency=transparency), page, 0)
+
+
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
 def test_a_transparent_gray_of_any_depth_becomes_white(depth):
     full = 2**depth - 1
