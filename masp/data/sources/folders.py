@@ -3,7 +3,7 @@
 """
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -217,12 +217,12 @@ def _find_start(root: Path, names: CategoryNames) -> tuple[str, dict[str, str]]:
         if splits := _splits_in(here):
             return start, splits
         contents = _contents(here)
-        with_images = [n for n in contents.directories if n != ANNOTATION_DIRECTORY and count_images(here / n)]
+        with_images = [n for n in contents.directories if n != ANNOTATION_DIRECTORY and has_image(here / n)]
         if len(with_images) != 1 or normalize_category(with_images[0]) in (names.valid or ()):
             return start, {}
         inside = _contents(here / with_images[0])
         # a single directory cannot be the categories; if several directories inside it hold images, those are
-        num_below = sum(count_images(here / with_images[0] / name) > 0 for name in inside.directories)
+        num_below = sum(has_image(here / with_images[0] / name) for name in inside.directories)
         if num_below < 2 and any(map(is_image_name, inside.files)):
             return start, {}
         start, here = f"{start}{with_images[0]}/", here / with_images[0]
@@ -236,7 +236,7 @@ def _splits_in(directory: Path) -> dict[str, str]:
         return exact
     found: dict[str, str] = {}
     for name in names:
-        if (split := SPLIT_WORDS.get(name.lower())) and count_images(directory / name):
+        if (split := SPLIT_WORDS.get(name.lower())) and has_image(directory / name):
             if split in found:
                 raise InputError(f"{directory / name}: means the split {split}, and so does {directory / found[split]}")
             found[split] = name
@@ -251,9 +251,10 @@ def _read_split(found: _Found, place: str, split: str, annotations: _Annotations
     names: dict[str, str] = {}
     for directory in contents.directories:
         path = here / directory
-        if not split and (directory == ANNOTATION_DIRECTORY or not (count := count_images(path))):
+        if not split and (directory == ANNOTATION_DIRECTORY or not has_image(path)):
             continue
         if not split and _is_annotations(directory, found.names):
+            count = count_images(path)
             found.ignored.append(Ignored(f"{directory}/", "no category", count, meant=f"{ANNOTATION_DIRECTORY}/"))
             continue
         try:
@@ -292,16 +293,19 @@ def _is_annotations(directory: str, names: CategoryNames) -> bool:
 
 def _same_inside(place: Path, categories: Iterable[str]) -> list[Finding]:
     """Categories that all hold the same directories and no image beside them: perhaps those are the categories."""
-    inside = [_contents(place / name) for name in categories]
-    below = {tuple(contents.directories) for contents in inside}
-    if len(inside) < 2 or len(below) > 1 or () in below or any(map(is_image_name, inside[0].files)):
+    first, *others = categories
+    contents = _contents(place / first)
+    same = contents.directories
+    if not others or not same or any(map(is_image_name, contents.files)):
         return []
-    (same,) = below
+    if any(_contents(place / name).directories != same for name in others):
+        return []
+    count = 1 + len(others)
     text = (
-        f"all {len(inside)} category directories hold the same directories, {', '.join(same[:5])}; if these are the "
+        f"all {count} category directories hold the same directories, {', '.join(same[:5])}; if these are the "
         "categories, dataset.root must be the directory that they are in"
     )
-    return [Finding("names", text, len(inside), serious=True)]
+    return [Finding("names", text, count, serious=True)]
 
 
 def _read_category(
@@ -423,23 +427,40 @@ def is_image_name(name: str) -> bool:
 
 def count_images(path: Path, suffixes: Sequence[str] | frozenset[str] = IMAGE_EXTENSIONS) -> int:
     """Files with one of these extensions in a directory and those below it, among the first 100,000 files."""
-    count = seen = 0
+    return sum(split_name(name)[1].lower() in suffixes for name in _files_below(path))
+
+
+def has_image(path: Path) -> bool:
+    """Whether there is an image in a directory or those below it; looks no further than the first one."""
+    return any(map(is_image_name, _files_below(path)))
+
+
+def _files_below(path: Path) -> Iterator[str]:
+    """Names of the files in a directory, then of those in the directories below it: the first 100,000. Directories that
+    cannot be listed hold none."""
     been: set[tuple[int, int]] = set()
-    for here, directories, files in os.walk(path, followlinks=True):
+    unread, count = [str(path)], 0
+    while unread:
+        here, inside = unread.pop(), []
         try:
             status = os.stat(here)
+            if (status.st_dev, status.st_ino) in been:  # links may lead in a circle
+                continue
+            been.add((status.st_dev, status.st_ino))
+            with os.scandir(here) as listing:
+                for item in listing:
+                    if is_litter(item.name):
+                        continue
+                    if item.is_dir():
+                        inside.append(item.path)
+                    elif count < _MAX_COUNTED:
+                        count += 1
+                        yield item.name
+                    else:
+                        return
         except OSError:
             continue
-        if (status.st_dev, status.st_ino) in been:  # links may lead in a circle
-            directories.clear()
-            continue
-        been.add((status.st_dev, status.st_ino))
-        directories[:] = sorted(name for name in directories if not is_litter(name))
-        count += sum(split_name(name)[1].lower() in suffixes for name in files if not is_litter(name))
-        seen += len(files)
-        if seen >= _MAX_COUNTED:
-            break
-    return count
+        unread += sorted(inside, reverse=True)
 
 
 def meant_by_name(name: str) -> str:

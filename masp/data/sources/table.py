@@ -18,7 +18,7 @@ from masp.data.image_files.paths import is_url, path_inside, why_not_inside
 from masp.data.sources.columns import USUAL
 from masp.data.sources.index_files import _Directories
 from masp.data.sources.rows import Column, ColumnBuilder, Header, Rows, Value
-from masp.data.sources.split_words import split_word
+from masp.data.sources.split_words import SPLIT_WORDS, split_word
 from masp.errors import InputError
 from masp.files.json_text import parse_json
 from masp.files.regular import UnsuitableFile, open_binary
@@ -58,7 +58,7 @@ class TableSource:
                 found = tuple(_columns(file, text))
             if columns is not None and set(columns) != set(found):
                 odd = sorted(set(columns) ^ set(found))[0]
-                raise InputError(f"{file}: has other columns than {self.files[0].name}, for example {shown(odd)}")
+                raise InputError(f"{file}: has other columns than {self.files[0]}, for example {shown(odd)}")
             columns = columns or found
         return Header(columns or ())
 
@@ -66,55 +66,82 @@ class TableSource:
         """Read all rows; see `RowSource.read`."""
         assert image is not None, "a table has a column of paths"
         builders = {name: ColumnBuilder() for name in columns}
-        paths: list[str] = []
-        names: list[str] = []
+        on_disk = _Directories(self.root)
+        identities: list[str] = []
+        found: list[str] = []
+        missing: list[str] = []
         firsts: list[int] = []
         lines: list[int] = []
         words: list[str | None] = []
         for file in self.files:
-            firsts.append(len(paths))
+            firsts.append(len(lines))
+            place = file.parent.relative_to(self.root).as_posix()
+            place = "" if place == "." else f"{place}/"
+            paths: list[str] = []
             for line, row in _rows(file, {image, identity, *columns}):
-                paths.append(_path(row.get(image), f"{file} line {line}: {image}"))
+                paths.append(_path(row.get(image), place, f"{file} line {line}: {image}"))
                 lines.append(line)
                 if identity is not None:
-                    names.append(_identity(row.get(identity), f"{file} line {line}: {identity}"))
+                    identities.append(_identity(row.get(identity), f"{file} line {line}: {identity}"))
                 for name, builder in builders.items():
                     builder.append(row.get(name))
-            words += [split_word(file.relative_to(self.root).as_posix())] * (len(paths) - firsts[-1])
-        found, missing = self._find_images(paths)
-        prefix = f"{os.path.abspath(self.root)}/"
+            found += self._find_images(on_disk, paths, place, missing)
+            if identity is None:
+                prefix = f"{os.path.abspath(self.root)}/"
+                identities += [path.removeprefix(prefix).lstrip("/") for path in paths]
+            word = split_word(file.relative_to(self.root).as_posix())
+            words += [word] * len(paths) if word else _words_of_directories(paths)
+        text = f"{len(missing):,} of {len(found):,} listed images do not exist"
+        serious = 2 * len(missing) > len(found)
         return Rows(
-            identities=names if identity is not None else [path.removeprefix(prefix).lstrip("/") for path in paths],
+            identities=identities,
             columns={name: builder.column() for name, builder in builders.items()},
             where=_Where(self.files, np.array(firsts), np.array(lines, dtype=np.int32)),
             paths=found,
             split_names=Column.of(words),
-            findings=missing,
+            findings=(Finding("missing", text, len(missing), examples(missing), serious),) if missing else (),
         )
 
-    def _find_images(self, paths: Sequence[str]) -> tuple[list[str], tuple[Finding, ...]]:
-        """The files that paths name, whose names on disk may be in another Unicode form, and what is said of those that
-        do not exist; they keep the path that they are listed with."""
-        on_disk = _Directories(self.root)
+    def _find_images(self, on_disk: _Directories, paths: Sequence[str], place: str, missing: list[str]) -> list[str]:
+        """The files that the paths of a table name, whose names on disk may be in another Unicode form. One that does
+        not exist keeps the path that it is listed with.
+
+        Args:
+            on_disk: The files that exist.
+            paths: Paths relative to the root, or absolute.
+            place: Directory of the table, relative to the root, with a slash at its end.
+            missing: Where paths that do not exist are added.
+        """
+
+        def below(directory: str, path: str) -> str:
+            is_beside = not path.startswith("/") and path.startswith(place)
+            return f"{place}{directory}{path[len(place) :]}" if is_beside else path
+
         directory = self._image_directory
         if directory is None:
             first = [path for path in paths[:_NUM_TRIED] if not path.startswith("/")]
             directory = max(  # of several with the same number, the first one
-                _IMAGE_DIRECTORIES, key=lambda each: sum(on_disk.find(f"{each}{path}") is not None for path in first)
+                _IMAGE_DIRECTORIES, key=lambda each: sum(on_disk.find(below(each, path)) is not None for path in first)
             )
         found: list[str] = []
-        missing: list[str] = []
         for path in paths:
-            listed = path if path.startswith("/") else f"{directory}{path}"
+            listed = below(directory, path)
             there = on_disk.find(listed)
             if there is None:
                 missing.append(path)
             there = there or listed
             found.append(there if there.startswith("/") else f"{self.root}/{there}")
-        if not missing:
-            return found, ()
-        text = f"{len(missing):,} of {len(paths):,} listed images do not exist"
-        return found, (Finding("missing", text, len(missing), examples(missing), 2 * len(missing) > len(paths)),)
+        return found
+
+
+def _words_of_directories(paths: Sequence[str]) -> list[str | None]:
+    """What the directories of images say of their split, the innermost first, if it is said of all images; else None."""
+    words = [
+        next((part for part in reversed(path.split("/")[:-1]) if part.lower() in SPLIT_WORDS), None)
+        for path in paths
+        if not path.startswith("/")
+    ]
+    return list(words) if len(words) == len(paths) and all(words) else [None] * len(paths)
 
 
 def lists_images(file: Path, config: DatasetConfig) -> bool:
@@ -259,14 +286,21 @@ def _value(value: Any) -> Value:
     return None if isinstance(value, dict) else value
 
 
-def _path(value: Value, where: str) -> str:
-    """The path of an image file in its shortest form, checked."""
+def _path(value: Value, place: str, where: str) -> str:
+    """The path of an image file in its shortest form, checked.
+
+    Args:
+        value: As the table has it, relative to the directory of the table, or absolute.
+        place: That directory, relative to the root, with a slash at its end.
+        where: Names the value in errors.
+    """
     if not isinstance(value, str) or not value.strip():
         raise InputError(
             f"{where}: must be the path of an image file, not {'empty' if value is None else shown(value)}"
         )
-    path = path_inside(value, absolute=True)
-    if path is None:
+    is_relative = not is_url(value) and not value.startswith(("/", "\\"))
+    path = path_inside(f"{place}{value}" if is_relative else value, absolute=True)
+    if path is None or f"{path}/" == place:
         raise InputError(f"{where}: {shown(value)}: {why_not_inside(value)}{'' if is_url(value) else ', or absolute'}")
     return path
 
