@@ -81,7 +81,7 @@ def choose_columns(header: Header, config: DatasetConfig, source: RowSource) -> 
             f"{', '.join(header.columns)}"
         )
     distribution = tuple(config.distribution or header.distribution)
-    label = None if config.distribution and "label" not in named else usual("label")
+    label = None if config.distribution and "label" not in named else usual("label") or header.label
     if label is None and not distribution:
         others = [name for name in header.columns if name != image]
         raise InputError(

@@ -93,7 +93,7 @@ def find_dataset(config: DatasetConfig) -> Found:
 
 
 def _place_of(directory: Path) -> Path:
-    """The directory of a dataset whose files are in a directory, the name of which may be the only word for the split."""
+    """The directory of a dataset with files in a directory whose name may be the only word for the split."""
     return directory.parent if directory.name.lower() in SPLIT_WORDS else directory
 
 
@@ -235,7 +235,7 @@ def _has_folders(directories: Sequence[Path], below: Sequence[Path], is_other: b
     """
     tabled = {file.parent for file in below if _kind(file.name) == "table"}
     for path in directories:
-        if path.name in SPLITS and (is_other or path in tabled):
+        if (is_other and path.name in SPLITS) or (path in tabled and path.name.lower() in SPLIT_WORDS):
             if any(has_image(Path(item.path)) for item in _scanned(path) if item.is_dir()):
                 return True
         elif not is_other and (path.name in SPLITS or has_image(path)):  # their reader says what is missing

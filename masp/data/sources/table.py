@@ -16,13 +16,16 @@ from masp.config.schema import DatasetConfig
 from masp.data.findings import Finding, examples
 from masp.data.image_files.paths import is_url, path_inside, why_not_inside
 from masp.data.sources.columns import USUAL
+from masp.data.sources.folders import has_image
+from masp.data.sources.hub import is_metadata
 from masp.data.sources.index_files import _Directories
 from masp.data.sources.rows import Column, ColumnBuilder, Header, Rows, Value
-from masp.data.sources.split_words import SPLIT_WORDS, split_word
+from masp.data.sources.split_words import SPLIT_WORDS, split_word, words_of_directories
 from masp.errors import InputError
 from masp.files.json_text import parse_json
 from masp.files.regular import UnsuitableFile, open_binary
 from masp.files.text import nfc, reason, shown
+from masp.taxonomy import ASPECTS
 
 MAX_LINE = 1 << 20
 """Longest line or field of a table, in characters."""
@@ -30,6 +33,8 @@ MAX_LINE = 1 << 20
 EXTENSIONS = (".csv", ".tsv", ".jsonl")
 _IMAGE_DIRECTORIES = ("", "images/", "image/", "imgs/", "img/", "data/")
 """Where the images of a table are, relative to its directory."""
+_DIRECTORY = "directory of the image"
+"""Column of the labels that are those of directories."""
 _NUM_TRIED = 100
 """Rows by which the one of them is chosen that has most of their images."""
 
@@ -39,16 +44,14 @@ class TableSource:
 
     kind = "tables"
 
-    def __init__(self, root: Path, files: Sequence[Path], image_directory: str | None = None):
+    def __init__(self, root: Path, files: Sequence[Path]):
         """Tables that are not read yet.
 
         Args:
-            root: Directory that the paths of images are relative to.
-            files: The tables.
-            image_directory: What comes before every path, with a slash at its end; None finds it.
+            root: Directory of the dataset.
+            files: The tables, in it or below it.
         """
         self.root, self.files = root, files
-        self._image_directory = image_directory
 
     def header(self) -> Header:
         """The columns of all tables."""
@@ -60,7 +63,10 @@ class TableSource:
                 odd = sorted(set(columns) ^ set(found))[0]
                 raise InputError(f"{file}: has other columns than {self.files[0]}, for example {shown(odd)}")
             columns = columns or found
-        return Header(columns or ())
+        assert columns is not None, "there are tables"
+        if any(_has_labels_in_directories(file, columns) for file in self.files):
+            return Header((*columns, _DIRECTORY), label=_DIRECTORY)
+        return Header(columns)
 
     def read(self, columns: Sequence[str], image: str | None, identity: str | None) -> Rows:
         """Read all rows; see `RowSource.read`."""
@@ -84,13 +90,13 @@ class TableSource:
                 if identity is not None:
                     identities.append(_identity(row.get(identity), f"{file} line {line}: {identity}"))
                 for name, builder in builders.items():
-                    builder.append(row.get(name))
+                    builder.append(_category_directory(paths[-1], place) if name == _DIRECTORY else row.get(name))
             found += self._find_images(on_disk, paths, place, missing)
             if identity is None:
                 prefix = f"{os.path.abspath(self.root)}/"
                 identities += [path.removeprefix(prefix).lstrip("/") for path in paths]
             word = split_word(file.relative_to(self.root).as_posix())
-            words += [word] * len(paths) if word else _words_of_directories(paths)
+            words += [word] * len(paths) if word else words_of_directories(paths)
         text = f"{len(missing):,} of {len(found):,} listed images do not exist"
         serious = 2 * len(missing) > len(found)
         return Rows(
@@ -117,12 +123,10 @@ class TableSource:
             is_beside = not path.startswith("/") and path.startswith(place)
             return f"{place}{directory}{path[len(place) :]}" if is_beside else path
 
-        directory = self._image_directory
-        if directory is None:
-            first = [path for path in paths[:_NUM_TRIED] if not path.startswith("/")]
-            directory = max(  # of several with the same number, the first one
-                _IMAGE_DIRECTORIES, key=lambda each: sum(on_disk.find(below(each, path)) is not None for path in first)
-            )
+        first = [path for path in paths[:_NUM_TRIED] if not path.startswith("/")]
+        directory = max(  # of several with the same number, the first one
+            _IMAGE_DIRECTORIES, key=lambda each: sum(on_disk.find(below(each, path)) is not None for path in first)
+        )
         found: list[str] = []
         for path in paths:
             listed = below(directory, path)
@@ -132,16 +136,6 @@ class TableSource:
             there = there or listed
             found.append(there if there.startswith("/") else f"{self.root}/{there}")
         return found
-
-
-def _words_of_directories(paths: Sequence[str]) -> list[str | None]:
-    """What the directories of images say of their split, the innermost first, if it is said of all images; else None."""
-    words = [
-        next((part for part in reversed(path.split("/")[:-1]) if part.lower() in SPLIT_WORDS), None)
-        for path in paths
-        if not path.startswith("/")
-    ]
-    return list(words) if len(words) == len(paths) and all(words) else [None] * len(paths)
 
 
 def lists_images(file: Path, config: DatasetConfig) -> bool:
@@ -158,6 +152,8 @@ def why_no_table(file: Path, config: DatasetConfig) -> str | None:
     except InputError as error:
         return str(error)
     for key in _lacking(columns, config):
+        if key == "label" and _has_labels_in_directories(file, columns):
+            continue
         what = {"image": "the paths of images", "label": "the labels"}[key]
         return (
             f"{file}: no column seems to hold {what}; name it, as in dataset.columns.{key}={columns[0]}; there are "
@@ -172,6 +168,29 @@ def _lacking(columns: Sequence[str], config: DatasetConfig) -> list[str]:
     named = {"label"} if config.distribution else set()
     named |= (config.columns or {}).keys()
     return [key for key in ("image", "label") if key not in named and not lower & set(USUAL[key])]
+
+
+def _has_labels_in_directories(file: Path, columns: Sequence[str]) -> bool:
+    """Whether directories say what the labels are: those beside a table of the Hub that has only aspects."""
+    lower = {name.lower() for name in columns}
+    if not is_metadata(file) or lower & set(USUAL["label"]) or not lower & set(ASPECTS):
+        return False
+    try:
+        return any(item.is_dir() and has_image(Path(item.path)) for item in os.scandir(file.parent))
+    except OSError as error:
+        raise InputError(f"{file.parent}: cannot list this directory: {reason(error)}") from None
+
+
+def _category_directory(path: str, place: str) -> str | None:
+    """The directory that is the category of an image: the first one below that of the table, or of the split.
+
+    Args:
+        path: Path of the image, relative to the root.
+        place: Directory of the table, relative to the root, with a slash at its end.
+    """
+    directories = path.removeprefix(place).split("/")[:-1]
+    others = (each for each in directories if each.lower() not in SPLIT_WORDS)
+    return next((each for each in others if f"{each.lower()}/" not in _IMAGE_DIRECTORIES), None)
 
 
 class _Where:
@@ -298,9 +317,8 @@ def _path(value: Value, place: str, where: str) -> str:
         raise InputError(
             f"{where}: must be the path of an image file, not {'empty' if value is None else shown(value)}"
         )
-    is_relative = not is_url(value) and not value.startswith(("/", "\\"))
-    path = path_inside(f"{place}{value}" if is_relative else value, absolute=True)
-    if path is None or f"{path}/" == place:
+    path = path_inside(value, place=place, absolute=True)
+    if path is None:
         raise InputError(f"{where}: {shown(value)}: {why_not_inside(value)}{'' if is_url(value) else ', or absolute'}")
     return path
 

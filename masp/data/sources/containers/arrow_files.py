@@ -121,19 +121,20 @@ def check_readable(files: Sequence[FileColumns], columns: Iterable[str]) -> None
                 )
 
 
-def image_paths(root: str, column: Column, name: str, where: Callable[[int], str]) -> list[str]:
+def image_paths(root: str, column: Column, name: str, where: Callable[[int], str], place: str = "") -> list[str]:
     """The paths that a column names, below the root.
 
     Args:
         root: Directory of the dataset, with a slash at its end.
-        column: Paths relative to the root.
+        column: Paths.
         name: Name of the column, for errors.
         where: Names a row in errors.
+        place: Directory that the paths are relative to, itself relative to the root, with a slash at its end.
 
     Raises:
         InputError: A row has none, or one that leaves the directory.
     """
-    texts = [path_inside(value) if isinstance(value, str) else None for value in column.values]
+    texts = [path_inside(value, place=place) if isinstance(value, str) else None for value in column.values]
     is_bad = np.array([text is None for text in texts] + [True])  # the last one is that of code -1
     if (bad := np.flatnonzero(is_bad[column.codes])).size:
         row = int(bad[0])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +36,9 @@ from masp.data.sources.containers.listed_files import (
     not_of_this_kind,
     open_listed,
 )
-from masp.data.sources.rows import ColumnBuilder, Header, Rows
+from masp.data.sources.hub import is_metadata
+from masp.data.sources.rows import Column, ColumnBuilder, Header, Rows
+from masp.data.sources.split_words import words_of_directories
 from masp.errors import InputError
 from masp.files.text import all_lines, reason, shown
 
@@ -146,11 +150,24 @@ class ParquetSource:
         rows = Rows(identities, {name: found[name] for name in columns}, where)
         rows.split_names = named_splits(self._files, counts)
         if is_path:
-            rows.paths = image_paths(self._root, found[image], image, where)
+            rows.paths = self._image_paths(found[image], image, where)
+            if rows.split_names is None:
+                rows.split_names = Column.of(words_of_directories([path[len(self._root) :] for path in rows.paths]))
         else:
             rows.places = _places(footers, self._root, image)
             rows.blocks = _blocks(footers)
         return rows
+
+    def _image_paths(self, column: Column, name: str, where: RowNames) -> list[str]:
+        """The paths of a column; those in `metadata.parquet` are relative to its directory."""
+        places = [file.name[: file.name.rfind("/") + 1] if is_metadata(Path(file.path)) else "" for file in self._files]
+        counts = np.diff(where.starts)
+        paths: list[str] = []
+        for place, files in itertools.groupby(zip(places, counts.tolist(), strict=True), key=operator.itemgetter(0)):
+            start, count = len(paths), sum(num_rows for _, num_rows in files)
+            rows = column.part(np.arange(start, start + count))
+            paths += image_paths(self._root, rows, name, shifted(where, start), place)
+        return paths
 
     def _read_footers(self) -> list[_Footer]:
         if self._footers is None:

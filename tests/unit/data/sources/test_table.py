@@ -369,3 +369,110 @@ def test_a_number_that_is_none_is_no_label(images):
     dataset = read(images / "x.parquet", label_names={"0": "fear", "1": "joy"}, split={"train": 1.0})
     assert sorted(s.category for s in dataset.samples) == ["fear", "joy"]
     assert "2 of 4 images have no label, or one that is left out" in " ".join(map(str, dataset.findings))
+
+
+def write_images(root, *names):
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number * 20, 0, 0)).save(root / name)
+
+
+def write_metadata(file, rows):
+    """Write rows as the Hub's `metadata.csv`, `.jsonl` or `.parquet`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    elif file.suffix == ".jsonl":
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        file.write_text("\n".join([",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("place", ["{split}", "data/{split}"])
+def test_a_table_of_the_hub_in_each_split(tmp_path, suffix, place):
+    for split in ("train", "validation", "test"):
+        directory = tmp_path / place.format(split=split)
+        write_images(directory, "a.png", "images/b.png")
+        rows = [
+            {"file_name": "a.png", "label": "joy", "scene": "sea"},
+            {"file_name": "images/b.png", "label": "fear", "scene": "wood"},
+        ]
+        write_metadata(directory / f"metadata.{suffix}", rows)
+    dataset = read(tmp_path)
+    found = [(sample.split, sample.category, sample.answers["scene"]) for sample in dataset.samples]
+    both = [("joy", "sea"), ("fear", "wood")]
+    assert sorted(found) == sorted((split, *each) for split in ("train", "val", "test") for each in both)
+    assert all(os.path.isfile(sample.image) for sample in dataset.samples)
+    assert len({sample.image for sample in dataset.samples}) == 6 and not any(f.serious for f in dataset.findings)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_table_of_the_hub_in_the_root(tmp_path, suffix):
+    write_images(tmp_path, "train/a.png", "test/b.png")
+    rows = [{"file_name": "train/a.png", "label": "joy"}, {"file_name": "test/b.png", "label": "fear"}]
+    write_metadata(tmp_path / f"metadata.{suffix}", rows)
+    assert {(s.split, s.category) for s in read(tmp_path).samples} == {("train", "joy"), ("test", "fear")}
+    # one image outside the directories of splits, and nothing is concluded from directories
+    write_images(tmp_path, "c.png")
+    write_metadata(tmp_path / f"metadata.{suffix}", [*rows, {"file_name": "c.png", "label": "joy"}])
+    assert "dataset.split must be given" in refused(tmp_path)
+
+
+def test_a_table_of_the_hub_counts_before_directories(tmp_path):
+    write_images(tmp_path / "train", "sea/a.png", "wood/b.png")
+    write_metadata(tmp_path / "train/metadata.csv", [{"file_name": "sea/a.png", "label": "joy"}])
+    assert [(s.key, s.category) for s in read(tmp_path).samples] == [("train/train/sea/a%2Epng", "joy")]
+    assert len(read(tmp_path, format="folders").samples) == 2
+    (tmp_path / "train/metadata.csv").rename(tmp_path / "train/labels.csv")  # of any other name, only without folders
+    assert read(tmp_path).categories == ("sea", "wood")
+    assert read(tmp_path, format="table").categories == ("joy",)
+
+
+def test_any_table_in_the_directory_of_a_split(tmp_path):
+    for split in ("train", "valid"):
+        write_images(tmp_path / split, "a.png")
+        write_metadata(tmp_path / split / "_classes.csv", [{"filename": "a.png", "label": "joy"}])
+    assert [s.key for s in read(tmp_path).samples] == ["train/train/a%2Epng", "val/valid/a%2Epng"]
+    assert [s.key for s in read(tmp_path / "valid/_classes.csv").samples] == ["val/valid/a%2Epng"]
+
+
+def test_aspects_in_a_table_of_the_hub_and_categories_in_directories(tmp_path):
+    for split in ("train", "test"):
+        write_images(tmp_path / split, "joy/deep/a.png", "Fear/b.png")
+        rows = [{"file_name": "joy/deep/a.png", "brightness": 0.5}, {"file_name": "Fear/b.png", "brightness": 0.1}]
+        write_metadata(tmp_path / split / "metadata.csv", rows)
+    found = {(s.split, s.category, s.answers["brightness"]) for s in read(tmp_path).samples}
+    both = [("joy", "moderate"), ("fear", "very low")]
+    assert found == {(split, *each) for split in ("train", "test") for each in both}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"file_name": "../../a.png", "label": "joy"}], "inside it"),
+        ([{"file_name": "..", "label": "joy"}], "inside it"),
+        ([{"file_name": ".", "label": "joy"}], "inside it"),
+        ([{"file_name": "a.png", "text": "joy"}], "metadata.csv: no column seems to hold the labels"),
+        ([{"file_name": "a.png", "scene": "sea"}], "metadata.csv: no column seems to hold the labels"),
+    ],
+)
+def test_tables_of_the_hub_that_are_refused(tmp_path, rows, message):
+    write_images(tmp_path / "train", "a.png")
+    write_metadata(tmp_path / "train/metadata.csv", rows)
+    assert message in refused(tmp_path)
+
+
+def test_a_table_of_the_hub_without_labels_is_named(tmp_path):
+    for split, column in (("train", "label"), ("test", "caption")):
+        write_images(tmp_path / split, "a.png")
+        write_metadata(tmp_path / split / "metadata.csv", [{"file_name": "a.png", column: "joy"}])
+    assert "has other columns than" in refused(tmp_path) and "test/metadata.csv" in refused(tmp_path)
+    assert len(read(f"{tmp_path}/train/metadata.csv").samples) == 1
+
+
+def test_an_image_beside_the_directory_of_its_table(tmp_path):
+    write_images(tmp_path, "images/a.png")
+    write_metadata(tmp_path / "train/metadata.csv", [{"file_name": "../images/a.png", "label": "joy"}])
+    (sample,) = read(tmp_path).samples
+    assert sample.image == f"{tmp_path}/images/a.png" and sample.split == "train"
