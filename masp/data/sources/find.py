@@ -61,7 +61,7 @@ class Found:
             case "arrow":
                 from masp.data.sources.containers.arrow import ArrowSource
 
-                return ArrowSource(self.root)
+                return ArrowSource(self.root, self.files)
         return None
 
 
@@ -179,7 +179,7 @@ def _formats(root: Path, config: DatasetConfig) -> dict[DatasetFormat, tuple[Pat
     found: dict[DatasetFormat, tuple[Path, ...]] = {}
     if indices := [root / f"{split}.json" for split in SPLITS if is_file(root / f"{split}.json", key="dataset.root")]:
         found["emoset"] = tuple(indices)
-    if "dataset_dict.json" in names or ("state.json" in names and "dataset_info.json" in names):
+    if "dataset_dict.json" in names or ("state.json" in names and any(_kind(name) == "arrow" for name in names)):
         return {"arrow": ()}
     directories = [root / name for name in names if is_directory(root / name, key="dataset.root")]
     here = [root / name for name in names if _kind(name) and is_file(root / name, key="dataset.root")]

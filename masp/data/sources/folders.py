@@ -3,6 +3,7 @@
 """
 
 import os
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,9 @@ ANNOTATION_DIRECTORY = "annotation"
 
 # What operating systems and file servers leave in every directory; nobody needs to hear of it.
 _LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "lost+found"})
+
+# The `datasets` library keeps what `map` and `filter` made of a dataset beside its arrow files.
+_RESULT_OF_MAP = re.compile(r"cache-[0-9a-f]{16}(_\d{5}_of_\d{5})?\.arrow")
 
 # What lies beside images in many datasets and is never one; anything else that is passed over may be a misnamed image.
 _NO_IMAGE = frozenset(
@@ -469,7 +473,8 @@ def meant_by_name(name: str) -> str:
 
 
 def is_litter(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _LITTER
+    """Whether a file or directory is what operating systems and libraries leave behind, by its name."""
+    return name.startswith(".") or name.lower() in _LITTER or _RESULT_OF_MAP.fullmatch(name) is not None
 
 
 def _read_annotations(root: Path) -> _Annotations:

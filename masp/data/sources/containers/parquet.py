@@ -32,6 +32,7 @@ from masp.data.sources.containers.identities import identities_of
 from masp.data.sources.containers.listed_files import (
     ListedFile,
     listed_files,
+    missing_files,
     named_splits,
     not_of_this_kind,
     open_listed,
@@ -149,6 +150,7 @@ class ParquetSource:
             identities = [f"{f.listed.name}/{row:08d}" for f in footers for row in range(f.num_rows)]
         rows = Rows(identities, {name: found[name] for name in columns}, where)
         rows.split_names = named_splits(self._files, counts)
+        rows.findings = missing_files(self._files)
         if is_path:
             rows.paths = self._image_paths(found[image], image, where)
             if rows.split_names is None:
