@@ -56,7 +56,7 @@ def test_pipeline_with_two_tasks_and_two_ranks(config):
     assert call_launch("cancel", run).returncode == 2
 
 
-@pytest.mark.parametrize("form", ["webdataset", "parquet"])
+@pytest.mark.parametrize("form", ["parquet", pytest.param("webdataset", marks=pytest.mark.full)])
 def test_pipeline_of_a_dataset_of_rows(config, tmp_path, form):
     made = write_form(form, tmp_path / "data", read_items(config.parent / "pictures", 18))
     settings = [f"dataset.{setting}" for setting in made.settings]

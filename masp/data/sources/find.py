@@ -13,15 +13,16 @@ from pathlib import Path
 import braceexpand
 
 from masp.config.schema import DatasetConfig, DatasetFormat
+from masp.data.image_files.paths import is_url
 from masp.data.sample import SPLITS
-from masp.data.sources.folders import has_image, is_litter, meant_by_name
+from masp.data.sources.folders import has_image, list_directory, meant_by_name
 from masp.data.sources.hub import SCHEME, download, is_metadata
 from masp.data.sources.rows import RowSource
 from masp.data.sources.split_words import SPLIT_WORDS
 from masp.data.sources.table import EXTENSIONS, TableSource, lists_images, why_no_table
 from masp.errors import InputError
 from masp.files.regular import exists, is_directory, is_file
-from masp.files.text import reason
+from masp.files.text import shown
 
 _PATTERN = re.compile(r"[*?\[{]")
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
@@ -32,6 +33,12 @@ _SUFFIXES: dict[str, DatasetFormat] = {
     **dict.fromkeys(EXTENSIONS, "table"),
 }
 """Kind of a dataset by the names of its files."""
+_ADVICE = {
+    **dict.fromkeys((".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"), "unpack it first"),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "save it as a .csv table"),
+    ".json": "a table in JSON must be a .jsonl file, with an object per line",
+}
+"""Extension -> what to do with a file that is not read."""
 _MAX_FILES = 200_000
 
 
@@ -79,6 +86,10 @@ def find_dataset(config: DatasetConfig) -> Found:
     root = config.root
     if root.startswith(SCHEME):
         root = str(download(root))
+    if is_url(root):
+        raise InputError(
+            f"dataset.root = {shown(root)}: a URL, of which only hf://owner/name is read; download the data"
+        )
     if _PATTERN.search(root) and not exists(Path(root), key="dataset.root"):
         place, pattern = _divided_pattern(root)
         files = _matching(root, place, pattern)
@@ -140,7 +151,7 @@ def _of_files(config: DatasetConfig, root: Path, files: tuple[Path, ...]) -> Fou
         odd = next((file for file in files if file.suffix.lower() not in _SUFFIXES), files[0])
         raise InputError(
             f"dataset.root = {config.root!r}: {odd}: a dataset of files has only one kind of them, which may be "
-            f"{', '.join(_SUFFIXES)}"
+            f"{', '.join(_SUFFIXES)}{_advice(odd.name)}"
         )
     (kind,) = kinds
     assert kind is not None
@@ -175,14 +186,15 @@ def _example(files: Sequence[Path], root: Path) -> str:
 
 def _formats(root: Path, config: DatasetConfig) -> dict[DatasetFormat, tuple[Path, ...]]:
     """Every kind of dataset that a directory holds, with its files."""
-    names = [item.name for item in _scanned(root)]
+    contents = list_directory(root)
+    names = sorted([*contents.directories, *contents.files])
     found: dict[DatasetFormat, tuple[Path, ...]] = {}
     if indices := [root / f"{split}.json" for split in SPLITS if is_file(root / f"{split}.json", key="dataset.root")]:
         found["emoset"] = tuple(indices)
     if "dataset_dict.json" in names or ("state.json" in names and any(_kind(name) == "arrow" for name in names)):
         return {"arrow": ()}
-    directories = [root / name for name in names if is_directory(root / name, key="dataset.root")]
-    here = [root / name for name in names if _kind(name) and is_file(root / name, key="dataset.root")]
+    directories = [root / name for name in contents.directories]
+    here = [root / name for name in contents.files if _kind(name) and is_file(root / name, key="dataset.root")]
     below = sorted(file for directory in directories for file in _files_in(directory))
     for kind in dict.fromkeys(_SUFFIXES.values()):
         files = [file for file in here if _kind(file.name) == kind]
@@ -236,7 +248,7 @@ def _has_folders(directories: Sequence[Path], below: Sequence[Path], is_other: b
     tabled = {file.parent for file in below if _kind(file.name) == "table"}
     for path in directories:
         if (is_other and path.name in SPLITS) or (path in tabled and path.name.lower() in SPLIT_WORDS):
-            if any(has_image(Path(item.path)) for item in _scanned(path) if item.is_dir()):
+            if any(has_image(path / name) for name in list_directory(path).directories):
                 return True
         elif not is_other and (path.name in SPLITS or has_image(path)):  # their reader says what is missing
             return True
@@ -245,36 +257,37 @@ def _has_folders(directories: Sequence[Path], below: Sequence[Path], is_other: b
 
 def _files_in(directory: Path, depth: int = 2) -> list[Path]:
     """Files that may be those of a dataset, in a directory such as `train/` or `data/`, or in directories of that."""
-    found: list[Path] = []
-    for item in _scanned(directory):
-        if item.is_dir():
-            found += _files_in(Path(item.path), depth - 1) if depth > 1 else []
-        elif _kind(item.name) and item.is_file():
-            found.append(Path(item.path))
+    contents = list_directory(directory)
+    found = [directory / name for name in contents.files if _kind(name)]
+    found = [path for path in found if is_file(path, key="dataset.root")]
+    if depth > 1:
+        for name in contents.directories:
+            found += _files_in(directory / name, depth - 1)
     return found
 
 
-def _scanned(directory: Path) -> list[os.DirEntry[str]]:
-    """What a directory holds, without what operating systems leave behind."""
-    try:
-        with os.scandir(directory) as found:
-            return sorted((item for item in found if not is_litter(item.name)), key=lambda item: item.name)
-    except OSError as error:
-        raise InputError(f"dataset.root: {directory} cannot be listed: {reason(error)}") from None
-
-
 def _nothing(root: Path, config: DatasetConfig) -> str:
-    names = sorted(os.listdir(root))
-    holds = f"holds {', '.join(names[:5])}{', …' if len(names) > 5 else ''}" if names else "is empty"
-    meant = [f"{name}/ to {split}/" for name in names if (split := meant_by_name(name)) in SPLITS]
-    tables = [root / name for name in names if _kind(name) == "table" and is_file(root / name)]
-    below = [file for item in _scanned(root) if item.is_dir() for file in _files_in(Path(item.path))]
+    """What to say of a directory in which no dataset is found."""
+    contents = list_directory(root)
+    directories = [root / name for name in contents.directories]
+    tables = [root / name for name in contents.files if _kind(name) == "table" and is_file(root / name)]
+    below = [file for directory in directories for file in _files_in(directory)]
     tables += [file for file in below if _kind(file.name) == "table" and _is_for_images(file)]
     if tables and (why := why_no_table(tables[0], config)):
         return f"dataset.root = {str(root)!r}: {why}"
+    names = sorted([*contents.directories, *contents.files])
+    holds = f"holds {', '.join(names[:5])}{', …' if len(names) > 5 else ''}" if names else "is empty"
+    meant = [f"{name}/ to {split}/" for name in contents.directories if (split := meant_by_name(name)) in SPLITS]
     rename = f"; if these are its splits, rename {', '.join(meant)}" if meant else ""
+    advice = next((advice for name in contents.files if (advice := _advice(name))), "")
     return (
         f"dataset.root = {str(root)!r}: {holds}; a dataset has image folders such as train/<emotion>/ and "
         "test/<emotion>/ or <emotion>/, index files train.json and test.json as EmoSet has them, a .csv, .tsv or "
-        f".jsonl table, .tar, .parquet or .arrow files{rename}"
+        f".jsonl table, .tar, .parquet or .arrow files{rename}{advice}"
     )
+
+
+def _advice(name: str) -> str:
+    """What to do with a file that may hold a dataset in a form that is not read."""
+    suffix = os.path.splitext(name)[1].lower()
+    return f"; {shown(name)}: {_ADVICE[suffix]}" if suffix in _ADVICE else ""

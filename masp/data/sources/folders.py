@@ -2,6 +2,7 @@
 `ROOT/annotation/<emotion>/<stem>.json`.
 """
 
+import errno
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -79,7 +80,7 @@ _MAX_COUNTED = 100_000
 
 
 @dataclass(frozen=True)
-class _Contents:
+class Contents:
     """The names in a directory, each kind sorted."""
 
     directories: list[str]
@@ -220,11 +221,11 @@ def _find_start(root: Path, names: CategoryNames) -> tuple[str, dict[str, str]]:
     while True:
         if splits := _splits_in(here):
             return start, splits
-        contents = _contents(here)
+        contents = list_directory(here)
         with_images = [n for n in contents.directories if n != ANNOTATION_DIRECTORY and has_image(here / n)]
         if len(with_images) != 1 or normalize_category(with_images[0]) in (names.valid or ()):
             return start, {}
-        inside = _contents(here / with_images[0])
+        inside = list_directory(here / with_images[0])
         # a single directory cannot be the categories; if several directories inside it hold images, those are
         num_below = sum(has_image(here / with_images[0] / name) for name in inside.directories)
         if num_below < 2 and any(map(is_image_name, inside.files)):
@@ -234,7 +235,7 @@ def _find_start(root: Path, names: CategoryNames) -> tuple[str, dict[str, str]]:
 
 def _splits_in(directory: Path) -> dict[str, str]:
     """Split -> name of its directory; other words than `train`, `val` and `test` count only where none of these is."""
-    names = _contents(directory).directories
+    names = list_directory(directory).directories
     exact: dict[str, str] = {split: split for split in SPLITS if split in names}
     if exact:
         return exact
@@ -250,7 +251,7 @@ def _splits_in(directory: Path) -> dict[str, str]:
 def _read_split(found: _Found, place: str, split: str, annotations: _Annotations) -> set[str]:
     """List the categories in a directory, relative to the root; returns them."""
     here = found.root / place
-    contents = _contents(here)
+    contents = list_directory(here)
     found.ignored += _passed_over(split, place, contents.files, contents.hidden, "no category")
     names: dict[str, str] = {}
     for directory in contents.directories:
@@ -298,11 +299,11 @@ def _is_annotations(directory: str, names: CategoryNames) -> bool:
 def _same_inside(place: Path, categories: Iterable[str]) -> list[Finding]:
     """Categories that all hold the same directories and no image beside them: perhaps those are the categories."""
     first, *others = categories
-    contents = _contents(place / first)
+    contents = list_directory(place / first)
     same = contents.directories
     if not others or not same or any(map(is_image_name, contents.files)):
         return []
-    if any(_contents(place / name).directories != same for name in others):
+    if any(list_directory(place / name).directories != same for name in others):
         return []
     count = 1 + len(others)
     text = (
@@ -321,7 +322,7 @@ def _read_category(
     below = [here]
     while below:
         inside = below.pop()
-        contents = _contents(found.root / inside)
+        contents = list_directory(found.root / inside)
         named: list[str] = []
         stems: list[str] = []
         others: list[str] = []
@@ -339,7 +340,7 @@ def _read_category(
         if inside.count("/") - here.count("/") > _MAX_DEPTH:
             raise InputError(f"{found.root / inside}: directories are nested more than {_MAX_DEPTH} deep")
     if not images:
-        contents = _contents(found.root / here)
+        contents = list_directory(found.root / here)
         count = len(contents.files) + len(contents.directories) + len(contents.hidden)
         raise InputError(
             f"{found.root / here}: this category directory holds no image"
@@ -407,12 +408,12 @@ def _look_outside(found: _Found, start: str, splits: Collection[str]) -> None:
         for part in Path(start).parts:
             found.ignored += [
                 Ignored(str((here / name).relative_to(found.root)), "no category")
-                for name in _contents(here).files
+                for name in list_directory(here).files
                 if is_image_name(name)
             ]
             here /= part
         return
-    contents = _contents(found.root)
+    contents = list_directory(found.root)
     for name in contents.directories:
         if name in (*splits, ANNOTATION_DIRECTORY) or start.startswith(f"{name}/"):
             continue
@@ -455,7 +456,7 @@ def _files_below(path: Path) -> Iterator[str]:
                 for item in listing:
                     if is_litter(item.name):
                         continue
-                    if item.is_dir():
+                    if _is_directory(item):
                         inside.append(item.path)
                     elif count < _MAX_COUNTED:
                         count += 1
@@ -467,6 +468,15 @@ def _files_below(path: Path) -> Iterator[str]:
         unread += sorted(inside, reverse=True)
 
 
+def _is_directory(item: os.DirEntry[str]) -> bool:
+    try:
+        return item.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link that leads to itself leads nowhere, like one to what does not exist
+            return False
+        raise
+
+
 def meant_by_name(name: str) -> str:
     """The directory of a dataset's root that another name probably stands for; empty if there is none."""
     return _MEANT.get(name.lower()) or close_to(name, (*SPLITS, ANNOTATION_DIRECTORY))
@@ -474,7 +484,9 @@ def meant_by_name(name: str) -> str:
 
 def is_litter(name: str) -> bool:
     """Whether a file or directory is what operating systems and libraries leave behind, by its name."""
-    return name.startswith(".") or name.lower() in _LITTER or _RESULT_OF_MAP.fullmatch(name) is not None
+    if name.startswith("cache-"):
+        return _RESULT_OF_MAP.fullmatch(name) is not None
+    return name.startswith(".") or name.lower() in _LITTER
 
 
 def _read_annotations(root: Path) -> _Annotations:
@@ -483,13 +495,13 @@ def _read_annotations(root: Path) -> _Annotations:
     found = _Annotations()
     if not is_directory(path, key="dataset.root"):
         return found
-    contents = _contents(path)
+    contents = list_directory(path)
     found.others += [f"{ANNOTATION_DIRECTORY}/{name}" for name in contents.files]
     for number, directory in enumerate(contents.directories):
         place = f"{ANNOTATION_DIRECTORY}/{directory}"
         found.prefixes.append(f"{place}/")
         files = found.categories.setdefault(normalize_category(directory), _Directory())
-        inside = _contents(path / directory)
+        inside = list_directory(path / directory)
         found.others += [f"{place}/{name}/" for name in inside.directories]
         for name in inside.files:
             stem, suffix = split_name(name)
@@ -520,15 +532,19 @@ def _same_names(entries: Entries) -> list[Finding]:
     return [Finding("names", text, len(twice), examples(twice))]
 
 
-def _contents(path: Path) -> _Contents:
-    """What a directory holds, without what operating systems leave behind."""
-    found = _Contents([], [], [])
+def list_directory(path: Path) -> Contents:
+    """What a directory holds, without what operating systems leave behind.
+
+    Raises:
+        InputError: It cannot be listed.
+    """
+    found = Contents([], [], [])
     try:
         with os.scandir(path) as listing:
             for item in listing:
                 name = item.name
-                if name[0] != "." and name.lower() not in _LITTER:
-                    (found.directories if item.is_dir() else found.files).append(name)
+                if not is_litter(name):
+                    (found.directories if _is_directory(item) else found.files).append(name)
                 elif name[0] == "." and not name.startswith("._") and is_image_name(name):
                     found.hidden.append(name)  # `._a.jpg` is what macOS knows about `a.jpg`
     except OSError as error:

@@ -13,12 +13,11 @@ from typing import Any, TextIO
 import numpy as np
 
 from masp.config.schema import DatasetConfig
-from masp.data.findings import Finding, examples
 from masp.data.image_files.paths import is_url, path_inside, why_not_inside
 from masp.data.sources.columns import USUAL
 from masp.data.sources.folders import has_image
 from masp.data.sources.hub import is_metadata
-from masp.data.sources.index_files import _Directories
+from masp.data.sources.index_files import FilesOnDisk, missing_images
 from masp.data.sources.rows import Column, ColumnBuilder, Header, Rows, Value
 from masp.data.sources.split_words import SPLIT_WORDS, split_word, words_of_directories
 from masp.errors import InputError
@@ -58,7 +57,7 @@ class TableSource:
         columns: tuple[str, ...] | None = None
         for file in self.files:
             with _reading(file) as text:
-                found = tuple(_columns(file, text))
+                found = tuple(filter(None, _columns(file, text)))
             if columns is not None and set(columns) != set(found):
                 odd = sorted(set(columns) ^ set(found))[0]
                 raise InputError(f"{file}: has other columns than {self.files[0]}, for example {shown(odd)}")
@@ -72,7 +71,7 @@ class TableSource:
         """Read all rows; see `RowSource.read`."""
         assert image is not None, "a table has a column of paths"
         builders = {name: ColumnBuilder() for name in columns}
-        on_disk = _Directories(self.root)
+        on_disk = FilesOnDisk(self.root)
         identities: list[str] = []
         found: list[str] = []
         missing: list[str] = []
@@ -97,18 +96,16 @@ class TableSource:
                 identities += [path.removeprefix(prefix).lstrip("/") for path in paths]
             word = split_word(file.relative_to(self.root).as_posix())
             words += [word] * len(paths) if word else words_of_directories(paths)
-        text = f"{len(missing):,} of {len(found):,} listed images do not exist"
-        serious = 2 * len(missing) > len(found)
         return Rows(
             identities=identities,
             columns={name: builder.column() for name, builder in builders.items()},
             where=_Where(self.files, np.array(firsts), np.array(lines, dtype=np.int32)),
             paths=found,
             split_names=Column.of(words),
-            findings=(Finding("missing", text, len(missing), examples(missing), serious),) if missing else (),
+            findings=missing_images(missing, len(found)),
         )
 
-    def _find_images(self, on_disk: _Directories, paths: Sequence[str], place: str, missing: list[str]) -> list[str]:
+    def _find_images(self, on_disk: FilesOnDisk, paths: Sequence[str], place: str, missing: list[str]) -> list[str]:
         """The files that the paths of a table name, whose names on disk may be in another Unicode form. One that does
         not exist keeps the path that it is listed with.
 
@@ -148,7 +145,7 @@ def why_no_table(file: Path, config: DatasetConfig) -> str | None:
     """Why a file cannot be used as a table of images, in one line that names it; None if it can."""
     try:
         with _reading(file) as text:
-            columns = _columns(file, text)
+            columns = [*filter(None, _columns(file, text))]
     except InputError as error:
         return str(error)
     for key in _lacking(columns, config):
@@ -227,7 +224,8 @@ def _columns(file: Path, text: TextIO) -> list[str]:
     names = [name.strip() for name in next(_table_lines(file, text), (0, []))[1]]
     if not any(names):
         raise InputError(f"{file}: the first line must name the columns, for example image,label")
-    if twice := [name for name in names if names.count(name) > 1]:
+    # spreadsheets leave columns without a name at the end
+    if twice := [name for name in names if name and names.count(name) > 1]:
         raise InputError(f"{file}: has the column {shown(twice[0])} twice")
     return names
 

@@ -30,6 +30,7 @@ from masp.data.sources.containers.arrow_files import (
     common_columns,
     has_paths,
     image_paths,
+    images_on_disk,
     labels_in,
     shifted,
 )
@@ -151,7 +152,8 @@ class ArrowSource:
         rows.split_names = split_names([file.split or split_word(file.listed.name) for file in files], counts)
         rows.findings = missing_files([file.listed for file in files])
         if is_path:
-            rows.paths = image_paths(self._root, found[image], image, where)
+            rows.paths, missing = images_on_disk(self._root, image_paths(found[image], image, where))
+            rows.findings += missing
         else:
             numbers = [np.arange(count, dtype=np.int64) for count in counts]
             containers = np.repeat(np.arange(len(files), dtype=np.int32), counts)

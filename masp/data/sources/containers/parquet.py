@@ -25,6 +25,7 @@ from masp.data.sources.containers.arrow_files import (
     common_columns,
     has_paths,
     image_paths,
+    images_on_disk,
     labels_in,
     shifted,
 )
@@ -152,9 +153,11 @@ class ParquetSource:
         rows.split_names = named_splits(self._files, counts)
         rows.findings = missing_files(self._files)
         if is_path:
-            rows.paths = self._image_paths(found[image], image, where)
+            paths = self._image_paths(found[image], image, where)
+            rows.paths, missing = images_on_disk(self._root, paths)
+            rows.findings += missing
             if rows.split_names is None:
-                rows.split_names = Column.of(words_of_directories([path[len(self._root) :] for path in rows.paths]))
+                rows.split_names = Column.of(words_of_directories(paths))
         else:
             rows.places = _places(footers, self._root, image)
             rows.blocks = _blocks(footers)
@@ -168,7 +171,7 @@ class ParquetSource:
         for place, files in itertools.groupby(zip(places, counts.tolist(), strict=True), key=operator.itemgetter(0)):
             start, count = len(paths), sum(num_rows for _, num_rows in files)
             rows = column.part(np.arange(start, start + count))
-            paths += image_paths(self._root, rows, name, shifted(where, start), place)
+            paths += image_paths(rows, name, shifted(where, start), place)
         return paths
 
     def _read_footers(self) -> list[_Footer]:

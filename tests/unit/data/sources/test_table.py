@@ -302,7 +302,7 @@ def test_values_of_lists_keep_their_types():
 def test_votes_are_finite(images, votes):
     (images / "v.jsonl").write_text(f'{{"image": "0.png", "a": {votes}, "b": {votes}}}')
     message = refused(images, distribution=["a", "b"])
-    assert "line 1: a = " in message and "must be a number of votes, or a probability" in message
+    assert "line 1: a = " in message and "must be a number of votes or a probability" in message
 
 
 def test_label_names_that_contradict_each_other(images):
@@ -476,3 +476,61 @@ def test_an_image_beside_the_directory_of_its_table(tmp_path):
     write_metadata(tmp_path / "train/metadata.csv", [{"file_name": "../images/a.png", "label": "joy"}])
     (sample,) = read(tmp_path).samples
     assert sample.image == f"{tmp_path}/images/a.png" and sample.split == "train"
+
+
+@pytest.mark.parametrize(
+    ("joy", "fear", "expected"),
+    [
+        (
+            [1.0, float("nan")],
+            [0.0, 1.0],
+            "row 1: joy = nan: must be a number of votes or a probability, from 0 to 1,000",
+        ),
+        ([1, -1], [0, 2], "row 1: joy = -1: must be a number of votes or a probability"),
+        ([1.0, float("inf")], [0.0, 1.0], "row 1: joy = inf: must be"),
+        ([0, 0], [0, None], "by these columns all 2 images have none; the first one is "),
+        ([0, 3], [0, 3], "by these columns all 2 images are tied or have none; the first one is "),
+        ([1, 0, None], [3, 0, None], [("fear", (0.25, 0.75))]),
+        ([-0.0, 0.5], [0.25, None], [("fear", (0.0, 1.0)), ("joy", (1.0, 0.0))]),
+    ],
+)
+def test_votes_in_parquet_files(images, joy, fear, expected):
+    data = [(images / "images/0.png").read_bytes()] * len(joy)
+    pq.write_table(pa.table({"image": data, "joy": joy, "fear": fear}), images / "train.parquet")
+    settings = {"distribution": ["joy", "fear"]}
+    if isinstance(expected, str):
+        assert expected in refused(images, **settings)
+    else:
+        dataset = read(images, **settings)
+        assert [(sample.category, sample.distribution) for sample in dataset.samples] == expected
+        left_out = len(joy) - len(expected)
+        assert [finding.count for finding in dataset.findings if finding.kind == "labels"] == [left_out][:left_out]
+
+
+@pytest.mark.parametrize(("each", "is_odd"), [(1, True), (2, False)])
+def test_labels_that_are_probably_something_else(images, each, is_odd):
+    rows = [f"{path(n % 6)},{n},caption {n // each},train\n" for n in range(48)]
+    (images / "all.csv").write_text("image,id,label,split\n" + "".join(rows))
+    findings = [finding for finding in read(images, columns={"id": "id"}).findings if finding.kind == "labels"]
+    assert [finding.serious for finding in findings] == [True] * is_odd
+    assert not is_odd or "the 48 images have 48 different labels in column 'label'" in findings[0].text
+    (images / "all.csv").write_text("image,id,label,split\n" + rows[0].replace("caption", "word " * 60))
+    assert "line 2: label: 'word" in refused(images) and "must have at most 255 characters, not 301" in refused(images)
+
+
+def test_columns_without_a_name(images):
+    """Spreadsheets leave them at the end, pandas puts one in front."""
+    (images / "all.csv").write_text(",image,label,split,,\n0,0.png,joy,train,,\n1,sub/1.png,fear,test,x,\n")
+    assert len(read(images).samples) == 2
+    (images / "all.csv").write_text(",file,what,,\n0,0.png,joy,,\n")
+    assert refused(images / "all.csv").endswith("as in dataset.columns.label=what; there are file, what")
+
+
+def test_images_that_do_not_exist_are_reported_for_parquet_files_too(images):
+    os.rename(images / "images/0.png", images / "images/cafe\u0301.png")
+    names = ["images/caf\u00e9.png", "images/2.png", "images/gone.png"]
+    pq.write_table(pa.table({"image": names, "label": ["joy", "fear", "joy"]}), images / "train.parquet")
+    dataset = read(images)
+    assert [os.path.isfile(sample.image) for sample in dataset.samples] == [True, True, False]
+    (finding,) = (each for each in dataset.findings if each.kind == "missing")
+    assert (finding.count, finding.examples) == (1, ("images/gone.png",))
