@@ -113,7 +113,7 @@ def our_sides(config) -> dict[str, Callable[[int, int], int]]:
     import copy
 
     from masp.artifacts.trained import load_trained
-    from masp.data.questions import load_questions
+    from masp.data.questions import questions_of
     from masp.evaluation.feed import open_feed
     from masp.evaluation.scorers import EmotionScorer, ScoreRequest
     from masp.models.likelihood import score_categories
@@ -121,7 +121,7 @@ def our_sides(config) -> dict[str, Callable[[int, int], int]]:
 
     live = copy.deepcopy(config)
     live.evaluate.source, live.evaluate.scoring, live.evaluate.batch_size = "live", "generate", 1
-    questions = load_questions(config.questions)
+    questions = questions_of(config)
 
     def open_side(config):
         feed = open_feed(config)
@@ -166,7 +166,7 @@ def measure(arguments: argparse.Namespace, directory: Path) -> dict:
     import torch
 
     from benchmarks.published import PublishedScoring, load_model
-    from masp.data.questions import load_questions
+    from masp.data.questions import questions_of
     from masp.extraction.job import extract
 
     vlm = make_vlm(directory / "vlm", arguments.tokenizer, arguments.hidden, arguments.layers, arguments.vocabulary)
@@ -174,7 +174,7 @@ def measure(arguments: argparse.Namespace, directory: Path) -> dict:
     config = make_config(directory, vlm, images, arguments.threads, [f"evaluate.batch_size={arguments.batch_size}"])
     extract(config)
     torch.set_num_threads(arguments.threads)
-    question = load_questions(config.questions).emotion_first(CATEGORIES)
+    question = questions_of(config).emotion_first(CATEGORIES)
     loop = PublishedScoring(config, question, load_model(config.vlm.path))
     paths = sorted((images / "test").rglob("*.jpg"))
     sides = our_sides(config) | {"published": lambda start, stop: len(loop(paths[start:stop]))}

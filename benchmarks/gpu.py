@@ -250,14 +250,14 @@ def evaluation_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
     from benchmarks.random_vlm import draw_whole
     from masp.artifacts.trained import default_aspect_path, default_soft_prompt_path, load_trained
     from masp.data.datasets import read_dataset
-    from masp.data.questions import load_questions
+    from masp.data.questions import questions_of
     from masp.evaluation.feed import open_feed
     from masp.evaluation.scorers import EmotionScorer, ScoreRequest
     from masp.models.candidates import candidate_tree
     from masp.models.sequence import build_sequence
     from masp.vlm.flops import aspect_module_flops, language_flops
 
-    questions = load_questions(config.questions)
+    questions = questions_of(config)
 
     def ours() -> Side:
         feed = open_feed(config)

@@ -89,14 +89,14 @@ class PublishedTraining:
 
     def __init__(self, config, name: str, model: nn.Module):
         from masp.data.datasets import read_dataset
-        from masp.data.questions import load_questions
+        from masp.data.questions import questions_of
         from masp.vlm.prompt import load_prompt
 
         self.config, self.name = config, name
         dataset = read_dataset(config.dataset, config.cache.dir)
         self.categories = dataset.categories
         self.samples = [s for s in dataset.samples if s.split == "train"]
-        self.prompt, self.questions = load_prompt(config.vlm.path), load_questions(config.questions)
+        self.prompt, self.questions = load_prompt(config.vlm.path), questions_of(config)
         self.encoder = PublishedEncoder(config, model)
         self.model, self.device = model, self.encoder.device
         self.vision_shape, self.language_shape = shapes(model.config)

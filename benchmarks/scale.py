@@ -115,14 +115,14 @@ def verify(case: Case) -> None:
 def open_for_training(case: Case) -> None:
     """What each rank of training does: open the cache, plan the steps, order two epochs, divide steps over ranks."""
     from masp.cache.reader import open_cache
-    from masp.data.questions import load_questions
+    from masp.data.questions import questions_of
     from masp.training.schedule import plan_step
     from masp.training.stages import STAGES
     from masp.training.steps import Steps
 
     config = case.config("cache", "stage1.global_batch_size=4096", "stage1.validate_every=100")
     cache = open_cache(config.cache.dir)
-    stage = STAGES["stage1"](config, cache, load_questions(config.questions))
+    stage = STAGES["stage1"](config, cache, questions_of(config))
     steps = Steps(stage, None, rank=3, num_ranks=NUM_RANKS)
     for step in (0, 1, steps.schedule.steps_per_epoch):
         rows = steps.rows_of(step)

@@ -25,7 +25,7 @@ from masp.config.feature_source import evaluation_source
 from masp.config.fields import describe_settings
 from masp.config.schema import StageName
 from masp.data.datasets import list_dataset
-from masp.data.questions import load_questions
+from masp.data.questions import questions_of
 from masp.errors import InputError
 from masp.evaluation.feed import open_feed
 from masp.evaluation.run import evaluate_dir, open_evaluation
@@ -175,11 +175,11 @@ def _check_extraction(config: Config) -> Plan:
 def _check_artifacts(names: Sequence[PartName], config: Config) -> None:
     """What the first part builds on, or goes on from, exists and fits."""
     if PartName.EXTRACT in names:
-        load_questions(config.questions)
+        questions_of(config)
         return
     first = names[0]
     if config.cache.dir is None:  # what a checkpoint says can be compared where all images are read, not here
-        load_questions(config.questions)
+        questions_of(config)
         model_part(config)
         return
     if first in (PartName.STAGE1, PartName.STAGE2):

@@ -62,7 +62,8 @@ def _list() -> None:
 
 
 def _look(root: str, settings: list[str]) -> None:
-    from masp.config.loading import check_together, load_settings
+    from masp.config.loading import check_together, default_aspects
+    from masp.config.reading import load_settings
     from masp.config.schema import Config
     from masp.data.datasets import list_dataset
     from masp.data.findings import finding_lines
@@ -71,7 +72,7 @@ def _look(root: str, settings: list[str]) -> None:
         raise InputError(f"{unnamed[0]!r} must be KEY=VALUE, for example name=emotion6")
     overrides = [setting if setting.startswith("dataset.") else f"dataset.{setting}" for setting in settings]
     overrides = [f"dataset.root={root}", *overrides, "vlm.path=none", "cache.dir=none"]
-    config = load_settings(Config, None, overrides, check_together).dataset
+    config = load_settings(Config, None, overrides, check_together, complete=default_aspects).dataset
     listed = list_dataset(config)
     dataset = listed.whole()
     counts = ", ".join(f"{dataset.holdings.num_images(split):,} {split}" for split in dataset.holdings.splits)

@@ -100,13 +100,13 @@ def _configuration(path: str | None, overrides: Sequence[str], verify: bool) -> 
     """
     from masp.cache.fingerprint import model_part
     from masp.config import load_config
-    from masp.data.questions import load_questions
+    from masp.data.questions import questions_of
     from masp.vlm.prompt import load_prompt
 
     config = load_config(path, overrides)
     stuck: list[str] = []
     checks: dict[str, Callable[[], str | list[str]]] = {
-        "questions": lambda: _describe_questions(load_questions(config.questions), config),
+        "questions": lambda: _describe_questions(questions_of(config), config),
         "vlm": lambda: (
             f"{model_part(config)['config.model_type']}, {len(load_prompt(config.vlm.path).tokenizer)} tokens"
         ),

@@ -16,12 +16,13 @@ _MOVED: dict[tuple[str, ...], tuple[str, ...]] = {("data", "demo", "vlm"): ("dem
 _noted: set[str] = set()
 
 
-def find_packaged(path: str, directory: str | Path = "") -> str:
+def find_packaged(path: str, directory: str | Path = "", *, is_noted: bool = True) -> str:
     """Find a file that a directory lacks among those that came with MASP.
 
     Args:
         path: Path as the user or a file gave it.
         directory: Directory that a relative path starts from; empty for the working directory.
+        is_noted: Whether to say so where MASP's own file is used.
 
     Returns:
         MASP's own file, noted once on stderr, if `path` begins with `configs/` or `masp/`, does not exist and MASP has
@@ -38,7 +39,7 @@ def find_packaged(path: str, directory: str | Path = "") -> str:
     for place in places:
         own = place.joinpath(*_MOVED.get(tuple(rest), rest))
         if exists(own):
-            if given not in _noted:
+            if is_noted and given not in _noted:
                 _noted.add(given)
                 LOG.info("%s does not exist; using MASP's own %s", given, own)
             return str(own)

@@ -4,11 +4,13 @@ The string under a field is its documentation; `tools/config_reference.py` turns
 `docs/configuration.md`. The check, the error message and the table all come from the annotation of the field.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field, GetPydanticSchema
+from pydantic import AfterValidator, BeforeValidator, Field
 
+from masp.config.aspects import SHIPPED, load_aspects
 from masp.config.fields import (
     Boolean,
     Count,
@@ -22,10 +24,8 @@ from masp.config.fields import (
     Text,
     UniqueList,
 )
-from masp.taxonomy import ASPECTS, DatasetName, Split, dataset_name
+from masp.taxonomy import DatasetName, Split, dataset_name
 
-# One of `ASPECTS`; to the type checker a string, since code does not depend on which aspects there are.
-Aspect = Annotated[str, GetPydanticSchema(lambda _source, handler: handler(Literal[*ASPECTS]))]
 # Authors write "Emotion6" and "EmoSet".
 AnyCaseName = Annotated[
     DatasetName, BeforeValidator(lambda name: dataset_name(name) if isinstance(name, str) else name)
@@ -42,18 +42,17 @@ StageName = Literal["stage1", "stage2"]
 Transparency = Literal["white", "drop"]
 
 
-def _check_columns(columns: dict[str, str]) -> dict[str, str]:
-    known = ("image", "label", "split", "id", *ASPECTS)
-    if unknown := sorted(set(columns) - set(known)):
-        raise ValueError(f"{unknown[0]!r} is not something that a column may hold; valid are {', '.join(known)}")
-    return columns
-
-
 def _check_splits(splits: dict[str, float | str]) -> dict[str, float | str]:
     known = get_args(Split)
     if unknown := sorted(set(splits) - set(known)):
         raise ValueError(f"{unknown[0]!r} is not a split; valid are {', '.join(known)}")
     return splits
+
+
+def _check_name(name: str) -> str:
+    if not re.fullmatch(r"\w[\w-]{0,63}", name):
+        raise ValueError("must be a name of letters, digits, _ and -, at most 64")
+    return name
 
 
 @dataclass
@@ -88,7 +87,7 @@ class VlmConfig(Settings):
     measures what each costs in accuracy."""
 
 
-ColumnNames = Annotated[Mapping[Text], AfterValidator(_check_columns), Field(examples=["image: file, label: emotion"])]
+ColumnNames = Annotated[Mapping[Text], Field(examples=["image: file, label: emotion"])]
 LabelNames = Annotated[Mapping[Text | None], Field(examples=["0: amusement, 1: anger, 2: null"])]
 Splits = Annotated[
     Mapping[Fraction | PathText], AfterValidator(_check_splits), Field(examples=["train: 0.8, val: 0.1, test: 0.1"])
@@ -184,6 +183,52 @@ class ExtractConfig(Settings):
 
     device: Device = "auto"
     """Device of the encoder; `auto` takes a GPU if there is one."""
+
+
+@dataclass
+class TargetConfig(Settings):
+    """What is recognized, if not the emotion: another label set over the same images, features and aspects."""
+
+    name: Annotated[Text, AfterValidator(_check_name)] = "emotion"
+    """Name of the target: of its templates in the `questions` file and of what is trained for it."""
+
+    questions: Annotated[list[Text], Field(examples=[["'Name one of {categories}.'"]])] | None = None
+    """Templates of its question; null: those under its name in the `questions` file."""
+
+    labels: PathText | None = None
+    """Where its labels come from: an aspect, whose answers they then are, or a table (`.csv`, `.tsv`, `.jsonl`) with
+    the columns `key` (the sample key) or `image` and `label`. null: the labels of the dataset. Images without a label
+    are left out."""
+
+    categories: Annotated[UniqueList[Item], Field(examples=[["spring", "autumn"]])] | None = None
+    """Its categories, in the order in which questions list them; images with other labels are left out. null: the
+    categories of the dataset, or all different labels, sorted, where `labels` gives others."""
+
+
+@dataclass
+class AnnotateConfig(Settings):
+    """Annotations by the VLM, for images that nobody annotated (`masp annotate`)."""
+
+    aspects: Annotated[UniqueList[Item], Field(examples=[["scene", "object"]])] | None = None
+    """Aspects to annotate, in every image that lacks them. null: the aspects in use, where people annotated nothing:
+    aspects that no image of the dataset has, and images that have none of the aspects. (In a dataset that annotates an
+    aspect, an image without it usually does not show it.)"""
+
+    min_confidence: Fraction = 0.0
+    """Answers of the VLM with a lower probability are not used in training and evaluation. Of answers that it wrote,
+    the mean probability of a token."""
+
+    batch_size: Count = 16
+    """Images that a task asks about at once. Part of what the answers depend on, in their last bits."""
+
+    max_new_tokens: Annotated[int, Field(ge=1, le=256), Number] = 32
+    """Largest length of an answer that the VLM writes, in tokens."""
+
+    num_threads: Annotated[int, Field(ge=1, le=1024), Number] = 2
+    """CPU threads of the language model; recorded, since the last bits of the probabilities depend on it."""
+
+    device: Device = "auto"
+    """Device of the language model; `auto` takes a GPU if there is one."""
 
 
 @dataclass
@@ -429,13 +474,22 @@ class Config(Settings):
     """File of the question templates, YAML or JSON. `configs/questions-published.yaml` asks in the form of the
     published code, whose own `prompts.json` can be given too; docs/reproduce.md describes the forms."""
 
-    aspects: UniqueList[Aspect] = field(default_factory=lambda: list(ASPECTS))
-    """Aspects in use, in the order of their tokens in the prompt; an empty list trains the soft prompt alone."""
+    aspect_definitions: PathText = SHIPPED
+    """File that defines the aspects: their questions, their possible answers and how `masp annotate` answers them.
+    docs/aspects.md describes it."""
+
+    aspects: Annotated[UniqueList[Item], Field(examples=[["scene", "object"]])] = field(
+        default_factory=lambda: list(load_aspects())
+    )
+    """Aspects in use, in the order of their tokens in the prompt: some of those in `aspect_definitions`, by default all
+    of them; an empty list trains the soft prompt alone."""
 
     vlm: VlmConfig
     dataset: DatasetConfig
     cache: CacheConfig
     extract: ExtractConfig = field(default_factory=ExtractConfig)
+    target: TargetConfig = field(default_factory=TargetConfig)
+    annotate: AnnotateConfig = field(default_factory=AnnotateConfig)
     aspect_module: AspectModuleConfig = field(default_factory=AspectModuleConfig)
     stage1: Stage1Config = field(default_factory=Stage1Config)
     stage2: Stage2Config = field(default_factory=Stage2Config)

@@ -1,4 +1,8 @@
-"""The questions put to the language model: several templates per aspect and for the emotion, from a YAML or JSON file.
+"""The questions put to the language model: several templates per aspect and for the target, which is the emotion unless
+the configuration names another.
+
+Those about the target are in a YAML or JSON file; those about the aspects where the aspects are defined, unless the
+file has its own.
 
 Training draws a template (and the order of the categories) from a hash of `(seed, epoch, sample_key, aspect)`, so that
 what a sample is asked depends on neither rank, worker nor the samples before it.
@@ -18,6 +22,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from masp.config.aspects import Aspects, load_aspects
+from masp.config.schema import Config, TargetConfig
 from masp.config.yaml_text import read_yaml
 from masp.errors import InputError
 from masp.files.regular import read_bytes
@@ -26,7 +32,7 @@ from masp.files.typed import Json, decode, is_text
 from masp.taxonomy import normalize_category
 
 EMOTION = "emotion"
-"""Key of the templates about the emotion."""
+"""Key of the templates about the emotion, the target of the published code."""
 SLOT, LIST_SLOT = "{categories}", "{categories_list}"
 """Where an emotion template lists the categories: joined with ", ", or in the published form, `['joy', 'fear']`."""
 MAX_FILE_BYTES = 1 << 20
@@ -62,14 +68,16 @@ def drawn_category(
 
 @dataclass(frozen=True)
 class Questions:
-    """All templates of one file. The first of each is the one evaluation uses."""
+    """All templates of a run. The first of each is the one evaluation uses."""
 
     path: str
     aspects: Mapping[str, tuple[str, ...]]
     """Aspect -> its templates, each a whole question."""
     emotions: tuple[str, ...]
-    """Templates of the emotion question, each with one `{categories}` or `{categories_list}`, or with neither where it
-    names the categories itself."""
+    """Templates of the question about the target, each with one `{categories}` or `{categories_list}`, or with neither
+    where it names the categories itself."""
+    target: str = EMOTION
+    """What they ask for."""
 
     def aspect(self, aspect: str, seed: int, epoch: int, sample_key: str) -> str:
         """The question about an aspect that this sample is asked in this epoch."""
@@ -109,8 +117,8 @@ class Questions:
         for category in categories:
             if not re.search(rf"(?<!\w){re.escape(normalize_category(category))}(?!\w)", named):
                 raise InputError(
-                    f"{self.path}: {EMOTION}: {shown(template)} does not name {shown(category)}: it must name every "
-                    f"category, or hold {SLOT} or {LIST_SLOT} once"
+                    f"{self.path}: {self.target}: {shown(template)} does not name {shown(category)}: it must name "
+                    f"every category, or hold {SLOT} or {LIST_SLOT} once"
                 )
         return template
 
@@ -125,35 +133,66 @@ class Questions:
         return self.aspects[aspect]
 
 
-def load_questions(path: str | Path) -> Questions:
+def questions_of(config: Config) -> Questions:
+    """The questions of a run: about its aspects and its target.
+
+    Raises:
+        InputError: See `load_questions`.
+    """
+    return load_questions(config.questions, load_aspects(config.aspect_definitions), config.target)
+
+
+def load_questions(path: str | Path, aspects: Aspects | None = None, target: TargetConfig | None = None) -> Questions:
     """Read and check a questions file.
 
     Args:
         path: A YAML file, or a JSON file whose name ends in `.json`.
+        aspects: The aspects that are defined, with their questions; None for those of `configs/aspects.yaml`.
+        target: What is asked for; None for the emotion.
 
     Raises:
-        InputError: Unreadable, not valid YAML or JSON, or something else than templates where templates belong.
+        InputError: Unreadable, not valid YAML or JSON, something else than templates where templates belong, or no
+            questions about the target.
     """
+    target = target or TargetConfig()
     content = _read_json(path) if str(path).lower().endswith(".json") else read_yaml(path, "questions")[0]
     is_published = EMOTION in content and len(content) > 1 and all(isinstance(item, list) for item in content.values())
     if is_published:
         content = {"aspects": {name: value for name, value in content.items() if name != EMOTION}, **content}
-    elif set(content) != {"aspects", EMOTION}:
+    elif not content or content.keys() - {"aspects", EMOTION, "targets"}:
         keys = shown(", ".join(content)) if content else "none"
         raise InputError(
-            f"{path}: must have the keys aspects and {EMOTION} and no others, or map {EMOTION} and each aspect to a "
-            f"list of questions; has {keys}"
+            f"{path}: must have the keys {EMOTION}, aspects or targets and no others, or map {EMOTION} and each aspect "
+            f"to a list of questions; has {keys}"
         )
-    if not isinstance(content["aspects"], dict):
-        raise InputError(f"{path}: aspects must map each aspect to a list of questions, is {shown(content['aspects'])}")
     prefix = "" if is_published else "aspects."
-    aspects = {name: _templates(path, f"{prefix}{name}", value) for name, value in content["aspects"].items()}
-    emotions = _templates(path, EMOTION, content[EMOTION])
+    asked = {each.name: each.questions for each in (aspects or load_aspects()).values()}
+    asked |= {name: _templates(path, f"{prefix}{name}", value) for name, value in _section(path, content, "aspects")}
+    about = {EMOTION: content[EMOTION]} if EMOTION in content else {}
+    about |= dict(_section(path, content, "targets"))
+    named = {name: _templates(path, name if name == EMOTION else f"targets.{name}", v) for name, v in about.items()}
     if is_published:
-        emotions = tuple(_from_published(path, template) for template in emotions)
-    for template in emotions:
-        _check_slots(path, template)
-    return Questions(str(path), aspects, emotions)
+        named[EMOTION] = tuple(_from_published(path, template) for template in named[EMOTION])
+    if target.questions is not None:
+        path, key = "target.questions", target.name
+        named[key] = _templates(path, key, target.questions)
+    if target.name not in named:
+        raise InputError(
+            f"{path}: no questions about target {target.name!r}: give them as target.questions, or in this file under "
+            f"targets: {target.name}; it has {', '.join(named) or 'none'}"
+        )
+    for name, templates in named.items():
+        for template in templates:
+            _check_slots(path, name, template)
+    return Questions(str(path), asked, named[target.name], target.name)
+
+
+def _section(path: str | Path, content: Mapping[str, Any], key: str) -> list[tuple[str, Any]]:
+    """A part of the file that maps names to templates."""
+    found = content.get(key, {})
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: {key} must map each name to a list of questions, is {shown(found)}")
+    return list(found.items())
 
 
 def _read_json(path: str | Path) -> dict[str, Any]:
@@ -172,15 +211,15 @@ def _templates(path: str | Path, key: str, value: object) -> tuple[str, ...]:
     return tuple(nfc(item.strip()) for item in value)
 
 
-def _check_slots(path: str | Path, template: str) -> None:
+def _check_slots(path: str | Path, target: str, template: str) -> None:
     """Refuse a template with several lists, or with a misspelled one, which would be asked as it is."""
     num_slots = template.count(SLOT) + template.count(LIST_SLOT)
     if num_slots > 1:
-        raise InputError(f"{path}: {EMOTION}: {shown(template)} must hold {SLOT} or {LIST_SLOT} exactly once")
+        raise InputError(f"{path}: {target}: {shown(template)} must hold {SLOT} or {LIST_SLOT} exactly once")
     almost = None if num_slots else _ALMOST_A_SLOT.search(template)
     if almost:
         raise InputError(
-            f"{path}: {EMOTION}: {shown(template)}: {shown(almost[0])} is not a slot; must hold {SLOT} (joy, fear) or "
+            f"{path}: {target}: {shown(template)}: {shown(almost[0])} is not a slot; must hold {SLOT} (joy, fear) or "
             f"{LIST_SLOT} (['joy', 'fear']) exactly once, or name every category"
         )
 

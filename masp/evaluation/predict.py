@@ -11,7 +11,7 @@ from masp.artifacts.trained import Trained, load_trained
 from masp.cache.fingerprint import layout_notes, machine_part, model_part
 from masp.config import Config
 from masp.data.image_files.stored import Location
-from masp.data.questions import load_questions
+from masp.data.questions import questions_of
 from masp.data.reading import opened
 from masp.distributed.ranks import read_ranks
 from masp.errors import InputError
@@ -91,7 +91,7 @@ class Predictor:
 
     def __init__(self, config: Config):
         self.config = config
-        self.questions = load_questions(config.questions)
+        self.questions = questions_of(config)
         hidden_size = family_of(config.vlm.path).hidden_size
         model = model_part(config)
         self.trained: Trained = load_trained(config, hidden_size, model)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from masp.config import Config, save_config
 from masp.config.feature_source import evaluation_source
 from masp.data.findings import log_findings, save_findings
-from masp.data.questions import load_questions
+from masp.data.questions import questions_of
 from masp.distributed.ranks import Ranks, array_share, claim_gpu, read_ranks
 from masp.errors import InputError, StoppedEarly
 from masp.evaluation.aspects import AspectEvaluation
@@ -70,7 +70,7 @@ def open_evaluation(
     """
     _check_extras(config, feed)
     require_library(config.vlm.quantization)
-    questions = load_questions(config.questions)
+    questions = questions_of(config)
     if config.evaluate.stage == "stage1":
         return AspectEvaluation(config, directory, feed, questions)
     return EmotionEvaluation(config, directory, feed, questions, known_categories, wording)

@@ -17,7 +17,7 @@ from masp.cache.manifest import quarantined_keys
 from masp.config import Config
 from masp.config.feature_source import cache_directory
 from masp.data.datasets import read_dataset
-from masp.data.questions import load_questions
+from masp.data.questions import questions_of
 from masp.data.sample import Sample
 from masp.errors import DataError, InputError
 from masp.evaluation.scorers import EmotionScorer, Score, ScoreRequest
@@ -117,7 +117,7 @@ def measure(config: Config, dtypes: Sequence[str], num_images: int) -> Measureme
     trained = load_trained(config, encoders[REFERENCE].hidden_size, model_part(config))
     config = replace(config, evaluate=replace(config.evaluate, scoring="likelihood"))
     scorer_device = pick_device(config.engine.device, "engine.device")
-    scorer = EmotionScorer(config, trained, load_questions(config.questions), categories, scorer_device)
+    scorer = EmotionScorer(config, trained, questions_of(config), categories, scorer_device)
     tallies = {dtype: _Tally() for dtype in dtypes}
     count, tokens, norm, deep_norm, correct, size = 0, 0, 0.0, 0.0, 0, 0
     for images, labels in _chunks(config, samples):

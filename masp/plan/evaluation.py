@@ -10,7 +10,7 @@ from masp.artifacts.trained import NONE, prompt_aspects
 from masp.config import Config
 from masp.config.feature_source import evaluation_source
 from masp.config.schema import Split
-from masp.data.questions import load_questions
+from masp.data.questions import questions_of
 from masp.evaluation.aspects import closed_answers
 from masp.evaluation.emotions import map_categories, parse_map
 from masp.evaluation.prompts import FIRST, VALIDATION, other_wordings
@@ -191,7 +191,7 @@ class _Asked:
     family: Family
 
     def emotions(self, images: Sequence[PlannedImage], categories: Sequence[str]) -> _Found:
-        settings, questions = self.config.evaluate, load_questions(self.config.questions)
+        settings, questions = self.config.evaluate, questions_of(self.config)
         mapping = parse_map(settings.category_map)
         # what was trained is not known yet, nor what other datasets the map is for
         asked = map_categories(categories, (), mapping, self.config.dataset.name, mapping)
@@ -242,7 +242,7 @@ class _Asked:
         return len(prompt_aspects(config)) * module
 
     def aspects(self, images: Sequence[PlannedImage]) -> _Found:
-        config, text, questions = self.config, self.text, load_questions(self.config.questions)
+        config, text, questions = self.config, self.text, questions_of(self.config)
         aspects, split = prompt_aspects(config), config.evaluate.split
         scored = [
             (p, count)

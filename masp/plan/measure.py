@@ -13,7 +13,7 @@ from masp.cache.reader import CachedSample
 from masp.config import Config
 from masp.config.schema import StageName
 from masp.data.images import UnreadableImage, load_image
-from masp.data.questions import load_questions
+from masp.data.questions import questions_of
 from masp.errors import InputError
 from masp.plan.rates import Rate, Rates
 from masp.plan.tokens import PlannedImage, PlannedImages, Words
@@ -119,7 +119,7 @@ def _stage_seconds(
     num_deep = num_deep_maps(load_config(resolve_directory(config.vlm.path)))
     cache = _StandIn(images, language.hidden_size, num_deep, categories)
     config = replace(config, **{name: replace(getattr(config, name), validate_every=None)})  # steps only
-    stage, prompt = STAGES[name](config, cache, load_questions(config.questions)), load_prompt(config.vlm.path)
+    stage, prompt = STAGES[name](config, cache, questions_of(config)), load_prompt(config.vlm.path)
     steps = Steps(stage, prompt)
     batches = [batch for k in range(steps.schedule.steps_per_epoch) for batch in steps[k].batches]
     stage.draw_inputs(language.hidden_size)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from masp.cache.codec import SampleRecord, encode_record
 from masp.config import Config
 from masp.data.image_files.stored import Location
-from masp.data.questions import load_questions
+from masp.data.questions import questions_of
 from masp.data.sample import Label, Sample, Samples
 from masp.errors import InputError
 from masp.files.typed import canonical_json
@@ -427,7 +427,7 @@ def count_words(config: Config, samples: Sequence[Sample], categories: Sequence[
     Raises:
         InputError: The questions file is unusable or lacks an aspect.
     """
-    questions = load_questions(config.questions)
+    questions = questions_of(config)
     text = text_tokens(config.vlm.path)
     by_aspect: dict[str, dict[str, int]] = {aspect: {} for aspect in config.aspects}
     emotions: dict[str, int] = {}

@@ -30,7 +30,7 @@ from masp.cache.reader import Cache, CachedSample, open_matching_cache
 from masp.config import Config
 from masp.config.schema import Stage1Config, Stage2Config, StageName
 from masp.data.findings import WITHOUT_STAGE_1, meant_by
-from masp.data.questions import Questions, load_questions
+from masp.data.questions import Questions, questions_of
 from masp.errors import DataError, InputError
 from masp.extraction.live.images import open_live
 from masp.models.forward import Stage1Model, Stage2Model, num_logits
@@ -386,7 +386,7 @@ def open_stage(name: StageName, config: Config, device: str, stop: StopFlag | No
         StoppedEarly: As `stop` asked.
     """
     STAGES[name].check_settings(config, device)
-    questions = load_questions(config.questions)
+    questions = questions_of(config)
     stage, cache = (
         _of_images(name, config, questions, stop) if config.cache.dir is None else _of_cache(name, config, questions)
     )

@@ -71,6 +71,7 @@ TESTED_ELSEWHERE = {
     "masp/cli/report.py": ("pipeline/test_pipeline.py", '"report"'),
     "masp/cli/study.py": ("pipeline/test_study.py", '"study"'),
     "masp/cli/train.py": ("pipeline/test_resume.py", '"train"'),
+    "masp/config/reading.py": ("unit/config/test_loading.py", "masp.config.reading"),
     "masp/data/named/readers.py": ("unit/data/named/test_catalog.py", "ground_truth.txt"),
     "masp/data/sources/category_names.py": ("unit/data/sources/test_table.py", "label_names"),
     "masp/data/sources/columns.py": ("unit/data/sources/test_table.py", "columns"),

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from masp.config import load_config, save_config
-from masp.config.loading import NOT_GIVEN
+from masp.config.reading import NOT_GIVEN
 from masp.errors import InputError
 
 NEEDED = ["vlm.path=model", "dataset.root=images", "cache.dir=cache"]
@@ -104,7 +104,10 @@ def test_home_directory_is_replaced_in_paths(monkeypatch):
         ("vlm.path=", "vlm.path = null: must be a non-empty string"),
         ("vlm.path=null", "vlm.path = null: must be a non-empty string"),
         ("vlm.path=${seed}", "references such as ${…} are not replaced"),
-        ("aspects=[scene, scne]", "must be a list of any of facial_expression, object"),
+        (
+            "aspects=[scene, scne]",
+            "'scne' is not defined in configs/aspects.yaml, which has facial_expression, object, scene",
+        ),
         ("aspects=[scene, scene]", "each at most once"),
         ("aspects=scene", "aspects = 'scene': must be a list"),
         ("aspects.0=scene", "must be a list"),
@@ -114,7 +117,7 @@ def test_home_directory_is_replaced_in_paths(monkeypatch):
         ("vlm.path=  ", "vlm.path = null: must be a non-empty string"),
         ("vlm.path=' '", "vlm.path = ' ': must be a non-empty string"),
         ("vlm.path=a\0b", "must not contain a null character"),
-        ("aspects=[scene, 3]", "must be a list of any of"),
+        ("aspects=[scene, 3]", "must be a list such as [scene, object], each at most once"),
         ("dataset.categories=['${x}']", "references such as ${…} are not replaced"),
         ("global_batch_size=1", "did you mean stage1.global_batch_size or stage2.global_batch_size?"),
         (f"stage1.global_batch_size={10**30}", "must be an integer of at least 1"),
@@ -128,7 +131,7 @@ def test_home_directory_is_replaced_in_paths(monkeypatch):
         ("\udcff=1", "unknown key '\\udcff'"),
         ("vlm.\udcff=1", "unknown key 'vlm.\\udcff'"),
         ("vlm.attention=\udcff", "vlm.attention = '\\udcff': must be one of"),
-        ('aspects=[scene, "\\uD800"]', "must be a list of any of"),
+        ('aspects=[scene, "\\uD800"]', "'\\ud800' is not defined in"),
         ("vlm..path=1", "unknown key 'vlm.'"),
     ],
 )

@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 SHIPPED = sorted(
     path
     for path in (REPOSITORY / "configs").rglob("*.yaml")
-    if not path.name.startswith("questions") and path.parent.name != "cluster"
+    if not path.name.startswith(("questions", "aspects")) and path.parent.name != "cluster"
 )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from masp.config import load_config
-from masp.config.loading import save_config
+from masp.config.reading import save_config
 from masp.errors import InputError
 from masp.experiments.compare import compare, markdown
 from masp.experiments.seed_groups import RunSettings, differing, group_runs, read_settings

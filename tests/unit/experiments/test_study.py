@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from masp.config import load_config
-from masp.config.loading import save_config
+from masp.config.reading import save_config
 from masp.demo.run import run_demo
 from masp.errors import InputError
 from masp.experiments.study import commands, run_config, run_study

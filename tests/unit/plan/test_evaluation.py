@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from masp.artifacts.trained import Trained
 from masp.data.datasets import read_dataset
-from masp.data.questions import load_questions
+from masp.data.questions import questions_of
 from masp.data.sample import Sample
 from masp.evaluation.aspects import closed_answers, num_tokens_of_longest
 from masp.evaluation.prompts import FIRST, other_wordings
@@ -102,7 +102,7 @@ def request(p, aspect=None):
 def test_emotions_take_what_torch_counts(config, images, sizes, monkeypatch, layout, scoring, prompts):
     config.stage2.layout, config.evaluate.scoring, config.evaluate.prompts = layout, scoring, prompts
     config.vlm.attention, config.engine.precision = "eager", "fp32"
-    questions, model = load_questions(config.questions), trained(config, config.stage2.num_soft_prompt_tokens)
+    questions, model = questions_of(config), trained(config, config.stage2.num_soft_prompt_tokens)
     wordings = [FIRST, *(other_wordings(questions, CATEGORIES) if prompts == "all" else [])]
     counted = Counted(monkeypatch, sizes[1], [load_prompt(config.vlm.path).answer(c) for c in CATEGORIES])
     images = [p for p in images if p.sample.split == "test"][:3]
@@ -125,7 +125,7 @@ def test_aspects_take_what_torch_counts(config, images, sizes, monkeypatch, layo
     config.vlm.attention, config.engine.precision, config.evaluate.batch_size = "eager", "fp32", 1
     images = [p for p in images if p.sample.split == "test" and p.sample.answers]
     work = evaluation_work(config, *sizes, images, CATEGORIES)
-    prompt, questions = load_prompt(config.vlm.path), load_questions(config.questions)
+    prompt, questions = load_prompt(config.vlm.path), questions_of(config)
     closed = {"brightness": closed_answers("brightness", set())}
     longest = num_tokens_of_longest(prompt, {"object": ["dog, tree"]})
     modules = AspectModules(config.aspects, 32)

@@ -9,7 +9,7 @@ import pytest
 
 from masp.cache.codec import SampleRecord, encode_record
 from masp.data.datasets import read_dataset
-from masp.data.questions import load_questions
+from masp.data.questions import questions_of
 from masp.data.sample import Sample, Samples
 from masp.errors import InputError
 from masp.plan.disk import tar_sizes
@@ -38,7 +38,7 @@ def test_quantiles():
 def test_tokens_are_those_of_the_vlm(config):
     dataset = read_dataset(config.dataset)
     train = [sample for sample in dataset.samples if sample.split == "train"]
-    prompt, questions = load_prompt(config.vlm.path), load_questions(config.questions)
+    prompt, questions = load_prompt(config.vlm.path), questions_of(config)
     words = count_words(config, train, dataset.categories)
     assert words.counted
     closing = len(prompt.question(""))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from masp.cache.reader import open_cache
-from masp.data.questions import load_questions
+from masp.data.questions import questions_of
 from masp.errors import InputError
 from masp.training.schedule import learning_rate
 from masp.training.stages import STAGES
@@ -23,7 +23,7 @@ def make_steps(config):
     cache, prompt, questions = (
         open_cache(config.cache.dir),
         load_prompt(config.vlm.path),
-        load_questions(config.questions),
+        questions_of(config),
     )
 
     def make(stage: str, rank: int = 0, num_ranks: int = 1, config=config) -> Steps:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from masp.cache.reader import open_cache
-from masp.data.questions import drawn_category, load_questions
+from masp.data.questions import drawn_category, questions_of
 from masp.errors import InputError
 from masp.models.sequence import IGNORED
 from masp.training.stages import STAGES, open_stage
@@ -36,7 +36,7 @@ def changed(config, **settings):
 
 
 def steps_of(config, rank=0, num_ranks=1, kind=Steps):
-    stage = STAGES["stage2"](config, open_cache(config.cache.dir), load_questions(config.questions))
+    stage = STAGES["stage2"](config, open_cache(config.cache.dir), questions_of(config))
     return kind(stage, load_prompt(config.vlm.path), rank, num_ranks)
 
 
