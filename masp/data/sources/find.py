@@ -19,7 +19,7 @@ from masp.data.sources.folders import has_image, list_directory, meant_by_name
 from masp.data.sources.hub import SCHEME, download, is_metadata
 from masp.data.sources.rows import RowSource
 from masp.data.sources.split_words import SPLIT_WORDS
-from masp.data.sources.table import EXTENSIONS, TableSource, lists_images, why_no_table
+from masp.data.sources.table import EXTENSIONS, IMAGE_DIRECTORIES, TableSource, lists_images, why_no_table
 from masp.errors import InputError
 from masp.files.regular import exists, is_directory, is_file
 from masp.files.text import shown
@@ -248,7 +248,10 @@ def _has_folders(directories: Sequence[Path], below: Sequence[Path], is_other: b
     tabled = {file.parent for file in below if _kind(file.name) == "table"}
     for path in directories:
         if (is_other and path.name in SPLITS) or (path in tabled and path.name.lower() in SPLIT_WORDS):
-            if any(has_image(path / name) for name in list_directory(path).directories):
+            names = list_directory(path).directories
+            if path in tabled:
+                names = [name for name in names if f"{name.lower()}/" not in IMAGE_DIRECTORIES]
+            if any(has_image(path / name) for name in names):
                 return True
         elif not is_other and (path.name in SPLITS or has_image(path)):  # their reader says what is missing
             return True

@@ -30,7 +30,7 @@ MAX_LINE = 1 << 20
 """Longest line or field of a table, in characters."""
 
 EXTENSIONS = (".csv", ".tsv", ".jsonl")
-_IMAGE_DIRECTORIES = ("", "images/", "image/", "imgs/", "img/", "data/")
+IMAGE_DIRECTORIES = ("", "images/", "image/", "imgs/", "img/", "data/")
 """Where the images of a table are, relative to its directory."""
 _DIRECTORY = "directory of the image"
 """Column of the labels that are those of directories."""
@@ -122,7 +122,7 @@ class TableSource:
 
         first = [path for path in paths[:_NUM_TRIED] if not path.startswith("/")]
         directory = max(  # of several with the same number, the first one
-            _IMAGE_DIRECTORIES, key=lambda each: sum(on_disk.find(below(each, path)) is not None for path in first)
+            IMAGE_DIRECTORIES, key=lambda each: sum(on_disk.find(below(each, path)) is not None for path in first)
         )
         found: list[str] = []
         for path in paths:
@@ -187,7 +187,7 @@ def _category_directory(path: str, place: str) -> str | None:
     """
     directories = path.removeprefix(place).split("/")[:-1]
     others = (each for each in directories if each.lower() not in SPLIT_WORDS)
-    return next((each for each in others if f"{each.lower()}/" not in _IMAGE_DIRECTORIES), None)
+    return next((each for each in others if f"{each.lower()}/" not in IMAGE_DIRECTORIES), None)
 
 
 class _Where:

@@ -431,9 +431,10 @@ def test_a_table_of_the_hub_counts_before_directories(tmp_path):
 
 def test_any_table_in_the_directory_of_a_split(tmp_path):
     for split in ("train", "valid"):
-        write_images(tmp_path / split, "a.png")
+        write_images(tmp_path / split, "images/a.png")
         write_metadata(tmp_path / split / "_classes.csv", [{"filename": "a.png", "label": "joy"}])
     assert [s.key for s in read(tmp_path).samples] == ["train/train/a%2Epng", "val/valid/a%2Epng"]
+    assert all(os.path.isfile(sample.image) for sample in read(tmp_path).samples)
     assert [s.key for s in read(tmp_path / "valid/_classes.csv").samples] == ["val/valid/a%2Epng"]
 
 
