@@ -5,7 +5,7 @@
 import errno
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -431,18 +431,31 @@ def is_image_name(name: str) -> bool:
 
 
 def count_images(path: Path, suffixes: Sequence[str] | frozenset[str] = IMAGE_EXTENSIONS) -> int:
-    """Files with one of these extensions in a directory and those below it, among the first 100,000 files."""
-    return sum(split_name(name)[1].lower() in suffixes for name in _files_below(path))
+    """Files with one of these extensions in a directory and those below it, among the first 100,000 files; what cannot
+    be listed is not counted."""
+    return sum(split_name(name)[1].lower() in suffixes for name in _files_below(path, lambda _: None))
 
 
 def has_image(path: Path) -> bool:
-    """Whether there is an image in a directory or those below it; looks no further than the first one."""
-    return any(map(is_image_name, _files_below(path)))
+    """Whether there is an image in a directory or those below it; looks no further than the first one.
+
+    Raises:
+        InputError: A directory on the way to it cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot list this directory: {reason(error)}") from None
+
+    return any(map(is_image_name, _files_below(path, refuse)))
 
 
-def _files_below(path: Path) -> Iterator[str]:
-    """Names of the files in a directory, then of those in the directories below it: the first 100,000. Directories that
-    cannot be listed hold none."""
+def _files_below(path: Path, on_error: Callable[[OSError], None]) -> Iterator[str]:
+    """Names of the files in a directory, then of those in the directories below it: the first 100,000.
+
+    Args:
+        path: The directory.
+        on_error: Told of every directory that cannot be listed.
+    """
     been: set[tuple[int, int]] = set()
     unread, count = [str(path)], 0
     while unread:
@@ -463,8 +476,8 @@ def _files_below(path: Path) -> Iterator[str]:
                         yield item.name
                     else:
                         return
-        except OSError:
-            continue
+        except OSError as error:
+            on_error(error)
         unread += sorted(inside, reverse=True)
 
 
