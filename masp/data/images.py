@@ -16,12 +16,14 @@ from masp.data.image_files.memory import MAX_BYTES, MAX_METADATA_BYTES, decoding
 from masp.data.image_files.other_formats import other_format
 from masp.data.image_files.pixels import (
     SIDES_SWAPPED,
+    first_frame,
     orientation_of,
     scale_gray_key,
     sixteen_bit_key,
     to_rgb,
     upright,
     whiten_key,
+    whiten_outside,
 )
 from masp.data.image_files.repairs import Repair, repair_of
 from masp.data.image_files.stored import Location, StoredImage, open_image
@@ -204,6 +206,7 @@ def _decoded(
     stored = _opened(io.BytesIO(data))
     _check_size(stored, num_bytes, max_aspect_ratio, max_side)
     key = sixteen_bit_key(stored) if transparency == "white" else None
+    frame = first_frame(stored) if transparency == "white" else None
     scale_gray_key(stored)
     _load(stored)
     if key is not None:
@@ -216,6 +219,8 @@ def _decoded(
     size = _final_size(stored, orientation, max_side, max_aspect_ratio)
     try:
         image = to_rgb(stored, transparency)
+        if frame is not None:
+            whiten_outside(image, frame)
     except MemoryError:
         raise
     except Exception as error:

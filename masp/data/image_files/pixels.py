@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
+from PIL import GifImagePlugin, Image, ImageCms, PngImagePlugin, TiffImagePlugin
 
 from masp.config.schema import Transparency
 
@@ -108,6 +108,34 @@ def scale_gray_key(image: Image.Image) -> None:
     if isinstance(image, PngImagePlugin.PngImageFile) and tiles and isinstance(key, int):
         factor = {"L;2": 85, "L;4": 17}.get(str(tiles[0].args), 1)
         image.info["transparency"] = key * factor
+
+
+def first_frame(image: Image.Image) -> tuple[int, int, int, int] | None:
+    """The part of a GIF that its first frame covers: left, top, right, bottom; None for images of other formats.
+
+    Args:
+        image: Opened image, not decoded.
+    """
+    tiles = image.tile if isinstance(image, GifImagePlugin.GifImageFile) else None
+    return tiles[0].extents if tiles else None
+
+
+def whiten_outside(image: Image.Image, box: tuple[int, int, int, int]) -> None:
+    """Make what a GIF's first frame does not cover white: viewers show nothing there, Pillow the palette's first color.
+
+    Args:
+        image: RGB image, which is changed.
+        box: What the frame covers.
+    """
+    left, top, right, bottom = box
+    width, height = image.size
+    for outside in (
+        (0, 0, width, top),
+        (0, bottom, width, height),
+        (0, top, left, bottom),
+        (right, top, width, bottom),
+    ):
+        image.paste(_WHITE[:3], outside)
 
 
 def whiten_key(high: Image.Image, low: Image.Image, key: tuple[int, int, int]) -> None:

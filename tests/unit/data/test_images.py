@@ -666,6 +666,28 @@ def test_transparent_parts_of_every_format_become_white(format):
     assert np.abs(rgb[:, 8:].astype(int) - (10, 20, 250)).max() <= 8
 
 
+@pytest.mark.parametrize("with_transparency", [False, True])
+@pytest.mark.parametrize("place", [(0, 0), (2, 1), (6, 5), (5, 0)])
+def test_what_the_first_frame_of_a_gif_does_not_cover_is_transparent(place, with_transparency):
+    """As viewers show it; Pillow alone fills it with the first color of the palette."""
+    frame = Image.new("P", (4, 3), 1)
+    frame.putpalette([200, 0, 0, 0, 90, 0, 0, 0, 30])
+    frame.putpixel((0, 0), 2)
+    data = bytearray(encoded(frame, "GIF", optimize=False, **({"transparency": 2} if with_transparency else {})))
+    assert b"\x2c" + struct.pack("<4H", 0, 0, 4, 3) in data
+    at = data.index(b"\x2c" + struct.pack("<4H", 0, 0, 4, 3))
+    data[6:10] = struct.pack("<2H", 10, 8)  # the canvas
+    data[at + 1 : at + 5] = struct.pack("<2H", *place)
+    rgb = np.asarray(decode_image(bytes(data)))
+    expected = np.full((8, 10, 3), 255, np.uint8)
+    left, top = place
+    expected[top : top + 3, left : left + 4] = (0, 90, 0)
+    expected[top, left] = (255, 255, 255) if with_transparency else (0, 0, 30)
+    assert (rgb == expected).all()
+    with Image.open(io.BytesIO(data)) as stored:  # `drop` is what Pillow does, bit for bit
+        assert decode_image(bytes(data), transparency="drop").tobytes() == stored.convert("RGB").tobytes()
+
+
 def test_memory_is_limited_in_bytes(tmp_path):
     """A header says how much memory an image takes; more is refused without decoding it."""
 
