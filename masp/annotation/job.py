@@ -82,10 +82,12 @@ def open_own_cache(config: Config) -> tuple[Cache, Fields]:
     """The cache of a configuration with the annotations of people alone, and the model part of its fingerprint.
 
     Raises:
-        InputError: No cache, an unfinished one, or one of another VLM.
+        InputError: No cache, an unfinished one, or one of another VLM, another dataset or other aspects.
     """
     cache, model = open_cache(cache_directory(config)), model_part(config)
     cache.check_model(model)
+    cache.check_dataset(config)
+    cache.check_aspects(config)
     return cache, model
 
 
