@@ -21,9 +21,12 @@ from masp.files.text import shown
 _OPTION = re.compile(r"[a-z][a-z0-9-]*")
 _NOT_AN_OPTION = {
     "array": "extract.num_tasks and evaluate.num_tasks are for that",
+    "clusters": "`launch` asks only the cluster of the machine it runs on; submit there",
     "cpus-per-task": "cpus_per_task is for that",
     "error": "the logs are where `launch logs` finds them",
     "job-name": "`launch` finds its jobs by their names",
+    "label": "the logs hold what a process prints",
+    "multi-prog": "every process of a part runs the same command",
     "nodes": "nodes is for that",
     "ntasks": "tasks_per_node is for that",
     "ntasks-per-node": "tasks_per_node is for that",
@@ -31,10 +34,12 @@ _NOT_AN_OPTION = {
     "output": "the logs are where `launch logs` finds them",
     "signal": "signal_delay_s is for that",
     "time": "timeout_min is for that",
+    "wrap": "`launch` writes the script itself",
 }
-"""Options of sbatch that cannot be given, since other parts of `launch` depend on them, and why."""
+"""Options of sbatch and srun that cannot be given, since other parts of `launch` depend on them, and why."""
 _OF_LAUNCH = (
     "dependency",
+    "kill-on-bad-exit",
     "kill-on-invalid-dep",
     "no-requeue",
     "parsable",
@@ -220,10 +225,11 @@ def _check_sbatch(option: str, where: str) -> None:
 
 
 def _check_not_ours(name: str, option: str, where: str) -> None:
-    if name in _NOT_AN_OPTION:
-        raise InputError(f"{where}: {shown(option)} cannot be given: {_NOT_AN_OPTION[name]}")
-    if name in _OF_LAUNCH:
-        raise InputError(f"{where}: {shown(option)} cannot be given: `launch` sets it itself")
+    ours = dict.fromkeys(_OF_LAUNCH, "`launch` sets it itself") | _NOT_AN_OPTION
+    # Slurm takes the beginning of a name for the whole one
+    meant = name if name in ours else next((each for each in ours if each.startswith(name)), None)
+    if meant is not None:
+        raise InputError(f"{where}: {shown(option)} cannot be given: {ours[meant]}")
 
 
 def _strings(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

@@ -27,6 +27,7 @@ from masp.errors import DataError, InputError
 from masp.files.regular import open_descriptor
 from masp.files.sealed import digest_file
 from masp.files.text import reason, shown
+from masp.taxonomy import normalize_category
 from masp.vlm.features import Features, ImageLayout
 
 LOG = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def _fits(index: Index, manifest: Manifest) -> bool:
 
 
 def open_matching_cache(config: Config) -> tuple[Cache, Fields]:
-    """Open the cache and refuse one of another VLM or other settings.
+    """Open the cache and refuse one of another VLM, another dataset or other settings.
 
     Returns:
         The cache, and the model part of its fingerprint.
@@ -95,6 +96,7 @@ def open_matching_cache(config: Config) -> tuple[Cache, Fields]:
     cache = open_cache(cache_directory(config))
     model = model_part(config)
     cache.check_model(model)
+    cache.check_dataset(config)
     cache.check_aspects(config)
     return cache, model
 
@@ -167,6 +169,19 @@ class Cache:
     def has_distribution(self, rows: np.ndarray) -> np.ndarray:
         """Which of these rows have a distribution over the categories, bool, without reading a shard."""
         return (self.index.distributions(rows) > 0).sum(axis=1) > 0
+
+    def check_dataset(self, config: Config) -> None:
+        """Refuse settings of a dataset other than the cached one: what is read is the cache, whatever they say.
+
+        Raises:
+            InputError: Names the setting and both values.
+        """
+        found: dict[str, Any] = {"dataset.name": self.manifest.dataset.name}
+        given: dict[str, Any] = {"dataset.name": config.dataset.name}
+        if config.dataset.categories:
+            found["dataset.categories"] = list(self.categories)
+            given["dataset.categories"] = [normalize_category(name) for name in config.dataset.categories]
+        compare(found, given, f"cache.dir: {self.directory}", "give the value of the cache or another cache.dir")
 
     def check_model(self, fields: Fields) -> None:
         """Refuse this cache unless its features are those of the given VLM and settings.

@@ -48,6 +48,7 @@ COMMANDS = (
 
 EPILOG = """\
 The order of work:
+  masp datasets PATH            what is found there, and what to write as dataset.*
   masp plan     --config C      what it will take: bytes, GPU-hours, free space
   masp extract  --config C      run the frozen encoder once per image, into the feature cache
   masp train --stage stage1 …   train the aspect modules on the cache

@@ -28,11 +28,11 @@ from masp.experiments.seed_groups import Group, GroupPair, RunSettings, differin
 from masp.experiments.seed_statistics import MIN_SEEDS, holm
 from masp.files.atomic import write_bytes
 from masp.files.regular import is_file
-from masp.files.text import reason, shown_apart
+from masp.files.text import reason, shown, shown_apart
 from masp.report.export import Interval, Signed, Table, markdown_escaped, markdown_table, write_tables
 from masp.results.intervals import percentiles
 from masp.results.metrics import wilson_interval
-from masp.results.metrics_file import check_written_with
+from masp.results.metrics_file import MetricsFile, check_written_with
 from masp.results.probabilities.distributions import DistributionMetrics
 from masp.results.records import FILE, Records, read_records_file
 
@@ -141,9 +141,8 @@ def compare(runs: Sequence[str], output: str | Path, split: str | None = None) -
         if real.count(path) > 1:
             raise InputError(f"compare: {run} is given twice; each run can be compared with others only")
     found = [read_records_file(path) for path in paths]
-    for path, records in zip(paths, found, strict=True):
-        check_written_with(path, records.digest)
-    notes = []
+    metrics = [check_written_with(path, records.digest) for path, records in zip(paths, found, strict=True)]
+    notes = _protocol_notes(dict(zip(names, metrics, strict=True)))
     for name, path, records in zip(names[1:], paths[1:], found[1:], strict=True):
         note = check_same_samples(names[0], found[0], f"{name} ({path})", records)
         notes += [note] if note else []
@@ -191,6 +190,8 @@ def find_records(run: str | Path, split: str | None = None) -> Path:
         InputError: there is none.
     """
     run = Path(run)
+    if is_file(run) and run.suffix != Path(FILE).suffix:
+        raise InputError(f"{run} is not a {FILE}; name the directory of the run")
     candidates = [run] if is_file(run) else [run / "evaluate" / FILE, run / FILE]
     if split is not None:
         candidates = [path.parent / split / FILE for path in candidates]
@@ -379,6 +380,21 @@ def _group_pair_table(result: Comparison) -> Table:
         for p in result.group_pairs
     ]  # fmt: skip
     return Table("group-pairs", "Pairs of groups over seeds and images", columns, rows, 4)
+
+
+def _protocol_notes(metrics: Mapping[str, MetricsFile | None]) -> list[str]:
+    """A line for everything but the model that decides an answer, and in which the evaluations differ."""
+    notes = []
+    for name in ("scoring", "question", "category_map"):
+        values = {run: value for run, each in metrics.items() if (value := getattr(each, name, None)) is not None}
+        first = next(iter(values), "")
+        if other := next((run for run, value in values.items() if value != values[first]), None):
+            here, there = shown_apart(shown(values[first]), shown(values[other]))
+            notes.append(
+                f"these runs were not evaluated alike: {name} is {here} in {first}, but {there} in {other}, so their "
+                "difference is not one of the models alone"
+            )
+    return notes
 
 
 def _selection_notes(settings: Sequence[RunSettings | None], keys: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from masp.config.aspects import SHIPPED
 from masp.config.fields import describe_settings, sections
 from masp.config.schema import Config, DatasetConfig, Layout, Scoring, Transparency
 from masp.config.yaml_text import MAX_FILE_BYTES, parse_yaml
@@ -29,6 +30,8 @@ class RunConfig:
     dataset_root: Path | None = None
     dataset: DatasetConfig | None = None
     """The whole section; None if a part of it is not valid."""
+    aspect_definitions: str = SHIPPED
+    """File that defines the aspects."""
     cache_dir: Path | None = None
     split: Split | None = None
     scoring: Scoring | None = None
@@ -71,6 +74,7 @@ def find_config(*directories: Path) -> RunConfig:
         dataset_name=setting("dataset.name"),
         dataset_root=None if root is None else Path(root),
         dataset=_dataset(tree),
+        aspect_definitions=setting("aspect_definitions") or SHIPPED,
         cache_dir=None if cache_dir is None else Path(cache_dir),
         split=setting("evaluate.split"),
         scoring=setting("evaluate.scoring"),
