@@ -105,12 +105,13 @@ def _setting(tree: Any, name: str, where: str, problems: list[str]) -> Any:
         where: Name of the file in problems.
         problems: Gets a line if the setting is not valid.
     """
-    section, key = name.split(".")
-    for part, held in (("the file", tree), (section, tree.get(section) if isinstance(tree, dict) else None)):
+    section, _, key = name.rpartition(".")
+    inside = tree.get(section) if section and isinstance(tree, dict) else None
+    for part, held in (("the file", tree), (section, inside)):
         if held is not None and not isinstance(held, dict):
             problems.append(f"{where}: {part} = {shown(held)}: must hold 'key: value' lines")
             return None
-    value = ((tree or {}).get(section) or {}).get(key)
+    value = ((inside if section else tree) or {}).get(key)
     if value is None:
         return None
     try:
@@ -122,6 +123,6 @@ def _setting(tree: Any, name: str, where: str, problems: list[str]) -> Any:
 
 @functools.cache
 def _adapter(name: str) -> TypeAdapter[Any]:
-    section, key = name.split(".")
-    hints = typing.get_type_hints(sections(Config)[section], include_extras=True)
+    section, _, key = name.rpartition(".")
+    hints = typing.get_type_hints(sections(Config)[section] if section else Config, include_extras=True)
     return TypeAdapter(hints[key], config=ConfigDict(allow_inf_nan=False))
