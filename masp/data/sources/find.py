@@ -6,7 +6,7 @@ import glob
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,11 +52,11 @@ class Found:
     files: tuple[Path, ...] = ()
     """Its files, sorted; none where the directory says it all."""
 
-    def rows(self) -> RowSource | None:
-        """Its rows; None if it is directories or index files."""
+    def rows(self, aspects: Collection[str]) -> RowSource | None:
+        """Its rows; None if it is directories or index files. `aspects` are the names of those that they may hold."""
         match self.format:
             case "table":
-                return TableSource(self.root, self.files)
+                return TableSource(self.root, self.files, aspects)
             case "webdataset":
                 from masp.data.sources.containers.tars import TarSource
 
@@ -77,8 +77,12 @@ def is_there(root: str) -> bool:
     return root.startswith(SCHEME) or bool(_PATTERN.search(root)) or exists(Path(root), key="dataset.root")
 
 
-def find_dataset(config: DatasetConfig) -> Found:
+def find_dataset(config: DatasetConfig, aspects: Collection[str]) -> Found:
     """Find the dataset that `dataset.root` names.
+
+    Args:
+        config: Section `dataset` of the configuration.
+        aspects: Names of the aspects that are defined, by which a table is told from others.
 
     Raises:
         InputError: There is none, there are two, or not one of `dataset.format`; the message says what is there.
@@ -100,7 +104,7 @@ def find_dataset(config: DatasetConfig) -> Found:
     if not is_directory(path, key="dataset.root"):
         what = "neither a file nor a directory" if exists(path) else "no such directory"
         raise InputError(f"dataset.root = {root!r}: {what}")
-    return _of_directory(config, path)
+    return _of_directory(config, path, aspects)
 
 
 def _place_of(directory: Path) -> Path:
@@ -160,8 +164,8 @@ def _of_files(config: DatasetConfig, root: Path, files: tuple[Path, ...]) -> Fou
     return Found(kind, root, files)
 
 
-def _of_directory(config: DatasetConfig, root: Path) -> Found:
-    found = _formats(root, config)
+def _of_directory(config: DatasetConfig, root: Path, aspects: Collection[str]) -> Found:
+    found = _formats(root, config, aspects)
     if config.format != "auto":
         if config.format not in found:
             if config.format == "folders":  # its reader says what is missing
@@ -170,7 +174,7 @@ def _of_directory(config: DatasetConfig, root: Path) -> Found:
             raise InputError(f"dataset.root = {str(root)!r}: holds nothing of the format {config.format}{others}")
         return Found(config.format, root, found[config.format])
     if not found:
-        raise InputError(_nothing(root, config))
+        raise InputError(_nothing(root, config, aspects))
     if len(found) > 1:
         each = ", ".join(f"{kind} ({_example(files, root)})" for kind, files in found.items())
         raise InputError(
@@ -184,7 +188,7 @@ def _example(files: Sequence[Path], root: Path) -> str:
     return str(files[0].relative_to(root)) if files else "images in directories"
 
 
-def _formats(root: Path, config: DatasetConfig) -> dict[DatasetFormat, tuple[Path, ...]]:
+def _formats(root: Path, config: DatasetConfig, aspects: Collection[str]) -> dict[DatasetFormat, tuple[Path, ...]]:
     """Every kind of dataset that a directory holds, with its files."""
     contents = list_directory(root)
     names = sorted([*contents.directories, *contents.files])
@@ -199,7 +203,7 @@ def _formats(root: Path, config: DatasetConfig) -> dict[DatasetFormat, tuple[Pat
     for kind in dict.fromkeys(_SUFFIXES.values()):
         files = [file for file in here if _kind(file.name) == kind]
         if kind == "table":
-            files = [file for file in files if lists_images(file, config)] or _metadata(below, config)
+            files = [file for file in files if lists_images(file, config, aspects)] or _metadata(below, config, aspects)
         files = files or [file for file in below if kind != "table" and _kind(file.name) == kind]
         if files:
             found[kind] = tuple(files)
@@ -209,7 +213,11 @@ def _formats(root: Path, config: DatasetConfig) -> dict[DatasetFormat, tuple[Pat
             found.pop("parquet", None)
     if not any(map(is_metadata, itertools.chain(*found.values()))) and _has_folders(directories, below, bool(found)):
         found["folders"] = ()
-    if (not found or config.format == "table") and "table" not in found and (tables := _split_tables(below, config)):
+    if (
+        (not found or config.format == "table")
+        and "table" not in found
+        and (tables := _split_tables(below, config, aspects))
+    ):
         found["table"] = tables
     return found
 
@@ -219,16 +227,16 @@ def _kind(name: str) -> DatasetFormat | None:
     return _SUFFIXES.get(os.path.splitext(name)[1].lower())
 
 
-def _metadata(files: Sequence[Path], config: DatasetConfig) -> list[Path]:
+def _metadata(files: Sequence[Path], config: DatasetConfig, aspects: Collection[str]) -> list[Path]:
     """The Hub's tables among files; all of them where one lists images, so that what is wrong with another is said."""
     found = [file for file in files if is_metadata(file) and _kind(file.name) == "table"]
-    return found if any(lists_images(file, config) for file in found) else []
+    return found if any(lists_images(file, config, aspects) for file in found) else []
 
 
-def _split_tables(files: Iterable[Path], config: DatasetConfig) -> tuple[Path, ...]:
+def _split_tables(files: Iterable[Path], config: DatasetConfig, aspects: Collection[str]) -> tuple[Path, ...]:
     """Tables of images of any name, each in the directory of a split."""
     tables = [file for file in files if _kind(file.name) == "table" and _is_for_images(file)]
-    return tuple(file for file in tables if lists_images(file, config))
+    return tuple(file for file in tables if lists_images(file, config, aspects))
 
 
 def _is_for_images(table: Path) -> bool:
@@ -269,14 +277,14 @@ def _files_in(directory: Path, depth: int = 2) -> list[Path]:
     return found
 
 
-def _nothing(root: Path, config: DatasetConfig) -> str:
+def _nothing(root: Path, config: DatasetConfig, aspects: Collection[str]) -> str:
     """What to say of a directory in which no dataset is found."""
     contents = list_directory(root)
     directories = [root / name for name in contents.directories]
     tables = [root / name for name in contents.files if _kind(name) == "table" and is_file(root / name)]
     below = [file for directory in directories for file in _files_in(directory)]
     tables += [file for file in below if _kind(file.name) == "table" and _is_for_images(file)]
-    if tables and (why := why_no_table(tables[0], config)):
+    if tables and (why := why_no_table(tables[0], config, aspects)):
         return f"dataset.root = {str(root)!r}: {why}"
     names = sorted([*contents.directories, *contents.files])
     holds = f"holds {', '.join(names[:5])}{', …' if len(names) > 5 else ''}" if names else "is empty"

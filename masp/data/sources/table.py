@@ -24,7 +24,6 @@ from masp.errors import InputError
 from masp.files.json_text import parse_json
 from masp.files.regular import UnsuitableFile, open_binary
 from masp.files.text import nfc, reason, shown
-from masp.taxonomy import ASPECTS
 
 MAX_LINE = 1 << 20
 """Longest line or field of a table, in characters."""
@@ -43,14 +42,15 @@ class TableSource:
 
     kind = "tables"
 
-    def __init__(self, root: Path, files: Sequence[Path]):
+    def __init__(self, root: Path, files: Sequence[Path], aspects: Collection[str]):
         """Tables that are not read yet.
 
         Args:
             root: Directory of the dataset.
             files: The tables, in it or below it.
+            aspects: Names of the aspects that columns may hold.
         """
-        self.root, self.files = root, files
+        self.root, self.files, self.aspects = root, files, aspects
 
     def header(self) -> Header:
         """The columns of all tables."""
@@ -62,7 +62,7 @@ class TableSource:
                 raise InputError(f"{file}: has other columns than {self.files[0]}, for example {shown(odd)}")
             columns = columns or found
         assert columns is not None, "there are tables"
-        if any(_has_labels_in_directories(file, columns) for file in self.files):
+        if any(_has_labels_in_directories(file, columns, self.aspects) for file in self.files):
             return Header((*columns, _DIRECTORY), label=_DIRECTORY)
         return Header(columns)
 
@@ -134,20 +134,20 @@ class TableSource:
         return found
 
 
-def lists_images(file: Path, config: DatasetConfig) -> bool:
+def lists_images(file: Path, config: DatasetConfig, aspects: Collection[str]) -> bool:
     """Whether a table has columns that seem to hold paths of images and labels, as many tables beside images have not;
     columns that the configuration names count, so that what is wrong with them is said later."""
-    return not _lacking((), config) or why_no_table(file, config) is None
+    return not _lacking((), config) or why_no_table(file, config, aspects) is None
 
 
-def why_no_table(file: Path, config: DatasetConfig) -> str | None:
+def why_no_table(file: Path, config: DatasetConfig, aspects: Collection[str]) -> str | None:
     """Why a file cannot be used as a table of images, in one line that names it; None if it can."""
     try:
         columns = table_columns(file)
     except InputError as error:
         return str(error)
     for key in _lacking(columns, config):
-        if key == "label" and _has_labels_in_directories(file, columns):
+        if key == "label" and _has_labels_in_directories(file, columns, aspects):
             continue
         what = {"image": "the paths of images", "label": "the labels"}[key]
         return (
@@ -165,10 +165,10 @@ def _lacking(columns: Sequence[str], config: DatasetConfig) -> list[str]:
     return [key for key in ("image", "label") if key not in named and not lower & set(USUAL[key])]
 
 
-def _has_labels_in_directories(file: Path, columns: Sequence[str]) -> bool:
+def _has_labels_in_directories(file: Path, columns: Sequence[str], aspects: Collection[str]) -> bool:
     """Whether directories say what the labels are: those beside a table of the Hub that has only aspects."""
     lower = {name.lower() for name in columns}
-    if not is_metadata(file) or lower & set(USUAL["label"]) or not lower & set(ASPECTS):
+    if not is_metadata(file) or lower & set(USUAL["label"]) or lower.isdisjoint(aspect.lower() for aspect in aspects):
         return False
     try:
         return any(item.is_dir() and has_image(Path(item.path)) for item in os.scandir(file.parent))

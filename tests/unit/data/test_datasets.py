@@ -436,7 +436,7 @@ def test_a_directory_is_listed_twice_at_most(tmp_path, monkeypatch, split):
             self._found.close()
 
     monkeypatch.setattr(os, "scandir", Counted)
-    listing = list_dataset(DatasetConfig(root=str(tmp_path), split=None if split else {"train": 1.0}))
+    listing = list_dataset(DatasetConfig(root=str(tmp_path), split=None if split else {"train": 1.0}), {})
     assert len(listing.samples) == 3 * num_images and listed["deep"] >= 3
     # looking for the first image of a directory reads only as far as that
     assert count["deep"] <= 2 * 3 * num_images + 3 * 4
@@ -447,6 +447,6 @@ def test_a_link_that_leads_to_itself_leads_nowhere(tmp_path):
     (tmp_path / "train/joy/a.jpg").touch()
     for place in (".", "train", "train/joy"):
         (tmp_path / place / "circle").symlink_to("circle")
-    dataset = read_dataset(DatasetConfig(root=str(tmp_path)))
+    dataset = read_dataset(DatasetConfig(root=str(tmp_path)), load_aspects())
     assert [sample.key for sample in dataset.samples] == ["train/joy/a%2Ejpg"]
     assert set(dataset.ignored) == {"train/circle", "train/joy/circle"}

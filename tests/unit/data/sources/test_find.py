@@ -2,6 +2,7 @@
 
 import pytest
 
+from masp.config import load_aspects
 from masp.config.schema import DatasetConfig
 from masp.data.sources.find import find_dataset
 from masp.errors import InputError
@@ -15,7 +16,7 @@ def files(root, *names):
 
 
 def find(root, **settings):
-    return find_dataset(DatasetConfig(root=str(root), **settings))
+    return find_dataset(DatasetConfig(root=str(root), **settings), load_aspects())
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,39 @@ def test_tables_of_splits_and_absolute_paths(images):
     assert dataset.samples[0].key == "test/images/4%2Epng"
 
 
+def test_columns_of_aspects_of_ones_own(images, tmp_path):
+    (tmp_path / "aspects.yaml").write_text(
+        "Weather-Type: {questions: [Q], vocabulary: [rain, fog]}\n"
+        "stars: {kind: level, questions: [Q], bounds: [1, 5], words: [poor, fair, good]}\n"
+        "animals: {kind: list, questions: [Q]}\n"
+        "mood: {questions: [Q]}\n"
+    )
+    aspects = load_aspects(tmp_path / "aspects.yaml")
+    rows = [
+        "file,label,split,weather-type,stars,Animal,tone,emotion",
+        "0.png,joy,train,Rain,3.5,cat,calm,x",
+        "sub/1.png,fear,test,hail,1,dog,wild,y",
+    ]
+    (images / "labels.csv").write_text("\n".join(rows))
+    dataset = read_dataset(DatasetConfig(root=str(images), columns={"mood": "tone"}), aspects)
+    assert [sample.answers for sample in dataset.samples] == [
+        {"Weather-Type": "hail", "stars": "poor", "mood": "wild"},
+        {"Weather-Type": "rain", "stars": "fair", "mood": "calm"},
+    ]
+    (found,) = [finding for finding in dataset.findings if "column" in finding.text]
+    assert found.serious and found.meant == "animals"
+    assert str(found) == (
+        "column 'Animal' is ignored: did you mean animals? dataset.columns.animals=Animal reads it as this aspect"
+    )
+    assert any(
+        "Weather-Type that are not in its vocabulary (1 different); they are kept: 'hail'" in str(f)
+        for f in dataset.findings
+    )
+    (images / "labels.csv").write_text("\n".join([rows[0], rows[1].replace("3.5", "7")]))
+    with pytest.raises(InputError, match=r"labels.csv.*stars = '7': must be a number from 1 to 5, or be left out"):
+        read_dataset(DatasetConfig(root=str(images)), aspects)
+
+
 def test_columns_ids_and_label_names(images, tmp_path):
     rows = [f"{n % 3},{path(n)},no {n},extra" for n in range(6)]
     (images / "x.csv").write_text("\n".join(["code,bild,nr,image", *rows]))
@@ -238,17 +271,17 @@ def test_which_files_are_tables_of_images(images):
     file = images / "x.csv"
     config = DatasetConfig(root=str(images))
     file.write_text("image,width\n0.png,8\n")
-    assert "x.csv: no column seems to hold the labels; name it, as in" in str(why_no_table(file, config))
-    assert not lists_images(file, config)
+    assert "x.csv: no column seems to hold the labels; name it, as in" in str(why_no_table(file, config, ()))
+    assert not lists_images(file, config, ())
     for more in ({"columns": {"label": "width"}}, {"distribution": ["width"]}):
         named = DatasetConfig(root=str(images), **more)
-        assert why_no_table(file, named) is None and lists_images(file, named)
+        assert why_no_table(file, named, ()) is None and lists_images(file, named, ())
     file.write_text("width,label\n8,joy\n")
-    assert "no column seems to hold the paths of images" in str(why_no_table(file, config))
+    assert "no column seems to hold the paths of images" in str(why_no_table(file, config, ()))
     file.write_bytes(b"\xff\xfe")
-    assert "not text in UTF-8" in str(why_no_table(file, config))
+    assert "not text in UTF-8" in str(why_no_table(file, config, ()))
     file.write_text("Image,Label\n0.png,joy\n")
-    assert why_no_table(file, config) is None
+    assert why_no_table(file, config, ()) is None
 
 
 @pytest.mark.parametrize("label", ["-1", "1.0", "inf", "-inf", "1e3", "3"])

@@ -141,7 +141,7 @@ def test_descriptions_that_are_not_valid(root):
 
 
 def found(root):
-    return list_dataset(DatasetConfig(root=str(root))).whole()
+    return list_dataset(DatasetConfig(root=str(root)), {}).whole()
 
 
 @pytest.mark.parametrize("lost", [[], ["state.json"], ["dataset_dict.json"], ["dataset_dict.json", "state.json"]])
