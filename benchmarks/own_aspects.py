@@ -55,7 +55,7 @@ def run_seed(directory: Path, seed: int) -> dict[str, Path]:
     modules = settings(directory, root, ASPECT_SETS["seven"], seed)
     masp("train", "--stage", "stage1", *modules)
     found = {}
-    for features in (True, False):
+    for features in (False, True):
         for name, aspects in ASPECT_SETS.items():
             name += "" if features else ", no features"
             out = root / name.replace(", ", "-").replace(" ", "-")
@@ -96,7 +96,7 @@ def main() -> int:
 
 def summarize(evaluated: list[dict[str, Path]], seeds: list[int]) -> dict:
     """Accuracies, comparisons and the shares of right answers about each aspect, over all seeds."""
-    emotions = [name for name in evaluated[0] if name != ANSWERS]
+    emotions = sorted((name for name in evaluated[0] if name != ANSWERS), key=lambda name: "no features" in name)
     accuracy = {name: [read_metrics(each[name] / METRICS, []).accuracy for each in evaluated] for name in emotions}
     right = {name: [_right(each[name] / FILE) for each in evaluated] for name in emotions}
     pairs = (("six", "seven"), ("six, no features", "seven, no features"), ("seven, no features", "seven"))

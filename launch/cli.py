@@ -16,10 +16,12 @@ DESCRIPTION = """\
 Submit the commands of `masp` to a cluster: the same configuration, the same settings, the same results.
 
   extract    an array of tasks, each with its share of the shards
+  annotate   an array of tasks in the same way
   train      one job over all nodes
   evaluate   one job over all nodes
   pipeline   extract, stage1, stage2, evaluate: each starts when the one before it has succeeded; without stage1
-             where checkpoint.aspect names the aspect modules, or aspects is empty
+             where checkpoint.aspect names the aspect modules, or aspects is empty; with annotate before stage1
+             where annotate.aspects names aspects
 
 and afterwards, where RUN is a run's output_dir (its newest submission) or the directory of one submission:
 
@@ -33,6 +35,7 @@ Settings: `key=value` as for `masp` (docs/configuration.md); `cluster.key=value`
 _CLUSTER_PREFIX = "cluster."
 _HELP = {
     "extract": "submit the extraction",
+    "annotate": "submit the annotation by the VLM",
     "train": "submit one stage of training",
     "evaluate": "submit the evaluation",
     "pipeline": "submit all of them as a chain",
@@ -61,7 +64,8 @@ def build_parser() -> Parser:
     sub.add_argument("--wait", action="store_true", help="wait for the end, showing a table")
     sub = commands.add_parser("logs", help="what its processes printed")
     sub.add_argument("run", metavar="RUN")
-    sub.add_argument("--part", help="extract, stage1, stage2 or evaluate; the one that runs or ran last if not given")
+    text = "extract, annotate, stage1, stage2 or evaluate; the one that runs or ran last if not given"
+    sub.add_argument("--part", help=text)
     text = "one process: of training and evaluation the rank, of extraction the task"
     sub.add_argument("--rank", type=int, metavar="R", help=text)
     sub.add_argument("--lines", type=int, default=50, metavar="N", help="the last N of each (default 50); 0 for all")

@@ -18,12 +18,14 @@ from launch.submission.record import run_name
 from launch.submission.slurm_client import SlurmError, ask, check_answers
 from launch.submission.slurm_scripts import check_installed, parameters, script
 from launch.time_limits import check_time
+from masp.annotation.job import open_own_cache
+from masp.annotation.wanted import aspects_to_annotate
 from masp.cache.fingerprint import model_part
 from masp.cache.layout import cached_aspects, check_layout, read_layout
 from masp.config import Config, load_aspects
 from masp.config.feature_source import evaluation_source
 from masp.config.fields import describe_settings
-from masp.config.schema import StageName
+from masp.config.schema import AnnotateConfig, ExtractConfig, StageName
 from masp.data.datasets import list_dataset
 from masp.data.questions import questions_of
 from masp.data.target.find_labels import is_table
@@ -72,7 +74,10 @@ def preflight(parts: Sequence[Part], config: Config, cluster: ClusterConfig) -> 
     _check_paths(parts, config, cluster, findings)
     if PartName.EXTRACT in names or config.cache.dir is None:
         findings.plan = _check_extraction(config)
-        if obstacle := next((o for stage, o in findings.plan.dataset.obstacles.items() if stage in names), None):
+        # what nobody annotated will be annotated before stage 1
+        names_checked = [n for n in names if not (n == PartName.STAGE1 and PartName.ANNOTATE in names)]
+        obstacles = findings.plan.dataset.obstacles
+        if obstacle := next((o for stage, o in obstacles.items() if stage in names_checked), None):
             raise InputError(f"dataset.root: {config.dataset.root}: {obstacle}")
     _check_artifacts(names, config)
     _check_shares(parts, config, findings)
@@ -84,8 +89,12 @@ def preflight(parts: Sequence[Part], config: Config, cluster: ClusterConfig) -> 
 def _check_devices(part: Part, config: Config, cluster: ClusterConfig) -> None:
     """A GPU where the settings want one, and none where they do not."""
     key = part.name.section
-    section = config.extract if part.name == PartName.EXTRACT else config.engine
-    setting = "extract.device" if part.name == PartName.EXTRACT else "engine.device"
+    own: dict[PartName, ExtractConfig | AnnotateConfig] = {
+        PartName.EXTRACT: config.extract,
+        PartName.ANNOTATE: config.annotate,
+    }
+    section = own.get(part.name, config.engine)
+    setting = f"{part.name if part.name in own else 'engine'}.device"
     gpus = part.resources.gpus_per_task
     if config.cache.dir is None and config.extract.device == "cuda" and not gpus:
         raise InputError(
@@ -110,7 +119,7 @@ def _check_paths(parts: Sequence[Part], config: Config, cluster: ClusterConfig, 
         raise InputError(f"questions: {config.questions} is not a file")
     written = {"output_dir": config.output_dir}
     for part in parts:
-        if part.name == PartName.EXTRACT:
+        if part.name in (PartName.EXTRACT, PartName.ANNOTATE):
             written["cache.dir"] = str(part.result)
         elif part.name == PartName.EVALUATE:
             written["evaluate.output_dir"] = str(part.result.parent)
@@ -182,6 +191,10 @@ def _check_artifacts(names: Sequence[PartName], config: Config) -> None:
         questions_of(config)
         return
     first = names[0]
+    if first == PartName.ANNOTATE:
+        aspects_to_annotate(config)
+        open_own_cache(config)
+        return
     if config.cache.dir is None:  # what a checkpoint says can be compared where all images are read, not here
         questions_of(config)
         model_part(config)
@@ -230,6 +243,8 @@ def check_changes(done: Sequence[PartName], old: Config, new: Config, all_done: 
 
 def _decided_by(part: PartName, config: Config) -> tuple[str, ...]:
     """How settings begin that a finished part alone reads; others are compared by what builds on it."""
+    if part == PartName.ANNOTATE:  # training reads `min_confidence`
+        return tuple(f"annotate.{name}" for name in ("aspects", "batch_size", "max_new_tokens", "num_threads"))
     if part != PartName.EXTRACT:
         return (f"{part}.",)
     return ("cache.num_shards",) if evaluation_source(config) == "live" else ("cache.num_shards", "extract.")

@@ -21,9 +21,12 @@ from masp.files.text import shown
 _OPTION = re.compile(r"[a-z][a-z0-9-]*")
 _NOT_AN_OPTION = {
     "array": "extract.num_tasks and evaluate.num_tasks are for that",
+    "clusters": "`launch` asks only the cluster of the machine it runs on; submit there",
     "cpus-per-task": "cpus_per_task is for that",
     "error": "the logs are where `launch logs` finds them",
     "job-name": "`launch` finds its jobs by their names",
+    "label": "the logs hold what a process prints",
+    "multi-prog": "every process of a part runs the same command",
     "nodes": "nodes is for that",
     "ntasks": "tasks_per_node is for that",
     "ntasks-per-node": "tasks_per_node is for that",
@@ -31,10 +34,12 @@ _NOT_AN_OPTION = {
     "output": "the logs are where `launch logs` finds them",
     "signal": "signal_delay_s is for that",
     "time": "timeout_min is for that",
+    "wrap": "`launch` writes the script itself",
 }
-"""Options of sbatch that cannot be given, since other parts of `launch` depend on them, and why."""
+"""Options of sbatch and srun that cannot be given, since other parts of `launch` depend on them, and why."""
 _OF_LAUNCH = (
     "dependency",
+    "kill-on-bad-exit",
     "kill-on-invalid-dep",
     "no-requeue",
     "parsable",
@@ -85,6 +90,14 @@ class ExtractPartConfig(PartConfig):
 
     max_parallel: Count = 256
     """How many of them run at once at most."""
+
+
+@dataclass
+class AnnotatePartConfig(ExtractPartConfig):
+    """Annotation by the VLM: an array of tasks, each of which does its share of the shards of the cache."""
+
+    num_tasks: Annotated[int, Field(ge=1, le=100_000), Number] = 4
+    """Tasks of the array. More than the cache has shards leaves some without work."""
 
 
 @dataclass
@@ -147,6 +160,7 @@ class ClusterConfig(Settings):
     """Further options of sbatch, each `name=value` without dashes, such as `reservation=lab`."""
 
     extract: ExtractPartConfig = field(default_factory=ExtractPartConfig)
+    annotate: AnnotatePartConfig = field(default_factory=AnnotatePartConfig)
     train: TrainPartConfig = field(default_factory=TrainPartConfig)
     evaluate: EvaluatePartConfig = field(default_factory=EvaluatePartConfig)
 
@@ -173,7 +187,7 @@ def _check_together(cluster: ClusterConfig, where: str) -> None:
                 raise InputError(f"{where}: {name}.nodes = {nodes}: executor 'local' has one node, this machine")
         if cluster.setup:
             raise InputError(f"{where}: setup = {cluster.setup}: with executor 'local', run these lines beforehand")
-    for name in ("extract", "train", "evaluate"):
+    for name in ("extract", "annotate", "train", "evaluate"):
         limit_s = getattr(cluster, name).timeout_min * 60
         if cluster.signal_delay_s >= limit_s:
             raise InputError(
@@ -189,7 +203,7 @@ def _check_together(cluster: ClusterConfig, where: str) -> None:
             raise InputError(f"{where}: setup = {shown(line)}: an option of sbatch; give it as an item of `sbatch`")
     for option in cluster.sbatch:
         _check_sbatch(option, f"{where}: sbatch")
-    for section in ("extract", "train", "evaluate"):
+    for section in ("extract", "annotate", "train", "evaluate"):
         _check_part(getattr(cluster, section), f"{where}: {section}", cluster.executor)
 
 
@@ -220,10 +234,11 @@ def _check_sbatch(option: str, where: str) -> None:
 
 
 def _check_not_ours(name: str, option: str, where: str) -> None:
-    if name in _NOT_AN_OPTION:
-        raise InputError(f"{where}: {shown(option)} cannot be given: {_NOT_AN_OPTION[name]}")
-    if name in _OF_LAUNCH:
-        raise InputError(f"{where}: {shown(option)} cannot be given: `launch` sets it itself")
+    ours = dict.fromkeys(_OF_LAUNCH, "`launch` sets it itself") | _NOT_AN_OPTION
+    # Slurm takes the beginning of a name for the whole one
+    meant = name if name in ours else next((each for each in ours if each.startswith(name)), None)
+    if meant is not None:
+        raise InputError(f"{where}: {shown(option)} cannot be given: {ours[meant]}")
 
 
 def _strings(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

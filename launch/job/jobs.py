@@ -128,6 +128,21 @@ class ExtractJob(Job):
 
 
 @dataclass(frozen=True)
+class AnnotateJob(Job):
+    """One task of the array that annotates."""
+
+    num_tasks: int = 1
+    task_index: int = 0
+
+    def work(self, config: Config, stop: StopFlag) -> Path:
+        from masp.annotation.job import annotate
+
+        return _patiently(
+            lambda: annotate(config, num_tasks=self.num_tasks, task_index=self.task_index, stop=stop), stop
+        )
+
+
+@dataclass(frozen=True)
 class TrainJob(Job):
     """One rank of a stage's training."""
 

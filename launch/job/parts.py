@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Literal
 
 from launch.job.config import ClusterConfig, EvaluatePartConfig, ExtractPartConfig, PartConfig, TrainPartConfig
-from launch.job.jobs import EvaluateJob, ExtractJob, Job, TrainJob
+from launch.job.jobs import AnnotateJob, EvaluateJob, ExtractJob, Job, TrainJob
 from masp.config import Config
 from masp.config.feature_source import cache_directory
 from masp.config.schema import StageName
 from masp.errors import InputError
 from masp.start.steps import step_names
 
-Command = Literal["extract", "train", "evaluate", "pipeline"]
+Command = Literal["extract", "annotate", "train", "evaluate", "pipeline"]
 COMMANDS: tuple[Command, ...] = typing.get_args(Command)
 
 
@@ -26,14 +26,23 @@ class PartName(StrEnum):
     """The parts that a submission may have."""
 
     EXTRACT = "extract"
+    ANNOTATE = "annotate"
     STAGE1 = "stage1"
     STAGE2 = "stage2"
     EVALUATE = "evaluate"
 
     @property
-    def section(self) -> Literal["extract", "train", "evaluate"]:
+    def section(self) -> Literal["extract", "annotate", "train", "evaluate"]:
         """Section of the cluster settings that says what the part asks for."""
-        return "extract" if self == PartName.EXTRACT else "evaluate" if self == PartName.EVALUATE else "train"
+        match self:
+            case PartName.EXTRACT:
+                return "extract"
+            case PartName.ANNOTATE:
+                return "annotate"
+            case PartName.EVALUATE:
+                return "evaluate"
+            case _:
+                return "train"
 
 
 class State(StrEnum):
@@ -125,6 +134,10 @@ def make_parts(
             count = cluster.extract.num_tasks
             tasks: tuple[Job, ...] = tuple(ExtractJob(*common, num_tasks=count, task_index=i) for i in range(count))
             parts.append(Part(name, tasks, cluster.extract, cache_directory(config)))
+        elif name == PartName.ANNOTATE:
+            count = cluster.annotate.num_tasks
+            tasks = tuple(AnnotateJob(*common, num_tasks=count, task_index=i) for i in range(count))
+            parts.append(Part(name, tasks, cluster.annotate, cache_directory(config)))
         elif name == PartName.EVALUATE:
             from masp.evaluation.run import evaluate_dir
 

@@ -33,6 +33,10 @@ def progress(name: PartName, config: Config) -> str:
         match name:
             case PartName.EXTRACT:
                 return _shards(cache_directory(config))
+            case PartName.ANNOTATE:
+                parts = cache_directory(config).glob("annotations/.parts/*/*.json")
+                count = sum(1 for _ in parts)
+                return f"{count} shards of aspects" if count else ""
             case PartName.EVALUATE:
                 from masp.evaluation.run import evaluate_dir
 

@@ -18,11 +18,11 @@ from masp.annotation.job import answered, open_own_cache, progress
 from masp.annotation.units import UnitReader, units_of
 from masp.annotation.wanted import aspects_to_annotate, open_samples
 from masp.cache.annotations.manifest import annotations_directory
-from masp.cache.annotations.source import FROM_PIXELS, AnswerSource, answer_source
+from masp.cache.annotations.source import AnswerSource, answer_source
 from masp.cache.layout import plain_write_errors
 from masp.cache.reader import Cache
 from masp.config import Config
-from masp.config.aspects import Aspect
+from masp.config.aspects import FROM_PIXELS, Aspect
 from masp.data.questions import Questions, questions_of
 from masp.errors import InputError, StoppedEarly
 from masp.files.atomic import write_bytes

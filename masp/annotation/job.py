@@ -26,14 +26,14 @@ from masp.cache.annotations.manifest import (
     write_stored,
 )
 from masp.cache.annotations.parts import Part, agree_on_source, forget, read_part, write_part
-from masp.cache.annotations.source import FROM_PIXELS, AnswerSource, answer_source, check_source
+from masp.cache.annotations.source import AnswerSource, answer_source, check_source
 from masp.cache.annotations.table import StoredAnswer, is_whole, table_bytes, write_table
 from masp.cache.fingerprint import Fields, model_part
 from masp.cache.layout import FINISHING, plain_write_errors
 from masp.cache.manifest import read_manifest
 from masp.cache.reader import Cache, open_cache
 from masp.config import Config
-from masp.config.aspects import Aspect
+from masp.config.aspects import FROM_PIXELS, Aspect
 from masp.config.feature_source import cache_directory
 from masp.data.questions import Questions, questions_of
 from masp.data.sample import Samples
@@ -82,10 +82,12 @@ def open_own_cache(config: Config) -> tuple[Cache, Fields]:
     """The cache of a configuration with the annotations of people alone, and the model part of its fingerprint.
 
     Raises:
-        InputError: No cache, an unfinished one, or one of another VLM.
+        InputError: No cache, an unfinished one, or one of another VLM, another dataset or other aspects.
     """
     cache, model = open_cache(cache_directory(config)), model_part(config)
     cache.check_model(model)
+    cache.check_dataset(config)
+    cache.check_aspects(config)
     return cache, model
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from masp.annotation.review_page import ReviewedAspect, ReviewedImage, write_review
 from masp.annotation.wanted import open_samples
 from masp.cache.annotations.manifest import annotations_directory, read_stored
 from masp.cache.annotations.table import StoredAnswer, read_table
@@ -15,7 +16,6 @@ from masp.data.images import UnreadableImage, load_image
 from masp.errors import InputError
 from masp.report.html import data_address
 from masp.report.images import shown_name
-from masp.report.review import ReviewedAspect, ReviewedImage, write_review
 from masp.runtime.log import show
 
 NUM_IMAGES = 300

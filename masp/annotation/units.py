@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from torch.utils.data import Dataset
 
 from masp.annotation.pixels import level_of
-from masp.cache.annotations.source import FROM_PIXELS, MAX_PIXEL_SIDE
+from masp.cache.annotations.source import MAX_PIXEL_SIDE
 from masp.cache.reader import Cache, CachedSample
-from masp.config.aspects import Aspect
+from masp.config.aspects import FROM_PIXELS, Aspect
 from masp.config.schema import Transparency
 from masp.data.image_files.stored import Location
 from masp.data.images import UnreadableImage, decode_image, read_image_file

@@ -216,7 +216,7 @@ def load_aspects(path: str, aspects: Sequence[str], hidden_size: int) -> tuple[A
     missing = [a for a in aspects if a not in names]
     if missing:
         aspect, has = listed_apart(missing[:1], names)
-        raise InputError(f"{key}: {path} holds no aspect '{aspect}'; it has {has}")
+        raise InputError(f"{key}: {path} holds no aspect '{aspect}'; it has {has}, so give aspects=[…] of these alone")
     what = f"{key}: {path}"
     tensors = {name: value for aspect in names for name, value in _checked(tensors, aspect, hidden_size, what).items()}
     if lineage is None:

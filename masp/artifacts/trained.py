@@ -154,12 +154,36 @@ def load_trained_aspects(
     return modules.requires_grad_(False), lineage
 
 
+def _check_aspects_of_soft_prompt(config: Config, hidden_size: int) -> None:
+    """Say what a run's soft prompt was trained with where the run has no aspect modules of its own and names none.
+
+    Raises:
+        InputError: It was trained without, or with those of another run.
+    """
+    named, path = config.checkpoint.soft_prompt, config.checkpoint.soft_prompt or str(default_soft_prompt_path(config))
+    own = default_aspect_path(config)
+    if config.checkpoint.aspect is not None or not prompt_aspects(config) or named == NONE:
+        return
+    if is_file(own, key="output_dir") or not is_file(Path(path), key="checkpoint.soft_prompt"):
+        return
+    _, lineage = load_soft_prompt(path, hidden_size)
+    if lineage.origin == "trained":
+        what, remedy = "without aspect modules", "give checkpoint.aspect=none"
+        if lineage.aspect_digest is not None:
+            what, remedy = (
+                f"with aspect modules {lineage.aspect_digest[:12]} of another run",
+                "give checkpoint.aspect=FILE",
+            )
+        raise InputError(f"checkpoint.aspect: {own} does not exist, and {path} was trained {what}; {remedy}")
+
+
 def load_trained(config: Config, hidden_size: int, model: Fields) -> Trained:
     """Everything that evaluation and prediction load.
 
     Raises:
         InputError: A file is missing, does not fit the VLM, or belongs to other aspect modules.
     """
+    _check_aspects_of_soft_prompt(config, hidden_size)
     modules, aspect_lineage = load_trained_aspects(config, hidden_size, model)
     if config.checkpoint.soft_prompt == NONE:
         asked_layout = config.checkpoint.layout or config.stage2.layout

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from masp.config.schema import Precision, Transparency, VlmConfig
 from masp.errors import InputError, MaspError
 from masp.files.atomic import write_bytes
 from masp.files.fields import Sha256, one_of
+from masp.files.remembered import user_cache
 from masp.files.sealed import canonical_json, digest_file, digest_of
 from masp.files.text import reason, shown_apart
 from masp.files.typed import plain, read
@@ -263,7 +263,7 @@ def weights_digest(directory: Path) -> str:
 
 def _memoized_digests(files: Sequence[Path]) -> list[str]:
     """Digests of large files, remembered by path, size, mtime and inode in the user's cache directory."""
-    memo_path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "masp" / "digests.json"
+    memo_path = user_cache() / "digests.json"
     memo = _read_memo(memo_path)
     digests: list[str] = []
     fresh: dict[str, _KnownDigest] = {}

@@ -24,7 +24,7 @@ from masp.data.keys import SampleKey
 from masp.errors import DataError, InputError
 from masp.files.fields import OMIT_NONE, Count, DatasetOf, Positive, Sha256, Size, SplitOf
 from masp.files.jsonl import decode_lines
-from masp.files.regular import exists, is_directory, read_bytes
+from masp.files.regular import exists, is_directory, is_file, read_bytes
 from masp.files.sealed import read_sealed
 
 
@@ -178,6 +178,8 @@ def read_manifest(directory: Path) -> Manifest:
         DataError: Damaged.
     """
     if not is_directory(directory, key="cache.dir"):
+        if is_file(directory):
+            raise InputError(f"cache.dir: {directory} is a file; name the directory that `masp extract` made")
         raise InputError(f"cache.dir: {directory} does not exist; make it with `masp extract`")
     path = directory / MANIFEST
     try:

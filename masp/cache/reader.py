@@ -30,6 +30,7 @@ from masp.errors import DataError, InputError
 from masp.files.regular import open_descriptor
 from masp.files.sealed import digest_file
 from masp.files.text import reason, shown
+from masp.taxonomy import normalize_category
 from masp.vlm.features import Features, ImageLayout
 
 LOG = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ def _fits(index: Index, manifest: Manifest) -> bool:
 
 
 def open_matching_cache(config: Config, has_target: bool = True) -> tuple[Cache, Fields]:
-    """Open the cache as a run sees it, and refuse one of another VLM or other settings.
+    """Open the cache as a run sees it, and refuse one of another VLM, another dataset or other settings.
 
     Args:
         config: Run configuration.
@@ -108,6 +109,7 @@ def open_matching_cache(config: Config, has_target: bool = True) -> tuple[Cache,
     model = model_part(config)
     cache.check_model(model)
     cache.check_aspects(config)
+    cache.check_dataset(config)
     return _as_configured(cache, config, has_target), model
 
 
@@ -242,6 +244,19 @@ class Cache:
             return self.index.distributions(rows)
         found = self.labels.distribution
         return np.zeros((len(rows), 0)) if found is None else found[rows]
+
+    def check_dataset(self, config: Config) -> None:
+        """Refuse settings of a dataset other than the cached one: what is read is the cache, whatever they say.
+
+        Raises:
+            InputError: Names the setting and both values.
+        """
+        found: dict[str, Any] = {"dataset.name": self.manifest.dataset.name}
+        given: dict[str, Any] = {"dataset.name": config.dataset.name}
+        if config.dataset.categories:
+            found["dataset.categories"] = list(self.manifest.categories)
+            given["dataset.categories"] = [normalize_category(name) for name in config.dataset.categories]
+        compare(found, given, f"cache.dir: {self.directory}", "give the value of the cache or another cache.dir")
 
     def check_model(self, fields: Fields) -> None:
         """Refuse this cache unless its features are those of the given VLM and settings.

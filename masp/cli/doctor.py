@@ -138,7 +138,10 @@ def _describe_cache(config: Config) -> str:
         return "none (cache.dir = null): training and evaluation run the encoder"
     if not exists(Path(config.cache.dir), key="cache.dir"):
         return "none yet"
-    return f"{len(open_matching_cache(config, has_target=False)[0])} images"
+    cache, _ = open_matching_cache(config, has_target=False)
+    unknown = " or ".join(cache.unknown_aspects(config.aspects))
+    without = f"; begun before {unknown} was defined, so without the dataset's answers to it" if unknown else ""
+    return f"{len(cache)} images{without}"
 
 
 def _describe(config: Config, stuck: list[str]) -> list[str]:

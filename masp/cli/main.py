@@ -58,6 +58,7 @@ The short way:
   masp run --config C           all that follows, up to the report
 
 The order of work:
+  masp datasets PATH            what is found there, and what to write as dataset.*
   masp plan     --config C      what it will take: bytes, GPU-hours, free space
   masp extract  --config C      run the frozen encoder once per image, into the feature cache
   masp annotate --config C      where nobody annotated aspects: have the frozen VLM do it

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn, TypeAlias
+import difflib
+from typing import Any, NoReturn, TypeAlias
 
 from masp.errors import one_line
+from masp.files.text import shown
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports an error in one line, like every other error of MASP."""
+    """Reports an error in one line, like every other error of MASP, and says what a misspelled command may mean."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {one_line(message)}; see `{self.prog} --help`\n")
+        see = " See" if message.endswith("?") else "; see"
+        self.exit(2, f"error: {one_line(message)}{see} `{self.prog} --help`\n")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError:
+            close = difflib.get_close_matches(str(value), map(str, action.choices or ()), n=1)
+            if not close:
+                raise
+            raise argparse.ArgumentError(action, f"{shown(value)} is not valid; did you mean {close[0]}?") from None
 
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"

@@ -77,6 +77,8 @@ def parse_arguments(
         SystemExit: Exit code 2; an option is not known, or the parser's own errors.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    if argv and argv[0].partition("=")[0] == "--config":
+        parser.error("--config comes after the command: COMMAND --config FILE")
     arguments, rest = parser.parse_known_args(argv)
     taker = next((name for name in ("overrides", "images") if hasattr(arguments, name)), None)
     unknown = [text for text in rest if text.startswith("-") or taker is None]

@@ -32,6 +32,8 @@ _NAME = re.compile(r"\w[\w-]{0,63}")
 
 Kind = Literal["text", "list", "level"]
 Annotator = Literal["likelihood", "generate", "brightness", "colorfulness", "never"]
+FROM_PIXELS: tuple[Annotator, ...] = ("brightness", "colorfulness")
+"""Those that need no VLM."""
 
 
 @dataclass
@@ -150,7 +152,7 @@ def _aspect(name: str, settings: AspectSettings, where: str) -> Aspect:
     annotate = settings.annotate or ("likelihood" if vocabulary and settings.kind != "list" else "generate")
     if annotate == "likelihood" and (not vocabulary or settings.kind == "list"):
         raise InputError(f"{where}.annotate = likelihood: needs a vocabulary, and not kind = list; take generate")
-    if annotate in ("brightness", "colorfulness") and not is_level:
+    if annotate in FROM_PIXELS and not is_level:
         raise InputError(f"{where}.annotate = {annotate}: gives a number, so it needs kind = level")
     if annotate == "generate" and is_level:
         raise InputError(f"{where}.annotate = generate: the words of a level are compared; take likelihood")

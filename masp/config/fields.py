@@ -136,7 +136,8 @@ def _valid(schema: dict[str, Any]) -> str:
             words = f"a list of any of {', '.join(choices)}" if choices else "a list of strings"
             if examples := schema.get("examples"):
                 words = f"a list such as [{', '.join(examples[0])}]"
-            return words + (", each at most once" if schema.get("uniqueItems") else "")
+            words += ", each at most once" if schema.get("uniqueItems") else ""
+            return words + (f", at least {least}" if (least := schema.get("minItems")) else "")
         case "string":
             return "a non-empty string" if "minLength" in schema else "a string"
         case "object":

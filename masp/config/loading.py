@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from masp.config.aspects import RESERVED, load_aspects
+from masp.config.aspects import RESERVED, SHIPPED, load_aspects
 from masp.config.packaged import find_packaged
 from masp.config.reading import load_settings
 from masp.config.schema import Config
@@ -19,7 +19,8 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), unused: 
     files, see `find_packaged`."""
     config = load_settings(Config, path, overrides, check_together, unused, default_aspects)
     config.vlm.path, config.questions = find_packaged(config.vlm.path), find_packaged(config.questions)
-    config.aspect_definitions = find_packaged(config.aspect_definitions)
+    is_noted = config.aspect_definitions != SHIPPED  # which needs no telling
+    config.aspect_definitions = find_packaged(config.aspect_definitions, is_noted=is_noted)
     return config
 
 

@@ -162,13 +162,24 @@ def _read_overrides(overrides: Sequence[str], root: type) -> list[_Layer]:
         name, equals, text = override.partition("=")
         name = name.strip()
         if not equals or not name:
-            raise InputError(f"{_COMMAND_LINE}: {shown(override)} must be key=value, for example seed=1")
+            hint = _what_is_meant(override, root)
+            raise InputError(f"{_COMMAND_LINE}: {shown(override)} must be key=value, for example {hint or 'seed=1'}")
         tree = _override_value(text.strip(), name, root)
         for part in reversed(name.split(".", _MAX_PARTS)):
             tree = {part: tree}
         is_entry = name not in describe_settings(root) and name.rpartition(".")[0] in describe_settings(root)
         layers.append(_Layer(tree, _COMMAND_LINE, {}, is_entry))
     return layers
+
+
+def _what_is_meant(argument: str, root: type) -> str:
+    """How an argument that is not `key=value` has to be given, where that can be told; else an empty string."""
+    if argument.lower().endswith((".yaml", ".yml")):
+        return f"seed=1; a configuration is given as --config {one_line(shortened(argument))}"
+    name, _, value = argument.partition(":")
+    if name.strip() in describe_settings(root):
+        return f"{name.strip()}={one_line(shortened(value.strip())) or '…'}, without spaces"
+    return ""
 
 
 def _override_value(text: str, name: str, root: type) -> Any:

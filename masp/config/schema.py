@@ -115,7 +115,7 @@ class DatasetConfig(Settings):
     """Columns of a table, of tars, parquet or arrow files by what they hold: `image`, `label`, `split`, `id`, and any
     aspect. null, or what is not given: the usual names, such as `file_name` and `emotion`."""
 
-    distribution: Annotated[UniqueList[Item], Field(examples=[["anger", "joy", "neutral"]])] | None = None
+    distribution: Annotated[UniqueList[Item], Field(min_length=2, examples=[["anger", "joy", "neutral"]])] | None = None
     """Columns with the votes or probabilities of an image, one per category and named like it."""
 
     label_names: LabelNames | PathText | None = None

@@ -103,11 +103,11 @@ def list_dataset(config: DatasetConfig, aspects: Aspects, cache_dir: str | Path 
     if named is not None:
         root = Path(config.root)
         return _of_rows(config, root, read_labeled(named, config, valid, aspects), aspects, recorded, named.kind)
-    found = find_dataset(config)
+    found = find_dataset(config, aspects)
     if config.format == "auto" and found.format not in ("folders", "emoset"):
         count = f" ({len(found.files):,} files)" if len(found.files) > 1 else ""
         LOG.info("%s is read as the format %s%s", config.root, found.format, count)
-    source = found.rows()
+    source = found.rows(aspects)
     if source is not None:
         return _of_rows(
             config, found.root, read_labeled(source, config, valid, aspects), aspects, recorded, source.kind

@@ -26,6 +26,8 @@ FILE = "splits.json"
 """Its name in the directory of a cache."""
 _NUMBERS: Mapping[str, int] = {split: number for number, split in enumerate(SPLITS)}
 _MAX_LIST_BYTES = 1 << 30
+_MAX_BYTES = 4 << 30
+"""Size limit of the record: the names of all images."""
 _NUM_THREADS = 8
 _SAMPLE_BYTES = 4096
 
@@ -100,9 +102,9 @@ def read_division(directory: str | Path | None) -> Division | None:
     """How the images of a cache were divided; None if it was not by fractions.
 
     Raises:
-        DataError: Damaged.
+        DataError: Damaged. InputError: It may not be read.
     """
-    return None if directory is None else read_sealed(Division, Path(directory) / FILE)
+    return None if directory is None else read_sealed(Division, Path(directory) / FILE, max_bytes=_MAX_BYTES)
 
 
 def record_division(directory: Path, division: Division | None, *, grown: bool = False) -> None:
@@ -151,6 +153,12 @@ def _by_fractions(
                 f"images; leave {name} out, only images {'of train' if train not in given else 'without a split'} are "
                 "divided"
             )
+    if not free.size:
+        words = " and ".join(sorted(SPLITS[number] for number in given))
+        raise InputError(
+            f"dataset.split = {shown(dict(fractions))}: there is nothing to divide: {config.root} says itself that its "
+            f"images are of {words}, and only images of train or without a split are divided; leave dataset.split out"
+        )
     numbers = [_NUMBERS[name] for name in fractions]
     before = {name: _NUMBERS[s] for s, names in (recorded.names if recorded else {}).items() for name in names}
     split[free] = [before.get(images.names[row], NO_SPLIT) for row in free.tolist()]

@@ -101,8 +101,8 @@ class Ignored:
 
 
 WITHOUT_STAGE_1 = (
-    "have the VLM annotate a cache with `masp annotate`, train stage 2 with checkpoint.aspect=none (aspects=[] for `masp study`), or with aspect modules that were trained "
-    "elsewhere, checkpoint.aspect=FILE"
+    "have the VLM annotate a cache (`masp annotate`), train stage 2 with checkpoint.aspect=none (aspects=[] for `masp "
+    "study`), or with aspect modules that were trained elsewhere, checkpoint.aspect=FILE"
 )
 """What to do where no image is annotated; whoever meets such a dataset says the same."""
 NO_ANNOTATIONS = f"no image has an annotation: stage 1 has nothing to learn from; {WITHOUT_STAGE_1}"

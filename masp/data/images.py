@@ -13,14 +13,17 @@ from PIL import Image, TiffImagePlugin
 
 from masp.config.schema import Transparency
 from masp.data.image_files.memory import MAX_BYTES, MAX_METADATA_BYTES, decoding_bytes, fault_before_opening
+from masp.data.image_files.other_formats import other_format
 from masp.data.image_files.pixels import (
     SIDES_SWAPPED,
+    first_frame,
     orientation_of,
     scale_gray_key,
     sixteen_bit_key,
     to_rgb,
     upright,
     whiten_key,
+    whiten_outside,
 )
 from masp.data.image_files.repairs import Repair, repair_of
 from masp.data.image_files.stored import Location, StoredImage, open_image
@@ -203,6 +206,7 @@ def _decoded(
     stored = _opened(io.BytesIO(data))
     _check_size(stored, num_bytes, max_aspect_ratio, max_side)
     key = sixteen_bit_key(stored) if transparency == "white" else None
+    frame = first_frame(stored) if transparency == "white" else None
     scale_gray_key(stored)
     _load(stored)
     if key is not None:
@@ -215,6 +219,8 @@ def _decoded(
     size = _final_size(stored, orientation, max_side, max_aspect_ratio)
     try:
         image = to_rgb(stored, transparency)
+        if frame is not None:
+            whiten_outside(image, frame)
     except MemoryError:
         raise
     except Exception as error:
@@ -319,7 +325,10 @@ def _opened(file: IO[bytes]) -> Image.Image:
         raise UnreadableImage(f"too large: more than {MAX_PIXELS} pixels") from None
     except Image.UnidentifiedImageError:
         # Pillow's message holds a memory address, which would differ from run to run.
-        raise _Damaged("no image, or of a format that is not supported") from None
+        file.seek(0)
+        found = other_format(file.read(1024))
+        seems = f" (this seems to be {found})" if found else ""
+        raise _Damaged(f"no image, or of a format that is not supported{seems}") from None
     except (MemoryError, UnreadableImage):
         raise
     except OSError as error:

@@ -7,6 +7,7 @@ there must be N: nothing here falls back to one.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import subprocess
 import warnings
@@ -23,6 +24,8 @@ from masp.files.text import first_line, reason, shortened, shown
 from masp.runtime.log import say_error
 from masp.runtime.parent import parent, watching_parent
 from masp.runtime.stop import is_ending
+
+LOG = logging.getLogger(__name__)
 
 MAX_DIGITS = 9
 """Digits of a number in an environment variable; more cannot be a rank, a count or a job."""
@@ -66,6 +69,18 @@ def read_ranks(environment: dict[str, str] | None = None) -> Ranks:
     if in_step and "SLURM_PROCID" in env and env.get(size, "1") != "1":
         return Ranks(*_numbers(env, "SLURM_PROCID", size, "SLURM_LOCALID"), launcher="srun")
     return Ranks()
+
+
+def note_idle_tasks(ranks: Ranks) -> None:
+    """Warn where a Slurm job has several tasks and no launcher has started this process: the others stay idle."""
+    job, tasks = os.environ.get("SLURM_JOB_ID", ""), _number(os.environ.get("SLURM_NTASKS")) or 1
+    if ranks.launcher == "none" and "SLURM_STEP_ID" not in os.environ and tasks > 1:
+        LOG.warning(
+            "Slurm job %s has %d tasks, but without srun this command is one process and leaves the others idle; "
+            "`srun masp …` starts a process per task",
+            shown(job),
+            tasks,
+        )
 
 
 def _numbers(env: dict[str, str], rank: str, size: str, local_rank: str) -> tuple[int, int, int]:

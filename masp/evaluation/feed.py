@@ -32,7 +32,7 @@ from masp.data.findings import DatasetRecord, Finding
 from masp.data.image_files.stored import Location, image_status
 from masp.data.images import UnreadableImage, read_image_file
 from masp.data.sample import Sample
-from masp.data.target.find_labels import label_dataset
+from masp.data.target.find_labels import label_dataset, with_a_label
 from masp.errors import DataError, InputError
 from masp.extraction.encoder import Encoder, check_finite_features
 from masp.extraction.live.images import open_live
@@ -416,8 +416,8 @@ def _open_live(config: Config) -> LiveFeed:
 
 def no_image(config: Config, where: str) -> str:
     """What is wrong where a split has no image to score."""
-    of_target = "" if config.target.labels is None else f" that target {config.target.name} has a label for"
-    return f"evaluate.split = {shown(config.evaluate.split)}: {where} has no image in this split{of_target}"
+    split = shown(config.evaluate.split)
+    return f"evaluate.split = {split}: {where} has no image in this split{with_a_label(config.target)}"
 
 
 def _lists(forms: Mapping[str, AnswerForm]) -> frozenset[str]:

@@ -21,7 +21,7 @@ from masp.config import Config, save_config
 from masp.config.feature_source import evaluation_source
 from masp.data.findings import log_findings, save_findings
 from masp.data.questions import questions_of
-from masp.distributed.ranks import Ranks, array_share, claim_gpu, read_ranks
+from masp.distributed.ranks import Ranks, array_share, claim_gpu, note_idle_tasks, read_ranks
 from masp.errors import InputError, StoppedEarly
 from masp.evaluation.aspects import AspectEvaluation
 from masp.evaluation.feed import CachedFeed, Feed, open_feed
@@ -232,6 +232,7 @@ def _read_share() -> Ranks:
     Nothing joins here, so ranks may be processes that never run at the same time.
     """
     ranks = read_ranks()
+    note_idle_tasks(ranks)
     if ranks.launcher == "torchrun":
         return ranks
     count, index = array_share(os.environ)

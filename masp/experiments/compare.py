@@ -33,7 +33,7 @@ from masp.files.text import reason, shown, shown_apart
 from masp.report.export import Interval, Signed, Table, markdown_escaped, markdown_table, write_tables
 from masp.results.intervals import percentiles
 from masp.results.metrics import wilson_interval
-from masp.results.metrics_file import METRICS, check_written_with, read_metrics
+from masp.results.metrics_file import MetricsFile, check_written_with
 from masp.results.probabilities.distributions import DistributionMetrics
 from masp.results.records import FILE, Records, read_records_file
 
@@ -142,9 +142,9 @@ def compare(runs: Sequence[str], output: str | Path, split: str | None = None) -
         if real.count(path) > 1:
             raise InputError(f"compare: {run} is given twice; each run can be compared with others only")
     found = [read_records_file(path) for path in paths]
-    for path, records in zip(paths, found, strict=True):
-        check_written_with(path, records.digest)
-    notes = _target_notes(names, paths)
+    metrics = [check_written_with(path, records.digest) for path, records in zip(paths, found, strict=True)]
+    targets = _target_notes(names, metrics)
+    notes = [*targets, *_protocol_notes(dict(zip(names, metrics, strict=True)))]
     for name, path, records in zip(names[1:], paths[1:], found[1:], strict=True):
         note = check_same_samples(names[0], found[0], f"{name} ({path})", records)
         notes += [note] if note else []
@@ -171,16 +171,13 @@ def compare(runs: Sequence[str], output: str | Path, split: str | None = None) -
     return result
 
 
-def _target_notes(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
+def _target_notes(names: Sequence[str], metrics: Sequence[MetricsFile | None]) -> list[str]:
     """What the runs recognize, if it is not the emotion.
 
     Raises:
         InputError: Two recognize different targets.
     """
-    targets = []
-    for path in paths:
-        metrics = path.with_name(METRICS)
-        targets.append(read_metrics(metrics, []).target or EMOTION if is_file(metrics) else EMOTION)
+    targets = [(each and each.target) or EMOTION for each in metrics]
     for name, target in zip(names[1:], targets[1:], strict=True):
         if target != targets[0]:
             raise InputError(
@@ -211,6 +208,8 @@ def find_records(run: str | Path, split: str | None = None) -> Path:
         InputError: there is none.
     """
     run = Path(run)
+    if is_file(run) and run.suffix != Path(FILE).suffix:
+        raise InputError(f"{run} is not a {FILE}; name the directory of the run")
     candidates = [run] if is_file(run) else [run / "evaluate" / FILE, run / FILE]
     if split is not None:
         candidates = [path.parent / split / FILE for path in candidates]
@@ -399,6 +398,21 @@ def _group_pair_table(result: Comparison) -> Table:
         for p in result.group_pairs
     ]  # fmt: skip
     return Table("group-pairs", "Pairs of groups over seeds and images", columns, rows, 4)
+
+
+def _protocol_notes(metrics: Mapping[str, MetricsFile | None]) -> list[str]:
+    """A line for everything but the model that decides an answer, and in which the evaluations differ."""
+    notes = []
+    for name in ("scoring", "question", "category_map"):
+        values = {run: value for run, each in metrics.items() if (value := getattr(each, name, None)) is not None}
+        first = next(iter(values), "")
+        if other := next((run for run, value in values.items() if value != values[first]), None):
+            here, there = shown_apart(shown(values[first]), shown(values[other]))
+            notes.append(
+                f"these runs were not evaluated alike: {name} is {here} in {first}, but {there} in {other}, so their "
+                "difference is not one of the models alone"
+            )
+    return notes
 
 
 def _selection_notes(settings: Sequence[RunSettings | None], keys: Sequence[str]) -> list[str]:

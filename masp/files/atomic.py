@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import os
 import stat
@@ -54,8 +55,13 @@ def publish(temporary: Path, path: Path) -> None:
         path: Final name; a file of that name is replaced.
 
     Raises:
-        OSError: It cannot be written; `path` is unchanged, except if fsync of the directory fails.
+        OSError: It cannot be written; `path` is unchanged, except if fsync of the directory fails. A device, FIFO or
+            socket in its place, or behind a link in its place, is not replaced.
     """
+    with contextlib.suppress(FileNotFoundError):  # also a link that leads nowhere
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # renaming refuses directories itself
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())  # network file systems report late write errors here, so before the rename
     os.replace(temporary, path)

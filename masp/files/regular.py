@@ -36,12 +36,16 @@ def open_descriptor(path: str | Path, flags: int = os.O_RDONLY, *, max_bytes: in
         The descriptor, which is not inherited by programs that this process starts.
 
     Raises:
-        UnsuitableFile: Not a regular file, or a larger one.
+        UnsuitableFile: Not a regular file, or a larger one; for writing, a link to one, which may be anybody's.
         OSError: Whatever the system refuses.
     """
+    is_written = bool(flags & (os.O_WRONLY | os.O_RDWR))
     try:
-        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        follow = os.O_NOFOLLOW if is_written else 0
+        descriptor = os.open(path, flags | follow | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
+        if error.errno == errno.ELOOP and is_written and os.path.islink(path):
+            raise UnsuitableFile(errno.EINVAL, "a symbolic link, which is not written to", str(path)) from None
         if error.errno == errno.ENXIO:  # a socket, or a FIFO that is opened for writing
             raise UnsuitableFile(errno.EINVAL, "not a regular file", str(path)) from None
         raise

@@ -51,8 +51,14 @@ class _Head:
 
 
 def user_cache() -> Path:
-    """MASP's directory in the user's cache directory; it need not exist yet."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "masp"
+    """MASP's directory in the user's cache directory; it need not exist yet.
+
+    A user without a home, as in containers that run under any number, has none: nothing can be written there then.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "masp"
+    except RuntimeError:
+        return Path(os.devnull) / "masp"
 
 
 def memory_file(kind: str, *parts: object) -> Path:

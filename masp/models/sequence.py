@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,8 @@ from torch import Tensor
 from masp.models.candidates import AnswerBlock, WeightedAnswers, answer_block
 from masp.vlm.features import Features, Grid, ImageLayout
 from masp.vlm.prompt import Prompt
+
+LOG = logging.getLogger(__name__)
 
 TEXT, ASPECT, FEATURE, SOFT = range(4)
 """What fills a position: a word embedding, an aspect token, a feature, a vector of the soft prompt."""
@@ -157,6 +160,9 @@ def _lay_out(
         build.text(prompt.answer(answer))
         if not released:
             build.text((prompt.end,))
+    limit = prompt.family.max_positions
+    if limit is not None and build.next > limit:
+        _warn_of_long_prompts(limit)
     ids = torch.from_numpy(np.concatenate(build.ids))
     labels = torch.full_like(ids, IGNORED)
     if answer is not None:
@@ -164,6 +170,16 @@ def _lay_out(
         labels[first:-1] = ids[first + 1 :]
     kind, positions = (torch.from_numpy(np.concatenate(x, axis=-1)) for x in (build.kind, build.positions))
     return Sequence(ids, kind, positions, labels, split, _types(prompt, ids, kind, start + 1))
+
+
+@functools.cache
+def _warn_of_long_prompts(limit: int) -> None:
+    """Once per process: one image of a dataset is enough."""
+    LOG.warning(
+        "a prompt has more positions than the %d that the VLM was made for (max_position_embeddings in its "
+        "config.json); what it answers to such prompts means little; lower vlm.max_pixels or vlm.max_side",
+        limit,
+    )
 
 
 def _types(prompt: Prompt, ids: Tensor, kind: Tensor, answer: int) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from masp.artifacts.trained import default_aspect_path
 from masp.config import Config
 from masp.data.findings import WITHOUT_STAGE_1, Finding, meant_by
 from masp.data.sample import Dataset, Samples, count_kinds
+from masp.data.target.find_labels import with_a_label
 from masp.training.schedule import num_steps_of, too_little
 
 
@@ -54,8 +55,7 @@ def prospects(config: Config, dataset: Dataset) -> tuple[Prospect, Prospect]:
         first = Prospect("stage1", num_annotated, one, obstacle, _summary(obstacle, num_annotated, one), hint)
     lacking = obstacle if obstacle and not os.path.isfile(default_aspect_path(config)) else ""
     if not num_train:
-        labeled = "" if config.target.labels is None else f" that target {config.target.name} has a label for"
-        lacking = f"the dataset has no training image{labeled}"
+        lacking = f"the dataset has no training image{with_a_label(config.target)}"
     elif lacking:
         lacking = f"it needs aspect modules, and stage 1 cannot train them; {WITHOUT_STAGE_1}"
     elif config.stage2.targets == "distribution" and not _has_distributions(dataset):

@@ -6,6 +6,7 @@ import functools
 import logging
 from pathlib import Path, PurePosixPath
 
+from masp.config.aspects import Aspects, load_aspects
 from masp.data.datasets import list_dataset
 from masp.data.image_files.stored import Location
 from masp.data.keys import split_key
@@ -27,7 +28,7 @@ class Images:
             config: What is known of the run's configuration.
         """
         self.root = config.dataset_root
-        self._dataset, self._cache_dir = config.dataset, config.cache_dir
+        self._dataset, self._cache_dir, self._definitions = config.dataset, config.cache_dir, config.aspect_definitions
 
     def find(self, key: str) -> tuple[str, Location | None]:
         """A sample's name to show, and its image if there is one.
@@ -55,9 +56,18 @@ class Images:
         if self._dataset.split is not None or (named is not None and named.read is not None):
             return False
         try:
-            return find_dataset(self._dataset).rows() is None
+            return find_dataset(self._dataset, self._aspects).rows(self._aspects) is None
         except MaspError:
             return True
+
+    @functools.cached_property
+    def _aspects(self) -> Aspects:
+        """The aspects that are defined, by which some datasets are recognized; none if their file cannot be read."""
+        try:
+            return load_aspects(self._definitions)
+        except MaspError as error:
+            LOG.info("the dataset is listed without aspects: %s", error)
+            return {}
 
     @functools.cached_property
     def _listed(self) -> dict[str, Location]:
@@ -65,7 +75,7 @@ class Images:
         if self._dataset is None or not is_there(self._dataset.root):
             return {}
         try:
-            samples = list_dataset(self._dataset, {}, self._cache_dir).samples
+            samples = list_dataset(self._dataset, self._aspects, self._cache_dir).samples
         except MaspError as error:
             LOG.info("the images are not shown: %s", error)
             return {}

@@ -158,6 +158,8 @@ def write_report(run_dir: str | Path, output: str | Path | None = None, tables: 
 
 def _find_evaluation(run_dir: Path) -> Path:
     if not is_directory(run_dir):
+        if is_file(run_dir):
+            raise InputError(f"{run_dir} is a file; name the directory of the run")
         raise InputError(f"{run_dir}: no such run directory; run `masp evaluate --config …` first, in its output_dir")
     for directory in (run_dir / "evaluate", run_dir, run_dir / STAGE1):
         if is_file(directory / METRICS):

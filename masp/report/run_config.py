@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from masp.config.aspects import SHIPPED
 from masp.config.fields import describe_settings, sections
 from masp.config.schema import Config, DatasetConfig, Layout, Scoring, Transparency
 from masp.config.yaml_text import MAX_FILE_BYTES, parse_yaml
@@ -29,6 +30,8 @@ class RunConfig:
     dataset_root: Path | None = None
     dataset: DatasetConfig | None = None
     """The whole section; None if a part of it is not valid."""
+    aspect_definitions: str = SHIPPED
+    """File that defines the aspects."""
     cache_dir: Path | None = None
     split: Split | None = None
     scoring: Scoring | None = None
@@ -71,6 +74,7 @@ def find_config(*directories: Path) -> RunConfig:
         dataset_name=setting("dataset.name"),
         dataset_root=None if root is None else Path(root),
         dataset=_dataset(tree),
+        aspect_definitions=setting("aspect_definitions") or SHIPPED,
         cache_dir=None if cache_dir is None else Path(cache_dir),
         split=setting("evaluate.split"),
         scoring=setting("evaluate.scoring"),
@@ -101,12 +105,13 @@ def _setting(tree: Any, name: str, where: str, problems: list[str]) -> Any:
         where: Name of the file in problems.
         problems: Gets a line if the setting is not valid.
     """
-    section, key = name.split(".")
-    for part, held in (("the file", tree), (section, tree.get(section) if isinstance(tree, dict) else None)):
+    section, _, key = name.rpartition(".")
+    inside = tree.get(section) if section and isinstance(tree, dict) else None
+    for part, held in (("the file", tree), (section, inside)):
         if held is not None and not isinstance(held, dict):
             problems.append(f"{where}: {part} = {shown(held)}: must hold 'key: value' lines")
             return None
-    value = ((tree or {}).get(section) or {}).get(key)
+    value = ((inside if section else tree) or {}).get(key)
     if value is None:
         return None
     try:
@@ -118,6 +123,6 @@ def _setting(tree: Any, name: str, where: str, problems: list[str]) -> Any:
 
 @functools.cache
 def _adapter(name: str) -> TypeAdapter[Any]:
-    section, key = name.split(".")
-    hints = typing.get_type_hints(sections(Config)[section], include_extras=True)
+    section, _, key = name.rpartition(".")
+    hints = typing.get_type_hints(sections(Config)[section] if section else Config, include_extras=True)
     return TypeAdapter(hints[key], config=ConfigDict(allow_inf_nan=False))

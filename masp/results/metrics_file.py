@@ -281,22 +281,29 @@ def read_metrics(path: Path, problems: list[str]) -> MetricsFile:
     return _metrics(values, str(path), problems)
 
 
-def check_written_with(records: Path, digest: str) -> None:
+def check_written_with(records: Path, digest: str) -> MetricsFile | None:
     """Refuse records that belong to another evaluation than the `metrics.json` beside them, as after copying one file.
 
     Args:
         records: `records.h5`.
         digest: Digest of its content.
 
+    Returns:
+        The metrics beside them; None if there are none.
+
     Raises:
         InputError: `metrics.json` may not be read. DataError: It is damaged, or was written with other records.
     """
     path = records.with_name(METRICS)
-    if is_file(path) and read_metrics(path, []).records_digest not in (None, digest):
+    if not is_file(path):
+        return None
+    metrics = read_metrics(path, [])
+    if metrics.records_digest not in (None, digest):
         raise DataError(
             f"{records}: not the file that {METRICS} beside it was written with; delete both and run the same "
             "`masp evaluate` again, which writes them from the ledgers"
         )
+    return metrics
 
 
 def read_datasets(path: Path, problems: list[str]) -> dict[str, DatasetRow]:

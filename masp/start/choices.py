@@ -161,7 +161,12 @@ def _aspects(look: Look, asked: Config) -> list[Choice]:
         "Nobody annotated any aspect. masp annotate lets the VLM answer these; aspects=[] does without, and trains the "
         "soft prompt alone."
     )
-    return [Choice("aspects", list(asked.aspects), why)]
+    defined = load_aspects(asked.aspect_definitions)
+    answered = [aspect for aspect in asked.aspects if defined[aspect].annotate != "never"]
+    found = [Choice("aspects", list(asked.aspects), why)]
+    if answered and asked.cache.dir is not None:
+        found.append(Choice("annotate.aspects", answered, "What the VLM is to annotate, in images that lack it."))
+    return found
 
 
 def _num_stage1(look: Look, asked: Config) -> int:

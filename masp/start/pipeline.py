@@ -156,7 +156,7 @@ def _is_there(name: StepName, config: Config, lacking: Collection[str]) -> bool:
         case StepName.EXTRACT:
             return is_file(cache_directory(config) / MANIFEST, key="cache.dir")
         case StepName.ANNOTATE:
-            return set(lacking) <= read_stored(cache_directory(config)).keys()
+            return set(config.annotate.aspects or lacking) <= read_stored(cache_directory(config)).keys()
         case StepName.STAGE1:
             return is_file(default_aspect_path(config), key="output_dir")
         case StepName.STAGE2:

@@ -25,12 +25,14 @@ def step_names(config: Config, lacks_aspects: bool = False) -> list[StepName]:
 
     Args:
         config: Run configuration.
-        lacks_aspects: Whether nobody annotated some of the aspects in use, so that the VLM has to.
+        lacks_aspects: Whether nobody annotated some of the aspects in use, so that the VLM has to; where it is not
+            known, `annotate.aspects` says what the VLM is to annotate.
     """
     trains_aspects = bool(config.aspects) and config.checkpoint.aspect is None
+    wants_answers = lacks_aspects or bool(config.annotate.aspects)
     needed = {
         StepName.EXTRACT: config.cache.dir is not None,
-        StepName.ANNOTATE: trains_aspects and lacks_aspects,
+        StepName.ANNOTATE: trains_aspects and wants_answers and config.cache.dir is not None,
         StepName.STAGE1: trains_aspects,
         StepName.STAGE2: config.checkpoint.soft_prompt is None,
         StepName.EVALUATE: True,

@@ -17,7 +17,7 @@ from masp.config.schema import StageName
 from masp.data.findings import log_findings, save_findings
 from masp.distributed.collectives import check_agreed, gather, on_rank_0
 from masp.distributed.liveness import Peers, RankLost
-from masp.distributed.ranks import Ranks, join, read_ranks
+from masp.distributed.ranks import Ranks, join, note_idle_tasks, read_ranks
 from masp.errors import InputError, StoppedEarly, one_line
 from masp.extraction.encoder import Encoder
 from masp.files.text import reason
@@ -74,6 +74,7 @@ def train(
         RankLost: Another rank was killed.
     """
     ranks = read_ranks()
+    note_idle_tasks(ranks)
     directory = Path(config.output_dir) / stage
     with ExitStack() as stack:
         flag = stack.enter_context(nullcontext(stop) if stop is not None else StopFlag())

@@ -26,6 +26,7 @@ from masp.config import Config
 from masp.config.schema import Stage1Config, Stage2Config, StageName
 from masp.data.findings import DatasetRecord
 from masp.data.questions import Questions
+from masp.data.target.find_labels import with_a_label
 from masp.errors import InputError
 from masp.extraction.encoder import Encoder
 from masp.extraction.live.images import LiveImages
@@ -178,7 +179,8 @@ class Stage(ABC):
         """
         if "train" not in self.cache.splits or not len(self.cache.rows("train")):
             bad = f"; {self.num_quarantined} are in quarantine" if self.num_quarantined else ""
-            raise InputError(f"{self.where} has no training image{bad}")
+            labeled = "" if self.cache.labels is None else with_a_label(self.config.target)
+            raise InputError(f"{self.where} has no training image{labeled}{bad}")
         train = self._rows("train")
         val = None if self.settings.validate_every is None else self._rows("val")
         return make_schedule(self.cache.index, train, val, self.settings, self.name, self.config.seed, self._positions)

@@ -164,6 +164,8 @@ class Family:
     """Types of tokens (`TYPE_NAMES`) on which attention masks depend."""
     runs_whole: bool
     """Whether nothing of a prompt can run before all of it is known."""
+    max_positions: int | None
+    """Positions that the language model was made for; None where its configuration does not say."""
 
     @property
     def is_plain(self) -> bool:
@@ -209,6 +211,7 @@ def describe(config: Any) -> Family:
         window=window if "sliding_attention" in kinds else None,
         mask_types=tuple(name for name in TYPE_NAMES if name in names),
         runs_whole=config.model_type in WHOLE,
+        max_positions=getattr(text, "max_position_embeddings", None),
     )
 
 

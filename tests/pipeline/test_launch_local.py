@@ -8,6 +8,9 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from masp.annotation.job import annotate
+from tests.annotated import copy_cache, files_of, make_annotated
+from tests.dataset_forms import read_items, write_form
 from tests.launching import call_launch
 from tests.runs import REPOSITORY, make_run
 
@@ -53,6 +56,35 @@ def test_pipeline_with_two_tasks_and_two_ranks(config):
     again = call_launch("resume", run)
     assert (again.returncode, again.stdout.partition(":")[0]) == (0, "nothing to resume"), again.stderr
     assert call_launch("cancel", run).returncode == 2
+
+
+def test_two_tasks_annotate(tmp_path):
+    """Each does its shards; the answers are those of one process."""
+    config = make_annotated(tmp_path, "annotate.aspects=[weather,light]")
+    done = launch("annotate", tmp_path / "config.yaml", "cluster.annotate.num_tasks=2", "--wait")
+    folder = next((tmp_path / "run" / "launch").glob("*/"))
+    logs = "\n".join(path.read_text()[-2000:] for path in sorted(folder.glob("jobs/*.out")))
+    assert done.returncode == 0, f"{done.stderr}\n{logs}"
+    record = json.loads((folder / "submission.json").read_text())
+    assert [(part["name"], part["num_jobs"]) for part in record["parts"]] == [("annotate", 2)]
+    alone = copy_cache(config, tmp_path / "alone")
+    annotate(alone)
+    assert files_of(config) == files_of(alone) and "weather.parquet" in files_of(alone)
+    assert "10 shards of aspects" in call_launch("status", tmp_path / "run").stdout
+
+
+@pytest.mark.parametrize("form", ["parquet", pytest.param("webdataset", marks=pytest.mark.full)])
+def test_pipeline_of_a_dataset_of_rows(config, tmp_path, form):
+    made = write_form(form, tmp_path / "data", read_items(config.parent / "pictures", 18))
+    settings = [f"dataset.{setting}" for setting in made.settings]
+    settings += [f"output_dir={tmp_path / 'run'}", f"cache.dir={tmp_path / 'cache'}", "aspects=[]"]
+    done = launch("pipeline", config, *settings, "cluster.extract.num_tasks=2", "--wait")
+    logs = "\n".join(path.read_text()[-2000:] for path in sorted((tmp_path / "run").glob("launch/*/jobs/*.out")))
+    assert done.returncode == 0, f"{done.stderr}\n{logs}"
+    metrics = json.loads((tmp_path / "run/evaluate/metrics.json").read_text())
+    assert metrics["num_samples"] == 6 and metrics["coverage"] == 1.0
+    told = call_launch("status", tmp_path / "run")
+    assert told.returncode == 0 and "4 of 4 shards" in told.stdout and "6 of 6 samples" in told.stdout
 
 
 def test_a_failed_part_stops_the_chain_and_is_told(config, tmp_path):

@@ -4,6 +4,8 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors import safe_open
@@ -13,6 +15,8 @@ from masp.cache.manifest import read_manifest
 from masp.demo.data import make_demo_data
 from masp.training.logs import read_key_logs
 from tests.commands import Ranks
+from tests.images import CATEGORIES
+from tests.runs import make_run
 
 STAGES = ("stage1", "stage2")
 NO_CACHE = "cache.dir=null"
@@ -123,3 +127,40 @@ def test_an_augmented_run_that_was_killed_and_one_on_two_ranks(demo, commands):
 
     Ranks(commands, 2, *command(folder / "divided")).ok()
     assert_same_course(folder / "divided", whole, stage)
+
+
+def test_votes_in_parquet_files_on_three_ranks(commands, tmp_path):
+    """Neither labels nor a cache: distributions that a file has, learned by three ranks, whose steps are uneven."""
+    config = make_run(tmp_path, 13, 5)
+    write_votes(tmp_path / "pictures", tmp_path / "votes")
+
+    def argv(command: str, output: str, *more: str) -> list[str]:
+        dataset = (f"dataset.root={tmp_path / 'votes'}", f"dataset.distribution=[{', '.join(CATEGORIES)}]")
+        stage = ("num_epochs=3", "global_batch_size=4", "log_every=1", "learning_rate=1e-3", "targets=distribution")
+        settings = (*dataset, "aspects=[]", *(f"stage2.{each}" for each in stage))
+        return [*command.split(), "--config", str(config), *settings, f"output_dir={tmp_path / output}", *more]
+
+    commands.ok(*argv("extract", "cached"))
+    commands.ok(*argv("train --stage stage2", "cached"))
+    Ranks(commands, 3, *argv("train --stage stage2", "live", NO_CACHE)).ok()
+    logs = [lines(tmp_path / run, "stage2", "metrics.jsonl") for run in ("live", "cached")]
+    one, other = ([line["loss"] for line in log] for log in logs)
+    assert one == pytest.approx(other, abs=1e-5, rel=0) and len(set(one)) > 5
+    live, cached = (load_file(artifact(tmp_path / run, "stage2")) for run in ("live", "cached"))
+    assert all(torch.allclose(live[name], cached[name], atol=1e-5, rtol=0) for name in cached)
+    # and labels teach something else
+    commands.ok(*argv("train --stage stage2", "labels", "stage2.targets=label"))
+    labels = load_file(artifact(tmp_path / "labels", "stage2"))
+    assert not all(torch.allclose(labels[name], cached[name], atol=1e-4) for name in cached)
+
+
+def write_votes(images: Path, target: Path) -> None:
+    """Write images as the parquet files of the Hub, with a column of votes per category."""
+    target.mkdir()
+    for split in ("train", "test"):
+        rows = []
+        for number, path in enumerate(sorted((images / split).glob("*/*.*"))):
+            votes = {category: (number * (place + 2)) % 5 for place, category in enumerate(CATEGORIES)}
+            votes[CATEGORIES[number % 3]] += 5
+            rows.append({"image": {"bytes": path.read_bytes(), "path": path.name}, **votes})
+        pq.write_table(pa.Table.from_pylist(rows), target / f"{split}-00000-of-00001.parquet", row_group_size=4)

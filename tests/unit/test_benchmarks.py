@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import scale, scale_ledgers, scale_merge
+from benchmarks import own_aspects, scale, scale_ledgers, scale_merge
 from benchmarks.cache import main as cache_main
 from benchmarks.evaluation import main as evaluation_main
 from benchmarks.headers import write_images
@@ -13,6 +13,7 @@ from benchmarks.sizes import METHODS
 from benchmarks.sizes import settings_of as settings_of_size
 from benchmarks.sizes import table as table_of_sizes
 from masp.config import load_config
+from masp.demo.world.factors import ASPECTS
 from masp.plan.headers.reading import read_sizes
 from tests.tiny import make_tokenizer
 
@@ -44,6 +45,19 @@ def test_evaluation(tmp_path, capsys, monkeypatch, repository):
     found = json.loads((tmp_path / "found.json").read_text())
     assert set(found["seconds_per_image"]) == {"masp", "live generate", "one at a time", "published"}
     assert "target >= 10" in capsys.readouterr().out
+
+
+@pytest.mark.full
+def test_own_aspects(tmp_path, capfd, monkeypatch, repository):
+    monkeypatch.chdir(repository)
+    sizes = ["--seeds", "1", "--num-train", "48", "--num-test", "16", "--dir", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["own_aspects.py", *sizes])
+    assert own_aspects.main() == 0
+    found = json.loads((tmp_path / "own_aspects.json").read_text())
+    assert list(found["accuracy"]) == ["six", "seven", "six, no features", "seven, no features"]
+    assert set(found["answers"]) - set(ASPECTS) == {"weather"}
+    assert found["best_possible"]["all factors"] > found["best_possible"]["without weather"] + 0.1
+    assert "| seven minus six |" in capfd.readouterr().out
 
 
 def test_an_unknown_part_is_refused(capsys):

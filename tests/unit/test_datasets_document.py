@@ -60,6 +60,20 @@ def table(root):
         write(root / f"images/{n}.png", png(n))
 
 
+def imagefolder(root):
+    for n, category, split in IMAGES:
+        write(root / split / f"{n}.png", png(n))
+        with open(root / split / "metadata.csv", "a") as file:
+            file.write(f"{n}.png,{category}\n" if file.tell() else f"file_name,label\n{n}.png,{category}\n")
+
+
+def imagefolder_with_one_table(root):
+    for n, _, split in IMAGES:
+        write(root / split / f"{n}.png", png(n))
+    rows = [json.dumps({"file_name": f"{s}/{n}.png", "label": c, "scene": "sea"}) for n, c, s in IMAGES]
+    write(root / "metadata.jsonl", "\n".join(rows))
+
+
 def numbered_table(root):
     table(root)
     (root / "labels.csv").unlink()
@@ -144,6 +158,8 @@ WRITERS = (
     folders_with_lists,
     emoset,
     table,
+    imagefolder,
+    imagefolder_with_one_table,
     numbered_table,
     votes,
     webdataset,

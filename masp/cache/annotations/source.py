@@ -7,14 +7,12 @@ from typing import Any
 
 from masp.cache.fingerprint import Fields, compare, describe_device, this_machine
 from masp.config import Config
-from masp.config.aspects import Aspect
+from masp.config.aspects import FROM_PIXELS, Aspect
 from masp.files.sealed import digest_of
 from masp.files.typed import Json
 from masp.runtime.devices import pick_device
 from masp.vlm.prompt import Prompt, load_prompt
 
-FROM_PIXELS = ("brightness", "colorfulness")
-"""Values of `annotate` that need no VLM."""
 MAX_PIXEL_SIDE = 512
 """Longer side to which an image is scaled down before its brightness and colorfulness are computed."""
 _PIXEL_VERSION = 1

@@ -16,17 +16,21 @@ NO_URL = (
 )
 
 
-def path_inside(text: str, *, absolute: bool = False) -> str | None:
+def path_inside(text: str, *, place: str = "", absolute: bool = False) -> str | None:
     """A path in its shortest form; None if it leads out of the dataset's directory, is a URL or is none.
 
     Args:
         text: Path with `/` or `\\` between directories.
+        place: Directory in that of the dataset which the path is relative to, with a slash at its end; the result is
+            relative to that of the dataset.
         absolute: Whether a path from the root of the file system will do too.
     """
     if is_url(text) or not text.strip():
         return None
-    path = posixpath.normpath(text.replace("\\", "/"))
-    is_bad = path in (".", "/") or path.split("/")[0] == ".." or "\0" in path or len(path) > MAX_PATH_LENGTH
+    slashed = text.replace("\\", "/")
+    path = posixpath.normpath(slashed if slashed.startswith("/") else f"{place}{slashed}")
+    is_bad = path in (".", "/", place.rstrip("/")) or path.split("/")[0] == ".." or "\0" in path
+    is_bad = is_bad or len(path) > MAX_PATH_LENGTH
     return None if is_bad or (path.startswith("/") and not absolute) else path
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
+from PIL import GifImagePlugin, Image, ImageCms, PngImagePlugin, TiffImagePlugin
 
 from masp.config.schema import Transparency
 
@@ -39,7 +39,8 @@ SIDES_SWAPPED = (5, 6, 7, 8)
 _WHITE = (255, 255, 255, 255)
 # Larger images are converted in strips of about this size.
 _STRIP_PIXELS = 2**20
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_WHITE_IS_ZERO, _SIGNED = 0, 2
 _T = TypeVar("_T")
 
 
@@ -68,6 +69,8 @@ def to_rgb(image: Image.Image, transparency: Transparency = "white") -> Image.Im
     if transparency == "drop":
         # Pillow converts this mode, which no decoder returns, only by way of its plain form.
         return (image.convert("LA") if image.mode == "La" else image).convert("RGB")
+    if _is_opaque_bitmap(image):
+        return image.convert("RGB")
     convert = _deep_converter(image) if image.mode.startswith("I") or image.mode == "F" else _to_white
     width, height = image.size
     rows = max(1, _STRIP_PIXELS // width)
@@ -107,6 +110,34 @@ def scale_gray_key(image: Image.Image) -> None:
         image.info["transparency"] = key * factor
 
 
+def first_frame(image: Image.Image) -> tuple[int, int, int, int] | None:
+    """The part of a GIF that its first frame covers: left, top, right, bottom; None for images of other formats.
+
+    Args:
+        image: Opened image, not decoded.
+    """
+    tiles = image.tile if isinstance(image, GifImagePlugin.GifImageFile) else None
+    return tiles[0].extents if tiles else None
+
+
+def whiten_outside(image: Image.Image, box: tuple[int, int, int, int]) -> None:
+    """Make what a GIF's first frame does not cover white: viewers show nothing there, Pillow the palette's first color.
+
+    Args:
+        image: RGB image, which is changed.
+        box: What the frame covers.
+    """
+    left, top, right, bottom = box
+    width, height = image.size
+    for outside in (
+        (0, 0, width, top),
+        (0, bottom, width, height),
+        (0, top, left, bottom),
+        (right, top, width, bottom),
+    ):
+        image.paste(_WHITE[:3], outside)
+
+
 def whiten_key(high: Image.Image, low: Image.Image, key: tuple[int, int, int]) -> None:
     """Make a transparent color of 16 bits per channel white.
 
@@ -123,6 +154,11 @@ def whiten_key(high: Image.Image, low: Image.Image, key: tuple[int, int, int]) -
         is_key = (upper == [value >> 8 for value in key]) & (lower == [value & 255 for value in key])
         high.paste(_WHITE[:3], box, Image.fromarray(is_key.all(axis=2)))
     del high.info["transparency"]
+
+
+def _is_opaque_bitmap(image: Image.Image) -> bool:
+    """Whether the alpha of a BMP is 0 everywhere: its writer left the fourth byte empty, and viewers ignore it."""
+    return image.format in ("BMP", "DIB") and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0)
 
 
 def _to_white(image: Image.Image) -> Image.Image:
@@ -143,7 +179,10 @@ def _to_white(image: Image.Image) -> Image.Image:
 
 def _deep_converter(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
     """What converts a strip of this gray image of 16 or 32 bits per pixel."""
-    low, high = _range_of(image)
+    # Pillow reads integers of 32 bits as signed ones, whatever a TIFF says: the brightest would be the darkest.
+    is_long = image.mode == "I" and _tiff_value(image, _BITS_PER_SAMPLE, {32: True}, False)
+    is_unsigned = is_long and not _tiff_value(image, _SAMPLE_FORMAT, {_SIGNED: True}, False)
+    low, high = _range_of(image, is_unsigned)
     # Integers are 16-bit brightness (or 12-bit, where a TIFF says so), floats 0 to 1, as files of these kinds mostly
     # are. Outside that range the scale is unknown, and the darkest and the brightest pixel become black and white.
     full = 1.0 if image.mode == "F" else float(2 ** _tiff_value(image, _BITS_PER_SAMPLE, {12: 12}, 16) - 1)
@@ -153,7 +192,7 @@ def _deep_converter(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
     clear = image.info.get("transparency")
 
     def convert(strip: Image.Image) -> Image.Image:
-        values = _values(strip)
+        values = _values(strip, is_unsigned)
         numbers = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
         gray = np.rint((numbers - low) * (255.0 / ((high - low) or 1.0))).astype(np.uint8)
         if is_negative:
@@ -165,13 +204,13 @@ def _deep_converter(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
     return convert
 
 
-def _range_of(image: Image.Image) -> tuple[float, float]:
+def _range_of(image: Image.Image, is_unsigned: bool) -> tuple[float, float]:
     """The smallest and the largest finite value."""
     width, height = image.size
     rows = max(1, _STRIP_PIXELS // width)
     lows, highs = [], []
     for top in range(0, height, rows):
-        values = _values(image.crop((0, top, width, min(top + rows, height))))
+        values = _values(image.crop((0, top, width, min(top + rows, height))), is_unsigned)
         finite = values[np.isfinite(values)]
         if finite.size:
             lows.append(float(finite.min()))
@@ -181,8 +220,11 @@ def _range_of(image: Image.Image) -> tuple[float, float]:
     return min(lows), max(highs)
 
 
-def _values(image: Image.Image) -> np.ndarray:
-    return np.asarray(image).astype(np.float64 if image.mode == "F" else np.float32)
+def _values(image: Image.Image, is_unsigned: bool) -> np.ndarray:
+    values = np.asarray(image)
+    if is_unsigned:
+        return values.view(np.uint32).astype(np.float64)
+    return values.astype(np.float64 if image.mode == "F" else np.float32)
 
 
 def _tiff_value(image: Image.Image, tag: int, meanings: dict[int, _T], otherwise: _T) -> _T:

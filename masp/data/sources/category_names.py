@@ -16,6 +16,8 @@ from masp.files.text import shown
 from masp.files.typed import is_text
 from masp.taxonomy import normalize_category
 
+_MAX_LENGTH = 255
+"""Longest category, in characters: as long as names of directories may be."""
 _WHOLE = re.compile(r"^([+-]?\d+)\.0*$")
 
 
@@ -61,6 +63,11 @@ class CategoryNames:
             )
         if not category or not is_text(category):
             raise InputError(f"{where()}: {shown(label)} is not a category: must be text that names one")
+        if len(category) > _MAX_LENGTH:
+            raise InputError(
+                f"{where()}: {shown(label)} is not a category: must have at most {_MAX_LENGTH} characters, not "
+                f"{len(category):,}; perhaps another column holds the labels (dataset.columns.label)"
+            )
         if self.valid is not None and category not in self.valid:
             raise InputError(
                 f"{where()}: {shown(category)} is not a category of this dataset; valid are {', '.join(self.valid)} "

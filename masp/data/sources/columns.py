@@ -82,16 +82,15 @@ def choose_columns(header: Header, config: DatasetConfig, source: RowSource, asp
     if image is None and not header.rows_are_images:
         raise InputError(
             f"dataset.root = {config.root!r}: no column of these {source.kind} seems to hold the images; name it, as "
-            f"in dataset.columns.image={header.columns[0] if header.columns else 'file'}; there are "
-            f"{', '.join(header.columns)}"
+            f"in dataset.columns.image={header.columns[0] if header.columns else 'file'}; {_there_are(header)}"
         )
     distribution = tuple(config.distribution or header.distribution)
-    label = None if config.distribution and "label" not in named else usual("label")
+    label = None if config.distribution and "label" not in named else usual("label") or header.label
     if label is None and not distribution:
         others = [name for name in header.columns if name != image]
         raise InputError(
             f"dataset.root = {config.root!r}: no column of these {source.kind} seems to hold the labels; name it, as "
-            f"in dataset.columns.label={others[0] if others else 'emotion'}; there are {', '.join(header.columns)}"
+            f"in dataset.columns.label={others[0] if others else 'emotion'}; {_there_are(header)}"
         )
     found = {
         aspect: named.get(aspect) or called(aspect.lower())
@@ -104,4 +103,8 @@ def choose_columns(header: Header, config: DatasetConfig, source: RowSource, asp
 def _no_column(name: str, header: Header, source: RowSource) -> str:
     close = close_to(name, header.columns)
     meant = f"; did you mean {shown(close)}?" if close else ""
-    return f"these {source.kind} have no column {shown(name)}; there are {', '.join(header.columns)}{meant}"
+    return f"these {source.kind} have no column {shown(name)}; {_there_are(header)}{meant}"
+
+
+def _there_are(header: Header) -> str:
+    return f"there are {', '.join(header.columns)}" if header.columns else "there is none at all"

@@ -6,22 +6,23 @@ import glob
 import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import braceexpand
 
 from masp.config.schema import DatasetConfig, DatasetFormat
+from masp.data.image_files.paths import is_url
 from masp.data.sample import SPLITS
-from masp.data.sources.folders import count_images, is_litter, meant_by_name
-from masp.data.sources.hub import SCHEME, download
+from masp.data.sources.folders import has_image, list_directory, meant_by_name
+from masp.data.sources.hub import SCHEME, download, is_metadata
 from masp.data.sources.rows import RowSource
 from masp.data.sources.split_words import SPLIT_WORDS
-from masp.data.sources.table import EXTENSIONS, TableSource, lists_images, why_no_table
+from masp.data.sources.table import EXTENSIONS, IMAGE_DIRECTORIES, TableSource, lists_images, why_no_table
 from masp.errors import InputError
 from masp.files.regular import exists, is_directory, is_file
-from masp.files.text import reason
+from masp.files.text import shown
 
 _PATTERN = re.compile(r"[*?\[{]")
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
@@ -32,6 +33,12 @@ _SUFFIXES: dict[str, DatasetFormat] = {
     **dict.fromkeys(EXTENSIONS, "table"),
 }
 """Kind of a dataset by the names of its files."""
+_ADVICE = {
+    **dict.fromkeys((".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"), "unpack it first"),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "save it as a .csv table"),
+    ".json": "a table in JSON must be a .jsonl file, with an object per line",
+}
+"""Extension -> what to do with a file that is not read."""
 _MAX_FILES = 200_000
 
 
@@ -45,11 +52,11 @@ class Found:
     files: tuple[Path, ...] = ()
     """Its files, sorted; none where the directory says it all."""
 
-    def rows(self) -> RowSource | None:
-        """Its rows; None if it is directories or index files."""
+    def rows(self, aspects: Collection[str]) -> RowSource | None:
+        """Its rows; None if it is directories or index files. `aspects` are the names of those that they may hold."""
         match self.format:
             case "table":
-                return TableSource(self.root, self.files)
+                return TableSource(self.root, self.files, aspects)
             case "webdataset":
                 from masp.data.sources.containers.tars import TarSource
 
@@ -61,7 +68,7 @@ class Found:
             case "arrow":
                 from masp.data.sources.containers.arrow import ArrowSource
 
-                return ArrowSource(self.root)
+                return ArrowSource(self.root, self.files)
         return None
 
 
@@ -70,8 +77,12 @@ def is_there(root: str) -> bool:
     return root.startswith(SCHEME) or bool(_PATTERN.search(root)) or exists(Path(root), key="dataset.root")
 
 
-def find_dataset(config: DatasetConfig) -> Found:
+def find_dataset(config: DatasetConfig, aspects: Collection[str]) -> Found:
     """Find the dataset that `dataset.root` names.
+
+    Args:
+        config: Section `dataset` of the configuration.
+        aspects: Names of the aspects that are defined, by which a table is told from others.
 
     Raises:
         InputError: There is none, there are two, or not one of `dataset.format`; the message says what is there.
@@ -79,18 +90,26 @@ def find_dataset(config: DatasetConfig) -> Found:
     root = config.root
     if root.startswith(SCHEME):
         root = str(download(root))
+    if is_url(root):
+        raise InputError(
+            f"dataset.root = {shown(root)}: a URL, of which only hf://owner/name is read; download the data"
+        )
     if _PATTERN.search(root) and not exists(Path(root), key="dataset.root"):
         place, pattern = _divided_pattern(root)
         files = _matching(root, place, pattern)
-        # the name of a directory may be the only word for the split
-        return _of_files(config, place.parent if place.name.lower() in SPLIT_WORDS else place, files)
+        return _of_files(config, _place_of(place), files)
     path = Path(root)
     if is_file(path, key="dataset.root"):
-        return _of_files(config, path.parent, (path,))
+        return _of_files(config, _place_of(path.parent), (path,))
     if not is_directory(path, key="dataset.root"):
         what = "neither a file nor a directory" if exists(path) else "no such directory"
         raise InputError(f"dataset.root = {root!r}: {what}")
-    return _of_directory(config, path)
+    return _of_directory(config, path, aspects)
+
+
+def _place_of(directory: Path) -> Path:
+    """The directory of a dataset with files in a directory whose name may be the only word for the split."""
+    return directory.parent if directory.name.lower() in SPLIT_WORDS else directory
 
 
 def _divided_pattern(root: str) -> tuple[Path, str]:
@@ -136,7 +155,7 @@ def _of_files(config: DatasetConfig, root: Path, files: tuple[Path, ...]) -> Fou
         odd = next((file for file in files if file.suffix.lower() not in _SUFFIXES), files[0])
         raise InputError(
             f"dataset.root = {config.root!r}: {odd}: a dataset of files has only one kind of them, which may be "
-            f"{', '.join(_SUFFIXES)}"
+            f"{', '.join(_SUFFIXES)}{_advice(odd.name)}"
         )
     (kind,) = kinds
     assert kind is not None
@@ -145,8 +164,8 @@ def _of_files(config: DatasetConfig, root: Path, files: tuple[Path, ...]) -> Fou
     return Found(kind, root, files)
 
 
-def _of_directory(config: DatasetConfig, root: Path) -> Found:
-    found = _formats(root, config)
+def _of_directory(config: DatasetConfig, root: Path, aspects: Collection[str]) -> Found:
+    found = _formats(root, config, aspects)
     if config.format != "auto":
         if config.format not in found:
             if config.format == "folders":  # its reader says what is missing
@@ -155,7 +174,7 @@ def _of_directory(config: DatasetConfig, root: Path) -> Found:
             raise InputError(f"dataset.root = {str(root)!r}: holds nothing of the format {config.format}{others}")
         return Found(config.format, root, found[config.format])
     if not found:
-        raise InputError(_nothing(root, config))
+        raise InputError(_nothing(root, config, aspects))
     if len(found) > 1:
         each = ", ".join(f"{kind} ({_example(files, root)})" for kind, files in found.items())
         raise InputError(
@@ -169,76 +188,117 @@ def _example(files: Sequence[Path], root: Path) -> str:
     return str(files[0].relative_to(root)) if files else "images in directories"
 
 
-def _formats(root: Path, config: DatasetConfig) -> dict[DatasetFormat, tuple[Path, ...]]:
+def _formats(root: Path, config: DatasetConfig, aspects: Collection[str]) -> dict[DatasetFormat, tuple[Path, ...]]:
     """Every kind of dataset that a directory holds, with its files."""
-    try:
-        names = sorted(name for name in os.listdir(root) if not is_litter(name))
-    except OSError as error:
-        raise InputError(f"dataset.root = {str(root)!r}: cannot be listed: {reason(error)}") from None
+    contents = list_directory(root)
+    names = sorted([*contents.directories, *contents.files])
     found: dict[DatasetFormat, tuple[Path, ...]] = {}
     if indices := [root / f"{split}.json" for split in SPLITS if is_file(root / f"{split}.json", key="dataset.root")]:
         found["emoset"] = tuple(indices)
-    if "dataset_dict.json" in names or ("state.json" in names and "dataset_info.json" in names):
+    if "dataset_dict.json" in names or ("state.json" in names and any(_kind(name) == "arrow" for name in names)):
         return {"arrow": ()}
-    for suffix, kind in _SUFFIXES.items():
-        here = [name for name in names if name.lower().endswith(suffix) and is_file(root / name, key="dataset.root")]
-        files = [root / name for name in here] or (_below(root, suffix) if kind != "table" else [])
+    directories = [root / name for name in contents.directories]
+    here = [root / name for name in contents.files if _kind(name) and is_file(root / name, key="dataset.root")]
+    below = sorted(file for directory in directories for file in _files_in(directory))
+    for kind in dict.fromkeys(_SUFFIXES.values()):
+        files = [file for file in here if _kind(file.name) == kind]
         if kind == "table":
-            files = [file for file in files if lists_images(file, config)]
+            files = [file for file in files if lists_images(file, config, aspects)] or _metadata(below, config, aspects)
+        files = files or [file for file in below if kind != "table" and _kind(file.name) == kind]
         if files:
-            found[kind] = (*found.get(kind, ()), *files)
+            found[kind] = tuple(files)
     if "webdataset" in found:  # img2dataset leaves a parquet file beside each tar
         stems = {file.with_suffix("") for file in found["webdataset"]}
         if all(file.with_suffix("") in stems for file in found.get("parquet", ())):
             found.pop("parquet", None)
-    # what rows list may be in directories, but directories of splits are a dataset of their own
-    directories = [root / name for name in names if is_directory(root / name, key="dataset.root")]
-    if found:
-        has_folders = any(_has_categories(path) for path in directories if path.name in SPLITS)
-    else:  # their reader says what is missing
-        has_folders = any(path.name in SPLITS or count_images(path) for path in directories)
-    if has_folders:
+    if not any(map(is_metadata, itertools.chain(*found.values()))) and _has_folders(directories, below, bool(found)):
         found["folders"] = ()
+    if (
+        (not found or config.format == "table")
+        and "table" not in found
+        and (tables := _split_tables(below, config, aspects))
+    ):
+        found["table"] = tables
     return found
 
 
-def _has_categories(directory: Path) -> bool:
-    """Whether a directory has directories with images."""
-    return any(count_images(Path(item.path)) for item in _scanned(directory) if item.is_dir())
+def _kind(name: str) -> DatasetFormat | None:
+    """Kind of a dataset that a file may be of, by its name."""
+    return _SUFFIXES.get(os.path.splitext(name)[1].lower())
 
 
-def _below(directory: Path, suffix: str, depth: int = 2) -> list[Path]:
-    """Files in the directories of a directory, such as `data/` of a repository of the hub, or `train/`, sorted."""
-    files: list[Path] = []
-    for item in _scanned(directory):
-        if not item.is_dir():
-            continue
-        inside = _scanned(Path(item.path))
-        files += [Path(each.path) for each in inside if each.is_file() and each.name.lower().endswith(suffix)]
-        if depth > 1:
-            files += _below(Path(item.path), suffix, depth - 1)
-    return sorted(set(files))
+def _metadata(files: Sequence[Path], config: DatasetConfig, aspects: Collection[str]) -> list[Path]:
+    """The Hub's tables among files; all of them where one lists images, so that what is wrong with another is said."""
+    found = [file for file in files if is_metadata(file) and _kind(file.name) == "table"]
+    return found if any(lists_images(file, config, aspects) for file in found) else []
 
 
-def _scanned(directory: Path) -> list[os.DirEntry[str]]:
-    """What a directory holds, without what operating systems leave behind."""
-    try:
-        with os.scandir(directory) as found:
-            return sorted((item for item in found if not is_litter(item.name)), key=lambda item: item.name)
-    except OSError as error:
-        raise InputError(f"dataset.root: {directory} cannot be listed: {reason(error)}") from None
+def _split_tables(files: Iterable[Path], config: DatasetConfig, aspects: Collection[str]) -> tuple[Path, ...]:
+    """Tables of images of any name, each in the directory of a split."""
+    tables = [file for file in files if _kind(file.name) == "table" and _is_for_images(file)]
+    return tuple(file for file in tables if lists_images(file, config, aspects))
 
 
-def _nothing(root: Path, config: DatasetConfig) -> str:
-    names = sorted(os.listdir(root))
-    holds = f"holds {', '.join(names[:5])}{', …' if len(names) > 5 else ''}" if names else "is empty"
-    meant = [f"{name}/ to {split}/" for name in names if (split := meant_by_name(name)) in SPLITS]
-    tables = [root / name for name in names if Path(name).suffix.lower() in EXTENSIONS and is_file(root / name)]
-    if tables and (why := why_no_table(tables[0], config)):
+def _is_for_images(table: Path) -> bool:
+    """Whether a table in a directory is probably about the images beside it."""
+    return is_metadata(table) or table.parent.name.lower() in SPLIT_WORDS
+
+
+def _has_folders(directories: Sequence[Path], below: Sequence[Path], is_other: bool) -> bool:
+    """Whether there are image folders.
+
+    Args:
+        directories: Those of the dataset.
+        below: Files in them that may be those of a dataset.
+        is_other: Whether there is a dataset of another format: what it lists may be in directories, but directories of
+            splits are a dataset of their own.
+    """
+    tabled = {file.parent for file in below if _kind(file.name) == "table"}
+    for path in directories:
+        if (is_other and path.name in SPLITS) or (path in tabled and path.name.lower() in SPLIT_WORDS):
+            names = list_directory(path).directories
+            if path in tabled:
+                names = [name for name in names if f"{name.lower()}/" not in IMAGE_DIRECTORIES]
+            if any(has_image(path / name) for name in names):
+                return True
+        elif not is_other and (path.name in SPLITS or has_image(path)):  # their reader says what is missing
+            return True
+    return False
+
+
+def _files_in(directory: Path, depth: int = 2) -> list[Path]:
+    """Files that may be those of a dataset, in a directory such as `train/` or `data/`, or in directories of that."""
+    contents = list_directory(directory)
+    found = [directory / name for name in contents.files if _kind(name)]
+    found = [path for path in found if is_file(path, key="dataset.root")]
+    if depth > 1:
+        for name in contents.directories:
+            found += _files_in(directory / name, depth - 1)
+    return found
+
+
+def _nothing(root: Path, config: DatasetConfig, aspects: Collection[str]) -> str:
+    """What to say of a directory in which no dataset is found."""
+    contents = list_directory(root)
+    directories = [root / name for name in contents.directories]
+    tables = [root / name for name in contents.files if _kind(name) == "table" and is_file(root / name)]
+    below = [file for directory in directories for file in _files_in(directory)]
+    tables += [file for file in below if _kind(file.name) == "table" and _is_for_images(file)]
+    if tables and (why := why_no_table(tables[0], config, aspects)):
         return f"dataset.root = {str(root)!r}: {why}"
+    names = sorted([*contents.directories, *contents.files])
+    holds = f"holds {', '.join(names[:5])}{', …' if len(names) > 5 else ''}" if names else "is empty"
+    meant = [f"{name}/ to {split}/" for name in contents.directories if (split := meant_by_name(name)) in SPLITS]
     rename = f"; if these are its splits, rename {', '.join(meant)}" if meant else ""
+    advice = next((advice for name in contents.files if (advice := _advice(name))), "")
     return (
         f"dataset.root = {str(root)!r}: {holds}; a dataset has image folders such as train/<emotion>/ and "
         "test/<emotion>/ or <emotion>/, index files train.json and test.json as EmoSet has them, a .csv, .tsv or "
-        f".jsonl table, .tar, .parquet or .arrow files{rename}"
+        f".jsonl table, .tar, .parquet or .arrow files{rename}{advice}"
     )
+
+
+def _advice(name: str) -> str:
+    """What to do with a file that may hold a dataset in a form that is not read."""
+    suffix = os.path.splitext(name)[1].lower()
+    return f"; {shown(name)}: {_ADVICE[suffix]}" if suffix in _ADVICE else ""

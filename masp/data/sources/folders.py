@@ -2,8 +2,10 @@
 `ROOT/annotation/<emotion>/<stem>.json`.
 """
 
+import errno
 import os
-from collections.abc import Collection, Iterable, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,6 +54,9 @@ ANNOTATION_DIRECTORY = "annotation"
 # What operating systems and file servers leave in every directory; nobody needs to hear of it.
 _LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "lost+found"})
 
+# The `datasets` library keeps what `map` and `filter` made of a dataset beside its arrow files.
+_RESULT_OF_MAP = re.compile(r"cache-[0-9a-f]{16}(_\d{5}_of_\d{5})?\.arrow")
+
 # What lies beside images in many datasets and is never one; anything else that is passed over may be a misnamed image.
 _NO_IMAGE = frozenset(
     ".txt .json .jsonl .xml .csv .tsv .md .html .yaml .yml .npy .npz .pt .pth .pkl .mat .h5 .log .py .pdf".split()
@@ -75,7 +80,7 @@ _MAX_COUNTED = 100_000
 
 
 @dataclass(frozen=True)
-class _Contents:
+class Contents:
     """The names in a directory, each kind sorted."""
 
     directories: list[str]
@@ -216,13 +221,13 @@ def _find_start(root: Path, names: CategoryNames) -> tuple[str, dict[str, str]]:
     while True:
         if splits := _splits_in(here):
             return start, splits
-        contents = _contents(here)
-        with_images = [n for n in contents.directories if n != ANNOTATION_DIRECTORY and count_images(here / n)]
+        contents = list_directory(here)
+        with_images = [n for n in contents.directories if n != ANNOTATION_DIRECTORY and has_image(here / n)]
         if len(with_images) != 1 or normalize_category(with_images[0]) in (names.valid or ()):
             return start, {}
-        inside = _contents(here / with_images[0])
+        inside = list_directory(here / with_images[0])
         # a single directory cannot be the categories; if several directories inside it hold images, those are
-        num_below = sum(count_images(here / with_images[0] / name) > 0 for name in inside.directories)
+        num_below = sum(has_image(here / with_images[0] / name) for name in inside.directories)
         if num_below < 2 and any(map(is_image_name, inside.files)):
             return start, {}
         start, here = f"{start}{with_images[0]}/", here / with_images[0]
@@ -230,13 +235,13 @@ def _find_start(root: Path, names: CategoryNames) -> tuple[str, dict[str, str]]:
 
 def _splits_in(directory: Path) -> dict[str, str]:
     """Split -> name of its directory; other words than `train`, `val` and `test` count only where none of these is."""
-    names = _contents(directory).directories
+    names = list_directory(directory).directories
     exact: dict[str, str] = {split: split for split in SPLITS if split in names}
     if exact:
         return exact
     found: dict[str, str] = {}
     for name in names:
-        if (split := SPLIT_WORDS.get(name.lower())) and count_images(directory / name):
+        if (split := SPLIT_WORDS.get(name.lower())) and has_image(directory / name):
             if split in found:
                 raise InputError(f"{directory / name}: means the split {split}, and so does {directory / found[split]}")
             found[split] = name
@@ -246,14 +251,15 @@ def _splits_in(directory: Path) -> dict[str, str]:
 def _read_split(found: _Found, place: str, split: str, annotations: _Annotations) -> set[str]:
     """List the categories in a directory, relative to the root; returns them."""
     here = found.root / place
-    contents = _contents(here)
+    contents = list_directory(here)
     found.ignored += _passed_over(split, place, contents.files, contents.hidden, "no category")
     names: dict[str, str] = {}
     for directory in contents.directories:
         path = here / directory
-        if not split and (directory == ANNOTATION_DIRECTORY or not (count := count_images(path))):
+        if not split and (directory == ANNOTATION_DIRECTORY or not has_image(path)):
             continue
         if not split and _is_annotations(directory, found.names):
+            count = count_images(path)
             found.ignored.append(Ignored(f"{directory}/", "no category", count, meant=f"{ANNOTATION_DIRECTORY}/"))
             continue
         try:
@@ -292,16 +298,19 @@ def _is_annotations(directory: str, names: CategoryNames) -> bool:
 
 def _same_inside(place: Path, categories: Iterable[str]) -> list[Finding]:
     """Categories that all hold the same directories and no image beside them: perhaps those are the categories."""
-    inside = [_contents(place / name) for name in categories]
-    below = {tuple(contents.directories) for contents in inside}
-    if len(inside) < 2 or len(below) > 1 or () in below or any(map(is_image_name, inside[0].files)):
+    first, *others = categories
+    contents = list_directory(place / first)
+    same = contents.directories
+    if not others or not same or any(map(is_image_name, contents.files)):
         return []
-    (same,) = below
+    if any(list_directory(place / name).directories != same for name in others):
+        return []
+    count = 1 + len(others)
     text = (
-        f"all {len(inside)} category directories hold the same directories, {', '.join(same[:5])}; if these are the "
+        f"all {count} category directories hold the same directories, {', '.join(same[:5])}; if these are the "
         "categories, dataset.root must be the directory that they are in"
     )
-    return [Finding("names", text, len(inside), serious=True)]
+    return [Finding("names", text, count, serious=True)]
 
 
 def _read_category(
@@ -313,7 +322,7 @@ def _read_category(
     below = [here]
     while below:
         inside = below.pop()
-        contents = _contents(found.root / inside)
+        contents = list_directory(found.root / inside)
         named: list[str] = []
         stems: list[str] = []
         others: list[str] = []
@@ -331,7 +340,7 @@ def _read_category(
         if inside.count("/") - here.count("/") > _MAX_DEPTH:
             raise InputError(f"{found.root / inside}: directories are nested more than {_MAX_DEPTH} deep")
     if not images:
-        contents = _contents(found.root / here)
+        contents = list_directory(found.root / here)
         count = len(contents.files) + len(contents.directories) + len(contents.hidden)
         raise InputError(
             f"{found.root / here}: this category directory holds no image"
@@ -399,12 +408,12 @@ def _look_outside(found: _Found, start: str, splits: Collection[str]) -> None:
         for part in Path(start).parts:
             found.ignored += [
                 Ignored(str((here / name).relative_to(found.root)), "no category")
-                for name in _contents(here).files
+                for name in list_directory(here).files
                 if is_image_name(name)
             ]
             here /= part
         return
-    contents = _contents(found.root)
+    contents = list_directory(found.root)
     for name in contents.directories:
         if name in (*splits, ANNOTATION_DIRECTORY) or start.startswith(f"{name}/"):
             continue
@@ -422,24 +431,63 @@ def is_image_name(name: str) -> bool:
 
 
 def count_images(path: Path, suffixes: Sequence[str] | frozenset[str] = IMAGE_EXTENSIONS) -> int:
-    """Files with one of these extensions in a directory and those below it, among the first 100,000 files."""
-    count = seen = 0
+    """Files with one of these extensions in a directory and those below it, among the first 100,000 files; what cannot
+    be listed is not counted."""
+    return sum(split_name(name)[1].lower() in suffixes for name in _files_below(path, lambda _: None))
+
+
+def has_image(path: Path) -> bool:
+    """Whether there is an image in a directory or those below it; looks no further than the first one.
+
+    Raises:
+        InputError: A directory on the way to it cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot list this directory: {reason(error)}") from None
+
+    return any(map(is_image_name, _files_below(path, refuse)))
+
+
+def _files_below(path: Path, on_error: Callable[[OSError], None]) -> Iterator[str]:
+    """Names of the files in a directory, then of those in the directories below it: the first 100,000.
+
+    Args:
+        path: The directory.
+        on_error: Told of every directory that cannot be listed.
+    """
     been: set[tuple[int, int]] = set()
-    for here, directories, files in os.walk(path, followlinks=True):
+    unread, count = [str(path)], 0
+    while unread:
+        here, inside = unread.pop(), []
         try:
             status = os.stat(here)
-        except OSError:
-            continue
-        if (status.st_dev, status.st_ino) in been:  # links may lead in a circle
-            directories.clear()
-            continue
-        been.add((status.st_dev, status.st_ino))
-        directories[:] = sorted(name for name in directories if not is_litter(name))
-        count += sum(split_name(name)[1].lower() in suffixes for name in files if not is_litter(name))
-        seen += len(files)
-        if seen >= _MAX_COUNTED:
-            break
-    return count
+            if (status.st_dev, status.st_ino) in been:  # links may lead in a circle
+                continue
+            been.add((status.st_dev, status.st_ino))
+            with os.scandir(here) as listing:
+                for item in listing:
+                    if is_litter(item.name):
+                        continue
+                    if _is_directory(item):
+                        inside.append(item.path)
+                    elif count < _MAX_COUNTED:
+                        count += 1
+                        yield item.name
+                    else:
+                        return
+        except OSError as error:
+            on_error(error)
+        unread += sorted(inside, reverse=True)
+
+
+def _is_directory(item: os.DirEntry[str]) -> bool:
+    try:
+        return item.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link that leads to itself leads nowhere, like one to what does not exist
+            return False
+        raise
 
 
 def meant_by_name(name: str) -> str:
@@ -448,6 +496,9 @@ def meant_by_name(name: str) -> str:
 
 
 def is_litter(name: str) -> bool:
+    """Whether a file or directory is what operating systems and libraries leave behind, by its name."""
+    if name.startswith("cache-"):
+        return _RESULT_OF_MAP.fullmatch(name) is not None
     return name.startswith(".") or name.lower() in _LITTER
 
 
@@ -457,13 +508,13 @@ def _read_annotations(root: Path) -> _Annotations:
     found = _Annotations()
     if not is_directory(path, key="dataset.root"):
         return found
-    contents = _contents(path)
+    contents = list_directory(path)
     found.others += [f"{ANNOTATION_DIRECTORY}/{name}" for name in contents.files]
     for number, directory in enumerate(contents.directories):
         place = f"{ANNOTATION_DIRECTORY}/{directory}"
         found.prefixes.append(f"{place}/")
         files = found.categories.setdefault(normalize_category(directory), _Directory())
-        inside = _contents(path / directory)
+        inside = list_directory(path / directory)
         found.others += [f"{place}/{name}/" for name in inside.directories]
         for name in inside.files:
             stem, suffix = split_name(name)
@@ -494,15 +545,19 @@ def _same_names(entries: Entries) -> list[Finding]:
     return [Finding("names", text, len(twice), examples(twice))]
 
 
-def _contents(path: Path) -> _Contents:
-    """What a directory holds, without what operating systems leave behind."""
-    found = _Contents([], [], [])
+def list_directory(path: Path) -> Contents:
+    """What a directory holds, without what operating systems leave behind.
+
+    Raises:
+        InputError: It cannot be listed.
+    """
+    found = Contents([], [], [])
     try:
         with os.scandir(path) as listing:
             for item in listing:
                 name = item.name
-                if name[0] != "." and name.lower() not in _LITTER:
-                    (found.directories if item.is_dir() else found.files).append(name)
+                if not is_litter(name):
+                    (found.directories if _is_directory(item) else found.files).append(name)
                 elif name[0] == "." and not name.startswith("._") and is_image_name(name):
                     found.hidden.append(name)  # `._a.jpg` is what macOS knows about `a.jpg`
     except OSError as error:

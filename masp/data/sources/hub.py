@@ -22,6 +22,11 @@ _PATTERNS = [f"*{suffix}" for suffix in (".parquet", ".arrow", ".tar", ".json", 
 _IMAGES = [f"*{spelled}" for suffix in sorted(IMAGE_EXTENSIONS) for spelled in _spellings(suffix)]
 
 
+def is_metadata(file: Path) -> bool:
+    """Whether a file is called as the Hub's tables beside images are: `metadata.csv`, `.jsonl` or `.parquet`."""
+    return file.stem.lower() == "metadata"
+
+
 def download(name: str) -> Path:
     """The local directory of a dataset of the hub. Data and images are downloaded, never code.
 

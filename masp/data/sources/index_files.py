@@ -1,6 +1,7 @@
 """The layout in which EmoSet's authors ship it: `ROOT/{train,val,test}.json` list images and annotations."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def read_index_files(root: Path, names: CategoryNames) -> Listing:
     return Listing(entries, names.valid or found, ignored, findings, lists_annotations=True)
 
 
-class _Directories:
+class FilesOnDisk:
     """The files of the directories that rows name, each listed once."""
 
     def __init__(self, root: Path) -> None:
@@ -82,7 +83,7 @@ def _compare_with_disk(root: Path, entries: Entries) -> tuple[tuple[Ignored, ...
 
     Keys stay those of the rows. A directory whose own name is in another form than in the rows is not looked for.
     """
-    directories = _Directories(root)
+    directories = FilesOnDisk(root)
     missing: list[str] = []
     used: set[str] = set()
     images: set[str] = set()
@@ -104,11 +105,20 @@ def _compare_with_disk(root: Path, entries: Entries) -> tuple[tuple[Ignored, ...
         for name in sorted(set((directories.names(directory) or {}).values()))
         if is_image_name(name) and not name.startswith(".") and (file := os.path.join(directory, name)) not in used
     ]
+    return tuple(unlisted), missing_images(missing, len(entries))
+
+
+def missing_images(missing: Sequence[str], count: int) -> tuple[Finding, ...]:
+    """What is said of images that do not exist.
+
+    Args:
+        missing: Paths of those that do not.
+        count: How many are listed.
+    """
     if not missing:
-        return tuple(unlisted), ()
-    text = f"{len(missing):,} of {len(entries):,} listed images do not exist"
-    serious = 2 * len(missing) > len(entries)
-    return tuple(unlisted), (Finding("missing", text, len(missing), examples(missing), serious),)
+        return ()
+    text = f"{len(missing):,} of {count:,} listed images do not exist"
+    return (Finding("missing", text, len(missing), examples(missing), serious=2 * len(missing) > count),)
 
 
 def read_info(root: Path) -> tuple[str, ...] | None:

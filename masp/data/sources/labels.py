@@ -24,6 +24,8 @@ from masp.files.text import nfc, shown
 
 _MAX_VOTES = 1e12
 """Most votes of an image for a category: sums of larger numbers are not exact."""
+_MANY_CATEGORIES = 20
+"""So many different labels are suspicious if most images have one of their own."""
 NO_LABEL = frozenset(("nan", "none", "null", "n/a", "na", "<na>"))
 """What programs write for a missing value, in lower case."""
 
@@ -155,7 +157,19 @@ class _Labeling:
         first = [numbers[each[0]] if each else -1 for each in meant]
         codes = np.array([*first, -1], dtype=np.int32)[column.codes]
         self._left_out(codes, name)
+        self._check_plausible(codes, name)
         return codes, valid
+
+    def _check_plausible(self, codes: np.ndarray, name: str) -> None:
+        """Say where values that hardly repeat are probably names or captions, and no labels."""
+        used = codes[codes >= 0]
+        count = len(np.unique(used))
+        if self.names.valid is None and count >= _MANY_CATEGORIES and 2 * count > len(used):
+            text = (
+                f"the {len(used):,} images have {count:,} different labels in column {shown(name)}, which probably "
+                "holds something else; dataset.columns.label names the column of the labels"
+            )
+            self.findings.append(Finding("labels", text, count, serious=True))
 
     def _meant(self, code: int, value: Value, name: str, column: Column) -> tuple[str, ...]:
         """The categories that a label means; none where its images are left out."""
@@ -228,6 +242,13 @@ class _Labeling:
             codes = labeled
         else:
             codes[~has_votes | is_tied] = -1
+            if (codes < 0).all():
+                votes_of = ", ".join(columns.distribution)
+                why = "are tied or have none" if has_votes.any() else "have none"
+                raise InputError(
+                    f"dataset.distribution = [{votes_of}]: no image can be used: by these columns all {len(codes):,} "
+                    f"images {why}; the first one is {self.rows.where(0)}"
+                )
             self._say_left_out(~has_votes, "nobody voted on")
             self._say_left_out(is_tied, "with as many votes for one category as for another")
         kinds, inverse = np.unique(shares, axis=0, return_inverse=True)
@@ -254,7 +275,10 @@ class _Labeling:
                 number = -1.0
             if not 0 <= number <= _MAX_VOTES:
                 where = _first_place(self.rows, column, code, name)
-                raise InputError(f"{where} = {shown(value)}: must be a number of votes, or a probability")
+                raise InputError(
+                    f"{where} = {shown(value)}: must be a number of votes or a probability, from 0 to "
+                    f"{_MAX_VOTES:,.0f}, or empty where nobody voted"
+                )
             found[code] = number
         return np.array(found)[column.codes]
 

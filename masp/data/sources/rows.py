@@ -149,6 +149,9 @@ class Header:
     distribution: tuple[str, ...] = ()
     """Columns with votes or probabilities, where the source knows them."""
 
+    label: str | None = None
+    """Column of the labels where none is called as usual."""
+
 
 class RowSource(Protocol):
     """A dataset whose images are listed in rows."""

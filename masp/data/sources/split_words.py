@@ -1,7 +1,7 @@
 """What splits are called in columns and in the names of files and directories."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from masp.taxonomy import Split
 
@@ -39,3 +39,21 @@ def split_word(path: str) -> str | None:
         if words:
             return words[0] if len({SPLIT_WORDS[word.lower()] for word in words}) == 1 else None
     return None
+
+
+def words_of_directories(paths: Sequence[str]) -> list[str | None]:
+    """The word for a split that each image's directories have, the innermost first; None for all if one has none.
+
+    Unlike in `split_word`, the word must be all of the directory's name.
+
+    Args:
+        paths: Paths relative to the root of the dataset; an absolute one has no word.
+    """
+    words: list[str | None] = []
+    for path in paths:
+        directories = [] if path.startswith("/") else path.split("/")[:-1]
+        word = next((each for each in reversed(directories) if each.lower() in SPLIT_WORDS), None)
+        if word is None:
+            return [None] * len(paths)
+        words.append(word)
+    return words

@@ -13,12 +13,13 @@ from typing import Any, TextIO
 import numpy as np
 
 from masp.config.schema import DatasetConfig
-from masp.data.findings import Finding, examples
 from masp.data.image_files.paths import is_url, path_inside, why_not_inside
 from masp.data.sources.columns import USUAL
-from masp.data.sources.index_files import _Directories
+from masp.data.sources.folders import has_image
+from masp.data.sources.hub import is_metadata
+from masp.data.sources.index_files import FilesOnDisk, missing_images
 from masp.data.sources.rows import Column, ColumnBuilder, Header, Rows, Value
-from masp.data.sources.split_words import split_word
+from masp.data.sources.split_words import SPLIT_WORDS, split_word, words_of_directories
 from masp.errors import InputError
 from masp.files.json_text import parse_json
 from masp.files.regular import UnsuitableFile, open_binary
@@ -28,8 +29,10 @@ MAX_LINE = 1 << 20
 """Longest line or field of a table, in characters."""
 
 EXTENSIONS = (".csv", ".tsv", ".jsonl")
-_IMAGE_DIRECTORIES = ("", "images/", "image/", "imgs/", "img/", "data/")
+IMAGE_DIRECTORIES = ("", "images/", "image/", "imgs/", "img/", "data/")
 """Where the images of a table are, relative to its directory."""
+_DIRECTORY = "directory of the image"
+"""Column of the labels that are those of directories."""
 _NUM_TRIED = 100
 """Rows by which the one of them is chosen that has most of their images."""
 
@@ -39,16 +42,15 @@ class TableSource:
 
     kind = "tables"
 
-    def __init__(self, root: Path, files: Sequence[Path], image_directory: str | None = None):
+    def __init__(self, root: Path, files: Sequence[Path], aspects: Collection[str]):
         """Tables that are not read yet.
 
         Args:
-            root: Directory that the paths of images are relative to.
-            files: The tables.
-            image_directory: What comes before every path, with a slash at its end; None finds it.
+            root: Directory of the dataset.
+            files: The tables, in it or below it.
+            aspects: Names of the aspects that columns may hold.
         """
-        self.root, self.files = root, files
-        self._image_directory = image_directory
+        self.root, self.files, self.aspects = root, files, aspects
 
     def header(self) -> Header:
         """The columns of all tables."""
@@ -57,78 +59,96 @@ class TableSource:
             found = tuple(table_columns(file))
             if columns is not None and set(columns) != set(found):
                 odd = sorted(set(columns) ^ set(found))[0]
-                raise InputError(f"{file}: has other columns than {self.files[0].name}, for example {shown(odd)}")
+                raise InputError(f"{file}: has other columns than {self.files[0]}, for example {shown(odd)}")
             columns = columns or found
-        return Header(columns or ())
+        assert columns is not None, "there are tables"
+        if any(_has_labels_in_directories(file, columns, self.aspects) for file in self.files):
+            return Header((*columns, _DIRECTORY), label=_DIRECTORY)
+        return Header(columns)
 
     def read(self, columns: Sequence[str], image: str | None, identity: str | None) -> Rows:
         """Read all rows; see `RowSource.read`."""
         assert image is not None, "a table has a column of paths"
         builders = {name: ColumnBuilder() for name in columns}
-        paths: list[str] = []
-        names: list[str] = []
+        on_disk = FilesOnDisk(self.root)
+        identities: list[str] = []
+        found: list[str] = []
+        missing: list[str] = []
         firsts: list[int] = []
         lines: list[int] = []
         words: list[str | None] = []
         for file in self.files:
-            firsts.append(len(paths))
+            firsts.append(len(lines))
+            place = file.parent.relative_to(self.root).as_posix()
+            place = "" if place == "." else f"{place}/"
+            paths: list[str] = []
             for line, row in table_rows(file, {image, identity, *columns}):
-                paths.append(_path(row.get(image), f"{file} line {line}: {image}"))
+                paths.append(_path(row.get(image), place, f"{file} line {line}: {image}"))
                 lines.append(line)
                 if identity is not None:
-                    names.append(_identity(row.get(identity), f"{file} line {line}: {identity}"))
+                    identities.append(_identity(row.get(identity), f"{file} line {line}: {identity}"))
                 for name, builder in builders.items():
-                    builder.append(row.get(name))
-            words += [split_word(file.relative_to(self.root).as_posix())] * (len(paths) - firsts[-1])
-        found, missing = self._find_images(paths)
-        prefix = f"{os.path.abspath(self.root)}/"
+                    builder.append(_category_directory(paths[-1], place) if name == _DIRECTORY else row.get(name))
+            found += self._find_images(on_disk, paths, place, missing)
+            if identity is None:
+                prefix = f"{os.path.abspath(self.root)}/"
+                identities += [path.removeprefix(prefix).lstrip("/") for path in paths]
+            word = split_word(file.relative_to(self.root).as_posix())
+            words += [word] * len(paths) if word else words_of_directories(paths)
         return Rows(
-            identities=names if identity is not None else [path.removeprefix(prefix).lstrip("/") for path in paths],
+            identities=identities,
             columns={name: builder.column() for name, builder in builders.items()},
             where=_Where(self.files, np.array(firsts), np.array(lines, dtype=np.int32)),
             paths=found,
             split_names=Column.of(words),
-            findings=missing,
+            findings=missing_images(missing, len(found)),
         )
 
-    def _find_images(self, paths: Sequence[str]) -> tuple[list[str], tuple[Finding, ...]]:
-        """The files that paths name, whose names on disk may be in another Unicode form, and what is said of those that
-        do not exist; they keep the path that they are listed with."""
-        on_disk = _Directories(self.root)
-        directory = self._image_directory
-        if directory is None:
-            first = [path for path in paths[:_NUM_TRIED] if not path.startswith("/")]
-            directory = max(  # of several with the same number, the first one
-                _IMAGE_DIRECTORIES, key=lambda each: sum(on_disk.find(f"{each}{path}") is not None for path in first)
-            )
+    def _find_images(self, on_disk: FilesOnDisk, paths: Sequence[str], place: str, missing: list[str]) -> list[str]:
+        """The files that the paths of a table name, whose names on disk may be in another Unicode form. One that does
+        not exist keeps the path that it is listed with.
+
+        Args:
+            on_disk: The files that exist.
+            paths: Paths relative to the root, or absolute.
+            place: Directory of the table, relative to the root, with a slash at its end.
+            missing: Where paths that do not exist are added.
+        """
+
+        def below(directory: str, path: str) -> str:
+            is_beside = not path.startswith("/") and path.startswith(place)
+            return f"{place}{directory}{path[len(place) :]}" if is_beside else path
+
+        first = [path for path in paths[:_NUM_TRIED] if not path.startswith("/")]
+        directory = max(  # of several with the same number, the first one
+            IMAGE_DIRECTORIES, key=lambda each: sum(on_disk.find(below(each, path)) is not None for path in first)
+        )
         found: list[str] = []
-        missing: list[str] = []
         for path in paths:
-            listed = path if path.startswith("/") else f"{directory}{path}"
+            listed = below(directory, path)
             there = on_disk.find(listed)
             if there is None:
                 missing.append(path)
             there = there or listed
             found.append(there if there.startswith("/") else f"{self.root}/{there}")
-        if not missing:
-            return found, ()
-        text = f"{len(missing):,} of {len(paths):,} listed images do not exist"
-        return found, (Finding("missing", text, len(missing), examples(missing), 2 * len(missing) > len(paths)),)
+        return found
 
 
-def lists_images(file: Path, config: DatasetConfig) -> bool:
+def lists_images(file: Path, config: DatasetConfig, aspects: Collection[str]) -> bool:
     """Whether a table has columns that seem to hold paths of images and labels, as many tables beside images have not;
     columns that the configuration names count, so that what is wrong with them is said later."""
-    return not _lacking((), config) or why_no_table(file, config) is None
+    return not _lacking((), config) or why_no_table(file, config, aspects) is None
 
 
-def why_no_table(file: Path, config: DatasetConfig) -> str | None:
+def why_no_table(file: Path, config: DatasetConfig, aspects: Collection[str]) -> str | None:
     """Why a file cannot be used as a table of images, in one line that names it; None if it can."""
     try:
         columns = table_columns(file)
     except InputError as error:
         return str(error)
     for key in _lacking(columns, config):
+        if key == "label" and _has_labels_in_directories(file, columns, aspects):
+            continue
         what = {"image": "the paths of images", "label": "the labels"}[key]
         return (
             f"{file}: no column seems to hold {what}; name it, as in dataset.columns.{key}={columns[0]}; there are "
@@ -143,6 +163,29 @@ def _lacking(columns: Sequence[str], config: DatasetConfig) -> list[str]:
     named = {"label"} if config.distribution else set()
     named |= (config.columns or {}).keys()
     return [key for key in ("image", "label") if key not in named and not lower & set(USUAL[key])]
+
+
+def _has_labels_in_directories(file: Path, columns: Sequence[str], aspects: Collection[str]) -> bool:
+    """Whether directories say what the labels are: those beside a table of the Hub that has only aspects."""
+    lower = {name.lower() for name in columns}
+    if not is_metadata(file) or lower & set(USUAL["label"]) or lower.isdisjoint(aspect.lower() for aspect in aspects):
+        return False
+    try:
+        return any(item.is_dir() and has_image(Path(item.path)) for item in os.scandir(file.parent))
+    except OSError as error:
+        raise InputError(f"{file.parent}: cannot list this directory: {reason(error)}") from None
+
+
+def _category_directory(path: str, place: str) -> str | None:
+    """The directory that is the category of an image: the first one below that of the table, or of the split.
+
+    Args:
+        path: Path of the image, relative to the root.
+        place: Directory of the table, relative to the root, with a slash at its end.
+    """
+    directories = path.removeprefix(place).split("/")[:-1]
+    others = (each for each in directories if each.lower() not in SPLIT_WORDS)
+    return next((each for each in others if f"{each.lower()}/" not in IMAGE_DIRECTORIES), None)
 
 
 class _Where:
@@ -177,7 +220,7 @@ def table_columns(file: Path) -> list[str]:
         InputError: Not a table.
     """
     with _reading(file) as text:
-        return _columns(file, text)
+        return [*filter(None, _columns(file, text))]
 
 
 def _columns(file: Path, text: TextIO) -> list[str]:
@@ -189,7 +232,8 @@ def _columns(file: Path, text: TextIO) -> list[str]:
     names = [name.strip() for name in next(_table_lines(file, text), (0, []))[1]]
     if not any(names):
         raise InputError(f"{file}: the first line must name the columns, for example image,label")
-    if twice := [name for name in names if names.count(name) > 1]:
+    # spreadsheets leave columns without a name at the end
+    if twice := [name for name in names if name and names.count(name) > 1]:
         raise InputError(f"{file}: has the column {shown(twice[0])} twice")
     return names
 
@@ -271,13 +315,19 @@ def _value(value: Any) -> Value:
     return None if isinstance(value, dict) else value
 
 
-def _path(value: Value, where: str) -> str:
-    """The path of an image file in its shortest form, checked."""
+def _path(value: Value, place: str, where: str) -> str:
+    """The path of an image file in its shortest form, checked.
+
+    Args:
+        value: As the table has it, relative to the directory of the table, or absolute.
+        place: That directory, relative to the root, with a slash at its end.
+        where: Names the value in errors.
+    """
     if not isinstance(value, str) or not value.strip():
         raise InputError(
             f"{where}: must be the path of an image file, not {'empty' if value is None else shown(value)}"
         )
-    path = path_inside(value, absolute=True)
+    path = path_inside(value, place=place, absolute=True)
     if path is None:
         raise InputError(f"{where}: {shown(value)}: {why_not_inside(value)}{'' if is_url(value) else ', or absolute'}")
     return path

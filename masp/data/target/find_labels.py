@@ -88,6 +88,12 @@ def is_table(labels: str | None) -> TypeGuard[str]:
     return labels is not None and labels.lower().endswith(EXTENSIONS)
 
 
+def with_a_label(target: TargetConfig) -> str:
+    """What to add to an error that there is no image; empty where every image has a label."""
+    every = target.labels is None and target.categories is None
+    return "" if every else f" that target {target.name} has a label for"
+
+
 def find_labels(config: Config, images: DatasetImages) -> Labels | None:
     """The labels of the target; None where the configuration says nothing of them, so that the dataset's count.
 

@@ -183,6 +183,7 @@ def _check_agreement(directory: Path, found: Mapping[str, dict[str, Any]]) -> No
         out = "out_hidden_size" if isinstance(vision, dict) and "out_hidden_size" in vision else "hidden_size"
         text = "text_config.hidden_size" if isinstance(config.get("text_config"), dict) else "hidden_size"
         pairs.append(((CONFIG, f"vision_config.{out}"), (CONFIG, text)))
+        _check_sections(directory, config)
     nested = found.get(PROCESSOR, {}).get("image_processor")
     for name in found.get(IMAGES, {}):
         if isinstance(nested, dict) and name in nested and name not in ("processor_class", "image_processor_type"):
@@ -203,6 +204,24 @@ def _check_agreement(directory: Path, found: Mapping[str, dict[str, Any]]) -> No
                 f"{key} = {shown(value)} in {file}" for (file, key), value in zip((first, second), values, strict=True)
             ]
             raise InputError(f"{KEY}: {directory}: {where[0]}, but {where[1]}; both must say the same")
+
+
+def _check_sections(directory: Path, config: dict[str, Any]) -> None:
+    """Time, height and width of a position share the pairs of channels that a head has, none left over."""
+    keys = [
+        f"{text}{rope}.mrope_section" for text in ("text_config.", "") for rope in ("rope_parameters", "rope_scaling")
+    ]
+    key = next((key for key in keys if _value(config, key) is not None), None)
+    text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
+    width, num_heads = text.get("hidden_size"), text.get("num_attention_heads")
+    if key is None or not isinstance(width, int) or not isinstance(num_heads, int) or num_heads < 1:
+        return
+    sections, num_pairs = _value(config, key), width // num_heads // 2
+    if not isinstance(sections, list) or not all(isinstance(n, int) for n in sections) or sum(sections) != num_pairs:
+        raise InputError(
+            f"{KEY}: {directory / CONFIG}: {key} = {shown(sections)}: must be integers whose sum is {num_pairs}, half "
+            f"of hidden_size = {width} divided by num_attention_heads = {num_heads}"
+        )
 
 
 def _value(content: Any, key: str) -> Any:

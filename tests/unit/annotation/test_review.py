@@ -9,7 +9,7 @@ from tests.annotated import changed
 
 
 def answers(count):
-    return [StoredAnswer(f"train/{n:04d}", "rain", (n * 7 % count) / count, "vlm") for n in range(count)]
+    return [StoredAnswer(f"train/{n:04d}", "rain", (n * 8 % count) / count, "vlm") for n in range(count)]
 
 
 def test_half_are_the_least_sure_and_half_are_spread():

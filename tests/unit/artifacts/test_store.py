@@ -25,7 +25,8 @@ from masp.artifacts.store import (
     save_aspects,
     save_soft_prompt,
 )
-from masp.artifacts.trained import check_lineage, check_target, quantization_notes
+from masp.artifacts.trained import check_lineage, check_target, load_trained, quantization_notes
+from masp.config import load_config
 from masp.errors import DataError, InputError, MaspError
 from masp.models.trainable import AspectModules, SoftPrompt
 
@@ -114,7 +115,7 @@ def test_a_choice_of_aspects_in_another_order(modules, aspect_path):
         turned, lineage = load_aspects(str(path), ["object", "scene"], HIDDEN)
         assert turned.aspects == ("object", "scene") and lineage.digest == aspect_digest(modules)
         assert torch.equal(turned.by_aspect["scene"].query, modules.by_aspect["scene"].query)
-        with pytest.raises(InputError, match="holds no aspect 'brightness'; it has object, scene"):
+        with pytest.raises(InputError, match="holds no aspect 'brightness'; it has object, scene, so give aspects="):
             load_aspects(str(path), ["scene", "brightness"], HIDDEN)
 
 
@@ -331,6 +332,28 @@ def test_misfits_are_refused_by_name(modules, aspect_path, soft_path):
         check_lineage(soft, "checkpoint.soft_prompt", "s", MODEL, None)
     imported = replace(soft, origin="imported", model=None, aspect_digest=None)
     check_lineage(imported, "checkpoint.soft_prompt", "s", MODEL, other)
+
+
+def test_a_soft_prompt_says_which_aspect_modules_a_run_lacks(soft_path, tmp_path, modules):
+    def refused(*overrides) -> str:
+        given = [f"output_dir={tmp_path / 'run'}", "aspects=[scene, object]", "dataset.name=folder", *overrides]
+        config = load_config("configs/demo.yaml", given)
+        with pytest.raises(InputError) as error:
+            load_trained(config, HIDDEN, MODEL)
+        return str(error.value)
+
+    lacking = f"checkpoint.aspect: {tmp_path}/run/stage1/aspect.safetensors does not exist"
+    assert refused().startswith(f"{lacking}; run `masp train --stage stage1`")
+    digest = aspect_digest(modules)[:12]
+    expected = f"{lacking}, and {soft_path} was trained with aspect modules {digest} of another run; "
+    assert refused(f"checkpoint.soft_prompt={soft_path}") == expected + "give checkpoint.aspect=FILE"
+    (tmp_path / "run" / "stage2").mkdir(parents=True)
+    own = save_soft_prompt(
+        SoftPrompt(torch.zeros(4, HIDDEN)),
+        tmp_path / "run" / "stage2",
+        Lineage("soft_prompt", "trained", model=MODEL, dataset="folder", layout="after_image", settings={}),
+    )
+    assert refused() == f"{lacking}, and {own} was trained without aspect modules; give checkpoint.aspect=none"
 
 
 def test_another_quantization_than_in_training_is_said():

@@ -15,7 +15,7 @@ import webdataset
 from masp.cache import reader
 from masp.cache.codec import TORCH_NAMES
 from masp.cache.layout import LAYOUT, MANIFEST
-from masp.cache.reader import open_cache
+from masp.cache.reader import open_cache, open_matching_cache
 from masp.data.datasets import dataset_of
 from masp.data.images import load_image
 from masp.errors import DataError, InputError
@@ -168,6 +168,30 @@ def test_another_model_is_refused_by_field(made, cache):
         cache.check_model(model_fields(vlm, config.vlm, "bf16"))
 
 
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"name": "emotion6"}, 'dataset.name = "folder", but here it is "emotion6"'),
+        ({"categories": ["{1}", "{0}"]}, "dataset.categories = "),
+        ({"categories": ["{0}", "{1}", "hope"]}, '"hope"]; give the value of the cache or another cache.dir'),
+    ],
+)
+def test_settings_of_another_dataset_are_refused(made, cache, settings, line):
+    root, vlm, folder = made
+    config = make_config(root, vlm, folder)
+    config.dataset.categories = [name.upper() for name in cache.categories]
+    assert open_matching_cache(config)[0].categories == cache.categories
+    changed = {
+        name: value if isinstance(value, str) else [each.format(*cache.categories) for each in value]
+        for name, value in settings.items()
+    }
+    for name, value in changed.items():
+        setattr(config.dataset, name, value)
+    with pytest.raises(InputError) as error:
+        open_matching_cache(config)
+    assert line in str(error.value) and str(folder) in str(error.value)
+
+
 def test_every_flipped_byte_of_a_sample_is_noticed(copied):
     folder, _ = copied
     cache = open_cache(folder)
@@ -221,6 +245,8 @@ def test_what_is_no_finished_cache_says_what_is_missing(copied, tmp_path):
     folder, _ = copied
     with pytest.raises(InputError, match="does not exist; make it with `masp extract`"):
         open_cache(tmp_path / "nothing")
+    with pytest.raises(InputError, match="manifest.json is a file; name the directory that `masp extract` made"):
+        open_cache(folder / MANIFEST)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="is not a feature cache"):
         open_cache(tmp_path / "empty")

@@ -121,3 +121,23 @@ def test_every_command_module_is_registered():
     assert [module.__name__.rpartition(".")[2] for module in main_module.COMMANDS] == [
         command for command in COMMANDS if command != "make-demo-data"
     ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "meant"),
+    [
+        (["trian", "--stage", "stage1"], "'trian' is not valid; did you mean train? See `masp --help`"),
+        (["cache", "inof", "c"], "'inof' is not valid; did you mean info? See `masp cache --help`"),
+        (["train", "--stage", "stage_2"], "'stage_2' is not valid; did you mean stage2? See `masp train --help`"),
+    ],
+)
+def test_what_a_misspelled_word_may_mean(argv, meant, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(*argv)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.endswith(f"{meant}\n") and error.count("\n") == 1
+
+
+def test_the_order_of_work_begins_with_the_dataset():
+    steps = [line.split()[1] for line in build_parser().format_help().splitlines() if line.startswith("  masp ")]
+    assert steps == ["datasets", "plan", "extract", "train", "train", "evaluate", "report"]

@@ -43,6 +43,11 @@ def test_arguments_of_the_process(parser, monkeypatch):
     assert parse_arguments(parser, None).overrides == ["seed=3"]
 
 
+def test_a_configuration_before_the_command(parser, capsys):
+    for argv in (["--config", "c.yaml", "train", "--stage", "stage1"], ["--config=c.yaml", "train"]):
+        assert "--config comes after the command" in refusal(parser, argv, capsys)
+
+
 def refusal(parser, argv, capsys, **names) -> str:
     with pytest.raises(SystemExit) as end:
         parse_arguments(parser, argv, **names)

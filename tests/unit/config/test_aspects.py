@@ -71,6 +71,9 @@ def test_an_aspect_of_ones_own(defined):
         ("n: {questions: [Q], kind: level, words: [a], bounds: [0, 1]}", "a level needs two or more words"),
         ("n: {questions: [Q], kind: level, words: [a, b], bounds: [0]}", "bounds = [0]: must be a list such as"),
         ("label: {questions: [Q]}", "'label' cannot be the name of an aspect"),
+        ("n: {questions: [Q], kind: level, words: [a, b], bounds: [-1.7e308, 1.7e308]}", "a level needs two numbers"),
+        ("a: {questions: [Q]}\nA: {questions: [Q]}", "line 2: the aspects 'a' and 'A' differ only in case or - and _"),
+        ("a_b: {questions: [Q]}\na-b: {questions: [Q]}", "the aspects 'a_b' and 'a-b' differ only in case or"),
         ("a.b: {questions: [Q]}", "'a.b' cannot be the name of an aspect"),
     ],
 )

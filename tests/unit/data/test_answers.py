@@ -177,3 +177,18 @@ def test_only_what_is_defined_is_read(tmp_path):
     path.write_text('{"scene": 3, "mood": 2}')
     aspects = {"mood": level(1.0, 10.0, "bad", "good")}
     assert read_annotation(path, aspects) == Annotation({"mood": "bad"}, ("scene",))
+
+
+def test_the_examples_of_the_document(tmp_path, repository):
+    """docs/aspects.md defines three aspects and shows an annotation with what becomes of it."""
+    text = (repository / "docs" / "aspects.md").read_text()
+    (tmp_path / "aspects.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0])
+    aspects = load_aspects(tmp_path / "aspects.yaml")
+    assert [aspect.kind for aspect in aspects.values()] == ["text", "list", "level"]
+    shown, _, rest = text.partition('`{"weather": ')[2].partition("`")
+    (tmp_path / "a.json").write_text('{"weather": ' + shown)
+    answers = read_annotation(tmp_path / "a.json", aspects).answers
+    assert list(answers) == list(aspects)
+    said = " ".join(rest.split())
+    weather, animals, crowdedness = (f"`{answer}`" for answer in answers.values())
+    assert said.startswith(f"gives the answers {weather}, {animals} and {crowdedness}.")

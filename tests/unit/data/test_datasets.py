@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -407,3 +408,45 @@ def test_what_may_be_meant_is_said(tmp_path):
         load_aspects(),
     )
     assert len(found.samples) == 2
+
+
+@pytest.mark.parametrize("split", ["train/", "training/", ""])
+def test_a_directory_is_listed_twice_at_most(tmp_path, monkeypatch, split):
+    num_images = 500
+    for category in ("joy", "fear", "awe"):
+        (tmp_path / split / category / "deep").mkdir(parents=True)
+        for number in range(num_images):
+            (tmp_path / split / category / "deep" / f"{number}.jpg").touch()
+    scan, listed, count = os.scandir, Counter(), Counter()
+
+    class Counted:
+        def __init__(self, path):
+            self._path, self._found = path, scan(path)
+            listed[os.path.basename(path)] += 1
+
+        def __iter__(self):
+            for item in self._found:
+                count[os.path.basename(self._path)] += 1
+                yield item
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self._found.close()
+
+    monkeypatch.setattr(os, "scandir", Counted)
+    listing = list_dataset(DatasetConfig(root=str(tmp_path), split=None if split else {"train": 1.0}), {})
+    assert len(listing.samples) == 3 * num_images and listed["deep"] >= 3
+    # looking for the first image of a directory reads only as far as that
+    assert count["deep"] <= 2 * 3 * num_images + 3 * 4
+
+
+def test_a_link_that_leads_to_itself_leads_nowhere(tmp_path):
+    (tmp_path / "train/joy").mkdir(parents=True)
+    (tmp_path / "train/joy/a.jpg").touch()
+    for place in (".", "train", "train/joy"):
+        (tmp_path / place / "circle").symlink_to("circle")
+    dataset = read_dataset(DatasetConfig(root=str(tmp_path)), load_aspects())
+    assert [sample.key for sample in dataset.samples] == ["train/joy/a%2Ejpg"]
+    assert set(dataset.ignored) == {"train/circle", "train/joy/circle"}

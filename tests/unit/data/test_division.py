@@ -199,3 +199,32 @@ def test_nothing_left_is_an_error(tmp_path):
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(InputError, match="empty.txt: lists no image"):
         divide(some(tmp_path, 2), config({"train": str(tmp_path / "empty.txt")}), None)
+
+
+def test_nothing_to_divide(tmp_path):
+    images = some(tmp_path, 8)
+    images.split[:] = SPLITS.index("val")
+    with pytest.raises(InputError, match="nothing to divide: data says itself that its images are of val, and only"):
+        divide(images, config({"train": 0.8, "test": 0.2}), None)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_record_that_another_user_made_private(tmp_path):
+    _, division = divide(some(tmp_path, 9), config(FRACTIONS), None)
+    record_division(tmp_path, division)
+    (tmp_path / "splits.json").chmod(0o600)
+    read, write = os.pipe()
+    as_another = os.fork()
+    if not as_another:
+        try:
+            os.chdir(tmp_path)  # the directories above are the first user's
+            os.setuid(65534)
+            read_division(".")
+        except InputError as error:
+            os.write(write, str(error).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(as_another, 0)
+    os.close(write)
+    assert os.read(read, 1000) == b"splits.json cannot be read: Permission denied"
+    os.close(read)

@@ -490,6 +490,34 @@ def test_signed_sixteen_bits_are_stretched():
     assert np.abs(gray_of(tiff(values, 1, kind=2)) - RAMP * 255).max() <= 1
 
 
+def test_unsigned_integers_of_32_bits_are_not_taken_for_negative():
+    values = np.rint(RAMP * (2**32 - 1)).astype(np.uint32)
+    assert np.abs(gray_of(tiff(values, 1)) - RAMP * 255).max() <= 1
+    signed = np.rint(RAMP * 60000 - 30000).astype(np.int32)
+    for order in "<>":
+        assert np.abs(gray_of(tiff(signed, 1, kind=2, order=order)) - RAMP * 255).max() <= 1
+
+
+def bitmap(alpha: np.ndarray) -> bytes:
+    """A BMP of version 4 with a fourth channel, which Pillow does not write."""
+    height, width = alpha.shape
+    pixels = np.dstack([PICTURE[:height, :width, ::-1], alpha])[::-1].astype(np.uint8).tobytes()
+    header = struct.pack("<IiiHHIIiiII", 108, width, height, 1, 32, 3, len(pixels), 0, 0, 0, 0)
+    header += struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + b"BGRs" + bytes(48)
+    return b"BM" + struct.pack("<IHHI", 14 + len(header) + len(pixels), 0, 0, 14 + len(header)) + header + pixels
+
+
+@pytest.mark.parametrize("transparency", ["white", "drop"])
+def test_a_bmp_whose_alpha_is_empty_is_opaque(transparency):
+    empty, half = np.zeros((40, 60)), np.zeros((40, 60))
+    half[20:] = 255
+    assert close(decode_image(bitmap(empty), transparency=transparency), PICTURE, 0)
+    page = PICTURE.copy()
+    if transparency == "white":
+        page[:20] = 255
+    assert close(decode_image(bitmap(half), transparency=transparency), page, 0)
+
+
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
 def test_a_transparent_gray_of_any_depth_becomes_white(depth):
     full = 2**depth - 1
@@ -636,6 +664,28 @@ def test_transparent_parts_of_every_format_become_white(format):
     rgb = np.asarray(decode_image(encoded(Image.fromarray(rgba), format, **options)))
     assert (rgb[:, :8] == 255).all()
     assert np.abs(rgb[:, 8:].astype(int) - (10, 20, 250)).max() <= 8
+
+
+@pytest.mark.parametrize("with_transparency", [False, True])
+@pytest.mark.parametrize("place", [(0, 0), (2, 1), (6, 5), (5, 0)])
+def test_what_the_first_frame_of_a_gif_does_not_cover_is_transparent(place, with_transparency):
+    """As viewers show it; Pillow alone fills it with the first color of the palette."""
+    frame = Image.new("P", (4, 3), 1)
+    frame.putpalette([200, 0, 0, 0, 90, 0, 0, 0, 30])
+    frame.putpixel((0, 0), 2)
+    data = bytearray(encoded(frame, "GIF", optimize=False, **({"transparency": 2} if with_transparency else {})))
+    assert b"\x2c" + struct.pack("<4H", 0, 0, 4, 3) in data
+    at = data.index(b"\x2c" + struct.pack("<4H", 0, 0, 4, 3))
+    data[6:10] = struct.pack("<2H", 10, 8)  # the canvas
+    data[at + 1 : at + 5] = struct.pack("<2H", *place)
+    rgb = np.asarray(decode_image(bytes(data)))
+    expected = np.full((8, 10, 3), 255, np.uint8)
+    left, top = place
+    expected[top : top + 3, left : left + 4] = (0, 90, 0)
+    expected[top, left] = (255, 255, 255) if with_transparency else (0, 0, 30)
+    assert (rgb == expected).all()
+    with Image.open(io.BytesIO(data)) as stored:  # `drop` is what Pillow does, bit for bit
+        assert decode_image(bytes(data), transparency="drop").tobytes() == stored.convert("RGB").tobytes()
 
 
 def test_memory_is_limited_in_bytes(tmp_path):

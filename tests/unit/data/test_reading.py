@@ -68,18 +68,25 @@ def test_a_category_must_be_text(root):
     assert "is not a category: must be text that names one" in refused(root)
 
 
-def test_roots_that_no_file_system_answers_for(root, monkeypatch):
+def test_roots_that_no_file_system_answers_for(root, tmp_path, monkeypatch):
     assert "File name too long" in refused("x" * 300)
     assert "embedded null byte" in refused("x\0y")
-    real = os.stat
+    real = os.scandir
+    lost = "train"
 
-    def stale(path, **options):
-        if str(path).endswith("train"):
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        return real(path, **options)
+    def stale(path):
+        if str(path).endswith(lost):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return real(path)
 
-    monkeypatch.setattr(os, "stat", stale)
-    assert refused(root).endswith("train cannot be examined: Stale file handle")
+    monkeypatch.setattr(os, "scandir", stale)
+    assert refused(root).endswith("train: cannot list this directory: Stale file handle")
+    # also where directories are searched for images, which are no category without any
+    deep = tmp_path / "other/images/joy/deep"
+    deep.mkdir(parents=True)
+    (deep / "a.jpg").touch()
+    lost = "deep"
+    assert refused(tmp_path / "other").endswith("deep: cannot list this directory: Stale file handle")
 
 
 def test_a_key_that_is_given_twice_has_no_answer(root, tmp_path):

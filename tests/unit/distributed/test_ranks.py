@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from masp.distributed.ranks import Ranks, _announce_slurm, read_ranks
+from masp.distributed.ranks import Ranks, _announce_slurm, note_idle_tasks, read_ranks
 from masp.errors import InputError
 
 SLURM = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "8"}
@@ -33,6 +33,28 @@ SLURM = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "4",
 def test_what_launchers_announce(environment, expected):
     assert read_ranks(environment) == expected
     assert expected.is_rank_0 == (expected.rank == 0)
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_noted"),
+    [
+        ({"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "5"}, True),
+        ({"SLURM_NTASKS": "8", "SLURM_JOB_ID": "5"}, True),
+        ({"SLURM_NTASKS": "1", "SLURM_JOB_ID": "5"}, False),
+        ({"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0"}, False),
+        (SLURM, False),
+        ({"SLURM_NTASKS": "8", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, False),
+        ({}, False),
+    ],
+)
+def test_tasks_of_a_job_that_nobody_starts_are_noted(environment, is_noted, monkeypatch, caplog):
+    for name in [name for name in os.environ if name.startswith("SLURM_")] + ["RANK", "WORLD_SIZE", "LOCAL_RANK"]:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    note_idle_tasks(read_ranks())
+    expected = ["Slurm job '5' has 8 tasks, but without srun this command is one process"] if is_noted else []
+    assert [message.partition(" and leaves")[0] for message in caplog.messages] == expected
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,6 +111,20 @@ def test_records_beside_the_metrics_of_another_evaluation_are_refused(tmp_path):
         compare(runs, tmp_path / "out")
 
 
+def test_runs_that_were_not_evaluated_alike_are_remarked_on(tmp_path):
+    runs = [make_run(tmp_path / name, [True] * 4) for name in "abc"]
+    asked = {"scoring": "likelihood", "question": "Which emotion?", "category_map": {}}
+    for run, differs in zip(runs, ({}, {}, {"scoring": "generate", "category_map": {"joy": "fear"}}), strict=True):
+        write_metrics(Path(run) / "evaluate" / "metrics.json", {"accuracy": 1.0, **asked, **differs, "lineage": {}})
+    assert not [note for note in compare(runs[:2], tmp_path / "out").notes if "alike" in note]
+    notes = [note for note in compare(runs, tmp_path / "out").notes if "alike" in note]
+    assert [note.partition(", so")[0] for note in notes] == [
+        "these runs were not evaluated alike: scoring is 'likelihood' in a, but 'generate' in c",
+        "these runs were not evaluated alike: category_map is {} in a, but {'joy': 'fear'} in c",
+    ]
+    assert "scoring is 'likelihood' in a" in (tmp_path / "out" / "compare.md").read_text()
+
+
 def test_an_output_that_cannot_be_written(tmp_path):
     runs = [make_run(tmp_path / name, [True] * 4) for name in "ab"]
     (tmp_path / "out" / "compare.json").mkdir(parents=True)
@@ -126,6 +141,9 @@ def test_runs_that_cannot_be_compared(tmp_path):
         compare([run, str(tmp_path / "none")], tmp_path)
     with pytest.raises(InputError, match="given twice"):
         compare([run, run], tmp_path)
+    (tmp_path / "metrics.json").write_text("{}")
+    with pytest.raises(InputError, match="metrics.json is not a records.h5; name the directory of the run"):
+        compare([run, str(tmp_path / "metrics.json")], tmp_path)
     (tmp_path / "link").symlink_to(run)
     for same in ("run/evaluate", "run/evaluate/records.h5", "link"):
         with pytest.raises(InputError, match="given twice"):

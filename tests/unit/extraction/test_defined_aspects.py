@@ -103,6 +103,10 @@ def test_training_on_it_says_what_to_do(folder, others):
         f"aspects: cache.dir: {folder / 'cache'} holds no answers to weather, defined after it was begun; extract into "
         "a new cache.dir, or run `masp annotate`, which also reads the annotations of the dataset"
     )
+    from masp.cli.doctor import _describe_cache
+
+    note = "begun before weather was defined, so without the dataset's answers to it"
+    assert _describe_cache(config) == f"16 images; {note}"
     config.cache = replace(config.cache, dir=str(folder / "new"))
     extract(config)
     stage = open_stage("stage1", config, "cpu")

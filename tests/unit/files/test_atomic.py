@@ -21,6 +21,23 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("through_a_link", [False, True])
+def test_what_is_not_a_file_is_not_replaced(tmp_path, through_a_link):
+    target = tmp_path / "named"
+    os.mkfifo(target)
+    if through_a_link:
+        target = tmp_path / "link"
+        target.symlink_to("named")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(OSError, match="not a regular file"):
+        write_bytes(target, b"page")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before and target.is_fifo()
+    nowhere = tmp_path / "nowhere"
+    nowhere.symlink_to("absent")
+    write_bytes(nowhere, b"page")
+    assert nowhere.read_bytes() == b"page" and not nowhere.is_symlink()
+
+
 def test_only_the_first_creates(tmp_path):
     path = tmp_path / "file"
     assert create_bytes(path, b"1")

@@ -26,10 +26,13 @@ OTHERS = {"fields", "isinstance", "describe_settings", "sections", "cast"}
 
 # Names, words and paths of users, versions and names of machines and libraries, text for people.
 FREE = {
+    "AnnotateConfig": "aspects",
+    "AnswerForm": "words",
+    "AspectSettings": "absent questions vocabulary words",
     "ClusterConfig": "partition account qos constraint mail_user mail_type setup sbatch",
     "CacheConfig": "dir",
     "CheckpointConfig": "aspect soft_prompt",
-    "Config": "output_dir questions",
+    "Config": "aspect_definitions aspects output_dir questions",
     "DatasetConfig": "root categories columns distribution label_names split",
     "Division": "names",
     "DatasetRow": "category_map metrics",
@@ -43,12 +46,12 @@ FREE = {
     "Header": "identity machine",
     "Holdings": "categories aspects",
     "KeyLine": "keys",
-    "Layout": "categories model",
+    "Layout": "answer_forms categories model",
     "Lineage": "aspects model machine dataset categories settings",
     "Machine": "device jpeg_library pillow processor_backend torch transformers webp_library",
     "MachineLine": "machine",
     "MajorityClass": "category",
-    "Manifest": "categories aspects",
+    "Manifest": "answer_forms categories aspects",
     "MapPlace": "file",
     "MetricsFile": "per_category categories confusion_columns left_out by_value num_values remark per_aspect dataset "
     "question category_map notes lineage",
@@ -57,6 +60,8 @@ FREE = {
     "PromptRow": "question",
     "PromptTable": "rows",
     "Note": "world num_pictures",
+    "StoredAnswer": "key answer",
+    "StoredAnswers": "aspects",
     "_Metadata": "aspects",
     "QuarantineEntry": "category answers path reason",
     "QuarantineLine": "path reason",
@@ -67,6 +72,7 @@ FREE = {
     "SplitCounts": "categories aspects",
     "Status": "message host",
     "Submitted": "result",
+    "TargetConfig": "categories labels name questions",
     "TemperatureScaling": "reason",
     "Timing": "device",
     "VlmConfig": "path",
@@ -76,12 +82,14 @@ FREE = {
 }
 # Digests, keys and ids: whatever reads them compares them with what they must be.
 COMPARED = {
+    "AnswerSource": "definition machine settings vlm",
     "DatasetRecord": "dataset",
     "Fingerprint": "model",
     "Generation": "shards keys",
-    "Lineage": "digest aspect_digest cache dataset_digest",
+    "Lineage": "digest aspect_digest answers cache dataset_digest",
     "MetricsFile": "protocol",
     "ProbeFile": "data_digest",
+    "Part": "shard",
     "ShardFile": "name",
     "Submitted": "job_ids job_name",
     "PartStatus": "job_ids",

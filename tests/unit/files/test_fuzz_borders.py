@@ -204,6 +204,14 @@ def questions(_: Path) -> bytes:
     return b"aspects:\n  scene: ['Where is this?', Say it]\n  object:\n  - Which things?\nemotion: ['{categories}?']\n"
 
 
+def aspects(_: Path) -> bytes:
+    return (
+        b"weather: {questions: [What is it], vocabulary: [rain, fog], absent: none, annotate: generate}\n"
+        b"mood:\n  kind: level\n  questions:\n  - How is it?\n  bounds: [0, 1.5]\n  words: [bad, good]\n"
+        b"things: {kind: list, questions: [Which things], annotate: never}\n"
+    )
+
+
 def prompts(_: Path) -> bytes:
     return b'{"scene": ["Where is this?", "Say it"], "emotion": ["Choose from: {}", "Or {0}?"]}'
 
@@ -268,6 +276,7 @@ BORDERS = (
     Border("index file of a dataset", "json", index_rows, lambda p: dataset_of(p.parent), "train.json"),
     Border("info.json", "json", info, lambda p: dataset_of(p.parent), "info.json"),
     Border("annotation", "json", annotation, lambda p: dataset_of(p.parents[2]), "annotation/awe/1.json"),
+    Border("aspects", "yaml", aspects, load_aspects, "aspects.yaml"),
     Border("questions", "yaml", questions, load_questions, "questions.yaml"),
     Border("questions of the published form", "json", prompts, load_questions, "prompts.json"),
     *(Border(**vars(border)) for border in RUN_BORDERS),

@@ -6,7 +6,15 @@ import os
 import pytest
 
 from masp.errors import InputError
-from masp.files.regular import exists, is_directory, is_file, read_bytes, read_tail
+from masp.files.regular import (
+    UnsuitableFile,
+    exists,
+    is_directory,
+    is_file,
+    open_descriptor,
+    read_bytes,
+    read_tail,
+)
 
 
 def test_a_file_is_read_whole_and_a_missing_one_is_none(tmp_path):
@@ -39,6 +47,20 @@ def test_what_is_not_a_regular_file_is_refused_at_once(tmp_path):
         read_bytes(tmp_path / ("x" * 300))
     with pytest.raises(InputError, match="null"):
         read_bytes(tmp_path / "a\0b")
+
+
+@pytest.mark.parametrize("flags", [os.O_WRONLY | os.O_APPEND, os.O_RDWR | os.O_CREAT])
+def test_a_link_is_read_but_not_written_through(tmp_path, flags):
+    (tmp_path / "file").write_bytes(b"precious")
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "to a directory").symlink_to("directory")
+    for name, target in (("link", "file"), ("dangling", "absent")):
+        (tmp_path / name).symlink_to(target)
+        with pytest.raises(UnsuitableFile, match="a symbolic link, which is not written to"):
+            open_descriptor(tmp_path / name, flags)
+    assert read_bytes(tmp_path / "link") == b"precious" and not (tmp_path / "absent").exists()
+    os.close(open_descriptor(tmp_path / "file", flags))
+    os.close(open_descriptor(tmp_path / "to a directory" / "new", flags | os.O_CREAT))  # only the last name counts
 
 
 def test_what_a_path_is(tmp_path):

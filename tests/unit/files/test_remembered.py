@@ -1,10 +1,14 @@
 """What is remembered of files; `tests/unit/plan/headers/test_memory.py` tests damage and files that change."""
 
+import os
+import pwd
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from masp.files import remembered
-from masp.files.remembered import Remembered, memory_file, read_rows
+from masp.files.remembered import Remembered, memory_file, read_rows, user_cache
 
 COLUMNS = (("length", "<i4"), ("digest", "u1", (4,)))
 
@@ -36,3 +40,39 @@ def test_each_kind_and_dataset_has_a_memory_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     found = {memory_file(kind, *parts) for kind in ("a", "b") for parts in (("x", 1), ("x", 2), ("y", 1))}
     assert len(found) == 6 and {path.parent for path in found} == {tmp_path / "masp"}
+
+
+def test_a_user_without_a_home_remembers_nothing(files, monkeypatch, caplog):
+    def unknown(_):
+        raise KeyError("uid not found")
+
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    caplog.set_level("INFO")
+    for _ in range(2):
+        memory = Remembered(user_cache() / "memory.bin", {}, COLUMNS, files)
+        assert not memory.is_known.any()
+        memory.save(np.ones(4, dtype=bool))
+    assert caplog.text.count("memory.bin cannot be written (Not a directory); what was found out is not kept") == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_memory_that_another_user_made_private(files, tmp_path):
+    path = tmp_path / "memory.bin"
+    memory = Remembered(path, {}, COLUMNS, files)
+    memory.save(np.ones(4, dtype=bool))
+    path.chmod(0o600)
+    as_another = os.fork()
+    if not as_another:
+        code = 1
+        try:
+            os.chdir(tmp_path)  # the directories above are the first user's
+            os.setuid(65534)
+            other = Remembered(Path("memory.bin"), {}, COLUMNS, ["a", "b"])
+            other.save(np.ones(2, dtype=bool))  # says that it cannot
+            code = int(other.is_known.any())
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(as_another, 0)[1]) == 0
+    assert Remembered(path, {}, COLUMNS, files).is_known.tolist() == [True, True, True, False]

@@ -54,6 +54,20 @@ def test_separators_are_words_between_features_and_aspects_come_before_the_first
     assert set(sequence.labels[: -len(answer) - 1].tolist()) == {IGNORED}
 
 
+def test_a_prompt_longer_than_the_vlm_was_made_for_is_remarked_on_once(prompt, caplog):
+    def long(limit):
+        return dataclasses.replace(prompt, family=dataclasses.replace(prompt.family, max_positions=limit))
+
+    length = len(built(prompt, tiles(prompt, 40)))
+    for limit in (length, None, 4096):
+        built(long(limit), tiles(prompt, 40))
+    assert prompt.family.max_positions == 4096 and not caplog.messages
+    for _ in range(3):
+        built(long(length - 1), tiles(prompt, 40))
+    (message,) = caplog.messages
+    assert f"more positions than the {length - 1} that the VLM was made for" in message
+
+
 def test_without_features_the_tokens_around_a_small_image_are_written(prompt):
     prompt = dataclasses.replace(prompt, lead=(11, 12), trail=(13,))
     sequence = built(prompt, None, soft=0)

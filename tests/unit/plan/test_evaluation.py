@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from masp.artifacts.trained import Trained
+from masp.config import load_aspects
 from masp.data.datasets import dataset_of
 from masp.data.questions import questions_of
 from masp.data.sample import Sample
@@ -126,7 +127,7 @@ def test_aspects_take_what_torch_counts(config, images, sizes, monkeypatch, layo
     images = [p for p in images if p.sample.split == "test" and p.sample.answers]
     work = evaluation_work(config, *sizes, images, CATEGORIES)
     prompt, questions = load_prompt(config.vlm.path), questions_of(config)
-    closed = {"brightness": closed_answers("brightness", set())}
+    closed = {"brightness": closed_answers(load_aspects()["brightness"], set())}
     longest = num_tokens_of_longest(prompt, {"object": ["dog, tree"]})
     modules = AspectModules(config.aspects, 32)
     scorer = AspectScorer(config, modules.requires_grad_(False), layout, questions, closed, longest, "cpu")

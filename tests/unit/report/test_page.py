@@ -1,6 +1,7 @@
 """The report: complete, self-contained, and never fooled by a name."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -210,6 +211,12 @@ def test_nothing_to_report_says_what_to_run(tmp_path, exists):
     assert "\n" not in str(error.value) and str(folder) in str(error.value)
 
 
+def test_a_file_in_the_place_of_a_run_is_called_one(tmp_path):
+    (tmp_path / "metrics.json").write_text("{}")
+    with pytest.raises(InputError, match="metrics.json is a file; name the directory of the run"):
+        write_report(tmp_path / "metrics.json")
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"accuracy": "x", "num_samples": 1, "num_correct": 1}'])
 def test_damaged_metrics_are_an_error(tmp_path, text):
     (tmp_path / "metrics.json").write_text(text)
@@ -289,6 +296,14 @@ def test_an_output_that_is_a_directory_is_refused(tmp_path):
     run = make_run(tmp_path)
     with pytest.raises(InputError, match="is a directory"):
         write_report(run, tmp_path)
+
+
+def test_an_output_that_is_a_device_or_a_fifo_is_not_replaced(tmp_path):
+    run, output = make_run(tmp_path), tmp_path / "fifo"
+    os.mkfifo(output)
+    with pytest.raises(InputError, match="fifo: cannot be written: not a regular file; give --output another file"):
+        write_report(run, output)
+    assert output.is_fifo()
 
 
 def browse(chromium, page, screenshot, profile, width):

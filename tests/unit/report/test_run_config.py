@@ -51,6 +51,7 @@ def test_what_is_damaged_is_kept_as_text_and_not_used(tmp_path, text):
         ("evaluate: {split: tset}", "evaluate.split = 'tset': must be one of train, val, test"),
         ("evaluate: {scoring: Likelihood}", "evaluate.scoring = 'Likelihood': must be one of likelihood, generate"),
         ("stage2: {layout: 3}", "stage2.layout = 3: must be one of after_image, released"),
+        ("aspect_definitions: [3]", "aspect_definitions = [3]: must be a non-empty string"),
         ("vlm: {transparency: black}", "vlm.transparency = 'black': must be one of white, drop"),
         ("vlm: {max_side: 0}", "vlm.max_side = 0: must be an integer of at least 1, or null"),
         ("dataset: {name: elsewhere}", "dataset.name = 'elsewhere': must be one of emoset, "),

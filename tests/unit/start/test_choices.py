@@ -33,13 +33,13 @@ def test_a_plain_directory_gets_settings_of_its_size(data):
     assert config.stage2.validate_every == config.stage2.checkpoint_every == sizes.validate_every
     assert config.stage1.learning_rate == stage_sizes("stage1", 96, chosen.scales.stage1).learning_rate
     assert (config.engine.precision, config.cache.dtype, config.engine.zero_stage) == ("fp32", "fp32", 0)
-    assert len(config.aspects) == 6  # which the VLM will annotate
+    assert len(config.aspects) == 6 and config.annotate.aspects == config.aspects  # the VLM will annotate them
 
 
 def test_annotated_aspects_are_those_in_use(tmp_path):
     root = make(tmp_path / "data", {"joy": 20, "fear": 20}, annotated=True)
     config = choose(str(root), [VLM], "mine", CPU).config
-    assert config.aspects == ["scene", "brightness"]
+    assert config.aspects == ["scene", "brightness"] and config.annotate.aspects is None
     assert choose(str(root), [VLM, "aspects=[object]"], "mine", CPU).config.aspects == ["object"]
 
 

@@ -11,6 +11,8 @@ from masp.start.steps import step_names
     [
         ([], False, "extract stage1 stage2 evaluate"),
         ([], True, "extract annotate stage1 stage2 evaluate"),
+        (["annotate.aspects=[scene]"], False, "extract annotate stage1 stage2 evaluate"),
+        (["annotate.aspects=[scene]", "cache.dir=null"], True, "stage1 stage2 evaluate"),
         (["aspects=[]"], True, "extract stage2 evaluate"),
         (["checkpoint.aspect=a.pth"], True, "extract stage2 evaluate"),
         (["checkpoint.aspect=none", "checkpoint.soft_prompt=none"], False, "extract evaluate"),

@@ -52,6 +52,35 @@ def test_what_was_no_choice_before_is_in_the_identity_only_where_it_is_taken(run
     ]
 
 
+def test_stage_1_does_not_depend_on_the_target_and_stage_2_names_it(run):
+    before = [open_stage(name, run, "cpu") for name in ("stage1", "stage2")]
+    assert before[1].target is None and before[1].artifact.name == "soft_prompt_folder.safetensors"
+    run.target = replace(run.target, name="season", questions=["Which of {categories}?"], categories=["joy", "awe"])
+    one, two = (open_stage(name, run, "cpu") for name in ("stage1", "stage2"))
+    assert one.identity() == before[0].identity() and one.target is None and one.cache.labels is None
+    assert one.cache.categories == before[0].cache.categories
+    assert set(two.identity()) - set(before[1].identity()) == {"target"}
+    assert two.identity()["target"] == vars(two.target) and two.identity()["categories"] == ["joy", "awe"]
+    assert (two.target.name, two.target.source, len(two.target.labels)) == ("season", "dataset", 64)
+    assert two.artifact.name == "soft_prompt_folder_season.safetensors"
+    kept = [before[1].cache.read(row).category in ("joy", "awe") for row in before[1].schedule.rows.tolist()]
+    assert two.schedule.rows.tolist() == before[1].schedule.rows[kept].tolist() and not all(kept)
+    run.target = replace(run.target, categories=["awe", "joy"])
+    assert open_stage("stage2", run, "cpu").target.labels != two.target.labels
+    run.target = replace(run.target, name="emotion", questions=None, categories=None)
+    assert open_stage("stage2", run, "cpu").identity() == before[1].identity()
+
+
+def test_no_training_image_with_a_label_is_said_of_the_target(run, tmp_path):
+    keys = [key for key in open_stage("stage2", run, "cpu").cache.index.keys if key.startswith("test/")]
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(["key,label", *(f"{key},{'hot' if n % 2 else 'cold'}" for n, key in enumerate(keys))]))
+    run.target = replace(run.target, name="heat", questions=["{categories}?"], labels=str(table))
+    with pytest.raises(InputError, match="has no training image that target heat has a label for"):
+        open_stage("stage2", run, "cpu")
+    open_stage("stage1", run, "cpu")
+
+
 def test_a_soft_prompt_starts_from_the_rows_behind_the_last_token(run):
     run.stage2 = replace(run.stage2, soft_prompt_init="padding_rows", num_soft_prompt_tokens=5)
     model, prompt = open_stage("stage2", run, "cpu").build("cpu")
@@ -139,7 +168,7 @@ def test_the_dataset_says_which_key_was_probably_meant(run, monkeypatch):
         Holdings({}, {}),
         tuple(key_findings({("Human Action", "human_action"): 3, ("Colourfulness", "colorfulness"): 2})),
     )
-    monkeypatch.setattr(stages, "read_findings", lambda *_: record)
+    monkeypatch.setattr(stages, "findings_of", lambda *_: record)
     run.aspects = ["scene", "human_action", "colorfulness"]
     with pytest.raises(InputError) as error:
         open_stage("stage1", run, "cpu")
@@ -147,7 +176,7 @@ def test_the_dataset_says_which_key_was_probably_meant(run, monkeypatch):
         "aspects: no training image is annotated with human_action or colorfulness (3 annotations have the key "
         "'Human Action', which is ignored: did you mean human_action?) (2 annotations have the key 'Colourfulness', "
         "which is ignored: did you mean colorfulness?), so that their modules would keep random values; give "
-        "aspects=[scene] or annotate images with them"
+        "aspects=[scene] or annotate images with them (`masp annotate` lets the VLM do it)"
     )
 
 

@@ -1,4 +1,5 @@
 """Directories that `datasets` writes with `save_to_disk`: arrow files, and JSON files that say which and of what split.
+Where there are no such JSON files, as in the cache of `load_dataset`, the arrow files alone.
 
 The images in them lie one after another as they are, so each is read like a file of its own, without Arrow. The files
 are mapped into memory only while they are listed.
@@ -8,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ from masp.data.sources.containers.arrow_files import (
     common_columns,
     has_paths,
     image_paths,
+    images_on_disk,
     labels_in,
     shifted,
 )
@@ -37,11 +40,13 @@ from masp.data.sources.containers.identities import identities_of
 from masp.data.sources.containers.listed_files import (
     ListedFile,
     listed_files,
-    named_splits,
+    missing_files,
     open_listed,
     split_names,
 )
+from masp.data.sources.folders import is_litter
 from masp.data.sources.rows import ColumnBuilder, Header, Rows
+from masp.data.sources.split_words import split_word
 from masp.errors import InputError
 from masp.files.regular import exists
 from masp.files.text import all_lines, reason, shown
@@ -99,21 +104,23 @@ class _File(FileColumns):
 
 
 class ArrowSource:
-    """A directory that `datasets` wrote with `save_to_disk`."""
+    """A directory that `datasets` wrote with `save_to_disk`, or arrow files."""
 
     kind = "arrow files"
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, files: Sequence[Path] = ()):
         """Take a directory; nothing is read yet.
 
         Args:
-            root: Directory with `dataset_dict.json`, and a directory per split, or with `state.json`.
+            root: Directory with `dataset_dict.json`, and a directory per split, or with `state.json`; or directory that
+                `files` are in or below.
+            files: Arrow files; if there are none, those that the JSON files name.
 
         Raises:
             InputError: pyarrow is not installed.
         """
         require_pyarrow(f"{root}: arrow files")
-        self._path, self._root = root, directory_prefix(root)
+        self._path, self._root, self._paths = root, directory_prefix(root), files
         self._files: list[_File] | None = None
 
     def header(self) -> Header:
@@ -142,10 +149,11 @@ class ArrowSource:
             numbered = zip(files, counts, strict=True)
             identities = [f"{file.listed.name}/{row:08d}" for file, count in numbered for row in range(count)]
         rows = Rows(identities, {name: found[name] for name in columns}, where)
-        rows.split_names = split_names([file.split for file in files], counts)
-        rows.split_names = rows.split_names or named_splits([file.listed for file in files], counts)
+        rows.split_names = split_names([file.split or split_word(file.listed.name) for file in files], counts)
+        rows.findings = missing_files([file.listed for file in files])
         if is_path:
-            rows.paths = image_paths(self._root, found[image], image, where)
+            rows.paths, missing = images_on_disk(self._root, image_paths(found[image], image, where))
+            rows.findings += missing
         else:
             numbers = [np.arange(count, dtype=np.int64) for count in counts]
             containers = np.repeat(np.arange(len(files), dtype=np.int32), counts)
@@ -157,12 +165,16 @@ class ArrowSource:
 
     def _read_schemas(self) -> list[_File]:
         if self._files is None:
-            self._files = _read_schemas(self._path)
+            self._files = _read_schemas(self._path, self._paths)
         return self._files
 
 
-def _read_schemas(root: Path) -> list[_File]:
-    parts = [_read_part(root / name if name else root, name) for name in _split_directories(root)]
+def _read_schemas(root: Path, files: Sequence[Path]) -> list[_File]:
+    if files:
+        owners_of = {directory: _read_part(directory, "") for directory in {file.parent for file in files}}
+        parts = [replace(owners_of[file.parent], names=(file.name,)) for file in files]
+    else:
+        parts = [_read_part(root / name if name else root, name) for name in _split_directories(root)]
     listed = listed_files(root, [part.directory / name for part in parts for name in part.names], ".arrow")
     owners = [part for part in parts for _ in part.names]
     return [_read_schema(file, part) for file, part in zip(listed, owners, strict=True)]
@@ -182,6 +194,8 @@ def _split_directories(root: Path) -> list[str]:
 
 def _read_part(directory: Path, split: str) -> _Part:
     path = directory / STATE_FILE
+    if not exists(path, key="dataset.root") and (names := _arrow_files(directory)):
+        return _Part(directory, split or None, names, _described_labels(directory))
     state = _read_object(path)
     if state.get("_indices_data_files") or state.get("_indices_files"):
         raise InputError(
@@ -194,12 +208,24 @@ def _read_part(directory: Path, split: str) -> _Part:
     entries = [entry.get("filename") if isinstance(entry, dict) else entry for entry in files]
     names = tuple(_plain_name(name, f"{path}: _data_files") for name in entries)
     own = state.get("_split")
-    labels = None
-    if exists(directory / INFO_FILE, key="dataset.root"):
-        info = _read_object(directory / INFO_FILE)
-        if info.get("features") is not None:
-            labels = label_names(info["features"], str(directory / INFO_FILE))
+    labels = _described_labels(directory)
     return _Part(directory, split or (own if isinstance(own, str) and own else None), names, labels)
+
+
+def _arrow_files(directory: Path) -> tuple[str, ...]:
+    """The arrow files in a directory, sorted; none if it cannot be listed."""
+    try:
+        names = sorted(os.listdir(directory))
+    except OSError:
+        return ()
+    return tuple(name for name in names if name.lower().endswith(".arrow") and not is_litter(name))
+
+
+def _described_labels(directory: Path) -> dict[str, tuple[str, ...]] | None:
+    """Names of labels by `dataset_info.json`; None where it does not describe the columns, or is not there."""
+    path = directory / INFO_FILE
+    info = _read_object(path) if exists(path, key="dataset.root") else {}
+    return label_names(info["features"], str(path)) if info.get("features") is not None else None
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from masp.data.findings import Finding
 from masp.data.image_files.paths import INSIDE, path_inside, why_not_inside
 from masp.data.sources.containers.arrow_columns import READABLE, label_names
 from masp.data.sources.containers.listed_files import ListedFile
+from masp.data.sources.index_files import FilesOnDisk, missing_images
 from masp.data.sources.rows import Column, Header
 from masp.errors import InputError
 from masp.files.json_text import parse_json
@@ -121,26 +124,40 @@ def check_readable(files: Sequence[FileColumns], columns: Iterable[str]) -> None
                 )
 
 
-def image_paths(root: str, column: Column, name: str, where: Callable[[int], str]) -> list[str]:
-    """The paths that a column names, below the root.
+def image_paths(column: Column, name: str, where: Callable[[int], str], place: str = "") -> list[str]:
+    """The paths that a column names, relative to the root.
 
     Args:
-        root: Directory of the dataset, with a slash at its end.
-        column: Paths relative to the root.
+        column: Paths.
         name: Name of the column, for errors.
         where: Names a row in errors.
+        place: Directory that the paths are relative to, itself relative to the root, with a slash at its end.
 
     Raises:
         InputError: A row has none, or one that leaves the directory.
     """
-    texts = [path_inside(value) if isinstance(value, str) else None for value in column.values]
+    texts = [path_inside(value, place=place) if isinstance(value, str) else None for value in column.values]
     is_bad = np.array([text is None for text in texts] + [True])  # the last one is that of code -1
     if (bad := np.flatnonzero(is_bad[column.codes])).size:
         row = int(bad[0])
         value = column[row]
         why = why_not_inside(value) if isinstance(value, str) else INSIDE
         raise InputError(f"{where(row)}: column {shown(name)} = {shown(value)}: {why}")
-    return [f"{root}{texts[code]}" for code in column.codes.tolist()]
+    return [text for code in column.codes.tolist() if (text := texts[code]) is not None]
+
+
+def images_on_disk(root: str, paths: Sequence[str]) -> tuple[list[str], tuple[Finding, ...]]:
+    """The files that paths name, whose names on disk may be in another Unicode form, and which do not exist.
+
+    Args:
+        root: Directory of the dataset, with a slash at its end.
+        paths: Paths relative to it.
+    """
+    on_disk = FilesOnDisk(Path(root))
+    found = [on_disk.find(path) for path in paths]
+    missing = [path for path, there in zip(paths, found, strict=True) if there is None]
+    files = [f"{root}{there or path}" for path, there in zip(paths, found, strict=True)]
+    return files, missing_images(missing, len(paths))
 
 
 class RowNames:

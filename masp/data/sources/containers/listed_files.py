@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from masp.data.findings import Finding, examples
 from masp.data.sample import directory_prefix
 from masp.data.sources.rows import Column
 from masp.data.sources.split_words import split_word
@@ -20,6 +22,7 @@ from masp.files.text import reason, shown
 MAX_TEXT_BYTES = 1 << 20
 """Size limit of a value that says something of an image."""
 
+_NUMBERED = re.compile(r"(?P<name>.*)-(?P<number>\d{5})-of-(?P<total>\d{5})")
 _POINTER = b"version https://git-lfs"
 _COMPRESSED = {b"\x1f\x8b": "gzip -d", b"\x28\xb5\x2f\xfd": "zstd -d", b"BZh": "bzip2 -d", b"\xfd7zXZ\x00": "xz -d"}
 
@@ -60,6 +63,24 @@ def listed_files(root: Path, files: Sequence[Path], extension: str) -> list[List
             raise InputError(f"{path}: its images would be called like those of {other.path}; rename one of the files")
         found[name] = ListedFile(path, name)
     return list(found.values())
+
+
+def missing_files(files: Sequence[ListedFile]) -> tuple[Finding, ...]:
+    """What is said of files whose names count more of them than there are: `train-00000-of-00005` alone."""
+    numbers: dict[tuple[str, int], set[int]] = {}
+    for file in files:
+        if found := _NUMBERED.fullmatch(file.name):
+            numbers.setdefault((found["name"], int(found["total"])), set()).add(int(found["number"]))
+    missing = [
+        f"{name}-{number:05d}-of-{total:05d}"
+        for (name, total), present in numbers.items()
+        for number in sorted(set(range(total)) - present)
+    ]
+    if not missing:
+        return ()
+    count = len(missing)
+    text = f"by the names of the files, {count:,} more should be there; the images in them are not used"
+    return (Finding("missing", text, count, examples(missing[:3]), serious=True),)
 
 
 def open_listed(path: str | Path) -> BinaryIO:

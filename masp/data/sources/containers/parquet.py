@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from masp.data.sources.containers.arrow_files import (
     common_columns,
     has_paths,
     image_paths,
+    images_on_disk,
     labels_in,
     shifted,
 )
@@ -30,11 +33,14 @@ from masp.data.sources.containers.identities import identities_of
 from masp.data.sources.containers.listed_files import (
     ListedFile,
     listed_files,
+    missing_files,
     named_splits,
     not_of_this_kind,
     open_listed,
 )
-from masp.data.sources.rows import ColumnBuilder, Header, Rows
+from masp.data.sources.hub import is_metadata
+from masp.data.sources.rows import Column, ColumnBuilder, Header, Rows
+from masp.data.sources.split_words import words_of_directories
 from masp.errors import InputError
 from masp.files.text import all_lines, reason, shown
 
@@ -145,12 +151,28 @@ class ParquetSource:
             identities = [f"{f.listed.name}/{row:08d}" for f in footers for row in range(f.num_rows)]
         rows = Rows(identities, {name: found[name] for name in columns}, where)
         rows.split_names = named_splits(self._files, counts)
+        rows.findings = missing_files(self._files)
         if is_path:
-            rows.paths = image_paths(self._root, found[image], image, where)
+            paths = self._image_paths(found[image], image, where)
+            rows.paths, missing = images_on_disk(self._root, paths)
+            rows.findings += missing
+            if rows.split_names is None:
+                rows.split_names = Column.of(words_of_directories(paths))
         else:
             rows.places = _places(footers, self._root, image)
             rows.blocks = _blocks(footers)
         return rows
+
+    def _image_paths(self, column: Column, name: str, where: RowNames) -> list[str]:
+        """The paths of a column; those in `metadata.parquet` are relative to its directory."""
+        places = [file.name[: file.name.rfind("/") + 1] if is_metadata(Path(file.path)) else "" for file in self._files]
+        counts = np.diff(where.starts)
+        paths: list[str] = []
+        for place, files in itertools.groupby(zip(places, counts.tolist(), strict=True), key=operator.itemgetter(0)):
+            start, count = len(paths), sum(num_rows for _, num_rows in files)
+            rows = column.part(np.arange(start, start + count))
+            paths += image_paths(rows, name, shifted(where, start), place)
+        return paths
 
     def _read_footers(self) -> list[_Footer]:
         if self._footers is None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from masp.config import load_aspects
 from masp.config.schema import DatasetConfig
 from masp.data.sources.find import find_dataset
 from masp.errors import InputError
@@ -15,7 +16,7 @@ def files(root, *names):
 
 
 def find(root, **settings):
-    return find_dataset(DatasetConfig(root=str(root), **settings))
+    return find_dataset(DatasetConfig(root=str(root), **settings), load_aspects())
 
 
 @pytest.mark.parametrize(
@@ -69,6 +70,11 @@ def test_patterns_and_files(tmp_path):
         (["a.tar"], "*.parquet", {}, "no such file"),
         (["0.tar"], "{0..3}.tar", {}, "no such file"),
         (["a.tar", "b.csv"], "*", {}, "has only one kind of them"),
+        (["data.zip"], "", {}, "'data.zip': unpack it first"),
+        (["data.zip"], "data.zip", {}, "'data.zip': unpack it first"),
+        (["train.tar.gz", "README.md"], "", {}, "'train.tar.gz': unpack it first"),
+        (["labels.json", "a.png"], "", {}, "'labels.json': a table in JSON must be a .jsonl file"),
+        (["labels.xlsx", "a.png"], "", {}, "'labels.xlsx': save it as a .csv table"),
     ],
 )
 def test_refused(tmp_path, names, root, settings, message):
@@ -104,3 +110,9 @@ def test_odd_names_around_a_pattern(tmp_path):
 def test_patterns_that_are_refused(tmp_path, pattern, message):
     with pytest.raises(InputError, match=message):
         find(tmp_path / pattern)
+
+
+@pytest.mark.parametrize("root", ["https://a.org/data.tar", "s3://bucket/train-{00000..00009}.tar", "file:///data"])
+def test_urls_are_refused(root):
+    with pytest.raises(InputError, match="a URL, of which only hf://owner/name is read; download the data"):
+        find(root)

@@ -83,6 +83,39 @@ def test_tables_of_splits_and_absolute_paths(images):
     assert dataset.samples[0].key == "test/images/4%2Epng"
 
 
+def test_columns_of_aspects_of_ones_own(images, tmp_path):
+    (tmp_path / "aspects.yaml").write_text(
+        "Weather-Type: {questions: [Q], vocabulary: [rain, fog]}\n"
+        "stars: {kind: level, questions: [Q], bounds: [1, 5], words: [poor, fair, good]}\n"
+        "animals: {kind: list, questions: [Q]}\n"
+        "mood: {questions: [Q]}\n"
+    )
+    aspects = load_aspects(tmp_path / "aspects.yaml")
+    rows = [
+        "file,label,split,weather-type,stars,Animal,tone,emotion",
+        "0.png,joy,train,Rain,3.5,cat,calm,x",
+        "sub/1.png,fear,test,hail,1,dog,wild,y",
+    ]
+    (images / "labels.csv").write_text("\n".join(rows))
+    dataset = read_dataset(DatasetConfig(root=str(images), columns={"mood": "tone"}), aspects)
+    assert [sample.answers for sample in dataset.samples] == [
+        {"Weather-Type": "hail", "stars": "poor", "mood": "wild"},
+        {"Weather-Type": "rain", "stars": "fair", "mood": "calm"},
+    ]
+    (found,) = [finding for finding in dataset.findings if "column" in finding.text]
+    assert found.serious and found.meant == "animals"
+    assert str(found) == (
+        "column 'Animal' is ignored: did you mean animals? dataset.columns.animals=Animal reads it as this aspect"
+    )
+    assert any(
+        "Weather-Type that are not in its vocabulary (1 different); they are kept: 'hail'" in str(f)
+        for f in dataset.findings
+    )
+    (images / "labels.csv").write_text("\n".join([rows[0], rows[1].replace("3.5", "7")]))
+    with pytest.raises(InputError, match=r"labels.csv.*stars = '7': must be a number from 1 to 5, or be left out"):
+        read_dataset(DatasetConfig(root=str(images)), aspects)
+
+
 def test_columns_ids_and_label_names(images, tmp_path):
     rows = [f"{n % 3},{path(n)},no {n},extra" for n in range(6)]
     (images / "x.csv").write_text("\n".join(["code,bild,nr,image", *rows]))
@@ -238,17 +271,17 @@ def test_which_files_are_tables_of_images(images):
     file = images / "x.csv"
     config = DatasetConfig(root=str(images))
     file.write_text("image,width\n0.png,8\n")
-    assert "x.csv: no column seems to hold the labels; name it, as in" in str(why_no_table(file, config))
-    assert not lists_images(file, config)
+    assert "x.csv: no column seems to hold the labels; name it, as in" in str(why_no_table(file, config, ()))
+    assert not lists_images(file, config, ())
     for more in ({"columns": {"label": "width"}}, {"distribution": ["width"]}):
         named = DatasetConfig(root=str(images), **more)
-        assert why_no_table(file, named) is None and lists_images(file, named)
+        assert why_no_table(file, named, ()) is None and lists_images(file, named, ())
     file.write_text("width,label\n8,joy\n")
-    assert "no column seems to hold the paths of images" in str(why_no_table(file, config))
+    assert "no column seems to hold the paths of images" in str(why_no_table(file, config, ()))
     file.write_bytes(b"\xff\xfe")
-    assert "not text in UTF-8" in str(why_no_table(file, config))
+    assert "not text in UTF-8" in str(why_no_table(file, config, ()))
     file.write_text("Image,Label\n0.png,joy\n")
-    assert why_no_table(file, config) is None
+    assert why_no_table(file, config, ()) is None
 
 
 @pytest.mark.parametrize("label", ["-1", "1.0", "inf", "-inf", "1e3", "3"])
@@ -303,7 +336,7 @@ def test_values_of_lists_keep_their_types():
 def test_votes_are_finite(images, votes):
     (images / "v.jsonl").write_text(f'{{"image": "0.png", "a": {votes}, "b": {votes}}}')
     message = refused(images, distribution=["a", "b"])
-    assert "line 1: a = " in message and "must be a number of votes, or a probability" in message
+    assert "line 1: a = " in message and "must be a number of votes or a probability" in message
 
 
 def test_label_names_that_contradict_each_other(images):
@@ -370,3 +403,169 @@ def test_a_number_that_is_none_is_no_label(images):
     dataset = read(images / "x.parquet", label_names={"0": "fear", "1": "joy"}, split={"train": 1.0})
     assert sorted(s.category for s in dataset.samples) == ["fear", "joy"]
     assert "2 of 4 images have no label, or one that is left out" in " ".join(map(str, dataset.findings))
+
+
+def write_images(root, *names):
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number * 20, 0, 0)).save(root / name)
+
+
+def write_metadata(file, rows):
+    """Write rows as the Hub's `metadata.csv`, `.jsonl` or `.parquet`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    elif file.suffix == ".jsonl":
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        file.write_text("\n".join([",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("place", ["{split}", "data/{split}"])
+def test_a_table_of_the_hub_in_each_split(tmp_path, suffix, place):
+    for split in ("train", "validation", "test"):
+        directory = tmp_path / place.format(split=split)
+        write_images(directory, "a.png", "images/b.png")
+        rows = [
+            {"file_name": "a.png", "label": "joy", "scene": "sea"},
+            {"file_name": "images/b.png", "label": "fear", "scene": "wood"},
+        ]
+        write_metadata(directory / f"metadata.{suffix}", rows)
+    dataset = read(tmp_path)
+    found = [(sample.split, sample.category, sample.answers["scene"]) for sample in dataset.samples]
+    both = [("joy", "sea"), ("fear", "wood")]
+    assert sorted(found) == sorted((split, *each) for split in ("train", "val", "test") for each in both)
+    assert all(os.path.isfile(sample.image) for sample in dataset.samples)
+    assert len({sample.image for sample in dataset.samples}) == 6 and not any(f.serious for f in dataset.findings)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_table_of_the_hub_in_the_root(tmp_path, suffix):
+    write_images(tmp_path, "train/a.png", "test/b.png")
+    rows = [{"file_name": "train/a.png", "label": "joy"}, {"file_name": "test/b.png", "label": "fear"}]
+    write_metadata(tmp_path / f"metadata.{suffix}", rows)
+    assert {(s.split, s.category) for s in read(tmp_path).samples} == {("train", "joy"), ("test", "fear")}
+    # one image outside the directories of splits, and nothing is concluded from directories
+    write_images(tmp_path, "c.png")
+    write_metadata(tmp_path / f"metadata.{suffix}", [*rows, {"file_name": "c.png", "label": "joy"}])
+    assert "dataset.split must be given" in refused(tmp_path)
+
+
+def test_a_table_of_the_hub_counts_before_directories(tmp_path):
+    write_images(tmp_path / "train", "sea/a.png", "wood/b.png")
+    write_metadata(tmp_path / "train/metadata.csv", [{"file_name": "sea/a.png", "label": "joy"}])
+    assert [(s.key, s.category) for s in read(tmp_path).samples] == [("train/train/sea/a%2Epng", "joy")]
+    assert len(read(tmp_path, format="folders").samples) == 2
+    (tmp_path / "train/metadata.csv").rename(tmp_path / "train/labels.csv")  # of any other name, only without folders
+    assert read(tmp_path).categories == ("sea", "wood")
+    assert read(tmp_path, format="table").categories == ("joy",)
+
+
+def test_any_table_in_the_directory_of_a_split(tmp_path):
+    for split in ("train", "valid"):
+        write_images(tmp_path / split, "images/a.png")
+        write_metadata(tmp_path / split / "_classes.csv", [{"filename": "a.png", "label": "joy"}])
+    assert [s.key for s in read(tmp_path).samples] == ["train/train/a%2Epng", "val/valid/a%2Epng"]
+    assert all(os.path.isfile(sample.image) for sample in read(tmp_path).samples)
+    assert [s.key for s in read(tmp_path / "valid/_classes.csv").samples] == ["val/valid/a%2Epng"]
+
+
+def test_aspects_in_a_table_of_the_hub_and_categories_in_directories(tmp_path):
+    for split in ("train", "test"):
+        write_images(tmp_path / split, "joy/deep/a.png", "Fear/b.png")
+        rows = [{"file_name": "joy/deep/a.png", "brightness": 0.5}, {"file_name": "Fear/b.png", "brightness": 0.1}]
+        write_metadata(tmp_path / split / "metadata.csv", rows)
+    found = {(s.split, s.category, s.answers["brightness"]) for s in read(tmp_path).samples}
+    both = [("joy", "moderate"), ("fear", "very low")]
+    assert found == {(split, *each) for split in ("train", "test") for each in both}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"file_name": "../../a.png", "label": "joy"}], "inside it"),
+        ([{"file_name": "..", "label": "joy"}], "inside it"),
+        ([{"file_name": ".", "label": "joy"}], "inside it"),
+        ([{"file_name": "a.png", "text": "joy"}], "metadata.csv: no column seems to hold the labels"),
+        ([{"file_name": "a.png", "scene": "sea"}], "metadata.csv: no column seems to hold the labels"),
+    ],
+)
+def test_tables_of_the_hub_that_are_refused(tmp_path, rows, message):
+    write_images(tmp_path / "train", "a.png")
+    write_metadata(tmp_path / "train/metadata.csv", rows)
+    assert message in refused(tmp_path)
+
+
+def test_a_table_of_the_hub_without_labels_is_named(tmp_path):
+    for split, column in (("train", "label"), ("test", "caption")):
+        write_images(tmp_path / split, "a.png")
+        write_metadata(tmp_path / split / "metadata.csv", [{"file_name": "a.png", column: "joy"}])
+    assert "has other columns than" in refused(tmp_path) and "test/metadata.csv" in refused(tmp_path)
+    assert len(read(f"{tmp_path}/train/metadata.csv").samples) == 1
+
+
+def test_an_image_beside_the_directory_of_its_table(tmp_path):
+    write_images(tmp_path, "images/a.png")
+    write_metadata(tmp_path / "train/metadata.csv", [{"file_name": "../images/a.png", "label": "joy"}])
+    (sample,) = read(tmp_path).samples
+    assert sample.image == f"{tmp_path}/images/a.png" and sample.split == "train"
+
+
+@pytest.mark.parametrize(
+    ("joy", "fear", "expected"),
+    [
+        (
+            [1.0, float("nan")],
+            [0.0, 1.0],
+            "row 1: joy = nan: must be a number of votes or a probability, from 0 to 1,000",
+        ),
+        ([1, -1], [0, 2], "row 1: joy = -1: must be a number of votes or a probability"),
+        ([1.0, float("inf")], [0.0, 1.0], "row 1: joy = inf: must be"),
+        ([0, 0], [0, None], "by these columns all 2 images have none; the first one is "),
+        ([0, 3], [0, 3], "by these columns all 2 images are tied or have none; the first one is "),
+        ([1, 0, None], [3, 0, None], [("fear", (0.25, 0.75))]),
+        ([-0.0, 0.5], [0.25, None], [("fear", (0.0, 1.0)), ("joy", (1.0, 0.0))]),
+    ],
+)
+def test_votes_in_parquet_files(images, joy, fear, expected):
+    data = [(images / "images/0.png").read_bytes()] * len(joy)
+    pq.write_table(pa.table({"image": data, "joy": joy, "fear": fear}), images / "train.parquet")
+    settings = {"distribution": ["joy", "fear"]}
+    if isinstance(expected, str):
+        assert expected in refused(images, **settings)
+    else:
+        dataset = read(images, **settings)
+        assert [(sample.category, sample.distribution) for sample in dataset.samples] == expected
+        left_out = len(joy) - len(expected)
+        assert [finding.count for finding in dataset.findings if finding.kind == "labels"] == [left_out][:left_out]
+
+
+@pytest.mark.parametrize(("each", "is_odd"), [(1, True), (2, False)])
+def test_labels_that_are_probably_something_else(images, each, is_odd):
+    rows = [f"{path(n % 6)},{n},caption {n // each},train\n" for n in range(48)]
+    (images / "all.csv").write_text("image,id,label,split\n" + "".join(rows))
+    findings = [finding for finding in read(images, columns={"id": "id"}).findings if finding.kind == "labels"]
+    assert [finding.serious for finding in findings] == [True] * is_odd
+    assert not is_odd or "the 48 images have 48 different labels in column 'label'" in findings[0].text
+    (images / "all.csv").write_text("image,id,label,split\n" + rows[0].replace("caption", "word " * 60))
+    assert "line 2: label: 'word" in refused(images) and "must have at most 255 characters, not 301" in refused(images)
+
+
+def test_columns_without_a_name(images):
+    """Spreadsheets leave them at the end, pandas puts one in front."""
+    (images / "all.csv").write_text(",image,label,split,,\n0,0.png,joy,train,,\n1,sub/1.png,fear,test,x,\n")
+    assert len(read(images).samples) == 2
+    (images / "all.csv").write_text(",file,what,,\n0,0.png,joy,,\n")
+    assert refused(images / "all.csv").endswith("as in dataset.columns.label=what; there are file, what")
+
+
+def test_images_that_do_not_exist_are_reported_for_parquet_files_too(images):
+    os.rename(images / "images/0.png", images / "images/cafe\u0301.png")
+    names = ["images/caf\u00e9.png", "images/2.png", "images/gone.png"]
+    pq.write_table(pa.table({"image": names, "label": ["joy", "fear", "joy"]}), images / "train.parquet")
+    dataset = read(images)
+    assert [os.path.isfile(sample.image) for sample in dataset.samples] == [True, True, False]
+    (finding,) = (each for each in dataset.findings if each.kind == "missing")
+    assert (finding.count, finding.examples) == (1, ("images/gone.png",))

@@ -21,6 +21,7 @@ def parts(command, stage=None, *settings: str, cluster=SLURM) -> list[Part]:
     ("command", "stage", "names"),
     [
         ("extract", None, ["extract"]),
+        ("annotate", None, ["annotate"]),
         ("train", "stage1", ["stage1"]),
         ("train", "stage2", ["stage2"]),
         ("evaluate", None, ["evaluate"]),
@@ -48,6 +49,15 @@ def test_without_a_cache_a_pipeline_has_no_extraction():
         parts("extract", None, "cache.dir=null")
 
 
+def test_a_pipeline_annotates_where_aspects_are_listed():
+    names = [part.name for part in parts("pipeline", None, "annotate.aspects=[scene]")]
+    assert names == ["extract", "annotate", "stage1", "stage2", "evaluate"]
+    for other in ("aspects=[]", "cache.dir=null", "checkpoint.aspect=none"):
+        assert PartName.ANNOTATE not in [p.name for p in parts("pipeline", None, "annotate.aspects=[scene]", other)]
+    (found,) = parts("annotate", None, "cluster.annotate.num_tasks=3", "cluster.annotate.max_parallel=2")
+    assert ([job.task_index for job in found.jobs], found.max_parallel) == ([0, 1, 2], 2)
+
+
 def test_training_needs_a_stage():
     with pytest.raises(InputError, match="train needs --stage stage1 or --stage stage2"):
         parts("train")
@@ -61,7 +71,7 @@ def test_what_a_part_asks_for():
     assert [job.task_index for job in extract.jobs] == list(range(7))
     assert (stage1.num_nodes, stage1.tasks_per_node, stage1.num_ranks, stage1.max_parallel) == (2, 3, 6, 1)
     assert (evaluate.num_nodes, evaluate.max_parallel, len(evaluate.jobs)) == (4, 256, 2)
-    assert [name.section for name in PartName] == ["extract", "train", "train", "evaluate"]
+    assert [name.section for name in PartName] == ["extract", "annotate", "train", "train", "evaluate"]
 
 
 def test_results_are_where_the_commands_leave_them():

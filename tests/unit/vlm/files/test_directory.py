@@ -62,6 +62,14 @@ def test_a_key_that_is_refused(vlm, change, name, values, message):
     assert message in refused(vlm)
 
 
+@pytest.mark.parametrize("sections", [[1, 1, 1], [2, 1, 2], [1, 3.0], "124"])
+def test_sections_of_positions_that_do_not_make_up_a_head(vlm, change, sections):
+    change("config.json", text_config__rope_parameters={"rope_type": "default", "mrope_section": sections})
+    assert ": must be integers whose sum is 4, half of hidden_size = 32 divided by num_attention_heads = 4" in refused(
+        vlm
+    )
+
+
 @pytest.mark.parametrize("name", ["adapter_config.json", "hf_quant_config.json"])
 def test_weights_of_something_else(vlm, name):
     (vlm / name).write_text('{"base_model_name_or_path": "owner/other"}')

@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from masp.config.schema import DatasetConfig
+from masp.data.datasets import list_dataset
 from masp.data.image_files.stored import Section
 from masp.data.images import UnreadableImage, load_image
 from masp.data.sources.containers.arrow import ArrowSource
@@ -136,6 +138,42 @@ def test_descriptions_that_are_not_valid(root):
     ):
         state.write_text(text)
         assert words in refused(ArrowSource(root / "test").header)
+
+
+def found(root):
+    return list_dataset(DatasetConfig(root=str(root)), {}).whole()
+
+
+@pytest.mark.parametrize("lost", [[], ["state.json"], ["dataset_dict.json"], ["dataset_dict.json", "state.json"]])
+def test_descriptions_that_are_missing(root, lost):
+    """A directory that was copied without them, and the cache of `load_dataset`, which never has them."""
+    for path in [path for name in lost for path in root.rglob(name)]:
+        path.unlink()
+    (root / "training/cache-0123456789abcdef.arrow").write_text("what map() left")
+    dataset = found(root)
+    assert [(s.key, s.category) for s in dataset.samples] == [
+        ("test/test/data-00000-of-00001/00000000", "fear"),
+        ("test/test/data-00000-of-00001/00000001", "awe"),
+        ("train/training/data-00000-of-00002/00000000", "awe"),
+        ("train/training/data-00000-of-00002/00000001", "fear"),
+        ("train/training/data-00000-of-00002/00000002", "awe"),
+        ("train/training/data-00001-of-00002/00000000", "fear"),
+        ("train/training/data-00001-of-00002/00000001", "awe"),
+    ]
+
+
+def test_files_by_their_names(root):
+    assert len(found(root / "training/data-00001-of-00002.arrow").samples) == 2
+    (root / "training/state.json").write_text('{"_data_files": [{"filename": "a.arrow"}], "_indices_data_files": [1]}')
+    assert "load and save it" in refused(lambda: found(root / "training/data-00001-of-00002.arrow"))
+
+
+def test_a_file_that_the_others_count_is_missing(root):
+    (root / "training/state.json").unlink()
+    (root / "training/data-00000-of-00002.arrow").unlink()
+    (finding,) = (each for each in found(root).findings if each.kind == "missing")
+    assert finding.serious and "1 more should be there" in finding.text
+    assert finding.examples == ("training/data-00000-of-00002",)
 
 
 def test_what_is_not_a_whole_stream(tmp_path):

@@ -2,8 +2,8 @@
 
 import pytest
 
+from masp.annotation.review_page import ReviewedAspect, ReviewedImage, write_review
 from masp.errors import InputError
-from masp.report.review import ReviewedAspect, ReviewedImage, write_review
 
 EVIL = '"><script>alert(1)</script>'
 
