@@ -90,7 +90,7 @@ def _recognized(settings: DatasetConfig, aspects: Aspects) -> DatasetName:
                 continue
         if len(own) == 1:
             return own[0]
-    if find_dataset(settings).format == "emoset":
+    if find_dataset(settings, aspects).format == "emoset":
         categories = set(list_dataset(dataclasses.replace(settings, name="folder"), aspects).categories)
         if categories <= set(CATEGORY_SETS["emoset"]):
             return "emoset"
