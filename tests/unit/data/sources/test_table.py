@@ -116,6 +116,21 @@ def test_columns_of_aspects_of_ones_own(images, tmp_path):
         read_dataset(DatasetConfig(root=str(images)), aspects)
 
 
+def test_a_table_of_the_hub_is_told_by_an_aspect_of_ones_own(tmp_path):
+    """`metadata.csv` beside directories of labels is theirs, if it has a column of an aspect and none of labels."""
+    for name in ("joy/a.png", "fear/b.png"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "data" / name)
+    (tmp_path / "data" / "metadata.csv").write_text("file_name,Weather\njoy/a.png,rain\nfear/b.png,fog\n")
+    (tmp_path / "aspects.yaml").write_text("weather: {questions: [Q]}\n")
+    config = DatasetConfig(root=str(tmp_path / "data"), split={"train": 1.0})
+    found = read_dataset(config, load_aspects(tmp_path / "aspects.yaml")).samples
+    answers = {"joy": {"weather": "rain"}, "fear": {"weather": "fog"}}
+    assert {sample.category: sample.answers for sample in found} == answers
+    without = read_dataset(config, load_aspects()).samples  # the table says nothing that is asked
+    assert {sample.category: sample.answers for sample in without} == {"joy": {}, "fear": {}}
+
+
 def test_columns_ids_and_label_names(images, tmp_path):
     rows = [f"{n % 3},{path(n)},no {n},extra" for n in range(6)]
     (images / "x.csv").write_text("\n".join(["code,bild,nr,image", *rows]))
