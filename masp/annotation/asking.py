@@ -2,13 +2,13 @@
 
 The prompt is the stock one: system turn, image, question. Nothing that was trained is in it. System turn and image run
 once for all aspects of a batch; each question goes on from their keys and values and leaves them as they are. Families
-whose layers keep states, which cannot branch, run them again for each question.
+with windows or states, for which padding between the two would count (`Family.pads_left`), run them with each question.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -43,27 +43,21 @@ class Answer:
 
 @dataclass
 class _BehindPrefix:
-    """The language half behind prefixes that have run, in the form that scoring takes."""
+    """The language half behind the prefix of a batch, which runs once, in the form that scoring takes."""
 
     language: LanguageHalf
     num_logits: int | None = None
-    prefixes: dict[bool, Any] = field(default_factory=dict)
-    """Caches with the prefix of the batch, by whether a candidate tree can go on from them."""
-    branches: bool = False
-
-    def begin(self, branches: bool) -> None:
-        """What comes next compares likelihoods (`branches`) or writes."""
-        self.branches = branches and not self.language.family.is_plain
+    prefix: Any = None
+    """Cache of the prefix; None until it has run, and in families that run it with each question."""
 
     def hidden(self, batch: Batch, cache: Any = None) -> Tensor:
         """Hidden states behind the question `[B, Ls, D]`."""
         if batch.prefix is None:
             return run(self.language, batch, None, None, cache)
-        if self.branches not in self.prefixes:
-            prefix = self.language.new_cache(branches=self.branches)
-            run_prefix(self.language, batch, None, None, prefix)
-            self.prefixes[self.branches] = prefix
-        hold_same(cache, self.prefixes[self.branches])
+        if self.prefix is None:
+            self.prefix = self.language.new_cache()
+            run_prefix(self.language, batch, None, None, self.prefix)
+        hold_same(cache, self.prefix)
         return run_suffix(self.language, batch, None, None, cache)
 
 
@@ -123,11 +117,9 @@ class VlmAnnotator:
 
     def _answers(self, model: _BehindPrefix, batch: Batch, aspect: Aspect) -> list[Answer]:
         if aspect.annotate == "generate":
-            model.begin(branches=False)
             probabilities: list[list[float]] = []
             rows, _ = generate(model, batch, self.max_new_tokens, self.prompt.stop, probabilities)
             return [self._written(ids, p, aspect) for ids, p in zip(rows, probabilities, strict=True)]
-        model.begin(branches=True)
         choices = [*aspect.vocabulary, *([] if aspect.absent is None else [aspect.absent])]
         sums, _ = score_categories(model, batch, [self.prompt.answer(choice) for choice in choices], self.prompt.end)
         shares = sums.double().softmax(dim=1)

@@ -5,7 +5,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
-from masp.vlm.caches import behind, go_on_from, read_only, take_rows
+from masp.vlm.caches import behind, go_on_from, hold_same, read_only, take_rows
 
 
 def random(*shape):
@@ -110,3 +110,19 @@ def test_a_pass_goes_on_from_what_a_repeated_one_added():
 def test_what_was_extended_in_place_is_gone_on_from_as_it_is():
     cache = go_on_from(DynamicCache())
     assert behind(cache) is cache
+
+
+def test_a_cache_with_the_same_content_grows_alone():
+    """As often as wanted, from one prefix: keys and values, with a window or without."""
+    first = filled()
+    first.layers = first.layers[:2]
+    before = [tensor.clone() for layer in first.layers for tensor in (layer.keys, layer.values)]
+    new, found = random(2, 3, 2, 8), []
+    for _ in range(2):
+        other = DynamicCache()
+        hold_same(other, first)
+        found.append([tensor for layer in other.layers for tensor in layer.update(new, new)])
+        assert other.get_seq_length() == 8 and first.get_seq_length() == 6
+    assert all(torch.equal(one, another) for one, another in zip(*found, strict=True))
+    after = [tensor for layer in first.layers for tensor in (layer.keys, layer.values)]
+    assert all(torch.equal(one, another) for one, another in zip(before, after, strict=True))
