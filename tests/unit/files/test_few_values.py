@@ -54,7 +54,7 @@ FREE = {
     "Manifest": "answer_forms categories aspects",
     "MapPlace": "file",
     "MetricsFile": "per_category categories confusion_columns left_out by_value num_values remark per_aspect dataset "
-    "question category_map notes lineage",
+    "question category_map notes lineage target",
     "PartConfig": "gpu_type sbatch srun python",
     "PartStatus": "message elapsed",
     "PromptRow": "question",
@@ -79,6 +79,7 @@ FREE = {
     "_Hello": "host",
     "_Holder": "host",
     "_News": "text",
+    "TargetLineage": "name source",
 }
 # Digests, keys and ids: whatever reads them compares them with what they must be.
 COMPARED = {
@@ -99,6 +100,7 @@ COMPARED = {
     "_Header": "identity",
     "_Hello": "token",
     "_Meta": "identity tensors",
+    "TargetLineage": "labels questions",
 }
 
 
