@@ -70,7 +70,7 @@ FREE = {
     "SampleRecord": "category answers",
     "Sidecar": "name",
     "SplitCounts": "categories aspects",
-    "Status": "message host",
+    "Status": "message host warning",
     "Submitted": "result",
     "TargetConfig": "categories labels name questions",
     "TemperatureScaling": "reason",
