@@ -1,6 +1,7 @@
 """`masp annotate` in real processes: two tasks, one of them killed; what training and evaluation then say."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,10 @@ import pytest
 from masp.cache.annotations.manifest import read_stored
 from masp.config import save_config
 from tests.annotated import changed, copy_cache, files_of, make_annotated
+
+
+LONG = ("annotate.aspects=[weather,mood]", "annotate.batch_size=1", "annotate.max_new_tokens=48")
+"""Settings with which a signal meets a job that is still at work."""
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +45,33 @@ def test_two_tasks_of_which_one_is_killed(commands, config, tmp_path):
     assert again.code == 0 and "masp train" in again.last_line, again
     assert kept and all(path.read_bytes() == data for path, data in kept.items())
     assert files_of(two) == files_of(whole)
+
+
+def test_a_signal_stops_it_cleanly_and_the_next_call_goes_on(commands, config, tmp_path):
+    whole, stopped = (copy_cache(config, tmp_path / name) for name in ("whole", "stopped"))
+    for own in (whole, stopped):
+        save_config(changed(own, tmp_path, *LONG), Path(own.cache.dir).parent / "config.yaml")
+    parts = Path(stopped.cache.dir) / "annotations" / ".parts"
+    commands.ok("annotate", "--config", tmp_path / "whole" / "config.yaml")
+
+    def found():
+        return {path: path.stat().st_mtime_ns for path in parts.glob("*/*.json")}
+
+    kept = {}
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        running = commands.start("annotate", "--config", tmp_path / "stopped" / "config.yaml")
+        running.when(lambda: len(found()) > len(kept))
+        running.kill(number)
+        result = running.wait()
+        assert result.code == 75, result
+        (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert "stopped on request" in line and "keeps the answers of finished shards, the same command resumes" in line
+        assert found().items() >= kept.items()  # what was answered is not asked again
+        kept = found()
+        assert not list(parts.parent.glob("*.parquet"))
+    last = commands.ok("annotate", "--config", tmp_path / "stopped" / "config.yaml")
+    assert "masp train" in last.last_line and found().items() > kept.items()
+    assert files_of(stopped) == files_of(whole)
 
 
 def test_training_evaluation_and_report_say_who_answered(commands, config, tmp_path):
