@@ -10,7 +10,6 @@ from masp.cache.annotations.manifest import read_stored
 from masp.config import save_config
 from tests.annotated import changed, copy_cache, files_of, make_annotated
 
-
 LONG = ("annotate.aspects=[weather,mood]", "annotate.batch_size=1", "annotate.max_new_tokens=48")
 """Settings with which a signal meets a job that is still at work."""
 
@@ -57,8 +56,7 @@ def test_a_signal_stops_it_cleanly_and_the_next_call_goes_on(commands, config, t
     def found():
         return {path: path.stat().st_mtime_ns for path in parts.glob("*/*.json")}
 
-    kept = {}
-    for number in (signal.SIGTERM, signal.SIGUSR2):
+    def stop_with(number, kept):
         running = commands.start("annotate", "--config", tmp_path / "stopped" / "config.yaml")
         running.when(lambda: len(found()) > len(kept))
         running.kill(number)
@@ -67,8 +65,10 @@ def test_a_signal_stops_it_cleanly_and_the_next_call_goes_on(commands, config, t
         (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
         assert "stopped on request" in line and "keeps the answers of finished shards, the same command resumes" in line
         assert found().items() >= kept.items()  # what was answered is not asked again
-        kept = found()
         assert not list(parts.parent.glob("*.parquet"))
+        return found()
+
+    kept = stop_with(signal.SIGUSR2, stop_with(signal.SIGTERM, {}))
     last = commands.ok("annotate", "--config", tmp_path / "stopped" / "config.yaml")
     assert "masp train" in last.last_line and found().items() > kept.items()
     assert files_of(stopped) == files_of(whole)

@@ -9,6 +9,8 @@ from subprocess import CompletedProcess
 import pytest
 
 from masp.annotation.job import annotate
+from masp.cache.annotations.manifest import read_stored
+from masp.cli.main import main
 from tests.annotated import copy_cache, files_of, make_annotated
 from tests.dataset_forms import read_items, write_form
 from tests.launching import call_launch
@@ -71,6 +73,33 @@ def test_two_tasks_annotate(tmp_path):
     annotate(alone)
     assert files_of(config) == files_of(alone) and "weather.parquet" in files_of(alone)
     assert "10 shards of aspects" in call_launch("status", tmp_path / "run").stdout
+
+
+@pytest.mark.full
+def test_a_pipeline_annotates_a_dataset_that_nobody_annotated(config, tmp_path):
+    images, run = tmp_path / "pictures", tmp_path / "run"
+    shutil.copytree(config.parent / "pictures", images, ignore=shutil.ignore_patterns("annotation"))
+    aspects = ["aspects=[scene,brightness]", "aspect_definitions=configs/aspects-demo.yaml"]
+    settings = [*aspects, f"dataset.root={images}", f"cache.dir={tmp_path / 'cache'}", f"output_dir={run}"]
+    settings += ["annotate.device=cpu", "annotate.num_threads=1", "annotate.num_workers=0"]
+    refused = launch("pipeline", config, *settings)
+    assert refused.returncode == 2 and "no training image is annotated with any of" in refused.stderr
+
+    settings += ["annotate.aspects=[scene,brightness]", "cluster.annotate.num_tasks=2"]
+    done = launch("pipeline", config, *settings, "--wait")
+    logs = "\n".join(path.read_text()[-2000:] for path in sorted((run / "launch").glob("*/jobs/*.out")))
+    assert done.returncode == 0, f"{done.stderr}\n{logs}"
+    told = call_launch("status", run)
+    parts = [line.split()[:2] for line in told.stdout.splitlines()[2:]]
+    assert parts == [[name, "finished"] for name in ("extract", "annotate", "stage1", "stage2", "evaluate")]
+    stored = read_stored(tmp_path / "cache")
+    metrics = json.loads((run / "evaluate" / "metrics.json").read_text())
+    answers = metrics["lineage"]["aspect"]["answers"]
+    assert metrics["coverage"] == 1 and answers.keys() == {"scene", "brightness"}
+    assert all(each["people"] == 0 and each["file"] == stored[name].sha256 for name, each in answers.items())
+    assert answers["scene"]["vlm"] > 0 and answers["brightness"]["pixels"] + answers["brightness"]["vlm"] == 18
+    assert main(["report", str(run)]) == 0
+    assert stored["scene"].sha256 in (run / "report.html").read_text()
 
 
 @pytest.mark.parametrize("form", ["parquet", pytest.param("webdataset", marks=pytest.mark.full)])

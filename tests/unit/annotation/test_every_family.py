@@ -1,4 +1,4 @@
-"""What VLMs of many families are asked behind a shared prefix, against a pass of each question over the whole prompt."""
+"""What VLMs of many families answer behind a shared prefix, against a pass of each question over the whole prompt."""
 
 from contextlib import closing
 

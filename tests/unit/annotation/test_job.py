@@ -8,11 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from masp.annotation import job as annotation_job
+from masp.annotation.asking import VlmAnnotator
 from masp.annotation.job import annotate, forget_answers
 from masp.cache.annotations.manifest import read_stored
 from masp.cache.reader import open_cache, open_matching_cache
 from masp.data.datasets import dataset_of
 from masp.errors import DataError, FilesInUse, InputError, StoppedEarly
+from masp.extraction.extend import extend
 from masp.runtime.stop import StopFlag
 from tests.annotated import changed, copy_cache, files_of
 
@@ -99,6 +101,46 @@ def test_a_lost_part_or_file_is_made_again(config, fresh):
     (directory / "weather.parquet").unlink()
     annotate(fresh)
     assert files_of(fresh) == files_of(config)
+
+
+def test_after_an_extension_only_the_new_images_are_asked(config, tmp_path, monkeypatch):
+    root = tmp_path / "images"
+    shutil.copytree(config.dataset.root, root)
+    own = changed(copy_cache(config, tmp_path), tmp_path, f"dataset.root={root}")
+    annotate(own)
+    directory = Path(own.cache.dir) / "annotations"
+    before = {path: path.stat().st_mtime_ns for path in directory.glob(".parts/*/*.json")}
+    old = set(open_cache(own.cache.dir).index.keys)
+    old_rows = {name: rows_of(own, name) for name in read_stored(directory.parent)}
+    for number in range(4):  # nobody annotated them
+        shutil.copy(next(iter((root / "train" / "awe").glob("*.png"))), root / "train" / "joy" / f"new{number}.png")
+    extend(own)
+    new = set(open_cache(own.cache.dir).index.keys) - old
+    with pytest.raises(InputError, match="the cache has changed or it is another one; `masp annotate` again answers"):
+        open_matching_cache(own)
+
+    asked, answer = [], VlmAnnotator.answer
+
+    def counted(vlm, samples, aspects):
+        asked.extend((sample.key, aspect.name) for sample in samples for aspect in aspects)
+        return answer(vlm, samples, aspects)
+
+    monkeypatch.setattr(VlmAnnotator, "answer", counted)
+    annotate(own)
+    assert sorted(asked) == sorted((key, name) for key in new for name in ("weather", "mood", "things", "scene"))
+    assert len(new) == 4
+    after = {path: path.stat().st_mtime_ns for path in directory.glob(".parts/*/*.json")}
+    assert after.items() > before.items() and {path.name[:8] for path in after.keys() - before.keys()} == {"train-g1"}
+    for name, rows in old_rows.items():
+        assert [row for row in rows_of(own, name) if row["key"] in old] == rows
+    assert {row["key"] for row in rows_of(own, "weather")} == old | new
+    open_matching_cache(own)  # and training finds them
+
+    # the same as for a cache that never was smaller
+    found = files_of(own)
+    forget_answers(own, list(old_rows))
+    annotate(own)
+    assert files_of(own) == found
 
 
 def test_two_processes_do_not_do_the_same(fresh, tmp_path):

@@ -29,6 +29,24 @@ def test_what_arrives_in_a_directory_is_the_cache(cache, run, tmp_path):
     assert verify_cache(tmp_path / "a" / "b") == []
 
 
+def test_answers_of_the_vlm_are_not_sent(cache, run, tmp_path):
+    before = content(cache)
+    shutil.copytree(cache, tmp_path / "annotated")
+    parts = tmp_path / "annotated" / "annotations" / ".parts"
+    parts.mkdir(parents=True)
+    for path in (parts / "scene.json", parts.parent / "scene.parquet", parts.parent / "_manifest.json"):
+        path.write_bytes(b"answers")
+    code, line, _ = run("cache", "push", tmp_path / "annotated", tmp_path / "target")
+    assert code == 0 and "9 files sent" in line and content(tmp_path / "target") == before
+
+    # those that are where a cache arrives stay there
+    (tmp_path / "here" / "annotations").mkdir(parents=True)
+    (tmp_path / "here" / "annotations" / "scene.parquet").write_bytes(b"answers")
+    shutil.copytree(parts.parent, tmp_path / "target" / "annotations")
+    assert run("cache", "pull", tmp_path / "target", tmp_path / "here")[0] == 0
+    assert content(tmp_path / "here") == before | {"annotations/scene.parquet": b"answers"}
+
+
 def test_what_is_there_is_not_sent_again(cache, run, tmp_path):
     target = tmp_path / "target"
     run("cache", "push", cache, target)
