@@ -74,10 +74,8 @@ def preflight(parts: Sequence[Part], config: Config, cluster: ClusterConfig) -> 
     _check_paths(parts, config, cluster, findings)
     if PartName.EXTRACT in names or config.cache.dir is None:
         findings.plan = _check_extraction(config)
-        # what nobody annotated will be annotated before stage 1
-        names_checked = [n for n in names if not (n == PartName.STAGE1 and PartName.ANNOTATE in names)]
         obstacles = findings.plan.dataset.obstacles
-        if obstacle := next((o for stage, o in obstacles.items() if stage in names_checked), None):
+        if obstacle := next((o for stage, o in obstacles.items() if stage in names), None):
             raise InputError(f"dataset.root: {config.dataset.root}: {obstacle}")
     _check_artifacts(names, config)
     _check_shares(parts, config, findings)

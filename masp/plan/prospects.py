@@ -19,7 +19,7 @@ class Prospect:
 
     stage: str
     num_images: int
-    """Training images that it can learn from."""
+    """Training images that it can learn from; all, where the VLM is to annotate an aspect in use."""
     num_steps: int
     """Optimizer steps; images held out for validation are not subtracted."""
     obstacle: str
@@ -38,9 +38,10 @@ def prospects(config: Config, dataset: Dataset) -> tuple[Prospect, Prospect]:
         dataset: The dataset with the labels of the target, see `masp.data.target.find_labels.label_dataset`.
     """
     num_train = num_annotated = num_pairs = 0
+    by_vlm = _by_vlm(config)
     for (split, category, aspects), count in count_kinds(dataset.samples).items():
         if split == "train":
-            asked = len(set(config.aspects) & set(aspects))
+            asked = len(set(config.aspects) & (set(aspects) | by_vlm))
             num_train, num_pairs = num_train + count * bool(category), num_pairs + count * asked
             num_annotated += count if asked else 0
     num_positions = num_pairs if config.stage1.position == "pair" else num_annotated
@@ -87,11 +88,17 @@ def _obstacle_1(config: Config, dataset: Dataset, num_annotated: int) -> str:
     if not num_annotated:
         return f"no training image is annotated with any of {', '.join(config.aspects)}; {WITHOUT_STAGE_1}"
     counts = dataset.holdings.aspects.get("train", {})
-    if empty := [aspect for aspect in config.aspects if not counts.get(aspect)]:
+    by_vlm = _by_vlm(config)
+    if empty := [aspect for aspect in config.aspects if not counts.get(aspect) and aspect not in by_vlm]:
         rest = ",".join(aspect for aspect in config.aspects if aspect not in empty)
         meant = "".join(meant_by(aspect, dataset.findings) for aspect in empty)
         return f"no training image is annotated with {' or '.join(empty)}{meant}; give aspects=[{rest}]"
     return ""
+
+
+def _by_vlm(config: Config) -> set[str]:
+    """The aspects that the VLM is to annotate before stage 1, so that nobody else has to."""
+    return set(config.annotate.aspects or ()) if config.cache.dir is not None else set()
 
 
 def _has_distributions(dataset: Dataset) -> bool:

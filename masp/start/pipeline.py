@@ -140,7 +140,8 @@ def _check_dataset(config: Config) -> list[str]:
     counts = dataset.holdings.aspects.get("train", {})
     lacking = [name for name in config.aspects if not counts.get(name)] if config.checkpoint.aspect is None else []
     never = [name for name in lacking if defined[name].annotate == "never"]
-    can_annotate = config.cache.dir is not None and not never
+    # of listed ones, `obstacles` knows that they will be annotated
+    can_annotate = config.cache.dir is not None and not never and config.annotate.aspects is None
     answered = [name for name in config.aspects if name not in lacking] if can_annotate else config.aspects
     if stuck := obstacles(dataclasses.replace(config, aspects=answered), dataset):
         stage, why = next(iter(stuck.items()))

@@ -50,6 +50,16 @@ def test_without_annotations_both_stages_say_the_same_way_out(run):
     assert one.summary == "not needed: checkpoint.aspect = none" and two.summary == "100 images, 26 steps"
 
 
+def test_what_the_vlm_is_to_annotate_needs_no_annotation(run):
+    bare = dataset(run, answers=())
+    run.annotate.aspects = ["scene", "object", "brightness"]
+    assert obstacles(run, bare) == {} and prospects(run, bare)[0].summary == "100 images, 26 steps"
+    run.annotate.aspects = ["scene", "object"]
+    assert obstacles(run, bare)["stage1"].startswith("no training image is annotated with brightness; give aspects=")
+    run.cache.dir = None  # from which the VLM would annotate
+    assert list(obstacles(run, bare)) == ["stage1", "stage2"]
+
+
 def test_a_misspelled_aspect_is_named_with_the_setting_that_leaves_it_out(run):
     data = dataset(run, answers=("object", "brightness"), Scene=7)
     text = obstacles(run, data)["stage1"]
