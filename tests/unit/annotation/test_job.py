@@ -178,6 +178,21 @@ def test_answers_that_the_dataset_has_by_now_are_people_s(config, tmp_path):
     assert cache.origins["weather"].people == 2
 
 
+def test_where_the_dataset_is_gone_a_warning_says_that_its_annotations_are_not_used(config, fresh, tmp_path, caplog):
+    gone = changed(fresh, tmp_path, f"dataset.root={tmp_path / 'gone'}", "annotate.aspects=[weather,scene]")
+    annotate(gone)
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert line.startswith("annotations that the dataset may have beside those in the cache are not used: dataset.root")
+    assert str(tmp_path / "gone") in line and "\n" not in line
+    assert rows_of(fresh, "weather") == rows_of(config, "weather")
+
+    # where people annotated something before extraction, nothing is looked for
+    caplog.clear()
+    forget_answers(gone, ["scene"])
+    annotate(changed(gone, tmp_path, "annotate.aspects=[scene]"))
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
 @pytest.mark.parametrize(
     ("override", "field", "old", "new"),
     [
