@@ -16,6 +16,7 @@ from masp.data.image_files.stored import Location
 from masp.data.target.find_labels import label_dataset
 from masp.errors import InputError
 from masp.plan.actual import Actual, actual_cache, actual_extraction, actual_stages, is_of
+from masp.plan.annotation import AnnotationEstimate, estimate_annotation
 from masp.plan.disk import PRECISIONS, Space, check_space, index_bytes, shard_contents, tar_sizes
 from masp.plan.evaluation import EvaluationEstimate, estimate_evaluation, evaluation_rate, evaluation_work
 from masp.plan.headers.memory import memory_path
@@ -137,6 +138,8 @@ class Plan:
     """Without a cache: what it would take."""
     stages: dict[str, StageEstimate]
     evaluate: EvaluationEstimate
+    annotate: AnnotationEstimate | None
+    """None where the VLM need not annotate anything before stage 1."""
     flops_estimated: bool
     """Whether the VLM's operations could not be counted, so that its number of weights stands for them."""
     text_tokens_counted: bool
@@ -284,6 +287,7 @@ def _predict(
         extract=extract,
         stages=stages,
         evaluate=estimate_evaluation(config, scoring, scoring_rate, rates.extract, mean_bytes),
+        annotate=estimate_annotation(config, language, images, scoring_rate),
         flops_estimated=any(getattr(half, "is_estimate", False) for half in (vision, language)),
         text_tokens_counted=words.counted,
         without_cache={

@@ -125,6 +125,12 @@ def _work(plan: Plan) -> list[str]:
         more = f", and {scoring.num_validation_images:,} of val once" if scoring.num_validation_images else ""
         wordings = f"{scoring.num_wordings} wordings of the question" if scoring.num_wordings > 1 else "one wording"
         lines.append(f"evaluate: {scoring.num_images:,} images of {scoring.split} in {wordings}{more}")
+    if asked := plan.annotate:
+        lines.append(
+            f"annotate: the VLM is asked {asked.num_questions:,} questions about {', '.join(asked.aspects)} of "
+            f"{asked.num_images:,} images: {flop(asked.flops_per_image)}/image, {flop(asked.flops)}, "
+            f"{duration(asked.hours)} at the rate of evaluate; stage 1 then learns from more images than shown"
+        )
     if plan.space is not None:
         lines.append("reads: what the cache must deliver per second to keep one such machine busy")
     else:

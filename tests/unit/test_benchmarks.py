@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import own_aspects, scale, scale_ledgers, scale_merge
+from benchmarks import annotated, own_aspects, scale, scale_ledgers, scale_merge
 from benchmarks.cache import main as cache_main
 from benchmarks.evaluation import main as evaluation_main
 from benchmarks.headers import write_images
@@ -58,6 +58,40 @@ def test_own_aspects(tmp_path, capfd, monkeypatch, repository):
     assert set(found["answers"]) - set(ASPECTS) == {"weather"}
     assert found["best_possible"]["all factors"] > found["best_possible"]["without weather"] + 0.1
     assert "| seven minus six |" in capfd.readouterr().out
+
+
+@pytest.mark.full
+def test_annotated(tmp_path, capfd, monkeypatch, repository):
+    monkeypatch.chdir(repository)
+    sizes = ["--seeds", "1", "--num-train", "48", "--num-test", "16", "--dir", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["annotated.py", *sizes])
+    assert annotated.main() == 0
+    found = json.loads((tmp_path / "annotated.json").read_text())
+    assert [(each["side"], each["seed"]) for each in found] == [("people", 1), ("vlm", 1)]
+    for each in found:
+        low, high = each["ci95"]
+        assert 0 <= low <= each["accuracy"] <= high <= 1
+        metrics = json.loads((tmp_path / f"{each['side']}-1" / "evaluate" / "metrics.json").read_text())
+        answers = metrics["lineage"]["aspect"]["answers"]
+        assert set(answers) == set(ASPECTS)
+        # each side learned from what its name says, of the same features
+        assert all(bool(of["people"]) == (each["side"] == "people") for of in answers.values())
+    shards = [sorted((tmp_path / f"cache-{side}" / "shards").glob("*.tar")) for side in ("people", "vlm")]
+    assert shards[0] and all(one.samefile(other) for one, other in zip(*shards, strict=True))
+    assert "| people | " in (shown := capfd.readouterr().out) and "ratio of the means" in shown
+
+
+@pytest.mark.parametrize("accuracies", [(0.5, 0.5), (0.5, 0.4)])
+def test_the_table_of_annotated_says_whether_the_ratio_is_reached(accuracies):
+    runs = [
+        {"side": side, "seed": seed, "accuracy": accuracy + seed / 100}
+        for side, accuracy in zip(annotated.SIDES, accuracies, strict=True)
+        for seed in (1, 2)
+    ]
+    people, vlm, _, verdict = annotated.table(runs, [1, 2]).splitlines()[2:]
+    assert people == "| people | 0.510 | 0.520 | 0.515 |"
+    assert vlm.endswith(f"| {accuracies[1] + 0.015:.3f} |")
+    assert verdict.endswith("at least 0.95" if accuracies[1] == 0.5 else "BELOW 0.95")
 
 
 def test_an_unknown_part_is_refused(capsys):

@@ -81,8 +81,11 @@ class Counted:
     def run(self, scorer, requests):
         # random weights may write an end token; a plan counts the largest length
         scorer.prompt = replace(scorer.prompt, stop=frozenset())
+        self.count(lambda: scorer.score(requests))
+
+    def count(self, work):
         with FlopCounterMode(display=False) as counter:
-            scorer.score(requests)
+            work()
         self.flops += counter.get_total_flops()
 
 
