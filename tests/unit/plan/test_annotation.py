@@ -106,6 +106,8 @@ def test_a_plan_shows_it(config):
     plan = make_plan(config)
     (line,) = [line for line in render(plan).splitlines() if line.startswith("annotate: ")]
     assert "questions about weather, scene of 24 images: " in line
-    assert plan.to_dict()["annotate"]["num_images"] == 24
+    found = plan.to_dict()["annotate"]
+    keys = "aspects num_images num_questions tokens_per_image flops_per_image flops hours rate"
+    assert found["num_images"] == 24 and list(found) == keys.split()
     config.aspects = ["scene"]
     assert "annotate: the VLM" not in render(make_plan(config))

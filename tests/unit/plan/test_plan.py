@@ -88,7 +88,7 @@ def test_a_directory_with_two_json_files_is_enough(tmp_path):
 
 
 KEYS = {
-    "": "dataset vlm images tokens cache space extract stages evaluate flops_estimated text_tokens_counted "
+    "": "dataset vlm images tokens cache space extract stages evaluate annotate flops_estimated text_tokens_counted "
     "without_cache levers actual",
     "dataset": "name root notes findings holdings obstacles target",
     "dataset.holdings": "categories aspects",
