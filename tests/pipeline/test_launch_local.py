@@ -73,7 +73,8 @@ def test_two_tasks_annotate(tmp_path):
     assert "10 shards of aspects" in call_launch("status", tmp_path / "run").stdout
 
 
-@pytest.mark.parametrize("form", ["parquet", pytest.param("webdataset", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("form", ["parquet", "webdataset"])
 def test_pipeline_of_a_dataset_of_rows(config, tmp_path, form):
     made = write_form(form, tmp_path / "data", read_items(config.parent / "pictures", 18))
     settings = [f"dataset.{setting}" for setting in made.settings]
