@@ -6,6 +6,7 @@ method. Nothing else in MASP knows which aspects there are.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from pydantic import Field
 from masp.config.fields import Item, Settings, Text, UniqueList
 from masp.config.packaged import find_packaged
 from masp.config.reading import check_settings
-from masp.config.yaml_text import read_yaml
+from masp.config.yaml_text import parse_mapping, read_text_bytes
 from masp.errors import InputError
 from masp.files.text import nfc, shown
 from masp.taxonomy import normalize_category
@@ -97,7 +98,14 @@ def load_aspects(path: str | Path = SHIPPED) -> Aspects:
         InputError: Unreadable, not valid YAML, or an aspect is not as `AspectSettings` requires.
     """
     file = find_packaged(str(path), is_noted=False)
-    content, lines = read_yaml(file, "aspect_definitions")
+    return dict(_defined(file, read_text_bytes(file, "aspect_definitions")))
+
+
+# Commands ask several times, and reading the shipped vocabularies takes 30 ms.
+@functools.lru_cache(maxsize=8)
+def _defined(file: str, text: bytes) -> Aspects:
+    """The aspects that the text of a file defines."""
+    content, lines = parse_mapping(text, f"aspect_definitions: {file}")
     if not 1 <= len(content) <= MAX_ASPECTS:
         raise InputError(f"{file}: must define 1 to {MAX_ASPECTS} aspects, not {len(content)}")
     found: dict[str, Aspect] = {}

@@ -87,10 +87,30 @@ def read_yaml(path: str | Path, key: str = "") -> tuple[dict[str, Any], dict[str
         InputError: It cannot be read, is not a regular file, is too large, not UTF-8 or not a mapping; see also
             `parse_yaml`.
     """
-    source = f"{key}: {path}" if key else str(path)
+    return parse_mapping(read_text_bytes(path, key), f"{key}: {path}" if key else str(path))
+
+
+def read_text_bytes(path: str | Path, key: str = "") -> bytes:
+    """Read a file that `parse_mapping` takes; see `read_yaml`."""
     content = read_bytes(Path(path), max_bytes=MAX_FILE_BYTES, key=key)
     if content is None:
-        raise InputError(f"{source} does not exist")
+        raise InputError(f"{key}: {path} does not exist" if key else f"{path} does not exist")
+    return content
+
+
+def parse_mapping(content: bytes, source: str) -> tuple[dict[str, Any], dict[str, int]]:
+    """Read a document of `key: value` lines.
+
+    Args:
+        content: UTF-8 text.
+        source: Its name in errors.
+
+    Returns:
+        See `parse_yaml`; the value of an empty document is an empty dict.
+
+    Raises:
+        InputError: It is not UTF-8 or not a mapping; see also `parse_yaml`.
+    """
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -191,6 +191,7 @@ def test_bad_settings_are_one_line(commands, world, tmp_path, override, reason):
         assert reason in line
 
 
+@pytest.mark.full
 def test_the_scene_of_the_demo_world_by_configuration_alone(commands, tmp_path):
     """`configs/demo-scene.yaml` on few images: from the drawing to a report about scenes."""
     commands.ok("make-demo-data", tmp_path / "images", "--num-train", 120, "--num-test", 60)

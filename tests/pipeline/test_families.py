@@ -21,7 +21,7 @@ FULL = pytest.mark.full
 STAGES = ("stage1", "stage2")
 FAMILIES = [
     "qwen3_vl",  # M-RoPE, DeepStack
-    "gemma3",  # sliding windows, masks that depend on types of tokens
+    pytest.param("gemma3", marks=FULL),  # sliding windows, masks that depend on types of tokens
     "qwen3_5",  # recurrent layers
     *(
         pytest.param(name, marks=FULL)

@@ -102,7 +102,8 @@ def test_a_pipeline_annotates_a_dataset_that_nobody_annotated(config, tmp_path):
     assert stored["scene"].sha256 in (run / "report.html").read_text()
 
 
-@pytest.mark.parametrize("form", ["parquet", pytest.param("webdataset", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("form", ["parquet", "webdataset"])
 def test_pipeline_of_a_dataset_of_rows(config, tmp_path, form):
     made = write_form(form, tmp_path / "data", read_items(config.parent / "pictures", 18))
     settings = [f"dataset.{setting}" for setting in made.settings]

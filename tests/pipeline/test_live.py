@@ -105,6 +105,7 @@ def test_the_same_losses_tensors_and_samples_as_from_a_cache(demo, commands):
     assert (one["source"], two["source"]) == ("cache", "live") and one["confusion"] == two["confusion"]
 
 
+@pytest.mark.full
 def test_an_augmented_run_that_was_killed_and_one_on_two_ranks(demo, commands):
     argv, folder = demo
     stage, whole, killed = "stage2", folder / "whole", folder / "killed"
@@ -129,6 +130,7 @@ def test_an_augmented_run_that_was_killed_and_one_on_two_ranks(demo, commands):
     assert_same_course(folder / "divided", whole, stage)
 
 
+@pytest.mark.full
 def test_votes_in_parquet_files_on_three_ranks(commands, tmp_path):
     """Neither labels nor a cache: distributions that a file has, learned by three ranks, whose steps are uneven."""
     config = make_run(tmp_path, 13, 5)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from masp.data.datasets import read_dataset
+from masp.data.datasets import dataset_of
 from masp.errors import InputError
 from masp.evaluation.feed import open_feed
 from masp.evaluation.linear_probe import linear_probe
@@ -39,7 +39,7 @@ def feeds(config):
 def test_all_feeds_have_the_labels_of_the_target(world):
     asked = ["target.labels=brightness", "target.questions=[How bright is it]"]
     found = feeds(configured(world, *asked))
-    samples = {sample.key: sample for sample in read_dataset(world.dataset).samples}
+    samples = {sample.key: sample for sample in dataset_of(world).samples}
     present = sorted({s.answers["brightness"] for s in samples.values() if "brightness" in s.answers})
     for feed in found:
         assert feed.categories == tuple(present) and len(feed.keys) > 3
@@ -66,7 +66,7 @@ def test_stage_1_is_scored_on_all_annotated_images_whatever_the_target(world):
 
 
 def test_a_split_without_any_label_is_refused_in_one_line(world, tmp_path):
-    keys = [sample.key for sample in read_dataset(world.dataset).samples if sample.split == "train"]
+    keys = [sample.key for sample in dataset_of(world).samples if sample.split == "train"]
     table = tmp_path / "labels.csv"
     table.write_text("\n".join(["key,label", *(f"{k},{'dark' if n % 2 else 'light'}" for n, k in enumerate(keys))]))
     config = configured(world, f"target.labels={table}", "target.questions=[How]")

@@ -11,7 +11,7 @@ from launch.job.parts import PartName
 from launch.submission.record import Submitted, make_directory, new_record, write_record
 from masp.config import load_config
 from tests.runs import make_run
-from tests.unit.launch.fake_slurm import CONFIG, SLURM, install
+from tests.unit.launch.fake_slurm import CONFIG, PIPELINE, SLURM, install
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def directory(tmp_path) -> Path:
     directory = make_directory("pipeline", config, load_cluster(SLURM))
     parts = tuple(
         Submitted(name, 3 if name == PartName.EXTRACT else 1, 1, str(tmp_path / name), (str(7 + i),))
-        for i, name in enumerate(PartName)
+        for i, name in enumerate(PIPELINE)
     )
     write_record(directory, new_record("pipeline", None, "slurm", parts))
     return directory

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from launch.job.parts import PartName
 from tests.runs import REPOSITORY
 
 SLURM = REPOSITORY / "configs" / "cluster" / "slurm.yaml"
 LOCAL = REPOSITORY / "configs" / "cluster" / "local.yaml"
 CONFIG = REPOSITORY / "configs" / "demo.yaml"
+PIPELINE = [name for name in PartName if name is not PartName.ANNOTATE]
+"""The parts of a pipeline over annotated images."""
 
 FAKE_SBATCH = """#!/bin/sh
 # Accepts every job before it is submitted; then the first, and refuses the second.

@@ -4,7 +4,6 @@ import pytest
 
 from launch.cli import main
 from launch.job.config import load_cluster
-from launch.job.parts import PartName
 from launch.submission.record import CONFIG, Submitted, find_directory, make_directory, new_record, write_record
 from masp.config import load_config
 from masp.extraction.job import extract
@@ -12,6 +11,7 @@ from masp.results.ledger_file import Ledger
 from masp.training.checkpoint import Checkpoint, save_checkpoint
 from masp.training.stages import open_stage
 from tests.runs import make_run
+from tests.unit.launch.fake_slurm import PIPELINE
 
 SBATCH = """#!/bin/sh
 if [ "$1" = --test-only ]; then exit 0; fi
@@ -39,7 +39,7 @@ def submitted(world, commands, tmp_path):
     def make(num_done: int, left: str | None = None):
         directory = make_directory("pipeline", config, load_cluster(cluster))
         parts = []
-        for number, name in enumerate(PartName):
+        for number, name in enumerate(PIPELINE):
             result = tmp_path / f"result of {name}"
             if number < num_done:
                 result.touch()

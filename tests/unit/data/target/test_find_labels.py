@@ -7,7 +7,7 @@ import pytest
 
 from masp.config import load_config
 from masp.data.answer_table import AnswerTable
-from masp.data.datasets import read_dataset
+from masp.data.datasets import dataset_of
 from masp.data.keys import sample_key
 from masp.data.target.find_labels import DatasetImages, find_labels, label_dataset
 from masp.data.target.labels import NONE
@@ -232,7 +232,7 @@ def test_a_dataset_and_a_cache_of_it_get_the_same_labels(tmp_path):
     notes = sorted((root / "annotation").rglob("*.json"))
     for number, path in enumerate(notes):
         path.write_text(json.dumps({"scene": ("beach", "street")[number % 2], "brightness": number % 11 / 10}))
-    dataset = read_dataset(config(f"dataset.root={root}").dataset)
+    dataset = dataset_of(config(f"dataset.root={root}"))
     settings = config("target.name=place", "target.labels=scene")
     seen, labels = label_dataset(settings, dataset)
     assert seen.categories == ("beach", "street") and len(seen.samples) == len(dataset.samples)
