@@ -228,7 +228,8 @@ def ignored_findings(ignored: Sequence[Ignored], used: Mapping[str, int]) -> lis
         found.append(Finding("ignored", f"{text})", num_ignored, examples(e.path for e in maybe), serious))
     if others := [each for each in ignored if each.why == "other file"]:
         count = sum(each.num_files for each in others)
-        text = f"{count:,} files are not images by their extension, and ignored"
+        what = "1 file is not an image by its" if count == 1 else f"{count:,} files are not images by their"
+        text = f"{what} extension, and ignored"
         found.append(Finding("ignored", text, count, examples(e.path for e in others)))
     for each in ignored:
         if each.meant:
