@@ -57,7 +57,9 @@ def expected_hours(part: Part, config: Config, plan: Plan) -> float | None:
     if part.name == PartName.EXTRACT:
         return plan.extract.hours / min(parallel, config.cache.num_shards) if part.resources.gpus_per_task else None
     if part.name == PartName.ANNOTATE:
-        return None
+        if plan.annotate is None or not part.resources.gpus_per_task:
+            return None
+        return plan.annotate.hours / min(parallel, config.cache.num_shards)
     if part.name == PartName.EVALUATE:
         return plan.evaluate.hours / parallel if part.resources.gpus_per_task else None
     stage = plan.stages[part.name]

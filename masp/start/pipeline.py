@@ -188,6 +188,8 @@ def _announced(plan: Plan, steps: list[Step]) -> Iterator[str]:
     yield f"{images.num_images:,} images{broken}; what is to be done, and how long it takes from the beginning:"
     hours = {StepName.EXTRACT: plan.extract.hours, StepName.EVALUATE: plan.evaluate.hours}
     hours |= {StepName(name): stage.hours for name, stage in plan.stages.items() if stage.num_images}
+    if plan.annotate is not None:
+        hours[StepName.ANNOTATE] = plan.annotate.hours
     if StepName.ANNOTATE in [step.name for step in steps]:
         hours.pop(StepName.STAGE1, None)  # of the few that are annotated already
     for step in steps:
@@ -195,7 +197,7 @@ def _announced(plan: Plan, steps: list[Step]) -> Iterator[str]:
         yield f"  {step.name:<10}{shown:>10}   {step.command}"
     total = duration(sum(hours.get(step.name, 0.0) for step in steps))
     unknown = [step.name.value for step in steps if step.name not in hours]
-    rest = f", and {' and '.join(unknown)}, which is known once the VLM annotates" if unknown else ""
+    rest = f"; without {' and '.join(unknown)}, which no plan can tell before the VLM annotates" if unknown else ""
     yield f"  {'in all':<10}{total:>10}   at the speed of this machine, measured on {NUM_MEASURED} images{rest}"
     if plan.space is not None:
         yield f"cache: {plan.space.verdict}"

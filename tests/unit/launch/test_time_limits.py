@@ -47,3 +47,12 @@ def test_on_cpus_nothing_is_expected_without_an_earlier_run(config_path, tmp_pat
     line = json.dumps({"step": 1, "samples_per_second": 1.0, "tokens_per_second": 50.0})
     (tmp_path / "stage1" / "metrics.jsonl").write_text(f"{line}\n{line}\n")
     assert expected_hours(parts[0], config, plan) == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize(("gpus", "planned", "expected"), [(1, 12.0, 6.0), (0, 12.0, None), (1, None, None)])
+def test_an_annotation_is_shared_by_its_tasks(config_path, gpus, planned, expected):
+    settings = [f"annotate.gpus_per_task={gpus}", "annotate.num_tasks=2"]
+    config = load_config(config_path, ["annotate.aspects=[scene]"])
+    (part,) = make_parts("annotate", None, config, load_cluster(SLURM, settings), Path("config.yaml"))
+    plan = SimpleNamespace(annotate=None if planned is None else SimpleNamespace(hours=planned))
+    assert expected_hours(part, config, plan) == expected
