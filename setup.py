@@ -13,6 +13,8 @@ from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 README = HERE / "README.md"
+SERVE = ["fastapi>=0.120", "prometheus_client>=0.21", "python-multipart>=0.0.20", "uvicorn>=0.34"]
+TRACKERS = ["mlflow-skinny>=3.1", "wandb>=0.22"]
 
 
 class BuildWithConfigs(build_py):
@@ -72,11 +74,18 @@ setup(
         "duplicates": ["imagehash>=4.3"],
         "parquet": [],  # pyarrow is always required now; the name stays valid
         "quantization": ["torchao>=0.18,<0.19"],
+        "serve": SERVE,
+        "app": SERVE,
         "smolvlm": ["num2words>=0.5.14"],
+        "trackers": TRACKERS,
         "test": [
+            *SERVE,
+            *TRACKERS,
             "imagehash>=4.3",
             "hypothesis>=6.100",
+            "ipykernel>=7.0",
             "mypy>=2.4",
+            "nbclient>=0.10",
             "num2words>=0.5.14",
             "pytest>=8",
             "pytest-timeout>=2.3",
