@@ -475,6 +475,11 @@ class Config(Settings):
     seed: Annotated[int, Field(ge=0, le=2**32 - 1), Number] = 3407
     """Seed of everything random: initial values, order of samples, questions."""
 
+    order_seed: Annotated[int, Field(ge=0, le=2**32 - 1), Number] | None = None
+    """Seed of the order of the images, and of which are held out; null: `seed`. Runs that share it see the same images
+    in the same order, so that they can be trained together."""
+
+
     output_dir: PathText = "outputs/run"
     """Run directory: checkpoints, logs, metrics, the resolved configuration."""
 

@@ -86,6 +86,7 @@ class TrainingLog:
         device: `cpu` or `cuda`, for the peak of memory.
         peak_flops: FLOP/s that all ranks together could reach at most; 0 where it is not known, and no utilization is
             logged.
+        has_bar: Whether to show the progress.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class TrainingLog:
         every: int,
         device: str = "cpu",
         peak_flops: float = 0.0,
+        has_bar: bool = True,
     ):
         self.every, self.num_steps, self.device, self.peak_flops = every, num_steps, device, peak_flops
         path = directory / "metrics.jsonl"
@@ -104,7 +106,9 @@ class TrainingLog:
         self._file = open(_appending(path), "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
         self._board = SummaryWriter(directory / "tensorboard", purge_step=first_step + 1)
         pause_s = 0.1 if sys.stderr.isatty() else 30.0  # a log file is not a screen
-        self._bar = tqdm(total=num_steps, initial=first_step, desc=stage, unit="step", mininterval=pause_s)
+        self._bar = tqdm(
+            total=num_steps, initial=first_step, desc=stage, unit="step", mininterval=pause_s, disable=not has_bar
+        )
         self._reset()
 
     def _reset(self) -> None:

@@ -40,6 +40,7 @@ from masp.training.logs import (
 )
 from masp.training.profiling import Profile
 from masp.training.schedule import learning_rate, too_little
+from masp.training.stage import Stage
 from masp.training.stages import open_stage
 from masp.training.steps import HeldOutSteps, Step, Steps
 from masp.training.validation import Validation
@@ -124,6 +125,7 @@ class Trainer:
         ranks: This process among the others.
         lock: The right to write into the stage's directory.
         stop: What may ask the run to stop.
+        stage: The stage, if it has been opened; None opens it.
     """
 
     engine: Engine
@@ -131,10 +133,18 @@ class Trainer:
     steps: Steps
     validation: Validation | None
 
-    def __init__(self, config: Config, name: StageName, ranks: Ranks, lock: RunLock, stop: StopRequests):
+    def __init__(
+        self,
+        config: Config,
+        name: StageName,
+        ranks: Ranks,
+        lock: RunLock,
+        stop: StopRequests,
+        stage: Stage | None = None,
+    ):
         self.config, self.ranks, self.lock, self.stop = config, ranks, lock, stop
         self.device = pick_device(config.engine.device, "engine.device")
-        self.stage = open_stage(name, config, self.device, stop.flag)
+        self.stage = open_stage(name, config, self.device, stop.flag) if stage is None else stage
         self.settings, self.directory = self.stage.settings, self.stage.directory
         self.identity = self.stage.identity()
         self.num_steps = self.stage.schedule.num_steps

@@ -140,6 +140,11 @@ class Stage(ABC):
         ]
 
     @property
+    def order_seed(self) -> int:
+        """Seed of the order of the images."""
+        return self.config.seed if self.config.order_seed is None else self.config.order_seed
+
+    @property
     def where(self) -> str:
         """Where the stage's images come from, for errors: the setting and its value."""
         config = self.config
@@ -183,7 +188,7 @@ class Stage(ABC):
             raise InputError(f"{self.where} has no training image{labeled}{bad}")
         train = self._rows("train")
         val = None if self.settings.validate_every is None else self._rows("val")
-        return make_schedule(self.cache.index, train, val, self.settings, self.name, self.config.seed, self._positions)
+        return make_schedule(self.cache.index, train, val, self.settings, self.name, self.order_seed, self._positions)
 
     def _positions(self, images: Rows) -> Rows:
         """The positions of training that its images make: each is one, unless the stage divides them."""
@@ -284,6 +289,8 @@ class Stage(ABC):
         identity |= {f"{self.name}.{name}": getattr(settings, name) for name in names}
         if settings.schedule != "linear":  # only then: runs from before there was a choice resume
             identity[f"{self.name}.schedule"] = settings.schedule
+        if config.order_seed is not None:
+            identity["order_seed"] = config.order_seed
         if config.vlm.quantization != "none":
             identity["vlm.quantization"] = config.vlm.quantization
         if self.sources.dataset is not None:  # what the index of a cache stands for otherwise

@@ -252,14 +252,20 @@ class SoftPromptStage(Stage):
         """Aspect tokens in a prompt."""
         return len(self.aspects) * self.config.aspect_module.num_queries
 
-    def load_inputs(self, cache: Cache | None) -> None:
-        if self.settings.soft_prompt_init == "padding_rows":  # refused before anything is loaded
+    def check_prompt(self) -> None:
+        """Refuse a soft prompt or questions that cannot be, before anything is loaded.
+
+        Raises:
+            InputError: The VLM has no room for such a soft prompt, or a template lacks a category.
+        """
+        if self.settings.soft_prompt_init == "padding_rows":
             path, count = self.config.vlm.path, self.settings.num_soft_prompt_tokens
             num_rows = family_of(path).vocab_size
             padding_rows(load_prompt(path).tokenizer, count, num_rows)
-        self.questions.target_all(
-            self.cache.categories
-        )  # a template that lacks one is refused before anything is loaded
+        self.questions.target_all(self.cache.categories)
+
+    def load_inputs(self, cache: Cache | None) -> None:
+        self.check_prompt()
         modules, lineage = load_trained_aspects(self.config, self.sources.hidden_size, self.sources.model)
         if modules is None or lineage is None:
             return

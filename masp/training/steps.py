@@ -102,7 +102,7 @@ class Steps(Dataset):
         return self.schedule.num_steps
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
-        return epoch_places(self.stage.cache.index, self.schedule.rows, self.stage.config.seed, epoch, WINDOW_SHARDS)
+        return epoch_places(self.stage.cache.index, self.schedule.rows, self.stage.order_seed, epoch, WINDOW_SHARDS)
 
     def positions_of(self, step: int) -> Rows:
         """The whole global batch of a step, in the order of training."""

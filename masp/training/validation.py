@@ -85,6 +85,18 @@ class Validation:
         loss /= float(self.steps.held_out.weights.sum())
         if not math.isfinite(loss):
             raise self._not_finite(step, loss, sorted({key for keys in gather(suspects) for key in keys}))
+        return self.note(loss, step)
+
+    def note(self, loss: float, step: int) -> bool:
+        """Take up what was measured, the same on all ranks.
+
+        Args:
+            loss: Loss on the held-out images, a finite number.
+            step: Number of steps taken so far.
+
+        Returns:
+            Whether the loss is the lowest so far.
+        """
         before = self.state
         is_best = loss < (float("inf") if before.best_loss is None else before.best_loss)
         best_loss, best_step = (loss, step) if is_best else (before.best_loss, before.best_step)
