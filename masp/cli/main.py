@@ -23,6 +23,7 @@ from masp.cli import (
     report,
     run,
     study,
+    sweep,
     train,
 )
 from masp.cli.ending import exit_code
@@ -46,6 +47,7 @@ COMMANDS = (
     report,
     compare,
     study,
+    sweep,
     doctor,
     cache,
     quantization,

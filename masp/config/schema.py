@@ -479,7 +479,6 @@ class Config(Settings):
     """Seed of the order of the images, and of which are held out; null: `seed`. Runs that share it see the same images
     in the same order, so that they can be trained together."""
 
-
     output_dir: PathText = "outputs/run"
     """Run directory: checkpoints, logs, metrics, the resolved configuration."""
 

@@ -41,13 +41,14 @@ report
 inference
 annotation
 experiments
+sweep
 plan
 start
 demo
 cli
 """.split("\n")
 FLOOR = {name: number for number, line in enumerate(FLOORS) for name in line.split()}
-MAX_ENTRIES = 27
+MAX_ENTRIES = 28
 MAX_FILES = 12
 MAX_COMMANDS = 22
 

@@ -1,0 +1,65 @@
+"""`masp sweep`: many soft prompts, trained together where they share what comes before them."""
+
+from __future__ import annotations
+
+import argparse
+
+from masp.cli.parser import Commands, add_command
+from masp.cli.settings import add_settings
+
+_DETAILS = """\
+Every list is an axis, and every combination of axes a member:
+  masp sweep --config configs/train.yaml stage2.learning_rate=[1e-3,3e-3,1e-2] seed=[1,2,3]
+Numbers are drawn from ranges with log(A,B), uniform(A,B) or int(A,B):
+  masp sweep --config configs/train.yaml 'stage2.learning_rate=log(1e-4,1e-1)' --num 16
+A file has one member per line, as key=value key=value:
+  masp sweep --config configs/train.yaml --members members.txt
+
+Members that differ only in what comes after the image (learning rate, seed, length and start of the soft prompt,
+wording of the question) are trained together, behind one pass of the frozen prefix; each is the run that it would have
+been alone with the same order_seed. Aspect modules are trained once. The best on the validation split is scored on the
+test split. Calling the same command again goes on; members may be added. docs/sweeps.md"""
+
+
+def register(commands: Commands) -> None:
+    """Add the parser."""
+    parser = add_command(commands, "sweep", "many trainings of the soft prompt for the price of a few", _DETAILS)
+    add_settings(parser)
+    parser.add_argument("--members", metavar="FILE", help="a member per line, instead of axes")
+    parser.add_argument("--num", type=int, metavar="N", help="draws from the ranges")
+    parser.add_argument("--random", action="store_true", help="draw at random instead of by Sobol's sequence")
+    parser.add_argument("--test", choices=("best", "all", "none"), default="best", help="whose test score to compute")
+    parser.add_argument("--list", action="store_true", help="only print the members")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the sweep, or list its members.
+
+    Raises:
+        InputError: What is to be varied is not valid.
+    """
+    from masp.config import load_config
+    from masp.errors import InputError
+    from masp.runtime.log import show
+    from masp.sweep.axes import members_of, read_axes, read_members
+
+    asked = read_axes(arguments.config, arguments.overrides)
+    config = load_config(arguments.config, asked.fixed)
+    if arguments.num is not None and arguments.num < 1:
+        raise InputError(f"--num {arguments.num}: must be 1 or more")
+    if arguments.members:
+        if asked.axes or asked.ranges:
+            raise InputError("--members: names the members; leave out the axes")
+        members = read_members(arguments.members)
+    else:
+        members = members_of(asked, arguments.num, config.seed, arguments.random)
+    if arguments.list:
+        show(*(member.name for member in members), f"sweep: {len(members)} members")
+        return 0
+    from masp.demo.data import draw_demo_data
+    from masp.sweep.run import run_sweep
+
+    draw_demo_data(config)
+    run_sweep(arguments.config, asked, members, arguments.test)
+    return 0

@@ -1,0 +1,1 @@
+"""Sweeps: which of many settings of the soft prompt are best?"""

@@ -1,0 +1,250 @@
+"""From what a sweep is asked to vary to its members: axes as lists, draws from ranges, or a file of settings.
+
+`stage2.learning_rate=[1e-3,3e-3]` is an axis of two values; every combination of all axes is a member.
+`stage2.learning_rate=log(1e-4,1e-1)` is drawn from a range, `--num` times for every combination of the lists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from masp.config import Config, load_config
+from masp.config.fields import describe_settings
+from masp.config.yaml_text import dump_yaml, parse_yaml, read_text_bytes
+from masp.errors import InputError
+from masp.files.text import shown
+
+_RANGE = re.compile(r"(log|uniform|int)\(\s*([^,()]+?)\s*,\s*([^,()]+?)\s*\)")
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.,=+-]+")
+MAX_MEMBERS = 4096
+MAX_NAME = 120
+"""Characters of a directory's name."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers that are drawn."""
+
+    key: str
+    kind: str
+    """`log`: uniform in the logarithm; `uniform`; `int`: whole numbers."""
+    low: float
+    high: float
+
+    def value(self, place: float) -> float | int:
+        """The number at a place in [0, 1), with six significant digits, as it stands in the member's configuration."""
+        if self.kind == "int":
+            return min(int(self.high), int(self.low) + int(place * (int(self.high) - int(self.low) + 1)))
+        if self.kind == "log":
+            found = math.exp(math.log(self.low) + place * (math.log(self.high) - math.log(self.low)))
+        else:
+            found = self.low + place * (self.high - self.low)
+        return float(f"{found:.6g}")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a sweep varies."""
+
+    axes: Mapping[str, tuple[Any, ...]]
+    """Setting -> its values."""
+    ranges: tuple[Range, ...]
+    fixed: tuple[str, ...]
+    """Settings of all members, `key=value`."""
+
+
+@dataclass(frozen=True)
+class MemberSettings:
+    """One member."""
+
+    name: str
+    """Of its directory: what it varies, so that members that are added later change no name."""
+    values: Mapping[str, Any]
+    """Setting -> value, of those that are varied."""
+
+    @property
+    def overrides(self) -> list[str]:
+        """The values as `key=value`."""
+        return [f"{key}={_inline(value)}" for key, value in self.values.items()]
+
+
+def read_axes(config: str | None, overrides: Sequence[str]) -> Asked:
+    """Tell axes and ranges from settings.
+
+    A list is an axis where the setting itself is no list, or where each of its items is one.
+
+    Args:
+        config: Configuration file.
+        overrides: `key=value` of the command line.
+
+    Raises:
+        InputError: A range or an axis is not valid, or a setting is given twice.
+    """
+    known = describe_settings(Config)
+    axes: dict[str, tuple[Any, ...]] = {}
+    ranges: list[Range] = []
+    fixed: list[str] = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or key not in known:
+            fixed.append(override)  # its error is that of every command
+            continue
+        found = _RANGE.fullmatch(text.strip())
+        if found:
+            ranges.append(_range(key, text, *found.groups()))
+        elif values := _axis(config, key, text):
+            axes[key] = values
+        else:
+            fixed.append(override)
+    keys = [*axes, *(each.key for each in ranges)]
+    if twice := sorted({key for key in keys if keys.count(key) > 1}):
+        raise InputError(f"{twice[0]}: is varied twice; give one axis or range of it")
+    for key in keys:
+        if key in ("output_dir", "order_seed") or key.startswith(("evaluate.", "engine.", "cache.", "extract.")):
+            raise InputError(f"{key}: cannot be varied in a sweep; members share it")
+    return Asked(axes, tuple(ranges), tuple(fixed))
+
+
+def _axis(config: str | None, key: str, text: str) -> tuple[Any, ...] | None:
+    """The values of an axis; None where the text is a value of the setting."""
+    tree, _ = parse_yaml(f"value: {text}", f"command line: {key}")
+    value = tree.get("value") if isinstance(tree, dict) else None
+    if not isinstance(value, list):
+        return None
+    is_list = "list" in describe_settings(Config)[key].valid
+    if is_list and not all(isinstance(item, list) for item in value):
+        return None
+    if not value:
+        raise InputError(f"command line: {key} = []: an axis needs a value")
+    unique = [item for place, item in enumerate(value) if item not in value[:place]]
+    if len(unique) < len(value):
+        raise InputError(f"command line: {key} = {shown(value)}: names a value twice")
+    return tuple(value)
+
+
+def _range(key: str, text: str, kind: str, low: str, high: str) -> Range:
+    try:
+        ends = float(low), float(high)
+    except ValueError:
+        raise InputError(f"command line: {key} = {text}: the ends of a range must be numbers") from None
+    if not (math.isfinite(ends[0]) and math.isfinite(ends[1]) and ends[0] < ends[1]):
+        raise InputError(f"command line: {key} = {text}: the first end must be below the second")
+    if kind == "log" and ends[0] <= 0:
+        raise InputError(f"command line: {key} = {text}: the ends of a logarithmic range must be above 0")
+    if kind == "int" and any(end != int(end) for end in ends):
+        raise InputError(f"command line: {key} = {text}: the ends must be whole numbers")
+    return Range(key, kind, *ends)
+
+
+def members_of(asked: Asked, num: int | None, seed: int, random: bool = False) -> list[MemberSettings]:
+    """All members: combinations of the axes, each with `num` draws from the ranges.
+
+    Draws are Sobol points: they cover the ranges more evenly than random ones, and the first of them stay the same
+    when `num` grows.
+
+    Args:
+        asked: What is varied.
+        num: Draws from the ranges; None without ranges.
+        seed: Seed of the draws.
+        random: Independent random numbers instead.
+
+    Raises:
+        InputError: Ranges without `num` or the other way around, or too many members.
+    """
+    if bool(asked.ranges) != (num is not None):
+        lacking = "--num N says how many" if asked.ranges else "nothing is drawn: give a range such as log(1e-4,1e-1)"
+        raise InputError(f"--num: {lacking}")
+    grid = [dict(zip(asked.axes, values, strict=True)) for values in itertools.product(*asked.axes.values())]
+    count = len(grid) * (num or 1)
+    if count > MAX_MEMBERS:
+        raise InputError(f"{count:,} members: at most {MAX_MEMBERS:,} are trained in a sweep")
+    drawn: list[dict[str, Any]] = [{}]
+    if num is not None:
+        places = _places(num, len(asked.ranges), seed, random)
+        drawn = [{each.key: each.value(place) for each, place in zip(asked.ranges, row, strict=True)} for row in places]
+    return _unique([MemberSettings(_name(values | draw), values | draw) for values in grid for draw in drawn])
+
+
+def _places(num: int, width: int, seed: int, random: bool) -> list[list[float]]:
+    import numpy as np
+    from scipy.stats import qmc
+
+    if random:
+        return np.random.default_rng(seed).random((num, width)).tolist()
+    power = max(0, (num - 1).bit_length())
+    return qmc.Sobol(width, rng=np.random.default_rng(seed)).random_base2(power)[:num].tolist()
+
+
+def read_members(path: str) -> list[MemberSettings]:
+    """Members from a file: one per line, its settings as `key=value` separated by spaces; `#` begins a comment.
+
+    Raises:
+        InputError: It cannot be read, or a line is not such settings.
+    """
+    found = []
+    known = describe_settings(Config)
+    for number, line in enumerate(read_text_bytes(path, "--members").decode(errors="replace").splitlines(), 1):
+        values: dict[str, Any] = {}
+        for part in line.partition("#")[0].split():
+            key, equals, text = part.partition("=")
+            if not equals or key not in known:
+                raise InputError(f"--members {path} line {number}: {shown(part)} is no setting; give key=value")
+            tree, _ = parse_yaml(f"value: {text}", f"--members {path} line {number}: {key}")
+            values[key] = tree["value"] if isinstance(tree, dict) else None
+        if values:
+            found.append(MemberSettings(_name(values), values))
+    if not found:
+        raise InputError(f"--members {path}: names no member")
+    return _unique(found)
+
+
+def _unique(members: list[MemberSettings]) -> list[MemberSettings]:
+    """Each once: draws of whole numbers may be equal."""
+    return list({member.name: member for member in members}.values())
+
+
+def _name(values: Mapping[str, Any]) -> str:
+    """A directory's name that says what is varied."""
+    if not values:
+        return "all-as-given"
+    text = ",".join(f"{key.rpartition('.')[2]}={_inline(value)}" for key, value in values.items())
+    name = _UNSAFE.sub("-", text)
+    if name == text and len(name) <= MAX_NAME:
+        return name
+    return f"{name[: MAX_NAME - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _inline(value: Any) -> str:
+    """A value as YAML on one line."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | dict):
+        inner = dump_yaml({"value": value}).strip().removeprefix("value:").strip()
+        return inner if "\n" not in inner else "[" + ",".join(map(_inline, value)) + "]"
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def member_config(config: str | None, asked: Asked, member: MemberSettings, directory: Path, order_seed: int) -> Config:
+    """The configuration of a member.
+
+    Args:
+        config: Configuration file.
+        asked: What is the same for all.
+        member: The member.
+        directory: Its directory.
+        order_seed: Seed of the order of the images, of all members.
+
+    Raises:
+        InputError: A value is not valid.
+    """
+    given = [*asked.fixed, *member.overrides, f"order_seed={order_seed}", f"output_dir={directory}"]
+    return load_config(config, given)

@@ -1,0 +1,140 @@
+"""`masp sweep`: trains many soft prompts, those with the same prefix together, and chooses on the validation split."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from masp.artifacts.trained import default_aspect_path
+from masp.config import Config, load_config
+from masp.evaluation.feed import open_feed
+from masp.evaluation.run import evaluate
+from masp.extraction.job import extract
+from masp.results.metrics_file import read_metrics
+from masp.runtime.log import show
+from masp.sweep.axes import Asked, MemberSettings, member_config
+from masp.sweep.table import Row, write_sweep
+from masp.training.group.members import group_key, why_alone
+from masp.training.group.trainer import train_group
+from masp.training.loop import train
+
+DIRECTORY = "sweep"
+
+
+@dataclass
+class Member:
+    """A member with its configuration."""
+
+    settings: MemberSettings
+    config: Config
+    failure: str = ""
+
+
+def run_sweep(config_file: str | None, asked: Asked, members: Sequence[MemberSettings], test: str = "best") -> Path:
+    """Train all members, or what is left of them, score them on the validation split, and the best on the test split.
+
+    Args:
+        config_file: Configuration that the members start from.
+        asked: What they have in common.
+        members: What each varies.
+        test: Whose test score is computed: `best`, `all` or `none`.
+
+    Returns:
+        `sweep.json`.
+
+    Raises:
+        InputError, DataError, StoppedEarly: See `masp.errors`.
+    """
+    base = load_config(config_file, asked.fixed)
+    order_seed = base.seed if base.order_seed is None else base.order_seed
+    directory = Path(base.output_dir) / DIRECTORY
+    opened = [
+        Member(each, member_config(config_file, asked, each, directory / each.name, order_seed)) for each in members
+    ]
+    if base.cache.dir is not None:
+        extract(base)
+    _train_aspects(opened, directory)
+    groups = groups_of(opened)
+    show(*_announced(groups, len(opened)))
+    for group in groups:
+        _train(group)
+    can_choose = bool(open_feed(base).category_counts("val"))
+    for member in opened:
+        if not member.failure and can_choose:
+            _score(member, "val")
+    rows = [_row(member) for member in opened]
+    best = max((row for row in rows if row.val_accuracy is not None), key=lambda row: row.val_accuracy, default=None)
+    if test == "best" and best is None:
+        show("sweep: the dataset has no validation split, so nothing is chosen; --test all scores every member")
+    for member, row in zip(opened, rows, strict=True):
+        if not member.failure and (test == "all" or (test == "best" and row is best)):
+            _score(member, "test")
+    rows = [_row(member) for member in opened]
+    return write_sweep(directory, rows, None if best is None else best.name)
+
+
+def groups_of(members: Sequence[Member]) -> list[list[Member]]:
+    """Members that are trained together, in the order of their first ones; one that cannot be is a group of its own."""
+    groups: dict[str, list[Member]] = {}
+    for number, member in enumerate(members):
+        alone = why_alone(member.config)
+        groups.setdefault(group_key(member.config) if alone is None else str(number), []).append(member)
+    return list(groups.values())
+
+
+def _announced(groups: Sequence[Sequence[Member]], count: int) -> list[str]:
+    sizes = " + ".join(str(len(group)) for group in groups)
+    lines = [f"sweep: {count} members in {len(groups)} groups ({sizes}), each behind one pass of its prefix"]
+    for group in groups:
+        why = why_alone(group[0].config)
+        if why is not None:
+            lines.append(f"  {group[0].settings.name}: alone, since {why}")
+    return lines
+
+
+def _train_aspects(members: Sequence[Member], directory: Path) -> None:
+    """Train the aspect modules that members need, once for all that would have the same but for the seed."""
+    made: dict[str, str] = {}
+    for member in members:
+        config = member.config
+        if not config.aspects or config.checkpoint.aspect is not None:
+            continue
+        key = repr((config.aspects, config.stage1, config.aspect_module, config.vlm, config.aspect_definitions))
+        if key not in made:
+            alone = copy.deepcopy(config)
+            alone.seed = int(config.order_seed or 0)
+            alone.output_dir = str(directory / f"aspects-{len(made) + 1}")
+            show("", f"sweep: stage 1, for all members that share its settings: {alone.output_dir}")
+            train(alone, "stage1")
+            made[key] = str(default_aspect_path(alone))
+        config.checkpoint.aspect = made[key]
+
+
+def _train(group: Sequence[Member]) -> None:
+    if len(group) == 1 and why_alone(group[0].config) is not None:
+        train(group[0].config, "stage2")
+        return
+    for member, failure in zip(group, train_group([member.config for member in group]), strict=True):
+        member.failure = failure
+
+
+def _score(member: Member, split: str) -> None:
+    config = copy.deepcopy(member.config)
+    config.evaluate.split = split  # type: ignore[assignment]  # one of the two
+    if split == "val":
+        config.evaluate.output_dir = str(Path(config.output_dir) / "evaluate" / "val")
+    evaluate(config)
+
+
+def _row(member: Member) -> Row:
+    directory = Path(member.config.output_dir) / "evaluate"
+    val, test = (_accuracy(path / "metrics.json") for path in (directory / "val", directory))
+    return Row(member.settings.name, dict(member.settings.values), val, test, member.failure)
+
+
+def _accuracy(path: Path) -> float | None:
+    if not path.is_file():
+        return None
+    return read_metrics(path, []).accuracy
