@@ -212,7 +212,7 @@ class AnnotateConfig(Settings):
 
     aspects: Annotated[UniqueList[Item], Field(examples=[["scene", "object"]])] | None = None
     """Aspects to annotate, in every image that lacks them. null: the aspects in use, where people annotated nothing:
-    aspects that no image of the dataset has, and images that have none of the aspects. (In a dataset that annotates an
+    aspects that no training image has, and images that have none of the aspects. (In a dataset that annotates an
     aspect, an image without it usually does not show it.)"""
 
     min_confidence: Fraction = 0.0
