@@ -338,7 +338,7 @@ class Stage2Config(StageConfig):
     the aspects, the categories and the question; `padding_rows`, as the published code: the rows of the embedding table
     behind the tokenizer's last token, which no token uses."""
 
-    targets: Literal["label", "distribution"] = "label"
+    supervision: Literal["label", "distribution"] = "label"
     """What is learned of an image: its `label`, or the `distribution` over the categories, for datasets with votes of
     raters or probabilities. An image without a distribution is trained on its label."""
 

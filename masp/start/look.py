@@ -154,7 +154,9 @@ def outlook(config: Config, dataset: Dataset) -> list[str]:
     lines += _aspect_lines(config, dataset)
     kinds = Samples.of(dataset.samples).kinds()
     if any(label.distribution is not None for _, label in kinds):
-        lines.append("votes: images have a distribution over the categories (stage2.targets=distribution learns it)")
+        lines.append(
+            "votes: images have a distribution over the categories (stage2.supervision=distribution learns it)"
+        )
     return lines
 
 
