@@ -98,8 +98,8 @@ def test_a_cache_of_labels_alone_has_no_distributions_to_learn(commands, world, 
     assert found.code == 2 and not (tmp_path / "stage2" / "checkpoints").exists()
     assert found.stderr.strip().splitlines()[-1] == (
         "error: stage2.supervision = 'distribution': no training image in cache.dir: "
-        f"{world.folder / 'cache'} has a distribution over the categories, only a label; give stage2.supervision=label, "
-        "or a cache of a dataset with votes"
+        f"{world.folder / 'cache'} has a distribution over the categories, only a label; give "
+        "stage2.supervision=label, or a cache of a dataset with votes"
     )
     wrong = commands("train", "--stage", "stage2", *world.settings(tmp_path, "aspects=[]", "stage2.supervision=votes"))
     assert wrong.code == 2 and "stage2.supervision" in wrong.stderr and "distribution" in wrong.stderr
