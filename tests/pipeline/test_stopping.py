@@ -105,7 +105,7 @@ def test_a_signal_at_any_moment(start, name, tmp_path):
         if ended[0] == 0:  # it was done already
             break
         assert_stopped(ended)
-        delay_s = 1.2 * delay_s + 0.2
+        delay_s = 1.3 * delay_s + 0.3
     assert codes.count(75) > 3
     last = start(name)
     assert last.process.wait(timeout=300) == 0, last.process.stderr.read()
