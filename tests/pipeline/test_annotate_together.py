@@ -16,17 +16,16 @@ from tests.annotated import changed, copy_cache, files_of, make_annotated
 from tests.commands import IMPORTS, Commands
 from tests.pipeline.test_annotate import LONG
 
-GROUP, ONE, OTHER = 54000, 54001, 54002
-"""A group of users of this machine and two of them; none needs to have a name."""
-AS_USER = """
-import encodings.utf_8_sig, masp.annotation.job, masp.cli.annotate, masp.cli.commands, pyarrow.parquet
-"""
-"""What a user who may not read this Python's own directory could not import any more."""
-BECOME = f"""
-os.setgroups([{GROUP}]); os.setgid({GROUP}); os.setuid(int(os.environ["MASP_TEST_USER"]))
-os.umask(int(os.environ["MASP_TEST_UMASK"], 8))
+GROUP, OTHER = 54000, 54002
+"""A group of users of this machine, and another one of them; neither needs to have a name."""
+MEMBER = f"""
+import ctypes
+os.setgroups([{GROUP}]); os.setgid({GROUP}); os.umask(int(os.environ["MASP_TEST_UMASK"], 8))
+no_privileges = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()  # see capset(2)
+assert not ctypes.CDLL(None).capset(*no_privileges)
 run_process()
 """
+"""A user of the group, to whom permissions apply: root, who can read this Python wherever it is, without privileges."""
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +70,7 @@ def test_of_three_that_would_do_the_same_one_works_and_the_others_say_so(command
 
 @dataclass
 class Shared:
-    """A directory that belongs to a group, and `masp` as a user of that group."""
+    """A directory that belongs to another user and to a group, and `masp` as a user of that group."""
 
     config: Config
     path: Path
@@ -81,9 +80,13 @@ class Shared:
     def annotations(self) -> Path:
         return Path(self.config.cache.dir) / "annotations"
 
-    def start(self, user: int, umask: str, *arguments: object):
-        own = {"HOME": self.path.parent / str(user), "MASP_TEST_USER": user, "MASP_TEST_UMASK": umask}
-        return self.run.start("annotate", "--config", self.path, *arguments, **own)
+    def start(self, umask: str, *arguments: object):
+        return self.run.start("annotate", "--config", self.path, *arguments, MASP_TEST_UMASK=umask)
+
+    def is_of_other_user(self) -> None:
+        """Let everything belong to the other user, as if that one had made it; permissions stay."""
+        for path in (self.path.parent, *self.path.parent.rglob("*")):
+            os.chown(path, OTHER, GROUP)
 
     def modes(self) -> dict[str, set[str]]:
         """Permissions of the files and of the directories of the answers."""
@@ -113,38 +116,43 @@ def shared(config) -> Iterator[Shared]:
         )  # fmt: skip
         save_config(own, directory / "config.yaml")
         for path in (directory, *directory.rglob("*")):
-            os.chown(path, ONE, GROUP)
             path.chmod(0o2775 if path.is_dir() else 0o664)
-        for user in (ONE, OTHER):
-            (directory / str(user)).mkdir()
-            os.chown(directory / str(user), user, GROUP)
-        with Commands(directory, IMPORTS + AS_USER, BECOME) as run:
-            yield Shared(own, directory / "config.yaml", run)
+        with Commands(directory, IMPORTS, MEMBER) as run:
+            shared = Shared(own, directory / "config.yaml", run)
+            shared.is_of_other_user()
+            for path in (directory, *directory.rglob("*")):  # a new owner clears it
+                if path.is_dir():
+                    path.chmod(0o2775)
+            yield shared
 
 
 def test_another_user_of_the_group_goes_on(shared):
-    first = shared.start(ONE, "002")
+    first = shared.start("002")
     first.when(lambda: any(shared.annotations.glob(".parts/*/*.json")))
     first.kill(signal.SIGTERM)
     stopped = first.wait()
     assert stopped.code == 75, stopped
     kept = {path: path.read_bytes() for path in shared.annotations.glob(".parts/*/*.json")}
     assert shared.modes() == {"files": {"664"}, "directories": {"775"}}
-    done = shared.start(OTHER, "002").wait()
+    shared.is_of_other_user()
+    done = shared.start("002").wait()
     assert done.code == 0 and "masp train" in done.last_line, done
     assert kept and all(path.read_bytes() == data for path, data in kept.items())
     assert shared.modes() == {"files": {"664"}, "directories": {"775"}}
-    assert {path.stat().st_uid for path in shared.annotations.rglob("*.parquet")} == {OTHER}
-    forgotten = shared.start(ONE, "002", "--forget", "weather").wait()
+    assert {path.stat().st_uid for path in shared.annotations.rglob("*.parquet")} == {os.getuid()}
+    shared.is_of_other_user()
+    forgotten = shared.start("002", "--forget", "weather").wait()
     assert forgotten.code == 0 and not (shared.annotations / "weather.parquet").exists(), forgotten
 
 
 @pytest.mark.parametrize(("umask", "files", "directories"), [("077", "600", "700"), ("027", "640", "750")])
 def test_what_the_umask_keeps_to_oneself_stays_so_and_another_user_is_told(shared, umask, files, directories):
-    assert shared.start(ONE, umask, "annotate.aspects=[weather]").wait().code == 0
+    first = shared.start(umask, "annotate.aspects=[weather]").wait()
+    assert first.code == 0, first
     assert shared.modes() == {"files": {files}, "directories": {directories}}
     before = files_of(shared.config)
-    refused = shared.start(OTHER, "002").wait()
+    shared.is_of_other_user()
+    refused = shared.start("002").wait()
     lines = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
     assert refused.code == 2 and len(lines) == 1 and "Permission denied" in lines[0], refused
     assert str(shared.annotations) in lines[0] and "Traceback" not in refused.stderr
