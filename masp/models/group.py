@@ -1,7 +1,7 @@
 """Several soft prompts around one frozen language model, behind one pass of what comes before them.
 
-In layout `after_image` everything before the soft prompt is frozen and the same for all of them. It runs once per batch,
-without gradient; then the members run one after another behind its keys and values, which they only read.
+In layout `after_image` everything before the soft prompt is frozen and the same for all of them. It runs once per
+batch, without gradient; then the members run one after another behind its keys and values, which they only read.
 """
 
 from __future__ import annotations

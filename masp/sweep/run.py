@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,16 @@ from masp.config import Config, load_config
 from masp.evaluation.feed import open_feed
 from masp.evaluation.run import evaluate
 from masp.extraction.job import extract
+from masp.files.jsonl import read_lines
 from masp.results.metrics_file import read_metrics
 from masp.runtime.log import show
 from masp.sweep.axes import Asked, MemberSettings, member_config
-from masp.sweep.table import Row, write_sweep
+from masp.sweep.table import Row, order, write_sweep
 from masp.training.group.members import group_key, why_alone
 from masp.training.group.trainer import train_group
+from masp.training.logs import LossLine
 from masp.training.loop import train
+from masp.training.validation import FILE as VALIDATION
 
 DIRECTORY = "sweep"
 
@@ -65,9 +69,13 @@ def run_sweep(config_file: str | None, asked: Asked, members: Sequence[MemberSet
         if not member.failure and can_choose:
             _score(member, "val")
     rows = [_row(member) for member in opened]
-    best = max((row for row in rows if row.val_accuracy is not None), key=lambda row: row.val_accuracy, default=None)
+    scored = [row for row in rows if order(row) != (math.inf, math.inf) and not row.failure]
+    best = min(scored, key=order, default=None)
     if test == "best" and best is None:
-        show("sweep: the dataset has no validation split, so nothing is chosen; --test all scores every member")
+        show(
+            "sweep: nothing is chosen: the dataset has no validation split, and training held out no images "
+            "(stage2.validate_every); --test all scores every member"
+        )
     for member, row in zip(opened, rows, strict=True):
         if not member.failure and (test == "all" or (test == "best" and row is best)):
             _score(member, "test")
@@ -131,7 +139,9 @@ def _score(member: Member, split: str) -> None:
 def _row(member: Member) -> Row:
     directory = Path(member.config.output_dir) / "evaluate"
     val, test = (_accuracy(path / "metrics.json") for path in (directory / "val", directory))
-    return Row(member.settings.name, dict(member.settings.values), val, test, member.failure)
+    lines = read_lines(LossLine, Path(member.config.output_dir) / "stage2" / VALIDATION, skip_damaged=True)
+    loss = min((line.loss for line in lines or ()), default=None)
+    return Row(member.settings.name, dict(member.settings.values), val, loss, test, member.failure)
 
 
 def _accuracy(path: Path) -> float | None:

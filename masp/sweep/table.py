@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +26,20 @@ class Row:
     """Setting -> value, of those that are varied."""
     val_accuracy: float | None
     """On the validation split; None where it was not scored."""
+    held_out_loss: float | None
+    """Lowest loss on the images that training held out; None where it held out none."""
     test_accuracy: float | None
     """On the test split; None where it was not scored."""
     failure: str
     """Why its training was stopped; empty where it was not."""
+
+
+def order(row: Row) -> tuple[float, float]:
+    """The better, the smaller: by accuracy on the validation split, then by the held-out loss."""
+    return (
+        math.inf if row.val_accuracy is None else -row.val_accuracy,
+        math.inf if row.held_out_loss is None else row.held_out_loss,
+    )
 
 
 def write_sweep(directory: Path, rows: Sequence[Row], best: str | None) -> Path:
@@ -37,18 +48,19 @@ def write_sweep(directory: Path, rows: Sequence[Row], best: str | None) -> Path:
     Args:
         directory: Directory of the sweep.
         rows: All members.
-        best: Name of the one with the highest accuracy on the validation split; None where nothing was chosen.
+        best: Name of the one that was chosen; None where nothing was.
 
     Returns:
         `sweep.json`.
     """
-    ranked = sorted(rows, key=lambda row: (row.val_accuracy is None, -(row.val_accuracy or 0.0)))
+    ranked = sorted(rows, key=order)
     keys = list(dict.fromkeys(key for row in rows for key in row.values))
-    columns = (*(key.rpartition(".")[2] for key in keys), "validation", "test", "remark")
+    columns = (*(key.rpartition(".")[2] for key in keys), "validation", "held-out loss", "test", "remark")
     cells = [
         [
             *(str(row.values.get(key, "")) for key in keys),
             row.val_accuracy,
+            row.held_out_loss,
             row.test_accuracy,
             "chosen" if row.name == best else row.failure,
         ]

@@ -33,7 +33,7 @@ def why_alone(config: Config) -> str | None:
     stage2 = config.stage2
     if stage2.layout != "after_image" or not stage2.frozen_prefix:
         return "its prompt has no frozen prefix (stage2.layout, stage2.frozen_prefix)"
-    if stage2.targets == "distribution" and stage2.distribution_loss == "weighted":
+    if stage2.supervision == "distribution" and stage2.distribution_loss == "weighted":
         return "every category is an answer (stage2.distribution_loss=weighted)"
     if config.engine.precision == "fp16":
         return "fp16 scales the loss, and one member's overflow would skip the step of all (engine.precision=fp16)"

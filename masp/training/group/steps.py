@@ -1,4 +1,4 @@
-"""What the members of a group read in each optimizer step: the same images, each with its own question and soft prompt."""
+"""What the members of a group read in a step: the same images, each with its own question and soft prompt."""
 
 from __future__ import annotations
 

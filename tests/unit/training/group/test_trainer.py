@@ -1,7 +1,7 @@
 """A member of a group is the run that it would have been alone."""
 
-import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,10 +9,13 @@ import torch
 
 from masp.artifacts.store import load_soft_prompt
 from masp.config import load_config
+from masp.errors import StoppedEarly
 from masp.extraction.job import extract
+from masp.training.checkpoint import load_latest, save_checkpoint
 from masp.training.group.members import group_key, why_alone
 from masp.training.group.trainer import train_group
 from masp.training.loop import train
+from masp.training.stages import open_stage
 from tests.runs import make_run
 
 MEMBERS = {
@@ -40,8 +43,19 @@ def configs(world, directory: Path, *more: str):
     return [load_config(path, [*given, *own, f"output_dir={directory / name}"]) for name, own in MEMBERS.items()]
 
 
-def assert_equal_runs(first: Path, second: Path):
-    for name in MEMBERS:
+class After:
+    """A request to stop that comes after some steps."""
+
+    def __init__(self, count):
+        self.left = count
+
+    def __bool__(self):
+        self.left -= 1
+        return self.left < 0
+
+
+def assert_equal_runs(first: Path, second: Path, names=tuple(MEMBERS)):
+    for name in names:
         ours, own = (
             load_soft_prompt(str(d / name / "stage2/soft_prompt_folder.safetensors"), 32) for d in (first, second)
         )
@@ -75,16 +89,6 @@ def test_members_are_the_runs_that_they_would_have_been_alone(world, alone, tmp_
 
 
 def test_a_group_goes_on_where_it_was_stopped_and_with_members_added_later(world, alone, tmp_path):
-    class After:
-        def __init__(self, count):
-            self.left = count
-
-        def __bool__(self):
-            self.left -= 1
-            return self.left < 0
-
-    from masp.errors import StoppedEarly
-
     group = configs(world, tmp_path, "stage2.log_every=1")
     with pytest.raises(StoppedEarly):
         train_group(group[:3], After(2))
@@ -95,9 +99,52 @@ def test_a_group_goes_on_where_it_was_stopped_and_with_members_added_later(world
 
 def test_a_member_that_diverges_is_stopped_and_the_others_go_on(world, alone, tmp_path):
     group = configs(world, tmp_path, "stage2.log_every=1")
-    bad = copy.deepcopy(group[1])
-    bad.output_dir = str(tmp_path / "bad")
-    bad.stage2.weight_decay, bad.stage2.learning_rate = 1.0, 10.0
-    found = train_group([group[0], *group[1:]])
-    assert found == [""] * len(MEMBERS)
+    with pytest.raises(StoppedEarly):
+        train_group(group, After(2))
+    checkpoints = tmp_path / "fast" / "stage2" / "checkpoints"
+    stage = open_stage("stage2", group[1], "cpu")
+    found = load_latest(checkpoints, stage.identity())
+    # so large that no sum of its squares is a number any more
+    found.tensors["soft_prompt.weight"].fill_(1e30)
+    save_checkpoint(checkpoints, found, keep=2)
+    failures = train_group(group)
+    assert [bool(failure) for failure in failures] == [name == "fast" for name in MEMBERS]
+    assert "is not taken: the loss is nan" in failures[1] and "lower stage2.learning_rate, which is 0.05" in failures[1]
+    status = json.loads((tmp_path / "fast" / "stage2" / "status.json").read_text())
+    assert status["state"] == "failed" and status["exit_code"] == 2
+    assert not (tmp_path / "fast" / "stage2" / "soft_prompt_folder.safetensors").exists()
+    assert_equal_runs(tmp_path, alone, [name for name in MEMBERS if name != "fast"])
+
+
+def test_a_kill_between_the_saves_of_two_members_costs_the_steps_since(world, alone, tmp_path):
+    group = configs(world, tmp_path, "stage2.log_every=1")
+    with pytest.raises(StoppedEarly):
+        train_group(group, After(4))
+    for name in ("plain", "short"):  # these were saved at step 4, the others were not yet
+        checkpoints = tmp_path / name / "stage2" / "checkpoints"
+        assert (checkpoints / "latest").read_text().strip() == "step-00000004"
+    for name in ("fast", "seed"):
+        checkpoints = tmp_path / name / "stage2" / "checkpoints"
+        shutil.rmtree(checkpoints / "step-00000004")
+        (checkpoints / "latest").write_text("step-00000002")
+    assert train_group(group) == [""] * len(MEMBERS)
     assert_equal_runs(tmp_path, alone)
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        (["stage2.layout=released"], "no frozen prefix"),
+        (["stage2.frozen_prefix=false"], "no frozen prefix"),
+        (["stage2.supervision=distribution"], "every category is an answer"),
+        (["engine.precision=fp16"], "fp16 scales the loss"),
+    ],
+)
+def test_what_cannot_share_a_prefix_says_why(world, settings, why):
+    assert why in why_alone(load_config(world[0], settings))
+    assert why_alone(load_config(world[0])) is None
+
+
+@pytest.mark.parametrize("setting", ["aspects=[scene]", "aspect_module.num_queries=3", "stage2.global_batch_size=3"])
+def test_what_changes_the_prefix_or_the_steps_is_another_group(world, setting):
+    assert group_key(load_config(world[0], [setting])) != group_key(load_config(world[0]))

@@ -1,0 +1,80 @@
+"""What a sweep varies, told from what all of its members have in common."""
+
+import pytest
+
+from masp.errors import InputError
+from masp.sweep.axes import members_of, read_axes, read_members
+
+
+def members(*overrides, num=None, random=False):
+    return members_of(read_axes(None, overrides), num, 1, random)
+
+
+def test_a_list_is_an_axis_unless_the_setting_is_one():
+    asked = read_axes(None, ["stage2.learning_rate=[1e-3,0.01]", "aspects=[scene,object]", "seed=[1,2]", "vlm.path=x"])
+    assert dict(asked.axes) == {"stage2.learning_rate": (0.001, 0.01), "seed": (1, 2)}
+    assert asked.fixed == ("aspects=[scene,object]", "vlm.path=x")
+    assert read_axes(None, ["aspects=[[scene],[scene,object]]"]).axes == {"aspects": (["scene"], ["scene", "object"])}
+
+
+def test_every_combination_is_a_member_with_a_name_that_says_it():
+    found = members("stage2.learning_rate=[1e-3,0.01]", "seed=[1,2]")
+    assert [member.name for member in found] == [
+        "learning_rate=0.001,seed=1",
+        "learning_rate=0.001,seed=2",
+        "learning_rate=0.01,seed=1",
+        "learning_rate=0.01,seed=2",
+    ]
+    assert found[3].overrides == ["stage2.learning_rate=0.01", "seed=2"]
+
+
+def test_draws_cover_a_range_and_the_first_stay_when_more_are_asked_for():
+    few, many = (members("stage2.learning_rate=log(1e-4,1e-1)", num=num) for num in (4, 16))
+    assert [member.name for member in many[:4]] == [member.name for member in few]
+    decades = [int(-1e-9 + member.values["stage2.learning_rate"] >= edge) for member in many for edge in (1e-3, 1e-2)]
+    assert 9 <= sum(decades) <= 17 and len({member.name for member in many}) == 16
+    assert all(1e-4 <= member.values["stage2.learning_rate"] < 1e-1 for member in many)
+    counts = members("stage2.num_soft_prompt_tokens=int(1,4)", num=32)
+    assert sorted(member.values["stage2.num_soft_prompt_tokens"] for member in counts) == [1, 2, 3, 4]
+    assert len(members("stage2.weight_decay=uniform(0,1)", "seed=[1,2]", num=3)) == 6
+    again = [members("stage2.weight_decay=uniform(0,1)", num=3, random=True) for _ in range(2)]
+    assert [m.name for m in again[0]] == [m.name for m in again[1]]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "num", "problem"),
+    [
+        (["stage2.learning_rate=log(0,1)"], 2, "must be above 0"),
+        (["stage2.learning_rate=log(1,1)"], 2, "the first end must be below the second"),
+        (["stage2.learning_rate=uniform(a,1)"], 2, "must be numbers"),
+        (["stage2.num_epochs=int(1,2.5)"], 2, "whole numbers"),
+        (["stage2.learning_rate=log(1e-4,1)"], None, "--num N says how many"),
+        (["seed=[1,2]"], 3, "nothing is drawn"),
+        (["seed=[1,1]"], None, "names a value twice"),
+        (["seed=[]"], None, "needs a value"),
+        (["seed=[1,2]", "seed=int(1,3)"], 2, "is varied twice"),
+        (["engine.zero_stage=[0,1]"], None, "cannot be varied in a sweep"),
+        (["stage2.learning_rate=log(1e-4,1)"], 5000, "at most 4,096"),
+    ],
+)
+def test_what_is_wrong_is_named(overrides, num, problem):
+    with pytest.raises(InputError, match=problem):
+        members(*overrides, num=num)
+
+
+def test_members_from_a_file(tmp_path):
+    path = tmp_path / "members.txt"
+    path.write_text("# two\nseed=1 stage2.learning_rate=0.1\n\nseed=2   # last\nseed=2\n")
+    assert [member.name for member in read_members(str(path))] == ["seed=1,learning_rate=0.1", "seed=2"]
+    path.write_text("seed=1\nsead=2\n")
+    with pytest.raises(InputError, match="line 2: 'sead=2' is no setting"):
+        read_members(str(path))
+    path.write_text("# nothing\n")
+    with pytest.raises(InputError, match="names no member"):
+        read_members(str(path))
+
+
+def test_names_are_safe_and_different(tmp_path):
+    asked = read_axes(None, ["questions=[a/b.yaml,a b.yaml,../c.yaml]"])
+    names = [member.name for member in members_of(asked, None, 1)]
+    assert len(set(names)) == 3 and not any("/" in name or " " in name for name in names)
