@@ -44,6 +44,7 @@ class WandbRun(Tracker):
         settings = wandb.Settings(
             console="off",
             silent=True,
+            host="",
             save_code=False,
             disable_code=True,
             disable_git=True,

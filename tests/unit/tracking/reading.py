@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ def wandb_files(directory: Path) -> list[Path]:
 
 def _log_records(data: bytes) -> Iterator[bytes]:
     """The records of a file of W&B: a header of 7 bytes, then the log format of LevelDB."""
-    assert data[:4] == b":W&B"
+    assert data[:4] in (b":W&B", b"")
     place, parts = 7, []
     while place + 7 <= len(data):
         left = _BLOCK - place % _BLOCK
@@ -41,9 +42,14 @@ def wandb_records(path: Path) -> dict[str, Any]:
     def key(item):
         return item.key or "/".join(item.nested_key)
 
-    for data in _log_records(path.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    deadline = time.monotonic() + 60
+    while True:  # the library's own process may still be writing
+        records = [wandb_internal_pb2.Record.FromString(data) for data in _log_records(path.read_bytes())]
+        if records and records[-1].WhichOneof("record_type") == "exit":
+            break
+        assert time.monotonic() < deadline, f"{path} is not finished"
+        time.sleep(0.05)
+    for record in records:
         match record.WhichOneof("record_type"):
             case "run":
                 found["id"], found["name"] = record.run.run_id, record.run.display_name
