@@ -76,7 +76,9 @@ def training_curve(
     if with_mean:
         axes.plot(steps, running_mean(values, max(2, len(values) // 25)), color=_ACCENT, linewidth=1.8)
     if held_out:
-        axes.plot(*zip(*held_out, strict=True), color=_INK, linewidth=1.2, linestyle=(0, (4, 3)), marker="o", markersize=3)
+        axes.plot(
+            *zip(*held_out, strict=True), color=_INK, linewidth=1.2, linestyle=(0, (4, 3)), marker="o", markersize=3
+        )
     axes.set_title(label, loc="left")
     axes.set_xlabel("step")
     axes.xaxis.get_major_locator().set_params(integer=True)

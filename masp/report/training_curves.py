@@ -131,9 +131,7 @@ def _thinned(points: list[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
 def _chart(stage: str, curve: Curve) -> str:
     label = f"{curve.label} (dashed: on held-out images)" if curve.held_out else curve.label
     steps, values = [step for step, _ in curve.points], [value for _, value in curve.points]
-    return training_curve(
-        f"{stage}-{curve.name}", steps, values, label, smooth=curve.smooth, held_out=curve.held_out
-    )
+    return training_curve(f"{stage}-{curve.name}", steps, values, label, smooth=curve.smooth, held_out=curve.held_out)
 
 
 def _held_out(directory: Path) -> list[HeldOutLoss]:

@@ -32,6 +32,27 @@ _AT_ONCE = 100
 _STATUS = {Ending.FINISHED: "FINISHED", Ending.STOPPED: "KILLED", Ending.FAILED: "FAILED"}
 
 
+def where_to_write() -> str:
+    """The address or directory that the environment names.
+
+    Raises:
+        InputError: It names none, or a directory to which MLflow would not write.
+    """
+    uri = os.environ.get(_URI)
+    if not uri:
+        raise InputError(
+            f"logging.trackers: mlflow: {_URI} is not set; set it to the address of a server (http://…) or to a "
+            f"directory (file:DIR, with {_FILES}=true), or leave mlflow out"
+        )
+    is_directory = urlparse(uri).scheme in ("", "file")
+    if is_directory and os.environ.get(_FILES, "").lower() not in ("true", "1"):
+        raise InputError(
+            f"logging.trackers: mlflow: {_URI} = {shown(uri)} is a directory: set {_FILES}=true, without which MLflow "
+            "writes to none, or give the address of a server"
+        )
+    return uri
+
+
 class MlflowRun(Tracker):
     """A run of MLflow.
 
@@ -48,18 +69,7 @@ class MlflowRun(Tracker):
         self._id = ""
 
     def connect(self) -> None:
-        uri = os.environ.get(_URI)
-        if not uri:
-            raise InputError(
-                f"logging.trackers: mlflow: {_URI} is not set; set it to the address of a server (http://…) or to a "
-                f"directory (file:DIR, with {_FILES}=true), or leave mlflow out"
-            )
-        is_directory = urlparse(uri).scheme in ("", "file")
-        if is_directory and os.environ.get(_FILES, "").lower() not in ("true", "1"):
-            raise InputError(
-                f"logging.trackers: mlflow: {_URI} = {shown(uri)} is a directory: set {_FILES}=true, without which MLflow "
-                "writes to none, or give the address of a server"
-            )
+        uri = where_to_write()
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # the library's own reports to its makers
         self._mlflow = importlib.import_module("mlflow")
         try:
@@ -85,9 +95,7 @@ class MlflowRun(Tracker):
             ]
         )
         self._send(
-            tags=[
-                entities.RunTag(_plain(f"masp.{run.part}.{name}"), digest) for name, digest in run.digests.items()
-            ]
+            tags=[entities.RunTag(_plain(f"masp.{run.part}.{name}"), digest) for name, digest in run.digests.items()]
         )
 
     def _experiment(self, name: str) -> str:

@@ -39,7 +39,7 @@ class Tracker(ABC):
 
     name: ClassVar[str]
     begins_at_once: ClassVar[bool] = False
-    """Whether `begin` says what the user has to give, so that the run waits for it; later calls are never waited for."""
+    """Whether `begin` says what the user has to give, so that the run waits for it; it waits for nothing else."""
 
     @abstractmethod
     def connect(self) -> None:

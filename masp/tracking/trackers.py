@@ -19,7 +19,7 @@ from masp.errors import InputError, MaspError, StoppedEarly
 from masp.files.sealed import digest_of
 from masp.files.text import all_lines
 from masp.runtime.background import Background
-from masp.tracking.mlflow_run import MlflowRun
+from masp.tracking.mlflow_run import MlflowRun, where_to_write
 from masp.tracking.run_id import run_id
 from masp.tracking.tracker import Ending, TrackedRun, Tracker
 from masp.tracking.wandb_run import FINISH_TIMEOUT_S, WandbRun
@@ -36,16 +36,18 @@ _WAITING = 10_000
 
 
 def require_trackers(config: Config) -> None:
-    """Look for the libraries of the trackers that are asked for.
+    """Look for the libraries of the trackers that are asked for, and for what the user has to say about them.
 
     Raises:
-        InputError: One is not installed.
+        InputError: One is not installed, or does not know where to write.
     """
     for name in config.logging.trackers:
         if name in REMOTE and importlib.util.find_spec(name) is None:
             raise InputError(
                 f"{KEY}: {name} is not installed; install it with `pip install masp[trackers]`, or leave it out"
             )
+    if MlflowRun.name in config.logging.trackers:
+        where_to_write()
 
 
 def open_trackers(config: Config, part: str, digests: Mapping[str, str], local: Sequence[Tracker] = ()) -> Trackers:

@@ -1,4 +1,5 @@
-"""What training records: `metrics.jsonl`, the series of trackers, a progress bar with loss, rate and time left, and the key log.
+"""What training records: `metrics.jsonl`, the series of trackers, a progress bar with loss, rate and time left, and the
+key log.
 
 The key log says which samples each rank trained on, step by step: the proof that every epoch saw each of them exactly
 once.

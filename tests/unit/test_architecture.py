@@ -20,7 +20,13 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 OWN = ("masp", "launch", "tools")
 HEAVY = set("torch transformers deepspeed sklearn scipy matplotlib tensorboard webdataset h5py submitit".split())
 # Import name to distribution, where they differ.
-DISTRIBUTIONS = {"PIL": "pillow", "mlflow": "mlflow-skinny", "pydantic_core": "pydantic", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "mlflow": "mlflow-skinny",
+    "pydantic_core": "pydantic",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
 
 FLOORS = """
 errors taxonomy

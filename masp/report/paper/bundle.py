@@ -44,7 +44,8 @@ _PREAMBLE = r"""\documentclass[10pt]{article}
 \usepackage{graphicx}
 \usepackage{adjustbox}
 % A table no larger than the page.
-\newcommand{\fitted}[1]{\begin{adjustbox}{max width=\linewidth, max totalheight=0.85\textheight}\input{#1}\end{adjustbox}}
+\newcommand{\fitted}[1]{%
+  \begin{adjustbox}{max width=\linewidth, max totalheight=0.85\textheight}\input{#1}\end{adjustbox}}
 \begin{document}
 """
 
@@ -99,7 +100,13 @@ def _write_figure(directory: Path, figure: PaperFigure) -> list[Path]:
 
 def _document(content: Content, tables: Sequence[Table], figures: Sequence[PaperFigure]) -> str:
     """A document that inputs every file."""
-    lines = [_PREAMBLE, rf"\section*{{{latex_escaped(content.name)}}}", r"\subsection*{Methods}", r"\input{methods}", ""]
+    lines = [
+        _PREAMBLE,
+        rf"\section*{{{latex_escaped(content.name)}}}",
+        r"\subsection*{Methods}",
+        r"\input{methods}",
+        "",
+    ]
     for table in tables:
         lines += [
             r"\begin{table}[p]",
@@ -125,7 +132,10 @@ def _document(content: Content, tables: Sequence[Table], figures: Sequence[Paper
 def _index(content: Content, tables: Sequence[Table], figures: Sequence[PaperFigure]) -> str:
     """Which file is what."""
     files = [
-        ("methods.tex, methods.md", "the methods of this run, stated from its files alone; what they do not say is left out"),
+        (
+            "methods.tex, methods.md",
+            "the methods of this run, stated from its files alone; what they do not say is left out",
+        ),
         ("main.tex", "a document with all of this; LuaLaTeX or XeLaTeX where names are in other alphabets"),
         *((f"{TABLES}/{table.name}.tex, .csv", table.title) for table in tables),
         *((f"{FIGURES}/{figure.name}.pdf, .svg", figure.caption) for figure in figures),
@@ -134,8 +144,8 @@ def _index(content: Content, tables: Sequence[Table], figures: Sequence[PaperFig
         [
             f"# {markdown_escaped(content.name)}",
             "",
-            "Tables need the package booktabs, `main.tex` also adjustbox. Figures are as wide as a column (8.5 cm), those",
-            "of many categories and of attention as wide as a page of two columns.",
+            "Tables need the package booktabs, `main.tex` also adjustbox. Figures are as wide as a column (8.5 cm), or,",
+            "with many categories or images, as a page of two columns (17.5 cm).",
             "",
             *markdown_table(Table("index", "", ("file", "what it is"), files)),
             "",

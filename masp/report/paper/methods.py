@@ -162,7 +162,9 @@ def _training(part: str, what: str, more: Sequence[str] = ()) -> tuple[tuple[str
             "; training would end after {@.patience:measurement} without a lower one",
             "; the state after step {@.best_step}, with the lowest, was kept",
         ),
-        of("{@.origin=imported}{@.digest:digest} is the digest of an imported file, which says nothing of its training"),
+        of(
+            "{@.origin=imported}{@.digest:digest} is the digest of an imported file, which says nothing of its training"
+        ),
     )
 
 

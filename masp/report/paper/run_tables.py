@@ -3,8 +3,8 @@
 `metrics`, `categories`, `confusion`, `calibration`, `aspect-values`, and where they exist `datasets`, `prompts`,
 `variants`, `yardsticks`, `aspects` (with `confusion-` and `calibration-` of each), `dataset`, `training` and `lineage`,
 each as CSV and LaTeX; `records.csv` has a line per image, and `records-stage1.csv` one per
-annotated aspect of an image (`masp.report.paper.record_tables`). `masp.report.export` says how cells are spelled. Columns
-keep their order; new ones come last.
+annotated aspect of an image (`masp.report.paper.record_tables`). `masp.report.export` says how cells are spelled.
+Columns keep their order; new ones come last.
 """
 
 from __future__ import annotations

@@ -94,7 +94,9 @@ def in_a_process(directory, **environment) -> list[str]:
     places = dict.fromkeys(("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR"), str(directory))
     environment = inherited | places | {"NETRC": str(directory / "netrc")} | environment
     command = [sys.executable, "-c", SCRIPT, str(directory)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

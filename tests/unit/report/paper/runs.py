@@ -52,7 +52,8 @@ def make_cited_run(directory: Path, lineage: dict | None = None, **more) -> Path
 
 
 COMMANDS = set(
-    "documentclass usepackage ifPDFTeX else fi newcommand fitted begin end input section subsection centering caption label "
+    "documentclass usepackage ifPDFTeX else fi newcommand fitted begin end input section subsection centering caption "
+    "label "
     "includegraphics linewidth textheight clearpage toprule midrule bottomrule texttt times textbackslash "
     "textasciitilde textasciicircum textless textgreater textbar textquotedbl textquotesingle textasciigrave".split()
 )

@@ -23,13 +23,19 @@ def paper(tmp_path_factory):
 def test_main_inputs_every_table_and_figure_and_all_of_them_exist(paper):
     _, directory = paper
     text = (directory / "main.tex").read_text()
-    inputs = re.findall(r"\\(?:fitted|input)\{([^#{}]+)\}", text) + re.findall(r"\\includegraphics\[.*?\]\{(.+?)\}", text)
+    inputs = re.findall(r"\\(?:fitted|input)\{([^#{}]+)\}", text) + re.findall(
+        r"\\includegraphics\[.*?\]\{(.+?)\}", text
+    )
     files = {directory / (name if "." in name else f"{name}.tex") for name in inputs}
     assert all(file.is_file() for file in files)
     written = {path for part in ("tables", "figures") for path in (directory / part).iterdir()}
     assert {path for path in written if path.suffix in (".tex", ".pdf")} | {directory / "methods.tex"} == files
-    assert {path.with_suffix(".csv") for path in written if path.suffix == ".tex"} == set(directory.glob("tables/*.csv"))
-    assert {path.with_suffix(".svg") for path in written if path.suffix == ".pdf"} == set(directory.glob("figures/*.svg"))
+    assert {path.with_suffix(".csv") for path in written if path.suffix == ".tex"} == set(
+        directory.glob("tables/*.csv")
+    )
+    assert {path.with_suffix(".svg") for path in written if path.suffix == ".pdf"} == set(
+        directory.glob("figures/*.svg")
+    )
     assert {"metrics.tex", "confusion.tex", "lineage.tex", "digests.tex", "training.tex", "variants.tex"} <= {
         path.name for path in written
     }

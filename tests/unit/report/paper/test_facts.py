@@ -31,7 +31,14 @@ def test_steps_are_those_of_the_log_beside_the_artifact(tmp_path):
 
 @pytest.mark.parametrize(
     "found",
-    [header("0" * 64), b"{", b"[]", b"[" * 100_000, b'{"__metadata__": {"masp": 3}}', b'{"__metadata__": {"masp": "["}}'],
+    [
+        header("0" * 64),
+        b"{",
+        b"[]",
+        b"[" * 100_000,
+        b'{"__metadata__": {"masp": 3}}',
+        b'{"__metadata__": {"masp": "["}}',
+    ],
 )
 def test_a_log_beside_another_artifact_says_nothing(tmp_path, found):
     run = make_cited_run(tmp_path)

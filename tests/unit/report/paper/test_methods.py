@@ -30,8 +30,8 @@ def test_every_setting_and_digest_is_said(tmp_path):
         "94,481 training images, 17,711 test images.",
         "2 images of it could not be read and took no part.",
         "The aspects were scene, a\\_b, each with a module of 5 query vectors.",
-        "In stage 1, the aspect modules were trained with AdamW for 3 epochs (35,401 steps) in batches of 8 images at a "
-        "learning rate of 1e-05, which rose linearly over the first 3.0 % of the steps and then fell linearly to zero, "
+        "In stage 1, the aspect modules were trained with AdamW for 3 epochs (35,401 steps) in batches of 8 images at "
+        "a learning rate of 1e-05, which rose linearly over the first 3.0 % of the steps and then fell linearly to zero, "
         "a weight decay of 0.01, gradients not clipped, seed 3407, in bf16.",
         "In stage 2, the soft prompt was trained with AdamW as 32 vectors for 1 epoch at a learning rate of 2.5 and "
         "then fell linearly to zero by the rule of transformers, gradients clipped to a norm of 1, seed 7.",
@@ -124,9 +124,8 @@ def test_no_name_can_inject_latex(tmp_path):
     assert facts["dataset.name"] == INJECTION
     text = as_latex(methods(facts))
     check_latex(text)
-    assert r"\textbackslash{}input\{/etc/passwd\}\textbackslash{}write18\{id\} \$x\textasciicircum{}2\$ \%\n" in text.replace(
-        r"\textbackslash{}n\textbackslash{}end", r"\n\textbackslash{}end"
-    )
+    printed = (r"\textbackslash{}input\{/etc/passwd\}", r"\textbackslash{}write18\{id\}", r"\$x\textasciicircum{}2\$")
+    assert [part for part in printed if part not in text] == []
     assert r"$1 \times 10^{-5}$" in text and r"\texttt{a1a1a1a1a1a1}" in text
     markdown = as_markdown(methods(facts))
     assert "\\<b\\>" in markdown and "\\`code\\`" in markdown and "\u202e" not in markdown
