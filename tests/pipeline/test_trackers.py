@@ -23,6 +23,12 @@ OF_DOCS = {
 """Series that docs/training.md names, without the utilization, which needs a GPU whose peak is known."""
 
 
+@pytest.fixture(autouse=True)
+def file_store(monkeypatch):
+    """Lets MLflow read from a directory."""
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+
+
 @pytest.fixture(scope="module")
 def tracked(commands, world, tmp_path_factory):
     """A run under all trackers, whose stage 1 was stopped once: its directory, and where the trackers store."""

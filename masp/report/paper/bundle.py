@@ -144,8 +144,8 @@ def _index(content: Content, tables: Sequence[Table], figures: Sequence[PaperFig
         [
             f"# {markdown_escaped(content.name)}",
             "",
-            "Tables need the package booktabs, `main.tex` also adjustbox. Figures are as wide as a column (8.5 cm), or,",
-            "with many categories or images, as a page of two columns (17.5 cm).",
+            "Tables need the package booktabs, `main.tex` also adjustbox. Figures are as wide as a column (8.5 cm),",
+            "or, with many categories or images, as a page of two columns (17.5 cm).",
             "",
             *markdown_table(Table("index", "", ("file", "what it is"), files)),
             "",

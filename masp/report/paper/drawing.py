@@ -80,7 +80,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 def saved(figure: Figure) -> Drawn:
     """A figure as SVG and PDF; to be called inside `style`."""
-    found = []
+    found = dict[str, bytes]()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for canvas, kind, nothing in (
@@ -90,7 +90,7 @@ def saved(figure: Figure) -> Drawn:
             canvas(figure)
             with io.BytesIO() as file:
                 figure.savefig(file, format=kind, metadata=dict.fromkeys(nothing))
-                found.append(file.getvalue())
+                found[kind] = file.getvalue()
     missing = set()
     for each in caught:
         glyph = _MISSING.search(str(each.message))
@@ -98,7 +98,7 @@ def saved(figure: Figure) -> Drawn:
             warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
         else:
             missing.add(chr(int(glyph[1])))
-    return Drawn(*found, missing="".join(sorted(missing)))
+    return Drawn(found["svg"], found["pdf"], "".join(sorted(missing)))
 
 
 def label(text: str | None) -> str:

@@ -124,7 +124,11 @@ def test_no_name_can_inject_latex(tmp_path):
     assert facts["dataset.name"] == INJECTION
     text = as_latex(methods(facts))
     check_latex(text)
-    printed = (r"\textbackslash{}input\{/etc/passwd\}", r"\textbackslash{}write18\{id\}", r"\$x\textasciicircum{}2\$")
+    printed = (
+        r"\textbackslash{}input\{/etc/passwd\}",
+        r"\textbackslash{}write18\{id\}",
+        r"\$x\textasciicircum{}2\$",
+    )
     assert [part for part in printed if part not in text] == []
     assert r"$1 \times 10^{-5}$" in text and r"\texttt{a1a1a1a1a1a1}" in text
     markdown = as_markdown(methods(facts))
