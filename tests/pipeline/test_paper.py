@@ -61,5 +61,11 @@ def test_every_number_of_the_methods_is_in_the_files_of_the_run(commands, world,
     check_latex((tmp_path / "paper" / "methods.tex").read_text())
     check_latex((tmp_path / "paper" / "main.tex").read_text())
     names = {path.name for path in (Path(tmp_path) / "paper" / "figures").iterdir()}
-    assert {"attention.pdf", "confusion-brightness.svg", "calibration.pdf", "stage1-loss.svg", "stage2-loss.pdf"} <= names
+    assert {
+        "attention.pdf",
+        "confusion-brightness.svg",
+        "calibration.pdf",
+        "stage1-loss.svg",
+        "stage2-loss.pdf",
+    } <= names
     assert not (tmp_path / "paper" / "tables" / "records.csv").exists()  # a line per image is for --tables

@@ -201,7 +201,7 @@ def _of_training(stage: TrainingStage, facts: Facts) -> Facts:
     part = "aspect" if stage.name == "stage1" else "soft_prompt"
     digest = facts.get(f"{part}.digest")
     files = sorted(stage.directory.glob("aspect.safetensors" if part == "aspect" else "soft_prompt_*.safetensors"))
-    if digest is None or digest not in map(_digest_of_artifact, files):
+    if digest is None or digest not in [_digest_of_artifact(path) for path in files]:
         return {}
     found: Facts = {f"{part}.steps_taken": stage.num_steps}
     return found | ({} if stage.best_step is None else {f"{part}.best_step": stage.best_step})

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from masp.report.attention import Attended
@@ -120,7 +121,7 @@ def draw_curve(curve: Curve) -> Figure:
                   label="held-out images")  # fmt: skip
         axes.legend()
     axes.set(xlabel="step", ylabel=label(curve.label))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.grid(True)
     axes.set_axisbelow(True)
     return figure
@@ -168,7 +169,7 @@ def draw_confusion(table: ConfusionTable) -> Figure:
     axes.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
     bar.set_label("share of the row")
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     return figure
 
 

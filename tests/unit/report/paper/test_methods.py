@@ -31,8 +31,8 @@ def test_every_setting_and_digest_is_said(tmp_path):
         "2 images of it could not be read and took no part.",
         "The aspects were scene, a\\_b, each with a module of 5 query vectors.",
         "In stage 1, the aspect modules were trained with AdamW for 3 epochs (35,401 steps) in batches of 8 images at "
-        "a learning rate of 1e-05, which rose linearly over the first 3.0 % of the steps and then fell linearly to zero, "
-        "a weight decay of 0.01, gradients not clipped, seed 3407, in bf16.",
+        "a learning rate of 1e-05, which rose linearly over the first 3.0 % of the steps and then fell linearly to "
+        "zero, a weight decay of 0.01, gradients not clipped, seed 3407, in bf16.",
         "In stage 2, the soft prompt was trained with AdamW as 32 vectors for 1 epoch at a learning rate of 2.5 and "
         "then fell linearly to zero by the rule of transformers, gradients clipped to a norm of 1, seed 7.",
         "The soft prompt followed the image.",
