@@ -49,10 +49,11 @@ def test_every_number_of_the_methods_is_in_the_files_of_the_run(commands, world,
     plain = re.sub(r"`[0-9a-f]{12}`", "", text).replace(",", "")
     numbers = {number.rstrip(".") for number in re.findall(r"[0-9][0-9.]*", plain)}
     assert numbers - known - {str(count) for count in counts} == set(), text
+    steps = metrics["lineage"]["aspect"]["settings"]["num_steps"]
     for expected in (
         f"{metrics['num_correct']} were right: an accuracy of {100 * metrics['accuracy']:.1f} %",
         "18 training images, 13 test images",
-        "for 2 epochs (4 steps) in batches of 4 images at a learning rate of 0.01",
+        f"for 2 epochs ({steps} steps) in batches of 4 images at a learning rate of 0.01",
         "as 4 vectors",
         "seed 3407",
         "The software was MASP",
