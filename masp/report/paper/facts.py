@@ -87,6 +87,7 @@ def _of_evaluation(content: Content) -> Iterator[tuple[str, Any]]:
     yield "question", metrics.question
     yield "target", metrics.target
     yield "quantization", metrics.quantization
+    yield "without", metrics.without
     yield "categories", metrics.categories
     yield "num_categories", len(metrics.categories) if metrics.categories else None
     mapped = [f"{a} as {b}" for a, b in (metrics.category_map or {}).items() if a != b]

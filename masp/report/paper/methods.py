@@ -218,6 +218,7 @@ _SENTENCES: tuple[tuple[str, ...], ...] = (
      "prediction",),
     ("{stage=stage2}{scoring=generate}The prediction was the line that the model wrote greedily; a line that names no "
      "category counts as wrong",),
+    ("Left out of the prompt were {without}",),
     ("Categories of the dataset were counted as others: {category_map}",),
     (
         "{stage=stage2}Of {result.num_samples:image}, {result.num_correct} were right: an accuracy of "

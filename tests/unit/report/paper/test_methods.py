@@ -112,6 +112,12 @@ def test_what_was_not_trained_is_said(tmp_path, part):
     assert [sentence for sentence in expected.values() if sentence in text] == [expected[part]]
 
 
+def test_what_was_left_out_of_the_prompt_is_said(tmp_path):
+    assert "Left out of the prompt were scene, vision\\_features.\n" in paragraph(
+        make_cited_run(tmp_path, without=["scene", "vision_features"])
+    )
+
+
 def test_imported_artifacts_say_nothing_of_their_training(tmp_path):
     lineage = LINEAGE | {"soft_prompt": {"origin": "imported", "digest": "ee" * 32, "settings": {}}}
     text = paragraph(make_cited_run(tmp_path, lineage))
