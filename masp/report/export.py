@@ -21,6 +21,7 @@ from pathlib import Path
 
 from masp.errors import InputError, one_line
 from masp.files.atomic import write_bytes
+from masp.files.sealed import digest_of
 from masp.files.text import reason
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
@@ -64,8 +65,10 @@ class Table:
 
 
 def file_name(text: str) -> str:
-    """A name of a run as part of a file's name: letters, digits and dashes, at most 60."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower()[:60] or "other"
+    """A name of a run as part of a file's name: letters, digits and dashes, at most 60; of a name in another alphabet
+    also a part of its digest, so that two of them stay two files."""
+    plain = re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower()[:50]
+    return plain if plain and text.isascii() else f"{plain}-{digest_of(text)[:8]}".strip("-")
 
 
 def write_tables(directory: Path, tables: Iterable[Table], key: str) -> list[Path]:

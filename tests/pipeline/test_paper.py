@@ -51,7 +51,7 @@ def test_every_number_of_the_methods_is_in_the_files_of_the_run(commands, world,
     assert numbers - known - {str(count) for count in counts} == set(), text
     steps = metrics["lineage"]["aspect"]["settings"]["num_steps"]
     for expected in (
-        f"{metrics['num_correct']} were right: an accuracy of {100 * metrics['accuracy']:.1f} %",
+        f"right on {metrics['num_correct']} of 13 images: an accuracy of {100 * metrics['accuracy']:.1f} %",
         "18 training images, 13 test images",
         f"for 2 epochs ({steps} steps) in batches of 4 images at a learning rate of 0.01",
         "as 4 vectors",

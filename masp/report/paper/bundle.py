@@ -30,6 +30,8 @@ LOG = logging.getLogger(__name__)
 
 KEY = "--latex"
 TABLES, FIGURES = "tables", "figures"
+_FLOATS = 8
+"""Tables or figures after which the document puts out what has no place yet: LaTeX keeps only so many."""
 _PREAMBLE = r"""\documentclass[10pt]{article}
 \usepackage{iftex}
 \ifPDFTeX
@@ -107,18 +109,19 @@ def _document(content: Content, tables: Sequence[Table], figures: Sequence[Paper
         r"\input{methods}",
         "",
     ]
-    for table in tables:
+    for number, table in enumerate(tables, 1):
         lines += [
+            r"\clearpage" if number % _FLOATS == 0 else "",
             r"\begin{table}[p]",
             r"  \centering",
             rf"  \caption{{{latex_escaped(table.title)}.}}",
             rf"  \label{{tab:{table.name}}}",
             rf"  \fitted{{{TABLES}/{table.name}}}",
             r"\end{table}",
-            r"\clearpage" if len(table.rows) > 20 else "",
         ]
-    for figure in figures:
+    for number, figure in enumerate(figures):
         lines += [
+            r"\clearpage" if number % _FLOATS == 0 else "",
             r"\begin{figure}[p]",
             r"  \centering",
             rf"  \includegraphics[width={'' if figure.is_wide else '0.6'}\linewidth]{{{FIGURES}/{figure.name}.pdf}}",

@@ -189,7 +189,8 @@ _SENTENCES: tuple[tuple[str, ...], ...] = (
     ("{features.transparency=drop}Transparency was dropped",),
     ("The language model ran in {precision}", ", with its layers quantized to {quantization}"),
     (
-        "The dataset {dataset.name} has {num_categories:category}",
+        "The dataset was {dataset.name}",
+        ", with {num_categories:category}",
         " ({categories})",
         ", {dataset.train:training image}",
         ", {dataset.val:validation image}",
@@ -221,7 +222,7 @@ _SENTENCES: tuple[tuple[str, ...], ...] = (
     ("Left out of the prompt were {without}",),
     ("Categories of the dataset were counted as others: {category_map}",),
     (
-        "{stage=stage2}Of {result.num_samples:image}, {result.num_correct} were right: an accuracy of "
+        "{stage=stage2}The model was right on {result.num_correct} of {result.num_samples:image}: an accuracy of "
         "{result.accuracy:percent} %",
         " (95 % interval {result.accuracy.low:percent} to {result.accuracy.high:percent} %, Wilson)",
         ", a balanced accuracy of {result.balanced_accuracy:percent} %",
@@ -229,7 +230,8 @@ _SENTENCES: tuple[tuple[str, ...], ...] = (
         " ({result.macro_f1.low:percent} to {result.macro_f1.high:percent} %, bootstrap over images)",
     ),
     (
-        "{stage=stage1}Of {result.num_samples:answer}, {result.num_correct} were right: {result.accuracy:percent} %",
+        "{stage=stage1}The share of right answers was {result.accuracy:percent} %",
+        ", {result.num_correct} of {result.num_samples}",
         " (95 % interval {result.accuracy.low:percent} to {result.accuracy.high:percent} %, Wilson)",
     ),
     (
@@ -294,13 +296,13 @@ _LAST: tuple[tuple[str, ...], ...] = (
         ", transformers {machine.transformers}",
         " and Pillow {machine.pillow}",
     ),
-    ("The digest (SHA-256) of the dataset is {dataset.digest:digest}",),
-    ("That of the cache is {dataset.cache:digest}",),
-    ("That of the fingerprint of the features is {vlm.fingerprint:digest}",),
-    ("That of the questions is {questions.file:digest}",),
-    ("That of the aspect modules is {aspect.digest:digest}",),
-    ("That of the soft prompt is {soft_prompt.digest:digest}",),
-    ("That of the records of all predictions is {records.digest:digest}",),
+    ("The SHA-256 digest of the dataset is {dataset.digest:digest}",),
+    ("The SHA-256 digest of the cache is {dataset.cache:digest}",),
+    ("The SHA-256 digest of the fingerprint of the features is {vlm.fingerprint:digest}",),
+    ("The SHA-256 digest of the questions is {questions.file:digest}",),
+    ("The SHA-256 digest of the aspect modules is {aspect.digest:digest}",),
+    ("The SHA-256 digest of the soft prompt is {soft_prompt.digest:digest}",),
+    ("The SHA-256 digest of the records of all predictions is {records.digest:digest}",),
 )
 _DIGESTS = {
     "features.weights": "weights of the VLM",

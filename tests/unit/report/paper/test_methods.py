@@ -37,9 +37,9 @@ def test_every_setting_and_digest_is_said(tmp_path):
         "then fell linearly to zero by the rule of transformers, gradients clipped to a norm of 1, seed 7.",
         "The soft prompt followed the image.",
         "The model was asked on the test split: “Which emotion is it, 100 % sure?”\n",
-        "Of 5 images, 0 were right: an accuracy of 0.0 % (95 % interval 0.0 to 43.4 %, Wilson)",
+        "The model was right on 0 of 5 images: an accuracy of 0.0 % (95 % interval 0.0 to 43.4 %, Wilson)",
         "The software was MASP 9.8.7 on Python 3.11.1 with PyTorch 2.99.",
-        "That of the records of all predictions is `181818181818`.",
+        "The SHA-256 digest of the records of all predictions is `181818181818`.",
     ):
         assert expected in text, expected
     for absent in ("None", "null", "validation image", "temperature", "live"):
@@ -100,7 +100,7 @@ def _cached(factory):
 
 def test_without_any_lineage_there_is_little_to_say(tmp_path):
     text = paragraph(make_cited_run(tmp_path, {}))
-    assert "AdamW" not in text and "software" not in text and "Of 5 images" in text
+    assert "AdamW" not in text and "software" not in text and "right on 0 of 5 images" in text
 
 
 @pytest.mark.parametrize("part", [None, "aspect", "soft_prompt"])
