@@ -192,10 +192,8 @@ _SENTENCES: tuple[tuple[str, ...], ...] = (
         "The dataset was {dataset.name}",
         ", with {num_categories:category}",
         " ({categories})",
-        ", {dataset.train:training image}",
-        ", {dataset.val:validation image}",
-        ", {dataset.test:test image}",
     ),
+    ("It has {dataset.train:training image}", ", {dataset.val:validation image}", ", {dataset.test:test image}"),
     ("{dataset.quarantined:image} of it could not be read and took no part",),
     ("The aspects were {aspect.aspects}", ", each with a module of {aspect.aspect_module.num_queries:query vector}"),
     ("Where nobody had annotated them, the vision-language model itself answered {aspect.answered_by_vlm}",),
@@ -230,9 +228,10 @@ _SENTENCES: tuple[tuple[str, ...], ...] = (
         " ({result.macro_f1.low:percent} to {result.macro_f1.high:percent} %, bootstrap over images)",
     ),
     (
-        "{stage=stage1}The share of right answers was {result.accuracy:percent} %",
-        ", {result.num_correct} of {result.num_samples}",
-        " (95 % interval {result.accuracy.low:percent} to {result.accuracy.high:percent} %, Wilson)",
+        "{stage=stage1}The share of right answers was {result.accuracy:percent} % ({result.num_correct} of "
+        "{result.num_samples}",
+        "; 95 % interval {result.accuracy.low:percent} to {result.accuracy.high:percent} %, Wilson",
+        ")",
     ),
     (
         "{stage=stage2}The negative log-likelihood was {result.nll:3} nats",

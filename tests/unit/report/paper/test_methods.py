@@ -27,7 +27,7 @@ def test_every_setting_and_digest_is_said(tmp_path):
         "at 3,136 or more and 12,845,056 or fewer pixels.",
         "Transparent pixels were pasted on white.",
         "The language model ran in bf16.",
-        "94,481 training images, 17,711 test images.",
+        "It has 94,481 training images, 17,711 test images.",
         "2 images of it could not be read and took no part.",
         "The aspects were scene, a\\_b, each with a module of 5 query vectors.",
         "In stage 1, the aspect modules were trained with AdamW for 3 epochs (35,401 steps) in batches of 8 images at "
@@ -53,7 +53,7 @@ def test_a_number_of_the_files_is_what_the_paragraph_says(tmp_path):
     lineage["soft_prompt"]["settings"]["stage2.num_soft_prompt_tokens"] = 1
     found = paragraph(make_cited_run(tmp_path, lineage, accuracy=0.61239, accuracy_ci95=[0.6, 0.625]))
     assert "at a learning rate of 0.0037" in found and "17,711 test images" in found and "as 1 vector " in found
-    assert ", 1 validation image," in found
+    assert ", 1 validation image, 17,711 test images." in found
     assert "an accuracy of 61.2 % (95 % interval 60.0 to 62.5 %, Wilson)" in found
 
 
