@@ -31,6 +31,8 @@ REMOTE = ("wandb", "mlflow")
 """Trackers of other programs, each by the name of its library."""
 _OF_PARTS = ("stage1", "stage2", "evaluate", "checkpoint", "logging")
 """Sections that do not concern every part of a run."""
+STOP_TIMEOUT_S = 10
+"""Seconds that a run which was stopped, or failed, waits for a tracker: a scheduler may not give it many."""
 _WAITING = 10_000
 """Things that a tracker may not have taken yet before the run waits for it."""
 
@@ -165,8 +167,9 @@ class _Guarded:
     def end(self, ending: Ending) -> None:
         self._put(lambda: self._tracker.end(ending))
         assert self._thread is not None, "begin comes first"
-        if not self._thread.stop(drop=False, timeout_s=FINISH_TIMEOUT_S) and not self._has_failed:
-            self._warn(f"has not taken everything within {FINISH_TIMEOUT_S} s")
+        timeout_s = FINISH_TIMEOUT_S if ending is Ending.FINISHED else STOP_TIMEOUT_S
+        if not self._thread.stop(drop=False, timeout_s=timeout_s) and not self._has_failed:
+            self._warn(f"has not taken everything within {timeout_s} s")
 
     def _put(self, work: Callable[[], None]) -> None:
         if not self._has_failed:

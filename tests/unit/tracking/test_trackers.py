@@ -1,5 +1,6 @@
 """What training and evaluation tell trackers, and that a tracker which fails stops nothing and hides nothing."""
 
+import contextlib
 import logging
 import threading
 import time
@@ -72,14 +73,18 @@ def test_a_tracker_that_fails_is_one_warning_and_the_others_go_on(caplog, call):
     assert call not in [name for name, *_ in bad.calls[-1:]] or call == "end"
 
 
-def test_a_tracker_that_hangs_delays_nothing(caplog, monkeypatch):
-    monkeypatch.setattr(trackers, "FINISH_TIMEOUT_S", 0.2)
+@pytest.mark.parametrize(("limit", "ends"), [("FINISH_TIMEOUT_S", None), ("STOP_TIMEOUT_S", StoppedEarly("s"))])
+def test_a_tracker_that_hangs_delays_nothing(caplog, monkeypatch, limit, ends):
+    monkeypatch.setattr(trackers, limit, 0.2)
     started = time.monotonic()
-    with caplog.at_level(logging.WARNING), Trackers([_Guarded(Told(delay_s=1.0))]) as found:
+    expected = contextlib.nullcontext() if ends is None else pytest.raises(StoppedEarly)
+    with caplog.at_level(logging.WARNING), expected, Trackers([_Guarded(Told(delay_s=5.0))]) as found:
         for step in range(1000):
             found.log({"loss": 1.0}, step)
-        assert time.monotonic() - started < 0.5
-    assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 3
+        if ends:
+            raise ends
+    assert time.monotonic() - started < 9  # of the limit that is not shortened, at least ten
     assert [record.getMessage() for record in caplog.records] == [
         "logging.trackers: told has not taken everything within 0.2 s; the run goes on without it"
     ]
