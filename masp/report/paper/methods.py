@@ -207,7 +207,7 @@ _SENTENCES: tuple[tuple[str, ...], ...] = (
     ("{stage=stage2}{soft_prompt.origin!}{aspect.origin=trained}No soft prompt was used",),
     ("{soft_prompt.origin=trained}{aspect.origin!}No aspect modules were used",),
     ("{soft_prompt.vision_features=false}The language model saw the aspect tokens and no vision features",),
-    ("{soft_prompt.targets=distribution}The soft prompt learned the distribution over the categories",
+    ("{soft_prompt.supervision=distribution}The soft prompt learned the distribution over the categories",
      " ({soft_prompt.distribution_loss} loss)"),
     ("{soft_prompt.origin=trained}{layout=after_image}The soft prompt followed the image",),
     ("{soft_prompt.origin=trained}{layout=released}The soft prompt preceded the image and followed it again",),
