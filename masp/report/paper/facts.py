@@ -80,7 +80,7 @@ def _of_evaluation(content: Content) -> Iterator[tuple[str, Any]]:
     metrics, config = content.metrics, content.config
     yield "dataset.name", metrics.dataset or config.dataset_name
     yield "split", metrics.split or config.split
-    yield "stage", metrics.stage
+    yield "stage", metrics.stage or ("stage2" if metrics.per_aspect is None else "stage1")
     yield "scoring", metrics.scoring or config.scoring
     yield "source", metrics.source
     yield "layout", metrics.layout or config.layout
