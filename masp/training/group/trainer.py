@@ -35,6 +35,7 @@ from masp.training.logs import StepResult, TrainingLog, device_peak, report_not_
 from masp.training.loop import Trainer
 from masp.training.schedule import learning_rate
 from masp.training.stages import SoftPromptStage
+from masp.training.steps import HeldOutSteps
 from masp.training.validation import Validation
 from masp.vlm.prompt import Prompt
 
@@ -169,9 +170,14 @@ class GroupTrainer:
             check_agreed(counts, f"what is in {self.members[0].directory} and the other members'", self.device)
         for member in self.members:
             on_rank_0(self.ranks, self.device, member.make_directory)
-        with plain_memory_errors(self.members[0].memory_remedy()):
+        with ExitStack() as stack, plain_memory_errors(self.members[0].memory_remedy()):
+            on_rank_0(self.ranks, self.device, lambda: self._open_trackers(stack))
             self.build()
             self.take_steps()
+
+    def _open_trackers(self, stack: ExitStack) -> None:
+        for member in self.members:
+            member.open_trackers(stack)
 
     def build(self) -> None:
         """Load the language model, and put the members around it, each with its own initial values."""
@@ -207,12 +213,12 @@ class GroupTrainer:
             self._open_validation(prompt)
 
     def _open_validation(self, prompt: Prompt) -> None:
-        from masp.training.steps import HeldOutSteps
-
         for member in self.members:
             steps = HeldOutSteps(member.stage, prompt, self.ranks.rank, self.ranks.size)
             state = member.checkpoint.validation if member.checkpoint else None
-            member.validation = Validation(member.directory, member.settings, self.config.engine, steps, state)
+            member.validation = Validation(
+                member.directory, member.settings, self.config.engine, steps, state, trackers=member.trackers
+            )
 
     @property
     def active(self) -> list[int]:
@@ -248,7 +254,15 @@ class GroupTrainer:
         for member in self.members:
             first, every = member.num_taken, member.settings.log_every
             log = TrainingLog(
-                member.directory, "stage2", member.num_steps, first, every, self.device, peak, has_bar=False
+                member.directory,
+                "stage2",
+                member.num_steps,
+                first,
+                every,
+                self.device,
+                peak,
+                member.trackers,
+                has_bar=False,
             )
             member.log = stack.enter_context(log)
 
