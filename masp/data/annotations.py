@@ -21,7 +21,7 @@ from masp.runtime.process_pool import default_processes, map_ahead, process_pool
 # Annotations are small files, often on a network disk: threads wait for many at a time.
 _NUM_THREADS = 8
 _THREAD_CHUNK = 256
-_PROCESS_CHUNK = 2048
+_PROCESS_CHUNK = 8192
 _MANY = 20_000
 """So many are read faster by processes, although these take a second to start."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import logging
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -283,6 +284,7 @@ class ListedDataset:
         unread = unread[np.argsort(self._order[unread])]  # the first error is that of the first entry
         numbers = {label: number for number, label in enumerate(table.labels)}
         known: dict[tuple[int, Answers], int] = {}
+        aspects: dict[tuple[str, ...], tuple[str, ...]] = {}
         start = 0
         order = self._order[unread].tolist()
         keys, annotations = [entries.keys[n] for n in order], [entries.annotations[n] for n in order]
@@ -299,7 +301,9 @@ class ListedDataset:
                 if number is None:
                     if len(known) >= _MAX_KNOWN:
                         known.clear()
-                    label = replace(table.labels[before], aspects=answers[0], texts=answers[1])
+                    # each chunk brings strings of its own: millions of labels share few
+                    names = aspects.setdefault(answers[0], tuple(map(sys.intern, answers[0])))
+                    label = replace(table.labels[before], aspects=names, texts=tuple(map(sys.intern, answers[1])))
                     number = known[before, answers] = numbers.setdefault(label, len(numbers))
                     if number == len(table.labels):
                         table.labels.append(label)

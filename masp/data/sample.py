@@ -150,6 +150,14 @@ class Table:
         key = self.keys[row]
         return self.moved.get(key) or self.directories[self.splits[self.split[row]]] + path_of(key)
 
+    def images(self, rows: np.ndarray) -> list[Location]:
+        """Where some images are; takes less time than one after another."""
+        if self.moved or self.places is not None:
+            return [self.image(row) for row in rows.tolist()]
+        bases = [self.directories.get(split, "") for split in self.splits]
+        places = zip(self.split[rows].tolist(), rows.tolist(), strict=True)
+        return [bases[split] + path_of(self.keys[row]) for split, row in places]
+
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle labels as tuples: thousands of parts are sent to other processes, each with labels of its own."""
         labels = [(label.category, label.aspects, label.texts, label.distribution) for label in self.labels]
@@ -294,7 +302,7 @@ class Images(Sequence[Location]):
     def __getitem__(self, place: int | slice) -> Location | list[Location]:
         table, rows = self._samples.table, self._samples.rows
         if isinstance(place, slice):
-            return [table.image(row) for row in rows[place].tolist()]
+            return table.images(rows[place])
         return table.image(int(rows[place]))
 
 

@@ -568,7 +568,7 @@ def list_directory(path: Path, suffixes: Collection[str] | None = None) -> Conte
         with os.scandir(path) as listing:
             for item in listing:
                 name = item.name
-                if is_litter(name):
+                if (len(name) <= _MAX_LITTER or name[0] in ".c") and is_litter(name):
                     if name[0] == "." and not name.startswith("._") and is_image_name(name):
                         found.hidden.append(name)  # `._a.jpg` is what macOS knows about `a.jpg`
                 elif _is_directory(item):
