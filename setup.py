@@ -42,7 +42,7 @@ setup(
     # come after the working directory, where a clone named `masp` looks like an empty namespace package.
     package_dir={"": "."},
     # The demo's VLM and the templates of the reports are read at run time.
-    package_data={"masp": ["py.typed", "**/*.j2", "demo/tiny_vlm/weights/*"], "launch": ["py.typed"]},
+    package_data={"masp": ["py.typed", "*.pyi", "**/*.j2", "demo/tiny_vlm/weights/*"], "launch": ["py.typed"]},
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
         "braceexpand>=0.1.7",

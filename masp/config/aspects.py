@@ -29,6 +29,8 @@ MAX_ASPECTS = 64
 """The index of a cache says in one 64-bit integer which aspects an image is annotated with."""
 RESERVED = ("image", "label", "split", "id")
 """What a column of a dataset may hold beside aspects."""
+VISION_FEATURES = "vision_features"
+"""What else than aspects may be left out of a prompt."""
 _NAME = re.compile(r"\w[\w-]{0,63}")
 
 Kind = Literal["text", "list", "level"]
@@ -111,10 +113,10 @@ def _defined(file: str, text: bytes) -> Aspects:
     found: dict[str, Aspect] = {}
     for written, tree in content.items():
         place, name = f"{file} line {lines[written]}", nfc(written)
-        if not _NAME.fullmatch(name) or name in RESERVED:
+        if not _NAME.fullmatch(name) or name in (*RESERVED, VISION_FEATURES):
             raise InputError(
                 f"{place}: {shown(name)} cannot be the name of an aspect: letters, digits, _ and - can, at most 64 of "
-                f"them, and not {', '.join(RESERVED)}"
+                f"them, and not {', '.join((*RESERVED, VISION_FEATURES))}"
             )
         if not isinstance(tree, dict):
             raise InputError(f"{place}: {name} = {shown(tree)}: must be a section with questions")

@@ -438,6 +438,10 @@ class EvaluateConfig(Settings):
     """Wordings of the question that are scored. `first`: the first template. `all`: also every other template, and the
     first with other orders of the categories, each of which takes as long as the first."""
 
+    without: Annotated[UniqueList[Item], Field(examples=[["scene", "vision_features"]])] = field(default_factory=list)
+    """Parts of the image that are left out of the prompt: aspects, and `vision_features`. What was trained stays as it
+    is; what follows in the prompt moves up. Shows what each part is worth; not with `stage: stage1`."""
+
     linear_probe: Boolean = False
     """Also fit a linear probe on the mean features of the training split and score it on the same images. Reads the
     features of up to 20,000 training images from the cache."""

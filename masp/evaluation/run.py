@@ -80,6 +80,7 @@ def _check_extras(config: Config, feed: Feed) -> None:
     """Refuse what cannot be had beside the scores, before anything is scored."""
     asked = config.evaluate
     extras = {"validation": asked.validation, "prompts": asked.prompts == "all", "linear_probe": asked.linear_probe}
+    extras["without"] = bool(asked.without)
     for name, wanted in extras.items():
         if wanted and asked.stage == "stage1":
             value = shown(getattr(asked, name))

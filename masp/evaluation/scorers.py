@@ -6,6 +6,7 @@ They know neither ledgers nor ranks.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from masp.artifacts.trained import Trained
 from masp.config import Config
+from masp.config.aspects import VISION_FEATURES
 from masp.data.questions import Questions
 from masp.errors import InputError
 from masp.models.forward import Stage2Model, num_logits, run
@@ -60,6 +62,8 @@ class ScoreRequest:
     """`[A, N, D]` computed before; None runs the aspect modules."""
     aspect: str | None = None
     """The aspect that is asked for; None asks for the target."""
+    without: frozenset[str] = frozenset()
+    """Aspects, and `vision_features`, that are left out of the prompt of the target; what follows moves up."""
     name: str = "an image"
     """Sample key or path, for errors."""
 
@@ -138,31 +142,37 @@ class TargetScorer(Scorer):
         modules = None if trained.aspects is None else trained.aspects.to(device, self.dtype)
         soft_prompt = None if trained.soft_prompt is None else trained.soft_prompt.to(device, self.dtype)
         self.num_soft_tokens = 0 if soft_prompt is None else len(soft_prompt.weight)
-        self.num_aspect_tokens = 0 if modules is None else len(modules.aspects) * modules.num_queries
+        self.aspects = () if modules is None else modules.aspects
+        self.num_queries = 0 if modules is None else modules.num_queries
         rows = num_logits(self.layout, self.prompt, language.vocab_size, self.num_soft_tokens)
         self.model = Stage2Model(language, modules, soft_prompt, rows).eval()
         self.candidates = [self.prompt.answer(category) for category in self.categories]
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        kept = [[aspect not in request.without for aspect in self.aspects] for request in requests]
         sequences = [
             build_sequence(
                 self.prompt,
                 self.question,
                 None,
-                num_aspect_tokens=self.num_aspect_tokens,
-                image=request.layout if self.vision_features else None,
+                num_aspect_tokens=sum(row) * self.num_queries,
+                image=request.layout if self.vision_features and VISION_FEATURES not in request.without else None,
                 num_soft_tokens=self.num_soft_tokens,
                 layout=self.layout,
             )
-            for request in requests
+            for request, row in zip(requests, kept, strict=True)
         ]
-        tokens = [request.aspect_tokens for request in requests if request.aspect_tokens is not None]
+        # an image that is asked about several times is there once
+        images = {id(request.features): request for request in requests}
+        places = {image: place for place, image in enumerate(images)}
+        tokens = [request.aspect_tokens for request in images.values() if request.aspect_tokens is not None]
         # nothing is trained here, so no prefix needs to be kept apart
         batch = make_batch(
             self.prompt,
             sequences,
-            [request.features for request in requests],
-            row_image=range(len(requests)),
+            [request.features for request in images.values()],
+            row_image=[places[id(request.features)] for request in requests],
+            row_kept=None if all(map(all, kept)) else kept,
             frozen_prefix=False,
             goes_on=True,
             aspect_tokens=tokens or None,
@@ -176,6 +186,17 @@ class TargetScorer(Scorer):
             named = {normalize_category(category): category for category in self.categories}
             return [Score(named.get(line), None, None, text) for line, text in lines]
         return _likeliest(self.model, batch, self.categories, self.candidates, self.prompt, self.layout)
+
+    @torch.inference_mode()
+    def aspect_tokens(self, requests: Sequence[ScoreRequest]) -> Tensor:
+        """The aspect tokens of images, `[I, A, N, D]`, as the prompt has them."""
+        padded, mask = pad_features([request.features.tokens for request in requests])
+        modules = self.model.aspect_modules
+        assert modules is not None, "there are no aspect modules"
+        tokens = modules(padded.to(self.device, self.dtype), mask.to(self.device))
+        with finite_for([request.name for request in requests], self.dtype):
+            check_finite(tokens)
+        return tokens
 
     @torch.inference_mode()
     def attention(self, requests: Sequence[ScoreRequest]) -> list[np.ndarray]:
@@ -266,7 +287,34 @@ class AspectScorer(Scorer):
                 found |= dict(zip(places, scores, strict=True))
         return [found[place] for place in range(len(requests))]
 
+    @torch.inference_mode()
+    def answers(self, requests: Sequence[ScoreRequest], aspect: str) -> list[tuple[str, float]]:
+        """The answer to an aspect of each image, with its probability: among the answers that are compared, or that the
+        model writes all its tokens."""
+        with finite_for([request.name for request in requests], self.dtype):
+            model, batch = self._asked([request.features for request in requests], aspect)
+            if aspect in self.closed:
+                found = self._compared(model, batch, aspect)
+                sums = torch.tensor([score.scores for score in found], dtype=torch.float64)
+                shares = sums.softmax(dim=1).amax(dim=1).tolist()
+                return [(str(score.prediction), share) for score, share in zip(found, shares, strict=True)]
+            probabilities: list[list[float]] = []
+            lines = _generated(model, batch, self.max_new_tokens[aspect], self.prompt, probabilities)
+        return [(line, math.prod(of_tokens)) for (line, _), of_tokens in zip(lines, probabilities, strict=True)]
+
     def _score(self, features: Sequence[Features], aspect: str) -> list[Score]:
+        model, batch = self._asked(features, aspect)
+        if aspect not in self.closed:
+            lines = _generated(model, batch, self.max_new_tokens[aspect], self.prompt)
+            return [Score(line, None, None, text) for line, text in lines]
+        return self._compared(model, batch, aspect)
+
+    def _compared(self, model: _OverTokens, batch: Batch, aspect: str) -> list[Score]:
+        answers = self.closed[aspect]
+        return _likeliest(model, batch, answers, [self.prompt.answer(a) for a in answers], self.prompt, self.layout)
+
+    def _asked(self, features: Sequence[Features], aspect: str) -> tuple[_OverTokens, Batch]:
+        """The question about an aspect of some images, behind the tokens of its module."""
         sequence = build_sequence(
             self.prompt, self.questions[aspect], None,
             num_aspect_tokens=self.modules.num_queries, image=None, num_soft_tokens=0, layout=self.layout,
@@ -280,12 +328,7 @@ class AspectScorer(Scorer):
             row_aspect=[self.aspects.index(aspect)] * count,
             goes_on=True,
         ).to(self.device, self.dtype)
-        model = _OverTokens(self.language, self.modules(batch.features, batch.feature_mask))
-        if aspect not in self.closed:
-            lines = _generated(model, batch, self.max_new_tokens[aspect], self.prompt)
-            return [Score(line, None, None, text) for line, text in lines]
-        answers = self.closed[aspect]
-        return _likeliest(model, batch, answers, [self.prompt.answer(a) for a in answers], self.prompt, self.layout)
+        return _OverTokens(self.language, self.modules(batch.features, batch.feature_mask)), batch
 
 
 def _likeliest(
@@ -300,9 +343,15 @@ def _likeliest(
     ]
 
 
-def _generated(model: Scored, batch: Batch, max_new_tokens: int, prompt: Prompt) -> list[tuple[str, str]]:
-    """Let the model write: the answer that counts, and the whole text."""
-    rows, _ = generate(model, batch, max_new_tokens, prompt.stop)
+def _generated(
+    model: Scored,
+    batch: Batch,
+    max_new_tokens: int,
+    prompt: Prompt,
+    probabilities: list[list[float]] | None = None,
+) -> list[tuple[str, str]]:
+    """Let the model write: the answer that counts, and the whole text; see `generate` for `probabilities`."""
+    rows, _ = generate(model, batch, max_new_tokens, prompt.stop, probabilities)
     texts = [prompt.decode(ids) for ids in rows]
     return [(written_answer(text), text) for text in texts]
 

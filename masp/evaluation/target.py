@@ -17,6 +17,7 @@ import numpy as np
 from masp.artifacts.trained import Trained, load_trained
 from masp.cache.fingerprint import differences, fingerprint_digest, layout_notes
 from masp.config import Config
+from masp.config.aspects import VISION_FEATURES
 from masp.config.feature_source import evaluation_source
 from masp.data.questions import EMOTION, Questions
 from masp.errors import InputError
@@ -113,6 +114,7 @@ class TargetEvaluation(Evaluation):
         quantization = self.trained.quantization_notes(config)
         self.data_notes = [*feed.notes(), *left_out_notes(self.split), *self.length_notes, *layout, *quantization]
         self.notes = [*machine_notes(self.trained, feed.machine), *self.data_notes]
+        self.without = _left_out(config, self.trained)
         self.aspects_shown = list(config.aspects) if config.evaluate.attention and self.trained.aspects else []
         if self.aspects_shown:
             load_token_grid(config.vlm, "evaluate.attention = true")  # before anything large is loaded
@@ -128,7 +130,10 @@ class TargetEvaluation(Evaluation):
         self, items: Sequence[Item], missing: Mapping[str, Sequence[str]]
     ) -> tuple[list[Record], list[np.ndarray]]:
         assert self.scorer is not None, "load comes first"
-        requests = [ScoreRequest(item.features, item.layout, item.aspect_tokens, name=item.key) for item in items]
+        requests = [
+            ScoreRequest(item.features, item.layout, item.aspect_tokens, name=item.key, without=self.without)
+            for item in items
+        ]
         records = [
             Record(item.key, self.label_of[item.key], **vars(score), source=item.source)
             for item, score in zip(items, self.scorer.score(requests), strict=True)
@@ -181,6 +186,7 @@ class TargetEvaluation(Evaluation):
             "source": evaluation_source(config),
             "layout": self.trained.layout,
             "vision_features": self.trained.vision_features,
+            **({"without": sorted(self.without)} if self.without else {}),
             **quantization_entry(config),
             "category_map": self.asked.shown(),
             "notes": [*notes, *mixed_notes(machines), *self.data_notes, *self.feed.warnings()],
@@ -234,7 +240,28 @@ class TargetEvaluation(Evaluation):
             identity["attention"] = True
         if not trained.vision_features:
             identity["vision_features"] = False
+        if self.without:
+            identity["without"] = sorted(self.without)
         return identity | target_entry(config) | quantization_entry(config)
+
+
+def _left_out(config: Config, trained: Trained) -> frozenset[str]:
+    """What `evaluate.without` leaves out of every prompt.
+
+    Raises:
+        InputError: The prompt has no such part, or would have nothing of the image.
+    """
+    without = config.evaluate.without
+    parts = [] if trained.aspects is None else list(trained.aspects.aspects)
+    parts += [VISION_FEATURES] if trained.vision_features else []
+    for name in without:
+        if name not in parts:
+            raise InputError(
+                f"evaluate.without = {shown(without)}: {shown(name)} is not in the prompt, which has {', '.join(parts)}"
+            )
+    if without and len(without) == len(parts):
+        raise InputError(f"evaluate.without = {shown(without)}: nothing of the image would be in the prompt")
+    return frozenset(without)
 
 
 def target_entry(config: Config) -> dict[str, str]:

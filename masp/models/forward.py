@@ -55,9 +55,10 @@ def _inputs(
     if len(block.places[ASPECT][0]):
         assert aspect_tokens is not None, "a block with aspect tokens needs them"
         asked = (images,) if batch.row_aspect is None else (images, batch.row_aspect)
-        values[ASPECT] = aspect_tokens[asked].flatten(0, -2)
+        found = aspect_tokens[asked]
+        values[ASPECT] = (found if batch.row_kept is None else found[batch.row_kept]).flatten(0, -2)
     if len(block.places[FEATURE][0]):
-        at = _feature_places(batch, images, block.places[FEATURE][0])
+        at = _feature_places(block, images)
         found = batch.features[at]
         if batch.deep is not None:
             deep = batch.deep[at[0], :, at[1]].transpose(0, 1)
@@ -69,14 +70,14 @@ def _inputs(
     return embed(language, block, tokens, values), tokens
 
 
-def _feature_places(batch: Batch, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Image and place in it of the features at the FEATURE positions of `rows`, row by row: `[n]` each.
+def _feature_places(block: Block, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Image and place in it of the features at the FEATURE positions of a block, row by row: `[n]` each.
 
-    `images [B]` is the image of each row.
+    `images [B]` is the image of each row, whose features are in the row all or, where they are left out, none.
 
     By index: how much a mask picks must be counted first, and a GPU would be waited for.
     """
-    counts = batch.feature_mask.sum(1)[images]
+    rows, counts = block.places[FEATURE][0], (block.kind == FEATURE).sum(1)
     first = counts.cumsum(0) - counts
     return images[rows], torch.arange(len(rows), device=rows.device) - first[rows]
 

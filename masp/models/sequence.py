@@ -256,6 +256,8 @@ class Batch:
     """`[B]` image of each row."""
     row_aspect: Tensor | None
     """`[B]` asked aspect of each row (stage 1); None: all aspects (stage 2)."""
+    row_kept: Tensor | None = None
+    """`[B, A]` the aspects whose tokens are in each row (stage 2); None: all of them are in every row."""
     aspect_tokens: Tensor | None = None
     """`[I, A, N, D]` computed before; None: the aspect modules run."""
     answers: AnswerBlock | None = None
@@ -321,6 +323,7 @@ class Batch:
             feature_mask=move(self.feature_mask),
             row_image=move(self.row_image),
             row_aspect=None if self.row_aspect is None else move(self.row_aspect),
+            row_kept=None if self.row_kept is None else move(self.row_kept),
             aspect_tokens=None if self.aspect_tokens is None else move(self.aspect_tokens),
             answers=None if self.answers is None else self.answers.moved(move),
         )
@@ -366,6 +369,7 @@ def make_batch(
     *,
     row_image: Items[int],
     row_aspect: Items[int] | None = None,
+    row_kept: Items[Items[bool]] | None = None,
     weights: Items[float] | None = None,
     frozen_prefix: bool = True,
     aspect_tokens: Items[Tensor] | None = None,
@@ -383,6 +387,8 @@ def make_batch(
         features: Features of each image.
         row_image: Index into `features` of each row.
         row_aspect: Asked aspect of each row (stage 1).
+        row_kept: Of each row, which aspects' tokens are in its sequence, where some lack any (stage 2, and only
+            without `frozen_prefix`).
         weights: Weight of each row; ones if None.
         frozen_prefix: Whether what comes before each sequence's `split` runs apart, without gradient.
         aspect_tokens: Aspect tokens, one `[A, N, D]` per image, where they were computed before (stage 2).
@@ -417,6 +423,7 @@ def make_batch(
         feature_mask=mask,
         row_image=torch.tensor(row_image),
         row_aspect=None if row_aspect is None else torch.tensor(row_aspect),
+        row_kept=None if row_kept is None else torch.tensor(row_kept),
         aspect_tokens=None if aspect_tokens is None else torch.stack(list(aspect_tokens)),
         answers=None if answers is None else answer_block(answers, [stop - start for start, stop in bounds]),
     )

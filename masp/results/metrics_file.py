@@ -121,6 +121,8 @@ class MetricsFile:
     layout: Layout | None = None
     quantization: Quantization | None = None
     """`vlm.quantization`; None where the language half was not quantized."""
+    without: tuple[str, ...] | None = None
+    """`evaluate.without`; None where nothing was left out."""
     category_map: dict[str, str] | None = None
     notes: tuple[str, ...] | None = None
     time: Annotated[float, Field(ge=0, lt=_END_OF_YEAR_9999)] | None = None

@@ -38,6 +38,7 @@ training
 results
 evaluation
 report
+inference
 annotation
 experiments
 plan
@@ -46,7 +47,7 @@ demo
 cli
 """.split("\n")
 FLOOR = {name: number for number, line in enumerate(FLOORS) for name in line.split()}
-MAX_ENTRIES = 25
+MAX_ENTRIES = 27
 MAX_FILES = 12
 MAX_COMMANDS = 22
 
@@ -76,7 +77,6 @@ TESTED_ELSEWHERE = {
     "masp/cli/evaluate.py": ("pipeline/test_evaluation.py", '"evaluate"'),
     "masp/cli/extract.py": ("pipeline/test_pipeline.py", '"extract"'),
     "masp/cli/plan.py": ("unit/plan/test_plan.py", '"plan"'),
-    "masp/cli/predict.py": ("pipeline/test_pipeline.py", '"predict"'),
     "masp/cli/quantization.py": ("unit/experiments/test_quantization_cost.py", '"quantization"'),
     "masp/cli/run.py": ("pipeline/test_straight.py", '"run"'),
     "masp/cli/report.py": ("pipeline/test_pipeline.py", '"report"'),
@@ -143,10 +143,17 @@ TESTED_ELSEWHERE = {
     "masp/extraction/repair.py": ("unit/cache/test_verify.py", "masp.extraction.repair"),
     "masp/extraction/shard_sink.py": ("unit/extraction/test_faults.py", "space"),
     "masp/files/fields.py": ("unit/cache/test_shard_state.py", "damaged"),
+    "masp/inference/cached.py": ("pipeline/test_api.py", "masp.open_cache"),
+    "masp/inference/model.py": ("pipeline/test_api.py", "masp.load"),
+    "masp/inference/source.py": ("pipeline/test_api.py", "nothing was trained here"),
     "masp/models/trainable.py": ("unit/models/test_forward.py", "AspectModules"),
     "masp/models/generation.py": ("unit/models/test_forward.py", "generation"),
     "masp/models/likelihood.py": ("unit/models/test_forward.py", "masp.models.likelihood"),
     "masp/models/weighted.py": ("unit/models/test_candidates.py", "masp.models.weighted"),
+    "masp/results/explanations/explanation.py": (
+        "unit/evaluation/test_explain.py",
+        "masp.results.explanations.explanation",
+    ),
     "masp/report/charts.py": ("unit/report/test_page.py", "calibration"),
     "masp/report/html.py": ("unit/report/test_page.py", "hostile"),
     "masp/report/tables.py": ("unit/report/test_page.py", "confusion"),

@@ -78,7 +78,7 @@ def test_a_batch_is_filled_and_its_loss_taken_without_reading_back(vlm):
         for g in GRIDS
     ]
     batch = make_batch(prompt, sequences, features, row_image=[0, 1], frozen_prefix=False)
-    at = forward._feature_places(batch, batch.row_image, batch.suffix.places[forward.FEATURE][0])
+    at = forward._feature_places(batch.suffix, batch.row_image)
     assert torch.equal(batch.features[at], torch.cat([each.tokens for each in features]))
     language.to("meta")
     there = batch.to("meta", torch.float32)

@@ -2,8 +2,8 @@
 
 import pytest
 
+from masp.cli.predict import _check_images as check_images
 from masp.errors import InputError
-from masp.evaluation.predict import check_images
 
 
 def test_a_directory_says_what_to_name_instead(tmp_path):

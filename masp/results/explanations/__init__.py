@@ -1,0 +1,1 @@
+"""Explanations: why did an image get its category?"""
