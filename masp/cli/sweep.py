@@ -9,7 +9,7 @@ from masp.cli.settings import add_settings
 
 _DETAILS = """\
 Every list is an axis, and every combination of axes a member:
-  masp sweep --config configs/train.yaml stage2.learning_rate=[1e-3,3e-3,1e-2] seed=[1,2,3]
+  masp sweep --config configs/train.yaml 'stage2.learning_rate=[1e-3,1e-2]' 'seed=[1,2]'
 Numbers are drawn from ranges with log(A,B), uniform(A,B) or int(A,B):
   masp sweep --config configs/train.yaml 'stage2.learning_rate=log(1e-4,1e-1)' --num 16
 A file has one member per line, as key=value key=value:

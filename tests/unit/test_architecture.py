@@ -55,7 +55,7 @@ demo
 cli
 """.split("\n")
 FLOOR = {name: number for number, line in enumerate(FLOORS) for name in line.split()}
-MAX_ENTRIES = 28
+MAX_ENTRIES = 29
 MAX_FILES = 12
 MAX_COMMANDS = 22
 
@@ -89,6 +89,7 @@ TESTED_ELSEWHERE = {
     "masp/cli/quantization.py": ("unit/experiments/test_quantization_cost.py", '"quantization"'),
     "masp/cli/run.py": ("pipeline/test_straight.py", '"run"'),
     "masp/cli/report.py": ("pipeline/test_pipeline.py", '"report"'),
+    "masp/cli/sweep.py": ("pipeline/test_sweep.py", '"sweep"'),
     "masp/cli/study.py": ("pipeline/test_study.py", '"study"'),
     "masp/cli/train.py": ("pipeline/test_resume.py", '"train"'),
     "masp/config/reading.py": ("unit/config/test_loading.py", "masp.config.reading"),
@@ -155,6 +156,12 @@ TESTED_ELSEWHERE = {
     "masp/inference/cached.py": ("pipeline/test_api.py", "masp.open_cache"),
     "masp/inference/model.py": ("pipeline/test_api.py", "masp.load"),
     "masp/inference/source.py": ("pipeline/test_api.py", "nothing was trained here"),
+    "masp/models/group.py": ("unit/training/group/test_trainer.py", "train_group"),
+    "masp/sweep/run.py": ("pipeline/test_sweep.py", "sweep.json"),
+    "masp/sweep/table.py": ("pipeline/test_sweep.py", "sweep.csv"),
+    "masp/training/group/engine.py": ("unit/training/group/test_trainer.py", "train_group"),
+    "masp/training/group/members.py": ("unit/training/group/test_trainer.py", "why_alone"),
+    "masp/training/group/steps.py": ("unit/training/group/test_trainer.py", "train_group"),
     "masp/models/trainable.py": ("unit/models/test_forward.py", "AspectModules"),
     "masp/models/generation.py": ("unit/models/test_forward.py", "generation"),
     "masp/models/likelihood.py": ("unit/models/test_forward.py", "masp.models.likelihood"),

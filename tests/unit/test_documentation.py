@@ -27,6 +27,7 @@ from launch.job.config import ClusterConfig, load_cluster
 from masp.cli.commands import build_parser as masp_parser
 from masp.config import Config, load_config
 from masp.errors import DataError, InputError, MaspError, StoppedEarly
+from masp.sweep.axes import members_of, read_axes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCUMENTS = [
@@ -180,10 +181,19 @@ def check_settings(settings: list[str], path: str | None, is_cluster: bool = Fal
             raise ValueError(str(error)) from None
 
 
+def one_of_each(settings: list[str]) -> list[str]:
+    """The settings of a member of a sweep over some axes."""
+    asked = read_axes(None, settings)
+    members = members_of(asked, 1 if asked.ranges else None, 0)
+    return [*asked.fixed, *members[0].overrides]
+
+
 def check_masp(words: list[str], is_partial: bool) -> None:
     arguments = parsed(masp_parser, words, is_partial)
     texts = getattr(arguments, "overrides", None) or getattr(arguments, "images", None) or []
     settings = [text for text in texts if "=" in text and text.lower() != "key=value"]
+    if words[:1] == ["sweep"]:
+        settings = one_of_each(settings)
     check_settings(settings, getattr(arguments, "config", None))
 
 
@@ -331,7 +341,8 @@ def test_settings_exist(document):
                 refused.append(span)
             elif value and key in keys_of(Config):
                 try:
-                    check_settings([f"{key}={value}"], None)
+                    setting = f"{key}={value}"
+                    check_settings(one_of_each([setting]) if value.endswith(")") else [setting], None)
                 except ValueError as error:
                     refused.append(f"{span}: {error}")
     assert not refused

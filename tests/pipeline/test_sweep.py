@@ -1,0 +1,56 @@
+"""`masp sweep` from the images to the table: groups, the choice on the validation split, going on with more members."""
+
+import csv
+import json
+import re
+
+import pytest
+
+from tests.runs import make_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with a validation split of its own."""
+    folder = tmp_path_factory.mktemp("sweep")
+    config = make_run(folder, 18, 6)
+    (folder / "pictures" / "val").mkdir()
+    for path in sorted((folder / "pictures" / "train").glob("*/*.00[0-5].*")):
+        target = folder / "pictures" / "val" / path.parent.name
+        target.mkdir(exist_ok=True)
+        path.rename(target / path.name)
+    return config, folder / "run" / "sweep"
+
+
+def test_a_sweep_chooses_on_the_validation_split_and_goes_on_with_more_members(commands, run):
+    config, directory = run
+    given = ("sweep", "--config", config, "stage2.learning_rate=[0.001,0.05]")
+    first = commands.ok(*given, "seed=1")
+    assert "2 members in 1 groups" in first.stdout
+    table = json.loads((directory / "sweep.json").read_text())
+    members = {member["name"]: member for member in table["members"]}
+    assert set(members) == {"learning_rate=0.001", "learning_rate=0.05"}
+    best = max(members.values(), key=lambda member: member["val_accuracy"])
+    assert members[table["best"]]["val_accuracy"] == best["val_accuracy"]
+    assert [name for name, member in members.items() if member["test_accuracy"] is not None] == [table["best"]]
+    for name in members:
+        assert re.fullmatch(r"\d+", str(len((directory / name / "stage2" / "metrics.jsonl").read_text())))
+        assert (directory / name / "stage2" / "soft_prompt_folder.safetensors").is_file()
+    more = commands.ok("sweep", "--config", config, "stage2.learning_rate=[0.001,0.05,0.01]", "seed=1", "--test", "all")
+    assert "finished already" in more.stdout
+    rows = list(csv.DictReader((directory / "sweep.csv").open()))
+    assert len(rows) == 3 and all(row["test"] for row in rows)
+
+
+def test_what_cannot_be_a_sweep_is_one_line(commands, run, tmp_path):
+    config, _ = run
+    for arguments, problem in (
+        (["stage2.learning_rate=[0.1,-1]"], "stage2.learning_rate = -1"),
+        (["stage2.learning_rate=log(1e-3,1)"], "--num N says how many"),
+        (["seed=[1,2]", "--members", tmp_path / "gone"], "leave out the axes"),
+        (["--members", tmp_path / "gone"], "gone"),
+        (["sead=[1,2]"], "did you mean seed"),
+    ):
+        found = commands("sweep", "--config", config, f"output_dir={tmp_path / 'out'}", *arguments)
+        assert found.code == 2 and problem in found.stderr and "Traceback" not in found.stderr, found.stderr
+        assert not (tmp_path / "out").exists()
