@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from masp.artifacts.export_format import (
     check_files,
     read_record,
 )
-from masp.artifacts.model_hub import fetch
+from masp.artifacts.model_hub import fetch, parse_address
 from masp.errors import InputError
 from masp.files.json_text import parse_json
 from masp.files.regular import is_directory, read_bytes
@@ -43,7 +42,6 @@ SETTINGS = (
 )  # fmt: skip
 """All that a prediction or an explanation depends on; `config.json` may set these and nothing else."""
 
-_VLM = re.compile(rf"{SCHEME}[\w.-]+/[\w.-]+(?:@[\w.-]+(?:/[\w.-]+)*)?|{re.escape(OWN_VLM)}")
 _FILES = {"aspect": ASPECTS, "soft_prompt": SOFT_PROMPT}
 _WORDS = {"aspect": "aspect modules", "soft_prompt": "soft prompt"}
 
@@ -133,7 +131,9 @@ def exported_settings(exported: Exported) -> dict[str, Any]:
     if found.get("aspects") and not exported.path(DEFINITIONS):
         raise InputError(f"{place}: aspects = {shown(found['aspects'])}: there is no {DEFINITIONS} that defines them")
     vlm = found.get("vlm.path")
-    if vlm is not None and not (isinstance(vlm, str) and _VLM.fullmatch(vlm)):
+    if isinstance(vlm, str) and vlm.startswith(SCHEME):
+        parse_address(vlm, f"{place}: vlm.path")
+    elif vlm not in (None, OWN_VLM):
         raise InputError(
             f"{place}: vlm.path = {shown(vlm)}: must be {SCHEME}owner/name of the hub or be left out, never a directory"
         )

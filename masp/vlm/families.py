@@ -77,7 +77,8 @@ def resolve_directory(path: str, weights: bool = True) -> Path:
             raise InputError(f"vlm.path: {directory} has no config.json; give the directory of a VLM or its hub name")
         return directory
     name, _, revision = path.removeprefix(SCHEME).partition("@")
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    # a revision becomes a path in the cache of huggingface_hub
+    if name.startswith((".", "/", "~")) or name.count("/") != 1 or ".." in revision.split("/"):
         raise InputError(f"vlm.path: {path!r} is not a directory; give that of a VLM, or a hub name (owner/name)")
     with plain_vlm_errors(f"{path!r} is not a local directory and cannot be downloaded from the hub"):
         # no code, no pickles

@@ -1,4 +1,4 @@
-"""What was trained is shared: exported, moved, sent to the hub, and used elsewhere with bitwise the same predictions."""
+"""What was trained is shared: exported, moved, sent to the hub, and gives bitwise the same predictions elsewhere."""
 
 import json
 import os

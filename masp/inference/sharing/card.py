@@ -151,12 +151,18 @@ def _vlm(record: ExportRecord, model: Model) -> str:
     return f"a `{_plain(vlm.model_type)}`"
 
 
+def _is_bound(record: ExportRecord) -> bool:
+    """Whether something in it knows the VLM that it was trained around."""
+    return any(part and part.get("origin") == "trained" for part in (record.aspect, record.soft_prompt))
+
+
 def _how(model: Model, record: ExportRecord) -> str:
     needs_vlm = not record.vlm.name and not model.config.vlm.path.endswith(OWN_VLM)
     vlm = ', vlm="DIRECTORY_OR_NAME_OF_THE_VLM"' if needs_vlm else ""
+    kept = "another one is refused" if _is_bound(record) else "nothing checks that, since it was imported"
     note = (
-        "The VLM was a directory of the machine that trained this model, so name yours. It must have the same weights "
-        f"(digest `{record.vlm.weights}`); another one is refused.\n\n"
+        "The VLM was a directory of the machine that exported this model, so name yours. It must have the same weights "
+        f"(digest `{record.vlm.weights}`); {kept}.\n\n"
         if needs_vlm
         else ""
     )
@@ -235,6 +241,9 @@ def _settings_table(lineage: Mapping[str, Any]) -> str:
         for name, value in sorted(settings.items())
         if name in _SHOWN_SETTINGS or name.startswith(("stage1.", "stage2."))
     ]
+    for aspect, origins in sorted((lineage.get("answers") or {}).items()):
+        given = [(origins.get(who), who) for who in ("people", "vlm", "pixels")]
+        rows.append((f"answers: {aspect}", ", ".join(f"{count:,} by {who}" for count, who in given if count)))
     target = lineage.get("target")
     if isinstance(target, Mapping):
         rows += [("target", target.get("name")), ("labels", target.get("source"))]
@@ -259,9 +268,9 @@ def _lineage(record: ExportRecord) -> list[str]:
             data = lineage.get("cache") or lineage.get("dataset_digest")
             rows += [(f"features of the {title}", f"`{_plain(data)}`")] if data else []
     rows += [(f"`{name}`", f"`{file.sha256}`") for name, file in sorted(record.files.items())]
+    refused = "MASP refuses a soft prompt with other aspect modules than its own, and both with another VLM. "
     return [
-        "MASP refuses a soft prompt with other aspect modules than those below, and both with another VLM. "
-        "`lineage.json` has all of it; `metrics.json` is the evaluation.",
+        f"{refused if _is_bound(record) else ''}`lineage.json` has all of this, and `metrics.json` the evaluation.",
         _table(("what", "SHA-256"), rows),
     ]
 

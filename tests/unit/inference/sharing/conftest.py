@@ -1,0 +1,46 @@
+"""A run as training leaves it, around a tiny VLM, and its export; nothing was trained, the tensors are random."""
+
+import pytest
+import torch
+
+from masp.artifacts.store import Lineage, aspect_digest, save_aspects, save_soft_prompt
+from masp.cache.fingerprint import machine_part, model_part
+from masp.config import load_config, save_config
+from masp.inference.sharing.export import export
+from masp.models.trainable import AspectModules, SoftPrompt
+from masp.runtime.run_directory import RunState, write_status
+from tests.runs import make_config_file
+from tests.tiny import make_vlm
+
+ASPECTS, CATEGORIES = ("object", "scene"), ("awe", "fear")
+
+
+@pytest.fixture(scope="session")
+def shared_run(tmp_path_factory):
+    """Its directory. Read-only."""
+    folder = tmp_path_factory.mktemp("shared-run")
+    file = make_config_file(folder, make_vlm(folder / "vlm"), folder / "pictures")
+    config = load_config(file, [f"aspects=[{','.join(ASPECTS)}]"])
+    known = {"model": model_part(config), "machine": machine_part(config).fields}
+    torch.manual_seed(0)
+    modules = AspectModules(ASPECTS, 32, num_queries=2)
+    for stage in ("stage1", "stage2"):
+        (folder / "run" / stage).mkdir(parents=True)
+        save_config(config, folder / "run" / stage / "config.yaml")
+        write_status(folder / "run" / stage, RunState.FINISHED, 0)
+    known |= {"aspects": ASPECTS, "categories": CATEGORIES, "layout": "after_image", "dataset": "folder"}
+    save_aspects(modules, folder / "run" / "stage1", Lineage("aspect", "trained", **known))
+    lineage = Lineage("soft_prompt", "trained", aspect_digest=aspect_digest(modules), settings={"seed": 3}, **known)
+    save_soft_prompt(SoftPrompt(torch.randn(4, 32)), folder / "run" / "stage2", lineage)
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def shared_model(shared_run):
+    """What `masp export` makes of it. Read-only."""
+    return export(shared_run, shared_run.parent / "exported", vlm="owner/vlm")
+
+
+@pytest.fixture
+def shared_vlm(shared_run):
+    return str(shared_run.parent / "vlm")
