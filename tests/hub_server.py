@@ -111,6 +111,8 @@ class Hub:
 
     def _of_repository(self, found: Repository, name: str, rest: str, body: bytes) -> Answer:
         what, _, more = rest.partition("/")
+        if what in ("tree", "preupload", "commit") and more != "main" and more not in dict(found.commits):
+            return 404, {"error": "Invalid rev id", "code": "RevisionNotFound"}
         if what in ("", "revision"):
             revision = more or "main"
             if revision != "main" and revision not in dict(found.commits):
@@ -126,7 +128,11 @@ class Hub:
                 {"path": f["path"], "uploadMode": "lfs" if f["path"].endswith(LARGE) else "regular"}
                 for f in json.loads(body)["files"]
             ]
-            return 200, {"files": [{**f, "shouldIgnore": False, "oid": None} for f in files]}
+            there = found.files(more)
+            for f in files:
+                entry = _entry(f["path"], there[f["path"]]) if f["path"] in there else {}
+                f |= {"shouldIgnore": False, "oid": entry["lfs"]["oid"] if "lfs" in entry else entry.get("oid")}
+            return 200, {"files": files}
         if rest == "info/lfs/objects/batch":
             objects = json.loads(body)["objects"]
             for o in objects:

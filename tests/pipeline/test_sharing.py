@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 import masp
 from masp.config import load_config
 from tests.commands import Commands
-from tests.hub_server import FOREIGN, Hub, Repository
+from tests.hub_server import Hub
 from tests.pipeline.test_another_target import SEASON, STAGE_2, table
 
 __all__ = ["table"]
@@ -219,92 +219,6 @@ def test_the_card_is_valid_and_says_what_there_is(exported, run, hub, monkeypatc
         assert digest in text
 
 
-def test_what_is_not_finished_or_not_of_these_is_not_exported(run, trained, commands, world, tmp_path):
-    def refused(change, directory="new"):
-        copy = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
-        shutil.copytree(run, copy)
-        change(copy)
-        error = error_of(commands("export", copy, tmp_path / directory))
-        assert not (tmp_path / "new").exists()
-        return error
-
-    def stopped(copy):
-        path = copy / "stage2" / "status.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"state": "stopped", "exit_code": 75}))
-
-    assert "stage2 has not finished (stopped); run `masp train --stage stage2` again" in refused(stopped)
-    assert "stage2 does not say that it has finished" in refused(
-        lambda copy: (copy / "stage2" / "status.json").unlink()
-    )
-
-    def half_evaluated(copy):
-        (copy / "evaluate" / "metrics.json").unlink()
-        path = copy / "evaluate" / "status.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"state": "running", "host": "another"}))
-
-    assert "the evaluation has not finished (running)" in refused(half_evaluated)
-    assert "nothing was trained here" in refused(lambda copy: [shutil.rmtree(copy / d) for d in ("stage2", "evaluate")])
-
-    def of_others(copy):
-        shutil.rmtree(copy / "evaluate")
-        none = ("checkpoint.soft_prompt=none", "evaluate.source=live")
-        commands.ok("evaluate", *world.settings(copy, *none))
-
-    assert "was made with soft prompt None, but those of the run are" in refused(of_others)
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "mine.txt").write_text("mine")
-    assert "is not empty" in refused(lambda copy: None, "full")
-    assert contents(tmp_path / "full") == {"mine.txt": b"mine"}
-    assert "must be an identifier of the hub" in error_of(
-        commands("export", run, tmp_path / "new", "--license", "my own")
-    )
-
-
-def test_without_an_evaluation_and_into_an_empty_directory(trained, commands, tmp_path):
-    (tmp_path / "empty").mkdir()
-    commands.ok("export", trained, tmp_path / "empty", "--vlm", "hf://someone/a-vlm@v1.0")
-    assert set(contents(tmp_path / "empty")) == FILES - {"metrics.json"}
-    card = ModelCard.load(tmp_path / "empty" / "README.md")
-    assert "was not evaluated" in card.text and card.data.eval_results is None
-    assert card.data.base_model == "someone/a-vlm" and "vlm=" not in card.text
-    assert json.loads((tmp_path / "empty" / "config.json").read_text())["vlm"]["path"] == "hf://someone/a-vlm@v1.0"
-
-
-@pytest.mark.parametrize("mask", [0o027, 0o077])
-def test_permissions_follow_the_umask(mask, exported, trained, tmp_path):
-    from masp.cli.main import main
-
-    before = os.umask(mask)
-    try:
-        assert main(["export", str(trained), str(tmp_path / "new")]) == 0
-    finally:
-        os.umask(before)
-    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "new").iterdir()}
-    assert modes == {0o666 & ~mask} and (tmp_path / "new").stat().st_mode & 0o777 == 0o777 & ~mask
-
-
-def test_a_full_disk_leaves_nothing(trained, tmp_path, commands):
-    place = tmp_path / "read only"
-    place.mkdir()
-    (place / "file").write_text("")
-    error = error_of(commands("export", trained, place / "file" / "new"))
-    assert "cannot be" in error
-    assert contents(place) == {"file": b""}
-
-
-def test_killed_at_any_file_nothing_has_the_name(trained, tmp_path, commands):
-    running = commands.start("export", trained, tmp_path / "new")
-    running.when(lambda: any(path.name.endswith(".tmp") for path in tmp_path.iterdir()) or (tmp_path / "new").exists())
-    running.kill()
-    running.wait()
-    assert not (tmp_path / "new").exists() or set(contents(tmp_path / "new")) >= FILES - {"metrics.json"}
-    commands.ok("export", trained, tmp_path / "other")
-    shutil.rmtree(tmp_path / "new", ignore_errors=True)
-    commands.ok("export", trained, tmp_path / "new")
-    assert {path.name for path in tmp_path.iterdir()} == {"new", "other"}
-    assert contents(tmp_path / "new") == contents(tmp_path / "other")
-
-
 def test_another_target(commands, world, trained, table, vlm, tmp_path):
     modules = f"checkpoint.aspect={trained / 'stage1' / 'aspect.safetensors'}"
     settings = world.settings(tmp_path / "run", modules, *SEASON, f"target.labels={table}", *STAGE_2)
@@ -361,45 +275,3 @@ def test_imported_checkpoints_stay_imported(commands, world, trained, vlm, tmp_p
     # the layout is known from the file
     parts = (f"checkpoint.aspect={tmp_path / 'new'}", f"checkpoint.soft_prompt={tmp_path / 'new'}", *given[3:])
     commands.ok("evaluate", *world.settings(tmp_path / "other", *parts))
-
-
-def test_another_vlm_is_refused(exported, world, tmp_path):
-    from tests.tiny import make_vlm
-
-    other = make_vlm(tmp_path / "vlm", seed=1)
-    with pytest.raises(masp.errors.InputError, match="was trained with weights = "):
-        masp.load(exported, device="cpu", vlm=str(other))
-
-
-def test_what_the_hub_refuses_is_one_line(exported, processes, hub, tmp_path):
-    error = error_of(processes("push", exported, "owner/x", HF_TOKEN=""))
-    assert error == "error: hf://owner/x: no token of the hub: `hf auth login` gets one, or set HF_TOKEN"
-    assert "does not accept the token" in error_of(processes("push", exported, "owner/x", HF_TOKEN="another"))
-    assert "this token may not write there" in error_of(processes("push", exported, f"{FOREIGN}/x"))
-    for name in ("x", "owner/x/y", "owner/..", "hf://owner/x@../y", "owner/a--b"):
-        assert "NAME: " in error_of(processes("push", exported, name)), name
-    assert "cannot be" not in error_of(processes("push", tmp_path / "gone", "owner/x"))
-    hub.repositories["models/owner/taken"] = Repository(private=False)
-    hub.repositories["models/owner/taken"].commit({"config.json": b"{}"})
-    assert "holds another model: it has config.json" in error_of(processes("push", exported, "owner/taken"))
-    copy = tmp_path / "copy"
-    shutil.copytree(exported, copy)
-    (copy / "README.md").write_text("---\nlicense: [\n---\n")
-    assert "not a valid model card" in error_of(processes("push", copy, "owner/x"))
-    (copy / "README.md").write_text("---\nlicense: my-own\n---\n")
-    assert "the hub refuses the model card" in error_of(processes("push", copy, "owner/x"))
-    flipped = bytearray((copy / "aspect.safetensors").read_bytes())
-    flipped[-3] ^= 1
-    (copy / "aspect.safetensors").write_bytes(flipped)
-    assert "aspect.safetensors does not match its digest" in error_of(processes("push", copy, "owner/x"), 3)
-
-
-def test_pushed_again_what_is_gone_is_removed(exported, trained, commands, processes, hub, tmp_path):
-    processes.ok("push", exported, "owner/again")
-    commands.ok("export", trained, tmp_path / "plain")
-    processes.ok("push", tmp_path / "plain", "hf://owner/again")
-    repository = hub.repositories["models/owner/again"]
-    assert not repository.private and "metrics.json" not in repository.files()
-    puts = len(hub.asked("PUT", "^/upload/"))
-    processes.ok("push", tmp_path / "plain", "owner/again")
-    assert len(hub.asked("PUT", "^/upload/")) == puts and len(repository.commits) == 3

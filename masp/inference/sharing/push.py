@@ -109,6 +109,7 @@ def _listed(api: HfApi, repository: str, branch: str | None, address: str) -> se
     """
     with _errors(address, branch):
         try:
+            api.repo_info(repository, revision=branch)  # which fails at once where there is no network
             entries = list(api.list_repo_tree(repository, revision=branch))
         except GatedRepoError:
             raise

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 from masp.artifacts.store import Lineage, aspect_digest, save_aspects, save_soft_prompt
 from masp.cache.fingerprint import machine_part, model_part
@@ -9,6 +10,7 @@ from masp.config import load_config, save_config
 from masp.inference.sharing.export import export
 from masp.models.trainable import AspectModules, SoftPrompt
 from masp.runtime.run_directory import RunState, write_status
+from tests.hub_server import Hub
 from tests.runs import make_config_file
 from tests.tiny import make_vlm
 
@@ -44,3 +46,16 @@ def shared_model(shared_run):
 @pytest.fixture
 def shared_vlm(shared_run):
     return str(shared_run.parent / "vlm")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub on this machine, which huggingface_hub asks in this process; its cache is empty."""
+    with Hub("token of a test") as hub:
+        settings = {"ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}
+        for name, value in (settings | {"HF_HUB_CACHE": str(tmp_path / "hub")}).items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants._HF_DEFAULT_ENDPOINT, hub.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield hub

@@ -19,7 +19,6 @@ from masp.errors import DataError, InputError, MaspError
 from masp.files.sealed import sealed, unseal_object
 from masp.inference.sharing.push import push
 from masp.inference.source import config_of
-from tests.hub_server import Hub
 
 
 @pytest.fixture
@@ -243,18 +242,6 @@ def test_addresses(address):
     with pytest.raises(InputError, match="must be hf://owner/name|not a valid name of a repository"):
         parse_address(address, "checkpoint.aspect")
     assert parse_address("hf://a/b@refs/pr/1", "") == ("a/b", "refs/pr/1") and parse_address("a/b", "") == ("a/b", None)
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    with Hub("token of a test") as hub:
-        settings = {"ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}
-        for name, value in (settings | {"HF_HUB_CACHE": str(tmp_path / "hub")}).items():
-            monkeypatch.setattr(constants, name, value)
-        monkeypatch.setenv("HF_TOKEN", hub.token)
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants._HF_DEFAULT_ENDPOINT, hub.endpoint)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        yield hub
 
 
 def test_only_named_files_are_fetched_from_the_hub(hub, copy, tmp_path):
