@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from masp.artifacts.exported import NONE
 from masp.artifacts.trained import Trained
 from masp.config import Config
 from masp.errors import DataError, InputError
@@ -15,6 +16,7 @@ from masp.files.regular import is_file, read_bytes
 from masp.files.text import shown, shown_apart
 from masp.results.metrics_file import METRICS, MetricsFile, read_metrics
 from masp.runtime.run_directory import RunState, read_status
+from masp.taxonomy import CATEGORY_SETS
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,24 @@ class Evaluated:
     values: dict[str, Any]
     """What `metrics.json` says, for `write_metrics`; paths of this machine are replaced by the settings that named
     them."""
+
+
+def evaluated_categories(run: Path, config: Config) -> tuple[str, ...] | None:
+    """The categories that were asked in the evaluation of a run; None where something else says what they are.
+
+    Neither a released soft prompt nor a run without one does.
+    """
+    soft_prompt, target = config.checkpoint.soft_prompt, config.target
+    is_silent = soft_prompt == NONE or (soft_prompt or "").endswith(".pt")
+    is_known = config.dataset.categories or config.dataset.name in CATEGORY_SETS
+    path = _directory(run, config) / METRICS
+    if not is_silent or target.categories or target.labels is not None or is_known or not is_file(path):
+        return None
+    return read_metrics(path, []).categories
+
+
+def _directory(run: Path, config: Config) -> Path:
+    return Path(config.evaluate.output_dir or run / "evaluate")
 
 
 def evaluation_of(run: Path, config: Config, trained: Trained) -> Evaluated | None:
@@ -39,7 +59,7 @@ def evaluation_of(run: Path, config: Config, trained: Trained) -> Evaluated | No
         InputError: It was begun and not finished, or is of something else than what was trained.
         DataError: It is damaged.
     """
-    directory = Path(config.evaluate.output_dir or run / "evaluate")
+    directory = _directory(run, config)
     path = directory / METRICS
     if not is_file(path):
         status = read_status(directory)

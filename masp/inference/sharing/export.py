@@ -46,7 +46,7 @@ from masp.files.text import reason
 from masp.files.typed import plain
 from masp.inference.model import Model
 from masp.inference.sharing.card import LICENSE, model_card
-from masp.inference.sharing.evaluation import Evaluated, evaluation_of
+from masp.inference.sharing.evaluation import Evaluated, evaluated_categories, evaluation_of
 from masp.inference.source import config_of
 from masp.results.metrics_file import write_metrics
 from masp.runtime.log import show
@@ -84,6 +84,8 @@ def export(run: Path, directory: Path, vlm: str | None = None, license: str = LI
         raise InputError(f"RUN: {run} is an exported model already; copy it, or `masp push` it")
     config = config_of(run, device="cpu")  # nothing is computed
     _check_finished(run, config)
+    if categories := evaluated_categories(run, config):
+        config.dataset.categories = list(categories)
     model = Model(config)
     evaluated = evaluation_of(run, config, model.trained)
     path = Path(os.path.realpath(directory))
