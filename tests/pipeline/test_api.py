@@ -1,8 +1,14 @@
 """The Python API on a trained run: the numbers of `masp evaluate`, from a directory and images in any form."""
 
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 
+import nbclient
+import nbformat
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,6 +16,7 @@ from PIL import Image
 import masp
 from masp.errors import DataError, InputError
 from masp.results.records import FILE, read_records_file
+from tests.runs import REPOSITORY
 
 
 def image_paths(world, keys):
@@ -106,6 +113,36 @@ def test_what_was_not_trained_is_refused(tmp_path, trained):
         masp.load(half)
     with pytest.raises(InputError, match="vlm.path"):
         masp.load(trained, vlm=tmp_path / "no-vlm")
+
+
+def test_the_lines_of_the_readme_run(world, evaluated, tmp_path):
+    (block,) = re.findall(r"^```python\n(.*?)^```", (REPOSITORY / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert len([line for line in block.splitlines() if line.strip()]) <= 10
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "mine").symlink_to(evaluated)
+    path = image_paths(world, read_records_file(evaluated / "evaluate" / FILE).keys)[0]
+    shutil.copyfile(path, tmp_path / "photo.jpg")
+    end = "\nassert tokens.shape[1] == len(maps) == len(why.aspects) and found.label == why.category\n"
+    command = [sys.executable, "-c", block + end]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    first, sentence, *aspects = done.stdout.splitlines()
+    assert sentence.startswith(first.split()[0]) and len(aspects) == 3
+
+
+def test_the_notebook_runs(world, evaluated, monkeypatch):
+    monkeypatch.setenv("MASP_RUN", str(evaluated))
+    monkeypatch.setenv("MASP_IMAGES", str(world.folder / "pictures" / "test" / "awe"))
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    path = REPOSITORY / "examples" / "explore_a_model.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "a notebook is kept without its outputs"
+    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(path.parent)}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+    assert any("all aspects" in output.get("text", "") for output in outputs)
 
 
 def test_a_cache_is_a_dataset(world):

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+import masp
 from launch.cli import build_parser as launch_parser
 from launch.job.config import ClusterConfig, load_cluster
 from masp.cli.main import build_parser as masp_parser
@@ -268,7 +269,7 @@ def is_missing(span: str) -> bool:
     if re.fullmatch(rf"({'|'.join(map(re.escape, TOP))})/[\w./*{{}},-]*", span):
         return not all(any(REPOSITORY.glob(one.rstrip("/"))) for one in alternatives(span))
     if re.fullmatch(r"(masp|launch|tests|tools)(\.\w+)+", span):
-        return not module_exists(span)
+        return span.removeprefix("masp.") not in masp.__all__ and not module_exists(span)
     if re.fullmatch(r"[\w-]+\.(py|j2)", span) or span in ROOT_FILES:
         return span not in file_names() or (span in ROOT_FILES and not (REPOSITORY / span).is_file())
     return False
