@@ -115,15 +115,17 @@ def _fetch(repository: str, revision: str | None, names: Sequence[str], where: s
             raise Unreachable(f"{where}: the repository changed meanwhile; run the same command again")
         record = read_record(path.parent, where)
         for name in names:
-            if name in record.files:
-                if sizes.get(name) != record.files[name].bytes:
-                    raise DataError(
-                        f"{where}: {name} has {sizes.get(name, 0):,} bytes, but {RECORD} says "
-                        f"{record.files[name].bytes:,}; ask its owner to run `masp push` again"
-                    )
-                hf_hub_download(repository, name, revision=commit)
-            elif name in sizes:
+            said = record.files.get(name)
+            if said is None and name in sizes:
                 raise InputError(f"{where}: {name} is not listed in {RECORD}: somebody added it")
+            if said is not None and sizes.get(name) != said.bytes:
+                raise DataError(
+                    f"{where}: {name} has {sizes.get(name, 0):,} bytes, but {RECORD} says {said.bytes:,}; ask its "
+                    "owner to run `masp push` again"
+                )
+        for name in names:
+            if name in record.files:
+                hf_hub_download(repository, name, revision=commit)
     return path.parent
 
 

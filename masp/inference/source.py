@@ -62,7 +62,9 @@ def _config_of_exported(source: str, overrides: list[str], has_vlm: bool) -> Con
 
 def _config_of_run(directory: Path, overrides: list[str]) -> Config:
     if not is_directory(directory):
-        raise InputError(f"{directory}: no such directory; name the output_dir of a run")
+        raise InputError(
+            f"{directory}: no such directory; name the output_dir of a run, an exported model, or hf://owner/name"
+        )
     path = next((directory / place / CONFIG for place in _PLACES if is_file(directory / place / CONFIG)), None)
     if path is None:
         raise InputError(f"{directory}: nothing was trained here: it has no stage2/{CONFIG}; name a run's output_dir")

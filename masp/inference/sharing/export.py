@@ -43,7 +43,7 @@ from masp.files.atomic import creating_directory
 from masp.files.regular import exists, is_directory, is_file
 from masp.files.sealed import digest_file, sealed
 from masp.files.text import reason
-from masp.files.typed import plain
+from masp.files.typed import as_json, plain
 from masp.inference.model import Model
 from masp.inference.sharing.card import LICENSE, model_card
 from masp.inference.sharing.evaluation import Evaluated, evaluated_categories, evaluation_of
@@ -147,11 +147,11 @@ def _write(directory: Path, model: Model, vlm: str | None, evaluated: Evaluated 
     if trained.aspects is not None:
         source = config.checkpoint.aspect or str(default_aspect_path(config))
         export_aspects(source, directory / ASPECTS, hidden_size)
-        lineage["aspect"] = load_modules(str(directory / ASPECTS), model.aspects, hidden_size)[1].to_json()
+        lineage["aspect"] = as_json(load_modules(str(directory / ASPECTS), model.aspects, hidden_size)[1].to_json())
     if trained.soft_prompt is not None:
         source = config.checkpoint.soft_prompt or str(default_soft_prompt_path(config))
         export_soft_prompt(source, directory / SOFT_PROMPT, hidden_size, trained.layout)
-        lineage["soft_prompt"] = load_soft_prompt(str(directory / SOFT_PROMPT), hidden_size)[1].to_json()
+        lineage["soft_prompt"] = as_json(load_soft_prompt(str(directory / SOFT_PROMPT), hidden_size)[1].to_json())
     found = _vlm(config, vlm)
     _write_json(directory / CONFIG, _settings(model, found))
     used = {name: each for name, each in load_aspects(config.aspect_definitions).items() if name in model.aspects}

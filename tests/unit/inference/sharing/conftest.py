@@ -10,6 +10,7 @@ from masp.config import load_config, save_config
 from masp.inference.sharing.export import export
 from masp.models.trainable import AspectModules, SoftPrompt
 from masp.runtime.run_directory import RunState, write_status
+from masp.vlm.families import family_of
 from tests.hub_server import Hub
 from tests.runs import make_config_file
 from tests.tiny import make_vlm
@@ -17,15 +18,14 @@ from tests.tiny import make_vlm
 ASPECTS, CATEGORIES = ("object", "scene"), ("awe", "fear")
 
 
-@pytest.fixture(scope="session")
-def shared_run(tmp_path_factory):
-    """Its directory. Read-only."""
-    folder = tmp_path_factory.mktemp("shared-run")
-    file = make_config_file(folder, make_vlm(folder / "vlm"), folder / "pictures")
+def make_shared_run(folder, vlm):
+    """Write a run that has finished both stages; returns its directory."""
+    file = make_config_file(folder, vlm, folder / "pictures")
     config = load_config(file, [f"aspects=[{','.join(ASPECTS)}]"])
     known = {"model": model_part(config), "machine": machine_part(config).fields}
+    hidden_size = family_of(config.vlm.path).hidden_size
     torch.manual_seed(0)
-    modules = AspectModules(ASPECTS, 32, num_queries=2)
+    modules = AspectModules(ASPECTS, hidden_size, num_queries=2)
     for stage in ("stage1", "stage2"):
         (folder / "run" / stage).mkdir(parents=True)
         save_config(config, folder / "run" / stage / "config.yaml")
@@ -33,8 +33,15 @@ def shared_run(tmp_path_factory):
     known |= {"aspects": ASPECTS, "categories": CATEGORIES, "layout": "after_image", "dataset": "folder"}
     save_aspects(modules, folder / "run" / "stage1", Lineage("aspect", "trained", **known))
     lineage = Lineage("soft_prompt", "trained", aspect_digest=aspect_digest(modules), settings={"seed": 3}, **known)
-    save_soft_prompt(SoftPrompt(torch.randn(4, 32)), folder / "run" / "stage2", lineage)
+    save_soft_prompt(SoftPrompt(torch.randn(4, hidden_size)), folder / "run" / "stage2", lineage)
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def shared_run(tmp_path_factory):
+    """Its directory. Read-only."""
+    folder = tmp_path_factory.mktemp("shared-run")
+    return make_shared_run(folder, make_vlm(folder / "vlm"))
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,10 @@ import sys
 
 import pytest
 from huggingface_hub import ModelCard, constants
+from PIL import Image
 
 import masp
+from masp.artifacts.exported import OWN_VLM
 from masp.artifacts.trained import load_trained
 from masp.cache.fingerprint import model_part
 from masp.cli.main import main
@@ -21,6 +23,7 @@ from masp.results.metrics_file import write_metrics
 from masp.runtime.run_directory import RunState, write_status
 from tests.hub_server import Hub
 from tests.tiny import make_vlm
+from tests.unit.inference.sharing.conftest import make_shared_run
 
 FILES = {
     "README.md", "aspect.safetensors", "aspects.yaml", "config.json", "lineage.json", "questions.yaml",
@@ -56,6 +59,7 @@ def refused(run, directory, kind=InputError, **given):
     return str(caught.value)
 
 
+@pytest.mark.filterwarnings("error:Pydantic")
 def test_the_same_run_at_another_place_gives_the_same_bytes(shared_run, shared_model, copy, tmp_path):
     export(copy, tmp_path / "again", vlm="hf://owner/vlm")
     assert contents(tmp_path / "again") == contents(shared_model) and set(contents(shared_model)) == FILES
@@ -171,6 +175,15 @@ def test_without_a_name_of_the_vlm_it_is_asked_for(shared_run, shared_vlm, tmp_p
     other = make_vlm(tmp_path / "vlm", seed=1)
     with pytest.raises(InputError, match="aspect.safetensors was trained with weights = "):
         masp.load(tmp_path / "[new]", device="cpu", vlm=str(other))
+
+
+def test_the_vlm_of_masp_itself_is_on_every_machine(tmp_path, capsys):
+    export(make_shared_run(tmp_path, OWN_VLM), tmp_path / "new")
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["vlm"]["path"] == OWN_VLM
+    assert "--vlm" not in capsys.readouterr().out
+    model = masp.load(tmp_path / "new", device="cpu")
+    (found,) = model.predict([Image.new("RGB", (60, 40), "red")])
+    assert set(found.probabilities) == {"awe", "fear"}
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])

@@ -273,9 +273,19 @@ def test_what_is_wrong_at_the_hub_is_seen_before_it_is_fetched(hub, copy, monkey
         assert type(caught.value) is kind and not hub.asked("GET", "/resolve/.*safetensors"), caught.value
         return str(caught.value)
 
-    monkeypatch.setitem(export_format.MAX_BYTES, "soft_prompt.safetensors", 10)
-    assert "soft_prompt.safetensors has " in error(InputError, {}) and not hub.asked("HEAD", "resolve")
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setitem(export_format.MAX_BYTES, "soft_prompt.safetensors", 10)
+        assert "soft_prompt.safetensors has " in error(InputError, {}) and not hub.asked("HEAD", "resolve")
+    large = {"soft_prompt.safetensors": files["soft_prompt.safetensors"] + b"x"}
+    assert "soft_prompt.safetensors has 4,0" in error(DataError, large)
+    assert "metrics.json is not listed" in error(InputError, {"metrics.json": b"{}"})
+    assert "lineage.json is damaged" in error(DataError, {"lineage.json": b"{}"})
+    assert "lineage.json has 4,194,305 bytes" in error(InputError, {"lineage.json": bytes((4 << 20) + 1)})
+    changed = bytearray(files["soft_prompt.safetensors"])
+    changed[-1] ^= 1
+    repository.commit({**files, "soft_prompt.safetensors": bytes(changed)})
+    with pytest.raises(DataError, match="hf://owner/hostile: soft_prompt.safetensors does not match its digest"):
+        config_of("hf://owner/hostile")
 
 
 def test_without_a_hub_it_says_so(hub, copy, monkeypatch, tmp_path):
