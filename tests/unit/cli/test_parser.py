@@ -9,8 +9,8 @@ from masp.cli.commands import build_parser
 from masp.cli.parser import Parser, add_command, add_local_rank
 
 COMMANDS = (
-    "demo make-demo-data datasets init run plan extract annotate train evaluate predict export push report compare study "
-    "doctor cache quantization"
+    "demo make-demo-data datasets init run plan extract annotate train evaluate predict export push report compare "
+    "study doctor cache quantization"
 ).split()
 CACHE_ACTIONS = "info verify extend aspects precision push pull".split()
 
