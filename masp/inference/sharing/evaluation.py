@@ -84,8 +84,8 @@ def evaluation_of(run: Path, config: Config, trained: Trained) -> Evaluated | No
 def _check_of_these(path: Path, metrics: MetricsFile, trained: Trained) -> None:
     """Refuse numbers of other artifacts, or of a prompt that lacks a part."""
     remedy = "evaluate this run, or move the directory of that evaluation elsewhere"
-    if metrics.stage != "stage2":
-        raise InputError(f"RUN: {path} is not an evaluation of the target, but of {metrics.stage}; {remedy}")
+    if metrics.stage == "stage1" or metrics.per_aspect is not None:  # of earlier versions, no stage is named
+        raise InputError(f"RUN: {path} is not an evaluation of the target, but of stage1; {remedy}")
     said = metrics.lineage or {}
     for name, here in trained.lineage().items():
         part = said.get(name)
