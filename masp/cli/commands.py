@@ -13,10 +13,12 @@ from masp.cli import (
     demo,
     doctor,
     evaluate,
+    export,
     extract,
     init,
     plan,
     predict,
+    push,
     quantization,
     report,
     run,
@@ -37,6 +39,8 @@ COMMANDS = (
     train,
     evaluate,
     predict,
+    export,
+    push,
     report,
     compare,
     study,
@@ -61,6 +65,7 @@ The order of work:
   masp train --stage stage2 …   train the soft prompt on top of them
   masp evaluate --config C      score a split, write metrics.json
   masp report   RUN_DIR         one HTML page: accuracy, confusion, curves
+  masp export   RUN_DIR DIR     what was trained, in one directory for others; `masp push` sends it to the hub
 
 Settings: every command takes `--config FILE` and then `key=value` for single settings (docs/configuration.md).
 Exit codes: 0 done; 2 something you gave is wrong; 3 data is damaged; 75 stopped early, resumable;
