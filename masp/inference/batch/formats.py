@@ -79,6 +79,7 @@ def as_object(name: str, row: Row, contents: Contents) -> dict[str, Any]:
 
 def probabilities(row: Row) -> list[float]:
     """Of the categories: the softmax of the log-likelihoods."""
+    assert row.log_likelihoods is not None, "it was predicted"
     return softmax([row.log_likelihoods])[0].tolist()
 
 

@@ -226,11 +226,15 @@ class ImageLister:
             block = bisect_right(starts, number) - 1
             return os.path.abspath(blocks[block].paths[number - starts[block]])
 
-        pairs = zip(again.tolist(), firsts.tolist(), strict=True)
-        dropped = np.array([number for number, first in pairs if path_of(number) == path_of(first)], dtype=np.int64)
-        for start, block in zip(starts, blocks, strict=False):
-            of_block = dropped[(dropped >= start) & (dropped < start + len(block))] - start
-            if len(of_block):
+        dropped, known = array("q"), dict[int, set[str]]()
+        for number, first in zip(again.tolist(), firsts.tolist(), strict=True):
+            path, same = path_of(number), known.setdefault(first, {path_of(first)})
+            if path in same:
+                dropped.append(number)
+            same.add(path)  # of another one with the same hash
+        for start, block in zip(starts[:-1], blocks, strict=True):
+            of_block = [number - start for number in dropped if start <= number < start + len(block)]
+            if of_block:
                 block.paths = block.paths.taken(np.delete(np.arange(len(block)), of_block).tolist())
 
 

@@ -134,7 +134,7 @@ class Parts:
             self.close()
             if not is_done:
                 raise InputError(
-                    f"--output {self.output}: is newer than {self.directory}, which is for a file of this name; delete one of them"
+                    f"--output {self.output}: has appeared since {self.directory} was begun; delete one of them"
                 )
             raise Finished
 
