@@ -183,7 +183,7 @@ def test_rows_of_something_else_are_not_mixed(commands, world, trained, images, 
     start = f"error: --output {output}: {parts_of(output)} was begun with "
     for more, what in (
         (["--explain"], "--explain = False, and here it is True; "),
-        ([world.config.parent / "pictures" / "train"], "inputs = '"),
+        ([world.config.parent / "pictures" / "train"], "number of images = 13, and here it is 31; "),
         (["vlm.max_pixels=6272"], "vlm: max_pixels = "),
         (["engine.precision=bf16"], "engine.precision = 'fp32', and here it is 'bf16'; run the command that began"),
     ):

@@ -246,7 +246,7 @@ class Parts:
 
     def _check(self, found: Header, ours: Header) -> None:
         """Refuse rows of another identity."""
-        theirs, here = ({**each.identity, "num_images": each.num_images} for each in (found, ours))
+        theirs, here = ({"number of images": each.num_images, **each.identity} for each in (found, ours))
         if found.version != ours.version:
             raise InputError(f"{self.directory}: written by another version of MASP; delete it")
         if differing := differences(theirs, here):

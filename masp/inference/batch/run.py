@@ -146,19 +146,25 @@ def predict_to_file(
         with Parts(output, identity, model.machine, len(images)) as parts:
             for name, theirs, ours in parts.machine_differences if ranks.is_rank_0 else ():
                 LOG.info("rows come from different machines: %s was %r, here it is %r", name, theirs, ours)
-            with nullcontext(stop) if stop is not None else StopFlag() as flag, model.sharing_vlm() as answers:
-                if not answers:
-                    return None
-                _predict(model, images, parts, ranks, explain, flag)
-            with parts.merging() as units:
-                if units is None:
-                    show(f"predict: rank {ranks.rank} is done; other ranks still have images to predict")
-                    return None
-                num_unreadable = 0
-                with plain_write_errors(output), replacing(output) as temporary, opener(temporary, contents) as writer:
-                    for rows in units:
-                        writer.write([images[row.number].name for row in rows], rows)
-                        num_unreadable += sum(row.reason is not None for row in rows)
+            with nullcontext(stop) if stop is not None else StopFlag() as flag:
+                with model.sharing_vlm() as answers:
+                    if not answers:
+                        return None
+                    _predict(model, images, parts, ranks, explain, flag)
+                with parts.merging() as units:
+                    if units is None:
+                        show(f"predict: rank {ranks.rank} is done; other ranks still have images to predict")
+                        return None
+                    num_unreadable = 0
+                    with (
+                        plain_write_errors(output),
+                        replacing(output) as temporary,
+                        opener(temporary, contents) as file,
+                    ):
+                        for rows in units:
+                            file.write([images[row.number].name for row in rows], rows)
+                            num_unreadable += sum(row.reason is not None for row in rows)
+                            _check_stop(flag, parts)
     except Finished:
         show(f"predictions: {output}")
         return output
@@ -178,7 +184,7 @@ def identity_of(model: Model, images: ImageList, explain: bool) -> dict[str, Any
     """All that a row depends on, by what an error calls it."""
     config, trained = model.config, model.trained
     found: dict[str, Any] = {
-        "inputs": images.digest,
+        "digest of the list of images": images.digest,
         "categories": list(model.categories),
         "question": model.questions.target_first(model.categories),
         "target": config.target.name,
@@ -224,7 +230,10 @@ def _predict(model: Model, images: ImageList, parts: Parts, ranks: Ranks, explai
     done = parts.num_done()
     if done and ranks.is_rank_0:
         show(f"predict: {done:,} of {len(images):,} images are predicted already")
-    model.load(explain)
+    with plain_memory_errors(
+        "divide the VLM over several ranks (evaluate.partition_vlm=true), or give vlm.quantization"
+    ):
+        model.load(explain)
     pause_s = 0.1 if sys.stderr.isatty() else 30.0
     bar = tqdm(
         total=len(images), initial=done, desc="predict", unit="img", mininterval=pause_s, disable=not ranks.is_rank_0
@@ -238,10 +247,14 @@ def _predict(model: Model, images: ImageList, parts: Parts, ranks: Ranks, explai
             if ranks.size > 1 and time.monotonic() - looked > _LOOK_EVERY_S:
                 bar.update(max(0, parts.num_done() - bar.n))
                 looked = time.monotonic()
-            if stop:
-                raise StoppedEarly(
-                    f"predict: stopped on request; {parts.directory} keeps what is predicted, the same command goes on"
-                )
+            _check_stop(stop, parts)
+
+
+def _check_stop(stop: StopFlag, parts: Parts) -> None:
+    if stop:
+        raise StoppedEarly(
+            f"predict: stopped on request; {parts.directory} keeps what is predicted, the same command goes on"
+        )
 
 
 def _row(outcome: Outcome) -> Row:
