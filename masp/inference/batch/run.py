@@ -85,7 +85,9 @@ def outcomes(
             yield number
 
     order = noted(range(len(images)) if order is None else order)
-    with model.encoder.stream(images, evaluate.num_workers, order) as stream:
+    # of a single batch, nothing can be read ahead
+    num_workers = evaluate.num_workers if len(images) > evaluate.batch_size else 0
+    with model.encoder.stream(images, num_workers, order) as stream:
         while prepared := list(itertools.islice(stream, evaluate.batch_size)):
             numbers = [taken.popleft() for _ in prepared]
             named = [images[number] for number in numbers]
