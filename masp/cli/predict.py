@@ -27,8 +27,8 @@ _DETAILS = """\
 INPUT is any mixture of image files, directories (searched with all below them), quoted patterns, tars, parquet and
 arrow files, and `-` for paths on standard input. What is named twice is predicted once.
 
-Without --output, results are printed. With it, they go to a CSV, JSON lines or parquet file; such a job can be killed at
-any time and goes on with the same command, and ranks of a launcher and elements of a Slurm array share it.
+Without --output, results are printed. With it, they go to a CSV, JSON lines or parquet file; such a job can be killed
+at any time and goes on with the same command, and ranks of a launcher and elements of a Slurm array share it.
 docs/predicting.md
 
   masp predict --model outputs/mine photo.jpg
