@@ -65,10 +65,9 @@ def test_every_line_of_help_fits_a_terminal_of_120_columns(monkeypatch):
         (["evaluate", "--on", "a", "--on", "b"], {"on": ["a", "b"]}),
         (["predict", "a.png", "b.png", "--config", "c"], {"images": ["a.png", "b.png"], "json": False}),
         (
-            ["predict", "--model", "r", "-0", "-", "--output", "o.csv", "seed=1"],
+            ["predict", "--model", "r", "-0", "-", "seed=1", "--output", "o.csv"],
             {"images": ["-", "seed=1"], "null": True, "config": None, "output": "o.csv"},
         ),
-        (["predict", "a.png", "--model", "r", "-"], {"images": ["a.png", "-"], "null": False}),
         (["report", "run", "--output", "page"], {"run_dir": "run", "output": "page"}),
         (["compare", "a", "b"], {"runs": ["a", "b"], "output": "outputs/compare"}),
         (["study", "--seeds", "1,2", "--only", "x", "--list"], {"seeds": "1,2", "only": "x", "list": True}),
