@@ -8,10 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -125,6 +127,24 @@ def test_ranks_share_the_images(commands, world, trained, records, images, tmp_p
     assert all(line.startswith("predictions: ") or "other ranks still have images" in line for line in ends)
     check(read(output), world, records)
     assert not parts_of(output).exists()
+
+
+def test_images_in_larger_files_are_predicted_alike(commands, trained, images, tmp_path):
+    files = sorted(path for path in images.rglob("*") if path.is_file())
+    tar, parquet, output = tmp_path / "s.tar", tmp_path / "d.parquet", tmp_path / "o.jsonl"
+    with tarfile.open(tar, "w") as archive:
+        for number, path in enumerate(files):
+            archive.add(path, f"{number:02d}{path.suffix}")
+    pq.write_table(pa.table({"image": [path.read_bytes() for path in files]}), parquet, row_group_size=5)
+    inputs = [tar, f"{images}/*/*", parquet]
+    commands.ok("predict", "--model", trained, *inputs, "--output", output, "evaluate.num_workers=2")
+    rows = read(output)
+    of_tar, of_files, of_parquet = rows[:13], {row["image"]: row for row in rows[13:26]}, rows[26:]
+    for number, path in enumerate(files):
+        assert of_tar[number]["image"] == f"{tar}: {number:02d}{path.suffix}"
+        assert of_parquet[number]["image"] == f"{parquet}: row {number}"
+        expected = pytest.approx(of_files[str(path)]["log_likelihoods"], abs=1e-5)
+        assert of_tar[number]["log_likelihoods"] == of_parquet[number]["log_likelihoods"] == expected
 
 
 def num_rows(output: Path) -> int:
