@@ -72,6 +72,7 @@ TESTED_ELSEWHERE = {
     "masp/cache/remote/present.py": ("unit/cache/remote/test_push.py", "is_not_sent_again"),
     "masp/cli/annotate.py": ("pipeline/test_annotate.py", '"annotate"'),
     "masp/cli/cache.py": ("pipeline/test_cache_damage.py", '"cache", "verify"'),
+    "masp/cli/commands.py": ("unit/cli/test_parser.py", "commands_module"),
     "masp/cli/compare.py": ("unit/experiments/test_compare.py", '"compare"'),
     "masp/cli/demo.py": ("unit/test_packaging.py", '"make-demo-data"'),
     "masp/cli/evaluate.py": ("pipeline/test_evaluation.py", '"evaluate"'),
