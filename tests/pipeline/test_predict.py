@@ -144,7 +144,7 @@ def test_images_in_larger_files_are_predicted_alike(commands, trained, images, t
         assert of_tar[number]["image"] == f"{tar}: {number:02d}{path.suffix}"
         assert of_parquet[number]["image"] == f"{parquet}: row {number}"
         expected = pytest.approx(of_files[str(path)]["log_likelihoods"], abs=1e-5)
-        assert of_tar[number]["log_likelihoods"] == of_parquet[number]["log_likelihoods"] == expected
+        assert of_tar[number]["log_likelihoods"] == expected and of_parquet[number]["log_likelihoods"] == expected
 
 
 def num_rows(output: Path) -> int:
