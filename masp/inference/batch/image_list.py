@@ -206,10 +206,14 @@ class ImageLister:
     def images(self) -> ImageList:
         """All of them; nothing can be added any more."""
         hashes = np.frombuffer(self._hashes, dtype=np.int64) if self._hashes else np.empty(0, dtype=np.int64)
-        _, firsts, which = np.unique(hashes, return_index=True, return_inverse=True)
-        again = np.flatnonzero(firsts[which] != np.arange(len(hashes))) if len(firsts) < len(hashes) else ()
+        order = np.argsort(hashes, kind="stable")
+        ordered = hashes[order]
+        same = np.flatnonzero(ordered[1:] == ordered[:-1]) + 1  # as the one before it
+        again, firsts = order[same], order[np.searchsorted(ordered, ordered[same])]
+        del order, ordered
         if len(again):
-            self._drop(np.asarray(again), firsts[which[again]])
+            by_number = np.argsort(again)
+            self._drop(again[by_number], firsts[by_number])
         return ImageList(self._blocks)
 
     def _drop(self, again: np.ndarray, firsts: np.ndarray) -> None:
@@ -235,7 +239,8 @@ class ImageLister:
         for start, block in zip(starts[:-1], blocks, strict=True):
             of_block = [number - start for number in dropped if start <= number < start + len(block)]
             if of_block:
-                block.paths = block.paths.taken(np.delete(np.arange(len(block)), of_block).tolist())
+                gone = set(of_block)
+                block.paths = block.paths.taken(number for number in range(len(block)) if number not in gone)
 
 
 def sorted_names(names: Iterable[str]) -> Names:
