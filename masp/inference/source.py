@@ -41,18 +41,14 @@ def config_of(
     overrides = [f"vlm.path={vlm}"] if vlm else []
     overrides += [f"engine.device={device}", f"extract.device={device}"] if device else []
     if str(source).startswith(SCHEME) or is_exported(Path(source)):
-        return _config_of_exported(
-            str(source),
-            [*overrides, *settings],
-            has_vlm=vlm is not None or any(each.startswith("vlm.path=") for each in settings),
-        )
+        return _config_of_exported(str(source), [*overrides, *settings])
     return _config_of_run(Path(source), [*overrides, *settings])
 
 
-def _config_of_exported(source: str, overrides: list[str], has_vlm: bool) -> Config:
+def _config_of_exported(source: str, overrides: list[str]) -> Config:
     exported = open_exported(source, "")
-    held = exported_settings(exported)
-    if not has_vlm and held.get("vlm.path") is None:
+    has_vlm = any(override.startswith("vlm.path=") for override in overrides)
+    if not has_vlm and exported_settings(exported).get("vlm.path") is None:
         vlm = exported.record.vlm
         raise InputError(
             f"{source}: its VLM ({vlm.model_type}, weights {vlm.weights[:12]}) was a directory of the machine that "
