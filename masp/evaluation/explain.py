@@ -196,4 +196,5 @@ def explanation(name: str, categories: Sequence[str], found: Found) -> Explanati
 def _probability(answer: Score) -> float:
     """Of an answer: among those that were compared, or that the model writes its tokens."""
     assert answer.scores is not None
-    return float(softmax([answer.scores]).max()) if len(answer.scores) > 1 else math.exp(answer.scores[0])
+    share = float(softmax([answer.scores]).max()) if len(answer.scores) > 1 else math.exp(answer.scores[0])
+    return min(1.0, share)  # but for rounding
