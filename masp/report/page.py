@@ -2,7 +2,7 @@
 
 What it shows comes from a run directory: `evaluate/metrics.json` (required), and where they exist `summary.json`,
 `evaluate/` (`ledger/`, `records.h5`, `datasets.json`), `evaluate-stage1/metrics.json`, `stage{1,2}/metrics.jsonl` and
-`config.yaml`. Names, labels and texts are data: the template escapes
+`config.yaml`, `evaluate/explanations/`. Names, labels and texts are data: the template escapes
 them, and the page's content security policy forbids scripts and addresses altogether.
 """
 
@@ -21,6 +21,7 @@ from masp.files.regular import is_directory, is_file
 from masp.files.text import reason
 from masp.report.attention import Attended, attended_images
 from masp.report.charts import calibration_chart
+from masp.report.explanations.section import ShownExplanations, shown_explanations
 from masp.report.html import environment
 from masp.report.images import Images
 from masp.report.mistakes import Mistakes, mistakes
@@ -43,6 +44,9 @@ from masp.report.tables import (
 )
 from masp.report.training_curves import TrainingStage, training_stages
 from masp.results.aspect_records import DIRECTORY as STAGE1
+from masp.results.explanations.explanations_file import DIRECTORY as EXPLANATIONS
+from masp.results.explanations.explanations_file import FILE as EXPLANATIONS_FILE
+from masp.results.explanations.explanations_file import ExplanationsFile, read_explanations
 from masp.results.metrics_file import (
     METRICS,
     PROBE,
@@ -116,6 +120,9 @@ class Page:
     prompts: PromptTable | None
     calibration_text: str | None
     """What a temperature would change, or why there is none."""
+    explanations: ExplanationsFile | None
+    explained: ShownExplanations | None
+    """What is shown of them."""
     attended: list[Attended]
     lineage: list[LineageRow]
     config_text: str | None
@@ -151,7 +158,14 @@ def write_report(run_dir: str | Path, output: str | Path | None = None, tables: 
         raise InputError(f"{output}: cannot be written: {reason(error)}; give --output another file") from None
     if tables is not None:
         write_run_tables(
-            Path(tables), evaluate_dir, page.metrics, page.aspects, page.datasets, page.variants, page.prompts
+            Path(tables),
+            evaluate_dir,
+            page.metrics,
+            page.aspects,
+            page.datasets,
+            page.variants,
+            page.prompts,
+            page.explanations,
         )
     return output
 
@@ -181,6 +195,10 @@ def _gather(run_dir: Path, evaluate_dir: Path) -> Page:
     summary = read_summary(run_dir / SUMMARY, problems) if is_file(run_dir / SUMMARY) else {}
     prompts = _optional(read_prompts, evaluate_dir / PROMPTS, problems)
     probe = _optional(read_probe, evaluate_dir / PROBE, problems)
+    explanations = _optional(read_explanations, evaluate_dir / EXPLANATIONS / EXPLANATIONS_FILE, problems)
+    explained = None
+    if explanations is not None:
+        explained = shown_explanations(evaluate_dir / EXPLANATIONS, explanations, config, problems)
     aspects, datasets = aspect_rows(evaluate_dir, metrics, problems), dataset_rows(evaluate_dir, problems)
     holdings = shown_holdings(evaluate_dir, problems)
     return Page(
@@ -207,6 +225,8 @@ def _gather(run_dir: Path, evaluate_dir: Path) -> Page:
         yardsticks=yardstick_rows(metrics, probe),
         prompts=prompts,
         calibration_text=_calibration_text(metrics),
+        explanations=explanations,
+        explained=explained,
         attended=attended_images(evaluate_dir, config),
         lineage=lineage,
         config_text=config.text,

@@ -1,8 +1,9 @@
 """The tables of a run as files: what `masp report --tables DIR` writes.
 
 `metrics`, `categories`, `confusion`, `calibration`, `aspect-values`, and where they exist `aspects`, `datasets`,
-`prompts` and `variants`, each as CSV and LaTeX; `records.csv` has a line per image, and `records-stage1.csv` one per
-annotated aspect of an image (`masp.report.record_tables`). `masp.report.export` says how cells are spelled. Columns
+`prompts`, `variants` and `contributions`, each as CSV and LaTeX; `records.csv` has a line per image,
+`records-stage1.csv` one per annotated aspect of an image (`masp.report.record_tables`), and `explanations.csv` one per
+explained image (`masp.report.explanations.tables`). `masp.report.export` says how cells are spelled. Columns
 keep their order; new ones come last.
 """
 
@@ -12,10 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from masp.files.regular import is_file
+from masp.report.explanations.tables import contributions_table, write_explanation_table
 from masp.report.export import Cell, Interval, Table, write_tables
 from masp.report.record_tables import write_aspect_table, write_target_table
 from masp.report.tables import AspectRow, ShownDataset, ShownVariant
 from masp.results.aspect_records import DIRECTORY as STAGE1
+from masp.results.explanations.explanations_file import ExplanationsFile
 from masp.results.metrics_file import MetricsFile, PromptTable
 from masp.results.records import FILE
 
@@ -34,6 +37,7 @@ def write_run_tables(
     datasets: Sequence[ShownDataset] = (),
     variants: Sequence[ShownVariant] = (),
     prompts: PromptTable | None = None,
+    explanations: ExplanationsFile | None = None,
 ) -> list[Path]:
     """Write all tables; the arguments are what the page shows.
 
@@ -47,6 +51,7 @@ def write_run_tables(
         _calibration(metrics),
         _values(metrics),
         *_others(aspects, datasets, variants, prompts),
+        *([contributions_table(explanations)] if explanations else []),
     ]
     written = write_tables(directory, [table for table in tables if table.rows], "--tables")
     is_stage1 = metrics.per_aspect is not None
@@ -55,6 +60,8 @@ def write_run_tables(
         written.append(write_target_table(directory / "records.csv", evaluate_dir / FILE))
     if is_file(stage1):
         written.append(write_aspect_table(directory / "records-stage1.csv", stage1))
+    if explanations is not None:
+        written.append(write_explanation_table(directory / "explanations.csv", explanations))
     return written
 
 

@@ -30,7 +30,7 @@ from masp.evaluation.target import TargetEvaluation, machine_notes
 from masp.files.text import shown
 from masp.files.typed import as_json
 from masp.results.attention_maps import read_attention
-from masp.results.explanations.averages import Averages, averages_of
+from masp.results.explanations.averages import averages_of
 from masp.results.explanations.explanations_file import (
     DIRECTORY,
     FILE,
@@ -227,7 +227,7 @@ class ExplainedEvaluation(Evaluation):
         )
         path = self.directory / FILE
         write_explanations(path, content)
-        show(*_summary(averages, path))
+        show(*_summary(content, path))
         return path
 
     def _by_image(self, records: RecordTable) -> Iterator[tuple[str, dict[str, Record]]]:
@@ -265,10 +265,10 @@ def _score(record: Record) -> Score:
     return Score(record.prediction, record.scores, record.mean_scores, record.text)
 
 
-def _summary(averages: Averages, path: Path) -> Iterator[str]:
+def _summary(found: ExplanationsFile, path: Path) -> Iterator[str]:
     """What the parts did on average, in lines of text."""
-    for name, mean in averages.signed.parts():
+    for name, mean in found.averages.signed.parts(found.aspects):
         if mean is not None:
             interval = "" if mean.ci95 is None else " ({:+.2f} to {:+.2f})".format(*mean.ci95)
             yield f"evaluate: {name.replace('_', ' ')}: {mean.mean:+.2f}{interval}, mean contribution in nats"
-    yield f"evaluate: {averages.signed.num_images:,} images explained: {path}"
+    yield f"evaluate: {found.num_images:,} images explained: {path}"

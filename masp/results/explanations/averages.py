@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from masp.config.aspects import VISION_FEATURES
 from masp.results.explanations.explanation import Explanation
 from masp.results.intervals import mean_interval
 from masp.results.metrics import Count
@@ -39,10 +40,10 @@ class Means:
     vision_features: Mean | None
     interaction: Mean | None
 
-    def parts(self) -> list[tuple[str, Mean | None]]:
-        """Name and mean of every part: the aspects, then what is left out together."""
-        together = ("all_aspects", "interaction", "vision_features")
-        return [*self.aspects.items(), *((name, getattr(self, name)) for name in together)]
+    def parts(self, aspects: Sequence[str]) -> list[tuple[str, Mean | None]]:
+        """Name and mean of every part: the aspects in a given order, then what is left out together."""
+        of_aspects = [(aspect, self.aspects[aspect]) for aspect in aspects]
+        return [*of_aspects, *((name, getattr(self, name)) for name in ("all_aspects", "interaction", VISION_FEATURES))]
 
 
 @dataclass(frozen=True)
