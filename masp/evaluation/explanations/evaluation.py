@@ -34,6 +34,7 @@ from masp.results.explanations.averages import averages_of
 from masp.results.explanations.explanations_file import (
     DIRECTORY,
     FILE,
+    NUM_SAMPLE,
     VERSION,
     ExplanationsFile,
     image_entry,
@@ -46,9 +47,6 @@ from masp.results.records import FILE as RECORDS
 from masp.results.records import write_target_records
 from masp.runtime.log import show
 from masp.vlm.language import LanguageHalf
-
-NUM_SAMPLE = 200
-"""Images of a sample; fewer where the split has fewer."""
 
 _WHOLE = "whole"
 _WITHOUT = "without:"

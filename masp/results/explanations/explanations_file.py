@@ -24,6 +24,8 @@ DIRECTORY = "explanations"
 """Name of the directory, in that of the evaluation."""
 FILE = "explanations.json"
 
+NUM_SAMPLE = 200
+"""Images of a sample; fewer where the split has fewer."""
 VERSION: Literal[1] = 1
 MAX_BYTES = 4 << 30
 """Of a file: millions of explained images."""
