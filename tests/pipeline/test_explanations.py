@@ -120,7 +120,9 @@ def test_one_image_is_explained_as_from_python(expected, found, world, trained, 
     image = found.images[3]
     ours = model.explain(world.folder / "pictures" / image.key.replace("%2E", "."))
     theirs = found.explanation(image)
-    assert (ours.category, ours.sentence) == (theirs.category, theirs.sentence)
+    assert ours.category == theirs.category and ours.probability == pytest.approx(theirs.probability, abs=1e-4)
+    # without a dataset, only definitions say what may be answered: of a level, the same
+    assert ours.aspects[2].answer == theirs.aspects[2].answer
     for a, b in zip(ours.aspects, theirs.aspects, strict=True):
         assert a.contribution == pytest.approx(b.contribution, abs=1e-4)
 
