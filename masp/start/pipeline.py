@@ -97,12 +97,16 @@ def answers_config(config: Config) -> Config | None:
         config: Run configuration; extraction and stage 1 have been done.
 
     Returns:
-        It; None where no image of the split is annotated with an aspect, or where stage 1 is what is evaluated.
+        It; None where people annotated no image of the split with an aspect, so that nothing says what is right (the
+        answers of the VLM do not), or where stage 1 is what is evaluated.
 
     Raises:
-        InputError, DataError: See `open_feed`.
+        InputError, DataError: See `dataset_of` and `open_feed`.
     """
     if config.evaluate.stage != "stage2" or not prompt_aspects(config):
+        return None
+    dataset, _ = label_dataset(config, dataset_of(config))
+    if not set(prompt_aspects(config)).intersection(dataset.holdings.aspects.get(config.evaluate.split, {})):
         return None
     asked = copy.deepcopy(config)
     if config.evaluate.output_dir is not None:
@@ -110,6 +114,7 @@ def answers_config(config: Config) -> Config | None:
     asked.evaluate.stage = "stage1"
     asked.evaluate.attention = asked.evaluate.validation = asked.evaluate.linear_probe = False
     asked.evaluate.explain, asked.evaluate.prompts, asked.evaluate.without = "none", "first", []
+    # of the annotated ones, extraction may have read none
     return asked if open_feed(asked).annotations().has_any(asked.aspects).any() else None
 
 
