@@ -39,6 +39,7 @@ Source = Literal["cache", "live"]
 Augmentation = Literal["none", "flip", "crop"]
 Quantization = Literal["none", "int8", "int4"]
 StageName = Literal["stage1", "stage2"]
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 Transparency = Literal["white", "drop"]
 
 
@@ -212,7 +213,7 @@ class AnnotateConfig(Settings):
 
     aspects: Annotated[UniqueList[Item], Field(examples=[["scene", "object"]])] | None = None
     """Aspects to annotate, in every image that lacks them. null: the aspects in use, where people annotated nothing:
-    aspects that no image of the dataset has, and images that have none of the aspects. (In a dataset that annotates an
+    aspects that no training image has, and images that have none of the aspects. (In a dataset that annotates an
     aspect, an image without it usually does not show it.)"""
 
     min_confidence: Fraction = 0.0
@@ -338,7 +339,7 @@ class Stage2Config(StageConfig):
     the aspects, the categories and the question; `padding_rows`, as the published code: the rows of the embedding table
     behind the tokenizer's last token, which no token uses."""
 
-    targets: Literal["label", "distribution"] = "label"
+    supervision: Literal["label", "distribution"] = "label"
     """What is learned of an image: its `label`, or the `distribution` over the categories, for datasets with votes of
     raters or probabilities. An image without a distribution is trained on its label."""
 
@@ -458,6 +459,19 @@ class EvaluateConfig(Settings):
 
 
 @dataclass
+class LoggingConfig(Settings):
+    """Where the series of training and the results of evaluation go, beside the files of the run directory.
+    docs/training.md describes what is sent."""
+
+    trackers: UniqueList[TrackerName] = field(default_factory=lambda: ["tensorboard"])
+    """`tensorboard` writes event files into the directory of a stage; `wandb` (Weights & Biases) and `mlflow` send to
+    the server that their own environment variables name. Those two need the extra `masp[trackers]`."""
+
+    project: Text = "masp"
+    """Project of W&B and experiment of MLflow that the run belongs to."""
+
+
+@dataclass
 class CheckpointConfig(Settings):
     """The artifacts that evaluation and prediction load, and that stage 2 builds on."""
 
@@ -510,3 +524,4 @@ class Config(Settings):
     engine: EngineConfig = field(default_factory=EngineConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)

@@ -37,13 +37,14 @@ from masp.results.aspect_records import DIRECTORY as STAGE1
 from masp.results.explanations.explanations_file import FILE as EXPLANATIONS
 from masp.results.ledger import DIRECTORY, Ledgers, Scoring
 from masp.results.ledgers.slices import Slice
-from masp.results.metrics_file import DATASETS, METRICS, PROBE, PROMPTS
+from masp.results.metrics_file import DATASETS, METRICS, PROBE, PROMPTS, read_metrics
 from masp.results.records import FILE as RECORDS
 from masp.runtime.devices import pick_device, plain_memory_errors
 from masp.runtime.log import show
 from masp.runtime.run_directory import STATUS_FILE as STATUS
 from masp.runtime.run_directory import RunState, noting_failure, read_status, write_status
 from masp.runtime.stop import StopFlag
+from masp.tracking.trackers import REMOTE, open_trackers, require_trackers
 from masp.vlm.quantized.rounding import require_library
 
 LOG = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ def open_evaluation(
             asked for beside the scores cannot be had.
     """
     _check_extras(config, feed)
+    require_trackers(config)
     require_library(config.vlm.quantization)
     questions = questions_of(config)
     if config.evaluate.stage == "stage1":
@@ -135,7 +137,26 @@ def evaluate(
         LOG.info("%s", why)
     open_whole = partial(open_evaluation, known_categories=known_categories)
     if not (config.evaluate.validation or config.evaluate.prompts == "all" or explains(config)):
-        return _evaluate_one(config, open_whole, stop, tables)
+        metrics = _evaluate_one(config, open_whole, stop, tables)
+    else:
+        metrics = _evaluate_all(config, open_whole, known_categories, stop, tables)
+    if metrics is not None:
+        _track(config, directory)
+    return metrics
+
+
+_Open = Callable[[Config, Path, Feed], Evaluation]
+
+
+def _evaluate_all(
+    config: Config,
+    open_whole: Callable[..., Evaluation],
+    known_categories: Sequence[str],
+    stop: StopFlag | None,
+    tables: Sequence[Path],
+) -> Path | None:
+    """Score what is asked for beside the split, then the split; see `evaluate`."""
+    directory, is_rank_0 = evaluate_dir(config), read_ranks().is_rank_0
     with noting_failure(directory), plain_write_errors(directory):
         wordings = _wordings(config, open_whole(config, directory, open_feed(config)))
         parts: list[tuple[Config, _Open, Sequence[Path]]] = [
@@ -154,7 +175,15 @@ def evaluate(
     return metrics if is_whole else None
 
 
-_Open = Callable[[Config, Path, Feed], Evaluation]
+def _track(config: Config, directory: Path) -> None:
+    """Tell the trackers of the run the final metrics; the rank that found all samples scored does."""
+    if not set(config.logging.trackers) & set(REMOTE):
+        return
+    output_dir, found = Path(config.output_dir).resolve(), directory.resolve()
+    part = found.relative_to(output_dir).as_posix() if found.is_relative_to(output_dir) else found.name
+    metrics = read_metrics(directory / METRICS, [])
+    with open_trackers(config, part, metrics.digests()) as trackers:
+        trackers.summarize(metrics.numbers())
 
 
 def _wordings(config: Config, evaluation: Evaluation) -> list[Wording]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from masp.report.export import Cell, Interval, Table, spreadsheet_text
 from masp.report.images import shown_name
-from masp.report.record_tables import write_lines
+from masp.report.paper.record_tables import write_lines
 from masp.results.explanations.averages import Means
 from masp.results.explanations.explanations_file import ExplanationsFile
 
