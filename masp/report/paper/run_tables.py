@@ -2,8 +2,8 @@
 
 `metrics`, `categories`, `confusion`, `calibration`, `aspect-values`, and where they exist `datasets`, `prompts`,
 `variants`, `yardsticks`, `aspects` (with `confusion-` and `calibration-` of each), `dataset`, `training`, `lineage` and
-`contributions`, each as CSV and LaTeX; `records.csv` has a line per image, `records-stage1.csv` one per annotated aspect
-of an image (`masp.report.paper.record_tables`), and `explanations.csv` one per explained image
+`contributions`, each as CSV and LaTeX; `records.csv` has a line per image, `records-stage1.csv` one per annotated
+aspect of an image (`masp.report.paper.record_tables`), and `explanations.csv` one per explained image
 (`masp.report.explanations.tables`). `masp.report.export` says how cells are spelled.
 Columns keep their order; new ones come last.
 """
