@@ -13,7 +13,8 @@ from pydantic_core import PydanticCustomError
 T = TypeVar("T")
 
 RENAMED = {"stage2.targets": "stage2.supervision"}
-"""Settings by names that they had before; whoever gives one is told the present one."""
+"""Settings by names that they had before, in the same section. A file may have them; the command line is told the
+present one."""
 
 
 class Settings:

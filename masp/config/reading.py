@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import functools
+import logging
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,8 @@ from masp.config.yaml_text import dump_yaml, parse_yaml, read_yaml
 from masp.errors import InputError, one_line
 from masp.files.atomic import write_bytes
 from masp.files.text import shortened, shown
+
+LOG = logging.getLogger(__name__)
 
 # The key that names the file whose settings a file starts from.
 _BASE = "base"
@@ -148,11 +151,33 @@ def _read_files(path: Path, root: type) -> list[_Layer]:
             if tree[section] is None:  # `stage1:` with nothing under it changes nothing
                 tree[section] = {}
         layer = _Layer(tree, str(path), lines)
+        _take_new_names(layer)
         if base is not None and not isinstance(base, str):
             raise InputError(f"{layer.place(_BASE)}: {_BASE} = {shown(base)}: must be the path of a file")
         layers.insert(0, layer)
         following = None if base is None else Path(find_packaged(base, path.parent))
     return layers
+
+
+def _take_new_names(layer: _Layer) -> None:
+    """Read settings of a file by the names that they have now: runs of earlier versions keep their `config.yaml`.
+
+    Raises:
+        InputError: The file gives a setting by both names.
+    """
+    for old, new in RENAMED.items():
+        section, _, key = old.rpartition(".")
+        there = layer.tree.get(section) if section else layer.tree
+        if not isinstance(there, dict) or key not in there:
+            continue
+        name = new.rpartition(".")[2]
+        if name in there:
+            raise InputError(
+                f"{layer.place(old)}: {old} is now called {new}, which the file gives too; leave out {old}"
+            )
+        there[name] = there.pop(key)
+        layer.lines[new] = layer.lines.get(old, 0)
+        LOG.info("%s: %s is now called %s", layer.place(new), old, new)
 
 
 def _read_overrides(overrides: Sequence[str], root: type) -> list[_Layer]:

@@ -444,6 +444,12 @@ class EvaluateConfig(Settings):
     """Parts of the image that are left out of the prompt: aspects, and `vision_features`. What was trained stays as it
     is; what follows in the prompt moves up. Shows what each part is worth; not with `stage: stage1`."""
 
+    explain: Literal["none", "sample", "all"] = "none"
+    """Images whose predictions are explained beside the scores, into `explanations` in the directory of the evaluation:
+    what each aspect answers, where it looks, and what it did for the prediction. `sample`: 200 images, chosen by a hash
+    of their sample keys; `all`: every image. An explained image takes about as long as ten that are only scored. Runs
+    without aspect modules, and evaluations with `stage: stage1`, explain nothing."""
+
     linear_probe: Boolean = False
     """Also fit a linear probe on the mean features of the training split and score it on the same images. Reads the
     features of up to 20,000 training images from the cache."""

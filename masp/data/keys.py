@@ -5,8 +5,9 @@ or the `/` between directories. So it holds no dot (WebDataset cuts a key at the
 plain ASCII whatever the file system allows, and it can be turned back into the path.
 """
 
+import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 from urllib.parse import quote, unquote_to_bytes
 
@@ -99,6 +100,11 @@ def split_key(key: str) -> tuple[str, str]:
 def path_of(key: str) -> str:
     """The relative path in a key that `sample_key` made, which is not checked again."""
     return _unescape(key.partition("/")[2])
+
+
+def in_order_of_digests(keys: Iterable[str]) -> list[str]:
+    """Sample keys in an order that looks random and is always the same: the first ones are a sample."""
+    return sorted(keys, key=lambda key: hashlib.sha256(key.encode()).digest())
 
 
 def key_order(text: np.ndarray, offsets: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from masp.report.page import write_report
 from masp.results.metrics import wilson_interval
 from masp.results.metrics_file import SUMMARY, Interval, Share, read_metrics, write_rows
 from masp.runtime.log import show
-from masp.start.pipeline import steps_of, take_step
+from masp.start.pipeline import answers_config, steps_of, take_step
 from masp.start.steps import StepName
 
 VARIANTS = {
@@ -82,6 +82,9 @@ def run_demo(config: Config, num_train: int | None = None, num_test: int | None 
     )
     make_demo_data(config.dataset.root, *counts, config.seed)
     for step in steps_of(config):
+        if step.name == StepName.EVALUATE and (asked := answers_config(config)):
+            _say(f"{step.command} evaluate.stage=stage1")
+            take_step(step.name, asked)
         _say(step.command)
         metrics = {"masp": take_step(step.name, config)}  # of the last step, the evaluation
     for variant, changed in _baselines(config).items():
@@ -107,7 +110,7 @@ def _baselines(config: Config) -> dict[str, Config]:
     variants = {name: copy.deepcopy(config) for name in ("zero_shot", "soft_prompt_only", "aspects_only")}
     for name, changed in variants.items():
         changed.output_dir = str(directory / name)
-        changed.evaluate.output_dir = None
+        changed.evaluate.output_dir, changed.evaluate.explain, changed.evaluate.attention = None, "none", False
     variants["zero_shot"].checkpoint.aspect = variants["zero_shot"].checkpoint.soft_prompt = NONE
     variants["soft_prompt_only"].aspects = []
     variants["soft_prompt_only"].checkpoint.soft_prompt = None

@@ -53,18 +53,12 @@ class AspectEvaluation(Evaluation):
         questions: Questions; evaluation asks the first template of each aspect.
 
     Raises:
-        InputError: there are no aspect modules, they do not fit, maps are asked for, or no image of the split is
-            annotated.
+        InputError: there are no aspect modules, they do not fit, or no image of the split is annotated.
     """
 
     what = "answers"
 
     def __init__(self, config: Config, directory: Path, feed: Feed, questions: Questions):
-        if config.evaluate.attention:
-            raise InputError(
-                "evaluate.attention = true: only evaluations of stage 2 keep where aspects look; take "
-                "evaluate.attention=false with evaluate.stage=stage1"
-            )
         self.config, self.directory, self.feed, self.questions = config, directory, feed, questions
         modules, lineage = load_trained_aspects(config, feed.hidden_size, feed.model)
         if modules is None or lineage is None:
@@ -100,6 +94,8 @@ class AspectEvaluation(Evaluation):
             *quantization_notes(config.vlm.quantization, [lineage]),
         ]
         self.notes = [*feed.notes(), *feed.aspect_notes, *self.length_notes, *self.layout_notes]
+        if config.evaluate.attention:
+            self.notes.append("evaluate.attention = true: only evaluations of stage 2 keep where aspects look")
         self.identity = self._identity(annotations.take(np.flatnonzero(asked)))
         self.scorer: AspectScorer | None = None
 

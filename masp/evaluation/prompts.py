@@ -104,7 +104,7 @@ def other_evaluations(config: Config, directory: Path, wordings: Sequence[Wordin
     """
     part = copy.deepcopy(config)
     part.evaluate.validation = part.evaluate.linear_probe = part.evaluate.attention = False
-    part.evaluate.prompts = "first"
+    part.evaluate.prompts, part.evaluate.explain = "first", "none"
     if config.evaluate.validation and config.evaluate.split != VALIDATION:
         held_out = copy.deepcopy(part)
         held_out.evaluate.split, held_out.evaluate.output_dir = VALIDATION, str(directory / VALIDATION)

@@ -18,7 +18,7 @@ class Evaluation(Protocol):
     """One question about every image of a split: the target, or its aspects."""
 
     what: str
-    """What is counted: `samples`, `answers`."""
+    """What is counted: `samples`, `answers`, `prompts`."""
     feed: Feed
     identity: dict[str, Any]
     """What a score depends on, see `masp.results.ledger.Ledgers`."""
@@ -40,7 +40,7 @@ class Evaluation(Protocol):
 
     def score(
         self, items: Sequence[Item], missing: Mapping[str, Sequence[str]]
-    ) -> tuple[list[Record], list[np.ndarray]]:
+    ) -> tuple[list[Record], Sequence[np.ndarray | None]]:
         """Score a batch of images.
 
         Args:
@@ -48,7 +48,8 @@ class Evaluation(Protocol):
             missing: Image -> keys of the records that it lacks.
 
         Returns:
-            Those records, and the attention maps of each, `[A, height, width]`; no maps unless they are asked for.
+            Those records, and the attention maps of each, `[A, height, width]`, or None; no maps unless they are asked
+            for.
         """
 
     def problem(self, record: Record) -> str | None:
@@ -59,7 +60,7 @@ class Evaluation(Protocol):
         """
 
     def finish(self, records: RecordTable) -> Path:
-        """Write `records.h5`, then `metrics.json`; returns the latter.
+        """Write `records.h5`, then what is computed from it, such as `metrics.json`; returns the latter.
 
         Args:
             records: All that the images need, in their order.

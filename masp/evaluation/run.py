@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,9 +21,10 @@ from masp.config import Config, save_config
 from masp.config.feature_source import evaluation_source
 from masp.data.findings import log_findings, save_findings
 from masp.data.questions import questions_of
-from masp.distributed.ranks import Ranks, array_share, claim_gpu, note_idle_tasks, read_ranks
+from masp.distributed.ranks import Ranks, claim_gpu, read_ranks, read_share
 from masp.errors import InputError, StoppedEarly
 from masp.evaluation.aspects import AspectEvaluation
+from masp.evaluation.explanations.evaluation import ExplainedEvaluation, explained_config, explains, why_not_explained
 from masp.evaluation.feed import CachedFeed, Feed, open_feed
 from masp.evaluation.linear_probe import write_probe
 from masp.evaluation.partitioned import Passes, joined, load_for_scoring, on_any_rank
@@ -32,6 +33,7 @@ from masp.evaluation.protocol import Evaluation
 from masp.evaluation.target import TargetEvaluation
 from masp.files.text import reason, shown
 from masp.results.aspect_records import DIRECTORY as STAGE1
+from masp.results.explanations.explanations_file import FILE as EXPLANATIONS
 from masp.results.ledger import DIRECTORY, Ledgers, Scoring
 from masp.results.ledgers.slices import Slice
 from masp.results.metrics_file import DATASETS, METRICS, PROBE, PROMPTS, read_metrics
@@ -78,6 +80,13 @@ def open_evaluation(
     return TargetEvaluation(config, directory, feed, questions, known_categories, wording)
 
 
+def _open_explained(
+    config: Config, directory: Path, feed: Feed, known_categories: Sequence[str] = ()
+) -> ExplainedEvaluation:
+    """The explanations of an evaluation, checked; arguments and errors as of `open_evaluation`."""
+    return ExplainedEvaluation(config, directory, feed, questions_of(config), known_categories)
+
+
 def _check_extras(config: Config, feed: Feed) -> None:
     """Refuse what cannot be had beside the scores, before anything is scored."""
     asked = config.evaluate
@@ -106,8 +115,8 @@ def evaluate(
 ) -> Path | None:
     """Score what this rank's slice still lacks; whichever rank finds all samples scored writes the metrics.
 
-    What is asked for beside the split itself (the validation split, other wordings) is scored before it, in the same
-    way, each into a directory of its own.
+    What is asked for beside the split itself (the validation split, other wordings, explanations) is scored before it,
+    in the same way, each into a directory of its own.
 
     Args:
         config: Run configuration; ranks come from the launcher's environment.
@@ -122,25 +131,47 @@ def evaluate(
     Raises:
         InputError, DataError: see `masp.errors`. StoppedEarly: a signal asked to stop; the ledger is kept.
     """
-    directory = evaluate_dir(config)
-    if config.evaluate.validation or config.evaluate.prompts == "all":
-        with noting_failure(directory), plain_write_errors(directory):
-            feed = open_feed(config)
-            evaluation = open_evaluation(config, directory, feed, known_categories)
-            wordings = _wordings(config, evaluation)
-            for part, wording in other_evaluations(config, directory, wordings):
-                if read_ranks().is_rank_0:
-                    show(f"evaluate: {evaluate_dir(part).relative_to(directory)}")
-                part_tables = [*tables, directory / PROMPTS] if wording != FIRST else tables
-                _evaluate_one(part, stop, known_categories, part_tables, wording)
-            metrics = _evaluate_one(config, stop, known_categories, tables)
-            if wordings and write_table(directory, wordings) is None:
-                metrics = None
+    directory, is_rank_0 = evaluate_dir(config), read_ranks().is_rank_0
+    if is_rank_0 and (why := why_not_explained(config)):
+        LOG.info("%s", why)
+    open_whole = partial(open_evaluation, known_categories=known_categories)
+    if not (config.evaluate.validation or config.evaluate.prompts == "all" or explains(config)):
+        metrics = _evaluate_one(config, open_whole, stop, tables)
     else:
-        metrics = _evaluate_one(config, stop, known_categories, tables)
+        metrics = _evaluate_all(config, open_whole, known_categories, stop, tables)
     if metrics is not None:
         _track(config, directory)
     return metrics
+
+
+_Open = Callable[[Config, Path, Feed], Evaluation]
+
+
+def _evaluate_all(
+    config: Config,
+    open_whole: Callable[..., Evaluation],
+    known_categories: Sequence[str],
+    stop: StopFlag | None,
+    tables: Sequence[Path],
+) -> Path | None:
+    """Score what is asked for beside the split, then the split; see `evaluate`."""
+    directory, is_rank_0 = evaluate_dir(config), read_ranks().is_rank_0
+    with noting_failure(directory), plain_write_errors(directory):
+        wordings = _wordings(config, open_whole(config, directory, open_feed(config)))
+        parts: list[tuple[Config, _Open, Sequence[Path]]] = [
+            (part, partial(open_whole, wording=wording), tables if wording == FIRST else [*tables, directory / PROMPTS])
+            for part, wording in other_evaluations(config, directory, wordings)
+        ]
+        if explains(config):
+            open_explained = partial(_open_explained, known_categories=known_categories)
+            parts.append((explained_config(config, directory), open_explained, tables))
+        for part, open_part, part_tables in parts:
+            if is_rank_0:
+                show(f"evaluate: {evaluate_dir(part).relative_to(directory)}")
+            _evaluate_one(part, open_part, stop, part_tables)
+        metrics = _evaluate_one(config, open_whole, stop, tables)
+        is_whole = not wordings or write_table(directory, wordings) is not None
+    return metrics if is_whole else None
 
 
 def _track(config: Config, directory: Path) -> None:
@@ -167,17 +198,17 @@ def _wordings(config: Config, evaluation: Evaluation) -> list[Wording]:
     return found
 
 
-def _evaluate_one(
-    config: Config,
-    stop: StopFlag | None,
-    known_categories: Sequence[str],
-    tables: Sequence[Path],
-    wording: Wording = FIRST,
-) -> Path | None:
-    """Score one split with one wording; see `evaluate`."""
-    ranks, directory = _read_share(), evaluate_dir(config)
+def _evaluate_one(config: Config, open_: _Open, stop: StopFlag | None, tables: Sequence[Path]) -> Path | None:
+    """Score one split in one way.
+
+    Args:
+        config: Configuration, whose `evaluate.output_dir` gets the results.
+        open_: Opens the evaluation, given the configuration, that directory and the images.
+        stop, tables: See `evaluate`; also what is returned and raised.
+    """
+    ranks, directory = read_share(), evaluate_dir(config)
     with noting_failure(directory), plain_write_errors(directory), joined(config, directory):
-        evaluation = open_evaluation(config, directory, open_feed(config), known_categories, wording)
+        evaluation = open_(config, directory, open_feed(config))
         ledgers = Ledgers(
             directory / DIRECTORY,
             evaluation.images,
@@ -242,23 +273,10 @@ def _score_slice(config: Config, evaluation: Evaluation, scoring: Scoring, ranks
                 )
 
 
-def _read_share() -> Ranks:
-    """Which slice this process scores: the launcher's ranks, times the elements of a Slurm array.
-
-    Nothing joins here, so ranks may be processes that never run at the same time.
-    """
-    ranks = read_ranks()
-    note_idle_tasks(ranks)
-    if ranks.launcher == "torchrun":
-        return ranks
-    count, index = array_share(os.environ)
-    return replace(ranks, rank=index * ranks.size + ranks.rank, size=count * ranks.size)
-
-
 def _discard_results(directory: Path, tables: Sequence[Path]) -> None:
     """Remove what an earlier merge wrote, so that nobody takes it for the result of the ledgers that are there now."""
     status = read_status(directory)
-    names = [METRICS, RECORDS, DATASETS, PROMPTS, PROBE]
+    names = [METRICS, RECORDS, DATASETS, PROMPTS, PROBE, EXPLANATIONS]
     names += [STATUS] if status and status.state == RunState.FINISHED else []
     for path in (*(directory / name for name in names), *tables):
         path.unlink(missing_ok=True)
@@ -278,10 +296,11 @@ def _load(config: Config, evaluation: Evaluation, ranks: Ranks) -> Passes:
 
 def _remedy(config: Config, ledgers: Path) -> str:
     divide = "divide the VLM over several ranks (evaluate.partition_vlm=true)"
-    smaller = [] if config.evaluate.partition_vlm else [divide]
+    size = config.evaluate.batch_size
+    smaller = [f"lower evaluate.batch_size, which is {size}"] if size > 1 else []
+    smaller += [] if config.evaluate.partition_vlm else [divide]
     smaller += [] if config.vlm.quantization == "int4" else ["give vlm.quantization=int4"]
-    advice = ", or ".join([f"lower evaluate.batch_size, which is {config.evaluate.batch_size}", *smaller])
-    return f"{advice}; {ledgers} keeps what is scored"
+    return f"{', or '.join(smaller) or 'take a smaller VLM'}; {ledgers} keeps what is scored"
 
 
 @contextmanager

@@ -288,19 +288,17 @@ class AspectScorer(Scorer):
         return [found[place] for place in range(len(requests))]
 
     @torch.inference_mode()
-    def answers(self, requests: Sequence[ScoreRequest], aspect: str) -> list[tuple[str, float]]:
-        """The answer to an aspect of each image, with its probability: among the answers that are compared, or that the
-        model writes all its tokens."""
+    def answers(self, requests: Sequence[ScoreRequest], aspect: str) -> list[Score]:
+        """The answer to an aspect of each image, as `score` gives it; a written one has one score: the log-likelihood
+        of its tokens."""
         with finite_for([request.name for request in requests], self.dtype):
             model, batch = self._asked([request.features for request in requests], aspect)
             if aspect in self.closed:
-                found = self._compared(model, batch, aspect)
-                sums = torch.tensor([score.scores for score in found], dtype=torch.float64)
-                shares = sums.softmax(dim=1).amax(dim=1).tolist()
-                return [(str(score.prediction), share) for score, share in zip(found, shares, strict=True)]
+                return self._compared(model, batch, aspect)
             probabilities: list[list[float]] = []
             lines = _generated(model, batch, self.max_new_tokens[aspect], self.prompt, probabilities)
-        return [(line, math.prod(of_tokens)) for (line, _), of_tokens in zip(lines, probabilities, strict=True)]
+        sums = [math.fsum(map(math.log, of_tokens)) for of_tokens in probabilities]
+        return [Score(line, (total,), None, text) for (line, text), total in zip(lines, sums, strict=True)]
 
     def _score(self, features: Sequence[Features], aspect: str) -> list[Score]:
         model, batch = self._asked(features, aspect)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -18,6 +17,7 @@ from masp.cache.manifest import quarantined_keys
 from masp.config import Config
 from masp.config.feature_source import cache_directory
 from masp.data.datasets import dataset_of
+from masp.data.keys import in_order_of_digests
 from masp.data.questions import questions_of
 from masp.data.sample import Sample
 from masp.data.target.find_labels import label_dataset
@@ -229,11 +229,6 @@ def in_words(trained: Trained) -> str:
     """What was trained."""
     parts = [n for n, p in (("aspect modules", trained.aspects), ("soft prompt", trained.soft_prompt)) if p is not None]
     return " and ".join(parts) or "nothing trained (zero-shot)"
-
-
-def in_order_of_digests(keys: Iterable[str]) -> list[str]:
-    """Sample keys in an order that looks random and is always the same: the first ones are a sample."""
-    return sorted(keys, key=lambda key: hashlib.sha256(key.encode()).digest())
 
 
 def _chunks(config: Config, samples: Sequence[Sample]) -> Iterator[tuple[list[PreparedImage], list[str]]]:

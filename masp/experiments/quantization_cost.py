@@ -12,12 +12,13 @@ from typing import get_args
 from masp.config import Config
 from masp.config.feature_source import cache_directory
 from masp.config.schema import Quantization
+from masp.data.keys import in_order_of_digests
 from masp.evaluation.feed import open_feed
 from masp.evaluation.prompts import VALIDATION
 from masp.evaluation.run import evaluate_dir, open_evaluation
 from masp.evaluation.scorers import load_language
 from masp.evaluation.target import TargetEvaluation
-from masp.experiments.cache_dtypes import check_options, in_order_of_digests, in_words, with_what_is_there
+from masp.experiments.cache_dtypes import check_options, in_words, with_what_is_there
 from masp.results.ledger_format import Record
 from masp.runtime.devices import pick_device
 from masp.runtime.log import show

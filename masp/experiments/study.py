@@ -139,7 +139,7 @@ def run_config(config: Config, variant: Variant, seed: int) -> Config:
     run = copy.deepcopy(config)
     run.seed = seed
     run.output_dir = str(study_dir(config) / f"seed-{seed}" / variant.name)
-    run.evaluate.output_dir = None
+    run.evaluate.output_dir, run.evaluate.explain = None, "none"
     for name, value in variant.changes.items():
         section, _, key = name.rpartition(".")
         setattr(getattr(run, section) if section else run, key, value)

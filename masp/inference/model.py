@@ -30,6 +30,7 @@ from masp.evaluation.partitioned import is_partitioned, joined, load_for_scoring
 from masp.evaluation.scorers import ScoreRequest, TargetScorer, load_language
 from masp.evaluation.target import machine_notes
 from masp.extraction.encoder import Encoder, check_finite_features
+from masp.extraction.image_stream import PreparedImage
 from masp.inference.images import ImageInput, NamedImage, named_images
 from masp.inference.source import config_of
 from masp.results.explanations.explanation import Explanation
@@ -100,12 +101,15 @@ class Model:
         config.evaluate.scoring = "likelihood"
         self.questions = questions_of(config)
         hidden_size = family_of(config.vlm.path).hidden_size
-        model = model_part(config)
+        self.features_of = model = model_part(config)
+        """What its features depend on: the model part of their fingerprint."""
         self.trained: Trained = load_trained(config, hidden_size, model)
         self.categories = _categories(config, self.trained)
         """What can be predicted, in the order of the question."""
+        self.machine = machine_part(config).fields
+        """What makes its features here: the machine part."""
         self.notes = [
-            *machine_notes(self.trained, machine_part(config).fields),
+            *machine_notes(self.trained, self.machine),
             *layout_notes(self.trained.layout, model),
             *self.trained.quantization_notes(config),
         ]
@@ -272,16 +276,22 @@ class Model:
         """
         with self.encoder.stream(images, num_workers=0) as stream:
             prepared = list(itertools.islice(stream, len(images)))
+        return self.encode_prepared([image.name for image in images], prepared)
+
+    def encode_prepared(
+        self, names: Sequence[str], prepared: Sequence[PreparedImage]
+    ) -> list[ScoreRequest | Unreadable]:
+        """Encode a batch of images that have been read, see `Encoder.stream`; as `encode`."""
         good = [image for image in prepared if not (image.reason or image.failure)]
         features = iter(self.encoder.encode(good))
         found: list[ScoreRequest | Unreadable] = []
-        for named, image in zip(images, prepared, strict=True):
+        for name, image in zip(names, prepared, strict=True):
             if why := image.reason or image.failure:
-                found.append(Unreadable(named.name, why))
+                found.append(Unreadable(name, why))
                 continue
             tokens = next(features)
-            check_finite_features([tokens], [named.name], self.config.cache.dtype)
-            found.append(ScoreRequest(tokens, image.layout, name=named.name))
+            check_finite_features([tokens], [name], self.config.cache.dtype)
+            found.append(ScoreRequest(tokens, image.layout, name=name))
         return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from masp.artifacts.export_format import ASPECTS, DEFINITIONS, QUESTIONS, SCHEME, SOFT_PROMPT, is_exported
@@ -20,7 +21,9 @@ UNUSED = ("cache.dir", "dataset.root")
 """Settings that a run needs and inference does not."""
 
 
-def config_of(source: str | Path, device: str | None = None, vlm: str | None = None) -> Config:
+def config_of(
+    source: str | Path, device: str | None = None, vlm: str | None = None, settings: Sequence[str] = ()
+) -> Config:
     """The configuration of what was trained.
 
     Args:
@@ -28,6 +31,7 @@ def config_of(source: str | Path, device: str | None = None, vlm: str | None = N
             which is fetched and compared with its digests.
         device: `cpu` or `cuda`; None as the run had it, `auto` of an exported model.
         vlm: Directory of the VLM, or its name on the hub; None as the run had it.
+        settings: More of them, `key=value`.
 
     Raises:
         InputError: There is no such run or model, the run has not been trained, nothing says which VLM, or an exported
@@ -37,14 +41,14 @@ def config_of(source: str | Path, device: str | None = None, vlm: str | None = N
     overrides = [f"vlm.path={vlm}"] if vlm else []
     overrides += [f"engine.device={device}", f"extract.device={device}"] if device else []
     if str(source).startswith(SCHEME) or is_exported(Path(source)):
-        return _config_of_exported(str(source), overrides, has_vlm=vlm is not None)
-    return _config_of_run(Path(source), overrides)
+        return _config_of_exported(str(source), [*overrides, *settings])
+    return _config_of_run(Path(source), [*overrides, *settings])
 
 
-def _config_of_exported(source: str, overrides: list[str], has_vlm: bool) -> Config:
+def _config_of_exported(source: str, overrides: list[str]) -> Config:
     exported = open_exported(source, "")
-    settings = exported_settings(exported)
-    if not has_vlm and settings.get("vlm.path") is None:
+    has_vlm = any(override.startswith("vlm.path=") for override in overrides)
+    if not has_vlm and exported_settings(exported).get("vlm.path") is None:
         vlm = exported.record.vlm
         raise InputError(
             f"{source}: its VLM ({vlm.model_type}, weights {vlm.weights[:12]}) was a directory of the machine that "

@@ -12,12 +12,15 @@ from masp.config.feature_source import evaluation_source
 from masp.config.schema import Split
 from masp.data.questions import questions_of
 from masp.evaluation.aspects import closed_answers
+from masp.evaluation.explain import answering, left_out
+from masp.evaluation.explanations.evaluation import explains
 from masp.evaluation.prompts import FIRST, VALIDATION, other_wordings
 from masp.evaluation.target import map_categories, parse_map
 from masp.models.likelihood import candidate_tree
 from masp.plan.rates import Rate, Rates
 from masp.plan.tokens import PlannedImage, TextTokens, answers_of, tally, text_tokens
 from masp.plan.work import StageEstimate, StageWork, groups_flops
+from masp.results.explanations.explanations_file import NUM_SAMPLE
 from masp.vlm.families import Family, family_of
 from masp.vlm.flops import Encoder, Language, aspect_module_flops, language_flops
 
@@ -47,8 +50,10 @@ class EvaluationWork:
     """Images of the validation split that are scored beside them (`evaluate.validation`)."""
     num_wordings: int
     """Wordings of the question that the images are scored with."""
+    num_explained: int
+    """Images whose predictions are explained beside the scores (`evaluate.explain`)."""
     num_sequences: int
-    """Questions that are asked about images, over all wordings and both splits."""
+    """Questions that are asked about images, over all wordings, both splits and explanations."""
     tokens: float
     """Tokens that the language model reads."""
     flops: float
@@ -59,7 +64,7 @@ class EvaluationWork:
     @property
     def num_passes(self) -> int:
         """How often features are read or encoded."""
-        return self.num_images * self.num_wordings + self.num_validation_images
+        return self.num_images * self.num_wordings + self.num_validation_images + self.num_explained
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ class EvaluationEstimate:
     num_images: int
     num_validation_images: int
     num_wordings: int
+    num_explained: int
     num_sequences: int
     tokens_per_image: float
     """Tokens that the language model reads per image and wording."""
@@ -112,6 +118,7 @@ def estimate_evaluation(
         num_images=work.num_images,
         num_validation_images=work.num_validation_images,
         num_wordings=work.num_wordings,
+        num_explained=work.num_explained,
         num_sequences=work.num_sequences,
         tokens_per_image=work.tokens / passes if passes else 0.0,
         flops_per_image=flops / passes if passes else 0.0,
@@ -167,16 +174,20 @@ def evaluation_work(
     """
     asked = _Asked(config, language, text_tokens(config.vlm.path), family_of(config.vlm.path))
     work = asked.aspects(images) if config.evaluate.stage == "stage1" else asked.target(images, categories)
-    scored, validation, num_wordings, num_sequences, tokens, flops = work
-    is_live = evaluation_source(config) == "live"
-    encoder = num_wordings * groups_flops(vision, scored) + groups_flops(vision, validation) if is_live else 0.0
-    return EvaluationWork(_num(scored), _num(validation), num_wordings, num_sequences, tokens, flops, encoder)
+    scored, validation, num_wordings, num_explained, num_sequences, tokens, flops = work
+    num_scored, encoder = _num(scored), 0.0
+    if evaluation_source(config) == "live":
+        times = num_wordings + (num_explained / num_scored if num_scored else 0.0)
+        encoder = times * groups_flops(vision, scored) + groups_flops(vision, validation)
+    return EvaluationWork(
+        num_scored, _num(validation), num_wordings, num_explained, num_sequences, tokens, flops, encoder
+    )
 
 
 _Groups = list[tuple[PlannedImage, int]]
 """Images, each with how many there are like it, see `masp.plan.tokens.tally`."""
-_Found = tuple[_Groups, _Groups, int, int, float, float]
-"""Images that are scored, those of the validation split, wordings, sequences, tokens, FLOP."""
+_Found = tuple[_Groups, _Groups, int, int, int, float, float]
+"""Images that are scored, those of the validation split, wordings, explained images, sequences, tokens, FLOP."""
 
 
 def _num(groups: _Groups) -> int:
@@ -220,7 +231,51 @@ class _Asked:
                     tokens += count * (around + answer.num_tokens)
                     flops += count * (answer_flops(self.language, around, answer) + self._modules(num_tokens))
         num_sequences = _num(scored) * len(lengths) + _num(validation)
-        return scored, validation, len(lengths), num_sequences, tokens, flops
+        num_explained = 0
+        if explains(self.config) and scored:
+            num_explained = min(_num(scored), NUM_SAMPLE) if settings.explain == "sample" else _num(scored)
+            answer = compared_tokens([self.text.answer(c) for c in asked.categories], self.family.has_tree)
+            sequences, more_tokens, more_flops = self._explanations(images, scored, lengths[0], answer)
+            # of the mean image: which ones a sample holds matters little
+            share = num_explained / _num(scored)
+            num_sequences += num_explained * sequences
+            tokens, flops = tokens + share * more_tokens, flops + share * more_flops
+        return scored, validation, len(lengths), num_explained, num_sequences, tokens, flops
+
+    def _explanations(
+        self, images: Sequence[PlannedImage], scored: _Groups, question: int, answer: AnswerTokens
+    ) -> tuple[int, float, float]:
+        """Sequences per image, and tokens and FLOP of all, see `masp.evaluation.explain`.
+
+        Args:
+            images: Images of all splits.
+            scored: Those that are explained.
+            question: Tokens of the question about the target.
+            answer: What runs to compare the categories.
+        """
+        config, text, questions = self.config, self.text, questions_of(self.config)
+        aspects, queries = prompt_aspects(config), config.aspect_module.num_queries
+        parts = left_out(aspects, config.stage2.vision_features)
+        how = answering(config, answers_of(images, aspects))
+        around = text.opening + text.image_start + text.lead + queries + text.trail + text.image_end + text.closing
+        said = []
+        for aspect in aspects:
+            closed = how.closed.get(aspect)
+            of_aspect = generated_tokens(how.longest[aspect] + 1)
+            if closed:
+                of_aspect = compared_tokens([text.answer(choice) for choice in closed], self.family.has_tree)
+            said.append((around + text.question(questions.aspect_first(aspect)), of_aspect))
+        tokens = sum(length + of_aspect.num_tokens for length, of_aspect in said) * _num(scored)
+        flops = sum(answer_flops(self.language, length, of_aspect) for length, of_aspect in said) * _num(scored)
+        for p, count in scored:
+            # the prompts of an image are padded to the whole one
+            whole = self._target_length(p.block_length) + question
+            tokens += count * len(parts) * (whole + answer.num_tokens)
+            flops += count * len(parts) * answer_flops(self.language, whole, answer)
+            # the modules run for the target and again for each question; maps of attention are the small rest
+            module = aspect_module_flops(self.language.width, queries, p.num_tokens, gradient=False)
+            flops += count * (len(aspects) * len(aspects) * module + self._modules(p.num_tokens))
+        return len(parts) + len(said), tokens, flops
 
     def _target_length(self, block_length: int) -> int:
         """Tokens of the prompt but its question, see `masp.models.sequence`; nothing of it is kept apart."""
@@ -275,7 +330,7 @@ class _Asked:
             flops += count * answer_flops(self.language, opening + suffix, answer)
             flops -= (count - openings) * language_flops(self.language, suffix=opening, gradient=False)
             flops += sum(number * self._modules(num_tokens) for num_tokens, number in counts.items())
-        return scored, [], 1, sum(asked.values()), tokens, flops
+        return scored, [], 1, 0, sum(asked.values()), tokens, flops
 
 
 def compared_tokens(candidates: Iterable[Sequence[int]], has_tree: bool) -> AnswerTokens:

@@ -125,6 +125,8 @@ def _work(plan: Plan) -> list[str]:
         more = f", and {scoring.num_validation_images:,} of val once" if scoring.num_validation_images else ""
         wordings = f"{scoring.num_wordings} wordings of the question" if scoring.num_wordings > 1 else "one wording"
         lines.append(f"evaluate: {scoring.num_images:,} images of {scoring.split} in {wordings}{more}")
+    if scoring.num_explained:
+        lines.append(f"evaluate: also explains {scoring.num_explained:,} images, contained above")
     if asked := plan.annotate:
         lines.append(
             f"annotate: the VLM is asked {asked.num_questions:,} questions about {', '.join(asked.aspects)} of "

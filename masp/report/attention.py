@@ -132,8 +132,8 @@ def attended_images(evaluate_dir: Path, config: RunConfig) -> list[Attended]:
         if not records.aspects:
             return []
         right = records.is_right
-        wrong = _spread(np.flatnonzero(~right).tolist(), NUM_ATTENDED // 2)
-        rows = wrong + _spread(np.flatnonzero(right).tolist(), NUM_ATTENDED - len(wrong))
+        wrong = spread(np.flatnonzero(~right).tolist(), NUM_ATTENDED // 2)
+        rows = wrong + spread(np.flatnonzero(right).tolist(), NUM_ATTENDED - len(wrong))
         chosen = [records.outcome(row) for row in rows]
         maps = read_maps(path, records, [key for key, *_ in chosen])
     except MaspError:  # no records, or damaged ones, which `masp compare` names
@@ -151,7 +151,7 @@ def attended_images(evaluate_dir: Path, config: RunConfig) -> list[Attended]:
     return entries
 
 
-def _spread(entries: list[T], count: int) -> list[T]:
+def spread(entries: list[T], count: int) -> list[T]:
     """Up to `count` entries, evenly from the first to the last."""
     if len(entries) <= count:
         return entries

@@ -1,8 +1,8 @@
 """What a report shows of a run, gathered from its files; the page, the tables and the figures are made from it.
 
 It comes from a run directory: `evaluate/metrics.json` (required), and where they exist `summary.json`, `evaluate/`
-(`ledger/`, `records.h5`, `datasets.json`), `evaluate-stage1/metrics.json`, `stage{1,2}/metrics.jsonl` and
-`config.yaml`.
+(`ledger/`, `records.h5`, `datasets.json`, `explanations/`), `evaluate-stage1/metrics.json`,
+`stage{1,2}/metrics.jsonl` and `config.yaml`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from masp.errors import DataError, InputError, MaspError
 from masp.files.regular import is_directory, is_file
 from masp.report.attention import Attended, attended_images
 from masp.report.charts import calibration_chart
+from masp.report.explanations.section import ShownExplanations, shown_explanations
 from masp.report.images import Images
 from masp.report.mistakes import Mistakes, mistakes
 from masp.report.run_config import RunConfig, find_config
@@ -38,6 +39,9 @@ from masp.report.tables import (
 )
 from masp.report.training_curves import TrainingStage, training_stages
 from masp.results.aspect_records import DIRECTORY as STAGE1
+from masp.results.explanations.explanations_file import DIRECTORY as EXPLANATIONS
+from masp.results.explanations.explanations_file import FILE as EXPLANATIONS_FILE
+from masp.results.explanations.explanations_file import ExplanationsFile, read_explanations
 from masp.results.metrics_file import (
     METRICS,
     PROBE,
@@ -116,6 +120,9 @@ class Content:
     probe: ProbeFile | None
     calibration_text: str | None
     """What a temperature would change, or why there is none."""
+    explanations: ExplanationsFile | None
+    explained: ShownExplanations | None
+    """What is shown of them."""
     attended: list[Attended]
     lineage: list[LineageRow]
     config_text: str | None
@@ -156,6 +163,10 @@ def gather(run_dir: Path) -> Content:
     summary = read_summary(run_dir / SUMMARY, problems) if is_file(run_dir / SUMMARY) else {}
     prompts = _optional(read_prompts, evaluate_dir / PROMPTS, problems)
     probe = _optional(read_probe, evaluate_dir / PROBE, problems)
+    explanations = _optional(read_explanations, evaluate_dir / EXPLANATIONS / EXPLANATIONS_FILE, problems)
+    explained = None
+    if explanations is not None:
+        explained = shown_explanations(evaluate_dir / EXPLANATIONS, explanations, config, problems)
     aspects, datasets = aspect_rows(evaluate_dir, metrics, problems), dataset_rows(evaluate_dir, problems)
     holdings = shown_holdings(evaluate_dir, problems)
     return Content(
@@ -185,6 +196,8 @@ def gather(run_dir: Path) -> Content:
         prompts=prompts,
         probe=probe,
         calibration_text=_calibration_text(metrics),
+        explanations=explanations,
+        explained=explained,
         attended=attended_images(evaluate_dir, config),
         lineage=lineage,
         config_text=config.text,

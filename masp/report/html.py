@@ -24,7 +24,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "number": _number, "shown": _shown}
+    environment.filters |= {"percent": _percent, "number": _number, "signed": signed, "shown": _shown}
     return environment
 
 
@@ -36,6 +36,12 @@ def _number(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+
+
+def signed(value: float) -> str:
+    """A difference with its sign and two digits; what rounds to zero has no sign."""
+    text = f"{value:+.2f}"
+    return text[1:] if float(text) == 0 else text
 
 
 def _shown(text: Any) -> str:

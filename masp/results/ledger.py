@@ -314,7 +314,7 @@ class Scoring:
         """Whether all records of the slice are there."""
         return self._is_whole and self._left == 0
 
-    def append(self, records: Sequence[Record], maps: Sequence[np.ndarray] = ()) -> None:
+    def append(self, records: Sequence[Record], maps: Sequence[np.ndarray | None] = ()) -> None:
         """Append records that are missing; arguments as `Ledger.append`.
 
         Raises:

@@ -101,12 +101,15 @@ class Ledger:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def append(self, *records: Record, maps: Sequence[np.ndarray] = (), problem: Problem = scores_problem) -> None:
+    def append(
+        self, *records: Record, maps: Sequence[np.ndarray | None] = (), problem: Problem = scores_problem
+    ) -> None:
         """Add records and hand them to the operating system before returning: they survive a kill of this process.
 
         Args:
             records: Of samples that no ledger has a record of.
-            maps: Attention maps of each, `[A, height, width]`; empty if none were asked for. They are written first.
+            maps: Attention maps of each, `[A, height, width]`, or None; empty if none were asked for. They are written
+                first.
             problem: What is wrong with a record, beside numbers that cannot be those of a model.
 
         Raises:
@@ -117,7 +120,7 @@ class Ledger:
         if maps:
             if self._maps is None:
                 self._maps = AttentionFile(self.path.parent, self.path.name.removesuffix(SUFFIX))
-            places = [self._maps.append(weights) for weights in maps]
+            places = [None if weights is None else self._maps.append(weights) for weights in maps]
             records = tuple(replace(record, attention=place) for record, place in zip(records, places, strict=True))
         _refuse(records, problem)
         self._write(b"".join(encode_line(record.to_json()) for record in records))

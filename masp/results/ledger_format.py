@@ -58,7 +58,7 @@ class Record:
     """What an evaluation found for one sample."""
 
     sample_key: str
-    """Key of the image; in stage 1 followed by `#` and the aspect."""
+    """Key of the image; in stage 1 followed by `#` and the aspect, in explanations by `#` and what was asked."""
     label: str
     """The right category or answer."""
     prediction: str | None
@@ -81,7 +81,7 @@ class Record:
 
     @property
     def aspect(self) -> str:
-        """The aspect of a record of stage 1; empty in stage 2."""
+        """The aspect of a record of stage 1, or what was asked for an explanation; empty in stage 2."""
         return self.sample_key.rpartition("#")[2] if "#" in self.sample_key else ""
 
     def to_json(self) -> dict[str, Any]:

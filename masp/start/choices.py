@@ -16,6 +16,7 @@ from masp.config.reading import load_settings
 from masp.config.schema import Config, StageName
 from masp.config.yaml_text import dump_value
 from masp.errors import InputError
+from masp.results.explanations.explanations_file import NUM_SAMPLE
 from masp.start.held_out import precision
 from masp.start.look import Look, look_at
 from masp.start.machine import Machine
@@ -86,6 +87,7 @@ def choose(root: str, overrides: Sequence[str], name: str, machine: Machine) -> 
             *_stage("stage1", _num_stage1(look, asked), scales, asked, given),
             *_stage("stage2", look.num_train, scales, asked, given),
             *_machine(machine, scales),
+            *_explanations(asked),
         ]
     ]
     known = {choice.key for choice in chosen}
@@ -248,6 +250,12 @@ def _machine(machine: Machine, scales: Scales) -> list[Choice]:
         Choice("extract.num_threads", machine.num_threads, "CPU threads of the encoder; recorded in the cache."),
         Choice("evaluate.num_workers", machine.num_workers, workers),
     ]  # fmt: skip
+
+
+def _explanations(asked: Config) -> list[Choice]:
+    """Predictions are explained by aspects, so without these there is nothing to choose."""
+    why = f"Explains up to {NUM_SAMPLE} predictions: what each aspect answers, where it looks, and what it did."
+    return [Choice("evaluate.explain", "sample", why)] if asked.aspects else []
 
 
 def _two_digits(value: float) -> float:

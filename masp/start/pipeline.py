@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import shlex
 from collections.abc import Collection, Iterator
@@ -9,18 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from masp.annotation.job import annotate
-from masp.artifacts.trained import default_aspect_path, default_soft_prompt_path
+from masp.artifacts.trained import default_aspect_path, default_soft_prompt_path, prompt_aspects
 from masp.cache.annotations.manifest import read_stored
 from masp.cache.layout import MANIFEST
 from masp.config import Config
 from masp.config.aspects import load_aspects
 from masp.config.feature_source import cache_directory
+from masp.config.yaml_text import dump_value
 from masp.data.datasets import dataset_of
 from masp.data.lacking import Lacking
 from masp.data.sample import count_kinds
 from masp.data.target.find_labels import label_dataset
 from masp.distributed.task_share import require_one_process
 from masp.errors import DataError, InputError, StoppedEarly
+from masp.evaluation.feed import open_feed
 from masp.evaluation.run import evaluate, evaluate_dir
 from masp.extraction.job import extract
 from masp.files.regular import is_file
@@ -28,6 +31,7 @@ from masp.plan.plan import Plan, make_plan
 from masp.plan.prospects import obstacles
 from masp.plan.render import duration
 from masp.report.page import write_report
+from masp.results.aspect_records import DIRECTORY as STAGE1
 from masp.results.metrics_file import METRICS, read_metrics
 from masp.runtime.log import show
 from masp.runtime.stop import StopFlag
@@ -88,6 +92,34 @@ def take_step(name: StepName, config: Config, stop: StopFlag | None = None) -> P
             return metrics
 
 
+def answers_config(config: Config) -> Config | None:
+    """The configuration of the evaluation of stage 1 that goes beside that of stage 2, for the same report.
+
+    Args:
+        config: Run configuration; extraction and stage 1 have been done.
+
+    Returns:
+        It; None where people annotated no image of the split with an aspect, so that nothing says what is right (the
+        answers of the VLM do not), or where stage 1 is what is evaluated.
+
+    Raises:
+        InputError, DataError: See `dataset_of` and `open_feed`.
+    """
+    if config.evaluate.stage != "stage2" or not prompt_aspects(config):
+        return None
+    dataset, _ = label_dataset(config, dataset_of(config))
+    if not set(prompt_aspects(config)).intersection(dataset.holdings.aspects.get(config.evaluate.split, {})):
+        return None
+    asked = copy.deepcopy(config)
+    if config.evaluate.output_dir is not None:
+        asked.evaluate.output_dir = str(evaluate_dir(config).parent / STAGE1)
+    asked.evaluate.stage = "stage1"
+    asked.evaluate.attention = asked.evaluate.validation = asked.evaluate.linear_probe = False
+    asked.evaluate.explain, asked.evaluate.prompts, asked.evaluate.without = "none", "first", []
+    # of the annotated ones, extraction may have read none
+    return asked if open_feed(asked).annotations().has_any(asked.aspects).any() else None
+
+
 def run_pipeline(config: Config, settings: str) -> Path:
     """Take all steps of a run, then write its report; what an earlier call finished is not done again.
 
@@ -118,17 +150,31 @@ def run_pipeline(config: Config, settings: str) -> Path:
             show(*_announced(make_plan(config, measure=NUM_MEASURED), left))
         for step in steps:
             _check(stop, again)
-            _header(f"{step.command} {settings}")
             try:
+                if step.name == StepName.EVALUATE and (asked := answers_config(config)):
+                    _header(f"masp evaluate {settings} {' '.join(_differences(asked, config))}")
+                    take_step(StepName.EVALUATE, asked, stop)
+                    _check(stop, again)
+                _header(f"{step.command} {settings}")
                 result = take_step(step.name, config, stop)
             except StoppedEarly as error:
-                raise StoppedEarly(f"{error}; {again}") from None
+                raise StoppedEarly(f"{str(error).removesuffix(f'; {again}')}; {again}") from None
         _check(stop, again)
         directory = config.evaluate.output_dir or config.output_dir
         _header(f"masp report {shlex.quote(directory)}")
         report = write_report(directory)
     show(*_outcome(result), f"report: {report}")
     return report
+
+
+def _differences(asked: Config, config: Config) -> list[str]:
+    """The settings of an evaluation that differ from those of the run, as they are given on the command line."""
+    names = [field.name for field in dataclasses.fields(asked.evaluate)]
+    values = {name: getattr(asked.evaluate, name) for name in names}
+    changed = {name: value for name, value in values.items() if value != getattr(config.evaluate, name)}
+    # attention and explanations are only of stage 2, whatever the settings say
+    needed = (name for name in changed if name not in ("attention", "explain"))
+    return [shlex.quote(f"evaluate.{name}={dump_value(changed[name])}") for name in needed]
 
 
 def _check_dataset(config: Config) -> list[str]:

@@ -162,10 +162,12 @@ def test_attention_maps_survive_a_kill_between_map_and_record(commands, world, t
 
 def test_stage_1_is_evaluated_per_aspect(commands, world, trained, tmp_path):
     settings = world.settings(trained, "evaluate.stage=stage1")
-    refused = commands("evaluate", *settings, f"evaluate.output_dir={tmp_path / 'maps'}", "evaluate.attention=true")
-    assert refused.code == 2, refused
-    assert "error: evaluate.attention = true: " in refused.stderr, refused
-    commands.ok("evaluate", *settings, f"evaluate.output_dir={tmp_path / 'one'}", "evaluate.batch_size=7")
+    only_of_stage2 = ("evaluate.attention=true", "evaluate.explain=all")
+    out = f"evaluate.output_dir={tmp_path / 'one'}"
+    said = commands.ok("evaluate", *settings, out, "evaluate.batch_size=7", *only_of_stage2).stderr
+    assert "evaluate.attention = true: only evaluations of stage 2 keep where aspects look" in said
+    assert "evaluate.explain = 'all': nothing is explained; only evaluations of stage 2 have predictions" in said
+    assert not (tmp_path / "one" / "explanations").exists()
     for rank in range(2):
         ranks = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank}
         more = (f"evaluate.output_dir={tmp_path / 'two'}", "evaluate.batch_size=1", "evaluate.source=live")

@@ -4,17 +4,24 @@ import json
 
 import pytest
 
-from benchmarks import annotated, own_aspects, scale, scale_ledgers, scale_merge
+from benchmarks import annotated, explanations, own_aspects, scale, scale_ledgers, scale_merge
 from benchmarks.cache import main as cache_main
 from benchmarks.evaluation import main as evaluation_main
 from benchmarks.headers import write_images
+from benchmarks.predict import main as predict_main
 from benchmarks.rows import main as rows_main
 from benchmarks.sizes import METHODS
 from benchmarks.sizes import settings_of as settings_of_size
 from benchmarks.sizes import table as table_of_sizes
 from masp.config import load_aspects, load_config
-from masp.demo.world.factors import ASPECTS
+from masp.data.keys import sample_key
+from masp.demo.world.factors import ASPECTS, EMOTIONS, Annotation
+from masp.demo.world.write_dataset import write_demo_data
+from masp.files.typed import decode
 from masp.plan.headers.reading import read_sizes
+from masp.results.explanations.averages import averages_of
+from masp.results.explanations.explanation import AspectExplanation, Explanation
+from masp.results.explanations.explanations_file import ExplanationsFile, image_entry, write_explanations
 from tests.tiny import make_tokenizer
 
 TINY = "--rounds 1 --samples 6 --tokens 10 --hidden 32 --shards 2 --images 3 --side 70 --width 64 --depth 1 --rows 1000"
@@ -45,6 +52,19 @@ def test_evaluation(tmp_path, capsys, monkeypatch, repository):
     found = json.loads((tmp_path / "found.json").read_text())
     assert set(found["seconds_per_image"]) == {"masp", "live generate", "one at a time", "published"}
     assert "target >= 10" in capsys.readouterr().out
+
+
+@pytest.mark.full
+def test_predict(tmp_path, capsys, monkeypatch, repository):
+    monkeypatch.chdir(repository)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    (tmp_path / "tokenizer").mkdir()
+    make_tokenizer(tmp_path / "tokenizer")
+    sizes = "--rounds 1 --images 5 --num-workers 1 --hidden 64 --layers 1 --vocabulary 500 --width 64 --height 48"
+    arguments = ["--tokenizer", tmp_path / "tokenizer", "--dir", tmp_path, "--json", tmp_path / "found.json"]
+    assert predict_main([*sizes.split(), *map(str, arguments)]) == 0
+    assert json.loads((tmp_path / "found.json").read_text())["ratio"] > 0
+    assert "target >= 0.9" in capsys.readouterr().out
 
 
 @pytest.mark.full
@@ -79,6 +99,41 @@ def test_annotated(tmp_path, capfd, monkeypatch, repository):
     shards = [sorted((tmp_path / f"cache-{side}" / "shards").glob("*.tar")) for side in ("people", "vlm")]
     assert shards[0] and all(one.samefile(other) for one, other in zip(*shards, strict=True))
     assert "| people | " in (shown := capfd.readouterr().out) and "ratio of the means" in shown
+
+
+def test_explanations_are_compared_with_the_world(repository, tmp_path, capsys, monkeypatch):
+    """Contributions that are the world's own weights agree with it, and those of another aspect do not."""
+    root, run = tmp_path / "data", tmp_path / "run"
+    write_demo_data(root, 1, 40, seed=5)
+    rows = json.loads((root / "test.json").read_text())
+    weights = {}
+    for emotion, image, annotation in rows:
+        scene = decode(Annotation, (root / annotation).read_bytes(), annotation).to_scene()
+        weights[sample_key("test", image)] = emotion, explanations.world_weights(scene, emotion, ASPECTS)
+    path = run / "evaluate" / "explanations" / "explanations.json"
+    path.parent.mkdir(parents=True)
+    monkeypatch.setattr("sys.argv", ["explanations.py", "--run", str(run), "--root", str(root)])
+
+    def compared(shift):
+        found, labels = [], [emotion for emotion, _ in weights.values()]
+        for key, (emotion, values) in weights.items():
+            moved = [*values[shift:], *values[:shift]]
+            said = tuple(AspectExplanation(a, "x", 0.5, v, v) for a, v in zip(ASPECTS, moved, strict=True))
+            shares = {name: float(name == emotion) for name in EMOTIONS}
+            found.append(Explanation(key, emotion, 1.0, shares, said, 0.0, 0.0))
+        content = ExplanationsFile(
+            version=1, categories=EMOTIONS, aspects=ASPECTS, explained="all", num_images=40, num_scored=40,
+            split="test", averages=averages_of(found, labels, ASPECTS, EMOTIONS), records="", has_attention=False,
+            images=tuple(image_entry(e, label, [None] * 6) for e, label in zip(found, labels, strict=True)),
+            notes=(), lineage={},
+        )  # fmt: skip
+        write_explanations(path, content)
+        return explanations.main(), capsys.readouterr().out
+
+    code, out = compared(0)
+    assert code == 0 and "most weight: 1.000 of" in out and "contributions: 1.000" in out
+    code, out = compared(1)
+    assert code == 1 and "most weight: 1.000 of" not in out
 
 
 @pytest.mark.parametrize("accuracies", [(0.5, 0.5), (0.5, 0.4)])

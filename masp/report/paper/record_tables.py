@@ -45,7 +45,7 @@ def write_target_table(path: Path, source: Path) -> Path:
     fixed = ["sample_key", "image", "label", "prediction", "correct", "probability", "label_probability"]
     names = [f"probability {c}" for c in records.categories] + [f"score {c}" for c in records.categories]
     names += [] if records.distribution is None else [f"distribution {c}" for c in records.categories]
-    return _write(path, [*fixed, *names], _target_lines(records))
+    return write_lines(path, [*fixed, *names], _target_lines(records))
 
 
 def _target_lines(records: Records) -> Iterator[list[str]]:
@@ -93,7 +93,7 @@ def write_aspect_table(path: Path, source: Path) -> Path:
         "sample_key", "image", "aspect", "label", "prediction", "correct", "probability", "label_probability", "score",
         "label_score", "token_f1", "text",
     ]  # fmt: skip
-    return _write(path, names, _aspect_lines(records))
+    return write_lines(path, names, _aspect_lines(records))
 
 
 def _aspect_lines(records: AspectRecords) -> Iterator[list[str]]:
@@ -125,7 +125,17 @@ def _number(values: np.ndarray, place: int | None) -> str:
     return "" if place is None or np.isnan(values[place]) else repr(float(values[place]))
 
 
-def _write(path: Path, names: Sequence[str], lines: Iterable[Sequence[str]]) -> Path:
+def write_lines(path: Path, names: Sequence[str], lines: Iterable[Sequence[str]]) -> Path:
+    """Write a CSV file line by line, whole or not at all; returns its path.
+
+    Args:
+        path: The file.
+        names: Names of the columns.
+        lines: Cells as they are to be written, see `masp.report.export`; names are made safe here.
+
+    Raises:
+        InputError: It cannot be written.
+    """
     try:
         with (
             replacing(path) as temporary,

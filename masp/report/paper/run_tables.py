@@ -1,9 +1,10 @@
 """The tables of a run as files: what `masp report --tables DIR` writes.
 
 `metrics`, `categories`, `confusion`, `calibration`, `aspect-values`, and where they exist `datasets`, `prompts`,
-`variants`, `yardsticks`, `aspects` (with `confusion-` and `calibration-` of each), `dataset`, `training` and `lineage`,
-each as CSV and LaTeX; `records.csv` has a line per image, and `records-stage1.csv` one per
-annotated aspect of an image (`masp.report.paper.record_tables`). `masp.report.export` says how cells are spelled.
+`variants`, `yardsticks`, `aspects` (with `confusion-` and `calibration-` of each), `dataset`, `training`, `lineage` and
+`contributions`, each as CSV and LaTeX; `records.csv` has a line per image, `records-stage1.csv` one per annotated
+aspect of an image (`masp.report.paper.record_tables`), and `explanations.csv` one per explained image
+(`masp.report.explanations.tables`). `masp.report.export` says how cells are spelled.
 Columns keep their order; new ones come last.
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from masp.files.regular import is_file
 from masp.report.content import Content
+from masp.report.explanations.tables import contributions_table, write_explanation_table
 from masp.report.export import Cell, Interval, Table, file_name, write_tables
 from masp.report.paper.record_tables import write_aspect_table, write_target_table
 from masp.report.tables import ShownVariant
@@ -47,6 +49,8 @@ def write_run_tables(directory: Path, content: Content) -> list[Path]:
         written.append(write_target_table(directory / "records.csv", evaluate_dir / FILE))
     if is_file(stage1):
         written.append(write_aspect_table(directory / "records-stage1.csv", stage1))
+    if content.explanations is not None:
+        written.append(write_explanation_table(directory / "explanations.csv", content.explanations))
     return written
 
 
@@ -186,7 +190,11 @@ def _of_lineage(content: Content) -> list[Table]:
     return [Table("lineage", "What the numbers were made from", ("of", "field", "value"), rows)]
 
 
+def _of_explanations(content: Content) -> list[Table]:
+    return [contributions_table(content.explanations)] if content.explanations else []
+
+
 _PARTS: tuple[Callable[[Content], list[Table]], ...] = (
-    _of_metrics, _of_others, _of_aspects, _of_dataset, _of_training, _of_lineage,
+    _of_metrics, _of_others, _of_aspects, _of_dataset, _of_training, _of_lineage, _of_explanations,
 )  # fmt: skip
 """What the tables come from, in their order."""

@@ -64,6 +64,10 @@ def test_every_line_of_help_fits_a_terminal_of_120_columns(monkeypatch):
         (["train", "--stage", "stage2", "--profile"], {"stage": "stage2", "profile": True, "local_rank": None}),
         (["evaluate", "--on", "a", "--on", "b"], {"on": ["a", "b"]}),
         (["predict", "a.png", "b.png", "--config", "c"], {"images": ["a.png", "b.png"], "json": False}),
+        (
+            ["predict", "--model", "r", "-0", "-", "seed=1", "--output", "o.csv"],
+            {"images": ["-", "seed=1"], "null": True, "config": None, "output": "o.csv"},
+        ),
         (["report", "run", "--output", "page"], {"run_dir": "run", "output": "page"}),
         (["compare", "a", "b"], {"runs": ["a", "b"], "output": "outputs/compare"}),
         (["study", "--seeds", "1,2", "--only", "x", "--list"], {"seeds": "1,2", "only": "x", "list": True}),

@@ -315,8 +315,13 @@ def test_what_was_renamed_is_a_setting_by_its_new_name_alone():
     assert RENAMED and all(new in known and old not in known for old, new in RENAMED.items())
 
 
-def test_a_file_with_the_old_name_of_a_setting_is_told_the_new_one(tmp_path):
+def test_a_file_with_the_old_name_of_a_setting_is_read(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("stage2:\n  targets: distribution\n")
-    with pytest.raises(InputError, match="c.yaml line 2: unknown key 'stage2.targets': it is now called stage2.superv"):
-        load_config(path)
+    assert load_config(path, NEEDED).stage2.supervision == "distribution"
+    path.write_text("stage2:\n  targets: votes\n")
+    with pytest.raises(InputError, match="c.yaml line 2: stage2.supervision = 'votes': must be "):
+        load_config(path, NEEDED)
+    path.write_text("stage2:\n  targets: label\n  supervision: label\n")
+    with pytest.raises(InputError, match="c.yaml line 2: stage2.targets is now called stage2.supervision, which"):
+        load_config(path, NEEDED)

@@ -1,5 +1,6 @@
 """Sample keys: reversible, without dots, different wherever paths differ."""
 
+import hashlib
 import io
 import os
 import random
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from masp.data.keys import MAX_KEY_LENGTH, key_order, sample_key, sample_keys, split_key
+from masp.data.keys import MAX_KEY_LENGTH, in_order_of_digests, key_order, sample_key, sample_keys, split_key
 
 # Any bytes that a file system on Linux takes as a relative path.
 PATHS = st.binary(min_size=1, max_size=80).filter(lambda b: b"\0" not in b and not b.startswith(b"/")).map(os.fsdecode)
@@ -105,3 +106,9 @@ def test_many_keys_are_those_of_one_at_a_time(directory, names):
 def test_a_key_that_is_too_long_is_refused_among_many():
     with pytest.raises(ValueError, match="too long"):
         sample_keys("train", "d/" * 999 + "d", ["a" * 60, "b"])
+
+
+def test_the_order_of_digests_is_that_of_sha256_whatever_the_order_of_the_keys():
+    keys = [f"train/awe/{number}" for number in range(50)]
+    expected = sorted(keys, key=lambda key: hashlib.sha256(key.encode()).hexdigest())
+    assert in_order_of_digests(keys) == in_order_of_digests(reversed(keys)) == expected != keys

@@ -38,6 +38,8 @@ def test_baselines_have_directories_of_their_own(config):
     assert parts["soft_prompt_only"] == ([], None, None)
     assert parts["aspects_only"] == (aspects, f"{config.output_dir}/stage1/aspect.safetensors", "none")
     assert config.checkpoint.soft_prompt is None
+    assert (config.evaluate.explain, config.evaluate.attention) == ("sample", True)
+    assert not any(one.evaluate.explain != "none" or one.evaluate.attention for one in found.values())
 
 
 def test_the_summary_and_its_table():

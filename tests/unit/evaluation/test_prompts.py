@@ -32,7 +32,13 @@ def test_two_categories_have_two_orders_and_equal_templates_are_asked_once():
 def test_each_has_a_directory_of_its_own_and_asks_for_no_more(repository, tmp_path):
     config = load_config(
         repository / "configs/demo.yaml",
-        ["evaluate.validation=true", "evaluate.prompts=all", "evaluate.attention=true", "evaluate.linear_probe=true"],
+        [
+            "evaluate.validation=true",
+            "evaluate.prompts=all",
+            "evaluate.attention=true",
+            "evaluate.linear_probe=true",
+            "evaluate.explain=all",
+        ],
     )
     found = list(other_evaluations(config, tmp_path, [Wording(template=1), Wording(order=2)]))
     assert [part.evaluate.output_dir for part, _ in found] == [
@@ -40,7 +46,7 @@ def test_each_has_a_directory_of_its_own_and_asks_for_no_more(repository, tmp_pa
     ]
     assert [part.evaluate.split for part, _ in found] == ["val", "test", "test"]
     for part, _ in found:
-        assert part.evaluate.prompts == "first"
+        assert (part.evaluate.prompts, part.evaluate.explain) == ("first", "none")
         assert not (part.evaluate.validation or part.evaluate.attention or part.evaluate.linear_probe)
     config.evaluate.split = "val"
     assert list(other_evaluations(config, tmp_path, [])) == []

@@ -21,6 +21,7 @@ from masp.experiments.parity import Golden
 from masp.experiments.seed_groups import read_settings
 from masp.files.jsonl import cut_lines
 from masp.files.remembered import read_rows
+from masp.files.sealed import sealed
 from masp.files.typed import decode, read
 from masp.models.trainable import AspectModules, SoftPrompt
 from masp.plan.headers.memory import COLUMNS, HeaderMemory, made_by
@@ -28,6 +29,7 @@ from masp.plan.rates import read_speeds
 from masp.report.run_config import RunConfig, find_config
 from masp.results.aspect_records import read_aspect_records, write_aspect_records
 from masp.results.attention_maps import AttentionFile, read_attention
+from masp.results.explanations.explanations_file import read_explanations
 from masp.results.ledger import read_records
 from masp.results.ledger_file import Ledger
 from masp.results.ledger_format import MapPlace, Record
@@ -55,6 +57,7 @@ from masp.training.checkpoint import (
     save_checkpoint,
 )
 from masp.training.logs import read_key_logs
+from tests.unit.results.explanations.test_explanations_file import make_file
 
 CATEGORIES = ("awe", "fear")
 IDENTITY = {"seed": 1, "stage1.learning_rate": 1e-3, "num_steps": 60}
@@ -396,6 +399,7 @@ RUN_BORDERS = (
     RunBorder("records.h5 of stage 1", "binary", aspect_records_file, read_aspect_content, "records.h5", checked=True),
     RunBorder("prompts.json", "sealed", written(WORDINGS), read_prompts, "prompts.json"),
     RunBorder("linear_probe.json", "sealed", written(PROBE), read_probe, "linear_probe.json"),
+    RunBorder("explanations.json", "sealed", lambda _: sealed(make_file(3)), read_explanations, "explanations.json"),
     RunBorder("settings that a report shows", "yaml", lambda _: SHOWN, read_shown, "config.yaml", lenient=True),
     RunBorder(
         "records.h5 with distributions",

@@ -15,6 +15,7 @@ from masp.data.datasets import dataset_of
 from masp.data.questions import questions_of
 from masp.data.sample import Sample
 from masp.evaluation.aspects import closed_answers, num_tokens_of_longest
+from masp.evaluation.explain import Explainer, left_out
 from masp.evaluation.prompts import FIRST, other_wordings
 from masp.evaluation.scorers import AspectScorer, ScoreRequest, TargetScorer
 from masp.models.likelihood import candidate_tree
@@ -183,6 +184,32 @@ def test_what_is_left_out_of_the_prompt_costs_nothing(config, images, sizes):
     renamed = tokens(evaluate__category_map=["awe=joy", "elsewhere=anger"])
     assert renamed.num_images == 6 and renamed.tokens < whole.tokens  # two answers are compared, not three
     assert tokens(evaluate__split="val").num_images == 0
+
+
+@pytest.mark.parametrize("layout", ["after_image", "released"])
+def test_explanations_take_what_torch_counts(config, images, sizes, monkeypatch, layout):
+    """Answers of open questions are counted at their largest length, so the aspects here are closed."""
+    config.stage2.layout, config.aspects, config.evaluate.explain = layout, ["brightness", "colorfulness"], "sample"
+    config.vlm.attention, config.engine.precision = "eager", "fp32"
+    images = [p for p in images if p.sample.split == "test"][:3]
+    work = evaluation_work(config, *sizes, images, CATEGORIES)
+    config.evaluate.explain = "none"
+    scores = evaluation_work(config, *sizes, images, CATEGORIES)
+    assert (work.num_explained, scores.num_explained) == (3, 0) and work.num_passes == 2 * scores.num_passes
+    assert work.num_sequences - scores.num_sequences == 3 * (5 + 2)
+    questions, model = questions_of(config), trained(config, config.stage2.num_soft_prompt_tokens)
+    scorer = TargetScorer(config, model, questions, CATEGORIES, "cpu")
+    explainer = Explainer(config, model, questions, scorer, scorer.model.language)
+    counted = Counted(monkeypatch, sizes[1], [load_prompt(config.vlm.path).answer(c) for c in CATEGORIES])
+    for p in images:
+        asked = request(p)
+        parts = [replace(asked, without=part) for part in left_out(scorer.aspects, True)]
+        counted.count(lambda parts=parts: scorer.score(parts))
+        for aspect in config.aspects:
+            counted.count(lambda asked=asked, aspect=aspect: explainer.answers.answers([asked], aspect))
+    assert work.tokens - scores.tokens == counted.tokens
+    # of padded prompts, and of answers that are not those of the counter's tree, a little more or less is masked
+    assert work.flops - scores.flops == pytest.approx(counted.flops, rel=0.03)
 
 
 def test_the_encoder_and_the_validation_split(config, images, sizes):

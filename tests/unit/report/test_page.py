@@ -306,12 +306,12 @@ def test_an_output_that_is_a_device_or_a_fifo_is_not_replaced(tmp_path):
     assert output.is_fifo()
 
 
-def browse(chromium, page, screenshot, profile, width):
+def browse(chromium, page, screenshot, profile, width, height=4000):
     """Open a page in headless Chromium; returns what it wrote to its console."""
     command = [
         chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-        f"--user-data-dir={profile}", f"--window-size={width},4000", "--enable-logging=stderr",
+        f"--user-data-dir={profile}", f"--window-size={width},{height}", "--enable-logging=stderr",
         f"--screenshot={screenshot}", page.as_uri(),
     ]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=120)

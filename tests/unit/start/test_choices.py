@@ -34,6 +34,9 @@ def test_a_plain_directory_gets_settings_of_its_size(data):
     assert config.stage1.learning_rate == stage_sizes("stage1", 66, chosen.scales.stage1).learning_rate
     assert (config.engine.precision, config.cache.dtype, config.engine.zero_stage) == ("fp32", "fp32", 0)
     assert len(config.aspects) == 6 and config.annotate.aspects == config.aspects  # the VLM will annotate them
+    assert config.evaluate.explain == "sample"
+    without = choose(str(data), [VLM, "aspects=[]"], "mine", CPU)
+    assert without.config.evaluate.explain == "none"  # there is nothing to explain with
 
 
 def test_annotated_aspects_are_those_in_use(tmp_path):

@@ -1,0 +1,1 @@
+"""Explanations on the report and as files for other programs."""
