@@ -19,7 +19,7 @@ from tqdm import tqdm
 from masp.data.questions import EMOTION
 from masp.distributed.ranks import Ranks, claim_gpu, read_share
 from masp.errors import DataError, InputError, StoppedEarly
-from masp.evaluation.explain import known_answers
+from masp.evaluation.explain import answering
 from masp.evaluation.scorers import ScoreRequest
 from masp.files.atomic import replacing
 from masp.files.sealed import canonical_json, digest_of
@@ -202,7 +202,7 @@ def identity_of(model: Model, images: ImageList, explain: bool) -> dict[str, Any
     }
     if explain:
         questions = {aspect: model.questions.aspect_first(aspect) for aspect in model.aspects}
-        asked = [questions, known_answers(config), config.annotate.max_new_tokens]
+        asked = [questions, vars(answering(config, {}))]
         found["questions about aspects"] = digest_of(asked)
     return found
 
