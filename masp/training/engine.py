@@ -24,6 +24,7 @@ from masp.distributed.collectives import sum_tensor
 from masp.distributed.ranks import Ranks
 from masp.errors import InputError
 from masp.models.forward import Stage1Model, Stage2Model
+from masp.models.group import GroupModel
 from masp.runtime.devices import torch_dtype
 from masp.training.checkpoint import EngineCounters
 from masp.training.steps import Batches
@@ -152,7 +153,12 @@ class Engine:
     """
 
     def __init__(
-        self, model: Stage1Model | Stage2Model, engine: EngineConfig, stage: StageConfig, ranks: Ranks, device: str
+        self,
+        model: Stage1Model | Stage2Model | GroupModel,
+        engine: EngineConfig,
+        stage: StageConfig,
+        ranks: Ranks,
+        device: str,
     ):
         self.ranks, self.device, self.dtype = ranks, device, torch_dtype(engine.precision)
         plain = [parameter for parameter in model.parameters() if not hasattr(parameter, "ds_id")]

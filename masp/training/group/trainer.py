@@ -187,19 +187,18 @@ class GroupTrainer:
         partition = make_partition(config.engine, self.settings)
         model, prompt = self.members[0].stage.build(self.device, partition)
         assert isinstance(model, Stage2Model)
-        language, modules = model.language, model.aspect_modules
         soft_prompts = [model.soft_prompt]
         for member in self.members[1:]:
             torch.manual_seed(member.config.seed)
-            other = member.stage.around(language, prompt, self.device, partition)
-            assert isinstance(other, Stage2Model)
+            other = member.stage.around(model.language, prompt, self.device, partition)
             soft_prompts.append(other.soft_prompt)
-        for member, soft_prompt in zip(self.members, soft_prompts, strict=True):
+        held = [soft_prompt for soft_prompt in soft_prompts if soft_prompt is not None]
+        for member, soft_prompt in zip(self.members, held, strict=True):
             if member.checkpoint:
                 with torch.no_grad():
                     soft_prompt.weight.copy_(member.checkpoint.tensors[NAME])
-        group = GroupModel(language, modules, soft_prompts)
-        stages = [member.settings for member in self.members]
+        group = GroupModel(model.language, model.aspect_modules, held)
+        stages = [member.stage.settings for member in self.members]
         self.engine = GroupEngine(group, config.engine, stages, self.ranks, self.device)
         if self.num_taken:
             states = [member.checkpoint.tensors for member in self.members if member.checkpoint]
