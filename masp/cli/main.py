@@ -22,6 +22,7 @@ from masp.cli import (
     quantization,
     report,
     run,
+    serve,
     study,
     train,
 )
@@ -43,6 +44,7 @@ COMMANDS = (
     train,
     evaluate,
     predict,
+    serve,
     report,
     compare,
     study,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from masp.artifacts.trained import default_soft_prompt_path
@@ -16,21 +17,24 @@ UNUSED = ("cache.dir", "dataset.root")
 """Settings that a run needs and inference does not."""
 
 
-def config_of(source: str | Path, device: str | None = None, vlm: str | None = None) -> Config:
+def config_of(
+    source: str | Path, device: str | None = None, vlm: str | None = None, settings: Sequence[str] = ()
+) -> Config:
     """The configuration of what was trained.
 
     Args:
         source: Run directory.
         device: `cpu` or `cuda`; None as the run had it.
         vlm: Directory of the VLM, or its name on the hub; None as the run had it.
+        settings: `key=value`, each instead of what the run had.
 
     Raises:
-        InputError: There is no such run, or it has not been trained.
+        InputError: There is no such run, or it has not been trained; or a setting is not valid.
     """
     directory = Path(source)
     overrides = [f"vlm.path={vlm}"] if vlm else []
     overrides += [f"engine.device={device}", f"extract.device={device}"] if device else []
-    return _config_of_run(directory, overrides)
+    return _config_of_run(directory, [*overrides, *settings])
 
 
 def _config_of_run(directory: Path, overrides: list[str]) -> Config:
