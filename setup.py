@@ -41,8 +41,11 @@ setup(
     # Stated although it is the default: an editable installation is then a path in a .pth file. An import hook would
     # come after the working directory, where a clone named `masp` looks like an empty namespace package.
     package_dir={"": "."},
-    # The demo's VLM and the templates of the reports are read at run time.
-    package_data={"masp": ["py.typed", "*.pyi", "**/*.j2", "demo/tiny_vlm/weights/*"], "launch": ["py.typed"]},
+    # The demo's VLM, the templates of the reports and the page of `masp app` are read at run time.
+    package_data={
+        "masp": ["py.typed", "*.pyi", "**/*.j2", "demo/tiny_vlm/weights/*", "inference/serving/assets/*"],
+        "launch": ["py.typed"],
+    },
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
         "braceexpand>=0.1.7",

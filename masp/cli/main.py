@@ -9,6 +9,7 @@ from typing import NoReturn
 from masp import __version__
 from masp.cli import (
     annotate,
+    app,
     cache,
     compare,
     datasets,
@@ -44,6 +45,7 @@ COMMANDS = (
     train,
     evaluate,
     predict,
+    app,
     serve,
     report,
     compare,
@@ -68,6 +70,7 @@ The order of work:
   masp train --stage stage2 …   train the soft prompt on top of them
   masp evaluate --config C      score a split, write metrics.json
   masp report   RUN_DIR         one HTML page: accuracy, confusion, curves
+  masp app      RUN_DIR         look at single images in the browser
 
 Settings: every command takes `--config FILE` and then `key=value` for single settings (docs/configuration.md).
 Exit codes: 0 done; 2 something you gave is wrong; 3 data is damaged; 75 stopped early, resumable;

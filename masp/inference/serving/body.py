@@ -22,8 +22,8 @@ FORMS = f"multipart/form-data with files named {FIELD!r}, an image as the body, 
 _MAX_FIELDS = 4
 _MAX_NAME = 200
 _LINGER_S, _LINGER_TIMES = 2.0, 4
-"""How long, and for how many times the limit, a body that is too large is read to its end, so that clients that send all
-of it before they read get to see the answer."""
+"""Seconds, and multiples of the limit, for which a body that is too large is still read, so that clients that send all of
+it before they read get to see the answer."""
 
 
 class TooLarge(HTTPException):
@@ -120,7 +120,9 @@ async def _form(request: Request, max_bytes: int, max_images: int) -> list[Named
     images = []
     for name, value in form.multi_items():
         if name != FIELD or not isinstance(value, UploadFile):
-            raise HTTPException(400, f"field {shortened(name)!r} of the form: every field must be a file named {FIELD!r}")
+            raise HTTPException(
+                400, f"field {shortened(name)!r} of the form: every field must be a file named {FIELD!r}"
+            )
         images.append(_named(value.filename or "image", await value.read()))
     if not images:
         raise HTTPException(400, f"the form has no file named {FIELD!r}")
