@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -22,8 +22,8 @@ FORMS = f"multipart/form-data with files named {FIELD!r}, an image as the body, 
 _MAX_FIELDS = 4
 _MAX_NAME = 200
 _LINGER_S, _LINGER_TIMES = 2.0, 4
-"""Seconds, and multiples of the limit, for which a body that is too large is still read, so that clients that send all of
-it before they read get to see the answer."""
+"""Seconds, and multiples of the limit, for which a body that is too large is still read, so that clients that send all
+of it before they read get to see the answer."""
 
 
 class TooLarge(HTTPException):
@@ -58,7 +58,7 @@ async def read_images(request: Request, max_bytes: int, max_images: int) -> tupl
     raise HTTPException(415, f"Content-Type {shortened(kind) or 'missing'}: send {FORMS}")
 
 
-async def _limited(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
+async def _limited(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
     """The body piece by piece; refused as soon as it says, or turns out, to be too large."""
     stream = request.stream()
     length = request.headers.get("content-length", "")

@@ -13,16 +13,15 @@ class ServerMetrics:
     """Counters of one server, which no other server in the process shares."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        kind = {"registry": self.registry, "namespace": "masp"}
-        self.requests = Counter("requests", "Requests by path and status.", ["path", "status"], **kind)
+        self.registry = own = CollectorRegistry()
+        self.requests = Counter("masp_requests", "Requests by path and status.", ["path", "status"], registry=own)
         self.seconds = Histogram(
-            "request_seconds", "Seconds from a request's headers to its answer.", ["path"], buckets=_SECONDS, **kind
+            "masp_request_seconds", "From a request's headers to its answer.", ["path"], buckets=_SECONDS, registry=own
         )
-        self.batches = Histogram("batch_images", "Images that were scored at once.", buckets=_IMAGES, **kind)
-        self.images = Counter("images", "Images by what became of them.", ["outcome"], **kind)
-        self.queue = Gauge("queue_images", "Images that are in work or wait.", **kind)
-        self.ready = Gauge("ready", "1 once the VLM is loaded.", **kind)
+        self.batches = Histogram("masp_batch_images", "Images scored at once.", buckets=_IMAGES, registry=own)
+        self.images = Counter("masp_images", "Images by what became of them.", ["outcome"], registry=own)
+        self.queue = Gauge("masp_queue_images", "Images that are in work or wait.", registry=own)
+        self.ready = Gauge("masp_ready", "1 once the VLM is loaded.", registry=own)
 
     def text(self) -> bytes:
         """All of them, as Prometheus reads them."""

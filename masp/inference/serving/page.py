@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -43,7 +44,7 @@ class AppPage:
 
     def __init__(self, service: Service):
         self.service = service
-        self.mistakes = [RunMistakes(model.config.output_dir) for model in service.models]
+        self.mistakes = [RunMistakes(Path(model.config.output_dir)) for model in service.models]
         # records, and the list of a dataset, are read once and by one thread
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="mistakes")
 
@@ -129,7 +130,7 @@ class AppPage:
 
 def names_of(models: Sequence[Model]) -> list[str]:
     """What to call models: the names of their directories, or all of the paths where these are the same."""
-    paths = [model.config.output_dir.resolve() for model in models]
+    paths = [Path(model.config.output_dir).resolve() for model in models]
     names = [path.name for path in paths]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 

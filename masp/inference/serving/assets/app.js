@@ -56,14 +56,16 @@ function bar(share, of) {
   return box;
 }
 
-function probabilities(rows) {
+const shareOf = (model) => model.probabilities.find((row) => row.category === model.label).probability;
+
+function probabilities(rows, label) {
   const table = make("table", {}, make("caption", { textContent: "Probabilities" }));
   const body = table.appendChild(make("tbody"));
-  rows.forEach((row, place) => {
+  for (const row of rows) {
     const head = make("th", { scope: "row" }, name(row.category));
     const cells = [make("td", {}, bar(row.probability)), make("td", { className: "n", textContent: percent(row.probability) })];
-    body.append(make("tr", { className: place ? "" : "first" }, head, ...cells));
-  });
+    body.append(make("tr", { className: row.category === label ? "first" : "" }, head, ...cells));
+  }
   return table;
 }
 
@@ -99,16 +101,19 @@ function together(model, most) {
   return rows.length ? [table] : [];
 }
 
-function modelColumn(model, image, isOne) {
+function modelColumn(model, image, order) {
+  const isOne = order === null;
   const column = make("div", { className: "model" });
   if (!isOne) column.append(make("p", { className: "run" }, name(model.name)));
   if (model.error) {
     column.append(make("p", { className: "error", textContent: spelled(model.error) }));
     return column;
   }
-  const first = model.probabilities[0];
-  const label = make("p", { className: "label" }, name(model.label), " ", make("small", { textContent: percent(first.probability) }));
-  column.append(label, probabilities(model.probabilities));
+  const label = make("p", { className: "label" }, name(model.label), " ", make("small", { textContent: percent(shareOf(model)) }));
+  // beside another model both have one order, so that a category is found across from itself
+  const place = (row) => (isOne ? 0 : order.indexOf(row.category));
+  const rows = [...model.probabilities].sort((one, other) => place(one) - place(other));
+  column.append(make("div", { className: "decision" }, label, probabilities(rows, model.label)));
   if (model.aspects.length) {
     const values = [...model.aspects.map((a) => a.contribution), model.all_aspects, model.interaction, model.vision_features];
     const most = Math.max(...values.map((value) => Math.abs(value || 0)));
@@ -131,7 +136,10 @@ function show(found) {
   byId("result-title").replaceChildren(name(found.name));
   byId("truth").hidden = !found.label;
   byId("truth").replaceChildren("Labeled ", name(found.label || ""));
-  const columns = found.models.map((model) => modelColumn(model, found.name, found.models.length === 1));
+  const leading = found.models.find((model) => !model.error);
+  const order = found.models.length > 1 ? leading.probabilities.map((row) => row.category) : null;
+  const columns = found.models.map((model) => modelColumn(model, found.name, order));
+  byId("result").className = order ? "" : "beside";
   byId("models").className = columns.length > 1 ? "models two" : "models";
   byId("models").replaceChildren(...columns);
   byId("result").hidden = false;
@@ -147,7 +155,7 @@ async function look(path, body, called) {
   say(`Looking at ${spelled(called)} …`);
   try {
     const found = await ask(path, { method: "POST", body, signal: own.signal });
-    const heard = found.models.map((model) => (model.error ? "no answer" : `${spelled(model.label)}, ${percent(model.probabilities[0].probability)}`));
+    const heard = found.models.map((model) => (model.error ? "no answer" : `${spelled(model.label)}, ${percent(shareOf(model))}`));
     say(`${spelled(called)}: ${heard.join("; ")}`);
     show(found);
   } catch (error) {
@@ -180,7 +188,10 @@ function thumb(run, number, mistake) {
   const sure = mistake.probability === null ? "" : ` ${percent(mistake.probability)}`;
   const said = make("span", {}, mistake.prediction === null ? "no category" : name(mistake.prediction), sure, ", labeled ", make("b", {}, name(mistake.label)));
   const button = make("button", { type: "button", disabled: !mistake.image }, image, said, make("small", {}, name(mistake.name)));
-  button.addEventListener("click", () => look(`api/mistakes/${run}/${number}`, undefined, mistake.name));
+  button.addEventListener("click", () => {
+    byId("file").value = "";
+    look(`api/mistakes/${run}/${number}`, undefined, mistake.name);
+  });
   return make("li", {}, button);
 }
 
@@ -225,8 +236,9 @@ function listen() {
   const root = document.documentElement;
   byId("file").addEventListener("change", (event) => {
     lookAtFile(event.target.files[0]);
-    event.target.value = ""; // so that the same file can be chosen again
   });
+  // so that the same file can be chosen again
+  byId("file").addEventListener("click", (event) => (event.target.value = ""));
   addEventListener("dragover", (event) => {
     event.preventDefault();
     root.classList.add("dragging");
@@ -237,9 +249,13 @@ function listen() {
   addEventListener("drop", (event) => {
     event.preventDefault();
     root.classList.remove("dragging");
+    byId("file").value = "";
     lookAtFile(event.dataTransfer.files[0]);
   });
-  addEventListener("paste", (event) => lookAtFile(event.clipboardData.files[0]));
+  addEventListener("paste", (event) => {
+    byId("file").value = "";
+    lookAtFile(event.clipboardData.files[0]);
+  });
   byId("more").addEventListener("click", () => moreMistakes(Number(byId("which-run").value), byId("mistakes-list").children.length));
   byId("which-run").addEventListener("change", (event) => moreMistakes(Number(event.target.value), 0));
 }
