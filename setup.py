@@ -13,7 +13,13 @@ from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 README = HERE / "README.md"
-SERVE = ["fastapi>=0.120", "prometheus_client>=0.21", "python-multipart>=0.0.20", "uvicorn>=0.34"]
+SERVE = [
+    "fastapi>=0.120",
+    "prometheus_client>=0.21",
+    "python-multipart>=0.0.20",
+    "starlette>=0.46",
+    "uvicorn>=0.34",
+]
 TRACKERS = ["mlflow-skinny>=3.1", "wandb>=0.22"]
 
 

@@ -51,6 +51,8 @@ class Job:
     answer: Future[Answer] = field(default_factory=Future)
     """Cancelling it takes the image out of the queue."""
     ready_at: float = field(default_factory=time.monotonic)
+    is_given_up: bool = False
+    """Set by whoever waits for it no longer, once it can no longer be cancelled: its explanation is left out."""
 
 
 class Batcher:
@@ -117,9 +119,9 @@ class Batcher:
         self.is_loaded = True
         self.on_loaded(None)
         while batch := self._next_batch():
-            self.on_batch(len(batch))
             for number, model in enumerate(self.models):
                 if own := [job for job in batch if job.model == number]:
+                    self.on_batch(len(own))
                     self._answer(model, own)
 
     def _load(self) -> None:
@@ -182,5 +184,5 @@ class Batcher:
                 job.answer.set_result(Answer(prediction, None))
         # one after another: each runs many prompts, and whoever asked for none has an answer already
         for job, request, prediction in explained:
-            (explanation,) = model.explainer.explain([request])
+            explanation = None if job.is_given_up else model.explainer.explain([request])[0]
             job.answer.set_result(Answer(prediction, explanation))

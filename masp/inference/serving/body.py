@@ -52,7 +52,8 @@ async def read_images(request: Request, max_bytes: int, max_images: int) -> tupl
     if kind == "multipart/form-data":
         return await _form(request, max_bytes, max_images), True
     if kind == "application/json":
-        return [_named("image", _from_json(await _whole(request, max_bytes)))], False
+        # beside the event loop, which many megabytes would hold up
+        return [_named("image", await asyncio.to_thread(_from_json, await _whole(request, max_bytes)))], False
     if kind.startswith("image/") or kind == "application/octet-stream":
         return [_named("image", await _whole(request, max_bytes))], False
     raise HTTPException(415, f"Content-Type {shortened(kind) or 'missing'}: send {FORMS}")

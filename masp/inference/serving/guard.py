@@ -89,7 +89,7 @@ class Guard:
         if self.is_loopback and _name_of(host) not in LOOPBACK_NAMES:
             return _Refusal(403, "the Host of the request is not this machine: ask for localhost or 127.0.0.1")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and (not host or _host_of(origin) != host.lower()):
             return _Refusal(403, "pages of other sites may not ask this server")
         if self.token is None or path == OPEN_TO_ALL:
             return None
@@ -126,6 +126,14 @@ class _Refusal:
         headers.append((b"content-length", str(len(self.body)).encode()))
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.body})
+
+
+def _host_of(origin: str) -> str:
+    """Host and port of an Origin header; empty if it is not valid, or `null`."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def _name_of(host: str) -> str:

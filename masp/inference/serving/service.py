@@ -126,7 +126,12 @@ class Service:
             prepared = await loop.run_in_executor(self.decoders, self.models[model].prepare, image)
             if why := prepared.reason or prepared.failure:
                 raise UnreadableImage(why)
-            return await asyncio.wrap_future(self.batcher.submit(Job(model, image, prepared, explains)))
+            job = Job(model, image, prepared, explains)
+            try:
+                return await asyncio.wrap_future(self.batcher.submit(job))
+            except asyncio.CancelledError:
+                job.is_given_up = True
+                raise
 
     async def answer_each(
         self, images: Sequence[NamedImage], models: Sequence[int], explains: bool

@@ -71,6 +71,14 @@ def test_what_is_cancelled_is_not_scored(batcher, expected):
     assert batcher.sizes == [1]
 
 
+def test_what_nobody_waits_for_is_not_explained(batcher):
+    wanted, given_up = jobs_of(batcher, range(2))
+    wanted.explains = given_up.explains = given_up.is_given_up = True
+    futures = [batcher.submit(job) for job in (wanted, given_up)]
+    assert futures[0].result(60).explanation.image == "image 0"
+    assert futures[1].result(60).explanation is None
+
+
 def test_what_waits_is_cancelled_when_it_stops(batcher):
     future = batcher.submit(jobs_of(batcher, [0])[0])
     batcher.stop()
