@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import webbrowser
 from collections.abc import Callable, Iterator, Sequence
@@ -112,11 +113,13 @@ async def _serve(
         lifespan="off",
         ws="none",
         log_config=None,
+        log_level="error",  # not that a client sends what is not HTTP
         access_log=False,  # it would hold the token of a page's address
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=STOP_LIMIT_S,
     )
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # the client is told what is wrong with its form
     batcher.start()
     if opened is not None:
         asyncio.get_running_loop().call_later(0.5, webbrowser.open, opened)

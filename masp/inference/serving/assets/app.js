@@ -104,7 +104,7 @@ function together(model, most) {
 function modelColumn(model, image, order) {
   const isOne = order === null;
   const column = make("div", { className: "model" });
-  if (!isOne) column.append(make("p", { className: "run" }, name(model.name)));
+  if (!isOne) column.append(make("h3", { className: "run" }, name(model.name)));
   if (model.error) {
     column.append(make("p", { className: "error", textContent: spelled(model.error) }));
     return column;
