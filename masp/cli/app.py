@@ -49,15 +49,15 @@ def run(arguments: argparse.Namespace) -> int:
     others, overrides = separate_settings(arguments.overrides)
     if len(others) > 1:
         raise InputError(f"{len(others) + 1} runs: the page shows one, or compares two")
-    configs = [config_of(directory, settings=overrides) for directory in (arguments.run_dir, *others)]
-    settings = settings_of(arguments, configs[0].evaluate.batch_size)
+    configs = {source: config_of(source, settings=overrides) for source in (arguments.run_dir, *others)}
+    settings = settings_of(arguments, configs[arguments.run_dir].evaluate.batch_size)
     taken = bind(settings)
     from masp.inference.model import Model
     from masp.inference.serving.page import AppPage
     from masp.inference.serving.server import run_server
 
-    models = [Model(config) for config in configs]
-    for note in dict.fromkeys(note for model in models for note in model.notes):
+    models = {source: Model(config) for source, config in configs.items()}
+    for note in dict.fromkeys(note for model in models.values() for note in model.notes):
         LOG.info("%s", note)
     run_server(models, settings, taken, lambda app, service: AppPage(service).add(app), arguments.open)
     return 0

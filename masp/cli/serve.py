@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     model = Model(config)
     for note in model.notes:
         LOG.info("%s", note)
-    run_server([model], settings, taken)
+    run_server({arguments.run_dir: model}, settings, taken)
     return 0
 
 

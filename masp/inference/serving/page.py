@@ -44,7 +44,8 @@ class AppPage:
 
     def __init__(self, service: Service):
         self.service = service
-        self.mistakes = [RunMistakes(Path(model.config.output_dir)) for model in service.models]
+        self.names = names_of(service.sources)
+        self.mistakes = [RunMistakes(Path(source)) for source in service.sources]
         # records, and the list of a dataset, are read once and by one thread
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="mistakes")
 
@@ -74,8 +75,8 @@ class AppPage:
             "ready": self.service.batcher.is_ready,
             "max_bytes": self.service.settings.max_body_bytes,
             "models": [
-                {**about(model), "name": name, "notes": model.notes}
-                for model, name in zip(self.service.models, names_of(self.service.models), strict=True)
+                {**about(source, model), "name": name, "notes": model.notes}
+                for source, model, name in zip(self.service.sources, self.service.models, self.names, strict=True)
             ],
         }
 
@@ -122,17 +123,16 @@ class AppPage:
             return JSONResponse({"error": why_not(first)}, status_of(first))
         loop, decoders = asyncio.get_running_loop(), self.service.decoders
         shown, parts = await loop.run_in_executor(decoders, _drawn, image, models, answers)
-        named = zip(names_of(models), parts, strict=True)
+        named = zip(self.names, parts, strict=True)
         return JSONResponse(
             {"name": image.name, "label": label, "image": shown, "models": [{"name": n, **p} for n, p in named]}
         )
 
 
-def names_of(models: Sequence[Model]) -> list[str]:
-    """What to call models: the names of their directories, or all of the paths where these are the same."""
-    paths = [Path(model.config.output_dir).resolve() for model in models]
-    names = [path.name for path in paths]
-    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+def names_of(sources: Sequence[str]) -> list[str]:
+    """What to call models: the last parts of what the user named, or all of it where these are the same."""
+    names = [Path(source).resolve().name for source in sources]
+    return names if len(set(names)) == len(names) else list(sources)
 
 
 def _drawn(image: NamedImage, models: Sequence[Model], answers: Sequence[Answer | MaspError]) -> tuple[str, list[Any]]:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import socket
 import webbrowser
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import uvicorn
 from fastapi import FastAPI
@@ -27,7 +27,7 @@ STOP_LIMIT_S = 20
 
 
 def run_server(
-    models: Sequence[Model],
+    models: Mapping[str, Model],
     settings: ServerSettings,
     taken: socket.socket,
     add_page: Callable[[FastAPI, Service], Sequence[str]] | None = None,
@@ -36,7 +36,7 @@ def run_server(
     """Serve until SIGTERM or SIGINT, then finish what is in work.
 
     Args:
-        models: Models; the VLM need not be loaded.
+        models: What the user named -> model; the VLM need not be loaded.
         settings: How to listen, and limits.
         taken: Socket that is bound already.
         add_page: Adds a page for people at `/`, and returns its paths; None describes the interface there.
@@ -46,26 +46,35 @@ def run_server(
         MaspError: The VLM cannot be loaded.
     """
     metrics = ServerMetrics()
-    loaded = _Loaded(models, metrics)
+    loaded = _Loaded(list(models), metrics)
     batcher = Batcher(
-        models,
+        list(models.values()),
         settings.batch_size,
         settings.max_wait_ms / 1000,
         explains=add_page is not None,
         on_loaded=loaded.note,
         on_batch=metrics.batches.observe,
     )
+    service = Service(list(models), settings, batcher, metrics)
+    app = make_app(service)
+    paths = {*PATHS, *([] if add_page is None else add_page(app, service))}
+    if add_page is None:
+        add_index(app, service)
+    port = str(taken.getsockname()[1])
+    cookie = None if add_page is None else port
+    guard = Guard(app, metrics, frozenset(paths), settings.is_loopback, settings.token, cookie)
     address = address_of(taken, settings)
     page_address = f"{address}/?token={settings.token}" if settings.token and add_page else address
-    say(f"listening on {page_address if settings.is_new_token else address}; loading the VLM")
-    if settings.is_new_token and not add_page:
-        say(f"requests need the header  Authorization: Bearer {settings.token}  ({TOKEN} can give the token)")
     with StopFlag() as stop:
+        say(f"listening on {page_address if settings.is_new_token else address}; loading the VLM")
+        if settings.is_new_token and not add_page:
+            say(f"requests need the header  Authorization: Bearer {settings.token}  ({TOKEN} can give the token)")
         loaded.on_failure = stop.set
         try:
-            asyncio.run(_serve(batcher, settings, metrics, taken, add_page, stop, page_address if opens else None))
+            asyncio.run(_serve(guard, batcher, taken, stop, page_address if opens else None))
         finally:
             batcher.stop()
+            service.close()
             taken.close()
         if loaded.failure is not None:
             raise loaded.failure
@@ -75,8 +84,8 @@ def run_server(
 class _Loaded:
     """What became of loading the models."""
 
-    def __init__(self, models: Sequence[Model], metrics: ServerMetrics):
-        self.models, self.metrics = models, metrics
+    def __init__(self, sources: Sequence[str], metrics: ServerMetrics):
+        self.sources, self.metrics = sources, metrics
         self.failure: BaseException | None = None
         self.on_failure: Callable[[], object] = lambda: None
 
@@ -84,30 +93,13 @@ class _Loaded:
         """The models were loaded, or why not."""
         if failure is None:
             self.metrics.ready.set(1)
-            say(f"ready: {', '.join(str(model.config.output_dir) for model in self.models)}")
+            say(f"ready: {', '.join(self.sources)}")
             return
         self.failure = failure
         self.on_failure()
 
 
-async def _serve(
-    batcher: Batcher,
-    settings: ServerSettings,
-    metrics: ServerMetrics,
-    taken: socket.socket,
-    add_page: Callable[[FastAPI, Service], Sequence[str]] | None,
-    stop: StopFlag,
-    opened: str | None,
-) -> None:
-    service = Service(batcher.models, settings, batcher, metrics)
-    app = make_app(service)
-    paths = frozenset(PATHS)
-    if add_page is None:
-        add_index(app, service)
-    else:
-        paths |= frozenset(add_page(app, service))
-    port = str(taken.getsockname()[1])
-    guard = Guard(app, metrics, paths, settings.is_loopback, settings.token, None if add_page is None else port)
+async def _serve(guard: Guard, batcher: Batcher, taken: socket.socket, stop: StopFlag, opened: str | None) -> None:
     config = uvicorn.Config(
         guard,
         lifespan="off",
@@ -123,10 +115,7 @@ async def _serve(
     batcher.start()
     if opened is not None:
         asyncio.get_running_loop().call_later(0.5, webbrowser.open, opened)
-    try:
-        await _Server(config, stop).serve([taken])
-    finally:
-        service.close()
+    await _Server(config, stop).serve([taken])
 
 
 class _Server(uvicorn.Server):

@@ -15,7 +15,6 @@ from starlette.requests import ClientDisconnect, Request
 from masp.data.images import UnreadableImage
 from masp.errors import MaspError
 from masp.inference.images import NamedImage
-from masp.inference.model import Model
 from masp.inference.serving.batching import Answer, Batcher, Job
 from masp.inference.serving.metrics import ServerMetrics
 from masp.inference.serving.settings import ServerSettings
@@ -58,14 +57,15 @@ class Service:
     """Answers requests about images with some models.
 
     Args:
-        models: Models.
+        sources: What the user named, of each model.
         settings: Limits.
         batcher: The thread that owns the models.
         metrics: What counts.
     """
 
-    def __init__(self, models: Sequence[Model], settings: ServerSettings, batcher: Batcher, metrics: ServerMetrics):
-        self.models, self.settings, self.batcher, self.metrics = models, settings, batcher, metrics
+    def __init__(self, sources: Sequence[str], settings: ServerSettings, batcher: Batcher, metrics: ServerMetrics):
+        self.sources, self.settings, self.batcher, self.metrics = sources, settings, batcher, metrics
+        self.models = batcher.models
         self.places = Places(settings.queue, metrics)
         self._decoders: ThreadPoolExecutor | None = None
         # what is decoded takes far more memory than what waits to be: a batch that is scored, and the next one

@@ -63,18 +63,18 @@ def add_index(app: FastAPI, service: Service) -> None:
     async def index() -> dict[str, Any]:
         return {
             "masp": __version__,
-            **about(service.models[0]),
+            **about(service.sources[0], service.models[0]),
             "POST /predict": f"{FORMS}; ?explain=true",
             "GET /health": "200 once the VLM is loaded, 503 before",
             "GET /metrics": "for Prometheus",
         }
 
 
-def about(model: Model) -> dict[str, Any]:
-    """What a model predicts, and from what."""
+def about(source: str, model: Model) -> dict[str, Any]:
+    """What a model predicts, and from what; `source` is what the user named."""
     config = model.config
     return {
-        "run": str(config.output_dir),
+        "run": source,
         "vlm": str(config.vlm.path),
         "target": config.target.name,
         "categories": list(model.categories),

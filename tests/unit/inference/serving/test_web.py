@@ -43,7 +43,7 @@ def answers(trained):
     async def all_of_them():
         model, metrics = Model(config_of(trained)), ServerMetrics()
         settings = ServerSettings()
-        service = Service([model], settings, Batcher([model], 4, 0.01), metrics)
+        service = Service([str(trained)], settings, Batcher([model], 4, 0.01), metrics)
         app = make_app(service)
         AppPage(service).add(app)
         guard = Guard(app, metrics, frozenset(), True, None)
