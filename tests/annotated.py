@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from masp.config import Config, load_config, save_config
@@ -47,15 +48,23 @@ silent:
 ASPECTS = "aspects=[weather,mood,things,light,color,scene]"
 
 
-def make_annotated(directory: Path, *overrides: str, num_train: int = 14, num_test: int = 5) -> Config:
+def make_annotated(
+    directory: Path,
+    *overrides: str,
+    num_train: int = 14,
+    num_test: int = 5,
+    prepare: Callable[[Path], object] = lambda images: None,
+) -> Config:
     """Write images, VLM, definitions and a finished cache; scenes of two thirds of the images are annotated.
 
     Args:
         directory: Where to write; `config.yaml` in it is the configuration that is returned.
         overrides: More settings.
         num_train, num_test: Numbers of images.
+        prepare: Called with the directory of the images before they are extracted.
     """
     root, vlm = make_dataset(directory / "images", num_train, num_test), make_vlm(directory / "vlm")
+    prepare(root)
     definitions = directory / "aspects.yaml"
     definitions.write_text(DEFINITIONS)
     settings = [

@@ -7,8 +7,7 @@ This is the same job as `masp extract` and takes the same arguments.
 
 import sys
 
-from masp.cli.main import main
-from masp.runtime.stop import end_process
+from masp.cli.main import run_process
 
 if __name__ == "__main__":
-    end_process(main(["extract", *sys.argv[1:]]))
+    run_process(["extract", *sys.argv[1:]])

@@ -14,6 +14,7 @@ from masp.config import Config
 from masp.config.aspects import Aspect, load_aspects
 from masp.data.answer_table import AnswerTable
 from masp.data.datasets import dataset_of
+from masp.data.lacking import Lacking
 from masp.data.sample import Samples
 from masp.errors import InputError
 from masp.files.sealed import digest_of
@@ -79,26 +80,39 @@ def lacks_of(
     """
     keys, count = list(cache.index.keys), len(cache)
     given = _given(cache, own, keys, samples)
-    has = {
-        name: (own.columns[name].numbers >= 0 if name in own.columns else np.zeros(count, dtype=bool))
-        | np.isin(np.arange(count), list(given.get(name, ())))
-        for name in {*config.aspects, *(aspect.name for aspect in aspects)}
-    }
-    in_use = np.zeros(count, dtype=bool)
-    for name in config.aspects:
-        in_use |= has[name]
+    names = sorted({*config.aspects, *(aspect.name for aspect in aspects)})
+    has = np.zeros((count, len(names)), dtype=bool)
+    for number, name in enumerate(names):
+        if name in own.columns:
+            has[:, number] = own.columns[name].numbers >= 0
+        has[list(given.get(name, ())), number] = True
+    is_train = np.zeros(count, dtype=bool)
+    is_train[cache.rows("train")] = True
+    first, kind_of = _kinds([is_train, *has.T])
+    annotated = [{name for name, mark in zip(names, has[row].tolist(), strict=True) if mark} for row in first.tolist()]
+    lacking = Lacking.of(config, zip(np.where(is_train[first], "train", "").tolist(), annotated, strict=True))
     bounds = np.searchsorted(cache.index.shard, np.arange(len(cache.manifest.shards) + 1))
-    found = {}
+    lacks = {}
     for aspect in aspects:
-        mine, told = has[aspect.name], given.get(aspect.name, {})
-        lacks = ~mine if config.annotate.aspects is not None or not mine.any() else ~in_use
-        wanted = lacks.copy()
+        told = given.get(aspect.name, {})
+        wanted = np.array([lacking.lacks(aspect.name, found) for found in annotated], dtype=bool)[kind_of]
         wanted[list(told)] = True
-        found[aspect.name] = [
+        lacks[aspect.name] = [
             _lack(np.flatnonzero(wanted[start:stop]) + start, told, keys, shard.sha256)
             for shard, start, stop in zip(cache.manifest.shards, bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
         ]
-    return found
+    return lacks
+
+
+def _kinds(columns: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Of rows of marks, the first of each kind, and the kind of each row."""
+    codes = np.zeros(len(columns[0]), dtype=np.int64)
+    for number, column in enumerate(columns, start=1):
+        codes = 2 * codes + column
+        if number % 30 == 0:  # before the codes grow too large
+            codes = np.unique(codes, return_inverse=True)[1]
+    _, first, kind_of = np.unique(codes, return_index=True, return_inverse=True)
+    return first, kind_of
 
 
 def _lack(rows: np.ndarray, told: Mapping[int, str], keys: Sequence[str], tar: str) -> Lack:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from masp.cache.annotations.manifest import ORIGINS, read_stored
-from masp.cache.findings import read_findings
+from masp.cache.annotations.manifest import Origin, StoredAspect, read_stored
+from masp.cache.findings import present_findings
 from masp.cache.fingerprint import transparency_of
 from masp.cache.manifest import Manifest, read_manifest
 from masp.data.findings import finding_lines
@@ -21,7 +22,7 @@ def describe(directory: str | Path) -> str:
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
-    model, splits = manifest.fingerprint.model, manifest.splits
+    model, splits, stored = manifest.fingerprint.model, manifest.splits, read_stored(directory)
     mean = manifest.num_tokens / manifest.num_samples
     per_image = f", {manifest.num_bytes / manifest.num_samples / 1e6:.3f} MB per image"
     limits = f"{model['min_pixels']} to {model['max_pixels']} pixels, longer side at most {model['max_side']}"
@@ -30,7 +31,7 @@ def describe(directory: str | Path) -> str:
         ("cache", str(directory)),
         ("dataset", f"{manifest.dataset.name} (digest {manifest.dataset.digest[:12]})"),
         ("categories", ", ".join(manifest.categories)),
-        ("aspects", ", ".join(manifest.aspects) or "none"),
+        ("aspects", ", ".join(sorted({*manifest.aspects, *stored})) or "none"),
         ("features", f"[T, {manifest.hidden_size}] in {manifest.dtype}, on average T = {mean:.1f}"),
         *_deep_maps(manifest),
         *_distributions(manifest),
@@ -59,8 +60,8 @@ def describe(directory: str | Path) -> str:
             heads = "".join(f" {split:>9}" for split in splits)
             lines += ["", f"{title:<{width}}{heads}"]
             lines += [f"{name:<{width}}" + "".join(f" {found.get(name, 0):>9,}" for found in counts) for name in names]
-    lines += _stored_answers(directory)
-    record = read_findings(directory, manifest)
+    lines += _who_answered(manifest, stored)
+    record = present_findings(directory, manifest)
     if record is None:
         lines += ["", "findings about the dataset were not recorded; `masp extract` again records them"]
     else:
@@ -72,16 +73,24 @@ def describe(directory: str | Path) -> str:
     return "\n".join(map(one_line, lines))
 
 
-def _stored_answers(directory: Path) -> list[str]:
-    """A table of the answers that `masp annotate` stored; nothing where there are none."""
-    stored = read_stored(directory)
+def _who_answered(manifest: Manifest, stored: Mapping[str, StoredAspect]) -> list[str]:
+    """A table of who gave the answers to each aspect; nothing where `masp annotate` stored none.
+
+    An image counts for one of them: `masp annotate` leaves out what people annotated.
+    """
     if not stored:
         return []
-    width = max(len("annotated"), *map(len, stored))
-    lines = ["", f"{'annotated':<{width}} {'by VLM':>9} {'pixels':>9} {'people':>9} {'absent':>9}  file"]
-    for name, found in stored.items():
-        counts = "".join(f" {found.num_answers.get(origin, 0):>9,}" for origin in ORIGINS)
-        lines.append(f"{name:<{width}}{counts} {found.num_absent:>9,}  {found.sha256[:12]}")
+    names = sorted({*manifest.aspects, *stored})
+    width = max(len("answers"), *map(len, names))
+    heads = ("people", "VLM", "pixels", "absent")
+    lines = ["", f"{'answers':<{width}}" + "".join(f" {head:>9}" for head in heads) + "  file"]
+    for name in names:
+        found = stored.get(name)
+        given: Mapping[Origin, int] = found.num_answers if found else {}
+        people = sum(split.aspects.get(name, 0) for split in manifest.splits.values()) + given.get("dataset", 0)
+        counts = (people, given.get("vlm", 0), given.get("pixels", 0), found.num_absent if found else 0)
+        file = f"  {found.sha256[:12]}" if found else ""
+        lines.append(f"{name:<{width}}" + "".join(f" {count:>9,}" for count in counts) + file)
     return lines
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from masp.cache.annotations.reading import Origins, complete
+from masp.cache.annotations.manifest import read_stored
+from masp.cache.annotations.reading import Completed, Origins, complete
 from masp.cache.codec import SampleRecord, checksum, decode_features, decode_record
 from masp.cache.fingerprint import Fields, compare, model_part
 from masp.cache.index import Index, load_index
@@ -24,6 +25,7 @@ from masp.config import Config, load_aspects
 from masp.config.feature_source import cache_directory
 from masp.data.answer_table import FILE as ANSWERS
 from masp.data.answer_table import NONE, AnswerTable, load_answers
+from masp.data.sample import Samples
 from masp.data.target.find_labels import DatasetImages, find_labels
 from masp.data.target.labels import Labels
 from masp.errors import DataError, InputError
@@ -129,6 +131,54 @@ def _as_configured(cache: Cache, config: Config, has_target: bool) -> Cache:
     seen = cache.seen_with(labels, None if found is None else found.table)
     seen.origins = {} if found is None else found.origins
     return seen
+
+
+@dataclass(frozen=True)
+class StoredAnswers:
+    """Annotations of images that are read from their files, completed by the answers stored beside a cache of them."""
+
+    completed: Completed
+    row_of: Mapping[str, int]
+    """Sample key -> row of the index."""
+
+    @property
+    def origins(self) -> Mapping[str, Origins]:
+        """Aspect -> who gave its answers, of every aspect with stored answers that is in use."""
+        return self.completed.origins
+
+    def answers_of(self, key: str) -> Mapping[str, str] | None:
+        """Aspect -> answer of an image; None of one that the cache does not hold."""
+        row = self.row_of.get(key)
+        return None if row is None else self.completed.table[row]
+
+
+def stored_answers(config: Config, samples: Samples) -> StoredAnswers | None:
+    """The answers that a run sees in the cache of its configuration, for images that are read from their files instead.
+
+    What people annotated is what the images' own dataset says now.
+
+    Args:
+        config: Run configuration.
+        samples: Images of the dataset.
+
+    Returns:
+        None if no answers are stored.
+
+    Raises:
+        InputError: The answers are to another question, or belong to another cache.
+        DataError: A file is damaged.
+    """
+    directory = cache_directory(config)
+    if not read_stored(directory):
+        return None
+    cache = open_cache(directory)
+    keys, fingerprint = cache.index.keys, cache.manifest.fingerprint
+    given = {sample.key: sample.answers for sample in samples}
+    found = complete(
+        lambda: AnswerTable.of([given.get(key, {}) for key in keys]),
+        keys, directory, cache.manifest.index.sha256, fingerprint.model, config,
+    )  # fmt: skip
+    return None if found is None else StoredAnswers(found, {key: row for row, key in enumerate(keys)})
 
 
 class Cache:

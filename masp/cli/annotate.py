@@ -15,7 +15,7 @@ the stored features, asks the first question of each aspect and compares the lik
 lets the VLM write, where there are none); brightness and colorfulness are computed from the images. Answers go to
 annotations/ in the cache, beside what people annotated, which always wins; training and evaluation read them there.
 
-Which images: all of aspects that nobody annotated; annotate.aspects=[scene] asks about every image without a scene.
+Which images: all, of aspects that no training image has; annotate.aspects=[scene] asks about every image without one.
 Interrupt it at any time: the same command goes on. Several processes share the work like those of `masp extract`.
 
   masp annotate --config configs/train.yaml

@@ -9,13 +9,14 @@ import signal
 import sys
 from collections.abc import Callable
 
-from masp.errors import InputError, MaspError
+from masp.errors import InputError, MaspError, StoppedEarly
 from masp.files.text import users_error
 from masp.runtime.log import say_error
 from masp.runtime.log import setup as set_up_logging
+from masp.runtime.stop import StopNow, is_stop_raised, stop_no_more
 
 INTERRUPTED = 128 + signal.SIGINT
-"""Exit code after Ctrl-C where nothing could stop cleanly, the one that shells use."""
+"""Exit code after a Ctrl-C that did not wait for anything to stop cleanly, the one that shells use."""
 READER_GONE = 128 + signal.SIGPIPE
 """Exit code where the reader of the output has gone, as `masp study --list | head` would end if Python did not catch
 the signal."""
@@ -40,7 +41,7 @@ def exit_code(command: Callable[[], int], on_interrupt: Callable[[], object]) ->
             # File names may not be UTF-8, and a terminal may lack a character; neither is a reason to fail.
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = command()
+        code = _until_stopped(command)
         if sys.stdout is not None:  # as it is if the process was started without one
             sys.stdout.flush()
         return code
@@ -60,6 +61,28 @@ def exit_code(command: Callable[[], int], on_interrupt: Callable[[], object]) ->
     except KeyboardInterrupt:
         on_interrupt()
         return INTERRUPTED
+
+
+def _until_stopped(command: Callable[[], int]) -> int:
+    """Run a command, see `masp.runtime.stop.stop_at_once`.
+
+    Raises:
+        StoppedEarly: A signal arrived where nothing looked at a flag.
+    """
+    try:
+        code = command()
+    except (StoppedEarly, SystemExit):
+        stop_no_more()
+        raise
+    except BaseException as error:
+        if isinstance(error, StopNow) or (is_stop_raised() and isinstance(error, Exception)):
+            stop_no_more()
+            raise StoppedEarly(
+                "stopped on request; what is finished is kept, the same command goes on from there"
+            ) from None
+        raise
+    stop_no_more()
+    return code
 
 
 def _reader_is_gone() -> bool:

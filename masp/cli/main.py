@@ -1,97 +1,17 @@
-"""`masp …`: parses the command line, runs the command, turns errors into one line and an exit code."""
+"""`masp …`: parses the command line, runs the command, turns errors into one line and an exit code.
+
+What parses is imported when signals are heeded already (`run_process`), so that none arrives unheard meanwhile.
+"""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from typing import NoReturn
 
-from masp import __version__
-from masp.cli import (
-    annotate,
-    app,
-    cache,
-    compare,
-    datasets,
-    demo,
-    doctor,
-    evaluate,
-    extract,
-    init,
-    plan,
-    predict,
-    quantization,
-    report,
-    run,
-    serve,
-    study,
-    train,
-)
 from masp.cli.ending import exit_code
-from masp.cli.parser import Parser, add_local_rank
-from masp.cli.settings import parse_arguments
 from masp.runtime import parent as _parent  # noqa: F401 - notes the launcher at once
 from masp.runtime.log import say_error
-from masp.runtime.stop import end_process
-
-COMMANDS = (
-    demo,
-    datasets,
-    init,
-    run,
-    plan,
-    extract,
-    annotate,
-    train,
-    evaluate,
-    predict,
-    app,
-    serve,
-    report,
-    compare,
-    study,
-    doctor,
-    cache,
-    quantization,
-)
-"""Command modules, in the order in which `masp --help` lists them."""
-
-EPILOG = """\
-The short way:
-  masp init DATA --output C     look at the images, write settings that fit them
-  masp run --config C           all that follows, up to the report
-
-The order of work:
-  masp datasets PATH            what is found there, and what to write as dataset.*
-  masp plan     --config C      what it will take: bytes, GPU-hours, free space
-  masp extract  --config C      run the frozen encoder once per image, into the feature cache
-  masp annotate --config C      where nobody annotated aspects: have the frozen VLM do it
-  masp train --stage stage1 …   train the aspect modules on the cache
-  masp train --stage stage2 …   train the soft prompt on top of them
-  masp evaluate --config C      score a split, write metrics.json
-  masp report   RUN_DIR         one HTML page: accuracy, confusion, curves
-  masp app      RUN_DIR         look at single images in the browser
-
-Settings: every command takes `--config FILE` and then `key=value` for single settings (docs/configuration.md).
-Exit codes: 0 done; 2 something you gave is wrong; 3 data is damaged; 75 stopped early, resumable;
-130 interrupted from the keyboard before anything could be saved; 1 a bug, or another rank was lost or failed.
-"""
-
-
-def build_parser() -> Parser:
-    """Build the parser of all commands."""
-    parser = Parser(
-        prog="masp",
-        description="Recognize the emotion that an image evokes.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"masp {__version__}")
-    add_local_rank(parser)  # `deepspeed --module masp.cli train …` adds it before the command, other versions behind it
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in COMMANDS:
-        module.register(commands)
-    return parser
+from masp.runtime.stop import end_process, stop_at_once
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,17 +26,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: `--help`, `--version`, or a command line that cannot be parsed.
     """
-    arguments = parse_arguments(build_parser(), argv)
-    return exit_code(
-        lambda: arguments.run(arguments),
-        lambda: say_error("interrupted; run the same command again, it goes on where it can"),
-    )
+
+    def command() -> int:
+        from masp.cli.commands import build_parser
+        from masp.cli.settings import parse_arguments
+
+        arguments = parse_arguments(build_parser(), argv)
+        return arguments.run(arguments)
+
+    return exit_code(command, lambda: say_error("interrupted; run the same command again, it goes on where it can"))
 
 
-def run_process() -> NoReturn:
-    """Run the command line of this process and end it: the entry point of the console script.
+def run_process(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a command line as this process and end it: the entry point of the console script.
+
+    Args:
+        argv: As of `main`.
 
     Raises:
         SystemExit: As `main`.
     """
-    end_process(main())
+    stop_at_once()
+    end_process(main(argv))

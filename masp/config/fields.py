@@ -12,6 +12,9 @@ from pydantic_core import PydanticCustomError
 
 T = TypeVar("T")
 
+RENAMED = {"stage2.targets": "stage2.supervision"}
+"""Settings by names that they had before; whoever gives one is told the present one."""
+
 
 class Settings:
     """Base class of dataclasses of settings: an unknown key is an error."""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from masp.config.fields import describe_settings, sections
+from masp.config.fields import RENAMED, describe_settings, sections
 from masp.config.packaged import find_packaged
 from masp.config.yaml_text import dump_yaml, parse_yaml, read_yaml
 from masp.errors import InputError, one_line
@@ -254,6 +254,8 @@ def _refusal(error: Any, layer: _Layer, root: type) -> tuple[int, str]:
 
 def _suggestion(name: str, prefix: str, root: type) -> str:
     """Say which key may be meant by an unknown one, or which keys are valid in its section, whose prefix is given."""
+    if name in RENAMED:
+        return f"it is now called {RENAMED[name]}"
     known = list(describe_settings(root))
     here = [other for other in known if other.startswith(prefix) and "." not in other[len(prefix) :]]
     if not prefix:

@@ -212,7 +212,7 @@ class AnnotateConfig(Settings):
 
     aspects: Annotated[UniqueList[Item], Field(examples=[["scene", "object"]])] | None = None
     """Aspects to annotate, in every image that lacks them. null: the aspects in use, where people annotated nothing:
-    aspects that no image of the dataset has, and images that have none of the aspects. (In a dataset that annotates an
+    aspects that no training image has, and images that have none of the aspects. (In a dataset that annotates an
     aspect, an image without it usually does not show it.)"""
 
     min_confidence: Fraction = 0.0
@@ -338,7 +338,7 @@ class Stage2Config(StageConfig):
     the aspects, the categories and the question; `padding_rows`, as the published code: the rows of the embedding table
     behind the tokenizer's last token, which no token uses."""
 
-    targets: Literal["label", "distribution"] = "label"
+    supervision: Literal["label", "distribution"] = "label"
     """What is learned of an image: its `label`, or the `distribution` over the categories, for datasets with votes of
     raters or probabilities. An image without a distribution is trained on its label."""
 

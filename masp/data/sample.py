@@ -66,6 +66,10 @@ class Sample:
         assert self._aspects is not None, f"the annotation of {self.key} has not been read"
         return dict(zip(self._aspects, self._texts, strict=True))
 
+    def annotated_with(self, answers: Mapping[str, str]) -> Sample:
+        """The same image with other answers."""
+        return Sample(self.key, self.split, self.image, self.category, answers, self.distribution)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sample) and self._fields == other._fields
 

@@ -18,11 +18,12 @@ from torch.utils.data import Dataset
 
 from masp.artifacts.aspect_tokens import AspectTokens, open_aspect_tokens
 from masp.artifacts.trained import load_trained_aspects
+from masp.cache.annotations.reading import Origins
 from masp.cache.findings import findings_of
 from masp.cache.fingerprint import differences, machine_part, model_part
 from masp.cache.layout import answer_forms
 from masp.cache.manifest import quarantined_keys
-from masp.cache.reader import Cache, open_matching_cache
+from masp.cache.reader import Cache, open_matching_cache, stored_answers
 from masp.config import Config, load_aspects
 from masp.config.feature_source import evaluation_source
 from masp.data.answer_table import AnswerTable
@@ -284,7 +285,7 @@ def _open_cached(config: Config) -> CachedFeed:
             f"the cache holds no answers to {aspect}, which was defined after it was begun"
             for aspect in cache.unknown_aspects(config.aspects)
         ]
-        + [f"answers to {aspect}: {origins.text}" for aspect, origins in cache.origins.items()],
+        + _who_answered(cache.origins),
         cache=cache,
         row_of=dict(zip(keys, rows.tolist(), strict=True)),
         num_workers=config.evaluate.num_workers,
@@ -375,7 +376,7 @@ class LiveFeed(Feed):
 
 
 def _open_live(config: Config) -> LiveFeed:
-    model, has_target = model_part(config), config.evaluate.stage == "stage2"
+    model, has_target, stored = model_part(config), config.evaluate.stage == "stage2", None
     if config.cache.dir is None:
         images = open_live(config, model, has_target=has_target)
         dataset, labels, record = images.dataset, images.labels, images.record
@@ -384,9 +385,13 @@ def _open_live(config: Config) -> LiveFeed:
         dataset = dataset_of(config)
         broken = quarantined_keys(Path(config.cache.dir))
         good = dataset.samples[np.array([key not in broken for key in dataset.samples.keys], dtype=bool)]
-        seen, labels = label_dataset(config, replace(dataset, samples=good)) if has_target else (dataset, None)
+        readable = replace(dataset, samples=good)
+        seen, labels = label_dataset(config, readable) if has_target else (readable, None)
         everything, categories, record = seen.samples, seen.categories, (dataset if labels is None else seen).record()
+        stored = stored_answers(config, dataset.samples)
     labeled = sorted((s for s in everything if s.category), key=lambda s: s.key)
+    if stored is not None:
+        labeled = [s.annotated_with(stored.answers_of(s.key) or s.answers) for s in labeled]
     samples = {s.key: s for s in labeled if s.split == config.evaluate.split}
     if not samples:
         raise InputError(no_image(config, str(dataset.root)))
@@ -403,11 +408,12 @@ def _open_live(config: Config) -> LiveFeed:
         # not what the files hold: each record says that of its own, so that mending one leaves the others
         data_digest=digest_of_data(zip(keys, labels_of_keys, strict=True), distributions),
         num_quarantined=sum(s.key in broken for s in dataset.samples.in_split(config.evaluate.split)),
-        aspects=tuple(sorted({aspect for s in dataset.samples for aspect in s.answers})),
+        aspects=tuple(sorted({aspect for s in (*dataset.samples, *labeled) for aspect in s.answers})),
         record=record,
         label_findings=labels.findings if labels else (),
         distributions=distributions,
         lists=_lists(answer_forms(load_aspects(config.aspect_definitions))),
+        aspect_notes=[] if stored is None else _who_answered(stored.origins),
         config=config,
         samples=samples,
         everything=labeled,
@@ -418,6 +424,10 @@ def no_image(config: Config, where: str) -> str:
     """What is wrong where a split has no image to score."""
     split = shown(config.evaluate.split)
     return f"evaluate.split = {split}: {where} has no image in this split{with_a_label(config.target)}"
+
+
+def _who_answered(origins: Mapping[str, Origins]) -> list[str]:
+    return [f"answers to {aspect}: {found.text}" for aspect, found in origins.items()]
 
 
 def _lists(forms: Mapping[str, AnswerForm]) -> frozenset[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from masp.annotation.wanted import aspects_to_annotate
 from masp.config import Config
 from masp.config.aspects import FROM_PIXELS
+from masp.data.lacking import Lacking
 from masp.data.questions import questions_of
 from masp.plan.evaluation import answer_flops, compared_tokens, generated_tokens
 from masp.plan.rates import Rate
@@ -37,7 +38,7 @@ class AnnotationEstimate:
 def estimate_annotation(
     config: Config, language: Language, images: Sequence[PlannedImage], rate: Rate
 ) -> AnnotationEstimate | None:
-    """Estimate the annotation of the images that lack an aspect, see `masp.annotation.wanted.lacks_of`.
+    """Estimate the annotation of the images that lack an aspect, see `masp.data.lacking.Lacking`.
 
     Args:
         config: Run configuration, whose `vlm.path` is a directory.
@@ -56,16 +57,9 @@ def estimate_annotation(
         return None
     asked = {aspect.name: aspect for aspect in aspects_to_annotate(config) if aspect.annotate not in FROM_PIXELS}
     groups = list(tally(images))
-    seen = {name for p, _ in groups for name in p.sample.answers}
-    is_listed = config.annotate.aspects is not None
-    if not asked or not (is_listed or asked.keys() - seen):
+    lacking = Lacking.of(config, ((p.sample.split, p.sample.answers) for p, _ in groups))
+    if not asked or not (lacking.is_listed or lacking.unanswered(asked)):
         return None
-
-    def lacks(p: PlannedImage, name: str) -> bool:
-        if is_listed or name not in seen:
-            return name not in p.sample.answers
-        return not any(other in p.sample.answers for other in config.aspects)
-
     text, family, questions = text_tokens(config.vlm.path), family_of(config.vlm.path), questions_of(config)
     behind = {}
     for name, aspect in asked.items():
@@ -78,7 +72,7 @@ def estimate_annotation(
         behind[name] = text.question(questions.aspect_first(name)) + text.closing, answer
     shares_prefix = not (family.pads_left or family.runs_whole)
     # aspects that the same images lack are asked about together
-    together = {name: tuple(lacks(p, name) for p, _ in groups) for name in asked}
+    together = {name: tuple(lacking.lacks(name, p.sample.answers) for p, _ in groups) for name in asked}
     num_images = num_questions = 0
     tokens = flops = 0.0
     for number, (p, count) in enumerate(groups):

@@ -59,10 +59,10 @@ def prospects(config: Config, dataset: Dataset) -> tuple[Prospect, Prospect]:
         lacking = f"the dataset has no training image{with_a_label(config.target)}"
     elif lacking:
         lacking = f"it needs aspect modules, and stage 1 cannot train them; {WITHOUT_STAGE_1}"
-    elif config.stage2.targets == "distribution" and not _has_distributions(dataset):
+    elif config.stage2.supervision == "distribution" and not _has_distributions(dataset):
         lacking = (
-            "stage2.targets = 'distribution', and no training image has a distribution over the categories; give "
-            "stage2.targets=label"
+            "stage2.supervision = 'distribution', and no training image has a distribution over the categories; give "
+            "stage2.supervision=label"
         )
     hint = "" if lacking else too_little("stage2", two, config.stage2) or ""
     return first, Prospect("stage2", num_train, two, lacking, _summary(lacking, num_train, two), hint)

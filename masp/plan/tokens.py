@@ -27,7 +27,7 @@ from masp.errors import InputError
 from masp.files.typed import canonical_json
 from masp.models.candidates import candidate_tree
 from masp.runtime.process_pool import process_pool
-from masp.training.targets import weighs_answers
+from masp.training.supervision import weighs_answers
 from masp.vlm.counting import encoder_amount
 from masp.vlm.families import family_of
 from masp.vlm.features import Grid, ImageLayout

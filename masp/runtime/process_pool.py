@@ -15,9 +15,9 @@ from itertools import islice
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
-from masp.errors import InputError
+from masp.errors import InputError, StoppedEarly
 from masp.files.text import reason
-from masp.runtime.stop import signal_name
+from masp.runtime.stop import STOP_SIGNALS, is_stop_requested, signal_name
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -42,12 +42,14 @@ def process_pool(num_processes: int, setting: str | None, work: str) -> Iterator
 
     Raises:
         InputError: One was killed, or none can be started.
+        StoppedEarly: One ended by a signal to all processes that asked this one to stop.
     """
     processes: Mapping[int, BaseProcess] = {}
     what = f"{setting} {num_processes}: " if setting else ""
     then = "give a lower number" if setting else f"run the same command again with more memory ({num_processes} ran)"
     try:
-        with ProcessPoolExecutor(num_processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(num_processes, mp_context=context, initializer=_leave_stopping_to_parent) as pool:
             processes = pool._processes  # which the pool itself forgets
             try:
                 yield pool
@@ -61,6 +63,8 @@ def process_pool(num_processes: int, setting: str | None, work: str) -> Iterator
                     raise BrokenProcessPool from error
                 raise
     except BrokenProcessPool:
+        if is_stop_requested():
+            raise StoppedEarly("stopped on request; the same command goes on from there") from None
         codes = {pid: process.exitcode or 0 for pid, process in processes.items()}
         # the pool itself ends the others by SIGTERM
         pid, code = min(codes.items(), key=lambda entry: (entry[1] == -signal.SIGTERM, entry[1]))
@@ -74,6 +78,13 @@ def process_pool(num_processes: int, setting: str | None, work: str) -> Iterator
         if error.errno not in (errno.EAGAIN, errno.ENOMEM):
             raise
         raise InputError(f"{what}a process cannot be started: {reason(error)}; {then}") from None
+
+
+def _leave_stopping_to_parent() -> None:
+    """A signal to all processes must not end this one first; SIGTERM is what the pool itself ends it by."""
+    for number in STOP_SIGNALS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def map_ahead(

@@ -26,6 +26,7 @@ from masp.files.locks import try_lock
 from masp.files.regular import is_directory, open_binary, open_descriptor
 from masp.files.text import reason, shortened
 from masp.files.typed import decode, plain
+from masp.runtime.stop import StopNow
 
 LOG = logging.getLogger(__name__)
 
@@ -181,6 +182,9 @@ def noting_failure(directory: Path) -> Iterator[None]:
     except MaspError as error:
         state = RunState.STOPPED if isinstance(error, StoppedEarly) else RunState.FAILED
         _note(directory, entered, state, error.exit_code, str(error))
+        raise
+    except StopNow:
+        _note(directory, entered, RunState.STOPPED, StoppedEarly.exit_code, "stopped on request")
         raise
     except KeyboardInterrupt:
         _note(directory, entered, RunState.STOPPED, 130, "interrupted")

@@ -1,6 +1,8 @@
 """How a process stops: on request, where the work can stop cleanly, and at its end.
 
-A signal only sets a flag. A process whose work is done ends without the teardown of the interpreter, which could fail.
+While work is done that stops between two of its pieces, a signal only sets a flag (`StopFlag`). Before and after, where
+nothing looks at a flag, it raises `StopNow` (`stop_at_once`). A process whose work is done ends without the teardown of
+the interpreter, which could fail.
 """
 
 from __future__ import annotations
@@ -22,16 +24,81 @@ from masp.files.regular import exists
 LOG = logging.getLogger(__name__)
 
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+"""What asks a process to stop. Schedulers send SIGUSR2 ahead of a time limit (`sbatch --signal=USR2@90`)."""
+
+_process: int | None = None
+"""The process whose signals raise `StopNow`; those that it forks have none to stop."""
+_is_raised = False
+"""Whether `StopNow` was raised."""
+_RAISE_AGAIN_S = 3.0
+"""Seconds after which it is raised again if the process has not begun to end by then."""
+_entered: list[StopFlag] = []
+"""Flags that the signals set now."""
+
+
+class StopNow(KeyboardInterrupt):
+    """A request to stop that arrived where nothing looks at a flag: while modules are imported or a dataset is read.
+
+    Like an interruption, which it is, it is not an `Exception`, so that no library takes it for a failure of its own.
+    """
+
+
+def is_stop_raised() -> bool:
+    """Whether `StopNow` was raised: another error may then be what a library has made of it."""
+    return _is_raised
+
+
+def is_stop_requested() -> bool:
+    """Whether a signal has asked this process to stop, wherever it arrived."""
+    return _is_raised or any(_entered)
+
+
+def stop_at_once() -> None:
+    """From now on the signals raise `StopNow`, save where a `StopFlag` is entered; for entry points of processes.
+
+    It may be raised where Python or a library cannot pass it on: in a finalizer, or while an extension is imported.
+    Then it is raised again, or sets the next flag. A second SIGINT interrupts as usual.
+    """
+    global _process
+    if threading.current_thread() is threading.main_thread():
+        _process = os.getpid()
+        sys.unraisablehook = _hide_stop(sys.unraisablehook)
+        for number in (*STOP_SIGNALS, signal.SIGALRM):
+            signal.signal(number, _stop_now)
+
+
+def _stop_now(number: int, frame: FrameType | None) -> None:
+    global _is_raised
+    if os.getpid() != _process:  # a fork that has no handlers of its own yet: its parent stops it
+        return
+    _is_raised = True
+    if number == signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, _RAISE_AGAIN_S)
+    raise StopNow
+
+
+def _hide_stop(hook: Callable[[Any], object]) -> Callable[[Any], object]:
+    """A hook for exceptions that Python cannot pass on which says nothing of `StopNow`: it will be raised again."""
+    return lambda args: None if isinstance(args.exc_value, StopNow) else hook(args)
+
+
+def stop_no_more() -> None:
+    """After `stop_at_once`, ignore the signals: what the process does is done, or it is stopping already."""
+    if _process == os.getpid() and threading.current_thread() is threading.main_thread():
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        ignore_stop_signals()
+
+
 class StopFlag:
     """Set by SIGTERM, SIGINT and SIGUSR2 while it is entered; a second SIGINT interrupts as usual.
 
-    Schedulers send SIGUSR2 ahead of a time limit (`sbatch --signal=USR2@90`).
+    It is set from the beginning if a library has swallowed a `StopNow`.
 
     Use as `with StopFlag() as stop: … if stop: …`. Outside the main thread, where Python allows no signal handlers,
     only `set` sets it.
     """
-
-    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
     def __init__(self):
         self._set = False
@@ -55,19 +122,26 @@ class StopFlag:
 
     def __enter__(self) -> StopFlag:
         if threading.current_thread() is threading.main_thread():
-            for number in self.SIGNALS:
+            if _is_raised:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                self._set = True
+            _entered.append(self)
+            for number in STOP_SIGNALS:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
         while self._previous:
             signal.signal(*self._previous.popitem())
+        if self in _entered:
+            _entered.remove(self)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._set = True
         self.received.add(number)
         if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, self._previous.pop(signal.SIGINT))
+            before = self._previous.pop(signal.SIGINT)
+            signal.signal(signal.SIGINT, signal.default_int_handler if before is _stop_now else before)
         LOG.info("%s: stopping as soon as that is clean", signal.Signals(number).name)
 
 
@@ -124,7 +198,7 @@ def signal_name(number: int) -> str:
 
 def ignore_stop_signals() -> None:
     """For worker processes: a signal to the whole process group must not end them before the main process stops."""
-    for number in StopFlag.SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -149,6 +223,7 @@ def end_process(code: int) -> NoReturn:
     """
     global _ending
     _ending = True
+    stop_no_more()
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()

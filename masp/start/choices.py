@@ -16,6 +16,7 @@ from masp.config.reading import load_settings
 from masp.config.schema import Config, StageName
 from masp.config.yaml_text import dump_value
 from masp.errors import InputError
+from masp.start.held_out import precision
 from masp.start.look import Look, look_at
 from masp.start.machine import Machine
 from masp.start.scales import Scales, read_scales
@@ -130,6 +131,8 @@ def _dataset(look: Look) -> list[Choice]:
         counts = look.dataset.holdings
         each = ", ".join(f"{counts.num_images(split):,} {split}" for split in counts.splits)
         why = f"What the images lack of train, val and test is divided by a hash of their names; this gives {each}."
+        if counts.num_images("test"):
+            why += f" An accuracy is then known to about ±{precision(counts.num_images('test')):.2g} (95 % interval)."
         found.append(Choice("dataset.split", settings.split, why))
     return found
 

@@ -19,10 +19,9 @@ from masp.data.sources.find import find_dataset
 from masp.errors import InputError
 from masp.files.regular import is_directory
 from masp.files.text import shown
+from masp.start.held_out import fractions, precision
 from masp.taxonomy import CATEGORY_SETS, DatasetName
 
-VAL = TEST = 0.1
-"""Fractions of the images that become validation and test images where a dataset has none."""
 FEW = 10
 """Training images of a category below which little can be learned of it."""
 
@@ -65,12 +64,14 @@ def look_at(settings: DatasetConfig, aspects: Aspects, given: Collection[str]) -
     try:
         listed = list_dataset(settings, aspects)
         splits = Counter(key.partition("/")[0] for key in listed.samples.keys)
-        fractions = _fractions(splits)
-        if fractions and "split" not in given:
-            settings = dataclasses.replace(settings, split=fractions)
+        lacking = [split for split in ("val", "test") if not splits[split]]
+        if lacking and splits["train"] and "split" not in given:
+            settings = dataclasses.replace(settings, split=fractions(splits["train"], lacking))
             listed = list_dataset(settings, aspects)
     except UndividedError:
-        settings = dataclasses.replace(settings, split={"train": 1 - VAL - TEST, "val": VAL, "test": TEST})
+        # in whatever parts, to count the images
+        listed = list_dataset(dataclasses.replace(settings, split={"train": 1.0}), aspects)
+        settings = dataclasses.replace(settings, split=fractions(len(listed.samples), ("val", "test")))
         listed = list_dataset(settings, aspects)
     look = Look(settings, listed.whole(), listed.kind)
     _check(look)
@@ -95,18 +96,6 @@ def _recognized(settings: DatasetConfig, aspects: Aspects) -> DatasetName:
         if categories <= set(CATEGORY_SETS["emoset"]):
             return "emoset"
     return "folder"
-
-
-def _fractions(splits: Counter[str]) -> dict[str, float | str] | None:
-    """How to divide the training images of a dataset that lacks a validation or a test split; None if it has both.
-
-    Args:
-        splits: Split -> number of its images.
-    """
-    lacking = {split: share for split, share in (("val", VAL), ("test", TEST)) if not splits[split]}
-    if not lacking or not splits["train"]:
-        return None
-    return {"train": 1 - sum(lacking.values()), **lacking}
 
 
 def _check(look: Look) -> None:
@@ -147,23 +136,33 @@ def outlook(config: Config, dataset: Dataset) -> list[str]:
     if few := sorted(category for category, count in trained.items() if count < FEW):
         least = ", ".join(f"{category} ({trained[category]})" for category in few)
         lines.append(f"labels: fewer than {FEW} training images of {least}: collect more, or expect mistakes there")
-    for split, use in (("val", "the best state of training is chosen on"), ("test", "the accuracy is measured on")):
+    for split in ("val", "test"):
         count = holdings.num_images(split)
-        lack = f"none: {_remedy(config, split)}"
-        lines.append(f"{split}: " + (f"{count:,} images, which {use}" if count else lack))
+        said = f"{count:,} images, which {_use(split, count)}" if count else f"none: {_remedy(config, dataset, split)}"
+        lines.append(f"{split}: {said}")
     lines += _aspect_lines(config, dataset)
     kinds = Samples.of(dataset.samples).kinds()
     if any(label.distribution is not None for _, label in kinds):
-        lines.append("votes: images have a distribution over the categories (stage2.targets=distribution learns it)")
+        lines.append(
+            "votes: images have a distribution over the categories (stage2.supervision=distribution learns it)"
+        )
     return lines
 
 
-def _remedy(config: Config, split: str) -> str:
+def _use(split: str, count: int) -> str:
     if split == "val":
-        size = min(config.stage1.validation_size, config.stage2.validation_size)
-        held = f"up to {size} images are held out of train where validate_every is set"
-        return f"{held}; dataset.split={{train: 0.9, val: 0.1}} makes a split of its own"
-    return "nothing can be measured; dataset.split={train: 0.9, test: 0.1} takes it out of train"
+        return "the best state of training is chosen on"
+    half = f"±{precision(count):.2g}"
+    return f"the accuracy is measured on: to about {half} (95 % interval); four times as many images would halve that"
+
+
+def _remedy(config: Config, dataset: Dataset, split: str) -> str:
+    parts = fractions(dataset.holdings.num_images("train") or 1, (split,))
+    setting = f"dataset.split={{{', '.join(f'{name}: {part}' for name, part in parts.items())}}}"
+    if split == "test":
+        return f"nothing can be measured; {setting} takes it out of train"
+    size = min(config.stage1.validation_size, config.stage2.validation_size)
+    return f"up to {size} images are held out of train where validate_every is set; {setting} makes a split of its own"
 
 
 def _aspect_lines(config: Config, dataset: Dataset) -> list[str]:

@@ -16,6 +16,8 @@ from masp.config import Config
 from masp.config.aspects import load_aspects
 from masp.config.feature_source import cache_directory
 from masp.data.datasets import dataset_of
+from masp.data.lacking import Lacking
+from masp.data.sample import count_kinds
 from masp.data.target.find_labels import label_dataset
 from masp.distributed.task_share import require_one_process
 from masp.errors import DataError, InputError, StoppedEarly
@@ -130,15 +132,15 @@ def run_pipeline(config: Config, settings: str) -> Path:
 
 
 def _check_dataset(config: Config) -> list[str]:
-    """The aspects in use that nobody annotated, which the VLM is to.
+    """The aspects in use that nobody annotated (see `Lacking`), which the VLM is to.
 
     Raises:
         InputError: The dataset does not allow a step, whoever annotates it.
     """
     dataset, _ = label_dataset(config, dataset_of(config))
     defined = load_aspects(config.aspect_definitions)
-    counts = dataset.holdings.aspects.get("train", {})
-    lacking = [name for name in config.aspects if not counts.get(name)] if config.checkpoint.aspect is None else []
+    kinds = ((split, aspects) for split, _, aspects in count_kinds(dataset.samples))
+    lacking = Lacking.of(config, kinds).unanswered(config.aspects) if config.checkpoint.aspect is None else []
     never = [name for name in lacking if defined[name].annotate == "never"]
     # of listed ones, `obstacles` knows that they will be annotated
     can_annotate = config.cache.dir is not None and not never and config.annotate.aspects is None

@@ -44,7 +44,14 @@ from masp.models.weighted import make_weighted_batch
 from masp.runtime.stop import StopFlag
 from masp.training.schedule import Rows, TrainingCache
 from masp.training.stage import COURSE, Sources, Stage
-from masp.training.targets import answer_of, check_targets, more_tokens, target_notes, weighs_answers, weights_of
+from masp.training.supervision import (
+    answer_of,
+    check_supervision,
+    more_tokens,
+    supervision_notes,
+    weighs_answers,
+    weights_of,
+)
 from masp.vlm.families import family_of
 from masp.vlm.language import LanguageHalf
 from masp.vlm.loading import Partition
@@ -278,10 +285,10 @@ class SoftPromptStage(Stage):
     def check_samples(self) -> None:
         cache, root = self.config.cache.dir, self.config.dataset.root
         place = f"dataset.root: {root}" if cache is None else f"cache.dir: {cache}"
-        check_targets(self.settings, self.cache, self.schedule.rows, place)
+        check_supervision(self.settings, self.cache, self.schedule.rows, place)
 
     def notes(self) -> list[str]:
-        return [*super().notes(), *target_notes(self.settings, self.cache, self.schedule.rows)]
+        return [*super().notes(), *supervision_notes(self.settings, self.cache, self.schedule.rows)]
 
     @functools.cached_property
     def target(self) -> TargetLineage | None:
@@ -392,8 +399,8 @@ class SoftPromptStage(Stage):
             identity["stage2.vision_features"] = False
         if self.target is not None:
             identity["target"] = asdict(self.target)
-        if self.settings.targets != "label":
-            names = ("targets", "distribution_loss")
+        if self.settings.supervision != "label":
+            names = ("supervision", "distribution_loss")
             identity |= {f"stage2.{name}": getattr(self.settings, name) for name in names}
         return identity
 

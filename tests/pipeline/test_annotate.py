@@ -9,6 +9,7 @@ import pytest
 from masp.cache.annotations.manifest import read_stored
 from masp.config import save_config
 from tests.annotated import changed, copy_cache, files_of, make_annotated
+from tests.runs import assert_same, numbers
 
 LONG = ("annotate.aspects=[weather,mood]", "annotate.batch_size=1", "annotate.max_new_tokens=48")
 """Settings with which a signal meets a job that is still at work."""
@@ -91,6 +92,12 @@ def test_training_evaluation_and_report_say_who_answered(commands, config, tmp_p
     lineage = metrics["lineage"]["aspect"]["answers"]["weather"]
     assert (lineage["vlm"], lineage["people"], lineage["file"]) == (stored.num_answers["vlm"], 0, stored.sha256)
     assert any(f"annotations {stored.sha256[:12]}" in note for note in metrics["notes"])
+    live = ("evaluate.source=live", f"evaluate.output_dir={tmp_path / 'live'}", "evaluate.num_workers=0")
+    said = commands.ok("evaluate", "--config", path, "evaluate.stage=stage1", *live).stderr
+    assert "answers to weather" in said
+    one, other = (numbers(path / "metrics.json") for path in (tmp_path / "live", run / "evaluate-stage1"))
+    assert (one.pop("source"), other.pop("source")) == ("live", "cache")
+    assert_same(one, other)
     commands.ok("report", run)
     assert stored.sha256 in (run / "report.html").read_text()
 

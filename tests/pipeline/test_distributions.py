@@ -27,8 +27,8 @@ def voted(world, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def settings(world, voted):
     def make(output: Path, loss: str, *overrides: str) -> tuple[str, ...]:
-        target = ("stage2.targets=label",) if loss == "label" else (
-            "stage2.targets=distribution", f"stage2.distribution_loss={loss}"
+        target = ("stage2.supervision=label",) if loss == "label" else (
+            "stage2.supervision=distribution", f"stage2.distribution_loss={loss}"
         )  # fmt: skip
         every = ("stage2.num_epochs=3", "stage2.global_batch_size=3", "stage2.log_every=1", "stage2.checkpoint_every=5")
         return world.settings(output, f"cache.dir={voted}", "aspects=[]", *every, *target, *overrides)
@@ -93,16 +93,16 @@ def test_a_signal_then_the_same_command(commands, settings, trained, tmp_path, l
 
 
 def test_a_cache_of_labels_alone_has_no_distributions_to_learn(commands, world, tmp_path):
-    more = ("aspects=[]", "stage2.targets=distribution")
+    more = ("aspects=[]", "stage2.supervision=distribution")
     found = commands("train", "--stage", "stage2", *world.settings(tmp_path, *more))
     assert found.code == 2 and not (tmp_path / "stage2" / "checkpoints").exists()
     assert found.stderr.strip().splitlines()[-1] == (
-        "error: stage2.targets = 'distribution': no training image in cache.dir: "
-        f"{world.folder / 'cache'} has a distribution over the categories, only a label; give stage2.targets=label, or "
-        "a cache of a dataset with votes"
+        "error: stage2.supervision = 'distribution': no training image in cache.dir: "
+        f"{world.folder / 'cache'} has a distribution over the categories, only a label; give "
+        "stage2.supervision=label, or a cache of a dataset with votes"
     )
-    wrong = commands("train", "--stage", "stage2", *world.settings(tmp_path, "aspects=[]", "stage2.targets=votes"))
-    assert wrong.code == 2 and "stage2.targets" in wrong.stderr and "distribution" in wrong.stderr
+    wrong = commands("train", "--stage", "stage2", *world.settings(tmp_path, "aspects=[]", "stage2.supervision=votes"))
+    assert wrong.code == 2 and "stage2.supervision" in wrong.stderr and "distribution" in wrong.stderr
 
 
 def table(path: Path) -> list[dict[str, str]]:

@@ -138,7 +138,7 @@ def test_votes_in_parquet_files_on_three_ranks(commands, tmp_path):
 
     def argv(command: str, output: str, *more: str) -> list[str]:
         dataset = (f"dataset.root={tmp_path / 'votes'}", f"dataset.distribution=[{', '.join(CATEGORIES)}]")
-        stage = ("num_epochs=3", "global_batch_size=4", "log_every=1", "learning_rate=1e-3", "targets=distribution")
+        stage = ("num_epochs=3", "global_batch_size=4", "log_every=1", "learning_rate=1e-3", "supervision=distribution")
         settings = (*dataset, "aspects=[]", *(f"stage2.{each}" for each in stage))
         return [*command.split(), "--config", str(config), *settings, f"output_dir={tmp_path / output}", *more]
 
@@ -151,7 +151,7 @@ def test_votes_in_parquet_files_on_three_ranks(commands, tmp_path):
     live, cached = (load_file(artifact(tmp_path / run, "stage2")) for run in ("live", "cached"))
     assert all(torch.allclose(live[name], cached[name], atol=1e-5, rtol=0) for name in cached)
     # and labels teach something else
-    commands.ok(*argv("train --stage stage2", "labels", "stage2.targets=label"))
+    commands.ok(*argv("train --stage stage2", "labels", "stage2.supervision=label"))
     labels = load_file(artifact(tmp_path / "labels", "stage2"))
     assert not all(torch.allclose(labels[name], cached[name], atol=1e-4) for name in cached)
 

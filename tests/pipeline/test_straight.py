@@ -130,7 +130,7 @@ def plain(tmp_path_factory) -> Path:
             ("aspects=[scene,human_action,colorfulness]", "annotate.aspects=[colorfulness]"),
             "stage1 cannot be trained: no training image is annotated with human_action; give aspects=",
         ),
-        (("stage2.targets=distribution",), "stage2 cannot be trained: stage2.targets = 'distribution'"),
+        (("stage2.supervision=distribution",), "stage2 cannot be trained: stage2.supervision = 'distribution'"),
         (("dataset.root=/no/such/data",), "no such directory"),
         (("stage1.num_epoch=1",), "did you mean stage1.num_epochs"),
     ],

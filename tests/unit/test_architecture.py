@@ -73,6 +73,7 @@ TESTED_ELSEWHERE = {
     "masp/cli/annotate.py": ("pipeline/test_annotate.py", '"annotate"'),
     "masp/cli/app.py": ("pipeline/test_app.py", "3 runs: the page shows one"),
     "masp/cli/cache.py": ("pipeline/test_cache_damage.py", '"cache", "verify"'),
+    "masp/cli/commands.py": ("unit/cli/test_parser.py", "commands_module"),
     "masp/cli/compare.py": ("unit/experiments/test_compare.py", '"compare"'),
     "masp/cli/demo.py": ("unit/test_packaging.py", '"make-demo-data"'),
     "masp/cli/evaluate.py": ("pipeline/test_evaluation.py", '"evaluate"'),

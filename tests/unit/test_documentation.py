@@ -24,7 +24,7 @@ import pytest
 import masp
 from launch.cli import build_parser as launch_parser
 from launch.job.config import ClusterConfig, load_cluster
-from masp.cli.main import build_parser as masp_parser
+from masp.cli.commands import build_parser as masp_parser
 from masp.config import Config, load_config
 from masp.errors import DataError, InputError, MaspError, StoppedEarly
 

@@ -4,8 +4,8 @@ import argparse
 
 import pytest
 
-from masp.cli import main as main_module
-from masp.cli.main import build_parser
+from masp.cli import commands as commands_module
+from masp.cli.commands import build_parser
 from masp.cli.parser import Parser, add_command, add_local_rank
 
 COMMANDS = (
@@ -119,7 +119,7 @@ def test_details_keep_their_line_breaks():
 
 
 def test_every_command_module_is_registered():
-    assert [module.__name__.rpartition(".")[2] for module in main_module.COMMANDS] == [
+    assert [module.__name__.rpartition(".")[2] for module in commands_module.COMMANDS] == [
         command for command in COMMANDS if command != "make-demo-data"
     ]
 

@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from masp.config import load_config, save_config
+from masp.config.fields import RENAMED, describe_settings
 from masp.config.reading import NOT_GIVEN
+from masp.config.schema import Config
 from masp.errors import InputError
 
 NEEDED = ["vlm.path=model", "dataset.root=images", "cache.dir=cache"]
@@ -83,6 +85,7 @@ def test_home_directory_is_replaced_in_paths(monkeypatch):
     [
         ("stage1.lerning_rate=1", "unknown key 'stage1.lerning_rate': did you mean stage1.learning_rate?"),
         ("learning_rate=1", "did you mean stage1.learning_rate or stage2.learning_rate?"),
+        ("stage2.targets=label", "unknown key 'stage2.targets': it is now called stage2.supervision"),
         ("stag1.num_epochs=1", "unknown key 'stag1': did you mean stage1?"),
         ("zzz=1", "unknown key 'zzz': valid keys here: seed, output_dir"),
         ("vlm.zzz=1", "unknown key 'vlm.zzz': valid keys here: vlm.path, vlm.attention"),
@@ -305,3 +308,15 @@ def test_what_a_command_does_not_use_need_not_be_given():
     assert load_config(None, NEEDED, unused=["cache.dir"]).cache.dir == load_config(None, NEEDED).cache.dir
     with pytest.raises(InputError, match="vlm.path must be given"):
         load_config(None, [], unused=["cache.dir", "dataset.root"])
+
+
+def test_what_was_renamed_is_a_setting_by_its_new_name_alone():
+    known = describe_settings(Config)
+    assert RENAMED and all(new in known and old not in known for old, new in RENAMED.items())
+
+
+def test_a_file_with_the_old_name_of_a_setting_is_told_the_new_one(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("stage2:\n  targets: distribution\n")
+    with pytest.raises(InputError, match="c.yaml line 2: unknown key 'stage2.targets': it is now called stage2.superv"):
+        load_config(path)

@@ -168,7 +168,7 @@ def test_ranks_that_do_not_join_end_the_others_in_bounded_time(rank):
 
 @pytest.mark.parametrize("place", [0, 1, 4], ids=["before", "after", "at the end"])
 def test_the_command_line_takes_the_local_rank_wherever_deepspeed_puts_it(place):
-    from masp.cli.main import build_parser
+    from masp.cli.commands import build_parser
 
     line = ["train", "--stage", "stage1", "seed=1"]
     line.insert(place, "--local_rank=3")

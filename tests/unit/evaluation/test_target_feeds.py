@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from masp.annotation.job import annotate
 from masp.data.datasets import dataset_of
 from masp.errors import InputError
 from masp.evaluation.feed import open_feed
 from masp.evaluation.linear_probe import linear_probe
 from masp.extraction.job import extract
+from tests.annotated import make_annotated
 from tests.images import make_config, make_dataset
 from tests.tiny import make_vlm
 
@@ -83,3 +85,20 @@ def test_the_linear_probe_learns_the_target(world):
     labeled = np.flatnonzero(feed.cache.category >= 0)
     assert num_tested == len(feed.keys) and num_train == len(labeled) - num_tested
     assert 0 <= num_correct <= num_tested
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_stored_answers_are_seen_whatever_the_features_come_from(tmp_path, stage):
+    """Some scenes are annotated by people; a broken image is in the dataset, and in quarantine."""
+    config = make_annotated(
+        tmp_path, "aspects=[weather,scene]", f"evaluate.stage={stage}", "annotate.min_confidence=0.4",
+        "extract.max_bad_fraction=0.5", prepare=lambda images: (images / "test" / "joy" / "x.jpg").write_bytes(b"-"),
+    )  # fmt: skip
+    bare = open_feed(config).annotations()
+    annotate(config)
+    cached, live = feeds(config)[:2]
+    assert cached.keys == live.keys and "weather" in cached.aspects and "weather" not in bare.columns
+    assert [dict(row) for row in live.annotations().rows()] == [dict(row) for row in cached.annotations().rows()]
+    assert live.different_answers() == cached.different_answers() and live.aspects == cached.aspects
+    assert [live.answers_of(key) for key in live.keys] == [cached.answers_of(key) for key in cached.keys]
+    assert live.aspect_notes and set(live.aspect_notes) <= set(cached.aspect_notes)

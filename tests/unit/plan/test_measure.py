@@ -29,7 +29,7 @@ def test_weighted_answers_are_measured_too(config, monkeypatch):
 
     monkeypatch.setattr("masp.plan.plan.dataset_of", with_votes)
     label = make_plan(config, measure=2)
-    config.stage2.targets = "distribution"
+    config.stage2.supervision = "distribution"
     result = make_plan(config, measure=2)
     assert "measured here on 2" in result.stages["stage2"].rate.source
     assert result.stages["stage2"].tokens_per_image > label.stages["stage2"].tokens_per_image

@@ -94,10 +94,10 @@ def test_the_published_run_is_not_warned_about(run):
 
 
 def test_distributions_that_no_training_image_has(run):
-    run.stage2.targets = "distribution"
+    run.stage2.supervision = "distribution"
     without = dataset(run)
     one, two = prospects(run, without)
     assert one.obstacle == "" and "no training image has a distribution" in two.obstacle
-    assert "stage2.targets=label" in two.summary and list(obstacles(run, without)) == ["stage2"]
+    assert "stage2.supervision=label" in two.summary and list(obstacles(run, without)) == ["stage2"]
     without.samples[3].distribution = (1.0,)
     assert obstacles(run, without) == {}

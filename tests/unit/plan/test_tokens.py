@@ -71,7 +71,7 @@ def test_answers_that_all_count_are_those_that_training_runs(config, monkeypatch
     votes = [None, (0.5, 0.5, 0.0), (0.0, 0.4, 0.6), (0.0, 0.4, 0.6)]
     samples = [Sample(f"train/{n}", "train", "none", "awe", {}, own) for n, own in enumerate(votes)]
     assert count_words(config, samples, categories).weighted is None
-    config.stage2.targets = "distribution"
+    config.stage2.supervision = "distribution"
     awe, fear, heights = (len(load_prompt(config.vlm.path).answer(category)) for category in categories)
     assert heights > fear  # and begins with it
     words = count_words(config, samples, categories)

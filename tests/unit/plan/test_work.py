@@ -81,7 +81,7 @@ def test_what_is_left_out_or_runs_whole_changes_the_lengths(config):
 def test_lengths_of_weighted_answers_are_those_that_training_runs(config, monkeypatch, has_tree, frozen_prefix):
     monkeypatch.setattr("masp.vlm.families.Family.has_tree", has_tree)
     config.aspects, config.stage2.frozen_prefix = ["scene", "object"], frozen_prefix
-    config.stage2.targets = "distribution"
+    config.stage2.supervision = "distribution"
     prompt, question, votes = load_prompt(config.vlm.path), "Which emotion?", {"awe": 0.5, "fear": 0.25, "joy": 0.25}
 
     def build(image, answer):

@@ -9,8 +9,9 @@ from multiprocessing import active_children
 
 import pytest
 
-from masp.errors import InputError
+from masp.errors import InputError, StoppedEarly
 from masp.runtime.process_pool import map_ahead, process_pool
+from masp.runtime.stop import STOP_SIGNALS, StopFlag
 
 
 def test_results_come_in_order():
@@ -74,3 +75,17 @@ def test_a_process_that_cannot_be_started_is_one_line(monkeypatch):
     with pytest.raises(InputError, match="^--processes 2: a process cannot be started: Resource temporarily unavail"):
         with process_pool(2, "--processes", "counts") as pool:
             pool.submit(abs, 1)
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_to_all_processes_stops_and_is_not_a_process_that_was_killed(number):
+    """As Ctrl-C sends it, or Slurm, to everything that a job has started."""
+    with pytest.raises(StoppedEarly, match="^stopped on request; "), StopFlag() as stop:
+        with process_pool(2, "--processes", "counts") as pool:
+            assert list(pool.map(abs, range(4))) == [0, 1, 2, 3]  # they have started
+            for pid in [os.getpid(), *pool._processes]:
+                os.kill(pid, number)
+            assert list(pool.map(abs, range(600))) == list(range(600))
+            if number != signal.SIGTERM:  # by which the pool itself ends them
+                assert stop
+                raise StoppedEarly("stopped on request; the work goes on until its end")

@@ -9,10 +9,10 @@ import pytest
 
 from masp.errors import InputError
 from masp.runtime.log import setup
-from masp.runtime.stop import StopFlag, StopRequests
+from masp.runtime.stop import STOP_SIGNALS, StopFlag, StopRequests
 
 
-@pytest.mark.parametrize("number", StopFlag.SIGNALS)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_sets_the_flag_and_is_noted(number, capsys):
     setup(0)
     before = signal.getsignal(number)
@@ -107,6 +107,82 @@ class Late:  # collected while Python shuts down
         kill(pid, number)
 sys.late = Late()
 """
-    for number in StopFlag.SIGNALS:
+    for number in STOP_SIGNALS:
         done = subprocess.run([sys.executable, "-c", code, str(int(number))], capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")
+
+
+SWALLOWED = """
+import os, signal, sys, time
+from masp.cli.ending import exit_code
+from masp.runtime.stop import StopFlag, end_process, stop_at_once
+
+class Finalized:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)  # whose handler raises in here, where Python cannot pass it on
+
+def command():
+    Finalized()
+    print("goes on")
+    if sys.argv[1] == "flag":
+        with StopFlag() as stop:
+            time.sleep(4)  # longer than until it is raised again
+            print(f"stop: {bool(stop)}")
+        return 0
+    if sys.argv[1] == "error":
+        raise ImportError("what a library makes of it")
+    time.sleep(60)
+    return 0
+
+stop_at_once()
+end_process(exit_code(command, lambda: print("interrupted")))
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "out"), [("flag", 0, "goes on\nstop: True\n"), ("error", 75, "goes on\n"), ("", 75, "goes on\n")]
+)
+def test_a_stop_that_is_swallowed_is_heard_all_the_same(how, code, out):
+    done = subprocess.run([sys.executable, "-c", SWALLOWED, how], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout) == (code, out), done.stderr
+    assert done.stderr.count("\n") == (code == 75) and ("error: stopped on request; " in done.stderr) == (code == 75)
+
+
+UNWINDING = """
+import os, signal, sys
+from masp.cli.ending import exit_code
+from masp.runtime.stop import end_process, stop_at_once
+
+def command():
+    try:
+        os.kill(os.getpid(), int(sys.argv[1]))
+    finally:
+        os.kill(os.getpid(), int(sys.argv[2]))
+
+stop_at_once()
+end_process(exit_code(command, lambda: print("interrupted")))
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "code"),
+    [("SIGTERM", "SIGTERM", 75), ("SIGINT", "SIGUSR2", 75), ("SIGTERM", "SIGINT", 75), ("SIGINT", "SIGINT", 130)],
+)
+def test_a_second_signal_while_it_stops(first, second, code):
+    numbers = (str(int(signal.Signals[name])) for name in (first, second))
+    done = subprocess.run([sys.executable, "-c", UNWINDING, *numbers], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout) == (code, "interrupted\n" * (code == 130)), done.stderr
+
+
+def test_a_process_that_was_forked_leaves_stopping_to_its_parent():
+    code = """
+import os, signal, time
+from masp.runtime.stop import stop_at_once
+stop_at_once()
+child = os.fork()
+if not child:
+    os.kill(os.getpid(), signal.SIGTERM)
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50).stdout == "7\n"

@@ -25,13 +25,13 @@ def test_a_plain_directory_gets_settings_of_its_size(data):
     chosen = choose(str(data), [VLM], "mine", CPU)
     config = chosen.config
     assert (config.dataset.name, config.dataset.root) == ("folder", str(data))
-    assert config.dataset.split == {"train": 0.8, "val": 0.1, "test": 0.1}
+    assert config.dataset.split == {"train": 0.55, "val": 0.15, "test": 0.3}
     assert (config.output_dir, config.cache.dir) == ("outputs/mine", "outputs/mine/cache")
     assert config.cache.num_shards == 4 and config.extract.max_bad_fraction == 0.042
-    sizes = stage_sizes("stage2", 96, chosen.scales.stage2)
+    sizes = stage_sizes("stage2", 66, chosen.scales.stage2)
     assert config.stage2.learning_rate == sizes.learning_rate and config.stage2.num_epochs == sizes.num_epochs
     assert config.stage2.validate_every == config.stage2.checkpoint_every == sizes.validate_every
-    assert config.stage1.learning_rate == stage_sizes("stage1", 96, chosen.scales.stage1).learning_rate
+    assert config.stage1.learning_rate == stage_sizes("stage1", 66, chosen.scales.stage1).learning_rate
     assert (config.engine.precision, config.cache.dtype, config.engine.zero_stage) == ("fp32", "fp32", 0)
     assert len(config.aspects) == 6 and config.annotate.aspects == config.aspects  # the VLM will annotate them
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from masp.annotation.job import annotate
+from masp.cache.annotations.manifest import read_stored
 from masp.cache.describe import describe
+from masp.cache.findings import findings_of
 from masp.cache.reader import open_cache, open_matching_cache
 from masp.errors import InputError
 from tests.annotated import changed, make_annotated
@@ -61,10 +63,49 @@ def test_aspects_that_are_not_in_use_change_nothing(config, tmp_path):
 
 
 def test_info_says_what_is_stored(config):
-    text = describe(config.cache.dir)
-    assert "annotated" in text and "by VLM" in text
-    (line,) = [line for line in text.splitlines() if line.startswith("light ")]
-    assert line.split()[1:4] == ["0", "19", "0"]
+    text, own = describe(config.cache.dir), open_cache(config.cache.dir)
+    people = int(own.has_answer(np.arange(len(own)), "scene").sum())
+    lines = [line.split() for line in text.splitlines()]
+    start = lines.index("answers people VLM pixels absent file".split())
+    stored = read_stored(Path(config.cache.dir))
+    rows = {line[0]: line[1:] for line in lines[start + 1 : start + 4]}
+    absent, files = (
+        {name: str(s.num_absent) for name, s in stored.items()},
+        {n: s.sha256[:12] for n, s in stored.items()},
+    )
+    assert rows["light"] == ["0", "0", "19", absent["light"], files["light"]]
+    assert rows["scene"] == [str(people), str(19 - people), "0", absent["scene"], files["scene"]]
+    assert rows["weather"] == ["0", str(19 - stored["weather"].num_absent), "0", absent["weather"], files["weather"]]
+
+
+@pytest.mark.parametrize("who", ["nobody", "test images alone"])
+def test_what_is_missing_is_not_said_of_what_the_vlm_has_answered(tmp_path, who):
+    """Neither by `masp cache info` nor by what training, evaluation and the report show."""
+
+    def edit(images: Path) -> None:
+        for path in (images / "annotation").rglob("*.json"):
+            path.unlink()
+        if who != "nobody":
+            image = next((images / "test" / "joy").iterdir())
+            (images / "annotation" / "joy" / f"{image.stem}.json").write_text('{"weather": "fog"}')
+
+    config = make_annotated(tmp_path, "aspects=[weather]", prepare=edit)
+
+    def said() -> list[str]:
+        record = findings_of(open_matching_cache(config)[0])
+        texts = [str(finding) for finding in record.findings if finding.kind in ("annotations", "aspects")]
+        shown = describe(config.cache.dir)
+        assert all(text in shown for text in texts)
+        return texts
+
+    before = said()
+    assert any("no image has an annotation" in text for text in before) == (who == "nobody")
+    assert any("no training image is annotated with the aspect" in text for text in before) == (who != "nobody")
+    annotate(config)
+    after = "\n".join(said())
+    assert "no image has an annotation" not in after and "no training image" not in after
+    assert "no image is annotated with 6 aspects: color" in after and "weather" not in after
+    assert "no image has an annotation" not in describe(config.cache.dir)
 
 
 def test_a_damaged_manifest_is_not_ignored(config, tmp_path):

@@ -15,7 +15,7 @@ from masp.training.schedule import TrainingCache
 from masp.vlm.prompt import Prompt
 
 
-def check_targets(settings: Stage2Config, cache: TrainingCache, rows: np.ndarray, place: str) -> None:
+def check_supervision(settings: Stage2Config, cache: TrainingCache, rows: np.ndarray, place: str) -> None:
     """Refuse to learn distributions that no training image has.
 
     Args:
@@ -27,14 +27,14 @@ def check_targets(settings: Stage2Config, cache: TrainingCache, rows: np.ndarray
     Raises:
         InputError: None has one.
     """
-    if settings.targets == "distribution" and not cache.has_distribution(rows).any():
+    if settings.supervision == "distribution" and not cache.has_distribution(rows).any():
         raise InputError(
-            f"stage2.targets = 'distribution': no training image in {place} has a distribution over the "
-            "categories, only a label; give stage2.targets=label, or a cache of a dataset with votes"
+            f"stage2.supervision = 'distribution': no training image in {place} has a distribution over the "
+            "categories, only a label; give stage2.supervision=label, or a cache of a dataset with votes"
         )
 
 
-def target_notes(settings: Stage2Config, cache: TrainingCache, rows: np.ndarray) -> list[str]:
+def supervision_notes(settings: Stage2Config, cache: TrainingCache, rows: np.ndarray) -> list[str]:
     """How many training images are trained on their label although distributions are asked for.
 
     Args:
@@ -42,14 +42,14 @@ def target_notes(settings: Stage2Config, cache: TrainingCache, rows: np.ndarray)
         cache: Feature cache.
         rows: Rows of the training images.
     """
-    if settings.targets == "label":
+    if settings.supervision == "label":
         return []
     num_without = len(rows) - int(np.count_nonzero(cache.has_distribution(rows)))
     if not num_without:
         return []
     return [
-        f"stage2.targets = 'distribution': {num_without:,} of {len(rows):,} training images have no distribution over "
-        "the categories; they are trained on their label"
+        f"stage2.supervision = 'distribution': {num_without:,} of {len(rows):,} training images have no distribution "
+        "over the categories; they are trained on their label"
     ]
 
 
@@ -60,7 +60,7 @@ def weighs_answers(settings: Stage2Config, epoch: int | None) -> bool:
         settings: Settings of stage 2.
         epoch: Number of the epoch; None measures held-out images, whose loss is then the mean over what could be drawn.
     """
-    return settings.targets == "distribution" and (settings.distribution_loss == "weighted" or epoch is None)
+    return settings.supervision == "distribution" and (settings.distribution_loss == "weighted" or epoch is None)
 
 
 def answer_of(
@@ -75,7 +75,7 @@ def answer_of(
         seed: Seed of the run.
         epoch: Number of the epoch.
     """
-    if settings.targets == "label" or sample.distribution is None or epoch is None:
+    if settings.supervision == "label" or sample.distribution is None or epoch is None:
         return sample.category
     return drawn_category(categories, sample.distribution, seed, epoch, sample.key)
 

@@ -14,7 +14,7 @@ from masp.errors import InputError
 from masp.models.sequence import IGNORED
 from masp.training.stages import STAGES, open_stage
 from masp.training.steps import HeldOutSteps, Steps
-from masp.training.targets import more_tokens, weights_of
+from masp.training.supervision import more_tokens, weights_of
 from masp.vlm.prompt import load_prompt
 from tests.votes import cache_with_votes
 
@@ -25,7 +25,7 @@ def voted(config, tmp_path_factory):
     config = copy.deepcopy(config)
     config.cache.dir = str(cache_with_votes(Path(config.cache.dir), tmp_path_factory.mktemp("votes") / "cache"))
     config.checkpoint.aspect = "none"
-    config.stage2 = replace(config.stage2, targets="distribution", learning_rate=0.01)
+    config.stage2 = replace(config.stage2, supervision="distribution", learning_rate=0.01)
     return config
 
 
@@ -61,7 +61,7 @@ def test_the_loss_of_a_step_is_the_weighted_sum_over_categories(voted):
     samples = [cache.read(row) for row in rows]
     assert any(s.distribution is None for s in samples) and any(s.distribution for s in samples)
     model, prompt = open_stage("stage2", voted, "cpu").build("cpu")
-    stage.settings = replace(stage.settings, targets="label")
+    stage.settings = replace(stage.settings, supervision="label")
     total = torch.zeros(())
     for category in cache.categories:
         weights = [weights_of(sample, cache.categories).get(category, 0.0) for sample in samples]
@@ -84,7 +84,7 @@ def test_any_number_of_ranks_and_micro_batches_has_the_same_loss(voted, has_tree
 
 
 def test_what_a_step_says_of_itself(voted, monkeypatch):
-    one, tree = steps_of(changed(voted, targets="label"))[0], steps_of(voted)[0]
+    one, tree = steps_of(changed(voted, supervision="label"))[0], steps_of(voted)[0]
     monkeypatch.setattr("masp.vlm.families.Family.has_tree", False)
     many = steps_of(voted)[0]
     assert one.own_keys() != () and set(one.own_keys()) == set(tree.own_keys()) == set(many.own_keys())
@@ -159,24 +159,26 @@ def test_held_out_images_are_measured_over_all_categories(voted):
 
 
 def test_the_identity_names_targets_only_where_they_are_no_labels(voted):
-    label = open_stage("stage2", changed(voted, targets="label"), "cpu").identity()
+    label = open_stage("stage2", changed(voted, supervision="label"), "cpu").identity()
     for loss in ("weighted", "drawn"):
         found = open_stage("stage2", changed(voted, distribution_loss=loss), "cpu").identity()
         assert {key: found[key] for key in set(found) - set(label)} == {
-            "stage2.targets": "distribution",
+            "stage2.supervision": "distribution",
             "stage2.distribution_loss": loss,
         }
-    assert open_stage("stage2", changed(voted, targets="label", distribution_loss="drawn"), "cpu").identity() == label
+    assert (
+        open_stage("stage2", changed(voted, supervision="label", distribution_loss="drawn"), "cpu").identity() == label
+    )
 
 
 def test_a_cache_without_distributions_is_refused(config):
-    config = changed(config, targets="distribution")
+    config = changed(config, supervision="distribution")
     config.checkpoint.aspect = "none"
     with pytest.raises(InputError) as caught:
         open_stage("stage2", config, "cpu")
     assert str(caught.value) == (
-        f"stage2.targets = 'distribution': no training image in cache.dir: {config.cache.dir} has a distribution over "
-        "the categories, only a label; give stage2.targets=label, or a cache of a dataset with votes"
+        f"stage2.supervision = 'distribution': no training image in cache.dir: {config.cache.dir} has a distribution "
+        "over the categories, only a label; give stage2.supervision=label, or a cache of a dataset with votes"
     )
 
 
@@ -187,14 +189,16 @@ def test_how_many_are_trained_on_their_label_is_said(voted):
     assert 0 < sum(without) < len(rows)
     [note] = [note for note in stage.notes() if "distribution" in note]
     assert f"{sum(without)} of {len(rows)} training images have no distribution over the categories" in note
-    assert not [n for n in open_stage("stage2", changed(voted, targets="label"), "cpu").notes() if "distribution" in n]
+    assert not [
+        n for n in open_stage("stage2", changed(voted, supervision="label"), "cpu").notes() if "distribution" in n
+    ]
 
 
 def test_the_token_budget_counts_the_answers(voted, monkeypatch):
     prompt, categories = load_prompt(voted.vlm.path), ("awe", "fear", "fear of heights")
     nodes = len(prompt.answer("awe")) + len(prompt.answer("fear of heights"))
     assert more_tokens(prompt, categories, 100) == nodes
-    label, weighted = steps_of(changed(voted, targets="label")), steps_of(voted)
+    label, weighted = steps_of(changed(voted, supervision="label")), steps_of(voted)
     assert (weighted.schedule.lengths > label.schedule.lengths).all()
     monkeypatch.setattr("masp.vlm.families.Family.has_tree", False)
     assert more_tokens(prompt, categories, 100) == 200
