@@ -6,6 +6,7 @@ import http.client
 import io
 import json
 import re
+import signal
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -72,16 +73,15 @@ class Server:
 
 @contextmanager
 def serving(commands: Commands, *argv: object, **env: object) -> Iterator[Server]:
-    """Run `masp ARGV` on a free port until the block ends; the VLM is loaded."""
+    """Run `masp ARGV` on a free port until the block ends; the VLM is loaded. It must end cleanly when it is stopped."""
     running = commands.start(*argv, "--port", 0, **env)
     running.when(lambda: "ready: " in running.output()[0])
     port = int(re.search(r"listening on http://\S+?:(\d+)", running.output()[0])[1])
-    try:
-        yield Server(running, port)
-    finally:
-        if not running.ended:
-            running.kill()
-            running.wait()
+    yield Server(running, port)
+    if not running.ended:
+        running.kill(signal.SIGTERM)
+        result = running.wait()
+        assert result.code == 0 and "Traceback" not in result.stderr, result
 
 
 def form(files: Sequence[tuple[str, bytes]], field: str = "image") -> tuple[bytes, str]:

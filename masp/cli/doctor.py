@@ -116,6 +116,8 @@ def _configuration(path: str | None, overrides: Sequence[str], verify: bool) -> 
     }
     if config.vlm.quantization != "none":
         checks["quantization"] = lambda: _describe_quantization(config)
+    if set(config.logging.trackers) - {"tensorboard"}:
+        checks["trackers"] = lambda: _describe_trackers(config)
     if verify:
         checks["verified"] = lambda: _verified(config)
     problems: list[str] = []
@@ -201,6 +203,13 @@ def _describe_quantization(config: Config) -> str:
 
     require_library(config.vlm.quantization)
     return f"{config.vlm.quantization}, torchao {importlib.metadata.version('torchao')}"
+
+
+def _describe_trackers(config: Config) -> str:
+    from masp.tracking.trackers import require_trackers
+
+    require_trackers(config)
+    return f"{', '.join(config.logging.trackers)}; whether their servers answer is not tried"
 
 
 def _space(directory: Path) -> str:

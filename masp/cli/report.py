@@ -9,7 +9,8 @@ from masp.runtime.log import show
 
 _DETAILS = """\
   masp report outputs/run
-  masp report outputs/run --tables outputs/run/tables"""
+  masp report outputs/run --tables outputs/run/tables
+  masp report outputs/run --latex outputs/run/paper"""
 
 
 def register(commands: Commands) -> None:
@@ -23,6 +24,12 @@ def register(commands: Commands) -> None:
         default=None,
         help="also write every table there as CSV and LaTeX, records.csv and records-stage1.csv",
     )
+    parser.add_argument(
+        "--latex",
+        metavar="DIR",
+        default=None,
+        help="also write there what a paper needs: tables (CSV, LaTeX), figures (SVG, PDF), and the methods of the run",
+    )
     parser.set_defaults(run=run)
 
 
@@ -30,7 +37,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the page."""
     from masp.report.page import write_report
 
-    show(f"report: {write_report(arguments.run_dir, arguments.output, arguments.tables)}")
+    page = write_report(arguments.run_dir, arguments.output, arguments.tables, arguments.latex)
+    show(f"report: {page}")
     if arguments.tables:
         show(f"report: tables: {arguments.tables}")
+    if arguments.latex:
+        show(f"report: for a paper: {arguments.latex}")
     return 0

@@ -39,6 +39,7 @@ Source = Literal["cache", "live"]
 Augmentation = Literal["none", "flip", "crop"]
 Quantization = Literal["none", "int8", "int4"]
 StageName = Literal["stage1", "stage2"]
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 Transparency = Literal["white", "drop"]
 
 
@@ -452,6 +453,19 @@ class EvaluateConfig(Settings):
 
 
 @dataclass
+class LoggingConfig(Settings):
+    """Where the series of training and the results of evaluation go, beside the files of the run directory.
+    docs/training.md describes what is sent."""
+
+    trackers: UniqueList[TrackerName] = field(default_factory=lambda: ["tensorboard"])
+    """`tensorboard` writes event files into the directory of a stage; `wandb` (Weights & Biases) and `mlflow` send to
+    the server that their own environment variables name. Those two need the extra `masp[trackers]`."""
+
+    project: Text = "masp"
+    """Project of W&B and experiment of MLflow that the run belongs to."""
+
+
+@dataclass
 class CheckpointConfig(Settings):
     """The artifacts that evaluation and prediction load, and that stage 2 builds on."""
 
@@ -504,3 +518,4 @@ class Config(Settings):
     engine: EngineConfig = field(default_factory=EngineConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)

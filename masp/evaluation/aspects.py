@@ -23,6 +23,7 @@ from masp.data.answer_table import AnswerTable
 from masp.data.questions import Questions
 from masp.errors import InputError
 from masp.evaluation.feed import Feed, Item, digest_of_rows, machines_of, mixed_notes
+from masp.evaluation.findings import cited
 from masp.evaluation.protocol import Evaluation
 from masp.evaluation.scorers import DECISION, AspectScorer, ScoreRequest
 from masp.evaluation.target import length_notes, quantization_entry
@@ -162,6 +163,7 @@ class AspectEvaluation(Evaluation):
             "time": time.time(),
             "lineage": {
                 "aspect": self.lineage.to_json(),
+                **cited(config, self.feed, {name: self.questions.templates(name) for name in config.aspects}),
                 "features": {"model": self.feed.model, "machine": machines[0], "other_machines": machines[1:]},
                 "records": written,
             },

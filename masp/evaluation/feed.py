@@ -91,6 +91,12 @@ class Feed(ABC):
     """Aspects whose answers are lists."""
     aspect_notes: Sequence[str] = field(default=(), kw_only=True)
     """What is to be known about the aspects in use before they are scored."""
+    quarantined: Mapping[str, int] = field(default_factory=dict, kw_only=True)
+    """Split -> its images that cannot be read, of every split of the dataset."""
+    dataset_digest: str | None = field(default=None, kw_only=True)
+    """Digest of the dataset as the manifest of a cache has it; None where it is not known."""
+    cache_digest: str | None = field(default=None, kw_only=True)
+    """Digest of the cache's index; None where features are computed live."""
 
     @abstractmethod
     def batches(self, keys: Sequence[str], batch_size: int) -> Generator[list[Item]]:
@@ -281,6 +287,9 @@ def _open_cached(config: Config) -> CachedFeed:
         label_findings=cache.labels.findings if cache.labels else (),
         distributions=distributions,
         lists=_lists(cache.manifest.answer_forms or answer_forms(load_aspects(config.aspect_definitions))),
+        quarantined={name: split.num_quarantined for name, split in cache.manifest.splits.items()},
+        dataset_digest=cache.manifest.dataset.digest,
+        cache_digest=cache.manifest.index.sha256,
         aspect_notes=[
             f"the cache holds no answers to {aspect}, which was defined after it was begun"
             for aspect in cache.unknown_aspects(config.aspects)
@@ -381,7 +390,9 @@ def _open_live(config: Config) -> LiveFeed:
         images = open_live(config, model, has_target=has_target)
         dataset, labels, record = images.dataset, images.labels, images.record
         everything, categories, broken = images.samples, images.categories, images.unreadable_keys()
+        digest: str | None = images.digest
     else:
+        digest = None
         dataset = dataset_of(config)
         broken = quarantined_keys(Path(config.cache.dir))
         good = dataset.samples[np.array([key not in broken for key in dataset.samples.keys], dtype=bool)]
@@ -396,6 +407,11 @@ def _open_live(config: Config) -> LiveFeed:
     if not samples:
         raise InputError(no_image(config, str(dataset.root)))
     keys = sorted(samples)
+    names = dataset.samples.table.splits
+    quarantined = dict.fromkeys(names, 0)
+    if broken:
+        for key, number in zip(dataset.samples.keys, dataset.samples.split.tolist(), strict=True):
+            quarantined[names[number]] += key in broken
     labels_of_keys = [samples[key].category for key in keys]
     distributions = _distributions([samples[key] for key in keys], len(categories))
     return LiveFeed(
@@ -407,12 +423,14 @@ def _open_live(config: Config) -> LiveFeed:
         hidden_size=family_of(config.vlm.path).hidden_size,
         # not what the files hold: each record says that of its own, so that mending one leaves the others
         data_digest=digest_of_data(zip(keys, labels_of_keys, strict=True), distributions),
-        num_quarantined=sum(s.key in broken for s in dataset.samples.in_split(config.evaluate.split)),
+        num_quarantined=quarantined[config.evaluate.split],
         aspects=tuple(sorted({aspect for s in (*dataset.samples, *labeled) for aspect in s.answers})),
         record=record,
         label_findings=labels.findings if labels else (),
         distributions=distributions,
         lists=_lists(answer_forms(load_aspects(config.aspect_definitions))),
+        quarantined=quarantined,
+        dataset_digest=digest,
         aspect_notes=[] if stored is None else _who_answered(stored.origins),
         config=config,
         samples=samples,

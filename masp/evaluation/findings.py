@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
+from masp.cache.fingerprint import fingerprint_digest
+from masp.config import Config
 from masp.data.answer_table import NONE
 from masp.errors import MaspError
 from masp.evaluation.feed import Feed
 from masp.evaluation.prompts import VALIDATION
-from masp.files.sealed import digest_of
+from masp.files.sealed import digest_file, digest_of
 from masp.results.breakdown import MajorityClass, SplitCounts, ValueGroups, few_predicted, majority_class
 from masp.results.ledger_format import Record
 from masp.results.ledgers.table import RecordTable
@@ -22,6 +24,9 @@ from masp.results.metrics_file import METRICS, check_written_with, read_metrics
 from masp.results.probabilities.distributions import MEASURES
 from masp.results.probabilities.temperature import TemperatureScaling, calibration, fit_temperature, is_at_limit
 from masp.results.records import FILE, read_records_file
+from masp.runtime.versions import software
+from masp.taxonomy import Split
+from masp.vlm.families import resolve_directory
 
 
 def count_split(feed: Feed, means: Mapping[str, str]) -> SplitCounts:
@@ -102,6 +107,44 @@ def target_findings(
         "by_value": groups.to_json(),
         "num_values": groups.num_values(),
         "protocol": protocol,
+    }
+
+
+def cited(config: Config, feed: Feed, questions: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """What a paper has to name of an evaluation, beside what was trained: for `lineage` in `metrics.json`.
+
+    Args:
+        config: Run configuration.
+        feed: The images.
+        questions: The target, or each aspect -> all its templates; evaluation asks the first.
+    """
+    directory = resolve_directory(config.vlm.path)
+    is_snapshot = directory.parent.name == "snapshots"  # a hub name, in the cache of huggingface_hub
+    counts = {split: sum(feed.category_counts(split).values()) for split in get_args(Split)}
+    splits = {
+        split: {"num_images": count, "num_quarantined": feed.quarantined.get(split, 0)}
+        for split, count in counts.items()
+        if count or feed.quarantined.get(split)
+    }
+    return {
+        "vlm": {
+            "path": config.vlm.path,
+            "revision": directory.name if is_snapshot else None,
+            "weights": feed.model["weights"],
+            "fingerprint": fingerprint_digest(feed.model),
+        },
+        "dataset": {
+            "name": config.dataset.name,
+            "digest": feed.dataset_digest,
+            "cache": feed.cache_digest,
+            "splits": splits,
+        },
+        "questions": {
+            "file": digest_file(Path(config.questions)),
+            "templates": {name: digest_of(list(templates)) for name, templates in questions.items()},
+        },
+        "precision": config.engine.precision,
+        "software": software(),
     }
 
 

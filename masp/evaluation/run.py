@@ -34,13 +34,14 @@ from masp.files.text import reason, shown
 from masp.results.aspect_records import DIRECTORY as STAGE1
 from masp.results.ledger import DIRECTORY, Ledgers, Scoring
 from masp.results.ledgers.slices import Slice
-from masp.results.metrics_file import DATASETS, METRICS, PROBE, PROMPTS
+from masp.results.metrics_file import DATASETS, METRICS, PROBE, PROMPTS, read_metrics
 from masp.results.records import FILE as RECORDS
 from masp.runtime.devices import pick_device, plain_memory_errors
 from masp.runtime.log import show
 from masp.runtime.run_directory import STATUS_FILE as STATUS
 from masp.runtime.run_directory import RunState, noting_failure, read_status, write_status
 from masp.runtime.stop import StopFlag
+from masp.tracking.trackers import REMOTE, open_trackers, require_trackers
 from masp.vlm.quantized.rounding import require_library
 
 LOG = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ def open_evaluation(
             asked for beside the scores cannot be had.
     """
     _check_extras(config, feed)
+    require_trackers(config)
     require_library(config.vlm.quantization)
     questions = questions_of(config)
     if config.evaluate.stage == "stage1":
@@ -136,7 +138,20 @@ def evaluate(
                 metrics = None
     else:
         metrics = _evaluate_one(config, stop, known_categories, tables)
+    if metrics is not None:
+        _track(config, directory)
     return metrics
+
+
+def _track(config: Config, directory: Path) -> None:
+    """Tell the trackers of the run the final metrics; the rank that found all samples scored does."""
+    if not set(config.logging.trackers) & set(REMOTE):
+        return
+    output_dir, found = Path(config.output_dir).resolve(), directory.resolve()
+    part = found.relative_to(output_dir).as_posix() if found.is_relative_to(output_dir) else found.name
+    metrics = read_metrics(directory / METRICS, [])
+    with open_trackers(config, part, metrics.digests()) as trackers:
+        trackers.summarize(metrics.numbers())
 
 
 def _wordings(config: Config, evaluation: Evaluation) -> list[Wording]:

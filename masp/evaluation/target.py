@@ -22,7 +22,7 @@ from masp.config.feature_source import evaluation_source
 from masp.data.questions import EMOTION, Questions
 from masp.errors import InputError
 from masp.evaluation.feed import Feed, Item, machines_of, mixed_notes
-from masp.evaluation.findings import count_split, left_out_notes, summary_lines, target_findings
+from masp.evaluation.findings import cited, count_split, left_out_notes, summary_lines, target_findings
 from masp.evaluation.prompts import FIRST, Wording
 from masp.evaluation.protocol import Evaluation
 from masp.evaluation.scorers import DECISION, ScoreRequest, TargetScorer
@@ -193,6 +193,7 @@ class TargetEvaluation(Evaluation):
             "time": time.time(),
             "lineage": {
                 **self.trained.lineage(),
+                **cited(config, self.feed, {self.questions.target: self.questions.target_templates}),
                 "features": {"model": self.feed.model, "machine": machines[0], "other_machines": machines[1:]},
                 "records": written,
                 "data": vars(digests),

@@ -20,6 +20,7 @@ _PARTS = ("stage1", "stage2")
 # What says where something is or how fast it goes, and not what comes out.
 _OF_NO_MATTER = re.compile(
     r"seed|output_dir|evaluate\.(output_dir|batch_size|num_workers|validation|prompts|linear_probe|attention)|extract\..*"
+    r"|logging\..*"
     r"|cache\.(dir|num_shards)|engine\.(num_workers|num_threads|device|zero_stage|offload|time_limit_min)"
     r"|stage\d\.(log_every|log_keys|keep|checkpoint_every|micro_batch_size|micro_batch_tokens)"
 )

@@ -43,7 +43,13 @@ _STYLE: dict[RcKeyType, Any] = {
 
 
 def training_curve(
-    name: str, steps: Sequence[int], values: Sequence[float], label: str, *, smooth: bool = False
+    name: str,
+    steps: Sequence[int],
+    values: Sequence[float],
+    label: str,
+    *,
+    smooth: bool = False,
+    held_out: Sequence[tuple[int, float]] = (),
 ) -> str:
     """A quantity over the steps of a training stage.
 
@@ -52,6 +58,7 @@ def training_curve(
         steps, values: the points.
         label: what the values are, also read out by screen readers; plain text of ours.
         smooth: draw the points thin and a running mean over them.
+        held_out: steps and values on held-out images.
 
     Returns:
         An `<svg>` element.
@@ -67,7 +74,11 @@ def training_curve(
         marker="o" if len(values) < 2 else None,
     )
     if with_mean:
-        axes.plot(steps, _running_mean(values, max(2, len(values) // 25)), color=_ACCENT, linewidth=1.8)
+        axes.plot(steps, running_mean(values, max(2, len(values) // 25)), color=_ACCENT, linewidth=1.8)
+    if held_out:
+        axes.plot(
+            *zip(*held_out, strict=True), color=_INK, linewidth=1.2, linestyle=(0, (4, 3)), marker="o", markersize=3
+        )
     axes.set_title(label, loc="left")
     axes.set_xlabel("step")
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -130,7 +141,7 @@ def _svg(figure: Any, name: str, description: str) -> str:
     return svg.replace("<svg", f'<svg class="chart" role="img" aria-label="{description}"', 1)
 
 
-def _running_mean(values: Sequence[float], half_window: int) -> list[float]:
+def running_mean(values: Sequence[float], half_window: int) -> list[float]:
     """The mean over up to `half_window` neighbors on each side, fewer at the ends."""
     windows = (values[max(0, i - half_window) : i + half_window + 1] for i in range(len(values)))
     return [sum(window) / len(window) for window in windows]

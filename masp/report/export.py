@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from masp.errors import InputError, one_line
 from masp.files.atomic import write_bytes
+from masp.files.sealed import digest_of
 from masp.files.text import reason
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
@@ -60,6 +62,13 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     digits: int = 3
     """Digits behind the point, except in CSV."""
+
+
+def file_name(text: str) -> str:
+    """A name of a run as part of a file's name: letters, digits and dashes, at most 60; of a name in another alphabet
+    also a part of its digest, so that two of them stay two files."""
+    plain = re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower()[:50]
+    return plain if plain and text.isascii() else f"{plain}-{digest_of(text)[:8]}".strip("-")
 
 
 def write_tables(directory: Path, tables: Iterable[Table], key: str) -> list[Path]:
@@ -106,7 +115,7 @@ def csv_text(table: Table) -> str:
 
 def spreadsheet_text(text: str) -> str:
     """A text that no spreadsheet takes for a formula."""
-    plain = _visible(text)
+    plain = visible(text)
     return f"'{plain}" if text.startswith(_FORMULA) else plain
 
 
@@ -122,7 +131,7 @@ def latex_text(table: Table) -> str:
     """A table as LaTeX."""
     is_text = [any(isinstance(row[place], str) for row in table.rows) for place in range(len(table.columns))]
     lines = [
-        f"% {_visible(table.title)}. Needs \\usepackage{{booktabs}}.",
+        f"% {visible(table.title)}. Needs \\usepackage{{booktabs}}.",
         f"\\begin{{tabular}}{{{''.join('l' if text else 'r' for text in is_text)}}}",
         "\\toprule",
         " & ".join(map(latex_escaped, table.columns)) + r" \\",
@@ -136,7 +145,7 @@ def latex_text(table: Table) -> str:
 
 def latex_escaped(text: str) -> str:
     """A text as LaTeX prints it, whatever is in it."""
-    return "".join(_LATEX.get(character, character) for character in _visible(text))
+    return "".join(_LATEX.get(character, character) for character in visible(text))
 
 
 def markdown_table(table: Table) -> list[str]:
@@ -172,7 +181,7 @@ def _number(value: float, digits: int) -> str:
     return f"{value:.1e}" if value and not float(text) else text
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """Text on one line, with control and direction-changing characters spelled out."""
     return "".join(
         character.encode("unicode_escape", "backslashreplace").decode("ascii")

@@ -81,6 +81,8 @@ class AspectRow:
     confusion: ConfusionTable | None
     calibration: str | None
     """An SVG element."""
+    metrics: MetricsFile
+    """All of its metrics."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,7 @@ def aspect_rows(evaluate_dir: Path, metrics: MetricsFile, problems: list[str]) -
                 calibration=calibration_chart(f"calibration-{index}", values.calibration)
                 if values.calibration
                 else None,
+                metrics=values,
             )
         )
     return rows

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from masp.errors import InputError
-from masp.files.jsonl import parse_object
+from pydantic import ConfigDict, Field, with_config
+
+from masp.errors import InputError, MaspError
+from masp.files.jsonl import parse_object, read_lines
 from masp.files.regular import is_file, read_bytes
 from masp.report.charts import training_curve
 from masp.report.run_config import RunConfig
 from masp.runtime.run_directory import read_status
 
 _LOG = "metrics.jsonl"
+_VALIDATION = "validation.jsonl"
 _MAX_POINTS = 2000
 
 
@@ -29,11 +32,40 @@ class LoggedStep:
     samples_per_second: float | None
 
 
+@with_config(ConfigDict(strict=True, extra="ignore", allow_inf_nan=False))
+@dataclass(frozen=True)
+class HeldOutLoss:
+    """One line of `validation.jsonl`."""
+
+    step: Annotated[int, Field(ge=0, le=2**53)]
+    loss: float
+    best_step: Annotated[int, Field(ge=0, le=2**53)] | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A quantity over the steps of a stage."""
+
+    name: str
+    label: str
+    points: tuple[tuple[int, float], ...]
+    """Step and value."""
+    smooth: bool = False
+    """Whether it is so noisy that a running mean is shown."""
+    held_out: tuple[tuple[int, float], ...] = ()
+    """The same quantity on held-out images."""
+
+
 @dataclass(frozen=True)
 class TrainingStage:
     """What the report shows of the training of a stage."""
 
+    name: str
+    """`stage1` or `stage2`."""
     title: str
+    directory: Path
+    """Where its log is."""
+    curves: tuple[Curve, ...]
     charts: tuple[str, ...]
     """SVG elements."""
     num_steps: int
@@ -46,6 +78,8 @@ class TrainingStage:
     """Lines of the log that cannot be read."""
     warning: str = ""
     """What training warned of at its end."""
+    best_step: int | None = None
+    """The step with the lowest loss on held-out images; None without validation."""
 
 
 def training_stages(run_dir: Path, evaluate_dir: Path, config: RunConfig) -> list[TrainingStage]:
@@ -59,46 +93,62 @@ def training_stages(run_dir: Path, evaluate_dir: Path, config: RunConfig) -> lis
         ("stage2", "Stage 2: soft prompt", config.soft_prompt),
     ):
         directories = [run_dir / name, evaluate_dir.parent / name, *([checkpoint.parent] if checkpoint else [])]
-        steps, num_skipped, warning = _read_log(directories)
+        directory = next((d for d in directories if is_file(d / _LOG)), directories[0])
+        steps, num_skipped, warning = _read_log(directory)
         if not steps:
             continue
+        held_out = _held_out(directory)
         losses = [(step.step, step.loss) for step in steps if step.loss is not None]
         rates = [(step.step, step.learning_rate) for step in steps if step.learning_rate is not None]
-        charts = [
-            _chart(f"{name}-loss", losses, "loss", smooth=True),
-            _chart(f"{name}-learning_rate", rates, "learning rate", smooth=False),
-        ]
+        measured = tuple((line.step, line.loss) for line in held_out)
+        found = [Curve("loss", "loss", _thinned(losses), smooth=True, held_out=measured)]
+        found.append(Curve("learning_rate", "learning rate", _thinned(rates)))
+        curves = tuple(curve for curve in found if curve.points)
         speeds = sorted(step.samples_per_second for step in steps if step.samples_per_second is not None)
         stages.append(
             TrainingStage(
+                name=name,
                 title=title,
-                charts=tuple(chart for chart in charts if chart),
+                directory=directory,
+                curves=curves,
+                charts=tuple(_chart(name, curve) for curve in curves),
                 num_steps=steps[-1].step,
                 epoch=steps[-1].epoch,
                 loss=steps[-1].loss,
                 samples_per_second=speeds[len(speeds) // 2] if speeds else None,
                 num_skipped=num_skipped,
                 warning=warning,
+                best_step=held_out[-1].best_step if held_out else None,
             )
         )
     return stages
 
 
-def _chart(name: str, points: list[tuple[int, float]], label: str, *, smooth: bool) -> str | None:
-    if not points:
-        return None
-    points = points[:: math.ceil(len(points) / _MAX_POINTS)]
-    return training_curve(name, [step for step, _ in points], [value for _, value in points], label, smooth=smooth)
+def _thinned(points: list[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+    return tuple(points[:: max(1, math.ceil(len(points) / _MAX_POINTS))])
 
 
-def _read_log(directories: list[Path]) -> tuple[list[LoggedStep], int, str]:
+def _chart(stage: str, curve: Curve) -> str:
+    label = f"{curve.label} (dashed: on held-out images)" if curve.held_out else curve.label
+    steps, values = [step for step, _ in curve.points], [value for _, value in curve.points]
+    return training_curve(f"{stage}-{curve.name}", steps, values, label, smooth=curve.smooth, held_out=curve.held_out)
+
+
+def _held_out(directory: Path) -> list[HeldOutLoss]:
+    """What validation measured; damaged lines are left out."""
+    try:
+        return list(read_lines(HeldOutLoss, directory / _VALIDATION, skip_damaged=True) or ())
+    except MaspError:  # a report shows what there is
+        return []
+
+
+def _read_log(directory: Path) -> tuple[list[LoggedStep], int, str]:
     """The last line of every step in order (a resumed run logs some steps again), how many could not be read, and what
     the status beside the log warns of."""
     status = None
     try:
-        directory = next((d for d in directories if is_file(d / _LOG)), None)
-        data = (read_bytes(directory / _LOG) if directory else None) or b""
-        status = read_status(directory) if directory else None
+        data = read_bytes(directory / _LOG) or b""
+        status = read_status(directory) if data else None
     except InputError:  # a report shows what there is
         data = b""
     steps: dict[int, LoggedStep] = {}

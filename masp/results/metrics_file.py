@@ -135,6 +135,34 @@ class MetricsFile:
         found = (self.lineage or {}).get("records")
         return found if isinstance(found, str) else None
 
+    def numbers(self) -> dict[str, float]:
+        """Every number of the file by its name, those of an aspect after the aspect's name."""
+        found = {
+            name: float(value)
+            for name, value in vars(self).items()
+            if isinstance(value, int | float) and not isinstance(value, bool) and name != "time"
+        }
+        for name, ends in vars(self).items():
+            if name.endswith("_ci95") and ends is not None:
+                found |= {f"{name}_low": ends[0], f"{name}_high": ends[1]}
+        for aspect, metrics in (self.per_aspect or {}).items():
+            found |= {f"{aspect}/{name}": value for name, value in metrics.numbers().items()}
+        return found
+
+    def digests(self) -> dict[str, str]:
+        """What it was made from, by digest, as far as the file says so."""
+        lineage = self.lineage or {}
+        wanted = {name: (name, "digest") for name in ("aspect", "soft_prompt", "dataset")}
+        wanted |= {"vlm": ("vlm", "fingerprint"), "weights": ("vlm", "weights"), "cache": ("dataset", "cache")}
+        wanted["questions"] = ("questions", "file")
+        found = {}
+        for name, (part, key) in wanted.items():
+            inside = lineage.get(part)
+            value = inside.get(key) if isinstance(inside, dict) else None
+            if isinstance(value, str):
+                found[name] = value
+        return found | ({} if self.records_digest is None else {"records": self.records_digest})
+
 
 @dataclass(frozen=True)
 class DatasetRow:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -48,16 +49,25 @@ class Background(Generic[Item]):
         if self._error is not None:
             raise self._error
 
-    def stop(self, drop: bool) -> None:
+    def stop(self, drop: bool, timeout_s: float | None = None) -> bool:
         """End the thread; raises nothing.
 
         Args:
             drop: Discard the waiting items, and finish only the current one; otherwise finish all of them first.
+            timeout_s: Longest time to wait for it; None: for as long as it takes.
+
+        Returns:
+            Whether it has ended; if not, it goes on until the process ends.
         """
         self._dropping = self._dropping or drop
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         if self._thread.is_alive():
-            self._items.put(None)  # the thread takes items until the end, even after a failure
-            self._thread.join()
+            try:
+                self._items.put(None, timeout=timeout_s)  # the thread takes items until the end, even after a failure
+            except queue.Full:
+                return False
+            self._thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while (item := self._items.get()) is not None:

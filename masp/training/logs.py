@@ -1,4 +1,5 @@
-"""What training records: `metrics.jsonl`, TensorBoard, a progress bar with loss, rate and time left, and the key log.
+"""What training records: `metrics.jsonl`, the series of trackers, a progress bar with loss, rate and time left, and the
+key log.
 
 The key log says which samples each rank trained on, step by step: the proof that every epoch saw each of them exactly
 once.
@@ -19,7 +20,6 @@ from pathlib import Path
 
 import torch
 from pydantic import ConfigDict, with_config
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from masp.errors import InputError
@@ -27,10 +27,11 @@ from masp.files.atomic import write_bytes
 from masp.files.jsonl import cut_lines, read_lines
 from masp.files.regular import open_descriptor
 from masp.runtime.devices import peak_memory_bytes
+from masp.tracking.trackers import Trackers
 from masp.vlm.flops import peak_flops
 
-CURVES = "loss learning_rate grad_norm samples_per_second tokens_per_second model_flops_utilisation".split()
-"""What TensorBoard shows."""
+NOT_SERIES = ("step", "time")
+"""What of a line is no series of its own."""
 _LEAST_CHANGE = 0.05
 """Part of its first value by which the loss of a run should fall."""
 KEYS = "keys"
@@ -86,6 +87,7 @@ class TrainingLog:
         device: `cpu` or `cuda`, for the peak of memory.
         peak_flops: FLOP/s that all ranks together could reach at most; 0 where it is not known, and no utilization is
             logged.
+        trackers: What else is told every number of a line.
     """
 
     def __init__(
@@ -97,12 +99,13 @@ class TrainingLog:
         every: int,
         device: str = "cpu",
         peak_flops: float = 0.0,
+        trackers: Trackers | None = None,
     ):
         self.every, self.num_steps, self.device, self.peak_flops = every, num_steps, device, peak_flops
+        self._trackers = trackers or Trackers()
         path = directory / "metrics.jsonl"
         cut_lines(path, first_step)
         self._file = open(_appending(path), "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
-        self._board = SummaryWriter(directory / "tensorboard", purge_step=first_step + 1)
         pause_s = 0.1 if sys.stderr.isatty() else 30.0  # a log file is not a screen
         self._bar = tqdm(total=num_steps, initial=first_step, desc=stage, unit="step", mininterval=pause_s)
         self._reset()
@@ -140,9 +143,8 @@ class TrainingLog:
             entry["skipped_steps"] = last.skipped_steps
         self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
-        for name in CURVES:
-            if entry[name] is not None:
-                self._board.add_scalar(name, entry[name], last.step)
+        series = {name: float(v) for name, v in entry.items() if name not in NOT_SERIES and v is not None}
+        self._trackers.log(series, last.step)
 
     def __enter__(self) -> TrainingLog:
         return self
@@ -150,7 +152,6 @@ class TrainingLog:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
         self._file.close()
-        self._board.close()
 
 
 def hardly_moved(

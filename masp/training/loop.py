@@ -26,6 +26,8 @@ from masp.runtime.log import say
 from masp.runtime.prefetch import ReadAhead
 from masp.runtime.run_directory import STATUS_FILE, RunInUse, RunLock, RunState, noting_failure, write_status
 from masp.runtime.stop import StopFlag, StopRequests
+from masp.tracking.tensorboard_files import TensorBoardFiles
+from masp.tracking.trackers import Trackers, open_trackers, require_trackers
 from masp.training.checkpoint import Checkpoint, load_latest, load_step, save_checkpoint
 from masp.training.engine import Accumulated, Engine, load_trained, make_partition
 from masp.training.live_features import batches_of
@@ -45,6 +47,9 @@ from masp.training.steps import HeldOutSteps, Step, Steps
 from masp.training.validation import Validation
 
 LOG = logging.getLogger(__name__)
+
+_DIGESTS = ("vlm", "cache", "dataset", "questions", "checkpoint.aspect")
+"""Keys of a stage's identity that are digests of what it is made from."""
 
 
 def train(
@@ -133,6 +138,9 @@ class Trainer:
 
     def __init__(self, config: Config, name: StageName, ranks: Ranks, lock: RunLock, stop: StopRequests):
         self.config, self.ranks, self.lock, self.stop = config, ranks, lock, stop
+        self.trackers = Trackers()
+        """Those of rank 0; of no other rank."""
+        require_trackers(config)
         self.device = pick_device(config.engine.device, "engine.device")
         self.stage = open_stage(name, config, self.device, stop.flag)
         self.settings, self.directory = self.stage.settings, self.stage.directory
@@ -159,14 +167,16 @@ class Trainer:
             return self.stage.artifact
         join(self.ranks, self.device)
         on_rank_0(self.ranks, self.device, self.make_directory)
-        with plain_memory_errors(self.memory_remedy()):
-            self.build(checkpoint)
-            if not self.is_over:
-                self.validate_late()
-            if not self.is_over:
-                self.take_steps(profile)
-            state = self.engine.state()
-        on_rank_0(self.ranks, self.device, lambda: self.export(state))
+        with ExitStack() as stack:
+            on_rank_0(self.ranks, self.device, lambda: self.open_trackers(stack))
+            with plain_memory_errors(self.memory_remedy()):
+                self.build(checkpoint)
+                if not self.is_over:
+                    self.validate_late()
+                if not self.is_over:
+                    self.take_steps(profile)
+                state = self.engine.state()
+            on_rank_0(self.ranks, self.device, lambda: self.export(state))
         return self.stage.artifact
 
     def take_steps(self, profile: bool) -> None:
@@ -243,6 +253,13 @@ class Trainer:
         except OSError as error:
             raise InputError(f"output_dir: {self.directory} cannot be written: {reason(error)}") from None
 
+    def open_trackers(self, stack: ExitStack) -> None:
+        """Begin, or go on with, what tracks the stage; rank 0 does."""
+        is_wanted = TensorBoardFiles.name in self.config.logging.trackers
+        local = [TensorBoardFiles(self.directory, self.num_taken)] if is_wanted else []
+        digests = {name: self.identity[name] for name in _DIGESTS if isinstance(self.identity.get(name), str)}
+        self.trackers = stack.enter_context(open_trackers(self.config, self.stage.name, digests, local))
+
     def build(self, checkpoint: Checkpoint | None) -> None:
         """Load the model, and bring engine and validation to where a checkpoint was."""
         config, settings, ranks = self.config, self.settings, self.ranks
@@ -271,6 +288,7 @@ class Trainer:
                 held_out,
                 checkpoint.validation if checkpoint else None,
                 self.encoder,
+                self.trackers,
             )
 
     def read_ahead(self) -> ReadAhead:
@@ -285,7 +303,8 @@ class Trainer:
         if self.ranks.is_rank_0:
             peak = self.ranks.size * device_peak(self.device, self.config.engine.precision)
             first, every = self.num_taken, self.settings.log_every
-            yield TrainingLog(self.directory, self.stage.name, self.num_steps, first, every, self.device, peak)
+            name, trackers = self.stage.name, self.trackers
+            yield TrainingLog(self.directory, name, self.num_steps, first, every, self.device, peak, trackers)
             if profile:
                 yield Profile(self.directory)
 

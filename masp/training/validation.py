@@ -13,12 +13,15 @@ from masp.extraction.encoder import Encoder
 from masp.files.jsonl import append_line, cut_lines
 from masp.files.text import shown
 from masp.runtime.prefetch import ReadAhead
+from masp.tracking.trackers import Trackers
 from masp.training.checkpoint import ValidationState
 from masp.training.engine import Engine
 from masp.training.live_features import batches_of
 from masp.training.steps import HeldOutSteps
 
 FILE = "validation.jsonl"
+SERIES = "validation_loss"
+"""Name of its series in trackers."""
 NAMED = 3
 """How many samples an error names."""
 LOG = logging.getLogger(__name__)
@@ -34,6 +37,7 @@ class Validation:
         steps: The held-out images, this rank's part.
         state: State of an earlier call; None at the start.
         encoder: The encoder, where features are computed live.
+        trackers: What else rank 0 tells the loss.
     """
 
     def __init__(
@@ -44,9 +48,11 @@ class Validation:
         steps: HeldOutSteps,
         state: ValidationState | None,
         encoder: Encoder | None = None,
+        trackers: Trackers | None = None,
     ):
         self.path, self.settings, self.engine_settings, self.steps = directory / FILE, settings, engine, steps
         self.state, self.encoder = state or ValidationState(), encoder
+        self.trackers = trackers or Trackers()
         if steps.rank == 0:
             cut_lines(self.path, self.state.measured)
 
@@ -95,6 +101,7 @@ class Validation:
         if self.steps.rank == 0:
             line = {"step": step, "loss": loss, "best_step": best_step, "num_worse": num_worse}
             append_line(self.path, line)
+            self.trackers.log({SERIES: loss}, step)
             note = "the lowest so far" if is_best else f"{best_loss} after step {best_step} was lower"
             LOG.info("validation after step %d: loss %.5f, %s", step, loss, note)
         return is_best

@@ -1,5 +1,6 @@
 """Scores depend on nothing but sample and model: features cached or live, batch size, ranks, and kills in between."""
 
+import hashlib
 import json
 import shutil
 import time
@@ -9,8 +10,13 @@ import h5py
 import numpy as np
 import pytest
 
+import masp
+from masp.cache.manifest import read_manifest
 from masp.cache.reader import open_cache
+from masp.config import load_config
+from masp.data.questions import questions_of
 from masp.errors import DataError
+from masp.files.sealed import digest_of
 from masp.results.ledger import read_records
 from masp.results.ledger_format import Record, encode_line
 from masp.results.probabilities.temperature import fit_temperature
@@ -60,6 +66,30 @@ def expected(evaluate, tmp_path_factory) -> Path:
     evaluate(output)
     assert len({r.prediction for r in records(output)}) > 1  # or nothing would be compared
     return output
+
+
+def test_the_lineage_names_what_a_paper_has_to_cite(commands, world, trained, expected, tmp_path):
+    """Of an evaluation from the cache, live with a cache, and live without one."""
+    commands.ok("evaluate", *world.settings(trained, f"evaluate.output_dir={tmp_path / 'live'}", "cache.dir=null"))
+    commands.ok("evaluate", *world.settings(trained, "evaluate.stage=stage1", f"evaluate.output_dir={tmp_path / 'a'}"))
+    config, manifest = load_config(world.config), read_manifest(world.folder / "cache")
+    cached, live, aspects = (
+        json.loads((directory / "metrics.json").read_text())["lineage"]
+        for directory in (expected, tmp_path / "live", tmp_path / "a")
+    )
+    vlm = {"path": config.vlm.path, "revision": None, "weights": manifest.fingerprint.model["weights"]}
+    splits = {name: {"num_images": split.num_samples, "num_quarantined": 0} for name, split in manifest.splits.items()}
+    for lineage in (cached, live, aspects):
+        assert lineage["vlm"] == vlm | {"fingerprint": manifest.fingerprint.digest}
+        assert lineage["dataset"]["digest"] == manifest.dataset.digest and lineage["dataset"]["splits"] == splits
+        assert lineage["dataset"]["cache"] == (None if lineage is live else manifest.index.sha256)
+        assert lineage["questions"]["file"] == hashlib.sha256(Path(config.questions).read_bytes()).hexdigest()
+        assert lineage["software"]["torch"] == lineage["features"]["machine"]["torch"]
+        assert (lineage["precision"], lineage["software"]["masp"]) == ("fp32", masp.__version__)
+    questions = questions_of(config)
+    assert cached["questions"]["templates"] == {"emotion": digest_of(list(questions.target_templates))}
+    assert aspects["questions"]["templates"]["scene"] == digest_of(list(questions.templates("scene")))
+    assert list(aspects["questions"]["templates"]) == config.aspects
 
 
 @pytest.mark.parametrize("scoring", ["likelihood", "generate"])

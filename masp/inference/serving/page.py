@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -46,8 +45,6 @@ class AppPage:
         self.service = service
         self.names = names_of(service.sources)
         self.mistakes = [RunMistakes(Path(source)) for source in service.sources]
-        # records, and the list of a dataset, are read once and by one thread
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="mistakes")
 
     def add(self, app: FastAPI) -> list[str]:
         """Add the routes; returns their paths."""
@@ -107,7 +104,8 @@ class AppPage:
 
     async def _read(self, work: Any, *arguments: int) -> Any:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._reader, work, *arguments)
+            # records, and the list of a dataset, are read once, so by one thread
+            return await asyncio.get_running_loop().run_in_executor(self.service.reader, work, *arguments)
         except MaspError as error:
             raise HTTPException(404, str(error)) from None
 

@@ -68,6 +68,8 @@ class Service:
         self.models = batcher.models
         self.places = Places(settings.queue, metrics)
         self._decoders: ThreadPoolExecutor | None = None
+        self.reader = ThreadPoolExecutor(1, thread_name_prefix="read")
+        """A thread for what is read one after another."""
         # what is decoded takes far more memory than what waits to be: a batch that is scored, and the next one
         self._decoded = asyncio.Semaphore(2 * settings.batch_size + MAX_DECODERS)
 
@@ -81,9 +83,10 @@ class Service:
         return self._decoders
 
     def close(self) -> None:
-        """Decode nothing more."""
-        if self._decoders is not None:
-            self._decoders.shutdown(wait=False, cancel_futures=True)
+        """Decode and read nothing more, and let these threads end: the process waits for them."""
+        for pool in (self._decoders, self.reader):
+            if pool is not None:
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def check_ready(self) -> None:
         """Refuse to work before the models are loaded.

@@ -106,6 +106,16 @@ def test_a_library_that_a_setting_needs(doctor, monkeypatch):
     assert code == 2 and "torchao is not installed; install it with" in err and "PROBLEM" in rows["quantization"]
 
 
+def test_trackers_that_are_asked_for_are_looked_for(doctor, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    code, rows, _ = doctor("logging.trackers=[mlflow,wandb]", "--no-verify")
+    assert code == 0 and rows["trackers"].startswith("mlflow, wandb; whether")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    code, rows, err = doctor("logging.trackers=[mlflow]", "--no-verify")
+    assert code == 2 and "MLFLOW_TRACKING_URI is not set" in err and "PROBLEM" in rows["trackers"]
+    assert "trackers" not in doctor("--no-verify")[1]
+
+
 def test_all_problems_are_shown_at_once(doctor):
     code, rows, err = doctor("vlm.path=/no/such/vlm", "dataset.root=/no/such/data", "questions=/no/such.yaml")
     assert code == 2

@@ -19,7 +19,7 @@ DEMO = "configs/demo.yaml"
 def make_trained_run(folder: Path, right, rate: float, seed: int, prefix: str = "test") -> str:
     """A run that was trained with its own learning rate, and evaluated by a command that does not repeat it."""
     run = make_run(folder, right, prefix=prefix)
-    own = [f"seed={seed}", f"output_dir={folder}"]
+    own = [f"seed={seed}", f"output_dir={folder}", f"logging.project=p{seed}"]
     trained = load_config(DEMO, [*own, f"stage2.learning_rate={rate}", "engine.num_workers=1"])
     aspect = f"checkpoint.aspect={folder}/stage1/aspect.safetensors"
     for part, config in (("stage2", trained), ("evaluate", load_config(DEMO, [*own, aspect]))):

@@ -12,6 +12,7 @@ from masp.report.export import (
     Signed,
     Table,
     csv_text,
+    file_name,
     latex_escaped,
     latex_text,
     markdown_table,
@@ -83,3 +84,9 @@ def test_files_are_the_same_every_time_and_errors_name_the_directory(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=f"^--tables {tmp_path / 'file'}: cannot be written: "):
         write_tables(tmp_path / "file", [TABLE], "--tables")
+
+
+def test_names_of_files_are_plain_and_those_of_other_alphabets_stay_apart():
+    assert file_name("human action/\\..") == "human-action" and file_name("A" * 300) == "a" * 50
+    names = {file_name(text) for text in ("表情", "場所", "é", "e", "../../x", "..")}
+    assert len(names) == 6 and all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) for name in names)

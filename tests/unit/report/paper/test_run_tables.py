@@ -66,7 +66,7 @@ def read(path):
 def test_every_table_is_written_and_records_have_a_line_per_image(run, tmp_path):
     write_report(run, tables=tmp_path / "tables")
     names = {path.name for path in (tmp_path / "tables").iterdir()}
-    tables = ("metrics", "categories", "confusion", "calibration", "aspect-values", "prompts")
+    tables = ("metrics", "categories", "confusion", "calibration", "aspect-values", "prompts", "yardsticks")
     assert names == {"records.csv", *(f"{n}.{s}" for n in tables for s in ("csv", "tex"))}
     head, *lines = read(tmp_path / "tables" / "records.csv")
     assert head == [

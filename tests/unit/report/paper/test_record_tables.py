@@ -6,7 +6,7 @@ import math
 import pytest
 
 from masp.errors import DataError, InputError
-from masp.report.record_tables import write_aspect_table, write_target_table
+from masp.report.paper.record_tables import write_aspect_table, write_target_table
 from masp.results.aspect_records import write_aspect_records
 from masp.results.ledger_format import Record
 from masp.results.metrics_file import write_metrics

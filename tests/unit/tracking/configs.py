@@ -1,0 +1,3 @@
+"""What a configuration needs at least."""
+
+NEEDED = ["vlm.path=model", "dataset.root=images", "cache.dir=cache"]
