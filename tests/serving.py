@@ -73,7 +73,7 @@ class Server:
 
 @contextmanager
 def serving(commands: Commands, *argv: object, **env: object) -> Iterator[Server]:
-    """Run `masp ARGV` on a free port until the block ends; the VLM is loaded. It must end cleanly when it is stopped."""
+    """Run `masp ARGV` on a free port until the block ends; the VLM is loaded. Then it must end cleanly."""
     running = commands.start(*argv, "--port", 0, **env)
     running.when(lambda: "ready: " in running.output()[0])
     port = int(re.search(r"listening on http://\S+?:(\d+)", running.output()[0])[1])
