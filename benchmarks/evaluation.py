@@ -145,7 +145,7 @@ def our_sides(config) -> dict[str, Callable[[int, int], int]]:
         for batch in feed.batches(feed.keys[start:stop], scorer.config.evaluate.batch_size):
             sequences = [
                 build_sequence(
-                    scorer.prompt, scorer.question, None, num_aspect_tokens=scorer.num_aspect_tokens,
+                    scorer.prompt, scorer.question, None, num_aspect_tokens=len(scorer.aspects) * scorer.num_queries,
                     image=item.layout, num_soft_tokens=scorer.num_soft_tokens, layout=scorer.layout,
                 )
                 for item in batch

@@ -267,7 +267,7 @@ def evaluation_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
         with closing(feed.batches(feed.keys[:1], 1)) as batches:
             image_layout = next(batches)[0].layout
         length = len(build_sequence(
-            scorer.prompt, scorer.question, None, num_aspect_tokens=scorer.num_aspect_tokens, image=image_layout,
+            scorer.prompt, scorer.question, None, num_aspect_tokens=len(scorer.aspects) * scorer.num_queries, image=image_layout,
             num_soft_tokens=scorer.num_soft_tokens, layout=scorer.layout,
         ))  # fmt: skip
         nodes = len(candidate_tree(scorer.candidates).ids)

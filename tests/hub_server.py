@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub, on this machine: what huggingface_hub asks of a dataset repository, over HTTP.
+"""A stand-in for the Hugging Face Hub, on this machine: what huggingface_hub asks of a repository, over HTTP.
 
 Regular files are kept in commits, large ones by their SHA-256 as in git LFS. Every request is recorded.
 """
@@ -16,13 +16,18 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+import yaml
+
 LARGE = (".tar", ".h5", ".safetensors")
+LICENSES = ("apache-2.0", "cc-by-nc-4.0", "mit", "other", "unknown")
+FOREIGN = "foreign"
+"""Owner whose repositories the token may not make."""
 Answer = tuple[int, dict | bytes]
 
 
 @dataclass
 class Repository:
-    """A dataset repository."""
+    """A repository of a dataset or a model."""
 
     private: bool
     commits: list[tuple[str, dict[str, bytes]]] = field(default_factory=list)
@@ -66,37 +71,56 @@ class Hub:
 
     def answer(self, method: str, path: str, body: bytes, token: str | None) -> Answer:
         """The answer to a request."""
-        if method != "GET" and "/upload/" not in path and token != self.token:
+        if method == "POST" and path == "/api/validate-yaml":
+            return _card_problems(json.loads(body))
+        if method not in ("GET", "HEAD") and "/upload/" not in path and token != self.token:
             return 401, {"error": "Invalid username or password."}
         if method == "POST" and path == "/api/repos/create":
             order = json.loads(body)
-            name = f"{order['organization']}/{order['name']}"
+            if order["organization"] == FOREIGN:
+                return 403, {"error": f"You don't have the rights to create a repo under the namespace {FOREIGN}"}
+            of_model = order.get("type", "model") == "model"
+            name = f"{'models/' if of_model else ''}{order['organization']}/{order['name']}"
             if name in self.repositories:
-                return 409, {"error": "You already created this dataset repo"}
+                return 409, {"error": "You already created this repo"}
             self.repositories[name] = Repository(order.get("visibility") == "private")
             self.repositories[name].commit({".gitattributes": b"*.tar filter=lfs\n"})
-            return 200, {"url": f"{self.endpoint}/datasets/{name}"}
+            shown = name.removeprefix("models/") if of_model else f"datasets/{name}"
+            return 200, {"url": f"{self.endpoint}/{shown}"}
         if method == "PUT" and path.startswith("/upload/"):
             oid = path.removeprefix("/upload/")
             if hashlib.sha256(body).hexdigest() != oid:
                 return 400, {"error": "wrong digest"}
             self.large[oid] = body
             return 200, {}
-        match = re.fullmatch(r"(?:/api)?/datasets/([^/]+/[^/.]+)(?:\.git)?(?:/(.*))?", path)
+        match = re.fullmatch(r"(?:/api)?/(?:(datasets|models)/)?([^/]+/[^/.]+)(?:\.git)?(?:/(.*))?", path)
         if not match:
             return 404, {"error": f"no such page: {path}"}
-        found = self.repositories.get(match[1])
+        name = match[2] if match[1] == "datasets" else f"models/{match[2]}"
+        found = self.repositories.get(name)
         if found is None or (found.private and token != self.token):
             return 401, {"error": "Repository not found", "code": "RepoNotFound"}
-        return self._of_repository(found, match[1], match[2] or "", body)
+        return self._of_repository(found, name, match[3] or "", body)
+
+    def commit_of(self, path: str) -> str:
+        """The commit that a file was asked for in."""
+        name, _, more = path.removeprefix("/").partition("/resolve/")
+        found = self.repositories[name.removeprefix("datasets/") if name.startswith("datasets/") else f"models/{name}"]
+        revision = more.partition("/")[0]
+        return found.commits[-1][0] if revision == "main" else revision
 
     def _of_repository(self, found: Repository, name: str, rest: str, body: bytes) -> Answer:
         what, _, more = rest.partition("/")
+        if what in ("tree", "preupload", "commit") and more != "main" and more not in dict(found.commits):
+            return 404, {"error": "Invalid rev id", "code": "RevisionNotFound"}
         if what in ("", "revision"):
             revision = more or "main"
             if revision != "main" and revision not in dict(found.commits):
                 return 404, {"error": "Invalid rev id", "code": "RevisionNotFound"}
-            return 200, {"id": name, "sha": found.commits[-1][0] if revision == "main" else revision}
+            return 200, {
+                "id": name.removeprefix("models/"),
+                "sha": found.commits[-1][0] if revision == "main" else revision,
+            }
         if what == "tree":
             return 200, [_entry(path, data) for path, data in found.files(more).items()]
         if what == "preupload":
@@ -104,7 +128,11 @@ class Hub:
                 {"path": f["path"], "uploadMode": "lfs" if f["path"].endswith(LARGE) else "regular"}
                 for f in json.loads(body)["files"]
             ]
-            return 200, {"files": [{**f, "shouldIgnore": False, "oid": None} for f in files]}
+            there = found.files(more)
+            for f in files:
+                entry = _entry(f["path"], there[f["path"]]) if f["path"] in there else {}
+                f |= {"shouldIgnore": False, "oid": entry["lfs"]["oid"] if "lfs" in entry else entry.get("oid")}
+            return 200, {"files": files}
         if rest == "info/lfs/objects/batch":
             objects = json.loads(body)["objects"]
             for o in objects:
@@ -122,12 +150,44 @@ class Hub:
                 elif line["key"] == "deletedFile":
                     del files[value["path"]]
             commit = found.commit(files)
-            url = f"{self.endpoint}/datasets/{name}/commit/{commit}"
+            of = name.removeprefix("models/") if name.startswith("models/") else f"datasets/{name}"
+            url = f"{self.endpoint}/{of}/commit/{commit}"
             return 200, {"success": True, "commitOid": commit, "commitUrl": url}
         assert what == "resolve", rest
         revision, _, path = more.partition("/")
+        if revision != "main" and revision not in dict(found.commits):
+            return 404, {"error": "Invalid rev id", "code": "RevisionNotFound"}
         files = found.files(revision)
         return (200, files[path]) if path in files else (404, {"error": "Entry not found", "code": "EntryNotFound"})
+
+
+def _card_problems(asked: dict) -> Answer:
+    """What the hub answers to a model card: part of the rules that its documentation names."""
+    block = re.match(r"---\n(.*?)\n---\n", asked["content"], re.DOTALL)
+    try:
+        values = yaml.safe_load(block[1]) if block else None
+    except yaml.YAMLError as error:
+        return 400, {"errors": [{"message": str(error)}], "warnings": []}
+    if not isinstance(values, dict):
+        return 200, {"errors": [], "warnings": [{"message": "empty or missing yaml metadata in repo card"}]}
+    errors = []
+    if not isinstance(values.get("license"), str) or values["license"] not in LICENSES:
+        errors.append('"license" must be one of the known identifiers')
+    for name in ("tags", "datasets", "metrics"):
+        if not all(isinstance(each, str) for each in values.get(name, [])):
+            errors.append(f'"{name}" must be a list of strings')
+    for name in [values["base_model"]] if "base_model" in values else []:
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+            errors.append('"base_model" must be the name of a model')
+    for entry in values.get("model-index", []):
+        for result in entry["results"]:
+            if not (
+                entry["name"] and result["task"]["type"] and result["dataset"]["type"] and result["dataset"]["name"]
+            ):
+                errors.append('"model-index" must name model, task and dataset')
+            if any(not isinstance(metric["value"], float) or not metric["type"] for metric in result["metrics"]):
+                errors.append('"model-index" must have metrics with types and values')
+    return (400 if errors else 200), {"errors": [{"message": e} for e in errors], "warnings": []}
 
 
 def _entry(path: str, data: bytes) -> dict:
@@ -163,10 +223,14 @@ class _Handler(BaseHTTPRequestHandler):
             data = other(data)
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
+        if status == 200 and "/resolve/" in path:
+            self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+            self.send_header("X-Repo-Commit", self.hub.commit_of(path))
         if not isinstance(content, bytes) and isinstance(content, dict) and "code" in content:
             self.send_header("X-Error-Code", content["code"])
         self.end_headers()
-        self.wfile.write(data)
+        if self.command != "HEAD":
+            self.wfile.write(data)
 
     do_GET = do_POST = do_PUT = do_HEAD = _handle
 

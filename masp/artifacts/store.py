@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from masp.artifacts.exported import artifact_file
 from masp.artifacts.released_format import (
     MAX_BYTES,
     MAX_QUERIES,
@@ -187,7 +189,50 @@ def _save_released(path: Path, content: dict[str, Any]) -> None:
         torch.save(content, file)  # given a path, torch would write that name, a process number in it, into the file
 
 
+def export_aspects(path: str, to: Path, hidden_size: int) -> None:
+    """Copy aspect modules, all that are in the file; of the released format they become `aspect.safetensors`.
+
+    Args:
+        path: File, see `load_aspects`, which has accepted it.
+        to: The copy, a safetensors file.
+        hidden_size: D of the VLM.
+
+    Raises:
+        InputError, DataError: As of `load_aspects`.
+        OSError: The copy cannot be written.
+    """
+    key = "checkpoint.aspect"
+    path = artifact_file(path, "aspect", key)
+    if path.endswith(".safetensors"):
+        _copy(path, to)
+    else:
+        tensors = read_released_aspects(path)
+        names = _aspects_in(tensors)
+        checked = _all_checked(tensors, names, hidden_size, f"{key}: {path}")
+        _save(to, checked, Lineage("aspect", "imported", aspects=tuple(names)))
+
+
+def export_soft_prompt(path: str, to: Path, hidden_size: int, layout: str) -> None:
+    """Copy a soft prompt; of the released format it becomes a safetensors file that says its layout.
+
+    Args, Raises: As of `export_aspects`.
+    """
+    key = "checkpoint.soft_prompt"
+    path = artifact_file(path, "soft_prompt", key)
+    if path.endswith(".safetensors"):
+        _copy(path, to)
+    else:
+        weight = read_released_soft_prompt(path, hidden_size)
+        _save(to, {"weight": weight}, Lineage("soft_prompt", "imported", layout=cast(Layout, layout)))
+
+
+def _copy(path: str, to: Path) -> None:
+    with open_binary(path, max_bytes=MAX_BYTES) as source, replacing(to) as temporary, open(temporary, "wb") as copy:
+        shutil.copyfileobj(source, copy, 1 << 20)
+
+
 def _save(path: Path, tensors: dict[str, Tensor], lineage: Lineage) -> None:
+    """Write tensors with their lineage."""
     header = lineage.to_json() | {"digest": digest_tensors(tensors), "version": VERSION}
     if lineage.dataset_digest is None:  # files of training from a cache are what they were before there was another
         del header["dataset_digest"]
@@ -199,7 +244,7 @@ def load_aspects(path: str, aspects: Sequence[str], hidden_size: int) -> tuple[A
     """Load aspect modules from either format.
 
     Args:
-        path: File, `aspect.safetensors` or a released `aspect.pth`.
+        path: File, `aspect.safetensors` or a released `aspect.pth`, or an exported model, see `artifact_file`.
         aspects: Aspects to take, in this order; the file may hold more.
         hidden_size: D of the VLM.
 
@@ -208,17 +253,18 @@ def load_aspects(path: str, aspects: Sequence[str], hidden_size: int) -> tuple[A
         DataError: The file is damaged.
     """
     key = "checkpoint.aspect"
+    path = artifact_file(path, "aspect", key)
     if path.endswith(".safetensors"):
         tensors, lineage = _load(path, key, "aspect")
     else:
         tensors, lineage = read_released_aspects(path), None
-    names = sorted({name.rpartition(".")[0] for name in tensors})
+    names = _aspects_in(tensors)
     missing = [a for a in aspects if a not in names]
     if missing:
         aspect, has = listed_apart(missing[:1], names)
         raise InputError(f"{key}: {path} holds no aspect '{aspect}'; it has {has}, so give aspects=[…] of these alone")
     what = f"{key}: {path}"
-    tensors = {name: value for aspect in names for name, value in _checked(tensors, aspect, hidden_size, what).items()}
+    tensors = _all_checked(tensors, names, hidden_size, what)
     if lineage is None:
         lineage = Lineage("aspect", "imported", digest_tensors(tensors), tuple(names))
     num_queries = len(tensors[f"{aspects[0]}.query"])
@@ -228,6 +274,16 @@ def load_aspects(path: str, aspects: Sequence[str], hidden_size: int) -> tuple[A
             raise InputError(f"{what}: {aspect!r} has another number of queries than {aspects[0]!r}")
     modules.by_aspect.load_state_dict({n: t for n, t in tensors.items() if n.rpartition(".")[0] in set(aspects)})
     return modules, lineage
+
+
+def _aspects_in(tensors: dict[str, Any]) -> list[str]:
+    """Names of the aspects of a file, sorted."""
+    return sorted({name.rpartition(".")[0] for name in tensors})
+
+
+def _all_checked(tensors: dict[str, Any], aspects: Sequence[str], hidden_size: int, what: str) -> dict[str, Tensor]:
+    """The tensors of aspect modules, each with the shape that the VLM asks for."""
+    return {name: value for each in aspects for name, value in _checked(tensors, each, hidden_size, what).items()}
 
 
 def _checked(tensors: dict[str, Any], aspect: str, hidden_size: int, what: str) -> dict[str, Tensor]:
@@ -245,12 +301,13 @@ def _checked(tensors: dict[str, Any], aspect: str, hidden_size: int, what: str) 
 
 
 def load_soft_prompt(path: str, hidden_size: int) -> tuple[SoftPrompt, Lineage]:
-    """Load a soft prompt from either format.
+    """Load a soft prompt from either format, or of an exported model, see `artifact_file`.
 
     Raises:
         InputError: No such file, not a soft prompt, or vectors that do not fit the VLM. DataError: The file is damaged.
     """
     key = "checkpoint.soft_prompt"
+    path = artifact_file(path, "soft_prompt", key)
     if path.endswith(".safetensors"):
         tensors, lineage = _load(path, key, "soft_prompt")
         weight = tensors.get("weight")

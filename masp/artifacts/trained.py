@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from masp.artifacts.export_format import SCHEME
+from masp.artifacts.exported import NONE as NONE
 from masp.artifacts.store import Lineage, load_aspects, load_soft_prompt, safe_name, soft_prompt_file
 from masp.cache.fingerprint import Fields, differences
 from masp.config import Config
 from masp.config.schema import Quantization
 from masp.errors import InputError
-from masp.files.regular import is_file
+from masp.files.regular import exists, is_file
 from masp.files.text import shown_apart
 from masp.models.trainable import AspectModules, SoftPrompt
-
-NONE = "none"
-"""Value of `checkpoint.aspect` and `checkpoint.soft_prompt` that does without."""
 
 
 def prompt_aspects(config: Config) -> tuple[str, ...]:
@@ -164,7 +163,9 @@ def _check_aspects_of_soft_prompt(config: Config, hidden_size: int) -> None:
     own = default_aspect_path(config)
     if config.checkpoint.aspect is not None or not prompt_aspects(config) or named == NONE:
         return
-    if is_file(own, key="output_dir") or not is_file(Path(path), key="checkpoint.soft_prompt"):
+    if is_file(own, key="output_dir") or not (
+        path.startswith(SCHEME) or exists(Path(path), key="checkpoint.soft_prompt")
+    ):
         return
     _, lineage = load_soft_prompt(path, hidden_size)
     if lineage.origin == "trained":

@@ -152,10 +152,13 @@ def _mixed(samples: Samples) -> Samples:
     Where images are read in blocks, such as the rows of a row group, the blocks are in the order of the hashes of their
     names: in that of the keys alone, every shard would read all blocks.
     """
-    words = _hashes(samples.keys).T[::-1]
+    hashes = _hashes(samples.keys)
+    words = hashes.T[::-1]
     blocks = samples.table.blocks
     if blocks is None:
-        return samples[np.lexsort(words)]
+        order = np.argsort(hashes[:, 0], kind="stable")
+        first = hashes[order, 0]
+        return samples[np.lexsort(words) if (first[1:] == first[:-1]).any() else order]
     rank = np.empty(len(blocks.names), dtype=np.int64)
     rank[np.lexsort(_hashes(blocks.names).T[::-1])] = np.arange(len(blocks.names))
     return samples[np.lexsort((*words, rank[blocks.numbers[samples.rows]]))]

@@ -14,10 +14,12 @@ from masp.cli import (
     demo,
     doctor,
     evaluate,
+    export,
     extract,
     init,
     plan,
     predict,
+    push,
     quantization,
     report,
     run,
@@ -40,6 +42,8 @@ COMMANDS = (
     predict,
     app,
     serve,
+    export,
+    push,
     report,
     compare,
     study,
@@ -64,6 +68,7 @@ The order of work:
   masp evaluate --config C      score a split, write metrics.json
   masp report   RUN_DIR         one HTML page: accuracy, confusion, curves
   masp app      RUN_DIR         look at single images in the browser
+  masp export   RUN_DIR DIR     what was trained, in one directory for others; `masp push` sends it to the hub
 
 Settings: every command takes `--config FILE` and then `key=value` for single settings (docs/configuration.md).
 Exit codes: 0 done; 2 something you gave is wrong; 3 data is damaged; 75 stopped early, resumable;

@@ -81,7 +81,7 @@ def parse_arguments(
         parser.error("--config comes after the command: COMMAND --config FILE")
     arguments, rest = parser.parse_known_args(argv)
     taker = next((name for name in ("overrides", "images") if hasattr(arguments, name)), None)
-    unknown = [text for text in rest if text.startswith("-") or taker is None]
+    unknown = [text for text in rest if (text.startswith("-") and text != "-") or taker is None]
     if unknown:
         message = f"unrecognized arguments: {' '.join(unknown)}"
         if taker and (suggestion := _suggestion(unknown[0], argv, names(), getattr(arguments, "stage", None))):

@@ -61,7 +61,8 @@ class VlmConfig(Settings):
     """The frozen vision-language model."""
 
     path: PathText
-    """Local directory, or name of a model on the Hugging Face Hub."""
+    """Local directory, or name of a model on the Hugging Face Hub: `owner/name`, `owner/name@revision`, or with `hf://`
+    before it, which is never taken for a directory."""
 
     attention: Literal["sdpa", "eager"] = "sdpa"
     """Attention kernel. Part of the fingerprint: features computed with one are not used with the other."""
@@ -470,12 +471,13 @@ class CheckpointConfig(Settings):
     """The artifacts that evaluation and prediction load, and that stage 2 builds on."""
 
     aspect: PathText | None = None
-    """File of the aspect modules, written by stage 1 or a released `aspect.pth`; null: those of this run's stage 1;
-    `none`: no aspect modules."""
+    """File of the aspect modules, written by stage 1 or a released `aspect.pth`, or what `masp export` wrote: its
+    directory, or `hf://owner/name` of the Hugging Face Hub. null: those of this run's stage 1; `none`: no aspect
+    modules."""
 
     soft_prompt: PathText | None = None
-    """File of the soft prompt, written by stage 2 or a released `soft_prompt_….pt`; null: that of this run's stage 2;
-    `none`: no soft prompt."""
+    """File of the soft prompt, written by stage 2 or a released `soft_prompt_….pt`, or what `masp export` wrote: its
+    directory, or `hf://owner/name`. null: that of this run's stage 2; `none`: no soft prompt."""
 
     layout: Layout | None = None
     """Layout of a soft prompt in the released format, whose file does not contain it: `released` for published files.

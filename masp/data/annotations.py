@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -12,19 +13,23 @@ from tqdm import tqdm
 from masp.config.aspects import Aspects
 from masp.data.answers import read_annotation
 from masp.data.findings import meant_aspect
+from masp.data.sample import annotation_path
 from masp.errors import InputError
 from masp.files.text import reason
-from masp.runtime.process_pool import default_processes, process_pool
+from masp.runtime.process_pool import default_processes, map_ahead, process_pool
 
 # Annotations are small files, often on a network disk: threads wait for many at a time.
 _NUM_THREADS = 8
 _THREAD_CHUNK = 256
-_PROCESS_CHUNK = 2048
+_PROCESS_CHUNK = 8192
 _MANY = 20_000
 """So many are read faster by processes, although these take a second to start."""
 
 Answers = tuple[tuple[str, ...], tuple[str, ...]]
 """Annotated aspects and their answers."""
+
+_Work = tuple[Sequence[str], Sequence[str | None]]
+"""Keys and annotations of some images, of which whoever reads them makes paths."""
 
 
 @dataclass
@@ -41,45 +46,50 @@ class Chunk:
     """Key that is nearly an aspect, and that aspect -> number of files that have the key and not the aspect itself."""
 
 
-def read_annotations(root: str, paths: Sequence[str | None], aspects: Aspects) -> Iterator[Chunk]:
-    """Read annotation files, in their order.
+def read_annotations(
+    root: str, keys: Sequence[str], annotations: Sequence[str | None], aspects: Aspects
+) -> Iterator[Chunk]:
+    """Read the annotation files of images, in their order.
 
     Args:
         root: Directory of the dataset, with a slash at its end.
-        paths: Annotation files, relative to the root; None where an image has none.
+        keys: Sample keys of the images.
+        annotations: Where their annotations are, as `Entries.annotations` has it.
         aspects: Aspects to read.
 
     Raises:
         DataError: One is damaged. InputError: One cannot be read.
     """
-    many = len(paths) > _MANY
+    many = len(keys) > _MANY
     size = _PROCESS_CHUNK if many else _THREAD_CHUNK
-    chunks = [paths[start : start + size] for start in range(0, len(paths), size)]
-    with tqdm(total=len(paths), desc="annotations", unit="image", delay=1.0, leave=False, disable=None) as progress:
-        for chunk in (_by_processes if many else _by_threads)(root, chunks, aspects):
+    work = ((keys[start : start + size], annotations[start : start + size]) for start in range(0, len(keys), size))
+    read = functools.partial(_read_chunk, root, aspects)
+    with tqdm(total=len(keys), desc="annotations", unit="image", delay=1.0, leave=False, disable=None) as progress:
+        for chunk in (_by_processes if many else _by_threads)(read, work):
             yield chunk
             progress.update(len(chunk.numbers))
 
 
-def _by_processes(root: str, chunks: list[Sequence[str | None]], aspects: Aspects) -> Iterator[Chunk]:
-    with process_pool(default_processes(), None, "reads annotations") as pool:
-        yield from pool.map(_read_chunk, [root] * len(chunks), chunks, [aspects] * len(chunks))
+def _by_processes(read: Callable[[_Work], Chunk], work: Iterable[_Work]) -> Iterator[Chunk]:
+    num_processes = default_processes()
+    with process_pool(num_processes, None, "reads annotations") as pool:
+        yield from map_ahead(pool, num_processes, read, work)
 
 
-def _by_threads(root: str, chunks: list[Sequence[str | None]], aspects: Aspects) -> Iterator[Chunk]:
+def _by_threads(read: Callable[[_Work], Chunk], work: Iterable[_Work]) -> Iterator[Chunk]:
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         try:
-            yield from pool.map(_read_chunk, [root] * len(chunks), chunks, [aspects] * len(chunks))
+            yield from pool.map(read, work)
         except BaseException:
             # Without this, one broken file is reported only after all others have been read.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _read_chunk(root: str, paths: Sequence[str | None], aspects: Aspects) -> Chunk:
+def _read_chunk(root: str, aspects: Aspects, work: _Work) -> Chunk:
     chunk = Chunk()
     places: dict[Answers, int] = {}
-    for path in paths:
+    for path in map(annotation_path, *work):
         chunk.numbers.append(-1 if path is None else _read_one(root + path, aspects, chunk, places))
     chunk.answers = list(places)
     return chunk

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import logging
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ import numpy as np
 
 from masp.config.aspects import Aspects, load_aspects
 from masp.config.schema import Config, DatasetConfig
-from masp.data.annotations import read_annotations
+from masp.data.annotations import Answers, read_annotations
 from masp.data.division import Division, Undivided, divide, read_division
 from masp.data.findings import (
     NO_ANNOTATIONS,
@@ -53,6 +54,9 @@ from masp.files.text import shown
 from masp.taxonomy import CATEGORY_SETS, normalize_category
 
 LOG = logging.getLogger(__name__)
+
+_MAX_KNOWN = 1 << 16
+"""Different answers whose labels are found without making them again."""
 
 __all__ = ["SPLITS", "Dataset", "ListedDataset", "Sample", "dataset_of", "list_dataset", "read_dataset"]
 
@@ -279,20 +283,31 @@ class ListedDataset:
         unread = samples.rows[~self._is_read[samples.rows]]
         unread = unread[np.argsort(self._order[unread])]  # the first error is that of the first entry
         numbers = {label: number for number, label in enumerate(table.labels)}
+        known: dict[tuple[int, Answers], int] = {}
+        aspects: dict[tuple[str, ...], tuple[str, ...]] = {}
         start = 0
-        paths = list(map(entries.annotation_path, self._order[unread].tolist()))
-        for chunk in read_annotations(entries.root, paths, self.aspects):
+        order = self._order[unread].tolist()
+        keys, annotations = [entries.keys[n] for n in order], [entries.annotations[n] for n in order]
+        del order
+        for chunk in read_annotations(entries.root, keys, annotations, self.aspects):
             rows = unread[start : start + len(chunk.numbers)]
             start += len(rows)
             places = np.array(chunk.numbers, dtype=np.int32)
             kinds, inverse = np.unique(table.label[rows].astype(np.int64) << 32 | places + 1, return_inverse=True)
             found = []
             for kind in kinds.tolist():
-                aspects, texts = chunk.answers[(kind & 0xFFFFFFFF) - 1] if kind & 0xFFFFFFFF else ((), ())
-                label = replace(table.labels[kind >> 32], aspects=aspects, texts=texts)
-                found.append(numbers.setdefault(label, len(numbers)))
-                if found[-1] == len(table.labels):
-                    table.labels.append(label)
+                before, answers = kind >> 32, chunk.answers[(kind & 0xFFFFFFFF) - 1] if kind & 0xFFFFFFFF else ((), ())
+                number = known.get((before, answers))
+                if number is None:
+                    if len(known) >= _MAX_KNOWN:
+                        known.clear()
+                    # each chunk brings strings of its own: millions of labels share few
+                    names = aspects.setdefault(answers[0], tuple(map(sys.intern, answers[0])))
+                    label = replace(table.labels[before], aspects=names, texts=tuple(map(sys.intern, answers[1])))
+                    number = known[before, answers] = numbers.setdefault(label, len(numbers))
+                    if number == len(table.labels):
+                        table.labels.append(label)
+                found.append(number)
             table.label[rows] = np.array(found, dtype=np.int32)[inverse]
             self._is_annotated[rows] = places >= 0
             self._misspelled.update(chunk.misspelled)

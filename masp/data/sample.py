@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, get_args, overload
+from typing import Any, Protocol, get_args, overload
 
 import numpy as np
 
@@ -154,6 +154,19 @@ class Table:
         key = self.keys[row]
         return self.moved.get(key) or self.directories[self.splits[self.split[row]]] + path_of(key)
 
+    def images(self, rows: np.ndarray) -> list[Location]:
+        """Where some images are; takes less time than one after another."""
+        if self.moved or self.places is not None:
+            return [self.image(row) for row in rows.tolist()]
+        bases = [self.directories.get(split, "") for split in self.splits]
+        places = zip(self.split[rows].tolist(), rows.tolist(), strict=True)
+        return [bases[split] + path_of(self.keys[row]) for split, row in places]
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle labels as tuples: thousands of parts are sent to other processes, each with labels of its own."""
+        labels = [(label.category, label.aspects, label.texts, label.distribution) for label in self.labels]
+        return _unpickled, ({**vars(self), "labels": labels},)
+
     def part(self, rows: np.ndarray) -> Table:
         """A copy of some rows."""
         used, label = np.unique(self.label[rows], return_inverse=True)
@@ -165,6 +178,10 @@ class Table:
         return Table(
             keys, self.split[rows], label.astype(np.int32), labels, self.directories, moved, self.splits, places, blocks
         )
+
+
+def _unpickled(columns: dict[str, Any]) -> Table:
+    return Table(**{**columns, "labels": [Label(*each) for each in columns["labels"]]})
 
 
 class Samples(Sequence[Sample]):
@@ -289,7 +306,7 @@ class Images(Sequence[Location]):
     def __getitem__(self, place: int | slice) -> Location | list[Location]:
         table, rows = self._samples.table, self._samples.rows
         if isinstance(place, slice):
-            return [table.image(row) for row in rows[place].tolist()]
+            return table.images(rows[place])
         return table.image(int(rows[place]))
 
 
@@ -360,9 +377,27 @@ def split_name(name: str) -> tuple[str, str]:
     return stem, dot + suffix
 
 
+def split_names(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Stems and extensions of files in one directory, as `split_name` has them; of many, in a third of the time."""
+    text = "\n".join(names) + "\n"
+    suffix = split_name(names[0])[1] if names else ""
+    is_same = suffix and text.count(f"{suffix}\n") == text.count("\n") == len(names)
+    if is_same and not text.startswith(".") and "\n." not in text:
+        return text[:-1].removesuffix(suffix).replace(f"{suffix}\n", "\n").split("\n"), [suffix] * len(names)
+    parts = [split_name(name) for name in names]
+    return [stem for stem, _ in parts], [suffix for _, suffix in parts]
+
+
 def directory_prefix(root: Path) -> str:
     """What to put before a relative path to get one below a directory, as `str(root / path)` does."""
     return str(root / "_")[:-1]
+
+
+def annotation_path(key: str, annotation: str | None) -> str | None:
+    """Path of an image's annotation relative to the root, from what `Entries` holds: its key and its annotation."""
+    if annotation is None or not annotation.endswith("/"):
+        return annotation
+    return f"{annotation}{split_name(path_of(key).rpartition('/')[2])[0]}.json"
 
 
 @dataclass
@@ -412,10 +447,7 @@ class Entries:
 
     def annotation_path(self, number: int) -> str | None:
         """Path that the annotation of an entry should have, relative to the root."""
-        path = self.annotations[number]
-        if path is None or not path.endswith("/"):
-            return path
-        return f"{path}{split_name(self.relative_path(number).rpartition('/')[2])[0]}.json"
+        return annotation_path(self.keys[number], self.annotations[number])
 
     def where(self, number: int) -> str:
         """Where an entry is listed, for errors."""

@@ -12,7 +12,7 @@ import os
 import subprocess
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Literal
 
@@ -121,6 +121,21 @@ def array_share(environ: Mapping[str, str]) -> tuple[int, int]:
             f"--array=0-{count - 1}, or {BOTH}"
         )
     return count, index
+
+
+def read_share() -> Ranks:
+    """Which part of the work this process does where ranks need not run together: the launcher's ranks, times the
+    elements of a Slurm array.
+
+    Raises:
+        InputError: As of `read_ranks` and `array_share`.
+    """
+    ranks = read_ranks()
+    note_idle_tasks(ranks)
+    if ranks.launcher == "torchrun":
+        return ranks
+    count, index = array_share(os.environ)
+    return replace(ranks, rank=index * ranks.size + ranks.rank, size=count * ranks.size)
 
 
 def slurm_number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:

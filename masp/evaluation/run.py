@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,7 +20,7 @@ from masp.config import Config, save_config
 from masp.config.feature_source import evaluation_source
 from masp.data.findings import log_findings, save_findings
 from masp.data.questions import questions_of
-from masp.distributed.ranks import Ranks, array_share, claim_gpu, note_idle_tasks, read_ranks
+from masp.distributed.ranks import Ranks, claim_gpu, read_ranks, read_share
 from masp.errors import InputError, StoppedEarly
 from masp.evaluation.aspects import AspectEvaluation
 from masp.evaluation.feed import CachedFeed, Feed, open_feed
@@ -175,7 +174,7 @@ def _evaluate_one(
     wording: Wording = FIRST,
 ) -> Path | None:
     """Score one split with one wording; see `evaluate`."""
-    ranks, directory = _read_share(), evaluate_dir(config)
+    ranks, directory = read_share(), evaluate_dir(config)
     with noting_failure(directory), plain_write_errors(directory), joined(config, directory):
         evaluation = open_evaluation(config, directory, open_feed(config), known_categories, wording)
         ledgers = Ledgers(
@@ -240,19 +239,6 @@ def _score_slice(config: Config, evaluation: Evaluation, scoring: Scoring, ranks
                     f"evaluate: stopped on request; {directory / DIRECTORY} keeps what is scored, "
                     "the same command scores the rest"
                 )
-
-
-def _read_share() -> Ranks:
-    """Which slice this process scores: the launcher's ranks, times the elements of a Slurm array.
-
-    Nothing joins here, so ranks may be processes that never run at the same time.
-    """
-    ranks = read_ranks()
-    note_idle_tasks(ranks)
-    if ranks.launcher == "torchrun":
-        return ranks
-    count, index = array_share(os.environ)
-    return replace(ranks, rank=index * ranks.size + ranks.rank, size=count * ranks.size)
 
 
 def _discard_results(directory: Path, tables: Sequence[Path]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -32,10 +32,10 @@ class Encoder:
         dtype = torch_dtype(encoder_dtype(config.cache.dtype, self.device))
         self.vision = vision or load_vision_half(config.vlm.path, dtype, self.device, config.vlm.attention)
 
-    def stream(self, samples: Sequence[HasImage], num_workers: int) -> ReadAhead:
-        """Preprocessed images of samples, in order."""
+    def stream(self, samples: Sequence[HasImage], num_workers: int, order: Iterable[int] | None = None) -> ReadAhead:
+        """Preprocessed images of samples, in their order, or in another one that is taken as it is needed."""
         images = ImageDataset(samples, self.preprocessor, self.config.vlm)
-        return image_stream(images, num_workers, "evaluate.num_workers", self.device)
+        return image_stream(images, num_workers, "evaluate.num_workers", self.device, order)
 
     def prepare(self, sample: HasImage) -> PreparedImage:
         """The preprocessed image of one sample."""

@@ -24,7 +24,7 @@ from masp.config.feature_source import cache_directory
 from masp.data.division import record_division
 from masp.errors import InputError
 from masp.extraction.changes import known_keys
-from masp.extraction.job import Job, agree, check_machine, extract, holding, prepare, to_do
+from masp.extraction.job import Job, agree, check_machine, check_task, extract_job, holding, prepare, to_do
 from masp.files.atomic import write_bytes
 from masp.files.locks import locked
 from masp.runtime.log import show
@@ -52,26 +52,28 @@ def extend(config: Config, *, num_tasks: int = 1, task_index: int = 0) -> Path:
             or the machine is not the cache's. Nothing has been touched then.
         DataError, StoppedEarly: As `masp.extraction.job.extract`.
     """
+    check_task(num_tasks, task_index)
     directory = cache_directory(config)
     if read_layout(directory) is None:
         raise InputError(f"cache.dir: {directory} is not a feature cache; make one with `masp extract`")
     job = prepare(config)
     with locked(directory / EXTENDING, [(0, 1)], key="cache.dir", wait=True):
-        _add_generation(job)
-    return extract(config, num_tasks=num_tasks, task_index=task_index)
+        job = _with_generation(job)
+    return extract_job(job, num_tasks, task_index)
 
 
-def _add_generation(job: Job) -> None:
-    """Write the new samples into the layout, unless they are there already."""
+def _with_generation(job: Job) -> Job:
+    """Write the new samples into the layout, unless they are there already; returns the job with all shards."""
     directory, samples = job.directory, job.dataset.samples
-    layout = read_layout(directory)
-    assert layout is not None, f"{directory} had a layout a moment ago"
-    layout = _without_unused(directory, layout)
+    written = read_layout(directory)
+    assert written is not None, f"{directory} had a layout a moment ago"
+    layout = _without_unused(directory, written)
     num_shards, first = job.config.cache.num_shards, layout.generations[0].shards.keys()
     if first.isdisjoint(absent_shards(directory, layout)):
-        shards = shards_of(layout, samples, num_shards)
+        shards = job.shards if layout is written else shards_of(layout, samples, num_shards)
         if layout.num_samples == {shard.name: len(shard.samples) for shard in shards}:
-            return  # nothing came: each of many tasks must not read all sidecars to learn that
+            # nothing came: each of many tasks must not read all sidecars to learn that
+            return job if layout is written else replace(job, shards=shards_of(written, samples, num_shards))
     job.dataset.whole()
     missing, known = known_keys(directory, layout)
     # only sidecars tell which samples were there at first
@@ -83,7 +85,7 @@ def _add_generation(job: Job) -> None:
     to_do(old, old.shards, layout)  # names what went or changed
     new = samples[~is_known]
     if not len(new):
-        return
+        return replace(job, shards=shards_of(written, samples, num_shards))
     check_machine(job, layout)
     extended = replace(layout, generations=(*layout.generations, make_generation(layout, new)))
     with holding(directory, [(0, FINISHING)]), plain_write_errors(directory):
@@ -91,6 +93,7 @@ def _add_generation(job: Job) -> None:
         (directory / MANIFEST).unlink(missing_ok=True)  # what it says is no longer so
         write_bytes(directory / LAYOUT, layout_bytes(extended))
     show(f"cache: {directory}: {len(new):,} new images form generation {len(layout.generations)}")
+    return replace(job, shards=shards_of(extended, samples, num_shards))
 
 
 def _without_unused(directory: Path, layout: Layout) -> Layout:

@@ -113,7 +113,9 @@ def _modified_ns(image: Location) -> int | None:
         return None
 
 
-def image_stream(images: ImageDataset, num_workers: int, setting: str, device: str) -> ReadAhead:
+def image_stream(
+    images: ImageDataset, num_workers: int, setting: str, device: str, order: Iterable[int] | None = None
+) -> ReadAhead:
     """All images in order; any number of workers gives the same.
 
     Args:
@@ -121,8 +123,10 @@ def image_stream(images: ImageDataset, num_workers: int, setting: str, device: s
         num_workers: Processes that read them.
         setting: Setting that gives their number.
         device: `cpu` or `cuda`, where they go next.
+        order: Numbers of the images; None for all.
     """
-    return ReadAhead(images, range(len(images)), num_workers, setting, prefetch=4, pin_memory=device == "cuda")
+    numbers = range(len(images)) if order is None else order
+    return ReadAhead(images, numbers, num_workers, setting, prefetch=4, pin_memory=device == "cuda")
 
 
 def batches(images: Iterable[PreparedImage], batch_tokens: int) -> Iterator[list[PreparedImage]]:

@@ -134,9 +134,14 @@ def extract(
         DataError: Too many images are broken, or the encoder gave values that are not finite.
         StoppedEarly: SIGTERM or SIGINT; finished shards are kept.
     """
-    if not 0 <= task_index < num_tasks:
-        raise InputError(f"--task-index {task_index}: must be at least 0 and below --num-tasks, which is {num_tasks}")
-    job = prepare(config)
+    check_task(num_tasks, task_index)
+    return extract_job(prepare(config), num_tasks, task_index, redo, stop)
+
+
+def extract_job(
+    job: Job, num_tasks: int, task_index: int, redo: Collection[str] | None = None, stop: StopFlag | None = None
+) -> Path:
+    """What `extract` does, from a dataset that has been listed already."""
     directory, alone = job.directory, num_tasks == 1
     if task_index == 0 and (new := _later_aspects(job)):
         LOG.info(
@@ -189,6 +194,16 @@ def extract(
     return directory
 
 
+def check_task(num_tasks: int, task_index: int) -> None:
+    """Refuse a task that there is not.
+
+    Raises:
+        InputError: Names the option.
+    """
+    if not 0 <= task_index < num_tasks:
+        raise InputError(f"--task-index {task_index}: must be at least 0 and below --num-tasks, which is {num_tasks}")
+
+
 def _later_aspects(job: Job) -> list[str]:
     """The aspects that are defined now and were not when the cache was begun."""
     return [name for name in load_aspects(job.config.aspect_definitions) if name not in job.dataset.aspects]
@@ -209,7 +224,7 @@ def finish(config: Config) -> Path:
     if layout is None:
         raise InputError(f"cache.dir: {directory} is not a feature cache; make one with `masp extract`")
     job = prepare(config)
-    job.dataset.whole()
+    job.dataset.read(job.dataset.samples)
     agree(job)
     if missing := absent_shards(job.directory, layout):
         raise unfinished(job.directory, missing, len(job.shards))

@@ -1,4 +1,4 @@
-"""Writing a file so that a reader, at any time and after any kill, sees all of it or nothing."""
+"""Writing a file or a directory so that a reader, at any time and after any kill, sees all of it or nothing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import errno
 import glob
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,34 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         with contextlib.suppress(OSError):  # the first error is the one to report
             temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def creating_directory(path: Path) -> Iterator[Path]:
+    """Yield a temporary directory beside `path`; on success fsync its files and rename it to `path`, else remove it.
+
+    Args:
+        path: The directory, which does not exist or is empty, not a link; directories above it are made.
+
+    Raises:
+        OSError: It cannot be written, or is no longer empty when it would get its name.
+        BaseException: Whatever the block raises.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
+    temporary = temporary_path(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.iterdir():
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
+        fsync_directory(temporary)
+        os.rename(temporary, path)
+        fsync_directory(path.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # the first error is the one to report
         raise
 
 
@@ -123,13 +152,13 @@ def _start(path: Path) -> str:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove temporary files of `path` that killed processes of this machine left behind."""
+    """Remove temporary files and directories of `path` that killed processes of this machine left behind."""
     start = _start(path)
     for left in path.parent.glob(f"{glob.escape(start)}*.tmp"):
         number = left.name.removeprefix(start).removesuffix(".tmp")
         if number.isdecimal() and not _is_running(int(number)):
             with contextlib.suppress(OSError):  # of another user: this call does not need the name
-                left.unlink(missing_ok=True)
+                shutil.rmtree(left) if stat.S_ISDIR(left.lstat().st_mode) else left.unlink(missing_ok=True)
 
 
 def _is_running(pid: int) -> bool:

@@ -47,6 +47,11 @@ def try_lock(descriptor: int, start: int = 0, length: int = 0, *, wait: bool = F
     return True
 
 
+def unlock(descriptor: int, start: int = 0, length: int = 0) -> None:
+    """Give up a lock of this process; arguments as of `try_lock`."""
+    fcntl.lockf(descriptor, fcntl.LOCK_UN, length, start)
+
+
 @contextlib.contextmanager
 def locked(path: Path, ranges: Iterable[tuple[int, int]], *, key: str, wait: bool = False) -> Iterator[bool]:
     """Hold byte ranges of a lock file; yields whether all of them were free, which is always true with `wait`.

@@ -101,12 +101,15 @@ class Model:
         config.evaluate.scoring = "likelihood"
         self.questions = questions_of(config)
         hidden_size = family_of(config.vlm.path).hidden_size
-        model = model_part(config)
+        self.features_of = model = model_part(config)
+        """What its features depend on: the model part of their fingerprint."""
         self.trained: Trained = load_trained(config, hidden_size, model)
         self.categories = _categories(config, self.trained)
         """What can be predicted, in the order of the question."""
+        self.machine = machine_part(config).fields
+        """What makes its features here: the machine part."""
         self.notes = [
-            *machine_notes(self.trained, machine_part(config).fields),
+            *machine_notes(self.trained, self.machine),
             *layout_notes(self.trained.layout, model),
             *self.trained.quantization_notes(config),
         ]
@@ -279,7 +282,7 @@ class Model:
         Raises:
             DataError: The features of an image are not finite.
         """
-        return self.encode_prepared(images, [self.prepare(image) for image in images])
+        return self.encode_prepared([image.name for image in images], [self.prepare(image) for image in images])
 
     def prepare(self, image: NamedImage) -> PreparedImage:
         """Read, decode and preprocess an image, which needs neither half of the VLM.
@@ -290,19 +293,19 @@ class Model:
         return self.encoder.prepare(image)
 
     def encode_prepared(
-        self, images: Sequence[NamedImage], prepared: Sequence[PreparedImage]
+        self, names: Sequence[str], prepared: Sequence[PreparedImage]
     ) -> list[ScoreRequest | Unreadable]:
-        """Encode a batch of images that were prepared; errors as of `encode`."""
+        """Encode a batch of images that have been read, see `prepare` and `Encoder.stream`; as `encode`."""
         good = [image for image in prepared if not (image.reason or image.failure)]
         features = iter(self.encoder.encode(good))
         found: list[ScoreRequest | Unreadable] = []
-        for named, image in zip(images, prepared, strict=True):
+        for name, image in zip(names, prepared, strict=True):
             if why := image.reason or image.failure:
-                found.append(Unreadable(named.name, why))
+                found.append(Unreadable(name, why))
                 continue
             tokens = next(features)
-            check_finite_features([tokens], [named.name], self.config.cache.dtype)
-            found.append(ScoreRequest(tokens, image.layout, name=named.name))
+            check_finite_features([tokens], [name], self.config.cache.dtype)
+            found.append(ScoreRequest(tokens, image.layout, name=name))
         return found
 
 

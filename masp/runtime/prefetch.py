@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -48,7 +48,7 @@ class ReadAhead:
 
     Args:
         dataset: Dataset; its items, and a MaspError that it raises, reach the caller unchanged.
-        order: Indices.
+        order: Indices; taken when their turn to be prepared comes, in this process.
         num_workers: Number of worker processes; 0 prepares the items in this process.
         setting: Dotted name of the setting that `num_workers` comes from, for the error.
         prefetch: Items that each worker prepares ahead.
@@ -58,7 +58,7 @@ class ReadAhead:
     def __init__(
         self,
         dataset: Dataset,
-        order: Sequence[int],
+        order: Iterable[int],
         num_workers: int,
         setting: str,
         prefetch: int = 2,

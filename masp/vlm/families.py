@@ -54,6 +54,8 @@ CONSTANTS = {"ovis2": "visual_embeddings_table"}
 SYSTEM_TURN = QWEN2
 """Their prompts open with a system turn of MASP's own, as the published ones do; others with what their template
 writes."""
+SCHEME = "hf://"
+"""Before a name of the hub that is not to be taken for a directory."""
 TYPE_NAMES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 """What processors call the types of tokens."""
 
@@ -62,23 +64,26 @@ def resolve_directory(path: str, weights: bool = True) -> Path:
     """The local directory of a VLM.
 
     Args:
-        path: A directory, or a hub name such as `Qwen/Qwen2-VL-7B-Instruct` (downloaded once by huggingface_hub).
+        path: A directory, or a hub name such as `Qwen/Qwen2-VL-7B-Instruct`, of a certain state with `@revision`, never
+            a directory with `hf://` before it (downloaded once by huggingface_hub).
         weights: Download those of a hub name too; without them it is a few megabytes.
 
     Raises:
         InputError: Neither a directory nor a hub name that can be downloaded.
     """
     directory = Path(path).expanduser()
-    if is_directory(directory, key="vlm.path"):
+    if not path.startswith(SCHEME) and is_directory(directory, key="vlm.path"):
         if not is_file(directory / "config.json", key="vlm.path"):
             raise InputError(f"vlm.path: {directory} has no config.json; give the directory of a VLM or its hub name")
         return directory
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+    name, _, revision = path.removeprefix(SCHEME).partition("@")
+    # a revision becomes a path in the cache of huggingface_hub
+    if name.startswith((".", "/", "~")) or name.count("/") != 1 or ".." in revision.split("/"):
         raise InputError(f"vlm.path: {path!r} is not a directory; give that of a VLM, or a hub name (owner/name)")
     with plain_vlm_errors(f"{path!r} is not a local directory and cannot be downloaded from the hub"):
         # no code, no pickles
         patterns = ["*.json", "*.txt", "*.model", "*.jinja", *(["*.safetensors"] if weights else [])]
-        return Path(snapshot_download(path, allow_patterns=patterns))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
 
 
 def load_config(directory: Path) -> Any:

@@ -122,7 +122,7 @@ def test_predict_needs_neither_cache_nor_dataset_and_looks_for_files_first(comma
     # Nothing of the VLM is read where no image is there: its directory need not even exist.
     gone = commands("predict", tmp_path / "a.jpg", tmp_path, "--config", mine, *given, "vlm.path=/no/such/vlm")
     assert gone.code == 2 and gone.stderr.startswith(
-        f"error: 2 of 2 images cannot be read: {tmp_path / 'a.jpg'} (file "
+        f"error: 2 of 2 inputs cannot be read: {tmp_path / 'a.jpg'} (file not found), {tmp_path} (a directory without "
     )
     # A missing soft prompt is found before the encoder is loaded: its weights need not be there.
     bare = tmp_path / "bare"

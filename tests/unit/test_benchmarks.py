@@ -8,6 +8,7 @@ from benchmarks import annotated, own_aspects, scale, scale_ledgers, scale_merge
 from benchmarks.cache import main as cache_main
 from benchmarks.evaluation import main as evaluation_main
 from benchmarks.headers import write_images
+from benchmarks.predict import main as predict_main
 from benchmarks.rows import main as rows_main
 from benchmarks.serve import main as serve_main
 from benchmarks.sizes import METHODS
@@ -46,6 +47,19 @@ def test_evaluation(tmp_path, capsys, monkeypatch, repository):
     found = json.loads((tmp_path / "found.json").read_text())
     assert set(found["seconds_per_image"]) == {"masp", "live generate", "one at a time", "published"}
     assert "target >= 10" in capsys.readouterr().out
+
+
+@pytest.mark.full
+def test_predict(tmp_path, capsys, monkeypatch, repository):
+    monkeypatch.chdir(repository)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    (tmp_path / "tokenizer").mkdir()
+    make_tokenizer(tmp_path / "tokenizer")
+    sizes = "--rounds 1 --images 5 --num-workers 1 --hidden 64 --layers 1 --vocabulary 500 --width 64 --height 48"
+    arguments = ["--tokenizer", tmp_path / "tokenizer", "--dir", tmp_path, "--json", tmp_path / "found.json"]
+    assert predict_main([*sizes.split(), *map(str, arguments)]) == 0
+    assert json.loads((tmp_path / "found.json").read_text())["ratio"] > 0
+    assert "target >= 0.9" in capsys.readouterr().out
 
 
 @pytest.mark.full

@@ -176,21 +176,33 @@ class HubPlace(Place):
             )
         self._committed_at = time.monotonic()
 
-    @contextlib.contextmanager
-    def _errors(self, name: str = "") -> Iterator[None]:
-        """Turn what huggingface_hub and the HTTP library below it raise into one line."""
-        where = self.where(name) if name else self.address
-        try:
-            yield
-        except (MaspError, KeyboardInterrupt):
-            raise
-        except OfflineModeIsEnabled as error:
-            raise InputError(f"{where}: the hub is turned off: {all_lines(error)}") from error
-        except RevisionNotFoundError as error:
-            raise InputError(f"{where}: the repository has no revision {self._revision!r}") from error
-        except RepositoryNotFoundError as error:  # a gated one, too
-            raise InputError(f"{where}: {all_lines(error)}") from error
-        except Exception as error:
-            cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-            refused = isinstance(cause, HfHubHTTPError) and cause.response.status_code in _REFUSED
-            raise (InputError if refused else Unreachable)(f"{where}: {all_lines(cause)}") from error
+    def _errors(self, name: str = "") -> contextlib.AbstractContextManager[None]:
+        return hub_errors(self.where(name) if name else self.address, self._revision)
+
+
+@contextlib.contextmanager
+def hub_errors(where: str, revision: str | None = None) -> Iterator[None]:
+    """Turn what huggingface_hub and the HTTP library below it raise into one line.
+
+    Args:
+        where: What was asked for, such as `hf://owner/name`.
+        revision: Its revision; None for the newest.
+
+    Raises:
+        Unreachable: Another try may succeed.
+        InputError: It would not.
+    """
+    try:
+        yield
+    except (MaspError, KeyboardInterrupt):
+        raise
+    except OfflineModeIsEnabled as error:
+        raise InputError(f"{where}: the hub is turned off: {all_lines(error)}") from error
+    except RevisionNotFoundError as error:
+        raise InputError(f"{where}: the repository has no revision {revision!r}") from error
+    except RepositoryNotFoundError as error:  # a gated one, too
+        raise InputError(f"{where}: {all_lines(error)}") from error
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+        refused = isinstance(cause, HfHubHTTPError) and cause.response.status_code in _REFUSED
+        raise (InputError if refused else Unreachable)(f"{where}: {all_lines(cause)}") from error

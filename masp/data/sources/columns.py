@@ -47,6 +47,18 @@ class Columns:
         return tuple(dict.fromkeys(name for name in named if name is not None))
 
 
+def image_column(header: Header, named: str | None) -> str | None:
+    """The column of images alone, as `choose_columns` finds it; None if there is none, or rows are images.
+
+    Args:
+        header: What the source says of itself.
+        named: What the configuration calls it; another dataset's name, which this source does not have, counts as none.
+    """
+    usual = (name for wanted in USUAL["image"] for name in header.columns if name.lower() == wanted)
+    own = named if named in header.columns else None
+    return own or next(iter(header.image_columns), None) or next(usual, None)
+
+
 def choose_columns(header: Header, config: DatasetConfig, source: RowSource, aspects: Aspects) -> Columns:
     """Which columns hold what: those that the configuration names, else those with the usual names.
 

@@ -268,9 +268,8 @@ def _has_folders(directories: Sequence[Path], below: Sequence[Path], is_other: b
 
 def _files_in(directory: Path, depth: int = 2) -> list[Path]:
     """Files that may be those of a dataset, in a directory such as `train/` or `data/`, or in directories of that."""
-    contents = list_directory(directory)
-    found = [directory / name for name in contents.files if _kind(name)]
-    found = [path for path in found if is_file(path, key="dataset.root")]
+    contents = list_directory(directory, _SUFFIXES)
+    found = [path for name in contents.files if is_file(path := directory / name, key="dataset.root")]
     if depth > 1:
         for name in contents.directories:
             found += _files_in(directory / name, depth - 1)

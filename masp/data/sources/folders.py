@@ -11,7 +11,7 @@ from pathlib import Path
 
 from masp.data.findings import Finding, Ignored, Why, close_to, examples
 from masp.data.keys import sample_key, sample_keys
-from masp.data.sample import SPLITS, UNDIVIDED, Entries, Listing, directory_prefix, split_name
+from masp.data.sample import SPLITS, UNDIVIDED, Entries, Listing, directory_prefix, split_name, split_names
 from masp.data.sources.category_names import CategoryNames
 from masp.data.sources.split_words import SPLIT_WORDS
 from masp.errors import InputError
@@ -53,6 +53,8 @@ ANNOTATION_DIRECTORY = "annotation"
 
 # What operating systems and file servers leave in every directory; nobody needs to hear of it.
 _LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "lost+found"})
+_MAX_LITTER = max(map(len, _LITTER))
+"""Letters of a longer name need not be compared."""
 
 # The `datasets` library keeps what `map` and `filter` made of a dataset beside its arrow files.
 _RESULT_OF_MAP = re.compile(r"cache-[0-9a-f]{16}(_\d{5}_of_\d{5})?\.arrow")
@@ -130,6 +132,12 @@ class _Annotations:
         files = self.categories.get(category)
         if files is None:
             return [None] * len(images)
+        # nearly always each image has an annotation of its own, all of them in one directory
+        numbers = set(map(files.stems.get, stems))
+        number = numbers.pop() if len(numbers) == 1 else None
+        if number is not None and number >= 0 and len(used := dict.fromkeys(stems, ~number)) == len(stems):
+            files.stems.update(used)
+            return [self.prefixes[number]] * len(stems)
         found: list[str | None] = []
         for name, own_stem in zip(images, stems, strict=True):
             stem = files.find(own_stem)
@@ -323,16 +331,13 @@ def _read_category(
     while below:
         inside = below.pop()
         contents = list_directory(found.root / inside)
-        named: list[str] = []
-        stems: list[str] = []
-        others: list[str] = []
-        for name in contents.files:
-            stem, suffix = split_name(name)
-            if suffix.lower() in IMAGE_EXTENSIONS:
-                named.append(name)
-                stems.append(stem)
-            else:
-                others.append(name)
+        named, others = contents.files, []
+        stems, suffixes = split_names(named)
+        is_image = {suffix: suffix.lower() in IMAGE_EXTENSIONS for suffix in set(suffixes)}
+        if not all(is_image.values()):
+            others = [name for name, suffix in zip(named, suffixes, strict=True) if not is_image[suffix]]
+            stems = [stem for stem, suffix in zip(stems, suffixes, strict=True) if is_image[suffix]]
+            named = [name for name, suffix in zip(named, suffixes, strict=True) if is_image[suffix]]
         found.ignored += _passed_over(split, inside, others, contents.hidden, "extension")
         _add(found, inside, named, stems, category, split, annotations)
         images += len(named)
@@ -497,9 +502,10 @@ def meant_by_name(name: str) -> str:
 
 def is_litter(name: str) -> bool:
     """Whether a file or directory is what operating systems and libraries leave behind, by its name."""
-    if name.startswith("cache-"):
+    first = name[0]
+    if first == "c" and name.startswith("cache-"):
         return _RESULT_OF_MAP.fullmatch(name) is not None
-    return name.startswith(".") or name.lower() in _LITTER
+    return first == "." or (len(name) <= _MAX_LITTER and name.lower() in _LITTER)
 
 
 def _read_annotations(root: Path) -> _Annotations:
@@ -516,14 +522,16 @@ def _read_annotations(root: Path) -> _Annotations:
         files = found.categories.setdefault(normalize_category(directory), _Directory())
         inside = list_directory(path / directory)
         found.others += [f"{place}/{name}/" for name in inside.directories]
-        for name in inside.files:
-            stem, suffix = split_name(name)
-            if suffix != ".json":
-                found.others.append(f"{place}/{name}")
-                continue
-            files.stems[stem] = number
-            if not stem.isascii() and (composed := nfc(stem)) != stem:
-                files.composed.setdefault(composed, stem)
+        stems, suffixes = split_names(inside.files)
+        if suffixes.count(".json") < len(suffixes):
+            others = [name for name, suffix in zip(inside.files, suffixes, strict=True) if suffix != ".json"]
+            found.others += [f"{place}/{name}" for name in others]
+            stems = [stem for stem, suffix in zip(stems, suffixes, strict=True) if suffix == ".json"]
+        files.stems.update(dict.fromkeys(stems, number))
+        if not "".join(stems).isascii():
+            for stem in stems:
+                if not stem.isascii() and (composed := nfc(stem)) != stem:
+                    files.composed.setdefault(composed, stem)
     return found
 
 
@@ -545,8 +553,12 @@ def _same_names(entries: Entries) -> list[Finding]:
     return [Finding("names", text, len(twice), examples(twice))]
 
 
-def list_directory(path: Path) -> Contents:
+def list_directory(path: Path, suffixes: Collection[str] | None = None) -> Contents:
     """What a directory holds, without what operating systems leave behind.
+
+    Args:
+        path: The directory.
+        suffixes: Extensions in lower case: of the files, only those with one of these; None for all.
 
     Raises:
         InputError: It cannot be listed.
@@ -556,10 +568,13 @@ def list_directory(path: Path) -> Contents:
         with os.scandir(path) as listing:
             for item in listing:
                 name = item.name
-                if not is_litter(name):
-                    (found.directories if _is_directory(item) else found.files).append(name)
-                elif name[0] == "." and not name.startswith("._") and is_image_name(name):
-                    found.hidden.append(name)  # `._a.jpg` is what macOS knows about `a.jpg`
+                if (len(name) <= _MAX_LITTER or name[0] in ".c") and is_litter(name):
+                    if name[0] == "." and not name.startswith("._") and is_image_name(name):
+                        found.hidden.append(name)  # `._a.jpg` is what macOS knows about `a.jpg`
+                elif _is_directory(item):
+                    found.directories.append(name)
+                elif suffixes is None or name[name.rfind(".") :].lower() in suffixes:
+                    found.files.append(name)
     except OSError as error:
         raise InputError(f"{path}: cannot list this directory: {reason(error)}") from None
     for names in (found.directories, found.files, found.hidden):

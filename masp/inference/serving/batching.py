@@ -152,7 +152,7 @@ class Batcher:
     def _answer(self, model: Model, jobs: Sequence[Job]) -> None:
         """Answer jobs in one batch; if it fails, each by itself, so that none fails for another."""
         try:
-            requests = model.encode_prepared([job.image for job in jobs], [job.prepared for job in jobs])
+            requests = model.encode_prepared([job.image.name for job in jobs], [job.prepared for job in jobs])
             self._score(model, jobs, requests)
         except Exception as error:
             left = [job for job in jobs if not job.answer.done()]

@@ -55,7 +55,7 @@ def read_sizes(
     broken: list[tuple[Location, str]] = []
     with tqdm(total=len(unknown), desc="headers", unit="image", delay=1.0, leave=False, disable=None) as bar:
         chunks = [unknown[start : start + _CHUNK] for start in range(0, len(unknown), _CHUNK)]
-        work = (([images[place] for place in chunk.tolist()], max_side) for chunk in chunks)
+        work = ((_some(images, chunk), max_side) for chunk in chunks)
         found = _by_processes(_measure, work, len(unknown) > _ALONE, num_processes)
         for chunk, (measured, reasons) in zip(chunks, found, strict=True):
             sizes[chunk] = measured
@@ -64,6 +64,14 @@ def read_sizes(
     if remembered is not None:
         remembered.save()
     return np.ascontiguousarray(sizes), broken
+
+
+def _some(images: Sequence[Location], places: np.ndarray) -> Sequence[Location]:
+    """The images at some places, in ascending order; mostly they are all of a slice."""
+    start, stop = int(places[0]), int(places[-1]) + 1
+    if stop - start == len(places):
+        return images[start:stop]
+    return [images[place] for place in places.tolist()]
 
 
 def _remember(images: Sequence[Location], max_side: int | None, num_processes: int, memory: Path) -> HeaderMemory:

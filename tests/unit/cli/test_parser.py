@@ -9,8 +9,8 @@ from masp.cli.commands import build_parser
 from masp.cli.parser import Parser, add_command, add_local_rank
 
 COMMANDS = (
-    "demo make-demo-data datasets init run plan extract annotate train evaluate predict report compare study doctor "
-    "cache quantization"
+    "demo make-demo-data datasets init run plan extract annotate train evaluate predict export push report compare "
+    "study doctor cache quantization"
 ).split()
 CACHE_ACTIONS = "info verify extend aspects precision push pull".split()
 
@@ -64,6 +64,10 @@ def test_every_line_of_help_fits_a_terminal_of_120_columns(monkeypatch):
         (["train", "--stage", "stage2", "--profile"], {"stage": "stage2", "profile": True, "local_rank": None}),
         (["evaluate", "--on", "a", "--on", "b"], {"on": ["a", "b"]}),
         (["predict", "a.png", "b.png", "--config", "c"], {"images": ["a.png", "b.png"], "json": False}),
+        (
+            ["predict", "--model", "r", "-0", "-", "seed=1", "--output", "o.csv"],
+            {"images": ["-", "seed=1"], "null": True, "config": None, "output": "o.csv"},
+        ),
         (["report", "run", "--output", "page"], {"run_dir": "run", "output": "page"}),
         (["compare", "a", "b"], {"runs": ["a", "b"], "output": "outputs/compare"}),
         (["study", "--seeds", "1,2", "--only", "x", "--list"], {"seeds": "1,2", "only": "x", "list": True}),
@@ -143,5 +147,5 @@ def test_the_order_of_work_begins_with_the_dataset():
     steps = [line.split()[1] for line in build_parser().format_help().splitlines() if line.startswith("  masp ")]
     assert steps == [
         *("init", "run"),
-        *("datasets", "plan", "extract", "annotate", "train", "train", "evaluate", "report"),
+        *("datasets", "plan", "extract", "annotate", "train", "train", "evaluate", "report", "export"),
     ]

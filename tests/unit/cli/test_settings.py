@@ -14,7 +14,9 @@ def parser():
     train = commands.add_parser("train")
     train.add_argument("--stage")
     add_settings(train, "c.yaml")
-    commands.add_parser("predict").add_argument("images", nargs="+")
+    predict = commands.add_parser("predict")
+    predict.add_argument("images", nargs="+")
+    predict.add_argument("--json", action="store_true")
     commands.add_parser("report").add_argument("run_dir")
     return parser
 
@@ -36,6 +38,7 @@ def test_without_settings(parser):
     found = parse_arguments(parser, ["train"])
     assert (found.config, found.overrides) == ("c.yaml", [])
     assert parse_arguments(parser, ["predict", "a.png", "seed=1"]).images == ["a.png", "seed=1"]
+    assert parse_arguments(parser, ["predict", "a.png", "--json", "-"]).images == ["a.png", "-"]  # standard input
 
 
 def test_arguments_of_the_process(parser, monkeypatch):

@@ -13,7 +13,7 @@ import pytest
 from masp.config import DatasetConfig, load_aspects
 from masp.data.datasets import SPLITS, list_dataset, read_dataset
 from masp.data.findings import NO_ANNOTATIONS
-from masp.data.sample import Samples
+from masp.data.sample import Samples, split_names
 from masp.errors import DataError, InputError, MaspError
 from masp.taxonomy import CATEGORY_SETS
 
@@ -380,6 +380,43 @@ def test_some_samples_are_pickled_alone(tmp_path):
     assert found == some and [sample.category for sample in found] == ["awe", "joy"]
     assert len(pickle.dumps(some)) < len(pickle.dumps(samples)) / 3
     assert Samples.of(list(some)) == some and len(Samples.of([])) == 0
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [],
+        ["a.jpg", "b.c.jpg", "ü.jpg"],
+        ["a.jpg", "b.JPG"],
+        ["a.jpg", "b"],
+        ["a.jpg", ".jpg"],
+        [".a.jpg", "b.jpg"],
+        ["a\n.jpg", "b.jpg"],
+        ["a.jpg\nb.jpg", "c.jpg"],
+        ["a.jpg", "b.jpgx"],
+        ["...", "a"],
+        ["a.", "b."],
+    ],
+)
+def test_names_are_divided_together_as_each_alone(names):
+    stems, suffixes = split_names(names)
+    assert list(zip(stems, suffixes, strict=True)) == [os.path.splitext(name) for name in names]
+
+
+def test_annotations_of_one_directory_are_found_together_as_each_alone(tmp_path):
+    notes = {stem: f"annotation/awe/{stem}.json" for stem in "abcd"}
+    folders(tmp_path, "train/awe/a.jpg", "train/awe/b.jpg", "test/awe/c.jpg", "test/awe/x.jpg")
+    for stem, path in notes.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(json.dumps({"scene": stem}))
+    (tmp_path / "annotation/awe/readme.txt").write_text("no annotation")
+    found = read(tmp_path, "folder")
+    assert [s.answers.get("scene") for s in found.samples] == ["c", None, "a", "b"]
+    assert any("1 annotations belong to no image: annotation/awe/d.json" in text for text in texts(found))
+    assert any("annotation/awe/readme.txt" in text for text in texts(found))
+    folders(tmp_path, "val/awe/a.jpg")
+    with pytest.raises(InputError, match=r"annotation/awe/a\.json: would annotate both"):
+        read(tmp_path, "folder")
 
 
 def test_what_may_be_meant_is_said(tmp_path):

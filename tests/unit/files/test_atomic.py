@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from masp.files.atomic import create_bytes, replacing, write_bytes
+from masp.files.atomic import create_bytes, creating_directory, replacing, temporary_path, write_bytes
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -102,3 +102,22 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_n
         name.write_text("half")
     write_bytes(path, b"{}")
     assert sorted(tmp_path.iterdir()) == sorted([path, others, foreign, strange])
+
+
+def test_a_directory_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "above" / "new"
+    with pytest.raises(RuntimeError), creating_directory(path) as temporary:
+        (temporary / "file").write_bytes(b"1")
+        raise RuntimeError
+    assert list(path.parent.iterdir()) == []
+    left = path.with_name(temporary_path(path).name.replace(str(os.getpid()), "999999999"))
+    left.mkdir()  # of a process that was killed
+    (left / "file").write_bytes(b"1")
+    path.mkdir()  # empty
+    with creating_directory(path) as temporary:
+        (temporary / "file").write_bytes(b"2")
+        assert not any(path.iterdir())
+    assert list(path.parent.iterdir()) == [path] and (path / "file").read_bytes() == b"2"
+    with pytest.raises(OSError, match="not empty"), creating_directory(path) as temporary:
+        (temporary / "file").write_bytes(b"3")
+    assert list(path.parent.iterdir()) == [path] and (path / "file").read_bytes() == b"2"

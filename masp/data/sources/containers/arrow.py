@@ -136,11 +136,8 @@ class ArrowSource:
         wanted = [*columns, *([identity] if identity else []), *([image] if is_path else [])]
         check_readable(files, wanted)
         builders = {name: ColumnBuilder() for name in wanted}
-        counts, found_images = [], []
-        for file in tqdm(files, desc="arrow files", unit="file", delay=1.0, leave=False, disable=None):
-            images = _read_file(file, builders, None if is_path else image)
-            found_images.append(images)
-            counts.append(images.num_rows)
+        found_images = self._read_files(files, builders, None if is_path else image)
+        counts = [images.num_rows for images in found_images]
         where = RowNames([file.listed.path for file in files], counts)
         found = {name: builder.column() for name, builder in builders.items()}
         if identity:
@@ -155,13 +152,32 @@ class ArrowSource:
             rows.paths, missing = images_on_disk(self._root, image_paths(found[image], image, where))
             rows.findings += missing
         else:
-            numbers = [np.arange(count, dtype=np.int64) for count in counts]
-            containers = np.repeat(np.arange(len(files), dtype=np.int32), counts)
-            paths = tuple(file.listed.path for file in files)
-            rows.places = ArrowPlaces(
-                paths, self._root, containers, np.concatenate(numbers), ArrowImages.join(found_images)
-            )
+            rows.places = self._places(files, found_images)
         return rows
+
+    def places(self, image: str) -> ArrowPlaces | None:
+        """Where the images of a column are, without a name for each row; None where it holds paths.
+
+        Raises:
+            InputError: As of `read`.
+        """
+        files = self._read_schemas()
+        common_columns(files)
+        return None if has_paths(files, image) else self._places(files, self._read_files(files, {}, image))
+
+    @staticmethod
+    def _read_files(
+        files: Sequence[_File], builders: Mapping[str, ColumnBuilder], image: str | None
+    ) -> list[ArrowImages]:
+        progress = tqdm(files, desc="arrow files", unit="file", delay=1.0, leave=False, disable=None)
+        return [_read_file(file, builders, image) for file in progress]
+
+    def _places(self, files: Sequence[_File], images: Sequence[ArrowImages]) -> ArrowPlaces:
+        counts = [found.num_rows for found in images]
+        numbers = [np.arange(count, dtype=np.int64) for count in counts]
+        containers = np.repeat(np.arange(len(files), dtype=np.int32), counts)
+        paths = tuple(file.listed.path for file in files)
+        return ArrowPlaces(paths, self._root, containers, np.concatenate(numbers), ArrowImages.join(images))
 
     def _read_schemas(self) -> list[_File]:
         if self._files is None:

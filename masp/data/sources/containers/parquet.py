@@ -163,6 +163,20 @@ class ParquetSource:
             rows.blocks = _blocks(footers)
         return rows
 
+    def places(self, image: str) -> CellPlaces | None:
+        """Where the images of a column are, without a name for each row; None where it holds paths.
+
+        Raises:
+            InputError: As of `read`.
+        """
+        footers = self._read_footers()
+        common_columns(footers)
+        if has_paths(footers, image):
+            return None
+        for footer in footers:
+            _read_file(footer, {}, image, str)
+        return _places(footers, self._root, image)
+
     def _image_paths(self, column: Column, name: str, where: RowNames) -> list[str]:
         """The paths of a column; those in `metadata.parquet` are relative to its directory."""
         places = [file.name[: file.name.rfind("/") + 1] if is_metadata(Path(file.path)) else "" for file in self._files]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -86,6 +86,16 @@ def column_names(path: str, most: int) -> list[str]:
     reader = _Reader(path, (), keep_keys=True)
     _scan(reader, path, most)
     return list(reader.keys)
+
+
+def all_members(path: str) -> Iterator[Member]:
+    """All members of a tar, whatever they are; errors as of `read_samples`."""
+    try:
+        with open_listed(path) as file:
+            _check_start(file, path)
+            yield from TarScan(file, path).members()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {reason(error)}") from None
 
 
 def _scan(reader: _Reader, path: str, most: int | None) -> None:

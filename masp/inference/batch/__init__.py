@@ -1,0 +1,1 @@
+"""Batch prediction: what does a trained model say about any number of images, whatever happens meanwhile?"""
