@@ -13,7 +13,13 @@ from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 README = HERE / "README.md"
-SERVE = ["fastapi>=0.120", "prometheus_client>=0.21", "python-multipart>=0.0.20", "uvicorn>=0.34"]
+SERVE = [
+    "fastapi>=0.120",
+    "prometheus_client>=0.21",
+    "python-multipart>=0.0.20",
+    "starlette>=0.46",
+    "uvicorn>=0.34",
+]
 TRACKERS = ["mlflow-skinny>=3.1", "wandb>=0.22"]
 
 
@@ -41,8 +47,11 @@ setup(
     # Stated although it is the default: an editable installation is then a path in a .pth file. An import hook would
     # come after the working directory, where a clone named `masp` looks like an empty namespace package.
     package_dir={"": "."},
-    # The demo's VLM and the templates of the reports are read at run time.
-    package_data={"masp": ["py.typed", "*.pyi", "**/*.j2", "demo/tiny_vlm/weights/*"], "launch": ["py.typed"]},
+    # The demo's VLM, the templates of the reports and the page of `masp app` are read at run time.
+    package_data={
+        "masp": ["py.typed", "*.pyi", "**/*.j2", "demo/tiny_vlm/weights/*", "inference/serving/assets/*"],
+        "launch": ["py.typed"],
+    },
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
         "braceexpand>=0.1.7",

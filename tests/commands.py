@@ -24,7 +24,7 @@ import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl, torch.utils.tensorboa
 from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl
 from deepspeed.runtime.zero.muon import muon_optimizer
 import masp.extraction.encode_shards, masp.evaluation.run, masp.inference.batch.run, masp.inference.batch.inputs
-import masp.training.loop, masp.report.attention, masp.report.page
+import masp.training.loop, masp.report.attention, masp.report.page, masp.inference.serving.server
 from masp.cli.main import run_process
 deepspeed.ops.__compatible_ops__  # found out once, by compiling
 """

@@ -7,6 +7,7 @@ import argparse
 from masp import __version__
 from masp.cli import (
     annotate,
+    app,
     cache,
     compare,
     datasets,
@@ -22,6 +23,7 @@ from masp.cli import (
     quantization,
     report,
     run,
+    serve,
     study,
     sweep,
     train,
@@ -39,6 +41,8 @@ COMMANDS = (
     train,
     evaluate,
     predict,
+    app,
+    serve,
     export,
     push,
     report,
@@ -65,6 +69,7 @@ The order of work:
   masp train --stage stage2 …   train the soft prompt on top of them
   masp evaluate --config C      score a split, write metrics.json
   masp report   RUN_DIR         one HTML page: accuracy, confusion, curves
+  masp app      RUN_DIR         look at single images in the browser
   masp export   RUN_DIR DIR     what was trained, in one directory for others; `masp push` sends it to the hub
 
 Settings: every command takes `--config FILE` and then `key=value` for single settings (docs/configuration.md).

@@ -14,23 +14,33 @@ from masp.runtime.devices import encoder_dtype, pick_device, torch_dtype
 from masp.runtime.prefetch import ReadAhead
 from masp.vlm.features import Features
 from masp.vlm.preprocessor import load_preprocessor
-from masp.vlm.vision import load_vision_half
+from masp.vlm.vision import VisionHalf, load_vision_half
 
 
 class Encoder:
-    """The vision half with its preprocessing, as extraction runs it."""
+    """The vision half with its preprocessing, as extraction runs it.
 
-    def __init__(self, config: Config):
+    Args:
+        config: Run configuration.
+        vision: The vision half, if it is in memory already; None loads it.
+    """
+
+    def __init__(self, config: Config, vision: VisionHalf | None = None):
         self.config = config
         self.preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
         self.device = pick_device(config.extract.device, "extract.device")
         dtype = torch_dtype(encoder_dtype(config.cache.dtype, self.device))
-        self.vision = load_vision_half(config.vlm.path, dtype, self.device, config.vlm.attention)
+        self.vision = vision or load_vision_half(config.vlm.path, dtype, self.device, config.vlm.attention)
 
     def stream(self, samples: Sequence[HasImage], num_workers: int, order: Iterable[int] | None = None) -> ReadAhead:
         """Preprocessed images of samples, in their order, or in another one that is taken as it is needed."""
         images = ImageDataset(samples, self.preprocessor, self.config.vlm)
         return image_stream(images, num_workers, "evaluate.num_workers", self.device, order)
+
+    def prepare(self, sample: HasImage) -> PreparedImage:
+        """The preprocessed image of one sample."""
+        prepared = ImageDataset([sample], self.preprocessor, self.config.vlm)[0]
+        return prepared.pin_memory() if self.device == "cuda" else prepared
 
     def encode(self, images: Sequence[PreparedImage]) -> list[Features]:
         """Features of any number of images as a cache would return them.

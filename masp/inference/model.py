@@ -35,9 +35,9 @@ from masp.inference.images import ImageInput, NamedImage, named_images
 from masp.inference.source import config_of
 from masp.results.explanations.explanation import Explanation
 from masp.results.metrics import softmax
-from masp.runtime.devices import pick_device
+from masp.runtime.devices import encoder_dtype, pick_device
 from masp.taxonomy import CATEGORY_SETS, normalize_category
-from masp.vlm.families import family_of
+from masp.vlm.families import family_of, resolve_directory
 from masp.vlm.language import LanguageHalf
 
 T = TypeVar("T")
@@ -148,6 +148,14 @@ class Model:
     def load(self, explains: bool = False) -> None:
         """Load the VLM now instead of when it is first needed; with `explains`, what explanations need too."""
         _ = self.encoder, self.explainer if explains else self.scorer
+
+    def use_vlm_of(self, other: Model) -> None:
+        """Use the halves of the VLM that another model has loaded instead of loading them again, as far as they are
+        the same: to be called before this model needs them."""
+        if _language_of(self.config) == _language_of(other.config):
+            self._given = other.language
+        if _vision_of(self.config) == _vision_of(other.config):
+            self.encoder = Encoder(self.config, other.encoder.vision)
 
     @contextmanager
     def sharing_vlm(self) -> Iterator[bool]:
@@ -274,14 +282,20 @@ class Model:
         Raises:
             DataError: The features of an image are not finite.
         """
-        with self.encoder.stream(images, num_workers=0) as stream:
-            prepared = list(itertools.islice(stream, len(images)))
-        return self.encode_prepared([image.name for image in images], prepared)
+        return self.encode_prepared([image.name for image in images], [self.prepare(image) for image in images])
+
+    def prepare(self, image: NamedImage) -> PreparedImage:
+        """Read, decode and preprocess an image, which needs neither half of the VLM.
+
+        Safe in any thread beside the one that uses the model, once `encoder` is loaded, and in several at once where
+        `encoder.preprocessor.has_plain_block`; the tokenizers of other processors serve one thread at a time.
+        """
+        return self.encoder.prepare(image)
 
     def encode_prepared(
         self, names: Sequence[str], prepared: Sequence[PreparedImage]
     ) -> list[ScoreRequest | Unreadable]:
-        """Encode a batch of images that have been read, see `Encoder.stream`; as `encode`."""
+        """Encode a batch of images that have been read, see `prepare` and `Encoder.stream`; as `encode`."""
         good = [image for image in prepared if not (image.reason or image.failure)]
         features = iter(self.encoder.encode(good))
         found: list[ScoreRequest | Unreadable] = []
@@ -293,6 +307,19 @@ class Model:
             check_finite_features([tokens], [name], self.config.cache.dtype)
             found.append(ScoreRequest(tokens, image.layout, name=name))
         return found
+
+
+def _language_of(config: Config) -> tuple[object, ...]:
+    """All that the language half in memory depends on."""
+    vlm, engine = config.vlm, config.engine
+    device = pick_device(engine.device, "engine.device")
+    return resolve_directory(vlm.path), vlm.attention, vlm.quantization, engine.precision, device
+
+
+def _vision_of(config: Config) -> tuple[object, ...]:
+    """All that the vision half in memory depends on."""
+    vlm, device = config.vlm, pick_device(config.extract.device, "extract.device")
+    return resolve_directory(vlm.path), vlm.attention, encoder_dtype(config.cache.dtype, device), device
 
 
 def readable(batch: Sequence[T | Unreadable]) -> list[T]:

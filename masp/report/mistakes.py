@@ -9,7 +9,7 @@ import numpy as np
 
 from masp.data.image_files.stored import Location
 from masp.data.images import UnreadableImage, load_image
-from masp.errors import MaspError
+from masp.errors import DataError, MaspError
 from masp.report.html import SIDE, data_address
 from masp.report.images import Images
 from masp.results.ledgers.table import CHUNK
@@ -49,6 +49,78 @@ class Mistakes:
     """Why there are no records or no images."""
 
 
+class WrongPredictions:
+    """All wrong predictions of an evaluation, the ones that the model was surest of first.
+
+    Args:
+        records: Records of the evaluation.
+        images: Finds the images.
+    """
+
+    def __init__(self, records: Records, images: Images):
+        self.records, self.images = records, images
+        wrong = np.flatnonzero(~records.is_right)
+        self.by_confidence = bool(len(wrong)) and not np.isnan(records.scores).any()
+        """Whether the surest come first; otherwise, under `generate`, they are in the order of the records."""
+        if self.by_confidence:
+            parts = [softmax(records.scores[wrong[i : i + CHUNK]]).max(axis=1) for i in range(0, len(wrong), CHUNK)]
+            # among equals, in the order of the records
+            wrong = wrong[np.argsort(-np.concatenate(parts), kind="stable")]
+        self._rows = wrong
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def place(self, number: int) -> tuple[str, str, Location | None]:
+        """Name, label and image of a mistake; None if the image is not there."""
+        key, label, _ = self.records.outcome(int(self._rows[number]))
+        name, image = self.images.find(key)
+        return name, label, image
+
+    def shown(self, start: int, count: int) -> tuple[Mistake, ...]:
+        """Up to `count` of them, from number `start` on, with thumbnails."""
+        found = []
+        for number, row in enumerate(self._rows[start : start + count].tolist(), start):
+            _, label, prediction = self.records.outcome(row)
+            name, _, image = self.place(number)
+            probabilities: dict[str | None, float] = {}
+            if self.by_confidence:
+                shares = softmax(self.records.scores[row : row + 1])[0].tolist()
+                probabilities = dict(zip(self.records.categories, shares, strict=True))
+            found.append(
+                Mistake(
+                    name=name,
+                    label=label,
+                    prediction=prediction,
+                    text=self.records.columns["text"][row].decode() or None,
+                    probability=probabilities.get(prediction),
+                    label_probability=probabilities.get(label),
+                    image=_thumbnail(image) if image else None,
+                )
+            )
+        return tuple(found)
+
+
+def read_wrong_predictions(evaluate_dir: Path, metrics: MetricsFile, images: Images) -> WrongPredictions:
+    """The wrong predictions of an evaluation.
+
+    Args:
+        evaluate_dir: Directory of the evaluation.
+        metrics: Its metrics.
+        images: Finds the images.
+
+    Raises:
+        MaspError: The records cannot be read, or are not those of the metrics.
+    """
+    try:
+        records = read_records_file(evaluate_dir / FILE)
+    except MaspError as error:
+        raise DataError(f"The records cannot be read: {error}") from None
+    if metrics.records_digest not in (None, records.digest):
+        raise DataError(f"{evaluate_dir / FILE} is not the file that metrics.json was written with.")
+    return WrongPredictions(records, images)
+
+
 def mistakes(evaluate_dir: Path, metrics: MetricsFile, images: Images) -> Mistakes:
     """The wrong predictions that the model was surest of, with thumbnails; under `generate` the first ones.
 
@@ -58,51 +130,15 @@ def mistakes(evaluate_dir: Path, metrics: MetricsFile, images: Images) -> Mistak
         images: Finds the images.
     """
     try:
-        records = read_records_file(evaluate_dir / FILE)
+        wrong = read_wrong_predictions(evaluate_dir, metrics, images)
     except MaspError as error:
-        return Mistakes((), 0, False, False, f"The records cannot be read: {error}")
-    if metrics.records_digest not in (None, records.digest):
-        return Mistakes(
-            (), 0, False, False, f"{evaluate_dir / FILE} is not the file that metrics.json was written with."
-        )
-    wrong = np.flatnonzero(~records.is_right)
-    surest, by_confidence = _surest(records, wrong)
-    shown = []
-    for row, probabilities in surest:
-        key, label, prediction = records.outcome(row)
-        name, image = images.find(key)
-        shown.append(
-            Mistake(
-                name=name,
-                label=label,
-                prediction=prediction,
-                text=records.columns["text"][row].decode() or None,
-                probability=probabilities.get(prediction),
-                label_probability=probabilities.get(label),
-                image=_thumbnail(image) if image else None,
-            )
-        )
+        return Mistakes((), 0, False, False, str(error))
+    shown = wrong.shown(0, _NUM_MISTAKES)
     has_images = any(mistake.image for mistake in shown)
     problem = None
     if shown and not has_images:
         problem = f"The images are not here: no readable image under {images.root or 'the dataset root of the config'}."
-    return Mistakes(tuple(shown), len(wrong), by_confidence, has_images, problem)
-
-
-def _surest(records: Records, wrong: np.ndarray) -> tuple[list[tuple[int, dict[str | None, float]]], bool]:
-    """The rows of the mistakes to show with the probabilities of all categories, and whether these decided."""
-    if not len(wrong) or np.isnan(records.scores).any():
-        return [(row, {}) for row in wrong[:_NUM_MISTAKES].tolist()], False
-    best = np.concatenate(
-        [softmax(records.scores[wrong[i : i + CHUNK]]).max(axis=1) for i in range(0, len(wrong), CHUNK)]
-    )
-    # among equals, in the order of the records
-    rows = wrong[np.argsort(-best, kind="stable")[:_NUM_MISTAKES]]
-    probabilities = softmax(records.scores[rows])
-    return [
-        (row, dict(zip(records.categories, values.tolist(), strict=True)))
-        for row, values in zip(rows.tolist(), probabilities, strict=True)
-    ], True
+    return Mistakes(shown, len(wrong), wrong.by_confidence, has_images, problem)
 
 
 def _thumbnail(image: Location) -> str | None:

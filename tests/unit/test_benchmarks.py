@@ -10,6 +10,7 @@ from benchmarks.evaluation import main as evaluation_main
 from benchmarks.headers import write_images
 from benchmarks.predict import main as predict_main
 from benchmarks.rows import main as rows_main
+from benchmarks.serve import main as serve_main
 from benchmarks.sizes import METHODS
 from benchmarks.sizes import settings_of as settings_of_size
 from benchmarks.sizes import table as table_of_sizes
@@ -221,3 +222,13 @@ def test_sizes(size, repository, monkeypatch):
         assert other.stage2.learning_rate == pytest.approx(factor * rate, rel=0.05)
     runs = [{"method": "rule", "size": size, "accuracy": 0.5}, {"method": "rule", "size": size, "accuracy": 0.7}]
     assert table_of_sizes(runs)[-1] == f"| {size:,} | 0.600 (0.500, 0.700) |  |  |"
+
+
+@pytest.mark.full
+def test_serve(tmp_path, capsys, monkeypatch, repository):
+    monkeypatch.chdir(repository)
+    sizes = "--rounds 1 --images 8 --clients 4 --width 96 --height 64"
+    assert serve_main([*sizes.split(), "--dir", str(tmp_path), "--json", str(tmp_path / "found.json")]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["ratio"] > 0 and found["largest_difference"] < 1e-5  # every answer was compared
+    assert "serve / predict" in capsys.readouterr().out

@@ -1,0 +1,1 @@
+"""Serving: how does a trained model answer over HTTP, to programs and to people?"""
