@@ -52,12 +52,31 @@ class Names:
         return os.fsdecode(self.encoded(number))
 
     def taken(self, order: Iterable[int]) -> Names:
-        """Some of them, in another order."""
+        """All of them, in another order."""
         found = Names()
         for number in order:
             found._bytes += self.encoded(number)
             found._ends.append(len(found._bytes))
         return found
+
+    def drop(self, numbers: np.ndarray) -> None:
+        """Remove some, in place: what is behind them moves up.
+
+        Args:
+            numbers: Which, in rising order; at least one.
+        """
+        num_kept = int(numbers[0])
+        num_bytes = self._ends[num_kept - 1] if num_kept else 0
+        with memoryview(self._bytes) as data, memoryview(self._ends) as all_ends:
+            ends = np.frombuffer(all_ends, dtype=np.uint64)
+            for place, number in enumerate(map(int, numbers)):
+                until = int(numbers[place + 1]) if place + 1 < len(numbers) else len(ends)
+                start, stop, count = int(ends[number]), int(ends[until - 1]), until - number - 1
+                data[num_bytes : num_bytes + stop - start] = data[start:stop]
+                ends[num_kept : num_kept + count] = ends[number + 1 : until] - np.uint64(start - num_bytes)
+                num_kept, num_bytes = num_kept + count, num_bytes + stop - start
+            del ends
+        del self._bytes[num_bytes:], self._ends[num_kept:]
 
     def digest(self) -> bytes:
         """SHA-256 of all of them."""
@@ -209,19 +228,20 @@ class ImageLister:
         order = np.argsort(hashes, kind="stable")
         ordered = hashes[order]
         same = np.flatnonzero(ordered[1:] == ordered[:-1]) + 1  # as the one before it
-        again, firsts = order[same], order[np.searchsorted(ordered, ordered[same])]
+        again, before = order[same], order[same - 1]
         del order, ordered
-        if len(again):
-            by_number = np.argsort(again)
-            self._drop(again[by_number], firsts[by_number])
+        if len(same):
+            self._drop(again, before, np.diff(same, prepend=-1) > 1)
         return ImageList(self._blocks)
 
-    def _drop(self, again: np.ndarray, firsts: np.ndarray) -> None:
+    def _drop(self, again: np.ndarray, before: np.ndarray, is_other: np.ndarray) -> None:
         """Leave out paths that were named before.
 
         Args:
-            again: Numbers of paths, among all of them, whose hash occurred before.
-            firsts: Where it did.
+            again: Numbers of paths, among all of them, whose hash occurred before; those of one hash follow each other,
+                in rising order.
+            before: Number of the last path before each that has its hash.
+            is_other: Whether the hash is another than that of the one before in `again`.
         """
         blocks = [block for block in self._blocks if isinstance(block, PathBlock)]
         starts = [0, *accumulate(map(len, blocks))]
@@ -230,17 +250,19 @@ class ImageLister:
             block = bisect_right(starts, number) - 1
             return os.path.abspath(blocks[block].paths[number - starts[block]])
 
-        dropped, known = array("q"), dict[int, set[str]]()
-        for number, first in zip(again.tolist(), firsts.tolist(), strict=True):
-            path, same = path_of(number), known.setdefault(first, {path_of(first)})
-            if path in same:
-                dropped.append(number)
-            same.add(path)  # of another one with the same hash
+        found, known = array("q"), set[str]()
+        for number, first, is_first in zip(map(int, again), map(int, before), is_other, strict=True):
+            if is_first:
+                known = {path_of(first)}
+            path = path_of(number)
+            if path in known:
+                found.append(number)
+            known.add(path)  # of another one with the same hash
+        dropped = np.sort(np.frombuffer(found, dtype=np.int64)) if found else np.empty(0, dtype=np.int64)
         for start, block in zip(starts[:-1], blocks, strict=True):
-            of_block = [number - start for number in dropped if start <= number < start + len(block)]
-            if of_block:
-                gone = set(of_block)
-                block.paths = block.paths.taken(number for number in range(len(block)) if number not in gone)
+            of_block = dropped[np.searchsorted(dropped, start) : np.searchsorted(dropped, start + len(block))] - start
+            if len(of_block):
+                block.paths.drop(of_block)
 
 
 def sorted_names(names: Iterable[str]) -> Names:

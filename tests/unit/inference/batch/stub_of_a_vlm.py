@@ -1,10 +1,9 @@
-"""A batch prediction in which only the VLM is a stub: `stub_of_a_vlm.py SOURCE OUTPUT`; prints the peak memory in KiB.
+"""A batch prediction in which only the VLM is a stub: `stub_of_a_vlm.py SOURCE OUTPUT`; prints its peak memory, bytes.
 
 Images are listed, read and decoded as always; what the encoder and the language model would say follows from an image's
 name.
 """
 
-import resource
 import sys
 import zlib
 from pathlib import Path
@@ -19,6 +18,7 @@ from masp.inference.batch.inputs import list_images
 from masp.inference.batch.run import predict_to_file
 from masp.inference.model import Model
 from masp.vlm.features import Features, ImageLayout
+from tests.memory import peak_memory_bytes
 
 CATEGORIES = ("awe", "fear", "joy")
 
@@ -67,4 +67,4 @@ if __name__ == "__main__":
     predict_to_file(
         stub_model("evaluate.batch_size=256"), list_images(sys.argv[1:2], None, sys.stdin.buffer), Path(sys.argv[2])
     )
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    print(peak_memory_bytes())

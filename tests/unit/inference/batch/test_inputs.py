@@ -5,6 +5,7 @@ import os
 import re
 import tarfile
 import tempfile
+from array import array
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 
 from masp.data.images import load_image
 from masp.errors import InputError
-from masp.inference.batch.image_list import ImageLister
+from masp.inference.batch.image_list import ImageLister, Names, TarBlock
 from masp.inference.batch.inputs import list_images
 from tests.unit.extraction.test_faults import as_nobody
 
@@ -80,6 +81,24 @@ def test_only_equal_paths_are_equal(monkeypatch):
     for path in ("/a", "/b", "/a", "/c", "/b"):
         lister.add_path(path)
     assert [image.name for image in lister.images()] == ["/a", "/b", "/c"]
+
+
+def test_what_is_named_again_goes_from_any_place_of_a_list():
+    """Names of many lengths, one of them not UTF-8; several in a row, the second and the last."""
+    random = np.random.default_rng(0)
+    given = [f"/{'x' * int(number % 7)}{number}" for number in random.integers(0, 400, 1500)]
+    given = [given[0], *given, "/a\udce9", "/a\udce9", "/0", "/0"]
+    expected = list(dict.fromkeys(given))
+    whole, parts, fresh = ImageLister(), ImageLister(), ImageLister()
+    for path in given[:700]:
+        parts.add_path(path)
+    parts.add(TarBlock("/t.tar", (0, 0), Names(), array("q"), array("q")))  # what follows is listed by itself
+    for lister, paths in ((whole, given), (parts, given[700:]), (fresh, expected)):
+        for path in paths:
+            lister.add_path(path)
+    found = whole.images()
+    assert [image.name for image in found] == [image.name for image in parts.images()] == expected
+    assert found.digest == fresh.images().digest
 
 
 def test_patterns(photos):
