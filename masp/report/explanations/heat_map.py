@@ -12,7 +12,7 @@ from masp.results.explanations.averages import Mean, Means
 FEW = 10
 """Images below which a column is marked: its means say little."""
 
-_FOR, _AGAINST, _NEUTRAL = (33, 102, 172), (179, 88, 6), (247, 247, 247)
+FOR, AGAINST, NEUTRAL = (33, 102, 172), (179, 88, 6), (247, 247, 247)
 """Colors of +, - and 0: a blue and an orange, which people with any color vision tell apart (ColorBrewer)."""
 _CELL, _ROW, _NAMES, _HEAD = 86, 34, 132, 40
 """Width and height of a cell, width of the names on the left, height of the head; in SVG units, which are pixels."""
@@ -121,8 +121,8 @@ def _in_words(mean: Mean | None) -> str:
 def _colors(mean: Mean | None, largest: float) -> tuple[str, str]:
     """Of a cell and of the number in it."""
     share = mean.mean / largest if mean is not None and largest else 0.0
-    end = _FOR if share > 0 else _AGAINST
-    red, green, blue = (round(n + (e - n) * abs(share)) for n, e in zip(_NEUTRAL, end, strict=True))
+    end = FOR if share > 0 else AGAINST
+    red, green, blue = (round(n + (e - n) * abs(share)) for n, e in zip(NEUTRAL, end, strict=True))
     # relative luminance decides which of black and white is the more readable
     linear = [(c / 255) ** 2.2 for c in (red, green, blue)]
     is_dark = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] < 0.18

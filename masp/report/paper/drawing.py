@@ -1,8 +1,8 @@
 """How figures of a paper are drawn and saved: SVG and PDF of the same drawing, readable in a column.
 
 Letters are embedded (as TrueType in PDF, as outlines in SVG), colors differ for color-blind readers too (Okabe and Ito,
-2008, and maps of rising lightness), and the same drawing gives the same bytes: no date, no random names. Text is never
-taken for a formula, whatever is in it.
+2008, maps of one hue, and blue against orange), and the same drawing gives the same bytes: no date, no random names.
+Text is never taken for a formula, whatever is in it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ COLUMN, PAGE = 3.35, 6.9
 BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#5F5F5F"
 SHADES = "Blues"
 """Color map of rising darkness."""
+MAX_NUMBERED = 12
+"""Categories up to which a matrix has a number in each cell."""
+MAX_NAMED = 60
+"""Categories up to which it names them."""
 _MAX_NAME = 28
 _MISSING = re.compile(r"Glyph (\d+) .*missing from")
 

@@ -184,6 +184,12 @@ def _of_others(content: Content) -> Iterator[tuple[str, Any]]:
         for name in ("mean", "spread", "lowest", "highest"):
             yield f"prompts.{name}", getattr(content.prompts, name)
         yield "prompts.count", len(content.prompts.rows)
+    if found := content.explanations:
+        yield "explanations.num_images", found.num_images
+        yield "explanations.num_scored", found.num_scored
+        yield "explanations.explained", found.explained
+        means = [mean for _, mean in found.averages.signed.parts(found.aspects) if mean is not None]
+        yield "explanations.intervals", "bootstrap" if any(mean.ci95 is not None for mean in means) else None
     for number, row in enumerate(content.aspects):
         yield f"answers.{number}.aspect", row.aspect
         yield f"answers.{number}.accuracy", row.accuracy

@@ -1,4 +1,4 @@
-"""The figures of a run: training curves, calibration, confusion matrices, and where the aspects look."""
+"""The figures of a run: confusion matrices, calibration, training curves, what aspects did, and where they look."""
 
 from __future__ import annotations
 
@@ -13,20 +13,30 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from masp.config.aspects import VISION_FEATURES
 from masp.report.attention import Attended
 from masp.report.charts import running_mean
 from masp.report.content import Content
+from masp.report.explanations.heat_map import FEW
 from masp.report.export import file_name
-from masp.report.paper.drawing import BLUE, COLUMN, GRAY, ORANGE, PAGE, SHADES, label, new_figure
+from masp.report.paper.contributions import draw_contributions, draw_heat_map, is_wide
+from masp.report.paper.drawing import (
+    BLUE,
+    COLUMN,
+    GRAY,
+    MAX_NAMED,
+    MAX_NUMBERED,
+    ORANGE,
+    PAGE,
+    SHADES,
+    label,
+    new_figure,
+)
 from masp.report.tables import ConfusionTable
 from masp.report.training_curves import Curve
 from masp.results.metrics import CalibrationBin
 
 _DASHED = (0, (4, 2))
-_MAX_NUMBERED = 12
-"""Categories up to which a confusion matrix has a number in each cell."""
-_MAX_NAMED = 60
-"""Categories up to which it names them."""
 _DARK = 0.55
 """Share from which a cell is so dark that its number is white."""
 
@@ -84,11 +94,50 @@ def _confusion(content: Content) -> list[PaperFigure]:
             f"Confusion matrix{of}: a row per true category, a column per prediction. The shade is the share of the "
             "row, numbers are counts.",
             lambda table=table: draw_confusion(table),  # type: ignore[misc]
-            is_wide=len(table.columns) > _MAX_NUMBERED,
+            is_wide=len(table.columns) > MAX_NUMBERED,
         )
         for name, of, table in found
         if table is not None
     ]
+
+
+def _explanations(content: Content) -> list[PaperFigure]:
+    found = content.explanations
+    if found is None:
+        return []
+    averages, aspects, figures = found.averages, found.aspects, list[PaperFigure]()
+    what = "A contribution is the log-likelihood of the predicted category with a part of the prompt minus without it."
+    known = [mean for _, mean in averages.signed.parts(aspects) if mean is not None]
+    if known:
+        with_intervals = any(mean.ci95 is not None for mean in known)
+        images = "1 image" if found.num_images == 1 else f"{found.num_images:,} images"
+        caption = (
+            f"Mean contributions of the parts of the prompt over {images}"
+            f"{', with 95 % intervals (bootstrap over images)' if with_intervals else ''}. {what}"
+        )
+        figures.append(PaperFigure("contributions", caption, lambda: draw_contributions(averages.signed, aspects)))
+    for name, of, by in (
+        ("prediction", "predicted as", averages.by_prediction),
+        ("label", "labeled", averages.by_label),
+    ):
+        columns = found.means_in_order(by)
+        parts = [dict(means.parts(aspects)) for _, means in columns]
+        if not any(part[row] is not None for part in parts for row in (*aspects, VISION_FEATURES)):
+            continue
+        few = f" Of fewer than {FEW} images, a mean says little." if any(m.num_images < FEW for _, m in columns) else ""
+        caption = (
+            f"Mean contributions over the images {of} each category, whose number is in parentheses. {what} Blue is "
+            f"for the prediction, orange against it.{few}"
+        )
+        figures.append(
+            PaperFigure(
+                f"contributions-by-{name}",
+                caption,
+                lambda columns=columns, of=of: draw_heat_map(columns, aspects, of),  # type: ignore[misc]
+                is_wide=is_wide(columns),
+            )
+        )
+    return figures
 
 
 def _attention(content: Content) -> list[PaperFigure]:
@@ -101,7 +150,9 @@ def _attention(content: Content) -> list[PaperFigure]:
     return [PaperFigure("attention", caption, lambda: draw_attention(content.attended), is_wide=True)]
 
 
-_PARTS: tuple[Callable[[Content], list[PaperFigure]], ...] = (_confusion, _calibration, _training, _attention)
+_PARTS: tuple[Callable[[Content], list[PaperFigure]], ...] = (
+    _confusion, _calibration, _training, _explanations, _attention,
+)  # fmt: skip
 """What the figures come from, in their order."""
 
 
@@ -147,14 +198,14 @@ def draw_calibration(bins: Sequence[CalibrationBin]) -> Figure:
 def draw_confusion(table: ConfusionTable) -> Figure:
     """A confusion matrix as a heat map: the shade of a cell is its share of the row."""
     count = len(table.columns)
-    is_small = count <= _MAX_NUMBERED
+    is_small = count <= MAX_NUMBERED
     width = COLUMN if is_small else PAGE
     figure = new_figure(width, min(9.0, (0.85 if is_small else 0.9) * width))
     axes = figure.add_subplot()
     shares = np.array([[cell.share for cell in row.cells] for row in table.rows])
     image = axes.imshow(shares, cmap=SHADES, norm=Normalize(0, 1), aspect="auto", interpolation="nearest")
     size = 7 if is_small else max(3.5, 7 - 0.06 * count)
-    if count <= _MAX_NAMED:
+    if count <= MAX_NAMED:
         axes.set_xticks(range(count), list(map(label, table.columns)), rotation=45, ha="right", fontsize=size,
                         rotation_mode="anchor")  # fmt: skip
         axes.set_yticks(range(len(table.rows)), [label(row.category) for row in table.rows], fontsize=size)
@@ -163,7 +214,7 @@ def draw_confusion(table: ConfusionTable) -> Figure:
             for x, cell in enumerate(row.cells):
                 color = "white" if cell.share > _DARK else "black"
                 axes.text(x, y, f"{cell.count:,}", ha="center", va="center", color=color, fontsize=6.5)
-    order = "" if count <= _MAX_NAMED else ", in the order of confusion.csv"
+    order = "" if count <= MAX_NAMED else ", in the order of confusion.csv"
     axes.set(xlabel=f"prediction{order}", ylabel=f"category{order}")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

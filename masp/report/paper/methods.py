@@ -266,6 +266,14 @@ _SENTENCES: tuple[tuple[str, ...], ...] = (
         "A linear probe on mean features of {probe.num_train:training image} gives {probe.accuracy:percent} %",
         " (95 % interval {probe.accuracy.low:percent} to {probe.accuracy.high:percent} %, Wilson)",
     ),
+    (
+        "For {explanations.num_images:image}",
+        "{explanations.explained=all}, all that were scored",
+        "{explanations.explained=sample} of the {explanations.num_scored} that were scored",
+        ", the contribution of each part of the prompt was measured: the log-likelihood of the predicted category with "
+        "that part minus without it, in nats, while all others stay",
+        "{explanations.intervals=bootstrap}; its means have 95 % intervals by a bootstrap over images",
+    ),
     ("Over {prompts.count:wording} of the question, the accuracy was {prompts.mean:percent} % on average",
      ", from {prompts.lowest:percent} to {prompts.highest:percent} %"),
 )  # fmt: skip

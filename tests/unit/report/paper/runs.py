@@ -4,8 +4,10 @@ import json
 import re
 from pathlib import Path
 
+from masp.results.explanations.explanations_file import FILE, ExplanationsFile, write_explanations
 from masp.results.metrics_file import write_metrics
 from tests.unit.report.test_page import make_run
+from tests.unit.results.explanations.test_explanations_file import make_file
 
 INJECTION = "\\input{/etc/passwd}\\write18{id} $x^2$ %\n\\end{document} #1 & ~ `code` <b> \u202e \\begin{x}"
 """A name that LaTeX must print as it is."""
@@ -49,6 +51,15 @@ def make_cited_run(directory: Path, lineage: dict | None = None, **more) -> Path
     }  # fmt: skip
     write_metrics(path, values | {"lineage": json.loads(json.dumps(LINEAGE if lineage is None else lineage))} | more)
     return run
+
+
+def explain(run: Path, **changes) -> ExplanationsFile:
+    """Add explanations to a run; returns them."""
+    directory = run / "evaluate" / "explanations"
+    directory.mkdir()
+    content = make_file(**changes)
+    write_explanations(directory / FILE, content)
+    return content
 
 
 COMMANDS = set(

@@ -8,7 +8,10 @@ import pytest
 
 from masp.errors import InputError
 from masp.report.page import write_report
-from tests.unit.report.paper.runs import check_latex, make_cited_run
+from tests.unit.report.paper.runs import INJECTION, check_latex, explain, make_cited_run
+
+HOSTILE = (INJECTION, "$x$ %", "恐怖")
+"""Categories of the explanations."""
 
 
 @pytest.fixture(scope="module")
@@ -16,6 +19,7 @@ def paper(tmp_path_factory):
     """Run with hostile names of categories, files and dataset, and what was written for a paper."""
     directory = tmp_path_factory.mktemp("paper")
     run = make_cited_run(directory)
+    explain(run, categories=HOSTILE)
     write_report(run, latex=directory / "paper")
     return run, directory / "paper"
 
@@ -39,6 +43,7 @@ def test_main_inputs_every_table_and_figure_and_all_of_them_exist(paper):
     assert {"metrics.tex", "confusion.tex", "lineage.tex", "digests.tex", "training.tex", "variants.tex"} <= {
         path.name for path in written
     }
+    assert {f"contributions{by}.pdf" for by in ("", "-by-prediction", "-by-label")} <= {path.name for path in written}
     index = (directory / "README.md").read_text()
     assert all(path.name.split(".")[0] in index.replace("\\", "") for path in written)
 

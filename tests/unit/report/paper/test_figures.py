@@ -9,7 +9,7 @@ from masp.report.tables import confusion_table
 from masp.report.training_curves import Curve
 from masp.results.metrics import CalibrationBin
 from masp.results.metrics_file import MetricsFile
-from tests.unit.report.paper.runs import make_cited_run
+from tests.unit.report.paper.runs import explain, make_cited_run
 
 
 def test_every_figure_of_the_report_is_there(tmp_path):
@@ -18,6 +18,36 @@ def test_every_figure_of_the_report_is_there(tmp_path):
         "confusion", "calibration", "stage1-loss", "stage1-learning-rate", "stage2-loss", "stage2-learning-rate",
         "attention",
     ]  # fmt: skip
+
+
+def test_explanations_have_figures_between_training_and_attention(tmp_path):
+    run = make_cited_run(tmp_path)
+    found = explain(run)
+    figures = figures_of(gather(run))
+    assert [figure.name for figure in figures[-4:]] == [
+        "contributions", "contributions-by-prediction", "contributions-by-label", "attention",
+    ]  # fmt: skip
+    averages, prediction, label = figures[-4:-1]
+    assert averages.caption.startswith("Mean contributions of the parts of the prompt over 12 images, with 95 % inter")
+    assert "images predicted as each category" in prediction.caption and "images labeled each" in label.caption
+    assert "Of fewer than 10 images, a mean says little." in label.caption
+    with style():
+        for figure, by in ((prediction, found.averages.by_prediction), (label, found.averages.by_label)):
+            drawn = figure.draw().axes[0]
+            names = [text.get_text() for text in drawn.get_xticklabels()]
+            assert names == [f"{category} ({by[category].num_images})" for category in found.categories]
+            means = [by[category].aspects["scene"] for category in found.categories]
+            assert drawn.images[0].get_array()[0].tolist() == [None if mean is None else mean.mean for mean in means]
+
+
+def test_one_explained_image_has_no_intervals_and_damaged_explanations_no_figures(tmp_path):
+    run = make_cited_run(tmp_path)
+    explain(run, count=1)
+    one, *_ = [figure for figure in figures_of(gather(run)) if figure.name == "contributions"]
+    assert "over 1 image. A contribution is" in one.caption
+    path = run / "evaluate" / "explanations" / "explanations.json"
+    path.write_bytes(path.read_bytes().replace(b'"x"', b'"y"'))
+    assert not [figure for figure in figures_of(gather(run)) if figure.name.startswith("contributions")]
 
 
 def test_a_cell_of_the_heat_map_has_its_count_and_the_share_of_its_row():

@@ -9,7 +9,7 @@ import pytest
 from masp.report.content import gather
 from masp.report.paper.facts import gather_facts
 from masp.report.paper.methods import as_latex, as_markdown, digest_table, methods
-from tests.unit.report.paper.runs import INJECTION, LINEAGE, check_latex, make_cited_run
+from tests.unit.report.paper.runs import INJECTION, LINEAGE, check_latex, explain, make_cited_run
 
 
 def paragraph(run) -> str:
@@ -116,6 +116,24 @@ def test_what_was_left_out_of_the_prompt_is_said(tmp_path):
     assert "Left out of the prompt were scene, vision\\_features.\n" in paragraph(
         make_cited_run(tmp_path, without=["scene", "vision_features"])
     )
+
+
+def test_what_contributions_are_is_said_where_there_are_some(tmp_path):
+    run = make_cited_run(tmp_path)
+    assert "contribution" not in paragraph(run)
+    explain(run)
+    assert (
+        "For 12 images of the 24 that were scored, the contribution of each part of the prompt was measured: the "
+        "log-likelihood of the predicted category with that part minus without it, in nats, while all others stay; its "
+        "means have 95 % intervals by a bootstrap over images.\n"
+    ) in paragraph(run)
+
+
+def test_all_of_one_image_is_explained_without_intervals(tmp_path):
+    run = make_cited_run(tmp_path)
+    explain(run, count=1, explained="all", num_scored=1)
+    assert "For 1 image, all that were scored, the contribution" in paragraph(run)
+    assert "while all others stay.\n" in paragraph(run)
 
 
 def test_imported_artifacts_say_nothing_of_their_training(tmp_path):
