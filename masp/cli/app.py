@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 
-from masp.cli.parser import Commands, add_command
-from masp.cli.serve import add_server_options, settings_of
+from masp.cli.parser import RUN_HELP, Commands, add_command
+from masp.cli.serve import add_server_options, settings_of, until_stopped
 from masp.cli.settings import separate_settings
 from masp.errors import InputError
 
@@ -26,9 +26,9 @@ unless --host opens it wider: then the address that is printed holds a token. do
 def register(commands: Commands) -> None:
     """Add the parser."""
     parser = add_command(commands, "app", "show in the browser what a trained run makes of an image, and why", _DETAILS)
-    parser.add_argument("run_dir", metavar="RUN", help="output_dir of a run")
+    parser.add_argument("run_dir", metavar="RUN", help=RUN_HELP)
     parser.add_argument(
-        "overrides", nargs="*", metavar="OTHER", help="another run to compare with; `key=value` sets a setting of both"
+        "overrides", nargs="*", metavar="OTHER", help="another RUN to compare with; `key=value` sets a setting of both"
     )
     parser.add_argument("--open", action="store_true", help="also open the page in the browser")
     add_server_options(parser, port=8001, time_limit_s=300)
@@ -41,6 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         InputError: There is no such run, a setting is not valid, the port is in use, or the extra is not installed.
     """
+    return until_stopped(lambda: _serve(arguments))
+
+
+def _serve(arguments: argparse.Namespace) -> int:
     from masp.inference.serving.settings import bind, need_extra
 
     need_extra()

@@ -75,7 +75,7 @@ def _until_stopped(command: Callable[[], int]) -> int:
         stop_no_more()
         raise
     except BaseException as error:
-        if isinstance(error, StopNow) or (is_stop_raised() and isinstance(error, Exception)):
+        if is_stop(error):
             stop_no_more()
             raise StoppedEarly(
                 "stopped on request; what is finished is kept, the same command goes on from there"
@@ -83,6 +83,11 @@ def _until_stopped(command: Callable[[], int]) -> int:
         raise
     stop_no_more()
     return code
+
+
+def is_stop(error: BaseException) -> bool:
+    """Whether an error is a request to stop, or what a library has made of one."""
+    return isinstance(error, StopNow) or (is_stop_raised() and isinstance(error, Exception))
 
 
 def _reader_is_gone() -> bool:

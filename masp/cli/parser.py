@@ -9,6 +9,8 @@ from typing import Any, NoReturn, TypeAlias
 from masp.errors import one_line
 from masp.files.text import shown
 
+RUN_HELP = "what was trained: output_dir of a run, a directory that `masp export` wrote, or hf://owner/name"
+
 
 class Parser(argparse.ArgumentParser):
     """Reports an error in one line, like every other error of MASP, and says what a misspelled command may mean."""

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from masp.cli.parser import Commands, add_command, add_local_rank
+from masp.cli.parser import RUN_HELP, Commands, add_command, add_local_rank
 from masp.cli.settings import separate_settings
 from masp.errors import InputError
 from masp.runtime.log import say, show
@@ -52,7 +52,7 @@ def register(commands: Commands) -> None:
     )
     parser.add_argument("images", nargs="+", metavar="INPUT", help="see above; `key=value` sets a setting")
     model = parser.add_mutually_exclusive_group(required=True)
-    model.add_argument("--model", metavar="RUN", help="what was trained: output_dir of a run")
+    model.add_argument("--model", metavar="RUN", help=RUN_HELP)
     model.add_argument("--config", metavar="FILE", help="or the configuration of the run that trained")
     parser.add_argument("--output", metavar="FILE", help="write to this .csv, .jsonl or .parquet file")
     parser.add_argument("--overwrite", action="store_true", help="predict again where the output is there already")

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from masp.cli.parser import Commands, Parser, add_command
+from masp.cli.ending import is_stop
+from masp.cli.parser import RUN_HELP, Commands, Parser, add_command
+from masp.runtime.log import say
+from masp.runtime.stop import stop_no_more
 
 if TYPE_CHECKING:
     from masp.inference.serving.settings import ServerSettings
@@ -27,7 +31,7 @@ which is printed, or taken from MASP_TOKEN. docs/serving.md
 def register(commands: Commands) -> None:
     """Add the parser."""
     parser = add_command(commands, "serve", "answer requests about images over HTTP, with a trained run", _DETAILS)
-    parser.add_argument("run_dir", metavar="RUN", help="output_dir of a run")
+    parser.add_argument("run_dir", metavar="RUN", help=RUN_HELP)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="single settings, such as engine.device=cpu")
     add_server_options(parser, port=8000)
     parser.set_defaults(run=run)
@@ -63,6 +67,26 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         InputError: There is no such run, a setting is not valid, the port is in use, or the extra is not installed.
     """
+    return until_stopped(lambda: _serve(arguments))
+
+
+def until_stopped(serve: Callable[[], int]) -> int:
+    """Run what serves. To stop is how it ends, also before it listens: there is no work that could go on later.
+
+    Args:
+        serve: Serves; returns its exit code.
+    """
+    try:
+        return serve()
+    except BaseException as error:
+        if not is_stop(error):
+            raise
+        stop_no_more()
+        say("stopped before it listened")
+        return 0
+
+
+def _serve(arguments: argparse.Namespace) -> int:
     from masp.inference.serving.settings import bind, need_extra
 
     need_extra()

@@ -5,13 +5,17 @@ import http.client
 import json
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 import masp
 from tests.serving import bomb, form, png, serving
+from tests.tiny import make_vlm
 
 NUM_CLIENTS = 64
 
@@ -258,3 +262,34 @@ def test_a_vlm_that_cannot_be_loaded_ends_the_server(commands, trained, world, t
     tokenizer.write_text(tokenizer.read_text()[:50])  # nothing needs it before the VLM itself is loaded
     result = commands("serve", trained, f"vlm.path={vlm}", "--port", 0)
     assert result.code == 2 and "tokenizer" in result.stderr and "ready" not in result.stdout
+
+
+@pytest.fixture(scope="module")
+def deep_vlm(tmp_path_factory):
+    """A VLM that takes seconds to load."""
+    return make_vlm(tmp_path_factory.mktemp("deep") / "vlm", layers=200)
+
+
+@pytest.mark.parametrize("command", ["serve", "app"])
+def test_it_stops_while_the_vlm_is_loading(commands, trained, deep_vlm, command):
+    # what was trained is of another VLM
+    settings = (f"vlm.path={deep_vlm}", "checkpoint.aspect=none", "checkpoint.soft_prompt=none")
+    running = commands.start(command, trained, *settings, "dataset.categories=[awe,joy]", "--port", 0)
+    running.when(lambda: "loading the VLM\n" in running.output()[0])
+    asked_at = time.monotonic()
+    running.kill(signal.SIGTERM)
+    result = running.wait()
+    assert time.monotonic() - asked_at < 20
+    assert result.code == 0 and "ready" not in result.stdout and result.stdout.count("\n") == 1
+    assert result.stderr == "note: SIGTERM: stopping as soon as that is clean\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_stops_before_it_listens(trained, number):
+    command = [sys.executable, "-m", "masp", "serve", trained, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        maps = Path(f"/proc/{process.pid}/maps")
+        until(lambda: "libtorch_cpu" in maps.read_text(), timeout_s=120)  # what serves is being imported
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, "stopped before it listened\n", "")

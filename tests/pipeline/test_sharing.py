@@ -18,6 +18,7 @@ from masp.inference.source import config_of
 from tests.commands import Commands
 from tests.hub_server import Hub
 from tests.pipeline.test_another_target import SEASON, STAGE_2, table
+from tests.serving import serving
 
 CATEGORIES = "dataset.categories=[anger,awe,joy]"
 __all__ = ["table"]
@@ -189,6 +190,37 @@ def test_through_the_hub_by_name_online_and_offline(exported, world, vlm, expect
     repository.commit({name: data for name, data in files.items() if "soft" not in name})
     at = f"hf://owner/by-name@{first}"
     assert predicted(at, vlm, images[:1], **here, HF_TOKEN=hub.token)[0][0] == expected[0][0]
+
+
+def test_an_export_is_served_and_shown_beside_its_run(exported, run, world, vlm, expected, commands):
+    image, (label, _, likelihoods) = Path(images_of(world)[0]).read_bytes(), expected[0]
+    with serving(commands, "app", exported, run, f"vlm.path={vlm}", "engine.device=cpu") as server:
+        shown = server.ask("POST", "/api/look", image, "image/png").json["models"]
+        assert [one["label"] for one in shown] == [label, label]
+        assert [one["name"] for one in shown] == ["exported", "run"]
+        none = server.ask("GET", "/api/mistakes/0")
+        assert none.status == 404 and f"{exported}: an export holds no mistakes" in none.json["error"]
+        assert server.ask("GET", "/api/mistakes/1").json["num_samples"] == len(expected)
+    with serving(commands, "serve", exported, f"vlm.path={vlm}", "engine.device=cpu") as server:
+        assert server.predict(image).json["log_likelihoods"] == pytest.approx(likelihoods, abs=1e-5, rel=0)
+    assert "name yours: masp.load(…, vlm=DIR), or vlm.path=DIR" in error_of(commands("serve", exported, "--port", 0))
+
+
+def test_a_model_of_the_hub_is_predicted_with_served_and_shown(exported, world, vlm, expected, processes):
+    processes.ok("push", exported, "owner/served")
+    source, settings = "hf://owner/served", (f"vlm.path={vlm}", "engine.device=cpu")
+    path, (label, _, likelihoods) = images_of(world)[0], expected[0]
+    image = Path(path).read_bytes()
+    done = processes.ok("predict", "--model", source, path, *settings, "--json")
+    assert json.loads(done.stdout)["prediction"] == label
+    with serving(processes, "serve", source, *settings) as server:
+        assert server.ask("GET", "/").json["run"] == source
+        assert server.predict(image).json["log_likelihoods"] == pytest.approx(likelihoods, abs=1e-5, rel=0)
+    with serving(processes, "app", source, *settings) as server:
+        (shown,) = server.ask("POST", "/api/look", image, "image/png").json["models"]
+        assert (shown["name"], shown["label"]) == ("served", label)
+        assert server.ask("GET", "/api/mistakes/0").json["error"].startswith(f"{source}: an export holds no mistakes")
+    assert "owner/none" in error_of(processes("serve", "hf://owner/none", *settings, "--port", 0))
 
 
 def test_its_parts_serve_other_runs(exported, run, world, commands, tmp_path):

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from masp.artifacts.export_format import SCHEME, is_exported
 from masp.data.image_files.stored import Location
 from masp.errors import InputError
 from masp.files.regular import is_file
@@ -20,14 +21,16 @@ class RunMistakes:
     """What a run got wrong in its evaluation; read when it is first asked for. For one thread.
 
     Args:
-        directory: Directory of the run.
+        source: Directory of the run; an exported model has no evaluation of its own.
     """
 
-    def __init__(self, directory: Path):
-        self.directory = directory
+    def __init__(self, source: str):
+        self.source, self.directory = source, Path(source)
 
     @cached_property
     def _evaluation(self) -> tuple[MetricsFile, WrongPredictions]:
+        if self.source.startswith(SCHEME) or is_exported(self.directory):
+            raise InputError(f"{self.source}: an export holds no mistakes of its evaluation; its run does")
         evaluate_dir = self.directory / "evaluate"
         if not is_file(evaluate_dir / METRICS):
             raise InputError(f"{self.directory} has not been evaluated: masp evaluate shows what it gets wrong")

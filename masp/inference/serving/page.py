@@ -44,7 +44,7 @@ class AppPage:
     def __init__(self, service: Service):
         self.service = service
         self.names = names_of(service.sources)
-        self.mistakes = [RunMistakes(Path(source)) for source in service.sources]
+        self.mistakes = [RunMistakes(source) for source in service.sources]
 
     def add(self, app: FastAPI) -> list[str]:
         """Add the routes; returns their paths."""
