@@ -170,11 +170,20 @@ def test_live_features_explain_alike(commands, settings, found, tmp_path):
 def test_the_report_shows_explanations_and_names_them_if_they_are_damaged(commands, expected, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(expected, run / "evaluate")
-    commands.ok("report", run, "--tables", tmp_path / "tables")
+    commands.ok("report", run, "--tables", tmp_path / "tables", "--latex", tmp_path / "paper")
     html = (run / "report.html").read_text()
     assert "<h2>Explanations</h2>" in html and "<script" not in html
     assert (tmp_path / "tables" / "explanations.csv").read_text().count("\n") == 1 + NUM_TEST
     assert {"contributions.csv", "contributions.tex"} <= {path.name for path in (tmp_path / "tables").iterdir()}
+
+    for name in ("contributions", "contributions-by-prediction", "contributions-by-label"):
+        assert f"{{figures/{name}.pdf}}" in (tmp_path / "paper" / "main.tex").read_text()
+        for suffix, start in (("svg", b"<?xml"), ("pdf", b"%PDF")):
+            assert (tmp_path / "paper" / "figures" / f"{name}.{suffix}").read_bytes().startswith(start)
+    assert (
+        f"For {NUM_TEST} images, all that were scored, the contribution"
+        in (tmp_path / "paper" / "methods.md").read_text()
+    )
 
     path = run / "evaluate" / "explanations" / FILE
     path.write_bytes(path.read_bytes().replace(b'"answer": "', b'"answer": "x', 1))
