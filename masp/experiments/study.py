@@ -166,6 +166,8 @@ def commands(config: Config, variant: Variant, seed: int, given: Sequence[str] =
     settings = {"seed": seed, "output_dir": run.output_dir, **variant.changes}
     if run.checkpoint.aspect != config.checkpoint.aspect:
         settings["checkpoint.aspect"] = run.checkpoint.aspect
+    if run.evaluate.explain != config.evaluate.explain:
+        settings["evaluate.explain"] = run.evaluate.explain
     words = [*given, *(f"{name}={_spelt(value)}" for name, value in settings.items())]
     return [
         *(shlex.join(["masp", "train", "--stage", stage, *words]) for stage in variant.stages),

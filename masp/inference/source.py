@@ -47,8 +47,8 @@ def config_of(
 
 def _config_of_exported(source: str, overrides: list[str]) -> Config:
     exported = open_exported(source, "")
-    has_vlm = any(override.startswith("vlm.path=") for override in overrides)
-    if not has_vlm and exported_settings(exported).get("vlm.path") is None:
+    vlm_here = exported_settings(exported).get("vlm.path")  # checks all of them
+    if vlm_here is None and not any(override.startswith("vlm.path=") for override in overrides):
         vlm = exported.record.vlm
         raise InputError(
             f"{source}: its VLM ({vlm.model_type}, weights {vlm.weights[:12]}) was a directory of the machine that "

@@ -10,6 +10,7 @@ from typing import Any
 
 from masp.errors import DataError
 from masp.files.jsonl import whole_lines
+from masp.files.regular import read_bytes
 from masp.files.typed import Json, decode
 from masp.results.explanations.explanation import Explanation
 from masp.results.ledger_format import encode_line, unsealed_line
@@ -54,10 +55,7 @@ def read_rows(path: Path, numbers: Sequence[int], is_whole: bool) -> tuple[list[
     Raises:
         DataError: The file is damaged.
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        data = b""
+    data = read_bytes(path) or b""
     lines, num_bytes = whole_lines(data)
     try:
         rows = list(_rows(lines))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from starlette.exceptions import HTTPException
 from masp import __version__
 from masp.data.images import decode_image, read_image_file
 from masp.errors import MaspError
+from masp.files.regular import read_bytes
 from masp.inference.images import NamedImage
 from masp.inference.model import Model
 from masp.inference.serving.batching import Answer
@@ -58,7 +58,8 @@ class AppPage:
 
     @staticmethod
     def _asset(name: str, kind: str) -> Any:
-        content = files("masp.inference.serving").joinpath("assets", name).read_bytes()
+        content = read_bytes(Path(__file__).parent / "assets" / name)
+        assert content is not None, "it comes with MASP"
 
         async def asset() -> Response:
             return Response(content, media_type=kind)

@@ -78,7 +78,7 @@ def evaluation_of(run: Path, config: Config, trained: Trained) -> Evaluated | No
     known = {field.name for field in fields(MetricsFile)}
     values = {name: value for name, value in values.items() if name in known}
     lineage = {name: value for name, value in (values.get("lineage") or {}).items() if name != "digest"}
-    return Evaluated(metrics, {**_without_paths(values, config), "lineage": lineage})
+    return Evaluated(metrics, _without_paths({**values, "lineage": lineage}, config))
 
 
 def _check_of_these(path: Path, metrics: MetricsFile, trained: Trained) -> None:

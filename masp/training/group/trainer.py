@@ -235,10 +235,9 @@ class GroupTrainer:
             if self.ranks.is_rank_0:
                 self._open_logs(stack)
             pause_s = 0.1 if sys.stderr.isatty() else 30.0
-            name = f"stage2, {len(self.members)} members"
             bar = stack.enter_context(
                 tqdm(
-                    total=total, initial=self.num_taken, desc=name, unit="step", mininterval=pause_s,
+                    total=total, initial=self.num_taken, desc="stage2", unit="step", mininterval=pause_s,
                     disable=not self.ranks.is_rank_0,
                 )
             )  # fmt: skip

@@ -30,7 +30,7 @@ from tests.small_cache import PLACEHOLDER, make_small_cache
 def test_features_are_those_of_the_encoder_and_labels_those_of_the_dataset(made, cache):
     root, vlm, folder = made
     config = make_config(root, vlm, folder)
-    vision, preprocess = load_vision_half(vlm), load_preprocessor(vlm)
+    vision, preprocess = load_vision_half(str(vlm)), load_preprocessor(str(vlm))
     samples = {sample.key: sample for sample in dataset_of(config).samples}
     assert len(cache) == len(samples) - 3
     for row, key in enumerate(cache.index.keys):
@@ -79,8 +79,8 @@ def test_caches_of_half_precision_come_back_bit_for_bit(made, tmp_path, dtype):
     wanted = {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
     config = make_config(root, vlm, tmp_path / "c")
     path = {s.key: s.image for s in dataset_of(config).samples}[cache.index.keys[0]]
-    inputs, layout = load_preprocessor(vlm)(load_image(path, 1024))
-    (features,) = load_vision_half(vlm, wanted).encode([inputs], [layout])
+    inputs, layout = load_preprocessor(str(vlm))(load_image(path, 1024))
+    (features,) = load_vision_half(str(vlm), wanted).encode([inputs], [layout])
     assert cache.read(0).features.tokens.dtype == wanted
     torch.testing.assert_close(cache.read(0).features.tokens, features.tokens, rtol=0.02, atol=0.02)
 

@@ -9,8 +9,8 @@ from masp.cli.commands import build_parser
 from masp.cli.parser import Parser, add_command, add_local_rank
 
 COMMANDS = (
-    "demo make-demo-data datasets init run plan extract annotate train evaluate predict export push report compare "
-    "study doctor cache quantization"
+    "demo make-demo-data datasets init run plan extract annotate train evaluate predict app serve export push report "
+    "compare study sweep doctor cache quantization"
 ).split()
 CACHE_ACTIONS = "info verify extend aspects precision push pull".split()
 
@@ -147,5 +147,5 @@ def test_the_order_of_work_begins_with_the_dataset():
     steps = [line.split()[1] for line in build_parser().format_help().splitlines() if line.startswith("  masp ")]
     assert steps == [
         *("init", "run"),
-        *("datasets", "plan", "extract", "annotate", "train", "train", "evaluate", "report", "export"),
+        *("datasets", "plan", "extract", "annotate", "train", "train", "evaluate", "report", "app", "export"),
     ]

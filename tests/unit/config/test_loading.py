@@ -87,7 +87,7 @@ def test_home_directory_is_replaced_in_paths(monkeypatch):
         ("learning_rate=1", "did you mean stage1.learning_rate or stage2.learning_rate?"),
         ("stage2.targets=label", "unknown key 'stage2.targets': it is now called stage2.supervision"),
         ("stag1.num_epochs=1", "unknown key 'stag1': did you mean stage1?"),
-        ("zzz=1", "unknown key 'zzz': valid keys here: seed, output_dir"),
+        ("zzz=1", "unknown key 'zzz': valid keys here: seed, order_seed, output_dir"),
         ("vlm.zzz=1", "unknown key 'vlm.zzz': valid keys here: vlm.path, vlm.attention"),
         (f"seed={'9' * 400}", "must be an integer from 0 to"),
         (f"stage1.learning_rate={'9' * 400}", "stage1.learning_rate = 999"),
