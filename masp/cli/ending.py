@@ -22,12 +22,15 @@ READER_GONE = 128 + signal.SIGPIPE
 the signal."""
 
 
-def exit_code(command: Callable[[], int], on_interrupt: Callable[[], object]) -> int:
+def exit_code(
+    command: Callable[[], int], on_interrupt: Callable[[], object], begin: Callable[[], object] = lambda: None
+) -> int:
     """Run a command and say what stops it.
 
     Args:
         command: The command; returns its exit code.
         on_interrupt: Says what an interruption from the keyboard means.
+        begin: Called before anything else; may let signals raise `StopNow`, which means a stop from then on.
 
     Returns:
         The exit code.
@@ -35,13 +38,8 @@ def exit_code(command: Callable[[], int], on_interrupt: Callable[[], object]) ->
     Raises:
         Exception: A bug, which keeps its traceback.
     """
-    set_up_logging()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            # File names may not be UTF-8, and a terminal may lack a character; neither is a reason to fail.
-            stream.reconfigure(errors="backslashreplace")
     try:
-        code = _until_stopped(command)
+        code = _until_stopped(command, begin)
         if sys.stdout is not None:  # as it is if the process was started without one
             sys.stdout.flush()
         return code
@@ -63,13 +61,24 @@ def exit_code(command: Callable[[], int], on_interrupt: Callable[[], object]) ->
         return INTERRUPTED
 
 
-def _until_stopped(command: Callable[[], int]) -> int:
+def _set_up() -> None:
+    """Logging and the streams of this process."""
+    set_up_logging()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            # File names may not be UTF-8, and a terminal may lack a character; neither is a reason to fail.
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _until_stopped(command: Callable[[], int], begin: Callable[[], object]) -> int:
     """Run a command, see `masp.runtime.stop.stop_at_once`.
 
     Raises:
         StoppedEarly: A signal arrived where nothing looked at a flag.
     """
     try:
+        begin()
+        _set_up()
         code = command()
     except (StoppedEarly, SystemExit):
         stop_no_more()

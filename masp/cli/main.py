@@ -5,7 +5,7 @@ What parses is imported when signals are heeded already (`run_process`), so that
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from masp.cli.ending import exit_code
@@ -26,7 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: `--help`, `--version`, or a command line that cannot be parsed.
     """
+    return _run(argv, lambda: None)
 
+
+def _run(argv: Sequence[str] | None, begin: Callable[[], object]) -> int:
     def command() -> int:
         from masp.cli.commands import build_parser
         from masp.cli.settings import parse_arguments
@@ -34,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parse_arguments(build_parser(), argv)
         return arguments.run(arguments)
 
-    return exit_code(command, lambda: say_error("interrupted; run the same command again, it goes on where it can"))
+    again = "interrupted; run the same command again, it goes on where it can"
+    return exit_code(command, lambda: say_error(again), begin)
 
 
 def run_process(argv: Sequence[str] | None = None) -> NoReturn:
@@ -46,5 +50,4 @@ def run_process(argv: Sequence[str] | None = None) -> NoReturn:
     Raises:
         SystemExit: As `main`.
     """
-    stop_at_once()
-    end_process(main(argv))
+    end_process(_run(argv, stop_at_once))
