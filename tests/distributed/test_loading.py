@@ -40,6 +40,7 @@ def other_head(folder: Path, tied: bool, change) -> Path:
     return folder
 
 
+@pytest.mark.full
 def test_each_parameter_is_divided_before_the_next_is_read(tmp_path):
     vlms = [
         make_vlm(tmp_path / "qwen2_vl", layers=8),

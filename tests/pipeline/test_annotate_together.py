@@ -145,7 +145,10 @@ def test_another_user_of_the_group_goes_on(shared):
     assert forgotten.code == 0 and not (shared.annotations / "weather.parquet").exists(), forgotten
 
 
-@pytest.mark.parametrize(("umask", "files", "directories"), [("077", "600", "700"), ("027", "640", "750")])
+@pytest.mark.parametrize(
+    ("umask", "files", "directories"),
+    [("077", "600", "700"), pytest.param("027", "640", "750", marks=pytest.mark.full)],
+)
 def test_what_the_umask_keeps_to_oneself_stays_so_and_another_user_is_told(shared, umask, files, directories):
     first = shared.start(umask, "annotate.aspects=[weather]").wait()
     assert first.code == 0, first

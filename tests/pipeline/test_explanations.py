@@ -58,7 +58,7 @@ def test_each_image_is_explained_once(expected, found, world):
         assert all(one.sum() == pytest.approx(1, abs=1e-5) for one in maps.values())
 
 
-@pytest.mark.parametrize("num_ranks", [2, 3])
+@pytest.mark.parametrize("num_ranks", [pytest.param(2, marks=pytest.mark.full), 3])
 def test_any_number_of_ranks_gives_the_same_bytes(commands, settings, expected, tmp_path, num_ranks):
     for rank in reversed(range(num_ranks)):
         done = commands.ok("evaluate", *settings(tmp_path), RANK=rank, WORLD_SIZE=num_ranks, LOCAL_RANK=rank)

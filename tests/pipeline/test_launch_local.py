@@ -60,6 +60,7 @@ def test_pipeline_with_two_tasks_and_two_ranks(config):
     assert call_launch("cancel", run).returncode == 2
 
 
+@pytest.mark.full
 def test_two_tasks_annotate(tmp_path):
     """Each does its shards; the answers are those of one process."""
     config = make_annotated(tmp_path, "annotate.aspects=[weather,light]")

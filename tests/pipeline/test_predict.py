@@ -98,6 +98,7 @@ def test_an_output_has_the_numbers_of_the_evaluation(commands, world, trained, r
     assert [row["image"] for row in read(output)] == [str(one)]
 
 
+@pytest.mark.full
 def test_explanations_are_those_that_are_printed(commands, trained, images, tmp_path):
     one = sorted(images.rglob("*.png"))[:2]
     printed = commands.ok("predict", "--model", trained, *one, "--json", "--explain").stdout
@@ -194,6 +195,7 @@ def test_a_signal_stops_at_a_batch(commands, world, trained, records, images, tm
     check(read(output), world, records)
 
 
+@pytest.mark.full
 def test_rows_of_something_else_are_not_mixed(commands, world, trained, images, tmp_path):
     output = tmp_path / "o.csv"
     argv = ["predict", "--model", trained, images, "--output", output, "evaluate.batch_size=1"]

@@ -165,6 +165,7 @@ def test_moved_elsewhere_it_predicts_the_same_bitwise(exported, world, vlm, expe
         masp.load(moved)
 
 
+@pytest.mark.full
 def test_through_the_hub_by_name_online_and_offline(exported, world, vlm, expected, processes, hub, tmp_path):
     done = processes.ok("push", exported, "owner/by-name", "--private", "--message", "The first one")
     assert f"push: to {hub.endpoint}/owner/by-name, a private repository that is made: README.md (" in done.stdout
@@ -223,6 +224,7 @@ def test_a_model_of_the_hub_is_predicted_with_served_and_shown(exported, world, 
     assert "owner/none" in error_of(processes("serve", "hf://owner/none", *settings, "--port", 0))
 
 
+@pytest.mark.full
 def test_its_parts_serve_other_runs(exported, run, world, commands, tmp_path):
     given = (f"checkpoint.aspect={exported}", f"checkpoint.soft_prompt={exported}", "evaluate.source=live")
     commands.ok("evaluate", *world.settings(tmp_path / "other", *given))

@@ -28,6 +28,7 @@ from tests.tiny import make_tokenizer
 TINY = "--rounds 1 --samples 6 --tokens 10 --hidden 32 --shards 2 --images 3 --side 70 --width 64 --depth 1 --rows 1000"
 
 
+@pytest.mark.full
 def test_cache(tmp_path, capsys, monkeypatch, repository):
     monkeypatch.chdir(repository)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))

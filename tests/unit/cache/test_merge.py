@@ -102,6 +102,7 @@ def test_what_examines_a_sidecar_can_refuse_it_before_anything_is_written(cache)
         merge_sidecars(cache, read_layout(cache), refuse, [None, *range(1, len(names))])
 
 
+@pytest.mark.full
 def test_processes_give_the_same_bytes_and_problems(cache, monkeypatch):
     layout = read_layout(cache)
     before = {name: (cache / name).read_bytes() for name in MERGED}

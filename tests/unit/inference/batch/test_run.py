@@ -70,7 +70,9 @@ def check(output: Path, source: Path, count: int) -> None:
     assert number == count - 1
 
 
-@pytest.mark.parametrize("count", [3_000, pytest.param(1_000_000, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "count", [pytest.param(3_000, marks=pytest.mark.full), pytest.param(1_000_000, marks=pytest.mark.full)]
+)
 def test_memory_stays_flat_and_kills_lose_nothing(tmp_path, count):
     small, large = write_rows(tmp_path / "small.parquet", count // 10), write_rows(tmp_path / "large.parquet", count)
     base = finish(start(small, tmp_path / "small.csv"))
@@ -133,6 +135,7 @@ def test_a_file_system_that_does_not_answer_stops_the_job(tmp_path, monkeypatch)
     assert len(output.read_text().splitlines()) == 20
 
 
+@pytest.mark.full
 def test_a_container_that_has_changed_meanwhile(tmp_path):
     source, output = write_rows(tmp_path / "s.parquet", 8), tmp_path / "o.jsonl"
     images = list_images([str(source)])
