@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 UNFINISHED := $(VENV)/.installing
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --durations 15
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15
 ARGS ?=
 
 .DEFAULT_GOAL := help

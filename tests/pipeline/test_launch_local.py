@@ -28,6 +28,7 @@ def launch(command: str, config: Path, *arguments: str) -> CompletedProcess:
     return call_launch(command, "--cluster", LOCAL, "--config", config, *arguments)
 
 
+@pytest.mark.full
 def test_pipeline_with_two_tasks_and_two_ranks(config):
     # Without aspects there is no stage 1, which would show nothing here that stage 2 does not.
     settings = ["aspects=[]", "cluster.extract.num_tasks=2", "cluster.train.tasks_per_node=2"]

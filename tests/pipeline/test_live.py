@@ -81,6 +81,7 @@ def lineage(path: Path) -> dict:
         return json.loads(file.metadata()["masp"])
 
 
+@pytest.mark.full
 def test_the_same_losses_tensors_and_samples_as_from_a_cache(demo, commands):
     argv, folder = demo
     for output, more in (("one", ("engine.num_workers=1",)), ("two", ())):

@@ -263,6 +263,7 @@ def test_images_that_cannot_be_read_and_names_that_are_hostile(commands, trained
     assert printed.code == 2 and printed.stdout and "1 of 2 images cannot be read: " in printed.stderr
 
 
+@pytest.mark.full
 def test_a_path_that_is_a_formula_and_standard_input(trained, images, tmp_path):
     """Relative names, as a process of its own has them."""
     shutil.copy(next(images.rglob("*.png")), tmp_path / "=1+1.png")

@@ -209,6 +209,7 @@ module.export(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
 
+@pytest.mark.full
 def test_killed_before_the_end_nothing_has_the_name(shared_run, tmp_path):
     done = subprocess.run([sys.executable, "-c", KILLED, shared_run, tmp_path / "new"], capture_output=True)
     assert done.returncode == -signal.SIGKILL
