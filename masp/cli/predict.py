@@ -147,11 +147,14 @@ def _print(arguments: argparse.Namespace, model: Model, images: ImageList) -> No
     """
     from masp.data.images import load_image
     from masp.data.questions import EMOTION
+    from masp.distributed.ranks import read_ranks
     from masp.inference.batch.run import outcomes
     from masp.report.attention import page_entry, write_page
     from masp.vlm.preprocessor import load_token_grid
 
     config = model.config
+    if read_ranks().size > 1 and not config.evaluate.partition_vlm:
+        raise InputError("predict: every process would print all images; give --output FILE, whose rows they share")
     if arguments.attention:
         load_token_grid(config.vlm, f"--attention {arguments.attention}")
     target = None if config.target.name == EMOTION else config.target.name

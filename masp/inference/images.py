@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from masp.data.image_files.stored import Location, StoredImage
 from masp.errors import InputError
@@ -55,8 +55,11 @@ def named_images(images: Sequence[ImageInput]) -> list[NamedImage]:
         images: In any form; see `ImageInput`.
 
     Raises:
-        InputError: One is in another form; names its number.
+        InputError: One is in another form; names its number. Or they are one image instead of several.
     """
+    is_one = isinstance(images, str | bytes | os.PathLike | Image.Image | StoredImage)
+    if is_one or (isinstance(images, np.ndarray) and images.ndim < 4):
+        raise InputError("images: one image; give a list of images, such as [image]")
     return [_named(number, image) for number, image in enumerate(images)]
 
 
@@ -68,6 +71,8 @@ def _named(number: int, image: ImageInput) -> NamedImage:
         return NamedImage(name, MemoryImage("", name, bytes(image)))
     if isinstance(image, str | os.PathLike):
         path = Path(image)
+        if "\0" in str(path):
+            raise InputError(f"{name}: {str(path)!r} holds a NUL byte and is no path")
         return NamedImage(str(image), path)
     if isinstance(image, Image.Image):
         return NamedImage(name, MemoryImage("", name, _bytes_of(image, name)))
@@ -99,7 +104,8 @@ def _bytes_of(image: Image.Image, name: str) -> bytes:
         if image.mode in _IN_PNG:
             image.save(file, "PNG", compress_level=0, exif=image.getexif().tobytes())
         else:
-            image.save(file, "TIFF")  # keeps CMYK and the like
+            # keeps CMYK and the like; their orientation is that of a tag which the file would have twice
+            ImageOps.exif_transpose(image).save(file, "TIFF")
     except (OSError, ValueError) as error:
         raise InputError(
             f"{name}: a PIL image of mode {image.mode} cannot be read: {error}; convert it to RGB"

@@ -23,6 +23,9 @@ from masp.files.text import shown
 
 _RANGE = re.compile(r"(log|uniform|int)\(\s*([^,()]+?)\s*,\s*([^,()]+?)\s*\)")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.,=+-]+")
+_SHARED = ("output_dir", "order_seed", "vlm.path")
+_SHARED_SECTIONS = ("annotate.", "cache.", "dataset.", "engine.", "evaluate.", "extract.", "logging.")
+"""What the members have in common: the features and labels, the machine, and how they are compared."""
 MAX_MEMBERS = 4096
 MAX_NAME = 120
 """Characters of a directory's name."""
@@ -107,9 +110,18 @@ def read_axes(config: str | None, overrides: Sequence[str]) -> Asked:
     if twice := sorted({key for key in keys if keys.count(key) > 1}):
         raise InputError(f"{twice[0]}: is varied twice; give one axis or range of it")
     for key in keys:
-        if key in ("output_dir", "order_seed") or key.startswith(("evaluate.", "engine.", "cache.", "extract.")):
-            raise InputError(f"{key}: cannot be varied in a sweep; members share it")
+        _check_varied(key, "command line")
+    if given := next((override for override in fixed if override.startswith("evaluate.output_dir=")), None):
+        raise InputError(
+            f"command line: {given}: each member of a sweep is evaluated in its own directory; leave it out"
+        )
     return Asked(axes, tuple(ranges), tuple(fixed))
+
+
+def _check_varied(key: str, where: str) -> None:
+    """Raises InputError if all members of a sweep must share a setting."""
+    if key in _SHARED or key.startswith(_SHARED_SECTIONS):
+        raise InputError(f"{where}: {key}: cannot be varied in a sweep; its members share it")
 
 
 def _axis(config: str | None, key: str, text: str) -> tuple[Any, ...] | None:
@@ -196,6 +208,7 @@ def read_members(path: str) -> list[MemberSettings]:
             key, equals, text = part.partition("=")
             if not equals or key not in known:
                 raise InputError(f"--members {path} line {number}: {shown(part)} is no setting; give key=value")
+            _check_varied(key, f"--members {path} line {number}")
             tree, _ = parse_yaml(f"value: {text}", f"--members {path} line {number}: {key}")
             values[key] = tree["value"] if isinstance(tree, dict) else None
         if values:
@@ -214,7 +227,12 @@ def _name(values: Mapping[str, Any]) -> str:
     """A directory's name that says what is varied."""
     if not values:
         return "all-as-given"
-    text = ",".join(f"{key.rpartition('.')[2]}={_inline(value)}" for key, value in values.items())
+    short = [key.rpartition(".")[2] for key in values]
+    named = {
+        key: name if short.count(name) == 1 and "stage1" not in key else key
+        for key, name in zip(values, short, strict=True)
+    }
+    text = ",".join(f"{named[key]}={_inline(values[key])}" for key in sorted(values))
     name = _UNSAFE.sub("-", text)
     if name == text and len(name) <= MAX_NAME:
         return name
@@ -224,7 +242,7 @@ def _name(values: Mapping[str, Any]) -> str:
 def _inline(value: Any) -> str:
     """A value as YAML on one line."""
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return repr(value)
     if isinstance(value, list | dict):
         inner = dump_yaml({"value": value}).strip().removeprefix("value:").strip()
         return inner if "\n" not in inner else "[" + ",".join(map(_inline, value)) + "]"

@@ -10,10 +10,13 @@ from pathlib import Path
 
 from masp.artifacts.trained import default_aspect_path
 from masp.config import Config, load_config
+from masp.distributed.task_share import require_one_process
+from masp.errors import InputError
 from masp.evaluation.feed import open_feed
 from masp.evaluation.run import evaluate
 from masp.extraction.job import extract
 from masp.files.jsonl import read_lines
+from masp.files.sealed import digest_of
 from masp.results.metrics_file import read_metrics
 from masp.runtime.log import show
 from masp.sweep.axes import Asked, MemberSettings, member_config
@@ -51,6 +54,7 @@ def run_sweep(config_file: str | None, asked: Asked, members: Sequence[MemberSet
     Raises:
         InputError, DataError, StoppedEarly: See `masp.errors`.
     """
+    require_one_process("sweep: trains and scores its members as one process", "call it alone, outside of launchers")
     base = load_config(config_file, asked.fixed)
     order_seed = base.seed if base.order_seed is None else base.order_seed
     directory = Path(base.output_dir) / DIRECTORY
@@ -80,6 +84,8 @@ def run_sweep(config_file: str | None, asked: Asked, members: Sequence[MemberSet
         if not member.failure and (test == "all" or (test == "best" and row is best)):
             _score(member, "test")
     rows = [_row(member) for member in opened]
+    if all(member.failure for member in opened):
+        raise InputError(f"sweep: no member was trained to its end; {opened[0].settings.name}: {opened[0].failure}")
     return write_sweep(directory, rows, None if best is None else best.name)
 
 
@@ -94,7 +100,7 @@ def groups_of(members: Sequence[Member]) -> list[list[Member]]:
 
 def _announced(groups: Sequence[Sequence[Member]], count: int) -> list[str]:
     sizes = " + ".join(str(len(group)) for group in groups)
-    lines = [f"sweep: {count} members in {len(groups)} groups ({sizes}), each behind one pass of its prefix"]
+    lines = [f"sweep: {count} members in groups of {sizes}, each group behind one pass of its prefix"]
     for group in groups:
         why = why_alone(group[0].config)
         if why is not None:
@@ -109,11 +115,12 @@ def _train_aspects(members: Sequence[Member], directory: Path) -> None:
         config = member.config
         if not config.aspects or config.checkpoint.aspect is not None:
             continue
-        key = repr((config.aspects, config.stage1, config.aspect_module, config.vlm, config.aspect_definitions))
+        alone = copy.deepcopy(config)
+        alone.seed = int(config.order_seed or 0)
+        parts = (alone.aspects, alone.stage1, alone.aspect_module, alone.vlm, alone.aspect_definitions, alone.questions)
+        key = digest_of(repr(parts))[:12]
         if key not in made:
-            alone = copy.deepcopy(config)
-            alone.seed = int(config.order_seed or 0)
-            alone.output_dir = str(directory / f"aspects-{len(made) + 1}")
+            alone.output_dir = str(directory / f"aspects-{key}")
             show("", f"sweep: stage 1, for all members that share its settings: {alone.output_dir}")
             train(alone, "stage1")
             made[key] = str(default_aspect_path(alone))
@@ -122,7 +129,10 @@ def _train_aspects(members: Sequence[Member], directory: Path) -> None:
 
 def _train(group: Sequence[Member]) -> None:
     if len(group) == 1 and why_alone(group[0].config) is not None:
-        train(group[0].config, "stage2")
+        try:
+            train(group[0].config, "stage2")
+        except InputError as error:
+            group[0].failure = str(error)
         return
     for member, failure in zip(group, train_group([member.config for member in group]), strict=True):
         member.failure = failure

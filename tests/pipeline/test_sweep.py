@@ -26,7 +26,7 @@ def test_a_sweep_chooses_on_the_validation_split_and_goes_on_with_more_members(c
     config, directory = run
     given = ("sweep", "--config", config, "stage2.learning_rate=[0.001,0.05]")
     first = commands.ok(*given, "seed=1")
-    assert "2 members in 1 groups" in first.stdout
+    assert "2 members in groups of 2" in first.stdout
     table = json.loads((directory / "sweep.json").read_text())
     members = {member["name"]: member for member in table["members"]}
     assert set(members) == {"learning_rate=0.001", "learning_rate=0.05"}

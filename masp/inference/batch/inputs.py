@@ -150,13 +150,14 @@ def _add_matches(lister: ImageLister, pattern: str, image: str | None) -> None:
     names, ignored, count = sorted_names(glob.iglob(pattern, recursive=True)), _Ignored(), 0
     for number in range(len(names)):
         path = names[number]
+        if os.path.isdir(path):
+            continue
         if is_image_name(path):
             lister.add_path(path)
         elif os.path.splitext(path)[1].lower() in _CONTAINERS:
             _add_file(lister, path, image)
         else:
-            if not os.path.isdir(path):
-                ignored.add(path)
+            ignored.add(path)
             continue
         count += 1
     if not count:

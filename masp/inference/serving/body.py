@@ -118,6 +118,8 @@ async def _form(request: Request, max_bytes: int, max_images: int) -> list[Named
         form = await parser.parse()
     except MultiPartException as error:
         raise HTTPException(400, f"the form cannot be read: {error.message}") from None
+    except (LookupError, UnicodeError) as error:  # of a charset that is none
+        raise HTTPException(400, f"the form cannot be read: {first_line(error)}") from None
     images = []
     for name, value in form.multi_items():
         if name != FIELD or not isinstance(value, UploadFile):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import json
 import time
 from urllib.parse import parse_qs, urlsplit
@@ -86,7 +87,7 @@ class Guard:
 
     def _refusal(self, path: str, headers: Headers, scope: Scope) -> _Refusal | None:
         host = headers.get("host", "")
-        if self.is_loopback and _name_of(host) not in LOOPBACK_NAMES:
+        if self.is_loopback and not _is_this_machine(_name_of(host)):
             return _Refusal(403, "the Host of the request is not this machine: ask for localhost or 127.0.0.1")
         origin = headers.get("origin")
         if origin is not None and (not host or _host_of(origin) != host.lower()):
@@ -134,6 +135,14 @@ def _host_of(origin: str) -> str:
         return urlsplit(origin).netloc.lower()
     except ValueError:
         return ""
+
+
+def _is_this_machine(name: str) -> bool:
+    """Whether a name in an address can only be this machine: nobody can let it point elsewhere."""
+    try:
+        return name in LOOPBACK_NAMES or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def _name_of(host: str) -> str:

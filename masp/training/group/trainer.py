@@ -19,7 +19,7 @@ from tqdm import tqdm
 from masp.config import Config
 from masp.distributed.collectives import check_agreed, on_rank_0, sum_floats
 from masp.distributed.ranks import Ranks, join, read_ranks
-from masp.errors import InputError, StoppedEarly
+from masp.errors import InputError, MaspError, StoppedEarly
 from masp.models.forward import Stage2Model
 from masp.models.group import GroupModel
 from masp.runtime.devices import pick_device, plain_memory_errors
@@ -140,11 +140,18 @@ def train_group(configs: Sequence[Config], stop: StopFlag | None = None) -> list
         ]
         join(ranks, device)
         left = [member for member in members if member.begin()]
-        while left:
-            start = min(member.num_taken for member in left)
-            together = [member for member in left if member.num_taken == start or member.go_back(start)]
-            GroupTrainer(together, ranks, device, requests).train()
-            left = [member for member in left if member not in together]
+        try:
+            while left:
+                start = min(member.num_taken for member in left)
+                together = [member for member in left if member.num_taken == start or member.go_back(start)]
+                GroupTrainer(together, ranks, device, requests).train()
+                left = [member for member in left if member not in together]
+        except MaspError as error:
+            state = RunState.STOPPED if isinstance(error, StoppedEarly) else RunState.FAILED
+            for member in members:
+                if ranks.is_rank_0 and not member.failure and not member.stage.artifact.is_file():
+                    write_status(member.directory, state, error.exit_code, str(error), step=member.num_taken)
+            raise
     return [member.failure for member in members]
 
 
@@ -173,7 +180,21 @@ class GroupTrainer:
         with ExitStack() as stack, plain_memory_errors(self.members[0].memory_remedy()):
             on_rank_0(self.ranks, self.device, lambda: self._open_trackers(stack))
             self.build()
+            self._catch_up()
             self.take_steps()
+
+    def _catch_up(self) -> None:
+        """Do what an earlier call left undone after its last step: a measurement, or the artifact of a member."""
+        if not self.num_taken:
+            return
+        best = self._validate(self.active, "")
+        if best:
+            self._save(sorted(best), best, "")
+        over = [n for n, member in enumerate(self.members) if member.is_over and not member.stage.artifact.is_file()]
+        if over:
+            states = self.engine.states()  # a collective
+            for number in over:
+                self.members[number].finish(states[number])
 
     def _open_trackers(self, stack: ExitStack) -> None:
         for member in self.members:

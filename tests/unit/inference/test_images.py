@@ -51,6 +51,20 @@ def test_a_pil_image_is_turned_upright_as_its_file_is(tmp_path):
     assert (pixels(Image.open(io.BytesIO(data))) == pixels(data)).all()
 
 
+def test_a_cmyk_image_is_turned_upright_too():
+    exif = Image.Exif()
+    exif[274] = 6
+    data = file_of(Image.fromarray(colors()).convert("CMYK"), "JPEG", exif=exif.tobytes())
+    assert pixels(data).shape == (13, 7, 3)
+    assert (pixels(Image.open(io.BytesIO(data))) == pixels(data)).all()
+
+
+@pytest.mark.parametrize("one", ["photo.jpg", b"data", Image.new("RGB", (4, 4)), colors()])
+def test_one_image_is_no_list_of_images(one):
+    with pytest.raises(InputError, match="images: one image; give a list"):
+        named_images(one)
+
+
 def test_an_opened_image_with_transparency_keeps_it():
     image = Image.fromarray(np.dstack([colors(), np.full((7, 13), 64, np.uint8)]))
     assert (pixels(image) == pixels(file_of(image, "PNG"))).all()
@@ -65,6 +79,7 @@ def test_an_opened_image_with_transparency_keeps_it():
         (np.zeros((0, 4, 3), np.uint8), "not empty"),
         (7, "int is no image"),
         (None, "NoneType is no image"),
+        ("a\0b", "holds a NUL byte"),
     ],
 )
 def test_what_is_no_image_is_named_by_its_number(image, problem):

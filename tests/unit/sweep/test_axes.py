@@ -20,10 +20,10 @@ def test_a_list_is_an_axis_unless_the_setting_is_one():
 def test_every_combination_is_a_member_with_a_name_that_says_it():
     found = members("stage2.learning_rate=[1e-3,0.01]", "seed=[1,2]")
     assert [member.name for member in found] == [
-        "learning_rate=0.001,seed=1",
-        "learning_rate=0.001,seed=2",
-        "learning_rate=0.01,seed=1",
-        "learning_rate=0.01,seed=2",
+        "seed=1,learning_rate=0.001",
+        "seed=2,learning_rate=0.001",
+        "seed=1,learning_rate=0.01",
+        "seed=2,learning_rate=0.01",
     ]
     assert found[3].overrides == ["stage2.learning_rate=0.01", "seed=2"]
 
@@ -54,6 +54,8 @@ def test_draws_cover_a_range_and_the_first_stay_when_more_are_asked_for():
         (["seed=[]"], None, "needs a value"),
         (["seed=[1,2]", "seed=int(1,3)"], 2, "is varied twice"),
         (["engine.zero_stage=[0,1]"], None, "cannot be varied in a sweep"),
+        (["dataset.split_seed=[0,1]"], None, "cannot be varied in a sweep"),
+        (["evaluate.output_dir=x", "seed=[1,2]"], None, "in its own directory; leave it out"),
         (["stage2.learning_rate=log(1e-4,1)"], 5000, "at most 4,096"),
     ],
 )
@@ -69,9 +71,21 @@ def test_members_from_a_file(tmp_path):
     path.write_text("seed=1\nsead=2\n")
     with pytest.raises(InputError, match="line 2: 'sead=2' is no setting"):
         read_members(str(path))
+    path.write_text(
+        "stage1.learning_rate=0.1\nstage2.learning_rate=0.1\n"
+        "seed=3 stage2.weight_decay=0\nstage2.weight_decay=0 seed=3\n"
+    )
+    assert len(read_members(str(path))) == 3
+    path.write_text("order_seed=9\n")
+    with pytest.raises(InputError, match="line 1: order_seed: cannot be varied"):
+        read_members(str(path))
     path.write_text("# nothing\n")
     with pytest.raises(InputError, match="names no member"):
         read_members(str(path))
+
+
+def test_numbers_that_are_nearly_equal_are_different_members():
+    assert len(members("stage2.learning_rate=[0.00123456789,0.00123456712]")) == 2
 
 
 def test_names_are_safe_and_different(tmp_path):

@@ -11,6 +11,7 @@ from masp.artifacts.store import load_soft_prompt
 from masp.config import load_config
 from masp.errors import StoppedEarly
 from masp.extraction.job import extract
+from masp.runtime.run_directory import read_status
 from masp.training.checkpoint import load_latest, save_checkpoint
 from masp.training.group.members import group_key, why_alone
 from masp.training.group.trainer import train_group
@@ -92,9 +93,33 @@ def test_a_group_goes_on_where_it_was_stopped_and_with_members_added_later(world
     group = configs(world, tmp_path, "stage2.log_every=1")
     with pytest.raises(StoppedEarly):
         train_group(group[:3], After(2))
-    assert not (tmp_path / "plain/stage2/soft_prompt_folder.safetensors").exists()
+    artifact = tmp_path / "plain/stage2/soft_prompt_folder.safetensors"
+    assert not artifact.exists() and read_status(tmp_path / "plain/stage2").state == "stopped"
     assert train_group(group) == [""] * len(MEMBERS)
     assert_equal_runs(tmp_path, alone)
+    artifact.unlink()  # as if a kill had come between its last checkpoint and it
+    assert train_group(group) == [""] * len(MEMBERS)
+    assert_equal_runs(tmp_path, alone)
+
+
+def test_a_measurement_that_a_stop_left_undone_is_made_first(world, tmp_path):
+    given = ("stage2.log_every=1", "stage2.validate_every=1", "stage2.validation_size=4")
+    for config in configs(world, tmp_path / "alone", *given)[:2]:
+        train(config, "stage2")
+    group = configs(world, tmp_path / "group", *given)[:2]
+    with pytest.raises(StoppedEarly):
+        train_group(group, After(2))
+    assert train_group(group) == ["", ""]
+    for name in ("plain", "fast"):
+        ours, own = (
+            [
+                json.loads(line)
+                for line in (tmp_path / d / name / "stage2" / "validation.jsonl").read_text().splitlines()
+            ]
+            for d in ("group", "alone")
+        )
+        assert [line["step"] for line in ours] == [line["step"] for line in own]
+        assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in own], abs=1e-5)
 
 
 def test_a_member_that_diverges_is_stopped_and_the_others_go_on(world, alone, tmp_path):
