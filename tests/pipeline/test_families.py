@@ -22,7 +22,7 @@ STAGES = ("stage1", "stage2")
 FAMILIES = [
     "qwen3_vl",  # M-RoPE, DeepStack
     pytest.param("gemma3", marks=FULL),  # sliding windows, masks that depend on types of tokens
-    "qwen3_5",  # recurrent layers
+    pytest.param("qwen3_5", marks=FULL),  # recurrent layers
     *(
         pytest.param(name, marks=FULL)
         for name in "internvl llava_next gemma4 gemma4_e smolvlm idefics3 glm4v minicpmv4_6".split()

@@ -49,6 +49,7 @@ def test_a_wrong_tokenizer_is_one_line(tmp_path, capsys):
     assert capsys.readouterr().err == f"error: --tokenizer {tmp_path / 'none'}: no such directory\n"
 
 
+@pytest.mark.full
 def test_every_other_model_is_measured(tmp_path, monkeypatch, repository):
     monkeypatch.chdir(repository)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))

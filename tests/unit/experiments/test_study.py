@@ -275,6 +275,7 @@ def test_runs_on_other_samples_make_no_table(demo, tmp_path):
         study(tmp_path, variants, [1])
 
 
+@pytest.mark.full
 def test_a_reader_that_leaves_ends_a_command_without_a_traceback():
     """As `masp study --list | true` does."""
     reading, writing = os.pipe()

@@ -100,6 +100,7 @@ def test_without_images_the_rest_is_shown(tmp_path):
     assert not [a for tag, a in page.tags if tag == "img"]
 
 
+@pytest.mark.full
 def test_the_page_stays_light(tmp_path):
     """However many images are explained and however large they are."""
     small = write_report(explained_run(tmp_path / "small", count=12)[0]).stat().st_size
