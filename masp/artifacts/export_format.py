@@ -113,7 +113,7 @@ def read_record(directory: Path, where: str) -> ExportRecord:
     _check_link(directory, RECORD, where)
     data = read_bytes(directory / RECORD, max_bytes=MAX_BYTES[RECORD], key=where)
     if data is None:
-        raise InputError(f"{where}: not what `masp export` writes: there is no {RECORD}")
+        raise InputError(f"{where}: it has no {RECORD}, so `masp export` did not write it")
     return unseal(ExportRecord, data, f"{where}: {RECORD}")
 
 

@@ -129,7 +129,9 @@ def exported_settings(exported: Exported) -> dict[str, Any]:
                 f"{place}: {name} = {shown(found.get(name))}: must be {shown(value)}, as the files beside it are called"
             )
     if found.get("aspects") and not exported.path(DEFINITIONS):
-        raise InputError(f"{place}: aspects = {shown(found['aspects'])}: there is no {DEFINITIONS} that defines them")
+        raise InputError(
+            f"{place}: aspects = {shown(found['aspects'])}: {DEFINITIONS}, which would define them, is missing"
+        )
     vlm = found.get("vlm.path")
     if isinstance(vlm, str) and vlm.startswith(SCHEME):
         parse_address(vlm, f"{place}: vlm.path")

@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve the page until stopped.
 
     Raises:
-        InputError: There is no such run, a setting is not valid, the port is in use, or the extra is not installed.
+        InputError: The run does not exist, a setting is not valid, the port is in use, or the extra is not installed.
     """
     return until_stopped(lambda: _serve(arguments))
 

@@ -189,6 +189,7 @@ def _print(arguments: argparse.Namespace, model: Model, images: ImageList) -> No
 def _as_json(found: Prediction, target: str | None, why: Explanation | None) -> str:
     of_target = {} if target is None else {"target": target}
     line = {"image": found.image, **of_target, "prediction": found.label, "probabilities": found.probabilities}
+    line["log_likelihoods"] = found.log_likelihoods
     return json.dumps(line | ({} if why is None else why.to_json()))
 
 

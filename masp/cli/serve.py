@@ -65,13 +65,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until stopped.
 
     Raises:
-        InputError: There is no such run, a setting is not valid, the port is in use, or the extra is not installed.
+        InputError: The run does not exist, a setting is not valid, the port is in use, or the extra is not installed.
     """
     return until_stopped(lambda: _serve(arguments))
 
 
 def until_stopped(serve: Callable[[], int]) -> int:
-    """Run what serves. To stop is how it ends, also before it listens: there is no work that could go on later.
+    """Run a server. Being stopped is its normal end, even before it listens: no unfinished work is left behind.
 
     Args:
         serve: Serves; returns its exit code.

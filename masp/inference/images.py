@@ -72,14 +72,14 @@ def _named(number: int, image: ImageInput) -> NamedImage:
     if isinstance(image, str | os.PathLike):
         path = Path(image)
         if "\0" in str(path):
-            raise InputError(f"{name}: {str(path)!r} holds a NUL byte and is no path")
+            raise InputError(f"{name}: {str(path)!r} cannot be a path: it holds a NUL byte")
         return NamedImage(str(image), path)
     if isinstance(image, Image.Image):
         return NamedImage(name, MemoryImage("", name, _bytes_of(image, name)))
     if isinstance(image, np.ndarray):
         return NamedImage(name, MemoryImage("", name, _bytes_of(_from_array(image, name), name)))
     raise InputError(
-        f"{name}: {type(image).__name__} is no image; give a path, the bytes of a file, a PIL image or an array"
+        f"{name}: {type(image).__name__} is not an image; give a path, the bytes of a file, a PIL image or an array"
     )
 
 

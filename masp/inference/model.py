@@ -73,12 +73,12 @@ def load(source: str | Path, device: str | None = None, vlm: str | None = None) 
     """Load what was trained. The VLM follows when it is first needed, once.
 
     Args:
-        source: Directory of a run.
+        source: Directory of a run; what `masp export` wrote, by its directory or as `hf://owner/name[@revision]`.
         device: `cpu` or `cuda`; None as in training, where `auto` takes a GPU if there is one.
         vlm: Directory of the VLM or its name on the Hugging Face Hub; None as in training.
 
     Raises:
-        InputError: There is no such run, it was not trained, or it does not fit the VLM.
+        InputError: The run does not exist, has not been trained, or does not fit the VLM.
         DataError: A file is damaged.
     """
     return Model(config_of(source, device, vlm))
@@ -344,7 +344,7 @@ def _categories(config: Config, trained: Trained) -> tuple[str, ...]:
         return trained.soft_prompt_lineage.categories
     if target.labels is not None:
         raise InputError(
-            f"target.categories = null: there is no soft prompt that says what the categories of {target.name} are; "
+            f"target.categories = null: no soft prompt says what the categories of {target.name} are; "
             "give a list such as target.categories=[spring,autumn]"
         )
     if config.dataset.name in CATEGORY_SETS:

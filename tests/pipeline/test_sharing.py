@@ -232,7 +232,7 @@ def test_its_parts_serve_other_runs(exported, run, world, commands, tmp_path):
     assert ours["confusion"] == theirs["confusion"] and ours["nll"] == theirs["nll"]
     commands.ok("train", "--stage", "stage2", *world.settings(tmp_path / "more", given[0], "stage2.num_epochs=1"))
     wrong = commands("train", "--stage", "stage2", *world.settings(tmp_path / "w", f"checkpoint.aspect={tmp_path}"))
-    assert "not what `masp export` writes: there is no lineage.json" in error_of(wrong)
+    assert "it has no lineage.json, so `masp export` did not write it" in error_of(wrong)
 
 
 def test_the_card_is_valid_and_says_what_there_is(exported, run, hub, monkeypatch):

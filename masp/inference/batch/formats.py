@@ -6,7 +6,7 @@ explanations also `explanation` (the sentence), per aspect its answer, the proba
 of the log-probability, and `all_aspects`, `vision_features`, `interaction`: flat in CSV (`aspect_<name>_answer` …), a
 struct `aspects` in parquet.
 
-JSON lines are those of `masp predict --json`, with `status`, `log_likelihoods` and `reason`.
+JSON lines are those of `masp predict --json`, with `status` and `reason`.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class RunMistakes:
         """Name, label and image of a mistake.
 
         Raises:
-            MaspError: There is no evaluation, it is damaged, or there is no such mistake.
+            MaspError: The evaluation is missing or damaged, or has fewer mistakes.
         """
         _, wrong = self._evaluation
         if not 0 <= number < len(wrong):

@@ -193,7 +193,7 @@ def _results(metrics: MetricsFile | None) -> list[str]:
         ("balanced accuracy", metrics.balanced_accuracy, None),
         ("top-2 accuracy", metrics.top2_accuracy, None),
         ("negative log-likelihood, nats", metrics.nll, metrics.nll_ci95),
-        ("calibration error (ECE)", metrics.ece, metrics.ece_ci95),
+        ("calibration error (ECE; its interval is corrected for bias)", metrics.ece, metrics.ece_ci95),
     ]
     if guess := metrics.majority_class:
         rows.append(("accuracy of always answering the largest category", guess.accuracy, guess.accuracy_ci95))

@@ -240,7 +240,7 @@ _SENTENCES: tuple[tuple[str, ...], ...] = (
         " ({result.brier.low:3} to {result.brier.high:3})",
         ", the expected calibration error {result.ece:3}",
         " ({result.ece.low:3} to {result.ece.high:3})",
-        "; intervals of these are at 95 %, bootstrap over images",
+        "; intervals of these are at 95 %, bootstrap over images, that of the calibration error corrected for its bias",
     ),
     (
         "{result.num_not_scored:image} of the {result.num_in_split} in the split took no part",

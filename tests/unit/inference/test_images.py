@@ -77,9 +77,9 @@ def test_an_opened_image_with_transparency_keeps_it():
         (colors().astype(np.float32) / 255, r"array \[7, 13, 3\] of float32; must be"),
         (colors().transpose(2, 0, 1), r"array \[3, 7, 13\] of uint8; must be"),
         (np.zeros((0, 4, 3), np.uint8), "not empty"),
-        (7, "int is no image"),
-        (None, "NoneType is no image"),
-        ("a\0b", "holds a NUL byte"),
+        (7, "int is not an image"),
+        (None, "NoneType is not an image"),
+        ("a\0b", "cannot be a path: it holds a NUL byte"),
     ],
 )
 def test_what_is_no_image_is_named_by_its_number(image, problem):

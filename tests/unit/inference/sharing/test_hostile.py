@@ -179,7 +179,7 @@ def test_files_that_are_damaged_missing_or_something_else(copy, shared_model, tm
     (copy / "lineage.json").write_bytes(data.replace(b'"masp": "', b'"masp": "1'))
     assert "lineage.json is damaged" in refused(copy, DataError)
     (copy / "lineage.json").unlink()
-    assert is_exported(copy) and "not what `masp export` writes: there is no lineage.json" in refused(copy)
+    assert is_exported(copy) and "it has no lineage.json, so `masp export` did not write it" in refused(copy)
 
 
 def test_truncated_safetensors_with_the_right_digest(copy, shared_vlm):
@@ -229,7 +229,7 @@ def test_an_artifact_of_a_directory(shared_model, tmp_path):
     key = "checkpoint.aspect"
     assert artifact_file(str(shared_model), "aspect", key) == str(shared_model / "aspect.safetensors")
     assert artifact_file("nowhere/x.pth", "aspect", key) == "nowhere/x.pth"
-    with pytest.raises(InputError, match="checkpoint.aspect: .* there is no lineage.json"):
+    with pytest.raises(InputError, match="checkpoint.aspect: .* it has no lineage.json"):
         artifact_file(str(tmp_path), "aspect", key)
 
 

@@ -53,7 +53,7 @@ def test_what_is_refused_is_refused_before_anything_is_sent(hub, shared_model, t
     for name in ("x", "owner/x/y", "owner/..", "hf://owner/x@../y", "owner/a--b", "", "hf://"):
         assert "NAME: " in refused(name), name
     assert "is not a directory; `masp export RUN" in refused("owner/x", tmp_path / "gone")
-    assert "not what `masp export` writes" in refused("owner/x", tmp_path)
+    assert "`masp export` did not write it" in refused("owner/x", tmp_path)
     assert "this token may not write there" in refused(f"{FOREIGN}/x")
     hub.repositories["models/owner/taken"] = Repository(private=False)
     hub.repositories["models/owner/taken"].commit({"config.json": b"{}"})
