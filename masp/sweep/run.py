@@ -21,8 +21,8 @@ from masp.results.metrics_file import read_metrics
 from masp.runtime.log import show
 from masp.sweep.axes import Asked, MemberSettings, member_config
 from masp.sweep.table import Row, order, write_sweep
-from masp.training.group.members import group_key, why_alone
-from masp.training.group.trainer import train_group
+from masp.training.group.members import why_alone
+from masp.training.group.together import groups_of, train_together
 from masp.training.logs import LossLine
 from masp.training.loop import train
 from masp.training.validation import FILE as VALIDATION
@@ -64,10 +64,11 @@ def run_sweep(config_file: str | None, asked: Asked, members: Sequence[MemberSet
     if base.cache.dir is not None:
         extract(base)
     _train_aspects(opened, directory)
-    groups = groups_of(opened)
+    groups = [[opened[number] for number in group] for group in groups_of([member.config for member in opened])]
     show(*_announced(groups, len(opened)))
     for group in groups:
-        _train(group)
+        for member, failure in zip(group, train_together([member.config for member in group]), strict=True):
+            member.failure = failure
     can_choose = bool(open_feed(base).category_counts("val"))
     for member in opened:
         if not member.failure and can_choose:
@@ -87,15 +88,6 @@ def run_sweep(config_file: str | None, asked: Asked, members: Sequence[MemberSet
     if all(member.failure for member in opened):
         raise InputError(f"sweep: no member was trained to its end; {opened[0].settings.name}: {opened[0].failure}")
     return write_sweep(directory, rows, None if best is None else best.name)
-
-
-def groups_of(members: Sequence[Member]) -> list[list[Member]]:
-    """Members that are trained together, in the order of their first ones; one that cannot be is a group of its own."""
-    groups: dict[str, list[Member]] = {}
-    for number, member in enumerate(members):
-        alone = why_alone(member.config)
-        groups.setdefault(group_key(member.config) if alone is None else str(number), []).append(member)
-    return list(groups.values())
 
 
 def _announced(groups: Sequence[Sequence[Member]], count: int) -> list[str]:
@@ -125,17 +117,6 @@ def _train_aspects(members: Sequence[Member], directory: Path) -> None:
             train(alone, "stage1")
             made[key] = str(default_aspect_path(alone))
         config.checkpoint.aspect = made[key]
-
-
-def _train(group: Sequence[Member]) -> None:
-    if len(group) == 1 and why_alone(group[0].config) is not None:
-        try:
-            train(group[0].config, "stage2")
-        except InputError as error:
-            group[0].failure = str(error)
-        return
-    for member, failure in zip(group, train_group([member.config for member in group]), strict=True):
-        member.failure = failure
 
 
 def _score(member: Member, split: str) -> None:

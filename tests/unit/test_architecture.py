@@ -179,6 +179,7 @@ TESTED_ELSEWHERE = {
     "masp/sweep/run.py": ("pipeline/test_sweep.py", "sweep.json"),
     "masp/sweep/table.py": ("pipeline/test_sweep.py", "sweep.csv"),
     "masp/training/group/engine.py": ("unit/training/group/test_trainer.py", "train_group"),
+    "masp/training/group/together.py": ("pipeline/test_sweep.py", "sweep.json"),
     "masp/training/group/members.py": ("unit/training/group/test_trainer.py", "why_alone"),
     "masp/training/group/steps.py": ("unit/training/group/test_trainer.py", "train_group"),
     "masp/models/trainable.py": ("unit/models/test_forward.py", "AspectModules"),
