@@ -10,9 +10,10 @@ from masp.cli.settings import add_settings
 _DETAILS = """\
 Trains and evaluates the method and its ablations: without each aspect, without all of them, without vision features,
 without soft prompt; other lengths of the soft prompt, other numbers of queries, the other layout. Call it again and it
-goes on where it stopped. Writes study.json, study.md, study.png and its tables as CSV and LaTeX to OUTPUT_DIR/study.
-Without annotations it is a study of the soft prompt alone, unless checkpoint.aspect names given aspect modules. With
-fewer than five seeds, nothing is claimed about other seeds. docs/evaluation.md
+goes on where it stopped. Soft prompts behind the same aspect modules are trained together. Writes study.json, study.md,
+study.png and its tables as CSV and LaTeX to OUTPUT_DIR/study. Without annotations it is a study of the soft prompt
+alone, unless checkpoint.aspect names given aspect modules. With fewer than five seeds, nothing is claimed about other
+seeds. docs/evaluation.md
 
   masp study --config configs/train.yaml --list                        what would run
   masp study --config configs/train.yaml --seeds 1,2,3 --only without_aspects"""

@@ -1,7 +1,8 @@
 """`masp study`: the method beside its ablations, over several seeds; one command that resumes.
 
 Every run has a directory `<output_dir>/study/seed-<s>/<variant>` with what training and evaluation leave there. A run
-that is finished is not done again, one that was stopped goes on from its checkpoint or ledger.
+that is finished is not done again, one that was stopped goes on from its checkpoint or ledger. Soft prompts that share
+what comes before them are trained together.
 """
 
 from __future__ import annotations
@@ -10,27 +11,50 @@ import copy
 import logging
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from masp.artifacts.trained import NONE, default_aspect_path
+from masp.artifacts.trained import NONE, default_aspect_path, prompt_aspects
 from masp.cache.layout import MANIFEST
 from masp.cache.reader import open_cache
 from masp.config import Config
+from masp.config.yaml_text import read_yaml
 from masp.data.datasets import dataset_of
 from masp.data.sources.find import is_there
 from masp.distributed.task_share import require_one_process
 from masp.errors import InputError, MaspError
 from masp.evaluation.run import evaluate
 from masp.experiments.study_table import seeds_found, write_table
-from masp.experiments.variants import FULL, Variant, left_out_of, variants_of
+from masp.experiments.variants import FULL, Variant, commands, left_out_of, run_config, study_dir, variants_of
 from masp.extraction.job import extract
 from masp.files.regular import is_file
 from masp.files.text import shortened, shown
 from masp.runtime.log import show
+from masp.training.group.together import groups_of, train_together
 from masp.training.loop import train
 
 LOG = logging.getLogger(__name__)
+
+_MAX_NAMED = 3
+"""Failed runs that an error names with their reason."""
+
+
+@dataclass
+class Run:
+    """One run of a study."""
+
+    seed: int
+    variant: Variant
+    config: Config
+    failure: str = ""
+    """Why its soft prompt was not trained to the end; empty where it was, or where none is trained."""
+
+    @property
+    def name(self) -> str:
+        """Its directory in that of the study."""
+        return f"seed-{self.seed}/{self.variant.name}"
 
 
 def run_study(
@@ -49,8 +73,9 @@ def run_study(
         `study.json`; None if only a list was asked for.
 
     Raises:
-        InputError: a seed or name is wrong, the configuration names checkpoints or stage 1, or several processes were
-            announced.
+        InputError: A seed or name is wrong, the configuration names checkpoints or stage 1, several processes were
+            announced, runs of earlier calls saw the images in another order, or a run was not trained to its end; then
+            the table is of the others.
     """
     numbers = _seeds(seeds)
     _check_config(config)
@@ -58,10 +83,11 @@ def run_study(
     if list_only:
         if _is_annotated(config) is False:
             config, given = _without_aspects(config), [*given, "aspects=[]"]
+        config = _with_order(config)
         _print_list(config, _choose(config, names), numbers, given)
         return None
     require_one_process(
-        "study: trains one run after another, as one process",
+        "study: trains one group of runs after another, as one process",
         "on a cluster submit the commands that `masp study --list` prints, then call `masp study` alone: it takes up "
         "what is finished",
     )
@@ -69,22 +95,125 @@ def run_study(
         extract(config)
     if _is_annotated(config) is False:
         config = _without_aspects(config)
-    chosen = _choose(config, names)
+    config = _with_order(config)
+    runs = runs_of(config, _choose(config, names), numbers)
     directory = study_dir(config)
-    total = sum(len(_seeds_of(v, numbers)) for v in chosen)
+    unfinished = Counter(run.seed for run in runs)
     done = 0
-    for seed in numbers:
-        for variant in chosen:
-            if seed not in _seeds_of(variant, numbers):
-                continue
-            done += 1
-            show("", f"study: {done} of {total}: seed {seed}, {variant.title}", to=sys.stderr)
-            run = run_config(config, variant, seed)
-            for stage in variant.stages:
-                train(run, stage)
-            evaluate(run)
-        path = write_table(directory, variants_of(config), seeds_found(directory), left_out_of(config))
+    for unit in units_of(runs):
+        which = f"{done + 1}" if len(unit) == 1 else f"{done + 1} to {done + len(unit)}"
+        titles = "; ".join(f"seed {run.seed}, {run.variant.title}" for run in unit)
+        show("", f"study: {which} of {len(runs)}: {titles}", to=sys.stderr)
+        _train(unit)
+        _evaluate([run for run in unit if not run.failure])
+        done += len(unit)
+        unfinished.subtract(run.seed for run in unit)
+        if any(not unfinished[run.seed] for run in unit):  # all runs of a seed are done
+            path = write_table(directory, variants_of(config), seeds_found(directory), left_out_of(config))
+    if failed := [run for run in runs if run.failure]:
+        reasons = [f"{run.name}: {shortened(run.failure, 400)}" for run in failed[:_MAX_NAMED]]
+        more = f"; and {len(failed) - _MAX_NAMED} more" if len(failed) > _MAX_NAMED else ""
+        raise InputError(
+            f"study: {len(failed)} of {len(runs)} runs not trained to the end: {'; '.join(reasons)}{more}; the table "
+            f"is of the others: {path}"
+        )
     return path
+
+
+def runs_of(config: Config, chosen: Sequence[Variant], seeds: Sequence[int]) -> list[Run]:
+    """All runs, seed by seed."""
+    return [
+        Run(seed, variant, run_config(config, variant, seed))
+        for seed in seeds
+        for variant in chosen
+        if seed in _seeds_of(variant, seeds)
+    ]
+
+
+def units_of(runs: Sequence[Run]) -> list[list[Run]]:
+    """What is done in one go, in the order of the first runs: soft prompts that are trained together, or one run."""
+    trained = [number for number, run in enumerate(runs) if "stage2" in run.variant.stages]
+    groups = groups_of([_modules_named(runs[number].config) for number in trained])
+    units = [[trained[place] for place in group] for group in groups]
+    units += [[number] for number in range(len(runs)) if number not in trained]
+    return [[runs[number] for number in unit] for unit in sorted(units)]
+
+
+def _modules_named(config: Config) -> Config:
+    """The configuration with the file of its aspect modules, also where that is the one of the run itself."""
+    if not prompt_aspects(config) or config.checkpoint.aspect is not None:
+        return config
+    named = copy.deepcopy(config)
+    named.checkpoint.aspect = str(default_aspect_path(config))
+    return named
+
+
+def _train(unit: Sequence[Run]) -> None:
+    """Train what a unit's runs still lack."""
+    for run in unit:
+        if "stage1" in run.variant.stages:
+            train(run.config, "stage1")
+    if "stage2" in unit[0].variant.stages:
+        failures = train_together([_modules_named(run.config) for run in unit])
+        for run, failure in zip(unit, failures, strict=True):
+            run.failure = failure
+
+
+def _evaluate(runs: Sequence[Run]) -> None:
+    """Score what some runs of a unit still lack."""
+    for run in runs:
+        evaluate(run.config)
+
+
+def _with_order(config: Config) -> Config:
+    """The configuration with the seed of the order of the images, the same for all runs that a study ever has.
+
+    Where stage 1 is trained anew for each seed, runs of different seeds have nothing in common and each seed has an
+    order of its own. Otherwise all seeds share one, so that they can be trained together. A study that was begun
+    differently goes on as it was begun.
+
+    Raises:
+        InputError: Earlier runs have another one than the configuration gives, or several.
+    """
+    directory = study_dir(config)
+    found = _orders_found(directory)
+    asked = config.order_seed
+    wrong = [order for order in found if order != asked] if asked is not None else list(found)[1:]
+    if wrong:
+        ours = asked if asked is not None else next(iter(found))
+        raise InputError(
+            f"order_seed = {_order_text(ours)}: {found[wrong[0]]} has {_order_text(wrong[0])}, and all runs of a study "
+            f"must see the images in one order; {'leave it out' if len(found) == 1 else 'remove these runs'}, or give "
+            "another output_dir"
+        )
+    is_shared = not config.aspects or config.checkpoint.aspect is not None
+    usual = asked if asked is not None else config.seed if is_shared else None
+    order = next(iter(found), usual)
+    if order != usual:
+        LOG.info(
+            "study: goes on with order_seed=%s, as %s began; with another output_dir it would be %s%s",
+            _order_text(order),
+            found[order],
+            _order_text(usual),
+            ", and all seeds would be trained together" if order is None else "",
+        )
+    config = copy.deepcopy(config)
+    config.order_seed = order
+    return config
+
+
+def _orders_found(directory: Path) -> dict[int | None, Path]:
+    """The seeds of the order of the images that runs were begun with -> the first of them; None: each has its own."""
+    found: dict[int | None, Path] = {}
+    for seed in seeds_found(directory):
+        for path in sorted((directory / f"seed-{seed}").glob("*/stage[12]/config.yaml")):
+            order = read_yaml(path)[0].get("order_seed")
+            found.setdefault(order if isinstance(order, int) else None, path.parents[1])
+    return found
+
+
+def _order_text(order: int | None) -> str:
+    return "null" if order is None else str(order)
 
 
 def _is_annotated(config: Config) -> bool | None:
@@ -127,58 +256,6 @@ def _print_list(config: Config, chosen: Sequence[Variant], seeds: Sequence[int],
                 show(f"    {command}")
     for name, why in left_out_of(config).items():
         show(f"{name:<24} left out: {why}")
-
-
-def study_dir(config: Config) -> Path:
-    """Where everything of the study goes."""
-    return Path(config.output_dir) / "study"
-
-
-def run_config(config: Config, variant: Variant, seed: int) -> Config:
-    """The configuration of one run."""
-    run = copy.deepcopy(config)
-    run.seed = seed
-    run.output_dir = str(study_dir(config) / f"seed-{seed}" / variant.name)
-    run.evaluate.output_dir, run.evaluate.explain = None, "none"
-    for name, value in variant.changes.items():
-        section, _, key = name.rpartition(".")
-        setattr(getattr(run, section) if section else run, key, value)
-    if not run.aspects and run.checkpoint.aspect != NONE:
-        run.checkpoint.aspect = None
-    elif run.checkpoint.aspect is None and "stage1" not in variant.stages:
-        # aspects are trained independently of one another, so leaving one out needs no other training of the rest
-        full = copy.deepcopy(config)
-        full.output_dir = str(study_dir(config) / f"seed-{seed}" / FULL)
-        run.checkpoint.aspect = str(default_aspect_path(full))
-    return run
-
-
-def commands(config: Config, variant: Variant, seed: int, given: Sequence[str] = ()) -> list[str]:
-    """The commands that make one run, for those who would rather submit them.
-
-    Args:
-        config: Configuration of the method.
-        variant: Variant.
-        seed: Seed of training.
-        given: See `run_study`.
-    """
-    run = run_config(config, variant, seed)
-    settings = {"seed": seed, "output_dir": run.output_dir, **variant.changes}
-    if run.checkpoint.aspect != config.checkpoint.aspect:
-        settings["checkpoint.aspect"] = run.checkpoint.aspect
-    if run.evaluate.explain != config.evaluate.explain:
-        settings["evaluate.explain"] = run.evaluate.explain
-    words = [*given, *(f"{name}={_spelt(value)}" for name, value in settings.items())]
-    return [
-        *(shlex.join(["masp", "train", "--stage", stage, *words]) for stage in variant.stages),
-        shlex.join(["masp", "evaluate", *words]),
-    ]
-
-
-def _spelt(value: object) -> str:
-    if isinstance(value, list):
-        return "[" + ",".join(map(str, value)) + "]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _check_config(config: Config) -> None:
