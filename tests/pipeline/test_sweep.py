@@ -40,6 +40,13 @@ def test_a_sweep_chooses_on_the_validation_split_and_goes_on_with_more_members(c
     assert "finished already" in more.stdout
     rows = list(csv.DictReader((directory / "sweep.csv").open()))
     assert len(rows) == 3 and all(row["test"] for row in rows)
+    for name in ("settings", "settings-test"):  # a seed each
+        settings = list(csv.DictReader((directory / f"{name}.csv").open()))
+        column = "validation" if name == "settings" else "test"
+        assert {row["learning_rate"]: row["mean"] for row in settings} == {
+            row["learning_rate"]: row[column] for row in rows
+        }
+    assert (directory / "accuracy-learning-rate.svg").is_file()
 
 
 def test_what_cannot_be_a_sweep_is_one_line(commands, run, tmp_path):
