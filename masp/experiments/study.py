@@ -131,21 +131,22 @@ def runs_of(config: Config, chosen: Sequence[Variant], seeds: Sequence[int]) -> 
 
 
 def units_of(runs: Sequence[Run]) -> list[list[Run]]:
-    """What is done in one go, in the order of the first runs: soft prompts that are trained together, or one run."""
-    trained = [number for number, run in enumerate(runs) if "stage2" in run.variant.stages]
-    groups = groups_of([_modules_named(runs[number].config) for number in trained])
-    units = [[trained[place] for place in group] for group in groups]
-    units += [[number] for number in range(len(runs)) if number not in trained]
-    return [[runs[number] for number in unit] for unit in sorted(units)]
+    """Runs whose prompts have what comes before the soft prompt in common, in the order of their first ones.
+
+    Their soft prompts are trained together; one that is to be left out of the prompt needs no training.
+    """
+    configs = [_modules_named(run.config) for run in runs]
+    for config in configs:
+        config.checkpoint.soft_prompt = None
+    return [[runs[number] for number in group] for group in groups_of(configs)]
 
 
 def _modules_named(config: Config) -> Config:
     """The configuration with the file of its aspect modules, also where that is the one of the run itself."""
-    if not prompt_aspects(config) or config.checkpoint.aspect is not None:
-        return config
-    named = copy.deepcopy(config)
-    named.checkpoint.aspect = str(default_aspect_path(config))
-    return named
+    config = copy.deepcopy(config)
+    if prompt_aspects(config) and config.checkpoint.aspect is None:
+        config.checkpoint.aspect = str(default_aspect_path(config))
+    return config
 
 
 def _train(unit: Sequence[Run]) -> None:
@@ -153,9 +154,10 @@ def _train(unit: Sequence[Run]) -> None:
     for run in unit:
         if "stage1" in run.variant.stages:
             train(run.config, "stage1")
-    if "stage2" in unit[0].variant.stages:
-        failures = train_together([_modules_named(run.config) for run in unit])
-        for run, failure in zip(unit, failures, strict=True):
+    trained = [run for run in unit if "stage2" in run.variant.stages]
+    if trained:
+        failures = train_together([_modules_named(run.config) for run in trained])
+        for run, failure in zip(trained, failures, strict=True):
             run.failure = failure
 
 
