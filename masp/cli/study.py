@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     config = load_config(arguments.config, arguments.overrides)
     from masp.demo.data import draw_demo_data
-    from masp.experiments.study import run_study
+    from masp.experiments.study.run import run_study
 
     if not arguments.list:
         draw_demo_data(config)

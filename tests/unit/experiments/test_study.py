@@ -17,9 +17,10 @@ from masp.config import load_config
 from masp.config.reading import save_config
 from masp.demo.run import run_demo
 from masp.errors import InputError, StoppedEarly
-from masp.experiments.study import run_study, runs_of, units_of
-from masp.experiments.study_table import markdown, study, write_table
-from masp.experiments.variants import FULL, commands, left_out_of, run_config, variants_of
+from masp.experiments.study.run import run_study
+from masp.experiments.study.runs import commands, run_config, runs_of, units_of
+from masp.experiments.study.table import markdown, study, write_table
+from masp.experiments.study.variants import FULL, left_out_of, variants_of
 from masp.extraction.job import extract
 from masp.results.records import DataDigests
 from masp.training.checkpoint import load_latest, save_checkpoint
@@ -369,9 +370,9 @@ def test_the_table_holds_what_earlier_calls_finished(demo, tmp_path, monkeypatch
     """Whatever this call was told to run: the table is over the folder."""
     folder = tmp_path / "study"
     for name in ("extract", "train"):
-        monkeypatch.setattr(f"masp.experiments.study.{name}", lambda *_: None)
-    monkeypatch.setattr("masp.experiments.study.train_together", lambda configs: [""] * len(configs))
-    monkeypatch.setattr("masp.experiments.study.evaluate", lambda run: Path(run.output_dir).exists() or make_run(
+        monkeypatch.setattr(f"masp.experiments.study.run.{name}", lambda *_: None)
+    monkeypatch.setattr("masp.experiments.study.run.train_together", lambda configs: [""] * len(configs))
+    monkeypatch.setattr("masp.experiments.study.run.evaluate", lambda run: Path(run.output_dir).exists() or make_run(
         Path(run.output_dir), [True, True, False, True]))  # fmt: skip
     run_study(demo, "2", "zero_shot,layout_released")
     (folder / "seed-3" / FULL).mkdir(parents=True)  # stopped in its training

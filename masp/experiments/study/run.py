@@ -13,48 +13,41 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from masp.artifacts.trained import NONE, default_aspect_path, prompt_aspects
+from masp.artifacts.trained import NONE
 from masp.cache.layout import MANIFEST
 from masp.cache.reader import open_cache
 from masp.config import Config
-from masp.config.yaml_text import read_yaml
 from masp.data.datasets import dataset_of
 from masp.data.sources.find import is_there
 from masp.distributed.task_share import require_one_process
 from masp.errors import InputError, MaspError
 from masp.evaluation.run import evaluate
-from masp.experiments.study_table import seeds_found, write_table
-from masp.experiments.variants import FULL, Variant, commands, left_out_of, run_config, study_dir, variants_of
+from masp.experiments.study.runs import (
+    Run,
+    commands,
+    modules_named,
+    runs_of,
+    seeds_found,
+    seeds_of,
+    study_dir,
+    units_of,
+    with_order,
+)
+from masp.experiments.study.table import write_table
+from masp.experiments.study.variants import FULL, Variant, left_out_of, variants_of
 from masp.extraction.job import extract
 from masp.files.regular import is_file
 from masp.files.text import shortened, shown
 from masp.runtime.log import show
-from masp.training.group.together import groups_of, train_together
+from masp.training.group.together import train_together
 from masp.training.loop import train
 
 LOG = logging.getLogger(__name__)
 
 _MAX_NAMED = 3
 """Failed runs that an error names with their reason."""
-
-
-@dataclass
-class Run:
-    """One run of a study."""
-
-    seed: int
-    variant: Variant
-    config: Config
-    failure: str = ""
-    """Why its soft prompt was not trained to the end; empty where it was, or where none is trained."""
-
-    @property
-    def name(self) -> str:
-        """Its directory in that of the study."""
-        return f"seed-{self.seed}/{self.variant.name}"
 
 
 def run_study(
@@ -83,7 +76,7 @@ def run_study(
     if list_only:
         if _is_annotated(config) is False:
             config, given = _without_aspects(config), [*given, "aspects=[]"]
-        config = _with_order(config)
+        config = with_order(config)
         _print_list(config, _choose(config, names), numbers, given)
         return None
     require_one_process(
@@ -95,7 +88,7 @@ def run_study(
         extract(config)
     if _is_annotated(config) is False:
         config = _without_aspects(config)
-    config = _with_order(config)
+    config = with_order(config)
     runs = runs_of(config, _choose(config, names), numbers)
     directory = study_dir(config)
     unfinished = Counter(run.seed for run in runs)
@@ -120,35 +113,6 @@ def run_study(
     return path
 
 
-def runs_of(config: Config, chosen: Sequence[Variant], seeds: Sequence[int]) -> list[Run]:
-    """All runs, seed by seed."""
-    return [
-        Run(seed, variant, run_config(config, variant, seed))
-        for seed in seeds
-        for variant in chosen
-        if seed in _seeds_of(variant, seeds)
-    ]
-
-
-def units_of(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs whose prompts have what comes before the soft prompt in common, in the order of their first ones.
-
-    Their soft prompts are trained together; one that is to be left out of the prompt needs no training.
-    """
-    configs = [_modules_named(run.config) for run in runs]
-    for config in configs:
-        config.checkpoint.soft_prompt = None
-    return [[runs[number] for number in group] for group in groups_of(configs)]
-
-
-def _modules_named(config: Config) -> Config:
-    """The configuration with the file of its aspect modules, also where that is the one of the run itself."""
-    config = copy.deepcopy(config)
-    if prompt_aspects(config) and config.checkpoint.aspect is None:
-        config.checkpoint.aspect = str(default_aspect_path(config))
-    return config
-
-
 def _train(unit: Sequence[Run]) -> None:
     """Train what a unit's runs still lack."""
     for run in unit:
@@ -156,7 +120,7 @@ def _train(unit: Sequence[Run]) -> None:
             train(run.config, "stage1")
     trained = [run for run in unit if "stage2" in run.variant.stages]
     if trained:
-        failures = train_together([_modules_named(run.config) for run in trained])
+        failures = train_together([modules_named(run.config) for run in trained])
         for run, failure in zip(trained, failures, strict=True):
             run.failure = failure
 
@@ -165,57 +129,6 @@ def _evaluate(runs: Sequence[Run]) -> None:
     """Score what some runs of a unit still lack."""
     for run in runs:
         evaluate(run.config)
-
-
-def _with_order(config: Config) -> Config:
-    """The configuration with the seed of the order of the images, the same for all runs that a study ever has.
-
-    Where stage 1 is trained anew for each seed, runs of different seeds have nothing in common and each seed has an
-    order of its own. Otherwise all seeds share one, so that they can be trained together. A study that was begun
-    differently goes on as it was begun.
-
-    Raises:
-        InputError: Earlier runs have another one than the configuration gives, or several.
-    """
-    directory = study_dir(config)
-    found = _orders_found(directory)
-    asked = config.order_seed
-    wrong = [order for order in found if order != asked] if asked is not None else list(found)[1:]
-    if wrong:
-        ours = asked if asked is not None else next(iter(found))
-        raise InputError(
-            f"order_seed = {_order_text(ours)}: {found[wrong[0]]} has {_order_text(wrong[0])}, and all runs of a study "
-            f"must see the images in one order; {'leave it out' if len(found) == 1 else 'remove these runs'}, or give "
-            "another output_dir"
-        )
-    is_shared = not config.aspects or config.checkpoint.aspect is not None
-    usual = asked if asked is not None else config.seed if is_shared else None
-    order = next(iter(found), usual)
-    if order != usual:
-        LOG.info(
-            "study: goes on with order_seed=%s, as %s began; with another output_dir it would be %s%s",
-            _order_text(order),
-            found[order],
-            _order_text(usual),
-            ", and all seeds would be trained together" if order is None else "",
-        )
-    config = copy.deepcopy(config)
-    config.order_seed = order
-    return config
-
-
-def _orders_found(directory: Path) -> dict[int | None, Path]:
-    """The seeds of the order of the images that runs were begun with -> the first of them; None: each has its own."""
-    found: dict[int | None, Path] = {}
-    for seed in seeds_found(directory):
-        for path in sorted((directory / f"seed-{seed}").glob("*/stage[12]/config.yaml")):
-            order = read_yaml(path)[0].get("order_seed")
-            found.setdefault(order if isinstance(order, int) else None, path.parents[1])
-    return found
-
-
-def _order_text(order: int | None) -> str:
-    return "null" if order is None else str(order)
 
 
 def _is_annotated(config: Config) -> bool | None:
@@ -253,7 +166,7 @@ def _print_list(config: Config, chosen: Sequence[Variant], seeds: Sequence[int],
         show(f"{'features':<24} first of all, once", f"    {shlex.join(['masp', 'extract', *given])}")
     for variant in chosen:
         show(f"{variant.name:<24} {variant.title}")
-        for seed in _seeds_of(variant, seeds):
+        for seed in seeds_of(variant, seeds):
             for command in commands(config, variant, seed, given):
                 show(f"    {command}")
     for name, why in left_out_of(config).items():
@@ -290,11 +203,6 @@ def _seeds(text: str) -> list[int]:
             f"--seeds {shortened(text)}: must be different integers with commas between them, such as 1,2,3"
         )
     return seeds
-
-
-def _seeds_of(variant: Variant, seeds: Sequence[int]) -> Sequence[int]:
-    """A variant that trains nothing is the same for every seed."""
-    return seeds if variant.seeded else seeds[:1]
 
 
 def _names(config: Config, only: str | None) -> set[str] | None:

@@ -1,15 +1,11 @@
-"""The ablations of the method: what each leaves out or changes, and the configuration and commands of its runs."""
+"""The ablations of the method: what each leaves out or changes."""
 
 from __future__ import annotations
 
-import copy
-import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from masp.artifacts.trained import NONE, default_aspect_path
+from masp.artifacts.trained import NONE
 from masp.config import Config
 from masp.config.schema import StageName
 
@@ -99,57 +95,3 @@ def _all_variants(config: Config) -> list[Variant]:
     swapped = "released" if layout == "after_image" else "after_image"
     found.append(Variant(f"layout_{swapped}", f"layout {swapped}", "layout", {"stage2.layout": swapped}, ("stage2",)))
     return found
-
-
-def study_dir(config: Config) -> Path:
-    """Where everything of the study goes."""
-    return Path(config.output_dir) / "study"
-
-
-def run_config(config: Config, variant: Variant, seed: int) -> Config:
-    """The configuration of one run."""
-    run = copy.deepcopy(config)
-    run.seed = seed
-    run.output_dir = str(study_dir(config) / f"seed-{seed}" / variant.name)
-    run.evaluate.output_dir, run.evaluate.explain = None, "none"
-    for name, value in variant.changes.items():
-        section, _, key = name.rpartition(".")
-        setattr(getattr(run, section) if section else run, key, value)
-    if not run.aspects and run.checkpoint.aspect != NONE:
-        run.checkpoint.aspect = None
-    elif run.checkpoint.aspect is None and "stage1" not in variant.stages:
-        # aspects are trained independently of one another, so leaving one out needs no other training of the rest
-        full = copy.deepcopy(config)
-        full.output_dir = str(study_dir(config) / f"seed-{seed}" / FULL)
-        run.checkpoint.aspect = str(default_aspect_path(full))
-    return run
-
-
-def commands(config: Config, variant: Variant, seed: int, given: Sequence[str] = ()) -> list[str]:
-    """The commands that make one run, for those who would rather submit them.
-
-    Args:
-        config: Configuration of the method.
-        variant: Variant.
-        seed: Seed of training.
-        given: Arguments that the configuration was loaded from, `--config FILE key=value …`.
-    """
-    run = run_config(config, variant, seed)
-    settings = {"seed": seed, "output_dir": run.output_dir, **variant.changes}
-    if run.order_seed is not None:
-        settings["order_seed"] = run.order_seed
-    if run.checkpoint.aspect != config.checkpoint.aspect:
-        settings["checkpoint.aspect"] = run.checkpoint.aspect
-    if run.evaluate.explain != config.evaluate.explain:
-        settings["evaluate.explain"] = run.evaluate.explain
-    words = [*given, *(f"{name}={_spelt(value)}" for name, value in settings.items())]
-    return [
-        *(shlex.join(["masp", "train", "--stage", stage, *words]) for stage in variant.stages),
-        shlex.join(["masp", "evaluate", *words]),
-    ]
-
-
-def _spelt(value: object) -> str:
-    if isinstance(value, list):
-        return "[" + ",".join(map(str, value)) + "]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

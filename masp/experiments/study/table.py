@@ -18,7 +18,7 @@ from masp.experiments.compare import check_same_samples, correctness
 from masp.experiments.distribution_tables import SeedMeans, check_same_distributions, distribution_table
 from masp.experiments.plots import Panel, intervals_figure
 from masp.experiments.seed_statistics import Corrected, SeedTest, claims, compare_seeds, correct
-from masp.experiments.variants import FULL, Variant
+from masp.experiments.study.variants import FULL, Variant
 from masp.files.atomic import write_bytes
 from masp.files.text import reason, shortened
 from masp.report.export import Interval, Signed, Table, markdown_table, write_tables
@@ -134,12 +134,6 @@ def write_table(
         show(f"study: not finished, so not in the table: {missing}")
     show(f"study: {path}")
     return path
-
-
-def seeds_found(directory: Path) -> list[int]:
-    """The seeds that a study's directory has runs of, whichever call made them."""
-    names = [path.name.removeprefix("seed-") for path in directory.glob("seed-*") if path.is_dir()]
-    return sorted(int(name) for name in names if name.isascii() and name.isdecimal() and str(int(name)) == name)
 
 
 def study(directory: Path, variants: Sequence[Variant], seeds: Sequence[int]) -> Study:
