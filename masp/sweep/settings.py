@@ -27,6 +27,10 @@ LOG = logging.getLogger(__name__)
 
 SEED = "seed"
 
+_CULLED = (
+    "No claim is made: members that did badly were dropped, so that the seeds that are left of a setting are its best."
+)
+
 Split = Literal["val", "test"]
 
 SPLIT_NAMES: dict[Split, str] = {"val": "validation", "test": "test"}
@@ -87,6 +91,7 @@ def setting_scores(
     scored: Collection[str],
     split: Split,
     best: Mapping[str, Any] | None = None,
+    is_culled: bool = False,
 ) -> SettingScores:
     """Put members that differ in their seed alone together, and compare their settings.
 
@@ -96,6 +101,8 @@ def setting_scores(
         scored: Names of those that were scored on the split.
         split: Split whose scores are taken.
         best: Values of the setting to compare with, which the validation split has chosen; None chooses here.
+        is_culled: Whether members were dropped since they did badly: what is left of the seeds of a setting are the
+            lucky ones, and nothing is claimed.
 
     Raises:
         InputError: Members were scored on different samples. DataError: Records are damaged.
@@ -116,15 +123,19 @@ def setting_scores(
     count = math.comb(num_scored, 2) if best is None else len(pairs)
     tests = {number: compare_seeds(*pair, num_comparisons=count) for number, pair in pairs.items()}
     corrected = correct({str(number): test for number, test in tests.items()}, count)
+    if is_culled:
+        corrected = {name: replace(value, claim=None) for name, value in corrected.items()}
     for number, test in tests.items():
         settings[number] = replace(settings[number], test=test, corrected=corrected[str(number)])
     titles = [title(setting.values) for setting in settings]
-    said = claims(
-        {titles[number]: test for number, test in tests.items()},
-        {titles[number]: corrected[str(number)] for number in tests},
-        "" if place is None else titles[place],
-        count,
-    )
+    said = [_CULLED]
+    if not is_culled:
+        said = claims(
+            {titles[number]: test for number, test in tests.items()},
+            {titles[number]: corrected[str(number)] for number in tests},
+            "" if place is None else titles[place],
+            count,
+        )
     return SettingScores(split, split if best is None else "val", num_samples, place, settings, count, said)
 
 

@@ -34,6 +34,8 @@ class Row:
     """On the test split; None where it was not scored."""
     failure: str
     """Why its training was stopped; empty where it was not."""
+    dropped: str = ""
+    """Where and why halving dropped it; empty where it did not."""
 
 
 def order(row: Row) -> tuple[float, float]:
@@ -82,11 +84,13 @@ def write_sweep(directory: Path, rows: Sequence[Row], best: str | None, log_keys
 def _scores(directory: Path, rows: Sequence[Row]) -> tuple[SettingScores, SettingScores]:
     """The settings on the validation split and on the test split."""
     members = {row.name: dict(row.values) for row in rows}
-    whole = [row for row in rows if not row.failure]
-    val = setting_scores(directory, members, {row.name for row in whole if row.val_accuracy is not None}, "val")
+    whole = [row for row in rows if not (row.failure or row.dropped)]
+    is_culled = any(row.dropped for row in rows)
+    scored = {row.name for row in whole if row.val_accuracy is not None}
+    val = setting_scores(directory, members, scored, "val", is_culled=is_culled)
     chosen = None if val.best is None else val.settings[val.best].values
     tested = {row.name for row in whole if row.test_accuracy is not None}
-    return val, setting_scores(directory, members, tested, "test", chosen)
+    return val, setting_scores(directory, members, tested, "test", chosen, is_culled)
 
 
 def _member_table(rows: Sequence[Row], best: str | None) -> Table:
@@ -99,7 +103,7 @@ def _member_table(rows: Sequence[Row], best: str | None) -> Table:
             row.val_accuracy,
             row.held_out_loss,
             row.test_accuracy,
-            "chosen" if row.name == best else row.failure,
+            "chosen" if row.name == best else row.failure or row.dropped,
         ]
         for row in ranked
     ]

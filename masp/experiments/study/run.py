@@ -13,6 +13,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from masp.artifacts.trained import NONE
@@ -41,6 +42,7 @@ from masp.extraction.job import extract
 from masp.files.regular import is_file
 from masp.files.text import shortened, shown
 from masp.runtime.log import show
+from masp.runtime.stop import StopFlag
 from masp.training.group.together import train_together
 from masp.training.loop import train
 
@@ -70,15 +72,12 @@ def run_study(
             announced, runs of earlier calls saw the images in another order, or a run was not trained to its end; then
             the table is of the others.
     """
-    numbers = _seeds(seeds)
-    _check_config(config)
-    names = _names(config, only)
     if list_only:
-        if _is_annotated(config) is False:
-            config, given = _without_aspects(config), [*given, "aspects=[]"]
-        config = with_order(config)
-        _print_list(config, _choose(config, names), numbers, given)
+        study = open_study(config, seeds, only)
+        extra = ["aspects=[]"] if config.aspects and not study.base.aspects else []
+        _print_list(study, [*given, *extra])
         return None
+    _check_config(config, seeds, only)
     require_one_process(
         "study: trains one group of runs after another, as one process",
         "on a cluster submit the commands that `masp study --list` prints, then call `masp study` alone: it takes up "
@@ -86,31 +85,88 @@ def run_study(
     )
     if config.cache.dir is not None:
         extract(config)
-    if _is_annotated(config) is False:
-        config = _without_aspects(config)
-    config = with_order(config)
-    runs = runs_of(config, _choose(config, names), numbers)
-    directory = study_dir(config)
-    unfinished = Counter(run.seed for run in runs)
+    study = open_study(config, seeds, only)
+    unfinished = Counter(run.seed for run in study.runs)
     done = 0
-    for unit in units_of(runs):
+    for unit in study.units:
         which = f"{done + 1}" if len(unit) == 1 else f"{done + 1} to {done + len(unit)}"
         titles = "; ".join(f"seed {run.seed}, {run.variant.title}" for run in unit)
-        show("", f"study: {which} of {len(runs)}: {titles}", to=sys.stderr)
+        show("", f"study: {which} of {len(study.runs)}: {titles}", to=sys.stderr)
         _train(unit)
         _evaluate([run for run in unit if not run.failure])
         done += len(unit)
         unfinished.subtract(run.seed for run in unit)
         if any(not unfinished[run.seed] for run in unit):  # all runs of a seed are done
-            path = write_table(directory, variants_of(config), seeds_found(directory), left_out_of(config))
-    if failed := [run for run in runs if run.failure]:
+            path = _write_table(study.base)
+    _raise_failures(study, path)
+    return path
+
+
+@dataclass
+class Study:
+    """The runs of a study."""
+
+    base: Config
+    """The method, from which all runs start: without aspects where nothing is annotated, with the seed of the order."""
+    chosen: list[Variant]
+    seeds: list[int]
+    runs: list[Run]
+    """Seed by seed."""
+    units: list[list[Run]]
+    """Those that are trained together."""
+
+
+def open_study(config: Config, seeds: str, only: str | None = None) -> Study:
+    """Configure the runs of a study; arguments as of `run_study`.
+
+    Raises:
+        InputError: See `run_study`.
+    """
+    _check_config(config, seeds, only)
+    numbers, names = _seeds(seeds), _names(config, only)
+    base = with_order(_without_aspects(config) if _is_annotated(config) is False else config)
+    chosen = _choose(base, names)
+    runs = runs_of(base, chosen, numbers)
+    return Study(base, chosen, numbers, runs, units_of(runs))
+
+
+def finish_study(study: Study, stop: StopFlag | None = None) -> Path:
+    """Score the runs that are trained, and write the table.
+
+    Args:
+        study: The study, whose training is over.
+        stop: What asks to stop.
+
+    Returns:
+        `study.json`.
+
+    Raises:
+        InputError, DataError, StoppedEarly: See `masp.errors`; also if a run was not trained to its end, after the
+            table of the others is written.
+    """
+    for unit in study.units:
+        for run in unit:
+            run.note_failure()
+        _evaluate([run for run in unit if not run.failure], stop)
+    path = _write_table(study.base)
+    _raise_failures(study, path)
+    return path
+
+
+def _write_table(config: Config) -> Path:
+    directory = study_dir(config)
+    return write_table(directory, variants_of(config), seeds_found(directory), left_out_of(config))
+
+
+def _raise_failures(study: Study, table: Path) -> None:
+    """Raises InputError if runs were not trained to their ends."""
+    if failed := [run for run in study.runs if run.failure]:
         reasons = [f"{run.name}: {shortened(run.failure, 400)}" for run in failed[:_MAX_NAMED]]
         more = f"; and {len(failed) - _MAX_NAMED} more" if len(failed) > _MAX_NAMED else ""
         raise InputError(
-            f"study: {len(failed)} of {len(runs)} runs not trained to the end: {'; '.join(reasons)}{more}; the table "
-            f"is of the others: {path}"
+            f"study: {len(failed)} of {len(study.runs)} runs not trained to the end: {'; '.join(reasons)}{more}; the "
+            f"table is of the others: {table}"
         )
-    return path
 
 
 def _train(unit: Sequence[Run]) -> None:
@@ -125,10 +181,10 @@ def _train(unit: Sequence[Run]) -> None:
             run.failure = failure
 
 
-def _evaluate(runs: Sequence[Run]) -> None:
+def _evaluate(runs: Sequence[Run], stop: StopFlag | None = None) -> None:
     """Score what some runs of a unit still lack."""
     for run in runs:
-        evaluate(run.config)
+        evaluate(run.config, stop)
 
 
 def _is_annotated(config: Config) -> bool | None:
@@ -161,24 +217,27 @@ def _without_aspects(config: Config) -> Config:
     return config
 
 
-def _print_list(config: Config, chosen: Sequence[Variant], seeds: Sequence[int], given: Sequence[str]) -> None:
+def _print_list(study: Study, given: Sequence[str]) -> None:
+    config = study.base
     if config.cache.dir is not None and not is_file(Path(config.cache.dir) / MANIFEST):
         show(f"{'features':<24} first of all, once", f"    {shlex.join(['masp', 'extract', *given])}")
-    for variant in chosen:
+    for variant in study.chosen:
         show(f"{variant.name:<24} {variant.title}")
-        for seed in seeds_of(variant, seeds):
+        for seed in seeds_of(variant, study.seeds):
             for command in commands(config, variant, seed, given):
                 show(f"    {command}")
     for name, why in left_out_of(config).items():
         show(f"{name:<24} left out: {why}")
 
 
-def _check_config(config: Config) -> None:
+def _check_config(config: Config, seeds: str, only: str | None) -> None:
     """Refuse what would bring foreign checkpoints into some of the runs, or evaluate something else.
 
     Raises:
         InputError: names the key and its value.
     """
+    _seeds(seeds)
+    _names(config, only)
     for key, value in vars(config.checkpoint).items():
         if value is None or (key == "aspect" and value != NONE):
             continue

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from masp.artifacts.trained import NONE, default_aspect_path, prompt_aspects
+from masp.artifacts.trained import NONE, default_aspect_path, default_soft_prompt_path, prompt_aspects
 from masp.config import Config
 from masp.config.yaml_text import read_yaml
 from masp.errors import InputError
 from masp.experiments.study.variants import FULL, Variant
+from masp.files.regular import is_file
+from masp.runtime.run_directory import read_status
 from masp.training.group.together import groups_of
 
 LOG = logging.getLogger(__name__)
@@ -33,6 +35,13 @@ class Run:
     def name(self) -> str:
         """Its directory in that of the study."""
         return f"seed-{self.seed}/{self.variant.name}"
+
+    def note_failure(self) -> None:
+        """Find out, from its files, why its soft prompt was not trained to the end, if it was not."""
+        if "stage2" not in self.variant.stages or is_file(default_soft_prompt_path(self.config)):
+            return
+        status = read_status(Path(self.config.output_dir) / "stage2")
+        self.failure = "it was not trained" if status is None else status.message or f"it is {status.state}"
 
 
 def study_dir(config: Config) -> Path:

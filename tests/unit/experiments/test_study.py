@@ -17,7 +17,7 @@ from masp.config import load_config
 from masp.config.reading import save_config
 from masp.demo.run import run_demo
 from masp.errors import InputError, StoppedEarly
-from masp.experiments.study.run import run_study
+from masp.experiments.study.run import finish_study, open_study, run_study
 from masp.experiments.study.runs import commands, run_config, runs_of, units_of
 from masp.experiments.study.table import markdown, study, write_table
 from masp.experiments.study.variants import FULL, left_out_of, variants_of
@@ -182,6 +182,8 @@ def test_a_study_without_annotations_trains_all_seeds_together(world, tmp_path, 
     given = ["--config", str(path), *GIVEN, f"output_dir={tmp_path}"]
     config = load_config(path, given[2:])
     assert run_study(config, "1,2", "soft_prompt_2") == tmp_path / "study" / "study.json"
+    before = (tmp_path / "study" / "study.json").read_bytes()
+    assert finish_study(open_study(config, "1,2", "soft_prompt_2")).read_bytes() == before
     shown = capsys.readouterr()
     titles = "seed 1, soft prompt alone; seed 1, soft prompt of 2; seed 2, soft prompt alone; seed 2, soft prompt of 2"
     assert f"study: 1 to 4 of 4: {titles}" in shown.err
@@ -226,6 +228,9 @@ def test_a_run_that_diverges_is_named_and_the_table_is_of_the_others(world, tmp_
         "masp": ["1", "2"], "soft_prompt_2": ["1"]
     }  # fmt: skip
     assert result["missing"]["soft_prompt_2"] == [2]
+    with pytest.raises(InputError) as other:  # the end of a study that was trained in parts
+        finish_study(open_study(config, "1,2", "soft_prompt_2"))
+    assert str(other.value) == str(error.value)
 
 
 def test_given_aspect_modules_are_those_of_every_run(repository, tmp_path):
@@ -372,8 +377,11 @@ def test_the_table_holds_what_earlier_calls_finished(demo, tmp_path, monkeypatch
     for name in ("extract", "train"):
         monkeypatch.setattr(f"masp.experiments.study.run.{name}", lambda *_: None)
     monkeypatch.setattr("masp.experiments.study.run.train_together", lambda configs: [""] * len(configs))
-    monkeypatch.setattr("masp.experiments.study.run.evaluate", lambda run: Path(run.output_dir).exists() or make_run(
-        Path(run.output_dir), [True, True, False, True]))  # fmt: skip
+
+    def evaluate(run, *_):
+        return Path(run.output_dir).exists() or make_run(Path(run.output_dir), [True, True, False, True])
+
+    monkeypatch.setattr("masp.experiments.study.run.evaluate", evaluate)
     run_study(demo, "2", "zero_shot,layout_released")
     (folder / "seed-3" / FULL).mkdir(parents=True)  # stopped in its training
     for name in ("seed-x", "seed-02", "seed-²"):

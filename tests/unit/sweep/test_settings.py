@@ -76,6 +76,9 @@ def test_settings_are_members_over_their_seeds_compared_with_the_best(tmp_path):
         "correction for 3 comparisons).",
         "Not told apart from learning_rate=0.01: learning_rate=0.1.",
     ]
+    culled = setting_scores(tmp_path, runs.values, runs.scored(), "val", is_culled=True)
+    assert culled.settings[0].test == worse.test and culled.settings[0].corrected.claim is None
+    assert len(culled.claims) == 1 and culled.claims[0].startswith("No claim is made: members that did badly")
     table = setting_table(scores)
     assert [row[0] for row in table.rows] == ["0.01", "0.1", "0.001"]  # the best first
     assert [row[-1] for row in table.rows] == ["best", "", "behind"]
