@@ -18,7 +18,14 @@ A file has one member per line, as key=value key=value:
 Members that differ only in what comes after the image (learning rate, seed, length and start of the soft prompt,
 wording of the question) are trained together, behind one pass of the frozen prefix; each is the run that it would have
 been alone with the same order_seed. Aspect modules are trained once. The best on the validation split is scored on the
-test split. Calling the same command again goes on; members may be added. docs/sweeps.md"""
+test split. Calling the same command again goes on; members may be added.
+
+The first lines say which members are trained together, what that costs and what single runs would; --list stops there:
+  masp sweep --config configs/train.yaml 'seed=[1,2,3,4]' --list --tflops 312
+With --halving the worst are dropped on the way, of all groups, by the loss on held-out images:
+  masp sweep --config configs/train.yaml 'stage2.learning_rate=log(1e-4,1e-1)' --num 16 --halving
+trains 16 members for 1/16 of their epochs, the better 8 up to 1/8, 4 up to 1/4, 2 up to 1/2 and one to its end.
+docs/sweeps.md"""
 
 
 def register(commands: Commands) -> None:
@@ -29,7 +36,20 @@ def register(commands: Commands) -> None:
     parser.add_argument("--num", type=int, metavar="N", help="draws from the ranges")
     parser.add_argument("--random", action="store_true", help="draw at random instead of by Sobol's sequence")
     parser.add_argument("--test", choices=("best", "all", "none"), default="best", help="whose test score to compute")
-    parser.add_argument("--list", action="store_true", help="only print the members")
+    parser.add_argument("--list", action="store_true", help="only print members, groups and cost")
+    parser.add_argument(
+        "--halving",
+        type=int,
+        nargs="?",
+        const=2,
+        metavar="ETA",
+        help="successive halving: keep one of ETA members at each rung (2 if ETA is not given)",
+    )
+    parser.add_argument("--tflops", type=float, metavar="X", help="peak of one GPU, for the expected hours")
+    parser.add_argument(
+        "--utilization", type=float, metavar="U", help="share of the peak that is reached (default 0.4)"
+    )
+    parser.add_argument("--rate-from", metavar="RUN_DIR", help="take the speed from an earlier run's logs")
     parser.set_defaults(run=run)
 
 
@@ -54,12 +74,29 @@ def run(arguments: argparse.Namespace) -> int:
         members = read_members(arguments.members)
     else:
         members = members_of(asked, arguments.num, config.seed, arguments.random)
+    if arguments.halving is not None and arguments.halving < 2:
+        raise InputError(f"--halving {arguments.halving}: must be 2 or more")
+    from masp.sweep.members import open_sweep
+
+    sweep = open_sweep(arguments.config, asked, members)
     if arguments.list:
-        show(*(member.name for member in members), f"sweep: {len(members)} members")
-        return 0
+        show(*(member.name for member in members))
     from masp.demo.data import draw_demo_data
+    from masp.sweep.cost import describe_cost, describe_groups, sweep_cost
+
+    show(*describe_groups(sweep))
+    if not arguments.list:
+        draw_demo_data(config)
+    try:
+        cost = sweep_cost(sweep, arguments.tflops, arguments.utilization, arguments.rate_from)
+        show(*describe_cost(cost, arguments.halving))
+    except InputError as error:
+        if arguments.tflops or arguments.utilization or arguments.rate_from:
+            raise
+        show(f"cost: unknown: {error}")
+    if arguments.list:
+        return 0
     from masp.sweep.run import run_sweep
 
-    draw_demo_data(config)
-    run_sweep(arguments.config, asked, members, arguments.test)
+    run_sweep(sweep, arguments.test, arguments.halving)
     return 0

@@ -32,6 +32,8 @@ class Row:
     """On the test split; None where it was not scored."""
     failure: str
     """Why its training was stopped; empty where it was not."""
+    dropped: str = ""
+    """Where and why halving dropped it; empty where it did not."""
 
 
 def order(row: Row) -> tuple[float, float]:
@@ -62,7 +64,7 @@ def write_sweep(directory: Path, rows: Sequence[Row], best: str | None) -> Path:
             row.val_accuracy,
             row.held_out_loss,
             row.test_accuracy,
-            "chosen" if row.name == best else row.failure,
+            "chosen" if row.name == best else row.failure or row.dropped,
         ]
         for row in ranked
     ]
