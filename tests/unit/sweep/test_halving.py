@@ -1,4 +1,4 @@
-"""Successive halving: decisions that a kill or another order of groups does not change, members that are single runs."""
+"""Successive halving: neither a kill nor another order of groups changes a decision; survivors are single runs."""
 
 import json
 import os
@@ -191,7 +191,7 @@ class Until(dict):
 
 def test_losses_of_different_things_are_not_compared(world, tmp_path):
     sweep = opened(world[0], tmp_path, [*AXES[:1], "stage2.supervision=[label,distribution]"])
-    with pytest.raises(InputError, match=r"--halving: stage2.supervision is label of .* and distribution of"):
+    with pytest.raises(InputError, match=r"--halving: stage2.supervision is 'label' of .* and 'distribution' of"):
         check_comparable(sweep.members)
     with pytest.raises(InputError, match="cache.dir = null"):
         check_comparable(opened(world[0], tmp_path, AXES, "cache.dir=null").members)
