@@ -28,15 +28,12 @@ trains 16 members for 1/16 of their epochs, the better 8 up to 1/8, 4 up to 1/4,
 docs/sweeps.md"""
 
 
-def register(commands: Commands) -> None:
-    """Add the parser."""
-    parser = add_command(commands, "sweep", "many trainings of the soft prompt for the price of a few", _DETAILS)
-    add_settings(parser)
+def add_members(parser: argparse.ArgumentParser) -> None:
+    """Add what says which members a sweep has, and how much is done about them."""
     parser.add_argument("--members", metavar="FILE", help="a member per line, instead of axes")
     parser.add_argument("--num", type=int, metavar="N", help="draws from the ranges")
     parser.add_argument("--random", action="store_true", help="draw at random instead of by Sobol's sequence")
     parser.add_argument("--test", choices=("best", "all", "none"), default="best", help="whose test score to compute")
-    parser.add_argument("--list", action="store_true", help="only print members, groups and cost")
     parser.add_argument(
         "--halving",
         type=int,
@@ -50,53 +47,42 @@ def register(commands: Commands) -> None:
         "--utilization", type=float, metavar="U", help="share of the peak that is reached (default 0.4)"
     )
     parser.add_argument("--rate-from", metavar="RUN_DIR", help="take the speed from an earlier run's logs")
+
+
+def register(commands: Commands) -> None:
+    """Add the parser."""
+    parser = add_command(commands, "sweep", "many trainings of the soft prompt for the price of a few", _DETAILS)
+    add_settings(parser)
+    add_members(parser)
+    parser.add_argument("--list", action="store_true", help="only print members, groups and cost")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the sweep, or list its members.
+    """Run the sweep, or say what it would be.
 
     Raises:
         InputError: What is to be varied is not valid.
     """
-    from masp.config import load_config
     from masp.errors import InputError
     from masp.runtime.log import show
-    from masp.sweep.axes import members_of, read_axes, read_members
+    from masp.sweep.axes import asked_members
 
-    asked = read_axes(arguments.config, arguments.overrides)
-    config = load_config(arguments.config, asked.fixed)
-    if arguments.num is not None and arguments.num < 1:
-        raise InputError(f"--num {arguments.num}: must be 1 or more")
-    if arguments.members:
-        if asked.axes or asked.ranges:
-            raise InputError("--members: names the members; leave out the axes")
-        members = read_members(arguments.members)
-    else:
-        members = members_of(asked, arguments.num, config.seed, arguments.random)
+    given = arguments.members, arguments.num, arguments.random
+    asked, members = asked_members(arguments.config, arguments.overrides, *given)
     if arguments.halving is not None and arguments.halving < 2:
         raise InputError(f"--halving {arguments.halving}: must be 2 or more")
-    from masp.sweep.members import open_sweep
-
-    sweep = open_sweep(arguments.config, asked, members)
-    if arguments.list:
-        show(*(member.name for member in members))
     from masp.demo.data import draw_demo_data
-    from masp.sweep.cost import describe_cost, describe_groups, sweep_cost
-
-    show(*describe_groups(sweep))
-    if not arguments.list:
-        draw_demo_data(config)
-    try:
-        cost = sweep_cost(sweep, arguments.tflops, arguments.utilization, arguments.rate_from)
-        show(*describe_cost(cost, arguments.halving))
-    except InputError as error:
-        if arguments.tflops or arguments.utilization or arguments.rate_from:
-            raise
-        show(f"cost: unknown: {error}")
-    if arguments.list:
-        return 0
+    from masp.sweep.cost import plan_lines
+    from masp.sweep.members import open_sweep
     from masp.sweep.run import run_sweep
 
-    run_sweep(sweep, arguments.test, arguments.halving)
+    sweep = open_sweep(arguments.config, asked, members, arguments.test)
+    if arguments.list:
+        show(*(member.name for member in members))
+    else:
+        draw_demo_data(sweep.base)
+    show(*plan_lines(sweep, arguments.halving, arguments.tflops, arguments.utilization, arguments.rate_from))
+    if not arguments.list:
+        run_sweep(sweep, arguments.halving)
     return 0

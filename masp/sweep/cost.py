@@ -145,9 +145,9 @@ def sweep_cost(
 
     groups = tuple(tuple(map(cost, group)) for group in sweep.groups)
     stage1 = []
-    for config in sweep.aspects:
-        found, train, text = look(config)
-        stage1.append(stage1_work(replace(config, vlm=found.config.vlm), found.language, text, train))
+    for training in sweep.aspects:
+        found, train, text = look(training.config)
+        stage1.append(stage1_work(replace(training.config, vlm=found.config.vlm), found.language, text, train))
     is_estimate = any(getattr(found.language, "is_estimate", False) for found in surveys.values())
     return SweepCost(groups, tuple(stage1), is_estimate, rate)
 
@@ -209,7 +209,9 @@ def describe_cost(cost: SweepCost, halving: int | None) -> list[str]:
             f"{cost.single_flops / cost.flops:.1f} times as much"
         )
     if halving is not None:
-        lines.append(f"halving: at most about {amount(cost.halved_flops(halving))} of stage 2, and less the more groups end")
+        lines.append(
+            f"halving: at most about {amount(cost.halved_flops(halving))} of stage 2, and less the more groups end"
+        )
     if cost.rate is None:
         lines.append("hours: unknown, since the peak of this device is not; --tflops or --rate-from gives a speed")
     else:
@@ -218,3 +220,24 @@ def describe_cost(cost: SweepCost, halving: int | None) -> list[str]:
         lines.append("FLOP are estimated from the number of weights: the VLM's operations cannot be counted")
     lines.append("not counted: measuring held-out losses, and evaluation")
     return lines
+
+
+def plan_lines(
+    sweep: Sweep,
+    halving: int | None = None,
+    tflops: float | None = None,
+    utilization: float | None = None,
+    rate_from: str | None = None,
+) -> list[str]:
+    """Groups and cost of a sweep, as lines of text; arguments as of `sweep_cost` and `describe_cost`.
+
+    Raises:
+        InputError: A stated rate is not valid. DataError: The dataset is damaged.
+    """
+    lines = describe_groups(sweep)
+    try:
+        return [*lines, *describe_cost(sweep_cost(sweep, tflops, utilization, rate_from), halving)]
+    except InputError as error:
+        if not (tflops is None and utilization is None and rate_from is None):
+            raise
+        return [*lines, f"cost: unknown: {error}"]  # such as where the images are not, but the cache is

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from masp.artifacts.trained import default_aspect_path, default_soft_prompt_path
 from masp.config import Config, load_config
@@ -16,6 +17,8 @@ from masp.sweep.axes import Asked, MemberSettings, member_config
 from masp.training.group.together import groups_of
 
 DIRECTORY = "sweep"
+Test = Literal["best", "all", "none"]
+"""Whose test score a sweep computes."""
 
 
 @dataclass
@@ -51,6 +54,15 @@ class Member:
         self.failure = "it was not trained" if status is None else status.message or f"it is {status.state}"
 
 
+@dataclass(frozen=True)
+class AspectTraining:
+    """A training of stage 1."""
+
+    config: Config
+    overrides: tuple[str, ...]
+    """What it changes in the configuration that the members start from."""
+
+
 @dataclass
 class Sweep:
     """A sweep, ready to be trained."""
@@ -59,49 +71,58 @@ class Sweep:
     """What the members start from."""
     directory: Path
     members: list[Member]
-    aspects: list[Config]
-    """Configurations of the trainings of stage 1 that the members need, each once."""
+    aspects: list[AspectTraining]
+    """Trainings of stage 1 that the members need, each once."""
     groups: list[list[Member]]
     """Members that are trained together, in the order of their first ones."""
-
-    @property
-    def order_seed(self) -> int:
-        """Seed of the order of the images, of all members."""
-        return order_seed_of(self.base)
+    test: Test = "best"
+    """Whose test score is computed."""
 
 
-def order_seed_of(base: Config) -> int:
-    """Seed of the order of the images of all members of a sweep."""
-    return base.seed if base.order_seed is None else base.order_seed
-
-
-def open_sweep(config_file: str | None, asked: Asked, members: Sequence[MemberSettings]) -> Sweep:
+def open_sweep(config_file: str | None, asked: Asked, members: Sequence[MemberSettings], test: Test = "best") -> Sweep:
     """Configure the members of a sweep; nothing is read but settings.
 
     Args:
         config_file: Configuration that the members start from.
         asked: What they have in common.
         members: What each varies.
+        test: Whose test score is computed.
 
     Raises:
         InputError: A value is not valid.
     """
     base = load_config(config_file, asked.fixed)
     directory = Path(base.output_dir) / DIRECTORY
+    order_seed = base.seed if base.order_seed is None else base.order_seed
     opened = [
-        Member(each, member_config(config_file, asked, each, directory / each.name, order_seed_of(base)))
-        for each in members
+        Member(each, member_config(config_file, asked, each, directory / each.name, order_seed)) for each in members
     ]
-    aspects: dict[str, Config] = {}
+    aspects: dict[str, AspectTraining] = {}
     for member in opened:
         if member.config.aspects and member.config.checkpoint.aspect is None:
             alone = _aspects_of(member.config, directory)
-            aspects.setdefault(alone.output_dir, alone)
+            aspects.setdefault(alone.output_dir, AspectTraining(alone, _overrides(member, alone)))
             member.config.checkpoint.aspect = str(default_aspect_path(alone))
     groups = groups_of([member.config for member in opened])
-    return Sweep(
-        base, directory, opened, list(aspects.values()), [[opened[number] for number in group] for group in groups]
-    )
+    together = [[opened[number] for number in group] for group in groups]
+    return Sweep(base, directory, opened, list(aspects.values()), together, test)
+
+
+def overrides_of(member: Member) -> tuple[str, ...]:
+    """What makes the configuration of a member out of the one that all start from, as `key=value`."""
+    given = _overrides(member, member.config)
+    aspect = member.config.checkpoint.aspect
+    return given if aspect is None else (*_without(given, "checkpoint.aspect"), f"checkpoint.aspect={aspect}")
+
+
+def _overrides(member: Member, config: Config) -> tuple[str, ...]:
+    """The values of a member, but for those that a training sets itself."""
+    own = {"seed": config.seed, "order_seed": config.order_seed, "output_dir": config.output_dir}
+    return (*_without(member.settings.overrides, *own), *(f"{key}={value}" for key, value in own.items()))
+
+
+def _without(overrides: Sequence[str], *keys: str) -> tuple[str, ...]:
+    return tuple(override for override in overrides if override.partition("=")[0] not in keys)
 
 
 def _aspects_of(config: Config, directory: Path) -> Config:

@@ -23,12 +23,11 @@ from masp.training.loop import train
 from masp.training.validation import FILE as VALIDATION
 
 
-def run_sweep(sweep: Sweep, test: str = "best", halving: int | None = None) -> Path:
+def run_sweep(sweep: Sweep, halving: int | None = None) -> Path:
     """Train all members, or what is left of them, score them on the validation split, and the best on the test split.
 
     Args:
         sweep: The sweep.
-        test: Whose test score is computed: `best`, `all` or `none`.
         halving: One of so many members is kept at each rung; None trains all to their ends.
 
     Returns:
@@ -43,23 +42,22 @@ def run_sweep(sweep: Sweep, test: str = "best", halving: int | None = None) -> P
     with StopFlag() as stop:
         if sweep.base.cache.dir is not None:
             extract(sweep.base, stop=stop)
-        for config in sweep.aspects:
-            show("", f"sweep: stage 1, for all members that share its settings: {config.output_dir}")
-            train(config, "stage1", stop)
+        for training in sweep.aspects:
+            show("", f"sweep: stage 1, for all members that share its settings: {training.config.output_dir}")
+            train(training.config, "stage1", stop)
         if halving is not None:
             train_halving(sweep, halving, stop)
         else:
             for group in sweep.groups:
                 train_members(group, stop)
-        return choose(sweep, test, stop)
+        return choose(sweep, stop)
 
 
-def choose(sweep: Sweep, test: str, stop: StopFlag) -> Path:
+def choose(sweep: Sweep, stop: StopFlag) -> Path:
     """Score the members that are trained, choose the best and write the table.
 
     Args:
         sweep: The sweep, whose members are trained.
-        test: See `run_sweep`.
         stop: What asks to stop.
 
     Returns:
@@ -80,13 +78,13 @@ def choose(sweep: Sweep, test: str, stop: StopFlag) -> Path:
     rows = {member.name: _row(member) for member in sweep.members}
     scored = [rows[member.name] for member in trained if order(rows[member.name]) != (math.inf, math.inf)]
     best = min(scored, key=order, default=None)
-    if test == "best" and best is None:
+    if sweep.test == "best" and best is None:
         show(
             "sweep: nothing is chosen: the dataset has no validation split, and training held out no images "
             "(stage2.validate_every); --test all scores every member"
         )
     for member in trained:
-        if test == "all" or (test == "best" and best is not None and member.name == best.name):
+        if sweep.test == "all" or (sweep.test == "best" and best is not None and member.name == best.name):
             _score(member, "test", stop)
     table = [_row(member) for member in sweep.members]
     return write_sweep(sweep.directory, table, None if best is None else best.name)

@@ -37,8 +37,8 @@ def opened(path, *axes):
 def test_the_cost_is_what_the_steps_take(path):
     sweep = opened(path, *AXES)
     extract(sweep.base)
-    for config in sweep.aspects:
-        train(config, "stage1")
+    for training in sweep.aspects:
+        train(training.config, "stage1")
     cost = sweep_cost(sweep)
     (group,) = sweep.groups
     stages = open_members([member.config for member in group], "cpu")

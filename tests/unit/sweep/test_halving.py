@@ -36,8 +36,8 @@ def world(tmp_path_factory):
         target.mkdir(parents=True, exist_ok=True)
         image.rename(target / image.name)
     extract(load_config(path, []))
-    for config in opened(path, folder / "run").aspects:
-        train(config, "stage1")
+    for training in opened(path, folder / "run").aspects:
+        train(training.config, "stage1")
     return path, folder
 
 
