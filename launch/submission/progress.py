@@ -15,7 +15,7 @@ from masp.errors import MaspError
 from masp.files.jsonl import parse_object
 from masp.files.regular import exists, opened, read_tail
 from masp.files.text import reason
-from masp.runtime.run_directory import read_status
+from masp.runtime.run_directory import RunState, read_status
 
 _TAIL_BYTES = 4096
 """Longer than a line of `metrics.jsonl`."""
@@ -41,6 +41,12 @@ def progress(name: PartName, config: Config) -> str:
                 from masp.evaluation.run import evaluate_dir
 
                 return _scored(evaluate_dir(config), config)
+            case PartName.ASPECTS:
+                return _finished(Path(config.output_dir), "aspects-*/stage1", "trainings of aspect modules")
+            case PartName.GROUPS:
+                return _finished(Path(config.output_dir), "*/stage2", "members")
+            case PartName.CHOOSE:
+                return ""
             case _:
                 return _steps(Path(config.output_dir) / name)
     except (OSError, MaspError) as error:
@@ -64,6 +70,13 @@ def _steps(directory: Path) -> str:
         return ""
     total, last = status.num_steps, _last_step(directory / "metrics.jsonl")
     return f"step {last} of {total}" if total else f"step {last}" if last else ""
+
+
+def _finished(directory: Path, pattern: str, what: str) -> str:
+    """How many trainings of a sweep have finished, of those that have begun."""
+    found = [read_status(path) for path in directory.glob(f"sweep/{pattern}")]
+    states = [status.state for status in found if status is not None]
+    return f"{states.count(RunState.FINISHED)} of {len(states)} {what}" if states else ""
 
 
 def _last_step(path: Path) -> int:

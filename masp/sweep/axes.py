@@ -155,6 +155,32 @@ def _range(key: str, text: str, kind: str, low: str, high: str) -> Range:
     return Range(key, kind, *ends)
 
 
+def asked_members(
+    config: str | None, overrides: Sequence[str], file: str | None, num: int | None, random: bool
+) -> tuple[Asked, list[MemberSettings]]:
+    """What a command line asks for: what all members have in common, and the members.
+
+    Args:
+        config: Configuration file.
+        overrides: `key=value`, some of them axes or ranges.
+        file: File that names the members; None where axes and ranges do.
+        num: Draws from the ranges; None without ranges.
+        random: Draw at random instead of by Sobol's sequence.
+
+    Raises:
+        InputError: It is not valid.
+    """
+    asked = read_axes(config, overrides)
+    seed = load_config(config, asked.fixed).seed
+    if num is not None and num < 1:
+        raise InputError(f"--num {num}: must be 1 or more")
+    if file is None:
+        return asked, members_of(asked, num, seed, random)
+    if asked.axes or asked.ranges:
+        raise InputError("--members: names the members; leave out the axes")
+    return asked, read_members(file)
+
+
 def members_of(asked: Asked, num: int | None, seed: int, random: bool = False) -> list[MemberSettings]:
     """All members: combinations of the axes, each with `num` draws from the ranges.
 

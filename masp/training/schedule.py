@@ -127,7 +127,7 @@ def make_schedule(
     held_out = None
     if val is not None:
         source = val if len(val.rows) else train
-        chosen = _draw(index, source.rows, settings.validation_size, seed)
+        chosen = draw_held_out(index, source.rows, settings.validation_size, seed)
         if source is train and chosen.all():
             raise InputError(
                 f"{stage}.validation_size = {settings.validation_size}: without a val split it is taken out of the "
@@ -143,7 +143,7 @@ def make_schedule(
     )
 
 
-def _draw(index: TrainingIndex, rows: np.ndarray, count: int, seed: int) -> np.ndarray:
+def draw_held_out(index: TrainingIndex, rows: np.ndarray, count: int, seed: int) -> np.ndarray:
     """A mask of `count` of the rows, chosen by key and seed: images added later change little."""
     ranked = sorted(range(len(rows)), key=lambda i: digest_of(["held out", seed, index.keys[int(rows[i])]]))
     mask = np.zeros(len(rows), dtype=bool)

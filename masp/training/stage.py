@@ -35,7 +35,7 @@ from masp.files.text import reason
 from masp.models.forward import Stage1Model, Stage2Model
 from masp.models.sequence import Batch
 from masp.runtime.devices import torch_dtype
-from masp.training.schedule import Rows, Schedule, TrainingCache, make_schedule
+from masp.training.schedule import Rows, Schedule, TrainingCache, draw_held_out, make_schedule
 from masp.vlm.language import LanguageHalf, load_language_half
 from masp.vlm.loading import Partition
 from masp.vlm.prompt import Prompt, load_prompt
@@ -189,6 +189,24 @@ class Stage(ABC):
         train = self._rows("train")
         val = None if self.settings.validate_every is None else self._rows("val")
         return make_schedule(self.cache.index, train, val, self.settings, self.name, self.order_seed, self._positions)
+
+    @functools.cached_property
+    def compared_rows(self) -> Rows:
+        """Images by whose loss runs are compared before their ends: those that validation holds out, or without it as
+        many of the split `val`, chosen in the same way.
+
+        Raises:
+            InputError: There are none.
+        """
+        if self.schedule.held_out is not None:
+            return self.schedule.held_out
+        val, settings = self._rows("val"), self.settings
+        if not len(val.rows):
+            raise InputError(
+                f"{self.where} has no validation split, and {self.name}.validate_every = null holds no images out, so "
+                f"runs cannot be compared before their ends; give {self.name}.validate_every"
+            )
+        return val.only(draw_held_out(self.cache.index, val.rows, settings.validation_size, self.order_seed))
 
     def _positions(self, images: Rows) -> Rows:
         """The positions of training that its images make: each is one, unless the stage divides them."""

@@ -48,8 +48,8 @@ report
 inference
 annotation
 experiments
-sweep
 plan
+sweep
 start
 demo
 cli

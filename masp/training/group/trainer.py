@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from masp.config import Config
 from masp.distributed.collectives import check_agreed, on_rank_0, sum_floats
-from masp.distributed.ranks import Ranks, join, read_ranks
+from masp.distributed.liveness import RankLost
+from masp.distributed.ranks import Ranks, read_ranks
 from masp.errors import InputError, MaspError, StoppedEarly
 from masp.models.forward import Stage2Model
 from masp.models.group import GroupModel
@@ -32,7 +33,7 @@ from masp.training.group.engine import NAME, GroupEngine, MemberStep
 from masp.training.group.members import open_members
 from masp.training.group.steps import GroupStep, GroupSteps
 from masp.training.logs import StepResult, TrainingLog, device_peak, report_not_finite
-from masp.training.loop import Trainer
+from masp.training.loop import Trainer, watched
 from masp.training.schedule import learning_rate
 from masp.training.stages import SoftPromptStage
 from masp.training.steps import HeldOutSteps
@@ -78,7 +79,7 @@ class Member(Trainer):
         if self.is_finished(self.checkpoint):
             self.note_finished(f"finished already, {self.num_taken} steps")
             return False
-        return True
+        return not self.is_compared()
 
     def go_back(self, step: int) -> bool:
         """Go back to an earlier step, if its checkpoint is there: a kill came between the saves of two members."""
@@ -107,7 +108,12 @@ class Member(Trainer):
         on_rank_0(self.ranks, self.device, lambda: self.export(tensors))
 
 
-def train_group(configs: Sequence[Config], stop: StopFlag | None = None) -> list[str]:
+def train_group(
+    configs: Sequence[Config],
+    stop: StopFlag | None = None,
+    on_loss: Callable[[RankLost], None] | None = None,
+    until: Sequence[int] | None = None,
+) -> list[str]:
     """Train several soft prompts behind one pass of what comes before them, or go on with it.
 
     Under a launcher every rank calls this.
@@ -115,6 +121,8 @@ def train_group(configs: Sequence[Config], stop: StopFlag | None = None) -> list
     Args:
         configs: Configurations of the members: different `output_dir`, the same `group_key`, none with `why_alone`.
         stop: Flag that is checked after each step; None lets signals stop the run.
+        on_loss: See `masp.training.loop.train`.
+        until: Step after which each member pauses, as `masp.training.loop.train` does; None trains all to their ends.
 
     Returns:
         Of each member why it was stopped; an empty string where it was trained to its end.
@@ -122,6 +130,7 @@ def train_group(configs: Sequence[Config], stop: StopFlag | None = None) -> list
     Raises:
         InputError, DataError: See `masp.errors`.
         StoppedEarly: Something asked to stop; the checkpoints of all members were written.
+        RankLost: Another rank was killed.
     """
     ranks = read_ranks()
     device = pick_device(configs[0].engine.device, "engine.device")
@@ -129,16 +138,17 @@ def train_group(configs: Sequence[Config], stop: StopFlag | None = None) -> list
         flag = stack.enter_context(nullcontext(stop) if stop is not None else StopFlag())
         first = configs[0]
         requests = StopRequests(flag, Path(first.output_dir), first.engine.time_limit_min, ranks.is_rank_0)
-        locks = [RunLock(Path(config.output_dir) / "stage2") for config in configs]
-        if ranks.is_rank_0:
-            for lock in locks:
-                stack.enter_context(lock)
+        directories = [Path(config.output_dir) / "stage2" for config in configs]
+        locks = [RunLock(directory) for directory in directories]
+        for lock in locks:
+            stack.callback(lock.release)
+        stack.enter_context(watched(device, directories, ranks, locks, on_loss))
         stages = open_members(configs, device)
+        ends: Sequence[int | None] = [None] * len(configs) if until is None else until
         members = [
-            Member(config, "stage2", ranks, lock, requests, stage)
-            for config, lock, stage in zip(configs, locks, stages, strict=True)
+            Member(config, "stage2", ranks, lock, requests, stage, end)
+            for config, lock, stage, end in zip(configs, locks, stages, ends, strict=True)
         ]
-        join(ranks, device)
         left = [member for member in members if member.begin()]
         try:
             while left:
@@ -149,7 +159,8 @@ def train_group(configs: Sequence[Config], stop: StopFlag | None = None) -> list
         except MaspError as error:
             state = RunState.STOPPED if isinstance(error, StoppedEarly) else RunState.FAILED
             for member in members:
-                if ranks.is_rank_0 and not member.failure and not member.stage.artifact.is_file():
+                done = member.failure or member.stage.artifact.is_file() or member not in left
+                if ranks.is_rank_0 and not done:
                     write_status(member.directory, state, error.exit_code, str(error), step=member.num_taken)
             raise
     return [member.failure for member in members]
@@ -171,7 +182,7 @@ class GroupTrainer:
         self.num_taken = members[0].num_taken
 
     def train(self) -> None:
-        """Train all members to their ends."""
+        """Train all members to their ends, or to where they pause."""
         if self.ranks.size > 1:
             counts = [self.num_taken, *(member.num_steps for member in self.members)]
             check_agreed(counts, f"what is in {self.members[0].directory} and the other members'", self.device)
@@ -182,6 +193,7 @@ class GroupTrainer:
             self.build()
             self._catch_up()
             self.take_steps()
+            self._pause()
 
     def _catch_up(self) -> None:
         """Do what an earlier call left undone after its last step: a measurement, or the artifact of a member."""
@@ -208,6 +220,7 @@ class GroupTrainer:
         partition = make_partition(config.engine, self.settings)
         model, prompt = self.members[0].stage.build(self.device, partition)
         assert isinstance(model, Stage2Model)
+        self.prompt = prompt
         soft_prompts = [model.soft_prompt]
         for member in self.members[1:]:
             torch.manual_seed(member.config.seed)
@@ -229,7 +242,7 @@ class GroupTrainer:
         self.steps = GroupSteps(opened, prompt, rank, size)
         self.held_out = None
         if self.steps.schedule.held_out is not None:
-            self.held_out = GroupSteps(opened, prompt, rank, size, held_out=True)
+            self.held_out = GroupSteps(opened, prompt, rank, size, self.steps.schedule.held_out)
             self._open_validation(prompt)
 
     def _open_validation(self, prompt: Prompt) -> None:
@@ -243,11 +256,11 @@ class GroupTrainer:
     @property
     def active(self) -> list[int]:
         """Numbers of the members that have steps to take."""
-        return [n for n, member in enumerate(self.members) if not member.failure and not member.is_over]
+        return [n for n, m in enumerate(self.members) if not (m.failure or m.is_over or m.is_paused)]
 
     def take_steps(self) -> None:
         """Take the steps that are left."""
-        total = max(member.num_steps for member in self.members)
+        total = max(min(member.num_steps, member.until or member.num_steps) for member in self.members)
         workers = self.config.engine.num_workers
         pin = self.device == "cuda"
         left = range(self.num_taken, total)
@@ -339,24 +352,37 @@ class GroupTrainer:
         ]
         if not due or self.held_out is None:
             return set()
-        totals = dict.fromkeys(due, 0.0)
-        workers = self.config.engine.num_workers
-        with ReadAhead(self.held_out, range(len(self.held_out)), workers, "engine.num_workers") as parts:
-            for part in parts:
-                for number, total in self.engine.measure_members(part, due).items():
-                    totals[number] += total
-        losses = sum_floats([totals[number] for number in due], self.device)
         best = set()
-        assert self.held_out.held_out is not None
-        weight = float(self.held_out.held_out.weights.sum())
-        for number, loss in zip(due, losses, strict=True):
+        for number, loss in self._measure(self.held_out, due).items():
             validation = self.members[number].validation
             assert validation is not None
             if not math.isfinite(loss):
                 self._fail(self.members[number], f"the held-out loss after step {self.num_taken} is {loss}")
-            elif validation.note(loss / weight, self.num_taken):
+            elif validation.note(loss, self.num_taken):
                 best.add(number)
         return best
+
+    def _measure(self, steps: GroupSteps, numbers: Sequence[int]) -> dict[int, float]:
+        """Mean loss of some members on held-out images."""
+        totals = dict.fromkeys(numbers, 0.0)
+        with ReadAhead(steps, range(len(steps)), self.config.engine.num_workers, "engine.num_workers") as parts:
+            for part in parts:
+                for number, total in self.engine.measure_members(part, numbers).items():
+                    totals[number] += total
+        assert steps.held_out is not None
+        weight = float(steps.held_out.weights.sum())
+        losses = sum_floats([totals[number] for number in numbers], self.device)
+        return {number: loss / weight for number, loss in zip(numbers, losses, strict=True)}
+
+    def _pause(self) -> None:
+        """Note the losses of members that are to be compared with others."""
+        paused = [number for number, member in enumerate(self.members) if member.is_paused and not member.failure]
+        if not paused:
+            return
+        opened = [member.stage for member in self.members]
+        steps = GroupSteps(opened, self.prompt, self.ranks.rank, self.ranks.size, opened[0].compared_rows)
+        for number, loss in self._measure(steps, paused).items():
+            self.members[number].pause(loss)
 
     def _save(self, going: Sequence[int], best: set[int], reason: str) -> None:
         """Write checkpoints where they are due, and the artifacts of members that are over."""
@@ -366,6 +392,7 @@ class GroupTrainer:
             if (member := self.members[number]).num_taken % member.settings.checkpoint_every == 0
             or number in best
             or member.is_over
+            or member.is_paused
             or reason
         ]
         if not due:

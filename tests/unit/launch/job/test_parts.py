@@ -8,6 +8,8 @@ from launch.job.config import load_cluster
 from launch.job.parts import Part, PartName, make_parts, task_command
 from masp.config import load_config
 from masp.errors import InputError
+from masp.sweep.axes import asked_members
+from masp.sweep.members import open_sweep
 from tests.unit.launch.fake_slurm import CONFIG, LOCAL, SLURM
 
 
@@ -58,6 +60,23 @@ def test_a_pipeline_annotates_where_aspects_are_listed():
     assert ([job.task_index for job in found.jobs], found.max_parallel) == ([0, 1, 2], 2)
 
 
+def test_a_sweep_has_a_task_per_group_of_its_members():
+    axes = ["stage2.learning_rate=[1e-3,1e-2]", "aspects=[[scene],[scene,object]]", "seed=[1,2]"]
+    asked, members = asked_members(str(CONFIG), axes, None, None, False)
+    sweep = open_sweep(str(CONFIG), asked, members)
+    cluster = load_cluster(SLURM, ["train.nodes=2", "train.tasks_per_node=3", "train.max_parallel=5"])
+    extract, aspects, groups, choose = make_parts("sweep", None, sweep.base, cluster, CONFIG, sweep)
+    assert [part.name for part in (extract, aspects, groups, choose)] == ["extract", "aspects", "groups", "choose"]
+    assert [len(part.jobs) for part in (aspects, groups, choose)] == [2, 2, 1]
+    assert (groups.num_ranks, groups.max_parallel, choose.num_ranks) == (6, 5, 1)
+    assert choose.result == sweep.directory / "sweep.json"
+    # a job makes the configurations that `masp sweep` would make
+    for job, group in zip(groups.jobs, sweep.groups, strict=True):
+        assert job.configs() == [member.config for member in group]
+    for job, training in zip(aspects.jobs, sweep.aspects, strict=True):
+        assert job._own(sweep.base) == training.config
+
+
 def test_training_needs_a_stage():
     with pytest.raises(InputError, match="train needs --stage stage1 or --stage stage2"):
         parts("train")
@@ -69,9 +88,10 @@ def test_what_a_part_asks_for():
     extract, stage1, _, evaluate = parts("pipeline", None, *settings)
     assert (extract.num_nodes, extract.num_ranks, extract.max_parallel, len(extract.jobs)) == (1, 1, 5, 7)
     assert [job.task_index for job in extract.jobs] == list(range(7))
-    assert (stage1.num_nodes, stage1.tasks_per_node, stage1.num_ranks, stage1.max_parallel) == (2, 3, 6, 1)
+    assert (stage1.num_nodes, stage1.tasks_per_node, stage1.num_ranks, stage1.max_parallel) == (2, 3, 6, 256)
     assert (evaluate.num_nodes, evaluate.max_parallel, len(evaluate.jobs)) == (4, 256, 2)
-    assert [name.section for name in PartName] == ["extract", "annotate", "train", "train", "evaluate"]
+    sections = ["extract", "annotate", "train", "train", "evaluate", "train", "train", "evaluate"]
+    assert [name.section for name in PartName] == sections
 
 
 def test_results_are_where_the_commands_leave_them():
