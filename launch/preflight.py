@@ -190,7 +190,12 @@ def _check_artifacts(names: Sequence[PartName], config: Config) -> None:
         questions_of(config)
         return
     first = names[0]
-    if first in (PartName.ASPECTS, PartName.GROUPS, PartName.CHOOSE):  # each of its trainings looks for itself
+    if first in (
+        PartName.ASPECTS,
+        PartName.GROUPS,
+        PartName.CHOOSE,
+        PartName.TABLE,
+    ):  # each of its trainings looks for itself
         questions_of(config)
         return
     if first == PartName.ANNOTATE:

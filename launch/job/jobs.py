@@ -241,6 +241,18 @@ class ChooseJob(Job):
 
 
 @dataclass(frozen=True)
+class TableJob(Job):
+    """The end of a study: scores its runs and writes the table."""
+
+    def work(self, config: Config, stop: StopFlag) -> Path:
+        from launch.job.members import read_study
+        from masp.experiments.study.run import finish_study
+
+        path = Path(self.config_path)
+        return _patiently(lambda: finish_study(read_study(path.parent, path), stop), stop)
+
+
+@dataclass(frozen=True)
 class EvaluateJob(Job):
     """One rank of the evaluation; of an array of evaluations, one rank of one of its jobs."""
 

@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from launch.job.config import ClusterConfig, ExtractPartConfig, PartConfig, TrainPartConfig
-from launch.job.jobs import AnnotateJob, ChooseJob, EvaluateJob, ExtractJob, GroupJob, Job, TrainJob
+from launch.job.jobs import AnnotateJob, ChooseJob, EvaluateJob, ExtractJob, GroupJob, Job, TableJob, TrainJob
 from masp.config import Config
 from masp.config.feature_source import cache_directory
 from masp.config.schema import StageName
 from masp.errors import InputError
 from masp.start.steps import step_names
 
-if TYPE_CHECKING:  # it imports torch
+if TYPE_CHECKING:  # they import torch
+    from masp.experiments.study.run import Study
+    from masp.experiments.study.runs import Run
     from masp.sweep.members import Sweep
 
-Command = Literal["extract", "annotate", "train", "evaluate", "pipeline", "sweep"]
+Command = Literal["extract", "annotate", "train", "evaluate", "pipeline", "sweep", "study"]
 COMMANDS: tuple[Command, ...] = typing.get_args(Command)
 
 
@@ -34,11 +36,13 @@ class PartName(StrEnum):
     STAGE2 = "stage2"
     EVALUATE = "evaluate"
     ASPECTS = "aspects"
-    """Of a sweep: the trainings of stage 1 that its members need."""
+    """Of a sweep or study: the trainings of stage 1 that its members need."""
     GROUPS = "groups"
-    """Of a sweep: the trainings of stage 2, a task per group."""
+    """Of a sweep or study: the trainings of stage 2, a task per group."""
     CHOOSE = "choose"
     """Of a sweep: the scores, the choice and the table."""
+    TABLE = "table"
+    """Of a study: the scores and the table."""
 
     @property
     def section(self) -> Literal["extract", "annotate", "train", "evaluate"]:
@@ -48,7 +52,7 @@ class PartName(StrEnum):
                 return "extract"
             case PartName.ANNOTATE:
                 return "annotate"
-            case PartName.EVALUATE | PartName.CHOOSE:
+            case PartName.EVALUATE | PartName.CHOOSE | PartName.TABLE:
                 return "evaluate"
             case _:
                 return "train"
@@ -120,7 +124,7 @@ def make_parts(
     config: Config,
     cluster: ClusterConfig,
     config_path: Path,
-    sweep: Sweep | None = None,
+    runs: Sweep | Study | None = None,
 ) -> list[Part]:
     """Make the parts of a command.
 
@@ -130,7 +134,7 @@ def make_parts(
         config: Configuration of the run.
         cluster: Cluster settings.
         config_path: where the jobs will find the run's configuration.
-        sweep: The sweep, for `sweep`.
+        runs: The sweep or study, for `sweep` and `study`.
 
     Raises:
         InputError: `train` without a stage.
@@ -138,8 +142,11 @@ def make_parts(
     if command == "train" and stage is None:
         raise InputError("command line: train needs --stage stage1 or --stage stage2")
     common = (str(config_path), cluster.max_requeues)
-    if sweep is not None:
-        return _sweep_parts(sweep, cluster, common)
+    if runs is not None:
+        from masp.sweep.members import Sweep
+
+        make = _sweep_parts if isinstance(runs, Sweep) else _study_parts
+        return make(runs, cluster, common)  # type: ignore[arg-type]  # that of its class
     output = Path(config.output_dir)
     if command == "pipeline":
         names = [PartName(name) for name in step_names(config)]
@@ -182,6 +189,32 @@ def _sweep_parts(sweep: Sweep, cluster: ClusterConfig, common: tuple[str, int]) 
         parts.append(Part(PartName.ASPECTS, trainings, cluster.train, sweep.directory))
     groups = tuple(GroupJob(*common, runs=tuple(map(overrides_of, group))) for group in sweep.groups)
     parts.append(Part(PartName.GROUPS, groups, cluster.train, sweep.directory))
-    alone = replace(cluster.evaluate, nodes=1, tasks_per_node=1, num_tasks=1)
-    parts.append(Part(PartName.CHOOSE, (ChooseJob(*common),), alone, sweep.directory / FILE))
+    parts.append(Part(PartName.CHOOSE, (ChooseJob(*common),), _one_process(cluster), sweep.directory / FILE))
     return parts
+
+
+def _study_parts(study: Study, cluster: ClusterConfig, common: tuple[str, int]) -> list[Part]:
+    """The parts of a study: an array of trainings of stage 1, one with a task per group, and the table."""
+    from masp.experiments.study.runs import overrides
+    from masp.experiments.study.table import FILE
+
+    def of(run: Run, names_modules: bool) -> tuple[str, ...]:
+        return tuple(overrides(study.base, run.variant, run.seed, names_modules))
+
+    parts = [] if study.base.cache.dir is None else [_extraction(study.base, cluster, common)]
+    trainings = tuple(
+        TrainJob(*common, stage="stage1", overrides=of(run, False))
+        for run in study.runs
+        if "stage1" in run.variant.stages
+    )
+    if trainings:
+        parts.append(Part(PartName.ASPECTS, trainings, cluster.train, study.directory))
+    units = [[run for run in unit if "stage2" in run.variant.stages] for unit in study.units]
+    groups = tuple(GroupJob(*common, runs=tuple(of(run, True) for run in unit)) for unit in units if unit)
+    parts.append(Part(PartName.GROUPS, groups, cluster.train, study.directory))
+    parts.append(Part(PartName.TABLE, (TableJob(*common),), _one_process(cluster), study.directory / FILE))
+    return parts
+
+
+def _one_process(cluster: ClusterConfig) -> PartConfig:
+    return replace(cluster.evaluate, nodes=1, tasks_per_node=1, num_tasks=1)

@@ -19,13 +19,18 @@ seeds. docs/evaluation.md
   masp study --config configs/train.yaml --seeds 1,2,3 --only without_aspects"""
 
 
+def add_choice(parser: argparse.ArgumentParser) -> None:
+    """Add what says which runs a study has."""
+    parser.add_argument("--seeds", metavar="N,N…", default="1,2,3", help="seeds of training (default 1,2,3)")
+    parser.add_argument("--only", metavar="NAME,NAME…", help="some variants; `masp` is always among them")
+
+
 def register(commands: Commands) -> None:
     """Add the parser."""
     summary = "the ablations of the method over several seeds: a table and a plot"
     parser = add_command(commands, "study", summary, _DETAILS)
     add_settings(parser)
-    parser.add_argument("--seeds", metavar="N,N…", default="1,2,3", help="seeds of training (default 1,2,3)")
-    parser.add_argument("--only", metavar="NAME,NAME…", help="some variants; `masp` is always among them")
+    add_choice(parser)
     parser.add_argument("--list", action="store_true", help="only print the variants and the commands that make them")
     parser.set_defaults(run=run)
 

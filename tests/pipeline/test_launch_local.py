@@ -93,6 +93,36 @@ def test_a_sweep_trains_a_group_per_task(config):
 
 
 @pytest.mark.full
+def test_a_study_trains_a_group_per_task(config):
+    output = config.parent / "of-study"
+    given = ["aspects=[scene]", "stage1.num_epochs=1", "stage2.num_epochs=1", f"output_dir={output}"]
+    chosen = ["--seeds", "1,2", "--only", "zero_shot,without_soft_prompt,soft_prompt_2"]
+    done = launch("study", config, *given, *chosen, "--wait")
+    (folder,) = (output / "launch").glob("*/")
+    logs = "\n".join(path.read_text()[-2000:] for path in sorted(folder.glob("jobs/*.out")))
+    assert done.returncode == 0, f"{done.stderr}\n{logs}"
+    assert "tasks: 5: 2 of stage 1, 2 of stage 2, 1 that writes the table" in done.stdout
+    record = json.loads((folder / "submission.json").read_text())
+    assert [(part["name"], part["num_jobs"]) for part in record["parts"]] == [
+        ("extract", 1), ("aspects", 2), ("groups", 2), ("table", 1)
+    ]  # fmt: skip
+    table = json.loads((output / "study" / "study.json").read_text())
+    assert {name: list(row["accuracies"]) for name, row in table["variants"].items()} == {
+        "masp": ["1", "2"], "zero_shot": ["1"], "without_soft_prompt": ["1", "2"], "soft_prompt_2": ["1", "2"]
+    }  # fmt: skip
+    told = call_launch("status", output)
+    assert "2 of 2 trainings of aspect modules" in told.stdout and "4 of 4 members" in told.stdout
+    # `masp study` finds nothing to do
+    before = {path: path.read_bytes() for path in (output / "study").rglob("*.safetensors")}
+    assert main(["study", "--config", str(config), *given, *chosen]) == 0
+    assert before == {path: path.read_bytes() for path in (output / "study").rglob("*.safetensors")}
+    (output / "study" / "study.json").unlink()
+    resumed = call_launch("resume", output, "--wait")
+    assert resumed.returncode == 0 and "finished already: extract, aspects, groups" in resumed.stdout, resumed.stderr
+    assert json.loads((output / "study" / "study.json").read_text()) == table
+
+
+@pytest.mark.full
 def test_two_tasks_annotate(tmp_path):
     """Each does its shards; the answers are those of one process."""
     config = make_annotated(tmp_path, "annotate.aspects=[weather,light]")

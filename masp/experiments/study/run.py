@@ -80,8 +80,8 @@ def run_study(
     _check_config(config, seeds, only)
     require_one_process(
         "study: trains one group of runs after another, as one process",
-        "on a cluster submit the commands that `masp study --list` prints, then call `masp study` alone: it takes up "
-        "what is finished",
+        "on a cluster `python -m launch study` gives each group a job; or submit the commands that `masp study --list` "
+        "prints, then call `masp study` alone: it takes up what is finished",
     )
     if config.cache.dir is not None:
         extract(config)
@@ -110,10 +110,17 @@ class Study:
     """The method, from which all runs start: without aspects where nothing is annotated, with the seed of the order."""
     chosen: list[Variant]
     seeds: list[int]
+    only: str | None
+    """As it was given."""
     runs: list[Run]
     """Seed by seed."""
     units: list[list[Run]]
     """Those that are trained together."""
+
+    @property
+    def directory(self) -> Path:
+        """Where all of it goes."""
+        return study_dir(self.base)
 
 
 def open_study(config: Config, seeds: str, only: str | None = None) -> Study:
@@ -127,7 +134,7 @@ def open_study(config: Config, seeds: str, only: str | None = None) -> Study:
     base = with_order(_without_aspects(config) if _is_annotated(config) is False else config)
     chosen = _choose(base, names)
     runs = runs_of(base, chosen, numbers)
-    return Study(base, chosen, numbers, runs, units_of(runs))
+    return Study(base, chosen, numbers, only, runs, units_of(runs))
 
 
 def finish_study(study: Study, stop: StopFlag | None = None) -> Path:

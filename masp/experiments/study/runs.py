@@ -74,9 +74,17 @@ def run_config(config: Config, variant: Variant, seed: int) -> Config:
     return run
 
 
-def overrides(config: Config, variant: Variant, seed: int) -> list[str]:
-    """What makes the configuration of one run out of that of the method, as `key=value`."""
+def overrides(config: Config, variant: Variant, seed: int, names_modules: bool = False) -> list[str]:
+    """What makes the configuration of one run out of that of the method, as `key=value`.
+
+    Args:
+        config: Configuration of the method.
+        variant: Variant.
+        seed: Seed of training.
+        names_modules: Whether the file of its aspect modules is named also where it is the run's own.
+    """
     run = run_config(config, variant, seed)
+    run = modules_named(run) if names_modules else run
     settings = {"seed": seed, "output_dir": run.output_dir, **variant.changes}
     if run.order_seed is not None:
         settings["order_seed"] = run.order_seed

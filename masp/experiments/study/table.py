@@ -25,10 +25,13 @@ from masp.report.export import Interval, Signed, Table, markdown_table, write_ta
 from masp.results.intervals import percentiles
 from masp.results.metrics_file import check_written_with
 from masp.results.probabilities.distributions import DistributionMetrics
-from masp.results.records import FILE, Records, read_records_file
+from masp.results.records import FILE as RECORDS
+from masp.results.records import Records, read_records_file
 from masp.runtime.log import show
 
 LOG = logging.getLogger(__name__)
+
+FILE = "study.json"
 
 _NUM_RESAMPLES = 5000
 
@@ -104,7 +107,7 @@ def write_table(
     """
     result = replace(study(directory, variants, seeds), left_out=dict(left_out or {}))
     text = markdown(result)
-    path = directory / "study.json"
+    path = directory / FILE
     rows = result.variants.values()
     accuracies = [(row.title, row.accuracy, row.accuracy_ci95) for row in rows]
     changes = [
@@ -155,7 +158,7 @@ def study(directory: Path, variants: Sequence[Variant], seeds: Sequence[int]) ->
     for variant in variants:
         means = SeedMeans()
         for seed in seeds:
-            path = directory / f"seed-{seed}" / variant.name / "evaluate" / FILE
+            path = directory / f"seed-{seed}" / variant.name / "evaluate" / RECORDS
             if path.is_file():
                 records = read_records_file(path)
                 check_written_with(path, records.digest)
