@@ -26,7 +26,7 @@ def test_a_sweep_chooses_on_the_validation_split_and_goes_on_with_more_members(c
     config, directory = run
     given = ("sweep", "--config", config, "stage2.learning_rate=[0.001,0.05]")
     first = commands.ok(*given, "seed=1")
-    assert "2 members in groups of 2" in first.stdout
+    assert "2 members in groups of 2" in first.stdout and "as single runs" in first.stdout
     table = json.loads((directory / "sweep.json").read_text())
     members = {member["name"]: member for member in table["members"]}
     assert set(members) == {"learning_rate=0.001", "learning_rate=0.05"}
@@ -49,6 +49,27 @@ def test_a_sweep_chooses_on_the_validation_split_and_goes_on_with_more_members(c
     assert (directory / "accuracy-learning-rate.svg").is_file()
 
 
+def test_a_list_says_what_a_sweep_costs_and_does_nothing(commands, run, tmp_path):
+    config, _ = run
+    given = ("sweep", "--config", config, f"output_dir={tmp_path / 'out'}", "seed=[1,2,3,4]", "stage2.num_epochs=8")
+    found = commands.ok(*given, "--list", "--halving", "--tflops", 300)
+    assert found.stdout.splitlines()[:5] == ["seed=1", "seed=2", "seed=3", "seed=4", "sweep: 4 members in groups of 4"]
+    for words in ("behind one pass of the prefix", "times as much", "halving: at most about", "stated: 300 TFLOP/s"):
+        assert words in found.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_halving_drops_members_and_chooses_among_the_others(commands, run, tmp_path):
+    config, _ = run
+    given = ("sweep", "--config", config, f"output_dir={tmp_path}", "aspects=[]", "stage2.learning_rate=[1e-9,0.05]")
+    found = commands.ok(*given, "stage2.num_epochs=4", "--halving")
+    assert "rung 1 of 1: 1 of 2 members go on" in found.stdout
+    table = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert table["best"] == "learning_rate=0.05"
+    assert [bool(member["dropped"]) for member in table["members"]] == [True, False]
+    assert table["members"][0]["val_accuracy"] is None
+
+
 def test_what_cannot_be_a_sweep_is_one_line(commands, run, tmp_path):
     config, _ = run
     for arguments, problem in (
@@ -57,6 +78,8 @@ def test_what_cannot_be_a_sweep_is_one_line(commands, run, tmp_path):
         (["seed=[1,2]", "--members", tmp_path / "gone"], "leave out the axes"),
         (["--members", tmp_path / "gone"], "gone"),
         (["sead=[1,2]"], "did you mean seed"),
+        (["seed=[1,2]", "--halving", "1"], "--halving 1: must be 2 or more"),
+        (["stage2.layout=[after_image,released]", "--halving"], "losses cannot be compared"),
     ):
         found = commands("sweep", "--config", config, f"output_dir={tmp_path / 'out'}", *arguments)
         assert found.code == 2 and problem in found.stderr and "Traceback" not in found.stderr, found.stderr

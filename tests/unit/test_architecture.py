@@ -62,6 +62,7 @@ MAX_COMMANDS = 29
 # Modules whose tests are elsewhere: the test file, and a word in it that shows that it is about them. A part that only
 # means something inside a whole is tested with that whole; parsers of commands are tested by running the commands.
 TESTED_ELSEWHERE = {
+    "launch/job/members.py": ("pipeline/test_launch_local.py", "a_sweep_trains_a_group_per_task"),
     "launch/jobs.py": ("unit/launch/job/test_jobs.py", "launch.jobs"),
     "launch/task.py": ("unit/launch/job/test_task.py", "launch.task"),
     "masp/annotation/agreement.py": ("pipeline/test_annotate.py", "--agreement"),
@@ -178,6 +179,7 @@ TESTED_ELSEWHERE = {
     "masp/inference/sharing/evaluation.py": ("unit/inference/sharing/test_export.py", "numbers_of_something_else"),
     "masp/inference/source.py": ("pipeline/test_api.py", "nothing was trained here"),
     "masp/models/group.py": ("unit/training/group/test_trainer.py", "train_group"),
+    "masp/sweep/members.py": ("unit/sweep/test_halving.py", "open_sweep"),
     "masp/sweep/run.py": ("pipeline/test_sweep.py", "sweep.json"),
     "masp/sweep/table.py": ("pipeline/test_sweep.py", "sweep.csv"),
     "masp/training/group/engine.py": ("unit/training/group/test_trainer.py", "train_group"),
