@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -26,6 +26,7 @@ class Members:
 
     members: tuple[MemberSettings, ...]
     test: Literal["best", "all", "none"]
+    log_keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def read_study(directory: Path, config_path: Path, overrides: Sequence[str] = ()
 
 def write_members(directory: Path, sweep: Sweep) -> None:
     """Write the members of a sweep into the directory of its submission."""
-    found = Members(tuple(member.settings for member in sweep.members), sweep.test)
+    found = Members(tuple(member.settings for member in sweep.members), sweep.test, sweep.log_keys)
     write_bytes(directory / FILE, sealed(asdict(found)))
 
 
@@ -87,4 +88,5 @@ def read_sweep(directory: Path, config_path: Path, overrides: Sequence[str] = ()
     found = read_sealed(Members, directory / FILE)
     if found is None:
         raise InputError(f"{directory / FILE} cannot be read: No such file or directory")
-    return open_sweep(str(config_path), Asked({}, (), tuple(overrides)), found.members, found.test)
+    sweep = open_sweep(str(config_path), Asked({}, (), tuple(overrides)), found.members, found.test)
+    return replace(sweep, log_keys=found.log_keys)

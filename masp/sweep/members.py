@@ -77,6 +77,8 @@ class Sweep:
     """Members that are trained together, in the order of their first ones."""
     test: Test = "best"
     """Whose test score is computed."""
+    log_keys: tuple[str, ...] = ()
+    """Settings that were drawn from logarithmic ranges, for the figures."""
 
 
 def open_sweep(config_file: str | None, asked: Asked, members: Sequence[MemberSettings], test: Test = "best") -> Sweep:
@@ -105,7 +107,8 @@ def open_sweep(config_file: str | None, asked: Asked, members: Sequence[MemberSe
             member.config.checkpoint.aspect = str(default_aspect_path(alone))
     groups = groups_of([member.config for member in opened])
     together = [[opened[number] for number in group] for group in groups]
-    return Sweep(base, directory, opened, list(aspects.values()), together, test)
+    log_keys = tuple(each.key for each in asked.ranges if each.kind == "log")
+    return Sweep(base, directory, opened, list(aspects.values()), together, test, log_keys)
 
 
 def overrides_of(member: Member) -> tuple[str, ...]:

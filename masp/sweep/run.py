@@ -87,7 +87,7 @@ def choose(sweep: Sweep, stop: StopFlag) -> Path:
         if sweep.test == "all" or (sweep.test == "best" and best is not None and member.name == best.name):
             _score(member, "test", stop)
     table = [_row(member) for member in sweep.members]
-    return write_sweep(sweep.directory, table, None if best is None else best.name)
+    return write_sweep(sweep.directory, table, None if best is None else best.name, sweep.log_keys)
 
 
 def _score(member: Member, split: str, stop: StopFlag) -> None:

@@ -80,6 +80,16 @@ def test_a_sweep_has_a_task_per_group_of_its_members():
         assert job._own(sweep.base) == training.config
 
 
+def test_what_was_drawn_from_logarithmic_ranges_is_kept_for_the_figures(tmp_path):
+    asked, members = asked_members(
+        str(CONFIG), ["stage2.learning_rate=log(1e-3,2e-3)", "stage2.weight_decay=uniform(0,1)"], None, 2, False
+    )
+    sweep = open_sweep(str(CONFIG), asked, members)
+    assert sweep.log_keys == ("stage2.learning_rate",)
+    write_runs(tmp_path, sweep)
+    assert read_runs("sweep", tmp_path, CONFIG).log_keys == sweep.log_keys
+
+
 def test_a_study_has_a_task_per_group_of_its_runs(tmp_path):
     given = [f"output_dir={tmp_path / 'out'}", "dataset.root=nowhere"]
     study = open_study(load_config(CONFIG, given), "1,2", "without_soft_prompt,soft_prompt_4,queries_1,layout_released")
