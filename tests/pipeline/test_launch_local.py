@@ -62,6 +62,7 @@ def test_pipeline_with_two_tasks_and_two_ranks(config):
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1800)
 def test_a_sweep_trains_a_group_per_task(config):
     output = config.parent / "sweep"
     axes = ["stage2.learning_rate=[0.01,0.05]", "aspects=[[scene],[object]]", "stage2.validate_every=2"]
