@@ -140,7 +140,9 @@ def watched(
     def note(error: RankLost) -> None:
         for directory in directories:
             try:
-                if (status := read_status(directory)) is not None and status.state != RunState.FINISHED:
+                status = read_status(directory)
+                # one of a group may be finished, or have failed for itself
+                if status and status.state != RunState.FINISHED and status.exit_code != InputError.exit_code:
                     write_status(directory, RunState.FAILED, error.exit_code, one_line(str(error)))
             except (OSError, MaspError) as problem:  # a full disk; the job is to be queued again all the same
                 LOG.warning("%s cannot be written: %s", directory / STATUS_FILE, reason(problem))

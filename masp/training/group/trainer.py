@@ -20,12 +20,13 @@ from masp.config import Config
 from masp.distributed.collectives import check_agreed, on_rank_0, sum_floats
 from masp.distributed.liveness import RankLost
 from masp.distributed.ranks import Ranks, read_ranks
-from masp.errors import InputError, MaspError, StoppedEarly
+from masp.errors import InputError, MaspError, OtherRankFailed, StoppedEarly
+from masp.files.text import reason
 from masp.models.forward import Stage2Model
 from masp.models.group import GroupModel
 from masp.runtime.devices import pick_device, plain_memory_errors
 from masp.runtime.prefetch import ReadAhead
-from masp.runtime.run_directory import RunLock, RunState, write_status
+from masp.runtime.run_directory import RunInUse, RunLock, RunState, write_status
 from masp.runtime.stop import StopFlag, StopRequests
 from masp.training.checkpoint import Checkpoint, EngineCounters, load_latest, load_step, step_name
 from masp.training.engine import make_partition
@@ -142,28 +143,42 @@ def train_group(
         locks = [RunLock(directory) for directory in directories]
         for lock in locks:
             stack.callback(lock.release)
-        stack.enter_context(watched(device, directories, ranks, locks, on_loss))
-        stages = open_members(configs, device)
         ends: Sequence[int | None] = [None] * len(configs) if until is None else until
-        members = [
-            Member(config, "stage2", ranks, lock, requests, stage, end)
-            for config, lock, stage, end in zip(configs, locks, stages, ends, strict=True)
-        ]
-        left = [member for member in members if member.begin()]
+        members: list[Member] = []
+        left: list[Member] = []
         try:
-            while left:
-                start = min(member.num_taken for member in left)
-                together = [member for member in left if member.num_taken == start or member.go_back(start)]
-                GroupTrainer(together, ranks, device, requests).train()
-                left = [member for member in left if member not in together]
-        except MaspError as error:
-            state = RunState.STOPPED if isinstance(error, StoppedEarly) else RunState.FAILED
-            for member in members:
-                done = member.failure or member.stage.artifact.is_file() or member not in left
-                if ranks.is_rank_0 and not done:
-                    write_status(member.directory, state, error.exit_code, str(error), step=member.num_taken)
+            with watched(device, directories, ranks, locks, on_loss):
+                stages = open_members(configs, device)
+                for config, lock, stage, end in zip(configs, locks, stages, ends, strict=True):
+                    members.append(Member(config, "stage2", ranks, lock, requests, stage, end))
+                left += [member for member in members if member.begin()]
+                while left:
+                    start = min(member.num_taken for member in left)
+                    together = [member for member in left if member.num_taken == start or member.go_back(start)]
+                    GroupTrainer(together, ranks, device, requests).train()
+                    left = [member for member in left if member not in together]
+        except (OtherRankFailed, RunInUse):  # the rank that met the cause notes it; a run in use is not ours
+            raise
+        except Exception as error:
+            _note_failure(left, error)
             raise
     return [member.failure for member in members]
+
+
+def _note_failure(members: Sequence[Member], error: Exception) -> None:
+    """Write why a group ended into the statuses of its members that are neither finished nor failed for themselves."""
+    state = RunState.STOPPED if isinstance(error, StoppedEarly) else RunState.FAILED
+    if isinstance(error, MaspError):
+        code, text = error.exit_code, str(error)
+    else:
+        code, text = 1, f"{type(error).__name__}: {error}"
+    for member in members:
+        if member.failure or member.stage.artifact.is_file() or not member.directory.is_dir():
+            continue
+        try:
+            write_status(member.directory, state, code, text, step=member.num_taken)
+        except OSError as problem:  # most likely what ended the group, whose own message must get through
+            LOG.warning("%s: its status cannot be written: %s", member.directory, reason(problem))
 
 
 class GroupTrainer:
