@@ -28,6 +28,12 @@ def test_every_combination_is_a_member_with_a_name_that_says_it():
     assert found[3].overrides == ["stage2.learning_rate=0.01", "seed=2"]
 
 
+def test_an_empty_list_is_a_value_where_a_setting_is_a_list():
+    (found,) = members("aspects=[]")
+    assert found.values == {}
+    assert [member.values["aspects"] for member in members("aspects=[[],[scene]]")] == [[], ["scene"]]
+
+
 def test_draws_cover_a_range_and_the_first_stay_when_more_are_asked_for():
     few, many = (members("stage2.learning_rate=log(1e-4,1e-1)", num=num) for num in (4, 16))
     assert [member.name for member in many[:4]] == [member.name for member in few]
