@@ -13,6 +13,7 @@ from masp.config import Config
 from masp.data.datasets import Dataset, dataset_of
 from masp.data.findings import Finding, Holdings
 from masp.data.image_files.stored import Location
+from masp.data.splits.subset import subset_of
 from masp.data.target.find_labels import label_dataset
 from masp.errors import InputError
 from masp.plan.actual import Actual, actual_cache, actual_extraction, actual_stages, is_of
@@ -206,7 +207,7 @@ def make_plan(
     vision = known_encoder(vlm) or encoder_curve(
         directory, ((p.amount, p.size) for p, _ in tally(images)), lambda *size: preprocessor(blank(*size))
     )
-    train = images.in_split("train")
+    train = images.for_training(config.dataset)
     words = count_words(config, train.samples, seen.categories)
     if measure is not None:
         rates = measure_rates(config, vision, language, words, train or images, measure, rates, seen.categories)
@@ -228,11 +229,12 @@ def _predict(
 ) -> Plan:
     hidden, dtype = language.width, config.cache.dtype
     num_deep = num_deep_maps(load_config(Path(config.vlm.path)))
-    train = images.in_split("train")
+    train = images.for_training(config.dataset)
     directory = None if config.cache.dir is None else Path(config.cache.dir)
     layout = None if directory is None else read_layout(directory)
     is_same = directory is not None and is_of(directory, layout, dataset)
-    findings = (*seen.findings, *prospect_findings(config, seen))
+    subset = subset_of(config.dataset, images.samples)
+    findings = (*seen.findings, *(subset.findings if subset else ()), *prospect_findings(config, seen))
     if layout is not None and not is_same:
         text = (
             f"cache.dir: {config.cache.dir} holds features of another dataset, which the prediction is not compared "
