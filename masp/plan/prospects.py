@@ -38,7 +38,7 @@ def prospects(config: Config, dataset: Dataset) -> tuple[Prospect, Prospect]:
         config: Run configuration.
         dataset: The dataset with the labels of the target, see `masp.data.target.find_labels.label_dataset`.
     """
-    dataset = replace(dataset, samples=seen_samples(config.dataset, dataset.samples))
+    dataset = replace(dataset, samples=seen_samples(config.dataset, Samples.of(dataset.samples)))
     num_train = num_annotated = num_pairs = 0
     by_vlm = _by_vlm(config)
     for (split, category, aspects), count in count_kinds(dataset.samples).items():

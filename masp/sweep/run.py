@@ -10,6 +10,7 @@ from pathlib import Path
 
 from masp.artifacts.trained import default_aspect_path
 from masp.config import Config, load_config
+from masp.data.splits.subset import subset_settings
 from masp.distributed.task_share import require_one_process
 from masp.errors import InputError
 from masp.evaluation.feed import open_feed
@@ -20,6 +21,7 @@ from masp.files.sealed import digest_of
 from masp.results.metrics_file import read_metrics
 from masp.runtime.log import show
 from masp.sweep.axes import Asked, MemberSettings, member_config
+from masp.sweep.curves import check_probe, curve_points, varies_size, write_curve
 from masp.sweep.table import Row, order, write_sweep
 from masp.training.group.members import why_alone
 from masp.training.group.together import groups_of, train_together
@@ -61,6 +63,7 @@ def run_sweep(config_file: str | None, asked: Asked, members: Sequence[MemberSet
     opened = [
         Member(each, member_config(config_file, asked, each, directory / each.name, order_seed)) for each in members
     ]
+    check_probe(base, [each.values for each in members])
     if base.cache.dir is not None:
         extract(base)
     _train_aspects(opened, directory)
@@ -81,13 +84,16 @@ def run_sweep(config_file: str | None, asked: Asked, members: Sequence[MemberSet
             "sweep: nothing is chosen: the dataset has no validation split, and training held out no images "
             "(stage2.validate_every); --test all scores every member"
         )
+    of_curve = {row.name for point in curve_points(rows) for row in point.rows}
     for member, row in zip(opened, rows, strict=True):
-        if not member.failure and (test == "all" or (test == "best" and row is best)):
+        if not member.failure and (test == "all" or (test == "best" and (row is best or row.name in of_curve))):
             _score(member, "test")
     rows = [_row(member) for member in opened]
     if all(member.failure for member in opened):
         raise InputError(f"sweep: no member was trained to its end; {opened[0].settings.name}: {opened[0].failure}")
-    return write_sweep(directory, rows, None if best is None else best.name)
+    path = write_sweep(directory, rows, None if best is None else best.name)
+    write_curve(directory, {member.settings.name: member.config for member in opened}, rows)
+    return path
 
 
 def _announced(groups: Sequence[Sequence[Member]], count: int) -> list[str]:
@@ -110,7 +116,7 @@ def _train_aspects(members: Sequence[Member], directory: Path) -> None:
         alone = copy.deepcopy(config)
         alone.seed = int(config.order_seed or 0)
         parts = (alone.aspects, alone.stage1, alone.aspect_module, alone.vlm, alone.aspect_definitions, alone.questions)
-        key = digest_of(repr(parts))[:12]
+        key = digest_of(repr((*parts, *subset_settings(alone))))[:12]
         if key not in made:
             alone.output_dir = str(directory / f"aspects-{key}")
             show("", f"sweep: stage 1, for all members that share its settings: {alone.output_dir}")
@@ -121,6 +127,8 @@ def _train_aspects(members: Sequence[Member], directory: Path) -> None:
 
 def _score(member: Member, split: str) -> None:
     config = copy.deepcopy(member.config)
+    if varies_size(member.settings.values):
+        config.evaluate.linear_probe = False  # `write_curve` fits one for all members of a subset
     config.evaluate.split = split  # type: ignore[assignment]  # one of the two
     if split == "val":
         config.evaluate.output_dir = str(Path(config.output_dir) / "evaluate" / "val")

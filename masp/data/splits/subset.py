@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from masp.config.schema import DatasetConfig
+from masp.config.schema import Config, DatasetConfig
 from masp.data.findings import DatasetRecord, Finding
 from masp.data.sample import Samples
 from masp.files.text import shortened
@@ -94,6 +94,14 @@ def described(settings: dict[str, Any]) -> str:
 def has_subset(settings: DatasetConfig) -> bool:
     """Whether a run learns from less than all training images."""
     return settings.shots is not None or settings.fraction not in (None, 1)
+
+
+def subset_settings(config: Config) -> tuple[Any, ...]:
+    """The settings that decide which training images a run learns from; none where it learns from all."""
+    settings, target = config.dataset, config.target
+    if not has_subset(settings):
+        return ()
+    return settings.fraction, settings.shots, settings.subset_seed, target.labels, target.categories
 
 
 def choose_subset(
