@@ -242,7 +242,9 @@ def _table(results: Sequence[PointResult]) -> Table:
     sizes = list(dict.fromkeys(key for result in results for key in result.point.size))
     others = list(dict.fromkeys(key for result in results for key in result.point.settings))
     has_probe = any(result.probe is not None for result in results)
-    columns = [*(key.rpartition(".")[2] for key in (*sizes, *others)), "training images"]
+    short = [key.rpartition(".")[2] for key in (*sizes, *others)]
+    named = [name if short.count(name) == 1 else key for key, name in zip((*sizes, *others), short, strict=True)]
+    columns = [*named, "training images"]
     columns += ["accuracy", "95 % interval", "repeats"]
     columns += ["linear probe", "probe 95 % interval"] if has_probe else []
     rows: list[list[Cell]] = []
