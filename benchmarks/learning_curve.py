@@ -2,9 +2,9 @@
 
     python benchmarks/learning_curve.py [--num-train 1000] [--fractions 0.05 0.1 0.25 0.5 1] [--seeds 1 2 3]
 
-Draws images, then calls `masp sweep`. A small training set is seen in more epochs, up to `--max-epochs` times as many as
-in `configs/demo.yaml`, so that the number of steps does not fall as fast as the number of images. Prints the table of
-the curve; the figure is in `outputs/learning-curve/sweep`.
+Draws images, then calls `masp sweep`. A small training set is seen in more epochs, up to `--max-epochs` times as many
+as in `configs/demo.yaml`, so that the number of steps does not fall as fast as the number of images. Prints the table
+of the curve; the figure is in `outputs/learning-curve/sweep`.
 """
 
 from __future__ import annotations
