@@ -133,6 +133,16 @@ class DatasetConfig(Settings):
     split_seed: Annotated[int, Field(ge=0, le=2**32 - 1), Number] = 0
     """Seed of the division by fractions."""
 
+    fraction: Annotated[float, Field(gt=0.0, le=1.0), Number] | None = None
+    """Share of the training images of each category that training sees, at least one image; null or 1: all. A smaller
+    subset is contained in a larger one. Validation and test images stay as they are, and so does the cache."""
+
+    shots: Count | None = None
+    """Training images of each category that training sees, instead of `fraction`; null: all."""
+
+    subset_seed: Annotated[int, Field(ge=0, le=2**32 - 1), Number] = 0
+    """Seed of which images `fraction` or `shots` takes."""
+
     categories: Annotated[UniqueList[Item], Field(examples=[["joy", "fear"]])] | None = None
     """Categories in the order in which questions list them; null takes the named dataset's own, for `folder` the names
     of the subdirectories."""

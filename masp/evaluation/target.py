@@ -113,6 +113,7 @@ class TargetEvaluation(Evaluation):
         layout = layout_notes(self.trained.layout, feed.model)
         quantization = self.trained.quantization_notes(config)
         self.data_notes = [*feed.notes(), *left_out_notes(self.split), *self.length_notes, *layout, *quantization]
+        self.data_notes += self.trained.subset_notes()
         self.notes = [*machine_notes(self.trained, feed.machine), *self.data_notes]
         self.without = _left_out(config, self.trained)
         self.aspects_shown = list(config.aspects) if config.evaluate.attention and self.trained.aspects else []

@@ -13,6 +13,7 @@ from masp.config import Config
 from masp.data.datasets import Dataset, dataset_of
 from masp.data.findings import Finding, Holdings
 from masp.data.image_files.stored import Location
+from masp.data.splits.subset import subset_of
 from masp.data.target.find_labels import label_dataset
 from masp.data.target.labels import Labels
 from masp.errors import InputError
@@ -196,7 +197,7 @@ def make_plan(
         ((p.amount, p.size) for p, _ in tally(images)),
         lambda *size: found.preprocessor(blank(*size)),
     )
-    train = images.in_split("train")
+    train = images.for_training(config.dataset)
     words = count_words(config, train.samples, found.seen.categories)
     if measure is not None:
         rates = measure_rates(config, vision, language, words, train or images, measure, rates, found.seen.categories)
@@ -266,11 +267,12 @@ def _predict(
 ) -> Plan:
     hidden, dtype = language.width, config.cache.dtype
     num_deep = num_deep_maps(load_config(Path(config.vlm.path)))
-    train = images.in_split("train")
+    train = images.for_training(config.dataset)
     directory = None if config.cache.dir is None else Path(config.cache.dir)
     layout = None if directory is None else read_layout(directory)
     is_same = directory is not None and is_of(directory, layout, dataset)
-    findings = (*seen.findings, *prospect_findings(config, seen))
+    subset = subset_of(config.dataset, images.samples)
+    findings = (*seen.findings, *(subset.findings if subset else ()), *prospect_findings(config, seen))
     if layout is not None and not is_same:
         text = (
             f"cache.dir: {config.cache.dir} holds features of another dataset, which the prediction is not compared "

@@ -26,6 +26,8 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_.,=+-]+")
 _SHARED = ("output_dir", "order_seed", "vlm.path")
 _SHARED_SECTIONS = ("annotate.", "cache.", "dataset.", "engine.", "evaluate.", "extract.", "logging.")
 """What the members have in common: the features and labels, the machine, and how they are compared."""
+_SUBSET = ("dataset.fraction", "dataset.shots", "dataset.subset_seed")
+"""What of the dataset may be varied: which of the training images a member sees."""
 MAX_MEMBERS = 4096
 MAX_NAME = 120
 """Characters of a directory's name."""
@@ -120,7 +122,7 @@ def read_axes(config: str | None, overrides: Sequence[str]) -> Asked:
 
 def _check_varied(key: str, where: str) -> None:
     """Raises InputError if all members of a sweep must share a setting."""
-    if key in _SHARED or key.startswith(_SHARED_SECTIONS):
+    if key in _SHARED or (key.startswith(_SHARED_SECTIONS) and key not in _SUBSET):
         raise InputError(f"{where}: {key}: cannot be varied in a sweep; its members share it")
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from masp.config import Config
+from masp.data.splits.subset import subset_settings
 from masp.errors import InputError
 from masp.plan.plan import Survey, survey
 from masp.plan.rates import DEFAULT_UTILIZATION, Rate, rates_of_run, stated_rates
@@ -125,8 +126,8 @@ def sweep_cost(
         if key not in surveys:
             surveys[key] = survey(config)
         found = surveys[key]
-        train = found.images.in_split("train")
-        parts = (config.questions, config.target, config.aspects, config.stage2.supervision)
+        train = found.images.for_training(config.dataset)
+        parts = (config.questions, config.target, config.aspects, config.stage2.supervision, subset_settings(config))
         key = repr((key, parts, config.stage2.distribution_loss))
         if key not in words:
             at = replace(config, vlm=found.config.vlm)

@@ -10,6 +10,7 @@ from typing import Literal
 
 from masp.artifacts.trained import default_aspect_path, default_soft_prompt_path
 from masp.config import Config, load_config
+from masp.data.splits.subset import subset_settings
 from masp.files.regular import is_file
 from masp.files.sealed import digest_of
 from masp.runtime.run_directory import read_status
@@ -133,5 +134,5 @@ def _aspects_of(config: Config, directory: Path) -> Config:
     alone = copy.deepcopy(config)
     alone.seed = int(config.order_seed or 0)
     parts = (alone.aspects, alone.stage1, alone.aspect_module, alone.vlm, alone.aspect_definitions, alone.questions)
-    alone.output_dir = str(directory / f"aspects-{digest_of(repr(parts))[:12]}")
+    alone.output_dir = str(directory / f"aspects-{digest_of(repr((*parts, *subset_settings(alone))))[:12]}")
     return alone

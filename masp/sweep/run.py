@@ -15,6 +15,7 @@ from masp.files.jsonl import read_lines
 from masp.results.metrics_file import read_metrics
 from masp.runtime.log import show
 from masp.runtime.stop import StopFlag
+from masp.sweep.curves import check_probe, curve_points, varies_size, write_curve
 from masp.sweep.halving import check_comparable, train_halving, train_members
 from masp.sweep.members import Member, Sweep
 from masp.sweep.table import Row, order, write_sweep
@@ -39,6 +40,7 @@ def run_sweep(sweep: Sweep, halving: int | None = None) -> Path:
     require_one_process("sweep: trains and scores its members as one process", "call it alone, outside of launchers")
     if halving is not None:
         check_comparable(sweep.members)
+    check_probe(sweep.base, [member.settings.values for member in sweep.members])
     with StopFlag() as stop:
         if sweep.base.cache.dir is not None:
             extract(sweep.base, stop=stop)
@@ -83,15 +85,21 @@ def choose(sweep: Sweep, stop: StopFlag) -> Path:
             "sweep: nothing is chosen: the dataset has no validation split, and training held out no images "
             "(stage2.validate_every); --test all scores every member"
         )
+    wanted = {row.name for point in curve_points(list(rows.values())) for row in point.rows}
+    wanted |= {best.name} if best else set()
     for member in trained:
-        if sweep.test == "all" or (sweep.test == "best" and best is not None and member.name == best.name):
+        if sweep.test == "all" or (sweep.test == "best" and member.name in wanted):
             _score(member, "test", stop)
     table = [_row(member) for member in sweep.members]
-    return write_sweep(sweep.directory, table, None if best is None else best.name, sweep.log_keys)
+    path = write_sweep(sweep.directory, table, None if best is None else best.name, sweep.log_keys)
+    write_curve(sweep.directory, {member.name: member.config for member in sweep.members}, table)
+    return path
 
 
 def _score(member: Member, split: str, stop: StopFlag) -> None:
     config = copy.deepcopy(member.config)
+    if varies_size(member.settings.values):
+        config.evaluate.linear_probe = False  # `write_curve` fits one for all members of a subset
     config.evaluate.split = split  # type: ignore[assignment]  # one of the two
     if split == "val":
         config.evaluate.output_dir = str(Path(config.output_dir) / "evaluate" / "val")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -198,6 +198,8 @@ class Trainer:
                 log_findings(self.stage.record.findings, LOG, again=True)
             if labels := self.stage.cache.labels:
                 log_findings(labels.findings, LOG)
+            if (subset := self.stage.cache.subset) and not self.stage.record:
+                log_findings(subset.findings, LOG)
             if note := too_little(name, self.num_steps, self.settings):
                 LOG.warning("%s", note)
         self.num_taken = 0
@@ -334,7 +336,7 @@ class Trainer:
             self.directory.mkdir(parents=True, exist_ok=True)
             self.lock.take()
             save_config(self.config, self.directory / "config.yaml")
-            write_status(self.directory, RunState.RUNNING, step=self.num_taken, num_steps=self.num_steps)
+            self.note_status(RunState.RUNNING, step=self.num_taken)
             cut_key_logs(self.directory, self.num_taken)
             if self.stage.live:
                 self.stage.live.save_quarantine(self.directory)
@@ -481,13 +483,19 @@ class Trainer:
         """Say, in the status and on the screen, that the stage is done, and whether the loss fell at all."""
         if self.ranks.is_rank_0:
             text = f"{text}: {self.stage.artifact}"
-            name, taken, total, settings = self.stage.name, self.num_taken, self.num_steps, self.settings
+            name, taken, settings = self.stage.name, self.num_taken, self.settings
             can_move = too_little(name, taken, settings) is None
             warning = hardly_moved(self.directory, name, taken, settings.learning_rate, can_move)
-            write_status(self.directory, RunState.FINISHED, 0, text, step=taken, num_steps=total, warning=warning)
+            self.note_status(RunState.FINISHED, 0, text, step=taken, warning=warning)
             say(f"{self.stage.name}: {text}")
             if warning:
                 LOG.warning("%s", warning)
+
+    def note_status(self, state: RunState, exit_code: int | None = None, message: str = "", **more: Any) -> None:
+        """Replace the status; arguments and errors as of `write_status`."""
+        subset = self.stage.cache.subset
+        text = None if subset is None else subset.text
+        write_status(self.directory, state, exit_code, message, num_steps=self.num_steps, subset=text, **more)
 
     def memory_remedy(self) -> str:
         """What to change where memory runs out."""

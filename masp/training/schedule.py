@@ -15,6 +15,7 @@ import numpy as np
 
 from masp.cache.reader import CachedSample
 from masp.config.schema import StageConfig
+from masp.data.splits.subset import Subset
 from masp.data.target.labels import Labels
 from masp.errors import InputError
 from masp.files.sealed import digest_of
@@ -58,8 +59,12 @@ class TrainingCache(Protocol):
     def splits(self) -> tuple[str, ...]:
         """Names of the splits."""
 
+    @property
+    def subset(self) -> Subset | None:
+        """What training sees of the training split; None for all."""
+
     def rows(self, split: str) -> np.ndarray:
-        """Rows of the index that belong to a split, ascending."""
+        """Rows of the index that belong to a split, ascending; of the training split those that training sees."""
 
     def has_answer(self, rows: np.ndarray, aspect: str) -> np.ndarray:
         """Which of these rows are annotated with an aspect."""

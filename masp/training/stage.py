@@ -309,6 +309,8 @@ class Stage(ABC):
             identity[f"{self.name}.schedule"] = settings.schedule
         if config.order_seed is not None:
             identity["order_seed"] = config.order_seed
+        if self.cache.subset is not None:
+            identity |= self.cache.subset.identity()
         if config.vlm.quantization != "none":
             identity["vlm.quantization"] = config.vlm.quantization
         if self.sources.dataset is not None:  # what the index of a cache stands for otherwise

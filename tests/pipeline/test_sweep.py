@@ -70,6 +70,42 @@ def test_halving_drops_members_and_chooses_among_the_others(commands, run, tmp_p
     assert table["members"][0]["val_accuracy"] is None
 
 
+def test_a_sweep_over_fractions_writes_a_learning_curve_with_a_probe_per_subset(commands, run, tmp_path):
+    config, _ = run
+    settings = ("output_dir=" + str(tmp_path), "evaluate.linear_probe=true", "stage2.learning_rate=[0.01,0.05]")
+    found = commands.ok("sweep", "--config", config, "dataset.fraction=[0.4,1]", "seed=[1,2]", *settings)
+    directory = tmp_path / "sweep"
+    members = json.loads((directory / "sweep.json").read_text())["members"]
+    scored = [member for member in members if member["test_accuracy"] is not None]
+    points = list(csv.DictReader((directory / "learning-curve.csv").open()))
+    assert [(row["fraction"], row["training images"], row["repeats"]) for row in points] == [
+        ("0.4", "6", "2"),
+        ("1", "12", "2"),
+    ]
+    for row in points:
+        at = {"dataset.fraction": float(row["fraction"]), "stage2.learning_rate": float(row["learning_rate"])}
+        accuracies = [m["test_accuracy"] for m in scored if m["values"].items() >= at.items()]
+        assert len(accuracies) == 2 and float(row["accuracy"]) == pytest.approx(sum(accuracies) / 2)
+    probes = [json.loads(path.read_text()) for path in directory.glob("probe-*/linear_probe.json")]
+    assert sorted(probe["num_train"] for probe in probes) == [6, 12]
+    assert {probe["accuracy"] for probe in probes} == {float(row["linear probe"]) for row in points}
+    assert not list(directory.glob("*/evaluate/**/linear_probe.json"))  # of no member
+    for suffix in ("png", "svg", "pdf", "tex"):
+        assert (directory / f"learning-curve.{suffix}").stat().st_size > 100
+    # both stages saw the same images, and say so
+    few = next(member["name"] for member in scored if member["values"]["dataset.fraction"] == 0.4)
+    lineage = json.loads((directory / few / "evaluate" / "metrics.json").read_text())["lineage"]
+    one, two = (lineage[part]["settings"]["dataset.subset"] for part in ("aspect", "soft_prompt"))
+    assert one == two and (one["num_images"], one["num_in_split"], one["min_per_category"]) == (6, 12, 2)
+    said = "6 of 12 training images, 2 or more per category (dataset.fraction = 0.4)"
+    assert json.loads((directory / few / "stage2" / "status.json").read_text())["subset"] == said
+    assert f"the soft prompt was trained on {said}" in found.stderr
+    assert len(list(directory.glob("aspects-*"))) == 2
+    again = commands("train", "--stage", "stage2", "--config", directory / few / "stage2" / "config.yaml",
+                     "dataset.fraction=0.5")  # fmt: skip
+    assert again.code == 2 and "dataset.fraction = 0.4, but here it is 0.5; give the old value" in again.stderr
+
+
 def test_what_cannot_be_a_sweep_is_one_line(commands, run, tmp_path):
     config, _ = run
     for arguments, problem in (
