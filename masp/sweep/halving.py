@@ -37,6 +37,9 @@ _MEASURED = (
     "stage2.supervision",
     "stage2.distribution_loss",
     "stage2.validation_size",
+    "dataset.fraction",
+    "dataset.shots",
+    "dataset.subset_seed",
 )
 """Settings that decide what a held-out loss is of."""
 _NOT_OF_THE_COURSE = (
