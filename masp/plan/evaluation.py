@@ -16,7 +16,7 @@ from masp.evaluation.explain import answering, left_out
 from masp.evaluation.explanations.evaluation import explains
 from masp.evaluation.prompts import FIRST, VALIDATION, other_wordings
 from masp.evaluation.target import map_categories, parse_map
-from masp.models.likelihood import candidate_tree
+from masp.models.candidates import candidate_tree
 from masp.plan.rates import Rate, Rates
 from masp.plan.tokens import PlannedImage, TextTokens, answers_of, tally, text_tokens
 from masp.plan.work import StageEstimate, StageWork, groups_flops
