@@ -2,8 +2,8 @@
 
 In layout `after_image` only the soft prompt, the question and the categories come behind the image, and of one member
 they are the same for every image. So a member is one block: its soft prompt and question, and behind them the tree of
-the categories. The prefix of a batch runs once; then the members' blocks run behind its keys and values, which they only
-read. Memory does not grow with the number of members.
+the categories. The prefix of a batch runs once; then the members' blocks run behind its keys and values, which they
+only read. Memory does not grow with the number of members.
 """
 
 from __future__ import annotations
@@ -139,14 +139,20 @@ def score_members(
     assert batch.prefix is not None, "the batch has no prefix"
     cache = language.new_cache(branches=True)
     run_prefix(language, batch, aspect_tokens, None, cache)
-    states = torch.cat(
-        [_states(language, batch, branch, read_only(cache)) for branch in passes_of(branches, len(batch.row_image))],
-        dim=1,
-    )
-    del cache
-    found = log_likelihoods(language, None, states, scored.tokens.to(states.device).repeat(len(branches), 1))
-    parts = found.double().cpu().unflatten(1, (len(branches), -1)).unbind(1)
-    return [scored.sums(part) for part in parts]
+
+    def scores(members: Items[Branch]) -> list[tuple[Tensor, Tensor]]:
+        passes = passes_of(members, len(batch.row_image))
+        states = torch.cat([_states(language, batch, branch, read_only(cache)) for branch in passes], dim=1)
+        tokens = scored.tokens.to(states.device).repeat(len(members), 1)
+        parts = log_likelihoods(language, None, states, tokens).double().cpu().unflatten(1, (len(members), -1))
+        return [scored.sums(part) for part in parts.unbind(1)]
+
+    found = scores(branches)
+    for number, (sums, _) in enumerate(found):
+        if not torch.isfinite(sums).all():
+            # a mask does not keep what is not finite from those beside it in a pass: 0 times that is not finite either
+            (found[number],) = scores([branches[number]])
+    return found
 
 
 def _states(language: LanguageHalf, batch: Batch, branch: Branch, cache) -> Tensor:

@@ -13,7 +13,7 @@ from masp.config import Config, load_config
 from masp.distributed.task_share import require_one_process
 from masp.errors import InputError
 from masp.evaluation.feed import open_feed
-from masp.evaluation.run import evaluate
+from masp.evaluation.run import evaluate_together
 from masp.extraction.job import extract
 from masp.files.jsonl import read_lines
 from masp.files.sealed import digest_of
@@ -70,9 +70,8 @@ def run_sweep(config_file: str | None, asked: Asked, members: Sequence[MemberSet
         for member, failure in zip(group, train_together([member.config for member in group]), strict=True):
             member.failure = failure
     can_choose = bool(open_feed(base).category_counts("val"))
-    for member in opened:
-        if not member.failure and can_choose:
-            _score(member, "val")
+    if can_choose:
+        _score([member for member in opened if not member.failure], "val")
     rows = [_row(member) for member in opened]
     scored = [row for row in rows if order(row) != (math.inf, math.inf) and not row.failure]
     best = min(scored, key=order, default=None)
@@ -81,9 +80,8 @@ def run_sweep(config_file: str | None, asked: Asked, members: Sequence[MemberSet
             "sweep: nothing is chosen: the dataset has no validation split, and training held out no images "
             "(stage2.validate_every); --test all scores every member"
         )
-    for member, row in zip(opened, rows, strict=True):
-        if not member.failure and (test == "all" or (test == "best" and row is best)):
-            _score(member, "test")
+    tested = [row is best if test == "best" else test == "all" for row in rows]
+    _score([m for m, wanted in zip(opened, tested, strict=True) if wanted and not m.failure], "test")
     rows = [_row(member) for member in opened]
     if all(member.failure for member in opened):
         raise InputError(f"sweep: no member was trained to its end; {opened[0].settings.name}: {opened[0].failure}")
@@ -119,12 +117,13 @@ def _train_aspects(members: Sequence[Member], directory: Path) -> None:
         config.checkpoint.aspect = made[key]
 
 
-def _score(member: Member, split: str) -> None:
-    config = copy.deepcopy(member.config)
-    config.evaluate.split = split  # type: ignore[assignment]  # one of the two
-    if split == "val":
-        config.evaluate.output_dir = str(Path(config.output_dir) / "evaluate" / "val")
-    evaluate(config)
+def _score(members: Sequence[Member], split: str) -> None:
+    configs = [copy.deepcopy(member.config) for member in members]
+    for config in configs:
+        config.evaluate.split = split  # type: ignore[assignment]  # one of the two
+        if split == "val":
+            config.evaluate.output_dir = str(Path(config.output_dir) / "evaluate" / "val")
+    evaluate_together(configs)
 
 
 def _row(member: Member) -> Row:
