@@ -128,10 +128,11 @@ class TargetEvaluation(Evaluation):
         self.identity = self._identity()
         self.scorer: TargetScorer | None = None
 
-    def load(self, device: str, language: LanguageHalf, prompt: Prompt | None = None) -> None:
+    def load(self, device: str, language: LanguageHalf, prompt: Prompt | None = None) -> TargetScorer:
         self.scorer = TargetScorer(
             self.config, self.trained, self.questions, self.categories, device, self.question, language, prompt
         )
+        return self.scorer
 
     def score(
         self, items: Sequence[Item], missing: Mapping[str, Sequence[str]]

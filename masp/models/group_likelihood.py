@@ -4,20 +4,24 @@ In layout `after_image` only the soft prompt, the question and the categories co
 they are the same for every image. So a member is one block: its soft prompt and question, and behind them the tree of
 the categories. The prefix of a batch runs once; then the members' blocks run behind its keys and values, which they
 only read. Memory does not grow with the number of members.
+
+Where a layer keeps a state instead of keys, which cannot branch, a member goes on from a copy of what the prefix left:
+first its soft prompt and question, then one category after another.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from masp.models.candidates import ScoredTree
 from masp.models.forward import run_prefix
-from masp.models.likelihood import log_likelihoods, run_nodes
-from masp.models.sequence import SOFT, TEXT, Batch, Sequence
+from masp.models.likelihood import log_likelihoods, run_nodes, run_one_by_one
+from masp.models.sequence import SOFT, TEXT, Batch, Block, Sequence
 from masp.vlm.caches import read_only
 from masp.vlm.language import LanguageHalf, Tokens
 
@@ -127,7 +131,7 @@ def score_members(
     """Log-likelihood of every category for each member, as `masp.models.likelihood.score_categories` gives it alone.
 
     Args:
-        language: Language half of the VLM, of a family whose candidates may run as a tree.
+        language: Language half of the VLM, of a family that runs prompts in parts.
         batch: Batch of any member's sequences, which stop before the answer, with a prefix.
         aspect_tokens: Aspect tokens of the batch's images, `[I, A, N, D]`, or None.
         branches: The members.
@@ -137,22 +141,26 @@ def score_members(
         Per member sums `[B, C]` and per-token means `[B, C]`, fp32, on the CPU; they may be not finite.
     """
     assert batch.prefix is not None, "the batch has no prefix"
-    cache = language.new_cache(branches=True)
+    cache = language.new_cache(branches=language.family.has_tree)
     run_prefix(language, batch, aspect_tokens, None, cache)
 
     def scores(members: Items[Branch]) -> list[tuple[Tensor, Tensor]]:
-        passes = passes_of(members, len(batch.row_image))
-        states = torch.cat([_states(language, batch, branch, read_only(cache)) for branch in passes], dim=1)
+        if language.family.has_tree:
+            passes = passes_of(members, len(batch.row_image))
+            found = [_states(language, batch, branch, read_only(cache)) for branch in passes]
+        else:
+            found = [_states_in_turn(language, batch, branch, scored, copy.deepcopy(cache)) for branch in members]
+        states = torch.cat(found, dim=1)
         tokens = scored.tokens.to(states.device).repeat(len(members), 1)
         parts = log_likelihoods(language, None, states, tokens).double().cpu().unflatten(1, (len(members), -1))
         return [scored.sums(part) for part in parts.unbind(1)]
 
-    found = scores(branches)
-    for number, (sums, _) in enumerate(found):
+    pairs = scores(branches)
+    for number, (sums, _) in enumerate(pairs):
         if not torch.isfinite(sums).all():
             # a mask does not keep what is not finite from those beside it in a pass: 0 times that is not finite either
-            (found[number],) = scores([branches[number]])
-    return found
+            (pairs[number],) = scores([branches[number]])
+    return pairs
 
 
 def _states(language: LanguageHalf, batch: Batch, branch: Branch, cache) -> Tensor:
@@ -176,3 +184,24 @@ def _states(language: LanguageHalf, batch: Batch, branch: Branch, cache) -> Tens
         cache,
     )
     return hidden[:, branch.read.flatten()]
+
+
+def _states_in_turn(language: LanguageHalf, batch: Batch, branch: Branch, scored: ScoredTree, cache) -> Tensor:
+    """The same of one member, `[B, 1 + N, D]`, for layers that keep a state; extends the cache."""
+    rows, count = len(batch.row_image), branch.width - len(scored.tree.ids)
+    start, is_word = batch.suffix.positions[:, :, :1], branch.is_word[:count]
+    suffix = Block(
+        ids=branch.ids[:count].expand(rows, -1),
+        positions=start + branch.depth[:count],
+        mask=torch.ones_like(is_word).expand(rows, -1),
+        places={},
+        kind=torch.where(is_word, TEXT, SOFT).expand(rows, -1),
+        types={name: own[:count].expand(rows, -1) for name, own in branch.types.items()},
+    )
+    own = replace(batch, suffix=suffix)
+    nowhere = torch.zeros_like(is_word).expand(rows, -1)
+    tokens = Tokens(suffix.ids, is_word.expand(rows, -1), nowhere, own.known_types())
+    embeds = branch.embeds[:count].expand(rows, -1, -1)
+    hidden = language(embeds, own.known(), suffix.positions, cache, tokens)
+    nodes = run_one_by_one(language, own, scored.tree, start + count, cache)
+    return torch.cat([hidden[:, -1:], nodes], dim=1)

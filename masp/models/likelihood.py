@@ -166,7 +166,7 @@ def score_categories(
             cache,
         )
     else:
-        branch = _run_one_by_one(language, batch, tree, following_position, cache)
+        branch = run_one_by_one(language, batch, tree, following_position, cache)
     at = torch.cat([hidden[row, last][:, None], branch], dim=1)
     found = log_likelihoods(language, model.num_logits, at, scored.tokens.to(device))
     sums, means = scored.sums(found.double().cpu())
@@ -245,7 +245,7 @@ def run_nodes(
     return language(embeds, mask, start + depth, cache, tokens)
 
 
-def _run_one_by_one(language: LanguageHalf, batch: Batch, tree: CandidateTree, start: Tensor, cache) -> Tensor:
+def run_one_by_one(language: LanguageHalf, batch: Batch, tree: CandidateTree, start: Tensor, cache) -> Tensor:
     """The same, one candidate after another, for layers that keep a state: each behind the batch as it was left."""
     known, rows = batch.known(), start.shape[1]
     found: list[Tensor | None] = [None] * len(tree.ids)

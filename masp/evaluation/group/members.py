@@ -44,8 +44,8 @@ def why_alone(config: Config) -> str | None:
         family, form = family_of(config.vlm.path), prompt_form(config)
     except MaspError as error:  # which the evaluation itself will raise
         return str(error)
-    if family.runs_whole or not family.has_tree:
-        return f"{family.model_type} models cannot run the beginning of a prompt once for several ends of it"
+    if family.runs_whole:
+        return f"{family.model_type} models read a prompt as a whole (vlm.path)"
     if form.layout != "after_image":
         return f"its soft prompt comes before the image (layout {form.layout})"
     return None

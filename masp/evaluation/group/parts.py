@@ -22,10 +22,11 @@ from masp.data.findings import log_findings, save_findings
 from masp.distributed.ranks import Ranks, claim_gpu, read_share
 from masp.errors import DataError, InputError, MaspError, StoppedEarly
 from masp.evaluation.feed import CachedFeed, Feed, Item, open_feed
-from masp.evaluation.group.scorer import Found, GroupScorer
+from masp.evaluation.group.scorer import GroupScorer
 from masp.evaluation.linear_probe import write_probe
 from masp.evaluation.partitioned import joined, load_for_scoring, on_any_rank
 from masp.evaluation.protocol import Evaluation
+from masp.evaluation.scorers import TargetScorer
 from masp.evaluation.target import TargetEvaluation
 from masp.files.text import reason
 from masp.results.aspect_records import DIRECTORY as STAGE1
@@ -39,6 +40,7 @@ from masp.runtime.log import show
 from masp.runtime.run_directory import STATUS_FILE as STATUS
 from masp.runtime.run_directory import RunState, noting_failure, read_status, write_status
 from masp.runtime.stop import StopFlag
+from masp.vlm.language import LanguageHalf
 
 LOG = logging.getLogger(__name__)
 
@@ -243,16 +245,17 @@ class _Scorer:
         language: The VLM's language half, there.
     """
 
-    def __init__(self, left: Sequence[_Opened], device: str, language):
-        self.left = left
+    def __init__(self, left: Sequence[_Opened], device: str, language: LanguageHalf):
+        self.left, self.evaluations = left, [each.evaluation for each in left]
         self.group: GroupScorer | None = None
         if len(left) == 1:
-            left[0].evaluation.load(device, language)
+            self.evaluations[0].load(device, language)
             return
-        evaluations = [each.evaluation for each in left]
-        targets = [evaluation for evaluation in evaluations if isinstance(evaluation, TargetEvaluation)]
-        assert len(targets) == len(left), "only these share a prefix"
-        self.group = GroupScorer(targets, device, language)
+        scorers: list[TargetScorer] = []
+        for evaluation in self.evaluations:
+            assert isinstance(evaluation, TargetEvaluation), "only these share a prefix"
+            scorers.append(evaluation.load(device, language, scorers[0].prompt if scorers else None))
+        self.group = GroupScorer(scorers)
 
     def score(self, items: Sequence[Item], group: _Group) -> None:
         """Score a batch of images and append the records."""
@@ -260,24 +263,27 @@ class _Scorer:
             (each,) = self.left
             each.scoring.append(*each.evaluation.score(items, each.scoring.missing))
             return
-        members = [
-            number
-            for number, each in enumerate(self.left)
-            if each.part.error is None and any(item.key in each.scoring.missing for item in items)
-        ]
-        for number, found in (self.group.score(items, members) if members else {}).items():
-            each = self.left[number]
-            with group.own_errors(each.part):
+        members = {
+            number: evaluation
+            for number, (each, evaluation) in enumerate(zip(self.left, self.evaluations, strict=True))
+            if isinstance(evaluation, TargetEvaluation)
+            and each.part.error is None
+            and any(item.key in each.scoring.missing for item in items)
+        }
+        if not members:
+            return
+        requests = next(iter(members.values())).requests(items)
+        shows = any(evaluation.aspects_shown for evaluation in members.values())
+        maps = self.group.first.attention(requests) if shows else []  # of the aspect modules, so the same for all
+        for number, found in self.group.score(requests, [*members]).items():
+            scoring, evaluation = self.left[number].scoring, members[number]
+            with group.own_errors(self.left[number].part):
                 if isinstance(found, InputError):
                     raise found
-                each.scoring.append(*_lacking(found, each.scoring))
-
-
-def _lacking(found: Found, scoring: Scoring) -> Found:
-    """The records that a slice lacks, and their maps."""
-    records, maps = found
-    kept = [number for number, record in enumerate(records) if record.sample_key in scoring.missing]
-    return [records[number] for number in kept], [maps[number] for number in kept] if maps else []
+                records = evaluation.records(items, found)
+                lacking = [n for n, record in enumerate(records) if record.sample_key in scoring.missing]
+                own_maps = [maps[n] for n in lacking] if evaluation.aspects_shown else []
+                scoring.append([records[n] for n in lacking], own_maps)
 
 
 def _discard_results(directory: Path, tables: Sequence[Path]) -> None:
