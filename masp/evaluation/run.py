@@ -270,9 +270,11 @@ def _score(parts: Sequence[tuple[_Run, Part]], stop: StopFlag | None) -> None:
     parts = [(run, part) for run, part in parts if run.error is None]
     if not parts:
         return
-    for run, part in parts:
-        if read_ranks().is_rank_0 and part is not run.whole:
-            show(f"evaluate: {part.directory.relative_to(run.directory)}")
+    if read_ranks().is_rank_0:
+        is_one = all(run is parts[0][0] for run, _ in parts)
+        for run, part in parts:
+            if part is not run.whole:
+                show(f"evaluate: {part.directory.relative_to(run.directory) if is_one else part.directory}")
     score_parts([part for _, part in parts], stop)
     for run, part in parts:
         if part.error is not None:

@@ -26,6 +26,7 @@ class PromptForm:
     layout: str | None
     vision_features: bool
     categories: tuple[str, ...]
+    """Those that it was trained on, where they decide which are asked for."""
 
 
 def why_alone(config: Config) -> str | None:
@@ -61,7 +62,8 @@ def prompt_form(config: Config) -> PromptForm:
         return PromptForm(config.checkpoint.layout or config.stage2.layout, config.stage2.vision_features, ())
     path = config.checkpoint.soft_prompt or str(default_soft_prompt_path(config))
     _, lineage = load_soft_prompt(path, family_of(config.vlm.path).hidden_size)
-    return PromptForm(lineage.layout or config.checkpoint.layout, lineage.vision_features, lineage.categories)
+    categories = lineage.categories if config.evaluate.category_map else ()
+    return PromptForm(lineage.layout or config.checkpoint.layout, lineage.vision_features, categories)
 
 
 def group_key(config: Config) -> str:

@@ -23,6 +23,7 @@ class GroupScorer:
 
     def __init__(self, scorers: Sequence[TargetScorer]):
         self.scorers, self.first = list(scorers), scorers[0]
+        assert all(scorer.categories == self.first.categories for scorer in scorers), "these decide the group"
         self.scored = scored_tree(tuple(self.first.candidates), self.first.prompt.end)
         self._branches: dict[int, Branch] = {}
 

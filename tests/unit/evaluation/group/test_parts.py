@@ -223,11 +223,15 @@ def test_what_cannot_share_a_prefix_is_scored_alone_with_a_reason(world, alone, 
     (released,) = configs(world, tmp_path, "stage2.layout=released", names=["plain"])
     released.output_dir = str(tmp_path / "released")
     train(released, "stage2")
-    group = [*scored(world, tmp_path), released]
+    (without,) = configs(world, tmp_path / "one", "checkpoint.soft_prompt=none", names=["plain"])
+    evaluate(without)
+    (without,) = configs(world, tmp_path / "none", "checkpoint.soft_prompt=none", names=["plain"])
+    group = [*scored(world, tmp_path), released, without]
     capsys.readouterr()
     assert all(evaluate_together(group))
     said = capsys.readouterr().out
-    assert "4 evaluations in groups of 3 + 1" in said
+    assert "5 evaluations in groups of 4 + 1" in said
+    assert_equal_evaluations(tmp_path / "none", tmp_path / "one")
     assert f"{tmp_path}/released/evaluate: alone, since its soft prompt comes before the image" in said
     for name in MEMBERS:
         assert_equal_evaluations(tmp_path / name, alone / name)
