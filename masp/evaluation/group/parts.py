@@ -174,8 +174,8 @@ def _announce(group: _Group, opened: Sequence[_Opened]) -> None:
     record = opened[0].evaluation.feed.record
     if record:
         log_findings(record.findings, LOG, again=True)
-    if len(opened) > 1:
-        show(f"evaluate: {len(opened)} evaluations behind one pass of what their prompts have in common")
+    if (num_left := sum(bool(each.scoring.missing) for each in opened)) > 1:
+        show(f"evaluate: {num_left} evaluations behind one pass of what their prompts have in common")
     whose = " of this rank" if group.ranks.size > 1 else ""
     for each in opened:
         scoring = each.scoring
