@@ -191,14 +191,25 @@ def _check_aspects_of_soft_prompt(config: Config, hidden_size: int) -> None:
         raise InputError(f"checkpoint.aspect: {own} does not exist, and {path} was trained {what}; {remedy}")
 
 
-def load_trained(config: Config, hidden_size: int, model: Fields) -> Trained:
+def load_trained(
+    config: Config,
+    hidden_size: int,
+    model: Fields,
+    held: tuple[AspectModules | None, Lineage | None] | None = None,
+) -> Trained:
     """Everything that evaluation and prediction load.
+
+    Args:
+        config: Run configuration.
+        hidden_size: D of the VLM.
+        model: Model part of the fingerprint in use.
+        held: The aspect modules that the configuration names, if they are loaded already.
 
     Raises:
         InputError: A file is missing, does not fit the VLM, or belongs to other aspect modules.
     """
     _check_aspects_of_soft_prompt(config, hidden_size)
-    modules, aspect_lineage = load_trained_aspects(config, hidden_size, model)
+    modules, aspect_lineage = held or load_trained_aspects(config, hidden_size, model)
     if config.checkpoint.soft_prompt == NONE:
         asked_layout = config.checkpoint.layout or config.stage2.layout
         return Trained(modules, aspect_lineage, None, None, asked_layout, config.stage2.vision_features)

@@ -448,7 +448,8 @@ class EvaluateConfig(Settings):
 
     prompts: Literal["first", "all"] = "first"
     """Wordings of the question that are scored. `first`: the first template. `all`: also every other template, and the
-    first with other orders of the categories, each of which takes as long as the first."""
+    first with other orders of the categories; in layout `after_image` behind one pass of the image, elsewhere each
+    takes as long as the first."""
 
     without: Annotated[UniqueList[Item], Field(examples=[["scene", "vision_features"]])] = field(default_factory=list)
     """Parts of the image that are left out of the prompt: aspects, and `vision_features`. What was trained stays as it

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from masp.distributed.task_share import require_one_process
 from masp.errors import InputError
 from masp.evaluation.feed import open_feed
-from masp.evaluation.run import evaluate
+from masp.evaluation.run import evaluate_together
 from masp.extraction.job import extract
 from masp.files.jsonl import read_lines
 from masp.results.metrics_file import read_metrics
@@ -75,8 +76,7 @@ def choose(sweep: Sweep, stop: StopFlag) -> Path:
         first = sweep.members[0]
         raise InputError(f"sweep: no member was trained to its end; {first.name}: {first.failure}")
     if open_feed(sweep.base).category_counts("val"):
-        for member in trained:
-            _score(member, "val", stop)
+        _score(trained, "val", stop)
     rows = {member.name: _row(member) for member in sweep.members}
     scored = [rows[member.name] for member in trained if order(rows[member.name]) != (math.inf, math.inf)]
     best = min(scored, key=order, default=None)
@@ -87,23 +87,23 @@ def choose(sweep: Sweep, stop: StopFlag) -> Path:
         )
     wanted = {row.name for point in curve_points(list(rows.values())) for row in point.rows}
     wanted |= {best.name} if best else set()
-    for member in trained:
-        if sweep.test == "all" or (sweep.test == "best" and member.name in wanted):
-            _score(member, "test", stop)
+    if sweep.test != "none":
+        _score([each for each in trained if sweep.test == "all" or each.name in wanted], "test", stop)
     table = [_row(member) for member in sweep.members]
     path = write_sweep(sweep.directory, table, None if best is None else best.name, sweep.log_keys)
     write_curve(sweep.directory, {member.name: member.config for member in sweep.members}, table)
     return path
 
 
-def _score(member: Member, split: str, stop: StopFlag) -> None:
-    config = copy.deepcopy(member.config)
-    if varies_size(member.settings.values):
-        config.evaluate.linear_probe = False  # `write_curve` fits one for all members of a subset
-    config.evaluate.split = split  # type: ignore[assignment]  # one of the two
-    if split == "val":
-        config.evaluate.output_dir = str(Path(config.output_dir) / "evaluate" / "val")
-    evaluate(config, stop)
+def _score(members: Sequence[Member], split: str, stop: StopFlag) -> None:
+    configs = [copy.deepcopy(member.config) for member in members]
+    for member, config in zip(members, configs, strict=True):
+        if varies_size(member.settings.values):
+            config.evaluate.linear_probe = False  # `write_curve` fits one for all members of a subset
+        config.evaluate.split = split  # type: ignore[assignment]  # one of the two
+        if split == "val":
+            config.evaluate.output_dir = str(Path(config.output_dir) / "evaluate" / "val")
+    evaluate_together(configs, stop)
 
 
 def _row(member: Member) -> Row:
