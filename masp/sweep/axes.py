@@ -131,7 +131,7 @@ def _axis(config: str | None, key: str, text: str) -> tuple[Any, ...] | None:
     if not isinstance(value, list):
         return None
     is_list = "list" in describe_settings(Config)[key].valid
-    if is_list and not all(isinstance(item, list) for item in value):
+    if is_list and not (value and all(isinstance(item, list) for item in value)):
         return None
     if not value:
         raise InputError(f"command line: {key} = []: an axis needs a value")
