@@ -14,6 +14,7 @@ def test_a_list_is_an_axis_unless_the_setting_is_one():
     asked = read_axes(None, ["stage2.learning_rate=[1e-3,0.01]", "aspects=[scene,object]", "seed=[1,2]", "vlm.path=x"])
     assert dict(asked.axes) == {"stage2.learning_rate": (0.001, 0.01), "seed": (1, 2)}
     assert asked.fixed == ("aspects=[scene,object]", "vlm.path=x")
+    assert read_axes(None, ["aspects=[]"]).fixed == ("aspects=[]",)
     assert read_axes(None, ["aspects=[[scene],[scene,object]]"]).axes == {"aspects": (["scene"], ["scene", "object"])}
 
 
