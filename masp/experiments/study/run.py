@@ -24,7 +24,7 @@ from masp.data.datasets import dataset_of
 from masp.data.sources.find import is_there
 from masp.distributed.task_share import require_one_process
 from masp.errors import InputError, MaspError
-from masp.evaluation.run import evaluate
+from masp.evaluation.run import evaluate_together
 from masp.experiments.study.runs import (
     Run,
     commands,
@@ -93,7 +93,7 @@ def run_study(
         titles = "; ".join(f"seed {run.seed}, {run.variant.title}" for run in unit)
         show("", f"study: {which} of {len(study.runs)}: {titles}", to=sys.stderr)
         _train(unit)
-        _evaluate([run for run in unit if not run.failure])
+        evaluate_together([run.config for run in unit if not run.failure])
         done += len(unit)
         unfinished.subtract(run.seed for run in unit)
         if any(not unfinished[run.seed] for run in unit):  # all runs of a seed are done
@@ -154,7 +154,7 @@ def finish_study(study: Study, stop: StopFlag | None = None) -> Path:
     for unit in study.units:
         for run in unit:
             run.note_failure()
-        _evaluate([run for run in unit if not run.failure], stop)
+        evaluate_together([run.config for run in unit if not run.failure], stop)
     path = _write_table(study.base)
     _raise_failures(study, path)
     return path
@@ -186,12 +186,6 @@ def _train(unit: Sequence[Run]) -> None:
         failures = train_together([modules_named(run.config) for run in trained])
         for run, failure in zip(trained, failures, strict=True):
             run.failure = failure
-
-
-def _evaluate(runs: Sequence[Run], stop: StopFlag | None = None) -> None:
-    """Score what some runs of a unit still lack."""
-    for run in runs:
-        evaluate(run.config, stop)
 
 
 def _is_annotated(config: Config) -> bool | None:

@@ -378,10 +378,12 @@ def test_the_table_holds_what_earlier_calls_finished(demo, tmp_path, monkeypatch
         monkeypatch.setattr(f"masp.experiments.study.run.{name}", lambda *_: None)
     monkeypatch.setattr("masp.experiments.study.run.train_together", lambda configs: [""] * len(configs))
 
-    def evaluate(run, *_):
-        return Path(run.output_dir).exists() or make_run(Path(run.output_dir), [True, True, False, True])
+    def evaluate_together(configs, *_):
+        for run in configs:
+            if not Path(run.output_dir).exists():
+                make_run(Path(run.output_dir), [True, True, False, True])
 
-    monkeypatch.setattr("masp.experiments.study.run.evaluate", evaluate)
+    monkeypatch.setattr("masp.experiments.study.run.evaluate_together", evaluate_together)
     run_study(demo, "2", "zero_shot,layout_released")
     (folder / "seed-3" / FULL).mkdir(parents=True)  # stopped in its training
     for name in ("seed-x", "seed-02", "seed-²"):
