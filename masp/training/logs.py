@@ -63,6 +63,8 @@ class StepResult:
     """Seconds that this rank waited for data."""
     skipped_steps: int = 0
     """Steps lost to fp16's loss scale since the run began."""
+    restart_losses: tuple[float | None, ...] = ()
+    """Where stage 1 has restarts: the loss of each; None of one that stands still."""
     stop_reason: str = ""
     """Why a rank asks to stop, in words that follow "stopped"; empty if none does."""
 
@@ -145,9 +147,14 @@ class TrainingLog:
         }
         if last.skipped_steps:
             entry["skipped_steps"] = last.skipped_steps
+        if last.restart_losses:
+            entry["restart_losses"] = _means([result.restart_losses for result in results])
         self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
-        series = {name: float(v) for name, v in entry.items() if name not in NOT_SERIES and v is not None}
+        numbers = {name: value for name, value in entry.items() if name not in NOT_SERIES}
+        for number, value in enumerate(numbers.pop("restart_losses", ())):
+            numbers[f"restart_{number}_loss"] = value
+        series = {name: float(value) for name, value in numbers.items() if value is not None}
         self._trackers.log(series, last.step)
 
     def __enter__(self) -> TrainingLog:
@@ -156,6 +163,14 @@ class TrainingLog:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
         self._file.close()
+
+
+def _means(losses: Sequence[Sequence[float | None]]) -> list[float | None]:
+    """Means of each restart over some steps; None of one that stood still in the last of them."""
+    return [
+        None if own[-1] is None else sum(loss for loss in own if loss is not None) / len(own)
+        for own in zip(*losses, strict=True)
+    ]
 
 
 def hardly_moved(
