@@ -57,7 +57,7 @@ LOG = logging.getLogger(__name__)
 _DIGESTS = ("vlm", "cache", "dataset", "questions", "checkpoint.aspect")
 """Keys of a stage's identity that are digests of what it is made from."""
 RESTARTS_FILE = "restarts.json"
-CHOICE = "stage1.choice"
+CHOICE = "kept_restarts"
 """Key in the lineage's settings of what the file says."""
 
 

@@ -185,9 +185,7 @@ class HeldOutSteps(Steps):
         return self._read(held_out.only(part), None)
 
 
-def batch_flops(
-    language: Language, batch: Batch, num_queries: int, num_aspects: int, num_restarts: int = 1
-) -> float:
+def batch_flops(language: Language, batch: Batch, num_queries: int, num_aspects: int, num_restarts: int = 1) -> float:
     """FLOP of forward and backward pass of a batch; padding counts nothing.
 
     Args:

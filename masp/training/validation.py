@@ -27,9 +27,7 @@ NAMED = 3
 LOG = logging.getLogger(__name__)
 
 
-def next_state(
-    before: ValidationState, loss: float, step: int, patience: int | None
-) -> tuple[ValidationState, bool]:
+def next_state(before: ValidationState, loss: float, step: int, patience: int | None) -> tuple[ValidationState, bool]:
     """The state after a measurement, and whether its loss is the lowest so far.
 
     Args:

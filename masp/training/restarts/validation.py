@@ -173,9 +173,7 @@ class RestartValidation:
         return choices
 
 
-def chosen_state(
-    choices: Mapping[str, Choice], states: Mapping[int, Mapping[str, Tensor]]
-) -> dict[str, Tensor]:
+def chosen_state(choices: Mapping[str, Choice], states: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """The tensors of the chosen aspect modules, and their moments, by the names of a run with one restart.
 
     Args:

@@ -88,7 +88,7 @@ def test_restarts_are_the_runs_that_they_would_have_been_alone_and_the_best_is_k
     (measured,) = lines(tmp_path, "validation.jsonl")
     record = note(tmp_path)
     modules, lineage = artifact(tmp_path)
-    assert lineage.settings["stage1.restarts"] == NUM and lineage.settings["stage1.choice"] == record
+    assert lineage.settings["stage1.restarts"] == NUM and lineage.settings["kept_restarts"] == record
     for aspect in ASPECTS:
         choice = record["aspects"][aspect]
         losses = [restart[aspect] for restart in measured["restarts"]]
@@ -185,9 +185,10 @@ def test_without_a_validation_split_the_held_out_images_leave_training(tmp_path)
     some = load_config(path, ["stage1.restarts=2", "stage1.validation_size=3"])
     plain = load_config(path, [])
     rows = [open_stage("stage1", each, "cpu").schedule for each in (alone, some, plain)]
-    assert rows[0].rows.tolist() == rows[1].rows.tolist() and rows[0].held_out.rows.tolist() == rows[
-        1
-    ].held_out.rows.tolist()
+    assert (
+        rows[0].rows.tolist() == rows[1].rows.tolist()
+        and rows[0].held_out.rows.tolist() == rows[1].held_out.rows.tolist()
+    )
     assert set(rows[2].rows.tolist()) == {*rows[1].rows.tolist(), *rows[1].held_out.rows.tolist()}
     assert rows[2].held_out is None
     with pytest.raises(InputError, match=r"stage1.validation_size = 256: without a val split"):
