@@ -42,7 +42,7 @@ class RestartModel(nn.Module):
         super().__init__()
         self.language = language
         self.restarts = nn.ModuleList(restarts)
-        self.aspects = restarts[0].aspects
+        self._modules_of = [dict(modules.by_aspect.items()) for modules in restarts]
 
     def trained(self) -> nn.Module:
         return self.restarts
@@ -51,8 +51,8 @@ class RestartModel(nn.Module):
         """What is trained: `<number of the restart>.<aspect>`, each of which may stand still in a step."""
         return {
             f"{number}.{aspect}": module
-            for number, modules in enumerate(self.restarts)
-            for aspect, module in modules.by_aspect.items()
+            for number, modules in enumerate(self._modules_of)
+            for aspect, module in modules.items()
         }
 
     def forward(
@@ -92,8 +92,8 @@ class RestartModel(nn.Module):
 
     def _handed(self, gradients: Mapping[str, Tensor]) -> Tensor:
         total: Any = 0.0
-        for number, modules in enumerate(self.restarts):
-            for aspect, module in modules.by_aspect.items():
+        for number, modules in enumerate(self._modules_of):
+            for aspect, module in modules.items():
                 name = f"restarts.{number}.by_aspect.{aspect}."
                 own = {n.removeprefix(name): value for n, value in gradients.items() if n.startswith(name)}
                 total = total + module(own)

@@ -297,8 +297,10 @@ class Trainer:
             if ranks.is_rank_0:
                 LOG.info("%s: resuming after step %d of %d", self.stage.name, checkpoint.step, self.num_steps)
         self.encoder = self.stage.load_encoder()
-        kind = RestartEngine if isinstance(model, RestartModel) else Engine
-        self.engine = kind(model, config.engine, settings, ranks, self.device)
+        if isinstance(model, RestartModel):
+            self.engine = RestartEngine(model, config.engine, settings, ranks, self.device)
+        else:
+            self.engine = Engine(model, config.engine, settings, ranks, self.device)
         if checkpoint:
             self.engine.load_state(checkpoint.tensors, checkpoint.step, checkpoint.engine)
         self.steps = Steps(self.stage, prompt, ranks.rank, ranks.size)

@@ -134,11 +134,8 @@ class RestartEngine(Engine):
             group["lr"] = learning_rate
         going = {number for number, loss in enumerate(self.losses) if loss is not None}
         absent = self._absent
-        self.leave_out(
-            part
-            for part in self.taken
-            if int(part.partition(".")[0]) not in going or part.partition(".")[2] in absent
-        )  # fmt: skip
+        of_part = {part: part.partition(".") for part in self.taken}
+        self.leave_out({part for part, (n, _, aspect) in of_part.items() if int(n) not in going or aspect in absent})
         self.engine.set_gradient_accumulation_boundary(True)
         self.engine.backward(self.engine(None, gradients=self._gradients), scale_wrt_gas=False)
         self.engine.step()
