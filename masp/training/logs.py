@@ -131,7 +131,7 @@ class TrainingLog:
     def _write(self, last: StepResult) -> None:
         elapsed_s, results = time.monotonic() - self._start, self._results
         flops = sum(result.flops for result in results)
-        entry = {
+        entry: dict[str, float | None] = {
             "step": last.step,
             "epoch": round(last.epochs_done, 6),
             "loss": sum(result.loss for result in results) / len(results),
@@ -147,14 +147,12 @@ class TrainingLog:
         }
         if last.skipped_steps:
             entry["skipped_steps"] = last.skipped_steps
-        if last.restart_losses:
-            entry["restart_losses"] = _means([result.restart_losses for result in results])
-        self._file.write(json.dumps(entry) + "\n")
+        restarts = _means([result.restart_losses for result in results])
+        more = {"restart_losses": restarts} if restarts else {}
+        self._file.write(json.dumps(entry | more) + "\n")
         self._file.flush()
-        numbers = {name: value for name, value in entry.items() if name not in NOT_SERIES}
-        for number, value in enumerate(numbers.pop("restart_losses", ())):
-            numbers[f"restart_{number}_loss"] = value
-        series = {name: float(value) for name, value in numbers.items() if value is not None}
+        entry |= {f"restart_{number}_loss": loss for number, loss in enumerate(restarts)}
+        series = {name: float(v) for name, v in entry.items() if name not in NOT_SERIES and v is not None}
         self._trackers.log(series, last.step)
 
     def __enter__(self) -> TrainingLog:
