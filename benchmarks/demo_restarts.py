@@ -49,9 +49,9 @@ STAGE1 = (
     "stage1.restarts=3",
 )
 STAGE2 = (
-    "stage2.num_epochs=2",
-    "stage2.global_batch_size=16",
-    "stage2.micro_batch_size=16",
+    "stage2.num_epochs=1",
+    "stage2.global_batch_size=12",
+    "stage2.micro_batch_size=12",
     "stage2.validate_every=75",
     "stage2.validation_size=200",
 )

@@ -251,9 +251,10 @@ class Trainer:
         """Whether no step is left to take."""
         if self.num_taken == self.num_steps:
             return True
-        if isinstance(self.engine, RestartEngine):
+        if isinstance(self.validation, RestartValidation):
+            assert isinstance(self.engine, RestartEngine)
             return not self.engine.active
-        return isinstance(self.validation, Validation) and self.validation.ended
+        return self.validation is not None and self.validation.ended
 
     def is_finished(self, checkpoint: Checkpoint | None) -> bool:
         """Whether an earlier call took the last step and wrote the artifact; all ranks must see the same."""
