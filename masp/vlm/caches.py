@@ -31,6 +31,55 @@ _LAST = "last_read_only"
 """Name of the attribute by which a cache that is to be gone on from knows its last read-only copy."""
 
 
+class _Room:
+    """Room for the states of a layer: those of the prefix, and behind them those of the pass that runs now.
+
+    Passes behind one prefix take turns. Each writes its own states behind the prefix's, which are not copied again.
+    Whoever needs those of an earlier pass after another one has begun, for its gradient, gets an error from torch.
+
+    Args:
+        layer: Layer of a cache.
+        name: Name of its states `[B, H, Lc, d]`.
+    """
+
+    def __init__(self, layer: Any, name: str):
+        self.layer, self.name = layer, name
+        self.states = self.before = getattr(layer, name)
+        self.length = self.states.shape[-2]
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the layer still holds the same states."""
+        return getattr(self.layer, self.name) is self.before
+
+    def put(self, new: Tensor) -> Tensor:
+        """Write new states `[B, H, L, d]`; returns all `[B, H, Lc + L, d]`."""
+        end = self.length + new.shape[-2]
+        if end > self.states.shape[-2]:
+            is_current = self.is_current
+            self.states = new.new_empty((*self.states.shape[:-2], end, self.states.shape[-1]))
+            before = self.states[..., : self.length, :]
+            before.copy_(self.before)
+            self.before = before
+            if is_current:  # or the prefix's would be held twice
+                setattr(self.layer, self.name, before)
+        self.states[..., self.length : end, :] = new
+        return self.states[..., :end, :]
+
+
+class _Joined(torch.autograd.Function):
+    """The states in a room; what is behind the prefix has a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, room: _Room, new: Tensor) -> Tensor:
+        ctx.start = room.length
+        return room.put(new)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        return None, gradients[0][..., ctx.start :, :]
+
+
 class _Frozen:
     """What replaces the methods by which a decoder layer puts new states into a layer of a cache."""
 
@@ -46,6 +95,11 @@ class _Frozen:
         own: Any = self
         if self.notes and self.added is None:
             self.added = key_states, value_states
+        if own.rooms and not self.more:
+            keys, values = (
+                _Joined.apply(room, new) for room, new in zip(own.rooms, (key_states, value_states), strict=True)
+            )
+            return keys, values
         before = ((own.keys, own.values), *self.more) if own.is_initialized else self.more  # or without a prefix
         keys, values = zip(*before, (key_states, value_states), strict=True)
         return torch.cat(keys, dim=-2), torch.cat(values, dim=-2)
@@ -70,11 +124,17 @@ def _frozen(layer: Any, notes: bool = False) -> Any:
         name: method for name, method in vars(_Frozen).items() if name.startswith("update") and hasattr(kind, name)
     }
     methods |= {"more": _Frozen.more, "added": _Frozen.added}
+    rooms = getattr(layer, "rooms", ())
+    if not all(room.layer is layer and room.is_current for room in rooms):
+        rooms = ()
+    if not rooms and "update" in methods and layer.is_initialized and not layer.keys.requires_grad:
+        layer.rooms = rooms = _Room(layer, "keys"), _Room(layer, "values")
+    methods["rooms"] = rooms
     if hasattr(layer, "indexer_position_ids"):  # which its decoder layer lengthens by itself
         kept = layer.indexer_position_ids
         methods["indexer_position_ids"] = property(lambda _: kept, lambda *_: None)
     found: Any = object.__new__(type(f"ReadOnly{kind.__name__}", (kind,), methods))
-    found.__dict__ |= layer.__dict__ | {"notes": notes}
+    found.__dict__ |= {k: v for k, v in layer.__dict__.items() if k != "rooms"} | {"notes": notes}
     return found
 
 

@@ -11,11 +11,12 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.utils import logging
 
 from masp.config.schema import Quantization
 from masp.errors import InputError
+from masp.vlm.attention import attend
 from masp.vlm.families import CONSTANTS, TABLES, load_config, model_class, resolve_directory
 from masp.vlm.files.errors import plain_vlm_errors
 from masp.vlm.files.weights import check_weights, first_of, unread
@@ -24,6 +25,9 @@ from masp.vlm.quantized.rounding import require_library
 
 ENVIRONMENT = "HF_DEACTIVATE_ASYNC_LOAD"
 """Of transformers: with it, threads do not read ahead."""
+
+
+AttentionInterface.register("sdpa", attend)
 
 
 class AttentionError(InputError):

@@ -119,6 +119,7 @@ def test_pipeline_of_a_dataset_of_rows(config, tmp_path, form):
     assert told.returncode == 0 and "4 of 4 shards" in told.stdout and "6 of 6 samples" in told.stdout
 
 
+@pytest.mark.full
 def test_a_failed_part_stops_the_chain_and_is_told(config, tmp_path):
     # What headers do not show: the preflight lets it pass, the job finds it.
     pictures = tmp_path / "pictures"

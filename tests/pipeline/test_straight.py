@@ -94,6 +94,7 @@ def test_three_commands_lead_to_an_accuracy(commands, mine):
     }
 
 
+@pytest.mark.full
 def test_a_run_that_is_stopped_says_how_it_goes_on_and_does(commands, tmp_path):
     config = make_run(tmp_path)
     settings = yaml.safe_load(config.read_text())

@@ -12,6 +12,8 @@ from tests.unit.tracking.reading import mlflow_runs, mlflow_series, wandb_files,
 from tests.unit.tracking.test_mlflow_run import Refusing
 from tests.unit.tracking.test_tensorboard_files import series
 
+pytestmark = pytest.mark.full
+
 SETTINGS = (
     "stage1.log_every=1", "stage2.log_every=1", "stage1.validate_every=2", "stage2.validate_every=2",
     "stage1.validation_size=4", "stage2.validation_size=4",

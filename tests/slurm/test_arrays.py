@@ -130,6 +130,7 @@ def disturb(site: Site, directory: Path, job: str, tasks: list[int], how, apart_
         assert f"job {names[task]} is queued again" in log
 
 
+@pytest.mark.full
 def test_the_last_task_of_an_extraction_starts_again_alone_and_the_chain_goes_on(site, few_images, tmp_path):
     settings = [*outputs(tmp_path), "aspects=[]", "stage2.num_epochs=1", "evaluate.batch_size=4"]
     settings = [setting for setting in settings if setting not in UNTRAINED]

@@ -24,6 +24,7 @@ def config(tmp_path):
     return path
 
 
+@pytest.mark.full
 def test_training_that_is_told_to_stop_is_requeued_and_finishes(site, config, tmp_path):
     directory, jobs = site.submitted("train", "--stage", "stage1", "--config", config, *LONG)
     run, job = tmp_path / "run", jobs["stage1"]

@@ -50,6 +50,7 @@ with Peers(ranks, "cpu", "the rest is kept", lambda loss: print("lost", loss, fl
 """
 
 
+@pytest.mark.full
 def test_a_rank_that_cannot_end_by_itself_is_ended():
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + os.getpid() % 10000)}
     ranks = [

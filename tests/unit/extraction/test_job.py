@@ -484,6 +484,7 @@ def wait_for(condition, process):
         time.sleep(0.01)
 
 
+@pytest.mark.full
 def test_a_second_extraction_is_refused_and_sigterm_to_the_whole_group_stops_cleanly(vlm, tmp_path):
     root = make_dataset(tmp_path / "data", 400, 3)
     config = make_config(root, vlm, tmp_path / "c", "cache.num_shards=40", "extract.num_workers=2")

@@ -126,3 +126,49 @@ def test_a_cache_with_the_same_content_grows_alone():
     assert all(torch.equal(one, another) for one, another in zip(*found, strict=True))
     after = [tensor for layer in first.layers for tensor in (layer.keys, layer.values)]
     assert all(torch.equal(one, another) for one, another in zip(before, after, strict=True))
+
+
+def prefixed() -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
+    """Three earlier tokens in one layer."""
+    cache = DynamicCache()
+    cache.layers = [DynamicLayer()]
+    keys, values = random(1, 2, 3, 4), random(1, 2, 3, 6)
+    cache.update(keys, values, 0)
+    return cache, keys, values
+
+
+def test_passes_of_any_length_take_turns_behind_a_prefix_that_is_copied_once():
+    cache, keys, values = prefixed()
+    places = set()
+    for length in (2, 5, 1, 4):
+        new, other = random(1, 2, length, 4).requires_grad_(), random(1, 2, length, 6).requires_grad_()
+        found = read_only(cache).update(new, other, 0)
+        assert torch.equal(found[0], torch.cat([keys, new], -2)) and torch.equal(
+            found[1], torch.cat([values, other], -2)
+        )
+        weight = random(1, 2, 3 + length, 4)
+        (gradient,) = torch.autograd.grad((found[0] * weight).sum(), new)
+        assert torch.equal(gradient, weight[..., 3:, :])
+        places.add(found[0].data_ptr())
+        assert cache.get_seq_length() == 3 and torch.equal(cache.layers[0].keys, keys)
+    assert len(places) == 2  # one room, and a larger one when it was too small
+    assert cache.layers[0].keys.data_ptr() == found[0].data_ptr()  # and the prefix is not held beside it
+
+
+def test_a_gradient_that_comes_too_late_is_an_error():
+    cache, *_ = prefixed()
+    new = random(1, 2, 2, 4).requires_grad_()
+    keys, values = read_only(cache).update(new, random(1, 2, 2, 6), 0)
+    loss = keys.square().sum() + values.sum()
+    read_only(cache).update(new + 1, random(1, 2, 2, 6), 0)
+    with pytest.raises(RuntimeError, match="modified"):
+        loss.backward()
+
+
+def test_a_prefix_that_grew_meanwhile_is_seen_whole():
+    cache, keys, _ = prefixed()
+    new, other = random(1, 2, 2, 4), random(1, 2, 2, 6)
+    read_only(cache).update(new, other, 0)
+    cache.update(new, other, 0)
+    found = read_only(cache).update(new + 1, other, 0)[0]
+    assert torch.equal(found, torch.cat([keys, new, new + 1], -2))
