@@ -1,6 +1,6 @@
 """The demo with restarts of stage 1 and a learning rate of stage 2 chosen on held-out images: how far from the best?
 
-    python benchmarks/demo_restarts.py [--seeds 1,2,3,4,5] [--dir outputs/demo-restarts] [--only NAMES] [--rates 1,2,4] [key=value …]
+    python benchmarks/demo_restarts.py [--seeds 1,2,3,4,5] [--dir DIR] [--only NAMES] [--rates 1,2,4] [key=value …]
 
 All seeds train on the same images: of the demo's 4,000 training images, 400 are replaced by a validation split. Stage 1
 trains several initializations of every aspect module and keeps of each aspect the best by its held-out loss
