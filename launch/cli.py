@@ -5,12 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from launch.job.parts import COMMANDS
 from masp.cli.ending import exit_code
 from masp.cli.parser import Parser
 from masp.cli.settings import add_settings, parse_arguments, setting_names
+from masp.cli.study import add_choice
+from masp.cli.sweep import add_members
+from masp.errors import InputError
 from masp.runtime.log import show
+
+if TYPE_CHECKING:  # they import torch
+    from masp.experiments.study.run import Study
+    from masp.sweep.members import Sweep
 
 DESCRIPTION = """\
 Submit the commands of `masp` to a cluster: the same configuration, the same settings, the same results.
@@ -22,6 +30,9 @@ Submit the commands of `masp` to a cluster: the same configuration, the same set
   pipeline   extract, stage1, stage2, evaluate: each starts when the one before it has succeeded; without stage1
              where checkpoint.aspect names the aspect modules, or aspects is empty; with annotate before stage1
              where annotate.aspects names aspects
+  sweep      extract; stage 1 where members need it, a task per training; stage 2, a task per group of members that
+             share a prefix; and one that scores, chooses and writes the table. Axes are given as for `masp sweep`
+  study      the same for the ablations of the method: a task per group, and one that scores and writes the table
 
 and afterwards, where RUN is a run's output_dir (its newest submission) or the directory of one submission:
 
@@ -39,6 +50,8 @@ _HELP = {
     "train": "submit one stage of training",
     "evaluate": "submit the evaluation",
     "pipeline": "submit all of them as a chain",
+    "sweep": "submit a sweep: a task per group of members",
+    "study": "submit a study: a task per group of its runs",
 }
 
 
@@ -51,6 +64,10 @@ def build_parser() -> Parser:
         sub = commands.add_parser(name, help=_HELP[name], epilog=EPILOG, formatter_class=plain)
         sub.add_argument("--cluster", required=True, metavar="FILE", help="such as configs/cluster/slurm.yaml")
         add_settings(sub, required=True)
+        if name == "sweep":
+            add_members(sub)
+        if name == "study":
+            add_choice(sub)
         if name == "train":
             sub.add_argument("--stage", choices=("stage1", "stage2"), required=True)
         sub.add_argument(
@@ -64,7 +81,10 @@ def build_parser() -> Parser:
     sub.add_argument("--wait", action="store_true", help="wait for the end, showing a table")
     sub = commands.add_parser("logs", help="what its processes printed")
     sub.add_argument("run", metavar="RUN")
-    text = "extract, annotate, stage1, stage2 or evaluate; the one that runs or ran last if not given"
+    text = (
+        "extract, annotate, stage1, stage2 or evaluate, of a sweep or study aspects, groups, choose or table; the one "
+    )
+    text += "that runs or ran last if not given"
     sub.add_argument("--part", help=text)
     text = "one process: of training and evaluation the rank, of extraction the task"
     sub.add_argument("--rank", type=int, metavar="R", help=text)
@@ -97,12 +117,50 @@ def run(arguments: argparse.Namespace) -> int:
     from launch.submit import dry_run, submit
     from masp.config import load_config
 
-    cluster, config = load_cluster(arguments.cluster, of_cluster), load_config(arguments.config, of_run)
+    cluster = load_cluster(arguments.cluster, of_cluster)
+    runs: Sweep | Study | None = None
+    if arguments.command == "sweep":
+        runs = _sweep(arguments, of_run)
+    elif arguments.command == "study":
+        runs = _study(arguments, of_run)
+    config = load_config(arguments.config, of_run) if runs is None else runs.base
     stage = getattr(arguments, "stage", None)
     if arguments.dry_run:
-        dry_run(arguments.command, stage, config, cluster)
+        dry_run(arguments.command, stage, config, cluster, runs)
         return 0
-    return submit(arguments.command, stage, config, cluster, wait=arguments.wait)
+    return submit(arguments.command, stage, config, cluster, wait=arguments.wait, runs=runs)
+
+
+def _sweep(arguments: argparse.Namespace, overrides: Sequence[str]) -> Sweep:
+    """The sweep that is asked for; says what it is, and what it costs."""
+    from masp.sweep.axes import asked_members
+    from masp.sweep.cost import plan_lines
+    from masp.sweep.members import open_sweep
+
+    if arguments.halving is not None:
+        raise InputError(
+            "--halving: a rung waits for all groups, which tasks of an array do not; run `masp sweep --halving` as one "
+            "process"
+        )
+    asked, members = asked_members(arguments.config, overrides, arguments.members, arguments.num, arguments.random)
+    sweep = open_sweep(arguments.config, asked, members, arguments.test)
+    show(*plan_lines(sweep, None, arguments.tflops, arguments.utilization, arguments.rate_from))
+    tasks = f"{len(sweep.aspects)} of stage 1, {len(sweep.groups)} of stage 2, 1 that chooses"
+    show(f"tasks: {len(sweep.aspects) + len(sweep.groups) + 1}: {tasks}")
+    return sweep
+
+
+def _study(arguments: argparse.Namespace, overrides: Sequence[str]) -> Study:
+    """The study that is asked for; says how many tasks it has."""
+    from masp.config import load_config
+    from masp.experiments.study.run import open_study
+
+    study = open_study(load_config(arguments.config, overrides), arguments.seeds, arguments.only)
+    num_aspects = sum("stage1" in run.variant.stages for run in study.runs)
+    num_groups = sum(any("stage2" in run.variant.stages for run in unit) for unit in study.units)
+    tasks = f"{num_aspects} of stage 1, {num_groups} of stage 2, 1 that writes the table"
+    show(f"study: {len(study.runs)} runs", f"tasks: {num_aspects + num_groups + 1}: {tasks}")
+    return study
 
 
 def _separate(overrides: Sequence[str]) -> tuple[list[str], list[str]]:

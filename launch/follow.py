@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.job.config import load_cluster
+from launch.job.members import read_runs
 from launch.job.parts import PartName, State, make_parts
 from launch.preflight import check_changes
 from launch.submission import local_driver, slurm_client
@@ -159,8 +160,9 @@ def resume(run: str, overrides: Sequence[str], cluster_overrides: Sequence[str],
         show(f"nothing to resume: {directory} has finished; result: {record.parts[-1].result}")
         return 0
     submitted = {part.name for part in found.parts}
-    every = make_parts(record.command, record.stage, config, cluster, directory / CONFIG)
+    runs = read_runs(record.command, directory, directory / CONFIG, overrides)
+    every = make_parts(record.command, record.stage, config, cluster, directory / CONFIG, runs)
     without = {*done, *(part.name for part in every if part.name not in submitted)}
     if done:
         show(f"finished already: {', '.join(done)}")
-    return submit(record.command, record.stage, config, cluster, without, wait)
+    return submit(record.command, record.stage, config, cluster, without, wait, runs)

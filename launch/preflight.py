@@ -75,7 +75,8 @@ def preflight(parts: Sequence[Part], config: Config, cluster: ClusterConfig) -> 
     if PartName.EXTRACT in names or config.cache.dir is None:
         findings.plan = _check_extraction(config)
         obstacles = findings.plan.dataset.obstacles
-        if obstacle := next((o for stage, o in obstacles.items() if stage in names), None):
+        stages = [*names, *(PartName.STAGE2 for name in names if name == PartName.GROUPS)]
+        if obstacle := next((o for stage, o in obstacles.items() if stage in stages), None):
             raise InputError(f"dataset.root: {config.dataset.root}: {obstacle}")
     _check_artifacts(names, config)
     _check_shares(parts, config, findings)
@@ -189,6 +190,14 @@ def _check_artifacts(names: Sequence[PartName], config: Config) -> None:
         questions_of(config)
         return
     first = names[0]
+    if first in (
+        PartName.ASPECTS,
+        PartName.GROUPS,
+        PartName.CHOOSE,
+        PartName.TABLE,
+    ):  # each of its trainings looks for itself
+        questions_of(config)
+        return
     if first == PartName.ANNOTATE:
         aspects_to_annotate(config)
         open_own_cache(config)
@@ -243,6 +252,8 @@ def _decided_by(part: PartName, config: Config) -> tuple[str, ...]:
     """How settings begin that a finished part alone reads; others are compared by what builds on it."""
     if part == PartName.ANNOTATE:  # training reads `min_confidence`
         return tuple(f"annotate.{name}" for name in ("aspects", "batch_size", "max_new_tokens", "num_threads"))
+    if part in (PartName.ASPECTS, PartName.GROUPS):
+        return ("stage1." if part == PartName.ASPECTS else "stage2.",)
     if part != PartName.EXTRACT:
         return (f"{part}.",)
     return ("cache.num_shards",) if evaluation_source(config) == "live" else ("cache.num_shards", "extract.")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from launch.job.config import ClusterConfig
 from launch.job.jobs import StageName
+from launch.job.members import write_runs
 from launch.job.parts import Command, Part, PartName, make_parts
 from launch.paths import check_start_directory, check_submission_path
 from launch.preflight import check_executor, check_slurm, check_writable, preflight
@@ -38,16 +39,20 @@ from launch.submission.state import active
 from launch.watch import watch
 from masp.config import Config
 from masp.errors import InputError
+from masp.experiments.study.run import Study
 from masp.files.locks import holding
 from masp.files.text import reason
 from masp.runtime.log import say_error, show
+from masp.sweep.members import Sweep
 
 LOG = logging.getLogger(__name__)
 
 _LOCK = ".lock"
 
 
-def dry_run(command: Command, stage: StageName | None, config: Config, cluster: ClusterConfig) -> None:
+def dry_run(
+    command: Command, stage: StageName | None, config: Config, cluster: ClusterConfig, runs: Sweep | Study | None = None
+) -> None:
     """Print the sbatch scripts, and check all that is checked before a submission; submit and write nothing.
 
     Without Slurm on this machine, all but Slurm itself is checked.
@@ -57,7 +62,7 @@ def dry_run(command: Command, stage: StageName | None, config: Config, cluster: 
     """
     directory = submissions_of(config) / f"<time>-{command}"
     check_submission_path(config, cluster)
-    parts = make_parts(command, stage, config, cluster, directory / CONFIG)
+    parts = make_parts(command, stage, config, cluster, directory / CONFIG, runs)
     if cluster.executor == "local":
         for part in parts:
             show(f"{part.name}: {len(part.jobs)} x {part.tasks_per_node} processes on this machine: {part.result}")
@@ -91,6 +96,7 @@ def submit(
     cluster: ClusterConfig,
     without: Collection[PartName] = (),
     wait: bool = False,
+    runs: Sweep | Study | None = None,
 ) -> int:
     """Submit a command.
 
@@ -101,6 +107,7 @@ def submit(
         cluster: Cluster settings.
         without: parts that have finished already.
         wait: wait until everything has ended, showing a table.
+        runs: The sweep or study, for `sweep` and `study`.
 
     Returns:
         The exit code: 0, or with `wait` 1 if a part failed.
@@ -118,13 +125,15 @@ def submit(
         raise InputError(f"output_dir: {parent} cannot be written: {reason(error)}") from None
     taken = f"output_dir: {config.output_dir}: another `launch` is submitting it at this moment; wait for it"
     with holding(parent / _LOCK, taken, key="output_dir"):
-        _refuse_twice(parent, _parts(command, stage, config, cluster, parent, without), config)
-        parts = _parts(command, stage, config, cluster, parent, without)
+        _refuse_twice(parent, _parts(command, stage, config, cluster, parent, without, runs), config)
+        parts = _parts(command, stage, config, cluster, parent, without, runs)
         _check(parts, config, cluster, parent, asks_slurm=cluster.executor == "slurm")
         directory = make_directory(command, config, cluster)
         try:
             write_snapshot(directory)
-            parts = _parts(command, stage, config, cluster, directory, without)
+            if runs is not None:
+                write_runs(directory, runs)
+            parts = _parts(command, stage, config, cluster, directory, without, runs)
             record = new_record(command, stage, cluster.executor, _planned(parts))
             text = _hand_over(record, parts, config, cluster, directory)
         except BaseException:
@@ -148,8 +157,10 @@ def _parts(
     cluster: ClusterConfig,
     directory: Path,
     without: Collection[PartName],
+    runs: Sweep | Study | None,
 ) -> list[Part]:
-    return [p for p in make_parts(command, stage, config, cluster, directory / CONFIG) if p.name not in without]
+    every = make_parts(command, stage, config, cluster, directory / CONFIG, runs)
+    return [part for part in every if part.name not in without]
 
 
 def _planned(parts: list[Part]) -> tuple[Submitted, ...]:

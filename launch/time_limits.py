@@ -62,6 +62,8 @@ def expected_hours(part: Part, config: Config, plan: Plan) -> float | None:
         return plan.annotate.hours / min(parallel, config.cache.num_shards)
     if part.name == PartName.EVALUATE:
         return plan.evaluate.hours / parallel if part.resources.gpus_per_task else None
+    if part.name not in plan.stages:  # of a sweep, whose plan says what it costs, or a study
+        return None
     stage = plan.stages[part.name]
     if is_file(Path(config.output_dir) / part.name / "metrics.jsonl"):
         rate = getattr(rates_of_run(config.output_dir, stated_rates(1.0, 1.0)), part.name)

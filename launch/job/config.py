@@ -102,13 +102,16 @@ class AnnotatePartConfig(ExtractPartConfig):
 
 @dataclass
 class TrainPartConfig(PartConfig):
-    """Training: one job over all nodes; both stages ask for the same."""
+    """Training: one job over all nodes; both stages ask for the same. A sweep is an array of such jobs."""
 
     nodes: Annotated[int, Field(ge=1, le=100_000), Number] = 1
     """Nodes of the job."""
 
     tasks_per_node: Annotated[int, Field(ge=1, le=1024), Number] = 1
     """Processes on each node: as many as it has GPUs."""
+
+    max_parallel: Count = 256
+    """How many jobs of an array run at once at most."""
 
 
 @dataclass
@@ -117,9 +120,6 @@ class EvaluatePartConfig(TrainPartConfig):
 
     num_tasks: Annotated[int, Field(ge=1, le=100_000), Number] = 1
     """Jobs of the array; 1 for no array. Of more than one, each finds its GPUs when it can."""
-
-    max_parallel: Count = 256
-    """How many of them run at once at most."""
 
 
 @dataclass

@@ -143,21 +143,18 @@ class AnnotateJob(Job):
 
 
 @dataclass(frozen=True)
-class TrainJob(Job):
-    """One rank of a stage's training."""
-
-    stage: StageName = "stage1"
+class TrainingJob(Job):
+    """One rank of a training; it is queued again where another rank is lost."""
 
     def work(self, config: Config, stop: StopFlag) -> Path:
         from masp.distributed.liveness import RankLost
-        from masp.training.loop import train
 
         def lost(error: RankLost) -> None:
             write_failure(own_log(), error)  # now: this process may be killed before it gets any further
-            requeue_after_loss(Path(self.config_path).parent / "jobs", self._newest(config), self.max_requeues)
+            requeue_after_loss(Path(self.config_path).parent / "jobs", self.newest(config), self.max_requeues)
 
         try:
-            return train(config, self.stage, stop=stop, on_loss=lost)
+            return self.train(config, stop, lost)
         except RankLost as error:
             say_error(error)
             lost(error)
@@ -168,11 +165,91 @@ class TrainJob(Job):
                 requeue(self.max_requeues)
             raise
 
-    def _newest(self, config: Config) -> str:
-        """Name of the newest checkpoint; empty if there is none."""
-        from masp.training.checkpoint import latest_name
+    @abc.abstractmethod
+    def train(self, config: Config, stop: StopFlag, on_loss: Callable[[RankLost], None]) -> Path:
+        """Train; arguments as of `masp.training.loop.train`."""
 
-        return latest_name(Path(config.output_dir) / self.stage / "checkpoints") or ""
+    @abc.abstractmethod
+    def newest(self, config: Config) -> str:
+        """How far it is: the name of the newest checkpoint, empty if there is none."""
+
+
+@dataclass(frozen=True)
+class TrainJob(TrainingJob):
+    """One rank of a stage's training; of an array of trainings, one rank of one of them."""
+
+    stage: StageName = "stage1"
+    overrides: tuple[str, ...] = ()
+    """What this training changes in the configuration, as `key=value`."""
+
+    def train(self, config: Config, stop: StopFlag, on_loss: Callable[[RankLost], None]) -> Path:
+        from masp.training.loop import train
+
+        return train(self._own(config), self.stage, stop=stop, on_loss=on_loss)
+
+    def newest(self, config: Config) -> str:
+        return _newest(self._own(config), self.stage)
+
+    def _own(self, config: Config) -> Config:
+        return load_config(self.config_path, self.overrides) if self.overrides else config
+
+
+@dataclass(frozen=True)
+class GroupJob(TrainingJob):
+    """One rank of the training of soft prompts behind one pass of their prefix (`masp.training.group`).
+
+    A run that is stopped, for example since its loss is not finite, stops no other, and the job does not fail.
+    """
+
+    runs: tuple[tuple[str, ...], ...] = ()
+    """What each run changes in the configuration, as `key=value`, its `output_dir` and `checkpoint.aspect` included."""
+
+    def train(self, config: Config, stop: StopFlag, on_loss: Callable[[RankLost], None]) -> Path:
+        from masp.training.group.together import train_together
+
+        configs = self.configs()
+        failures = train_together(configs, stop, on_loss)
+        for own, failure in zip(configs, failures, strict=True):
+            if failure:
+                LOG.warning("%s: %s", own.output_dir, failure)
+        return Path(configs[0].output_dir).parent
+
+    def newest(self, config: Config) -> str:
+        return " ".join(_newest(own, "stage2") for own in self.configs())
+
+    def configs(self) -> list[Config]:
+        """Configurations of the runs."""
+        return [load_config(self.config_path, run) for run in self.runs]
+
+
+def _newest(config: Config, stage: StageName) -> str:
+    from masp.training.checkpoint import latest_name
+
+    return latest_name(Path(config.output_dir) / stage / "checkpoints") or ""
+
+
+@dataclass(frozen=True)
+class ChooseJob(Job):
+    """The end of a sweep: scores its members, chooses the best and writes the table."""
+
+    def work(self, config: Config, stop: StopFlag) -> Path:
+        from launch.job.members import read_sweep
+        from masp.sweep.run import choose
+
+        path = Path(self.config_path)
+        return _patiently(lambda: choose(read_sweep(path.parent, path), stop), stop)
+
+
+@dataclass(frozen=True)
+class TableJob(Job):
+    """The end of a study: scores its runs and writes the table."""
+
+    def work(self, config: Config, stop: StopFlag) -> Path:
+        from launch.job.members import read_study
+        from masp.experiments.study.run import finish_study
+
+        path = Path(self.config_path)
+        return _patiently(lambda: finish_study(read_study(path.parent, path), stop), stop)
 
 
 @dataclass(frozen=True)

@@ -5,20 +5,25 @@ from __future__ import annotations
 import shlex
 import sys
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from launch.job.config import ClusterConfig, EvaluatePartConfig, ExtractPartConfig, PartConfig, TrainPartConfig
-from launch.job.jobs import AnnotateJob, EvaluateJob, ExtractJob, Job, TrainJob
+from launch.job.config import ClusterConfig, ExtractPartConfig, PartConfig, TrainPartConfig
+from launch.job.jobs import AnnotateJob, ChooseJob, EvaluateJob, ExtractJob, GroupJob, Job, TableJob, TrainJob
 from masp.config import Config
 from masp.config.feature_source import cache_directory
 from masp.config.schema import StageName
 from masp.errors import InputError
 from masp.start.steps import step_names
 
-Command = Literal["extract", "annotate", "train", "evaluate", "pipeline"]
+if TYPE_CHECKING:  # they import torch
+    from masp.experiments.study.run import Study
+    from masp.experiments.study.runs import Run
+    from masp.sweep.members import Sweep
+
+Command = Literal["extract", "annotate", "train", "evaluate", "pipeline", "sweep", "study"]
 COMMANDS: tuple[Command, ...] = typing.get_args(Command)
 
 
@@ -30,6 +35,14 @@ class PartName(StrEnum):
     STAGE1 = "stage1"
     STAGE2 = "stage2"
     EVALUATE = "evaluate"
+    ASPECTS = "aspects"
+    """Of a sweep or study: the trainings of stage 1 that its members need."""
+    GROUPS = "groups"
+    """Of a sweep or study: the trainings of stage 2, a task per group."""
+    CHOOSE = "choose"
+    """Of a sweep: the scores, the choice and the table."""
+    TABLE = "table"
+    """Of a study: the scores and the table."""
 
     @property
     def section(self) -> Literal["extract", "annotate", "train", "evaluate"]:
@@ -39,7 +52,7 @@ class PartName(StrEnum):
                 return "extract"
             case PartName.ANNOTATE:
                 return "annotate"
-            case PartName.EVALUATE:
+            case PartName.EVALUATE | PartName.CHOOSE | PartName.TABLE:
                 return "evaluate"
             case _:
                 return "train"
@@ -92,7 +105,7 @@ class Part:
     def max_parallel(self) -> int:
         """How many of the jobs run at once at most."""
         resources = self.resources
-        return resources.max_parallel if isinstance(resources, ExtractPartConfig | EvaluatePartConfig) else 1
+        return resources.max_parallel if isinstance(resources, ExtractPartConfig | TrainPartConfig) else 1
 
 
 def task_command(directory: Path, python: str | None = None) -> str:
@@ -106,7 +119,12 @@ def task_command(directory: Path, python: str | None = None) -> str:
 
 
 def make_parts(
-    command: Command, stage: StageName | None, config: Config, cluster: ClusterConfig, config_path: Path
+    command: Command,
+    stage: StageName | None,
+    config: Config,
+    cluster: ClusterConfig,
+    config_path: Path,
+    runs: Sweep | Study | None = None,
 ) -> list[Part]:
     """Make the parts of a command.
 
@@ -116,6 +134,7 @@ def make_parts(
         config: Configuration of the run.
         cluster: Cluster settings.
         config_path: where the jobs will find the run's configuration.
+        runs: The sweep or study, for `sweep` and `study`.
 
     Raises:
         InputError: `train` without a stage.
@@ -123,6 +142,11 @@ def make_parts(
     if command == "train" and stage is None:
         raise InputError("command line: train needs --stage stage1 or --stage stage2")
     common = (str(config_path), cluster.max_requeues)
+    if runs is not None:
+        from masp.sweep.members import Sweep
+
+        make = _sweep_parts if isinstance(runs, Sweep) else _study_parts
+        return make(runs, cluster, common)  # type: ignore[arg-type]  # that of its class
     output = Path(config.output_dir)
     if command == "pipeline":
         names = [PartName(name) for name in step_names(config)]
@@ -131,12 +155,10 @@ def make_parts(
     parts = []
     for name in names:
         if name == PartName.EXTRACT:
-            count = cluster.extract.num_tasks
-            tasks: tuple[Job, ...] = tuple(ExtractJob(*common, num_tasks=count, task_index=i) for i in range(count))
-            parts.append(Part(name, tasks, cluster.extract, cache_directory(config)))
+            parts.append(_extraction(config, cluster, common))
         elif name == PartName.ANNOTATE:
             count = cluster.annotate.num_tasks
-            tasks = tuple(AnnotateJob(*common, num_tasks=count, task_index=i) for i in range(count))
+            tasks: tuple[Job, ...] = tuple(AnnotateJob(*common, num_tasks=count, task_index=i) for i in range(count))
             parts.append(Part(name, tasks, cluster.annotate, cache_directory(config)))
         elif name == PartName.EVALUATE:
             from masp.evaluation.run import evaluate_dir
@@ -148,3 +170,51 @@ def make_parts(
             job = TrainJob(*common, stage="stage1" if name == PartName.STAGE1 else "stage2")
             parts.append(Part(name, (job,), cluster.train, output / name))
     return parts
+
+
+def _extraction(config: Config, cluster: ClusterConfig, common: tuple[str, int]) -> Part:
+    count = cluster.extract.num_tasks
+    tasks = tuple(ExtractJob(*common, num_tasks=count, task_index=i) for i in range(count))
+    return Part(PartName.EXTRACT, tasks, cluster.extract, cache_directory(config))
+
+
+def _sweep_parts(sweep: Sweep, cluster: ClusterConfig, common: tuple[str, int]) -> list[Part]:
+    """The parts of a sweep: an array of trainings of stage 1, one with a task per group, and the choice."""
+    from masp.sweep.members import overrides_of
+    from masp.sweep.table import FILE
+
+    parts = [] if sweep.base.cache.dir is None else [_extraction(sweep.base, cluster, common)]
+    if sweep.aspects:
+        trainings = tuple(TrainJob(*common, stage="stage1", overrides=each.overrides) for each in sweep.aspects)
+        parts.append(Part(PartName.ASPECTS, trainings, cluster.train, sweep.directory))
+    groups = tuple(GroupJob(*common, runs=tuple(map(overrides_of, group))) for group in sweep.groups)
+    parts.append(Part(PartName.GROUPS, groups, cluster.train, sweep.directory))
+    parts.append(Part(PartName.CHOOSE, (ChooseJob(*common),), _one_process(cluster), sweep.directory / FILE))
+    return parts
+
+
+def _study_parts(study: Study, cluster: ClusterConfig, common: tuple[str, int]) -> list[Part]:
+    """The parts of a study: an array of trainings of stage 1, one with a task per group, and the table."""
+    from masp.experiments.study.runs import overrides
+    from masp.experiments.study.table import FILE
+
+    def of(run: Run, names_modules: bool) -> tuple[str, ...]:
+        return tuple(overrides(study.base, run.variant, run.seed, names_modules))
+
+    parts = [] if study.base.cache.dir is None else [_extraction(study.base, cluster, common)]
+    trainings = tuple(
+        TrainJob(*common, stage="stage1", overrides=of(run, False))
+        for run in study.runs
+        if "stage1" in run.variant.stages
+    )
+    if trainings:
+        parts.append(Part(PartName.ASPECTS, trainings, cluster.train, study.directory))
+    units = [[run for run in unit if "stage2" in run.variant.stages] for unit in study.units]
+    groups = tuple(GroupJob(*common, runs=tuple(of(run, True) for run in unit)) for unit in units if unit)
+    parts.append(Part(PartName.GROUPS, groups, cluster.train, study.directory))
+    parts.append(Part(PartName.TABLE, (TableJob(*common),), _one_process(cluster), study.directory / FILE))
+    return parts
+
+
+def _one_process(cluster: ClusterConfig) -> PartConfig:
+    return replace(cluster.evaluate, nodes=1, tasks_per_node=1, num_tasks=1)

@@ -25,6 +25,7 @@ import submitit
 from submitit.core.utils import DelayedSubmission
 
 from launch.job.config import load_cluster
+from launch.job.members import read_runs
 from launch.job.parts import Part, PartName, State, make_parts, task_command
 from launch.job.pickles import has_succeeded, owners_pickles
 from launch.submission.record import CLUSTER, CONFIG, JOBS, explain, read_record
@@ -134,7 +135,8 @@ def drive(directory: Path) -> None:
     record = read_record(directory)
     cluster, config = load_cluster(directory / CLUSTER), load_config(directory / CONFIG)
     names = [part.name for part in record.parts]
-    every = make_parts(record.command, record.stage, config, cluster, directory / CONFIG)
+    runs = read_runs(record.command, directory, directory / CONFIG)
+    every = make_parts(record.command, record.stage, config, cluster, directory / CONFIG, runs)
     parts = [part for part in every if part.name in names]
     board = _Board(directory, names)
     try:

@@ -15,19 +15,20 @@ from masp.errors import MaspError
 from masp.files.jsonl import parse_object
 from masp.files.regular import exists, opened, read_tail
 from masp.files.text import reason
-from masp.runtime.run_directory import read_status
+from masp.runtime.run_directory import RunState, read_status
 
 _TAIL_BYTES = 4096
 """Longer than a line of `metrics.jsonl`."""
 _BLOCK_BYTES = 1 << 20
 
 
-def progress(name: PartName, config: Config) -> str:
+def progress(name: PartName, config: Config, result: str = "") -> str:
     """One phrase such as `3 of 16 shards`; empty while there is nothing to count.
 
     Args:
         name: Part.
         config: Configuration of the run, whose relative paths begin in the working directory.
+        result: Path of what the part makes: of those of a sweep or study, its directory.
     """
     try:
         match name:
@@ -41,6 +42,12 @@ def progress(name: PartName, config: Config) -> str:
                 from masp.evaluation.run import evaluate_dir
 
                 return _scored(evaluate_dir(config), config)
+            case PartName.ASPECTS:
+                return _finished(result, "stage1", "trainings of aspect modules")
+            case PartName.GROUPS:
+                return _finished(result, "stage2", "members")
+            case PartName.CHOOSE | PartName.TABLE:
+                return ""
             case _:
                 return _steps(Path(config.output_dir) / name)
     except (OSError, MaspError) as error:
@@ -64,6 +71,16 @@ def _steps(directory: Path) -> str:
         return ""
     total, last = status.num_steps, _last_step(directory / "metrics.jsonl")
     return f"step {last} of {total}" if total else f"step {last}" if last else ""
+
+
+def _finished(directory: str, stage: str, what: str) -> str:
+    """How many trainings of a sweep or study have finished, of those that have begun."""
+    if not directory:
+        return ""
+    # of a sweep the runs are in its directory, of a study in those of its seeds
+    found = [read_status(path) for depth in ("*", "*/*") for path in Path(directory).glob(f"{depth}/{stage}")]
+    states = [status.state for status in found if status is not None]
+    return f"{states.count(RunState.FINISHED)} of {len(states)} {what}" if states else ""
 
 
 def _last_step(path: Path) -> int:

@@ -165,7 +165,9 @@ def _slurm_part(
     tasks = [(i, task, state) for i in part.job_ids for task, state in found[i].items()]
     if not tasks:
         why = "Slurm does not know its job" if part.job_ids else "it was never submitted"
-        return PartState(part.name, State.UNKNOWN, part.job_ids, progress=progress(part.name, config), message=why)
+        return PartState(
+            part.name, State.UNKNOWN, part.job_ids, progress=progress(part.name, config, part.result), message=why
+        )
     states = [found.state for _, _, found in tasks]
     state = next(state for state in _ORDER if state in states)
     message = ""
@@ -186,7 +188,7 @@ def _slurm_part(
         elapsed=chosen.elapsed if state != State.WAITING else "",
         has_run=chosen.has_run,
         nodes=",".join(running),
-        progress=progress(part.name, config),
+        progress=progress(part.name, config, part.result),
         message=message,
     )
 
@@ -223,7 +225,7 @@ def _local(directory: Path, record: Record, config: Config) -> list[PartState]:
                 tasks=f"{own.num_done}/{part.num_jobs}" if part.num_jobs > 1 else "",
                 elapsed=own.elapsed or "",
                 nodes=status.host if status and state == State.RUNNING else "",
-                progress=progress(part.name, config),
+                progress=progress(part.name, config, part.result),
                 message=message,
             )
         )

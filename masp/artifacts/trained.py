@@ -13,6 +13,7 @@ from masp.artifacts.store import Lineage, load_aspects, load_soft_prompt, safe_n
 from masp.cache.fingerprint import Fields, differences
 from masp.config import Config
 from masp.config.schema import Quantization
+from masp.data.splits.subset import described
 from masp.errors import InputError
 from masp.files.regular import exists, is_file
 from masp.files.text import shown_apart
@@ -49,6 +50,18 @@ class Trained:
     def quantization_notes(self, config: Config) -> list[str]:
         """How the language half in use differs from the one of training."""
         return quantization_notes(config.vlm.quantization, (self.aspect_lineage, self.soft_prompt_lineage))
+
+    def subset_notes(self) -> list[str]:
+        """On how many of the training images each part was trained, where it was not all for both."""
+        parts = {"aspect modules were": self.aspect_lineage, "soft prompt was": self.soft_prompt_lineage}
+        texts = {
+            name: described(part.settings)
+            for name, part in parts.items()
+            if part is not None and part.origin == "trained"
+        }
+        if not any(texts.values()):
+            return []
+        return [f"the {name} trained on {text or 'all training images'}" for name, text in texts.items()]
 
     def lineage(self) -> dict[str, Any]:
         """Digests and origins for the record of an evaluation."""
@@ -178,14 +191,25 @@ def _check_aspects_of_soft_prompt(config: Config, hidden_size: int) -> None:
         raise InputError(f"checkpoint.aspect: {own} does not exist, and {path} was trained {what}; {remedy}")
 
 
-def load_trained(config: Config, hidden_size: int, model: Fields) -> Trained:
+def load_trained(
+    config: Config,
+    hidden_size: int,
+    model: Fields,
+    held: tuple[AspectModules | None, Lineage | None] | None = None,
+) -> Trained:
     """Everything that evaluation and prediction load.
+
+    Args:
+        config: Run configuration.
+        hidden_size: D of the VLM.
+        model: Model part of the fingerprint in use.
+        held: The aspect modules that the configuration names, if they are loaded already.
 
     Raises:
         InputError: A file is missing, does not fit the VLM, or belongs to other aspect modules.
     """
     _check_aspects_of_soft_prompt(config, hidden_size)
-    modules, aspect_lineage = load_trained_aspects(config, hidden_size, model)
+    modules, aspect_lineage = held or load_trained_aspects(config, hidden_size, model)
     if config.checkpoint.soft_prompt == NONE:
         asked_layout = config.checkpoint.layout or config.stage2.layout
         return Trained(modules, aspect_lineage, None, None, asked_layout, config.stage2.vision_features)

@@ -88,11 +88,12 @@ def _aspect_findings(manifest: Manifest, holdings: Holdings) -> list[Finding]:
 
 
 def findings_of(cache: Cache) -> DatasetRecord | None:
-    """As `present_findings`, with the images counted by the labels that the cache was opened with."""
+    """As `present_findings`, with the images counted by the labels that the cache was opened with, and the subset that
+    training sees."""
     record = present_findings(cache.directory, cache.manifest)
-    if record is None or cache.labels is None:
-        return record
-    return cache.labels.record(record, cache.splits, cache.index.split)
+    if record is not None and cache.labels is not None:
+        record = cache.labels.record(record, cache.splits, cache.index.split)
+    return record if record is None or cache.subset is None else cache.subset.record(record)
 
 
 __all__ = ["FILE", "findings_of", "present_findings", "read_findings", "record_findings"]

@@ -26,6 +26,7 @@ from masp.config.feature_source import cache_directory
 from masp.data.answer_table import FILE as ANSWERS
 from masp.data.answer_table import NONE, AnswerTable, load_answers
 from masp.data.sample import Samples
+from masp.data.splits.subset import Subset, choose_subset, has_subset
 from masp.data.target.find_labels import DatasetImages, find_labels
 from masp.data.target.labels import Labels
 from masp.errors import DataError, InputError
@@ -120,16 +121,17 @@ def _as_configured(cache: Cache, config: Config, has_target: bool) -> Cache:
 
     Labels are made of what people annotated; `answers` are those that stage 1 learns and is scored by.
     """
-    labels = None
-    if has_target:
-        index = cache.index
+    labels, index = None, cache.index
+    if has_target or has_subset(config.dataset):  # a subset is chosen by the categories of the target, for both stages
         where = f"cache.dir: {cache.directory}"
         own = DatasetImages(index.keys, cache.categories, index.category, index.distribution, cache.answers, where)
         labels = find_labels(config, own)
     index_digest, model = cache.manifest.index.sha256, cache.manifest.fingerprint.model
-    found = complete(cache.answers, cache.index.keys, cache.directory, index_digest, model, config)
-    seen = cache.seen_with(labels, None if found is None else found.table)
+    found = complete(cache.answers, index.keys, cache.directory, index_digest, model, config)
+    seen = cache.seen_with(labels if has_target else None, None if found is None else found.table)
     seen.origins = {} if found is None else found.origins
+    names, category = (cache.categories, cache.category) if labels is None else (labels.categories, labels.category)
+    seen.subset = choose_subset(config.dataset, index.keys, names, category, cache.is_in("train"))
     return seen
 
 
@@ -202,6 +204,8 @@ class Cache:
     ):
         self.directory, self.manifest, self.index = directory, manifest, index
         self.labels, self._answers = labels, answers
+        self.subset: Subset | None = None
+        """What training sees of the training split; None for all."""
         self.origins: Mapping[str, Origins] = {}
         """Aspect -> who gave its answers, where some are not of people; see `masp.cache.annotations.reading`."""
         self._files: dict[int, int] = {}
@@ -252,14 +256,21 @@ class Cache:
         return tuple(self.manifest.splits)
 
     def rows(self, split: str) -> np.ndarray:
-        """Rows of a split that have a label, ascending, int64.
+        """Rows of a split that have a label, ascending, int64; of the training split those that training sees.
 
         Raises:
             InputError: The cache has no such split.
         """
         if split not in self.splits:
             raise InputError(f"cache.dir: {self.directory} has no split {split!r}; it has {', '.join(self.splits)}")
-        return np.flatnonzero((self.index.split == self.splits.index(split)) & (self.category >= 0))
+        is_seen = self.is_in(split) & (self.category >= 0)
+        if split == "train" and self.subset is not None:
+            is_seen &= self.subset.is_in
+        return np.flatnonzero(is_seen)
+
+    def is_in(self, split: str) -> np.ndarray:
+        """Which rows are of a split, `[N]` bool."""
+        return self.index.split == (self.splits.index(split) if split in self.splits else -1)
 
     def row_of(self, key: str) -> int:
         """The row of a sample key.

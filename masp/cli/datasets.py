@@ -68,6 +68,7 @@ def _look(root: str, settings: list[str]) -> None:
     from masp.config.schema import Config
     from masp.data.datasets import list_dataset
     from masp.data.findings import finding_lines
+    from masp.data.splits.subset import subset_of
 
     if unnamed := [setting for setting in settings if "=" not in setting]:
         raise InputError(f"{unnamed[0]!r} must be KEY=VALUE, for example name=emotion6")
@@ -79,7 +80,8 @@ def _look(root: str, settings: list[str]) -> None:
     dataset = listed.whole()
     counts = ", ".join(f"{dataset.holdings.num_images(split):,} {split}" for split in dataset.holdings.splits)
     show(f"{root}: {listed.kind}, {len(dataset.samples):,} images ({counts})")
-    show(*dataset.holdings.table(), *finding_lines(dataset.findings))
+    subset = subset_of(config, dataset.samples)
+    show(*dataset.holdings.table(), *finding_lines((*dataset.findings, *(subset.findings if subset else ()))))
     for sample in dataset.samples[:3]:
         show(f"for example {sample.image}: {sample.category}, sample key {sample.key}")
     show(f"Settings: {shlex.join(overrides[:-2])}")

@@ -156,12 +156,14 @@ def _describe(config: Config, stuck: list[str]) -> list[str]:
     """
     from masp.data.datasets import dataset_of
     from masp.data.findings import finding_lines
+    from masp.data.splits.subset import subset_of
     from masp.data.target.find_labels import label_dataset
     from masp.plan.prospects import prospects
     from masp.start.look import outlook
 
     dataset, labels = label_dataset(config, dataset_of(config))
-    holdings, more = dataset.holdings, () if labels is None else labels.findings
+    holdings, subset = dataset.holdings, subset_of(config.dataset, dataset.samples)
+    more = (*(() if labels is None else labels.findings), *(() if subset is None else subset.findings))
     counts = ", ".join(f"{holdings.num_images(split)} {split}" for split in holdings.splits)
     lines = [f"{dataset.name}: {counts}{'' if labels is None else f' with a label of {config.target.name}'}"]
     lines += [*holdings.table(), *finding_lines((*dataset.findings, *more))]

@@ -18,48 +18,71 @@ A file has one member per line, as key=value key=value:
 Members that differ only in what comes after the image (learning rate, seed, length and start of the soft prompt,
 wording of the question) are trained together, behind one pass of the frozen prefix; each is the run that it would have
 been alone with the same order_seed. Aspect modules are trained once. The best on the validation split is scored on the
-test split. Calling the same command again goes on; members may be added. docs/sweeps.md"""
+test split. Calling the same command again goes on; members may be added.
+
+The first lines say which members are trained together, what that costs and what single runs would; --list stops there:
+  masp sweep --config configs/train.yaml 'seed=[1,2,3,4]' --list --tflops 312
+With --halving the worst are dropped on the way, of all groups, by the loss on held-out images:
+  masp sweep --config configs/train.yaml 'stage2.learning_rate=log(1e-4,1e-1)' --num 16 --halving
+trains 16 members for 1/16 of their epochs, the better 8 up to 1/8, 4 up to 1/4, 2 up to 1/2 and one to its end.
+docs/sweeps.md"""
+
+
+def add_members(parser: argparse.ArgumentParser) -> None:
+    """Add what says which members a sweep has, and how much is done about them."""
+    parser.add_argument("--members", metavar="FILE", help="a member per line, instead of axes")
+    parser.add_argument("--num", type=int, metavar="N", help="draws from the ranges")
+    parser.add_argument("--random", action="store_true", help="draw at random instead of by Sobol's sequence")
+    parser.add_argument("--test", choices=("best", "all", "none"), default="best", help="whose test score to compute")
+    parser.add_argument(
+        "--halving",
+        type=int,
+        nargs="?",
+        const=2,
+        metavar="ETA",
+        help="successive halving: keep one of ETA members at each rung (2 if ETA is not given)",
+    )
+    parser.add_argument("--tflops", type=float, metavar="X", help="peak of one GPU, for the expected hours")
+    parser.add_argument(
+        "--utilization", type=float, metavar="U", help="share of the peak that is reached (default 0.4)"
+    )
+    parser.add_argument("--rate-from", metavar="RUN_DIR", help="take the speed from an earlier run's logs")
 
 
 def register(commands: Commands) -> None:
     """Add the parser."""
     parser = add_command(commands, "sweep", "many trainings of the soft prompt for the price of a few", _DETAILS)
     add_settings(parser)
-    parser.add_argument("--members", metavar="FILE", help="a member per line, instead of axes")
-    parser.add_argument("--num", type=int, metavar="N", help="draws from the ranges")
-    parser.add_argument("--random", action="store_true", help="draw at random instead of by Sobol's sequence")
-    parser.add_argument("--test", choices=("best", "all", "none"), default="best", help="whose test score to compute")
-    parser.add_argument("--list", action="store_true", help="only print the members")
+    add_members(parser)
+    parser.add_argument("--list", action="store_true", help="only print members, groups and cost")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the sweep, or list its members.
+    """Run the sweep, or say what it would be.
 
     Raises:
         InputError: What is to be varied is not valid.
     """
-    from masp.config import load_config
     from masp.errors import InputError
     from masp.runtime.log import show
-    from masp.sweep.axes import members_of, read_axes, read_members
+    from masp.sweep.axes import asked_members
 
-    asked = read_axes(arguments.config, arguments.overrides)
-    config = load_config(arguments.config, asked.fixed)
-    if arguments.num is not None and arguments.num < 1:
-        raise InputError(f"--num {arguments.num}: must be 1 or more")
-    if arguments.members:
-        if asked.axes or asked.ranges:
-            raise InputError("--members: names the members; leave out the axes")
-        members = read_members(arguments.members)
-    else:
-        members = members_of(asked, arguments.num, config.seed, arguments.random)
-    if arguments.list:
-        show(*(member.name for member in members), f"sweep: {len(members)} members")
-        return 0
+    given = arguments.members, arguments.num, arguments.random
+    asked, members = asked_members(arguments.config, arguments.overrides, *given)
+    if arguments.halving is not None and arguments.halving < 2:
+        raise InputError(f"--halving {arguments.halving}: must be 2 or more")
     from masp.demo.data import draw_demo_data
+    from masp.sweep.cost import plan_lines
+    from masp.sweep.members import open_sweep
     from masp.sweep.run import run_sweep
 
-    draw_demo_data(config)
-    run_sweep(arguments.config, asked, members, arguments.test)
+    sweep = open_sweep(arguments.config, asked, members, arguments.test)
+    if arguments.list:
+        show(*(member.name for member in members))
+    else:
+        draw_demo_data(sweep.base)
+    show(*plan_lines(sweep, arguments.halving, arguments.tflops, arguments.utilization, arguments.rate_from))
+    if not arguments.list:
+        run_sweep(sweep, arguments.halving)
     return 0

@@ -48,6 +48,11 @@ def check_together(config: Config, where: str) -> None:
         raise InputError(
             f"{where}: stage2.vision_features = false: with {key} nothing of the image would be in the prompt"
         )
+    if config.dataset.fraction is not None and config.dataset.shots is not None:
+        raise InputError(
+            f"{where}: dataset.fraction = {config.dataset.fraction:g} and dataset.shots = {config.dataset.shots}: give "
+            "one of them, the other must be null"
+        )
     _check_splits(config, where)
     _check_aspects(config, where)
     lists = (("dataset", config.dataset.categories, 1, "one"), ("target", config.target.categories, 2, "two"))

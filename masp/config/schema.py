@@ -133,6 +133,16 @@ class DatasetConfig(Settings):
     split_seed: Annotated[int, Field(ge=0, le=2**32 - 1), Number] = 0
     """Seed of the division by fractions."""
 
+    fraction: Annotated[float, Field(gt=0.0, le=1.0), Number] | None = None
+    """Share of the training images of each category that training sees, at least one image; null or 1: all. A smaller
+    subset is contained in a larger one. Validation and test images stay as they are, and so does the cache."""
+
+    shots: Count | None = None
+    """Training images of each category that training sees, instead of `fraction`; null: all."""
+
+    subset_seed: Annotated[int, Field(ge=0, le=2**32 - 1), Number] = 0
+    """Seed of which images `fraction` or `shots` takes."""
+
     categories: Annotated[UniqueList[Item], Field(examples=[["joy", "fear"]])] | None = None
     """Categories in the order in which questions list them; null takes the named dataset's own, for `folder` the names
     of the subdirectories."""
@@ -448,7 +458,8 @@ class EvaluateConfig(Settings):
 
     prompts: Literal["first", "all"] = "first"
     """Wordings of the question that are scored. `first`: the first template. `all`: also every other template, and the
-    first with other orders of the categories, each of which takes as long as the first."""
+    first with other orders of the categories; in layout `after_image` behind one pass of the image, elsewhere each
+    takes as long as the first."""
 
     without: Annotated[UniqueList[Item], Field(examples=[["scene", "vision_features"]])] = field(default_factory=list)
     """Parts of the image that are left out of the prompt: aspects, and `vision_features`. What was trained stays as it

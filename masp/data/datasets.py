@@ -15,7 +15,6 @@ import numpy as np
 from masp.config.aspects import Aspects, load_aspects
 from masp.config.schema import Config, DatasetConfig
 from masp.data.annotations import Answers, read_annotations
-from masp.data.division import Division, Undivided, divide, read_division
 from masp.data.findings import (
     NO_ANNOTATIONS,
     Finding,
@@ -49,6 +48,7 @@ from masp.data.sources.folders import read_folders
 from masp.data.sources.index_files import read_index_files
 from masp.data.sources.labels import LabeledRows, read_labeled
 from masp.data.sources.rows import Rows
+from masp.data.splits.division import Division, Undivided, divide, read_division
 from masp.errors import DataError, InputError
 from masp.files.text import shown
 from masp.taxonomy import CATEGORY_SETS, normalize_category

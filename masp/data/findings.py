@@ -36,6 +36,7 @@ Kind = Literal[
     "duplicates",
     "near duplicates",
     "labels",
+    "subset",
     "training",
     "cache",
     "vlm",

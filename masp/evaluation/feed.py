@@ -33,6 +33,7 @@ from masp.data.findings import DatasetRecord, Finding
 from masp.data.image_files.stored import Location, image_status
 from masp.data.images import UnreadableImage, read_image_file
 from masp.data.sample import Sample
+from masp.data.splits.subset import Subset, has_subset, subset_of
 from masp.data.target.find_labels import label_dataset, with_a_label
 from masp.errors import DataError, InputError
 from masp.extraction.encoder import Encoder, check_finite_features
@@ -97,6 +98,8 @@ class Feed(ABC):
     """Digest of the dataset as the manifest of a cache has it; None where it is not known."""
     cache_digest: str | None = field(default=None, kw_only=True)
     """Digest of the cache's index; None where features are computed live."""
+    subset: Subset | None = field(default=None, kw_only=True)
+    """What training sees of the training split, with the settings of this run; None for all."""
 
     @abstractmethod
     def batches(self, keys: Sequence[str], batch_size: int) -> Generator[list[Item]]:
@@ -129,7 +132,8 @@ class Feed(ABC):
 
     @abstractmethod
     def category_counts(self, split: str) -> dict[str, int]:
-        """Category -> its readable images in a split; empty where the dataset has no such split."""
+        """Category -> its readable images in a split, of the training split those that training sees; empty where the
+        dataset has no such split."""
 
     @abstractmethod
     def annotations(self) -> AnswerTable:
@@ -290,6 +294,7 @@ def _open_cached(config: Config) -> CachedFeed:
         quarantined={name: split.num_quarantined for name, split in cache.manifest.splits.items()},
         dataset_digest=cache.manifest.dataset.digest,
         cache_digest=cache.manifest.index.sha256,
+        subset=cache.subset,
         aspect_notes=[
             f"the cache holds no answers to {aspect}, which was defined after it was begun"
             for aspect in cache.unknown_aspects(config.aspects)
@@ -311,6 +316,8 @@ class LiveFeed(Feed):
     """Those of the split, by key."""
     everything: list[Sample]
     """Those of all splits."""
+    trained: frozenset[str] | None = None
+    """Keys of the training images that training sees; None for all."""
     now: dict[str, tuple[int, int] | None] = field(default_factory=dict)
     """Bytes and modification time of image files, asked once each; None where there is none."""
 
@@ -336,7 +343,10 @@ class LiveFeed(Feed):
         return self.samples[key].answers
 
     def category_counts(self, split: str) -> dict[str, int]:
-        return dict(Counter(sample.category for sample in self.everything if sample.split == split))
+        images = (sample for sample in self.everything if sample.split == split)
+        if split == "train" and (trained := self.trained) is not None:
+            images = (sample for sample in images if sample.key in trained)
+        return dict(Counter(sample.category for sample in images))
 
     def annotations(self) -> AnswerTable:
         return AnswerTable.of([self.samples[key].answers for key in self.keys])
@@ -391,6 +401,7 @@ def _open_live(config: Config) -> LiveFeed:
         dataset, labels, record = images.dataset, images.labels, images.record
         everything, categories, broken = images.samples, images.categories, images.unreadable_keys()
         digest: str | None = images.digest
+        subset, chosen_of = images.subset, images.samples
     else:
         digest = None
         dataset = dataset_of(config)
@@ -399,6 +410,11 @@ def _open_live(config: Config) -> LiveFeed:
         readable = replace(dataset, samples=good)
         seen, labels = label_dataset(config, readable) if has_target else (readable, None)
         everything, categories, record = seen.samples, seen.categories, (dataset if labels is None else seen).record()
+        chosen_of = seen.samples
+        if has_subset(config.dataset) and not has_target:  # chosen by the categories of the target all the same
+            chosen_of = label_dataset(config, readable)[0].samples
+        subset = subset_of(config.dataset, chosen_of)
+        record = record if subset is None else subset.record(record)
         stored = stored_answers(config, dataset.samples)
     labeled = sorted((s for s in everything if s.category), key=lambda s: s.key)
     if stored is not None:
@@ -432,9 +448,11 @@ def _open_live(config: Config) -> LiveFeed:
         quarantined=quarantined,
         dataset_digest=digest,
         aspect_notes=[] if stored is None else _who_answered(stored.origins),
+        subset=subset,
         config=config,
         samples=samples,
         everything=labeled,
+        trained=None if subset is None else frozenset(chosen_of[subset.is_in].keys),
     )
 
 

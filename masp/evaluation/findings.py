@@ -121,6 +121,8 @@ def cited(config: Config, feed: Feed, questions: Mapping[str, Sequence[str]]) ->
     directory = resolve_directory(config.vlm.path)
     is_snapshot = directory.parent.name == "snapshots"  # a hub name, in the cache of huggingface_hub
     counts = {split: sum(feed.category_counts(split).values()) for split in get_args(Split)}
+    if feed.subset is not None:
+        counts["train"] = feed.subset.num_in_split
     splits = {
         split: {"num_images": count, "num_quarantined": feed.quarantined.get(split, 0)}
         for split, count in counts.items()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,12 @@ def is_partitioned(config: Config) -> bool:
 
 
 @contextmanager
-def joined(config: Config, directory: Path | None = None) -> Iterator[None]:
+def joined(config: Config, directories: Sequence[Path] = ()) -> Iterator[None]:
     """While entered, the ranks are joined and watch one another, if they score together; otherwise nothing happens.
 
     Args:
         config: Run configuration.
-        directory: Directory of the evaluation, whose status says if a rank was lost; None if there is none.
+        directories: Directories of the evaluations, whose status says if a rank was lost.
     """
     if not is_partitioned(config):
         yield
@@ -52,11 +52,11 @@ def joined(config: Config, directory: Path | None = None) -> Iterator[None]:
     join(ranks, device)
 
     def note(error: RankLost) -> None:
-        if directory is not None:
+        for directory in directories:
             write_status(directory, RunState.FAILED, error.exit_code, one_line(str(error)))
 
     kept = "the others end too" + (
-        f"; {directory} keeps what is scored, the same command scores the rest" if directory else ""
+        f"; {directories[0]} keeps what is scored, the same command scores the rest" if directories else ""
     )
     with Peers(ranks, device, kept, note):
         yield

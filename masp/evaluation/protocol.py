@@ -30,7 +30,7 @@ class Evaluation(Protocol):
     def keys_of(self, image: str) -> Sequence[str]:
         """Keys of the records that an image needs."""
 
-    def load(self, device: str, language: LanguageHalf) -> None:
+    def load(self, device: str, language: LanguageHalf) -> object:
         """Get ready to score.
 
         Args:

@@ -7,41 +7,30 @@ Ranks share nothing but files, so none waits for another, unless they share the 
 from __future__ import annotations
 
 import logging
-import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import torch
-from tqdm import tqdm
-
-from masp.config import Config, save_config
+from masp.config import Config
 from masp.config.feature_source import evaluation_source
-from masp.data.findings import log_findings, save_findings
 from masp.data.questions import questions_of
-from masp.distributed.ranks import Ranks, claim_gpu, read_ranks, read_share
-from masp.errors import InputError, StoppedEarly
+from masp.distributed.ranks import read_ranks
+from masp.errors import DataError, InputError, MaspError
 from masp.evaluation.aspects import AspectEvaluation
 from masp.evaluation.explanations.evaluation import ExplainedEvaluation, explained_config, explains, why_not_explained
-from masp.evaluation.feed import CachedFeed, Feed, open_feed
-from masp.evaluation.linear_probe import write_probe
-from masp.evaluation.partitioned import Passes, joined, load_for_scoring, on_any_rank
+from masp.evaluation.feed import Feed, open_feed
+from masp.evaluation.group.members import groups_of, why_alone
+from masp.evaluation.group.parts import Part, plain_write_errors, score_parts
+from masp.evaluation.group.parts import evaluate_dir as evaluate_dir
 from masp.evaluation.prompts import FIRST, VALIDATION, Wording, other_evaluations, other_wordings, write_table
 from masp.evaluation.protocol import Evaluation
 from masp.evaluation.target import TargetEvaluation
-from masp.files.text import reason, shown
-from masp.results.aspect_records import DIRECTORY as STAGE1
-from masp.results.explanations.explanations_file import FILE as EXPLANATIONS
-from masp.results.ledger import DIRECTORY, Ledgers, Scoring
-from masp.results.ledgers.slices import Slice
-from masp.results.metrics_file import DATASETS, METRICS, PROBE, PROMPTS, read_metrics
-from masp.results.records import FILE as RECORDS
-from masp.runtime.devices import pick_device, plain_memory_errors
+from masp.files.text import shown
+from masp.results.metrics_file import METRICS, PROMPTS, read_metrics
 from masp.runtime.log import show
-from masp.runtime.run_directory import STATUS_FILE as STATUS
-from masp.runtime.run_directory import RunState, noting_failure, read_status, write_status
+from masp.runtime.run_directory import noting_failure
 from masp.runtime.stop import StopFlag
 from masp.tracking.trackers import REMOTE, open_trackers, require_trackers
 from masp.vlm.quantized.rounding import require_library
@@ -49,14 +38,13 @@ from masp.vlm.quantized.rounding import require_library
 LOG = logging.getLogger(__name__)
 
 
-def evaluate_dir(config: Config) -> Path:
-    """Where ledgers, records and metrics go."""
-    name = "evaluate" if config.evaluate.stage == "stage2" else STAGE1
-    return Path(config.evaluate.output_dir or Path(config.output_dir) / name)
-
-
 def open_evaluation(
-    config: Config, directory: Path, feed: Feed, known_categories: Sequence[str] = (), wording: Wording = FIRST
+    config: Config,
+    directory: Path,
+    feed: Feed,
+    known_categories: Sequence[str] = (),
+    wording: Wording = FIRST,
+    like: Evaluation | None = None,
 ) -> Evaluation:
     """What `evaluate.stage` asks for, checked; the VLM is not loaded yet.
 
@@ -66,6 +54,7 @@ def open_evaluation(
         feed: The images.
         known_categories: More that may stand in `evaluate.category_map`: those of other datasets.
         wording: How the target is asked for.
+        like: Another evaluation of its group, see `TargetEvaluation`.
 
     Raises:
         InputError: what was trained is missing or does not fit, nothing can be asked of these images, or what else is
@@ -77,7 +66,8 @@ def open_evaluation(
     questions = questions_of(config)
     if config.evaluate.stage == "stage1":
         return AspectEvaluation(config, directory, feed, questions)
-    return TargetEvaluation(config, directory, feed, questions, known_categories, wording)
+    assert like is None or isinstance(like, TargetEvaluation), "only these share anything"
+    return TargetEvaluation(config, directory, feed, questions, known_categories, wording, like)
 
 
 def _open_explained(
@@ -131,47 +121,172 @@ def evaluate(
     Raises:
         InputError, DataError: see `masp.errors`. StoppedEarly: a signal asked to stop; the ledger is kept.
     """
-    directory, is_rank_0 = evaluate_dir(config), read_ranks().is_rank_0
-    if is_rank_0 and (why := why_not_explained(config)):
-        LOG.info("%s", why)
-    open_whole = partial(open_evaluation, known_categories=known_categories)
-    if not (config.evaluate.validation or config.evaluate.prompts == "all" or explains(config)):
-        metrics = _evaluate_one(config, open_whole, stop, tables)
-    else:
-        metrics = _evaluate_all(config, open_whole, known_categories, stop, tables)
-    if metrics is not None:
-        _track(config, directory)
-    return metrics
+    run = _Run(config, known_categories, tables)
+    _evaluate_runs([run], stop)
+    return _results([run])[0]
 
 
-_Open = Callable[[Config, Path, Feed], Evaluation]
+def evaluate_group(configs: Sequence[Config], stop: StopFlag | None = None) -> list[Path | None]:
+    """Evaluate several soft prompts behind one pass of what their prompts have in common.
+
+    Each gets the directory that `evaluate` alone gives it. One that fails does not keep the others from being scored.
+
+    Args:
+        configs: Configurations of one of the groups of `masp.evaluation.group.members.groups_of`.
+        stop: See `evaluate`.
+
+    Returns:
+        Of each what `evaluate` returns.
+
+    Raises:
+        InputError, DataError, StoppedEarly: See `evaluate`; of several that fail, the error of the first, when the
+            others are scored.
+    """
+    runs = [_Run(config) for config in configs]
+    _evaluate_runs(runs, stop)
+    return _results(runs)
 
 
-def _evaluate_all(
-    config: Config,
-    open_whole: Callable[..., Evaluation],
-    known_categories: Sequence[str],
-    stop: StopFlag | None,
-    tables: Sequence[Path],
-) -> Path | None:
-    """Score what is asked for beside the split, then the split; see `evaluate`."""
-    directory, is_rank_0 = evaluate_dir(config), read_ranks().is_rank_0
-    with noting_failure(directory), plain_write_errors(directory):
-        wordings = _wordings(config, open_whole(config, directory, open_feed(config)))
-        parts: list[tuple[Config, _Open, Sequence[Path]]] = [
-            (part, partial(open_whole, wording=wording), tables if wording == FIRST else [*tables, directory / PROMPTS])
-            for part, wording in other_evaluations(config, directory, wordings)
-        ]
-        if explains(config):
-            open_explained = partial(_open_explained, known_categories=known_categories)
-            parts.append((explained_config(config, directory), open_explained, tables))
-        for part, open_part, part_tables in parts:
-            if is_rank_0:
-                show(f"evaluate: {evaluate_dir(part).relative_to(directory)}")
-            _evaluate_one(part, open_part, stop, part_tables)
-        metrics = _evaluate_one(config, open_whole, stop, tables)
-        is_whole = not wordings or write_table(directory, wordings) is not None
-    return metrics if is_whole else None
+def evaluate_together(configs: Sequence[Config], stop: StopFlag | None = None) -> list[Path | None]:
+    """Evaluate runs, those that share a prefix as groups and the others alone; see `evaluate_group`.
+
+    Args:
+        configs: Configurations with different directories.
+        stop: See `evaluate`.
+    """
+    groups = groups_of(configs)
+    if read_ranks().is_rank_0 and len(configs) > 1:
+        show(f"evaluate: {len(configs)} evaluations in groups of {' + '.join(str(len(group)) for group in groups)}")
+        for group in groups:
+            if why := why_alone(configs[group[0]]):
+                show(f"  {evaluate_dir(configs[group[0]])}: alone, since {why}")
+    runs = [_Run(config) for config in configs]
+    for group in groups:
+        try:
+            _evaluate_runs([runs[number] for number in group], stop)
+        except (InputError, DataError) as error:
+            runs[group[0]].error = error
+    return _results(runs)
+
+
+@dataclass
+class _Run:
+    """An evaluation with what is asked for beside it."""
+
+    config: Config
+    known_categories: Sequence[str] = ()
+    tables: Sequence[Path] = ()
+    wordings: list[Wording] = field(default_factory=list)
+    """Those but the first."""
+    before: list[Part] = field(default_factory=list)
+    """What is scored before anything else: the validation split."""
+    worded: list[Part] = field(default_factory=list)
+    """The split in other wordings."""
+    explained: list[Part] = field(default_factory=list)
+    is_whole: bool = False
+    """Whether everything is scored, on all ranks."""
+    error: MaspError | None = None
+    """Why it failed, where others went on."""
+
+    def __post_init__(self) -> None:
+        self.open = partial(open_evaluation, known_categories=self.known_categories)
+        self.whole = Part(self.config, self.open, self.tables)
+
+    @property
+    def directory(self) -> Path:
+        return self.whole.directory
+
+    @property
+    def has_parts(self) -> bool:
+        asked = self.config.evaluate
+        return asked.validation or asked.prompts == "all" or explains(self.config)
+
+    def find_parts(self, feed: Feed, like: Evaluation | None, is_shared: bool) -> Evaluation:
+        """Find what is scored beside the split; returns its evaluation, opened and checked."""
+        evaluation = self.open(self.config, self.directory, feed, like=like)
+        self.wordings = _wordings(self.config, evaluation, is_shared)
+        for part, wording in other_evaluations(self.config, self.directory, self.wordings):
+            if wording == FIRST:
+                self.before.append(Part(part, self.open, self.tables))
+            else:
+                tables = [*self.tables, self.directory / PROMPTS]
+                self.worded.append(Part(part, partial(self.open, wording=wording), tables))
+        if explains(self.config):
+            open_explained = partial(_open_explained, known_categories=self.known_categories)
+            self.explained = [Part(explained_config(self.config, self.directory), open_explained, self.tables)]
+        return evaluation
+
+    def fail(self, error: MaspError, directory: Path) -> None:
+        """Note an error in one of its parts, in whose directory it stands already."""
+        self.error = self.error or error
+        if directory != self.directory:
+            with suppress(MaspError), noting_failure(self.directory):
+                raise error
+
+
+def _evaluate_runs(runs: Sequence[_Run], stop: StopFlag | None) -> None:
+    """Score what is asked for beside the split of each, then the split; the runs share a prefix, or there is one."""
+    for run in runs:
+        if read_ranks().is_rank_0 and (why := why_not_explained(run.config)):
+            LOG.info("%s", why)
+    with_parts = [run for run in runs if run.has_parts]
+    with ExitStack() as stack:
+        for run in with_parts:
+            stack.enter_context(noting_failure(run.directory))
+            stack.enter_context(plain_write_errors(run.directory))
+        is_shared = bool(with_parts) and why_alone(runs[0].config) is None
+        _find_parts(runs, with_parts, is_shared)
+        _score([(run, part) for run in runs for part in run.before], stop)
+        worded = [(run, part) for run in runs for part in run.worded]
+        alone = [(run, part) for run in runs for part in run.explained]
+        wholes = [(run, run.whole) for run in runs]
+        for one in [*([] if is_shared else worded), *alone]:
+            _score([one], stop)
+        _score([*(worded if is_shared else []), *wholes], stop)
+        for run in runs:
+            if run.error is None and run.whole.metrics is not None:
+                run.is_whole = not run.wordings or write_table(run.directory, run.wordings) is not None
+    for run in runs:
+        if run.is_whole:
+            _track(run.config, run.directory)
+
+
+def _find_parts(runs: Sequence[_Run], with_parts: Sequence[_Run], is_shared: bool) -> None:
+    if not with_parts:
+        return
+    feed, like = open_feed(runs[0].config), None
+    for run in with_parts:
+        try:
+            found = run.find_parts(feed, like, is_shared)
+            like = like or found
+        except (InputError, DataError) as error:
+            if len(runs) == 1:
+                raise
+            run.fail(error, run.directory)
+
+
+def _score(parts: Sequence[tuple[_Run, Part]], stop: StopFlag | None) -> None:
+    """Score parts of runs that have not failed, together."""
+    parts = [(run, part) for run, part in parts if run.error is None]
+    if not parts:
+        return
+    if read_ranks().is_rank_0:
+        is_one = all(run is parts[0][0] for run, _ in parts)
+        for run, part in parts:
+            if part is not run.whole:
+                show(f"evaluate: {part.directory.relative_to(run.directory) if is_one else part.directory}")
+    score_parts([part for _, part in parts], stop)
+    for run, part in parts:
+        if part.error is not None:
+            run.fail(part.error, part.directory)
+
+
+def _results(runs: Sequence[_Run]) -> list[Path | None]:
+    """What each wrote, unless one has failed."""
+    for run in runs:
+        if run.error is not None:
+            raise run.error
+    return [run.whole.metrics if run.is_whole else None for run in runs]
 
 
 def _track(config: Config, directory: Path) -> None:
@@ -185,135 +300,12 @@ def _track(config: Config, directory: Path) -> None:
         trackers.summarize(metrics.numbers())
 
 
-def _wordings(config: Config, evaluation: Evaluation) -> list[Wording]:
+def _wordings(config: Config, evaluation: Evaluation, is_shared: bool) -> list[Wording]:
     """The wordings but the first, where they are asked for."""
     if config.evaluate.prompts == "first" or not isinstance(evaluation, TargetEvaluation):
         return []
     found = other_wordings(evaluation.questions, evaluation.categories)
     if read_ranks().is_rank_0:
-        show(
-            f"evaluate: {len(found) + 1} wordings of the question for {len(evaluation.images)} images: about "
-            f"{len(found) + 1} times the time of one",
-        )
+        time = "behind one pass of the prefix" if is_shared else f"about {len(found) + 1} times the time of one"
+        show(f"evaluate: {len(found) + 1} wordings of the question for {len(evaluation.images)} images: {time}")
     return found
-
-
-def _evaluate_one(config: Config, open_: _Open, stop: StopFlag | None, tables: Sequence[Path]) -> Path | None:
-    """Score one split in one way.
-
-    Args:
-        config: Configuration, whose `evaluate.output_dir` gets the results.
-        open_: Opens the evaluation, given the configuration, that directory and the images.
-        stop, tables: See `evaluate`; also what is returned and raised.
-    """
-    ranks, directory = read_share(), evaluate_dir(config)
-    with noting_failure(directory), plain_write_errors(directory), joined(config, directory):
-        evaluation = open_(config, directory, open_feed(config))
-        ledgers = Ledgers(
-            directory / DIRECTORY,
-            evaluation.images,
-            evaluation.identity,
-            problem=evaluation.problem,
-            discard=lambda: _discard_results(directory, tables),
-            keys_of=evaluation.keys_of,
-        )
-        record = evaluation.feed.record
-        if ranks.is_rank_0:
-            for note in evaluation.notes:
-                LOG.info("%s", note)
-            if record:
-                log_findings(record.findings, LOG, again=True)
-        with ledgers.begin(Slice(ranks.rank, ranks.size), evaluation.feed.live_machine) as scoring:
-            if ranks.is_rank_0:
-                save_config(config, directory / "config.yaml")
-                if record:
-                    save_findings(directory, record)
-                if num_done := scoring.num_records - scoring.num_missing:
-                    whose = " of this rank" if ranks.size > 1 else ""
-                    show(f"evaluate: {num_done} of {scoring.num_records} {evaluation.what}{whose} are scored already")
-            if on_any_rank(config, bool(scoring.missing)):
-                _score_slice(config, evaluation, scoring, ranks, stop)
-        metrics = ledgers.merge_if_complete(evaluation.finish, scoring)
-        if metrics is None:
-            show(f"evaluate: rank {ranks.rank} is done; other ranks still have samples to score")
-        else:
-            if config.evaluate.linear_probe:
-                _probe(config, evaluation, directory)
-            write_status(directory, RunState.FINISHED, 0, str(metrics))
-    return metrics
-
-
-def _probe(config: Config, evaluation: Evaluation, directory: Path) -> None:
-    """Fit and test the linear probe, outside of the lock under which metrics are written: it may take long."""
-    feed = evaluation.feed
-    assert isinstance(feed, CachedFeed) and isinstance(evaluation, TargetEvaluation), "checked before"
-    split, means = config.evaluate.split, evaluation.asked.means
-    write_probe(feed.cache, config.seed, split, means, feed.data_digest, directory)
-
-
-def _score_slice(config: Config, evaluation: Evaluation, scoring: Scoring, ranks: Ranks, stop: StopFlag | None) -> None:
-    """Append the records that this rank's slice lacks to its ledger."""
-    directory, missing = evaluate_dir(config), scoring.missing
-    write_status(directory, RunState.RUNNING)
-    with plain_memory_errors(_remedy(config, directory / DIRECTORY)):
-        passes = _load(config, evaluation, ranks)
-    pause_s = 0.1 if sys.stderr.isatty() else 30.0
-    bar = tqdm(total=len(missing), desc="evaluate", unit="img", mininterval=pause_s, disable=not ranks.is_rank_0)
-    batches = closing(evaluation.feed.batches(list(missing), config.evaluate.batch_size))
-    flags = StopFlag() if stop is None else nullcontext(stop)
-    with flags as flag, bar, batches as batches_of_items, passes.scoring(flag):
-        for items in batches_of_items:
-            with plain_memory_errors(_remedy(config, directory / DIRECTORY)):
-                scoring.append(*evaluation.score(items, missing))
-            bar.update(len(items))
-            if flag or passes.is_stopping:
-                raise StoppedEarly(
-                    f"evaluate: stopped on request; {directory / DIRECTORY} keeps what is scored, "
-                    "the same command scores the rest"
-                )
-
-
-def _discard_results(directory: Path, tables: Sequence[Path]) -> None:
-    """Remove what an earlier merge wrote, so that nobody takes it for the result of the ledgers that are there now."""
-    status = read_status(directory)
-    names = [METRICS, RECORDS, DATASETS, PROMPTS, PROBE, EXPLANATIONS]
-    names += [STATUS] if status and status.state == RunState.FINISHED else []
-    for path in (*(directory / name for name in names), *tables):
-        path.unlink(missing_ok=True)
-
-
-def _load(config: Config, evaluation: Evaluation, ranks: Ranks) -> Passes:
-    """Get the device and the VLM's language half."""
-    if config.engine.num_threads:
-        torch.set_num_threads(config.engine.num_threads)
-    device = pick_device(config.engine.device, "engine.device")
-    if device == "cuda":
-        claim_gpu(ranks)
-    passes = load_for_scoring(config, device)
-    evaluation.load(device, passes.language)
-    return passes
-
-
-def _remedy(config: Config, ledgers: Path) -> str:
-    divide = "divide the VLM over several ranks (evaluate.partition_vlm=true)"
-    size = config.evaluate.batch_size
-    smaller = [f"lower evaluate.batch_size, which is {size}"] if size > 1 else []
-    smaller += [] if config.evaluate.partition_vlm else [divide]
-    smaller += [] if config.vlm.quantization == "int4" else ["give vlm.quantization=int4"]
-    return f"{', or '.join(smaller) or 'take a smaller VLM'}; {ledgers} keeps what is scored"
-
-
-@contextmanager
-def plain_write_errors(directory: Path) -> Iterator[None]:
-    """Turn what the file system refuses in an evaluation's directory into one line; other errors are left alone."""
-    try:
-        yield
-    except OSError as error:
-        path = error.filename2 or error.filename  # of a rename, the name that was wanted
-        if not isinstance(path, str | os.PathLike):
-            raise
-        if directory != Path(path) and directory not in Path(path).parents and Path(path) not in directory.parents:
-            raise
-        raise InputError(
-            f"evaluate.output_dir: {path} cannot be written: {reason(error)}; what is scored is kept"
-        ) from None

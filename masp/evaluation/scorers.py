@@ -25,6 +25,7 @@ from masp.models.forward import Stage2Model, num_logits, run
 from masp.models.generation import generate
 from masp.models.likelihood import NotFiniteError, Scored, check_finite, score_categories
 from masp.models.sequence import Batch, build_sequence, make_batch, pad_features
+from masp.models.sequence import Sequence as PromptSequence
 from masp.models.trainable import AspectModules
 from masp.runtime.devices import torch_dtype
 from masp.taxonomy import normalize_category
@@ -121,6 +122,7 @@ class TargetScorer(Scorer):
         device: `cpu` or `cuda`.
         question: Another wording of the question about the target.
         language: The VLM's language half on that device; None loads it.
+        prompt: The VLM's chat template; None loads it.
     """
 
     def __init__(
@@ -132,11 +134,12 @@ class TargetScorer(Scorer):
         device: str,
         question: str | None = None,
         language: LanguageHalf | None = None,
+        prompt: Prompt | None = None,
     ):
         self.config, self.categories, self.layout = config, tuple(categories), trained.layout
         self.vision_features = trained.vision_features
         self.device, self.dtype = device, torch_dtype(config.engine.precision)
-        self.prompt: Prompt = load_prompt(config.vlm.path)
+        self.prompt = prompt or load_prompt(config.vlm.path)
         self.question = question or questions.target_first(self.categories)
         language = language or load_language(config, device)
         modules = None if trained.aspects is None else trained.aspects.to(device, self.dtype)
@@ -149,36 +152,47 @@ class TargetScorer(Scorer):
         self.candidates = [self.prompt.answer(category) for category in self.categories]
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        # nothing is trained here, so no prefix needs to be kept apart
+        batch = self.batch(requests, frozen_prefix=False)
+        with finite_for([request.name for request in requests], self.dtype):
+            return self._scores(batch)
+
+    def batch(self, requests: Sequence[ScoreRequest], frozen_prefix: bool) -> Batch:
+        """The prompts of some requests, up to the answer, on the device.
+
+        Args:
+            requests: Questions about images.
+            frozen_prefix: Whether what comes before the soft prompt runs apart; then all rows are equally long behind
+                it, and no part of the image is left out.
+        """
         kept = [[aspect not in request.without for aspect in self.aspects] for request in requests]
-        sequences = [
-            build_sequence(
-                self.prompt,
-                self.question,
-                None,
-                num_aspect_tokens=sum(row) * self.num_queries,
-                image=request.layout if self.vision_features and VISION_FEATURES not in request.without else None,
-                num_soft_tokens=self.num_soft_tokens,
-                layout=self.layout,
-            )
-            for request, row in zip(requests, kept, strict=True)
-        ]
+        sequences = [self.sequence(request, sum(row)) for request, row in zip(requests, kept, strict=True)]
         # an image that is asked about several times is there once
         images = {id(request.features): request for request in requests}
         places = {image: place for place, image in enumerate(images)}
         tokens = [request.aspect_tokens for request in images.values() if request.aspect_tokens is not None]
-        # nothing is trained here, so no prefix needs to be kept apart
-        batch = make_batch(
+        return make_batch(
             self.prompt,
             sequences,
             [request.features for request in images.values()],
             row_image=[places[id(request.features)] for request in requests],
             row_kept=None if all(map(all, kept)) else kept,
-            frozen_prefix=False,
-            goes_on=True,
+            frozen_prefix=frozen_prefix,
+            goes_on=not frozen_prefix,
             aspect_tokens=tokens or None,
         ).to(self.device, self.dtype)
-        with finite_for([request.name for request in requests], self.dtype):
-            return self._scores(batch)
+
+    def sequence(self, request: ScoreRequest, num_aspects: int) -> PromptSequence:
+        """The prompt of a request, up to the answer, with the tokens of some aspects."""
+        return build_sequence(
+            self.prompt,
+            self.question,
+            None,
+            num_aspect_tokens=num_aspects * self.num_queries,
+            image=request.layout if self.vision_features and VISION_FEATURES not in request.without else None,
+            num_soft_tokens=self.num_soft_tokens,
+            layout=self.layout,
+        )
 
     def _scores(self, batch: Batch) -> list[Score]:
         if self.config.evaluate.scoring == "generate":
@@ -333,7 +347,11 @@ def _likeliest(
     model: Scored, batch: Batch, choices: Sequence[str], ids: Sequence[Sequence[int]], prompt: Prompt, layout: str
 ) -> list[Score]:
     """Compare the likelihoods of all choices in one pass."""
-    sums, means = score_categories(model, batch, ids, None if layout == "released" else prompt.end)
+    return chosen(choices, *score_categories(model, batch, ids, None if layout == "released" else prompt.end))
+
+
+def chosen(choices: Sequence[str], sums: Tensor, means: Tensor) -> list[Score]:
+    """The likeliest of some choices, from their log-likelihoods and those per token, `[B, C]` each."""
     # argmax takes the first of equals: ties go to the order of the choices
     best = sums.argmax(dim=1).tolist()
     return [

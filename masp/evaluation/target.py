@@ -25,7 +25,7 @@ from masp.evaluation.feed import Feed, Item, machines_of, mixed_notes
 from masp.evaluation.findings import cited, count_split, left_out_notes, summary_lines, target_findings
 from masp.evaluation.prompts import FIRST, Wording
 from masp.evaluation.protocol import Evaluation
-from masp.evaluation.scorers import DECISION, ScoreRequest, TargetScorer
+from masp.evaluation.scorers import DECISION, Score, ScoreRequest, TargetScorer
 from masp.files.text import MAX_REASON, listed_apart, shortened, shown
 from masp.models.likelihood import cut_short
 from masp.results.attention_maps import read_attention
@@ -40,7 +40,7 @@ from masp.runtime.log import show
 from masp.taxonomy import normalize_category
 from masp.vlm.language import LanguageHalf
 from masp.vlm.preprocessor import load_token_grid
-from masp.vlm.prompt import load_prompt
+from masp.vlm.prompt import Prompt, load_prompt
 
 _KEY = "evaluate.category_map"
 
@@ -71,6 +71,8 @@ class TargetEvaluation(Evaluation):
         questions: Questions.
         known_categories: Categories of other datasets that are evaluated with the same `evaluate.category_map`.
         wording: How the target is asked for.
+        like: Evaluation of another soft prompt on the same images, with the same aspect modules, which this one takes
+            over; None loads them.
 
     Raises:
         InputError: aspect modules or soft prompt are missing or do not fit, or the categories were not trained and no
@@ -88,9 +90,11 @@ class TargetEvaluation(Evaluation):
         questions: Questions,
         known_categories: Sequence[str] = (),
         wording: Wording = FIRST,
+        like: TargetEvaluation | None = None,
     ):
         self.config, self.directory, self.feed, self.questions = config, directory, feed, questions
-        self.trained = load_trained(config, feed.hidden_size, feed.model)
+        held = None if like is None else (like.trained.aspects, like.trained.aspect_lineage)
+        self.trained: Trained = load_trained(config, feed.hidden_size, feed.model, held)
         lineage = self.trained.soft_prompt_lineage
         self.asked = map_categories(
             feed.categories,
@@ -101,18 +105,22 @@ class TargetEvaluation(Evaluation):
         )
         self.categories = self.asked.categories
         self.question = wording.question(questions, self.categories)
-        self.split = count_split(feed, self.asked.means)
-        self.label_of = {
-            key: self.asked.means[label]
-            for key, label in zip(feed.keys, feed.labels, strict=True)
-            if label in self.asked.means
-        }
+        if like is not None and like.asked.means == self.asked.means:
+            self.label_of: dict[str, str] = like.label_of  # of millions of images, kept once
+        else:
+            self.label_of = {
+                key: self.asked.means[label]
+                for key, label in zip(feed.keys, feed.labels, strict=True)
+                if label in self.asked.means
+            }
         self.images = list(self.label_of)
+        self.split = count_split(feed, self.asked.means)
         check_lengths(config, self.categories)
         self.length_notes = length_notes(config, self.trained.layout, self.categories)
         layout = layout_notes(self.trained.layout, feed.model)
         quantization = self.trained.quantization_notes(config)
         self.data_notes = [*feed.notes(), *left_out_notes(self.split), *self.length_notes, *layout, *quantization]
+        self.data_notes += self.trained.subset_notes()
         self.notes = [*machine_notes(self.trained, feed.machine), *self.data_notes]
         self.without = _left_out(config, self.trained)
         self.aspects_shown = list(config.aspects) if config.evaluate.attention and self.trained.aspects else []
@@ -121,24 +129,33 @@ class TargetEvaluation(Evaluation):
         self.identity = self._identity()
         self.scorer: TargetScorer | None = None
 
-    def load(self, device: str, language: LanguageHalf) -> None:
+    def load(self, device: str, language: LanguageHalf, prompt: Prompt | None = None) -> TargetScorer:
         self.scorer = TargetScorer(
-            self.config, self.trained, self.questions, self.categories, device, self.question, language
+            self.config, self.trained, self.questions, self.categories, device, self.question, language, prompt
         )
+        return self.scorer
 
     def score(
         self, items: Sequence[Item], missing: Mapping[str, Sequence[str]]
     ) -> tuple[list[Record], list[np.ndarray]]:
         assert self.scorer is not None, "load comes first"
-        requests = [
+        requests = self.requests(items)
+        records = self.records(items, self.scorer.score(requests))
+        return records, self.scorer.attention(requests) if self.aspects_shown else []
+
+    def requests(self, items: Sequence[Item]) -> list[ScoreRequest]:
+        """The question about each image."""
+        return [
             ScoreRequest(item.features, item.layout, item.aspect_tokens, name=item.key, without=self.without)
             for item in items
         ]
-        records = [
+
+    def records(self, items: Sequence[Item], scores: Sequence[Score]) -> list[Record]:
+        """The record of each image."""
+        return [
             Record(item.key, self.label_of[item.key], **vars(score), source=item.source)
-            for item, score in zip(items, self.scorer.score(requests), strict=True)
+            for item, score in zip(items, scores, strict=True)
         ]
-        return records, self.scorer.attention(requests) if self.aspects_shown else []
 
     def problem(self, record: Record) -> str | None:
         label = self.label_of[record.sample_key]

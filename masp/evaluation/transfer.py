@@ -12,7 +12,8 @@ from masp.artifacts.trained import default_aspect_path, default_soft_prompt_path
 from masp.config import Config, load_config
 from masp.errors import DataError, InputError
 from masp.evaluation.feed import open_feed
-from masp.evaluation.run import evaluate, evaluate_dir, open_evaluation, plain_write_errors
+from masp.evaluation.group.parts import evaluate_dir, plain_write_errors
+from masp.evaluation.run import evaluate, open_evaluation
 from masp.evaluation.target import parse_map
 from masp.files.text import shown
 from masp.results.metrics_file import DATASETS, METRICS, DatasetRow, read_metrics, write_rows

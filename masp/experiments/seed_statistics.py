@@ -14,6 +14,7 @@ Fewer than `MIN_SEEDS` seeds say too little about other seeds for any claim.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -29,8 +30,14 @@ MIN_SEEDS = 5
 LEVEL = 0.05
 
 _NUM_RESAMPLES = 5000
+_RESAMPLES_PER_COMPARISON = 2 * 2 / LEVEL
+"""So that the smallest p-value is half of the level after correction."""
+_MAX_RESAMPLES = 20_000
 _MAX_DRAWS = 20_000_000
 """Numbers that are drawn for one comparison; with many seeds there are fewer resamples, never below a thousand."""
+
+_MAX_NAMED = 30
+"""Names in one sentence."""
 
 Claim = Literal["ahead", "behind"]
 
@@ -64,18 +71,23 @@ class Corrected:
     """Only with `MIN_SEEDS` seeds or more, and both p-values below 5 %."""
 
 
-def compare_seeds(first: Sequence[np.ndarray], second: Sequence[np.ndarray], seed: int = 0) -> SeedTest:
+def compare_seeds(
+    first: Sequence[np.ndarray], second: Sequence[np.ndarray], seed: int = 0, num_comparisons: int = 1
+) -> SeedTest:
     """Compare two ways of training.
 
     Args:
         first, second: Per training seed, in the same order: which predictions are right, `[N]` bool, in one order.
         seed: Seed of the resamples.
+        num_comparisons: For how many comparisons its p-values will be corrected. With very many there are more
+            resamples, since the smallest p-value they can give is two over their number.
     """
     num_seeds, num_images = len(first), len(first[0])
     patterns, counts = _patterns(first, second)
     wins = counts @ patterns  # per seed, as integers: equal differences are equal
     random = np.random.default_rng(seed)
-    num_resamples = max(1000, min(_NUM_RESAMPLES, _MAX_DRAWS // len(counts)))
+    num_wanted = max(_NUM_RESAMPLES, math.ceil(_RESAMPLES_PER_COMPARISON * num_comparisons))
+    num_resamples = max(1000, min(num_wanted, _MAX_RESAMPLES, _MAX_DRAWS // len(counts)))
     means = np.empty((num_resamples, num_seeds))
     for start in range(0, num_resamples, 250):
         part = means[start : start + 250]
@@ -111,14 +123,16 @@ def _t_test(differences: np.ndarray, all_equal: bool) -> tuple[float | None, tup
     return float(stats.ttest_1samp(differences, 0).pvalue), (mean - half, mean + half)
 
 
-def correct(tests: Mapping[str, SeedTest]) -> dict[str, Corrected]:
+def correct(tests: Mapping[str, SeedTest], num_comparisons: int | None = None) -> dict[str, Corrected]:
     """Correct the p-values of all comparisons of a table, and say what may be claimed.
 
     Args:
         tests: Name -> comparison with the same other one.
+        num_comparisons: For how many comparisons, where more could have been made than are: if the same numbers chose
+            the other one, for all pairs. None: for those that are made.
     """
-    by_t = _holm_of({name: test.t_p for name, test in tests.items()})
-    by_both = _holm_of({name: test.both_p for name, test in tests.items()})
+    by_t = _holm_of({name: test.t_p for name, test in tests.items()}, num_comparisons)
+    by_both = _holm_of({name: test.both_p for name, test in tests.items()}, num_comparisons)
     found = {}
     for name, test in tests.items():
         values = (by_t[name], by_both[name])
@@ -128,29 +142,42 @@ def correct(tests: Mapping[str, SeedTest]) -> dict[str, Corrected]:
     return found
 
 
-def _holm_of(values: Mapping[str, float | None]) -> dict[str, float | None]:
+def _holm_of(values: Mapping[str, float | None], count: int | None) -> dict[str, float | None]:
     known = {name: value for name, value in values.items() if value is not None}
-    adjusted = dict(zip(known, holm(list(known.values())), strict=True))
+    adjusted = dict(zip(known, holm(list(known.values()), count), strict=True))
     return {name: adjusted.get(name) for name in values}
 
 
-def holm(values: Sequence[float]) -> list[float]:
-    """p-values made larger for how many there are, so that 5 % stays the chance of *any* false alarm (Holm)."""
+def holm(values: Sequence[float], count: int | None = None) -> list[float]:
+    """p-values made larger for how many there are, so that 5 % stays the chance of *any* false alarm (Holm).
+
+    Args:
+        values: p-values.
+        count: How many there are if these are only some of them; None: these. The others count as the larger ones, so
+            that these are made larger than they would be among all.
+    """
+    count = len(values) if count is None else count
     order = sorted(range(len(values)), key=values.__getitem__)
     adjusted, largest = [0.0] * len(values), 0.0
     for place, index in enumerate(order):
-        largest = max(largest, min(1.0, values[index] * (len(values) - place)))
+        largest = max(largest, min(1.0, values[index] * (count - place)))
         adjusted[index] = largest
     return adjusted
 
 
-def claims(tests: Mapping[str, SeedTest], corrected: Mapping[str, Corrected], reference: str) -> list[str]:
+def claims(
+    tests: Mapping[str, SeedTest],
+    corrected: Mapping[str, Corrected],
+    reference: str,
+    num_comparisons: int | None = None,
+) -> list[str]:
     """What a table may claim, in sentences.
 
     Args:
         tests: Name as it is shown -> comparison with the reference.
         corrected: The same after correction.
         reference: Name of what all are compared with.
+        num_comparisons: See `correct`.
     """
     if not tests:
         return []
@@ -160,18 +187,25 @@ def claims(tests: Mapping[str, SeedTest], corrected: Mapping[str, Corrected], re
     for claim, words in (("behind", f"{reference} is ahead of"), ("ahead", f"{reference} is behind")):
         if names := [name for name, value in sure.items() if value == claim]:
             lines.append(
-                f"{words}: {', '.join(names)} (over seeds and images, p below 5 % after Holm's correction for "
-                f"{len(tests)} comparisons)."
+                f"{words}: {_listed(names)} (over seeds and images, p below 5 % after Holm's correction for "
+                f"{num_comparisons or len(tests):,} comparisons)."
             )
     unsure = [name for name in tests if name not in sure and name not in few]
     if unsure:
-        lines.append(f"Not told apart from {reference}: {', '.join(unsure)}.")
+        lines.append(f"Not told apart from {reference}: {_listed(unsure)}.")
     if few:
         counts = sorted({tests[name].num_seeds for name in few})
         seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        which = "" if len(few) == len(tests) else f" about {', '.join(few)}"
+        which = "" if len(few) == len(tests) else f" about {_listed(few)}"
         lines.append(
             f"No claim is made{which}: {seeds} training {'seed' if seeds == '1' else 'seeds'}, of which at least "
             f"{MIN_SEEDS} are needed to say anything about other seeds."
         )
     return lines
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names, or the first of very many."""
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    between = "; " if any("," in name for name in names) else ", "
+    return between.join(names[:_MAX_NAMED]) + more

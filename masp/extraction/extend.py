@@ -21,7 +21,7 @@ from masp.cache.layout import (
 from masp.cache.shard_state import absent_shards, finished_sidecar, unfinished
 from masp.config import Config
 from masp.config.feature_source import cache_directory
-from masp.data.division import record_division
+from masp.data.splits.division import record_division
 from masp.errors import InputError
 from masp.extraction.changes import known_keys
 from masp.extraction.job import Job, agree, check_machine, check_task, extract_job, holding, prepare, to_do

@@ -46,9 +46,9 @@ from masp.config import Config, load_aspects
 from masp.config.feature_source import cache_directory
 from masp.data.answer_table import load_answers
 from masp.data.datasets import Dataset, ListedDataset, list_dataset
-from masp.data.division import record_division
 from masp.data.findings import Finding, log_findings
 from masp.data.sample import Samples
+from masp.data.splits.division import record_division
 from masp.errors import FilesInUse, InputError
 from masp.extraction.changes import (
     BadImages,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, fields, replace
@@ -47,6 +48,50 @@ def steps_of(path: Items[int], ids: Items[int], end: int | None) -> list[tuple[i
     """A candidate as pairs of the node that predicts (-1: the prefix's end) and the token that it must predict."""
     steps = list(zip((-1, *path), (ids[node] for node in path), strict=False))
     return steps if end is None else [*steps, (path[-1], end)]
+
+
+@dataclass(frozen=True)
+class ScoredTree:
+    """Candidates whose log-likelihoods are compared."""
+
+    tree: CandidateTree
+    tokens: Tensor
+    """`[1 + L, W]` what each position must predict: first the prefix's end any first token, then each node any of its
+    children or the end. Rows are filled up with 0."""
+    steps: tuple[tuple[tuple[int, int], ...], ...]
+    """Per candidate the rows and columns of its tokens in `tokens`."""
+
+    def sums(self, found: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over each candidate's tokens and means per token, `[B, C]`, fp32.
+
+        Args:
+            found: `[B, 1 + L, W]` log-likelihoods of `tokens`, fp64.
+        """
+        zero = torch.zeros(len(found), dtype=found.dtype)
+        sums = torch.stack([sum((found[:, row, column] for row, column in taken), zero) for taken in self.steps], dim=1)
+        return sums.float(), (sums / torch.tensor([len(taken) for taken in self.steps])).float()
+
+
+@functools.lru_cache(maxsize=256)
+def scored_tree(candidates: tuple[tuple[int, ...], ...], end: int | None) -> ScoredTree:
+    """Candidates as one tree; the same ones are asked about image after image, so it is kept.
+
+    Args:
+        candidates: Token ids of each, not empty.
+        end: Token that ends an answer and counts as one of it; None where none does.
+    """
+    tree = candidate_tree(candidates)
+    ids = tree.ids.tolist()
+    followers: list[dict[int, int]] = [{} for _ in range(1 + len(ids))]
+    steps = [
+        tuple((node + 1, followers[node + 1].setdefault(token, len(followers[node + 1]))) for node, token in taken)
+        for taken in (steps_of(path, ids, end) for path in tree.paths)
+    ]
+    tokens = torch.zeros(len(followers), max(map(len, followers)), dtype=torch.long)
+    for row, wanted in enumerate(followers):
+        for token, column in wanted.items():
+            tokens[row, column] = token
+    return ScoredTree(tree, tokens, tuple(steps))
 
 
 @dataclass(frozen=True)

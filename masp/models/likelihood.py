@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence as Items
 from typing import Protocol
 
@@ -10,13 +9,13 @@ import torch
 from torch import Tensor
 
 from masp.errors import MaspError
-from masp.models.candidates import CandidateTree, candidate_tree, steps_of
+from masp.models.candidates import CandidateTree, scored_tree
 from masp.models.sequence import Batch
 from masp.vlm.caches import behind, go_on_from, read_only
 from masp.vlm.language import LanguageHalf, Tokens
 
 MAX_POSITIONS = 512
-"""Positions whose logits over the whole vocabulary are held at once: 311 MB of fp32 for 152k words."""
+"""Positions whose logits are held at once, over a part of the vocabulary."""
 
 
 class NotFiniteError(MaspError):
@@ -81,25 +80,42 @@ def following(language: LanguageHalf, batch: Batch, ids: Tensor, num_before: int
     return Tokens(ids, torch.ones_like(ids, dtype=torch.bool), torch.zeros_like(ids, dtype=torch.bool), types)
 
 
-def _log_likelihoods(model: Scored, hidden: Tensor, tokens: Tensor) -> Tensor:
+def log_likelihoods(language: LanguageHalf, num_logits: int | None, hidden: Tensor, tokens: Tensor) -> Tensor:
     """Log-likelihood of tokens at positions.
 
     Args:
+        language: Language half of the VLM.
+        num_logits: Rows of the vocabulary that the softmax runs over; None for all.
         hidden: `[B, P, D]`.
-        tokens: `[P, K]` ids of interest at each position.
+        tokens: `[P, W]` ids of interest at each position.
 
     Returns:
-        `[B, P, K]` fp32. The vocabulary is projected for a few positions at a time: all at once would be gigabytes.
+        `[B, P, W]` fp32. The vocabulary is projected for a few positions and words at a time: all at once would be
+        gigabytes.
     """
     rows, positions = hidden.shape[:2]
     flat = hidden.flatten(0, 1)
     wanted = tokens.repeat(rows, 1)
-    parts = []
-    for start in range(0, len(flat), MAX_POSITIONS):
-        logits = model.language.exact_logits(flat[start : start + MAX_POSITIONS])[:, : model.num_logits]
-        normalizer = logits.logsumexp(-1, keepdim=True)
-        parts.append(logits.gather(1, wanted[start : start + MAX_POSITIONS]) - normalizer)
+    parts = [
+        _of_positions(language, num_logits, flat[start : start + MAX_POSITIONS], wanted[start : start + MAX_POSITIONS])
+        for start in range(0, len(flat), MAX_POSITIONS)
+    ]
     return torch.cat(parts).unflatten(0, (rows, positions))
+
+
+def _of_positions(language: LanguageHalf, num_logits: int | None, hidden: Tensor, wanted: Tensor) -> Tensor:
+    """The same of positions `[n, D]` and their tokens `[n, W]`."""
+    found = torch.zeros(wanted.shape, device=hidden.device)
+    normalizer = torch.full((len(hidden), 1), -torch.inf, device=hidden.device)
+    first = 0
+    for logits in language.exact_parts(hidden, num_logits):
+        width = logits.shape[1]
+        places = wanted - first
+        own = (places >= 0) & (places < width)
+        found = torch.where(own, logits.gather(1, places.clamp(0, width - 1)), found)
+        normalizer = torch.logaddexp(normalizer, logits.logsumexp(-1, keepdim=True))
+        first += width
+    return found - normalizer
 
 
 @torch.inference_mode()
@@ -133,34 +149,29 @@ def score_categories(
     row = torch.arange(rows, device=device)
     following_position = batch.suffix.positions[:, row, last][..., None] + 1
 
-    tree = candidate_tree(candidates)
-    ids = tree.ids
+    scored = scored_tree(tuple(map(tuple, candidates)), end)
+    tree = scored.tree
     if has_tree:
+        ids = tree.ids.to(device).expand(rows, -1)
+        tokens = following(language, batch, ids, 0)
         sees = tree.sees.to(device).expand(rows, -1, -1)
-        nodes = ids.to(device).expand(rows, -1), tree.depth.to(device), sees
-        branch = _run_nodes(language, batch, *nodes, following_position, cache)
+        branch = run_nodes(
+            language,
+            batch.known(),
+            tokens,
+            language.embed(tokens),
+            tree.depth.to(device),
+            sees,
+            following_position,
+            cache,
+        )
     else:
-        branch = _run_one_by_one(language, batch, tree, following_position, cache)
-
-    # what each position must predict: the prefix's end any first token, a node any of its children or the end
-    followers: dict[int, dict[int, int]] = {node: {} for node in range(-1, len(ids))}
-    steps = [steps_of(path, ids.tolist(), end) for path in tree.paths]
-    for node, token in itertools.chain.from_iterable(steps):
-        followers[node].setdefault(token, len(followers[node]))
-    width = max(map(len, followers.values()))
-    tokens = torch.zeros(len(ids) + 1, width, dtype=torch.long)
-    for node, wanted in followers.items():
-        for token, column in wanted.items():
-            tokens[node + 1, column] = token
+        branch = run_one_by_one(language, batch, tree, following_position, cache)
     at = torch.cat([hidden[row, last][:, None], branch], dim=1)
-    found = _log_likelihoods(model, at, tokens.to(device)).double().cpu()
-
-    zero = torch.zeros(rows, dtype=found.dtype)
-    sums = torch.stack(
-        [sum((found[:, n + 1, followers[n][token]] for n, token in taken), zero) for taken in steps], dim=1
-    )
-    check_finite(sums.float())
-    return sums.float(), (sums / torch.tensor([len(taken) for taken in steps])).float()
+    found = log_likelihoods(language, model.num_logits, at, scored.tokens.to(device))
+    sums, means = scored.sums(found.double().cpu())
+    check_finite(sums)
+    return sums, means
 
 
 def answer_losses(model: Scored, batch: Batch) -> Tensor:
@@ -183,7 +194,9 @@ def answer_losses(model: Scored, batch: Batch) -> Tensor:
     hidden = model.hidden(batch, cache)
     row = torch.arange(len(hidden), device=hidden.device)
     start = batch.suffix.positions[:, row, _last(batch.suffix.mask)][..., None] + 1
-    nodes = _run_nodes(language, batch, answers.ids, answers.depth, answers.sees, start, behind(cache))
+    tokens = following(language, batch, answers.ids, 0)
+    embeds = language.embed(tokens)
+    nodes = run_nodes(language, batch.known(), tokens, embeds, answers.depth, answers.sees, start, behind(cache))
     states = torch.cat([hidden, nodes], dim=1)[answers.rows, answers.columns]
     logits = language.logits(states)[:, : model.num_logits]
     wanted = logits[answers.target_place, answers.target_token]
@@ -191,25 +204,30 @@ def answer_losses(model: Scored, batch: Batch) -> Tensor:
     return torch.zeros(len(hidden), device=losses.device).index_add(0, answers.rows[answers.target_place], losses)
 
 
-def _run_nodes(
-    language: LanguageHalf, batch: Batch, ids: Tensor, depth: Tensor, sees: Tensor, start: Tensor, cache
+def run_nodes(
+    language: LanguageHalf,
+    known: Tensor,
+    tokens: Tokens,
+    embeds: Tensor,
+    depth: Tensor,
+    sees: Tensor,
+    start: Tensor,
+    cache,
 ) -> Tensor:
     """Hidden states of the nodes of trees `[B, L, D]`, in one pass with a mask for each type of layer.
 
     Args:
         language: Language half of the VLM.
-        batch: Batch that ends before the answer.
-        ids: `[B, L]` tokens of the nodes.
-        depth: `[L]` or `[B, L]` tokens before each in its candidate.
+        known: `[B, Lc]` which columns of the cache are real tokens; a node sees all of them.
+        tokens: What stands at the nodes.
+        embeds: `[B, L, D]` embeddings of the nodes.
+        depth: `[L]` or `[B, L]` nodes before each on the way to it.
         sees: `[B, L, L]` which nodes a node sees.
-        start: `[3, B, 1]` position of an answer's first token.
-        cache: What the decoder keeps of the batch.
+        start: `[3, B, 1]` position of a node of depth 0.
+        cache: What the decoder keeps of what is before the nodes.
     """
-    device, width = start.device, ids.shape[1]
-    known = batch.known()
+    device, width = start.device, embeds.shape[1]
     visible = torch.cat([known[:, None].expand(-1, width, -1), sees], dim=-1)
-    tokens = following(language, batch, ids, 0)
-    embeds = language.embed(tokens)
 
     def additive(visible: Tensor) -> Tensor:
         mask = torch.zeros(visible.shape, dtype=embeds.dtype, device=device)
@@ -227,7 +245,7 @@ def _run_nodes(
     return language(embeds, mask, start + depth, cache, tokens)
 
 
-def _run_one_by_one(language: LanguageHalf, batch: Batch, tree: CandidateTree, start: Tensor, cache) -> Tensor:
+def run_one_by_one(language: LanguageHalf, batch: Batch, tree: CandidateTree, start: Tensor, cache) -> Tensor:
     """The same, one candidate after another, for layers that keep a state: each behind the batch as it was left."""
     known, rows = batch.known(), start.shape[1]
     found: list[Tensor | None] = [None] * len(tree.ids)

@@ -16,7 +16,7 @@ from masp.evaluation.explain import answering, left_out
 from masp.evaluation.explanations.evaluation import explains
 from masp.evaluation.prompts import FIRST, VALIDATION, other_wordings
 from masp.evaluation.target import map_categories, parse_map
-from masp.models.likelihood import candidate_tree
+from masp.models.candidates import candidate_tree
 from masp.plan.rates import Rate, Rates
 from masp.plan.tokens import PlannedImage, TextTokens, answers_of, tally, text_tokens
 from masp.plan.work import StageEstimate, StageWork, groups_flops
@@ -230,6 +230,12 @@ class _Asked:
                     around = self._target_length(block_length) + length
                     tokens += count * (around + answer.num_tokens)
                     flops += count * (answer_flops(self.language, around, answer) + self._modules(num_tokens))
+                if len(asked_lengths) > 1 and self._shares_prefix:
+                    # all wordings come behind one pass of what is before the soft prompt
+                    more, before = count * (len(asked_lengths) - 1), self._prefix_length(block_length)
+                    tokens -= more * before
+                    once = language_flops(self.language, suffix=before, gradient=False) + self._modules(num_tokens)
+                    flops -= more * once
         num_sequences = _num(scored) * len(lengths) + _num(validation)
         num_explained = 0
         if explains(self.config) and scored:
@@ -277,16 +283,30 @@ class _Asked:
             flops += count * (len(aspects) * len(aspects) * module + self._modules(p.num_tokens))
         return len(parts) + len(said), tokens, flops
 
+    @property
+    def _layout(self) -> str:
+        return self.config.checkpoint.layout or self.config.stage2.layout
+
+    @property
+    def _shares_prefix(self) -> bool:
+        """Whether wordings share a pass of their prefix, see `masp.evaluation.group.members.why_alone`."""
+        asked, family = self.config.evaluate, self.family
+        is_plain = asked.scoring == "likelihood" and not asked.without and evaluation_source(self.config) == "cache"
+        return is_plain and self._layout == "after_image" and not family.runs_whole
+
     def _target_length(self, block_length: int) -> int:
-        """Tokens of the prompt but its question, see `masp.models.sequence`; nothing of it is kept apart."""
-        config, text = self.config, self.text
-        settings, soft = config.stage2, 0
+        """Tokens of the prompt but its question, see `masp.models.sequence`."""
+        config, soft = self.config, 0
         if config.checkpoint.soft_prompt != NONE:
-            is_twice = (config.checkpoint.layout or settings.layout) == "released"
-            soft = settings.num_soft_prompt_tokens * (2 if is_twice else 1)
+            soft = config.stage2.num_soft_prompt_tokens * (2 if self._layout == "released" else 1)
+        return self._prefix_length(block_length) + soft + self.text.closing
+
+    def _prefix_length(self, block_length: int) -> int:
+        """Tokens of the prompt up to the end of the image, without a soft prompt."""
+        config, text = self.config, self.text
         aspects = len(prompt_aspects(config)) * config.aspect_module.num_queries
-        image = block_length if settings.vision_features else text.lead + text.trail
-        return text.opening + text.image_start + aspects + image + text.image_end + soft + text.closing
+        image = block_length if config.stage2.vision_features else text.lead + text.trail
+        return text.opening + text.image_start + aspects + image + text.image_end
 
     def _modules(self, num_tokens: int) -> float:
         """FLOP of all aspect modules for one image."""

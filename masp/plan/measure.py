@@ -164,7 +164,7 @@ class _StandIn:
 
     def __init__(self, images: Sequence[PlannedImage], hidden_size: int, num_deep: int, categories: Sequence[str]):
         self.images, self.hidden_size, self.num_deep, self.splits = images, hidden_size, num_deep, ("train",)
-        self.categories, self.labels = tuple(categories), None
+        self.categories, self.labels, self.subset = tuple(categories), None, None
         tokens = np.array([p.num_tokens for p in images])
         self.index = _StandInIndex(tokens, np.zeros(len(images), dtype=np.int32), [p.sample.key for p in images])
 

@@ -13,7 +13,9 @@ from masp.config import Config
 from masp.data.datasets import Dataset, dataset_of
 from masp.data.findings import Finding, Holdings
 from masp.data.image_files.stored import Location
+from masp.data.splits.subset import subset_of
 from masp.data.target.find_labels import label_dataset
+from masp.data.target.labels import Labels
 from masp.errors import InputError
 from masp.plan.actual import Actual, actual_cache, actual_extraction, actual_stages, is_of
 from masp.plan.annotation import AnnotationEstimate, estimate_annotation
@@ -41,7 +43,7 @@ from masp.plan.work import (
 from masp.vlm.counting import encoder_curve, known_encoder, language_cost
 from masp.vlm.families import load_config, num_deep_maps, resolve_directory
 from masp.vlm.flops import Encoder, Language
-from masp.vlm.preprocessor import load_preprocessor
+from masp.vlm.preprocessor import Preprocessor, load_preprocessor
 from masp.vlm.processor import blank
 
 NUM_BROKEN_SHOWN = 10
@@ -188,10 +190,57 @@ def make_plan(
     if num_processes is not None and not 1 <= num_processes <= MAX_PROCESSES:
         raise InputError(f"--processes {num_processes}: must be from 1 to {MAX_PROCESSES}")
 
-    directory = resolve_directory(config.vlm.path, weights=measure is not None)
+    found = survey(config, num_processes, weights=measure is not None)
+    config, images, broken, language = found.config, found.images, found.broken, found.language
+    vision = known_encoder(load_config(Path(config.vlm.path))) or encoder_curve(
+        config.vlm.path,
+        ((p.amount, p.size) for p, _ in tally(images)),
+        lambda *size: found.preprocessor(blank(*size)),
+    )
+    train = images.for_training(config.dataset)
+    words = count_words(config, train.samples, found.seen.categories)
+    if measure is not None:
+        rates = measure_rates(config, vision, language, words, train or images, measure, rates, found.seen.categories)
+    seen = found.seen
+    if found.labels is not None:
+        seen = dataclasses.replace(seen, findings=(*seen.findings, *found.labels.findings))
+    return _predict(config, found.dataset, seen, images, broken, vision, language, words, rates)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the headers of the images and the settings say of a run."""
+
+    config: Config
+    """The configuration, with the directory of the VLM."""
+    dataset: Dataset
+    seen: Dataset
+    """The dataset as the target sees it."""
+    labels: Labels | None
+    """Labels of the target, where they are not those of the dataset."""
+    images: PlannedImages
+    """Images whose headers can be read, with the labels of the target."""
+    broken: list[tuple[Location, str]]
+    """The others, each with the reason."""
+    language: Language
+    preprocessor: Preprocessor
+
+
+def survey(config: Config, num_processes: int | None = None, weights: bool = False) -> Survey:
+    """Read what a plan is made from: settings, the VLM's configuration, and image headers.
+
+    Args:
+        config: Run configuration.
+        num_processes: Number of processes that read headers; None for a default.
+        weights: Whether the VLM's weights must be there.
+
+    Raises:
+        InputError: Settings, dataset or VLM are unusable, or no image can be read. DataError: The dataset is damaged.
+    """
+    directory = resolve_directory(config.vlm.path, weights=weights)
     config = dataclasses.replace(config, vlm=dataclasses.replace(config.vlm, path=str(directory)))
     # what cannot work is refused before headers are read
-    vlm, language = load_config(directory), language_cost(directory)
+    language = language_cost(directory)
     preprocessor = load_preprocessor(config.vlm.path, config.vlm.min_pixels, config.vlm.max_pixels)
     dataset = dataset_of(config)
     seen, labels = label_dataset(config, dataset)
@@ -202,17 +251,7 @@ def make_plan(
     if not images:
         why = f"; {broken[0][0]}: {broken[0][1]}" if broken else ""
         raise InputError(f"dataset.root: {dataset.root} holds no image that can be read{why}")
-    images = images.with_labels(labels)
-    vision = known_encoder(vlm) or encoder_curve(
-        directory, ((p.amount, p.size) for p, _ in tally(images)), lambda *size: preprocessor(blank(*size))
-    )
-    train = images.in_split("train")
-    words = count_words(config, train.samples, seen.categories)
-    if measure is not None:
-        rates = measure_rates(config, vision, language, words, train or images, measure, rates, seen.categories)
-    if labels is not None:
-        seen = dataclasses.replace(seen, findings=(*seen.findings, *labels.findings))
-    return _predict(config, dataset, seen, images, broken, vision, language, words, rates)
+    return Survey(config, dataset, seen, labels, images.with_labels(labels), broken, language, preprocessor)
 
 
 def _predict(
@@ -228,11 +267,12 @@ def _predict(
 ) -> Plan:
     hidden, dtype = language.width, config.cache.dtype
     num_deep = num_deep_maps(load_config(Path(config.vlm.path)))
-    train = images.in_split("train")
+    train = images.for_training(config.dataset)
     directory = None if config.cache.dir is None else Path(config.cache.dir)
     layout = None if directory is None else read_layout(directory)
     is_same = directory is not None and is_of(directory, layout, dataset)
-    findings = (*seen.findings, *prospect_findings(config, seen))
+    subset = subset_of(config.dataset, images.samples)
+    findings = (*seen.findings, *(subset.findings if subset else ()), *prospect_findings(config, seen))
     if layout is not None and not is_same:
         text = (
             f"cache.dir: {config.cache.dir} holds features of another dataset, which the prediction is not compared "

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from masp.artifacts.trained import default_aspect_path
 from masp.config import Config
 from masp.data.findings import WITHOUT_STAGE_1, Finding, meant_by
 from masp.data.sample import Dataset, Samples, count_kinds
+from masp.data.splits.subset import seen_samples
 from masp.data.target.find_labels import with_a_label
 from masp.training.schedule import num_steps_of, too_little
 
@@ -37,6 +38,7 @@ def prospects(config: Config, dataset: Dataset) -> tuple[Prospect, Prospect]:
         config: Run configuration.
         dataset: The dataset with the labels of the target, see `masp.data.target.find_labels.label_dataset`.
     """
+    dataset = replace(dataset, samples=seen_samples(config.dataset, Samples.of(dataset.samples)))
     num_train = num_annotated = num_pairs = 0
     by_vlm = _by_vlm(config)
     for (split, category, aspects), count in count_kinds(dataset.samples).items():

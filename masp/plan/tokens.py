@@ -19,9 +19,11 @@ from tqdm import tqdm
 
 from masp.cache.codec import SampleRecord, encode_record
 from masp.config import Config
+from masp.config.schema import DatasetConfig
 from masp.data.image_files.stored import Location
 from masp.data.questions import questions_of
 from masp.data.sample import Label, Sample, Samples
+from masp.data.splits.subset import subset_of
 from masp.data.target.labels import Labels, relabeled
 from masp.errors import InputError
 from masp.files.typed import canonical_json
@@ -125,6 +127,11 @@ class PlannedImages(Sequence[PlannedImage]):
     def in_split(self, split: str) -> PlannedImages:
         """Those of one split."""
         return self[self.samples.is_in(split)]
+
+    def for_training(self, settings: DatasetConfig) -> PlannedImages:
+        """Those that training sees."""
+        subset = subset_of(settings, self.samples)
+        return self.in_split("train") if subset is None else self[subset.is_in]
 
     def with_answers(self, aspects: Iterable[str]) -> PlannedImages:
         """Those that are annotated with any of these aspects."""

@@ -258,14 +258,34 @@ def stage1_work(config: Config, language: Language, words: Words, train: Sequenc
     return StageWork(settings.num_epochs, num_positions, num_rows, tokens, flops, restarts, state_bytes)
 
 
+def _kinds(images: Sequence[PlannedImage]) -> Counter[tuple[int, int]]:
+    """How many images have so many vision tokens, and so many tokens in a prompt."""
+    kinds: Counter[tuple[int, int]] = Counter()
+    for p, count in tally(images):
+        kinds[p.num_tokens, p.block_length] += count
+    return kinds
+
+
+def stage2_prefix_flops(config: Config, language: Language, words: Words, train: Sequence[PlannedImage]) -> float:
+    """Compute the FLOP per epoch of what soft prompts that are trained together share.
+
+    That is the prefix, forward, and the aspect modules; contained in what `stage2_work` counts of one of them.
+    """
+    num_aspects, num_queries = len(prompt_aspects(config)), config.aspect_module.num_queries
+    total = 0.0
+    for (num_tokens, length), count in _kinds(train).items():
+        prefix = stage2_lengths(config, words, length).prefix
+        modules = aspect_module_flops(language.width, num_queries, num_tokens, gradient=False)
+        total += count * language_flops(language, suffix=prefix, gradient=False)
+        total += 0 if config.cache.aspect_tokens else count * num_aspects * modules
+    return total
+
+
 def stage2_work(config: Config, language: Language, words: Words, train: Sequence[PlannedImage]) -> StageWork:
     """Compute the work of stage 2, on all training images."""
     num_aspects, num_queries = len(prompt_aspects(config)), config.aspect_module.num_queries
     tokens = flops = 0.0
-    kinds: Counter[tuple[int, int]] = Counter()
-    for p, count in tally(train):
-        kinds[p.num_tokens, p.block_length] += count
-    for (num_tokens, length), count in kinds.items():
+    for (num_tokens, length), count in _kinds(train).items():
         lengths = stage2_lengths(config, words, length)
         together = _images_together(config.stage2, lengths.total)
         prefix = lengths.prefix / (max(1.0, together) if lengths.shared else 1)

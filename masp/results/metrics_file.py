@@ -242,7 +242,7 @@ class ProbeFile:
     num_train: Count
     """Training images that it was fitted on."""
     num_train_in_split: Count
-    """Images of the training split."""
+    """Images of the training split, of a subset those that training sees."""
     data_digest: str
     """Of the images that were evaluated, see `masp.results.records.DataDigests`."""
 

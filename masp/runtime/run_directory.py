@@ -68,6 +68,8 @@ class Status:
     """Training: steps of the whole stage."""
     warning: str | None = None
     """Training: what to look at although the stage is finished."""
+    subset: str | None = None
+    """Training: how many of the training images it sees, where that is not all."""
 
     def __post_init__(self) -> None:
         if not 0 < self.pid < 1 << 31:  # 0 and negative numbers mean many processes, which is not for a file to say

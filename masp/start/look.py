@@ -12,10 +12,10 @@ from masp.cache.annotations.manifest import read_stored
 from masp.config.aspects import Aspects
 from masp.config.schema import Config, DatasetConfig
 from masp.data.datasets import list_dataset
-from masp.data.division import UndividedError
 from masp.data.named.catalog import NAMED
 from masp.data.sample import Dataset, Samples
 from masp.data.sources.find import find_dataset
+from masp.data.splits.division import UndividedError
 from masp.errors import InputError
 from masp.files.regular import is_directory
 from masp.files.text import shown

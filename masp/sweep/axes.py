@@ -26,6 +26,8 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_.,=+-]+")
 _SHARED = ("output_dir", "order_seed", "vlm.path")
 _SHARED_SECTIONS = ("annotate.", "cache.", "dataset.", "engine.", "evaluate.", "extract.", "logging.")
 """What the members have in common: the features and labels, the machine, and how they are compared."""
+_SUBSET = ("dataset.fraction", "dataset.shots", "dataset.subset_seed")
+"""What of the dataset may be varied: which of the training images a member sees."""
 MAX_MEMBERS = 4096
 MAX_NAME = 120
 """Characters of a directory's name."""
@@ -120,7 +122,7 @@ def read_axes(config: str | None, overrides: Sequence[str]) -> Asked:
 
 def _check_varied(key: str, where: str) -> None:
     """Raises InputError if all members of a sweep must share a setting."""
-    if key in _SHARED or key.startswith(_SHARED_SECTIONS):
+    if key in _SHARED or (key.startswith(_SHARED_SECTIONS) and key not in _SUBSET):
         raise InputError(f"{where}: {key}: cannot be varied in a sweep; its members share it")
 
 
@@ -131,7 +133,7 @@ def _axis(config: str | None, key: str, text: str) -> tuple[Any, ...] | None:
     if not isinstance(value, list):
         return None
     is_list = "list" in describe_settings(Config)[key].valid
-    if is_list and not all(isinstance(item, list) for item in value):
+    if is_list and not (value and all(isinstance(item, list) for item in value)):
         return None
     if not value:
         raise InputError(f"command line: {key} = []: an axis needs a value")
@@ -153,6 +155,32 @@ def _range(key: str, text: str, kind: str, low: str, high: str) -> Range:
     if kind == "int" and any(end != int(end) for end in ends):
         raise InputError(f"command line: {key} = {text}: the ends must be whole numbers")
     return Range(key, kind, *ends)
+
+
+def asked_members(
+    config: str | None, overrides: Sequence[str], file: str | None, num: int | None, random: bool
+) -> tuple[Asked, list[MemberSettings]]:
+    """What a command line asks for: what all members have in common, and the members.
+
+    Args:
+        config: Configuration file.
+        overrides: `key=value`, some of them axes or ranges.
+        file: File that names the members; None where axes and ranges do.
+        num: Draws from the ranges; None without ranges.
+        random: Draw at random instead of by Sobol's sequence.
+
+    Raises:
+        InputError: It is not valid.
+    """
+    asked = read_axes(config, overrides)
+    seed = load_config(config, asked.fixed).seed
+    if num is not None and num < 1:
+        raise InputError(f"--num {num}: must be 1 or more")
+    if file is None:
+        return asked, members_of(asked, num, seed, random)
+    if asked.axes or asked.ranges:
+        raise InputError("--members: names the members; leave out the axes")
+    return asked, read_members(file)
 
 
 def members_of(asked: Asked, num: int | None, seed: int, random: bool = False) -> list[MemberSettings]:

@@ -5,48 +5,32 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from masp.artifacts.trained import default_aspect_path
-from masp.config import Config, load_config
 from masp.distributed.task_share import require_one_process
 from masp.errors import InputError
 from masp.evaluation.feed import open_feed
-from masp.evaluation.run import evaluate
+from masp.evaluation.run import evaluate_together
 from masp.extraction.job import extract
 from masp.files.jsonl import read_lines
-from masp.files.sealed import digest_of
 from masp.results.metrics_file import read_metrics
 from masp.runtime.log import show
-from masp.sweep.axes import Asked, MemberSettings, member_config
+from masp.runtime.stop import StopFlag
+from masp.sweep.curves import check_probe, curve_points, varies_size, write_curve
+from masp.sweep.halving import check_comparable, train_halving, train_members
+from masp.sweep.members import Member, Sweep
 from masp.sweep.table import Row, order, write_sweep
-from masp.training.group.members import why_alone
-from masp.training.group.together import groups_of, train_together
 from masp.training.logs import LossLine
 from masp.training.loop import train
 from masp.training.validation import FILE as VALIDATION
 
-DIRECTORY = "sweep"
 
-
-@dataclass
-class Member:
-    """A member with its configuration."""
-
-    settings: MemberSettings
-    config: Config
-    failure: str = ""
-
-
-def run_sweep(config_file: str | None, asked: Asked, members: Sequence[MemberSettings], test: str = "best") -> Path:
+def run_sweep(sweep: Sweep, halving: int | None = None) -> Path:
     """Train all members, or what is left of them, score them on the validation split, and the best on the test split.
 
     Args:
-        config_file: Configuration that the members start from.
-        asked: What they have in common.
-        members: What each varies.
-        test: Whose test score is computed: `best`, `all` or `none`.
+        sweep: The sweep.
+        halving: One of so many members is kept at each rung; None trains all to their ends.
 
     Returns:
         `sweep.json`.
@@ -55,84 +39,79 @@ def run_sweep(config_file: str | None, asked: Asked, members: Sequence[MemberSet
         InputError, DataError, StoppedEarly: See `masp.errors`.
     """
     require_one_process("sweep: trains and scores its members as one process", "call it alone, outside of launchers")
-    base = load_config(config_file, asked.fixed)
-    order_seed = base.seed if base.order_seed is None else base.order_seed
-    directory = Path(base.output_dir) / DIRECTORY
-    opened = [
-        Member(each, member_config(config_file, asked, each, directory / each.name, order_seed)) for each in members
-    ]
-    if base.cache.dir is not None:
-        extract(base)
-    _train_aspects(opened, directory)
-    groups = [[opened[number] for number in group] for group in groups_of([member.config for member in opened])]
-    show(*_announced(groups, len(opened)))
-    for group in groups:
-        for member, failure in zip(group, train_together([member.config for member in group]), strict=True):
-            member.failure = failure
-    can_choose = bool(open_feed(base).category_counts("val"))
-    for member in opened:
-        if not member.failure and can_choose:
-            _score(member, "val")
-    rows = [_row(member) for member in opened]
-    scored = [row for row in rows if order(row) != (math.inf, math.inf) and not row.failure]
+    if halving is not None:
+        check_comparable(sweep.members)
+    check_probe(sweep.base, [member.settings.values for member in sweep.members])
+    with StopFlag() as stop:
+        if sweep.base.cache.dir is not None:
+            extract(sweep.base, stop=stop)
+        for training in sweep.aspects:
+            show("", f"sweep: stage 1, for all members that share its settings: {training.config.output_dir}")
+            train(training.config, "stage1", stop)
+        if halving is not None:
+            train_halving(sweep, halving, stop)
+        else:
+            for group in sweep.groups:
+                train_members(group, stop)
+        return choose(sweep, stop)
+
+
+def choose(sweep: Sweep, stop: StopFlag) -> Path:
+    """Score the members that are trained, choose the best and write the table.
+
+    Args:
+        sweep: The sweep, whose members are trained.
+        stop: What asks to stop.
+
+    Returns:
+        `sweep.json`.
+
+    Raises:
+        InputError, DataError, StoppedEarly: See `masp.errors`.
+    """
+    for member in sweep.members:
+        member.note_failure()
+    trained = [member for member in sweep.members if not member.failure and not member.dropped]
+    if not trained:
+        first = sweep.members[0]
+        raise InputError(f"sweep: no member was trained to its end; {first.name}: {first.failure}")
+    if open_feed(sweep.base).category_counts("val"):
+        _score(trained, "val", stop)
+    rows = {member.name: _row(member) for member in sweep.members}
+    scored = [rows[member.name] for member in trained if order(rows[member.name]) != (math.inf, math.inf)]
     best = min(scored, key=order, default=None)
-    if test == "best" and best is None:
+    if sweep.test == "best" and best is None:
         show(
             "sweep: nothing is chosen: the dataset has no validation split, and training held out no images "
             "(stage2.validate_every); --test all scores every member"
         )
-    for member, row in zip(opened, rows, strict=True):
-        if not member.failure and (test == "all" or (test == "best" and row is best)):
-            _score(member, "test")
-    rows = [_row(member) for member in opened]
-    if all(member.failure for member in opened):
-        raise InputError(f"sweep: no member was trained to its end; {opened[0].settings.name}: {opened[0].failure}")
-    return write_sweep(directory, rows, None if best is None else best.name)
+    wanted = {row.name for point in curve_points(list(rows.values())) for row in point.rows}
+    wanted |= {best.name} if best else set()
+    if sweep.test != "none":
+        _score([each for each in trained if sweep.test == "all" or each.name in wanted], "test", stop)
+    table = [_row(member) for member in sweep.members]
+    path = write_sweep(sweep.directory, table, None if best is None else best.name, sweep.log_keys)
+    write_curve(sweep.directory, {member.name: member.config for member in sweep.members}, table)
+    return path
 
 
-def _announced(groups: Sequence[Sequence[Member]], count: int) -> list[str]:
-    sizes = " + ".join(str(len(group)) for group in groups)
-    lines = [f"sweep: {count} members in groups of {sizes}, each group behind one pass of its prefix"]
-    for group in groups:
-        why = why_alone(group[0].config)
-        if why is not None:
-            lines.append(f"  {group[0].settings.name}: alone, since {why}")
-    return lines
-
-
-def _train_aspects(members: Sequence[Member], directory: Path) -> None:
-    """Train the aspect modules that members need, once for all that would have the same but for the seed."""
-    made: dict[str, str] = {}
-    for member in members:
-        config = member.config
-        if not config.aspects or config.checkpoint.aspect is not None:
-            continue
-        alone = copy.deepcopy(config)
-        alone.seed = int(config.order_seed or 0)
-        parts = (alone.aspects, alone.stage1, alone.aspect_module, alone.vlm, alone.aspect_definitions, alone.questions)
-        key = digest_of(repr(parts))[:12]
-        if key not in made:
-            alone.output_dir = str(directory / f"aspects-{key}")
-            show("", f"sweep: stage 1, for all members that share its settings: {alone.output_dir}")
-            train(alone, "stage1")
-            made[key] = str(default_aspect_path(alone))
-        config.checkpoint.aspect = made[key]
-
-
-def _score(member: Member, split: str) -> None:
-    config = copy.deepcopy(member.config)
-    config.evaluate.split = split  # type: ignore[assignment]  # one of the two
-    if split == "val":
-        config.evaluate.output_dir = str(Path(config.output_dir) / "evaluate" / "val")
-    evaluate(config)
+def _score(members: Sequence[Member], split: str, stop: StopFlag) -> None:
+    configs = [copy.deepcopy(member.config) for member in members]
+    for member, config in zip(members, configs, strict=True):
+        if varies_size(member.settings.values):
+            config.evaluate.linear_probe = False  # `write_curve` fits one for all members of a subset
+        config.evaluate.split = split  # type: ignore[assignment]  # one of the two
+        if split == "val":
+            config.evaluate.output_dir = str(Path(config.output_dir) / "evaluate" / "val")
+    evaluate_together(configs, stop)
 
 
 def _row(member: Member) -> Row:
     directory = Path(member.config.output_dir) / "evaluate"
     val, test = (_accuracy(path / "metrics.json") for path in (directory / "val", directory))
-    lines = read_lines(LossLine, Path(member.config.output_dir) / "stage2" / VALIDATION, skip_damaged=True)
+    lines = read_lines(LossLine, member.directory / VALIDATION, skip_damaged=True)
     loss = min((line.loss for line in lines or ()), default=None)
-    return Row(member.settings.name, dict(member.settings.values), val, loss, test, member.failure)
+    return Row(member.name, dict(member.settings.values), val, loss, test, member.failure, member.dropped)
 
 
 def _accuracy(path: Path) -> float | None:

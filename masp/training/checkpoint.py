@@ -112,6 +112,8 @@ _OF_INPUTS = {
     "vlm": "that is the digest of the VLM and of how it makes features: restore the old one",
     "categories": "they come from the cache: restore the old one",
     "questions": "that is the digest of the questions file: restore the old file",
+    "dataset.subset": "those are the images that training takes, which other labels of the target change: give the old "
+    "labels",
     "checkpoint.aspect": "that is the digest of the aspect modules: name the old file",
 }
 """What to do about keys of an identity that are not settings, but follow from what a run builds on."""
@@ -288,7 +290,8 @@ def _read_meta(directory: Path, name: str, identity: dict[str, Any]) -> _Meta:
     meta = read_sealed(_Meta, path / META)
     if meta is None:
         raise DataError(f"{directory / LATEST} names {name}, which is not there or not whole; {remedy}")
-    for key in {**identity, **meta.identity}:  # in the order of `identity`: settings before what follows from them
+    # in the order of `identity`: settings before what follows from them
+    for key in sorted({**identity, **meta.identity}, key=lambda key: key == "num_steps"):
         old, new = meta.identity.get(key), identity.get(key)
         if old != new:
             there, here = shown_apart(repr(old), repr(new), 200)

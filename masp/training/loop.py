@@ -6,10 +6,10 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -19,7 +19,7 @@ from masp.data.findings import log_findings, save_findings
 from masp.distributed.collectives import check_agreed, gather, on_rank_0
 from masp.distributed.liveness import Peers, RankLost
 from masp.distributed.ranks import Ranks, join, note_idle_tasks, read_ranks
-from masp.errors import InputError, StoppedEarly, one_line
+from masp.errors import InputError, MaspError, StoppedEarly, one_line
 from masp.extraction.encoder import Encoder
 from masp.files.atomic import write_bytes
 from masp.files.text import reason
@@ -27,7 +27,15 @@ from masp.models.restarts import RestartModel
 from masp.runtime.devices import pick_device, plain_memory_errors
 from masp.runtime.log import say
 from masp.runtime.prefetch import ReadAhead
-from masp.runtime.run_directory import STATUS_FILE, RunInUse, RunLock, RunState, noting_failure, write_status
+from masp.runtime.run_directory import (
+    STATUS_FILE,
+    RunInUse,
+    RunLock,
+    RunState,
+    noting_failure,
+    read_status,
+    write_status,
+)
 from masp.runtime.stop import StopFlag, StopRequests
 from masp.tracking.tensorboard_files import TensorBoardFiles
 from masp.tracking.trackers import Trackers, open_trackers, require_trackers
@@ -49,8 +57,8 @@ from masp.training.restarts.validation import RestartValidation, chosen_state, t
 from masp.training.schedule import learning_rate, too_little
 from masp.training.stage import Stage
 from masp.training.stages import AspectStage, open_stage
-from masp.training.steps import HeldOutSteps, Step, Steps
-from masp.training.validation import Validation
+from masp.training.steps import HeldOutSteps, PausedSteps, Step, Steps
+from masp.training.validation import Validation, held_out_loss, note_paused, paused_loss
 
 LOG = logging.getLogger(__name__)
 
@@ -67,6 +75,7 @@ def train(
     stop: StopFlag | None = None,
     profile: bool = False,
     on_loss: Callable[[RankLost], None] | None = None,
+    until: int | None = None,
 ) -> Path:
     """Train a stage, or go on from its newest checkpoint.
 
@@ -78,9 +87,12 @@ def train(
         stop: Flag that is checked after each step; None lets SIGTERM, SIGINT and SIGUSR2 stop the run.
         profile: Whether rank 0 writes a trace of a few steps into the stage's directory.
         on_loss: Called, on a thread of its own, before a rank ends by force because another one is lost.
+        until: Pause after this step, with a checkpoint and the loss that `masp.training.validation.paused_loss` reads;
+            None trains to the end.
 
     Returns:
-        The trained artifact, `aspect.safetensors` or `soft_prompt_<dataset>.safetensors`.
+        The trained artifact, `aspect.safetensors` or `soft_prompt_<dataset>.safetensors`; after a pause it is not there
+        yet.
 
     Raises:
         InputError, DataError: See `masp.errors`.
@@ -103,28 +115,49 @@ def train(
                 in_use = True  # said once the ranks have met; until then this run's failures are not that one's
         stack.enter_context(nullcontext() if in_use else noting_failure(directory))
         if ranks.size > 1:
-            stack.enter_context(_watched(config, directory, ranks, lock, on_loss))
-        return Trainer(config, stage, ranks, lock, requests).train(profile)
+            device = pick_device(config.engine.device, "engine.device")
+            stack.enter_context(watched(device, [directory], ranks, [lock], on_loss))
+        return Trainer(config, stage, ranks, lock, requests, until=until).train(profile)
 
 
 @contextmanager
-def _watched(
-    config: Config, directory: Path, ranks: Ranks, lock: RunLock, on_loss: Callable[[RankLost], None] | None
+def watched(
+    device: str,
+    directories: Sequence[Path],
+    ranks: Ranks,
+    locks: Sequence[RunLock],
+    on_loss: Callable[[RankLost], None] | None,
 ) -> Iterator[None]:
-    """Meet the other ranks; while entered, each of them is told if another is lost."""
-    device = pick_device(config.engine.device, "engine.device")
+    """Meet the other ranks; while entered, each of them is told if another is lost.
+
+    Args:
+        device: `cpu` or `cuda`.
+        directories: Of the stages that are trained together, often one.
+        ranks: This process among the others.
+        locks: The rights to write there.
+        on_loss: See `train`.
+    """
     join(ranks, device)
-    on_rank_0(ranks, device, lock.take)
+
+    def take_all() -> None:
+        for lock in locks:
+            lock.take()
+
+    on_rank_0(ranks, device, take_all)
 
     def note(error: RankLost) -> None:
-        try:
-            write_status(directory, RunState.FAILED, error.exit_code, one_line(str(error)))
-        except OSError as problem:  # a full disk; the job is to be queued again all the same
-            LOG.warning("%s cannot be written: %s", directory / STATUS_FILE, reason(problem))
+        for directory in directories:
+            try:
+                status = read_status(directory)
+                # one of a group may be finished, or have failed for itself
+                if status and status.state != RunState.FINISHED and status.exit_code != InputError.exit_code:
+                    write_status(directory, RunState.FAILED, error.exit_code, one_line(str(error)))
+            except (OSError, MaspError) as problem:  # a full disk; the job is to be queued again all the same
+                LOG.warning("%s cannot be written: %s", directory / STATUS_FILE, reason(problem))
         if on_loss:
             on_loss(error)
 
-    kept = f"the others end too, and the same command goes on from the last checkpoint in {directory}"
+    kept = f"the others end too, and the same command goes on from the last checkpoint in {directories[0]}"
     with Peers(ranks, device, kept, note):
         yield
 
@@ -139,6 +172,7 @@ class Trainer:
         lock: The right to write into the stage's directory.
         stop: What may ask the run to stop.
         stage: The stage, if it has been opened; None opens it.
+        until: See `train`.
     """
 
     engine: Engine | RestartEngine
@@ -154,8 +188,9 @@ class Trainer:
         lock: RunLock,
         stop: StopRequests,
         stage: Stage | None = None,
+        until: int | None = None,
     ):
-        self.config, self.ranks, self.lock, self.stop = config, ranks, lock, stop
+        self.config, self.ranks, self.lock, self.stop, self.until = config, ranks, lock, stop, until
         self.trackers = Trackers()
         """Those of rank 0; of no other rank."""
         require_trackers(config)
@@ -171,6 +206,8 @@ class Trainer:
                 log_findings(self.stage.record.findings, LOG, again=True)
             if labels := self.stage.cache.labels:
                 log_findings(labels.findings, LOG)
+            if (subset := self.stage.cache.subset) and not self.stage.record:
+                log_findings(subset.findings, LOG)
             if note := too_little(name, self.num_steps, self.settings):
                 LOG.warning("%s", note)
         self.num_taken = 0
@@ -183,6 +220,8 @@ class Trainer:
         if self.is_finished(checkpoint):
             self.note_finished(f"finished already, {self.num_taken} steps")
             return self.stage.artifact
+        if self.is_compared():
+            return self.stage.artifact
         join(self.ranks, self.device)
         on_rank_0(self.ranks, self.device, self.make_directory)
         with ExitStack() as stack:
@@ -193,6 +232,10 @@ class Trainer:
                     self.validate_late()
                 if not self.is_over:
                     self.take_steps(profile)
+                if self.is_paused:
+                    steps = PausedSteps(self.stage, self.prompt, self.ranks.rank, self.ranks.size)
+                    self.pause(held_out_loss(self.engine, steps, self.config.engine, self.encoder))
+                    return self.stage.artifact
                 state = self.engine.state()
             on_rank_0(self.ranks, self.device, lambda: self.export(state))
         return self.stage.artifact
@@ -205,7 +248,7 @@ class Trainer:
             for recorder in self.recorders(profile):
                 stack.enter_context(recorder)
                 recorders.append(recorder)
-            while not self.is_over:
+            while not (self.is_over or self.is_paused):
                 started = time.monotonic()
                 step = next(batches)
                 result = self.train_step(step, wait_s=time.monotonic() - started)
@@ -213,7 +256,7 @@ class Trainer:
                     recorder.step(result)
                 is_best = self.validate(result)
                 is_due = self.num_taken % self.settings.checkpoint_every == 0
-                if is_due or is_best or self.is_over or result.stop_reason:
+                if is_due or is_best or self.is_over or self.is_paused or result.stop_reason:
                     self.save()
                 if result.stop_reason and not self.is_over:
                     self.stop_early(result)
@@ -256,6 +299,43 @@ class Trainer:
             return not self.engine.active
         return self.validation is not None and self.validation.ended
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether it has come to where it is to pause."""
+        return self.until is not None and self.num_taken >= self.until and not self.is_over
+
+    def is_compared(self) -> bool:
+        """Whether an earlier call paused there already.
+
+        Raises:
+            InputError: An earlier call went beyond.
+        """
+        if self.until is None or self.num_taken < self.until:
+            return False
+        if paused_loss(self.directory, self.until) is not None:
+            return True
+        if self.num_taken > self.until and self.num_taken < self.num_steps:
+            raise InputError(
+                f"output_dir: {self.directory} is at step {self.num_taken} already, and was not compared with others "
+                f"at step {self.until}: go on without halving, or remove {self.directory}"
+            )
+        return False
+
+    def pause(self, loss: float) -> None:
+        """Note the loss with which a run pauses; its checkpoint is written."""
+        assert self.until is not None
+        text = f"paused after step {self.until} of {self.num_steps} to be compared with others: loss {loss:.5f}"
+
+        def note() -> None:
+            note_paused(self.directory, self.num_taken, loss)
+            write_status(
+                self.directory, RunState.STOPPED, StoppedEarly.exit_code, text,
+                step=self.num_taken, num_steps=self.num_steps,
+            )  # fmt: skip
+            LOG.info("%s: %s", self.directory, text)
+
+        on_rank_0(self.ranks, self.device, note)
+
     def is_finished(self, checkpoint: Checkpoint | None) -> bool:
         """Whether an earlier call took the last step and wrote the artifact; all ranks must see the same."""
         ended = self.num_taken == self.num_steps or (checkpoint is not None and checkpoint.ended)
@@ -270,7 +350,7 @@ class Trainer:
             self.directory.mkdir(parents=True, exist_ok=True)
             self.lock.take()
             save_config(self.config, self.directory / "config.yaml")
-            write_status(self.directory, RunState.RUNNING, step=self.num_taken, num_steps=self.num_steps)
+            self.note_status(RunState.RUNNING, step=self.num_taken)
             cut_key_logs(self.directory, self.num_taken)
             if self.stage.live:
                 self.stage.live.save_quarantine(self.directory)
@@ -293,6 +373,7 @@ class Trainer:
             for note in self.stage.notes():
                 LOG.info("%s", note)
         model, prompt = self.stage.build(self.device, make_partition(config.engine, settings))
+        self.prompt = prompt
         if checkpoint:
             load_trained(model, checkpoint.tensors)
             if ranks.is_rank_0:
@@ -321,7 +402,8 @@ class Trainer:
 
     def read_ahead(self) -> ReadAhead:
         """This rank's part of the steps that are left, prepared by workers."""
-        left, workers = range(self.num_taken, self.num_steps), self.config.engine.num_workers
+        end = self.num_steps if self.until is None else min(self.until, self.num_steps)
+        left, workers = range(self.num_taken, end), self.config.engine.num_workers
         return ReadAhead(self.steps, left, workers, "engine.num_workers", pin_memory=self.device == "cuda")
 
     def recorders(self, profile: bool) -> Iterator[TrainingLog | KeyLog | Profile]:
@@ -449,13 +531,19 @@ class Trainer:
         """Say, in the status and on the screen, that the stage is done, and whether the loss fell at all."""
         if self.ranks.is_rank_0:
             text = f"{text}: {self.stage.artifact}"
-            name, taken, total, settings = self.stage.name, self.num_taken, self.num_steps, self.settings
+            name, taken, settings = self.stage.name, self.num_taken, self.settings
             can_move = too_little(name, taken, settings) is None
             warning = hardly_moved(self.directory, name, taken, settings.learning_rate, can_move)
-            write_status(self.directory, RunState.FINISHED, 0, text, step=taken, num_steps=total, warning=warning)
+            self.note_status(RunState.FINISHED, 0, text, step=taken, warning=warning)
             say(f"{self.stage.name}: {text}")
             if warning:
                 LOG.warning("%s", warning)
+
+    def note_status(self, state: RunState, exit_code: int | None = None, message: str = "", **more: Any) -> None:
+        """Replace the status; arguments and errors as of `write_status`."""
+        subset = self.stage.cache.subset
+        text = None if subset is None else subset.text
+        write_status(self.directory, state, exit_code, message, num_steps=self.num_steps, subset=text, **more)
 
     def memory_remedy(self) -> str:
         """What to change where memory runs out."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from masp.cache.reader import CachedSample
 from masp.config.schema import StageConfig
+from masp.data.splits.subset import Subset
 from masp.data.target.labels import Labels
 from masp.errors import InputError
 from masp.files.sealed import digest_of
@@ -58,8 +59,12 @@ class TrainingCache(Protocol):
     def splits(self) -> tuple[str, ...]:
         """Names of the splits."""
 
+    @property
+    def subset(self) -> Subset | None:
+        """What training sees of the training split; None for all."""
+
     def rows(self, split: str) -> np.ndarray:
-        """Rows of the index that belong to a split, ascending."""
+        """Rows of the index that belong to a split, ascending; of the training split those that training sees."""
 
     def has_answer(self, rows: np.ndarray, aspect: str) -> np.ndarray:
         """Which of these rows are annotated with an aspect."""
@@ -127,7 +132,7 @@ def make_schedule(
     held_out = None
     if val is not None:
         source = val if len(val.rows) else train
-        chosen = _draw(index, source.rows, settings.validation_size, seed)
+        chosen = draw_held_out(index, source.rows, settings.validation_size, seed)
         if source is train and chosen.all():
             raise InputError(
                 f"{stage}.validation_size = {settings.validation_size}: without a val split it is taken out of the "
@@ -143,7 +148,7 @@ def make_schedule(
     )
 
 
-def _draw(index: TrainingIndex, rows: np.ndarray, count: int, seed: int) -> np.ndarray:
+def draw_held_out(index: TrainingIndex, rows: np.ndarray, count: int, seed: int) -> np.ndarray:
     """A mask of `count` of the rows, chosen by key and seed: images added later change little."""
     ranked = sorted(range(len(rows)), key=lambda i: digest_of(["held out", seed, index.keys[int(rows[i])]]))
     mask = np.zeros(len(rows), dtype=bool)

@@ -36,7 +36,7 @@ from masp.models.forward import Stage1Model, Stage2Model
 from masp.models.restarts import RestartModel
 from masp.models.sequence import Batch
 from masp.runtime.devices import torch_dtype
-from masp.training.schedule import Rows, Schedule, TrainingCache, make_schedule
+from masp.training.schedule import Rows, Schedule, TrainingCache, draw_held_out, make_schedule
 from masp.vlm.language import LanguageHalf, load_language_half
 from masp.vlm.loading import Partition
 from masp.vlm.prompt import Prompt, load_prompt
@@ -206,6 +206,24 @@ class Stage(ABC):
         val = self._rows("val") if self.holds_out else None
         return make_schedule(self.cache.index, train, val, self.settings, self.name, self.order_seed, self._positions)
 
+    @functools.cached_property
+    def compared_rows(self) -> Rows:
+        """Images by whose loss runs are compared before their ends: those that validation holds out, or without it as
+        many of the split `val`, chosen in the same way.
+
+        Raises:
+            InputError: There are none.
+        """
+        if self.schedule.held_out is not None:
+            return self.schedule.held_out
+        val, settings = self._rows("val"), self.settings
+        if not len(val.rows):
+            raise InputError(
+                f"{self.where} has no validation split, and {self.name}.validate_every = null holds no images out, so "
+                f"runs cannot be compared before their ends; give {self.name}.validate_every"
+            )
+        return val.only(draw_held_out(self.cache.index, val.rows, settings.validation_size, self.order_seed))
+
     def _positions(self, images: Rows) -> Rows:
         """The positions of training that its images make: each is one, unless the stage divides them."""
         return images
@@ -307,6 +325,8 @@ class Stage(ABC):
             identity[f"{self.name}.schedule"] = settings.schedule
         if config.order_seed is not None:
             identity["order_seed"] = config.order_seed
+        if self.cache.subset is not None:
+            identity |= self.cache.subset.identity()
         if config.vlm.quantization != "none":
             identity["vlm.quantization"] = config.vlm.quantization
         if self.sources.dataset is not None:  # what the index of a cache stands for otherwise

@@ -128,7 +128,7 @@ class AspectStage(Stage):
             self._refuse_unknown(self.aspects)
             raise InputError(
                 f"{self.where}: no training image is annotated with any of "
-                f"{', '.join(self.aspects)}: stage 1 has nothing to learn from; {WITHOUT_STAGE_1}"
+                f"{', '.join(self.aspects)}{self._of_subset}: stage 1 has nothing to learn from; {WITHOUT_STAGE_1}"
                 f"{self._meant(self.aspects)}"
             )
         return found
@@ -137,6 +137,11 @@ class AspectStage(Stage):
         """The annotation keys that were probably meant as one of some aspects; may be empty."""
         findings = self.record.findings if self.record else ()
         return "".join(meant_by(aspect, findings) for aspect in aspects)
+
+    @property
+    def _of_subset(self) -> str:
+        """Which training images an error is about, where training does not see all."""
+        return "" if self.cache.subset is None else f" (of the subset: {self.cache.subset.text})"
 
     @property
     def _by_vlm(self) -> str:
@@ -162,7 +167,8 @@ class AspectStage(Stage):
             self._refuse_unknown(empty)
             rest = ",".join(aspect for aspect in self.aspects if aspect not in empty)
             raise InputError(
-                f"aspects: no training image is annotated with {' or '.join(empty)}{self._meant(empty)}, so that "
+                f"aspects: no training image is annotated with {' or '.join(empty)}{self._meant(empty)}"
+                f"{self._of_subset}, so that "
                 f"{'its module' if len(empty) == 1 else 'their modules'} would keep random values; give "
                 f"aspects=[{rest}] or annotate images with {'it' if len(empty) == 1 else 'them'}{self._by_vlm}"
             )

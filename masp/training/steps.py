@@ -185,6 +185,14 @@ class HeldOutSteps(Steps):
         return self._read(held_out.only(part), None)
 
 
+class PausedSteps(HeldOutSteps):
+    """The images by which paused runs are compared, in the same way; arguments as of `HeldOutSteps`."""
+
+    @property
+    def held_out(self) -> Rows:
+        return self.stage.compared_rows
+
+
 def batch_flops(language: Language, batch: Batch, num_queries: int, num_aspects: int, num_restarts: int = 1) -> float:
     """FLOP of forward and backward pass of a batch; padding counts nothing.
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from masp.config.schema import EngineConfig, StageConfig
 from masp.distributed.collectives import gather, sum_floats
 from masp.errors import InputError
 from masp.extraction.encoder import Encoder
-from masp.files.jsonl import append_line, cut_lines
+from masp.files.jsonl import append_line, cut_lines, read_lines
 from masp.files.text import shown
 from masp.runtime.prefetch import ReadAhead
 from masp.tracking.trackers import Trackers
@@ -20,6 +24,8 @@ from masp.training.live_features import batches_of
 from masp.training.steps import HeldOutSteps
 
 FILE = "validation.jsonl"
+PAUSES = "pauses.jsonl"
+"""Losses with which a run paused to be compared with others; validation itself never sees them."""
 SERIES = "validation_loss"
 """Name of its series in trackers."""
 NAMED = 3
@@ -41,6 +47,47 @@ def next_state(before: ValidationState, loss: float, step: int, patience: int | 
     num_worse = 0 if is_best else before.num_worse + 1
     ended = patience is not None and num_worse >= patience
     return ValidationState(best_loss, best_step, num_worse, step, ended), is_best
+
+
+@dataclass(frozen=True)
+class PausedAt:
+    """A line of `pauses.jsonl`."""
+
+    step: Annotated[int, Field(ge=1)]
+    loss: float | None
+    """On the images that `Stage.compared_rows` names; None where it is not finite."""
+
+    @property
+    def rank_loss(self) -> float:
+        """The loss, infinite where it is not finite."""
+        return math.inf if self.loss is None else self.loss
+
+
+def paused_loss(directory: Path, step: int) -> float | None:
+    """Loss with which a run paused after a step, infinite where it is not finite; None where it has not paused there.
+
+    Args:
+        directory: Directory of the stage.
+        step: Number of steps taken.
+
+    Raises:
+        DataError: A line is damaged. InputError: The file cannot be read.
+    """
+    lines = read_lines(PausedAt, directory / PAUSES) or []
+    return next((line.rank_loss for line in lines if line.step == step), None)
+
+
+def note_paused(directory: Path, step: int, loss: float) -> None:
+    """Note the loss with which a run pauses; rank 0 does, once per step."""
+    if paused_loss(directory, step) is None:
+        append_line(directory / PAUSES, {"step": step, "loss": loss if math.isfinite(loss) else None})
+
+
+def held_out_loss(engine: Engine, steps: HeldOutSteps, settings: EngineConfig, encoder: Encoder | None) -> float:
+    """Mean loss on held-out images, without a note of it anywhere; all ranks call it and come to the same."""
+    with ReadAhead(steps, range(len(steps)), settings.num_workers, "engine.num_workers") as parts:
+        total = sum(engine.measure(batches_of(part, encoder)) for part in parts)
+    return sum_floats([total], engine.device)[0] / float(steps.held_out.weights.sum())
 
 
 class Validation:

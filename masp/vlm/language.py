@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -220,8 +220,18 @@ class LanguageHalf(nn.Module):
 
         Half precision would round a logit of 20 to the nearest 0.125, and categories would tie by rounding alone.
         """
-        parts = [hidden.float() @ rows.float().T for rows in self.head.weight.split(EXACT_ROWS)]
-        return self._final(torch.cat(parts, dim=-1))
+        return torch.cat([*self.exact_parts(hidden)], dim=-1)
+
+    def exact_parts(self, hidden: Tensor, num_rows: int | None = None) -> Iterator[Tensor]:
+        """The same, `EXACT_ROWS` words of the vocabulary at a time: `[..., V]` would be gigabytes.
+
+        Args:
+            hidden: `[..., D]`.
+            num_rows: Rows of the vocabulary that count; None for all.
+        """
+        hidden = hidden.float()
+        for rows in self.head.weight[:num_rows].split(EXACT_ROWS):
+            yield self._final(hidden @ rows.float().T)
 
     def _final(self, logits: Tensor) -> Tensor:
         if self._cap is not None:

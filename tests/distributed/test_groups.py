@@ -1,11 +1,15 @@
 """Soft prompts trained together by two ranks are the runs that they would have been alone, by one."""
 
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
+from masp.runtime.run_directory import read_status
 from masp.training.loop import train
 from tests.runs import REPOSITORY
 from tests.unit.training.group.test_trainer import MEMBERS, assert_equal_runs, configs, world
@@ -38,3 +42,38 @@ def test_two_ranks_train_what_single_runs_train(world, tmp_path, zero_stage):
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(MEMBERS) == 5
     assert_equal_runs(tmp_path / "group", tmp_path / "alone")
+
+
+@pytest.mark.full
+def test_a_killed_rank_ends_the_others_and_is_named_and_the_group_goes_on(world, tmp_path):
+    script = tmp_path / "rank.py"
+    long = RANK.replace('"stage2.log_every=1"', '"stage2.log_every=1", "stage2.num_epochs=400"')
+    body = "\n".join(f"    {line}" for line in long.splitlines())
+    caught = "except MaspError as error:\n    sys.exit(str(error))\n"
+    script.write_text(f"from masp.errors import MaspError\ntry:\n{body}\n{caught}")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+    def start(rank):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY)} | {name: str(value) for name, value in place.items()}
+        command = [sys.executable, script, *world, tmp_path / "group", "2"]
+        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+    first, second = start(0), start(1)
+    log = tmp_path / "group" / "plain" / "stage2" / "metrics.jsonl"
+    while first.poll() is None and not (log.exists() and log.read_text().count("\n") > 2):
+        time.sleep(0.05)
+    second.send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    _, errors = first.communicate(timeout=120)
+    assert time.monotonic() - killed < 60 and first.returncode == 1, errors[-2000:]
+    assert f"rank 1 (process {second.pid} on " in errors.splitlines()[-1]
+    for name in set(MEMBERS) - {"one-epoch"}:  # it may have come to its end
+        status = read_status(tmp_path / "group" / name / "stage2")
+        assert status.state == "failed" and status.message.startswith(f"rank 1 (process {second.pid} on ")
+        (tmp_path / "group" / name / "STOP").touch()
+    first, second = start(0), start(1)
+    assert "stopped by the file" in first.communicate(timeout=300)[1] and first.returncode == 1
+    assert second.wait(60) == 1
+    assert read_status(tmp_path / "group" / "plain" / "stage2").state == "stopped"

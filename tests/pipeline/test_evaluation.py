@@ -239,7 +239,7 @@ def test_the_temperature_of_the_validation_split_corrects_probabilities_only(com
 def test_other_wordings_and_a_probe_resume_and_are_summed_up(commands, world, trained, expected, tmp_path):
     settings = world.settings(trained, f"evaluate.output_dir={tmp_path}", "evaluate.prompts=all")
     first = commands.ok("evaluate", *settings, RANK=0, WORLD_SIZE=2, LOCAL_RANK=0)
-    assert "times the time of one" in first.stdout and not (tmp_path / "prompts.json").exists()
+    assert "behind one pass of the prefix" in first.stdout and not (tmp_path / "prompts.json").exists()
     commands.ok("evaluate", *settings, RANK=1, WORLD_SIZE=2, LOCAL_RANK=1)
     table = json.loads((tmp_path / "prompts.json").read_text())
     assert [name for name in table["rows"] if name.startswith("template")] == [f"template-{n}" for n in (2, 3, 4)]

@@ -62,6 +62,68 @@ def test_pipeline_with_two_tasks_and_two_ranks(config):
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1800)
+def test_a_sweep_trains_a_group_per_task(config):
+    output = config.parent / "sweep"
+    axes = ["stage2.learning_rate=[0.01,0.05]", "aspects=[[scene],[object]]", "stage2.validate_every=2"]
+    given = [*axes, "stage2.validation_size=4", f"output_dir={output}", "cluster.train.tasks_per_node=2"]
+    assert "--halving: a rung waits" in launch("sweep", config, *given, "--halving").stderr
+    done = launch("sweep", config, *given, "--wait", "--test", "none")
+    (folder,) = (output / "launch").glob("*/")
+    logs = "\n".join(path.read_text()[-2000:] for path in sorted(folder.glob("jobs/*.out")))
+    assert done.returncode == 0, f"{done.stderr}\n{logs}"
+    assert "sweep: 4 members in groups of 2 + 2" in done.stdout
+    assert "tasks: 5: 2 of stage 1, 2 of stage 2, 1 that chooses" in done.stdout
+    record = json.loads((folder / "submission.json").read_text())
+    ranks = [(part["name"], part["num_jobs"], part["num_ranks"]) for part in record["parts"]]
+    assert ranks == [("extract", 1, 1), ("aspects", 2, 2), ("groups", 2, 2), ("choose", 1, 1)]
+    table = json.loads((output / "sweep" / "sweep.json").read_text())
+    assert len(table["members"]) == 4 and not any(member["failure"] for member in table["members"])
+    losses = {member["name"]: member["held_out_loss"] for member in table["members"]}
+    assert table["best"] == min(losses, key=losses.get)
+    told = call_launch("status", output)
+    assert "2 of 2 trainings of aspect modules" in told.stdout and "4 of 4 members" in told.stdout
+    # what is trained is taken up by `masp sweep`, which finds nothing to do
+    before = {path: path.read_bytes() for path in (output / "sweep").glob("*/stage2/*.safetensors")}
+    assert main(["sweep", "--config", str(config), *given[:-1], "--test", "none"]) == 0
+    assert before == {path: path.read_bytes() for path in (output / "sweep").glob("*/stage2/*.safetensors")}
+    (output / "sweep" / "sweep.json").unlink()
+    resumed = call_launch("resume", output, "--wait")
+    assert resumed.returncode == 0 and "finished already: extract, aspects, groups" in resumed.stdout, resumed.stderr
+    assert json.loads((output / "sweep" / "sweep.json").read_text()) == table
+
+
+@pytest.mark.full
+def test_a_study_trains_a_group_per_task(config):
+    output = config.parent / "of-study"
+    given = ["aspects=[scene]", "stage1.num_epochs=1", "stage2.num_epochs=1", f"output_dir={output}"]
+    chosen = ["--seeds", "1,2", "--only", "zero_shot,without_soft_prompt,soft_prompt_2"]
+    done = launch("study", config, *given, *chosen, "--wait")
+    (folder,) = (output / "launch").glob("*/")
+    logs = "\n".join(path.read_text()[-2000:] for path in sorted(folder.glob("jobs/*.out")))
+    assert done.returncode == 0, f"{done.stderr}\n{logs}"
+    assert "tasks: 5: 2 of stage 1, 2 of stage 2, 1 that writes the table" in done.stdout
+    record = json.loads((folder / "submission.json").read_text())
+    assert [(part["name"], part["num_jobs"]) for part in record["parts"]] == [
+        ("extract", 1), ("aspects", 2), ("groups", 2), ("table", 1)
+    ]  # fmt: skip
+    table = json.loads((output / "study" / "study.json").read_text())
+    assert {name: list(row["accuracies"]) for name, row in table["variants"].items()} == {
+        "masp": ["1", "2"], "zero_shot": ["1"], "without_soft_prompt": ["1", "2"], "soft_prompt_2": ["1", "2"]
+    }  # fmt: skip
+    told = call_launch("status", output)
+    assert "2 of 2 trainings of aspect modules" in told.stdout and "4 of 4 members" in told.stdout
+    # `masp study` finds nothing to do
+    before = {path: path.read_bytes() for path in (output / "study").rglob("*.safetensors")}
+    assert main(["study", "--config", str(config), *given, *chosen]) == 0
+    assert before == {path: path.read_bytes() for path in (output / "study").rglob("*.safetensors")}
+    (output / "study" / "study.json").unlink()
+    resumed = call_launch("resume", output, "--wait")
+    assert resumed.returncode == 0 and "finished already: extract, aspects, groups" in resumed.stdout, resumed.stderr
+    assert json.loads((output / "study" / "study.json").read_text()) == table
+
+
+@pytest.mark.full
 def test_two_tasks_annotate(tmp_path):
     """Each does its shards; the answers are those of one process."""
     config = make_annotated(tmp_path, "annotate.aspects=[weather,light]")

@@ -48,8 +48,8 @@ report
 inference
 annotation
 experiments
-sweep
 plan
+sweep
 start
 demo
 cli
@@ -62,6 +62,7 @@ MAX_COMMANDS = 29
 # Modules whose tests are elsewhere: the test file, and a word in it that shows that it is about them. A part that only
 # means something inside a whole is tested with that whole; parsers of commands are tested by running the commands.
 TESTED_ELSEWHERE = {
+    "launch/job/members.py": ("pipeline/test_launch_local.py", "a_sweep_trains_a_group_per_task"),
     "launch/jobs.py": ("unit/launch/job/test_jobs.py", "launch.jobs"),
     "launch/task.py": ("unit/launch/job/test_task.py", "launch.task"),
     "masp/annotation/agreement.py": ("pipeline/test_annotate.py", "--agreement"),
@@ -148,14 +149,17 @@ TESTED_ELSEWHERE = {
     "masp/demo/world/sprites.py": ("unit/demo/world/test_draw.py", "draw"),
     "masp/demo/world/write_dataset.py": ("unit/demo/world/test_draw.py", "write_dataset"),
     "masp/evaluation/feed.py": ("pipeline/test_evaluation.py", "masp.evaluation.feed"),
+    "masp/evaluation/group/scorer.py": ("unit/evaluation/group/test_parts.py", "evaluate_group"),
     "masp/evaluation/partitioned.py": ("distributed/test_partitioned_evaluation.py", "evaluate.partition_vlm"),
     "masp/evaluation/protocol.py": ("pipeline/test_evaluation.py", "stage1"),
     "masp/evaluation/run.py": ("pipeline/test_evaluation.py", "masp.evaluation.run"),
     "masp/evaluation/transfer.py": ("pipeline/test_study.py", "masp.evaluation.transfer"),
     "masp/experiments/family_check.py": ("unit/vlm/test_every_family.py", "check_family"),
     "masp/experiments/plots.py": ("unit/experiments/test_study.py", "study.png"),
-    "masp/experiments/study_table.py": ("unit/experiments/test_study.py", "study_table"),
-    "masp/experiments/variants.py": ("unit/experiments/test_study.py", "variants"),
+    "masp/experiments/study/run.py": ("unit/experiments/test_study.py", "study.run"),
+    "masp/experiments/study/runs.py": ("unit/experiments/test_study.py", "study.runs"),
+    "masp/experiments/study/table.py": ("unit/experiments/test_study.py", "study.table"),
+    "masp/experiments/study/variants.py": ("unit/experiments/test_study.py", "variants"),
     "masp/extraction/encode_shards.py": ("unit/extraction/test_job.py", "batch"),
     "masp/extraction/repair.py": ("unit/cache/test_verify.py", "masp.extraction.repair"),
     "masp/extraction/shard_sink.py": ("unit/extraction/test_faults.py", "space"),
@@ -177,6 +181,8 @@ TESTED_ELSEWHERE = {
     "masp/inference/source.py": ("pipeline/test_api.py", "nothing was trained here"),
     "masp/models/group.py": ("unit/training/group/test_trainer.py", "train_group"),
     "masp/models/restarts.py": ("unit/training/restarts/test_engine.py", "restart_seed"),
+    "masp/sweep/members.py": ("unit/sweep/test_halving.py", "open_sweep"),
+    "masp/models/group_likelihood.py": ("unit/vlm/test_every_family.py", "masp.models.group_likelihood"),
     "masp/sweep/run.py": ("pipeline/test_sweep.py", "sweep.json"),
     "masp/sweep/table.py": ("pipeline/test_sweep.py", "sweep.csv"),
     "masp/training/group/engine.py": ("unit/training/group/test_trainer.py", "train_group"),

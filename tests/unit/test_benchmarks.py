@@ -8,6 +8,7 @@ from benchmarks import annotated, explanations, own_aspects, scale, scale_ledger
 from benchmarks.cache import main as cache_main
 from benchmarks.evaluation import main as evaluation_main
 from benchmarks.headers import write_images
+from benchmarks.learning_curve import members
 from benchmarks.predict import main as predict_main
 from benchmarks.rows import main as rows_main
 from benchmarks.serve import main as serve_main
@@ -23,6 +24,7 @@ from masp.plan.headers.reading import read_sizes
 from masp.results.explanations.averages import averages_of
 from masp.results.explanations.explanation import AspectExplanation, Explanation
 from masp.results.explanations.explanations_file import ExplanationsFile, image_entry, write_explanations
+from masp.sweep.axes import read_members
 from tests.tiny import make_tokenizer
 
 TINY = "--rounds 1 --samples 6 --tokens 10 --hidden 32 --shards 2 --images 3 --side 70 --width 64 --depth 1 --rows 1000"
@@ -233,3 +235,14 @@ def test_serve(tmp_path, capsys, monkeypatch, repository):
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["ratio"] > 0 and found["largest_difference"] < 1e-5  # every answer was compared
     assert "serve / predict" in capsys.readouterr().out
+
+
+def test_the_learning_curve_has_a_member_for_each_size_and_seed_with_more_epochs_for_fewer_images(tmp_path):
+    path = tmp_path / "members.txt"
+    path.write_text("\n".join(members([0.05, 0.5, 1.0], [1, 2], 4)))
+    found = [each.values for each in read_members(str(path))]
+    assert [(each["dataset.fraction"], each["seed"]) for each in found] == [
+        (fraction, seed) for fraction in (0.05, 0.5, 1.0) for seed in (1, 2)
+    ]
+    assert [each["stage1.num_epochs"] for each in found[::2]] == [20, 10, 5]
+    assert [each["stage2.num_epochs"] for each in found[::2]] == [12, 6, 3]

@@ -201,8 +201,10 @@ def check_launch(words: list[str], is_partial: bool) -> None:
     arguments = parsed(launch_parser, words, is_partial)
     settings = [text for text in getattr(arguments, "overrides", None) or [] if text.lower() != "key=value"]
     ours = [text for text in settings if not text.startswith("cluster.")]
+    if words[:1] == ["sweep"]:
+        ours = one_of_each(ours)
     check_settings(ours, getattr(arguments, "config", None))
-    theirs = [text.removeprefix("cluster.") for text in settings if text not in ours]
+    theirs = [text.removeprefix("cluster.") for text in settings if text.startswith("cluster.")]
     check_settings(theirs, getattr(arguments, "cluster", None), is_cluster=True)
 
 

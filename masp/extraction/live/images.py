@@ -25,6 +25,7 @@ from masp.config import Config
 from masp.data.datasets import dataset_of
 from masp.data.findings import Contents, DatasetRecord, content_findings
 from masp.data.sample import Dataset, Samples
+from masp.data.splits.subset import has_subset, subset_of
 from masp.data.target.find_labels import label_dataset
 from masp.data.target.labels import Labels
 from masp.errors import DataError, InputError
@@ -108,9 +109,13 @@ class LiveImages:
         self.labels: Labels | None = None
         """Those of the target, in the order of `samples`, where it has others than the dataset."""
         self.categories = dataset.categories
+        seen, labels = replace(dataset, samples=self.samples), None
+        if has_target or has_subset(config.dataset):  # see `masp.cache.reader`
+            seen, labels = label_dataset(config, seen)
         if has_target:
-            seen, self.labels = label_dataset(config, replace(dataset, samples=self.samples))
-            self.samples, self.categories = seen.samples, seen.categories
+            self.samples, self.categories, self.labels = seen.samples, seen.categories, labels
+        self.subset = subset_of(config.dataset, seen.samples)
+        """What training sees of the training split; None for all."""
         self.index = LiveIndex(checked.num_tokens[self._places], numbers[is_good].astype(np.int32), self.samples.keys)
         self.splits = tuple(sorted({shard.split for shard in shards}))
         self.hidden_size = images.preprocessor.family.hidden_size
@@ -118,6 +123,8 @@ class LiveImages:
         self.digest, self.record = self._described()
         if self.labels is not None:
             self.record = self.labels.record(self.record, self.samples.table.splits, self.samples.split)
+        if self.subset is not None:
+            self.record = self.subset.record(self.record)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -130,7 +137,7 @@ class LiveImages:
         return known_encoder(load_config(path)) or encoder_curve(path, self._amounts(), self._prepared)
 
     def rows(self, split: str) -> np.ndarray:
-        """Rows of a split that have a label, ascending, int64.
+        """Rows of a split that have a label, ascending, int64; of the training split those that training sees.
 
         Raises:
             InputError: The dataset has no such split.
@@ -140,6 +147,8 @@ class LiveImages:
                 f"dataset.root: {self.dataset.root} has no split {split!r}; it has {', '.join(self.splits)}"
             )
         is_in = self.samples.is_in(split)
+        if split == "train" and self.subset is not None:
+            is_in = is_in & self.subset.is_in
         return np.flatnonzero(is_in if self.labels is None else is_in & (self.labels.category >= 0))
 
     def has_answer(self, rows: np.ndarray, aspect: str) -> np.ndarray:

@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from masp.artifacts.export_format import SCHEME, ExportRecord
 from masp.artifacts.exported import OWN_VLM
 from masp.data.questions import EMOTION
+from masp.data.splits.subset import described
 from masp.errors import one_line
 from masp.files.text import shortened
 from masp.inference.model import Model
@@ -29,6 +30,9 @@ _SHOWN_SETTINGS = (
     "engine.precision",
     "vlm.quantization",
     "dataset.augment",
+    "dataset.fraction",
+    "dataset.shots",
+    "dataset.subset_seed",
     "aspect_module.num_queries",
     "num_steps",
 )
@@ -241,6 +245,8 @@ def _settings_table(lineage: Mapping[str, Any]) -> str:
         for name, value in sorted(settings.items())
         if name in _SHOWN_SETTINGS or name.startswith(("stage1.", "stage2."))
     ]
+    if trained_on := described(settings):
+        rows.append(("trained on", trained_on))
     for aspect, origins in sorted((lineage.get("answers") or {}).items()):
         given = [(origins.get(who), who) for who in ("people", "vlm", "pixels")]
         rows.append((f"answers: {aspect}", ", ".join(f"{count:,} by {who}" for count, who in given if count)))

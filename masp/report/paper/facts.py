@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from masp.data.splits.subset import NAME as SUBSET
 from masp.errors import InputError
 from masp.files.json_text import parse_json
 from masp.files.regular import open_binary
@@ -138,6 +139,8 @@ def _of_artifacts(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         settings = _at(lineage, "settings")
         for name, value in settings.items() if isinstance(settings, Mapping) else ():
             yield f"{part}.{str(name).removeprefix('stage1.').removeprefix('stage2.')}", value
+        for name in ("num_images", "num_in_split", "min_per_category"):
+            yield f"{part}.subset.{name}", _at(settings, SUBSET, name)
         if _at(settings, "seed") is not None:
             stage = _at(settings, "stage")
             yield f"{part}.schedule", _at(settings, f"{stage}.schedule") or "linear"  # written only with another value

@@ -142,6 +142,8 @@ def _training(part: str, what: str, more: Sequence[str] = ()) -> tuple[tuple[str
         of(
             f"{{@.origin=trained}}{what} trained with AdamW",
             *more,
+            " on {@.subset.num_images} of the {@.subset.num_in_split:training image}, {@.subset.min_per_category} or "
+            "more per category, chosen by a hash of their keys,",
             " for {@.num_epochs:epoch}",
             " ({@.num_steps:step})",
             " in batches of {@.global_batch_size:image}",

@@ -64,7 +64,7 @@ class GroupSteps(Dataset):
         prompt: Chat template of the VLM.
         rank: Rank of this process.
         num_ranks: World size.
-        held_out: Whether the steps are those of validation.
+        held_out: Images that are measured, with the questions of evaluation, instead of steps of training.
     """
 
     def __init__(
@@ -73,12 +73,12 @@ class GroupSteps(Dataset):
         prompt: Prompt,
         rank: int = 0,
         num_ranks: int = 1,
-        held_out: bool = False,
+        held_out: Rows | None = None,
     ):
         self.stages, self.prompt, self.rank, self.num_ranks = list(stages), prompt, rank, num_ranks
         first = self.stages[0]
         self.settings, self.schedule = first.settings, first.schedule
-        self.held_out = self.schedule.held_out if held_out else None
+        self.held_out = held_out
         self.shape = language_cost(first.config.vlm.path)
         forms = [_form(stage) for stage in self.stages]
         unique = list(dict.fromkeys(forms))

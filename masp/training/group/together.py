@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from masp.config import Config
+from masp.distributed.liveness import RankLost
 from masp.errors import InputError
+from masp.runtime.stop import StopFlag
 from masp.training.group.members import group_key, why_alone
 from masp.training.group.trainer import train_group
 from masp.training.loop import train
@@ -24,11 +26,18 @@ def groups_of(configs: Sequence[Config]) -> list[list[int]]:
     return list(groups.values())
 
 
-def train_together(configs: Sequence[Config]) -> list[str]:
-    """Train the runs of a group, or what is left of them.
+def train_together(
+    configs: Sequence[Config],
+    stop: StopFlag | None = None,
+    on_loss: Callable[[RankLost], None] | None = None,
+    until: Sequence[int] | None = None,
+) -> list[str]:
+    """Train the runs of a group, or what is left of them. Under a launcher every rank calls this.
 
     Args:
         configs: Configurations of one of the groups of `groups_of`.
+        stop, on_loss: See `masp.training.loop.train`.
+        until: Step after which each pauses; None trains all to their ends.
 
     Returns:
         Of each run why it was stopped, for example since its loss is not finite; empty where it was trained to its end.
@@ -38,8 +47,8 @@ def train_together(configs: Sequence[Config]) -> list[str]:
     """
     if len(configs) == 1 and why_alone(configs[0]) is not None:
         try:
-            train(configs[0], "stage2")
+            train(configs[0], "stage2", stop, on_loss=on_loss, until=None if until is None else until[0])
         except InputError as error:
             return [str(error)]
         return [""]
-    return train_group(configs)
+    return train_group(configs, stop, on_loss, until)

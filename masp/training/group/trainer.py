@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +18,15 @@ from tqdm import tqdm
 
 from masp.config import Config
 from masp.distributed.collectives import check_agreed, on_rank_0, sum_floats
-from masp.distributed.ranks import Ranks, join, read_ranks
-from masp.errors import InputError, MaspError, StoppedEarly
+from masp.distributed.liveness import RankLost
+from masp.distributed.ranks import Ranks, read_ranks
+from masp.errors import InputError, MaspError, OtherRankFailed, StoppedEarly
+from masp.files.text import reason
 from masp.models.forward import Stage2Model
 from masp.models.group import GroupModel
 from masp.runtime.devices import pick_device, plain_memory_errors
 from masp.runtime.prefetch import ReadAhead
-from masp.runtime.run_directory import RunLock, RunState, write_status
+from masp.runtime.run_directory import RunInUse, RunLock, RunState, write_status
 from masp.runtime.stop import StopFlag, StopRequests
 from masp.training.checkpoint import Checkpoint, EngineCounters, load_latest, load_step, step_name
 from masp.training.engine import make_partition
@@ -32,7 +34,7 @@ from masp.training.group.engine import NAME, GroupEngine, MemberStep
 from masp.training.group.members import open_members
 from masp.training.group.steps import GroupStep, GroupSteps
 from masp.training.logs import StepResult, TrainingLog, device_peak, report_not_finite
-from masp.training.loop import Trainer
+from masp.training.loop import Trainer, watched
 from masp.training.schedule import learning_rate
 from masp.training.stages import SoftPromptStage
 from masp.training.steps import HeldOutSteps
@@ -79,7 +81,7 @@ class Member(Trainer):
         if self.is_finished(self.checkpoint):
             self.note_finished(f"finished already, {self.num_taken} steps")
             return False
-        return True
+        return not self.is_compared()
 
     def go_back(self, step: int) -> bool:
         """Go back to an earlier step, if its checkpoint is there: a kill came between the saves of two members."""
@@ -108,7 +110,12 @@ class Member(Trainer):
         on_rank_0(self.ranks, self.device, lambda: self.export(tensors))
 
 
-def train_group(configs: Sequence[Config], stop: StopFlag | None = None) -> list[str]:
+def train_group(
+    configs: Sequence[Config],
+    stop: StopFlag | None = None,
+    on_loss: Callable[[RankLost], None] | None = None,
+    until: Sequence[int] | None = None,
+) -> list[str]:
     """Train several soft prompts behind one pass of what comes before them, or go on with it.
 
     Under a launcher every rank calls this.
@@ -116,6 +123,8 @@ def train_group(configs: Sequence[Config], stop: StopFlag | None = None) -> list
     Args:
         configs: Configurations of the members: different `output_dir`, the same `group_key`, none with `why_alone`.
         stop: Flag that is checked after each step; None lets signals stop the run.
+        on_loss: See `masp.training.loop.train`.
+        until: Step after which each member pauses, as `masp.training.loop.train` does; None trains all to their ends.
 
     Returns:
         Of each member why it was stopped; an empty string where it was trained to its end.
@@ -123,6 +132,7 @@ def train_group(configs: Sequence[Config], stop: StopFlag | None = None) -> list
     Raises:
         InputError, DataError: See `masp.errors`.
         StoppedEarly: Something asked to stop; the checkpoints of all members were written.
+        RankLost: Another rank was killed.
     """
     ranks = read_ranks()
     device = pick_device(configs[0].engine.device, "engine.device")
@@ -130,30 +140,46 @@ def train_group(configs: Sequence[Config], stop: StopFlag | None = None) -> list
         flag = stack.enter_context(nullcontext(stop) if stop is not None else StopFlag())
         first = configs[0]
         requests = StopRequests(flag, Path(first.output_dir), first.engine.time_limit_min, ranks.is_rank_0)
-        locks = [RunLock(Path(config.output_dir) / "stage2") for config in configs]
-        if ranks.is_rank_0:
-            for lock in locks:
-                stack.enter_context(lock)
-        stages = open_members(configs, device)
-        members = [
-            Member(config, "stage2", ranks, lock, requests, stage)
-            for config, lock, stage in zip(configs, locks, stages, strict=True)
-        ]
-        join(ranks, device)
-        left = [member for member in members if member.begin()]
+        directories = [Path(config.output_dir) / "stage2" for config in configs]
+        locks = [RunLock(directory) for directory in directories]
+        for lock in locks:
+            stack.callback(lock.release)
+        ends: Sequence[int | None] = [None] * len(configs) if until is None else until
+        members: list[Member] = []
+        left: list[Member] = []
         try:
-            while left:
-                start = min(member.num_taken for member in left)
-                together = [member for member in left if member.num_taken == start or member.go_back(start)]
-                GroupTrainer(together, ranks, device, requests).train()
-                left = [member for member in left if member not in together]
-        except MaspError as error:
-            state = RunState.STOPPED if isinstance(error, StoppedEarly) else RunState.FAILED
-            for member in members:
-                if ranks.is_rank_0 and not member.failure and not member.stage.artifact.is_file():
-                    write_status(member.directory, state, error.exit_code, str(error), step=member.num_taken)
+            with watched(device, directories, ranks, locks, on_loss):
+                stages = open_members(configs, device)
+                for config, lock, stage, end in zip(configs, locks, stages, ends, strict=True):
+                    members.append(Member(config, "stage2", ranks, lock, requests, stage, end))
+                left += [member for member in members if member.begin()]
+                while left:
+                    start = min(member.num_taken for member in left)
+                    together = [member for member in left if member.num_taken == start or member.go_back(start)]
+                    GroupTrainer(together, ranks, device, requests).train()
+                    left = [member for member in left if member not in together]
+        except (OtherRankFailed, RunInUse):  # the rank that met the cause notes it; a run in use is not ours
+            raise
+        except Exception as error:
+            _note_failure(left, error)
             raise
     return [member.failure for member in members]
+
+
+def _note_failure(members: Sequence[Member], error: Exception) -> None:
+    """Write why a group ended into the statuses of its members that are neither finished nor failed for themselves."""
+    state = RunState.STOPPED if isinstance(error, StoppedEarly) else RunState.FAILED
+    if isinstance(error, MaspError):
+        code, text = error.exit_code, str(error)
+    else:
+        code, text = 1, f"{type(error).__name__}: {error}"
+    for member in members:
+        if member.failure or member.stage.artifact.is_file() or not member.directory.is_dir():
+            continue
+        try:
+            write_status(member.directory, state, code, text, step=member.num_taken)
+        except OSError as problem:  # most likely what ended the group, whose own message must get through
+            LOG.warning("%s: its status cannot be written: %s", member.directory, reason(problem))
 
 
 class GroupTrainer:
@@ -172,7 +198,7 @@ class GroupTrainer:
         self.num_taken = members[0].num_taken
 
     def train(self) -> None:
-        """Train all members to their ends."""
+        """Train all members to their ends, or to where they pause."""
         if self.ranks.size > 1:
             counts = [self.num_taken, *(member.num_steps for member in self.members)]
             check_agreed(counts, f"what is in {self.members[0].directory} and the other members'", self.device)
@@ -183,6 +209,7 @@ class GroupTrainer:
             self.build()
             self._catch_up()
             self.take_steps()
+            self._pause()
 
     def _catch_up(self) -> None:
         """Do what an earlier call left undone after its last step: a measurement, or the artifact of a member."""
@@ -209,6 +236,7 @@ class GroupTrainer:
         partition = make_partition(config.engine, self.settings)
         model, prompt = self.members[0].stage.build(self.device, partition)
         assert isinstance(model, Stage2Model)
+        self.prompt = prompt
         soft_prompts = [model.soft_prompt]
         for member in self.members[1:]:
             torch.manual_seed(member.config.seed)
@@ -230,7 +258,7 @@ class GroupTrainer:
         self.steps = GroupSteps(opened, prompt, rank, size)
         self.held_out = None
         if self.steps.schedule.held_out is not None:
-            self.held_out = GroupSteps(opened, prompt, rank, size, held_out=True)
+            self.held_out = GroupSteps(opened, prompt, rank, size, self.steps.schedule.held_out)
             self._open_validation(prompt)
 
     def _open_validation(self, prompt: Prompt) -> None:
@@ -244,11 +272,11 @@ class GroupTrainer:
     @property
     def active(self) -> list[int]:
         """Numbers of the members that have steps to take."""
-        return [n for n, member in enumerate(self.members) if not member.failure and not member.is_over]
+        return [n for n, m in enumerate(self.members) if not (m.failure or m.is_over or m.is_paused)]
 
     def take_steps(self) -> None:
         """Take the steps that are left."""
-        total = max(member.num_steps for member in self.members)
+        total = max(min(member.num_steps, member.until or member.num_steps) for member in self.members)
         workers = self.config.engine.num_workers
         pin = self.device == "cuda"
         left = range(self.num_taken, total)
@@ -340,24 +368,37 @@ class GroupTrainer:
         ]
         if not due or self.held_out is None:
             return set()
-        totals = dict.fromkeys(due, 0.0)
-        workers = self.config.engine.num_workers
-        with ReadAhead(self.held_out, range(len(self.held_out)), workers, "engine.num_workers") as parts:
-            for part in parts:
-                for number, total in self.engine.measure_members(part, due).items():
-                    totals[number] += total
-        losses = sum_floats([totals[number] for number in due], self.device)
         best = set()
-        assert self.held_out.held_out is not None
-        weight = float(self.held_out.held_out.weights.sum())
-        for number, loss in zip(due, losses, strict=True):
+        for number, loss in self._measure(self.held_out, due).items():
             validation = self.members[number].validation
             assert validation is not None
             if not math.isfinite(loss):
                 self._fail(self.members[number], f"the held-out loss after step {self.num_taken} is {loss}")
-            elif validation.note(loss / weight, self.num_taken):
+            elif validation.note(loss, self.num_taken):
                 best.add(number)
         return best
+
+    def _measure(self, steps: GroupSteps, numbers: Sequence[int]) -> dict[int, float]:
+        """Mean loss of some members on held-out images."""
+        totals = dict.fromkeys(numbers, 0.0)
+        with ReadAhead(steps, range(len(steps)), self.config.engine.num_workers, "engine.num_workers") as parts:
+            for part in parts:
+                for number, total in self.engine.measure_members(part, numbers).items():
+                    totals[number] += total
+        assert steps.held_out is not None
+        weight = float(steps.held_out.weights.sum())
+        losses = sum_floats([totals[number] for number in numbers], self.device)
+        return {number: loss / weight for number, loss in zip(numbers, losses, strict=True)}
+
+    def _pause(self) -> None:
+        """Note the losses of members that are to be compared with others."""
+        paused = [number for number, member in enumerate(self.members) if member.is_paused and not member.failure]
+        if not paused:
+            return
+        opened = [member.stage for member in self.members]
+        steps = GroupSteps(opened, self.prompt, self.ranks.rank, self.ranks.size, opened[0].compared_rows)
+        for number, loss in self._measure(steps, paused).items():
+            self.members[number].pause(loss)
 
     def _save(self, going: Sequence[int], best: set[int], reason: str) -> None:
         """Write checkpoints where they are due, and the artifacts of members that are over."""
@@ -367,6 +408,7 @@ class GroupTrainer:
             if (member := self.members[number]).num_taken % member.settings.checkpoint_every == 0
             or number in best
             or member.is_over
+            or member.is_paused
             or reason
         ]
         if not due:

@@ -9,6 +9,7 @@ from masp.annotation.job import annotate
 from masp.data.datasets import dataset_of
 from masp.errors import InputError
 from masp.evaluation.feed import open_feed
+from masp.evaluation.findings import cited
 from masp.evaluation.linear_probe import linear_probe
 from masp.extraction.job import extract
 from tests.annotated import make_annotated
@@ -102,3 +103,22 @@ def test_stored_answers_are_seen_whatever_the_features_come_from(tmp_path, stage
     assert live.different_answers() == cached.different_answers() and live.aspects == cached.aspects
     assert [live.answers_of(key) for key in live.keys] == [cached.answers_of(key) for key in cached.keys]
     assert live.aspect_notes and set(live.aspect_notes) <= set(cached.aspect_notes)
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_priors_and_the_linear_probe_are_of_the_subset_that_training_sees(world, stage):
+    whole, *_ = feeds(configured(world, "target.labels=brightness"))
+    asked = ["target.labels=brightness", "dataset.shots=1", f"evaluate.stage={stage}"]
+    found = feeds(configured(world, *asked))
+    rows = found[0].cache.rows("train")
+    for feed in found:
+        assert sum(feed.category_counts("train").values()) == len(rows) == feed.subset.num_images
+        assert feed.subset.identity() == found[0].subset.identity()
+        assert feed.record.findings[-1].kind == "subset"
+        if stage == "stage2":
+            assert set(feed.category_counts("train").values()) == {1}
+            assert feed.category_counts("test") == whole.category_counts("test") and feed.keys == whole.keys
+            counts = cited(configured(world, *asked), feed, {})["dataset"]["splits"]["train"]
+            assert counts["num_images"] == sum(whole.category_counts("train").values()) > len(rows)
+    if stage == "stage2":
+        assert linear_probe(found[0].cache, seed=0)[2] == len(rows)

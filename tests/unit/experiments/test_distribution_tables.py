@@ -9,8 +9,8 @@ import pytest
 from masp.errors import InputError
 from masp.experiments.compare import compare, markdown
 from masp.experiments.distribution_tables import measures_of
-from masp.experiments.study_table import study, write_table
-from masp.experiments.variants import FULL, Variant
+from masp.experiments.study.table import study, write_table
+from masp.experiments.study.variants import FULL, Variant
 from masp.results.ledger_format import Record
 from masp.results.metrics import compute_metrics
 from masp.results.probabilities.distributions import MEASURES

@@ -103,3 +103,17 @@ def test_millions_of_images_take_little():
     first, second = draw(5, 400_000, 0.01)
     found = compare_seeds(first, second)
     assert found.images_ci95[0] < found.difference < found.images_ci95[1] < found.difference + 0.005
+
+
+def test_p_values_are_corrected_for_comparisons_that_were_only_possible():
+    values = [0.001, 0.02, 0.004]
+    assert holm(values, 10) == pytest.approx([0.01, 0.16, 0.036])
+    among_all = holm([*values, *([0.5] * 7)])[:3]
+    assert holm(values, 10) == pytest.approx(among_all)
+    smaller = holm([*values, 0.0015, 0.0001])[:3]  # never below what they would be among all
+    assert all(a >= b for a, b in zip(holm(values, 5), smaller, strict=True))
+    first, second = draw(5, 400, 0.3)
+    test = compare_seeds(first, second, num_comparisons=150)
+    assert 150 * compare_seeds(first, second).both_p > 0.05 > 150 * test.both_p  # resamples enough for a claim
+    assert correct({"a": test}, 150)["a"].both_p == pytest.approx(150 * test.both_p)
+    assert "for 150 comparisons" in claims({"a": test}, correct({"a": test}, 150), "b", 150)[0]

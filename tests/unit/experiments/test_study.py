@@ -10,17 +10,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from masp.artifacts.store import load_soft_prompt
 from masp.config import load_config
 from masp.config.reading import save_config
 from masp.demo.run import run_demo
-from masp.errors import InputError
-from masp.experiments.study import commands, run_config, run_study
-from masp.experiments.study_table import markdown, study, write_table
-from masp.experiments.variants import FULL, left_out_of, variants_of
+from masp.errors import InputError, StoppedEarly
+from masp.experiments.study.run import finish_study, open_study, run_study
+from masp.experiments.study.runs import commands, run_config, runs_of, units_of
+from masp.experiments.study.table import markdown, study, write_table
+from masp.experiments.study.variants import FULL, left_out_of, variants_of
+from masp.extraction.job import extract
 from masp.results.records import DataDigests
+from masp.training.checkpoint import load_latest, save_checkpoint
+from masp.training.loop import train
+from masp.training.stages import open_stage
 from tests.images import make_dataset
+from tests.runs import make_run as make_files
 from tests.unit.experiments.test_compare import make_run
+from tests.unit.training.group.test_trainer import After
 
 DEMO = "configs/demo.yaml"
 
@@ -83,6 +92,145 @@ def test_the_commands_it_lists_make_the_same_runs(demo, repository):
             assert words[0] == "masp" and words[words.index("--config") + 1] == DEMO
             overrides = words[words.index("--config") + 2 :]
             assert load_config(repository / DEMO, overrides) == run_config(demo, variant, 7), command
+
+
+def units(config, *seeds: int):
+    """Names of the runs that are done in one go."""
+    return [[run.name for run in unit] for unit in units_of(runs_of(config, variants_of(config), seeds))]
+
+
+# without a soft prompt nothing is trained, but scored behind the same prefix
+ALIKE = ("masp", "without_soft_prompt", "soft_prompt_4", "soft_prompt_16", "soft_prompt_64")
+
+
+def test_runs_that_share_aspect_modules_and_an_order_are_trained_together(demo):
+    assert demo.order_seed is None  # each seed has its own
+    found = units(demo, 1, 2)
+    assert found[0] == [f"seed-1/{name}" for name in ALIKE]
+    together = [unit for unit in found if len(unit) > 1]
+    assert together == [[f"seed-{seed}/{name}" for name in ALIKE] for seed in (1, 2)]
+    assert sum(map(len, found)) == 17 + 16 and found.count(["seed-1/zero_shot"]) == 1  # the same for both seeds
+    assert found.index(["seed-1/layout_released"]) < found.index(together[1])
+    demo.order_seed, demo.checkpoint.aspect = 5, "theirs.pth"
+    found = units(demo, 1, 2)
+    assert found[0] == [f"seed-{seed}/{name}" for seed in (1, 2) for name in ALIKE]
+    assert ["seed-1/without_scene", "seed-2/without_scene"] in found
+    assert ["seed-1/without_vision_features", "seed-2/without_vision_features"] in found
+    assert ["seed-1/layout_released"] in found and ["seed-2/layout_released"] in found
+
+
+def listed(config, capsys, *given: str):
+    run_study(config, "4,5", "soft_prompt_4", list_only=True, given=given)
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("    masp train --stage stage2")]
+
+
+def test_seeds_share_an_order_where_they_share_the_aspect_modules(repository, tmp_path, capsys, caplog):
+    caplog.set_level("INFO", logger="masp")
+    given = [f"output_dir={tmp_path}", f"dataset.root={tmp_path / 'none'}"]
+
+    def commands_with(*more: str):
+        return listed(load_config(repository / DEMO, [*given, *more]), capsys, *given, *more)
+
+    assert not [line for line in commands_with() if "order_seed" in line]
+    assert all(" order_seed=9" in line for line in commands_with("aspects=[]", "seed=9"))
+    assert all(" order_seed=9" in line for line in commands_with("order_seed=9"))
+    assert all(" order_seed=3407" in line for line in commands_with("checkpoint.aspect=theirs.pth"))
+
+    # a study that was begun with other orders goes on with them
+    old = load_config(repository / DEMO, [*given, "aspects=[]"])
+    directory = tmp_path / "study" / "seed-4" / "masp" / "stage2"
+    directory.mkdir(parents=True)
+    save_config(old, directory / "config.yaml")
+    assert "goes on" not in caplog.text
+    assert not [line for line in commands_with("aspects=[]") if "order_seed" in line]
+    assert (
+        f"study: goes on with order_seed=null, as {directory.parent} began; with another output_dir it would be 3407, "
+        "and all seeds would be trained together"
+    ) in caplog.text
+    with pytest.raises(InputError) as error:
+        commands_with("aspects=[]", "order_seed=9")
+    assert str(error.value) == (
+        f"order_seed = 9: {directory.parent} has null, and all runs of a study must see the images in one order; leave "
+        "it out, or give another output_dir"
+    )
+    old.order_seed = 9
+    (directory.parents[1] / "soft_prompt_4" / "stage2").mkdir(parents=True)
+    save_config(old, directory.parents[1] / "soft_prompt_4" / "stage2" / "config.yaml")
+    for more in ((), ("order_seed=9",)):
+        with pytest.raises(InputError, match="order_seed = .* has .*; remove these runs, or give another output_dir$"):
+            commands_with("aspects=[]", *more)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Images without annotations, a tiny VLM, and a configuration for them."""
+    folder = tmp_path_factory.mktemp("study")
+    path = make_files(folder)
+    shutil.rmtree(folder / "pictures" / "annotation")
+    return path, folder
+
+
+GIVEN = ("engine.zero_stage=0", "stage2.num_epochs=1", "stage2.log_every=1", "stage2.checkpoint_every=1")
+
+
+def prompt_of(directory: Path) -> torch.Tensor:
+    return load_soft_prompt(str(directory / "stage2" / "soft_prompt_folder.safetensors"), 32)[0].weight
+
+
+def test_a_study_without_annotations_trains_all_seeds_together(world, tmp_path, capsys):
+    path, _ = world
+    given = ["--config", str(path), *GIVEN, f"output_dir={tmp_path}"]
+    config = load_config(path, given[2:])
+    assert run_study(config, "1,2", "soft_prompt_2") == tmp_path / "study" / "study.json"
+    before = (tmp_path / "study" / "study.json").read_bytes()
+    assert finish_study(open_study(config, "1,2", "soft_prompt_2")).read_bytes() == before
+    shown = capsys.readouterr()
+    titles = "seed 1, soft prompt alone; seed 1, soft prompt of 2; seed 2, soft prompt alone; seed 2, soft prompt of 2"
+    assert f"study: 1 to 4 of 4: {titles}" in shown.err
+    runs = {f"seed-{seed}/{name}" for seed in (1, 2) for name in ("masp", "soft_prompt_2")}
+    result = json.loads((tmp_path / "study" / "study.json").read_text())
+    assert [row["accuracies"].keys() for row in result["variants"].values()] == [{"1": 0, "2": 0}.keys()] * 2
+    assert len({prompt_of(tmp_path / "study" / run).sum().item() for run in runs}) == 4
+    # the command of the list makes the same run alone
+    run_study(config, "1,2", "soft_prompt_2", list_only=True, given=given)
+    (command,) = [
+        line for line in capsys.readouterr().out.splitlines() if "seed-2/soft_prompt_2" in line and "train" in line
+    ]
+    words = shlex.split(command)
+    assert words[:6] == ["masp", "train", "--stage", "stage2", "--config", str(path)]
+    alone = load_config(path, words[6:])
+    alone.output_dir = str(tmp_path / "alone")
+    train(alone, "stage2")
+    ours = prompt_of(tmp_path / "study" / "seed-2" / "soft_prompt_2")
+    torch.testing.assert_close(ours, prompt_of(tmp_path / "alone"), atol=1e-5, rtol=0)
+
+
+def test_a_run_that_diverges_is_named_and_the_table_is_of_the_others(world, tmp_path):
+    path, _ = world
+    config = load_config(path, [*GIVEN, f"output_dir={tmp_path}", "aspects=[]", "order_seed=5"])
+    extract(config)
+    (run,) = [run for run in runs_of(config, variants_of(config), [2]) if run.variant.name == "soft_prompt_2"]
+    with pytest.raises(StoppedEarly):
+        train(run.config, "stage2", stop=After(1))
+    checkpoints = Path(run.config.output_dir) / "stage2" / "checkpoints"
+    found = load_latest(checkpoints, open_stage("stage2", run.config, "cpu").identity())
+    found.tensors["soft_prompt.weight"].fill_(float("nan"))
+    save_checkpoint(checkpoints, found, keep=2)
+    with pytest.raises(InputError) as error:
+        run_study(config, "1,2", "soft_prompt_2")
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith(
+        "study: 1 of 4 runs not trained to the end: seed-2/soft_prompt_2: stage2: step 3 is not taken: the loss is nan;"
+    )
+    assert str(error.value).endswith(f"; the table is of the others: {tmp_path / 'study' / 'study.json'}")
+    result = json.loads((tmp_path / "study" / "study.json").read_text())
+    assert {name: list(row["accuracies"]) for name, row in result["variants"].items()} == {
+        "masp": ["1", "2"], "soft_prompt_2": ["1"]
+    }  # fmt: skip
+    assert result["missing"]["soft_prompt_2"] == [2]
+    with pytest.raises(InputError) as other:  # the end of a study that was trained in parts
+        finish_study(open_study(config, "1,2", "soft_prompt_2"))
+    assert str(other.value) == str(error.value)
 
 
 def test_given_aspect_modules_are_those_of_every_run(repository, tmp_path):
@@ -227,9 +375,15 @@ def test_the_table_holds_what_earlier_calls_finished(demo, tmp_path, monkeypatch
     """Whatever this call was told to run: the table is over the folder."""
     folder = tmp_path / "study"
     for name in ("extract", "train"):
-        monkeypatch.setattr(f"masp.experiments.study.{name}", lambda *_: None)
-    monkeypatch.setattr("masp.experiments.study.evaluate", lambda run: Path(run.output_dir).exists() or make_run(
-        Path(run.output_dir), [True, True, False, True]))  # fmt: skip
+        monkeypatch.setattr(f"masp.experiments.study.run.{name}", lambda *_: None)
+    monkeypatch.setattr("masp.experiments.study.run.train_together", lambda configs: [""] * len(configs))
+
+    def evaluate_together(configs, *_):
+        for run in configs:
+            if not Path(run.output_dir).exists():
+                make_run(Path(run.output_dir), [True, True, False, True])
+
+    monkeypatch.setattr("masp.experiments.study.run.evaluate_together", evaluate_together)
     run_study(demo, "2", "zero_shot,layout_released")
     (folder / "seed-3" / FULL).mkdir(parents=True)  # stopped in its training
     for name in ("seed-x", "seed-02", "seed-²"):

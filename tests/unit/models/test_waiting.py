@@ -128,7 +128,7 @@ def test_halves_of_other_families_meet_only_what_is_on_their_device(other_vlm, m
         stage2(second).sum().backward()
     assert all(parameter.grad.is_meta for parameter in (*aspects.parameters(), soft_prompt.weight))
     # what is read at the end of scoring is all of it that is read
-    monkeypatch.setattr(likelihood, "_log_likelihoods", reading(likelihood._log_likelihoods))
+    monkeypatch.setattr(likelihood, "log_likelihoods", reading(likelihood.log_likelihoods))
     question = batch(None, aspect_tokens=10, soft=8, frozen_prefix=False, goes_on=True)
     scores, _ = likelihood.score_categories(stage2, question, [prompt.answer("awe"), prompt.answer("fear")], prompt.end)
     assert scores.shape == (2, 2)

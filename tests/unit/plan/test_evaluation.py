@@ -16,9 +16,9 @@ from masp.data.questions import questions_of
 from masp.data.sample import Sample
 from masp.evaluation.aspects import closed_answers, num_tokens_of_longest
 from masp.evaluation.explain import Explainer, left_out
+from masp.evaluation.group.scorer import GroupScorer
 from masp.evaluation.prompts import FIRST, other_wordings
 from masp.evaluation.scorers import AspectScorer, ScoreRequest, TargetScorer
-from masp.models.likelihood import candidate_tree
 from masp.models.trainable import AspectModules, SoftPrompt
 from masp.plan.evaluation import (
     AnswerTokens,
@@ -58,21 +58,16 @@ def sizes(config):
 
 
 class Counted:
-    """Tokens and FLOP of the language half, without what eager attention multiplies and then masks.
+    """Tokens and FLOP of the language half, without what eager attention multiplies and then masks."""
 
-    Args:
-        candidates: Token ids of the answers that are compared.
-    """
-
-    def __init__(self, monkeypatch, language, candidates):
+    def __init__(self, monkeypatch, language):
         self.tokens = self.flops = 0
         forward, pair = LanguageHalf.forward, 4 * language.num_layers * language.num_heads * language.head_width
-        own = int(candidate_tree(candidates).sees.sum())
 
         def noted(half, embeds, mask, *rest):
             rows, length = embeds.shape[:2]
-            # only a tree of answers comes with a mask of its own, in which each token sees itself and its beginning
-            seen = own if mask.dim() == 4 else length * (length + 1) // 2
+            # only trees come with a mask of their own, in which each token sees itself and its beginning
+            seen = int((mask[0, 0, :, -length:] == 0).sum()) if mask.dim() == 4 else length * (length + 1) // 2
             self.tokens += rows * length
             self.flops -= rows * pair * (length**2 - seen)
             return forward(half, embeds, mask, *rest)
@@ -109,14 +104,18 @@ def test_emotions_take_what_torch_counts(config, images, sizes, monkeypatch, lay
     config.vlm.attention, config.engine.precision = "eager", "fp32"
     questions, model = questions_of(config), trained(config, config.stage2.num_soft_prompt_tokens)
     wordings = [FIRST, *(other_wordings(questions, CATEGORIES) if prompts == "all" else [])]
-    counted = Counted(monkeypatch, sizes[1], [load_prompt(config.vlm.path).answer(c) for c in CATEGORIES])
+    counted = Counted(monkeypatch, sizes[1])
     images = [p for p in images if p.sample.split == "test"][:3]
     work = evaluation_work(config, *sizes, images, CATEGORIES)
-    for wording in wordings:
-        question = wording.question(questions, CATEGORIES)
-        scorer = TargetScorer(config, model, questions, CATEGORIES, "cpu", question)
-        for p in images:
-            counted.run(scorer, [request(p)])
+    scorers = [
+        TargetScorer(config, model, questions, CATEGORIES, "cpu", wording.question(questions, CATEGORIES))
+        for wording in wordings
+    ]
+    for p in images:
+        if prompts == "all":
+            counted.count(lambda p=p: GroupScorer(scorers).score([request(p)], range(len(scorers))))
+        else:
+            counted.run(scorers[0], [request(p)])
     assert work.num_wordings == len(wordings) and (len(wordings) > 1) == (prompts == "all")
     assert (work.num_images, work.num_sequences) == (len(images), len(images) * len(wordings))
     assert work.tokens == counted.tokens
@@ -135,7 +134,7 @@ def test_aspects_take_what_torch_counts(config, images, sizes, monkeypatch, layo
     longest = num_tokens_of_longest(prompt, {"object": ["dog, tree"]})
     modules = AspectModules(config.aspects, 32)
     scorer = AspectScorer(config, modules.requires_grad_(False), layout, questions, closed, longest, "cpu")
-    counted = Counted(monkeypatch, sizes[1], [prompt.answer(choice) for choice in closed["brightness"]])
+    counted = Counted(monkeypatch, sizes[1])
     for p in images:
         for aspect in config.aspects:
             counted.run(scorer, [request(p, aspect)])
@@ -200,7 +199,7 @@ def test_explanations_take_what_torch_counts(config, images, sizes, monkeypatch,
     questions, model = questions_of(config), trained(config, config.stage2.num_soft_prompt_tokens)
     scorer = TargetScorer(config, model, questions, CATEGORIES, "cpu")
     explainer = Explainer(config, model, questions, scorer, scorer.model.language)
-    counted = Counted(monkeypatch, sizes[1], [load_prompt(config.vlm.path).answer(c) for c in CATEGORIES])
+    counted = Counted(monkeypatch, sizes[1])
     for p in images:
         asked = request(p)
         parts = [replace(asked, without=part) for part in left_out(scorer.aspects, True)]

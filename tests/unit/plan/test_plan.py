@@ -181,3 +181,15 @@ def test_another_target_changes_stage_2_and_its_evaluation_alone(config):
     config.target.labels = "weather"
     with pytest.raises(InputError, match="target.labels = 'weather': not an aspect that images in dataset.root: "):
         make_plan(config)
+
+
+def test_a_subset_makes_training_cheaper_and_nothing_else(config):
+    plain = make_plan(config)
+    config.dataset.shots = 2
+    plan = make_plan(config)
+    assert (plain.stages["stage2"].num_images, plan.stages["stage2"].num_images) == (18, 6)
+    assert plan.stages["stage1"].num_images < plain.stages["stage1"].num_images
+    for name in ("cache", "tokens", "images", "extract", "evaluate"):
+        assert getattr(plan, name) == getattr(plain, name), name
+    said = "training takes 6 of 18 training images, 2 or more per category (dataset.shots = 2)"
+    assert said in plan.dataset.notes and said in render(plan) and said not in render(plain)

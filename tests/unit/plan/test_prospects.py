@@ -42,6 +42,18 @@ def test_pairs_are_steps_of_their_own(run):
     assert (one.num_steps, two.num_steps) == (2 * 38, 26)  # 300 pairs, and 100 images, in eights
 
 
+def test_a_subset_is_what_both_stages_see(run):
+    run.dataset = dataclasses.replace(run.dataset, fraction=0.25)
+    one, two = prospects(run, dataset(run))
+    assert (one.summary, two.summary) == ("25 images, 8 steps", "25 images, 8 steps")
+    run.dataset = dataclasses.replace(run.dataset, fraction=None, shots=3)
+    samples = [Sample(f"train/joy/{i}", "train", "x", "joy", {}) for i in range(50)]
+    mixed = dataset(run)
+    mixed = dataclasses.replace(mixed, categories=("awe", "joy"), samples=(*mixed.samples, *samples))
+    one, two = prospects(run, mixed)
+    assert (one.num_images, two.num_images) == (3, 6)
+
+
 def test_without_annotations_both_stages_say_the_same_way_out(run):
     found = obstacles(run, dataset(run, answers=()))
     assert list(found) == ["stage1", "stage2"] and all(WITHOUT_STAGE_1 in text for text in found.values())

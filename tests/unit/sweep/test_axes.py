@@ -14,6 +14,7 @@ def test_a_list_is_an_axis_unless_the_setting_is_one():
     asked = read_axes(None, ["stage2.learning_rate=[1e-3,0.01]", "aspects=[scene,object]", "seed=[1,2]", "vlm.path=x"])
     assert dict(asked.axes) == {"stage2.learning_rate": (0.001, 0.01), "seed": (1, 2)}
     assert asked.fixed == ("aspects=[scene,object]", "vlm.path=x")
+    assert read_axes(None, ["aspects=[]"]).fixed == ("aspects=[]",)
     assert read_axes(None, ["aspects=[[scene],[scene,object]]"]).axes == {"aspects": (["scene"], ["scene", "object"])}
 
 
@@ -26,6 +27,12 @@ def test_every_combination_is_a_member_with_a_name_that_says_it():
         "seed=2,learning_rate=0.01",
     ]
     assert found[3].overrides == ["stage2.learning_rate=0.01", "seed=2"]
+
+
+def test_an_empty_list_is_a_value_where_a_setting_is_a_list():
+    (found,) = members("aspects=[]")
+    assert found.values == {}
+    assert [member.values["aspects"] for member in members("aspects=[[],[scene]]")] == [[], ["scene"]]
 
 
 def test_draws_cover_a_range_and_the_first_stay_when_more_are_asked_for():

@@ -125,6 +125,18 @@ def test_another_run_is_refused_by_the_first_setting_that_differs(tmp_path, name
         load_latest(tmp_path, IDENTITY | {"new": 1})
 
 
+def test_a_setting_that_changes_the_number_of_steps_is_named_before_it(tmp_path):
+    subset = {"dataset.fraction": 0.5, "dataset.subset": {"num_images": 20}}
+    for there, here, problem in (
+        (IDENTITY, IDENTITY | subset | {"num_steps": 30}, "dataset.fraction = None, but here it is 0.5"),
+        (IDENTITY | subset | {"num_steps": 30}, IDENTITY, "dataset.fraction = 0.5, but here it is None"),
+    ):
+        folder = tmp_path / str(len(there))
+        save_checkpoint(folder, replace(checkpoint(5), identity=there), keep=1)
+        with pytest.raises(InputError, match=f"is a checkpoint of a run with {problem}"):
+            load_latest(folder, here)
+
+
 def test_a_folder_that_cannot_be_written(tmp_path):
     save_checkpoint(tmp_path, checkpoint(5), keep=1)
     (tmp_path / ".step-00000006.tmp").write_text("in the way")

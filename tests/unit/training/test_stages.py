@@ -71,6 +71,36 @@ def test_stage_1_does_not_depend_on_the_target_and_stage_2_names_it(run):
     assert open_stage("stage2", run, "cpu").identity() == before[1].identity()
 
 
+def test_both_stages_train_on_the_subset_and_their_identity_and_lineage_name_it(run):
+    before = [open_stage(name, run, "cpu").identity() for name in ("stage1", "stage2")]
+    run.dataset = replace(run.dataset, fraction=1.0)
+    assert [open_stage(name, run, "cpu").identity() for name in ("stage1", "stage2")] == before
+    run.dataset = replace(run.dataset, fraction=0.5, subset_seed=2)
+    run.stage1, run.stage2 = (replace(stage, validate_every=1, validation_size=2) for stage in (run.stage1, run.stage2))
+    one, two = (open_stage(name, run, "cpu") for name in ("stage1", "stage2"))
+    trained = set(two.schedule.rows) | set(two.schedule.held_out.rows)  # held-out images are taken out of the subset
+    assert trained == set(two.cache.rows("train")) and 0 < len(trained) < 13
+    assert set(one.schedule.rows) | set(one.schedule.held_out.rows) < trained  # those that are annotated
+    for stage in (one, two):
+        identity = stage.identity()
+        assert (identity["dataset.fraction"], identity["dataset.subset_seed"]) == (0.5, 2)
+        assert identity["dataset.subset"] == one.cache.subset.identity()["dataset.subset"]
+        assert identity["dataset.subset"]["num_images"] == len(trained)
+        assert stage.record.findings[-1].text.startswith(f"training takes {len(trained)} of 13 training images")
+    modules = AspectModules(run.aspects, 32, run.aspect_module.num_queries)
+    one.directory.mkdir()
+    one.export({f"aspect_modules.{name}": value for name, value in modules.state_dict().items()}, one.identity())
+    _, lineage = load_aspects(str(one.artifact), run.aspects, 32)
+    assert lineage.settings["dataset.subset"] == one.identity()["dataset.subset"]
+
+
+def test_aspects_that_no_image_of_a_subset_is_annotated_with_are_refused_and_the_subset_is_named(run):
+    run.dataset = replace(run.dataset, shots=1)
+    run.aspects = ["scene", "facial_expression"]
+    with pytest.raises(InputError, match=r"facial_expression \(of the subset: 3 of 13 training images"):
+        open_stage("stage1", run, "cpu")
+
+
 def test_no_training_image_with_a_label_is_said_of_the_target(run, tmp_path):
     keys = [key for key in open_stage("stage2", run, "cpu").cache.index.keys if key.startswith("test/")]
     table = tmp_path / "labels.csv"

@@ -13,9 +13,13 @@ import torch
 from PIL import Image
 
 from masp.cache.codec import decode_features, encode_features, store
+from masp.config import load_config as load_settings
+from masp.evaluation.group.members import why_alone
 from masp.experiments.family_check import _difference, _stock_logits, check_family
+from masp.models.candidates import scored_tree
 from masp.models.forward import row_losses, run
 from masp.models.generation import generate
+from masp.models.group_likelihood import branch_of, score_members
 from masp.models.likelihood import answer_losses, score_categories
 from masp.models.sequence import build_sequence, make_batch
 from masp.models.weighted import make_weighted_batch
@@ -149,6 +153,43 @@ def test_our_halves_say_what_the_stock_model_says(loaded, monkeypatch):
                 assert abs(float(own - sums[row, place])) <= 1e-5 * scale * len(ids)
             else:
                 assert logits.argmax(-1).tolist() == rows[row]
+
+
+def test_soft_prompts_and_questions_behind_one_prefix_score_what_each_scores_alone(loaded):
+    vlm = loaded
+    if vlm.prompt.family.runs_whole:
+        assert "models read a prompt as a whole" in (why_alone_for(vlm) or "")
+        return
+    assert why_alone_for(vlm) is None
+    scored = scored_tree(tuple(vlm.prompt.answer(answer) for answer in ANSWERS), vlm.prompt.end)
+    candidates = [vlm.prompt.answer(answer) for answer in ANSWERS]
+    table = vlm.language.table.detach()
+    soft_prompts = [None, *(torch.randn(n, table.shape[1]) * table.std() for n in (2, 7))]
+    made = [
+        [
+            build_sequence(vlm.prompt, question, None, num_aspect_tokens=0, image=layout, layout="after_image",
+                           num_soft_tokens=0 if soft_prompt is None else len(soft_prompt))
+            for layout in vlm.layouts
+        ]
+        for question, soft_prompt in zip((*QUESTIONS, "So?"), soft_prompts, strict=True)
+    ]  # fmt: skip
+    branches = [
+        branch_of(vlm.language, sequences[1], soft_prompt, scored, "cpu")
+        for sequences, soft_prompt in zip(made, soft_prompts, strict=True)
+    ]
+    found = score_members(vlm.language, vlm.batch(made[2]), None, branches, scored)
+    for (sums, means), sequences, soft_prompt in zip(found, made, soft_prompts, strict=True):
+        batch = vlm.batch(sequences, frozen_prefix=False, goes_on=True)
+        model = SimpleNamespace(language=vlm.language, num_logits=None)
+        model.hidden = lambda batch, cache, given=soft_prompt: run(vlm.language, batch, None, given, cache)
+        own = score_categories(model, batch, candidates, vlm.prompt.end)
+        for ours, alone in zip((sums, means), own, strict=True):
+            torch.testing.assert_close(ours, alone, atol=2e-5, rtol=2e-6)
+
+
+def why_alone_for(vlm):
+    given = [f"vlm.path={vlm.path}", "checkpoint.soft_prompt=none", "cache.dir=cache", "dataset.root=images"]
+    return why_alone(load_settings(None, given))
 
 
 def test_images_that_are_encoded_together_have_the_features_that_they_have_alone(loaded):

@@ -80,6 +80,26 @@ def test_another_target_gives_live_images_the_labels_that_it_gives_a_cache(confi
     assert open_live(own, has_target=False).categories == ("anger", "awe", "joy")
 
 
+@pytest.mark.parametrize("target", ["", "labels=brightness"])
+@pytest.mark.parametrize("setting", ["fraction=0.4", "shots=2"])
+def test_training_sees_the_same_images_of_a_subset_live_and_in_a_cache_in_both_stages(config, target, setting):
+    given = [f"dataset.{setting}", *([f"target.{target}"] if target else [])]
+    own = make_config(Path(config.dataset.root), Path(config.vlm.path), Path(config.cache.dir), *given)
+    whole = make_config(Path(config.dataset.root), Path(config.vlm.path), Path(config.cache.dir), *given[1:])
+    live, (cache, _), (everything, _) = open_live(own), open_matching_cache(own), open_matching_cache(whole)
+    rows, keys = cache.rows("train"), cache.index.keys
+    assert 0 < len(rows) < len(everything.rows("train")) and set(rows) < set(everything.rows("train"))
+    assert rows.tolist() == live.rows("train").tolist() and cache.rows("test").tolist() == live.rows("test").tolist()
+    assert cache.rows("test").tolist() == everything.rows("test").tolist()
+    assert cache.subset.identity() == live.subset.identity() and cache.subset.num_images == len(rows)
+    assert live.record == findings_of(cache) and live.record.findings[-1].kind == "subset"
+    # stage 1 has no target: it sees the images that stage 2 sees
+    for stage1 in (open_live(own, has_target=False), open_matching_cache(own, has_target=False)[0]):
+        assert stage1.rows("train").tolist() == rows.tolist() and stage1.labels is None
+        assert stage1.subset.identity() == cache.subset.identity() and stage1.categories == ("anger", "awe", "joy")
+    assert {keys[row] for row in rows} == {live.read(int(row)).key for row in rows}
+
+
 def test_a_split_that_is_not_there_is_refused(config):
     with pytest.raises(InputError, match=f"dataset.root: {config.dataset.root} has no split 'val'; it has test, train"):
         open_live(config).rows("val")

@@ -79,7 +79,7 @@ def test_a_path_need_not_be_utf_8(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("command", "serve", "command = 'serve': must be 'extract', 'annotate', 'train', 'evaluate' or 'pipeline'"),
+        ("command", "serve", "command = 'serve': must be 'extract', 'annotate', 'train', 'evaluate', 'pipeline' or"),
         ("stage", "stage3", "stage = 'stage3': must be 'stage1' or 'stage2'"),
         ("executor", None, "executor = null: must be 'slurm' or 'local'"),
         ("parts", {}, "parts = {}: must be a valid array"),

@@ -57,6 +57,16 @@ def test_a_number_of_the_files_is_what_the_paragraph_says(tmp_path):
     assert "an accuracy of 61.2 % (95 % interval 60.0 to 62.5 %, Wilson)" in found
 
 
+def test_a_subset_of_the_training_images_is_said_of_the_part_that_was_trained_on_it(tmp_path):
+    lineage = copy.deepcopy(LINEAGE)
+    counts = {"num_images": 4724, "num_in_split": 94481, "min_per_category": 301, "digest": "ab" * 32}
+    lineage["soft_prompt"]["settings"] |= {"dataset.fraction": 0.05, "dataset.subset": counts}
+    text = paragraph(make_cited_run(tmp_path, lineage))
+    said = "on 4,724 of the 94,481 training images, 301 or more per category, chosen by a hash of their keys,"
+    assert f"the soft prompt was trained with AdamW as 32 vectors {said} for 1 epoch at a learning rate" in text
+    assert text.count("chosen by a hash") == 1 and "It has 94,481 training images" in text
+
+
 PARTS = [
     ("vlm", "revision"), ("vlm", "path"), ("features",), ("dataset",), ("aspect",), ("soft_prompt",), ("software",),
     ("questions",), ("records",), ("precision",), ("aspect", "settings"), ("aspect", "settings", "stage1.num_epochs"),

@@ -9,7 +9,7 @@ import torch
 
 from masp.artifacts.store import load_soft_prompt
 from masp.config import load_config
-from masp.errors import StoppedEarly
+from masp.errors import InputError, StoppedEarly
 from masp.extraction.job import extract
 from masp.runtime.run_directory import read_status
 from masp.training.checkpoint import load_latest, save_checkpoint
@@ -17,6 +17,7 @@ from masp.training.group.members import group_key, why_alone
 from masp.training.group.trainer import train_group
 from masp.training.loop import train
 from masp.training.stages import open_stage
+from masp.training.validation import paused_loss
 from tests.runs import make_run
 
 MEMBERS = {
@@ -120,6 +121,39 @@ def test_a_measurement_that_a_stop_left_undone_is_made_first(world, tmp_path):
         )
         assert [line["step"] for line in ours] == [line["step"] for line in own]
         assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in own], abs=1e-5)
+
+
+def test_a_pause_changes_nothing_and_measures_what_a_single_run_would(world, tmp_path):
+    given = ("stage2.log_every=1", "stage2.validate_every=2", "stage2.validation_size=4")
+    alone, group, whole = (configs(world, tmp_path / name, *given)[:2] for name in ("alone", "group", "whole"))
+    for config in alone:
+        train(config, "stage2", until=3)
+    assert train_group(group, until=[3, 3]) == ["", ""]
+    for name in ("plain", "fast"):
+        directories = [tmp_path / kind / name / "stage2" for kind in ("alone", "group")]
+        losses = [paused_loss(directory, 3) for directory in directories]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-5) and paused_loss(directories[0], 2) is None
+        for directory in directories:
+            status = read_status(directory)
+            assert (status.state, status.exit_code, status.step, status.num_steps) == ("stopped", 75, 3, 4)
+            assert "paused after step 3 of 4" in status.message
+            assert not (directory / "soft_prompt_folder.safetensors").exists()
+    assert train_group(group, until=[3, 3]) == ["", ""]  # paused already
+    with pytest.raises(InputError, match="is at step 3 already, and was not compared with others at step 2"):
+        train_group(group, until=[2, 2])
+    for config in alone:
+        train(config, "stage2")
+    assert train_group(group) == train_group(whole) == ["", ""]
+    assert_equal_runs(tmp_path / "group", tmp_path / "whole", ("plain", "fast"))
+    assert_equal_runs(tmp_path / "alone", tmp_path / "whole", ("plain", "fast"))
+    for name in ("plain", "fast"):
+        first, *others = (
+            [json.loads(line) for line in (tmp_path / kind / name / "stage2/validation.jsonl").read_text().splitlines()]
+            for kind in ("whole", "group", "alone")
+        )
+        assert [line["step"] for line in first] == [2, 4]
+        for other in others:
+            assert [line["best_step"] for line in other] == [line["best_step"] for line in first]
 
 
 def test_a_member_that_diverges_is_stopped_and_the_others_go_on(world, alone, tmp_path):

@@ -18,17 +18,20 @@ from masp.experiments.compare import check_same_samples, correctness
 from masp.experiments.distribution_tables import SeedMeans, check_same_distributions, distribution_table
 from masp.experiments.plots import Panel, intervals_figure
 from masp.experiments.seed_statistics import Corrected, SeedTest, claims, compare_seeds, correct
-from masp.experiments.variants import FULL, Variant
+from masp.experiments.study.variants import FULL, Variant
 from masp.files.atomic import write_bytes
 from masp.files.text import reason, shortened
 from masp.report.export import Interval, Signed, Table, markdown_table, write_tables
 from masp.results.intervals import percentiles
 from masp.results.metrics_file import check_written_with
 from masp.results.probabilities.distributions import DistributionMetrics
-from masp.results.records import FILE, Records, read_records_file
+from masp.results.records import FILE as RECORDS
+from masp.results.records import Records, read_records_file
 from masp.runtime.log import show
 
 LOG = logging.getLogger(__name__)
+
+FILE = "study.json"
 
 _NUM_RESAMPLES = 5000
 
@@ -104,7 +107,7 @@ def write_table(
     """
     result = replace(study(directory, variants, seeds), left_out=dict(left_out or {}))
     text = markdown(result)
-    path = directory / "study.json"
+    path = directory / FILE
     rows = result.variants.values()
     accuracies = [(row.title, row.accuracy, row.accuracy_ci95) for row in rows]
     changes = [
@@ -136,12 +139,6 @@ def write_table(
     return path
 
 
-def seeds_found(directory: Path) -> list[int]:
-    """The seeds that a study's directory has runs of, whichever call made them."""
-    names = [path.name.removeprefix("seed-") for path in directory.glob("seed-*") if path.is_dir()]
-    return sorted(int(name) for name in names if name.isascii() and name.isdecimal() and str(int(name)) == name)
-
-
 def study(directory: Path, variants: Sequence[Variant], seeds: Sequence[int]) -> Study:
     """The numbers of the table.
 
@@ -161,7 +158,7 @@ def study(directory: Path, variants: Sequence[Variant], seeds: Sequence[int]) ->
     for variant in variants:
         means = SeedMeans()
         for seed in seeds:
-            path = directory / f"seed-{seed}" / variant.name / "evaluate" / FILE
+            path = directory / f"seed-{seed}" / variant.name / "evaluate" / RECORDS
             if path.is_file():
                 records = read_records_file(path)
                 check_written_with(path, records.digest)

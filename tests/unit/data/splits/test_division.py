@@ -11,8 +11,8 @@ from PIL import Image
 from masp.config import load_aspects
 from masp.config.schema import DatasetConfig
 from masp.data.datasets import list_dataset
-from masp.data.division import Undivided, divide, read_division, record_division
 from masp.data.sample import NO_SPLIT, SPLITS
+from masp.data.splits.division import Undivided, divide, read_division, record_division
 from masp.errors import InputError
 
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}

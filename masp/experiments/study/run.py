@@ -1,7 +1,8 @@
 """`masp study`: the method beside its ablations, over several seeds; one command that resumes.
 
 Every run has a directory `<output_dir>/study/seed-<s>/<variant>` with what training and evaluation leave there. A run
-that is finished is not done again, one that was stopped goes on from its checkpoint or ledger.
+that is finished is not done again, one that was stopped goes on from its checkpoint or ledger. Soft prompts that share
+what comes before them are trained together.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import copy
 import logging
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from masp.artifacts.trained import NONE, default_aspect_path
+from masp.artifacts.trained import NONE
 from masp.cache.layout import MANIFEST
 from masp.cache.reader import open_cache
 from masp.config import Config
@@ -21,16 +24,32 @@ from masp.data.datasets import dataset_of
 from masp.data.sources.find import is_there
 from masp.distributed.task_share import require_one_process
 from masp.errors import InputError, MaspError
-from masp.evaluation.run import evaluate
-from masp.experiments.study_table import seeds_found, write_table
-from masp.experiments.variants import FULL, Variant, left_out_of, variants_of
+from masp.evaluation.run import evaluate_together
+from masp.experiments.study.runs import (
+    Run,
+    commands,
+    modules_named,
+    runs_of,
+    seeds_found,
+    seeds_of,
+    study_dir,
+    units_of,
+    with_order,
+)
+from masp.experiments.study.table import write_table
+from masp.experiments.study.variants import FULL, Variant, left_out_of, variants_of
 from masp.extraction.job import extract
 from masp.files.regular import is_file
 from masp.files.text import shortened, shown
 from masp.runtime.log import show
+from masp.runtime.stop import StopFlag
+from masp.training.group.together import train_together
 from masp.training.loop import train
 
 LOG = logging.getLogger(__name__)
+
+_MAX_NAMED = 3
+"""Failed runs that an error names with their reason."""
 
 
 def run_study(
@@ -49,42 +68,124 @@ def run_study(
         `study.json`; None if only a list was asked for.
 
     Raises:
-        InputError: a seed or name is wrong, the configuration names checkpoints or stage 1, or several processes were
-            announced.
+        InputError: A seed or name is wrong, the configuration names checkpoints or stage 1, several processes were
+            announced, runs of earlier calls saw the images in another order, or a run was not trained to its end; then
+            the table is of the others.
     """
-    numbers = _seeds(seeds)
-    _check_config(config)
-    names = _names(config, only)
     if list_only:
-        if _is_annotated(config) is False:
-            config, given = _without_aspects(config), [*given, "aspects=[]"]
-        _print_list(config, _choose(config, names), numbers, given)
+        study = open_study(config, seeds, only)
+        extra = ["aspects=[]"] if config.aspects and not study.base.aspects else []
+        _print_list(study, [*given, *extra])
         return None
+    _check_config(config, seeds, only)
     require_one_process(
-        "study: trains one run after another, as one process",
-        "on a cluster submit the commands that `masp study --list` prints, then call `masp study` alone: it takes up "
-        "what is finished",
+        "study: trains one group of runs after another, as one process",
+        "on a cluster `python -m launch study` gives each group a job; or submit the commands that `masp study --list` "
+        "prints, then call `masp study` alone: it takes up what is finished",
     )
     if config.cache.dir is not None:
         extract(config)
-    if _is_annotated(config) is False:
-        config = _without_aspects(config)
-    chosen = _choose(config, names)
-    directory = study_dir(config)
-    total = sum(len(_seeds_of(v, numbers)) for v in chosen)
+    study = open_study(config, seeds, only)
+    unfinished = Counter(run.seed for run in study.runs)
     done = 0
-    for seed in numbers:
-        for variant in chosen:
-            if seed not in _seeds_of(variant, numbers):
-                continue
-            done += 1
-            show("", f"study: {done} of {total}: seed {seed}, {variant.title}", to=sys.stderr)
-            run = run_config(config, variant, seed)
-            for stage in variant.stages:
-                train(run, stage)
-            evaluate(run)
-        path = write_table(directory, variants_of(config), seeds_found(directory), left_out_of(config))
+    for unit in study.units:
+        which = f"{done + 1}" if len(unit) == 1 else f"{done + 1} to {done + len(unit)}"
+        titles = "; ".join(f"seed {run.seed}, {run.variant.title}" for run in unit)
+        show("", f"study: {which} of {len(study.runs)}: {titles}", to=sys.stderr)
+        _train(unit)
+        evaluate_together([run.config for run in unit if not run.failure])
+        done += len(unit)
+        unfinished.subtract(run.seed for run in unit)
+        if any(not unfinished[run.seed] for run in unit):  # all runs of a seed are done
+            path = _write_table(study.base)
+    _raise_failures(study, path)
     return path
+
+
+@dataclass
+class Study:
+    """The runs of a study."""
+
+    base: Config
+    """The method, from which all runs start: without aspects where nothing is annotated, with the seed of the order."""
+    chosen: list[Variant]
+    seeds: list[int]
+    only: str | None
+    """As it was given."""
+    runs: list[Run]
+    """Seed by seed."""
+    units: list[list[Run]]
+    """Those that are trained together."""
+
+    @property
+    def directory(self) -> Path:
+        """Where all of it goes."""
+        return study_dir(self.base)
+
+
+def open_study(config: Config, seeds: str, only: str | None = None) -> Study:
+    """Configure the runs of a study; arguments as of `run_study`.
+
+    Raises:
+        InputError: See `run_study`.
+    """
+    _check_config(config, seeds, only)
+    numbers, names = _seeds(seeds), _names(config, only)
+    base = with_order(_without_aspects(config) if _is_annotated(config) is False else config)
+    chosen = _choose(base, names)
+    runs = runs_of(base, chosen, numbers)
+    return Study(base, chosen, numbers, only, runs, units_of(runs))
+
+
+def finish_study(study: Study, stop: StopFlag | None = None) -> Path:
+    """Score the runs that are trained, and write the table.
+
+    Args:
+        study: The study, whose training is over.
+        stop: What asks to stop.
+
+    Returns:
+        `study.json`.
+
+    Raises:
+        InputError, DataError, StoppedEarly: See `masp.errors`; also if a run was not trained to its end, after the
+            table of the others is written.
+    """
+    for unit in study.units:
+        for run in unit:
+            run.note_failure()
+        evaluate_together([run.config for run in unit if not run.failure], stop)
+    path = _write_table(study.base)
+    _raise_failures(study, path)
+    return path
+
+
+def _write_table(config: Config) -> Path:
+    directory = study_dir(config)
+    return write_table(directory, variants_of(config), seeds_found(directory), left_out_of(config))
+
+
+def _raise_failures(study: Study, table: Path) -> None:
+    """Raises InputError if runs were not trained to their ends."""
+    if failed := [run for run in study.runs if run.failure]:
+        reasons = [f"{run.name}: {shortened(run.failure, 400)}" for run in failed[:_MAX_NAMED]]
+        more = f"; and {len(failed) - _MAX_NAMED} more" if len(failed) > _MAX_NAMED else ""
+        raise InputError(
+            f"study: {len(failed)} of {len(study.runs)} runs not trained to the end: {'; '.join(reasons)}{more}; the "
+            f"table is of the others: {table}"
+        )
+
+
+def _train(unit: Sequence[Run]) -> None:
+    """Train what a unit's runs still lack."""
+    for run in unit:
+        if "stage1" in run.variant.stages:
+            train(run.config, "stage1")
+    trained = [run for run in unit if "stage2" in run.variant.stages]
+    if trained:
+        failures = train_together([modules_named(run.config) for run in trained])
+        for run, failure in zip(trained, failures, strict=True):
+            run.failure = failure
 
 
 def _is_annotated(config: Config) -> bool | None:
@@ -117,76 +218,27 @@ def _without_aspects(config: Config) -> Config:
     return config
 
 
-def _print_list(config: Config, chosen: Sequence[Variant], seeds: Sequence[int], given: Sequence[str]) -> None:
+def _print_list(study: Study, given: Sequence[str]) -> None:
+    config = study.base
     if config.cache.dir is not None and not is_file(Path(config.cache.dir) / MANIFEST):
         show(f"{'features':<24} first of all, once", f"    {shlex.join(['masp', 'extract', *given])}")
-    for variant in chosen:
+    for variant in study.chosen:
         show(f"{variant.name:<24} {variant.title}")
-        for seed in _seeds_of(variant, seeds):
+        for seed in seeds_of(variant, study.seeds):
             for command in commands(config, variant, seed, given):
                 show(f"    {command}")
     for name, why in left_out_of(config).items():
         show(f"{name:<24} left out: {why}")
 
 
-def study_dir(config: Config) -> Path:
-    """Where everything of the study goes."""
-    return Path(config.output_dir) / "study"
-
-
-def run_config(config: Config, variant: Variant, seed: int) -> Config:
-    """The configuration of one run."""
-    run = copy.deepcopy(config)
-    run.seed = seed
-    run.output_dir = str(study_dir(config) / f"seed-{seed}" / variant.name)
-    run.evaluate.output_dir, run.evaluate.explain = None, "none"
-    for name, value in variant.changes.items():
-        section, _, key = name.rpartition(".")
-        setattr(getattr(run, section) if section else run, key, value)
-    if not run.aspects and run.checkpoint.aspect != NONE:
-        run.checkpoint.aspect = None
-    elif run.checkpoint.aspect is None and "stage1" not in variant.stages:
-        # aspects are trained independently of one another, so leaving one out needs no other training of the rest
-        full = copy.deepcopy(config)
-        full.output_dir = str(study_dir(config) / f"seed-{seed}" / FULL)
-        run.checkpoint.aspect = str(default_aspect_path(full))
-    return run
-
-
-def commands(config: Config, variant: Variant, seed: int, given: Sequence[str] = ()) -> list[str]:
-    """The commands that make one run, for those who would rather submit them.
-
-    Args:
-        config: Configuration of the method.
-        variant: Variant.
-        seed: Seed of training.
-        given: See `run_study`.
-    """
-    run = run_config(config, variant, seed)
-    settings = {"seed": seed, "output_dir": run.output_dir, **variant.changes}
-    if run.checkpoint.aspect != config.checkpoint.aspect:
-        settings["checkpoint.aspect"] = run.checkpoint.aspect
-    if run.evaluate.explain != config.evaluate.explain:
-        settings["evaluate.explain"] = run.evaluate.explain
-    words = [*given, *(f"{name}={_spelt(value)}" for name, value in settings.items())]
-    return [
-        *(shlex.join(["masp", "train", "--stage", stage, *words]) for stage in variant.stages),
-        shlex.join(["masp", "evaluate", *words]),
-    ]
-
-
-def _spelt(value: object) -> str:
-    if isinstance(value, list):
-        return "[" + ",".join(map(str, value)) + "]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _check_config(config: Config) -> None:
+def _check_config(config: Config, seeds: str, only: str | None) -> None:
     """Refuse what would bring foreign checkpoints into some of the runs, or evaluate something else.
 
     Raises:
         InputError: names the key and its value.
     """
+    _seeds(seeds)
+    _names(config, only)
     for key, value in vars(config.checkpoint).items():
         if value is None or (key == "aspect" and value != NONE):
             continue
@@ -211,11 +263,6 @@ def _seeds(text: str) -> list[int]:
             f"--seeds {shortened(text)}: must be different integers with commas between them, such as 1,2,3"
         )
     return seeds
-
-
-def _seeds_of(variant: Variant, seeds: Sequence[int]) -> Sequence[int]:
-    """A variant that trains nothing is the same for every seed."""
-    return seeds if variant.seeded else seeds[:1]
 
 
 def _names(config: Config, only: str | None) -> set[str] | None:

@@ -1,0 +1,1 @@
+"""Which images are of which split, and which of the training split a run learns from."""

@@ -1,0 +1,1 @@
+"""Several evaluations behind one pass of what their prompts have in common."""

@@ -1,0 +1,1 @@
+"""The study: what is each part of the method worth, over several seeds?"""
