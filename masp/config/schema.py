@@ -334,6 +334,16 @@ class Stage1Config(StageConfig):
     one of them, as in the published code. Pairs come in an order of their own, and the features of an image are read
     for each of its pairs."""
 
+    restarts: Annotated[int, Field(ge=1, le=64), Number] = 1
+    """Initializations of every aspect module that are trained in the same pass; of each aspect, the one with the lowest
+    loss on held-out images is kept. These images are drawn as `validate_every` draws them: up to `validation_size` of
+    the `val` split, and if the cache has none, taken out of `train`. Without `validate_every` they are measured once,
+    after the last step."""
+
+    init_seed: Annotated[int, Field(ge=0, lt=2**32), Number] | None = None
+    """Seed of the initial values; null: `seed`. With the seed that `restarts.json` names of a restart, the run that it
+    would have been alone."""
+
 
 @dataclass
 class Stage2Config(StageConfig):

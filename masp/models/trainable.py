@@ -57,11 +57,18 @@ class AspectModule(nn.Module):
 class AspectModules(nn.Module):
     """The aspect modules of several aspects, in the order of the configuration."""
 
-    def __init__(self, aspects: Sequence[str], hidden_size: int, num_queries: int = 5, init_scale: float = 1.0):
+    def __init__(
+        self,
+        aspects: Sequence[str],
+        hidden_size: int,
+        num_queries: int = 5,
+        init_scale: float = 1.0,
+        kind: type[AspectModule] = AspectModule,
+    ):
         super().__init__()
         self.aspects = tuple(aspects)
         self.hidden_size, self.num_queries = hidden_size, num_queries
-        self.by_aspect = nn.ModuleDict({a: AspectModule(hidden_size, num_queries, init_scale) for a in aspects})
+        self.by_aspect = nn.ModuleDict({a: kind(hidden_size, num_queries, init_scale) for a in aspects})
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
         """Features `[B, T, D]` with mask `[B, T]` -> aspect tokens `[B, A, N, D]`; every aspect takes part."""

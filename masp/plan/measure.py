@@ -119,6 +119,7 @@ def _stage_seconds(
     num_deep = num_deep_maps(load_config(resolve_directory(config.vlm.path)))
     cache = _StandIn(images, language.hidden_size, num_deep, categories)
     config = replace(config, **{name: replace(getattr(config, name), validate_every=None)})  # steps only
+    config = replace(config, stage1=replace(config.stage1, restarts=1))  # others take as long
     stage, prompt = STAGES[name](config, cache, questions_of(config)), load_prompt(config.vlm.path)
     steps = Steps(stage, prompt)
     batches = [batch for k in range(steps.schedule.steps_per_epoch) for batch in steps[k].batches]

@@ -133,6 +133,13 @@ def _work(plan: Plan) -> list[str]:
             f"{asked.num_images:,} images: {flop(asked.flops_per_image)}/image, {flop(asked.flops)}, "
             f"{duration(asked.hours)} at the rate of evaluate; stage 1 then learns from more images than shown"
         )
+    lines += [
+        f"{name}: {stage.num_restarts} restarts, {flop(stage.flops / stage.num_restarts)} and "
+        f"{duration(stage.hours / stage.num_restarts)} each, contained above; their values, gradients and moments take "
+        f"{size(stage.state_bytes)} over all ranks"
+        for name, stage in plan.stages.items()
+        if stage.num_restarts > 1
+    ]
     if plan.space is not None:
         lines.append("reads: what the cache must deliver per second to keep one such machine busy")
     else:

@@ -49,6 +49,10 @@ class StageWork:
     tokens_per_epoch: float
     """Tokens that the language model reads in an epoch."""
     flops_per_epoch: float
+    num_restarts: int = 1
+    """Initial values that are trained in the same pass, contained in tokens and FLOP."""
+    state_bytes: float = 0.0
+    """What they keep in fp32: values, gradients and moments. 0 without restarts."""
 
     @property
     def flops(self) -> float:
@@ -84,6 +88,10 @@ class StageEstimate:
     """FLOP of the encoder, contained in `flops`; 0 with a cache."""
     encoder_hours: float = 0.0
     """How long it takes, contained in `hours`."""
+    num_restarts: int = 1
+    """Initial values that are trained in the same pass, contained in all of the above."""
+    state_bytes: float = 0.0
+    """What they keep in fp32, over all ranks: values, gradients and moments. 0 without restarts."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +126,8 @@ def estimate_stage(work: StageWork, rate: Rate, bytes_per_image: float) -> Stage
         images_per_s=images_per_s,
         reads_bytes_per_s=images_per_s * bytes_per_image,
         rate=rate,
+        num_restarts=work.num_restarts,
+        state_bytes=work.state_bytes,
     )
 
 
@@ -229,17 +239,23 @@ def stage1_work(config: Config, language: Language, words: Words, train: Sequenc
     mean_tokens = sum(tokens * count for tokens, count in num_tokens_of.items()) / num_images
     together = _images_together(settings, mean_tokens) * num_rows / num_positions
     tokens = flops = 0.0
+    restarts = settings.restarts
     for aspect, count in asked.items():
-        lengths = stage1_lengths(config, words, aspect)
-        tokens += count * (lengths.suffix + lengths.prefix / max(1.0, together))
+        lengths = replace(stage1_lengths(config, words, aspect), num_suffixes=restarts)
+        tokens += count * (restarts * lengths.suffix + lengths.prefix / max(1.0, together))
         flops += count * row_flops(language, lengths, together)
     # every module runs on every image that is read, also where the aspect has no answer, so that ranks agree
     modules = len(config.aspects) * sum(
         count * aspect_module_flops(language.width, num_queries, num_tokens, gradient=True)
         for num_tokens, count in num_tokens_of.items()
     )
-    flops += modules * num_positions / num_images
-    return StageWork(settings.num_epochs, num_positions, num_rows, tokens, flops)
+    flops += restarts * modules * num_positions / num_images
+    state_bytes = 0.0
+    if restarts > 1:
+        width = language.width
+        numbers = num_queries * width + 4 * width * width + 4 * width  # of an aspect module
+        state_bytes = 16.0 * restarts * len(config.aspects) * numbers
+    return StageWork(settings.num_epochs, num_positions, num_rows, tokens, flops, restarts, state_bytes)
 
 
 def _kinds(images: Sequence[PlannedImage]) -> Counter[tuple[int, int]]:

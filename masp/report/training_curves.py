@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,12 +12,14 @@ from pydantic import ConfigDict, Field, with_config
 from masp.errors import InputError, MaspError
 from masp.files.jsonl import parse_object, read_lines
 from masp.files.regular import is_file, read_bytes
+from masp.files.typed import read
 from masp.report.charts import training_curve
 from masp.report.run_config import RunConfig
 from masp.runtime.run_directory import read_status
 
 _LOG = "metrics.jsonl"
 _VALIDATION = "validation.jsonl"
+_RESTARTS = "restarts.json"
 _MAX_POINTS = 2000
 
 
@@ -40,6 +42,34 @@ class HeldOutLoss:
     step: Annotated[int, Field(ge=0, le=2**53)]
     loss: float
     best_step: Annotated[int, Field(ge=0, le=2**53)] | None = None
+
+
+@with_config(ConfigDict(strict=True, extra="ignore", allow_inf_nan=False))
+@dataclass(frozen=True)
+class ChosenRestart:
+    """Of an aspect, what `restarts.json` says: which of its restarts was kept, and why."""
+
+    chosen: Annotated[int, Field(ge=0)]
+    """Number of the restart."""
+    seed: Annotated[int, Field(ge=0)]
+    """Seed of its initial values."""
+    held_out_losses: tuple[float | None, ...]
+    """Of each restart; None of one that was dropped, and where no held-out image has the aspect."""
+
+
+@with_config(ConfigDict(strict=True, extra="ignore", allow_inf_nan=False))
+@dataclass(frozen=True)
+class Restarts:
+    """The content of `restarts.json`."""
+
+    aspects: dict[str, ChosenRestart]
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Restart -> the step that it could not take."""
+
+    @property
+    def num_restarts(self) -> int:
+        """Number of restarts."""
+        return max((len(choice.held_out_losses) for choice in self.aspects.values()), default=0)
 
 
 @dataclass(frozen=True)
@@ -80,6 +110,8 @@ class TrainingStage:
     """What training warned of at its end."""
     best_step: int | None = None
     """The step with the lowest loss on held-out images; None without validation."""
+    restarts: Restarts | None = None
+    """Which restarts were kept; None where there were none."""
 
 
 def training_stages(run_dir: Path, evaluate_dir: Path, config: RunConfig) -> list[TrainingStage]:
@@ -119,6 +151,7 @@ def training_stages(run_dir: Path, evaluate_dir: Path, config: RunConfig) -> lis
                 num_skipped=num_skipped,
                 warning=warning,
                 best_step=held_out[-1].best_step if held_out else None,
+                restarts=_restarts(directory),
             )
         )
     return stages
@@ -140,6 +173,14 @@ def _held_out(directory: Path) -> list[HeldOutLoss]:
         return list(read_lines(HeldOutLoss, directory / _VALIDATION, skip_damaged=True) or ())
     except MaspError:  # a report shows what there is
         return []
+
+
+def _restarts(directory: Path) -> Restarts | None:
+    """Which restarts of stage 1 were kept; None where there were none, or the file is damaged."""
+    try:
+        return read(Restarts, directory / _RESTARTS)
+    except MaspError:  # a report shows what there is
+        return None
 
 
 def _read_log(directory: Path) -> tuple[list[LoggedStep], int, str]:

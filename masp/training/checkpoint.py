@@ -46,6 +46,8 @@ class EngineCounters:
     """State of the loss scaler by the names that DeepSpeed gives it; None but in fp16."""
     taken: dict[str, int] | None = None
     """Steps that each part has taken; None in checkpoints from before a part could be left out: each has taken all."""
+    dropped: dict[str, int] | None = None
+    """Restart of stage 1 -> the step that it could not take; None if there is none."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,16 @@ class ValidationState:
 
 
 @dataclass(frozen=True)
+class RestartState:
+    """What validation has found so far of a restart of stage 1."""
+
+    total: ValidationState = field(default_factory=ValidationState)
+    """Of its loss over all aspects, as in a run of its own."""
+    by_aspect: dict[str, float] = field(default_factory=dict)
+    """Held-out loss of each aspect after its best step; aspects without a held-out answer are left out."""
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A run at a step boundary."""
 
@@ -74,16 +86,22 @@ class Checkpoint:
     """Trained tensors and their moments by name, fp32."""
     engine: EngineCounters = field(default_factory=EngineCounters)
     validation: ValidationState | None = None
-    """None without validation."""
+    """None without validation, and with restarts."""
+    restarts: tuple[RestartState, ...] = ()
+    """What validation has found of each restart of stage 1; empty where there is one."""
 
     @property
-    def best_step(self) -> int | None:
-        """The step with the lowest held-out loss so far."""
-        return None if self.validation is None else self.validation.best_step
+    def best_steps(self) -> frozenset[int]:
+        """The step with the lowest held-out loss so far, of each restart."""
+        states = [state.total for state in self.restarts] or ([self.validation] if self.validation else [])
+        return frozenset(state.best_step for state in states if state.best_step is not None)
 
     @property
     def ended(self) -> bool:
         """Whether validation has ended the run."""
+        if self.restarts:
+            dropped = self.engine.dropped or {}
+            return all(state.total.ended for n, state in enumerate(self.restarts) if str(n) not in dropped)
         return self.validation is not None and self.validation.ended
 
 
@@ -112,6 +130,7 @@ class _Meta:
     engine: EngineCounters = field(default_factory=EngineCounters)
     validation: ValidationState = field(default_factory=ValidationState)
     """An empty object without validation."""
+    restarts: tuple[RestartState, ...] = ()
 
 
 def step_name(step: int) -> str:
@@ -152,8 +171,8 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
         fsync_directory(directory)
         write_bytes(directory / LATEST, name.encode())
         # those of later steps are of a course that was given up by going back
-        best = None if checkpoint.best_step is None else step_name(checkpoint.best_step)
-        earlier = sorted(p for p in directory.glob("step-*") if p.name < name and p.name != best)
+        best = {step_name(step) for step in checkpoint.best_steps}
+        earlier = sorted(p for p in directory.glob("step-*") if p.name < name and p.name not in best)
         later = [p for p in directory.glob("step-*") if p.name > name]
         for path in [*earlier[: max(0, len(earlier) - keep + 1)], *later]:
             _remove(path)
@@ -170,12 +189,15 @@ def _to_json(checkpoint: Checkpoint, digest: str) -> dict[str, Any]:
     engine, validation = checkpoint.engine, checkpoint.validation
     scale = {} if engine.loss_scale is None else {"loss_scale": dict(engine.loss_scale)}
     taken = {} if engine.taken is None else {"taken": dict(engine.taken)}
+    dropped = {} if engine.dropped is None else {"dropped": dict(engine.dropped)}
+    restarts = {"restarts": [asdict(state) for state in checkpoint.restarts]} if checkpoint.restarts else {}
     return {
         "step": checkpoint.step,
         "identity": checkpoint.identity,
         "tensors": digest,
-        "engine": {"skipped_steps": engine.skipped_steps, **scale, **taken},
+        "engine": {"skipped_steps": engine.skipped_steps, **scale, **taken, **dropped},
         "validation": {} if validation is None else asdict(validation),
+        **restarts,
     }
 
 
@@ -256,7 +278,7 @@ def _load(directory: Path, name: str, identity: dict[str, Any]) -> Checkpoint:
             raise DataError(f"{tensors} is damaged: its digest is not the one in {META}; {remedy}")
         check_header(tensors)
         validation = None if meta.validation == ValidationState() else meta.validation
-        return Checkpoint(meta.step, identity, load_file(tensors), meta.engine, validation)
+        return Checkpoint(meta.step, identity, load_file(tensors), meta.engine, validation, meta.restarts)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{tensors} cannot be read: {reason(error)}; {remedy}") from None
 

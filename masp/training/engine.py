@@ -25,6 +25,7 @@ from masp.distributed.ranks import Ranks
 from masp.errors import InputError
 from masp.models.forward import Stage1Model, Stage2Model
 from masp.models.group import GroupModel
+from masp.models.restarts import RestartModel
 from masp.runtime.devices import torch_dtype
 from masp.training.checkpoint import EngineCounters
 from masp.training.steps import Batches
@@ -154,7 +155,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Stage1Model | Stage2Model | GroupModel,
+        model: Stage1Model | RestartModel | Stage2Model | GroupModel,
         engine: EngineConfig,
         stage: StageConfig,
         ranks: Ranks,

@@ -63,6 +63,8 @@ class StepResult:
     """Seconds that this rank waited for data."""
     skipped_steps: int = 0
     """Steps lost to fp16's loss scale since the run began."""
+    restart_losses: tuple[float | None, ...] = ()
+    """Where stage 1 has restarts: the loss of each; None of one that stands still."""
     stop_reason: str = ""
     """Why a rank asks to stop, in words that follow "stopped"; empty if none does."""
 
@@ -129,7 +131,7 @@ class TrainingLog:
     def _write(self, last: StepResult) -> None:
         elapsed_s, results = time.monotonic() - self._start, self._results
         flops = sum(result.flops for result in results)
-        entry = {
+        entry: dict[str, float | None] = {
             "step": last.step,
             "epoch": round(last.epochs_done, 6),
             "loss": sum(result.loss for result in results) / len(results),
@@ -145,8 +147,11 @@ class TrainingLog:
         }
         if last.skipped_steps:
             entry["skipped_steps"] = last.skipped_steps
-        self._file.write(json.dumps(entry) + "\n")
+        restarts = _means([result.restart_losses for result in results])
+        more = {"restart_losses": restarts} if restarts else {}
+        self._file.write(json.dumps(entry | more) + "\n")
         self._file.flush()
+        entry |= {f"restart_{number}_loss": loss for number, loss in enumerate(restarts)}
         series = {name: float(v) for name, v in entry.items() if name not in NOT_SERIES and v is not None}
         self._trackers.log(series, last.step)
 
@@ -156,6 +161,14 @@ class TrainingLog:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
         self._file.close()
+
+
+def _means(losses: Sequence[Sequence[float | None]]) -> list[float | None]:
+    """Means of each restart over some steps; None of one that stood still in the last of them."""
+    return [
+        None if own[-1] is None else sum(loss for loss in own if loss is not None) / len(own)
+        for own in zip(*losses, strict=True)
+    ]
 
 
 def hardly_moved(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
@@ -20,7 +21,9 @@ from masp.distributed.liveness import Peers, RankLost
 from masp.distributed.ranks import Ranks, join, note_idle_tasks, read_ranks
 from masp.errors import InputError, MaspError, StoppedEarly, one_line
 from masp.extraction.encoder import Encoder
+from masp.files.atomic import write_bytes
 from masp.files.text import reason
+from masp.models.restarts import RestartModel
 from masp.runtime.devices import pick_device, plain_memory_errors
 from masp.runtime.log import say
 from masp.runtime.prefetch import ReadAhead
@@ -49,9 +52,11 @@ from masp.training.logs import (
     report_not_finite,
 )
 from masp.training.profiling import Profile
+from masp.training.restarts.engine import RestartEngine
+from masp.training.restarts.validation import RestartValidation, chosen_state, to_json
 from masp.training.schedule import learning_rate, too_little
 from masp.training.stage import Stage
-from masp.training.stages import open_stage
+from masp.training.stages import AspectStage, open_stage
 from masp.training.steps import HeldOutSteps, PausedSteps, Step, Steps
 from masp.training.validation import Validation, held_out_loss, note_paused, paused_loss
 
@@ -59,6 +64,9 @@ LOG = logging.getLogger(__name__)
 
 _DIGESTS = ("vlm", "cache", "dataset", "questions", "checkpoint.aspect")
 """Keys of a stage's identity that are digests of what it is made from."""
+RESTARTS_FILE = "restarts.json"
+CHOICE = "kept_restarts"
+"""Key in the lineage's settings of what the file says."""
 
 
 def train(
@@ -167,10 +175,10 @@ class Trainer:
         until: See `train`.
     """
 
-    engine: Engine
+    engine: Engine | RestartEngine
     encoder: Encoder | None
     steps: Steps
-    validation: Validation | None
+    validation: Validation | RestartValidation | None
 
     def __init__(
         self,
@@ -277,13 +285,19 @@ class Trainer:
             keys=step.own_keys(),
             wait_s=wait_s,
             skipped_steps=self.engine.skipped_steps,
+            restart_losses=tuple(self.engine.losses) if isinstance(self.engine, RestartEngine) else (),
             stop_reason=self.stop.why([count > 0 for count in requests]),
         )
 
     @property
     def is_over(self) -> bool:
         """Whether no step is left to take."""
-        return self.num_taken == self.num_steps or (self.validation is not None and self.validation.state.ended)
+        if self.num_taken == self.num_steps:
+            return True
+        if isinstance(self.validation, RestartValidation):
+            assert isinstance(self.engine, RestartEngine)
+            return not self.engine.active
+        return self.validation is not None and self.validation.ended
 
     @property
     def is_paused(self) -> bool:
@@ -365,22 +379,26 @@ class Trainer:
             if ranks.is_rank_0:
                 LOG.info("%s: resuming after step %d of %d", self.stage.name, checkpoint.step, self.num_steps)
         self.encoder = self.stage.load_encoder()
-        self.engine = Engine(model, config.engine, settings, ranks, self.device)
+        if isinstance(model, RestartModel):
+            self.engine = RestartEngine(model, config.engine, settings, ranks, self.device)
+        else:
+            self.engine = Engine(model, config.engine, settings, ranks, self.device)
         if checkpoint:
             self.engine.load_state(checkpoint.tensors, checkpoint.step, checkpoint.engine)
         self.steps = Steps(self.stage, prompt, ranks.rank, ranks.size)
         self.validation = None
         if self.stage.schedule.held_out is not None:
-            held_out = HeldOutSteps(self.stage, prompt, ranks.rank, ranks.size)
-            self.validation = Validation(
-                self.directory,
-                settings,
-                config.engine,
-                held_out,
-                checkpoint.validation if checkpoint else None,
-                self.encoder,
-                self.trackers,
-            )
+            self._open_validation(HeldOutSteps(self.stage, prompt, ranks.rank, ranks.size), checkpoint)
+
+    def _open_validation(self, steps: HeldOutSteps, checkpoint: Checkpoint | None) -> None:
+        given = self.directory, self.settings, self.config.engine, steps
+        if isinstance(self.engine, RestartEngine):
+            states, count = checkpoint.restarts if checkpoint else (), self.stage.num_restarts
+            self.validation = RestartValidation(*given, states, count, self.encoder, self.trackers)
+            self.engine.ended = self.validation.ended
+        else:
+            state = checkpoint.validation if checkpoint else None
+            self.validation = Validation(*given, state, self.encoder, self.trackers)
 
     def read_ahead(self) -> ReadAhead:
         """This rank's part of the steps that are left, prepared by workers."""
@@ -403,7 +421,7 @@ class Trainer:
     def validate_late(self) -> None:
         """Measure what an earlier call left to this one because it was stopped at that step."""
         if self.validation and self.validation.is_due(self.num_taken):
-            self.validation.measure(self.engine, self.num_taken)
+            self._measure(self.validation)
             self.save()
 
     def validate(self, result: StepResult) -> bool:
@@ -412,7 +430,13 @@ class Trainer:
             return False
         if result.stop_reason and self.num_taken < self.num_steps:
             return False  # the call that resumes measures
-        return self.validation.measure(self.engine, self.num_taken)
+        return self._measure(self.validation)
+
+    def _measure(self, validation: Validation | RestartValidation) -> bool:
+        if isinstance(validation, RestartValidation):
+            assert isinstance(self.engine, RestartEngine)
+            return validation.measure(self.engine, self.num_taken)
+        return validation.measure(self.engine, self.num_taken)
 
     def save(self) -> None:
         """Write a checkpoint; every rank calls it."""
@@ -421,7 +445,8 @@ class Trainer:
             self.identity,
             self.engine.state(),  # a collective
             self.engine.counters(),
-            self.validation.state if self.validation else None,
+            self.validation.state if isinstance(self.validation, Validation) else None,
+            self.validation.restarts if isinstance(self.validation, RestartValidation) else (),
         )
         on_rank_0(
             self.ranks,
@@ -451,15 +476,38 @@ class Trainer:
 
     def export(self, state: dict[str, torch.Tensor]) -> None:
         """Write the artifact from the last step, or from the best that validation has found."""
-        text = f"{self.num_taken} steps"
-        self.refuse_untrained(state)
-        best_step = self.validation.state.best_step if self.validation else None
-        if best_step is not None and best_step != self.num_taken:
-            state = load_step(self.directory / "checkpoints", best_step, self.identity).tensors
-            text += f", the best after {best_step}"
-        self.stage.export(state, self.identity)
+        text, settings = f"{self.num_taken} steps", self.identity
+        if isinstance(self.engine, RestartEngine):
+            state, note, choice = self._chosen(state)
+            text, settings = f"{text}, {note}", {**settings, CHOICE: choice}
+            self.refuse_untrained(state)
+        else:
+            self.refuse_untrained(state)
+            best_step = self.validation.state.best_step if isinstance(self.validation, Validation) else None
+            if best_step is not None and best_step != self.num_taken:
+                state = load_step(self.directory / "checkpoints", best_step, self.identity).tensors
+                text += f", the best after {best_step}"
+        self.stage.export(state, settings)
         self.keep_findings()
         self.note_finished(text)
+
+    def _chosen(self, state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], str, dict]:
+        """Of every aspect the restart with the lowest held-out loss: its tensors, a note, and what to record of it."""
+        engine, stage, validation = self.engine, self.stage, self.validation
+        assert isinstance(engine, RestartEngine) and isinstance(stage, AspectStage)
+        assert isinstance(validation, RestartValidation)
+        choices = validation.choose(engine.dropped, stage.restart_seeds)
+        states = {self.num_taken: state}
+        for step in {choice.step for choice in choices.values()} - {self.num_taken}:
+            states[step] = load_step(self.directory / "checkpoints", step, self.identity).tensors
+        record = to_json(choices, stage.restart_seeds, engine.dropped)
+        try:
+            write_bytes(self.directory / RESTARTS_FILE, json.dumps(record, indent=1).encode() + b"\n")
+        except OSError as error:
+            raise InputError(f"output_dir: {self.directory} cannot be written: {reason(error)}") from None
+        kept = ", ".join(f"{aspect} {choice.chosen}" for aspect, choice in choices.items())
+        gone = f" ({len(engine.dropped)} dropped)" if engine.dropped else ""
+        return chosen_state(choices, states), f"restarts kept of {stage.num_restarts}{gone}: {kept}", record
 
     def refuse_untrained(self, state: dict[str, torch.Tensor]) -> None:
         """Refuse to save as trained what no step has changed."""

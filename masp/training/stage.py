@@ -33,6 +33,7 @@ from masp.extraction.live.images import LiveImages
 from masp.files.sealed import digest_file
 from masp.files.text import reason
 from masp.models.forward import Stage1Model, Stage2Model
+from masp.models.restarts import RestartModel
 from masp.models.sequence import Batch
 from masp.runtime.devices import torch_dtype
 from masp.training.schedule import Rows, Schedule, TrainingCache, draw_held_out, make_schedule
@@ -41,7 +42,7 @@ from masp.vlm.loading import Partition
 from masp.vlm.prompt import Prompt, load_prompt
 from masp.vlm.quantized.rounding import require_library
 
-TrainedModel = Stage1Model | Stage2Model
+TrainedModel = Stage1Model | RestartModel | Stage2Model
 
 COURSE = ("num_epochs", "learning_rate", "warmup_ratio", "weight_decay", "max_grad_norm", "global_batch_size", "layout")
 """Settings of both stages that decide the course of training."""
@@ -145,6 +146,21 @@ class Stage(ABC):
         return self.config.seed if self.config.order_seed is None else self.config.order_seed
 
     @property
+    def init_seed(self) -> int:
+        """Seed of the initial values."""
+        return self.config.seed
+
+    @property
+    def num_restarts(self) -> int:
+        """Initial values that are trained in the same pass."""
+        return 1
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether images are held out, to measure the loss on them."""
+        return self.settings.validate_every is not None
+
+    @property
     def where(self) -> str:
         """Where the stage's images come from, for errors: the setting and its value."""
         config = self.config
@@ -187,7 +203,7 @@ class Stage(ABC):
             labeled = "" if self.cache.labels is None else with_a_label(self.config.target)
             raise InputError(f"{self.where} has no training image{labeled}{bad}")
         train = self._rows("train")
-        val = None if self.settings.validate_every is None else self._rows("val")
+        val = self._rows("val") if self.holds_out else None
         return make_schedule(self.cache.index, train, val, self.settings, self.name, self.order_seed, self._positions)
 
     @functools.cached_property
@@ -279,7 +295,7 @@ class Stage(ABC):
         language = load_language_half(vlm.path, dtype, device, vlm.attention, partition, vlm.quantization)
         if engine.gradient_checkpointing:
             language.recompute_layers()
-        torch.manual_seed(self.config.seed)
+        torch.manual_seed(self.init_seed)
         return self.around(language, prompt, device, partition), prompt
 
     @abstractmethod
@@ -303,7 +319,7 @@ class Stage(ABC):
             "aspect_module.num_queries": config.aspect_module.num_queries,
             **self._own_identity(),
         }
-        names = self.course if settings.validate_every is None else (*self.course, *VALIDATION_COURSE)
+        names = (*self.course, *VALIDATION_COURSE) if self.holds_out else self.course
         identity |= {f"{self.name}.{name}": getattr(settings, name) for name in names}
         if settings.schedule != "linear":  # only then: runs from before there was a choice resume
             identity[f"{self.name}.schedule"] = settings.schedule

@@ -37,6 +37,7 @@ from masp.errors import DataError, InputError
 from masp.extraction.live.images import open_live
 from masp.files.sealed import digest_of
 from masp.models.forward import Stage1Model, Stage2Model, num_logits
+from masp.models.restarts import HandedModule, RestartModel, restart_seed
 from masp.models.sequence import Batch, build_sequence, make_batch
 from masp.models.sequence import Sequence as TokenSequence
 from masp.models.trainable import AspectModules, SoftPrompt, initial_soft_prompt
@@ -84,6 +85,28 @@ class AspectStage(Stage):
         if not config.aspects:
             raise InputError("aspects = []: stage 1 trains aspect modules; name at least one aspect, or train stage 2")
         super().check_settings(config, device)
+        if config.stage1.restarts > 1 and config.engine.precision == "fp16":
+            raise InputError(
+                f"stage1.restarts = {config.stage1.restarts}: not with engine.precision=fp16, which scales the loss: "
+                "one restart's overflow would skip the step of all; give bf16 or fp32, or stage1.restarts=1"
+            )
+
+    @property
+    def init_seed(self) -> int:
+        return self.config.seed if self.settings.init_seed is None else self.settings.init_seed
+
+    @property
+    def num_restarts(self) -> int:
+        return self.settings.restarts
+
+    @property
+    def restart_seeds(self) -> list[int]:
+        """Seed of the initial values of each restart."""
+        return [restart_seed(self.init_seed, number) for number in range(self.num_restarts)]
+
+    @property
+    def holds_out(self) -> bool:
+        return super().holds_out or self.num_restarts > 1
 
     def load_inputs(self, cache: Cache | None) -> None:
         for aspect in self.aspects:
@@ -220,13 +243,23 @@ class AspectStage(Stage):
 
     def around(
         self, language: LanguageHalf, prompt: Prompt, device: str, partition: Partition | None = None
-    ) -> Stage1Model:
+    ) -> Stage1Model | RestartModel:
         module = self.config.aspect_module
-        modules = AspectModules(self.aspects, language.hidden_size, module.num_queries, module.init_scale)
-        return Stage1Model(language, modules.to(device))
+        sizes = self.aspects, language.hidden_size, module.num_queries, module.init_scale
+        if self.num_restarts == 1:
+            return Stage1Model(language, AspectModules(*sizes).to(device))
+        restarts = []
+        for seed in self.restart_seeds:
+            torch.manual_seed(seed)
+            restarts.append(AspectModules(*sizes, kind=HandedModule).to(device))
+        return RestartModel(language, restarts)
 
     def _own_identity(self) -> dict[str, Any]:
         identity: dict[str, Any] = {"aspect_module.init_scale": self.config.aspect_module.init_scale}
+        if self.num_restarts > 1:
+            identity["stage1.restarts"] = self.num_restarts
+        if self.settings.init_seed is not None:
+            identity["stage1.init_seed"] = self.settings.init_seed
         if self.settings.position != "image":  # only then: runs from before there was a choice resume
             identity["stage1.position"] = self.settings.position
         return identity

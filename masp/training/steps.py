@@ -128,7 +128,7 @@ class Steps(Dataset):
             batches=batches,
             total_weight=float(part.weights.sum()),
             num_images=len(part.rows),
-            num_tokens=sum(batch.num_tokens for batch in batches),
+            num_tokens=sum(self._num_tokens(batch) for batch in batches),
             flops=sum(self._flops(batch) for batch in batches)
             + sum(sample.encoder_flops for samples in live for sample in samples),
             keys=[keys for _, keys, _ in built],
@@ -153,8 +153,13 @@ class Steps(Dataset):
         ]
         return self.stage.batch(self.prompt, rows, samples, weights, epoch, aspects), keys, samples
 
+    def _num_tokens(self, batch: Batch) -> int:
+        again = self.stage.num_restarts - 1  # which run behind the same prefix
+        return batch.num_tokens + again * int(batch.suffix.mask.sum())
+
     def _flops(self, batch: Batch) -> float:
-        return batch_flops(self.shape, batch, self.stage.config.aspect_module.num_queries, len(self.stage.aspects))
+        num_queries, num_aspects = self.stage.config.aspect_module.num_queries, len(self.stage.aspects)
+        return batch_flops(self.shape, batch, num_queries, num_aspects, self.stage.num_restarts)
 
 
 class HeldOutSteps(Steps):
@@ -188,7 +193,7 @@ class PausedSteps(HeldOutSteps):
         return self.stage.compared_rows
 
 
-def batch_flops(language: Language, batch: Batch, num_queries: int, num_aspects: int) -> float:
+def batch_flops(language: Language, batch: Batch, num_queries: int, num_aspects: int, num_restarts: int = 1) -> float:
     """FLOP of forward and backward pass of a batch; padding counts nothing.
 
     Args:
@@ -196,6 +201,7 @@ def batch_flops(language: Language, batch: Batch, num_queries: int, num_aspects:
         batch: Batch of either stage.
         num_queries: Number of queries of each aspect module.
         num_aspects: Number of aspect modules that run per image in stage 2; in stage 1 one per row.
+        num_restarts: How often all that follows the prefix runs behind it.
     """
     real = batch.weights > 0
     suffix = batch.suffix.mask.sum(1)[real].double()
@@ -209,14 +215,14 @@ def batch_flops(language: Language, batch: Batch, num_queries: int, num_aspects:
         of_row = torch.arange(len(real)) if batch.prefix_row is None else batch.prefix_row
         prefix, prefixes = lengths[of_row[real]], lengths[of_row[real].unique()]
     total = language_flops(language, prefix=prefix, suffix=suffix, num_logits=labels, gradient=True).sum()
-    total += _prefix_flops(language, prefixes) - _prefix_flops(language, prefix)  # one of several rows runs once
+    total -= _prefix_flops(language, prefix)
     trained = batch.row_aspect is not None
     # stage 1 trains a module per row; in stage 2 all modules run once per image
     images = batch.row_image[real] if trained else batch.row_image[real].unique()
     tokens = batch.feature_mask.sum(1)[images].double()
     per_row = 1 if trained else num_aspects * (batch.aspect_tokens is None)
     total += (per_row * aspect_module_flops(language.width, num_queries, tokens, gradient=trained)).sum()
-    return float(total)
+    return float(num_restarts * total + _prefix_flops(language, prefixes))  # which runs once for rows that share it
 
 
 def _prefix_flops(language: Language, lengths: Tensor) -> Tensor:

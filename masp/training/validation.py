@@ -33,6 +33,22 @@ NAMED = 3
 LOG = logging.getLogger(__name__)
 
 
+def next_state(before: ValidationState, loss: float, step: int, patience: int | None) -> tuple[ValidationState, bool]:
+    """The state after a measurement, and whether its loss is the lowest so far.
+
+    Args:
+        before: State before it.
+        loss: What was measured, a finite number.
+        step: Number of steps taken so far.
+        patience: Measurements without a new lowest loss that end training; None for any number.
+    """
+    is_best = loss < (float("inf") if before.best_loss is None else before.best_loss)
+    best_loss, best_step = (loss, step) if is_best else (before.best_loss, before.best_step)
+    num_worse = 0 if is_best else before.num_worse + 1
+    ended = patience is not None and num_worse >= patience
+    return ValidationState(best_loss, best_step, num_worse, step, ended), is_best
+
+
 @dataclass(frozen=True)
 class PausedAt:
     """A line of `pauses.jsonl`."""
@@ -103,6 +119,11 @@ class Validation:
         if steps.rank == 0:
             cut_lines(self.path, self.state.measured)
 
+    @property
+    def ended(self) -> bool:
+        """Whether the loss has not fallen for so long that training ends."""
+        return self.state.ended
+
     def is_due(self, step: int) -> bool:
         """Whether to measure after so many steps: every so often, and after the last."""
         if step in (0, self.state.measured):
@@ -150,18 +171,13 @@ class Validation:
         Returns:
             Whether the loss is the lowest so far.
         """
-        before = self.state
-        is_best = loss < (float("inf") if before.best_loss is None else before.best_loss)
-        best_loss, best_step = (loss, step) if is_best else (before.best_loss, before.best_step)
-        num_worse = 0 if is_best else before.num_worse + 1
-        patience = self.settings.patience
-        ended = patience is not None and num_worse >= patience
-        self.state = ValidationState(best_loss, best_step, num_worse, step, ended)
+        self.state, is_best = next_state(self.state, loss, step, self.settings.patience)
         if self.steps.rank == 0:
-            line = {"step": step, "loss": loss, "best_step": best_step, "num_worse": num_worse}
+            state = self.state
+            line = {"step": step, "loss": loss, "best_step": state.best_step, "num_worse": state.num_worse}
             append_line(self.path, line)
             self.trackers.log({SERIES: loss}, step)
-            note = "the lowest so far" if is_best else f"{best_loss} after step {best_step} was lower"
+            note = "the lowest so far" if is_best else f"{state.best_loss} after step {state.best_step} was lower"
             LOG.info("validation after step %d: loss %.5f, %s", step, loss, note)
         return is_best
 

@@ -180,6 +180,7 @@ TESTED_ELSEWHERE = {
     "masp/inference/sharing/evaluation.py": ("unit/inference/sharing/test_export.py", "numbers_of_something_else"),
     "masp/inference/source.py": ("pipeline/test_api.py", "nothing was trained here"),
     "masp/models/group.py": ("unit/training/group/test_trainer.py", "train_group"),
+    "masp/models/restarts.py": ("unit/training/restarts/test_engine.py", "restart_seed"),
     "masp/sweep/members.py": ("unit/sweep/test_halving.py", "open_sweep"),
     "masp/models/group_likelihood.py": ("unit/vlm/test_every_family.py", "masp.models.group_likelihood"),
     "masp/sweep/run.py": ("pipeline/test_sweep.py", "sweep.json"),

@@ -200,6 +200,8 @@ _SENTENCES: tuple[tuple[str, ...], ...] = (
     ("The aspects were {aspect.aspects}", ", each with a module of {aspect.aspect_module.num_queries:query vector}"),
     ("Where nobody had annotated them, the vision-language model itself answered {aspect.answered_by_vlm}",),
     *_training("aspect", "In stage 1, the aspect modules were"),
+    ("Of {aspect.restarts:initialization} of each aspect module, that with the lowest loss on at most "
+     "{aspect.validation_size:held-out image} was kept",),
     *_training(
         "soft_prompt",
         "In stage 2, the soft prompt was",

@@ -71,6 +71,7 @@ class Member(Trainer):
     checkpoint: Checkpoint | None = None
     log: TrainingLog | None = None
     stage: SoftPromptStage
+    validation: Validation | None
 
     def begin(self) -> bool:
         """Find where an earlier call left it; returns whether there is anything left to do."""

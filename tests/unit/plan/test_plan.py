@@ -103,7 +103,7 @@ KEYS = {
     "extract.rate": "per_second unit source includes_encoder",
     "stages": "stage1 stage2",
     "stages.stage1": "num_images num_sequences num_epochs tokens_per_image flops_per_image flops hours images_per_s "
-    "reads_bytes_per_s rate encoder_flops encoder_hours",
+    "reads_bytes_per_s rate encoder_flops encoder_hours num_restarts state_bytes",
     "evaluate": "stage split scoring num_images num_validation_images num_wordings num_explained num_sequences "
     "tokens_per_image flops_per_image flops hours images_per_s reads_bytes_per_s rate",
     "without_cache": "per_aspect_and_epoch per_image_and_epoch",

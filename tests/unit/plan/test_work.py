@@ -8,6 +8,7 @@ import torch
 
 from masp.config import load_config
 from masp.models.sequence import IGNORED, build_sequence
+from masp.models.trainable import AspectModules
 from masp.models.weighted import make_weighted_batch
 from masp.plan.rates import Rate
 from masp.plan.tokens import PlannedImage, WeightedWords, Words
@@ -127,6 +128,25 @@ def test_pairs_read_an_image_for_each_of_its_answers(config):
     assert pairs.flops_per_epoch > images.flops_per_epoch
     # alone in its micro-batch, each pair runs the system turn
     assert pairs.tokens_per_epoch == 6 * stage1_lengths(config, words, config.aspects[0]).total
+
+
+def test_restarts_share_the_prefix_and_nothing_else(config):
+    _, language = shapes(load_vlm_config(Path(config.vlm.path)))
+    words = Words(10, 1, 1, 5, dict.fromkeys(config.aspects, 6.0), dict.fromkeys(config.aspects, 2.0), 20.0, 2.0, True)
+
+    class Annotated:
+        answers = dict.fromkeys(config.aspects[:2], "sea")
+
+    train = [PlannedImage(Annotated, (56, 56), layout_of((1, 4, 4)), 100)] * 3
+    one = stage1_work(config, language, words, train)
+    config.stage1.restarts = 3
+    three = stage1_work(config, language, words, train)
+    lengths = stage1_lengths(config, words, config.aspects[0])
+    assert three.tokens_per_epoch - one.tokens_per_epoch == pytest.approx(2 * 6 * lengths.suffix)
+    assert 2.5 < three.flops_per_epoch / one.flops_per_epoch < 3
+    assert (one.num_restarts, one.state_bytes, three.num_restarts) == (1, 0, 3)
+    modules = AspectModules(config.aspects, language.width, config.aspect_module.num_queries)
+    assert three.state_bytes == 3 * 16 * sum(parameter.numel() for parameter in modules.parameters())
 
 
 @pytest.mark.parametrize("position", ["image", "pair"])

@@ -46,3 +46,17 @@ def test_what_training_warned_of_is_shown_with_its_curves(tmp_path):
     assert "Warning: stage1: the loss <b>hardly</b> moved" in Page(write_report(run)).text
     (run / "stage1" / "status.json").write_bytes(b"{")  # a report shows what there is
     assert "Stage 1: aspect modules" in Page(write_report(run)).text
+
+
+def test_the_restarts_of_stage_1_are_shown_with_the_one_that_was_kept(tmp_path):
+    run = make_run(tmp_path)
+    assert "restart 0" not in Page(write_report(run)).text
+    choice = {"chosen": 1, "seed": 5, "step": 9, "held_out_losses": [2.25, 1.5, None]}
+    note = {"seeds": [4, 5, 6], "dropped": {"2": 7}, "aspects": {"<b>scene</b>": choice}}
+    (run / "stage1" / "restarts.json").write_text(json.dumps(note))
+    text = Page(write_report(run)).text
+    assert "Restart 2 was dropped: its loss was not finite in step 7." in text
+    for part in ("restart 2", "<b>scene</b>", "2.25", "1.5"):
+        assert part in text
+    (run / "stage1" / "restarts.json").write_text('{"aspects": 1}')  # a report shows what there is
+    assert "restart 0" not in Page(write_report(run)).text

@@ -6,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.random_vlm import draw_part, make_vlm
 from masp.models.forward import Stage1Model, Stage2Model
+from masp.models.restarts import HandedModule, RestartModel
 from masp.models.sequence import build_sequence, make_batch
 from masp.models.trainable import AspectModules, SoftPrompt
 from masp.training.steps import batch_flops
@@ -90,3 +91,20 @@ def test_a_step_takes_what_is_logged(vlm, first):
     masked = sum(kind.flops for kind in cost.pairs) * masked_pairs(batch)
     assert planned + masked == pytest.approx(taken, rel=0.01)
     assert planned > 0.6 * taken
+
+
+def test_restarts_take_what_is_logged(vlm):
+    language, cost = LanguageHalf(half_of(vlm, "language")), language_cost(vlm)
+    modules = [AspectModules(ASPECTS, language.hidden_size, NUM_QUERIES, kind=HandedModule) for _ in range(3)]
+    model, batch = RestartModel(language, modules), batch_of(vlm, True, language.hidden_size, num_deep=0)
+
+    def step():
+        with torch.no_grad():
+            prefix = model(batch)
+        for number in range(3):
+            model(batch, number, prefix).sum().backward()
+
+    taken, suffix = counted(step), batch.suffix.mask.shape
+    more = 2 * 3 * suffix[0] * suffix[1] * (suffix[1] - 1) / 2  # pairs that eager attention multiplies and masks
+    masked = sum(kind.flops for kind in cost.pairs) * (masked_pairs(batch) + more)
+    assert batch_flops(cost, batch, NUM_QUERIES, len(ASPECTS), 3) + masked == pytest.approx(taken, rel=0.01)

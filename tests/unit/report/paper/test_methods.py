@@ -172,3 +172,16 @@ def test_no_name_can_inject_latex(tmp_path):
 def test_whole_digests_are_in_a_table(tmp_path):
     rows = dict(digest_table(gather_facts(gather(make_cited_run(tmp_path)))).rows)
     assert rows["weights of the VLM"] == "a1" * 32 and rows["soft prompt"] == "07" * 32 and len(rows) == 8
+
+
+def test_of_several_initializations_it_is_said_that_one_was_kept(tmp_path):
+    lineage = copy.deepcopy(LINEAGE)
+    assert "initializations" not in paragraph(make_cited_run(tmp_path / "one", lineage))
+    choice = {"scene": {"chosen": 2, "seed": 5, "step": 9, "held_out_losses": [2.0, None, 1.0]}}
+    lineage["aspect"]["settings"] |= {
+        "stage1.restarts": 3, "stage1.validation_size": 256, "stage1.validate_every": None,
+        "kept_restarts": {"seeds": [3, 4, 5], "dropped": {"1": 4}, "aspects": choice},
+    }  # fmt: skip
+    assert (
+        "Of 3 initializations of each aspect module, that with the lowest loss on at most 256 held-out images was kept."
+    ) in paragraph(make_cited_run(tmp_path / "three", lineage))
