@@ -17,7 +17,7 @@ measured code is the real code of extraction, training and scoring:
   every time, logits at every position. Only with the families of Qwen2-VL and Qwen2.5-VL, which it can be run with.
 
 A sample is one aspect of an image in stage 1, and an image in stage 2. TFLOP/s count the operations that a side's own
-procedure needs (masp/vlm/flops.py, masp/vlm/counting.py), so a ratio of rates may be larger than the ratio of TFLOP/s.
+procedure needs (`masp.vlm.cost`), so a ratio of rates may be larger than the ratio of TFLOP/s.
 Memory is the peak of what the side itself allocates; on a CPU, it is the peak resident size of the process. The sides
 take turns, and the figures are medians over the rounds. Exit codes: 0 done, 1 a side could not be measured, 2 wrong
 input.
@@ -111,9 +111,9 @@ def runs_published(config) -> bool:
 def flops_of_image(config, preprocessor, size: tuple[int, int]) -> float:
     """FLOP of the encoder for an image of a width and height."""
     from masp.errors import InputError
-    from masp.vlm.counting import encoder_curve, known_encoder
+    from masp.vlm.cost.counting import encoder_curve, known_encoder
+    from masp.vlm.cost.flops import encoder_flops
     from masp.vlm.families import load_config as load_vlm_config
-    from masp.vlm.flops import encoder_flops
     from masp.vlm.processor import blank
 
     path = Path(config.vlm.path)
@@ -128,7 +128,7 @@ def flops_of_image(config, preprocessor, size: tuple[int, int]) -> float:
 def counted_language(config):
     """What the VLM's decoder takes per token and attended pair."""
     from masp.errors import InputError
-    from masp.vlm.counting import language_cost
+    from masp.vlm.cost.counting import language_cost
 
     cost = language_cost(config.vlm.path)
     if getattr(cost, "is_estimate", False):
@@ -255,7 +255,7 @@ def evaluation_sides(config, args: argparse.Namespace) -> dict[str, Callable[[],
     from masp.evaluation.scorers import ScoreRequest, TargetScorer
     from masp.models.candidates import candidate_tree
     from masp.models.sequence import build_sequence
-    from masp.vlm.flops import aspect_module_flops, language_flops
+    from masp.vlm.cost.flops import aspect_module_flops, language_flops
 
     questions = questions_of(config)
 

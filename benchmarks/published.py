@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from masp.vlm.cost.flops import LanguageShape, encoder_flops, language_flops, shapes
 from masp.vlm.features import ImageLayout
-from masp.vlm.flops import LanguageShape, encoder_flops, language_flops, shapes
 
 MAX_NEW_TOKENS = 4
 

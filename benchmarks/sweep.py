@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from masp.vlm.flops import LanguageShape, language_flops
+from masp.vlm.cost.flops import LanguageShape, language_flops
 
 QWEN2_VL_7B = LanguageShape(
     num_layers=28, width=3584, num_heads=28, num_kv_heads=4, head_width=128, mlp_width=18944, vocabulary=152064
@@ -94,7 +94,7 @@ class Group:
 
     def flops(self) -> tuple[float, float]:
         """FLOP of a step of one member, and of what all of them share of it."""
-        from masp.vlm.flops import aspect_module_flops
+        from masp.vlm.cost.flops import aspect_module_flops
 
         step = self.steps[0]
         shared = 0.0

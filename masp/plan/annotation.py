@@ -13,8 +13,8 @@ from masp.data.questions import questions_of
 from masp.plan.evaluation import answer_flops, compared_tokens, generated_tokens
 from masp.plan.rates import Rate
 from masp.plan.tokens import PlannedImage, tally, text_tokens
+from masp.vlm.cost.flops import Language, language_flops
 from masp.vlm.families import family_of
-from masp.vlm.flops import Language, language_flops
 
 
 @dataclass(frozen=True)

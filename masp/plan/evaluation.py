@@ -21,8 +21,8 @@ from masp.plan.rates import Rate, Rates
 from masp.plan.tokens import PlannedImage, TextTokens, answers_of, tally, text_tokens
 from masp.plan.work import StageEstimate, StageWork, groups_flops
 from masp.results.explanations.explanations_file import NUM_SAMPLE
+from masp.vlm.cost.flops import Encoder, Language, aspect_module_flops, language_flops
 from masp.vlm.families import Family, family_of
-from masp.vlm.flops import Encoder, Language, aspect_module_flops, language_flops
 
 
 @dataclass(frozen=True)

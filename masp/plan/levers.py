@@ -11,7 +11,7 @@ from masp.errors import InputError
 from masp.plan.disk import Shards, tar_sizes
 from masp.plan.tokens import PlannedImages, layouts_of
 from masp.plan.work import extraction_flops
-from masp.vlm.flops import Encoder
+from masp.vlm.cost.flops import Encoder
 from masp.vlm.preprocessor import Preprocessor, load_preprocessor
 
 TOKEN_LIMITS = (1024, 512, 256, 128)

@@ -21,9 +21,9 @@ from masp.plan.work import StageWork, extraction_flops, stage1_work, stage2_work
 from masp.runtime.devices import encoder_dtype, pick_device, torch_dtype
 from masp.training.stages import STAGES
 from masp.training.steps import Steps
+from masp.vlm.cost.flops import Encoder, Language
 from masp.vlm.families import load_config, num_deep_maps, resolve_directory
 from masp.vlm.features import Features
-from masp.vlm.flops import Encoder, Language
 from masp.vlm.language import LanguageHalf, load_language_half
 from masp.vlm.preprocessor import load_preprocessor
 from masp.vlm.prompt import load_prompt

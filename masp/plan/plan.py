@@ -40,9 +40,9 @@ from masp.plan.work import (
     stage2_work,
     without_cache,
 )
-from masp.vlm.counting import encoder_curve, known_encoder, language_cost
+from masp.vlm.cost.counting import encoder_curve, known_encoder, language_cost
+from masp.vlm.cost.flops import Encoder, Language
 from masp.vlm.families import load_config, num_deep_maps, resolve_directory
-from masp.vlm.flops import Encoder, Language
 from masp.vlm.preprocessor import Preprocessor, load_preprocessor
 from masp.vlm.processor import blank
 

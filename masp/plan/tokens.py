@@ -30,7 +30,7 @@ from masp.files.typed import canonical_json
 from masp.models.candidates import candidate_tree
 from masp.runtime.process_pool import process_pool
 from masp.training.supervision import weighs_answers
-from masp.vlm.counting import encoder_amount
+from masp.vlm.cost.counting import encoder_amount
 from masp.vlm.families import family_of
 from masp.vlm.features import Grid, ImageLayout
 from masp.vlm.preprocessor import Preprocessor, RefusedImage, load_preprocessor

@@ -11,9 +11,9 @@ from masp.config import Config
 from masp.config.schema import Stage1Config, Stage2Config
 from masp.plan.rates import Rate
 from masp.plan.tokens import PlannedImage, Words, tally
-from masp.vlm.counting import image_flops
+from masp.vlm.cost.counting import image_flops
+from masp.vlm.cost.flops import Encoder, Language, aspect_module_flops, language_flops
 from masp.vlm.features import ImageLayout
-from masp.vlm.flops import Encoder, Language, aspect_module_flops, language_flops
 
 
 @dataclass(frozen=True)

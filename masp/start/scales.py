@@ -9,7 +9,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from masp.start.sizing import attention_rms
-from masp.vlm.counting import embedding_scale_of
+from masp.vlm.cost.counting import embedding_scale_of
 from masp.vlm.families import describe, load_config, resolve_directory
 from masp.vlm.files.embeddings import embedding_rms
 

@@ -28,7 +28,7 @@ from masp.files.jsonl import cut_lines, read_lines
 from masp.files.regular import open_descriptor
 from masp.runtime.devices import peak_memory_bytes
 from masp.tracking.trackers import Trackers
-from masp.vlm.flops import peak_flops
+from masp.vlm.cost.flops import peak_flops
 
 NOT_SERIES = ("step", "time")
 """What of a line is no series of its own."""

@@ -22,8 +22,8 @@ from masp.extraction.live.images import LiveSample
 from masp.models.sequence import IGNORED, Batch
 from masp.training.schedule import PADDING, Rows, epoch_places, plan_step
 from masp.training.stage import Stage
-from masp.vlm.counting import language_cost
-from masp.vlm.flops import Language, aspect_module_flops, language_flops
+from masp.vlm.cost.counting import language_cost
+from masp.vlm.cost.flops import Language, aspect_module_flops, language_flops
 from masp.vlm.prompt import Prompt
 
 WINDOW_SHARDS = 8

@@ -1,1 +1,1 @@
-"""The frozen VLM: how is it loaded in halves, and what does it cost?"""
+"""The frozen VLM: how is it loaded in halves?"""

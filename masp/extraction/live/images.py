@@ -35,10 +35,10 @@ from masp.extraction.live.checking import CheckedImages, check_images, named
 from masp.files.atomic import write_bytes
 from masp.files.typed import encode
 from masp.runtime.stop import StopFlag
-from masp.vlm.counting import encoder_amount, encoder_curve, image_flops, known_encoder
+from masp.vlm.cost.counting import encoder_amount, encoder_curve, image_flops, known_encoder
+from masp.vlm.cost.flops import Encoder
 from masp.vlm.families import load_config, num_deep_maps, resolve_directory
 from masp.vlm.features import Features
-from masp.vlm.flops import Encoder
 from masp.vlm.preprocessor import load_preprocessor
 from masp.vlm.processor import blank
 

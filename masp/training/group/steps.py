@@ -13,7 +13,7 @@ from masp.models.sequence import Batch
 from masp.training.schedule import PADDING, Rows, epoch_places, plan_step
 from masp.training.stages import SoftPromptStage
 from masp.training.steps import WINDOW_SHARDS, batch_flops
-from masp.vlm.counting import language_cost
+from masp.vlm.cost.counting import language_cost
 from masp.vlm.prompt import Prompt
 
 

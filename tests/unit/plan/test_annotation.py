@@ -17,9 +17,9 @@ from masp.plan.plan import make_plan
 from masp.plan.rates import Rate
 from masp.plan.render import render
 from masp.plan.tokens import plan_images
+from masp.vlm.cost.flops import shapes
 from masp.vlm.families import load_config as load_vlm_config
 from masp.vlm.features import Features
-from masp.vlm.flops import shapes
 from masp.vlm.preprocessor import load_preprocessor
 from tests.annotated import DEFINITIONS
 from tests.unit.plan.test_evaluation import SIZES, Counted

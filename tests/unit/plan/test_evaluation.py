@@ -33,9 +33,9 @@ from masp.plan.rates import Rate, Rates
 from masp.plan.render import render
 from masp.plan.tokens import plan_images
 from masp.plan.work import StageWork, estimate_live_stage, extraction_flops
+from masp.vlm.cost.flops import language_flops, shapes
 from masp.vlm.families import load_config as load_vlm_config
 from masp.vlm.features import Features
-from masp.vlm.flops import language_flops, shapes
 from masp.vlm.language import LanguageHalf
 from masp.vlm.preprocessor import load_preprocessor
 from masp.vlm.prompt import load_prompt

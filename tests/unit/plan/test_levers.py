@@ -9,8 +9,8 @@ from masp.plan.disk import tar_sizes
 from masp.plan.levers import TOKEN_LIMITS, pixel_levers
 from masp.plan.tokens import plan_images
 from masp.plan.work import extraction_flops
+from masp.vlm.cost.flops import shapes
 from masp.vlm.families import load_config
-from masp.vlm.flops import shapes
 from masp.vlm.preprocessor import load_preprocessor
 
 

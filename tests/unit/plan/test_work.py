@@ -23,9 +23,9 @@ from masp.plan.work import (
     without_cache,
 )
 from masp.training.steps import batch_flops
+from masp.vlm.cost.flops import encoder_flops, shapes
 from masp.vlm.families import load_config as load_vlm_config
 from masp.vlm.features import Features
-from masp.vlm.flops import encoder_flops, shapes
 from masp.vlm.prompt import load_prompt
 from tests.tiny import layout_of
 

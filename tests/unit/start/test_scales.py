@@ -6,7 +6,7 @@ from masp.demo.tiny_vlm import VLM_DIR
 from masp.errors import InputError
 from masp.start.scales import USUAL_HIDDEN_SIZE, USUAL_RMS, read_scales
 from masp.start.sizing import attention_rms
-from masp.vlm.counting import embedding_scale_of
+from masp.vlm.cost.counting import embedding_scale_of
 from masp.vlm.families import load_config
 from masp.vlm.language import load_language_half
 

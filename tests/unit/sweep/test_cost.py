@@ -11,7 +11,7 @@ from masp.sweep.members import open_sweep
 from masp.training.group.members import open_members
 from masp.training.group.steps import GroupSteps
 from masp.training.loop import train
-from masp.vlm.flops import aspect_module_flops, language_flops
+from masp.vlm.cost.flops import aspect_module_flops, language_flops
 from masp.vlm.prompt import load_prompt
 from tests.runs import make_run
 

@@ -10,7 +10,7 @@ from masp.models.restarts import HandedModule, RestartModel
 from masp.models.sequence import build_sequence, make_batch
 from masp.models.trainable import AspectModules, SoftPrompt
 from masp.training.steps import batch_flops
-from masp.vlm.counting import encoder_curve, language_cost
+from masp.vlm.cost.counting import encoder_curve, language_cost
 from masp.vlm.features import Features
 from masp.vlm.language import LanguageHalf
 from masp.vlm.preprocessor import load_preprocessor

@@ -1,7 +1,7 @@
 """How many floating-point operations the frozen VLM takes. Pure arithmetic.
 
 The sizes of the Qwen2 families are read from the configuration; what other VLMs take per token is counted
-(`masp.vlm.counting`).
+(`masp.vlm.cost.counting`).
 
 What is counted: a matrix product of a parameter with a token is 2 FLOP per parameter; layers that are frozen but under
 a gradient cost 4 (forward, and the gradient of their input; none for the weights). Attention is counted apart: 4

@@ -5,8 +5,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from masp.models.trainable import AspectModules
+from masp.vlm.cost.flops import aspect_module_flops, encoder_flops, language_flops, peak_flops, shapes
 from masp.vlm.features import ImageLayout
-from masp.vlm.flops import aspect_module_flops, encoder_flops, language_flops, peak_flops, shapes
 from masp.vlm.language import load_language_half
 from masp.vlm.preprocessor import load_preprocessor
 from masp.vlm.vision import load_vision_half

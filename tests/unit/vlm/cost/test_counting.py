@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from masp.vlm import counting
-from masp.vlm.counting import encoder_curve, language_cost
+from masp.vlm.cost import counting
+from masp.vlm.cost.counting import encoder_curve, language_cost
+from masp.vlm.cost.flops import EncoderCurve, LanguageCost, PairCost, encoder_flops, language_flops, shapes
 from masp.vlm.families import load_config
-from masp.vlm.flops import EncoderCurve, LanguageCost, PairCost, encoder_flops, language_flops, shapes
 from masp.vlm.preprocessor import load_preprocessor
 from masp.vlm.processor import blank
 from masp.vlm.vision import load_vision_half

@@ -2,7 +2,7 @@
 
 A half is built on the meta device, where tensors have shapes and no numbers, and torch counts its matrix products while
 it runs there: whole, in a fraction of a second, at any size. Integers (grids, masks, positions) are real, because code
-of the encoders branches on them. The rules of what counts are those of `masp.vlm.flops`.
+of the encoders branches on them. The rules of what counts are those of `masp.vlm.cost.flops`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from masp.vlm.families import Family, describe, load_config, model_class, resolve_directory
-from masp.vlm.features import ImageLayout
-from masp.vlm.flops import (
+from masp.vlm.cost.flops import (
     Encoder,
     EncoderCurve,
     LanguageCost,
@@ -33,12 +31,14 @@ from masp.vlm.flops import (
     language_shape,
     shapes,
 )
+from masp.vlm.families import Family, describe, load_config, model_class, resolve_directory
+from masp.vlm.features import ImageLayout
 from masp.vlm.language import LanguageHalf, Tokens
 from masp.vlm.loading import decoder_of, part_class, quiet_transformers
 from masp.vlm.vision import Inputs, VisionHalf
 
 KNOWN = ("qwen2_vl", "qwen2_5_vl")
-"""Families whose formulas in `masp.vlm.flops` were compared with what torch counts."""
+"""Families whose formulas in `masp.vlm.cost.flops` were compared with what torch counts."""
 _LENGTHS = (64, 128)
 """Tokens of two runs; recurrent layers work in chunks of 64."""
 _NUM_SIZES = 5

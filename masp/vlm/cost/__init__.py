@@ -1,0 +1,1 @@
+"""How many floating-point operations does a VLM take?"""
