@@ -141,15 +141,54 @@ def training(config, count: int, rounds: int) -> dict:
     return summary(found, bound(alone, shared, count))
 
 
-def summary(found: Sequence[tuple[float, float]], largest: float) -> dict:
-    """Medians of rounds (seconds one after another, seconds as a group), beside the bound of the ratio."""
+def evaluation(config, count: int, rounds: int, batch: int) -> dict:
+    """A batch of images scored by one member, by the group, by one member … in turns, after a warm-up of each."""
+    from benchmarks.throughput import save_untrained
+    from masp.data.questions import questions_of
+    from masp.evaluation.feed import open_feed
+    from masp.evaluation.group.scorer import GroupScorer
+    from masp.evaluation.run import evaluate_dir
+    from masp.evaluation.scorers import load_language
+    from masp.evaluation.target import TargetEvaluation
+
+    configs = members_of(config, count)
+    for member in configs:
+        member.evaluate.split = "train"
+        if not (Path(member.output_dir) / "stage2").is_dir():
+            save_untrained(member, "stage2")
+    feed, language = open_feed(configs[0]), load_language(configs[0], "cpu")
+    members: list[TargetEvaluation] = []
+    scorers: list = []
+    for member in configs:
+        like = members[0] if members else None
+        members.append(TargetEvaluation(member, evaluate_dir(member), feed, questions_of(member), like=like))
+        scorers.append(members[-1].load("cpu", language, scorers[0].prompt if scorers else None))
+    group = GroupScorer(scorers)
+    requests = members[0].requests(next(iter(feed.batches(feed.keys, batch))))
+
+    def single() -> object:
+        return scorers[0].score(requests)
+
+    def together() -> object:
+        return group.score(requests, range(count))
+
+    together(), single()
+    found = []
+    for _ in range(rounds):
+        before, grouped, after = seconds(single), seconds(together), seconds(single)
+        found.append((count * (before + after) / 2, grouped))
+    return summary(found, None)
+
+
+def summary(found: Sequence[tuple[float, float]], largest: float | None) -> dict:
+    """Medians of rounds (seconds one after another, seconds as a group), beside the bound of the ratio if known."""
     ratio = statistics.median(alone / together for alone, together in found)
     return {
         "one_after_another_s": statistics.median(alone for alone, _ in found),
         "group_s": statistics.median(together for _, together in found),
         "ratio": ratio,
         "bound": largest,
-        "of_bound": ratio / largest,
+        "of_bound": None if largest is None else ratio / largest,
     }
 
 
@@ -179,6 +218,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--members", type=int, nargs="+", default=[8, 16])
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="of the family (default: a small byte-level one)")
     parser.add_argument("--batch", type=int, default=24, help="images per step")
+    parser.add_argument("--scored", type=int, default=8, help="images per batch of an evaluation")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
@@ -204,6 +244,12 @@ def main(argv: list[str] | None = None) -> int:
                     flush=True,
                 )
                 found[f"training-{side}-{count}"] = row
+                row = evaluation(config, count, args.rounds, args.scored)
+                print(
+                    f"{side} pixels, {count} members: evaluation {row['ratio']:.2f} times as fast as one after another",
+                    flush=True,
+                )
+                found[f"evaluation-{side}-{count}"] = row
             largest = max(args.members)
             memory = {"single": peak_mb(path, 0), str(largest): peak_mb(path, largest)}
             print(
