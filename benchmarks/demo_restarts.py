@@ -26,8 +26,9 @@ from masp.artifacts.trained import default_aspect_path, default_soft_prompt_path
 from masp.config import Config, load_config
 from masp.demo.data import make_demo_data
 from masp.demo.world.write_dataset import best_possible
-from masp.experiments.study import run_config, run_study
-from masp.experiments.variants import FULL, variants_of
+from masp.experiments.study.run import run_study
+from masp.experiments.study.runs import run_config
+from masp.experiments.study.variants import FULL, variants_of
 from masp.extraction.job import extract
 from masp.files.jsonl import read_lines
 from masp.training.group.together import train_together

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from masp.files.sealed import digest_of
@@ -122,7 +124,13 @@ class GroupSteps(Dataset):
         samples = [self.stages[0].cache.read(row, epoch=epoch) for row in rows]
         weights = [0.0 if position == PADDING else 1.0 for position in positions]
         keys = [None if p == PADDING else sample.key for p, sample in zip(positions, samples, strict=True)]
-        return [stage.batch(self.prompt, rows, samples, weights, epoch) for stage in self.variants], keys
+        # only the shape of features is looked at beside the prefix, which is that of the first
+        light = [replace(sample, features=sample.features.moved(_shape_only)) for sample in samples]
+        given = [samples, *([light] * (len(self.variants) - 1))]
+        whole = [
+            stage.batch(self.prompt, rows, own, weights, epoch) for stage, own in zip(self.variants, given, strict=True)
+        ]
+        return whole, keys
 
 
 def _form(stage: SoftPromptStage) -> str:
@@ -132,5 +140,10 @@ def _form(stage: SoftPromptStage) -> str:
     return digest_of(asked)
 
 
+def _shape_only(tensor: Tensor) -> Tensor:
+    return tensor.to("meta")
+
+
 def _light(batch: Batch) -> Batch:
-    return replace(batch, features=batch.features[:, :0], deep=None, aspect_tokens=None)
+    count, _, width = batch.features.shape
+    return replace(batch, features=torch.empty(count, 0, width), deep=None, aspect_tokens=None)
