@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -138,12 +138,25 @@ def row_losses(language: LanguageHalf, hidden: Tensor, batch: Batch, num_logits:
     Returns:
         `[B]`, fp32.
     """
-    labels, (rows, columns) = batch.labels, batch.supervised
-    logits = language.logits(hidden[rows, columns])[:, :num_logits]
-    losses = functional.cross_entropy(logits, labels[rows, columns], reduction="none")
-    counts = torch.zeros(len(labels), device=losses.device).index_add(0, rows, torch.ones_like(losses))
-    sums = torch.zeros_like(counts).index_add(0, rows, losses)
-    return sums / counts
+    return losses_of_rows(language, [(hidden, batch)], num_logits)[0]
+
+
+def losses_of_rows(
+    language: LanguageHalf, passes: Sequence[tuple[Tensor, Batch]], num_logits: int | None = None
+) -> list[Tensor]:
+    """`row_losses` of several passes, whose positions are projected to the vocabulary together.
+
+    A few positions take nearly as long as many: what takes the time is reading the vocabulary's weights.
+    """
+    states = torch.cat([hidden[batch.supervised] for hidden, batch in passes])
+    labels = torch.cat([batch.labels[batch.supervised] for _, batch in passes])
+    losses = functional.cross_entropy(language.logits(states)[:, :num_logits], labels, reduction="none")
+    found = []
+    for (_, batch), own in zip(passes, losses.split([len(batch.supervised[0]) for _, batch in passes]), strict=True):
+        rows = batch.supervised[0]
+        counts = torch.zeros(len(batch.labels), device=own.device).index_add(0, rows, torch.ones_like(own))
+        found.append(torch.zeros_like(counts).index_add(0, rows, own) / counts)
+    return found
 
 
 class Stage1Model(nn.Module):
