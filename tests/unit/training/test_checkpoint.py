@@ -169,7 +169,7 @@ def test_counters_and_validation_are_kept(tmp_path, taken):
         save_checkpoint(tmp_path, saved, keep=1)
         loaded = load_latest(tmp_path, IDENTITY)
         assert (loaded.engine, loaded.validation) == (engine, validation)
-        assert loaded.best_step == (validation and 5) and not loaded.ended
+        assert loaded.best_steps == ({5} if validation else set()) and not loaded.ended
 
 
 @pytest.mark.parametrize("key", ["cache", "vlm", "categories", "questions", "checkpoint.aspect"])
