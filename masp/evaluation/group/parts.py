@@ -219,8 +219,7 @@ def _score_slices(group: _Group, opened: Sequence[_Opened], feed: Feed, stop: St
         passes = load_for_scoring(config, device)
         scorer = _Scorer(left, device, passes.language) if left else None
     pause_s = 0.1 if sys.stderr.isatty() else 30.0
-    title = f"evaluate {len(left)}" if len(left) > 1 else "evaluate"
-    bar = tqdm(total=len(missing), desc=title, unit="img", mininterval=pause_s, disable=not group.ranks.is_rank_0)
+    bar = tqdm(total=len(missing), desc="evaluate", unit="img", mininterval=pause_s, disable=not group.ranks.is_rank_0)
     batches = closing(feed.batches(list(missing), config.evaluate.batch_size))
     flags = StopFlag() if stop is None else nullcontext(stop)
     with flags as flag, bar, batches as batches_of_items, passes.scoring(flag):

@@ -26,6 +26,13 @@ OTHERS = {"fields", "isinstance", "describe_settings", "sections", "cast"}
 
 # Names, words and paths of users, versions and names of machines and libraries, text for people.
 FREE = {
+    "Halving": "members",
+    "MemberSettings": "name values",
+    "Members": "log_keys",
+    "RestartState": "by_aspect",
+    "Restarts": "aspects dropped",
+    "Runs": "only",
+    "Standing": "failure name",
     "AnnotateConfig": "aspects",
     "AnswerForm": "words",
     "AspectEntry": "answer annotated",
@@ -77,7 +84,7 @@ FREE = {
     "SampleRecord": "category answers",
     "Sidecar": "name",
     "SplitCounts": "categories aspects",
-    "Status": "message host warning",
+    "Status": "message host warning subset",
     "Submitted": "result",
     "TargetConfig": "categories labels name questions",
     "TemperatureScaling": "reason",
@@ -105,7 +112,7 @@ COMPARED = {
     "ShardFile": "name",
     "Submitted": "job_ids job_name",
     "PartStatus": "job_ids",
-    "EngineCounters": "taken",
+    "EngineCounters": "taken dropped",
     "Note": "digest",
     "_Head": "made_by",
     "_Header": "identity",
