@@ -25,6 +25,8 @@ The first lines say which members are trained together, what that costs and what
 With --halving the worst are dropped on the way, of all groups, by the loss on held-out images:
   masp sweep --config configs/train.yaml 'stage2.learning_rate=log(1e-4,1e-1)' --num 16 --halving
 trains 16 members for 1/16 of their epochs, the better 8 up to 1/8, 4 up to 1/4, 2 up to 1/2 and one to its end.
+How accuracy grows with the number of training images, as a table and a plot:
+  masp sweep --config configs/train.yaml 'dataset.fraction=[0.1,0.3,1]' 'seed=[1,2,3]'
 docs/sweeps.md"""
 
 

@@ -8,6 +8,7 @@ import ipaddress
 import os
 import secrets
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 
 from masp.errors import InputError
@@ -135,9 +136,7 @@ def bind(settings: ServerSettings) -> socket.socket:
 def address_of(taken: socket.socket, settings: ServerSettings) -> str:
     """The URL of a server for a browser on this machine, or from outside if it listens there."""
     host, port = settings.host, taken.getsockname()[1]
-    try:
+    with suppress(ValueError):  # a name stays as it is
         parsed = ipaddress.ip_address(host)
         host = socket.gethostname() if parsed.is_unspecified else f"[{host}]" if parsed.version == 6 else host
-    except ValueError:
-        pass
     return f"http://{host}:{port}"
