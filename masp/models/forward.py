@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from masp.models.likelihood import answer_losses
+from masp.models.losses import row_losses
 from masp.models.sequence import ASPECT, FEATURE, SOFT, TEXT, Batch, Block
 from masp.models.trainable import AspectModules, SoftPrompt
 from masp.vlm.caches import take_rows
@@ -122,41 +122,6 @@ def run_suffix(
     """Run the rest of a batch behind its prefix, which the cache holds; returns hidden states `[B, Ls, D]`."""
     embeds, tokens = _inputs(language, batch, batch.suffix, batch.known_types(), aspect_tokens, soft_prompt)
     return language(embeds, batch.known(), batch.suffix.positions, cache, tokens)
-
-
-def row_losses(language: LanguageHalf, hidden: Tensor, batch: Batch, num_logits: int | None = None) -> Tensor:
-    """Cross-entropy of each row, a mean over its supervised tokens.
-
-    Only supervised positions are projected to the vocabulary.
-
-    Args:
-        language: Language half of the VLM.
-        hidden: Hidden states of the suffix, `[B, L, D]`.
-        batch: Batch in which every row has a supervised token.
-        num_logits: Number of rows of the vocabulary that the softmax runs over; None for all.
-
-    Returns:
-        `[B]`, fp32.
-    """
-    return losses_of_rows(language, [(hidden, batch)], num_logits)[0]
-
-
-def losses_of_rows(
-    language: LanguageHalf, passes: Sequence[tuple[Tensor, Batch]], num_logits: int | None = None
-) -> list[Tensor]:
-    """`row_losses` of several passes, whose positions are projected to the vocabulary together.
-
-    A few positions take nearly as long as many: what takes the time is reading the vocabulary's weights.
-    """
-    states = torch.cat([hidden[batch.supervised] for hidden, batch in passes])
-    labels = torch.cat([batch.labels[batch.supervised] for _, batch in passes])
-    losses = functional.cross_entropy(language.logits(states)[:, :num_logits], labels, reduction="none")
-    found = []
-    for (_, batch), own in zip(passes, losses.split([len(batch.supervised[0]) for _, batch in passes]), strict=True):
-        rows = batch.supervised[0]
-        counts = torch.zeros(len(batch.labels), device=own.device).index_add(0, rows, torch.ones_like(own))
-        found.append(torch.zeros_like(counts).index_add(0, rows, own) / counts)
-    return found
 
 
 class Stage1Model(nn.Module):

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from masp.models.forward import losses_of_rows, run_prefix, run_suffix
+from masp.models.forward import run_prefix, run_suffix
+from masp.models.losses import losses_of_rows
 from masp.models.sequence import Batch
 from masp.models.trainable import AspectModules, SoftPrompt
 from masp.vlm.caches import read_only

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from masp.models.forward import row_losses, run_prefix, run_suffix
+from masp.models.forward import run_prefix, run_suffix
+from masp.models.losses import row_losses
 from masp.models.sequence import Batch
 from masp.models.trainable import AspectModule, AspectModules
 from masp.vlm.caches import read_only

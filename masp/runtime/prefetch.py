@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils.signal_handling import _remove_worker_pids
 
 from masp.errors import InputError, MaspError
 from masp.files.text import reason
@@ -81,7 +82,7 @@ class ReadAhead:
     def _started(self, loader: DataLoader) -> Iterator:
         before = signal.getsignal(signal.SIGCHLD)
         try:
-            return iter(loader)
+            items: Any = iter(loader)
         except OSError as error:  # of fork
             raise InputError(
                 f"{self.setting} = {self.num_workers}: a worker cannot be started: {reason(error)}; lower it and run "
@@ -92,6 +93,12 @@ class ReadAhead:
             # import, for one, or a collective, where it is taken for something else. `_listening` is in its place.
             if _in_main_thread() and signal.getsignal(signal.SIGCHLD) is not before:
                 signal.signal(signal.SIGCHLD, before)
+        if (
+            self.num_workers
+        ):  # another DataLoader of this process may have installed it for good: it shall not see these
+            _remove_worker_pids(id(items))
+            items._worker_pids_set = False
+        return items
 
     def __iter__(self) -> ReadAhead:
         return self

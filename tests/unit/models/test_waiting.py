@@ -14,6 +14,7 @@ from benchmarks.random_vlm import draw_part
 from benchmarks.random_vlm import make_vlm as make_random_vlm
 from masp.models import forward, likelihood
 from masp.models.forward import Stage1Model, Stage2Model
+from masp.models.losses import row_losses
 from masp.models.sequence import build_sequence, make_batch
 from masp.models.trainable import AspectModules, SoftPrompt
 from masp.vlm.features import Features, ImageLayout
@@ -84,7 +85,7 @@ def test_a_batch_is_filled_and_its_loss_taken_without_reading_back(vlm):
     there = batch.to("meta", torch.float32)
     soft_prompt = torch.empty(3, language.hidden_size, device="meta")
     embeds, _ = forward._inputs(language, there, there.suffix, {}, None, soft_prompt)
-    assert forward.row_losses(language, embeds, there).shape == (2,)
+    assert row_losses(language, embeds, there).shape == (2,)
 
 
 @pytest.fixture(params=["qwen3-vl-8b", "internvl3-8b", "gemma3-4b"])

@@ -9,6 +9,7 @@ import time
 
 import pytest
 from torch.utils.data import Dataset
+from torch.utils.data._utils.signal_handling import _error_if_any_worker_fails
 
 from masp.errors import DataError, InputError
 from masp.runtime.prefetch import ReadAhead
@@ -100,7 +101,22 @@ def test_a_worker_that_is_killed_while_nobody_reads_disturbs_nothing_else():
             next(reader)
 
 
-def test_half_an_item_is_not_waited_for():
+@pytest.fixture(params=["its own", "torch's"])
+def handler(request):
+    """What handles SIGCHLD: torch's stays behind where something else uses a DataLoader with workers."""
+    before = signal.getsignal(signal.SIGCHLD)
+    if request.param == "torch's":
+
+        def raises(number, frame):
+            _error_if_any_worker_fails()
+
+        signal.signal(signal.SIGCHLD, raises)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.3])
+def test_half_an_item_is_not_waited_for(handler, wait):
     """The worker dies while it writes an item larger than a pipe, and the other one holds the pipe open."""
     with ReadAhead(Large(), [0, 1], 2, "engine.num_workers") as reader:
         while True:  # until the pipe is full
@@ -111,6 +127,7 @@ def test_half_an_item_is_not_waited_for():
         with pytest.raises(InputError, match="worker 0"):
             next(reader)
         os.kill(reader._items._workers[1].pid, signal.SIGKILL)  # closing would wait for it
+        time.sleep(wait)  # it is known to be dead, or dies while the reader is closed
 
 
 class Large(Dataset):

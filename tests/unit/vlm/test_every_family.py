@@ -17,10 +17,11 @@ from masp.config import load_config as load_settings
 from masp.evaluation.group.members import why_alone
 from masp.experiments.family_check import _difference, _stock_logits, check_family
 from masp.models.candidates import scored_tree
-from masp.models.forward import row_losses, run
+from masp.models.forward import run
 from masp.models.generation import generate
 from masp.models.group_likelihood import branch_of, score_members
 from masp.models.likelihood import answer_losses, score_categories
+from masp.models.losses import row_losses
 from masp.models.sequence import build_sequence, make_batch
 from masp.models.weighted import make_weighted_batch
 from masp.vlm.families import load_config, model_class
