@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,25 +28,11 @@ def row_losses(language: LanguageHalf, hidden: Tensor, batch: Batch, num_logits:
     Returns:
         `[B]`, fp32.
     """
-    return losses_of_rows(language, [(hidden, batch)], num_logits)[0]
-
-
-def losses_of_rows(
-    language: LanguageHalf, passes: Sequence[tuple[Tensor, Batch]], num_logits: int | None = None
-) -> list[Tensor]:
-    """`row_losses` of several passes, whose positions are projected to the vocabulary together.
-
-    A few positions take nearly as long as many: what takes the time is reading the vocabulary's weights.
-    """
-    states = torch.cat([hidden[batch.supervised] for hidden, batch in passes])
-    labels = torch.cat([batch.labels[batch.supervised] for _, batch in passes])
-    losses: Tensor = _PositionLosses.apply(states, language, labels, num_logits)
-    found = []
-    for (_, batch), own in zip(passes, losses.split([len(batch.supervised[0]) for _, batch in passes]), strict=True):
-        rows = batch.supervised[0]
-        counts = torch.zeros(len(batch.labels), device=own.device).index_add(0, rows, torch.ones_like(own))
-        found.append(torch.zeros_like(counts).index_add(0, rows, own) / counts)
-    return found
+    labels, (rows, columns) = batch.labels, batch.supervised
+    losses: Tensor = _PositionLosses.apply(hidden[rows, columns], language, labels[rows, columns], num_logits)
+    counts = torch.zeros(len(labels), device=losses.device).index_add(0, rows, torch.ones_like(losses))
+    sums = torch.zeros_like(counts).index_add(0, rows, losses)
+    return sums / counts
 
 
 class _PositionLosses(torch.autograd.Function):
@@ -81,7 +66,9 @@ def _losses_and_gradient(
     with torch.set_grad_enabled(has_gradient):
         states = states.detach().requires_grad_(has_gradient)
         given = states.view_as(states)  # hooks on what a module is given refuse what is differentiated by
-        logits = language.logits(given)[:, :num_logits]
+        logits = language.logits(given)
+        if num_logits is not None:  # whose gradient is a copy
+            logits = logits[:, :num_logits]
     values, at = logits.detach(), labels[:, None]  # changed in place, which autograd refuses if it needs them
     wanted, largest = values.gather(1, at), values.amax(1, keepdim=True)
     total = values.sub_(largest).exp_().sum(1, keepdim=True)

@@ -19,9 +19,6 @@ from masp.training.engine import Engine
 from masp.training.group.steps import GroupBatch, GroupStep
 
 PREFIX = "members."
-AT_ONCE = 2
-"""Members whose graphs are in memory at a time: their positions are projected to the vocabulary together, which is
-faster for two than for one, and hardly faster still for more."""
 NAME = "soft_prompt.weight"
 """Name of the trained tensor in a run of its own."""
 
@@ -42,8 +39,8 @@ class MemberStep:
 class GroupEngine(Engine):
     """The members under DeepSpeed.
 
-    The gradients of two members at a time are computed by a backward pass of their own, so that no more graphs are in
-    memory. DeepSpeed gets all of them at the end of a step, from the gradient of `sum(soft prompt x gradient)`: the
+    The gradient of each member is computed by a backward pass of its own, so that the graph of one member is in memory
+    at a time. DeepSpeed gets all of them at the end of a step, from the gradient of `sum(soft prompt x gradient)`: the
     fp32 masters, their moments and the rounding of what is trained are those of a run of its own.
 
     Args:
@@ -79,17 +76,14 @@ class GroupEngine(Engine):
         losses = torch.zeros(len(numbers), dtype=torch.float64, device=self.device)
         for batch in step.batches:
             variants = self._moved(batch)
-            prefix = self.engine.module([variants[0]])
-            for start in range(0, len(numbers), AT_ONCE):
-                some = numbers[start : start + AT_ONCE]
-                own = [variants[batch.variant_of[number]] for number in some]
-                rows = self.engine.module(own, some, prefix)
-                each = torch.stack([(loss * part.weights).sum() for loss, part in zip(rows, own, strict=True)])
-                each = each / step.total_weight
-                found_gradients = torch.autograd.grad(each.sum(), [shapes[number] for number in some])
-                for number, gradient in zip(some, found_gradients, strict=True):
-                    gradients[number] += gradient.float()
-                losses[start : start + len(some)] += each.detach()
+            prefix = self.engine.module(variants[0])
+            for place, number in enumerate(numbers):
+                own = variants[batch.variant_of[number]]
+                loss = (self.engine.module(own, number, prefix) * own.weights).sum() / step.total_weight
+                (gradient,) = torch.autograd.grad(loss, shapes[number])
+                gradients[number] += gradient.float()
+                losses[place] += loss.detach()
+            del prefix  # or it would be held while the next one runs
         flat = torch.cat([gradients[n].flatten() for n in numbers]).double()
         more = torch.tensor(sums, dtype=torch.float64, device=self.device)
         total = sum_tensor(torch.cat([losses, more, flat]))
@@ -119,7 +113,7 @@ class GroupEngine(Engine):
         self.leave_out({part for part in self.taken if int(part) not in rates})
         self.engine.set_gradient_accumulation_boundary(True)
         gradients = [self._gradients[number] if number in rates else None for number in range(len(self.stages))]
-        self.engine.backward(self.engine([], gradients=gradients), scale_wrt_gas=False)
+        self.engine.backward(self.engine(None, gradients=gradients), scale_wrt_gas=False)
         self.engine.step()
         self.num_steps += 1
         for part in self.taken.keys() - self._absent:
@@ -132,11 +126,10 @@ class GroupEngine(Engine):
         found = dict.fromkeys(sorted(members), 0.0)
         for batch in step.batches:
             variants = self._moved(batch)
-            prefix = self.engine.module([variants[0]])
+            prefix = self.engine.module(variants[0])
             for number in found:
                 own = variants[batch.variant_of[number]]
-                (losses,) = self.engine.module([own], [number], prefix)
-                found[number] += float((losses * own.weights).sum())
+                found[number] += float((self.engine.module(own, number, prefix) * own.weights).sum())
         return found
 
     def _moved(self, batch: GroupBatch) -> list[Batch]:
