@@ -126,6 +126,7 @@ def shared(config) -> Iterator[Shared]:
             yield shared
 
 
+@pytest.mark.full
 def test_another_user_of_the_group_goes_on(shared):
     first = shared.start("002")
     first.when(lambda: any(shared.annotations.glob(".parts/*/*.json")))
@@ -145,6 +146,7 @@ def test_another_user_of_the_group_goes_on(shared):
     assert forgotten.code == 0 and not (shared.annotations / "weather.parquet").exists(), forgotten
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("umask", "files", "directories"),
     [("077", "600", "700"), pytest.param("027", "640", "750", marks=pytest.mark.full)],

@@ -131,6 +131,7 @@ def test_the_lines_of_the_readme_run(world, evaluated, tmp_path):
     assert sentence.startswith(first.split()[0]) and len(aspects) == 3
 
 
+@pytest.mark.full
 def test_the_notebook_runs(world, evaluated, monkeypatch):
     monkeypatch.setenv("MASP_RUN", str(evaluated))
     monkeypatch.setenv("MASP_IMAGES", str(world.folder / "pictures" / "test" / "awe"))

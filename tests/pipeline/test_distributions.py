@@ -110,6 +110,7 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.full
 def test_evaluation_report_and_comparison(commands, settings, trained, voted, tmp_path):
     for loss in ("weighted", "label"):
         said = commands.ok("evaluate", *settings(trained[loss], loss))

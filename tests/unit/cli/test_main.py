@@ -137,6 +137,7 @@ def test_under_torchrun():
     assert (done.returncode, done.stdout) == (0, f"masp {__version__}\n"), done.stderr
 
 
+@pytest.mark.full
 def test_under_deepspeed():
     """It adds `--local_rank=0` to the command line."""
     command = [Path(sys.executable).with_name("deepspeed"), "--num_accelerators", "1", "--module", "masp.cli"]

@@ -49,6 +49,7 @@ def test_what_differs_from_seed_to_seed_widens_the_interval_over_both():
     assert widths[1] > 2.5 * widths[0] and widths[1] > 2.5 * widths[2]
 
 
+@pytest.mark.full
 def test_chance_of_seeds_alone_is_not_taken_for_a_difference():
     """Images are many, seeds are few and differ: the interval over images is sure of what is not there."""
     false = {"images": 0, "claims": 0}

@@ -48,6 +48,7 @@ def estimate(config, images):
     return estimate_annotation(config, shapes(load_vlm_config(Path(config.vlm.path)))[1], images, RATE)
 
 
+@pytest.mark.full
 def test_it_takes_what_torch_counts(config, images, monkeypatch):
     config.aspects = ["weather", "mood", "scene", "light"]
     aspects, language = load_aspects(config.aspect_definitions), shapes(load_vlm_config(Path(config.vlm.path)))[1]

@@ -319,7 +319,7 @@ def browse(chromium, page, screenshot, profile, width, height=4000):
 
 
 @pytest.mark.chromium
-@pytest.mark.parametrize("width", [1280, 500])
+@pytest.mark.parametrize("width", [1280, pytest.param(500, marks=pytest.mark.full)])
 def test_chromium_shows_every_picture_and_complains_of_nothing(tmp_path, chromium, width):
     page = write_report(make_run(tmp_path))
     assert browse(chromium, page, tmp_path / "shot.png", tmp_path / "profile", width) == []

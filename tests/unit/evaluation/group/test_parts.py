@@ -116,6 +116,7 @@ def test_members_get_what_they_would_have_got_alone(world, alone, tmp_path, caps
     assert [path.stat().st_mtime_ns for path in tmp_path.rglob("rank-0.jsonl")] == before
 
 
+@pytest.mark.full
 def test_wordings_validation_and_attention_of_members(world, tmp_path):
     asked = ("evaluate.validation=true", "evaluate.prompts=all", "evaluate.attention=true", "evaluate.batch_size=3")
     for config in scored(world, tmp_path / "alone", *asked):

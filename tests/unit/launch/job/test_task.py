@@ -29,7 +29,10 @@ LOCAL = {
 }
 
 
-@pytest.mark.parametrize(("module", "jobs"), [("launch.job.task", "launch.job.jobs"), ("launch.task", "launch.jobs")])
+@pytest.mark.parametrize(
+    ("module", "jobs"),
+    [pytest.param("launch.job.task", "launch.job.jobs", marks=pytest.mark.full), ("launch.task", "launch.jobs")],
+)
 def test_a_queued_job_runs_after_the_move(module, jobs, tmp_path):
     """submitit's whole way from a pickle to the job's end; without a cache the job ends with its own one line."""
     (tmp_path / "jobs").mkdir()

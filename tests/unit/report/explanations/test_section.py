@@ -109,7 +109,7 @@ def test_the_page_stays_light(tmp_path):
 
 
 @pytest.mark.chromium
-@pytest.mark.parametrize("width", [1280, 500])
+@pytest.mark.parametrize("width", [1280, pytest.param(500, marks=pytest.mark.full)])
 def test_chromium_shows_it_and_complains_of_nothing(tmp_path, chromium, width):
     page = write_report(explained_run(tmp_path)[0])
     assert browse(chromium, page, tmp_path / "shot.png", tmp_path / "profile", width, 9000) == []
@@ -133,7 +133,7 @@ addEventListener("load", () => {
 
 
 @pytest.mark.chromium
-@pytest.mark.parametrize("width", [1280, 500])
+@pytest.mark.parametrize("width", [1280, pytest.param(500, marks=pytest.mark.full)])
 def test_chromium_gives_everything_a_size_and_nothing_is_wider_than_the_page(tmp_path, chromium, width):
     html = write_report(explained_run(tmp_path)[0]).read_text(encoding="utf-8")
     start = html.index("<meta http-equiv")
