@@ -80,18 +80,14 @@ def scoring(config, batch: int) -> Callable[[], object]:
 
 def main(argv: list[str] | None = None) -> int:
     """Measure and print."""
+    from benchmarks.throughput import Ours, add_options, build
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("hidden", 256), ("layers", 4), ("vocabulary", 151_936), ("images", 24), ("side", 640)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="of the family (default: a small byte-level one)")
-    parser.add_argument("--batch", type=int, default=24, help="images per step")
+    add_options(parser)
+    parser.add_argument("--side", type=int, default=640, help="pixels of the images' longer side")
     parser.add_argument("--scored", type=int, default=16, help="images per batch of an evaluation")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    from benchmarks.throughput import Ours, build
     from masp.config import load_config
 
     found: dict = {"arguments": {key: str(value) for key, value in vars(args).items()}}

@@ -211,21 +211,16 @@ def measure_memory(config, count: int) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     """Measure and print."""
+    from benchmarks.throughput import add_options, build
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("hidden", 256), ("layers", 4), ("vocabulary", 151_936), ("images", 24)):
-        parser.add_argument(f"--{name}", type=int, default=default)
+    add_options(parser)
     parser.add_argument("--sides", type=int, nargs="+", default=[640, 1024], help="pixels of the images' longer side")
     parser.add_argument("--members", type=int, nargs="+", default=[8, 16])
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="of the family (default: a small byte-level one)")
-    parser.add_argument("--batch", type=int, default=24, help="images per step")
     parser.add_argument("--scored", type=int, default=8, help="images per batch of an evaluation")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    from benchmarks.throughput import build
     from masp.config import load_config
 
     if args.memory_of:

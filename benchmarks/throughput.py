@@ -230,16 +230,22 @@ def save_untrained(config, name: str, device: str = "cpu") -> None:
     stage.export(state, stage.identity())
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("hidden", 256), ("layers", 4), ("vocabulary", 151_936), ("images", 24), ("side", 640)):
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `build`, and those of measuring, for every benchmark of this model."""
+    for name, default in (("hidden", 256), ("layers", 4), ("vocabulary", 151_936), ("images", 24)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="of the family (default: a small byte-level one)")
-    parser.add_argument("--batch", type=int, default=24, help="images per step of MASP; the plain loop uses one sample")
+    parser.add_argument("--batch", type=int, default=24, help="images per step of MASP")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=5.0, help="per side and round")
     parser.add_argument("--json", type=Path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_options(parser)
+    parser.add_argument("--side", type=int, default=640, help="pixels of the images' longer side")
+    parser.add_argument("--seconds", type=float, default=5.0, help="per side and round")
     parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--frozen-prefix", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
