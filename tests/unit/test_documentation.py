@@ -215,6 +215,8 @@ def check_script(path: str, words: list[str], is_partial: bool) -> None:
         check_masp(["extract", *words], is_partial)
         return
     source = (REPOSITORY / path).read_text(encoding="utf-8")
+    for module in re.findall(r"from (benchmarks\.\w+) import [^\n]*\badd_options\b", source):
+        source += (REPOSITORY / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
     for option in (word for word in words if word.startswith("--")):
         # some are made from a table of names, in which they have underscores
         name = option.removeprefix("--")
