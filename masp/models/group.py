@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from masp.models.forward import run_prefix, run_suffix
-from masp.models.losses import row_losses
+from masp.models.losses import losses_of_rows
 from masp.models.sequence import Batch
 from masp.models.trainable import AspectModules, SoftPrompt
 from masp.vlm.caches import read_only
@@ -43,21 +43,22 @@ class GroupModel(nn.Module):
 
     def forward(
         self,
-        batch: Batch | None,
-        member: int | None = None,
+        batches: Sequence[Batch],
+        members: Sequence[int] = (),
         prefix: Any = None,
         gradients: Sequence[Tensor | None] | None = None,
     ) -> Any:
-        """Run what all members share, or a member behind it, or hand over gradients.
+        """Run what all members share, or some members behind it, or hand over gradients.
 
         Args:
-            batch: Batch with a prefix, of any member; for a member, its own, whose features are not looked at.
-            member: Number of the member; None runs the prefix.
+            batches: A batch with a prefix, of any member; or for each of `members` its own, whose features are not
+                looked at.
+            members: Numbers of the members, which run one after another; none for the prefix.
             prefix: What the prefix left.
             gradients: Gradient of each member, `[P, D]` fp32; None for one that does not move.
 
         Returns:
-            What the prefix leaves; of a member the losses of the rows `[B]`, fp32; for gradients a number whose
+            What the prefix leaves; of each member the losses of the rows `[B]`, fp32; for gradients a number whose
             derivative they are.
         """
         if gradients is not None:
@@ -65,12 +66,13 @@ class GroupModel(nn.Module):
                 (soft_prompt().float(), gradient) for soft_prompt, gradient in zip(self.members, gradients, strict=True)
             )
             return sum((value * (0.0 if gradient is None else gradient)).sum() for value, gradient in held)
-        assert batch is not None
-        if member is None:
-            return self._prefix(batch)
-        soft_prompt: Tensor = self.members[member]()
-        hidden = run_suffix(self.language, batch, None, soft_prompt, read_only(prefix))
-        return row_losses(self.language, hidden, batch)
+        if not members:
+            return self._prefix(batches[0])
+        passes = [
+            (run_suffix(self.language, batch, None, self.members[member](), read_only(prefix, place)), batch)
+            for place, (batch, member) in enumerate(zip(batches, members, strict=True))
+        ]
+        return losses_of_rows(self.language, passes)
 
     @torch.no_grad()
     def _prefix(self, batch: Batch) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,11 +29,33 @@ def row_losses(language: LanguageHalf, hidden: Tensor, batch: Batch, num_logits:
     Returns:
         `[B]`, fp32.
     """
-    labels, (rows, columns) = batch.labels, batch.supervised
-    losses: Tensor = _PositionLosses.apply(hidden[rows, columns], language, labels[rows, columns], num_logits)
-    counts = torch.zeros(len(labels), device=losses.device).index_add(0, rows, torch.ones_like(losses))
-    sums = torch.zeros_like(counts).index_add(0, rows, losses)
-    return sums / counts
+    return losses_of_rows(language, [(hidden, batch)], num_logits)[0]
+
+
+def losses_of_rows(
+    language: LanguageHalf, passes: Sequence[tuple[Tensor, Batch]], num_logits: int | None = None
+) -> list[Tensor]:
+    """`row_losses` of several passes, whose positions are projected to the vocabulary together.
+
+    A few positions take nearly as long as many: what takes the time is reading the vocabulary's weights.
+
+    Args:
+        language: Language half of the VLM.
+        passes: Hidden states of the suffix, `[B, L, D]`, and the batch of each.
+        num_logits: As for `row_losses`.
+
+    Returns:
+        Of each pass `[B]`, fp32.
+    """
+    states = torch.cat([hidden[batch.supervised] for hidden, batch in passes])
+    labels = torch.cat([batch.labels[batch.supervised] for _, batch in passes])
+    losses: Tensor = _PositionLosses.apply(states, language, labels, num_logits)
+    found = []
+    for (_, batch), own in zip(passes, losses.split([len(batch.supervised[0]) for _, batch in passes]), strict=True):
+        rows = batch.supervised[0]
+        counts = torch.zeros(len(batch.labels), device=own.device).index_add(0, rows, torch.ones_like(own))
+        found.append(torch.zeros_like(counts).index_add(0, rows, own) / counts)
+    return found
 
 
 class _PositionLosses(torch.autograd.Function):

@@ -11,7 +11,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DummyLayer
 
 
-def read_only(cache: Any) -> Any:
+def read_only(cache: Any, place: int = 0) -> Any:
     """A cache that gives earlier states together with new ones, and keeps only the earlier.
 
     Behind it a prefix can be used by several passes, and a pass can be repeated for its gradient: layers that keep a
@@ -19,9 +19,11 @@ def read_only(cache: Any) -> Any:
 
     Args:
         cache: Cache of transformers, of which each layer has seen a prefix.
+        place: A pass may begin before the gradient of another one has been taken if their places differ; each place
+            has a copy of the prefix.
     """
     found, notes = DynamicCache(), hasattr(cache, _LAST)
-    found.layers = [_frozen(layer, notes) for layer in cache.layers]
+    found.layers = [_frozen(layer, notes, place) for layer in cache.layers]
     if notes:
         setattr(cache, _LAST, found)
     return found
@@ -34,16 +36,18 @@ _LAST = "last_read_only"
 class _Room:
     """Room for the states of a layer: those of the prefix, and behind them those of the pass that runs now.
 
-    Passes behind one prefix take turns. Each writes its own states behind the prefix's, which are not copied again.
-    Whoever needs those of an earlier pass after another one has begun, for its gradient, gets an error from torch.
+    Passes behind one prefix, at one place, take turns. Each writes its own states behind the prefix's, which are not
+    copied again. Whoever needs those of an earlier pass after another one has begun, for its gradient, gets an error
+    from torch.
 
     Args:
         layer: Layer of a cache.
         name: Name of its states `[B, H, Lc, d]`.
+        is_first: Whether the layer's own states are to be those in this room, or the first would be held twice.
     """
 
-    def __init__(self, layer: Any, name: str):
-        self.layer, self.name = layer, name
+    def __init__(self, layer: Any, name: str, is_first: bool):
+        self.layer, self.name, self.is_first = layer, name, is_first
         self.states = self.before = getattr(layer, name)
         self.length = self.states.shape[-2]
 
@@ -56,12 +60,12 @@ class _Room:
         """Write new states `[B, H, L, d]`; returns all `[B, H, Lc + L, d]`."""
         end = self.length + new.shape[-2]
         if end > self.states.shape[-2]:
-            is_current = self.is_current
+            takes_over = self.is_first and self.is_current
             self.states = new.new_empty((*self.states.shape[:-2], end, self.states.shape[-1]))
             before = self.states[..., : self.length, :]
             before.copy_(self.before)
-            self.before = before
-            if is_current:  # or the prefix's would be held twice
+            if takes_over:
+                self.before = before
                 setattr(self.layer, self.name, before)
         self.states[..., self.length : end, :] = new
         return self.states[..., :end, :]
@@ -116,7 +120,7 @@ class _Frozen:
         return recurrent_states
 
 
-def _frozen(layer: Any, notes: bool = False) -> Any:
+def _frozen(layer: Any, notes: bool = False, place: int = 0) -> Any:
     if isinstance(layer, DummyLayer):  # which holds nothing
         return layer
     kind = type(layer)
@@ -124,17 +128,19 @@ def _frozen(layer: Any, notes: bool = False) -> Any:
         name: method for name, method in vars(_Frozen).items() if name.startswith("update") and hasattr(kind, name)
     }
     methods |= {"more": _Frozen.more, "added": _Frozen.added}
-    rooms = getattr(layer, "rooms", ())
-    if not all(room.layer is layer and room.is_current for room in rooms):
-        rooms = ()
+    rooms = getattr(layer, "rooms", None)  # of one that is read-only already
+    if rooms is None:
+        rooms = layer.__dict__.get("places", {}).get(place, ())
+        rooms = rooms if all(room.layer is layer and room.is_current for room in rooms) else ()
     if not rooms and "update" in methods and layer.is_initialized and not layer.keys.requires_grad:
-        layer.rooms = rooms = _Room(layer, "keys"), _Room(layer, "values")
+        rooms = _Room(layer, "keys", not place), _Room(layer, "values", not place)
+        layer.places = layer.__dict__.get("places", {}) | {place: rooms}
     methods["rooms"] = rooms
     if hasattr(layer, "indexer_position_ids"):  # which its decoder layer lengthens by itself
         kept = layer.indexer_position_ids
         methods["indexer_position_ids"] = property(lambda _: kept, lambda *_: None)
     found: Any = object.__new__(type(f"ReadOnly{kind.__name__}", (kind,), methods))
-    found.__dict__ |= {k: v for k, v in layer.__dict__.items() if k != "rooms"} | {"notes": notes}
+    found.__dict__ |= {k: v for k, v in layer.__dict__.items() if k != "places"} | {"notes": notes}
     return found
 
 

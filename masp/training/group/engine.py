@@ -39,9 +39,10 @@ class MemberStep:
 class GroupEngine(Engine):
     """The members under DeepSpeed.
 
-    The gradient of each member is computed by a backward pass of its own, so that the graph of one member is in memory
-    at a time. DeepSpeed gets all of them at the end of a step, from the gradient of `sum(soft prompt x gradient)`: the
-    fp32 masters, their moments and the rounding of what is trained are those of a run of its own.
+    Members take turns, so that the graph of one is in memory at a time; where a micro-batch has few rows, the graphs of
+    several (`GroupBatch.at_once`). DeepSpeed gets all gradients at the end of a step, from the gradient of `sum(soft
+    prompt x gradient)`: the fp32 masters, their moments and the rounding of what is trained are those of a run of its
+    own.
 
     Args:
         model: The members.
@@ -76,13 +77,17 @@ class GroupEngine(Engine):
         losses = torch.zeros(len(numbers), dtype=torch.float64, device=self.device)
         for batch in step.batches:
             variants = self._moved(batch)
-            prefix = self.engine.module(variants[0])
-            for place, number in enumerate(numbers):
-                own = variants[batch.variant_of[number]]
-                loss = (self.engine.module(own, number, prefix) * own.weights).sum() / step.total_weight
-                (gradient,) = torch.autograd.grad(loss, shapes[number])
-                gradients[number] += gradient.float()
-                losses[place] += loss.detach()
+            prefix = self.engine.module([variants[0]])
+            for start in range(0, len(numbers), batch.at_once):
+                some = numbers[start : start + batch.at_once]
+                own = [variants[batch.variant_of[number]] for number in some]
+                rows = self.engine.module(own, some, prefix)
+                each = torch.stack([(loss * part.weights).sum() for loss, part in zip(rows, own, strict=True)])
+                each = each / step.total_weight
+                found_gradients = torch.autograd.grad(each.sum(), [shapes[number] for number in some])
+                for number, gradient in zip(some, found_gradients, strict=True):
+                    gradients[number] += gradient.float()
+                losses[start : start + len(some)] += each.detach()
             del prefix  # or it would be held while the next one runs
         flat = torch.cat([gradients[n].flatten() for n in numbers]).double()
         more = torch.tensor(sums, dtype=torch.float64, device=self.device)
@@ -113,7 +118,7 @@ class GroupEngine(Engine):
         self.leave_out({part for part in self.taken if int(part) not in rates})
         self.engine.set_gradient_accumulation_boundary(True)
         gradients = [self._gradients[number] if number in rates else None for number in range(len(self.stages))]
-        self.engine.backward(self.engine(None, gradients=gradients), scale_wrt_gas=False)
+        self.engine.backward(self.engine([], gradients=gradients), scale_wrt_gas=False)
         self.engine.step()
         self.num_steps += 1
         for part in self.taken.keys() - self._absent:
@@ -126,10 +131,11 @@ class GroupEngine(Engine):
         found = dict.fromkeys(sorted(members), 0.0)
         for batch in step.batches:
             variants = self._moved(batch)
-            prefix = self.engine.module(variants[0])
+            prefix = self.engine.module([variants[0]])
             for number in found:
                 own = variants[batch.variant_of[number]]
-                found[number] += float((self.engine.module(own, number, prefix) * own.weights).sum())
+                (losses,) = self.engine.module([own], [number], prefix)
+                found[number] += float((losses * own.weights).sum())
         return found
 
     def _moved(self, batch: GroupBatch) -> list[Batch]:

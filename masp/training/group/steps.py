@@ -29,6 +29,8 @@ class GroupBatch:
     """Form of each member."""
     keys: list[str | None]
     """Sample key of each position; None where it only pads."""
+    at_once: int
+    """Members that run together: their graphs are in memory at the same time. The same on all ranks."""
 
     def pin_memory(self) -> GroupBatch:
         """Page-locked copies, as `Batch.pin_memory`."""
@@ -108,7 +110,10 @@ class GroupSteps(Dataset):
         batches = [self._batch(part, positions, epoch) for positions in plan[self.rank]]
         queries, aspects = self.stages[0].config.aspect_module.num_queries, len(self.stages[0].aspects)
         return GroupStep(
-            batches=[GroupBatch([whole[0], *map(_light, whole[1:])], self.variant_of, keys) for whole, keys in batches],
+            batches=[
+                GroupBatch([whole[0], *map(_light, whole[1:])], self.variant_of, keys, count)
+                for (whole, keys), count in zip(batches, self._at_once(plan, lengths), strict=True)
+            ],
             total_weight=float(part.weights.sum()),
             num_images=len(part.rows),
             num_tokens=[sum(whole[n].num_tokens for whole, _ in batches) for n in range(len(self.variants))],
@@ -118,6 +123,19 @@ class GroupSteps(Dataset):
             ],
             variant_of=self.variant_of,
         )
+
+    def _at_once(self, plan: Sequence[Sequence[Sequence[int]]], lengths: Sequence[int]) -> list[int]:
+        """How many members run together in each micro-batch of a plan; several where one of them leaves room.
+
+        Their rows together are at most `micro_batch_size`. Each has a copy of the prefix's keys and values: the copies
+        have at most twice the tokens of a micro-batch, of which a token's other activations take more.
+        """
+        settings, found = self.settings, []
+        for turn in zip(*plan, strict=True):  # the same on all ranks, which gather a partitioned VLM together
+            rows = max(map(len, turn))
+            tokens = max(len(positions) * max(lengths[max(p, 0)] for p in positions) for positions in turn)
+            found.append(max(1, min(settings.micro_batch_size // rows, 2 * settings.micro_batch_tokens // tokens)))
+        return found
 
     def _batch(self, part: Rows, positions: Sequence[int], epoch: int | None) -> tuple[list[Batch], list[str | None]]:
         rows = [int(row) for row in part.only(np.maximum(positions, 0)).rows]

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from masp.models import losses
-from masp.models.losses import row_losses
+from masp.models.losses import losses_of_rows, row_losses
 from masp.vlm.language import load_language_half
 from tests.tiny import make_vlm
 
@@ -45,6 +45,14 @@ def test_losses_and_gradients_are_those_of_torch(language, num_logits, at_once, 
     found = [torch.autograd.grad((each * weights).sum(), hidden)[0] for each in (ours, theirs)]
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-7)
     assert torch.equal(row_losses(language, hidden.detach(), batch, num_logits), ours)
+
+
+def test_passes_together_are_those_alone(language):
+    hidden = [torch.randn(3, 6, language.hidden_size) for _ in range(2)]
+    batches = [batch_of(language, [0, 1, 2], [5, 5, 5]), batch_of(language, [0, 1, 1, 2], [0, 1, 2, 3])]
+    together = losses_of_rows(language, list(zip(hidden, batches, strict=True)))
+    for found, states, batch in zip(together, hidden, batches, strict=True):
+        torch.testing.assert_close(found, row_losses(language, states, batch), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("cap", [None, 2.0])

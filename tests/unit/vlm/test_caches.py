@@ -165,6 +165,31 @@ def test_a_gradient_that_comes_too_late_is_an_error():
         loss.backward()
 
 
+def test_passes_at_two_places_wait_for_their_gradients():
+    cache, prefix, _ = prefixed()
+    given = [random(1, 2, length, 4).requires_grad_() for length in (2, 3)]
+    found = [read_only(cache, place).update(new, random(1, 2, 2 + place, 6), 0)[0] for place, new in enumerate(given)]
+    for _ in range(2):  # in both places, the prefix is copied once
+        for keys, new in zip(found, given, strict=True):
+            assert torch.equal(keys, torch.cat([prefix, new], -2))
+        gradients = torch.autograd.grad(sum(keys.square().sum() for keys in found), given)
+        assert all(torch.equal(gradient, 2 * new) for gradient, new in zip(gradients, given, strict=True))
+        before = [keys.data_ptr() for keys in found]
+        found = [
+            read_only(cache, place).update(new, random(1, 2, 2 + place, 6), 0)[0] for place, new in enumerate(given)
+        ]
+        assert [keys.data_ptr() for keys in found] == before
+
+
+def test_what_is_read_only_already_uses_the_same_room():
+    cache, prefix, _ = prefixed()
+    frozen = read_only(cache)
+    first = frozen.update(random(1, 2, 2, 4), random(1, 2, 2, 6), 0)[0]
+    again = read_only(frozen).update(random(1, 2, 2, 4), random(1, 2, 2, 6), 0)[0]
+    assert torch.equal(first, again) and first.data_ptr() == again.data_ptr()
+    assert torch.equal(again[..., :3, :], prefix)
+
+
 def test_a_prefix_that_grew_meanwhile_is_seen_whole():
     cache, keys, _ = prefixed()
     new, other = random(1, 2, 2, 4), random(1, 2, 2, 6)

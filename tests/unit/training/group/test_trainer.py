@@ -13,11 +13,13 @@ from masp.errors import InputError, StoppedEarly
 from masp.extraction.job import extract
 from masp.runtime.run_directory import read_status
 from masp.training.checkpoint import load_latest, save_checkpoint
-from masp.training.group.members import group_key, why_alone
+from masp.training.group.members import group_key, open_members, why_alone
+from masp.training.group.steps import GroupSteps
 from masp.training.group.trainer import train_group
 from masp.training.loop import train
 from masp.training.stages import open_stage
 from masp.training.validation import paused_loss
+from masp.vlm.prompt import load_prompt
 from tests.runs import make_run
 
 MEMBERS = {
@@ -88,6 +90,32 @@ def test_members_are_the_runs_that_they_would_have_been_alone(world, alone, tmp_
     assert train_group(group) == [""] * len(MEMBERS)
     assert_equal_runs(tmp_path, alone)
     assert train_group(group) == [""] * len(MEMBERS)  # finished already
+
+
+def test_several_members_run_together_where_a_micro_batch_has_few_rows(world, alone, tmp_path):
+    # four images as three and one, and five members: one after another, then three and two together
+    group = configs(world, tmp_path, "stage2.log_every=1", "stage2.micro_batch_size=3")
+    stages = open_members(group, "cpu")
+    first = GroupSteps(stages, load_prompt(group[0].vlm.path))[0]
+    assert [(len(batch.keys), batch.at_once) for batch in first.batches] == [(3, 1), (1, 3)]
+    assert train_group(group) == [""] * len(MEMBERS)
+    assert_equal_runs(tmp_path, alone)
+
+
+@pytest.mark.parametrize(
+    ("plan", "tokens", "expected"),
+    [
+        ([[[0, 1, 2], [3]]], 100, [2, 6]),
+        ([[[0, 1, 2], [3]], [[4], [5, -1]]], 100, [2, 3]),  # of two ranks: the larger micro-batch decides
+        ([[[0, 1, 2], [3]]], 30, [2, 6]),
+        ([[[0, 1, 2], [3]]], 25, [1, 5]),  # copies of the prefix: 50 tokens at most
+    ],
+)
+def test_how_many_run_together_depends_on_rows_and_tokens(world, tmp_path, plan, tokens, expected):
+    given = "stage2.global_batch_size=6", "stage2.micro_batch_size=6", f"stage2.micro_batch_tokens={tokens}"
+    group = configs(world, tmp_path, *given)[:1]
+    steps = GroupSteps(open_members(group, "cpu"), load_prompt(group[0].vlm.path))
+    assert steps._at_once(plan, [10] * 6) == expected
 
 
 def test_a_group_goes_on_where_it_was_stopped_and_with_members_added_later(world, alone, tmp_path):
