@@ -24,7 +24,17 @@ from masp.config.feature_source import cache_directory
 from masp.data.splits.division import record_division
 from masp.errors import InputError
 from masp.extraction.changes import known_keys
-from masp.extraction.job import Job, agree, check_machine, check_task, extract_job, holding, prepare, to_do
+from masp.extraction.job import (
+    Job,
+    agree,
+    check_machine,
+    check_task,
+    extract_job,
+    holding,
+    is_complete,
+    prepare,
+    to_do,
+)
 from masp.files.atomic import write_bytes
 from masp.files.locks import locked
 from masp.runtime.log import show
@@ -88,7 +98,7 @@ def _with_generation(job: Job) -> Job:
         return replace(job, shards=shards_of(written, samples, num_shards))
     check_machine(job, layout)
     extended = replace(layout, generations=(*layout.generations, make_generation(layout, new)))
-    with holding(directory, [(0, FINISHING)]), plain_write_errors(directory):
+    with holding(directory, [(0, FINISHING)], waits=lambda: is_complete(directory)), plain_write_errors(directory):
         record_division(directory, job.dataset.division, grown=True)
         (directory / MANIFEST).unlink(missing_ok=True)  # what it says is no longer so
         write_bytes(directory / LAYOUT, layout_bytes(extended))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Collection, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,8 @@ from masp.vlm.families import resolve_directory
 from masp.vlm.preprocessor import load_preprocessor
 
 LOG = logging.getLogger(__name__)
+PAUSE = 0.1
+"""Seconds between two looks whether another process is ready."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,8 @@ def extract_job(
     elif mine:
         job.dataset.read(Samples.join([shard.samples for shard in mine]))
     task = "" if alone else f" (task {task_index} of {num_tasks})"
-    with holding(directory, [(0, FINISHING)] if alone else [(shard.number, 1) for shard in mine], task):
+    ranges = [(0, FINISHING)] if alone else [(shard.number, 1) for shard in mine]
+    with holding(directory, ranges, task, waits=lambda: is_complete(directory)):
         if alone:
             _forget_unused_layout(directory)
         layout = agree(job)
@@ -233,9 +237,22 @@ def finish(config: Config) -> Path:
     return job.directory
 
 
+def is_complete(directory: Path) -> bool:
+    """Whether a cache has a manifest: whoever holds its shards is looking whether there is anything to do.
+
+    Before anything is written, the manifest is removed.
+    """
+    return exists(directory / MANIFEST, key="cache.dir")
+
+
 @contextmanager
 def holding(
-    directory: Path, ranges: Sequence[tuple[int, int]], who: str = "", lock: str = LOCK, work: str = "extraction"
+    directory: Path,
+    ranges: Sequence[tuple[int, int]],
+    who: str = "",
+    lock: str = LOCK,
+    work: str = "extraction",
+    waits: Callable[[], bool] = lambda: False,
 ) -> Iterator[None]:
     """Keep everyone else from writing these shards.
 
@@ -247,6 +264,7 @@ def holding(
         who: What this process is, for the error.
         lock: Lock file in the directory.
         work: What these processes do, for the error.
+        waits: Whether another process that holds them is waited for.
 
     Raises:
         FilesInUse: Another process is writing them.
@@ -256,6 +274,9 @@ def holding(
             if free:
                 yield
                 return
+        if waits():
+            time.sleep(PAUSE)
+            continue
         with locked(directory / lock, [(FINISHING, 1)], key="cache.dir") as nobody_merges:
             if nobody_merges:
                 what = f"the shards of this task{who}" if who else "there"

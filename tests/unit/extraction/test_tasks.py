@@ -3,10 +3,11 @@
 import hashlib
 import multiprocessing
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from masp.cache.layout import FINISHING, LOCK
+from masp.cache.layout import FINISHING, LOCK, MANIFEST
 from masp.cache.reader import open_cache
 from masp.cli.main import main
 from masp.config import save_config
@@ -118,6 +119,37 @@ def test_who_comes_while_another_merges_waits_for_it(made, tmp_path):
     waiting.join(60)
     process.join(60)
     assert waiting.exitcode == 0 and content(tmp_path / "c") == content(made[2])
+
+
+@pytest.mark.parametrize("num_tasks", [1, 3])
+def test_who_only_looks_at_a_complete_cache_is_waited_for(made, tmp_path, num_tasks):
+    config = make_config(made[0], made[1], tmp_path / "c")
+    extract(config)
+    ranges = [(0, FINISHING)] if num_tasks == 1 else [(0, 1)]
+    process, go = held(tmp_path / "c" / LOCK, ranges)
+    waiting = FORK.Process(target=extract, args=(config,), kwargs={"num_tasks": num_tasks})
+    waiting.start()
+    waiting.join(0.5)
+    assert waiting.is_alive()
+    go.set()
+    waiting.join(60)
+    process.join(60)
+    assert waiting.exitcode == 0 and content(tmp_path / "c") == content(made[2])
+
+
+def test_who_begins_to_write_meanwhile_is_not_waited_for(made, tmp_path):
+    config = make_config(made[0], made[1], tmp_path / "c")
+    extract(config)
+    process, go = held(tmp_path / "c" / LOCK, [(0, FINISHING)])
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(extract, config)
+        with pytest.raises(TimeoutError):
+            waiting.result(0.5)
+        (tmp_path / "c" / MANIFEST).unlink()  # the first thing that it does
+        with pytest.raises(FilesInUse, match="another extraction is writing there"):
+            waiting.result(60)
+    go.set()
+    process.join(60)
 
 
 def test_two_tasks_with_the_same_index(made, tmp_path):
