@@ -3,6 +3,7 @@
 The VLMs are tiny and of random weights; `families/zoo.py` of the shared directory defines them.
 """
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,12 +100,14 @@ class Loaded:
     num_logits = None
 
 
-@pytest.fixture(params=[(family, kind) for family in WORKING for kind in ("eager", "sdpa")], ids="-".join)
+@pytest.fixture(
+    params=[(family, kind) for family in WORKING for kind in ("eager", "sdpa")], ids="-".join, scope="module"
+)
 def loaded(request, family_vlm):
     family, attention = request.param
-    path = str(family_vlm(family))
+    torch.set_num_threads(1)
     try:
-        return Loaded(path, attention)
+        return Loaded(str(family_vlm(family)), attention)
     except AttentionError:
         assert family == "paligemma2" and attention == "sdpa"
         pytest.skip("transformers has no such attention for it")
@@ -215,6 +218,18 @@ def extended(vlm, sequence, ids):
     )
 
 
+@contextlib.contextmanager
+def recomputing(language, on):
+    """Run layers again for the backward pass, if `on`, and afterwards no more."""
+    if on:
+        language.recompute_layers()
+    yield
+    if on:
+        language.recomputes = False
+        for layer in language.decoder.layers:
+            del layer.forward  # the one of the class is back
+
+
 def gradient(vlm, **settings):
     """Loss and gradient of a soft prompt behind aspect tokens and features."""
     draw = torch.Generator().manual_seed(0)
@@ -231,9 +246,8 @@ def test_the_gradient_of_the_soft_prompt_behind_a_frozen_prefix(loaded):
     losses, whole = gradient(loaded, frozen_prefix=False)
     assert float(whole.abs().max()) > 1e-4
     for recompute in (False, True):
-        if recompute:
-            loaded.language.recompute_layers()
-        again, found = gradient(loaded)
+        with recomputing(loaded.language, recompute):
+            again, found = gradient(loaded)
         assert torch.allclose(again, losses, atol=1e-5) and _difference(found, whole) <= 2e-5
 
 
@@ -259,14 +273,13 @@ def test_weighted_answers_have_the_loss_and_gradient_of_single_passes(loaded):
     )
     assert float(whole.abs().max()) > 1e-4
     for recompute in (False, True):
-        if recompute:
-            vlm.language.recompute_layers()
         batch = make_weighted_batch(
             vlm.prompt, lambda image, answer: vlm.sequences(answer, **slots)[image], [votes] * 2, vlm.features,
             weights=[1.0] * 2, layout="after_image",
         )  # fmt: skip
         assert (batch.answers is not None) == vlm.prompt.family.has_tree
-        again, found = gradient(batch)
+        with recomputing(vlm.language, recompute):
+            again, found = gradient(batch)
         assert abs(float(again - loss)) <= 1e-5 and _difference(found, whole) <= 2e-5
 
 
