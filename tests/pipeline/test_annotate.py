@@ -47,6 +47,7 @@ def test_two_tasks_of_which_one_is_killed(commands, config, tmp_path):
     assert files_of(two) == files_of(whole)
 
 
+@pytest.mark.full
 def test_a_signal_stops_it_cleanly_and_the_next_call_goes_on(commands, config, tmp_path):
     whole, stopped = (copy_cache(config, tmp_path / name) for name in ("whole", "stopped"))
     for own in (whole, stopped):

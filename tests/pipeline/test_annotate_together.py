@@ -43,6 +43,7 @@ def whole(commands, config, tmp_path_factory) -> dict[str, bytes]:
     return files_of(alone)
 
 
+@pytest.mark.full
 def test_three_processes_at_once_store_what_one_stores(commands, config, whole, tmp_path):
     own = copy_cache(config, tmp_path)
     save_config(own, tmp_path / "config.yaml")

@@ -55,7 +55,9 @@ def check_metrics(path: Path, num_samples: int) -> dict:
     return metrics
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [FAMILIES[0], *(pytest.param(name, marks=pytest.mark.full) for name in FAMILIES[1:])]
+)
 def test_from_images_to_the_report(commands, tmp_path, family):
     images = make_mixed(tmp_path / "images")
     vlm = make_vlm(tmp_path / "vlm", family)

@@ -137,17 +137,17 @@ def read_in_process(cache, row, pipe):
     pipe.send(cache.read(row).features.tokens.sum().item())
 
 
-def test_a_cache_travels_to_other_processes(cache):
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.full)])
+def test_a_cache_travels_to_other_processes(cache, method):
     expected = cache.read(3).features.tokens.sum().item()
     assert cache._files and not pickle.loads(pickle.dumps(cache))._files
-    for method in ("fork", "spawn"):
-        context = multiprocessing.get_context(method)
-        here, there = context.Pipe()
-        process = context.Process(target=read_in_process, args=(cache, 3, there))
-        process.start()
-        assert here.recv() == expected
-        process.join()
-        assert process.exitcode == 0
+    context = multiprocessing.get_context(method)
+    here, there = context.Pipe()
+    process = context.Process(target=read_in_process, args=(cache, 3, there))
+    process.start()
+    assert here.recv() == expected
+    process.join()
+    assert process.exitcode == 0
 
 
 def test_few_files_stay_open(cache, monkeypatch):

@@ -152,6 +152,7 @@ def num_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+@pytest.mark.full
 def test_a_group_that_was_killed_goes_on(world, alone, tmp_path):
     ledgers = {name: tmp_path / name / "evaluate/ledger/rank-0.jsonl" for name in MEMBERS}
     command = [sys.executable, "-c", GROUP, *map(str, world), tmp_path, "evaluate.batch_size=1"]
