@@ -2,9 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from benchmarks import annotated, explanations, own_aspects, scale, scale_ledgers, scale_merge
+from benchmarks import annotated, demo_answers, explanations, own_aspects, scale, scale_ledgers, scale_merge
 from benchmarks.cache import main as cache_main
 from benchmarks.evaluation import main as evaluation_main
 from benchmarks.headers import write_images
@@ -17,13 +18,14 @@ from benchmarks.sizes import settings_of as settings_of_size
 from benchmarks.sizes import table as table_of_sizes
 from masp.config import load_aspects, load_config
 from masp.data.keys import sample_key
-from masp.demo.world.factors import ASPECTS, EMOTIONS, Annotation
+from masp.demo.world.factors import ASPECTS, EMOTIONS, FACTORS, LOGITS, Annotation, draw_scene, posterior
 from masp.demo.world.write_dataset import write_demo_data
 from masp.files.typed import decode
 from masp.plan.headers.reading import read_sizes
 from masp.results.explanations.averages import averages_of
 from masp.results.explanations.explanation import AspectExplanation, Explanation
 from masp.results.explanations.explanations_file import ExplanationsFile, image_entry, write_explanations
+from masp.results.ledger_format import Record
 from masp.sweep.axes import read_members
 from tests.tiny import make_tokenizer
 
@@ -103,6 +105,32 @@ def test_annotated(tmp_path, capfd, monkeypatch, repository):
     shards = [sorted((tmp_path / f"cache-{side}" / "shards").glob("*.tar")) for side in ("people", "vlm")]
     assert shards[0] and all(one.samefile(other) for one, other in zip(*shards, strict=True))
     assert "| people | " in (shown := capfd.readouterr().out) and "ratio of the means" in shown
+
+
+def test_what_answers_allow_is_compared_with_what_is_reached():
+    """Scores that are half the world's logits have weights of one half; one wrong answer costs what it says."""
+    rng, order = np.random.default_rng(3), [EMOTIONS.index(name) for name in sorted(EMOTIONS)]
+    scenes = {sample_key("test", f"image/{n}.jpg"): draw_scene(rng) for n in range(60)}
+    answers, emotions = [], []
+    for number, (key, scene) in enumerate(scenes.items()):
+        logits = sum(LOGITS[f][index] for f, index in zip(FACTORS, scene.labels, strict=True))
+        best = EMOTIONS[int(logits.argmax())]
+        emotions.append(Record(key, best, best, scores=tuple(0.5 * logits[order] - 3)))
+        for aspect in ASPECTS:
+            label = scene.label(aspect)
+            if label is not None:
+                wrong = aspect == "scene" and number == 7
+                answers.append(Record(f"{key}#{aspect}", label, "nothing of the kind" if wrong else label))
+    found = demo_answers.compare(scenes, answers, emotions)
+    assert found.num_wrong.tolist() == [float(n == 7) for n in range(60)]
+    assert np.allclose(found.reached, found.possible) and np.allclose(found.weights, 0.5) and found.explained > 0.999
+    right = found.num_wrong == 0
+    assert np.allclose(found.by_answers[right], found.possible[right])
+    (unknown,) = (scene.labels for number, scene in enumerate(scenes.values()) if number == 7)
+    without = [-1 if name == "scene" else index for name, index in zip(FACTORS, unknown, strict=True)]
+    assert found.by_answers[7] == pytest.approx(posterior(unknown)[posterior(without).argmax()])
+    lines = demo_answers.table(found)
+    assert lines[2].startswith("| any | 60 | ") and [line[:6] for line in lines[3:5]] == ["| 0 | ", "| 1 | "]
 
 
 def test_explanations_are_compared_with_the_world(repository, tmp_path, capsys, monkeypatch):
