@@ -29,6 +29,10 @@ class FilesInUse(InputError):
     """Another live process is writing the same files; the same command works once that one has ended."""
 
 
+class TrainingFailed(InputError):
+    """What a training computed ended it: its loss is not finite, or a part of it learned nothing."""
+
+
 class OtherRankFailed(MaspError):
     """Another rank failed and reports the cause; this one ends because of it. Exit code 1."""
 

@@ -30,6 +30,14 @@ How accuracy grows with the number of training images, as a table and a plot:
 docs/sweeps.md"""
 
 
+def _eta(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        hint = "; give --halving 2 before settings" if "=" in text else ""
+        raise argparse.ArgumentTypeError(f"must be a whole number of 2 or more, not {text!r}{hint}") from None
+
+
 def add_members(parser: argparse.ArgumentParser) -> None:
     """Add what says which members a sweep has, and how much is done about them."""
     parser.add_argument("--members", metavar="FILE", help="a member per line, instead of axes")
@@ -38,7 +46,7 @@ def add_members(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test", choices=("best", "all", "none"), default="best", help="whose test score to compute")
     parser.add_argument(
         "--halving",
-        type=int,
+        type=_eta,
         nargs="?",
         const=2,
         metavar="ETA",
@@ -80,11 +88,10 @@ def run(arguments: argparse.Namespace) -> int:
     from masp.sweep.run import run_sweep
 
     sweep = open_sweep(arguments.config, asked, members, arguments.test)
-    if arguments.list:
-        show(*(member.name for member in members))
-    else:
+    if not arguments.list:
         draw_demo_data(sweep.base)
-    show(*plan_lines(sweep, arguments.halving, arguments.tflops, arguments.utilization, arguments.rate_from))
+    plan = plan_lines(sweep, arguments.halving, arguments.tflops, arguments.utilization, arguments.rate_from)
+    show(*(member.name for member in members if arguments.list), *plan)
     if not arguments.list:
         run_sweep(sweep, arguments.halving)
     return 0

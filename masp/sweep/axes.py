@@ -17,14 +17,15 @@ from typing import Any
 
 from masp.config import Config, load_config
 from masp.config.fields import describe_settings
-from masp.config.yaml_text import dump_yaml, parse_yaml, read_text_bytes
+from masp.config.yaml_text import dump_value, parse_yaml, read_text_bytes
 from masp.errors import InputError
 from masp.files.text import shown
 
 _RANGE = re.compile(r"(log|uniform|int)\(\s*([^,()]+?)\s*,\s*([^,()]+?)\s*\)")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.,=+-]+")
-_SHARED = ("output_dir", "order_seed", "vlm.path")
-_SHARED_SECTIONS = ("annotate.", "cache.", "dataset.", "engine.", "evaluate.", "extract.", "logging.")
+_COMMENT = re.compile(r"(^|\s)#.*")
+_SHARED = ("output_dir", "order_seed")
+_SHARED_SECTIONS = ("annotate.", "cache.", "dataset.", "engine.", "evaluate.", "extract.", "logging.", "vlm.")
 """What the members have in common: the features and labels, the machine, and how they are compared."""
 _SUBSET = ("dataset.fraction", "dataset.shots", "dataset.subset_seed")
 """What of the dataset may be varied: which of the training images a member sees."""
@@ -73,6 +74,8 @@ class MemberSettings:
     """Of its directory: what it varies, so that members that are added later change no name."""
     values: Mapping[str, Any]
     """Setting -> value, of those that are varied."""
+    source: str = "command line"
+    """Where it is named, for errors."""
 
     @property
     def overrides(self) -> list[str]:
@@ -96,11 +99,13 @@ def read_axes(config: str | None, overrides: Sequence[str]) -> Asked:
     axes: dict[str, tuple[Any, ...]] = {}
     ranges: list[Range] = []
     fixed: list[str] = []
+    keys: list[str] = []
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or key not in known:
             fixed.append(override)  # its error is that of every command
             continue
+        keys.append(key)
         found = _RANGE.fullmatch(text.strip())
         if found:
             ranges.append(_range(key, text, *found.groups()))
@@ -108,10 +113,9 @@ def read_axes(config: str | None, overrides: Sequence[str]) -> Asked:
             axes[key] = values
         else:
             fixed.append(override)
-    keys = [*axes, *(each.key for each in ranges)]
-    if twice := sorted({key for key in keys if keys.count(key) > 1}):
-        raise InputError(f"{twice[0]}: is varied twice; give one axis or range of it")
-    for key in keys:
+    for key in (*axes, *(each.key for each in ranges)):
+        if keys.count(key) > 1:
+            raise InputError(f"command line: {key}: is given {keys.count(key)} times; give one axis, range or value")
         _check_varied(key, "command line")
     if given := next((override for override in fixed if override.startswith("evaluate.output_dir=")), None):
         raise InputError(
@@ -177,9 +181,12 @@ def asked_members(
     if num is not None and num < 1:
         raise InputError(f"--num {num}: must be 1 or more")
     if file is None:
+        if random and not asked.ranges:
+            raise InputError("--random: nothing is drawn: give a range such as log(1e-4,1e-1)")
         return asked, members_of(asked, num, seed, random)
-    if asked.axes or asked.ranges:
-        raise InputError("--members: names the members; leave out the axes")
+    drawn = next((name for name, given in (("--num", num is not None), ("--random", random)) if given), None)
+    if asked.axes or asked.ranges or drawn:
+        raise InputError(f"--members: names the members; leave out {drawn or 'the axes'}")
     return asked, read_members(file)
 
 
@@ -199,8 +206,12 @@ def members_of(asked: Asked, num: int | None, seed: int, random: bool = False) -
         InputError: Ranges without `num` or the other way around, or too many members.
     """
     if bool(asked.ranges) != (num is not None):
-        lacking = "--num N says how many" if asked.ranges else "nothing is drawn: give a range such as log(1e-4,1e-1)"
-        raise InputError(f"--num: {lacking}")
+        key = asked.ranges[0].key if asked.ranges else ""
+        raise InputError(
+            f"{key}: is drawn from a range; give --num, the number of draws"
+            if asked.ranges
+            else "--num: nothing is drawn: give a range such as log(1e-4,1e-1)"
+        )
     grid = [dict(zip(asked.axes, values, strict=True)) for values in itertools.product(*asked.axes.values())]
     count = len(grid) * (num or 1)
     if count > MAX_MEMBERS:
@@ -223,27 +234,37 @@ def _places(num: int, width: int, seed: int, random: bool) -> list[list[float]]:
 
 
 def read_members(path: str) -> list[MemberSettings]:
-    """Members from a file: one per line, its settings as `key=value` separated by spaces; `#` begins a comment.
+    """Members from a file: one per line, its settings as `key=value` separated by spaces; ` #` begins a comment.
 
     Raises:
         InputError: It cannot be read, or a line is not such settings.
     """
-    found = []
+    found: dict[str, MemberSettings] = {}
     known = describe_settings(Config)
-    for number, line in enumerate(read_text_bytes(path, "--members").decode(errors="replace").splitlines(), 1):
+    try:
+        text = read_text_bytes(path, "--members").decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"--members {path}: is not UTF-8 text") from None
+    for number, line in enumerate(text.splitlines(), 1):
         values: dict[str, Any] = {}
-        for part in line.partition("#")[0].split():
-            key, equals, text = part.partition("=")
+        where = f"--members {path} line {number}"
+        for part in _COMMENT.sub("", line).split():
+            key, equals, value = part.partition("=")
             if not equals or key not in known:
-                raise InputError(f"--members {path} line {number}: {shown(part)} is no setting; give key=value")
-            _check_varied(key, f"--members {path} line {number}")
-            tree, _ = parse_yaml(f"value: {text}", f"--members {path} line {number}: {key}")
+                raise InputError(f"{where}: {shown(part)} is no setting; give key=value")
+            if key in values:
+                raise InputError(f"{where}: {key} is given twice")
+            _check_varied(key, where)
+            tree, _ = parse_yaml(f"value: {value}", f"{where}: {key}")
             values[key] = tree["value"] if isinstance(tree, dict) else None
         if values:
-            found.append(MemberSettings(_name(values), values))
+            member = MemberSettings(_name(values), values, where)
+            if member.name in found:
+                raise InputError(f"{where}: is the same member as line {found[member.name].source.rpartition(' ')[2]}")
+            found[member.name] = member
     if not found:
         raise InputError(f"--members {path}: names no member")
-    return _unique(found)
+    return list(found.values())
 
 
 def _unique(members: list[MemberSettings]) -> list[MemberSettings]:
@@ -260,23 +281,22 @@ def _name(values: Mapping[str, Any]) -> str:
         key: name if short.count(name) == 1 and "stage1" not in key else key
         for key, name in zip(values, short, strict=True)
     }
-    text = ",".join(f"{named[key]}={_inline(values[key])}" for key in sorted(values))
+    exact = ",".join(f"{named[key]}={_inline(values[key])}" for key in sorted(values))
+    text = ",".join(f"{named[key]}={_words(values[key])}" for key in sorted(values))
     name = _UNSAFE.sub("-", text)
-    if name == text and len(name) <= MAX_NAME:
+    if name == text and "+" not in exact and len(name) <= MAX_NAME:
         return name
-    return f"{name[: MAX_NAME - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return f"{name[: MAX_NAME - 9]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
 
 
 def _inline(value: Any) -> str:
-    """A value as YAML on one line."""
-    if isinstance(value, float):
-        return repr(value)
-    if isinstance(value, list | dict):
-        inner = dump_yaml({"value": value}).strip().removeprefix("value:").strip()
-        return inner if "\n" not in inner else "[" + ",".join(map(_inline, value)) + "]"
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    """A value as YAML on one line; a number as it is usually written."""
+    return repr(value) if isinstance(value, float) and math.isfinite(value) else dump_value(value)
+
+
+def _words(value: Any) -> str:
+    """A value as part of a name: of a list its items, with `+` between them."""
+    return "+".join(map(_words, value)) if isinstance(value, list) else _inline(value)
 
 
 def member_config(config: str | None, asked: Asked, member: MemberSettings, directory: Path, order_seed: int) -> Config:
@@ -293,4 +313,7 @@ def member_config(config: str | None, asked: Asked, member: MemberSettings, dire
         InputError: A value is not valid.
     """
     given = [*asked.fixed, *member.overrides, f"order_seed={order_seed}", f"output_dir={directory}"]
-    return load_config(config, given)
+    try:
+        return load_config(config, given)
+    except InputError as error:
+        raise InputError(str(error).replace("command line: ", f"{member.source}: ", 1)) from None

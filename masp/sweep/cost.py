@@ -180,11 +180,20 @@ def describe_groups(sweep: Sweep) -> list[str]:
         if why is not None:
             lines.append(f"  group {number}: {names}: alone, since {why}")
             continue
-        differing = [key for key in group[0].settings.values if not key.startswith(("stage1.", *_OWN))]
+        others = [member for member in sweep.members if member not in group]
+        differing = [key for key in group[0].settings.values if not key.startswith(_OWN) and _tells(key, group, others)]
         apart = f"; no other has its {' and '.join(differing)}" if differing and len(sweep.groups) > 1 else ""
         behind = "behind one pass of the prefix" if len(group) > 1 else "alone"
         lines.append(f"  group {number}: {names}{more}: {behind}{apart}")
     return lines
+
+
+def _tells(key: str, group: Sequence[Member], others: Sequence[Member]) -> bool:
+    """Whether a setting is the same for all of a group, and another one for some of the others."""
+    values = [member.settings.values.get(key) for member in group]
+    return all(value == values[0] for value in values) and any(
+        member.settings.values.get(key) != values[0] for member in others
+    )
 
 
 def describe_cost(cost: SweepCost, halving: int | None) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Annotated
 from pydantic import Field
 
 from masp.errors import InputError, StoppedEarly
+from masp.evaluation.feed import open_feed
 from masp.files.atomic import write_bytes
 from masp.files.sealed import digest_of, read_sealed, sealed
 from masp.files.text import shown
@@ -130,6 +131,20 @@ def check_comparable(members: Sequence[Member]) -> None:
                     f"--halving: {key} is {shown(here)} of {first.name} and {shown(there)} of {member.name}, so their "
                     "losses cannot be compared: give them sweeps of their own"
                 )
+
+
+def check_held_out(sweep: Sweep) -> None:
+    """Refuse to begin what would have nothing to compare members by; the cache is there.
+
+    Raises:
+        InputError: There is no validation split, and a member holds no images out.
+    """
+    lacking = any(member.config.stage2.validate_every is None for member in sweep.members)
+    if lacking and not open_feed(sweep.base).category_counts("val"):
+        raise InputError(
+            f"--halving: {sweep.base.cache.dir} has no validation split, and stage2.validate_every = null holds no "
+            "images out, so members cannot be compared before their ends; give stage2.validate_every"
+        )
 
 
 def train_halving(sweep: Sweep, eta: int, stop: StopFlag) -> None:

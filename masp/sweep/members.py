@@ -11,8 +11,10 @@ from typing import Literal
 from masp.artifacts.trained import default_aspect_path, default_soft_prompt_path
 from masp.config import Config, load_config
 from masp.data.splits.subset import subset_settings
+from masp.errors import InputError
 from masp.files.regular import is_file
 from masp.files.sealed import digest_of
+from masp.files.text import shown
 from masp.runtime.run_directory import read_status
 from masp.sweep.axes import Asked, MemberSettings, member_config
 from masp.training.group.together import groups_of
@@ -95,6 +97,10 @@ def open_sweep(config_file: str | None, asked: Asked, members: Sequence[MemberSe
         InputError: A value is not valid.
     """
     base = load_config(config_file, asked.fixed)
+    if base.evaluate.stage != "stage2":
+        raise InputError(
+            f"evaluate.stage = {base.evaluate.stage!r}: a sweep compares evaluations of stage 2; leave it out"
+        )
     directory = Path(base.output_dir) / DIRECTORY
     order_seed = base.seed if base.order_seed is None else base.order_seed
     opened = [
@@ -102,6 +108,10 @@ def open_sweep(config_file: str | None, asked: Asked, members: Sequence[MemberSe
     ]
     aspects: dict[str, AspectTraining] = {}
     for member in opened:
+        if (given := member.config.checkpoint.soft_prompt) is not None:
+            raise InputError(
+                f"checkpoint.soft_prompt = {shown(given)}: a sweep scores the soft prompts that it trains; leave it out"
+            )
         if member.config.aspects and member.config.checkpoint.aspect is None:
             alone = _aspects_of(member.config, directory)
             aspects.setdefault(alone.output_dir, AspectTraining(alone, _overrides(member, alone)))

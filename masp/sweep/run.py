@@ -17,7 +17,7 @@ from masp.results.metrics_file import read_metrics
 from masp.runtime.log import show
 from masp.runtime.stop import StopFlag
 from masp.sweep.curves import check_probe, curve_points, varies_size, write_curve
-from masp.sweep.halving import check_comparable, train_halving, train_members
+from masp.sweep.halving import check_comparable, check_held_out, train_halving, train_members
 from masp.sweep.members import Member, Sweep
 from masp.sweep.table import Row, order, write_sweep
 from masp.training.logs import LossLine
@@ -45,6 +45,8 @@ def run_sweep(sweep: Sweep, halving: int | None = None) -> Path:
     with StopFlag() as stop:
         if sweep.base.cache.dir is not None:
             extract(sweep.base, stop=stop)
+        if halving is not None:
+            check_held_out(sweep)
         for training in sweep.aspects:
             show("", f"sweep: stage 1, for all members that share its settings: {training.config.output_dir}")
             train(training.config, "stage1", stop)

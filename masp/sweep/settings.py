@@ -256,6 +256,6 @@ def lines_about(scores: SettingScores) -> list[str]:
         chosen = SPLIT_NAMES[scores.chosen_on]
         lines[0] += (
             f" Differences are from the best of the {chosen} split, on the same seeds and images; p-values are "
-            f"corrected for {scores.num_comparisons:,} comparisons (Holm)."
+            f"corrected for {scores.num_comparisons:,} comparison{'s' * (scores.num_comparisons != 1)} (Holm)."
         )
     return [*lines, *scores.claims]

@@ -77,7 +77,7 @@ def write_sweep(directory: Path, rows: Sequence[Row], best: str | None, log_keys
     for each, table in zip(scores, settings, strict=True):
         if any(len(setting.members) > 1 for setting in each.settings):
             show("", *lines_about(each)[:1], "", *markdown_table(table), "", *lines_about(each)[1:])
-    show(f"sweep: {len(rows)} members: {path}")
+    show(f"sweep: {len(rows)} member{'s' * (len(rows) != 1)}: {path}")
     return path
 
 

@@ -22,7 +22,7 @@ import torch
 from pydantic import ConfigDict, with_config
 from tqdm import tqdm
 
-from masp.errors import InputError
+from masp.errors import TrainingFailed
 from masp.files.atomic import write_bytes
 from masp.files.jsonl import cut_lines, read_lines
 from masp.files.regular import open_descriptor
@@ -278,7 +278,7 @@ def report_not_finite(
     keys: Sequence[Sequence[str]],
     suspects: Sequence[Sequence[str]],
     learning_rate: float,
-) -> InputError:
+) -> TrainingFailed:
     """Write down the samples of a step whose loss or gradient is not a finite number; it ends the run.
 
     Args:
@@ -299,7 +299,7 @@ def report_not_finite(
     record = {"step": step, "loss": str(loss), "suspects": found, "keys_per_rank": keys}
     write_bytes(path, json.dumps(record, indent=1).encode() + b"\n")
     num_samples = len({key for part in keys for key in part})
-    return InputError(
+    return TrainingFailed(
         f"{stage}: step {step} is not taken: {what}; {path} names its {num_samples} samples"
         + (f", {len(found)} of them with such a loss" if found else "")
         + f"; the last checkpoint is kept: lower {stage}.learning_rate, which is {learning_rate}, or give "

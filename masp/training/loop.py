@@ -19,7 +19,7 @@ from masp.data.findings import log_findings, save_findings
 from masp.distributed.collectives import check_agreed, gather, on_rank_0
 from masp.distributed.liveness import Peers, RankLost
 from masp.distributed.ranks import Ranks, join, note_idle_tasks, read_ranks
-from masp.errors import InputError, MaspError, StoppedEarly, one_line
+from masp.errors import InputError, MaspError, StoppedEarly, TrainingFailed, one_line
 from masp.extraction.encoder import Encoder
 from masp.files.atomic import write_bytes
 from masp.files.text import reason
@@ -514,7 +514,7 @@ class Trainer:
         if untrained := self.stage.untrained(state):
             skipped = self.engine.skipped_steps
             why = f": fp16 skipped {skipped} of {self.num_taken} steps; train in bf16 or fp32" if skipped else ""
-            raise InputError(
+            raise TrainingFailed(
                 f"{self.stage.name}: {' and '.join(untrained)} received no gradient in {self.num_taken} steps and is "
                 f"not saved as trained{why}; the checkpoint is kept"
             )

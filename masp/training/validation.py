@@ -12,7 +12,7 @@ from pydantic import Field
 
 from masp.config.schema import EngineConfig, StageConfig
 from masp.distributed.collectives import gather, sum_floats
-from masp.errors import InputError
+from masp.errors import TrainingFailed
 from masp.extraction.encoder import Encoder
 from masp.files.jsonl import append_line, cut_lines, read_lines
 from masp.files.text import shown
@@ -181,13 +181,13 @@ class Validation:
             LOG.info("validation after step %d: loss %.5f, %s", step, loss, note)
         return is_best
 
-    def _not_finite(self, step: int, loss: float, suspects: list[str]) -> InputError:
+    def _not_finite(self, step: int, loss: float, suspects: list[str]) -> TrainingFailed:
         """The error of a loss that is not finite, the same on all ranks."""
         names = ", ".join(shown(key) for key in suspects[:NAMED])
         more = f" and {len(suspects) - NAMED} more" if len(suspects) > NAMED else ""
         precision = self.engine_settings.precision
         remedy = "" if precision == "fp32" else "another engine.precision, or "
-        return InputError(
+        return TrainingFailed(
             f"validation after step {step}: the loss is {loss} in {precision}, from {names}{more}; use "
             f"{remedy}a lower {self.steps.stage.name}.learning_rate, which is "
             f"{self.settings.learning_rate}"

@@ -28,7 +28,7 @@ assert not any(train_group(configs((Path(path), Path(folder)), Path(output), *gi
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("zero_stage", [2, 3])
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
 def test_two_ranks_train_what_single_runs_train(world, tmp_path, zero_stage):
     for config in configs(world, tmp_path / "alone", "stage2.log_every=1"):
         train(config, "stage2")

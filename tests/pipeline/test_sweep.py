@@ -110,11 +110,12 @@ def test_what_cannot_be_a_sweep_is_one_line(commands, run, tmp_path):
     config, _ = run
     for arguments, problem in (
         (["stage2.learning_rate=[0.1,-1]"], "stage2.learning_rate = -1"),
-        (["stage2.learning_rate=log(1e-3,1)"], "--num N says how many"),
+        (["stage2.learning_rate=log(1e-3,1)"], "is drawn from a range; give --num"),
         (["seed=[1,2]", "--members", tmp_path / "gone"], "leave out the axes"),
         (["--members", tmp_path / "gone"], "gone"),
         (["sead=[1,2]"], "did you mean seed"),
         (["seed=[1,2]", "--halving", "1"], "--halving 1: must be 2 or more"),
+        (["--halving", "seed=[1,2]"], "give --halving 2 before settings"),
         (["stage2.layout=[after_image,released]", "--halving"], "losses cannot be compared"),
     ):
         found = commands("sweep", "--config", config, f"output_dir={tmp_path / 'out'}", *arguments)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from masp.artifacts.trained import NONE, default_aspect_path, default_soft_prompt_path, prompt_aspects
 from masp.config import Config
-from masp.config.yaml_text import read_yaml
+from masp.config.yaml_text import dump_value, read_yaml
 from masp.errors import InputError
 from masp.experiments.study.variants import FULL, Variant
 from masp.files.regular import is_file
@@ -92,7 +92,7 @@ def overrides(config: Config, variant: Variant, seed: int, names_modules: bool =
         settings["checkpoint.aspect"] = run.checkpoint.aspect
     if run.evaluate.explain != config.evaluate.explain:
         settings["evaluate.explain"] = run.evaluate.explain
-    return [f"{name}={_spelt(value)}" for name, value in settings.items()]
+    return [f"{name}={dump_value(value)}" for name, value in settings.items()]
 
 
 def commands(config: Config, variant: Variant, seed: int, given: Sequence[str] = ()) -> list[str]:
@@ -194,9 +194,3 @@ def _orders_found(directory: Path) -> dict[int | None, Path]:
 
 def _order_text(order: int | None) -> str:
     return "null" if order is None else str(order)
-
-
-def _spelt(value: object) -> str:
-    if isinstance(value, list):
-        return "[" + ",".join(map(str, value)) + "]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

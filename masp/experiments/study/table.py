@@ -281,12 +281,12 @@ def markdown(result: Study) -> str:
         *markdown_table(table),
     ]
     differences = difference_table(result)
-    if differences.rows:
+    if count := len(differences.rows):
         lines += [
             "",
             f"Difference from {result.variants[FULL].title} on the same images, with 95 % intervals: over the images, "
             "for the seeds that were run (bootstrap); over the seeds (paired t); over both, drawn together (bootstrap)."
-            f" Both p-values are corrected for {len(differences.rows)} comparisons (Holm).",
+            f" Both p-values are corrected for {count} comparison{'s' * (count != 1)} (Holm).",
             "",
             *markdown_table(differences),
         ]

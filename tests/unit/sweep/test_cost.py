@@ -95,3 +95,26 @@ def test_with_images_held_out_of_training_fewer_are_trained_on(path):
     whole = sweep_cost(opened(path, *AXES))
     less = sweep_cost(opened(path, *AXES, "stage2.validate_every=2", "stage2.validation_size=4"))
     assert less.groups[0][0].work.num_images == whole.groups[0][0].work.num_images - 4
+
+
+def test_why_groups_are_apart_is_said_of_settings_of_stage_1_too(path):
+    lines = describe_groups(opened(path, "stage1.restarts=[1,2]", "stage1.validate_every=1", "seed=[1,2]"))
+    assert all(line.endswith("behind one pass of the prefix; no other has its stage1.restarts") for line in lines[1:])
+    same = describe_groups(opened(path, "stage1.learning_rate=[0.1,0.2]", "aspects=[[scene],[object]]", "seed=[1]"))
+    assert len(same) == 5 and all("no other has its stage1.learning_rate and aspects" in line for line in same[1:])
+    given = "checkpoint.aspect=aspect.safetensors"  # so that stage 1 does not matter
+    alike = describe_groups(opened(path, given, "stage1.learning_rate=[0.1,0.2]", "aspects=[[scene],[object]]"))
+    assert len(alike) == 3 and all(line.endswith("no other has its aspects") for line in alike[1:])
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ("checkpoint.soft_prompt=other.safetensors", "checkpoint.soft_prompt = 'other.safetensors': a sweep scores"),
+        ("checkpoint.soft_prompt=[none,other.safetensors]", "checkpoint.soft_prompt = 'none': a sweep scores"),
+        ("evaluate.stage=stage1", "evaluate.stage = 'stage1': a sweep compares evaluations of stage 2"),
+    ],
+)
+def test_a_sweep_scores_what_it_trains(path, given, problem):
+    with pytest.raises(InputError, match=problem):
+        opened(path, "seed=[1,2]", given)

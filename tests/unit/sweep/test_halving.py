@@ -1,6 +1,7 @@
 """Successive halving: neither a kill nor another order of groups changes a decision; survivors are single runs."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -15,14 +16,16 @@ from masp.artifacts.store import load_soft_prompt
 from masp.config import load_config
 from masp.errors import InputError
 from masp.extraction.job import extract
-from masp.runtime.run_directory import read_status
+from masp.runtime.run_directory import RunInUse, RunLock, read_status
 from masp.runtime.stop import StopFlag
 from masp.sweep.axes import members_of, read_axes
 from masp.sweep.halving import check_comparable, kept_of, num_rungs, rung_step, train_halving, train_members
 from masp.sweep.members import open_sweep
+from masp.sweep.run import run_sweep
 from masp.training.loop import train
 from tests.runs import REPOSITORY, make_run
 
+FORK = multiprocessing.get_context("fork")
 AXES = ["stage2.learning_rate=[0.001,0.05]", "aspects=[[scene],[scene,object]]", "stage2.num_epochs=[4,8]"]
 
 
@@ -52,6 +55,41 @@ def prepared(world, output, axes=AXES, *more):
     for directory in (folder / "run" / "sweep").glob("aspects-*"):
         shutil.copytree(directory, output / "sweep" / directory.name)
     return opened(path, output, axes, *more)
+
+
+def test_without_images_to_compare_by_nothing_is_trained(tmp_path):
+    path = make_run(tmp_path)
+    sweep = opened(path, tmp_path / "run", ["stage2.learning_rate=[0.001,0.05]"])
+    with pytest.raises(
+        InputError, match=r"--halving: .*cache has no validation split, and stage2.validate_every = null"
+    ):
+        run_sweep(sweep, 2)
+    assert [each.name for each in (tmp_path / "run").glob("**/stage[12]")] == []
+
+
+def test_a_directory_that_is_in_use_is_no_failure_of_a_member(world, tmp_path):
+    (alone,) = prepared(
+        world, tmp_path, ["stage2.layout=[released]", "stage2.num_epochs=[4]", "aspects=[[scene]]"]
+    ).members
+    lock = RunLock(alone.directory)
+    alone.directory.mkdir(parents=True)
+    ready, go = FORK.Event(), FORK.Event()
+    other = FORK.Process(target=hold, args=(lock, ready, go))
+    other.start()
+    try:
+        assert ready.wait(60)
+        with StopFlag() as stop, pytest.raises(RunInUse, match="is in use by another run"):
+            train_members([alone], stop)
+        assert not alone.failure
+    finally:
+        go.set()
+        other.join(60)
+
+
+def hold(lock, ready, go):
+    lock.take()
+    ready.set()
+    go.wait(120)
 
 
 def decisions(sweep):
