@@ -27,7 +27,7 @@ OTHERS = {"fields", "isinstance", "describe_settings", "sections", "cast"}
 # Names, words and paths of users, versions and names of machines and libraries, text for people.
 FREE = {
     "Halving": "members",
-    "MemberSettings": "name values",
+    "MemberSettings": "name source values",
     "Members": "log_keys",
     "RestartState": "by_aspect",
     "Restarts": "aspects dropped",
