@@ -191,7 +191,7 @@ def test_without_a_validation_split_the_held_out_images_leave_training(tmp_path)
     )
     assert set(rows[2].rows.tolist()) == {*rows[1].rows.tolist(), *rows[1].held_out.rows.tolist()}
     assert rows[2].held_out is None
-    with pytest.raises(InputError, match=r"stage1.validation_size = 256: without a val split"):
+    with pytest.raises(InputError, match=r"stage1.validation_size = 256: no image of a val split can be used"):
         _ = open_stage("stage1", load_config(path, ["stage1.restarts=2"]), "cpu").schedule
 
 
