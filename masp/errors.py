@@ -37,6 +37,10 @@ class OtherRankFailed(MaspError):
     """Another rank failed and reports the cause; this one ends because of it. Exit code 1."""
 
 
+class OtherTrainingFailed(OtherRankFailed):
+    """On another rank, that is a `TrainingFailed`."""
+
+
 def one_line(text: str) -> str:
     """Escape line ends and control characters, which file names may contain, so that a message stays on one line."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

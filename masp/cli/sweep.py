@@ -35,7 +35,7 @@ def _eta(text: str) -> int:
         return int(text)
     except ValueError:
         hint = "; give --halving 2 before settings" if "=" in text else ""
-        raise argparse.ArgumentTypeError(f"must be a whole number of 2 or more, not {text!r}{hint}") from None
+        raise argparse.ArgumentTypeError(f"must be an integer of 2 or more, not {text!r}{hint}") from None
 
 
 def add_members(parser: argparse.ArgumentParser) -> None:

@@ -189,7 +189,7 @@ def _read_overrides(overrides: Sequence[str], root: type) -> list[_Layer]:
         if not equals or not name:
             hint = _what_is_meant(override, root)
             raise InputError(f"{_COMMAND_LINE}: {shown(override)} must be key=value, for example {hint or 'seed=1'}")
-        tree = _override_value(text.strip(), name, root)
+        tree = override_value(text.strip(), name, root)
         for part in reversed(name.split(".", _MAX_PARTS)):
             tree = {part: tree}
         is_entry = name not in describe_settings(root) and name.rpartition(".")[0] in describe_settings(root)
@@ -207,7 +207,7 @@ def _what_is_meant(argument: str, root: type) -> str:
     return ""
 
 
-def _override_value(text: str, name: str, root: type) -> Any:
+def override_value(text: str, name: str, root: type) -> Any:
     """Parse the value of an override: YAML, except that a setting that is a string takes the characters as given."""
     setting = describe_settings(root).get(name)
     is_literal = setting is not None and setting.is_string and text[:1] not in ("'", '"', "[", "{", "")

@@ -10,7 +10,7 @@ import torch.distributed
 from torch import Tensor
 
 from masp.distributed.ranks import Ranks
-from masp.errors import InputError, OtherRankFailed
+from masp.errors import InputError, OtherRankFailed, OtherTrainingFailed, TrainingFailed
 
 
 def barrier() -> None:
@@ -67,7 +67,7 @@ def on_rank_0(ranks: Ranks, device: str, work: Callable[[], object]) -> None:
 
     Raises:
         Exception: On rank 0, whatever `work` raises.
-        OtherRankFailed: On the other ranks, if `work` raised.
+        OtherRankFailed: On the other ranks, if `work` raised; `OtherTrainingFailed` if that was a `TrainingFailed`.
     """
     error: Exception | None = None
     if ranks.is_rank_0:
@@ -76,7 +76,9 @@ def on_rank_0(ranks: Ranks, device: str, work: Callable[[], object]) -> None:
         except Exception as caught:  # raised below, after the others know
             error = caught
     if any_rank(error is not None, device):
-        raise error or OtherRankFailed("rank 0 failed; its own message says why")
+        is_training = any_rank(isinstance(error, TrainingFailed), device)
+        kind = OtherTrainingFailed if is_training else OtherRankFailed
+        raise error or kind("rank 0 failed; its own message says why")
 
 
 def check_agreed(values: Sequence[int], what: str, device: str) -> None:

@@ -50,7 +50,7 @@ from masp.data.datasets import Dataset, ListedDataset, list_dataset
 from masp.data.findings import Finding, log_findings
 from masp.data.sample import Samples
 from masp.data.splits.division import record_division
-from masp.errors import FilesInUse, InputError
+from masp.errors import FilesInUse, InputError, StoppedEarly
 from masp.extraction.changes import (
     BadImages,
     Compared,
@@ -71,6 +71,8 @@ from masp.vlm.preprocessor import load_preprocessor
 LOG = logging.getLogger(__name__)
 PAUSE = 0.1
 """Seconds between two looks whether another process is ready."""
+MAX_WAIT = 300.0
+"""Seconds for which a process is waited for that compares a complete cache with the dataset."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def extract_job(
         job.dataset.read(Samples.join([shard.samples for shard in mine]))
     task = "" if alone else f" (task {task_index} of {num_tasks})"
     ranges = [(0, FINISHING)] if alone else [(shard.number, 1) for shard in mine]
-    with holding(directory, ranges, task, waits=lambda: is_complete(directory)):
+    with holding(directory, ranges, task, waits=lambda: is_complete(directory), stop=stop):
         if alone:
             _forget_unused_layout(directory)
         layout = agree(job)
@@ -253,6 +255,7 @@ def holding(
     lock: str = LOCK,
     work: str = "extraction",
     waits: Callable[[], bool] = lambda: False,
+    stop: StopFlag | None = None,
 ) -> Iterator[None]:
     """Keep everyone else from writing these shards.
 
@@ -264,17 +267,25 @@ def holding(
         who: What this process is, for the error.
         lock: Lock file in the directory.
         work: What these processes do, for the error.
-        waits: Whether another process that holds them is waited for.
+        waits: Whether another process that holds them is waited for, up to `MAX_WAIT` seconds.
+        stop: What ends this waiting.
 
     Raises:
-        FilesInUse: Another process is writing them.
+        FilesInUse: Another process is writing them. StoppedEarly: `stop` was raised while another one was waited for.
     """
+    began = time.monotonic()
+    told = False
     while True:
         with locked(directory / lock, ranges, key="cache.dir") as free:
             if free:
                 yield
                 return
-        if waits():
+        if waits() and time.monotonic() - began < MAX_WAIT:
+            if stop:
+                raise StoppedEarly(f"cache.dir: {directory}: stopped while waiting for another process")
+            if not told:
+                LOG.info("%s: waiting for another process that compares the cache with the dataset", directory)
+            told = True
             time.sleep(PAUSE)
             continue
         with locked(directory / lock, [(FINISHING, 1)], key="cache.dir") as nobody_merges:

@@ -6,10 +6,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 
 from masp.config import Config, load_config
 from masp.config.fields import describe_settings
+from masp.config.reading import override_value
 from masp.config.yaml_text import dump_value, parse_yaml, read_text_bytes
 from masp.errors import InputError
 from masp.files.text import shown
@@ -29,6 +32,7 @@ _SHARED_SECTIONS = ("annotate.", "cache.", "dataset.", "engine.", "evaluate.", "
 """What the members have in common: the features and labels, the machine, and how they are compared."""
 _SUBSET = ("dataset.fraction", "dataset.shots", "dataset.subset_seed")
 """What of the dataset may be varied: which of the training images a member sees."""
+_COMMAND_LINE = "command line"
 MAX_MEMBERS = 4096
 MAX_NAME = 120
 """Characters of a directory's name."""
@@ -74,7 +78,7 @@ class MemberSettings:
     """Of its directory: what it varies, so that members that are added later change no name."""
     values: Mapping[str, Any]
     """Setting -> value, of those that are varied."""
-    source: str = "command line"
+    source: str = _COMMAND_LINE
     """Where it is named, for errors."""
 
     @property
@@ -255,8 +259,10 @@ def read_members(path: str) -> list[MemberSettings]:
             if key in values:
                 raise InputError(f"{where}: {key} is given twice")
             _check_varied(key, where)
-            tree, _ = parse_yaml(f"value: {value}", f"{where}: {key}")
-            values[key] = tree["value"] if isinstance(tree, dict) else None
+            try:
+                values[key] = override_value(value, key, Config)
+            except InputError as error:
+                raise InputError(str(error).replace(_COMMAND_LINE, where, 1)) from None
         if values:
             member = MemberSettings(_name(values), values, where)
             if member.name in found:
@@ -276,17 +282,22 @@ def _name(values: Mapping[str, Any]) -> str:
     """A directory's name that says what is varied."""
     if not values:
         return "all-as-given"
-    short = [key.rpartition(".")[2] for key in values]
-    named = {
-        key: name if short.count(name) == 1 and "stage1" not in key else key
-        for key, name in zip(values, short, strict=True)
-    }
+    named = {key: key if key in _long_names() else key.rpartition(".")[2] for key in values}
     exact = ",".join(f"{named[key]}={_inline(values[key])}" for key in sorted(values))
     text = ",".join(f"{named[key]}={_words(values[key])}" for key in sorted(values))
     name = _UNSAFE.sub("-", text)
     if name == text and "+" not in exact and len(name) <= MAX_NAME:
         return name
     return f"{name[: MAX_NAME - 9]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
+
+
+@functools.cache
+def _long_names() -> frozenset[str]:
+    """Settings that names write in full: those of stage 1, and whose last part is that of another one."""
+    every = describe_settings(Config)
+    varied = {key for key in every if not key.startswith(("stage1.", *_SHARED_SECTIONS)) or key in _SUBSET}
+    count = Counter(key.rpartition(".")[2] for key in varied)
+    return frozenset(key for key in every if key not in varied or count[key.rpartition(".")[2]] > 1)
 
 
 def _inline(value: Any) -> str:
@@ -316,4 +327,7 @@ def member_config(config: str | None, asked: Asked, member: MemberSettings, dire
     try:
         return load_config(config, given)
     except InputError as error:
-        raise InputError(str(error).replace("command line: ", f"{member.source}: ", 1)) from None
+        if member.source == _COMMAND_LINE:
+            raise
+        text = str(error).removeprefix(f"{_COMMAND_LINE}: ")
+        raise InputError(f"{member.source}: {text}") from None

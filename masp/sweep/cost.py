@@ -174,13 +174,14 @@ def describe_groups(sweep: Sweep) -> list[str]:
     count = len(sweep.members)
     lines = [f"sweep: {count} member{'s' * (count != 1)} in groups of {' + '.join(str(len(g)) for g in sweep.groups)}"]
     for number, group in enumerate(sweep.groups, start=1):
+        own = {member.name for member in group}
         names = ", ".join(member.name for member in group[:_NUM_NAMED])
         more = f", and {len(group) - _NUM_NAMED} more" if len(group) > _NUM_NAMED else ""
         why = why_alone(group[0].config)
         if why is not None:
             lines.append(f"  group {number}: {names}: alone, since {why}")
             continue
-        others = [member for member in sweep.members if member not in group]
+        others = [member for member in sweep.members if member.name not in own]
         differing = [key for key in group[0].settings.values if not key.startswith(_OWN) and _tells(key, group, others)]
         apart = f"; no other has its {' and '.join(differing)}" if differing and len(sweep.groups) > 1 else ""
         behind = "behind one pass of the prefix" if len(group) > 1 else "alone"

@@ -67,6 +67,9 @@ class _Room:
             if takes_over:
                 self.before = before
                 setattr(self.layer, self.name, before)
+                # rooms of other places would hold what the layer held before
+                places = self.layer.places.items()
+                self.layer.places = {place: rooms for place, rooms in places if all(room.is_current for room in rooms)}
         self.states[..., self.length : end, :] = new
         return self.states[..., :end, :]
 

@@ -9,10 +9,14 @@ import time
 
 import pytest
 
+from masp.config import save_config
+from masp.errors import StoppedEarly
 from masp.runtime.run_directory import read_status
+from masp.training.checkpoint import load_latest, save_checkpoint
 from masp.training.loop import train
+from masp.training.stages import open_stage
 from tests.runs import REPOSITORY
-from tests.unit.training.group.test_trainer import MEMBERS, assert_equal_runs, configs, world
+from tests.unit.training.group.test_trainer import MEMBERS, After, assert_equal_runs, configs, world
 
 __all__ = ["world"]
 
@@ -77,3 +81,34 @@ def test_a_killed_rank_ends_the_others_and_is_named_and_the_group_goes_on(world,
     assert "stopped by the file" in first.communicate(timeout=300)[1] and first.returncode == 1
     assert second.wait(60) == 1
     assert read_status(tmp_path / "group" / "plain" / "stage2").state == "stopped"
+
+
+ALONE = """
+import sys
+from masp.config import load_config
+from masp.training.group.together import train_together
+(failure,) = train_together([load_config(sys.argv[1], [])])
+print(failure)
+"""
+
+
+@pytest.mark.full
+def test_ranks_go_on_after_a_run_that_trains_alone_has_diverged(world, tmp_path):
+    config = configs(world, tmp_path, "stage2.layout=released")[0]
+    with pytest.raises(StoppedEarly):
+        train(config, "stage2", After(2))
+    checkpoints = tmp_path / "plain" / "stage2" / "checkpoints"
+    found = load_latest(checkpoints, open_stage("stage2", config, "cpu").identity())
+    found.tensors["soft_prompt.weight"].fill_(float("nan"))
+    save_checkpoint(checkpoints, found, keep=2)
+    save_config(config, tmp_path / "config.yaml")
+    script = tmp_path / "rank.py"
+    script.write_text(ALONE)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
+    done = subprocess.run(
+        [*command, tmp_path / "config.yaml"], env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = sorted(done.stdout.splitlines())
+    assert first == "rank 0 failed; its own message says why" and "is not taken: the loss is nan" in second

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from masp.config import Config
 from masp.distributed.liveness import RankLost
-from masp.errors import TrainingFailed
+from masp.errors import OtherTrainingFailed, TrainingFailed
 from masp.runtime.stop import StopFlag
 from masp.training.group.members import group_key, why_alone
 from masp.training.group.trainer import train_group
@@ -48,7 +48,7 @@ def train_together(
     if len(configs) == 1 and why_alone(configs[0]) is not None:
         try:
             train(configs[0], "stage2", stop, on_loss=on_loss, until=None if until is None else until[0])
-        except TrainingFailed as error:  # any other error concerns all runs, or the next call
+        except (TrainingFailed, OtherTrainingFailed) as error:  # any other error concerns all runs, or the next call
             return [str(error)]
         return [""]
     return train_group(configs, stop, on_loss, until)

@@ -2,7 +2,9 @@
 
 import hashlib
 import multiprocessing
+import os
 import shutil
+import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,9 +13,10 @@ from masp.cache.layout import FINISHING, LOCK, MANIFEST
 from masp.cache.reader import open_cache
 from masp.cli.main import main
 from masp.config import save_config
-from masp.errors import FilesInUse, MaspError
+from masp.errors import FilesInUse, MaspError, StoppedEarly
 from masp.extraction.job import extract, finish, holding
 from masp.files.locks import locked
+from masp.runtime.stop import StopFlag
 from tests.images import make_config, make_dataset
 from tests.tiny import make_vlm
 
@@ -135,6 +138,25 @@ def test_who_only_looks_at_a_complete_cache_is_waited_for(made, tmp_path, num_ta
     waiting.join(60)
     process.join(60)
     assert waiting.exitcode == 0 and content(tmp_path / "c") == content(made[2])
+
+
+def test_waiting_ends_with_a_stop_and_after_some_time(made, tmp_path, monkeypatch):
+    config = make_config(made[0], made[1], tmp_path / "c")
+    extract(config)
+    process, go = held(tmp_path / "c" / LOCK, [(0, FINISHING)])
+    with StopFlag() as stop, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(extract, config, stop=stop)
+        with pytest.raises(TimeoutError):
+            waiting.result(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(StoppedEarly, match="while waiting for another process"):
+            waiting.result(60)
+        stop.done()
+    monkeypatch.setattr("masp.extraction.job.MAX_WAIT", 0.3)
+    with pytest.raises(FilesInUse, match="another extraction is writing there"):
+        extract(config)
+    go.set()
+    process.join(60)
 
 
 def test_who_begins_to_write_meanwhile_is_not_waited_for(made, tmp_path):

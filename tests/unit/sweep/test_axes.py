@@ -103,13 +103,32 @@ def test_members_from_a_file(tmp_path):
         (b"seed=1\n\nseed=1 # again", "line 3: is the same member as line 1"),
         (b"seed=3 stage2.weight_decay=0\nstage2.weight_decay=0 seed=3", "line 2: is the same member as line 1"),
         ("questions=caf\u00e9.yaml".encode("latin-1"), "is not UTF-8 text"),
-        (b"seed=[1", "line 1: seed"),
+        (b"seed=[1", r"^--members .* line 1: seed"),
     ],
 )
 def test_a_file_of_members_that_is_wrong(tmp_path, content, problem):
     (tmp_path / "members.txt").write_bytes(content)
     with pytest.raises(InputError, match=problem):
         read_members(str(tmp_path / "members.txt"))
+
+
+def test_settings_with_the_same_last_part_and_words_like_numbers_stay_apart(tmp_path):
+    path = tmp_path / "members.txt"
+    lines = ["stage2.layout=released", "checkpoint.layout=released", "target.name=TRUE", "checkpoint.aspect=007"]
+    path.write_text("\n".join(lines))
+    found = read_members(str(path))
+    assert [member.name for member in found[:2]] == lines[:2]
+    assert [next(iter(member.values.items())) for member in found] == [tuple(line.split("=")) for line in lines]
+    asked, members = asked_members(None, GIVEN, str(path), None, False)
+    assert member_config(None, asked, members[3], tmp_path, 1).checkpoint.aspect == "007"
+
+
+def test_rules_about_several_settings_name_the_line_too(tmp_path):
+    (tmp_path / "config.yaml").write_text("cache: {dir: cache}\ndataset: {root: images}\nvlm: {path: vlm}\n")
+    (tmp_path / "members.txt").write_text("seed=1\naspects=[nope]\n")
+    asked, members = asked_members(str(tmp_path / "config.yaml"), [], str(tmp_path / "members.txt"), None, False)
+    with pytest.raises(InputError, match=r"^--members .*members.txt line 2: .*aspects"):
+        member_config(str(tmp_path / "config.yaml"), asked, members[1], tmp_path, 1)
 
 
 def test_a_file_of_members_may_have_a_mark_windows_line_ends_and_hashes_in_values(tmp_path):

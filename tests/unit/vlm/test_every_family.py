@@ -223,11 +223,13 @@ def recomputing(language, on):
     """Run layers again for the backward pass, if `on`, and afterwards no more."""
     if on:
         language.recompute_layers()
-    yield
-    if on:
-        language.recomputes = False
-        for layer in language.decoder.layers:
-            del layer.forward  # the one of the class is back
+    try:
+        yield
+    finally:
+        if on:
+            language.recomputes = False
+            for layer in language.decoder.layers:
+                del layer.forward  # the one of the class is back
 
 
 def gradient(vlm, **settings):
