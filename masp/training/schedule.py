@@ -135,8 +135,8 @@ def make_schedule(
         chosen = draw_held_out(index, source.rows, settings.validation_size, seed)
         if source is train and chosen.all():
             raise InputError(
-                f"{stage}.validation_size = {settings.validation_size}: no image of a val split can be used, and of the "
-                f"{len(train.rows)} training images, out of which they are taken, none would be left; must be below that"
+                f"{stage}.validation_size = {settings.validation_size}: no image of a val split can be used, and it "
+                f"would leave none of the {len(train.rows)} training images; must be below that"
             )
         held_out = source.only(chosen)
         train = train.only(~chosen) if source is train else train

@@ -127,9 +127,9 @@ class GroupSteps(Dataset):
     def _at_once(self, plan: Sequence[Sequence[Sequence[int]]], lengths: Sequence[int]) -> list[int]:
         """How many members run together in each micro-batch of a plan; several where one of them leaves room.
 
-        Their rows together are at most `micro_batch_size`. Each needs a copy of the prefix's keys and values. The copies
-        have at most twice as many tokens as a micro-batch may have: keys and values are small beside the activations
-        that `micro_batch_tokens` limits.
+        Their rows together are at most `micro_batch_size`. Each needs a copy of the prefix's keys and values. Together,
+        these have at most twice as many tokens as a micro-batch may have: keys and values are small beside the
+        activations that `micro_batch_tokens` limits.
         """
         settings, found = self.settings, []
         for turn in zip(*plan, strict=True):  # the same on all ranks, which gather a partitioned VLM together
