@@ -151,7 +151,6 @@ def test_waiting_ends_with_a_stop_and_after_some_time(made, tmp_path, monkeypatc
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(StoppedEarly, match="while waiting for another process"):
             waiting.result(60)
-        stop.done()
     monkeypatch.setattr("masp.extraction.job.MAX_WAIT", 0.3)
     with pytest.raises(FilesInUse, match="another extraction is writing there"):
         extract(config)
