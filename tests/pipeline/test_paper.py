@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,15 +32,16 @@ def spellings(value) -> set[str]:
 
 
 def test_every_number_of_the_methods_is_in_the_files_of_the_run(commands, world, trained, tmp_path):
-    directory = trained / "evaluate"
+    run = shutil.copytree(trained, tmp_path / "run")  # other tests evaluate the same run
+    directory = run / "evaluate"
     for more in (("evaluate.attention=true",), ("evaluate.stage=stage1",)):
-        commands.ok("evaluate", *world.settings(trained, *more))
-    done = commands.ok("report", trained, "--output", tmp_path / "page.html", "--latex", tmp_path / "paper")
+        commands.ok("evaluate", *world.settings(run, *more))
+    done = commands.ok("report", run, "--output", tmp_path / "page.html", "--latex", tmp_path / "paper")
     assert f"report: for a paper: {tmp_path / 'paper'}" in done.stdout
     known = set(OURS)
     tree, _ = parse_yaml((directory / "config.yaml").read_text(), "config.yaml")
     metrics = json.loads((directory / "metrics.json").read_text())
-    answers = json.loads((trained / "evaluate-stage1" / "metrics.json").read_text())
+    answers = json.loads((run / "evaluate-stage1" / "metrics.json").read_text())
     for value in (*leaves(metrics), *leaves(answers), *leaves(tree)):
         known |= spellings(value)
     counts = [len(metrics["categories"])]
