@@ -16,6 +16,8 @@ from tests.annotated import changed, copy_cache, files_of, make_annotated
 from tests.commands import IMPORTS, Commands
 from tests.pipeline.test_annotate import LONG
 
+pytestmark = pytest.mark.full
+
 GROUP, OTHER = 54000, 54002
 """A group of users of this machine, and another one of them; neither needs to have a name."""
 MEMBER = f"""
@@ -43,7 +45,6 @@ def whole(commands, config, tmp_path_factory) -> dict[str, bytes]:
     return files_of(alone)
 
 
-@pytest.mark.full
 def test_three_processes_at_once_store_what_one_stores(commands, config, whole, tmp_path):
     own = copy_cache(config, tmp_path)
     save_config(own, tmp_path / "config.yaml")
@@ -127,7 +128,6 @@ def shared(config) -> Iterator[Shared]:
             yield shared
 
 
-@pytest.mark.full
 def test_another_user_of_the_group_goes_on(shared):
     first = shared.start("002")
     first.when(lambda: any(shared.annotations.glob(".parts/*/*.json")))
@@ -147,10 +147,9 @@ def test_another_user_of_the_group_goes_on(shared):
     assert forgotten.code == 0 and not (shared.annotations / "weather.parquet").exists(), forgotten
 
 
-@pytest.mark.full
 @pytest.mark.parametrize(
     ("umask", "files", "directories"),
-    [("077", "600", "700"), pytest.param("027", "640", "750", marks=pytest.mark.full)],
+    [("077", "600", "700"), ("027", "640", "750")],
 )
 def test_what_the_umask_keeps_to_oneself_stays_so_and_another_user_is_told(shared, umask, files, directories):
     first = shared.start(umask, "annotate.aspects=[weather]").wait()
