@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from safetensors.torch import load_file
 from masp.config import load_config
 from masp.extraction.job import extract
 from masp.training.engine import optimizer_groups
-from masp.training.ZERO import open_stage
+from masp.training.stages import open_stage
 from masp.training.steps import Steps
 from tests.runs import REPOSITORY, make_run
 
@@ -45,7 +44,7 @@ def config(tmp_path_factory) -> Path:
     return path
 
 
-def run(config: Path, output: Path, size: int, ZERO: Sequence[str]) -> dict[str, dict]:
+def run(config: Path, output: Path, size: int) -> dict[str, dict]:
     """What `SCRIPT` writes for each ZeRO stage."""
     output.mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
@@ -94,7 +93,7 @@ def plain_torch(config: Path) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
 def test_what_is_absent_stays_under_every_zero_stage(config, tmp_path, size):
     expected, taken = plain_torch(config)
     assert 0 < taken["human_action"] < taken["scene"]
-    for zero, seen in run(config, tmp_path / "out", size, ZERO).items():
+    for zero, seen in run(config, tmp_path / "out", size).items():
         assert seen["wrong"] == [] and seen["resumed"], (zero, seen["wrong"])
         assert seen["taken"] == taken and seen["counters"][1]["taken"] == taken
         assert seen["state"].keys() == expected.keys()
