@@ -111,17 +111,23 @@ def held(path, ranges):
     return process, go
 
 
-def test_who_comes_while_another_merges_waits_for_it(made, tmp_path):
-    config = unmerged(made, tmp_path / "c")
-    process, go = held(tmp_path / "c" / LOCK, [(FINISHING, 1), (0, FINISHING)])
-    waiting = FORK.Process(target=extract, args=(config,), kwargs={"num_tasks": 2, "task_index": 0})
+def assert_waits_for(holder, config, **task):
+    """Whoever extracts waits for a holder of locks, and then has nothing left to complain of."""
+    process, go = holder
+    waiting = FORK.Process(target=extract, args=(config,), kwargs=task)
     waiting.start()
     waiting.join(0.5)
     assert waiting.is_alive()
     go.set()
     waiting.join(60)
     process.join(60)
-    assert waiting.exitcode == 0 and content(tmp_path / "c") == content(made[2])
+    assert waiting.exitcode == 0
+
+
+def test_who_comes_while_another_merges_waits_for_it(made, tmp_path):
+    config = unmerged(made, tmp_path / "c")
+    assert_waits_for(held(tmp_path / "c" / LOCK, [(FINISHING, 1), (0, FINISHING)]), config, num_tasks=2, task_index=0)
+    assert content(tmp_path / "c") == content(made[2])
 
 
 @pytest.mark.parametrize("num_tasks", [1, 3])
@@ -129,15 +135,8 @@ def test_who_only_looks_at_a_complete_cache_is_waited_for(made, tmp_path, num_ta
     config = make_config(made[0], made[1], tmp_path / "c")
     extract(config)
     ranges = [(0, FINISHING)] if num_tasks == 1 else [(0, 1)]
-    process, go = held(tmp_path / "c" / LOCK, ranges)
-    waiting = FORK.Process(target=extract, args=(config,), kwargs={"num_tasks": num_tasks})
-    waiting.start()
-    waiting.join(0.5)
-    assert waiting.is_alive()
-    go.set()
-    waiting.join(60)
-    process.join(60)
-    assert waiting.exitcode == 0 and content(tmp_path / "c") == content(made[2])
+    assert_waits_for(held(tmp_path / "c" / LOCK, ranges), config, num_tasks=num_tasks)
+    assert content(tmp_path / "c") == content(made[2])
 
 
 def test_waiting_ends_with_a_stop_and_after_some_time(made, tmp_path, monkeypatch):
