@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import weakref
 from typing import Any
 
 import torch
@@ -47,14 +49,20 @@ class _Room:
     """
 
     def __init__(self, layer: Any, name: str, is_first: bool):
-        self.layer, self.name, self.is_first = layer, name, is_first
+        self._layer, self.name, self.is_first = weakref.ref(layer), name, is_first
         self.states = self.before = getattr(layer, name)
         self.length = self.states.shape[-2]
 
     @property
+    def layer(self) -> Any:
+        """The layer; it holds its rooms, and a room that held it too would keep all these states until Python's
+        collector of garbage finds them, when the next prefix is in memory."""
+        return self._layer()
+
+    @property
     def is_current(self) -> bool:
         """Whether the layer still holds the same states."""
-        return getattr(self.layer, self.name) is self.before
+        return getattr(self.layer, self.name, None) is self.before
 
     def put(self, new: Tensor) -> Tensor:
         """Write new states `[B, H, L, d]`; returns all `[B, H, Lc + L, d]`."""
@@ -90,6 +98,8 @@ class _Joined(torch.autograd.Function):
 class _Frozen:
     """What replaces the methods by which a decoder layer puts new states into a layer of a cache."""
 
+    rooms: tuple[_Room, ...] = ()
+    """Where the states of a pass are written behind those of the prefix."""
     more: tuple[tuple[Tensor, Tensor], ...] = ()
     """Keys and values behind those of the prefix, of passes before this one."""
     notes: bool = False
@@ -126,25 +136,28 @@ class _Frozen:
 def _frozen(layer: Any, notes: bool = False, place: int = 0) -> Any:
     if isinstance(layer, DummyLayer):  # which holds nothing
         return layer
-    kind = type(layer)
-    methods: dict[str, Any] = {
-        name: method for name, method in vars(_Frozen).items() if name.startswith("update") and hasattr(kind, name)
-    }
-    methods |= {"more": _Frozen.more, "added": _Frozen.added}
-    rooms = getattr(layer, "rooms", None)  # of one that is read-only already
-    if rooms is None:
+    given = {name: value for name, value in layer.__dict__.items() if name != "places"}
+    kind = type(layer) if "rooms" in given else _frozen_kind(type(layer))
+    rooms = given.get("rooms", ())  # of one that is read-only already
+    if not rooms:
         rooms = layer.__dict__.get("places", {}).get(place, ())
         rooms = rooms if all(room.layer is layer and room.is_current for room in rooms) else ()
-    if not rooms and "update" in methods and layer.is_initialized and not layer.keys.requires_grad:
+    if not rooms and hasattr(kind, "update") and layer.is_initialized and not layer.keys.requires_grad:
         rooms = _Room(layer, "keys", not place), _Room(layer, "values", not place)
         layer.places = layer.__dict__.get("places", {}) | {place: rooms}
-    methods["rooms"] = rooms
-    if hasattr(layer, "indexer_position_ids"):  # which its decoder layer lengthens by itself
-        kept = layer.indexer_position_ids
-        methods["indexer_position_ids"] = property(lambda _: kept, lambda *_: None)
-    found: Any = object.__new__(type(f"ReadOnly{kind.__name__}", (kind,), methods))
-    found.__dict__ |= {k: v for k, v in layer.__dict__.items() if k != "places"} | {"notes": notes}
+    found: Any = object.__new__(kind)
+    found.__dict__ |= given | {"rooms": rooms, "notes": notes}
     return found
+
+
+@functools.cache
+def _frozen_kind(kind: type) -> type:
+    """The read-only form of a kind of layer; once, since a class stays in memory until the collector of garbage runs."""
+    names = [name for name in vars(_Frozen) if not name.startswith("__")]
+    found = {name: vars(_Frozen)[name] for name in names if not name.startswith("update") or hasattr(kind, name)}
+    if hasattr(kind, "update_indexer"):  # whose positions its decoder layer lengthens by itself
+        found["indexer_position_ids"] = property(lambda layer: layer.__dict__["indexer_position_ids"], lambda *_: None)
+    return type(f"ReadOnly{kind.__name__}", (kind,), found)
 
 
 def go_on_from(cache: Any) -> Any:

@@ -1,5 +1,8 @@
 """Caches of earlier tokens: used without being changed, and repeated."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from transformers import DynamicCache
@@ -179,6 +182,25 @@ def test_passes_at_two_places_wait_for_their_gradients():
             read_only(cache, place).update(new, random(1, 2, 2 + place, 6), 0)[0] for place, new in enumerate(given)
         ]
         assert [keys.data_ptr() for keys in found] == before
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_prefix_leaves_memory_with_its_last_user(goes_on):
+    """Not when Python's collector of garbage finds it: the next prefix would come into memory beside it."""
+    cache, *_ = prefixed()
+    if goes_on:
+        go_on_from(cache)
+    given = [random(1, 2, 2, 4).requires_grad_() for _ in range(2)]
+    gc.collect()
+    gc.disable()
+    try:
+        found = [read_only(cache, place).update(new, random(1, 2, 2, 6), 0) for place, new in enumerate(given)]
+        held = [weakref.ref(tensor) for tensor in (cache.layers[0].keys, cache.layers[0].values, *sum(found, ()))]
+        torch.autograd.grad(sum(keys.sum() for keys, _ in found), given)
+        del cache, found
+        assert [tensor() for tensor in held] == [None] * len(held)
+    finally:
+        gc.enable()
 
 
 def test_what_is_read_only_already_uses_the_same_room():
