@@ -7,7 +7,7 @@ fp32), with images of 640 and of 1024 pixels. The sides take turns in one proces
 prefix, and a step of one member, which is counted as often as there are members. Printed beside the measured ratio is
 its bound: the FLOP of single steps over those of the group. The bound of a 7B model at 999 features is printed too; no
 machine can be faster than that for reasons of arithmetic, however fast it is. Peak memory is that of processes of their
-own.
+own, which take turns too.
 """
 
 from __future__ import annotations
@@ -246,12 +246,15 @@ def main(argv: list[str] | None = None) -> int:
                 )
                 found[f"evaluation-{side}-{count}"] = row
             largest = max(args.members)
-            memory = {"single": peak_mb(path, 0), str(largest): peak_mb(path, largest)}
+            peaks = [(peak_mb(path, 0), peak_mb(path, largest)) for _ in range(args.rounds)]
+            alone, together = (statistics.median(side) for side in zip(*peaks, strict=True))
+            ratios = [group / single for single, group in peaks]
             print(
-                f"{side} pixels: peak memory {memory['single']:.0f} MB for one, {memory[str(largest)]:.0f} MB for "
-                f"{largest} members: {memory[str(largest)] / memory['single']:.2f} times"
+                f"{side} pixels: peak memory {alone:.0f} MB for one, {together:.0f} MB for {largest} members: "
+                f"{statistics.median(ratios):.2f} times ({min(ratios):.2f} to {max(ratios):.2f})",
+                flush=True,
             )
-            found[f"memory-{side}"] = memory
+            found[f"memory-{side}"] = {"single": alone, str(largest): together, "ratios": ratios}
     found["bound_7b"] = large_bounds(args.members)
     for name, row in found["bound_7b"].items():
         each = ", ".join(f"{count} members {value:.1f}" for count, value in row.items())

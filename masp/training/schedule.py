@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -250,9 +251,10 @@ def plan_step(
     """Divide a step's positions over ranks and cut them into micro-batches.
 
     Similar lengths come together. A micro-batch holds at most `micro_batch_size` positions, and its longest length
-    times its positions is at most `micro_batch_tokens`; a position that is longer is alone. Where the number of
-    micro-batches does not divide by the number of ranks, the costliest are halved, and only when every one holds a
-    single position is a rank given padding.
+    times its positions is at most `micro_batch_tokens`; a position that is longer is alone. There are as few
+    micro-batches as that and the number of ranks allow, and they are as even as can be: the largest decides about
+    memory, and the ranks wait for it. Where their number does not divide by the number of ranks, the costliest are
+    halved, and only when every one holds a single position is a rank given padding.
 
     Args:
         lengths: Tokens of each position of the step, at least one.
@@ -269,7 +271,7 @@ def plan_step(
     """
     if not len(lengths) or min(num_ranks, micro_batch_size) < 1:
         raise ValueError("a step needs a position, a rank and a micro-batch size of at least one")
-    groups = _groups(lengths, micro_batch_size, micro_batch_tokens)
+    groups = _even_groups(lengths, num_ranks, micro_batch_size, micro_batch_tokens)
     missing = -len(groups) % num_ranks
     while missing and any(len(group) > 1 for group in groups):
         # halve the one with the most padded tokens; ties go to the first
@@ -287,6 +289,16 @@ def plan_step(
         for rank, group in enumerate(dealt if turn % 2 == 0 else reversed(dealt)):  # back and forth evens the sums
             ranks[rank].append(list(group))
     return ranks
+
+
+def _even_groups(lengths: Sequence[int], num_ranks: int, size: int, tokens: int | None) -> list[list[int]]:
+    """Positions by falling length, cut with the least number of tokens that needs no more micro-batches per rank."""
+    groups = _groups(lengths, size, tokens)
+    count = -(-len(groups) // num_ranks) * num_ranks
+    most = max(len(group) * lengths[group[0]] for group in groups)
+    budgets = range(1, 1 + (most if tokens is None else min(most, tokens)))
+    least = bisect_left(budgets, True, key=lambda budget: len(_groups(lengths, size, budget)) <= count)
+    return _groups(lengths, size, budgets[least])
 
 
 def _groups(lengths: Sequence[int], size: int, tokens: int | None) -> list[list[int]]:

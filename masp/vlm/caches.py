@@ -137,7 +137,8 @@ def _frozen(layer: Any, notes: bool = False, place: int = 0) -> Any:
     if isinstance(layer, DummyLayer):  # which holds nothing
         return layer
     given = {name: value for name, value in layer.__dict__.items() if name != "places"}
-    kind = type(layer) if "rooms" in given else _frozen_kind(type(layer))
+    kind: Any = type(layer)
+    kind = kind if "rooms" in given else _frozen_kind(kind)
     rooms = given.get("rooms", ())  # of one that is read-only already
     if not rooms:
         rooms = layer.__dict__.get("places", {}).get(place, ())
@@ -152,7 +153,7 @@ def _frozen(layer: Any, notes: bool = False, place: int = 0) -> Any:
 
 @functools.cache
 def _frozen_kind(kind: type) -> type:
-    """The read-only form of a kind of layer; once, since a class stays in memory until the collector of garbage runs."""
+    """The read-only form of a kind of layer; made once, since a class is freed only by the collector of garbage."""
     names = [name for name in vars(_Frozen) if not name.startswith("__")]
     found = {name: vars(_Frozen)[name] for name in names if not name.startswith("update") or hasattr(kind, name)}
     if hasattr(kind, "update_indexer"):  # whose positions its decoder layer lengthens by itself

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
+import weakref
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from itertools import chain
 from typing import Any, Literal, Protocol
 
 import torch
@@ -25,6 +28,12 @@ from masp.vlm.quantized.rounding import require_library
 
 ENVIRONMENT = "HF_DEACTIVATE_ASYNC_LOAD"
 """Of transformers: with it, threads do not read ahead."""
+
+LARGE = 2**28
+"""Bytes of halves in memory from which on it is worth a quarter of a second to see whether they are still used."""
+
+_loaded: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+"""Bytes of each half that is in memory."""
 
 
 AttentionInterface.register("sdpa", attend)
@@ -203,6 +212,8 @@ def load_part(
 ) -> torch.nn.Module:
     """Load a half of the VLM at `path` (directory or hub name), frozen, in eval mode.
 
+    Halves that nothing uses any more leave memory first.
+
     Args:
         path: Directory of the VLM, or its hub name.
         part: The half.
@@ -221,6 +232,8 @@ def load_part(
     config = load_config(directory)
     check_weights(directory)
     base = model_class(config)
+    if sum(_loaded.values()) >= LARGE:
+        gc.collect()  # an engine of DeepSpeed that has trained holds itself, and with it the half
     cutting = _Cutting(partition) if partition else None
     try:
         with (
@@ -260,4 +273,6 @@ def load_part(
         )
     if cutting:
         cutting.check(model)
+    tensors = chain(model.parameters(), model.buffers())
+    _loaded[model] = sum(getattr(tensor, "ds_numel", tensor.numel()) * tensor.element_size() for tensor in tensors)
     return model.to(device).eval().requires_grad_(False)

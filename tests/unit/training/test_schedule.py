@@ -85,6 +85,22 @@ def test_similar_lengths_stand_together_and_ranks_share_the_work():
     assert costs[0] == costs[1]
 
 
+@pytest.mark.parametrize(
+    ("lengths", "num_ranks", "expected"),
+    [
+        ([900] * 24, 1, [12, 12]),  # where 18 would fit, and 6 be left
+        ([900] * 24, 2, [12, 12]),
+        ([900] * 24, 3, [8, 8, 8]),
+        ([900] * 37, 1, [13, 13, 11]),
+        ([900] * 12 + [300] * 20, 1, [12, 20]),  # by tokens, not by number
+        ([20_000, *[100] * 30], 1, [1, 15, 15]),  # the first is alone, whatever the others have
+    ],
+)
+def test_micro_batches_are_few_and_even(lengths, num_ranks, expected):
+    plan = plan_step(lengths, num_ranks, 24, 16384)
+    assert sorted((len(group) for rank in plan for group in rank), reverse=True) == sorted(expected, reverse=True)
+
+
 def test_fewer_positions_than_ranks_are_padded():
     plan = plan_step([5, 7], 4, 8, 100)
     assert sorted(group[0] for rank in plan for group in rank) == [PADDING, PADDING, 0, 1]

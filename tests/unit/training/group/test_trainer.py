@@ -1,5 +1,6 @@
 """A member of a group is the run that it would have been alone."""
 
+import gc
 import json
 import shutil
 from pathlib import Path
@@ -19,6 +20,8 @@ from masp.training.group.trainer import train_group
 from masp.training.loop import train
 from masp.training.stages import open_stage
 from masp.training.validation import paused_loss
+from masp.vlm import loading
+from masp.vlm.language import load_language_half
 from masp.vlm.prompt import load_prompt
 from tests.runs import make_run
 
@@ -92,12 +95,27 @@ def test_members_are_the_runs_that_they_would_have_been_alone(world, alone, tmp_
     assert train_group(group) == [""] * len(MEMBERS)  # finished already
 
 
+def test_a_vlm_that_was_trained_around_leaves_memory_before_the_next_is_loaded(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "LARGE", 1)
+    config = configs(world, tmp_path)[0]
+    gc.collect()
+    gc.disable()
+    try:
+        earlier = len(loading._loaded)
+        train(config, "stage2")
+        half = load_language_half(config.vlm.path)
+        assert len(loading._loaded) == earlier + 1 and half.model in loading._loaded
+    finally:
+        gc.enable()
+
+
 def test_several_members_run_together_where_a_micro_batch_has_few_rows(world, alone, tmp_path):
-    # four images as three and one, and five members: one after another, then three and two together
-    group = configs(world, tmp_path, "stage2.log_every=1", "stage2.micro_batch_size=3")
-    stages = open_members(group, "cpu")
-    first = GroupSteps(stages, load_prompt(group[0].vlm.path))[0]
-    assert [(len(batch.keys), batch.at_once) for batch in first.batches] == [(3, 1), (1, 3)]
+    # four images as two and two, and five members: two, two and one together
+    longest = int(open_members(configs(world, tmp_path)[:1], "cpu")[0].schedule.lengths.max())
+    given = "stage2.micro_batch_size=4", f"stage2.micro_batch_tokens={2 * longest}"
+    group = configs(world, tmp_path, "stage2.log_every=1", *given)
+    first = GroupSteps(open_members(group, "cpu"), load_prompt(group[0].vlm.path))[0]
+    assert [(len(batch.keys), batch.at_once) for batch in first.batches] == [(2, 2), (2, 2)]
     assert train_group(group) == [""] * len(MEMBERS)
     assert_equal_runs(tmp_path, alone)
 
