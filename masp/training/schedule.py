@@ -293,24 +293,22 @@ def plan_step(
 
 def _even_groups(lengths: Sequence[int], num_ranks: int, size: int, tokens: int | None) -> list[list[int]]:
     """Positions by falling length, cut with the least number of tokens that needs no more micro-batches per rank."""
-    groups = _groups(lengths, size, tokens)
-    count = -(-len(groups) // num_ranks) * num_ranks
-    most = max(len(group) * lengths[group[0]] for group in groups)
-    budgets = range(1, 1 + (most if tokens is None else min(most, tokens)))
-    least = bisect_left(budgets, True, key=lambda budget: len(_groups(lengths, size, budget)) <= count)
-    return _groups(lengths, size, budgets[least])
+    order = sorted(range(len(lengths)), key=lambda position: (-lengths[position], position))
+    falling = [lengths[position] for position in order]
+    largest = falling[0] * min(size, len(falling))
+    largest = largest if tokens is None else min(largest, tokens)
+    count = -(-len(_cuts(falling, size, largest)) // num_ranks) * num_ranks
+    budgets = range(1, largest + 1)
+    least = bisect_left(budgets, True, key=lambda budget: len(_cuts(falling, size, budget)) <= count)
+    return [order[cut] for cut in _cuts(falling, size, budgets[least])]
 
 
-def _groups(lengths: Sequence[int], size: int, tokens: int | None) -> list[list[int]]:
-    """Positions by falling length, cut where a micro-batch would grow beyond its size or tokens."""
-    groups: list[list[int]] = []
-    for position in sorted(range(len(lengths)), key=lambda p: (-lengths[p], p)):
-        group = groups[-1] if groups else []
-        fits = 0 < len(group) < size
-        if fits and tokens is not None:
-            fits = lengths[group[0]] * (len(group) + 1) <= tokens
-        if fits:
-            group.append(position)
-        else:
-            groups.append([position])
-    return groups
+def _cuts(falling: Sequence[int], size: int, tokens: int) -> list[slice]:
+    """Micro-batches of positions of falling length, each as large as its size and tokens let it be."""
+    cuts: list[slice] = []
+    start = 0
+    while start < len(falling):
+        end = min(start + max(1, min(size, tokens // falling[start])), len(falling))
+        cuts.append(slice(start, end))
+        start = end
+    return cuts
