@@ -107,7 +107,7 @@ def _measured(path: str, directory: Path, attention: str, device: str) -> tuple[
     del vision
     features = restore(store(features, "fp32"))
     stock = _stock_logits(directory, config, prompt, image, attention, device).cpu()
-    gc.collect()
+    gc.collect()  # the whole VLM, which is none of the halves that loading looks for
     language = load_language_half(path, torch.float32, device, attention)
     whole, behind = _our_logits(language, prompt, features, layout, device)
     scale = max(1.0, float(stock.abs().max()) / 2)

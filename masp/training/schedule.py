@@ -251,8 +251,8 @@ def plan_step(
     """Divide a step's positions over ranks and cut them into micro-batches.
 
     Similar lengths come together. A micro-batch holds at most `micro_batch_size` positions, and its longest length
-    times its positions is at most `micro_batch_tokens`; a position that is longer is alone. There are as few
-    micro-batches as that and the number of ranks allow, and they are as even as can be: the largest decides about
+    times its positions is at most `micro_batch_tokens`; a position that is longer is alone. There are no
+    more micro-batches per rank than these limits need, and the largest is as small as it can then be: it decides about
     memory, and the ranks wait for it. Where their number does not divide by the number of ranks, the costliest are
     halved, and only when every one holds a single position is a rank given padding.
 
@@ -267,10 +267,11 @@ def plan_step(
         zero. All ranks have the same number of micro-batches and none is empty; each position occurs exactly once.
 
     Raises:
-        ValueError: The step is empty, or a size is below one.
+        ValueError: The step is empty, or a length, size or number is below one.
     """
-    if not len(lengths) or min(num_ranks, micro_batch_size) < 1:
-        raise ValueError("a step needs a position, a rank and a micro-batch size of at least one")
+    limits = num_ranks, micro_batch_size, 1 if micro_batch_tokens is None else micro_batch_tokens
+    if not len(lengths) or min(*lengths, *limits) < 1:
+        raise ValueError("a step needs positions with tokens, a rank, and micro-batches of at least one token")
     groups = _even_groups(lengths, num_ranks, micro_batch_size, micro_batch_tokens)
     missing = -len(groups) % num_ranks
     while missing and any(len(group) > 1 for group in groups):
@@ -292,7 +293,7 @@ def plan_step(
 
 
 def _even_groups(lengths: Sequence[int], num_ranks: int, size: int, tokens: int | None) -> list[list[int]]:
-    """Positions by falling length, cut with the least number of tokens that needs no more micro-batches per rank."""
+    """Positions by falling length, cut by the fewest tokens that need no more micro-batches per rank than all."""
     order = sorted(range(len(lengths)), key=lambda position: (-lengths[position], position))
     falling = [lengths[position] for position in order]
     largest = falling[0] * min(size, len(falling))

@@ -158,7 +158,10 @@ def _frozen_kind(kind: type) -> type:
     found = {name: vars(_Frozen)[name] for name in names if not name.startswith("update") or hasattr(kind, name)}
     if hasattr(kind, "update_indexer"):  # whose positions its decoder layer lengthens by itself
         found["indexer_position_ids"] = property(lambda layer: layer.__dict__["indexer_position_ids"], lambda *_: None)
-    return type(f"ReadOnly{kind.__name__}", (kind,), found)
+    # by this name, transformers would from now on take the new class for new caches
+    made: Any = type(f"ReadOnly{kind.__name__}", (kind,), found | {"_layer_type": None})
+    del made._layer_type
+    return made
 
 
 def go_on_from(cache: Any) -> Any:

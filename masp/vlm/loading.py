@@ -33,7 +33,7 @@ LARGE = 2**28
 """Bytes of halves in memory from which on it is worth a quarter of a second to see whether they are still used."""
 
 _loaded: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
-"""Bytes of each half that is in memory."""
+"""Bytes of each half that is in memory, on all ranks together if they divide it: so all of them decide alike."""
 
 
 AttentionInterface.register("sdpa", attend)
@@ -212,7 +212,7 @@ def load_part(
 ) -> torch.nn.Module:
     """Load a half of the VLM at `path` (directory or hub name), frozen, in eval mode.
 
-    Halves that nothing uses any more leave memory first.
+    Before that, large halves that nothing uses any more leave memory.
 
     Args:
         path: Directory of the VLM, or its hub name.
@@ -232,7 +232,7 @@ def load_part(
     config = load_config(directory)
     check_weights(directory)
     base = model_class(config)
-    if sum(_loaded.values()) >= LARGE:
+    if sum(list(_loaded.values())) >= LARGE:
         gc.collect()  # an engine of DeepSpeed that has trained holds itself, and with it the half
     cutting = _Cutting(partition) if partition else None
     try:

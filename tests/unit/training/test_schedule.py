@@ -106,7 +106,9 @@ def test_fewer_positions_than_ranks_are_padded():
     assert sorted(group[0] for rank in plan for group in rank) == [PADDING, PADDING, 0, 1]
 
 
-@pytest.mark.parametrize("arguments", [([], 1, 1, None), ([1], 0, 1, None), ([1], 1, 0, None)])
+@pytest.mark.parametrize(
+    "arguments", [([], 1, 1, None), ([1], 0, 1, None), ([1], 1, 0, None), ([1], 1, 1, 0), ([1, 0], 1, 1, None)]
+)
 def test_what_makes_no_step_is_refused(arguments):
     with pytest.raises(ValueError, match="a step needs"):
         plan_step(*arguments)

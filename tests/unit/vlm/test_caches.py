@@ -6,7 +6,12 @@ import weakref
 import pytest
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
+from transformers.cache_utils import (
+    DYNAMIC_LAYER_TYPE_MAPPING,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionLayer,
+)
 
 from masp.vlm.caches import behind, go_on_from, hold_same, read_only, take_rows
 
@@ -182,6 +187,20 @@ def test_passes_at_two_places_wait_for_their_gradients():
             read_only(cache, place).update(new, random(1, 2, 2 + place, 6), 0)[0] for place, new in enumerate(given)
         ]
         assert [keys.data_ptr() for keys in found] == before
+
+
+def test_new_caches_have_the_layers_of_transformers_also_after_a_read_only_one():
+    class Sparse(DynamicLayer):
+        _layer_type = "sparse_of_a_test"
+
+    cache = DynamicCache()
+    cache.layers = [Sparse()]
+    try:
+        (frozen,) = read_only(cache).layers
+        assert DYNAMIC_LAYER_TYPE_MAPPING["sparse_of_a_test"] is Sparse
+        assert isinstance(frozen, Sparse) and frozen._layer_type == "sparse_of_a_test"
+    finally:
+        del DYNAMIC_LAYER_TYPE_MAPPING["sparse_of_a_test"]
 
 
 @pytest.mark.parametrize("goes_on", [False, True])
