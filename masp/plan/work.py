@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -297,8 +298,10 @@ def stage2_work(config: Config, language: Language, words: Words, train: Sequenc
 
 
 def _images_together(settings: Stage1Config | Stage2Config, tokens: float) -> float:
-    """Estimate the number of images in a micro-batch."""
-    return max(1.0, min(settings.micro_batch_size, settings.global_batch_size, settings.micro_batch_tokens // tokens))
+    """Estimate the number of images in a micro-batch: those of a step are about as large as each other."""
+    size = settings.global_batch_size
+    largest = max(1, min(settings.micro_batch_size, size, settings.micro_batch_tokens // tokens))
+    return size / math.ceil(size / largest)
 
 
 def extraction_flops(vision: Encoder, images: Sequence[PlannedImage]) -> float:
