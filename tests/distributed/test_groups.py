@@ -1,4 +1,4 @@
-"""Soft prompts trained together by two ranks are the runs that they would have been alone, by one."""
+"""Soft prompts trained together by several ranks are the runs that they would have been alone, by one."""
 
 import os
 import signal
@@ -32,13 +32,13 @@ assert not any(train_group(configs((Path(path), Path(folder)), Path(output), *gi
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("zero_stage", [0, 2, 3])
-def test_two_ranks_train_what_single_runs_train(world, tmp_path, zero_stage):
+@pytest.mark.parametrize(("zero_stage", "num_ranks"), [(0, 2), (2, 2), (3, 2), (3, 3)])
+def test_ranks_train_what_single_runs_train(world, tmp_path, zero_stage, num_ranks):
     for config in configs(world, tmp_path / "alone", "stage2.log_every=1"):
         train(config, "stage2")
     script = tmp_path / "rank.py"
     script.write_text(RANK)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks), script]
     command += [*world, tmp_path / "group", str(zero_stage)]
     done = subprocess.run(
         command, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, timeout=300
