@@ -38,8 +38,8 @@ def test_ranks_train_what_single_runs_train(world, tmp_path, zero_stage, num_ran
         train(config, "stage2")
     script = tmp_path / "rank.py"
     script.write_text(RANK)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks), script]
-    command += [*world, tmp_path / "group", str(zero_stage)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
+    command += [script, *world, tmp_path / "group", str(zero_stage)]
     done = subprocess.run(
         command, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, timeout=300
     )
