@@ -73,6 +73,7 @@ def make_vlm(directory: Path, family: str = "qwen2_vl", seed: int = 0, hidden: i
         name: tokenizer.convert_tokens_to_ids(f"<|{name}|>")
         for name in ("vision_start", "vision_end", "image_pad", "video_pad", "im_end", "endoftext")
     }
+    part = hidden // 32  # of the rotary dimensions of a head, half its width
     text = {
         "hidden_size": hidden,
         "num_hidden_layers": layers,
@@ -81,7 +82,7 @@ def make_vlm(directory: Path, family: str = "qwen2_vl", seed: int = 0, hidden: i
         "intermediate_size": 2 * hidden,
         "vocab_size": len(tokenizer) + 40,
         "max_position_embeddings": 4096,
-        "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0},
+        "rope_parameters": {"rope_type": "default", "mrope_section": [part, part, 2 * part], "rope_theta": 10000.0},
         "initializer_range": 0.3,
         "bos_token_id": ids["endoftext"],
         "eos_token_id": ids["im_end"],
