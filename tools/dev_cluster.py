@@ -224,7 +224,9 @@ class DevCluster:
         install = ["mariadb-install-db", *common, "--auth-root-authentication-method=normal", "--skip-test-db"]
         done = subprocess.run(install, capture_output=True, text=True, env=os.environ | {"PATH": _path()})
         if done.returncode:
-            raise ClusterError(f"mariadb-install-db: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+            lines = (done.stderr or done.stdout).strip().splitlines()
+            found = [line.partition("[ERROR]")[2].strip() for line in lines if "[ERROR]" in line] or lines[-1:]
+            raise ClusterError(f"mariadb-install-db: {'; '.join(found)}")
         small = ["--innodb-buffer-pool-size=32M", "--innodb-log-file-size=8M", "--innodb-flush-log-at-trx-commit=0"]
         place = ["--bind-address=127.0.0.1", f"--port={port}", f"--socket={sock}", f"--pid-file={data}/mariadbd.pid"]
         self._daemon("mariadbd", ["mariadbd", *common, *small, *place])
