@@ -293,7 +293,7 @@ def plan_step(
 
 
 def _even_groups(lengths: Sequence[int], num_ranks: int, size: int, tokens: int | None) -> list[list[int]]:
-    """Positions by falling length, cut by the smallest budget that needs no more micro-batches per rank than `tokens`."""
+    """Positions by falling length, cut by the smallest budget that takes as few micro-batches per rank as `tokens`."""
     order = sorted(range(len(lengths)), key=lambda position: (-lengths[position], position))
     falling = [lengths[position] for position in order]
     largest = falling[0] * min(size, len(falling))
